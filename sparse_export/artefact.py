@@ -1,0 +1,355 @@
+"""The values that stages hand to each other, and how they are read from disk and written to it.
+
+A run is a folder written by training, a bundle a folder written by build. Each has one JSON document that
+describes it (`run.json`, `manifest.json`) with the size and SHA-256 of every other file in it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.files import sha256_file, write_json
+
+SCHEMA_VERSION = 1
+RUN_FILE = "run.json"
+BUNDLE_FILE = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileFact:
+    """What a file must be: its length and the hex SHA-256 of its bytes."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFact:
+    """Which network: a known name or `package.module:factory`, and its shapes.
+
+    name: None when the network was handed over in memory and cannot be made again from a name.
+    input_shape: of one sample, without the batch axis.
+    """
+
+    name: str | None
+    input_shape: tuple[int, ...]
+    n_classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFact:
+    """Which data, and how it is fed: (x - mean) / std per channel, after scaling to 0..1 where it was uint8.
+
+    test_sha256: of the raw test inputs and labels, so that another test set is noticed.
+    """
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    n_train: int
+    n_validation: int
+    n_test: int
+    test_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFact:
+    """One weight: its shape and how many of its entries are kept.
+
+    masked: False for a layer that was left dense.  pattern: an N:M pattern that it promises, or None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    n_weights: int
+    n_active: int
+    masked: bool
+    pattern: str | None = None
+
+    @property
+    def density(self) -> float:
+        return self.n_active / self.n_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Right answers among samples."""
+
+    n_correct: int
+    n_samples: int
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.n_correct / self.n_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """Content of `run.json`.
+
+    status: `running` until the last epoch is done; `files` is complete only with `complete`.
+    density: kept / total over the masked layers (1 for a dense run); target_density: what was asked for.
+    seconds: wall time in training, over all resumptions.
+    """
+
+    status: Literal["running", "complete"]
+    method: str
+    model: ModelFact
+    data: DataFact | None
+    target_density: float
+    density: float
+    n_active: int
+    n_masked: int
+    n_parameters: int
+    layers: tuple[LayerFact, ...]
+    validation: Accuracy | None
+    test: Accuracy | None
+    seed: int
+    n_threads: int
+    device: str
+    epochs: int
+    n_steps: int
+    seconds: float
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+    command: tuple[str, ...]
+    created: str
+    files: dict[str, FileFact]
+    kind: Literal["run"] = "run"
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReference:
+    """Where a bundle came from. path: as it was at build time; run_sha256: of its `run.json`."""
+
+    path: str
+    run_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphLayer:
+    """One Conv, Gemm or MatMul of an ONNX graph that has a weight.
+
+    weight: name of the initializer; shape: as stored; reduction_axis: the axis of the stored weight that is
+    summed over (input channels for Conv).  macs: multiply-accumulates for one sample, every weight counted;
+    nonzero_macs: with zero weights left out. Both are None when the shapes are not known.
+    """
+
+    node: str
+    op_type: str
+    weight: str
+    shape: tuple[int, ...]
+    reduction_axis: int
+    n_weights: int
+    n_nonzero: int
+    macs: int | None
+    nonzero_macs: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleInfo:
+    """Content of `manifest.json`.
+
+    accuracy: what the run reported on its test set.  n_parameters, n_nonzero: over all float initializers of
+    the graph.  macs, nonzero_macs: for one sample.  atol, rtol: what the golden pair is held to.
+    """
+
+    method: str
+    model: ModelFact
+    data: DataFact | None
+    run: RunReference
+    precision: str
+    targets: tuple[str, ...]
+    opset: int
+    ir_version: int
+    input_name: str
+    output_name: str
+    density: float
+    layers: tuple[LayerFact, ...]
+    n_parameters: int
+    n_nonzero: int
+    macs: int | None
+    nonzero_macs: int | None
+    accuracy: Accuracy | None
+    atol: float
+    rtol: float
+    versions: dict[str, str]
+    command: tuple[str, ...]
+    created: str
+    files: dict[str, FileFact]
+    kind: Literal["bundle"] = "bundle"
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run on disk. module: the live network when it is still in memory, else None."""
+
+    path: Path
+    info: RunInfo
+    module: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A bundle on disk."""
+
+    path: Path
+    info: BundleInfo
+
+    @property
+    def onnx_path(self) -> Path:
+        return self.path / "model.onnx"
+
+
+def now() -> str:
+    """The time, UTC, as ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def command_line() -> tuple[str, ...]:
+    """The words this process was started with, program name shortened."""
+    return (Path(sys.argv[0]).name, *sys.argv[1:])
+
+
+_LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy")
+_ENGINES = ("tensorrt-cu13", "tensorrt-rtx-cu13", "tensorrt", "tensorrt-rtx")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of ourselves, Python and the libraries that decide a result; imports none of them."""
+    import sparse_export
+
+    found = {"sparse-export": sparse_export.__version__, "python": platform.python_version()}
+    for name in (*_LIBRARIES, *_ENGINES):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def file_facts(folder: Path, names: Iterable[str]) -> dict[str, FileFact]:
+    """Size and hash of the named files of a folder, by their path relative to it."""
+    return {
+        name: FileFact(size_bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
+        for name in sorted(names)
+    }
+
+
+def verify_files(folder: Path, files: Mapping[str, FileFact]) -> None:
+    """Raise ArtefactError for the first file that is missing or is not what was written."""
+    for name, fact in files.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ArtefactError(f"{folder} lists {name!r}, which lies outside it.", do="Do not use this folder.")
+        if not path.is_file():
+            raise ArtefactError(
+                f"{path} is missing.", expected=f"{folder} lists it.", do="Copy the folder again, whole, or rebuild it."
+            )
+        size = path.stat().st_size
+        if size != fact.size_bytes:
+            raise ArtefactError(
+                f"{path} has {size} bytes.",
+                expected=f"{fact.size_bytes} were written: it is truncated or was changed.",
+                do="Copy the folder again, or rebuild it.",
+            )
+        if sha256_file(path) != fact.sha256:
+            raise ArtefactError(
+                f"{path} is not the file that was written: its SHA-256 differs.",
+                expected=f"{fact.sha256} was expected.",
+                do="Copy the folder again, or rebuild it.",
+            )
+
+
+def _parse(path: Path, kind: str, cls: type[Any]) -> Any:
+    import pydantic
+
+    try:
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as cause:
+        raise ArtefactError(
+            f"{path} is not JSON: {cause}.", expected=f"A {kind} description was expected.", do="Make it again."
+        ) from cause
+    found = document.get("kind") if isinstance(document, dict) else None
+    if found != kind:
+        raise ArtefactError(f"{path} describes {found!r}.", expected=f"A {kind} was expected.")
+    version = document.get("schema_version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise ArtefactError(
+            f"{path} has schema version {version!r}.",
+            expected=f"This release reads versions up to {SCHEMA_VERSION}.",
+            do="Install a newer sparse-export.",
+        )
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(document)
+    except pydantic.ValidationError as cause:
+        first = cause.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtefactError(f"{path} is damaged at {where!r}: {first['msg']}.", do="Make it again.") from cause
+
+
+def _described(path: Path, file: str, kind: str, made_by: str) -> Path:
+    if not path.exists():
+        raise UsageError(f"{path} does not exist.", expected=f"A {kind} folder, made by `{made_by}`, was expected.")
+    if not (path / file).is_file():
+        raise ArtefactError(
+            f"{path} is not a {kind}: it holds no {file}.",
+            expected=f"A folder made by `{made_by}` was expected.",
+            do="Run `sparse-export inspect` on it to see what it is." if path.is_file() else "",
+        )
+    return path / file
+
+
+def save_run_info(folder: Path, info: RunInfo) -> None:
+    """Write `run.json`."""
+    write_json(folder / RUN_FILE, asdict(info))
+
+
+def read_run_info(folder: Path) -> RunInfo:
+    """Read `run.json`, of a finished run or not. Raises UsageError or ArtefactError."""
+    file = _described(Path(folder), RUN_FILE, "run", "sparse-export train")
+    info: RunInfo = _parse(file, "run", RunInfo)
+    return info
+
+
+def open_run(folder: Path) -> Run:
+    """Read a finished run and check the hash of every file. Raises UsageError or ArtefactError."""
+    folder = Path(folder)
+    info = read_run_info(folder)
+    if info.status != "complete":
+        raise ArtefactError(
+            f"The run in {folder} is not finished.",
+            expected="A finished run was expected.",
+            do=f"Go on with `sparse-export train --resume --out {folder}`.",
+        )
+    verify_files(folder, info.files)
+    return Run(path=folder, info=info)
+
+
+def save_bundle_info(folder: Path, info: BundleInfo) -> None:
+    """Write `manifest.json`, then `SHA256SUMS` over it and every file that it lists."""
+    write_json(folder / BUNDLE_FILE, asdict(info))
+    sums = {name: fact.sha256 for name, fact in info.files.items()}
+    sums[BUNDLE_FILE] = sha256_file(folder / BUNDLE_FILE)
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read a bundle and check the hash of every file. Raises UsageError or ArtefactError."""
+    folder = Path(folder)
+    file = _described(folder, BUNDLE_FILE, "bundle", "sparse-export build")
+    info: BundleInfo = _parse(file, "bundle", BundleInfo)
+    verify_files(folder, info.files)
+    return Bundle(path=folder, info=info)

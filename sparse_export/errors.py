@@ -1,0 +1,106 @@
+"""The exceptions of sparse-export, one small tree.
+
+Each error says what happened, what was expected, and what to do, and carries the exit code that the command
+line ends with.
+
+    SparseExportError              1   failed
+    ├── OutputError                1   a result could not be written
+    ├── TrainingDiverged           1   the loss is no longer a number
+    ├── UsageError                 2   what was asked for cannot be meant
+    │   ├── RecipeError            2
+    │   └── UnknownNameError       2   no such model, data set, recipe, runtime …
+    ├── GateFailed                 3   accuracy, parity or pattern is not what was promised
+    ├── SpeedupNotReached          4
+    ├── MissingCapability          5   this machine lacks a library, a device …
+    │   └── DataNotFound           5   … or a data set
+    ├── ArtefactError              6   a file is corrupt, tampered with, or of another kind
+    │   └── NotTrustedError        6   a file would run code that nobody has vouched for
+    └── Interrupted              130
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SparseExportError(Exception):
+    """Base of all errors that sparse-export raises on purpose.
+
+    what: what happened, with the name and the received value.  expected: what would have been right.
+    do: the way out.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, expected: str = "", do: str = "") -> None:
+        self.what = what
+        self.expected = expected
+        self.do = do
+        super().__init__(" ".join(part for part in (what, expected, do) if part))
+
+
+class OutputError(SparseExportError):
+    """A result could not be written; nothing half-written is left behind."""
+
+
+class TrainingDiverged(SparseExportError):  # noqa: N818 - named by what happened, like KeyboardInterrupt
+    """The loss became NaN or infinite."""
+
+
+class UsageError(SparseExportError):
+    """What was asked for cannot be meant."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe does not say what a recipe can say."""
+
+
+class UnknownNameError(UsageError):
+    """A name is not in its list; the message gives the nearest known one."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, do: str = "") -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        super().__init__(f"There is no {kind} named {name!r}.", expected=f"{hint}Known: {', '.join(known)}.", do=do)
+
+
+class GateFailed(SparseExportError):  # noqa: N818 - a finding, not a fault
+    """Accuracy, parity or pattern is not what was promised."""
+
+    exit_code = 3
+
+
+class SpeedupNotReached(SparseExportError):  # noqa: N818 - a finding, not a fault
+    """The speed-up that was required was not measured."""
+
+    exit_code = 4
+
+
+class MissingCapability(SparseExportError):  # noqa: N818 - a finding, not a fault
+    """This machine lacks a library or a device that was asked for."""
+
+    exit_code = 5
+
+
+class DataNotFound(MissingCapability):
+    """The files of a data set are not where they were looked for."""
+
+
+class ArtefactError(SparseExportError):
+    """A file that another stage wrote is missing parts, changed, of another kind, or not for this machine."""
+
+    exit_code = 6
+
+
+class NotTrustedError(ArtefactError):
+    """Using a file would run code that nobody has vouched for."""
+
+
+class Interrupted(SparseExportError):  # noqa: N818 - named by what happened, like KeyboardInterrupt
+    """The user stopped the work; the message says how to go on."""
+
+    exit_code = 130
