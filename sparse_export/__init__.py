@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sparse_export.build import build
     from sparse_export.compare import compare
     from sparse_export.errors import SparseExportError
-    from sparse_export.train import SparseTraining, train
+    from sparse_export.train import SparseTraining
     from sparse_export.validate import validate
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "compare",
     "open_bundle",
     "open_run",
-    "train",
     "validate",
 ]
 
@@ -40,7 +39,6 @@ _HOME = {
     "compare": "sparse_export.compare",
     "open_bundle": "sparse_export.artefact",
     "open_run": "sparse_export.artefact",
-    "train": "sparse_export.train",
     "validate": "sparse_export.validate",
 }
 

@@ -346,10 +346,16 @@ def save_bundle_info(folder: Path, info: BundleInfo) -> None:
     (folder / "SHA256SUMS").write_text("".join(lines))
 
 
+def read_bundle_info(folder: Path) -> BundleInfo:
+    """Read `manifest.json`; the other files are not looked at. Raises UsageError or ArtefactError."""
+    file = _described(Path(folder), BUNDLE_FILE, "bundle", "sparse-export build")
+    info: BundleInfo = _parse(file, "bundle", BundleInfo)
+    return info
+
+
 def open_bundle(folder: Path) -> Bundle:
     """Read a bundle and check the hash of every file. Raises UsageError or ArtefactError."""
     folder = Path(folder)
-    file = _described(folder, BUNDLE_FILE, "bundle", "sparse-export build")
-    info: BundleInfo = _parse(file, "bundle", BundleInfo)
+    info = read_bundle_info(folder)
     verify_files(folder, info.files)
     return Bundle(path=folder, info=info)

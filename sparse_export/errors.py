@@ -48,8 +48,8 @@ class TrainingDiverged(SparseExportError):  # noqa: N818 - named by what happene
     """The loss became NaN or infinite."""
 
 
-class UsageError(SparseExportError):
-    """What was asked for cannot be meant."""
+class UsageError(SparseExportError, ValueError):
+    """What was asked for cannot be meant. A ValueError too, for callers of the library."""
 
     exit_code = 2
 

@@ -1,1 +1,97 @@
-"""."""
+"""The data sets, as arrays held in memory.
+
+    name             from                                                        inputs
+    digits           scikit-learn's own package, nothing to download             uint8 (1, 8, 8)
+    mnist            DATA/MNIST/raw                                              uint8 (1, 28, 28)
+    fashion-mnist    DATA/FashionMNIST/raw                                       uint8 (1, 28, 28)
+    cifar10          DATA/cifar-10-batches-py or DATA/cifar10.npz                uint8 (3, 32, 32)
+    npz:FILE         x_train, y_train, x_test, y_test of a NumPy archive         uint8 (C, H, W), or float32
+    imagefolder:DIR  DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg               uint8 (3, H, W)
+
+DATA is `--data-dir`, else $SPARSE_EXPORT_DATA, else ~/.cache/sparse-export/data. What is not there is an error,
+never replaced by another set.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparse_export.data.dataset import DataSet, normalise, split, test_sha256
+from sparse_export.data.places import default_data_dir
+from sparse_export.errors import UnknownNameError, UsageError
+
+__all__ = ["DataSet", "default_data_dir", "load", "names", "normalise", "split", "test_sha256"]
+
+_NAMES = ("digits", "mnist", "fashion-mnist", "cifar10")
+_FORMS = ("npz:FILE", "imagefolder:DIR")
+
+
+def names() -> tuple[str, ...]:
+    """The data sets that a name alone tells; `npz:FILE` and `imagefolder:DIR` come besides."""
+    return _NAMES
+
+
+def load(
+    name: str,
+    data_dir: Path | None = None,
+    *,
+    image_size: tuple[int, int] | None = None,
+    download: bool = False,
+) -> DataSet:
+    """Read a whole data set into memory, on the CPU.
+
+    data_dir: where the named sets lie, `default_data_dir()` if None; also where a relative FILE or DIR starts,
+    the current folder if None.  image_size: (H, W) for `imagefolder`; of another set of images, only its own is right.
+    download: fetch what is not there, for the sets that torchvision can fetch.
+
+    Raises UnknownNameError, UsageError, DataNotFound (absent, or the download failed) and ArtefactError (truncated,
+    garbled, or not what the set should be).
+    """
+    data = _load(name, None if data_dir is None else Path(data_dir), image_size, download)
+    is_image = len(data.input_shape) == 3
+    if image_size is not None and is_image and data.input_shape[1:] != tuple(image_size):
+        raise UsageError(
+            f"Images of size {tuple(image_size)} were asked for, but those of {name} are {data.input_shape[1:]}.",
+            expected="Only imagefolder:DIR can be had in other sizes.",
+            do="Choose a network or a data set that suits the other.",
+        )
+    return data
+
+
+def _load(name: str, data_dir: Path | None, image_size: tuple[int, int] | None, download: bool) -> DataSet:
+    form, colon, place = name.partition(":")
+    if colon and f"{form}:" in ("npz:", "imagefolder:"):
+        return _load_own(name, form, place, data_dir, image_size)
+    if name not in _NAMES:
+        raise UnknownNameError("data set", name, (*_NAMES, *_FORMS))
+    if name == "digits":
+        from sparse_export.data import digits
+
+        return digits.load()
+
+    from sparse_export.data import torchvision_sets
+
+    folder = default_data_dir() if data_dir is None else data_dir
+    if name == "cifar10":
+        return torchvision_sets.load_cifar10(folder, download=download)
+    return torchvision_sets.load_idx(name, folder, download=download)
+
+
+def _load_own(
+    name: str, form: str, place: str, data_dir: Path | None, image_size: tuple[int, int] | None
+) -> DataSet:
+    if not place:
+        raise UsageError(
+            f"{name!r} names no place.",
+            expected=f"{' or '.join(_FORMS)} was expected.",
+            do="Write the path after the colon.",
+        )
+    path = (data_dir or Path()) / Path(place).expanduser()
+    if form == "npz":
+        from sparse_export.data import npz
+
+        return npz.load(name, path)
+
+    from sparse_export.data import imagefolder
+
+    return imagefolder.load(name, path, image_size=image_size)

@@ -1,1 +1,40 @@
-"""."""
+"""One small interface to whatever executes a network: load, run, close."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+
+__all__ = ["Session"]
+
+
+class Session(Protocol):
+    """A loaded network that owns its memory until `close`; as a context manager it closes itself.
+
+    name: runtime and device, as in `onnxruntime-cpu`.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """Logits, float32 (batch, n_classes), for a float32 batch (batch, *input_shape).
+
+        Raises UsageError when the shape or the dtype does not fit the network.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the memory back. A second call does nothing; `run` afterwards raises UsageError."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...

@@ -1,0 +1,57 @@
+# Everything runs in .venv, which these targets make and keep up to date; nothing has to be installed by hand.
+#   make test PYTEST_ARGS="tests/cli -k help"     make demo DEMO_ARGS="--epochs 5"     make test PYTHON=python3.12
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup test demo check lint format types bench clean
+
+help:  ## say what can be made
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: $(READY)  ## make .venv, or bring it up to date
+
+test: $(READY)  ## run every test; PYTEST_ARGS="..." goes to pytest
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: $(READY)  ## train dense and sparse, export, validate and compare, on data that comes along
+	@$(BIN)/sparse-export demo $(DEMO_ARGS)
+
+check: lint types test  ## lint, types and tests: what a change has to pass
+
+lint: $(READY)  ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(READY)  ## let ruff mend what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: $(READY)  ## mypy, strict
+	@$(BIN)/mypy
+
+bench: $(READY)  ## time the mask update and the training step; BENCH_ARGS="..." goes to pytest
+	@$(BIN)/python -m pytest benchmarks --benchmark-only $(BENCH_ARGS)
+
+clean:  ## remove .venv, caches and what builds left
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .coverage *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so that an interrupted installation is taken up again. A .venv that was moved, or
+# whose Python is gone, no longer answers and is made anew.
+$(READY): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Python 3.11 or newer is needed; $(PYTHON) is: $$("$(PYTHON)" --version 2>&1 || true)." >&2; \
+	  echo "Name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv || { \
+	  echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Installing into .venv (several minutes and up to 8 GB the first time) ..." >&2
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]' >&2
+	@touch $@

@@ -1,0 +1,1 @@
+"""Measurements; each is a script, run as `python -m benchmarks.NAME` from the checkout."""

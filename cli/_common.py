@@ -1,0 +1,63 @@
+"""What every command shares: `--json`, and the one place where results go to stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from sparse_export.cli._click import click
+from sparse_export.files import json_bytes
+
+__all__ = ["Output", "json_option", "print_result", "say"]
+
+
+@dataclass(kw_only=True)
+class Output:
+    """Where the results of one call of the program go, and whether there has been one."""
+
+    stream: TextIO = field(default_factory=lambda: sys.stdout)
+    as_json: bool = False
+    printed: bool = False
+
+    def write(self, text: str) -> None:
+        click.echo(text, file=self.stream)
+        self.printed = True
+
+
+def json_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Add `--json` to a command, which gets it as the keyword `as_json`.
+
+    While it runs with `--json`, whatever else prints to stdout, a library for example, goes to stderr.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, as_json: bool, **options: Any) -> None:
+        _output().as_json = as_json
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            function(*args, as_json=as_json, **options)
+
+    return click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        envvar="SPARSE_EXPORT_JSON",
+        help="One JSON document on stdout, all else on stderr.",
+    )(wrapped)
+
+
+def print_result(document: Any, text: str, as_json: bool) -> None:
+    """Put a command's result on stdout: `document`, JSON-able, as the one JSON document, or `text`."""
+    _output().write(json_bytes(document).decode().rstrip() if as_json else text)
+
+
+def say(text: str) -> None:
+    """Tell people about the progress, on stderr."""
+    click.echo(text, err=True)
+
+
+def _output() -> Output:
+    return click.get_current_context().find_root().ensure_object(Output)

@@ -1,0 +1,127 @@
+"""Shows how training goes: a bar on a terminal, plain lines elsewhere. Always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sparse_export.artefact import RunInfo
+    from sparse_export.train.metrics import EpochMetrics
+
+_EVERY_STEPS = 20
+
+
+@contextmanager
+def training_observer(label: str = "") -> Iterator[_Bar | _Lines]:
+    """The observer that suits where stderr goes. label: put in front of every line."""
+    observer = _Bar(label) if sys.stderr.isatty() else _Lines(label)
+    try:
+        yield observer
+    finally:
+        observer.close()
+
+
+def _headline(info: RunInfo, total_steps: int, step: int) -> str:
+    what = "dense" if info.method == "dense" else f"{info.n_active:,} of {info.n_masked:,} weights"
+    origin = f", from step {step:,}" if step else ""
+    data = info.data.name if info.data else "unknown data"
+    return (
+        f"{info.model.name} on {data}, {what}, {info.epochs} epochs, {total_steps:,} steps{origin}, "
+        f"{info.device}, {info.n_threads} thread{'s' if info.n_threads > 1 else ''}, seed {info.seed}"
+    )
+
+
+def _epoch_text(metrics: EpochMetrics, epochs: int) -> str:
+    parts = [f"epoch {metrics.epoch}/{epochs}", f"loss {metrics.train_loss:.4f}"]
+    if metrics.validation_percent is not None:
+        parts.append(f"validation {metrics.validation_percent:.2f} %")
+    parts.append(f"density {metrics.density:.4f}")
+    return "  ".join(parts)
+
+
+class _Lines:
+    """One line an epoch."""
+
+    def __init__(self, label: str) -> None:
+        self._label = f"{label}: " if label else ""
+        self._epochs = 0
+        self._total = 0
+        self._last = (0, 0.0)
+
+    def close(self) -> None:
+        pass
+
+    def _say(self, text: str) -> None:
+        print(f"{self._label}{text}", file=sys.stderr, flush=True)
+
+    def started(self, info: RunInfo, total_steps: int, step: int) -> None:
+        self._epochs = info.epochs
+        self._total = total_steps
+        self._last = (step, time.monotonic())
+        self._say(_headline(info, total_steps, step))
+
+    def stepped(self, step: int, loss: Tensor) -> None:
+        pass
+
+    def finished_epoch(self, metrics: EpochMetrics) -> None:
+        step, then = self._last
+        now = time.monotonic()
+        self._last = (metrics.step, now)
+        rate = (metrics.step - step) / max(now - then, 1e-9)
+        left = (self._total - metrics.step) / max(rate, 1e-9)
+        self._say(f"{_epoch_text(metrics, self._epochs)}  {rate:.0f} steps/s  {left:.0f} s left")
+
+
+class _Bar:
+    """A bar with loss, accuracy, density, steps/s and time left."""
+
+    def __init__(self, label: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f} %  {task.fields[state]}  {task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._label = label or "train"
+        self._accuracy = ""
+
+    def started(self, info: RunInfo, total_steps: int, step: int) -> None:
+        self._console.print(_headline(info, total_steps, step), highlight=False)
+        self._total = total_steps
+        self._epochs = info.epochs
+        self._density = info.density
+        self._first = (step, time.monotonic())
+        self._task = self._progress.add_task(
+            self._label, total=total_steps, completed=step, state="", rate=""
+        )
+        self._progress.start()
+
+    def stepped(self, step: int, loss: Tensor) -> None:
+        if step % _EVERY_STEPS and step != self._total:
+            return
+        first, then = self._first
+        rate = (step - first) / max(time.monotonic() - then, 1e-9)
+        state = f"loss {float(loss):.3f}{self._accuracy} density {self._density:.3f}"
+        self._progress.update(self._task, completed=step, state=state, rate=f"{rate:.0f} steps/s")
+
+    def finished_epoch(self, metrics: EpochMetrics) -> None:
+        if metrics.validation_percent is not None:
+            self._accuracy = f" validation {metrics.validation_percent:.2f} %"
+        if metrics.epoch == self._epochs:
+            self.close()
+            self._console.print(_epoch_text(metrics, self._epochs), highlight=False)
+
+    def close(self) -> None:
+        self._progress.stop()

@@ -1,0 +1,119 @@
+"""sparse-export compare"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparse_export.cli._click import click
+from sparse_export.cli._common import json_option, print_result, say
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sparse_export.artefact import BundleInfo
+
+
+def _sizes(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError as cause:
+        raise click.BadParameter(f"{text!r} is not a list of whole numbers like 1,32.") from cause
+
+
+@click.command("compare")
+@click.argument("dense", type=click.Path(path_type=Path))
+@click.argument("sparse", type=click.Path(path_type=Path))
+@click.option(
+    "--max-drop", type=float, metavar="POINTS", help="Percentage points of accuracy that sparse may lose."
+)
+@click.option(
+    "--require-speedup", type=float, metavar="RATIO", help="Least speed-up, at the low end of its interval."
+)
+@click.option(
+    "--batch",
+    "batches",
+    callback=_sizes,
+    metavar="SIZES",
+    default="1,32",
+    show_default=True,
+    help="Samples in a timed call.",
+)
+@click.option(
+    "--rounds", type=int, default=24, show_default=True, help="Interleaved rounds of blocks of calls."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads inside an operator. Default: one a core."
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the timed inputs and the order of the blocks."
+)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write comparison.json there.")
+@json_option
+def command(
+    dense: Path,
+    sparse: Path,
+    max_drop: float | None,
+    require_speedup: float | None,
+    batches: tuple[int, ...],
+    rounds: int,
+    threads: int | None,
+    seed: int,
+    data_dir: Path | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare a dense with a sparse bundle: accuracy, size and time, with intervals.
+
+    Accuracy is measured on the test set; where that is not found, the recorded accuracies are compared.
+    """
+    from dataclasses import asdict
+
+    from sparse_export.artefact import open_bundle
+    from sparse_export.compare import check_gates, compare, write_results
+    from sparse_export.files import require_writable
+
+    if out is not None:
+        require_writable(out)
+    opened = (open_bundle(dense), open_bundle(sparse))
+    comparison = compare(
+        *opened,
+        batches=batches,
+        rounds=rounds,
+        n_threads=threads,
+        seed=seed,
+        samples=_test_set(opened[0].info, data_dir),
+        max_drop=max_drop,
+        require_speedup=require_speedup,
+        on_progress=say,
+    )
+    if out is not None:
+        say(f"wrote {write_results(out, comparison)}")
+    print_result(asdict(comparison), str(comparison), as_json)
+    check_gates(comparison)
+
+
+def _test_set(info: BundleInfo, data_dir: Path | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """The test set as the network takes it, or None, said aloud, where it cannot be had."""
+    from sparse_export import data
+    from sparse_export.errors import ArtefactError, DataNotFound
+
+    if info.data is None:
+        say("The bundle names no data: comparing the recorded accuracies.")
+        return None
+    shape = info.model.input_shape
+    image_size = (shape[1], shape[2]) if len(shape) == 3 else None
+    try:
+        found = data.load(info.data.name, data_dir, image_size=image_size)
+    except DataNotFound as cause:
+        say(f"{cause} Comparing the recorded accuracies.")
+        return None
+    if data.test_sha256(found) != info.data.test_sha256:
+        raise ArtefactError(
+            f"The test set of {info.data.name} is not the one that the bundle was made with: its SHA-256 differs.",
+            expected=f"{info.data.test_sha256} was expected.",
+            do="Name the folder of the right one with --data-dir.",
+        )
+    x = data.normalise(found.x_test, info.data.mean, info.data.std)
+    return x.numpy(), found.y_test.numpy()

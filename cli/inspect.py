@@ -1,0 +1,21 @@
+"""sparse-export inspect"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparse_export.cli._click import click
+from sparse_export.cli._common import json_option, print_result
+
+
+@click.command("inspect")
+@click.argument("path", type=click.Path(path_type=Path))
+@json_option
+def command(path: Path, as_json: bool) -> None:
+    """Show what a run, a bundle or an .onnx file holds, layer by layer."""
+    from dataclasses import asdict
+
+    from sparse_export.inspect import inspect
+
+    inspection = inspect(path)
+    print_result(asdict(inspection), str(inspection), as_json)

@@ -1,0 +1,176 @@
+"""The program `sparse-export`: its commands, and how each error ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sparse_export.cli._click import Group, click
+from sparse_export.cli._common import Output
+from sparse_export.errors import SparseExportError, UnknownNameError
+from sparse_export.files import json_bytes, output_error
+
+__all__ = ["COMMANDS", "cli", "main"]
+
+# name -> one line of help, as the command's own module has it. That module, sparse_export.cli.NAME, is imported
+# only when the command is called: tests/cli/test_main.py holds the two together.
+COMMANDS = {
+    "demo": "Train dense and sparse, build, validate and compare, on data that is embedded.",
+    "train": "Train a network sparse (or dense) by RECIPE, a shipped name or a TOML file.",
+    "build": "Export RUN to a bundle: ONNX, a golden input and output, a manifest with hashes.",
+    "validate": "Check that BUNDLE computes what was trained, and as well.",
+    "compare": "Compare a dense with a sparse bundle: accuracy, size and time, with intervals.",
+    "inspect": "Show what a run, a bundle or an .onnx file holds, layer by layer.",
+    "doctor": "Show what this machine has: devices, runtimes, libraries, and what to install.",
+}
+
+_INTERRUPTED = 130
+# What a disk, a folder or its owner refuses. Other system errors are faults of the program: they keep a traceback.
+_REFUSALS = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EISDIR,
+    errno.EMFILE,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+
+
+class LazyGroup(Group):
+    """Lists the commands by the table above and imports one when it is called for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # click's own would sort them
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, *rest = args
+        if name in self.commands:
+            return name, importlib.import_module(f"sparse_export.cli.{name}").command, rest
+        if ctx.resilient_parsing:  # shell completion asks, and wants no error
+            return None, None, rest
+        raise UnknownNameError("command", name, self.commands, do="See `sparse-export --help`.")
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """As click's, but with the exit codes and error texts of this program."""
+        words = list(sys.argv[1:] if args is None else args)
+        output = Output()
+        extra = {"auto_envvar_prefix": "SPARSE_EXPORT", "obj": output} | extra
+
+        def call() -> Any:
+            return super(LazyGroup, self).main(
+                words, prog_name or "sparse-export", complete_var, standalone_mode=False, **extra
+            )
+
+        if not standalone_mode:
+            return call()
+        sys.exit(_exit_code(call, output, as_json="--json" in words))
+
+
+def _exit_code(call: Any, output: Output, *, as_json: bool) -> int:
+    """Run a command to its end, tell what went wrong, and return the code to exit with."""
+    try:
+        try:
+            code = call()
+            output.stream.flush()
+        except OSError as cause:
+            if cause.errno not in _REFUSALS:
+                raise
+            raise _refused(cause) from cause
+    except click.ClickException as error:
+        error.show()
+        return _report(output, as_json, error, error.format_message(), error.exit_code)
+    except SparseExportError as error:
+        click.echo(f"Error: {error}", err=True)
+        return _report(output, as_json, error, str(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt) as error:
+        click.echo("Interrupted.", err=True)
+        return _report(output, as_json, error, "Interrupted.", _INTERRUPTED)
+    except BrokenPipeError:
+        # The reader went away, which is its right. What is still buffered has nowhere to go.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output.stream.fileno())
+        return SparseExportError.exit_code
+    except Exception as error:  # noqa: BLE001 - the end of the program, and nothing is hidden
+        traceback.print_exc(file=sys.stderr)
+        return _report(output, as_json, error, str(error), SparseExportError.exit_code)
+    return code if isinstance(code, int) else 0
+
+
+def _report(output: Output, as_json: bool, error: BaseException, message: str, exit_code: int) -> int:
+    """With --json, make the error the one document, unless the command has already printed its own."""
+    if (as_json or output.as_json) and not output.printed:
+        document = {"error": {"type": type(error).__name__, "message": message, "exit_code": exit_code}}
+        output.write(json_bytes(document).decode().rstrip())
+    return exit_code
+
+
+def _refused(cause: OSError) -> SparseExportError:
+    if cause.filename is not None:
+        return output_error(Path(os.fsdecode(cause.filename)), cause)
+    return SparseExportError(
+        f"The system refused: {cause.strerror or cause}.",
+        expected="Room on the disk and permission to use it were expected.",
+        do="Make room, or choose another place.",
+    )
+
+
+def _print_versions(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from sparse_export.artefact import library_versions
+
+        click.echo("\n".join(f"{name} {version}" for name, version in library_versions().items()))
+        ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    commands={name: click.Command(name, help=text) for name, text in COMMANDS.items()},
+    invoke_without_command=True,
+    epilog=(
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a gate failed, 4 required speed-up not reached, 5 this machine "
+        "lacks what was asked for, 6 an artefact is corrupt or not trusted, 130 interrupted."
+    ),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    allow_from_autoenv=False,
+    callback=_print_versions,
+    help="Show the version of sparse-export and of the libraries that decide a result.",
+)
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Train neural networks by sparse momentum, export them to checked ONNX bundles, compare dense with sparse."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(click.UsageError.exit_code)
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    cli.main()
+    raise AssertionError("standalone click exits by itself")

@@ -1,0 +1,112 @@
+"""sparse-export train"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sparse_export.cli._click import click
+from sparse_export.cli._common import json_option, print_result
+
+
+@click.command("train")
+@click.argument("recipe", required=False)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder to write. Default: runs/RECIPE-DENSITY-SEED."
+)
+@click.option("--dense", is_flag=True, help="Train the dense twin: everything else alike.")
+@click.option("--density", type=float, help="Kept / total over the masked weights.")
+@click.option(
+    "--preset", type=click.Choice(["default", "reference"]), help="Start as the paper's implementation does."
+)
+@click.option("--epochs", type=int, help="Passes over the training set.")
+@click.option("--seed", type=int, help="Of the weights, the masks and the order of the samples.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
+@click.option("--download", is_flag=True, help="Fetch the data set when it is not there.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--resume", is_flag=True, help="Go on with the unfinished run in --out.")
+@click.option(
+    "--trust", metavar="SHA256", help="Allow the code that a run from elsewhere names, by its hash."
+)
+@json_option
+def command(
+    recipe: str | None,
+    out: Path | None,
+    dense: bool,
+    density: float | None,
+    preset: str | None,
+    epochs: int | None,
+    seed: int | None,
+    data_dir: Path | None,
+    download: bool,
+    device: str,
+    resume: bool,
+    trust: str | None,
+    as_json: bool,
+) -> None:
+    """Train a network sparse (or dense) by RECIPE, a shipped name or a TOML file.
+
+    Shipped: digits, mnist-lenet300-100, mnist-lenet5, fashion-mnist-lenet5. Ctrl-C saves; --resume goes on.
+    """
+    if resume and (out is None or recipe or dense or density or preset or epochs or seed is not None):
+        raise click.UsageError(
+            "--resume takes only --out RUN: a run goes on by the recipe that it was started with."
+        )
+    if not resume and recipe is None:
+        raise click.UsageError("Missing argument 'RECIPE'. Name a shipped recipe or give a TOML file.")
+    if dense and density is not None:
+        raise click.UsageError("--dense and --density exclude each other.")
+
+    from sparse_export.cli._progress import training_observer
+    from sparse_export.train.loop import train
+    from sparse_export.train.recipe import load_recipe
+
+    loaded = None
+    if recipe is not None:
+        loaded = load_recipe(
+            recipe, preset=preset or "default", changes=_changes(dense, density, epochs, seed)
+        )
+        kind = "dense" if loaded.dense else f"{loaded.sparsity.density:g}"
+        out = out or Path("runs") / f"{Path(recipe).stem}-{kind}-seed{loaded.seed}"
+    assert out is not None  # by the checks above
+    with training_observer() as observer:
+        run = train(
+            loaded,
+            out,
+            data_dir=data_dir,
+            download=download,
+            device=device,
+            resume=resume,
+            trusted=trust,
+            observer=observer,
+        )
+    info = run.info
+    document: dict[str, Any] = {
+        "run": str(run.path),
+        "method": info.method,
+        "test_accuracy": info.test.percent if info.test else None,
+        "validation_accuracy": info.validation.percent if info.validation else None,
+        "density": info.density,
+        "n_active": info.n_active,
+        "n_masked": info.n_masked,
+        "seconds": info.seconds,
+        "epochs": info.epochs,
+        "steps": info.n_steps,
+        "seed": info.seed,
+        "threads": info.n_threads,
+        "device": info.device,
+    }
+    accuracy = f"test accuracy {info.test.percent:.2f} %, " if info.test else ""
+    print_result(
+        document,
+        f"{accuracy}{info.n_active:,} of {info.n_masked:,} weights ({info.density:.4g}), {info.seconds:.1f} s\n{run.path}",
+        as_json,
+    )
+
+
+def _changes(dense: bool, density: float | None, epochs: int | None, seed: int | None) -> dict[str, Any]:
+    given = {"dense": dense or None, "epochs": epochs, "seed": seed}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if density is not None:
+        changes |= {"dense": False, "sparsity": {"density": density}}
+    return changes

@@ -1,0 +1,62 @@
+"""sparse-export validate"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparse_export.cli._click import click
+from sparse_export.cli._common import json_option, print_result, say
+
+
+@click.command("validate")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
+@click.option(
+    "--run", type=click.Path(path_type=Path), help="The run it was built from, when it was moved since."
+)
+@click.option(
+    "--max-drop", type=float, metavar="POINTS", help="Percentage points of accuracy that may be lost."
+)
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Dense bundle to count the drop from.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads inside an operator. Default: one a core."
+)
+@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write validation.json there.")
+@click.option(
+    "--trust", metavar="SHA256", help="Allow the code that a run from elsewhere names, by its hash."
+)
+@json_option
+def command(
+    bundle: Path,
+    data_dir: Path | None,
+    run: Path | None,
+    max_drop: float | None,
+    against: Path | None,
+    threads: int | None,
+    out: Path | None,
+    trust: str | None,
+    as_json: bool,
+) -> None:
+    """Check that BUNDLE computes what was trained, and as well.
+
+    Files by their hashes, the ONNX file on the golden input and against PyTorch, accuracy on the test set.
+    """
+    from dataclasses import asdict
+
+    from sparse_export.files import require_writable
+    from sparse_export.validate import check_gates, validate, write_results
+
+    if out is not None:
+        require_writable(out)
+    validation = validate(
+        bundle, data_dir=data_dir, run=run, max_drop=max_drop, against=against, n_threads=threads, trust=trust
+    )
+    if out is not None:
+        say(f"wrote {write_results(out, validation)}")
+    print_result(asdict(validation), str(validation), as_json)
+    check_gates(validation)

@@ -1,0 +1,354 @@
+"""Makes a bundle from a run: the network as ONNX, with what is needed to check it anywhere."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from sparse_export import models, trust
+from sparse_export.artefact import (
+    BUNDLE_FILE,
+    RUN_FILE,
+    Bundle,
+    BundleInfo,
+    FileFact,
+    GraphLayer,
+    Run,
+    RunInfo,
+    RunReference,
+    command_line,
+    file_facts,
+    library_versions,
+    now,
+    open_run,
+    save_bundle_info,
+)
+from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError, UsageError
+from sparse_export.files import require_writable, sha256_file, staged_folder, write_bytes, write_json
+from sparse_export.graph.export import INPUT_NAME, IR_VERSION, OPSET, OUTPUT_NAME, onnx_from_module
+from sparse_export.graph.verify import count_parameters, graph_layers
+from sparse_export.runtime.onnxruntime import open_session
+
+__all__ = [
+    "GOLDEN_INPUT",
+    "GOLDEN_OUTPUT",
+    "MODEL_FILE",
+    "build",
+    "masks_of_run",
+    "network_of_run",
+    "outside_tolerance",
+]
+
+WEIGHTS_FILE = "model.safetensors"
+MASKS_FILE = "masks.safetensors"
+MODEL_FILE = "model.onnx"
+LAYERS_FILE = "layers.json"
+GOLDEN_INPUT = "golden/input.npy"
+GOLDEN_OUTPUT = "golden/output.npy"
+ATOL = 1e-4
+RTOL = 1e-4
+
+_TARGETS = ("onnx",)
+_GOLDEN_SAMPLES = 8
+_GOLDEN_SEED = 20
+
+
+def build(
+    run: Run | str | Path,
+    out: str | Path | None = None,
+    *,
+    targets: Sequence[str] = ("onnx",),
+    trust: str | None = None,
+) -> Bundle:
+    """Write the bundle of a finished run, whole or not at all.
+
+    run: a run or its folder; its files are checked by hash, the network in memory is used where there is one.
+    out: `<run>-bundle` beside the run by default; a bundle that stands there is replaced.  targets: what to
+    build for; `onnx` is the one there is.  trust: SHA-256 of the run's `run.json`, needed once for a run that
+    names a factory and was made elsewhere.
+
+    The ONNX file just written is run by onnxruntime on the golden input before anything takes its name.
+    Raises UsageError, ArtefactError, NotTrustedError, OutputError, or GateFailed when the graph or its output is
+    not that of the network.
+    """
+    _require_targets(targets)
+    run_folder = Path(run.path if isinstance(run, Run) else run)
+    module = run.module if isinstance(run, Run) else None
+    opened = Run(path=run_folder, info=open_run(run_folder).info, module=module)
+    out = (
+        run_folder.absolute().with_name(f"{run_folder.absolute().name}-bundle") if out is None else Path(out)
+    )
+    _require_replaceable(out)
+    require_writable(out.absolute().parent)
+    info = opened.info
+    network = network_of_run(opened, given=trust)
+    masks = masks_of_run(opened, network)
+    golden_input, golden_output = _golden_pair(network, info.model.input_shape)
+    model = onnx_from_module(network, info.model.input_shape, masks=masks)
+    layers = graph_layers(model)
+    with staged_folder(out) as stage:
+        write_bytes(stage / MODEL_FILE, model.SerializeToString(deterministic=True))
+        write_bytes(stage / GOLDEN_INPUT, _npy_bytes(golden_input))
+        write_bytes(stage / GOLDEN_OUTPUT, _npy_bytes(golden_output))
+        write_json(stage / LAYERS_FILE, {"layers": [asdict(layer) for layer in layers]})
+        _require_parity(stage / MODEL_FILE, golden_input, golden_output)
+        names = (MODEL_FILE, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT)
+        facts = file_facts(stage, names)
+        bundle_info = _bundle_info(opened, model, layers, targets, facts)
+        save_bundle_info(stage, bundle_info)
+    return Bundle(path=out, info=bundle_info)
+
+
+def _require_targets(targets: Sequence[str]) -> None:
+    if isinstance(targets, str) or not targets:
+        raise UsageError(
+            f"The build targets are {targets!r}.",
+            expected=f"A list of some of {', '.join(_TARGETS)} was expected.",
+        )
+    for target in targets:
+        if target not in _TARGETS:
+            raise UnknownNameError("build target", target, _TARGETS)
+
+
+def _require_replaceable(out: Path) -> None:
+    if not out.exists() and not out.is_symlink():
+        return
+    if out.is_dir() and (_is_bundle(out) or not any(out.iterdir())):
+        return
+    raise UsageError(
+        f"{out} exists and is not a bundle.",
+        expected="A new or empty folder, or a bundle to replace, was expected, so that nothing else is lost.",
+        do="Choose another place with --out.",
+    )
+
+
+def _is_bundle(folder: Path) -> bool:
+    try:
+        document = json.loads((folder / BUNDLE_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.get("kind") == "bundle"
+
+
+def network_of_run(run: Run, *, given: str | None = None) -> nn.Module:
+    """The trained network of a finished run, on the CPU, in eval mode; a copy of the one in memory, if any.
+
+    given: SHA-256 of `run.json`, as `build` takes it.  Nothing is unpickled; a factory that this user does not
+    vouch for is not imported.
+    Raises NotTrustedError, UsageError (no way to make the network) or ArtefactError (weights of another one).
+    """
+    file = run.path / WEIGHTS_FILE
+    network = copy.deepcopy(run.module) if run.module is not None else _fresh_network(run, given)
+    network = network.cpu().eval()
+    state = _tensors(run, WEIGHTS_FILE)
+    wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    name = run.info.model.name or type(network).__name__
+    problems = [
+        *(f"it lacks {key}" for key in wanted.keys() - state.keys()),
+        *(f"it has {key}, which the network has not" for key in state.keys() - wanted.keys()),
+        *(
+            f"{key} has shape {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
+            for key in wanted.keys() & state.keys()
+            if state[key].shape != wanted[key].shape
+        ),
+    ]
+    if problems:
+        shown = sorted(problems)[:8]
+        more = f"; and {len(problems) - len(shown)} more" if len(problems) > len(shown) else ""
+        raise ArtefactError(
+            f"{file} holds the weights of another network than {name}: {'; '.join(shown)}{more}.",
+            expected=f"The weights of {name} were expected.",
+            do="Use the code that the run was trained with, or the run that belongs to this code.",
+        )
+    network.load_state_dict(state)
+    return network
+
+
+def _fresh_network(run: Run, given: str | None) -> nn.Module:
+    name = run.info.model.name
+    if name is None:
+        raise UsageError(
+            f"The run in {run.path} does not tell how its network is made.",
+            expected="A known name or package.module:factory was expected, or the run with its network in memory.",
+            do="Build it in the process that trained it, or train it with a factory.",
+        )
+    if models.is_factory(name):
+        trust.require(sha256_file(run.path / RUN_FILE), f"The factory {name} in {run.path}", given=given)
+    return models.create(name)
+
+
+def _tensors(run: Run, name: str) -> dict[str, Tensor]:
+    file = run.path / name
+    if name not in run.info.files:
+        raise ArtefactError(
+            f"{run.path / RUN_FILE} lists no {name}.",
+            expected="Its hash was expected, so that the file can be checked.",
+            do="Copy the run again, or train it again.",
+        )
+    try:
+        return load(file.read_bytes())
+    except (SafetensorError, OSError) as cause:
+        raise ArtefactError(
+            f"{file} cannot be read: {cause}.",
+            expected="A safetensors file was expected.",
+            do="Copy the run again, or train it again.",
+        ) from cause
+
+
+def masks_of_run(run: Run, network: nn.Module) -> dict[str, Tensor]:
+    """The masks of a finished run by parameter name, True = kept; empty for a dense run.
+
+    network: the trained one. Raises ArtefactError when masks, weights and `run.json` contradict each other.
+    """
+    file = run.path / MASKS_FILE
+    masks = {name: mask.bool() for name, mask in _tensors(run, MASKS_FILE).items()}
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    facts = {layer.name: layer for layer in run.info.layers if layer.masked}
+    if masks.keys() != facts.keys():
+        raise ArtefactError(
+            f"{file} has masks for {', '.join(sorted(masks)) or 'nothing'}.",
+            expected=f"{RUN_FILE} tells of masks for {', '.join(sorted(facts)) or 'nothing'}.",
+            do="Copy the run again, or train it again.",
+        )
+    for name, mask in masks.items():
+        if name not in parameters or parameters[name].shape != mask.shape:
+            found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+            raise ArtefactError(
+                f"The mask for {name} in {file} has shape {tuple(mask.shape)}.",
+                expected=f"The network has: {found}.",
+            )
+        n_active = int(mask.sum())
+        if n_active != facts[name].n_active:
+            raise ArtefactError(
+                f"The mask for {name} in {file} keeps {n_active} weights.",
+                expected=f"{RUN_FILE} tells of {facts[name].n_active}.",
+            )
+        if bool((parameters[name][~mask] != 0).any()):
+            raise ArtefactError(
+                f"{name} in {run.path} has weights other than zero where its mask is off.",
+                expected="The accuracy on record was expected to be that of the masked network.",
+                do="Train it again.",
+            )
+    density = _density(masks)
+    if not math.isclose(density, run.info.density, rel_tol=0.0, abs_tol=1e-9):
+        raise ArtefactError(
+            f"The masks in {file} have density {density:.6f}.",
+            expected=f"{RUN_FILE} tells of {run.info.density:.6f}.",
+        )
+    return masks
+
+
+def _density(masks: Mapping[str, Tensor]) -> float:
+    n_masked = sum(mask.numel() for mask in masks.values())
+    return sum(int(mask.sum()) for mask in masks.values()) / n_masked if n_masked else 1.0
+
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+
+def _golden_pair(network: nn.Module, input_shape: Sequence[int]) -> tuple[Array, Array]:
+    """Seeded standard normal inputs (8, *input_shape), and what torch makes of them."""
+    generator = np.random.default_rng(_GOLDEN_SEED)
+    inputs = generator.standard_normal((_GOLDEN_SAMPLES, *input_shape), dtype=np.float32)
+    try:
+        with torch.inference_mode():
+            outputs = network(torch.from_numpy(inputs))
+    except (RuntimeError, TypeError, ValueError) as cause:
+        raise UsageError(
+            f"The network {type(network).__name__} does not take inputs {inputs.shape}: {cause}.",
+            expected=f"Samples of shape {tuple(input_shape)} were expected to fit, as {RUN_FILE} says.",
+        ) from cause
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != _GOLDEN_SAMPLES:
+        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise UsageError(
+            f"The network {type(network).__name__} returns {found} for inputs {inputs.shape}.",
+            expected=f"Logits ({_GOLDEN_SAMPLES}, classes) were expected.",
+            do="Wrap it in a module that returns the logits alone.",
+        )
+    golden = outputs.numpy()
+    if not np.isfinite(golden).all():
+        raise GateFailed(
+            f"The network {type(network).__name__} gives NaN or infinity for standard normal inputs.",
+            expected="Finite logits were expected.",
+            do="Look at its weights: training may have diverged.",
+        )
+    return inputs, golden
+
+
+def _npy_bytes(array: Array) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def outside_tolerance(found: Array, wanted: Array, *, atol: float, rtol: float) -> tuple[float, bool]:
+    """Largest absolute difference, and whether it exceeds atol + rtol * max|wanted|. NaN always does."""
+    largest = float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0))
+    return largest, not largest <= atol + rtol * float(np.abs(wanted).max(initial=0.0))
+
+
+def _require_parity(file: Path, golden_input: Array, golden_output: Array) -> None:
+    with open_session(file) as session:
+        found = session.run(golden_input)
+    largest, outside = outside_tolerance(found, golden_output, atol=ATOL, rtol=RTOL)
+    if outside:
+        raise GateFailed(
+            f"The exported graph differs from the network by {largest:.3g} on {_GOLDEN_SAMPLES} random inputs.",
+            expected=f"At most {ATOL:g} + {RTOL:g} * {np.abs(golden_output).max():.3g} was expected.",
+            do="The export is wrong; nothing was written.",
+        )
+
+
+def _bundle_info(
+    run: Run,
+    model: onnx.ModelProto,
+    layers: Sequence[GraphLayer],
+    targets: Sequence[str],
+    facts: Mapping[str, FileFact],
+) -> BundleInfo:
+    info: RunInfo = run.info
+    n_parameters, n_nonzero = count_parameters(model)
+    macs = [layer.macs for layer in layers]
+    nonzero_macs = [layer.nonzero_macs for layer in layers]
+    return BundleInfo(
+        method=info.method,
+        model=info.model,
+        data=info.data,
+        run=RunReference(path=str(run.path.resolve()), run_sha256=sha256_file(run.path / RUN_FILE)),
+        precision="fp32",
+        targets=tuple(dict.fromkeys(targets)),
+        opset=OPSET,
+        ir_version=IR_VERSION,
+        input_name=INPUT_NAME,
+        output_name=OUTPUT_NAME,
+        density=info.density,
+        layers=info.layers,
+        n_parameters=n_parameters,
+        n_nonzero=n_nonzero,
+        macs=_total(macs),
+        nonzero_macs=_total(nonzero_macs),
+        accuracy=info.test,
+        atol=ATOL,
+        rtol=RTOL,
+        versions=library_versions(),
+        command=command_line(),
+        created=now(),
+        files=dict(facts),
+    )
+
+
+def _total(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None

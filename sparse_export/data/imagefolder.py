@@ -1,0 +1,137 @@
+"""Folders of pictures in ImageNet's layout, decoded into memory: DIR/train/CLASS/*.jpg and DIR/val/CLASS/*."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sparse_export.data.dataset import DataSet
+from sparse_export.data.places import damaged
+from sparse_export.errors import DataNotFound, UsageError
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+DEFAULT_SIZE = (64, 64)
+MAX_BYTES = 8 * 2**30
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+def load(name: str, folder: Path, *, image_size: tuple[int, int] | None = None) -> DataSet:
+    """Decode both splits to uint8 (N, 3, H, W), in an order that mixes the classes and hangs on file names only.
+
+    image_size: (H, W), 64x64 by default; each picture is scaled, with its proportions, to just cover that, and
+    its middle is cut out. Classes are numbered by the sorted names of their folders; `val` becomes the test
+    set. Files that do not look like pictures by their suffix are passed over. mean and std are ImageNet's.
+
+    Raises DataNotFound; ArtefactError for a picture that cannot be decoded, an empty class, or class lists that
+    differ; UsageError when the decoded set would exceed 8 GiB.
+    """
+    size = image_size or DEFAULT_SIZE
+    if len(size) != 2 or min(size) < 1:
+        raise UsageError(
+            f"Image size {size} was asked for.", expected="A height and a width, 1 at least, were expected."
+        )
+    train, test = (_files_by_class(name, folder, part) for part in ("train", "val"))
+    if train.keys() != test.keys():
+        only = sorted(train.keys() ^ test.keys())
+        raise damaged(
+            folder,
+            f"has classes in one of train and val only: {', '.join(only[:5])}{' …' if len(only) > 5 else ''}",
+            expected="The same class folders in both were expected.",
+            do="Add what is missing, or remove what is left over.",
+        )
+    _refuse_too_much(folder, sum(map(len, (*train.values(), *test.values()))), size)
+    x_train, y_train = _decoded(train, size)
+    x_test, y_test = _decoded(test, size)
+    return DataSet(
+        name=name,
+        x_train=x_train,
+        y_train=y_train,
+        x_test=x_test,
+        y_test=y_test,
+        mean=MEAN,
+        std=STD,
+        n_classes=len(train),
+    )
+
+
+def _files_by_class(name: str, folder: Path, part: str) -> dict[str, list[Path]]:
+    root = folder / part
+    if not root.is_dir():
+        raise DataNotFound(
+            f"Data set {name} is not there: {root.absolute()} is not a folder.",
+            expected="ImageNet's layout was expected: DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg.",
+            do="Correct the path; a relative one starts at --data-dir if given, else at the current folder.",
+        )
+    found = {}
+    for kind in sorted(
+        entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    ):
+        pictures = sorted(file for file in kind.iterdir() if file.suffix.lower() in SUFFIXES)
+        if not pictures:
+            raise damaged(
+                kind,
+                "holds no picture",
+                expected=f"Files ending in {', '.join(sorted(SUFFIXES))} were expected.",
+                do="Put pictures there, or remove the folder.",
+            )
+        found[kind.name] = pictures
+    if not found:
+        raise damaged(
+            root, "holds no class folders", expected="One folder for each class was expected.", do="Add them."
+        )
+    return found
+
+
+def _refuse_too_much(folder: Path, n_images: int, size: tuple[int, int]) -> None:
+    n_bytes = n_images * 3 * size[0] * size[1]
+    if n_bytes > MAX_BYTES:
+        raise UsageError(
+            f"The {n_images} pictures of {folder} at {size[0]}x{size[1]} would take {n_bytes / 2**30:.1f} GiB.",
+            expected=f"At most {MAX_BYTES // 2**30} GiB in memory was expected.",
+            do="Choose a smaller image size, or a folder with fewer pictures.",
+        )
+
+
+def _decoded(files_by_class: dict[str, list[Path]], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    labelled = [(file, label) for label, group in enumerate(files_by_class.values()) for file in group]
+    labelled.sort(key=lambda pair: hashlib.sha256(f"{pair[0].parent.name}/{pair[0].name}".encode()).digest())
+    files = [file for file, _ in labelled]
+    labels = [label for _, label in labelled]
+    x = torch.empty((len(files), 3, *size), dtype=torch.uint8)
+
+    def decode_into(index: int) -> None:
+        x[index] = _picture(files[index], size)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(decode_into, range(len(files))):
+            pass
+    return x, torch.tensor(labels, dtype=torch.int64)
+
+
+def _picture(file: Path, size: tuple[int, int]) -> Tensor:
+    """uint8 (3, H, W)."""
+    height, width = size
+    try:
+        with Image.open(file) as source:
+            picture = source.convert("RGB")
+    except Exception as cause:  # decoders meet bad bytes with errors of any kind
+        raise damaged(
+            file,
+            f"cannot be decoded as a picture: {cause}",
+            expected="A whole picture file was expected.",
+            do="Get the file again, or remove it.",
+        ) from cause
+    scale = max(height / picture.height, width / picture.width)
+    covering = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
+    picture = picture.resize(covering, Image.Resampling.BILINEAR)
+    left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
+    cut = np.array(picture.crop((left, top, left + width, top + height)))
+    return torch.from_numpy(cut).permute(2, 0, 1)

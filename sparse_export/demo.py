@@ -1,0 +1,85 @@
+"""The whole road once: train dense and sparse, build, validate, compare."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparse_export import data
+from sparse_export.artefact import Bundle, Run
+from sparse_export.build import build
+from sparse_export.compare import Comparison, compare, write_results
+from sparse_export.errors import UsageError
+from sparse_export.files import require_writable
+from sparse_export.train.loop import Observer, train
+from sparse_export.train.recipe import load_recipe
+from sparse_export.validate import Validation, check_gates, validate
+
+RECIPE = "digits"
+DENSITY = 0.2
+_MARK = ".sparse-export-demo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """What the demo made. Validations have passed their gates."""
+
+    dense: Bundle
+    sparse: Bundle
+    dense_validation: Validation
+    sparse_validation: Validation
+    comparison: Comparison
+    results: Path
+
+
+def demo(
+    out: Path, *, observe: Callable[[str], AbstractContextManager[Observer]], say: Callable[[str], None]
+) -> Demo:
+    """Train `digits` dense and at 20 % density on the embedded scans, and carry both to the comparison.
+
+    out: folder for everything; one that an earlier demo made is replaced, any other must be new or empty.
+    observe: gives the observer of a training run, by its label.  say: is told of each stage.
+    Raises UsageError, OutputError, GateFailed.
+    """
+    _prepare(out)
+    bundles: dict[str, Bundle] = {}
+    validations: dict[str, Validation] = {}
+    for kind, changes in (("dense", {"dense": True}), ("sparse", {"sparsity": {"density": DENSITY}})):
+        recipe = load_recipe(RECIPE, changes=changes)
+        with observe(kind) as observer:
+            run: Run = train(recipe, out / "runs" / kind, device="cpu", observer=observer)
+        say(f"building {kind}")
+        bundles[kind] = build(run, out / "bundles" / kind)
+        say(f"validating {kind}")
+        validations[kind] = validate(bundles[kind], max_drop=0.0)
+        check_gates(validations[kind])
+    say("comparing dense with sparse")
+    digits = data.load(RECIPE)
+    samples = (data.normalise(digits.x_test, digits.mean, digits.std).numpy(), digits.y_test.numpy())
+    comparison = compare(bundles["dense"], bundles["sparse"], samples=samples)
+    results = out / "results"
+    write_results(results, comparison)
+    return Demo(
+        dense=bundles["dense"],
+        sparse=bundles["sparse"],
+        dense_validation=validations["dense"],
+        sparse_validation=validations["sparse"],
+        comparison=comparison,
+        results=results,
+    )
+
+
+def _prepare(out: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        if not (out / _MARK).is_file():
+            raise UsageError(
+                f"{out} holds something that no demo made.",
+                expected="A new or empty folder, or an earlier demo's, was expected.",
+                do="Choose another one with --out.",
+            )
+        shutil.rmtree(out)
+    require_writable(out)
+    (out / _MARK).touch()

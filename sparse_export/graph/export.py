@@ -1,0 +1,269 @@
+"""A torch network written as an ONNX graph in which every masked weight is +0.0."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+import sparse_export
+from sparse_export.errors import GateFailed, UsageError
+from sparse_export.graph.fold import fold_batch_norm
+from sparse_export.graph.verify import FLOATS, attribute, layer_weight
+
+OPSET = 20
+IR_VERSION = 10
+INPUT_NAME = "input"
+OUTPUT_NAME = "logits"
+MAX_WEIGHT_BYTES = 2**31 - 2**20  # protobuf ends at 2 GiB; a mebibyte is left for the graph itself
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def onnx_from_module(
+    module: nn.Module, input_shape: Sequence[int], *, masks: Mapping[str, Tensor]
+) -> onnx.ModelProto:
+    """The network as ONNX, opset 20, IR 10, with input `input` (batch, *input_shape) and output `logits`.
+
+    module: float32, on any device, in any mode; it is not changed. It takes one tensor and returns one.
+    input_shape: of one sample.  masks: by parameter name, True = kept; applied to the copy that is exported.
+    Batch norm is folded into the layer before it. No zero is negative, and the graph holds no source path.
+
+    Raises UsageError when the network cannot be exported, and GateFailed when a layer of the graph is not the
+    layer of the network: a masked weight that is not +0.0, or a kept one that was lost.
+    """
+    _require_exportable(module, masks)
+    network = copy.deepcopy(module).cpu().eval().requires_grad_(False)
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    for name, mask in masks.items():
+        parameters[name].masked_fill_(~mask.cpu().bool(), 0.0)
+    expected = {name: parameters[name].numpy().copy() for name in masks}
+    same = {name: [other for other, p in parameters.items() if p is parameters[name]] for name in masks}
+    sample = torch.zeros(2, *input_shape)  # a batch of 1 could be mistaken for a constant
+    try:
+        fold_batch_norm(network, sample)
+        model = _exported(network, sample)
+    except Exception as cause:
+        raise UsageError(
+            f"The network {type(module).__name__} cannot be exported: {_reason(cause)}.",
+            expected=f"A network was expected that torch.export can trace with an input (batch, "
+            f"{', '.join(map(str, input_shape))}), batch being free.",
+            do="Run torch.export.export on it to see the whole reason.",
+        ) from cause
+    _require_one_tensor(model, module)
+    positive_zeros(model)
+    for name, mask in masks.items():
+        others = parameters.keys() - set(same[name])
+        _check_layer(model, name, same[name], others, expected[name], mask.cpu().bool().numpy())
+    _strip(model)
+    model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _require_exportable(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for name, parameter in parameters.items():
+        if parameter.dtype is not torch.float32:
+            raise UsageError(
+                f"{name} is {parameter.dtype}.",
+                expected="float32 parameters were expected.",
+                do="Convert the network with .float().",
+            )
+    size_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
+    if size_bytes > MAX_WEIGHT_BYTES:
+        raise UsageError(
+            f"The weights of {type(module).__name__} take {size_bytes:,} bytes.",
+            expected=f"At most {MAX_WEIGHT_BYTES:,} were expected: one ONNX file cannot hold more.",
+            do="Export a smaller network.",
+        )
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise UsageError(
+                f"There is a mask for {name!r}, which is not a parameter of {type(module).__name__}.",
+                expected=f"Its parameters are: {', '.join(parameters)}.",
+            )
+        if mask.shape != parameters[name].shape:
+            raise UsageError(
+                f"The mask for {name} has shape {tuple(mask.shape)}.",
+                expected=f"{tuple(parameters[name].shape)} was expected, the shape of the weight.",
+            )
+
+
+def _exported(network: nn.Module, sample: Tensor) -> onnx.ModelProto:
+    chatter = io.StringIO()
+    with contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter), torch.no_grad():
+        program = torch.onnx.export(
+            network,
+            (sample,),
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned nothing")
+    model = program.model_proto
+    model.ir_version = IR_VERSION
+    return model
+
+
+def _reason(cause: BaseException) -> str:
+    """The first line of the innermost cause: the exporter wraps it in pages of advice."""
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0].rstrip('.')}" if lines else type(cause).__name__
+
+
+def _require_one_tensor(model: onnx.ModelProto, module: nn.Module) -> None:
+    if [value.name for value in model.graph.output] != [OUTPUT_NAME]:
+        raise UsageError(
+            f"The network {type(module).__name__} returns {len(model.graph.output)} tensors.",
+            expected="One tensor of logits (batch, classes) was expected.",
+            do="Wrap it in a module that returns the logits alone.",
+        )
+
+
+def positive_zeros(model: onnx.ModelProto) -> None:
+    """Make every -0.0 of the float initializers +0.0, in place. Folding by a negative scale leaves such."""
+    for tensor in model.graph.initializer:
+        if tensor.data_type in FLOATS:
+            values = numpy_helper.to_array(tensor)
+            if np.any((values == 0) & np.signbit(values)):
+                values = np.where(values == 0, values.dtype.type(0), values)
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def _scopes(node: onnx.NodeProto) -> list[str]:
+    """Names of the torch modules a node comes from, outermost ("") first, the operation last."""
+    text = next((prop.value for prop in node.metadata_props if prop.key == _SCOPES), "[]")
+    return list(ast.literal_eval(text))
+
+
+def _graph_weight(
+    model: onnx.ModelProto, names: Sequence[str], others: AbstractSet[str], expected: np.ndarray[Any, Any]
+) -> tuple[onnx.NodeProto, np.ndarray[Any, Any]] | None:
+    """The node that uses a parameter, and its weight in torch's axis order.
+
+    names: all names of the parameter; others: those of the other parameters. The exporter keeps the name,
+    except where it stores a linear weight transposed: then the node still tells the torch module it is from.
+    """
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    users = [(node, *found) for node in model.graph.node if (found := layer_weight(node, initializers))]
+    for node, weight, _ in users:
+        if weight in names:
+            return node, numpy_helper.to_array(initializers[weight])
+    owners = {name.rpartition(".")[0] for name in names}
+    transposed = {
+        weight: (node, numpy_helper.to_array(initializers[weight]).T)
+        for node, weight, axis in users
+        if weight not in others and axis == 0 and owners.intersection(_scopes(node)[-2:-1])
+    }
+    fitting = [pair for pair in transposed.values() if pair[1].shape == expected.shape]
+    if len(fitting) > 1:  # a module that multiplies by several parameters of its own
+        fitting = [pair for pair in fitting if np.array_equal(pair[1], expected)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _check_layer(
+    model: onnx.ModelProto,
+    name: str,
+    names: Sequence[str],
+    others: AbstractSet[str],
+    expected: np.ndarray[Any, Any],
+    mask: np.ndarray[Any, Any],
+) -> None:
+    found = _graph_weight(model, names, others, expected)
+    if found is None or found[1].shape != expected.shape:
+        raise GateFailed(
+            f"{name} is not the weight of a Conv, ConvTranspose, Gemm or MatMul in the exported graph.",
+            expected="Each masked parameter was expected to be the weight of one, so that its zeros can be seen.",
+            do="Leave it out of the masks, or use it in such a layer.",
+        )
+    node, weight = found
+    n_wrong = int(np.count_nonzero((weight[~mask] != 0) | np.signbit(weight[~mask])))
+    if n_wrong:
+        raise GateFailed(
+            f"{n_wrong} masked weights of {name} are not +0.0 in the exported graph.",
+            expected=f"All {int(np.count_nonzero(~mask))} were expected to be.",
+        )
+    n_lost = _count_lost(_by_output(expected, node), _by_output(weight, node))
+    if n_lost:
+        raise GateFailed(
+            f"{n_lost} kept weights of {name} are zero in the exported graph.",
+            expected="Only those that are zero in the network, or that batch norm scales to zero, were expected.",
+        )
+
+
+def _by_output(weight: np.ndarray[Any, Any], node: onnx.NodeProto) -> np.ndarray[Any, Any]:
+    """A weight as (output channels, inputs of each)."""
+    if node.op_type == "ConvTranspose":
+        groups = attribute(node, "group", 1)
+        weight = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).swapaxes(1, 2)
+        return weight.reshape(groups * weight.shape[1], -1)
+    return weight.reshape(weight.shape[0], -1)
+
+
+def _count_lost(before_OI: np.ndarray[Any, Any], after_OI: np.ndarray[Any, Any]) -> int:
+    """Weights that became zero without their channel's scale being so small.
+
+    Folding multiplies a channel by one scale; it is read off the channel's largest weight. What it brings
+    below the smallest normal number may be zero.
+    """
+    largest = np.abs(before_OI).argmax(axis=1)[:, None]
+    top = np.take_along_axis(before_OI, largest, axis=1).astype(np.float64)
+    scale = np.divide(
+        np.take_along_axis(after_OI, largest, axis=1), top, out=np.zeros_like(top), where=top != 0
+    )
+    reachable = np.abs(before_OI * scale) >= np.finfo(np.float32).tiny
+    return int(np.count_nonzero(reachable & (after_OI == 0)))
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove what the exporter notes about sources (stack traces with paths), and sign the model."""
+    for holder in _annotated(model):
+        holder.ClearField("doc_string")
+        holder.ClearField("metadata_props")
+    model.producer_name = "sparse-export"
+    model.producer_version = sparse_export.__version__
+    onnx.helper.set_model_props(
+        model, {"producer": "sparse-export", "producer_version": sparse_export.__version__}
+    )
+
+
+def _annotated(model: onnx.ModelProto) -> Iterator[Any]:
+    yield model
+    for function in model.functions:
+        yield function
+        yield from _annotated_nodes(function.node)
+        yield from function.value_info
+    yield from _annotated_graph(model.graph)
+
+
+def _annotated_graph(graph: onnx.GraphProto) -> Iterator[Any]:
+    yield graph
+    yield from (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    yield from _annotated_nodes(graph.node)
+
+
+def _annotated_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[Any]:
+    for node in nodes:
+        yield node
+        for found in node.attribute:
+            found.ClearField("doc_string")
+            for graph in (*found.graphs, *([found.g] if found.HasField("g") else [])):
+                yield from _annotated_graph(graph)

@@ -1,0 +1,125 @@
+"""Runs an ONNX file with onnxruntime, on exactly the device that was named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime as ort
+
+from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError
+from sparse_export.runtime import Session
+
+__all__ = ["open_session"]
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+_ONLY_FATAL = 4
+
+
+def open_session(model_path: Path, *, n_threads: int | None = None, provider: str = "cpu") -> Session:
+    """Load an ONNX file with one input and one output.
+
+    n_threads: threads inside an operator; None leaves the choice to onnxruntime (one for each core). Operators
+    run one after the other.  provider: `cpu` or `cuda`; no other device takes its place when it is absent.
+    Raises UsageError (no such file, n_threads below 1), UnknownNameError (provider), MissingCapability (this
+    machine cannot run the provider) or ArtefactError (not a usable ONNX file).
+    """
+    if provider not in _PROVIDERS:
+        raise UnknownNameError("onnxruntime provider", provider, _PROVIDERS)
+    if n_threads is not None and n_threads < 1:
+        raise UsageError(
+            f"{n_threads} threads were asked for.",
+            expected="At least 1 was expected.",
+            do="Leave the number out to use every core.",
+        )
+    if not model_path.is_file():
+        raise UsageError(f"{model_path} is not a file.", expected="An ONNX file was expected.")
+    wanted = _PROVIDERS[provider]
+    if wanted not in ort.get_available_providers():
+        raise _missing(provider, f"it offers {', '.join(ort.get_available_providers())}")
+    return _OnnxruntimeSession(model_path, n_threads, provider)
+
+
+def _missing(provider: str, why: str) -> MissingCapability:
+    return MissingCapability(
+        f"onnxruntime {ort.__version__} cannot run on {provider!r} here: {why}.",
+        expected=f"{_PROVIDERS[provider]} was expected to work.",
+        do="Install an onnxruntime with it, and the libraries that it needs, or use the provider 'cpu'.",
+    )
+
+
+class _OnnxruntimeSession:
+    """Owns one onnxruntime session."""
+
+    def __init__(self, model_path: Path, n_threads: int | None, provider: str) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = _ONLY_FATAL
+        options.intra_op_num_threads = n_threads or 0
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        wanted = _PROVIDERS[provider]
+        try:
+            session = ort.InferenceSession(model_path, options, providers=[wanted], enable_fallback=False)
+        except Exception as cause:  # onnxruntime's errors have no common base
+            if provider != "cpu" and "Load model" not in str(cause):
+                raise _missing(provider, str(cause)) from cause
+            raise ArtefactError(
+                f"onnxruntime {ort.__version__} cannot load {model_path}: {cause}.",
+                expected="A whole ONNX file, of operators that this onnxruntime knows, was expected.",
+                do="Build the bundle again, or install a newer onnxruntime.",
+            ) from cause
+        if session.get_providers()[0] != wanted:
+            raise _missing(provider, f"the session came up on {session.get_providers()[0]}")
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type not in _DTYPES:
+            raise ArtefactError(
+                f"{model_path} has inputs {[(i.name, i.type) for i in inputs]} and {len(outputs)} outputs.",
+                expected="One floating point input and one output were expected.",
+                do="Export the network with one input and its logits as the only output.",
+            )
+        self.name = f"onnxruntime-{provider}"
+        self._session: Any = session
+        self._input: str = inputs[0].name
+        self._shape: tuple[Any, ...] = tuple(inputs[0].shape)
+        self._dtype = np.dtype(_DTYPES[inputs[0].type])
+        self._outputs: list[str] = [outputs[0].name]
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        if self._session is None:
+            raise UsageError(
+                "This session is closed.", expected="An open one was expected.", do="Open the model again."
+            )
+        if x.dtype != self._dtype or not self._fits(x.shape):
+            raise UsageError(
+                f"The input is {x.dtype} of shape {x.shape}.",
+                expected=f"{self._dtype} of shape {self._described()} was expected.",
+                do="Cast or reshape it; the first axis is the batch.",
+            )
+        y: np.ndarray = self._session.run(self._outputs, {self._input: x})[0]
+        return y
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == len(self._shape) and all(
+            not isinstance(wanted, int) or wanted == found
+            for wanted, found in zip(self._shape, shape, strict=True)
+        )
+
+    def _described(self) -> str:
+        return f"({', '.join(str(n) if isinstance(n, int) else 'any' for n in self._shape)})"
+
+    def close(self) -> None:
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,65 @@
+"""The masks that training starts from: how many weights each layer gets, and which."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Distribution = Literal["uniform", "erdos-renyi"]
+
+
+def layer_counts(
+    shapes: Mapping[str, tuple[int, ...]], density: float, distribution: Distribution = "uniform"
+) -> dict[str, int]:
+    """Active weights of each layer at the start; they sum to exactly round(density * all weights).
+
+    shapes: weight shapes in layer order, none empty.  density: 0 to 1.
+    uniform: every layer gets `density`.  erdos-renyi: a layer's density is proportional to
+    sum(shape) / prod(shape), which gives thin layers more (Mocanu et al. 2018; with kernel sizes in the sum, as
+    Evci et al. 2020); a layer that would be over full is full, and the rest shares what is left.
+    Whole numbers by largest remainder.
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    total = round(density * sum(sizes.values()))
+    attraction = {
+        name: float(sizes[name] if distribution == "uniform" else sum(shape))
+        for name, shape in shapes.items()
+    }
+    quota: dict[str, float] = {}
+    open_layers = list(shapes)
+    while open_layers:
+        left = total - sum(quota.values())
+        scale = left / sum(attraction[name] for name in open_layers)
+        full = [name for name in open_layers if scale * attraction[name] >= sizes[name]]
+        if not full:
+            quota |= {name: scale * attraction[name] for name in open_layers}
+            break
+        quota |= {name: float(sizes[name]) for name in full}
+        open_layers = [name for name in open_layers if name not in full]
+    counts = {name: min(math.floor(quota[name]), sizes[name]) for name in shapes}
+    by_remainder = sorted(
+        (name for name in shapes if counts[name] < sizes[name]), key=lambda name: counts[name] - quota[name]
+    )
+    for name in by_remainder[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+def random_masks(
+    shapes: Mapping[str, tuple[int, ...]], counts: Mapping[str, int], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Masks with exactly `counts` active positions a layer, every choice equally likely.
+
+    generator: of the CPU, so that a seed gives the same masks on every device.
+    Returns bool tensors on the CPU.
+    """
+    masks = {}
+    for name, shape in shapes.items():
+        mask = torch.zeros(math.prod(shape), dtype=torch.bool)
+        mask[torch.randperm(mask.numel(), generator=generator)[: counts[name]]] = True
+        masks[name] = mask.view(shape)
+    return masks

@@ -1,0 +1,409 @@
+"""Measures whether a bundle still computes what its run did: accuracy, and difference from PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from sparse_export import data
+from sparse_export.artefact import (
+    RUN_FILE,
+    Accuracy,
+    Bundle,
+    DataFact,
+    Run,
+    library_versions,
+    now,
+    open_bundle,
+    open_run,
+)
+from sparse_export.build import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL_FILE, network_of_run, outside_tolerance
+from sparse_export.errors import ArtefactError, GateFailed, UsageError
+from sparse_export.files import sha256_file, write_json
+from sparse_export.measure.statistics import paired_accuracy_difference
+from sparse_export.runtime.onnxruntime import open_session
+
+__all__ = ["AgainstDense", "Parity", "Validation", "check_gates", "validate", "write_results"]
+
+RESULT_FILE = "validation.json"
+BATCH = 500
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far the ONNX file is from PyTorch on the same samples.
+
+    max_relative_difference: the largest absolute one by the largest magnitude of PyTorch's logits.
+    top1_agreement: share of samples with the same largest logit.
+    """
+
+    n_samples: int
+    max_abs_difference: float
+    max_relative_difference: float
+    top1_agreement: float
+    ok: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstDense:
+    """Accuracy of the bundle minus that of a dense one on the same samples, in percentage points.
+
+    low, high: paired 95 % interval.
+    """
+
+    path: str
+    onnx_sha256: str
+    accuracy: Accuracy
+    points: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What validating a bundle found. A gate that failed is told by `check_gates`.
+
+    accuracy: of the ONNX file; torch_accuracy: of the network of its run; recorded: what the run reported.
+    The three are None where there is no test set, no run, or no record.  drop_points: recorded minus accuracy,
+    in percentage points.  parity: None when the run was not there; run_missing then says what was looked for,
+    and parity_ok rests on the golden pair alone.  max_drop: the gate, in percentage points, None for none.
+    """
+
+    bundle: str
+    onnx_sha256: str
+    data: str | None
+    accuracy: Accuracy | None
+    torch_accuracy: Accuracy | None
+    recorded: Accuracy | None
+    drop_points: float | None
+    golden: Parity
+    parity: Parity | None
+    run_missing: str | None
+    parity_ok: bool
+    atol: float
+    rtol: float
+    max_drop: float | None
+    against: AgainstDense | None
+    versions: dict[str, str]
+    created: str
+    kind: str = "validation"
+    schema_version: int = 1
+
+    def __str__(self) -> str:
+        rows = [("bundle", self.bundle), ("test data", self.data or "none")]
+        for label, accuracy in (
+            ("accuracy, ONNX", self.accuracy),
+            ("accuracy, PyTorch", self.torch_accuracy),
+            ("accuracy, recorded", self.recorded),
+        ):
+            rows.append((label, _accuracy_text(accuracy)))
+        if self.drop_points is not None:
+            rows.append(("drop from recorded", f"{self.drop_points:+.3f} points"))
+        rows.append(("golden pair", _parity_text(self.golden)))
+        rows.append(("against PyTorch", _parity_text(self.parity) if self.parity else "not compared"))
+        if self.run_missing is not None:
+            rows.append(("", f"{self.run_missing} Parity rests on the golden pair alone."))
+        if self.against is not None:
+            rows.append(("accuracy, dense", _accuracy_text(self.against.accuracy)))
+            interval = f"[{self.against.low:+.3f}, {self.against.high:+.3f}]"
+            rows.append(("minus dense", f"{self.against.points:+.3f} points, 95 % interval {interval}"))
+        failed = _failures(self)
+        if self.max_drop is not None:
+            rows.append(("gate", f"at most {self.max_drop:g} points lost"))
+        rows.append(("result", "; ".join(failed) if failed else "passed"))
+        width = max(len(label) for label, _ in rows)
+        return "\n".join(f"{label:<{width}}  {text}".rstrip() for label, text in rows)
+
+
+def _accuracy_text(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return "not known"
+    return f"{accuracy.percent:.3f} % ({accuracy.n_correct}/{accuracy.n_samples})"
+
+
+def _parity_text(parity: Parity) -> str:
+    return (
+        f"{'within' if parity.ok else 'OUTSIDE'} tolerance: max difference {parity.max_abs_difference:.3g} "
+        f"({parity.max_relative_difference:.3g} of the largest logit), "
+        f"same answer for {100 * parity.top1_agreement:.3f} % of {parity.n_samples}"
+    )
+
+
+def validate(
+    bundle: Bundle | str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    run: str | Path | None = None,
+    max_drop: float | None = None,
+    against: str | Path | None = None,
+    n_threads: int | None = None,
+    trust: str | None = None,
+) -> Validation:
+    """Run the file that ships over the test set, by onnxruntime, and its network by PyTorch.
+
+    bundle: opened anew, every file checked by hash.  data_dir: where the data sets lie.  run: the run it was
+    built from, where that is not at its path in the manifest any more.  max_drop: percentage points that the
+    accuracy may lie below the run's own record, and below the dense bundle.  against: a dense bundle of the
+    same data.  n_threads: of onnxruntime.  trust: SHA-256 of a `run.json` whose factory may be imported.
+
+    A missed gate is in the result, for `check_gates` to raise. Raises GateFailed for NaN in the logits,
+    ArtefactError for files or test data other than those on record, UsageError, DataNotFound, NotTrustedError.
+    """
+    bundle = open_bundle(Path(bundle.path if isinstance(bundle, Bundle) else bundle))
+    info = bundle.info
+    _require_listed(bundle)
+    _require_gate_possible(bundle, max_drop, against)
+    dense = None if against is None else _open_dense(bundle, Path(against))
+    network, run_missing = _network(bundle, None if run is None else Path(run), trust)
+    test = None if info.data is None else _test_set(info.data, info.model.input_shape, data_dir)
+
+    golden_input, golden_output = (_golden(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
+    golden = _parity(_onnx_logits(bundle, golden_input, n_threads), golden_output, bundle)
+    accuracy = torch_accuracy = parity = difference = None
+    if test is not None and info.data is not None:
+        inputs, labels = test
+        logits = _onnx_logits(bundle, inputs, n_threads)
+        correct = logits.argmax(axis=1) == labels
+        accuracy = _accuracy(correct)
+        if network is not None:
+            torch_logits = _torch_logits(network, inputs)
+            torch_accuracy = _accuracy(torch_logits.argmax(axis=1) == labels)
+            parity = _parity(logits, torch_logits, bundle)
+        if dense is not None:
+            difference = _against(dense, correct, inputs, labels, n_threads)
+    elif network is not None:
+        parity = _parity(
+            _onnx_logits(bundle, golden_input, n_threads), _torch_logits(network, golden_input), bundle
+        )
+    recorded = info.accuracy
+    return Validation(
+        bundle=str(bundle.path),
+        onnx_sha256=sha256_file(bundle.onnx_path),
+        data=None if info.data is None else info.data.name,
+        accuracy=accuracy,
+        torch_accuracy=torch_accuracy,
+        recorded=recorded,
+        drop_points=None if accuracy is None or recorded is None else recorded.percent - accuracy.percent,
+        golden=golden,
+        parity=parity,
+        run_missing=run_missing,
+        parity_ok=golden.ok and (parity is None or parity.ok),
+        atol=info.atol,
+        rtol=info.rtol,
+        max_drop=max_drop,
+        against=difference,
+        versions=library_versions(),
+        created=now(),
+    )
+
+
+def _require_listed(bundle: Bundle) -> None:
+    for name in (MODEL_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT):
+        if name not in bundle.info.files:
+            raise ArtefactError(
+                f"The manifest of {bundle.path} lists no {name}.",
+                expected="Its hash was expected, so that the file can be checked.",
+                do="Build the bundle again.",
+            )
+
+
+def _require_gate_possible(bundle: Bundle, max_drop: float | None, against: str | Path | None) -> None:
+    if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
+        raise UsageError(
+            f"The largest drop is {max_drop!r}.",
+            expected="A number of percentage points, 0 or more, was expected.",
+        )
+    if bundle.info.data is None and (max_drop is not None or against is not None):
+        raise UsageError(
+            f"{bundle.path} names no data set, so its accuracy cannot be measured.",
+            expected="A bundle of a run with a data set was expected.",
+            do="Leave --max-drop and --against away.",
+        )
+    if max_drop is not None and bundle.info.accuracy is None and against is None:
+        raise UsageError(
+            f"{bundle.path} has no recorded accuracy to compare with.",
+            expected="A run with a test accuracy, or a dense bundle, was expected.",
+            do="Leave --max-drop away, or give --against.",
+        )
+
+
+def _open_dense(bundle: Bundle, path: Path) -> Bundle:
+    dense = open_bundle(path)
+    _require_listed(dense)
+    ours, theirs = bundle.info.data, dense.info.data
+    if ours is None or theirs is None or ours.test_sha256 != theirs.test_sha256:
+        raise UsageError(
+            f"{path} was made with the test data of {theirs.name if theirs else 'no data set'}.",
+            expected=f"The test data of {ours.name if ours else 'no data set'} were expected, the very same samples.",
+            do="Give a dense bundle of the same data.",
+        )
+    return dense
+
+
+def _network(bundle: Bundle, given: Path | None, trust: str | None) -> tuple[nn.Module | None, str | None]:
+    """The network of the run, or why there is none. A run that was asked for by path must be there."""
+    reference = bundle.info.run
+    path = Path(reference.path) if given is None else given
+    if given is None and not (path / RUN_FILE).is_file():
+        return None, f"The run {path} is no longer there."
+    run: Run = open_run(path)
+    found = sha256_file(path / RUN_FILE)
+    if found != reference.run_sha256:
+        raise ArtefactError(
+            f"{path} is not the run that {bundle.path} was built from: its {RUN_FILE} has SHA-256 {found}.",
+            expected=f"{reference.run_sha256} was expected.",
+            do="Give the right one with --run, or build the bundle again.",
+        )
+    if run.info.model.name is None:
+        return None, f"The run {path} does not tell how its network is made."
+    return network_of_run(run, given=trust), None
+
+
+def _test_set(
+    fact: DataFact, input_shape: tuple[int, ...], data_dir: str | Path | None
+) -> tuple[Array, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
+    """Normalised inputs, float32 (N, *input_shape), and labels (N,), checked to be those of the run."""
+    image_size = (input_shape[1], input_shape[2]) if len(input_shape) == 3 else None
+    dataset = data.load(fact.name, None if data_dir is None else Path(data_dir), image_size=image_size)
+    found = data.test_sha256(dataset)
+    if found != fact.test_sha256:
+        raise ArtefactError(
+            f"The test data of {fact.name} are others than the run was tested on: SHA-256 {found}.",
+            expected=f"{fact.test_sha256} was expected.",
+            do="Give the folder with the original data by --data-dir.",
+        )
+    return data.normalise(dataset.x_test, fact.mean, fact.std).numpy(), dataset.y_test.numpy()
+
+
+def _golden(bundle: Bundle, name: str) -> Array:
+    try:
+        array: Array = np.load(bundle.path / name, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as cause:
+        raise ArtefactError(
+            f"{bundle.path / name} cannot be read: {cause}.",
+            expected="A NumPy array was expected.",
+            do="Rebuild it.",
+        ) from cause
+    return array
+
+
+def _batches(inputs: Array) -> Iterator[Array]:
+    for start in range(0, len(inputs), BATCH):
+        yield inputs[start : start + BATCH]
+
+
+def _onnx_logits(bundle: Bundle, inputs: Array, n_threads: int | None) -> Array:
+    with open_session(bundle.onnx_path, n_threads=n_threads) as session:
+        logits = np.concatenate([session.run(batch) for batch in _batches(inputs)])
+    return _finite(logits, f"The ONNX file {bundle.onnx_path}")
+
+
+def _torch_logits(network: nn.Module, inputs: Array) -> Array:
+    with torch.inference_mode():
+        logits = np.concatenate([network(torch.from_numpy(batch)).numpy() for batch in _batches(inputs)])
+    return _finite(logits, "The PyTorch network")
+
+
+def _finite(logits: Array, who: str) -> Array:
+    bad = ~np.isfinite(logits).all(axis=1)
+    if bad.any():
+        raise GateFailed(
+            f"{who} gives NaN or infinity for {int(bad.sum())} of {len(logits)} samples, first number {bad.argmax()}.",
+            expected="Finite logits were expected.",
+            do="Look at the weights: training may have diverged.",
+        )
+    return logits
+
+
+def _accuracy(correct: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Accuracy:
+    return Accuracy(n_correct=int(correct.sum()), n_samples=int(correct.size))
+
+
+def _parity(found: Array, wanted: Array, bundle: Bundle) -> Parity:
+    if found.shape != wanted.shape:
+        raise GateFailed(
+            f"{bundle.onnx_path} gives logits {found.shape}.", expected=f"{wanted.shape} was expected."
+        )
+    largest, outside = outside_tolerance(found, wanted, atol=bundle.info.atol, rtol=bundle.info.rtol)
+    magnitude = float(np.abs(wanted).max(initial=0.0))
+    return Parity(
+        n_samples=len(wanted),
+        max_abs_difference=largest,
+        max_relative_difference=largest / magnitude if magnitude else 0.0,
+        top1_agreement=float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean()),
+        ok=not outside,
+    )
+
+
+def _against(
+    dense: Bundle,
+    correct: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    inputs: Array,
+    labels: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+    n_threads: int | None,
+) -> AgainstDense:
+    dense_correct = _onnx_logits(dense, inputs, n_threads).argmax(axis=1) == labels
+    difference = paired_accuracy_difference(dense_correct, correct)
+    return AgainstDense(
+        path=str(dense.path),
+        onnx_sha256=sha256_file(dense.onnx_path),
+        accuracy=_accuracy(dense_correct),
+        points=difference.points,
+        low=difference.low,
+        high=difference.high,
+    )
+
+
+def check_gates(validation: Validation) -> None:
+    """Raise GateFailed, with the figures, when parity or a drop in accuracy is not within its bounds."""
+    failed = _failures(validation)
+    if failed:
+        raise GateFailed(
+            f"{validation.bundle}: {'; '.join(failed)}.",
+            expected="Every gate was expected to hold.",
+            do="Do not ship this bundle before the cause is known.",
+        )
+
+
+def _failures(validation: Validation) -> list[str]:
+    failed = []
+    for label, parity in (("the golden pair", validation.golden), ("PyTorch", validation.parity)):
+        if parity is not None and not parity.ok:
+            failed.append(
+                f"the logits differ from {label} by {parity.max_abs_difference:.3g}, more than "
+                f"{validation.atol:g} + {validation.rtol:g} * the largest logit"
+            )
+    if validation.max_drop is None:
+        return failed
+    lost = validation.drop_points
+    if lost is not None and _exceeds(lost, validation.max_drop):
+        failed.append(
+            f"accuracy is {lost:.3f} points below the recorded one, more than {validation.max_drop:g}"
+        )
+    if validation.against is not None and _exceeds(-validation.against.points, validation.max_drop):
+        failed.append(
+            f"accuracy is {-validation.against.points:.3f} points below the dense bundle's, more than "
+            f"{validation.max_drop:g} (95 % interval of sparse minus dense "
+            f"{validation.against.low:+.3f} to {validation.against.high:+.3f})"
+        )
+    return failed
+
+
+def _exceeds(lost: float, allowed: float) -> bool:
+    """Is more lost than allowed, by more than rounding of the percentages?"""
+    return lost > allowed + 1e-9
+
+
+def write_results(folder: str | Path, validation: Validation) -> Path:
+    """Write `validation.json` into a folder, made when absent; gives its path. Raises OutputError."""
+    path = Path(folder) / RESULT_FILE
+    write_json(path, asdict(validation))
+    return path

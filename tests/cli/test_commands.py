@@ -1,0 +1,166 @@
+"""Each command on a real, briefly trained network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from sparse_export.data import dataset
+from tests.cli.conftest import Call, Made
+
+QUICK = ("--batch", "1", "--rounds", "20", "--threads", "1")
+
+
+def _document(result: Result) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
+
+
+def test_build_prints_the_path_it_wrote_and_nothing_else_on_the_last_line(
+    made: Made, call: Call, tmp_path: Path
+) -> None:
+    result = call("build", made.sparse_run, "--out", tmp_path / "bundle")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "manifest.json").is_file()
+
+
+def test_build_with_json_gives_the_manifest(made: Made, call: Call, tmp_path: Path) -> None:
+    document = _document(call("build", made.sparse_run, "--out", tmp_path / "bundle", "--json"))
+    assert document["bundle"] == str(tmp_path / "bundle")
+    assert document["manifest"] == json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+
+
+def test_build_tells_an_unknown_target_the_known_ones(made: Made, call: Call, tmp_path: Path) -> None:
+    result = call("build", made.sparse_run, "--out", tmp_path / "bundle", "--target", "onx")
+    assert (result.exit_code, "Did you mean 'onnx'?" in result.stderr) == (2, True)
+
+
+def test_build_of_what_is_not_there_is_wrong_usage(call: Call, tmp_path: Path) -> None:
+    result = call("build", tmp_path / "nothing", "--json")
+    assert (result.exit_code, _document(result)["error"]["type"]) == (2, "UsageError")
+
+
+@pytest.mark.parametrize("part", ["sparse_run", "sparse", "sparse/model.onnx"])
+def test_inspect_shows_layers_of_a_run_a_bundle_and_a_graph(part: str, made: Made, call: Call) -> None:
+    name, _, below = part.partition("/")
+    path = getattr(made, name) / below
+    text = call("inspect", path)
+    assert (text.exit_code, "density" in text.stdout) == (0, True)
+    document = _document(call("inspect", path, "--json"))
+    assert (document["path"], len(document["layers"]) > 1) == (str(path), True)
+
+
+def test_inspect_of_a_run_and_its_bundle_agree_on_the_weights_kept(made: Made, call: Call) -> None:
+    run, bundle = (_document(call("inspect", path, "--json")) for path in (made.sparse_run, made.sparse))
+    assert run["n_nonzero"] == bundle["n_nonzero"]
+
+
+def test_validate_passes_a_bundle_as_it_was_built(made: Made, call: Call, tmp_path: Path) -> None:
+    result = call("validate", made.sparse, "--max-drop", "0", "--out", tmp_path, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert _document(result)["parity_ok"]
+    assert (tmp_path / "validation.json").is_file()
+
+
+def test_validate_of_a_changed_file_ends_with_six(made: Made, call: Call, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(made.sparse, bundle)
+    with (bundle / "model.onnx").open("r+b") as stream:
+        stream.seek(1000)
+        stream.write(b"\xff\x00\xff")
+    result = call("validate", bundle, "--json")
+    assert (result.exit_code, _document(result)["error"]["type"]) == (6, "ArtefactError")
+
+
+def _worse(bundle: Path, folder: Path) -> Path:
+    """The bundle with a manifest that promises more than it does."""
+    shutil.copytree(bundle, folder)
+    manifest = folder / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["accuracy"]["n_correct"] = document["accuracy"]["n_samples"]
+    manifest.write_text(json.dumps(document))
+    return folder
+
+
+def test_a_missed_gate_prints_its_document_all_the_same_and_ends_with_three(
+    made: Made, call: Call, tmp_path: Path
+) -> None:
+    bundle = _worse(made.sparse, tmp_path / "bundle")
+    result = call("validate", bundle, "--max-drop", "0", "--json")
+    assert result.exit_code == 3
+    assert _document(result)["drop_points"] > 0
+    assert result.stderr.startswith("Error: ")
+
+
+def test_compare_measures_accuracy_and_time_and_writes_what_it_prints(
+    made: Made, call: Call, tmp_path: Path
+) -> None:
+    result = call("compare", made.dense, made.sparse, *QUICK, "--out", tmp_path / "results", "--json")
+    assert result.exit_code == 0, result.stderr
+    document = _document(result)
+    assert (document["accuracy_source"], [at["batch"] for at in document["latency"]]) == ("measured", [1])
+    written = json.loads((tmp_path / "results" / "comparison.json").read_text())
+    assert {key: written[key] for key in document} == document
+
+
+def test_compare_prints_a_table_for_people(made: Made, call: Call) -> None:
+    result = call("compare", made.dense, made.sparse, *QUICK)
+    assert (result.exit_code, "as fast" in result.stdout, "rounds" in result.stderr) == (0, True, True)
+
+
+def test_a_speedup_that_is_not_reached_ends_with_four_after_the_table(made: Made, call: Call) -> None:
+    result = call("compare", made.dense, made.sparse, *QUICK, "--require-speedup", "50")
+    assert result.exit_code == 4
+    assert "as fast" in result.stdout
+    assert "Error: The speed-up is" in result.stderr
+
+
+def test_compare_falls_back_to_recorded_accuracies_aloud(made: Made, call: Call, tmp_path: Path) -> None:
+    bundles = []
+    for bundle in (made.dense, made.sparse):
+        copy = tmp_path / bundle.name
+        shutil.copytree(bundle, copy)
+        manifest = copy / "manifest.json"
+        document = json.loads(manifest.read_text())
+        document["data"]["name"] = "npz:absent.npz"
+        manifest.write_text(json.dumps(document))
+        bundles.append(copy)
+    result = call("compare", *bundles, *QUICK, "--data-dir", tmp_path, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert _document(result)["accuracy_source"] == "recorded"
+    assert "Comparing the recorded accuracies." in result.stderr
+
+
+def test_compare_refuses_another_test_set(made: Made, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparse_export import data
+
+    load = data.load
+
+    def other(*words: Any, **options: Any) -> dataset.DataSet:
+        found = load(*words, **options)
+        found.y_test[0] = (found.y_test[0] + 1) % found.n_classes
+        return found
+
+    monkeypatch.setattr(data, "load", other)
+    result = call("compare", made.dense, made.sparse, *QUICK)
+    assert (result.exit_code, "SHA-256 differs" in result.stderr) == (6, True)
+
+
+@pytest.mark.parametrize("sizes", ["1;2", "one", "", "0", "2,2"])
+def test_compare_refuses_batch_sizes_without_meaning(sizes: str, made: Made, call: Call) -> None:
+    result = call("compare", made.dense, made.sparse, "--batch", sizes)
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_compare_finds_out_that_it_cannot_write_before_it_measures(
+    made: Made, call: Call, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = call("compare", made.dense, made.sparse, "--out", tmp_path / "file")
+    assert (result.exit_code, "Cannot write" in result.stderr, "rounds" in result.stderr) == (1, True, False)

@@ -1,0 +1,1 @@
+"""Tests of the ONNX export and of what is read off a graph."""

@@ -1,0 +1,444 @@
+"""The exported graph is the network, with every masked weight +0.0."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from sparse_export import models
+from sparse_export.errors import GateFailed, UsageError
+from sparse_export.graph import export
+from sparse_export.graph.export import onnx_from_module
+from tests.making_runs import network_and_masks, stir_batch_norm
+
+Array = np.ndarray[Any, Any]
+
+
+def random_masks(module: nn.Module, density: float = 0.4) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: torch.rand(parameter.shape, generator=generator) < density
+        for name, parameter in module.named_parameters()
+        if parameter.dim() > 1
+    }
+
+
+def masked(module: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
+    with torch.no_grad():
+        for name, mask in masks.items():
+            module.get_parameter(name).mul_(mask)
+    return module.eval()
+
+
+def run(model: onnx.ModelProto, x: Array) -> Array:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: Array = session.run(["logits"], {"input": x})[0]
+    return found
+
+
+def assert_same_output(
+    model: onnx.ModelProto, module: nn.Module, shape: tuple[int, ...], batch: int = 3
+) -> None:
+    x = np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)
+    with torch.no_grad():
+        wanted = module.eval()(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(run(model, x), wanted, rtol=1e-4, atol=1e-4 * max(1.0, np.abs(wanted).max()))
+
+
+def weights(model: onnx.ModelProto) -> dict[str, Array]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[nn.Module, dict[str, Tensor], onnx.ModelProto]:
+    module, masks = network_and_masks()
+    return module, masks, onnx_from_module(module, (1, 8, 8), masks=masks)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_the_graph_gives_the_networks_logits_for_any_batch(digits: Any, batch: int) -> None:
+    module, _, model = digits
+    assert_same_output(model, module, (1, 8, 8), batch)
+
+
+def test_the_interface_and_versions_are_pinned(digits: Any) -> None:
+    model = digits[2]
+    assert [value.name for value in model.graph.input] == ["input"]
+    assert [value.name for value in model.graph.output] == ["logits"]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
+    assert model.ir_version == 10
+    assert model.producer_name == "sparse-export"
+
+
+def test_the_input_shape_is_known_everywhere_in_the_graph(digits: Any) -> None:
+    known = {value.name for value in digits[2].graph.value_info}
+    made = {name for node in digits[2].graph.node for name in node.output} - {"logits"}
+    assert made <= known
+
+
+def test_batch_norm_is_folded_away(digits: Any) -> None:
+    assert {node.op_type for node in digits[2].graph.node} == {"Conv", "Relu", "MaxPool", "Reshape", "Gemm"}
+
+
+def test_masked_weights_are_positive_zero_and_kept_ones_are_not_zero(digits: Any) -> None:
+    _, masks, model = digits
+    found = weights(model)
+    assert len(masks) == 5
+    for name, mask in masks.items():
+        bits = found[name].view(np.uint32)
+        assert (bits[~mask.numpy()] == 0).all()
+        assert (bits[mask.numpy()] & 0x7FFFFFFF != 0).all()
+
+
+def test_a_negative_batch_norm_scale_leaves_no_negative_zero_anywhere(digits: Any) -> None:
+    module, _, model = digits
+    assert (module.bn1.weight < 0).any()
+    for values in weights(model).values():
+        if values.dtype == np.float32:
+            assert not ((values == 0) & np.signbit(values)).any()
+
+
+def test_negative_zeros_of_the_network_become_positive() -> None:
+    module = models.create("lenet300-100")
+    with torch.no_grad():
+        module.get_parameter("fc3.weight").fill_(-0.0)
+    model = onnx_from_module(module, (1, 28, 28), masks={})
+    assert (weights(model)["fc3.weight"].view(np.uint32) == 0).all()
+
+
+def test_masks_are_applied_to_weights_that_are_not_zero_yet() -> None:
+    torch.manual_seed(0)
+    module = models.create("lenet300-100")
+    masks = random_masks(module)
+    model = onnx_from_module(module, (1, 28, 28), masks=masks)
+    assert np.count_nonzero(weights(model)["fc1.weight"]) == int(masks["fc1.weight"].sum())
+    assert_same_output(model, masked(module, masks), (1, 28, 28))
+
+
+def test_the_network_itself_is_not_changed() -> None:
+    module, masks = network_and_masks()
+    module.train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    parts = {name: type(part) for name, part in module.named_modules()}
+    onnx_from_module(module, (1, 8, 8), masks={name: mask & False for name, mask in masks.items()})
+    assert module.training
+    assert parts == {name: type(part) for name, part in module.named_modules()}
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_exporting_twice_gives_the_same_bytes(digits: Any) -> None:
+    module, masks, model = digits
+    again = onnx_from_module(module, (1, 8, 8), masks=masks)
+    assert again.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+
+
+_IN_ANOTHER_PROCESS = """
+import hashlib
+from sparse_export.graph.export import onnx_from_module
+from tests.making_runs import network_and_masks
+module, masks = network_and_masks()
+content = onnx_from_module(module, (1, 8, 8), masks=masks).SerializeToString(deterministic=True)
+print(hashlib.sha256(content).hexdigest())
+"""
+
+
+def test_another_process_gives_the_same_bytes(digits: Any) -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_ANOTHER_PROCESS], cwd=root, check=True, capture_output=True, text=True
+    )
+    here = hashlib.sha256(digits[2].SerializeToString(deterministic=True)).hexdigest()
+    assert done.stdout == f"{here}\n"
+
+
+def test_the_graph_tells_nothing_of_the_users_folders(digits: Any) -> None:
+    content = digits[2].SerializeToString()
+    assert str(Path(__file__).parents[2]).encode() not in content
+    assert b".py" not in content
+    assert {entry.key for entry in digits[2].metadata_props} == {"producer", "producer_version"}
+
+
+def test_exporting_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    onnx_from_module(models.create("lenet300-100"), (1, 28, 28), masks={})
+    assert capfd.readouterr() == ("", "")
+
+
+class Sequence(nn.Module):
+    """Linear layers on (batch, steps, features): stored transposed in the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(6, 6)
+        self.plain = nn.Linear(6, 6, bias=False)
+        self.own = nn.Parameter(torch.randn(6, 6))
+        self.other = nn.Parameter(torch.randn(6, 6))
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.plain(torch.relu(self.wide(x)))
+        x = nn.functional.linear(nn.functional.linear(x, self.own), self.other)
+        return self.head(x.mean(1))
+
+
+class Tied(nn.Module):
+    """Two linear layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+class Branching(nn.Module):
+    """Cannot be traced by torch.fx, so that folding is left to the exporter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 2:
+            raise ValueError("two channels, please")
+        return self.norm(self.conv(x)).mean((2, 3))
+
+
+class TwiceUsed(nn.Module):
+    """The convolution's output is also used without batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return (self.norm(y) + y).mean((2, 3))
+
+
+class SharedWeight(nn.Module):
+    """Two convolutions with one weight, the first followed by batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 2, 3)
+        self.norm = nn.BatchNorm2d(2)
+        self.second = nn.Conv2d(2, 2, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.norm(self.first(x))).mean((2, 3))
+
+
+class StepNorm(nn.Module):
+    """Batch norm over the steps of a sequence, which is not the axis of the linear layer's outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 5)
+        self.norm = nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.linear(x)).mean(1)
+
+
+class Upward(nn.Module):
+    """A transposed convolution with groups, and one without, each with batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(4, 6, 3, groups=2)
+        self.norm = nn.BatchNorm2d(6)
+        self.more = nn.ConvTranspose2d(6, 4, 2)
+        self.more_norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.more_norm(self.more(self.norm(self.up(x)))).mean((2, 3))
+
+
+class LinearNorm(nn.Module):
+    """Linear layers with batch norm, on (batch, features)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.linear(x))))
+
+
+_NETWORKS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
+    (Sequence, (5, 6)),
+    (Tied, (6,)),
+    (Branching, (2, 6, 6)),
+    (TwiceUsed, (2, 6, 6)),
+    (SharedWeight, (2, 8, 8)),
+    (StepNorm, (5, 6)),
+    (Upward, (4, 3, 3)),
+    (LinearNorm, (6,)),
+]
+
+
+@pytest.mark.parametrize(("make", "shape"), _NETWORKS)
+def test_networks_of_other_shapes_keep_their_function_and_zeros(
+    make: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(2)
+    module = make().eval()
+    stir_batch_norm(module)
+    masks = random_masks(module)
+    model = onnx_from_module(module, shape, masks=masks)
+    assert_same_output(model, masked(module, masks), shape)
+    n_masked = sum(int((~mask).sum()) for mask in masks.values())
+    stored = [values for values in weights(model).values() if values.ndim > 1 and values.dtype == np.float32]
+    assert sum(int((values.view(np.uint32) == 0).sum()) for values in stored) == n_masked
+
+
+def test_a_channel_that_batch_norm_scales_by_zero_may_vanish() -> None:
+    module, masks = network_and_masks()
+    with torch.no_grad():
+        module.get_parameter("bn2.weight")[3] = 0.0
+    model = onnx_from_module(module, (1, 8, 8), masks=masks)
+    assert not weights(model)["conv2.weight"][3].any()
+    assert weights(model)["conv2.weight"][2].any()
+
+
+def test_a_kept_weight_that_is_zero_in_the_network_is_allowed() -> None:
+    module, masks = network_and_masks()
+    with torch.no_grad():
+        module.get_parameter("fc1.weight")[masks["fc1.weight"]] = 0.0
+    model = onnx_from_module(module, (1, 8, 8), masks=masks)
+    assert not weights(model)["fc1.weight"].any()
+
+
+def _spoilt(monkeypatch: pytest.MonkeyPatch, change: Callable[[Array], None]) -> None:
+    """Let the exporter's graph have another fc1.weight than the network."""
+    genuine = export._exported
+
+    def exported(network: nn.Module, sample: Tensor) -> onnx.ModelProto:
+        model = genuine(network, sample)
+        for tensor in model.graph.initializer:
+            if tensor.name == "fc1.weight":
+                values = numpy_helper.to_array(tensor).copy()
+                change(values)
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        return model
+
+    monkeypatch.setattr(export, "_exported", exported)
+
+
+def test_a_masked_weight_that_came_back_fails_the_gate_and_names_the_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, masks = network_and_masks()
+    where = tuple((~masks["fc1.weight"]).nonzero()[0].tolist())
+    _spoilt(monkeypatch, lambda values: values.__setitem__(where, 1e-30))
+    with pytest.raises(GateFailed, match=r"1 masked weights of fc1\.weight"):
+        onnx_from_module(module, (1, 8, 8), masks=masks)
+
+
+def test_a_kept_weight_that_was_lost_fails_the_gate_and_names_the_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, masks = network_and_masks()
+    where = tuple(masks["fc1.weight"].nonzero()[0].tolist())
+    _spoilt(monkeypatch, lambda values: values.__setitem__(where, 0.0))
+    with pytest.raises(GateFailed, match=r"1 kept weights of fc1\.weight"):
+        onnx_from_module(module, (1, 8, 8), masks=masks)
+
+
+class Unused(nn.Module):
+    """Has a weight that the output does not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = nn.Linear(6, 4)
+        self.unused = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+def test_a_masked_weight_that_the_graph_does_not_have_fails_the_gate() -> None:
+    module = Unused()
+    with pytest.raises(GateFailed, match=r"unused\.weight is not the weight of"):
+        onnx_from_module(module, (6,), masks={"unused.weight": torch.ones(4, 6, dtype=torch.bool)})
+
+
+def test_a_mask_for_an_unknown_parameter_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"a mask for 'fc9\.weight'"):
+        onnx_from_module(models.create("lenet5"), (1, 28, 28), masks={"fc9.weight": torch.ones(1)})
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"fc2\.weight has shape \(1,\)"):
+        onnx_from_module(models.create("lenet5"), (1, 28, 28), masks={"fc2.weight": torch.ones(1)})
+
+
+def test_a_network_in_half_precision_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"fc1\.weight is torch\.float16"):
+        onnx_from_module(models.create("lenet300-100").half(), (1, 28, 28), masks={})
+
+
+def test_weights_beyond_two_gigabytes_are_refused_before_anything_is_copied() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    module.weight = nn.Parameter(torch.zeros(1).expand(30_000, 20_000))
+    with pytest.raises(UsageError, match=r"take 2,400,000,000 bytes"):
+        onnx_from_module(module, (20_000,), masks={})
+
+
+class DataDependent(nn.Module):
+    """Chooses by a value, which a graph cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) if x.sum() > 0 else -self.linear(x)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_network_that_cannot_be_traced_is_told_in_one_line() -> None:
+    with pytest.raises(UsageError, match="The network DataDependent cannot be exported") as caught:
+        onnx_from_module(DataDependent(), (6,), masks={})
+    assert "\n" not in caught.value.what
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear(x), x
+
+
+def test_a_network_with_two_outputs_is_refused() -> None:
+    with pytest.raises(UsageError, match="TwoOutputs"):
+        onnx_from_module(TwoOutputs(), (6,), masks={})
+
+
+def test_a_wrong_input_shape_is_refused() -> None:
+    with pytest.raises(UsageError, match="LeNet5 cannot be exported"):
+        onnx_from_module(models.create("lenet5"), (1, 8, 8), masks={})

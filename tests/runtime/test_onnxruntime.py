@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError
+from sparse_export.runtime import Session
+from sparse_export.runtime.onnxruntime import open_session
+
+WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+
+def _save(path: Path, *, batch: int | str = "batch", n_outputs: int = 1) -> Path:
+    nodes = [helper.make_node("Gemm", ["x", "w"], [f"y{i}"]) for i in range(n_outputs)]
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 4])],
+        [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [batch, 3]) for i in range(n_outputs)],
+        [numpy_helper.from_array(WEIGHT, "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+@pytest.fixture
+def model_path(tmp_path: Path) -> Path:
+    return _save(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("n_threads", [None, 1, 2])
+def test_a_session_computes_what_the_file_says(model_path: Path, n_threads: int | None) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 4), dtype=np.float32)
+    with open_session(model_path, n_threads=n_threads) as session:
+        assert session.name == "onnxruntime-cpu"
+        np.testing.assert_allclose(session.run(x), x @ WEIGHT, rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_is_printed(model_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with open_session(model_path) as session:
+        session.run(np.zeros((1, 4), dtype=np.float32))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.zeros((2, 5), dtype=np.float32),
+        np.zeros(4, dtype=np.float32),
+        np.zeros((2, 4), dtype=np.float64),
+    ],
+)
+def test_an_input_that_does_not_fit_is_refused_with_both_shapes(model_path: Path, x: np.ndarray) -> None:
+    with open_session(model_path) as session, pytest.raises(UsageError) as caught:
+        session.run(x)
+    assert f"{x.dtype} of shape {x.shape}" in str(caught.value)
+    assert "float32 of shape (any, 4)" in str(caught.value)
+
+
+def test_a_fixed_batch_takes_that_batch_only(tmp_path: Path) -> None:
+    with open_session(_save(tmp_path / "fixed.onnx", batch=2)) as session:
+        assert session.run(np.ones((2, 4), dtype=np.float32)).shape == (2, 3)
+        with pytest.raises(UsageError, match=r"\(2, 4\) was expected"):
+            session.run(np.ones((3, 4), dtype=np.float32))
+
+
+def test_a_closed_session_does_not_run(model_path: Path) -> None:
+    session: Session = open_session(model_path)
+    session.close()
+    session.close()
+    with pytest.raises(UsageError, match="closed"):
+        session.run(np.zeros((1, 4), dtype=np.float32))
+
+
+@pytest.mark.parametrize("content", [b"", b"not an onnx file" * 9])
+def test_a_file_that_is_not_onnx_is_an_artefact_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ArtefactError, match=r"broken\.onnx"):
+        open_session(path)
+
+
+def test_a_truncated_file_is_an_artefact_error(model_path: Path) -> None:
+    model_path.write_bytes(model_path.read_bytes()[:-20])
+    with pytest.raises(ArtefactError, match="cannot load"):
+        open_session(model_path)
+
+
+def test_a_file_with_two_outputs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="2 outputs"):
+        open_session(_save(tmp_path / "two.onnx", n_outputs=2))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"absent\.onnx is not a file"):
+        open_session(tmp_path / "absent.onnx")
+
+
+def test_an_unknown_provider_gets_the_nearest_known_one(model_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'cuda'"):
+        open_session(model_path, provider="cudda")
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine may run on cuda")
+def test_a_provider_that_does_not_work_here_is_never_replaced_by_another(model_path: Path) -> None:
+    with pytest.raises(MissingCapability, match="cannot run on 'cuda' here"):
+        open_session(model_path, provider="cuda")
+
+
+@pytest.mark.parametrize("n_threads", [0, -1])
+def test_fewer_than_one_thread_is_refused(model_path: Path, n_threads: int) -> None:
+    with pytest.raises(UsageError, match=f"{n_threads} threads"):
+        open_session(model_path, n_threads=n_threads)

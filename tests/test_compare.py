@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from sparse_export.artefact import (
+    Accuracy,
+    BundleInfo,
+    DataFact,
+    LayerFact,
+    ModelFact,
+    RunReference,
+    file_facts,
+    library_versions,
+    now,
+    open_bundle,
+    save_bundle_info,
+)
+from sparse_export.compare import check_gates, compare, judge, write_results
+from sparse_export.errors import ArtefactError, GateFailed, SpeedupNotReached, UsageError
+from sparse_export.measure.statistics import Ratio
+
+DATA = DataFact(
+    name="digits", mean=(0.0,), std=(1.0,), n_train=8, n_validation=4, n_test=4, test_sha256="ab" * 32
+)
+QUICK: dict[str, Any] = {
+    "batches": (1,),
+    "rounds": 20,
+    "block_s": 0.001,
+    "warmup_limit_s": 0.05,
+    "n_threads": 1,
+}
+MakeBundle = Callable[..., Path]
+
+
+def _identity_with_noise(n: int, density: float) -> np.ndarray:
+    """A weight (n, n) whose largest logit is at the largest input, mostly."""
+    rng = np.random.default_rng(0)
+    kept = rng.random((n, n)) < density
+    weight: np.ndarray = np.eye(n) + 0.01 * rng.standard_normal((n, n)) * kept
+    return weight.astype(np.float32)
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> MakeBundle:
+    def make(
+        name: str,
+        weights: list[np.ndarray],
+        *,
+        accuracy: Accuracy | None = None,
+        data: DataFact | None = DATA,
+    ) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        names = [*(f"h{i}" for i in range(len(weights))), "logits"]
+        names[0] = "x"
+        graph = helper.make_graph(
+            [helper.make_node("Gemm", [names[i], f"w{i}"], [names[i + 1]]) for i in range(len(weights))],
+            "stack",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", len(weights[0])])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", weights[-1].shape[1]])],
+            [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        onnx.save(model, folder / "model.onnx")
+        total, nonzero = sum(w.size for w in weights), sum(int(np.count_nonzero(w)) for w in weights)
+        info = BundleInfo(
+            method="test",
+            model=ModelFact(name="stack", input_shape=(len(weights[0]),), n_classes=weights[-1].shape[1]),
+            data=data,
+            run=RunReference(path="runs/none", run_sha256="00" * 32),
+            precision="fp32",
+            targets=("onnx",),
+            opset=20,
+            ir_version=10,
+            input_name="x",
+            output_name="logits",
+            density=nonzero / total,
+            layers=tuple(
+                LayerFact(
+                    name=f"w{i}",
+                    shape=w.shape,
+                    n_weights=w.size,
+                    n_active=int(np.count_nonzero(w)),
+                    masked=True,
+                )
+                for i, w in enumerate(weights)
+            ),
+            n_parameters=total,
+            n_nonzero=nonzero,
+            macs=total,
+            nonzero_macs=nonzero,
+            accuracy=accuracy,
+            atol=1e-4,
+            rtol=1e-3,
+            versions=library_versions(),
+            command=("test",),
+            created=now(),
+            files=file_facts(folder, ["model.onnx"]),
+        )
+        save_bundle_info(folder, info)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def pair(make_bundle: MakeBundle) -> tuple[Path, Path]:
+    """The same shapes, dense and with nine of ten weights zero."""
+    return (
+        make_bundle("dense", [_identity_with_noise(16, 1.0)], accuracy=Accuracy(n_correct=98, n_samples=100)),
+        make_bundle(
+            "sparse", [_identity_with_noise(16, 0.1)], accuracy=Accuracy(n_correct=97, n_samples=100)
+        ),
+    )
+
+
+def _samples(n: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(1).standard_normal((n, 16), dtype=np.float32)
+    return x, x.argmax(axis=1)
+
+
+def test_a_comparison_reports_both_sides_as_their_manifests_and_files_say(pair: tuple[Path, Path]) -> None:
+    dense, sparse = pair
+    found = compare(open_bundle(dense), sparse, **QUICK)
+    assert (found.dense.n_nonzero, found.sparse.n_nonzero) == (256, open_bundle(sparse).info.n_nonzero)
+    assert found.dense.size_bytes == (dense / "model.onnx").stat().st_size
+    assert found.sparse.density < 0.3 < found.dense.density == 1.0
+    assert (found.sparse.macs, found.sparse.nonzero_macs) == (256, found.sparse.n_nonzero)
+    assert (found.runtime, found.n_threads) == ("onnxruntime-cpu", 1)
+
+
+def test_recorded_accuracies_are_called_recorded(pair: tuple[Path, Path]) -> None:
+    found = compare(*pair, **QUICK)
+    assert found.accuracy_source == "recorded"
+    assert found.difference is None
+    assert found.accuracy_drop_points == pytest.approx(1.0)
+    assert "as recorded when the bundles were built" in " ".join(str(found).split())
+    assert "-1.00 points" in str(found)
+
+
+def test_accuracy_on_samples_is_measured_on_the_files(pair: tuple[Path, Path]) -> None:
+    x, y = _samples()
+    found = compare(*pair, samples=(x, y), **QUICK)
+    weights = [
+        numpy_helper.to_array(onnx.load(folder / "model.onnx").graph.initializer[0]).astype(np.float64)
+        for folder in pair
+    ]
+    dense_right, sparse_right = ((x @ weight).argmax(axis=1) == y for weight in weights)
+    assert found.accuracy_source == "measured"
+    assert found.dense.accuracy == Accuracy(n_correct=int(dense_right.sum()), n_samples=300)
+    assert found.sparse.accuracy == Accuracy(n_correct=int(sparse_right.sum()), n_samples=300)
+    assert found.difference is not None
+    assert found.difference.n_only_a == int((dense_right & ~sparse_right).sum())
+    assert found.difference.low <= found.difference.points <= found.difference.high
+
+
+def test_a_comparison_without_any_accuracy_says_so(make_bundle: MakeBundle) -> None:
+    bundles = [make_bundle(name, [_identity_with_noise(8, 1.0)], data=None) for name in ("a", "b")]
+    found = compare(*bundles, **QUICK)
+    assert found.accuracy_source is None
+    assert "Accuracy: not known for both bundles." in str(found)
+
+
+def test_less_work_in_other_shapes_is_a_speed_up(make_bundle: MakeBundle) -> None:
+    dense = make_bundle("dense", [_identity_with_noise(512, 1.0) for _ in range(3)])
+    sparse = make_bundle("sparse", [_identity_with_noise(512, 0.5)])
+    found = compare(dense, sparse, **{**QUICK, "batches": (16,)}, require_speedup=1.2)
+    at = found.latency[0]
+    assert at.outcome == "speed-up"
+    assert at.ratio.low > max(1.2, at.floor)
+    assert at.verdict.startswith("Batch 16: speed-up of ")
+    assert "same shapes" not in at.verdict
+    check_gates(found)
+
+
+def test_more_work_is_called_a_slow_down(make_bundle: MakeBundle) -> None:
+    dense = make_bundle("dense", [_identity_with_noise(512, 1.0)])
+    sparse = make_bundle("sparse", [_identity_with_noise(512, 0.5) for _ in range(3)])
+    at = compare(dense, sparse, **{**QUICK, "batches": (16,)}).latency[0]
+    assert at.outcome == "slow-down"
+    assert at.verdict.startswith("Batch 16: slow-down, sparse takes ")
+    assert "differ in shape" in at.verdict
+
+
+def _ratio(low: float, estimate: float, high: float) -> Ratio:
+    return Ratio(estimate=estimate, low=low, high=high, n_rounds=24, n_outliers=0, autocorrelation=0.0)
+
+
+def _judge(ratio: Ratio, control: Ratio, **facts: bool) -> tuple[str, str]:
+    facts = {"same_shapes": True, "has_zeros": True, "steady": True, **facts}
+    return judge(batch=1, ratio=ratio, control=control, **facts)
+
+
+def test_zeros_in_a_dense_graph_are_no_speed_up_and_the_verdict_says_why() -> None:
+    outcome, verdict = _judge(_ratio(0.99, 1.0, 1.01), _ratio(0.99, 1.0, 1.02))
+    assert outcome == "no difference"
+    assert verdict.startswith("Batch 1: no speed-up; dense / sparse is 1.000 [0.990, 1.010]")
+    assert "two copies of the dense file differ here by up to 2.0 %" in verdict
+    assert "do not make onnxruntime faster" in verdict
+
+
+@pytest.mark.parametrize("control", [_ratio(0.99, 1.03, 1.06), _ratio(0.94, 0.97, 1.01)])
+def test_an_interval_above_one_is_no_speed_up_when_the_control_reaches_as_far(control: Ratio) -> None:
+    assert _judge(_ratio(1.02, 1.05, 1.08), control)[0] == "no difference"
+    assert _judge(_ratio(0.93, 0.95, 0.98), control)[0] == "no difference"
+    assert _judge(_ratio(1.08, 1.10, 1.12), control)[0] == "speed-up"
+    assert _judge(_ratio(0.88, 0.90, 0.92), control)[0] == "slow-down"
+
+
+def test_a_speed_up_of_equal_shapes_is_not_credited_to_zeros() -> None:
+    outcome, verdict = _judge(_ratio(1.1, 1.2, 1.3), _ratio(0.99, 1.0, 1.01))
+    assert outcome == "speed-up"
+    assert "speed-up of 1.200x [1.100, 1.300]" in verdict
+    assert "does not come from skipped zeros" in verdict
+
+
+def test_a_slow_down_is_told_as_how_much_longer_sparse_takes() -> None:
+    outcome, verdict = _judge(_ratio(0.4, 0.5, 0.8), _ratio(0.99, 1.0, 1.01))
+    assert outcome == "slow-down"
+    assert "sparse takes 2.000x as long [1.250, 2.500]" in verdict
+
+
+def test_a_control_that_misses_one_is_told() -> None:
+    assert "control itself misses 1" in _judge(_ratio(1.1, 1.2, 1.3), _ratio(1.01, 1.02, 1.03))[1]
+    assert "control itself" not in _judge(_ratio(1.1, 1.2, 1.3), _ratio(0.99, 1.0, 1.01))[1]
+
+
+def test_a_verdict_on_restless_times_says_so() -> None:
+    times = _ratio(1.1, 1.2, 1.3), _ratio(0.99, 1.0, 1.01)
+    assert "repeat on a quiet machine" in _judge(*times, steady=False)[1]
+    assert "repeat on a quiet machine" not in _judge(*times)[1]
+
+
+def test_a_speed_up_below_the_required_one_fails(make_bundle: MakeBundle) -> None:
+    dense = make_bundle("dense", [_identity_with_noise(512, 1.0) for _ in range(3)])
+    sparse = make_bundle("sparse", [_identity_with_noise(512, 0.5)])
+    found = compare(dense, sparse, **{**QUICK, "batches": (16,)}, require_speedup=50.0)
+    with pytest.raises(SpeedupNotReached, match=r"x \[.*\] at batch 16\. At least 50x") as caught:
+        check_gates(found)
+    assert f"{found.latency[0].ratio.estimate:.3f}x" in str(caught.value)
+    assert "FAILED: The speed-up is" in str(found)
+
+
+@pytest.mark.parametrize(("max_drop", "fails"), [(0.5, True), (1.0, False), (None, False)])
+def test_the_accuracy_gate_fails_only_below_the_allowed_drop(
+    pair: tuple[Path, Path], max_drop: float | None, fails: bool
+) -> None:
+    found = compare(*pair, **QUICK, max_drop=max_drop)
+    assert (found.gate_failed is not None) == fails
+    if fails:
+        with pytest.raises(GateFailed, match=r"97\.00 % is 1\.00 percentage points below .* 98\.00 %"):
+            check_gates(found)
+    else:
+        check_gates(found)
+
+
+def test_a_sparse_bundle_that_is_better_passes_a_drop_of_zero(pair: tuple[Path, Path]) -> None:
+    dense, sparse = pair
+    check_gates(compare(sparse, dense, **QUICK, max_drop=0.0))
+
+
+def test_an_accuracy_gate_without_any_accuracy_is_refused(make_bundle: MakeBundle) -> None:
+    bundles = [make_bundle(name, [_identity_with_noise(8, 1.0)]) for name in ("a", "b")]
+    with pytest.raises(UsageError, match="no accuracy is known"):
+        compare(*bundles, **QUICK, max_drop=1.0)
+
+
+def test_bundles_of_another_input_shape_or_other_data_are_refused(make_bundle: MakeBundle) -> None:
+    here = make_bundle("here", [_identity_with_noise(8, 1.0)])
+    wider = make_bundle("wider", [_identity_with_noise(9, 1.0)])
+    elsewhere = make_bundle(
+        "elsewhere", [_identity_with_noise(8, 1.0)], data=replace(DATA, test_sha256="cd" * 32)
+    )
+    with pytest.raises(UsageError, match=r"different input shapes: \(8,\) and \(9,\)"):
+        compare(here, wider, **QUICK)
+    with pytest.raises(UsageError, match=r"different data: .*abab.*cdcd"):
+        compare(here, elsewhere, **QUICK)
+
+
+def test_a_test_set_of_another_shape_is_refused(pair: tuple[Path, Path]) -> None:
+    x, y = _samples()
+    with pytest.raises(UsageError, match=r"inputs of shape \(300, 15\) and labels of shape \(300,\)"):
+        compare(*pair, samples=(x[:, :15], y), **QUICK)
+
+
+def test_a_changed_file_is_noticed_before_anything_runs(pair: tuple[Path, Path]) -> None:
+    dense, sparse = pair
+    content = bytearray((sparse / "model.onnx").read_bytes())
+    content[-1] ^= 1
+    (sparse / "model.onnx").write_bytes(content)
+    with pytest.raises(ArtefactError, match="SHA-256 differs"):
+        compare(dense, sparse, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"batches": ()}, r"batch sizes are \(\)"),
+        ({"batches": (0,)}, r"batch sizes are \(0,\)"),
+        ({"batches": (4, 4)}, r"batch sizes are \(4, 4\)"),
+        ({"rounds": 5}, "5 rounds"),
+        ({"max_drop": -0.1}, "-0.1 points"),
+        ({"require_speedup": 0.5}, "speed-up is 0.5"),
+    ],
+)
+def test_an_option_without_meaning_is_named(
+    pair: tuple[Path, Path], options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UsageError, match=named):
+        compare(*pair, **{**QUICK, **options})
+
+
+def test_the_table_fits_a_terminal_and_names_its_conditions(pair: tuple[Path, Path]) -> None:
+    found = compare(*pair, **{**QUICK, "batches": (1, 4)}, samples=_samples())
+    lines = str(found).splitlines()
+    shown = [line for line in lines if not line.startswith(("dense ", "sparse "))]
+    assert max(map(len, shown)) <= 100
+    text = "\n".join(lines)
+    for expected in (
+        "batch 1, median ms",
+        "batch 4, median ms",
+        "dense twice",
+        "20 interleaved rounds",
+        "threads: 1",
+    ):
+        assert expected in text
+
+
+def test_results_hold_raw_samples_machine_and_versions(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    found = compare(*pair, **QUICK)
+    path = write_results(tmp_path / "results", found)
+    document = json.loads(path.read_text())
+    assert path.name == "comparison.json"
+    assert document["kind"] == "comparison"
+    latency = document["latency"][0]
+    for name in ("dense", "dense_again", "sparse"):
+        assert len(latency[name]["samples_ms"]) == len(latency[name]["block_median_ms"]) == 20
+    assert latency["ratio"]["n_rounds"] == 20
+    assert document["machine"]["n_cores_usable"] >= 1
+    assert "numpy" in document["versions"]
+
+
+def test_progress_names_each_step(pair: tuple[Path, Path]) -> None:
+    lines: list[str] = []
+    compare(*pair, **{**QUICK, "batches": (1, 2)}, samples=_samples(), on_progress=lines.append)
+    assert lines == [
+        "accuracy on 300 samples",
+        "latency at batch 1, 20 rounds",
+        "latency at batch 2, 20 rounds",
+    ]

@@ -1,0 +1,321 @@
+"""Our own training loop, and what it leaves on disk, whatever happens to it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import sparse_export as se
+from sparse_export import artefact, files, models
+from sparse_export.errors import ArtefactError, Interrupted, OutputError, TrainingDiverged, UsageError
+from sparse_export.train import checkpoint
+from sparse_export.train.loop import SilentObserver, train
+from sparse_export.train.metrics import MetricsLog
+from sparse_export.train.recipe import Recipe, load_recipe
+
+EPOCHS = 3
+
+
+def small(**changes: Any) -> Recipe:
+    return load_recipe("digits", changes={"epochs": EPOCHS, **changes})
+
+
+def outcome(run: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
+    """Weights, masks and metrics of a run, without the wall time."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["seconds"]
+    return (run / "model.safetensors").read_bytes(), (run / "masks.safetensors").read_bytes(), lines
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    train(small(), run, device="cpu")
+    return run
+
+
+def test_a_run_says_what_it_is_and_its_files_agree(unbroken: Path) -> None:
+    run = se.open_run(unbroken)
+    info = run.info
+    masks = load_file(unbroken / "masks.safetensors")
+    weights = load_file(unbroken / "model.safetensors")
+    assert info.n_active == sum(int(mask.sum()) for mask in masks.values()) == round(0.2 * info.n_masked)
+    assert {fact.name: fact.n_active for fact in info.layers} == {k: int(m.sum()) for k, m in masks.items()}
+    for name, mask in masks.items():
+        assert not weights[name][~mask].view(torch.int32).any()
+    assert info.data is not None
+    assert (info.data.n_train, info.data.n_validation, info.data.n_test) == (1257, 140, 400)
+    assert info.test is not None
+    assert info.test.n_samples == 400
+    assert info.test.percent > 60  # three epochs; chance is 10
+    assert (info.n_threads, info.epochs, info.n_steps) == (1, EPOCHS, EPOCHS * (1257 // 64))
+    assert json.loads((unbroken / "run.json").read_text())["recipe"]["sparsity"]["density"] == 0.2
+
+
+def test_metrics_hold_a_line_an_epoch_and_no_update_after_the_last(unbroken: Path) -> None:
+    lines = outcome(unbroken)[2]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert [line["prune_rate"] is None for line in lines] == [False, False, True]
+    assert all(0 < line["flip_rate"] < 0.5 for line in lines[:2])
+    assert lines[0]["train_loss"] > lines[2]["train_loss"]
+    assert all(line["density"] == pytest.approx(0.2, abs=1e-4) for line in lines)
+    assert list((unbroken / "tensorboard").glob("events.out.*"))
+
+
+def test_the_same_recipe_gives_the_same_bytes(unbroken: Path, tmp_path: Path) -> None:
+    train(small(), tmp_path / "again", device="cpu")
+    assert outcome(tmp_path / "again") == outcome(unbroken)
+
+
+def test_the_dense_twin_has_no_masks_and_the_same_start(tmp_path: Path) -> None:
+    run = train(small(dense=True), tmp_path / "dense", device="cpu")
+    assert load_file(tmp_path / "dense" / "masks.safetensors") == {}
+    assert (run.info.method, run.info.density, run.info.n_active) == ("dense", 1.0, run.info.n_masked)
+
+
+class KillAtStep(SilentObserver):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def stepped(self, step: int, loss: torch.Tensor) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def after_calls(
+    n_calls: int, function: Callable[..., Any], then: Callable[..., Any] = die
+) -> Callable[..., Any]:
+    """`function`, which at its n-th call is replaced by `then`."""
+    done = 0
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        nonlocal done
+        done += 1
+        return then(*arguments, **named) if done == n_calls else function(*arguments, **named)
+
+    return counted
+
+
+def write_half_and_die(path: Path, content: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with path.with_name(f".{path.name}.1.tmp").open("wb") as stream:
+        stream.write(content[: len(content) // 2])
+        stream.flush()
+        os.fsync(stream.fileno())
+    die()
+
+
+def killed_run(out: str, moment: str) -> None:
+    """Runs in a child process and is killed, for good, at the named moment."""
+    observer = SilentObserver()
+    patch = pytest.MonkeyPatch()
+    patch.setattr(MetricsLog, "__exit__", lambda *_: None)  # nothing tidies up after a kill
+    if moment.startswith("step"):
+        observer = KillAtStep(int(moment.removeprefix("step ")))
+    elif moment == "metrics written, state not":
+        patch.setattr("sparse_export.train.loop.save_state", after_calls(2, checkpoint.save_state))
+    elif moment == "half of a state written":
+        patch.setattr(checkpoint, "write_bytes", after_calls(2, files.write_bytes, write_half_and_die))
+    elif moment == "state written, not renamed":
+        patch.setattr(Path, "replace", after_calls(3, Path.replace))  # run.json, state, state
+    elif moment == "state renamed, folder not flushed":
+        patch.setattr(files, "_sync_folder", after_calls(3, files._sync_folder))
+    elif moment == "weights written, run.json not":
+        patch.setattr("sparse_export.train.run_folder.write_run_info", die)
+    train(small(), out, device="cpu", observer=observer)
+
+
+def finish(out: str) -> None:
+    train(None, out, device="cpu", resume=True)
+
+
+def in_child(target: Callable[..., None], *arguments: str) -> int | None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["sparse_export.train.loop", "sklearn.datasets", "torch.utils.tensorboard"]
+    )
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "step 1",
+        "step 19",
+        "step 30",
+        "step 57",
+        "metrics written, state not",
+        "half of a state written",
+        "state written, not renamed",
+        "state renamed, folder not flushed",
+        "weights written, run.json not",
+    ],
+)
+def test_a_run_killed_at_any_moment_ends_with_the_bits_of_an_unbroken_one(
+    moment: str, unbroken: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert in_child(killed_run, str(out), moment) == -signal.SIGKILL
+    assert artefact.read_run_info(out).status == "running"
+    with pytest.raises(ArtefactError, match=r"not finished.*train --resume"):
+        se.open_run(out)
+    assert in_child(finish, str(out)) == 0
+    assert outcome(out) == outcome(unbroken)
+    assert not list(out.rglob("*.tmp"))
+
+
+class InterruptAtStep(SilentObserver):
+    def __init__(self, step: int, number: signal.Signals) -> None:
+        self.step, self.number = step, number
+
+    def stepped(self, step: int, loss: torch.Tensor) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_in_the_middle_of_an_epoch_and_says_how_to_go_on(
+    number: signal.Signals, unbroken: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    handler = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=r"step 25 of 57.*--resume --out") as caught:
+        train(small(), out, device="cpu", observer=InterruptAtStep(25, number))
+    assert caught.value.exit_code == 130
+    assert signal.getsignal(number) is handler
+    assert json.loads(_header(out)["position"])["step"] == 25
+    train(None, out, device="cpu", resume=True)
+    assert outcome(out) == outcome(unbroken)
+
+
+def _header(run: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(checkpoint.state_path(run), framework="pt") as file:
+        return dict(file.metadata())
+
+
+def test_resume_uses_the_recorded_threads_and_returns_a_finished_run_as_it_is(
+    unbroken: Path, tmp_path: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()}
+    run = train(None, unbroken, resume=True)
+    assert run.info.status == "complete"
+    assert before == {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()}
+
+    out = tmp_path / "two"
+    with pytest.raises(Interrupted):
+        train(small(threads=2), out, device="cpu", observer=InterruptAtStep(5, signal.SIGINT))
+    torch.set_num_threads(1)
+    assert train(None, out, device="cpu", resume=True).info.n_threads == 2
+
+
+def test_a_run_is_never_written_over_another(unbroken: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="already holds a run"):
+        train(small(), unbroken)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="already holds something else"):
+        train(small(), tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="Cannot write"):
+        train(small(), tmp_path / "file" / "run")
+
+
+def test_a_full_disk_keeps_the_last_good_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+
+    def full(path: Path, content: bytes) -> None:
+        raise files.output_error(path, OSError(28, "No space left on device"))
+
+    monkeypatch.setattr(checkpoint, "write_bytes", after_calls(2, files.write_bytes, full))
+    with pytest.raises(OutputError, match="No space left"):
+        train(small(), out, device="cpu")
+    monkeypatch.undo()
+    assert json.loads(_header(out)["position"])["epoch"] == 1
+    assert train(None, out, device="cpu", resume=True).info.status == "complete"
+
+
+def test_a_loss_that_is_no_number_stops_with_the_last_good_state_kept(tmp_path: Path) -> None:
+    class Poison(SilentObserver):
+        def stepped(self, step: int, loss: torch.Tensor) -> None:
+            if step == 30:
+                loss_parameters[0].data.fill_(float("nan"))
+
+    loss_parameters: list[torch.nn.Parameter] = []
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        create = models.create
+
+        def spied(name: str) -> torch.nn.Module:
+            model: torch.nn.Module = create(name)
+            loss_parameters.extend(model.parameters())
+            return model
+
+        patch.setattr("sparse_export.train.loop.models.create", spied)
+        with pytest.raises(TrainingDiverged, match=r"step 31 of 57.*optimizer\.lr.*last good state"):
+            train(small(), out, device="cpu", observer=Poison())
+    assert json.loads(_header(out)["position"])["epoch"] == 1
+    assert all(
+        torch.isfinite(t).all()
+        for t in load_file(checkpoint.state_path(out)).values()
+        if t.is_floating_point()
+    )
+
+
+def test_a_network_and_data_of_different_shapes_are_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UsageError, match=r"lenet5 cannot take inputs of shape \(1, 8, 8\) from digits"):
+        train(small(model="lenet5"), tmp_path / "run")
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 255, (40, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "many.npz", x_train=x, y_train=np.arange(40), x_test=x, y_test=np.arange(40))
+    with pytest.raises(UsageError, match=r"Logits of shape \(2, 40\)"):
+        train(small(data=f"npz:{tmp_path / 'many.npz'}"), tmp_path / "run")
+
+
+def test_a_truncated_or_foreign_state_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(small(), out, device="cpu", observer=InterruptAtStep(5, signal.SIGINT))
+    state = checkpoint.state_path(out)
+    whole = state.read_bytes()
+    state.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ArtefactError, match="cannot be read"):
+        train(None, out, device="cpu", resume=True)
+    other = tmp_path / "other"
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 255, (50, 28, 28, 1), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=np.arange(50) % 10, x_test=x, y_test=np.arange(50) % 10)
+    with pytest.raises(Interrupted):
+        train(
+            small(model="lenet300-100", data=f"npz:{tmp_path / 'd.npz'}", batch_size=5),
+            other,
+            device="cpu",
+            observer=InterruptAtStep(3, signal.SIGINT),
+        )
+    state.write_bytes(checkpoint.state_path(other).read_bytes())
+    with pytest.raises(ArtefactError, match="does not belong to this network"):
+        train(None, out, device="cpu", resume=True)

@@ -1,0 +1,83 @@
+"""Recipes: what can be said, and what an error says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparse_export.errors import RecipeError, UnknownNameError
+from sparse_export.train.rates import learning_rate
+from sparse_export.train.recipe import LearningRateRecipe, load_recipe, names
+
+
+def test_the_shipped_recipes_are_there_and_right() -> None:
+    assert names() == ("digits", "fashion-mnist-lenet5", "mnist-lenet300-100", "mnist-lenet5")
+    for name in names():
+        assert load_recipe(name).epochs > 0
+
+
+def test_the_mnist_recipe_has_the_papers_settings() -> None:
+    recipe = load_recipe("mnist-lenet300-100")
+    optimizer = recipe.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.nesterov) == ("sgd", 0.1, 0.9, True)
+    assert (optimizer.weight_decay, recipe.batch_size, recipe.epochs) == (5e-4, 100, 100)
+    assert recipe.learning_rate == LearningRateRecipe(schedule="step", drops=(0.463, 0.926), factor=0.1)
+    assert (recipe.sparsity.prune_rate, recipe.sparsity.prune_schedule) == (0.5, "cosine")
+
+
+def test_preset_and_changes_are_laid_over_the_file() -> None:
+    recipe = load_recipe("digits", preset="reference", changes={"epochs": 3, "sparsity": {"density": 0.5}})
+    assert (recipe.epochs, recipe.sparsity.density) == (3, 0.5)
+    assert (recipe.sparsity.start, recipe.sparsity.rescale) == ("uniform", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('modle = "x"', r"unknown key 'modle'; the nearest known one is 'model'"),
+        ("[sparsity]\ndensty = 0.1", r"unknown key 'sparsity\.densty'; the nearest known one is 'density'"),
+        ('epochs = "20"', r"epochs is '20': input should be a valid integer"),
+        ("epochs = 0", r"epochs is 0: input should be greater than or equal to 1"),
+        ("[sparsity]\ndensity = 1.5", r"sparsity\.density is 1\.5"),
+        ("[sparsity]\ndensity = nan", r"sparsity\.density is nan"),
+        ("[optimizer]\nlr = inf", r"optimizer\.lr is inf"),
+        ('[sparsity]\nstart = "er"', r"sparsity\.start is 'er'.*'uniform'"),
+        ('seed = "a"', r"seed is 'a'"),
+        ("sparsity = 3", r"sparsity is 3"),
+        ("epochs = [", r"is not TOML"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_is_refused_by_key(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "bad.toml"
+    base = {"model": "lenet5", "data": "mnist", "epochs": 1}
+    head = "".join(f"{key} = {value!r}\n" for key, value in base.items() if not text.startswith(key))
+    file.write_text(head + text)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(file)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text('model = "lenet5"\nepochs = 1\n')
+    with pytest.raises(RecipeError, match="lacks the key 'data'"):
+        load_recipe(file)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'digits'"):
+        load_recipe("digit")
+
+
+def test_the_step_schedule_drops_where_the_paper_says() -> None:
+    recipe = LearningRateRecipe()
+    rates = [learning_rate(step, 1000, 0.1, recipe) for step in (0, 462, 463, 925, 926, 999)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_cosine_falls_to_zero_and_constant_stays() -> None:
+    cosine = LearningRateRecipe(schedule="cosine")
+    assert [learning_rate(s, 100, 0.2, cosine) for s in (0, 50, 100)] == pytest.approx(
+        [0.2, 0.1, 0.0], abs=1e-12
+    )
+    assert learning_rate(77, 100, 0.2, LearningRateRecipe(schedule="constant")) == 0.2

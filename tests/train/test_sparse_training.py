@@ -1,0 +1,253 @@
+"""Sparse momentum around a user's own loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+
+import sparse_export as se
+from sparse_export.errors import UsageError
+from sparse_export.sparsity import update_masks
+
+OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
+    "sgd": lambda p: SGD(p, lr=0.05, momentum=0.9),
+    "nesterov": lambda p: SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    "adam": lambda p: Adam(p, lr=1e-3),
+    "adamw": lambda p: AdamW(p, lr=1e-3),
+}
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 12), nn.ReLU(), nn.Linear(12, 4))
+
+
+def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(16, 20, generator=generator)
+    return x, x[:, :4].argmax(1)
+
+
+def take_steps(trainer: se.SparseTraining, n_steps: int) -> None:
+    for step in range(n_steps):
+        x, y = batch(step)
+        trainer.optimizer.zero_grad()
+        nn.functional.cross_entropy(trainer.model(x), y).backward()
+        trainer.step()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_count_is_exact_and_weights_follow_masks_through_all_updates(name: str) -> None:
+    model = network()
+    trainer = se.SparseTraining(
+        model, OPTIMIZERS[name](model.parameters()), density=0.1, total_steps=60, update_every=5
+    )
+    target = round(0.1 * (20 * 30 + 30 * 12 + 12 * 4))
+    for _ in range(12):
+        take_steps(trainer, 5)
+        assert sum(int(mask.sum()) for mask in trainer.masks.values()) == target == trainer.n_active
+        for key, mask in trainer.masks.items():
+            assert not model.state_dict()[key][~mask].any()
+    assert trainer.n_updates == 11  # none in the last stretch
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_growth_follows_the_optimisers_own_statistic(name: str) -> None:
+    model = network()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    trainer = se.SparseTraining(model, optimizer, density=0.2, total_steps=100, update_every=None)
+    take_steps(trainer, 7)
+    parameters = {key: value for key, value in model.named_parameters() if key in trainer.masks}
+    states = {key: optimizer.state[value] for key, value in parameters.items()}
+    scores = {
+        key: state["momentum_buffer"]
+        if "sgd" in name or name == "nesterov"
+        else state["exp_avg"] / (state["exp_avg_sq"].sqrt() + 1e-8)
+        for key, state in states.items()
+    }
+    before = {key: mask.clone() for key, mask in trainer.masks.items()}
+    weights = {key: value.detach().clone() for key, value in parameters.items()}
+    rate = 0.005 + 0.495 * (1 + math.cos(math.pi * 0.07)) / 2
+    expected = update_masks(weights, scores, before, prune_rate=rate)
+    trainer.update()
+    for key, mask in before.items():
+        assert torch.equal(trainer.masks[key], expected.masks[key])
+        grown = expected.masks[key] & ~mask
+        assert not parameters[key][grown].any()
+        kept = expected.masks[key] & mask
+        assert torch.equal(parameters[key][kept], weights[key][kept])
+
+
+def test_rescaling_keeps_the_variance_of_a_layer() -> None:
+    model = network()
+    start = {key: value.clone() for key, value in model.state_dict().items()}
+    trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.25, start="uniform")
+    for key, mask in trainer.masks.items():
+        density = float(mask.float().mean())
+        expected = start[key] * mask / math.sqrt(density)
+        torch.testing.assert_close(model.state_dict()[key], expected)
+
+
+def test_the_reference_start_changes_no_active_weight() -> None:
+    model = network()
+    start = {key: value.clone() for key, value in model.state_dict().items()}
+    trainer = se.SparseTraining(
+        model, OPTIMIZERS["sgd"](model.parameters()), density=0.25, start="uniform", rescale=False
+    )
+    for key, mask in trainer.masks.items():
+        assert torch.equal(model.state_dict()[key], start[key] * mask)
+
+
+def test_density_one_stays_full_and_trains_like_the_optimiser_alone() -> None:
+    model, twin = network(), network()
+    trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=1.0, update_every=3)
+    optimizer = OPTIMIZERS["sgd"](twin.parameters())
+    take_steps(trainer, 10)
+    for step in range(10):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(twin(x), y).backward()
+        optimizer.step()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[key])
+
+
+def test_layers_that_stay_dense_are_not_counted() -> None:
+    model = network()
+    trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.1, keep_dense=("4",))
+    assert trainer.n_masked == 20 * 30 + 30 * 12
+    assert trainer.n_active == round(0.1 * trainer.n_masked)
+    facts = {fact.name: fact for fact in trainer.layer_facts()}
+    assert not facts["4.weight"].masked
+    assert facts["4.weight"].n_active == 48
+
+
+def test_the_same_seed_gives_the_same_masks_and_another_seed_others() -> None:
+    def masks(seed: int) -> list[torch.Tensor]:
+        model = network()
+        trainer = se.SparseTraining(
+            model,
+            OPTIMIZERS["sgd"](model.parameters()),
+            density=0.1,
+            seed=seed,
+            total_steps=40,
+            update_every=5,
+        )
+        take_steps(trainer, 40)
+        return list(trainer.masks.values())
+
+    first, again, other = masks(1), masks(1), masks(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_a_state_taken_over_goes_on_as_if_nothing_had_happened() -> None:
+    def build() -> se.SparseTraining:
+        model = network()
+        return se.SparseTraining(
+            model, OPTIMIZERS["nesterov"](model.parameters()), density=0.2, total_steps=40, update_every=4
+        )
+
+    unbroken = build()
+    take_steps(unbroken, 20)
+    first = build()
+    take_steps(first, 10)
+    second = build()
+    second.model.load_state_dict(first.model.state_dict())
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.load_state_dict(first.state_dict())
+    for step in range(10, 20):
+        x, y = batch(step)
+        second.optimizer.zero_grad()
+        nn.functional.cross_entropy(second.model(x), y).backward()
+        second.step()
+    for key, mask in unbroken.masks.items():
+        assert torch.equal(mask, second.masks[key])
+        assert torch.equal(unbroken.model.state_dict()[key], second.model.state_dict()[key])
+
+
+def test_another_networks_state_is_refused() -> None:
+    model, other = network(), nn.Sequential(nn.Linear(3, 3))
+    trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.5)
+    stranger = se.SparseTraining(other, OPTIMIZERS["sgd"](other.parameters()), density=0.5)
+    with pytest.raises(UsageError, match="saved masks"):
+        trainer.load_state_dict(stranger.state_dict())
+
+
+def test_an_optimiser_without_momentum_is_refused_with_the_way_out() -> None:
+    model = network()
+    with pytest.raises(UsageError, match=r"momentum=0\.9"):
+        se.SparseTraining(model, SGD(model.parameters(), lr=0.1), density=0.1)
+    with pytest.raises(UsageError, match="RMSprop"):
+        se.SparseTraining(model, RMSprop(model.parameters()), density=0.1)
+
+
+def test_a_weight_that_is_not_trained_is_refused() -> None:
+    model = network()
+    with pytest.raises(UsageError, match=r"2\.weight is not among"):
+        se.SparseTraining(model, SGD(model[0].parameters(), lr=0.1, momentum=0.9), density=0.1)
+
+
+def test_an_update_before_the_first_step_is_refused() -> None:
+    model = network()
+    trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.1)
+    with pytest.raises(UsageError, match="after at least one optimiser step"):
+        trainer.update()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"density": 0.0}, "density is 0.0"),
+        ({"density": 1.2}, "density is 1.2"),
+        ({"density": float("nan")}, "density is nan"),
+        ({"density": 1e-6}, "none at all"),
+        ({"density": 0.1, "prune_rate": -0.1}, "prune_rate is -0.1"),
+        ({"density": 0.1, "update_every": 0}, "update_every is 0"),
+        ({"density": 0.1, "prune_schedule": "cosine"}, "total_steps"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, Any], message: str) -> None:
+    model = network()
+    with pytest.raises(UsageError, match=message):
+        se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), **settings)
+
+
+def test_a_run_of_a_users_loop_can_be_saved_and_keeps_plus_zero(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = network()
+    trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.1, total_steps=20)
+    take_steps(trainer, 10)
+    run = trainer.run(tmp_path / "mine")
+    assert run.info.model.input_shape == (20,)
+    assert run.info.model.n_classes == 4
+    weights = load_file(run.path / "model.safetensors")
+    for key, mask in trainer.masks.items():
+        assert not weights[key][~mask].view(torch.int32).any()  # the bits of +0.0
+        assert torch.equal(weights[key][mask], model.state_dict()[key][mask])
+    assert se.open_run(tmp_path / "mine").info == run.info
+    with pytest.raises(UsageError, match="already holds a run"):
+        trainer.run(tmp_path / "mine")
+
+
+def test_a_closure_is_passed_on() -> None:
+    model = network()
+    trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.1)
+    x, y = batch(0)
+
+    def closure() -> float:
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return float(loss.detach())
+
+    with torch.no_grad():
+        expected = float(nn.functional.cross_entropy(model(x), y))
+    assert trainer.step(closure) == pytest.approx(expected)

@@ -1,0 +1,125 @@
+"""The state of an unfinished training run, in one file that is written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.files import write_bytes
+from sparse_export.train.sparse_training import SparseTraining
+
+FORMAT = "1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where in its run the training stands.
+
+    step: optimiser steps done.  epoch: epochs finished.  step_in_epoch: steps done in the current one.
+    loss_sum: of the current epoch's steps so far.  seconds: trained so far.  metrics_bytes: length of
+    `metrics.jsonl` that belongs to this state; what lies beyond was written after it.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    metrics_bytes: int = 0
+
+
+def state_path(run: Path) -> Path:
+    return run / "resume" / "state.safetensors"
+
+
+def save_state(
+    run: Path, position: Position, model: nn.Module, optimizer: Optimizer, sparse: SparseTraining | None
+) -> None:
+    """Write `resume/state.safetensors`: weights, optimiser, masks, random state and position. Raises OutputError."""
+    tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in model.state_dict().items()}
+    optimizer_state = optimizer.state_dict()
+    scalars: dict[str, Any] = {}
+    for index, entries in optimizer_state["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                scalars[f"{index}.{key}"] = value
+    if sparse is not None:
+        tensors |= {f"mask.{name}": mask for name, mask in sparse.masks.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    for device in range(torch.cuda.device_count()):
+        tensors[f"random.cuda.{device}"] = torch.cuda.get_rng_state(device)
+    header = {
+        "format": FORMAT,
+        "position": json.dumps(asdict(position)),
+        "optimizer": json.dumps({"param_groups": optimizer_state["param_groups"], "scalars": scalars}),
+        "sparse": json.dumps(sparse and {"n_steps": sparse.n_steps, "n_updates": sparse.n_updates}),
+    }
+    write_bytes(
+        state_path(run),
+        save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, header),
+    )
+
+
+def load_state(run: Path, model: nn.Module, optimizer: Optimizer, sparse: SparseTraining | None) -> Position:
+    """Put a saved state back in place, random state included. Raises ArtefactError for a file that does not fit."""
+    path = state_path(run)
+    for leftover in path.parent.glob(".*.tmp"):
+        leftover.unlink()
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as cause:
+        raise ArtefactError(
+            f"{path} cannot be read: {cause}.",
+            expected="The saved state of an unfinished run was expected.",
+            do="Start the run again in another folder.",
+        ) from cause
+    if header.get("format") != FORMAT:
+        raise ArtefactError(
+            f"{path} has format {header.get('format')!r}.",
+            expected=f"Format {FORMAT} was expected.",
+            do="Resume with the release of sparse-export that started the run.",
+        )
+    try:
+        model.load_state_dict(_below(tensors, "model."))
+        _load_optimizer(optimizer, json.loads(header["optimizer"]), _below(tensors, "optimizer."))
+        if sparse is not None:
+            sparse.load_state_dict({"masks": _below(tensors, "mask."), **json.loads(header["sparse"])})
+        position = Position(**json.loads(header["position"]))
+    except (RuntimeError, ValueError, KeyError, TypeError, UsageError) as cause:
+        raise ArtefactError(
+            f"{path} does not belong to this network: {cause}.",
+            expected="The state that this run saved was expected.",
+            do="Start the run again in another folder.",
+        ) from cause
+    torch.set_rng_state(tensors["random.cpu"])
+    for device in range(torch.cuda.device_count()):
+        if f"random.cuda.{device}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"random.cuda.{device}"], device)
+    return position
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _load_optimizer(optimizer: Optimizer, header: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for source in (tensors, header["scalars"]):
+        for name, value in source.items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": header["param_groups"]})

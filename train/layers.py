@@ -1,0 +1,73 @@
+"""Which parameters of a network take part in sparse training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedParameter
+
+from sparse_export.errors import UsageError
+
+_ATTENTION_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+def maskable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights of Linear and Conv layers and the input projections of MultiheadAttention, by name.
+
+    In the order of `named_parameters()`. Never biases, norms or embeddings, nor a weight that an embedding
+    shares; a weight that two layers share appears once. Raises UsageError for a lazy layer that has not seen an
+    input yet.
+    """
+    chosen: set[int] = set()
+    embedded: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, nn.Linear | _ConvNd):
+            chosen.add(id(module.weight))
+        elif isinstance(module, nn.MultiheadAttention):
+            chosen |= {id(getattr(module, name)) for name in _ATTENTION_PROJECTIONS}
+        elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            embedded.add(id(module.weight))
+    chosen -= embedded
+    parameters = {name: value for name, value in model.named_parameters() if id(value) in chosen}
+    for name, value in parameters.items():
+        if isinstance(value, UninitializedParameter):
+            raise UsageError(
+                f"{name} has no shape yet.",
+                expected="Every layer of the network was expected to be initialised.",
+                do="Run one batch through the network before training starts.",
+            )
+    return parameters
+
+
+def masked_parameters(model: nn.Module, keep_dense: Sequence[str] = ()) -> dict[str, nn.Parameter]:
+    """The maskable parameters, without those that a pattern of `keep_dense` names.
+
+    keep_dense: shell patterns for a parameter (`fc3.weight`) or its layer (`fc3`, `classifier.*`).
+    Raises UsageError when a pattern names no maskable parameter, or when nothing is left.
+    """
+    parameters = maskable_parameters(model)
+    for pattern in keep_dense:
+        if not any(_matches(name, pattern) for name in parameters):
+            raise UsageError(
+                f"keep_dense names {pattern!r}, which is no weight of a Linear or Conv layer here.",
+                expected=f"One of these, or a pattern for them, was expected: {', '.join(parameters) or 'none'}.",
+            )
+    left = {
+        name: value
+        for name, value in parameters.items()
+        if not any(_matches(name, pattern) for pattern in keep_dense)
+    }
+    if not left:
+        raise UsageError(
+            f"{type(model).__name__} has no layer to make sparse.",
+            expected="At least one Linear or Conv layer that keep_dense does not name was expected.",
+            do="Train it dense, or name fewer layers in keep_dense.",
+        )
+    return left
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)

@@ -1,0 +1,94 @@
+"""The course of a training run, epoch by epoch: `metrics.jsonl`, and TensorBoard events where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sparse_export.files import output_error
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochMetrics:
+    """One epoch. epoch: from 1.  train_loss: mean over its steps.  validation_percent: None without a split.
+
+    density: active / masked weights.  layer_density: by parameter name, after the epoch's mask update.
+    flip_rate: mask bits changed by that update / masked weights; None when there was none.
+    prune_rate: of that update.  seconds: trained so far.
+    """
+
+    epoch: int
+    step: int
+    train_loss: float
+    validation_percent: float | None
+    learning_rate: float
+    density: float
+    layer_density: dict[str, float]
+    prune_rate: float | None
+    flip_rate: float | None
+    seconds: float
+
+
+class MetricsLog:
+    """Owns the open files. Reopening cuts off what was written after the state that training resumes from."""
+
+    def __init__(self, run: Path, keep_bytes: int, epoch: int) -> None:
+        self._path = run / "metrics.jsonl"
+        try:
+            self._file = self._path.open("ab")
+            self._file.truncate(keep_bytes)
+        except OSError as cause:
+            raise output_error(self._path, cause) from cause
+        self._events = _event_writer(run / "tensorboard", epoch)
+
+    def write(self, metrics: EpochMetrics) -> None:
+        """Append one line and flush it. Raises OutputError."""
+        try:
+            self._file.write(json.dumps(asdict(metrics), allow_nan=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as cause:
+            raise output_error(self._path, cause) from cause
+        if self._events is not None:
+            for name, value in _scalars(metrics).items():
+                self._events.add_scalar(name, value, metrics.epoch)
+            self._events.flush()
+
+    @property
+    def size_bytes(self) -> int:
+        return self._file.seek(0, 2)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _event_writer(folder: Path, epoch: int) -> Any:
+    """A TensorBoard writer that hides events after `epoch` of an earlier attempt; None without the library."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=epoch + 1)
+
+
+def _scalars(metrics: EpochMetrics) -> dict[str, float]:
+    values = {
+        "loss/train": metrics.train_loss,
+        "accuracy/validation_percent": metrics.validation_percent,
+        "learning_rate": metrics.learning_rate,
+        "masks/density": metrics.density,
+        "masks/prune_rate": metrics.prune_rate,
+        "masks/flip_rate": metrics.flip_rate,
+        **{f"layer_density/{name}": value for name, value in metrics.layer_density.items()},
+    }
+    return {name: value for name, value in values.items() if value is not None}

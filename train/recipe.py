@@ -1,0 +1,151 @@
+"""What a training run is told to do: a TOML file, checked key by key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sparse_export.errors import RecipeError, UnknownNameError
+from sparse_export.sparsity import Distribution, PruneSchedule, Redistribution
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "reference": {"sparsity": {"start": "uniform", "rescale": False}},
+}
+"""Changes to a recipe by name. `reference`: the start of the paper's own implementation."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class OptimizerRecipe(_Table):
+    """[optimizer]: momentum and nesterov are for sgd, betas for adam and adamw."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Positive = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = True
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
+
+
+class LearningRateRecipe(_Table):
+    """[learning_rate]: `step` multiplies by `factor` at each of `drops`, fractions of all training steps."""
+
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    drops: tuple[Fraction, ...] = (0.463, 0.926)
+    factor: Positive = 0.1
+
+
+class SparsityRecipe(_Table):
+    """[sparsity]: see `sparse_export.train.SparseTraining`. update_every: steps, 0 for once an epoch."""
+
+    density: Annotated[float, Field(gt=0, le=1)] = 0.05
+    start: Distribution = "erdos-renyi"
+    rescale: bool = True
+    prune_rate: Fraction = 0.5
+    final_prune_rate: Fraction = 0.005
+    prune_schedule: PruneSchedule = "cosine"
+    redistribution: Redistribution = "momentum"
+    update_every: Annotated[int, Field(ge=0)] = 0
+    keep_dense: tuple[str, ...] = ()
+
+
+class Recipe(_Table):
+    """A training run. epochs: passes over the training set without its validation part, the last tenth of it.
+
+    threads: torch's, on the CPU; 0 lets the size of the network decide.
+    """
+
+    model: str
+    data: str
+    epochs: Count
+    batch_size: Count = 100
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    dense: bool = False
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    learning_rate: LearningRateRecipe = LearningRateRecipe()
+    sparsity: SparsityRecipe = SparsityRecipe()
+
+
+def names() -> tuple[str, ...]:
+    """The recipes that come with sparse-export."""
+    folder = resources.files("sparse_export.train") / "recipes"
+    return tuple(sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def load_recipe(
+    name: str | Path, *, preset: str = "default", changes: Mapping[str, Any] | None = None
+) -> Recipe:
+    """A shipped recipe by name, or a TOML file by path, with a preset and then `changes` laid over it.
+
+    preset: a name in PRESETS.  changes: a nested mapping of recipe keys.
+
+    Raises UnknownNameError when there is neither, RecipeError when it says what no recipe can say.
+    """
+    text = str(name)
+    if text in names():
+        content = (resources.files("sparse_export.train") / "recipes" / f"{text}.toml").read_bytes()
+    elif Path(name).is_file():
+        content = Path(name).read_bytes()
+    else:
+        raise UnknownNameError(
+            "recipe", text, names(), do="Name one of these, or give the path of a .toml file."
+        )
+    try:
+        table = tomllib.loads(content.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+        raise RecipeError(
+            f"{name} is not TOML: {cause}.", expected="A recipe in TOML was expected.", do="Mend the file."
+        ) from cause
+    if preset not in PRESETS:
+        raise UnknownNameError("preset", preset, PRESETS)
+    return recipe_from_table(_merged(_merged(table, PRESETS[preset]), changes or {}), source=text)
+
+
+def recipe_from_table(table: Mapping[str, Any], *, source: str) -> Recipe:
+    """Check a nested mapping. source: what an error calls it. Raises RecipeError."""
+    try:
+        return Recipe.model_validate_json(json.dumps(table, default=str))
+    except ValidationError as cause:
+        raise RecipeError(f"The recipe {source} is not right.", expected=_first_fault(cause)) from cause
+
+
+def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(table)
+    for key, value in changes.items():
+        below = result.get(key, {})
+        both_tables = isinstance(value, Mapping) and isinstance(below, Mapping)
+        result[key] = _merged(below, value) if both_tables else value
+    return result
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        table: Any = Recipe
+        for part in fault["loc"][:-1]:
+            table = table.model_fields[part].annotation
+        known = sorted(table.model_fields)
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.0)[0]
+        return (
+            f"It has an unknown key {where!r}; the nearest known one is {near!r} (all: {', '.join(known)})."
+        )
+    if fault["type"] == "missing":
+        return f"It lacks the key {where!r}."
+    return f"{where} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}."

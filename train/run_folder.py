@@ -1,0 +1,98 @@
+"""The finished run on disk: weights, masks and `run.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from sparse_export import artefact, trust
+from sparse_export.artefact import Accuracy, ModelFact, Run, RunInfo
+from sparse_export.errors import UsageError
+from sparse_export.files import require_writable, sha256_file, write_bytes
+from sparse_export.models import is_factory
+
+if TYPE_CHECKING:
+    from sparse_export.train.sparse_training import SparseTraining
+
+WEIGHTS_FILE = "model.safetensors"
+MASKS_FILE = "masks.safetensors"
+
+
+def require_empty(folder: Path) -> None:
+    """Raise UsageError when the folder holds something, OutputError when nothing can be written into it."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        found = "a run" if (folder / artefact.RUN_FILE).is_file() else "something else"
+        raise UsageError(
+            f"{folder} already holds {found}.",
+            expected="A new or empty folder was expected, so that nothing is lost.",
+            do="Choose another one with --out"
+            + (", or go on with this run by --resume." if found == "a run" else "."),
+        )
+    require_writable(folder)
+
+
+def write_run_info(folder: Path, info: RunInfo) -> None:
+    """Write `run.json`; one that names a factory is entered in this user's own trust store."""
+    artefact.save_run_info(folder, info)
+    if info.model.name is not None and is_factory(info.model.name):
+        trust.remember(sha256_file(folder / artefact.RUN_FILE))
+
+
+def finish_run(folder: Path, module: nn.Module, masks: Mapping[str, Tensor], info: RunInfo) -> Run:
+    """Write weights and masks, then `run.json` over them with status `complete`.
+
+    Masked-out weights are written as +0.0, whatever sign their zero had.
+    """
+    state = {name: _plain(value, masks.get(name)) for name, value in module.state_dict().items()}
+    write_bytes(folder / WEIGHTS_FILE, save(state))
+    write_bytes(folder / MASKS_FILE, save({name: mask.cpu().contiguous() for name, mask in masks.items()}))
+    files = artefact.file_facts(folder, (WEIGHTS_FILE, MASKS_FILE))
+    info = replace(info, status="complete", files=files)
+    write_run_info(folder, info)
+    return Run(path=folder, info=info, module=module)
+
+
+def _plain(value: Tensor, mask: Tensor | None) -> Tensor:
+    """A copy of its own on the CPU: tied weights would share memory, which safetensors refuses."""
+    value = value.detach()
+    if mask is not None:
+        value = torch.where(mask, value, 0)
+    return value.cpu().clone(memory_format=torch.contiguous_format)
+
+
+def save_user_run(folder: Path, trainer: SparseTraining, *, model: ModelFact, test: Accuracy | None) -> Run:
+    """A run folder for a network that a user's own loop trained."""
+    require_empty(folder)
+    facts = trainer.layer_facts()
+    info = RunInfo(
+        status="running",
+        method="sparse-momentum",
+        model=model,
+        data=None,
+        target_density=trainer.density,
+        density=trainer.n_active / trainer.n_masked,
+        n_active=sum(fact.n_active for fact in facts if fact.masked),
+        n_masked=trainer.n_masked,
+        n_parameters=sum(value.numel() for value in trainer.model.parameters()),
+        layers=facts,
+        validation=None,
+        test=test,
+        seed=0,
+        n_threads=torch.get_num_threads(),
+        device=str(next(iter(trainer.masks.values())).device),
+        epochs=0,
+        n_steps=trainer.n_steps,
+        seconds=0.0,
+        recipe={},
+        versions=artefact.library_versions(),
+        command=artefact.command_line(),
+        created=artefact.now(),
+        files={},
+    )
+    return finish_run(folder, trainer.model, trainer.masks, info)
