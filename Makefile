@@ -37,8 +37,9 @@ format: $(READY)  ## let ruff mend what it can
 types: $(READY)  ## mypy, strict
 	@$(BIN)/mypy
 
-bench: $(READY)  ## time the mask update and the training step; BENCH_ARGS="..." goes to pytest
-	@$(BIN)/python -m pytest benchmarks --benchmark-only $(BENCH_ARGS)
+bench: $(READY)  ## time the mask update, then the training step; BENCH_ARGS="--rounds 5" goes to both
+	@$(BIN)/python -m benchmarks.bench_mask_update $(BENCH_ARGS)
+	@$(BIN)/python -m benchmarks.bench_training_step $(BENCH_ARGS)
 
 clean:  ## remove .venv, caches and what builds left
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .coverage *.egg-info

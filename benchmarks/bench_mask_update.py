@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +26,7 @@ import torchvision
 from torch import Tensor
 
 from sparse_export.artefact import library_versions, now
+from sparse_export.measure.machine import machine_facts
 from sparse_export.sparsity import layer_counts, random_masks, update_masks
 from sparse_export.sparsity.prune import layer_prune_rates, prune_counts
 from sparse_export.sparsity.redistribute import growth_budgets, shares_from_statistic
@@ -171,29 +170,6 @@ def measure(network: str, n_rounds: int, *, clock: Callable[[], float] = time.pe
     )
 
 
-def processor_name() -> str:
-    """The processor as Linux names it, or as Python does elsewhere."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def machine_facts() -> dict[str, object]:
-    """What the times depend on beside the code. load_average: of the last minute, when the facts were read."""
-    return {
-        "processor": processor_name(),
-        "n_processors": os.cpu_count(),
-        "n_threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "system": platform.platform(),
-        "date": now(),
-        "versions": library_versions(),
-    }
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Time one mask update against two full sorts of every layer."
@@ -208,7 +184,12 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"{name} is {value}; at least 1 was expected.")
     torch.set_num_threads(options.threads)
 
-    facts = machine_facts()
+    facts = {
+        "date": now(),
+        "machine": machine_facts(),
+        "n_threads": torch.get_num_threads(),
+        "versions": library_versions(),
+    }
     samples = measure(options.network, options.rounds)
     ratios = samples.ratios
     print(
@@ -220,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"ratio         {statistics.median(ratios):9.1f} (median of pairs; {min(ratios):.1f} to {max(ratios):.1f})"
     )
     if options.json:
-        document = asdict(samples) | {"ratios": ratios, "machine": facts}
+        document = asdict(samples) | {"ratios": ratios} | facts
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(document, indent=2) + "\n")
         print(options.json)

@@ -71,7 +71,7 @@ def command(
     from dataclasses import asdict
 
     from sparse_export.artefact import open_bundle
-    from sparse_export.compare import check_gates, compare, write_results
+    from sparse_export.comparison import check_gates, compare, write_results
     from sparse_export.files import require_writable
 
     if out is not None:
@@ -97,23 +97,13 @@ def command(
 def _test_set(info: BundleInfo, data_dir: Path | None) -> tuple[np.ndarray, np.ndarray] | None:
     """The test set as the network takes it, or None, said aloud, where it cannot be had."""
     from sparse_export import data
-    from sparse_export.errors import ArtefactError, DataNotFound
+    from sparse_export.errors import DataNotFound
 
     if info.data is None:
         say("The bundle names no data: comparing the recorded accuracies.")
         return None
-    shape = info.model.input_shape
-    image_size = (shape[1], shape[2]) if len(shape) == 3 else None
     try:
-        found = data.load(info.data.name, data_dir, image_size=image_size)
+        return data.load_test_set(info.data, info.model.input_shape, data_dir)
     except DataNotFound as cause:
         say(f"{cause} Comparing the recorded accuracies.")
         return None
-    if data.test_sha256(found) != info.data.test_sha256:
-        raise ArtefactError(
-            f"The test set of {info.data.name} is not the one that the bundle was made with: its SHA-256 differs.",
-            expected=f"{info.data.test_sha256} was expected.",
-            do="Name the folder of the right one with --data-dir.",
-        )
-    x = data.normalise(found.x_test, info.data.mean, info.data.std)
-    return x.numpy(), found.y_test.numpy()

@@ -10,7 +10,9 @@ from sparse_export.cli._common import json_option, print_result
 
 
 @click.command("demo")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder to fill.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder to fill."
+)
 @json_option
 def command(out: Path, as_json: bool) -> None:
     """Train dense and sparse, build, validate and compare, on data that is embedded. About a minute on two cores."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import json_option, print_result
+from sparse_export.cli._common import find_factories_here, json_option, print_result
 
 
 @click.command("train")
@@ -61,6 +61,7 @@ def command(
     from sparse_export.train.loop import train
     from sparse_export.train.recipe import load_recipe
 
+    find_factories_here()
     loaded = None
     if recipe is not None:
         loaded = load_recipe(
@@ -77,7 +78,7 @@ def command(
             download=download,
             device=device,
             resume=resume,
-            trusted=trust,
+            trust=trust,
             observer=observer,
         )
     info = run.info

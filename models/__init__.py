@@ -1,16 +1,38 @@
-"""The networks that sparse-export knows by name, and the way to a user's own.
+"""The networks that sparse-export knows by name, and the ways to others.
 
-    name             input        classes   conv + linear weights
-    lenet300-100     (1, 28, 28)  10        266,200
-    lenet5           (1, 28, 28)  10        430,500
-    digits-cnn       (1, 8, 8)    10         40,208
+    name             input          classes   weights        in tensors
+    lenet300-100     (1, 28, 28)    10            266,200     3
+    lenet5           (1, 28, 28)    10            430,500     4
+    digits-cnn       (1, 8, 8)      10             40,208     5
+    alexnet-s        (3, 32, 32)    10          5,066,784     8
+    alexnet-b        (3, 32, 32)    10          8,484,896     8
+    vgg-c            (3, 32, 32)    10         11,307,712    16
+    vgg-d            (3, 32, 32)    10         15,239,872    16
+    vgg-like         (3, 32, 32)    10         14,977,728    15
+    wrn-28-2         (3, 32, 32)    10          1,463,984    29
+    wrn-22-8         (3, 32, 32)    10         17,147,312    23
+    wrn-16-8         (3, 32, 32)    10         10,954,160    17
+    wrn-16-10        (3, 32, 32)    10         17,107,632    17
+    resnet18         (3, 224, 224)  1000       11,678,912    21
+    resnet34         (3, 224, 224)  1000       21,779,648    37
+    resnet50         (3, 224, 224)  1000       25,502,912    54
+    vit-b-16         (3, 224, 224)  1000       86,292,480    50
+    vit-l-16         (3, 224, 224)  1000      303,800,320    98
 
-Every network takes float inputs (N, C, H, W) and gives logits (N, n_classes). `named_parameters()` goes in the
-order of the forward pass, and layer names stay as they are from release to release, for checkpoints hold them.
-Initial values are torch's defaults, drawn from the global generator: call `torch.manual_seed` before `create`.
+Weights are those of convolutions, linear layers and the input projections of attention, which sparse training may
+mask. The CIFAR-10 networks are those of Dettmers and Zettlemoyer 2019, "Sparse Networks from Scratch"; the
+ImageNet networks are torchvision's, with random weights, and torchvision is imported when one is created.
 
-A name with a colon, `package.module:factory`, is the user's own: a callable without arguments that returns a
-`torch.nn.Module`. Creating it runs the user's code. Importing this package does not load torch.
+Every network takes float inputs (N, C, H, W) and gives logits (N, n_classes). Layer names stay as they are from
+release to release, for checkpoints hold them; in the networks defined here `named_parameters()` goes in the order
+of the forward pass. Initial values are torch's defaults, in the wide residual networks He's and in torchvision's
+networks torchvision's, drawn from the global generator: call `torch.manual_seed` before `create`.
+
+`timm:NAME` is a network of the timm library (extra `timm`), with random weights.
+
+Another name with a colon, `package.module:factory`, is the user's own: a callable that returns a
+`torch.nn.Module` and needs no argument, save perhaps `n_classes`. Creating it runs the user's code. Importing this
+package does not load torch.
 """
 
 from __future__ import annotations
@@ -20,6 +42,7 @@ import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sparse_export.errors import UnknownNameError, UsageError
@@ -27,37 +50,76 @@ from sparse_export.errors import UnknownNameError, UsageError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ModelSpec", "create", "is_factory", "names", "spec"]
+__all__ = ["ModelSpec", "create", "input_shape", "is_factory", "names", "spec"]
 
-_OWN = "For a network of your own, give package.module:factory."
+_OWN = "For a network of timm, give timm:NAME; for one of your own, package.module:factory."
+_TIMM = "timm:"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A known network. factory: makes it with fresh weights.  input_shape: (C, H, W) of one sample."""
+    """A known network.
+
+    factory: makes it with fresh weights for a number of classes.  input_shape: (C, H, W) of one sample.
+    n_classes: its number of classes when none is asked for.
+    """
 
     name: str
-    factory: Callable[[], torch.nn.Module]
+    factory: Callable[[int], torch.nn.Module]
     input_shape: tuple[int, ...]
     n_classes: int
 
 
-def _lenet300_100() -> torch.nn.Module:
+def _lenet300_100(n_classes: int) -> torch.nn.Module:
     from sparse_export.models.lenet import LeNet300100
 
-    return LeNet300100()
+    return LeNet300100(n_classes)
 
 
-def _lenet5() -> torch.nn.Module:
+def _lenet5(n_classes: int) -> torch.nn.Module:
     from sparse_export.models.lenet import LeNet5
 
-    return LeNet5()
+    return LeNet5(n_classes)
 
 
-def _digits_cnn() -> torch.nn.Module:
+def _digits_cnn(n_classes: int) -> torch.nn.Module:
     from sparse_export.models.digits import DigitsCNN
 
-    return DigitsCNN()
+    return DigitsCNN(n_classes)
+
+
+def _alexnet(n_classes: int, *, hidden: int) -> torch.nn.Module:
+    from sparse_export.models.cifar_alexnet import CifarAlexNet
+
+    return CifarAlexNet(hidden, n_classes)
+
+
+def _vgg(n_classes: int, *, pointwise: bool, n_hidden: int) -> torch.nn.Module:
+    from sparse_export.models.cifar_vgg import CifarVGG
+
+    return CifarVGG(pointwise=pointwise, n_hidden=n_hidden, n_classes=n_classes)
+
+
+def _wrn(n_classes: int, *, depth: int, widen: int) -> torch.nn.Module:
+    from sparse_export.models.wide_resnet import WideResNet
+
+    return WideResNet(depth, widen, n_classes)
+
+
+def _torchvision(n_classes: int, *, constructor: str) -> torch.nn.Module:
+    from torchvision import models
+
+    module: torch.nn.Module = getattr(models, constructor)(weights=None, num_classes=n_classes)
+    return module
+
+
+def _cifar10(name: str, factory: Callable[[int], torch.nn.Module]) -> ModelSpec:
+    return ModelSpec(name=name, factory=factory, input_shape=(3, 32, 32), n_classes=10)
+
+
+def _imagenet(name: str, constructor: str) -> ModelSpec:
+    factory = partial(_torchvision, constructor=constructor)
+    return ModelSpec(name=name, factory=factory, input_shape=(3, 224, 224), n_classes=1000)
 
 
 _SPECS = {
@@ -66,6 +128,20 @@ _SPECS = {
         ModelSpec(name="lenet300-100", factory=_lenet300_100, input_shape=(1, 28, 28), n_classes=10),
         ModelSpec(name="lenet5", factory=_lenet5, input_shape=(1, 28, 28), n_classes=10),
         ModelSpec(name="digits-cnn", factory=_digits_cnn, input_shape=(1, 8, 8), n_classes=10),
+        _cifar10("alexnet-s", partial(_alexnet, hidden=1024)),
+        _cifar10("alexnet-b", partial(_alexnet, hidden=2048)),
+        _cifar10("vgg-c", partial(_vgg, pointwise=True, n_hidden=2)),
+        _cifar10("vgg-d", partial(_vgg, pointwise=False, n_hidden=2)),
+        _cifar10("vgg-like", partial(_vgg, pointwise=False, n_hidden=1)),
+        _cifar10("wrn-28-2", partial(_wrn, depth=28, widen=2)),
+        _cifar10("wrn-22-8", partial(_wrn, depth=22, widen=8)),
+        _cifar10("wrn-16-8", partial(_wrn, depth=16, widen=8)),
+        _cifar10("wrn-16-10", partial(_wrn, depth=16, widen=10)),
+        _imagenet("resnet18", "resnet18"),
+        _imagenet("resnet34", "resnet34"),
+        _imagenet("resnet50", "resnet50"),
+        _imagenet("vit-b-16", "vit_b_16"),
+        _imagenet("vit-l-16", "vit_l_16"),
     )
 }
 
@@ -76,29 +152,60 @@ def names() -> tuple[str, ...]:
 
 
 def spec(name: str) -> ModelSpec:
-    """What is known of a named network. Raises UnknownNameError, for a user's factory too."""
+    """What is known of a named network. Raises UnknownNameError, for `timm:NAME` and a user's factory too."""
     if name not in _SPECS:
         raise UnknownNameError("model", name, _SPECS, do=_OWN)
     return _SPECS[name]
 
 
 def is_factory(name: str) -> bool:
-    """Is this written as a user's own `package.module:factory`? Nothing is imported."""
-    return ":" in name
+    """Is this written as a user's own `package.module:factory`? Nothing is imported. `timm:NAME` is none."""
+    return ":" in name and not name.startswith(_TIMM)
 
 
-def create(name: str) -> torch.nn.Module:
-    """A network with fresh weights, by known name or `package.module:factory`.
+def input_shape(name: str) -> tuple[int, ...] | None:
+    """(C, H, W) of one sample, without creating the network; None for a user's factory, which is not imported.
 
-    Raises UnknownNameError, or UsageError when the factory cannot be imported or does not return a Module.
+    `timm:NAME` has the shape of timm's default configuration. Raises UnknownNameError, or for `timm:NAME`
+    MissingCapability without timm and UsageError when timm has no such network.
     """
-    return _from_factory(name) if is_factory(name) else spec(name).factory()
+    if is_factory(name):
+        return None
+    if name.startswith(_TIMM):
+        from sparse_export.models import timm_networks
+
+        return timm_networks.input_shape(name.removeprefix(_TIMM))
+    return spec(name).input_shape
 
 
-def _from_factory(name: str) -> torch.nn.Module:
+def create(name: str, n_classes: int | None = None) -> torch.nn.Module:
+    """A network with fresh weights, by known name, `timm:NAME` or `package.module:factory`.
+
+    n_classes: logits for each sample; None takes the network's own number. A factory is told it when it has a
+        parameter `n_classes`; otherwise its own number stands.
+    Raises UnknownNameError, MissingCapability without timm, or UsageError when n_classes is below 1, timm has no
+    such network, or the factory cannot be imported or does not return a Module.
+    """
+    if n_classes is not None and n_classes < 1:
+        raise UsageError(
+            f"A network for {n_classes} classes was asked for.",
+            expected="n_classes was expected to be 1 or more.",
+            do="Leave it out for the network's own number.",
+        )
+    if is_factory(name):
+        return _from_factory(name, n_classes)
+    if name.startswith(_TIMM):
+        from sparse_export.models import timm_networks
+
+        return timm_networks.create(name.removeprefix(_TIMM), n_classes)
+    known = spec(name)
+    return known.factory(known.n_classes if n_classes is None else n_classes)
+
+
+def _from_factory(name: str, n_classes: int | None) -> torch.nn.Module:
     import torch
 
-    factory = _callable(name)
+    factory = _callable(name, n_classes)
     try:
         module = factory()
     except Exception as cause:
@@ -116,7 +223,8 @@ def _from_factory(name: str) -> torch.nn.Module:
     return module
 
 
-def _callable(name: str) -> Callable[[], Any]:
+def _callable(name: str, n_classes: int | None) -> Callable[[], Any]:
+    """The named factory, with n_classes filled in where it has such a parameter."""
     import torch
 
     module_name, _, attribute = name.partition(":")
@@ -149,20 +257,35 @@ def _callable(name: str) -> Callable[[], Any]:
             expected="A callable that takes no arguments and returns a torch.nn.Module was expected.",
             do="Name a function or a class.",
         )
-    if not _takes_nothing(found):
+    signature = _signature(found)
+    if n_classes is not None and signature is not None and _takes_n_classes(signature):
+        found = partial(found, n_classes=n_classes)
+        signature = _signature(found)
+    if signature is not None and not _takes_nothing(signature):
         raise UsageError(
-            f"The factory {name} needs arguments: {inspect.signature(found)}.",
-            expected="A callable that takes no arguments was expected.",
+            f"The factory {name} needs arguments: {signature}.",
+            expected="A callable that needs none, or n_classes alone where that is told, was expected.",
             do="Wrap it in a function that fills them in.",
         )
     return found  # type: ignore[no-any-return]  # attrgetter gives Any; checked above
 
 
-def _takes_nothing(function: Callable[..., Any]) -> bool:
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     try:
-        signature = inspect.signature(function)
+        return inspect.signature(function)
     except ValueError:  # builtins without a signature
-        return True
+        return None
+
+
+def _takes_n_classes(signature: inspect.Signature) -> bool:
+    parameter = signature.parameters.get("n_classes")
+    return parameter is not None and parameter.kind in (
+        parameter.POSITIONAL_OR_KEYWORD,
+        parameter.KEYWORD_ONLY,
+    )
+
+
+def _takes_nothing(signature: inspect.Signature) -> bool:
     try:
         signature.bind()
     except TypeError:

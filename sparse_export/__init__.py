@@ -12,11 +12,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sparse_export.artefact import Bundle, Run, open_bundle, open_run
-    from sparse_export.build import build
-    from sparse_export.compare import compare
+    from sparse_export.building import build
+    from sparse_export.comparison import compare
     from sparse_export.errors import SparseExportError
     from sparse_export.train import SparseTraining
-    from sparse_export.validate import validate
+    from sparse_export.validation import validate
 
 __all__ = [
     "Bundle",
@@ -35,11 +35,11 @@ _HOME = {
     "Run": "sparse_export.artefact",
     "SparseExportError": "sparse_export.errors",
     "SparseTraining": "sparse_export.train",
-    "build": "sparse_export.build",
-    "compare": "sparse_export.compare",
+    "build": "sparse_export.building",
+    "compare": "sparse_export.comparison",
     "open_bundle": "sparse_export.artefact",
     "open_run": "sparse_export.artefact",
-    "validate": "sparse_export.validate",
+    "validate": "sparse_export.validation",
 }
 
 

@@ -219,7 +219,8 @@ def now() -> str:
 
 def command_line() -> tuple[str, ...]:
     """The words this process was started with, program name shortened."""
-    return (Path(sys.argv[0]).name, *sys.argv[1:])
+    program = Path(sys.argv[0])
+    return ("sparse-export" if program.name == "__main__.py" else program.name, *sys.argv[1:])
 
 
 _LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy")
@@ -252,10 +253,14 @@ def verify_files(folder: Path, files: Mapping[str, FileFact]) -> None:
     for name, fact in files.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise ArtefactError(f"{folder} lists {name!r}, which lies outside it.", do="Do not use this folder.")
+            raise ArtefactError(
+                f"{folder} lists {name!r}, which lies outside it.", do="Do not use this folder."
+            )
         if not path.is_file():
             raise ArtefactError(
-                f"{path} is missing.", expected=f"{folder} lists it.", do="Copy the folder again, whole, or rebuild it."
+                f"{path} is missing.",
+                expected=f"{folder} lists it.",
+                do="Copy the folder again, whole, or rebuild it.",
             )
         size = path.stat().st_size
         if size != fact.size_bytes:
@@ -279,7 +284,9 @@ def _parse(path: Path, kind: str, cls: type[Any]) -> Any:
         document = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as cause:
         raise ArtefactError(
-            f"{path} is not JSON: {cause}.", expected=f"A {kind} description was expected.", do="Make it again."
+            f"{path} is not JSON: {cause}.",
+            expected=f"A {kind} description was expected.",
+            do="Make it again.",
         ) from cause
     found = document.get("kind") if isinstance(document, dict) else None
     if found != kind:
@@ -296,12 +303,16 @@ def _parse(path: Path, kind: str, cls: type[Any]) -> Any:
     except pydantic.ValidationError as cause:
         first = cause.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ArtefactError(f"{path} is damaged at {where!r}: {first['msg']}.", do="Make it again.") from cause
+        raise ArtefactError(
+            f"{path} is damaged at {where!r}: {first['msg']}.", do="Make it again."
+        ) from cause
 
 
 def _described(path: Path, file: str, kind: str, made_by: str) -> Path:
     if not path.exists():
-        raise UsageError(f"{path} does not exist.", expected=f"A {kind} folder, made by `{made_by}`, was expected.")
+        raise UsageError(
+            f"{path} does not exist.", expected=f"A {kind} folder, made by `{made_by}`, was expected."
+        )
     if not (path / file).is_file():
         raise ArtefactError(
             f"{path} is not a {kind}: it holds no {file}.",

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from sparse_export import data
 from sparse_export.artefact import Bundle, Run
-from sparse_export.build import build
-from sparse_export.compare import Comparison, compare, write_results
+from sparse_export.building import build
+from sparse_export.comparison import Comparison, compare, write_results
 from sparse_export.errors import UsageError
 from sparse_export.files import require_writable
 from sparse_export.train.loop import Observer, train
 from sparse_export.train.recipe import load_recipe
-from sparse_export.validate import Validation, check_gates, validate
+from sparse_export.validation import Validation, check_gates, validate
 
 RECIPE = "digits"
 DENSITY = 0.2
@@ -57,8 +57,8 @@ def demo(
         validations[kind] = validate(bundles[kind], max_drop=0.0)
         check_gates(validations[kind])
     say("comparing dense with sparse")
-    digits = data.load(RECIPE)
-    samples = (data.normalise(digits.x_test, digits.mean, digits.std).numpy(), digits.y_test.numpy())
+    info = bundles["sparse"].info
+    samples = None if info.data is None else data.load_test_set(info.data, info.model.input_shape)
     comparison = compare(bundles["dense"], bundles["sparse"], samples=samples)
     results = out / "results"
     write_results(results, comparison)

@@ -220,7 +220,9 @@ def _folders() -> Iterator[Finding]:
 
 def _data_folder() -> Finding:
     try:
-        data = importlib.import_module("sparse_export.data").default_data_dir()
+        from sparse_export.data import default_data_dir
+
+        data = default_data_dir()
     except Exception as cause:  # noqa: BLE001 - it loads torch, and must not take the other findings along
         return _broken("Folders", "data", cause, "Mend the library that it names.")
     if data.is_dir():

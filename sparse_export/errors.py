@@ -65,7 +65,9 @@ class UnknownNameError(UsageError):
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}? " if near else ""
-        super().__init__(f"There is no {kind} named {name!r}.", expected=f"{hint}Known: {', '.join(known)}.", do=do)
+        super().__init__(
+            f"There is no {kind} named {name!r}.", expected=f"{hint}Known: {', '.join(known)}.", do=do
+        )
 
 
 class GateFailed(SparseExportError):  # noqa: N818 - a finding, not a fault

@@ -99,9 +99,15 @@ def staged_folder(target: Path) -> Iterator[Path]:
         stage.chmod(0o755)  # mkdtemp's 0700 would shut out a server that runs as another user
         yield stage
         old = stage.with_name(stage.name + ".old.tmp")
-        if target.exists():
+        had_old = target.exists()
+        if had_old:
             target.rename(old)
-        stage.rename(target)
+        try:
+            stage.rename(target)
+        except OSError:
+            if had_old:
+                old.rename(target)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as cause:
         raise output_error(target, cause) from cause

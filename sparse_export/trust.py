@@ -79,21 +79,17 @@ def _checked(digest: str) -> str:
 
 def _read(path: Path) -> frozenset[str]:
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        with path.open("rb") as stream:
+            _require_private(path, os.fstat(stream.fileno()))  # of the opened file: the name may be switched
+            content = stream.read()
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()
     except OSError as cause:
         raise ArtefactError(
             f"The trust store {path} cannot be read: {cause.strerror}.",
             expected="A file that this user can read was expected.",
-            do="Give it back to yourself, or delete it.",
+            do=f"Make it readable for yourself, or delete {path}.",
         ) from cause
-    with os.fdopen(descriptor, "rb") as stream:
-        _require_private(path, os.fstat(stream.fileno()))  # of the opened file: the name may be switched
-        try:
-            content = stream.read()
-        except OSError as cause:
-            raise _corrupt(path, str(cause.strerror)) from cause
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as cause:

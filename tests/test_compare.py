@@ -24,7 +24,7 @@ from sparse_export.artefact import (
     open_bundle,
     save_bundle_info,
 )
-from sparse_export.compare import check_gates, compare, judge, write_results
+from sparse_export.comparison import check_gates, compare, judge, write_results
 from sparse_export.errors import ArtefactError, GateFailed, SpeedupNotReached, UsageError
 from sparse_export.measure.statistics import Ratio
 

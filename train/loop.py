@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from sparse_export import artefact, data, models, trust
+from sparse_export import artefact, data, models
+from sparse_export import trust as trust_store
 from sparse_export.artefact import Accuracy, DataFact, LayerFact, ModelFact, Run, RunInfo
 from sparse_export.errors import Interrupted, MissingCapability, TrainingDiverged, UsageError
 from sparse_export.files import sha256_file
@@ -65,14 +66,14 @@ def train(
     download: bool = False,
     device: str = "auto",
     resume: bool = False,
-    trusted: str | None = None,
+    trust: str | None = None,
     observer: Observer | None = None,
 ) -> Run:
     """Train by a recipe (an object, a shipped name or a TOML path) into the run folder `out`.
 
     resume: go on with the unfinished run in `out` instead, by the recipe that it was started with; a finished
     one is returned as it is. On the CPU a resumed run ends with the bits of an unbroken one.
-    trusted: SHA-256 of a `run.json` whose factory may be imported though this user did not write it.
+    trust: SHA-256 of a `run.json` whose factory may be imported though this user did not write it.
     The last tenth of the training set (`validation_fraction`) is for choices; the test set is read once, at the end.
     Raises UsageError, DataNotFound, OutputError, TrainingDiverged (the last good state is kept), Interrupted on
     SIGINT or SIGTERM (after saving), NotTrustedError.
@@ -83,8 +84,8 @@ def train(
         if info.status == "complete":
             return artefact.open_run(out)
         if info.model.name is not None and models.is_factory(info.model.name):
-            trust.require(
-                sha256_file(out / artefact.RUN_FILE), f"the factory {info.model.name} in {out}", given=trusted
+            trust_store.require(
+                sha256_file(out / artefact.RUN_FILE), f"the factory {info.model.name} in {out}", given=trust
             )
         recipe = recipe_from_table(info.recipe, source=str(out / artefact.RUN_FILE))
     elif recipe is None:

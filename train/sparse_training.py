@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,15 @@ class SparseTraining:
             if value is not None and value < 1:
                 raise UsageError(
                     f"{name} is {value}.", expected="A number of steps, 1 or more, was expected."
+                )
+        for name, choice, kind in (
+            ("start", start, Distribution),
+            ("redistribution", redistribution, Redistribution),
+            ("prune_schedule", prune_schedule, PruneSchedule),
+        ):
+            if choice is not None and choice not in get_args(kind):
+                raise UsageError(
+                    f"{name} is {choice!r}.", expected=f"One of {', '.join(get_args(kind))} was expected."
                 )
         if prune_schedule in ("cosine", "linear") and total_steps is None:
             raise UsageError(

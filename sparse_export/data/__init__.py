@@ -16,11 +16,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
+from sparse_export.artefact import DataFact
 from sparse_export.data.dataset import DataSet, normalise, split, test_sha256
 from sparse_export.data.places import default_data_dir
-from sparse_export.errors import UnknownNameError, UsageError
+from sparse_export.errors import ArtefactError, UnknownNameError, UsageError
 
-__all__ = ["DataSet", "default_data_dir", "load", "names", "normalise", "split", "test_sha256"]
+__all__ = [
+    "DataSet",
+    "default_data_dir",
+    "load",
+    "load_test_set",
+    "names",
+    "normalise",
+    "split",
+    "test_sha256",
+]
 
 _NAMES = ("digits", "mnist", "fashion-mnist", "cifar10")
 _FORMS = ("npz:FILE", "imagefolder:DIR")
@@ -56,6 +68,27 @@ def load(
             do="Choose a network or a data set that suits the other.",
         )
     return data
+
+
+def load_test_set(
+    fact: DataFact, input_shape: tuple[int, ...], data_dir: str | Path | None = None
+) -> tuple[
+    np.ndarray[tuple[int, ...], np.dtype[np.float32]], np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+]:
+    """The test set that a run was tested on: inputs as its network takes them, (N, *input_shape), and labels (N,).
+
+    Raises what `load` raises, and ArtefactError when it is another test set than the run's.
+    """
+    image_size = (input_shape[1], input_shape[2]) if len(input_shape) == 3 else None
+    found = load(fact.name, None if data_dir is None else Path(data_dir), image_size=image_size)
+    digest = test_sha256(found)
+    if digest != fact.test_sha256:
+        raise ArtefactError(
+            f"The test data of {fact.name} are others than the run was tested on: SHA-256 {digest}.",
+            expected=f"{fact.test_sha256} was expected.",
+            do="Give the folder with the original data by --data-dir.",
+        )
+    return normalise(found.x_test, fact.mean, fact.std).numpy(), found.y_test.numpy()
 
 
 def _load(name: str, data_dir: Path | None, image_size: tuple[int, int] | None, download: bool) -> DataSet:

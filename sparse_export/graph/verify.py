@@ -36,7 +36,7 @@ def onnx_from_file(path: str | Path) -> onnx.ModelProto:
         model = onnx.load(path)
         _check(model, path)
     except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as cause:
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        reason = str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__
         raise ArtefactError(
             f"{path} cannot be read as ONNX: {reason}.",
             expected="A whole, valid ONNX model was expected; this one is truncated or something else.",

@@ -52,6 +52,7 @@ def measure_interleaved(
     block_s: float = 0.02,
     seed: int = 0,
     warmup_limit_s: float = 5.0,
+    before_round: Callable[[], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, LatencyResult]:
     """Time each candidate in every round: all in random order, then all in the mirrored order (A B C C B A).
@@ -62,6 +63,9 @@ def measure_interleaved(
     candidate lie within 2 % of their median, or until warmup_limit_s seconds have gone by (`steady` says
     which). Python's cyclic garbage collector is held off meanwhile.
 
+    before_round: called, untimed, at the start of every round. Where a network's weights come to lie in
+    memory can make one copy of a file slower than another for as long as both stay loaded, which no number
+    of rounds averages out; loading all candidates anew here, in random order, makes that noise of the round.
     batch: samples in one call, for the record.  seed: of the order.  clock: seconds, monotonic.
     Returns the results by name. Raises UsageError for fewer than 20 rounds or a block_s that is not positive.
     """
@@ -73,6 +77,8 @@ def measure_interleaved(
         call_s, steady = _warm_up(candidates, block_s, warmup_limit_s, clock)
         n_calls = {name: max(1, round(block_s / call_s[name])) for name in names}
         for _ in range(rounds):
+            if before_round:
+                before_round()
             shuffled = [names[i] for i in order.permutation(len(names))]
             for name in (*shuffled, *reversed(shuffled)):
                 blocks_s[name].append(_timed_calls(candidates[name], n_calls[name], clock))

@@ -35,7 +35,8 @@ def growth_budgets(shares: Tensor, n_removed: Tensor, capacity: Tensor) -> Tenso
     n_layers = shares.numel()
     base = shares * n_removed.double()
     room, _ = (capacity.double() - base).sort()
-    spent_below = torch.cat([room.new_zeros(1), room.cumsum(0)[:-1]])
+    # A sum over a triangle: cumsum of floats is refused on CUDA where a user wants deterministic algorithms.
+    spent_below = torch.where(torch.ones_like(room).expand(n_layers, -1).tril(-1) > 0, room, 0.0).sum(1)
     n_above = torch.arange(n_layers, 0, -1, dtype=torch.float64, device=room.device)
     # Overspent if e were this layer's room: those below are full, those from here on take e each.
     balance = spent_below + room * n_above

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 PruneSchedule = Literal["cosine", "linear", "constant"]
 
@@ -20,8 +20,13 @@ def prune_rate(
 
     cosine: final + (initial - final) * (1 + cos(pi * step / total)) / 2, the reference's default, which ends at
     0.005.  linear: initial * (1 - step / total), as there.  constant: initial; needs no total.
-    Past the end the rate stays at its end. Raises ValueError for cosine and linear without a total.
+    Past the end the rate stays at its end. Raises ValueError for cosine and linear without a total, and for a
+    schedule that is none of these.
     """
+    if schedule not in get_args(PruneSchedule):
+        raise ValueError(
+            f"schedule is {schedule!r}; one of {', '.join(get_args(PruneSchedule))} was expected."
+        )
     if schedule == "constant":
         return initial
     if total_steps is None:

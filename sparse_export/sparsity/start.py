@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,8 +21,14 @@ def layer_counts(
     uniform: every layer gets `density`.  erdos-renyi: a layer's density is proportional to
     sum(shape) / prod(shape), which gives thin layers more (Mocanu et al. 2018; with kernel sizes in the sum, as
     Evci et al. 2020); a layer that would be over full is full, and the rest shares what is left.
-    Whole numbers by largest remainder.
+    Whole numbers by largest remainder. Raises ValueError for another density or distribution.
     """
+    if not 0 <= density <= 1:
+        raise ValueError(f"density is {density}; a number from 0 to 1 was expected.")
+    if distribution not in get_args(Distribution):
+        raise ValueError(
+            f"distribution is {distribution!r}; one of {', '.join(get_args(Distribution))} was expected."
+        )
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     total = round(density * sum(sizes.values()))
     attraction = {

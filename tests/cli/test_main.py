@@ -285,3 +285,18 @@ def test_shell_completion_lists_the_commands_and_the_options_of_one() -> None:
 def test_the_group_is_what_click_tools_expect() -> None:
     context = click.Context(cli, info_name="sparse-export")
     assert cli.list_commands(context) == list(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_document_lists_the_options_that_a_command_has(name: str) -> None:
+    document = (CHECKOUT / "docs" / "cli.md").read_text()
+    section = re.search(rf"^## `{name}\b.*?(?=^## )", document, flags=re.MULTILINE | re.DOTALL)
+    assert section, f"docs/cli.md has no section on {name}"
+    command = importlib.import_module(f"sparse_export.cli.{name}").command
+    options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+    told = {
+        word
+        for row in re.findall(r"^\| `--.*", section[0], flags=re.MULTILINE)
+        for word in re.findall(r"--[\w-]+", row.split("|")[1])
+    }
+    assert told == options - {"--json"}

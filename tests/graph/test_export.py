@@ -191,7 +191,8 @@ class Sequence(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.plain(torch.relu(self.wide(x)))
         x = nn.functional.linear(nn.functional.linear(x, self.own), self.other)
-        return self.head(x.mean(1))
+        logits: Tensor = self.head(x.mean(1))
+        return logits
 
 
 class Tied(nn.Module):
@@ -204,7 +205,8 @@ class Tied(nn.Module):
         self.second.weight = self.first.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(torch.relu(self.first(x)))
+        logits: Tensor = self.second(torch.relu(self.first(x)))
+        return logits
 
 
 class Branching(nn.Module):
@@ -218,7 +220,8 @@ class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != 2:
             raise ValueError("two channels, please")
-        return self.norm(self.conv(x)).mean((2, 3))
+        logits: Tensor = self.norm(self.conv(x)).mean((2, 3))
+        return logits
 
 
 class TwiceUsed(nn.Module):
@@ -231,7 +234,8 @@ class TwiceUsed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
-        return (self.norm(y) + y).mean((2, 3))
+        logits: Tensor = (self.norm(y) + y).mean((2, 3))
+        return logits
 
 
 class SharedWeight(nn.Module):
@@ -245,7 +249,8 @@ class SharedWeight(nn.Module):
         self.second.weight = self.first.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.norm(self.first(x))).mean((2, 3))
+        logits: Tensor = self.second(self.norm(self.first(x))).mean((2, 3))
+        return logits
 
 
 class StepNorm(nn.Module):
@@ -257,7 +262,8 @@ class StepNorm(nn.Module):
         self.norm = nn.BatchNorm1d(5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.linear(x)).mean(1)
+        logits: Tensor = self.norm(self.linear(x)).mean(1)
+        return logits
 
 
 class Upward(nn.Module):
@@ -271,7 +277,8 @@ class Upward(nn.Module):
         self.more_norm = nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.more_norm(self.more(self.norm(self.up(x)))).mean((2, 3))
+        logits: Tensor = self.more_norm(self.more(self.norm(self.up(x)))).mean((2, 3))
+        return logits
 
 
 class LinearNorm(nn.Module):
@@ -284,7 +291,8 @@ class LinearNorm(nn.Module):
         self.head = nn.Linear(8, 4, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(self.norm(self.linear(x))))
+        logits: Tensor = self.head(torch.relu(self.norm(self.linear(x))))
+        return logits
 
 
 _NETWORKS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
@@ -376,7 +384,8 @@ class Unused(nn.Module):
         self.unused = nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.used(x)
+        logits: Tensor = self.used(x)
+        return logits
 
 
 def test_a_masked_weight_that_the_graph_does_not_have_fails_the_gate() -> None:
@@ -415,7 +424,8 @@ class DataDependent(nn.Module):
         self.linear = nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) if x.sum() > 0 else -self.linear(x)
+        logits: Tensor = self.linear(x) if x.sum() > 0 else -self.linear(x)
+        return logits
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,7 +23,7 @@ def one_node(
     *,
     weight_first: bool = False,
     n_zeros: int = 0,
-    **attributes: object,
+    **attributes: Any,
 ) -> onnx.ModelProto:
     """A graph of one layer, whose first `n_zeros` weights are zero."""
     values = np.ones(weight_shape, dtype=np.float32)
@@ -35,7 +36,8 @@ def one_node(
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(values, "w")],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return onnx.shape_inference.infer_shapes(model)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,44 @@ def test_times_that_never_settle_are_marked() -> None:
     assert not found["restless"].steady
 
 
+def test_what_is_done_before_each_round_is_not_timed() -> None:
+    clock = FakeClock()
+    calls = {"a": clock.call("a", lambda _: 0.02)}
+    found = measure_interleaved(
+        calls, batch=1, rounds=20, before_round=clock.call("renew", lambda _: 3.0), clock=clock
+    )
+    assert clock.log[-3 * 20 :] == ["renew", "a", "a"] * 20
+    assert found["a"].samples_ms == pytest.approx([20.0] * 20)
+
+
+def test_a_bias_that_lasts_as_long_as_a_network_is_loaded_does_not_fake_a_difference_when_renewed() -> None:
+    rng = np.random.default_rng(8)
+    bias = {"a": 0.0, "b": 0.0}
+
+    def load() -> None:
+        bias.update({name: 0.02 * float(rng.standard_normal()) for name in bias})
+
+    def biased(name: str) -> Callable[[float], float]:
+        return lambda _: 0.01 * float(np.exp(bias[name] + 0.002 * rng.standard_normal()))
+
+    false_claims = {"kept": 0, "renewed": 0}
+    for _ in range(30):
+        for case in false_claims:
+            load()
+            clock = FakeClock()
+            found = measure_interleaved(
+                {name: clock.call(name, biased(name)) for name in bias},
+                batch=1,
+                warmup_limit_s=0.1,
+                before_round=load if case == "renewed" else None,
+                clock=clock,
+            )
+            ratio = paired_ratio(found["a"].samples_ms, found["b"].samples_ms)
+            false_claims[case] += not ratio.low <= 1.0 <= ratio.high
+    assert false_claims["kept"] > 20
+    assert false_claims["renewed"] <= 4
+
+
 def test_garbage_collection_waits_and_comes_back_after_an_error() -> None:
     seen = []
 

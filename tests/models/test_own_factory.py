@@ -30,6 +30,22 @@ def sized(n):
 def optional(n=5):
     return torch.nn.Linear(n, 2)
 
+def classes(n_classes):
+    return torch.nn.Linear(3, n_classes)
+
+class Classes(torch.nn.Linear):
+    def __init__(self, *, n_classes=4):
+        super().__init__(3, n_classes)
+
+def anything(**settings):
+    return torch.nn.Linear(3, settings.get("n_classes", 2))
+
+def positional(n_classes=2, /):
+    return torch.nn.Linear(3, n_classes)
+
+def two(n, n_classes):
+    return torch.nn.Linear(n, n_classes)
+
 def wrong():
     return {"weight": torch.zeros(2)}
 
@@ -62,6 +78,37 @@ def test_a_callable_without_required_arguments_makes_the_network(attribute: str)
 
 def test_each_call_makes_a_new_network() -> None:
     assert models.create("own_package.nets:Net") is not models.create("own_package.nets:Net")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "n_classes", "n_logits"),
+    [
+        ("classes", 7, 7),
+        ("Classes", 7, 7),
+        ("Classes", None, 4),
+        ("Net", 7, 2),
+        ("optional", 7, 2),
+        ("anything", 7, 2),
+        ("positional", 7, 2),
+    ],
+)
+def test_the_number_of_classes_is_told_to_a_factory_that_has_a_parameter_for_it(
+    attribute: str, n_classes: int | None, n_logits: int
+) -> None:
+    network = models.create(f"own_package.nets:{attribute}", n_classes)
+    assert isinstance(network, nn.Linear) and network.out_features == n_logits
+
+
+def test_a_factory_that_needs_more_than_the_number_of_classes_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"needs arguments: \(n, \*, n_classes=7\).*Wrap it"):
+        models.create("own_package.nets:two", 7)
+
+
+def test_a_factory_that_needs_the_number_of_classes_is_refused_without_it() -> None:
+    with pytest.raises(
+        UsageError, match=r"needs arguments: \(n_classes\).*n_classes alone where that is told"
+    ):
+        models.create("own_package.nets:classes")
 
 
 @pytest.mark.parametrize(
@@ -103,3 +150,5 @@ def test_a_colon_makes_a_name_a_factory_and_nothing_is_imported_to_tell() -> Non
 def test_nothing_is_known_of_an_own_factory_beforehand() -> None:
     with pytest.raises(UnknownNameError, match=r"own_package\.nets:Net"):
         models.spec("own_package.nets:Net")
+    assert models.input_shape("own_package.nets:Net") is None
+    assert "own_package.nets" not in sys.modules

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from sparse_export.sparsity import Redistribution
+from sparse_export.sparsity.redistribute import growth_budgets
 from tests.sparsity import oracle
 from tests.sparsity.oracle import Layer
 from tests.sparsity.strategies import DTYPES, inputs_from_layers, rates, redistributions, tied_layers
@@ -58,6 +61,47 @@ def test_the_update_equals_the_loop_version(
     for mask, kept, layer, budget in zip(result.masks.values(), pruned, layers, grown, strict=True):
         born = oracle.largest(layer.score, [not is_kept for is_kept in kept], budget)
         assert mask.tolist() == [a or b for a, b in zip(kept, born, strict=True)]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 40)), min_size=1, max_size=8),
+    st.floats(0, 1),
+)
+@example([(1, 0), (1, 3)], 0.5)
+def test_the_budgets_equal_handing_out_the_excess_round_by_round(
+    claims_and_capacity: list[tuple[int, int]], part: float
+) -> None:
+    claims = [claim for claim, _ in claims_and_capacity]
+    capacity = [places for _, places in claims_and_capacity]
+    assume(sum(claims) > 0)
+    share = [Fraction(claim, sum(claims)) for claim in claims]
+    total = int(part * sum(capacity))
+    budgets = growth_budgets(
+        torch.tensor([float(p) for p in share], dtype=torch.float64),
+        torch.tensor(total),
+        torch.tensor(capacity),
+    ).tolist()
+    assert sum(budgets) == total
+    expected, is_tie = oracle.whole_budgets(oracle.ideal_budgets(share, total, capacity), total)
+    if is_tie:
+        assert all(abs(got - exact) <= 1 for got, exact in zip(budgets, expected, strict=True))
+        assert all(0 <= got <= places for got, places in zip(budgets, capacity, strict=True))
+    else:
+        assert budgets == expected
+
+
+@pytest.mark.parametrize(
+    ("n_active", "used"),
+    [(80, 0.5), (81, 0.19), (95, 0.05), (100, 0.0)],
+    ids=["a-fifth-free", "less-than-a-fifth-free", "a-twentieth-free", "full"],
+)
+def test_a_nearly_full_layer_that_attracts_weights_loses_at_most_its_free_fraction(
+    n_active: int, used: float
+) -> None:
+    full = Layer(weight=[1.0] * 100, score=[9.0] * 100, mask=[True] * n_active + [False] * (100 - n_active))
+    other = Layer(weight=[1.0] * 100, score=[1.0] * 100, mask=[True] * 10 + [False] * 90)
+    result = inputs_from_layers([full, other]).update(0.5)
+    assert [float(rate) for rate in result.prune_rates.values()] == [used, 0.5]
 
 
 @pytest.mark.parametrize("n_layers", [2, 3, 5, 6, 7])

@@ -83,6 +83,13 @@ def test_every_float_dtype_is_taken(dtype: torch.dtype) -> None:
     ]
 
 
+def test_a_parameter_that_requires_grad_is_taken() -> None:
+    values = torch.nn.Parameter(torch.tensor([1.0, -3.0, 2.0]))
+    candidates = torch.ones(3, dtype=torch.bool)
+    assert largest(values, candidates, torch.tensor(1)).tolist() == [False, True, False]
+    assert largest_on_device(values, candidates, torch.tensor(1)).tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_candidate_that_is_nan_raises_on_the_cpu(count: int) -> None:
     values = torch.tensor([1.0, math.nan, 2.0])

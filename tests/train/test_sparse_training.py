@@ -212,6 +212,9 @@ def test_an_update_before_the_first_step_is_refused() -> None:
         ({"density": 0.1, "prune_rate": -0.1}, "prune_rate is -0.1"),
         ({"density": 0.1, "update_every": 0}, "update_every is 0"),
         ({"density": 0.1, "prune_schedule": "cosine"}, "total_steps"),
+        ({"density": 0.1, "prune_schedule": "cosin"}, "prune_schedule is 'cosin'"),
+        ({"density": 0.1, "start": "er"}, "start is 'er'"),
+        ({"density": 0.1, "redistribution": "size"}, "redistribution is 'size'"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, Any], message: str) -> None:

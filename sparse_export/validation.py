@@ -16,14 +16,13 @@ from sparse_export.artefact import (
     RUN_FILE,
     Accuracy,
     Bundle,
-    DataFact,
     Run,
     library_versions,
     now,
     open_bundle,
     open_run,
 )
-from sparse_export.build import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL_FILE, network_of_run, outside_tolerance
+from sparse_export.building import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL_FILE, network_of_run, outside_tolerance
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.files import sha256_file, write_json
 from sparse_export.measure.statistics import paired_accuracy_difference
@@ -163,7 +162,7 @@ def validate(
     _require_gate_possible(bundle, max_drop, against)
     dense = None if against is None else _open_dense(bundle, Path(against))
     network, run_missing = _network(bundle, None if run is None else Path(run), trust)
-    test = None if info.data is None else _test_set(info.data, info.model.input_shape, data_dir)
+    test = None if info.data is None else data.load_test_set(info.data, info.model.input_shape, data_dir)
 
     golden_input, golden_output = (_golden(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
     golden = _parity(_onnx_logits(bundle, golden_input, n_threads), golden_output, bundle)
@@ -265,22 +264,6 @@ def _network(bundle: Bundle, given: Path | None, trust: str | None) -> tuple[nn.
     if run.info.model.name is None:
         return None, f"The run {path} does not tell how its network is made."
     return network_of_run(run, given=trust), None
-
-
-def _test_set(
-    fact: DataFact, input_shape: tuple[int, ...], data_dir: str | Path | None
-) -> tuple[Array, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
-    """Normalised inputs, float32 (N, *input_shape), and labels (N,), checked to be those of the run."""
-    image_size = (input_shape[1], input_shape[2]) if len(input_shape) == 3 else None
-    dataset = data.load(fact.name, None if data_dir is None else Path(data_dir), image_size=image_size)
-    found = data.test_sha256(dataset)
-    if found != fact.test_sha256:
-        raise ArtefactError(
-            f"The test data of {fact.name} are others than the run was tested on: SHA-256 {found}.",
-            expected=f"{fact.test_sha256} was expected.",
-            do="Give the folder with the original data by --data-dir.",
-        )
-    return data.normalise(dataset.x_test, fact.mean, fact.std).numpy(), dataset.y_test.numpy()
 
 
 def _golden(bundle: Bundle, name: str) -> Array:

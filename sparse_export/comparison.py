@@ -5,11 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -31,6 +31,7 @@ __all__ = ["Comparison", "LatencyComparison", "Side", "check_gates", "compare", 
 
 RESULT_FILE = "comparison.json"
 _ACCURACY_BATCH = 256
+_CALLS_AFTER_OPENING = 3
 _ROUNDING_POINTS = 1e-9
 _WIDTH = 98
 
@@ -129,8 +130,8 @@ def compare(
     """Run both bundles' model.onnx with onnxruntime on the CPU and compare them.
 
     The dense file is loaded twice, the sparse one once, all with the same number of threads; the three are
-    timed in interleaved blocks (`measure_interleaved`) on standard normal input, and each pair's ratio gets
-    a 95 % interval (`paired_ratio`). Idle threads of a session spin for a moment after its block; the order
+    timed in interleaved blocks (`measure_interleaved`) on standard normal input, being closed and loaded
+    anew in random order before each round, and each pair's ratio gets a 95 % interval (`paired_ratio`). Idle threads of a session spin for a moment after its block; the order
     being random and mirrored, that meets all three alike.
 
     samples: the test set as the network takes it: x float32 (n, *input_shape), normalised, y integer (n,);
@@ -149,15 +150,11 @@ def compare(
     tell = on_progress or (lambda line: None)
     threads = n_usable_cores() if n_threads is None else n_threads
     machine = machine_facts()
-    with ExitStack() as stack:
-        sessions = {
-            name: stack.enter_context(open_session(bundle.onnx_path, n_threads=threads))
-            for name, bundle in (("dense", dense), ("dense again", dense), ("sparse", sparse))
-        }
+    with _Sessions({"dense": dense, "dense again": dense, "sparse": sparse}, threads, seed) as sessions:
         accuracies: dict[str, Accuracy | None]
         if samples is not None:
             tell(f"accuracy on {len(samples[1])} samples")
-            correct = {name: _correct(sessions[name], dense, *samples) for name in ("dense", "sparse")}
+            correct = {name: _correct(sessions.open[name], dense, *samples) for name in ("dense", "sparse")}
             difference = paired_accuracy_difference(correct["dense"], correct["sparse"])
             accuracies = {
                 name: Accuracy(n_correct=int(hits.sum()), n_samples=hits.size)
@@ -177,7 +174,7 @@ def compare(
             _compare_latency(sessions, dense, sparse, batch, rounds, block_s, warmup_limit_s, seed, tell)
             for batch in batches
         )
-        runtime = sessions["dense"].name
+        runtime = sessions.open["dense"].name
     return Comparison(
         dense=_side(dense, accuracies["dense"]),
         sparse=_side(sparse, accuracies["sparse"]),
@@ -266,6 +263,50 @@ def _data_identity(data: Any) -> tuple[Any, ...] | None:
     return None if data is None else (data.name, data.test_sha256[:12], data.mean, data.std)
 
 
+class _Sessions:
+    """Owns one open session for each name, and opens them anew in random order."""
+
+    def __init__(self, bundles: dict[str, Bundle], n_threads: int, seed: int) -> None:
+        self.open: dict[str, Session] = {}
+        self._bundles = bundles
+        self._n_threads = n_threads
+        self._order = np.random.default_rng(seed)
+
+    def __enter__(self) -> Self:
+        try:
+            for name, bundle in self._bundles.items():
+                self.open[name] = open_session(bundle.onnx_path, n_threads=self._n_threads)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def run(self, name: str, x: np.ndarray) -> np.ndarray:
+        return self.open[name].run(x)
+
+    def renew(self, x: np.ndarray) -> None:
+        """Close all, open all in random order, run each on x until it has allocated what it needs."""
+        # Of 32 A/A intervals, 18 held 1 with sessions kept open, 29 with renewed ones, which are about three times
+        # as wide (three 256x256 Gemms, batch 1; two busy AMD EPYC cores, onnxruntime 1.31.1, 2026-11-23).
+        self.close()
+        names = list(self._bundles)
+        for i in self._order.permutation(len(names)):
+            self.open[names[i]] = open_session(self._bundles[names[i]].onnx_path, n_threads=self._n_threads)
+        for _ in range(_CALLS_AFTER_OPENING):
+            for session in self.open.values():
+                session.run(x)
+
+    def close(self) -> None:
+        for session in self.open.values():
+            session.close()
+        self.open.clear()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 def _correct(session: Session, bundle: Bundle, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Whether each sample is classified rightly, bool (n,)."""
     wanted = bundle.info.model.input_shape
@@ -305,7 +346,7 @@ def _side(bundle: Bundle, accuracy: Accuracy | None) -> Side:
 
 
 def _compare_latency(
-    sessions: dict[str, Session],
+    sessions: _Sessions,
     dense: Bundle,
     sparse: Bundle,
     batch: int,
@@ -319,12 +360,13 @@ def _compare_latency(
     shape = (batch, *dense.info.model.input_shape)
     x = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
     results = measure_interleaved(
-        {name: partial(session.run, x) for name, session in sessions.items()},
+        {name: partial(sessions.run, name, x) for name in sessions.open},
         batch=batch,
         rounds=rounds,
         block_s=block_s,
         seed=seed,
         warmup_limit_s=warmup_limit_s,
+        before_round=partial(sessions.renew, x),
     )
     base, again, other = (results[name] for name in ("dense", "dense again", "sparse"))
     ratio = paired_ratio(base.samples_ms, other.samples_ms)

@@ -1,0 +1,152 @@
+"""Inspecting tells what a folder or a file holds."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from sparse_export import artefact
+from sparse_export.artefact import Run
+from sparse_export.building import build
+from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.inspect import inspect
+from tests.making_runs import digits_run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = digits_run(tmp_path_factory.mktemp("made") / "run")
+    build(run)
+    return run
+
+
+@pytest.fixture
+def run(made: Run, tmp_path: Path) -> Run:
+    """A run and its bundle, to be spoilt."""
+    shutil.copytree(made.path.parent, tmp_path / "copy")
+    return artefact.open_run(tmp_path / "copy" / "run")
+
+
+def test_a_run_tells_its_layers_and_accuracy(made: Run) -> None:
+    found = inspect(made.path)
+    assert (found.kind, found.problem, found.n_files) == ("run", None, 2)
+    assert found.accuracy == made.info.test
+    assert [layer.name for layer in found.layers] == [
+        f"{x}.weight" for x in ("conv1", "conv2", "conv3", "fc1", "fc2")
+    ]
+    assert (found.n_weights, found.n_nonzero) == (made.info.n_masked, made.info.n_active)
+    assert found.density == made.info.density
+    assert found.n_parameters == made.info.n_parameters
+
+
+def test_an_unfinished_run_can_be_looked_at(run: Run) -> None:
+    artefact.save_run_info(run.path, replace(run.info, status="running", files={}, test=None))
+    (run.path / "model.safetensors").unlink()
+    found = inspect(run.path)
+    assert (found.kind, found.problem, found.accuracy) == ("unfinished run", None, None)
+
+
+def test_a_bundle_tells_its_layers_and_its_work(made: Run) -> None:
+    found = inspect(made.path.with_name("run-bundle"))
+    assert (found.kind, found.problem, found.n_files) == ("bundle", None, 4)
+    assert found.n_nonzero == made.info.n_active
+    assert "multiply-accumulates" in found.facts
+
+
+def test_the_onnx_file_of_a_bundle_tells_the_same_counts(made: Run) -> None:
+    found = inspect(made.path.with_name("run-bundle") / "model.onnx")
+    assert found.kind == "onnx"
+    assert found.facts["producer"].startswith("sparse-export ")
+    kept = {layer.name: (layer.shape, layer.n_nonzero) for layer in found.layers}
+    assert kept == {layer.name: (layer.shape, layer.n_active) for layer in made.info.layers}
+
+
+def test_anybodys_onnx_file_can_be_looked_at(tmp_path: Path) -> None:
+    weight = np.ones((4, 6), dtype=np.float32)
+    weight[:, ::2] = 0
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("MatMul", ["h", "v"], ["y"])],
+        "theirs",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(weight.T.copy(), "v")],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7),
+        tmp_path / "m.onnx",
+    )
+    found = inspect(tmp_path / "m.onnx")
+    assert [(layer.name, layer.n_weights, layer.n_nonzero, layer.density) for layer in found.layers] == [
+        ("w", 24, 12, 0.5),
+        ("v", 24, 12, 0.5),
+    ]
+    assert found.facts["multiply-accumulates"] == "48 for one sample, 24 by non-zero weights"
+    assert found.facts["opset"] == "ai.onnx 13"
+
+
+@pytest.mark.parametrize(
+    ("folder", "file"),
+    [("run", "model.safetensors"), ("run-bundle", "model.onnx"), ("run-bundle", "layers.json")],
+)
+def test_the_file_that_was_changed_is_named(run: Run, folder: str, file: str) -> None:
+    path = run.path.with_name(folder)
+    content = bytearray((path / file).read_bytes())
+    content[-1] ^= 1
+    (path / file).write_bytes(content)
+    found = inspect(path)
+    assert found.problem is not None
+    assert str(path / file) in found.problem
+    assert "NOT verified" in str(found)
+
+
+def test_the_file_that_is_missing_is_named(run: Run) -> None:
+    (run.path / "masks.safetensors").unlink()
+    assert inspect(run.path).problem == f"{run.path / 'masks.safetensors'} is missing."
+
+
+def test_the_table_has_a_line_for_each_layer_and_the_total(made: Run) -> None:
+    lines = str(inspect(made.path)).splitlines()
+    table = lines[lines.index("") + 1 :]
+    assert table[0].split() == ["layer", "shape", "weights", "non-zero", "density"]
+    assert table[2].split()[:3] == ["conv2.weight", "32x16x3x3", "4,608"]
+    total = ["total", f"{made.info.n_masked:,}", f"{made.info.n_active:,}", f"{made.info.density:.4f}"]
+    assert table[-1].split() == total
+    assert len({len(line) for line in table}) == 1
+    assert "2 files" in lines[len(lines) - len(table) - 2] or any(
+        "2 verified by SHA-256" in line for line in lines
+    )
+
+
+def test_a_damaged_description_is_told(run: Run) -> None:
+    (run.path / "run.json").write_text("{")
+    with pytest.raises(ArtefactError, match="is not JSON"):
+        inspect(run.path)
+
+
+def test_a_truncated_onnx_file_is_told(run: Run) -> None:
+    file = run.path.with_name("run-bundle") / "model.onnx"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(ArtefactError, match="cannot be read as ONNX"):
+        inspect(file)
+
+
+def test_another_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("buy milk")
+    with pytest.raises(ArtefactError, match=r"notes\.txt cannot be read as ONNX"):
+        inspect(tmp_path / "notes.txt")
+
+
+def test_another_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="neither a run nor a bundle"):
+        inspect(tmp_path)
+
+
+def test_a_path_that_does_not_exist_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        inspect(tmp_path / "absent")
