@@ -186,7 +186,7 @@ def _fresh_network(run: Run, given: str | None) -> nn.Module:
         )
     if models.is_factory(name):
         trust.require(sha256_file(run.path / RUN_FILE), f"The factory {name} in {run.path}", given=given)
-    return models.create(name)
+    return models.create(name, run.info.model.n_classes)
 
 
 def _tensors(run: Run, name: str) -> dict[str, Tensor]:

@@ -93,8 +93,24 @@ def train(
     elif not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     session = _Session(recipe, out, data_dir, download, device, resume)
-    with _stop_signals() as stop:
+    with _stop_signals() as stop, _cpu_settings(session.n_threads):
         return session.train(observer or SilentObserver(), stop)
+
+
+@contextmanager
+def _cpu_settings(n_threads: int) -> Iterator[None]:
+    """Train with so many threads and without denormals, then put back what the process had.
+
+    The momentum of a dead unit decays into denormals and stays there, which slows a CPU down many times.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
 
 
 class _Stop:
@@ -162,8 +178,6 @@ class _Session:
         self.device = _device(device)
         if not resume:
             require_empty(out)
-        torch.manual_seed(recipe.seed)
-        self.model = models.create(recipe.model)
         dataset = data.load(recipe.data, data_dir, image_size=_image_size(recipe), download=download)
         train_part, validation_part = data.split(dataset, recipe.validation_fraction)
         fact = DataFact(
@@ -179,31 +193,26 @@ class _Session:
             _Split.load(x, y, fact, self.device)
             for x, y in (train_part, validation_part, (dataset.x_test, dataset.y_test))
         )
-        self.model.to(self.device)
-        self._require_fit(dataset.input_shape, dataset.n_classes)
+        torch.manual_seed(recipe.seed)
+        self.model = models.create(recipe.model, dataset.n_classes).to(self.device)
+        self.n_outputs = self._require_fit(dataset.input_shape, dataset.n_classes)
         self.batch_size = min(recipe.batch_size, len(self.train_split))
         self.steps_per_epoch = len(self.train_split) // self.batch_size
         self.total_steps = self.steps_per_epoch * recipe.epochs
         self.optimizer = _optimizer(recipe, self.model)
         self.sparse = None if recipe.dense else self._sparse_training()
         self.position = Position()
+        self.n_threads = recipe.threads or _n_threads(self.model, self.batch_size)
+        created = artefact.now()
         if resume:
             earlier = artefact.read_run_info(out)
-            self._set_threads(earlier.n_threads)
-            self.info = replace(self._info(fact, dataset.n_classes), created=earlier.created)
+            self.n_threads, created = earlier.n_threads, earlier.created
             if state_path(out).is_file():
                 self.position = load_state(out, self.model, self.optimizer, self.sparse)
-        else:
-            self._set_threads(recipe.threads or _n_threads(self.model, self.batch_size))
-            self.info = self._info(fact, dataset.n_classes)
+        self.info = self._info(fact, created)
 
-    def _set_threads(self, n_threads: int) -> None:
-        torch.set_num_threads(n_threads)
-        # The momentum of a dead unit decays into denormals and stays there, which slows a CPU down many times.
-        torch.set_flush_denormal(True)
-
-    def _require_fit(self, input_shape: tuple[int, ...], n_classes: int) -> None:
-        """Raise UsageError when the network cannot take this data, before anything is trained."""
+    def _require_fit(self, input_shape: tuple[int, ...], n_classes: int) -> int:
+        """The number of the network's outputs. Raises UsageError when it cannot take this data."""
         self.model.eval()
         try:
             with torch.no_grad():
@@ -222,6 +231,7 @@ class _Session:
                 expected=f"Logits of shape (2, {n_classes}) were expected for {self.recipe.data}.",
                 do="Choose a model with as many outputs as there are classes.",
             )
+        return output.shape[-1]
 
     def _sparse_training(self) -> SparseTraining:
         settings = self.recipe.sparsity
@@ -241,7 +251,7 @@ class _Session:
             seed=self.recipe.seed,
         )
 
-    def _info(self, fact: DataFact, n_classes: int) -> RunInfo:
+    def _info(self, fact: DataFact, created: str) -> RunInfo:
         sparse = self.sparse
         weights = maskable_parameters(self.model)
         n_masked = sparse.n_masked if sparse else sum(value.numel() for value in weights.values())
@@ -249,7 +259,9 @@ class _Session:
             status="running",
             method="sparse-momentum" if sparse else "dense",
             model=ModelFact(
-                name=self.recipe.model, input_shape=tuple(self.train_split.x.shape[1:]), n_classes=n_classes
+                name=self.recipe.model,
+                input_shape=tuple(self.train_split.x.shape[1:]),
+                n_classes=self.n_outputs,
             ),
             data=fact,
             target_density=sparse.density if sparse else 1.0,
@@ -261,7 +273,7 @@ class _Session:
             validation=None,
             test=None,
             seed=self.recipe.seed,
-            n_threads=torch.get_num_threads(),
+            n_threads=self.n_threads,
             device=str(self.device),
             epochs=self.recipe.epochs,
             n_steps=self.total_steps,
@@ -269,7 +281,7 @@ class _Session:
             recipe=self.recipe.model_dump(mode="json"),
             versions=artefact.library_versions(),
             command=artefact.command_line(),
-            created=artefact.now(),
+            created=created,
             files={},
         )
 
@@ -406,11 +418,9 @@ def _device(name: str) -> torch.device:
 
 
 def _image_size(recipe: Recipe) -> tuple[int, int] | None:
-    """Height and width that pictures of any size are cut to: what a known network takes."""
-    if models.is_factory(recipe.model) or not recipe.data.startswith("imagefolder:"):
-        return None
-    height, width = models.spec(recipe.model).input_shape[-2:]
-    return height, width
+    """Height and width that pictures of any size are cut to: what the network takes, where that is known."""
+    shape = models.input_shape(recipe.model) if recipe.data.startswith("imagefolder:") else None
+    return None if shape is None else (shape[1], shape[2])
 
 
 def _n_threads(model: nn.Module, batch_size: int) -> int:

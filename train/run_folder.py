@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparse_export import artefact, trust
 from sparse_export.artefact import Accuracy, ModelFact, Run, RunInfo
 from sparse_export.errors import UsageError
-from sparse_export.files import require_writable, sha256_file, write_bytes
+from sparse_export.files import sha256_file, write_bytes
 from sparse_export.models import is_factory
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ MASKS_FILE = "masks.safetensors"
 
 
 def require_empty(folder: Path) -> None:
-    """Raise UsageError when the folder holds something, OutputError when nothing can be written into it."""
+    """Raise UsageError when the folder holds something."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         found = "a run" if (folder / artefact.RUN_FILE).is_file() else "something else"
         raise UsageError(
@@ -34,7 +34,6 @@ def require_empty(folder: Path) -> None:
             do="Choose another one with --out"
             + (", or go on with this run by --resume." if found == "a run" else "."),
         )
-    require_writable(folder)
 
 
 def write_run_info(folder: Path, info: RunInfo) -> None:

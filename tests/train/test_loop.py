@@ -228,6 +228,13 @@ def test_resume_uses_the_recorded_threads_and_returns_a_finished_run_as_it_is(
     assert train(None, out, device="cpu", resume=True).info.n_threads == 2
 
 
+def test_training_leaves_threads_and_denormals_as_they_were(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    train(small(epochs=1, threads=before + 1), tmp_path / "run", device="cpu")
+    assert torch.get_num_threads() == before
+    assert (torch.tensor([1e-38]) * 0.01).item() > 0
+
+
 def test_a_run_is_never_written_over_another(unbroken: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="already holds a run"):
         train(small(), unbroken)
@@ -268,8 +275,8 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_state_kept(tmp_path: 
     with pytest.MonkeyPatch.context() as patch:
         create = models.create
 
-        def spied(name: str) -> torch.nn.Module:
-            model: torch.nn.Module = create(name)
+        def spied(name: str, n_classes: int | None = None) -> torch.nn.Module:
+            model: torch.nn.Module = create(name, n_classes)
             loss_parameters.extend(model.parameters())
             return model
 
@@ -284,16 +291,28 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_state_kept(tmp_path: 
     )
 
 
-def test_a_network_and_data_of_different_shapes_are_refused_before_anything_is_written(
-    tmp_path: Path,
+def test_a_network_that_cannot_take_the_data_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UsageError, match=r"lenet5 cannot take inputs of shape \(1, 8, 8\) from digits"):
         train(small(model="lenet5"), tmp_path / "run")
+    (tmp_path / "narrow_net.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=r"Logits of shape \(2, 10\)"):
+        train(small(model="narrow_net:make"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_network_gets_as_many_outputs_as_the_data_has_classes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 255, (40, 8, 8, 1), dtype=np.uint8)
-    np.savez(tmp_path / "many.npz", x_train=x, y_train=np.arange(40), x_test=x, y_test=np.arange(40))
-    with pytest.raises(UsageError, match=r"Logits of shape \(2, 40\)"):
-        train(small(data=f"npz:{tmp_path / 'many.npz'}"), tmp_path / "run")
+    np.savez(tmp_path / "few.npz", x_train=x, y_train=np.arange(40) % 3, x_test=x, y_test=np.arange(40) % 3)
+    run = train(small(data=f"npz:{tmp_path / 'few.npz'}", epochs=1, batch_size=8), tmp_path / "run")
+    assert run.info.model.n_classes == 3
+    assert load_file(tmp_path / "run" / "model.safetensors")["fc2.weight"].shape == (3, 64)
+    assert se.build(tmp_path / "run").info.model.n_classes == 3
 
 
 def test_a_truncated_or_foreign_state_is_refused(tmp_path: Path) -> None:
