@@ -1,11 +1,12 @@
 """What sparse momentum adds to a training step, and `train` to a bare loop, on LeNet-300-100.
 
-    python -m benchmarks.bench_training_step [--rounds N] [--json FILE]
+    python -m benchmarks.bench_training_step [--fused] [--rounds N] [--json FILE]
     python -m benchmarks.bench_training_step --whole-run --data-dir DIR [--rounds N] [--json FILE]
 
 First form: three loops over the same random batches take turns in blocks, in random order: `dense` (optimizer.step),
 `masked` (the same, then every weight times a fixed mask) and `sparse` (SparseTraining.step with one mask update in
-540 steps, as an epoch of MNIST has). Each round is 540 steps of each.
+540 steps, as an epoch of MNIST has). Each round is 540 steps of each. --fused: torch's fused SGD, which `train`
+uses and which makes the step shorter, in place of its plain one.
 Second form: whole processes, CPU seconds as the system counts them: `sparse-export train mnist-lenet300-100 --epochs
 20 --density 0.05` against a bare masked loop with the same data, batch size, optimiser, thread and number of steps.
 """
@@ -41,12 +42,12 @@ BATCH = 100
 class Loop:
     """One network in training. after: what follows the backward pass."""
 
-    def __init__(self, x: torch.Tensor, y: torch.Tensor, kind: str) -> None:
+    def __init__(self, x: torch.Tensor, y: torch.Tensor, kind: str, *, fused: bool) -> None:
         torch.manual_seed(0)
         self.x, self.y = x, y
         self.model = models.create("lenet300-100")
         self.optimizer = SGD(
-            self.model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
+            self.model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=fused
         )
         weights = [value for name, value in self.model.named_parameters() if name.endswith("weight")]
         masks = [(torch.rand_like(value) < 0.05).float() for value in weights]
@@ -75,14 +76,14 @@ class Loop:
             self.finish()
 
 
-def steps(rounds: int, seed: int = 0) -> dict[str, list[float]]:
+def steps(rounds: int, *, fused: bool, seed: int = 0) -> dict[str, list[float]]:
     """Seconds per 540 steps of each loop, round by round; the blocks of a round in random order."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn((5400, 1, 28, 28), generator=generator)
     y = torch.randint(0, 10, (5400,), generator=generator)
-    loops = {kind: Loop(x, y, kind) for kind in ("dense", "masked", "sparse")}
+    loops = {kind: Loop(x, y, kind, fused=fused) for kind in ("dense", "masked", "sparse")}
     for loop in loops.values():
         loop.run(STEPS)
     shuffle = random.Random(seed)
@@ -105,7 +106,7 @@ def bare_run(data_dir: Path, epochs: int) -> None:
     torch.set_flush_denormal(True)
     mnist = data.load("mnist", data_dir)
     (x, y), _ = data.split(mnist)
-    loop = Loop(data.normalise(x, mnist.mean, mnist.std), y, "masked")
+    loop = Loop(data.normalise(x, mnist.mean, mnist.std), y, "masked", fused=True)
     for _ in range(epochs):
         order = torch.randperm(len(y))
         for first in range(0, len(y), BATCH):
@@ -173,6 +174,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--fused", action="store_true")
     parser.add_argument("--whole-run", action="store_true")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--bare", type=int, metavar="EPOCHS", help="run the bare masked loop, time nothing")
@@ -184,7 +186,7 @@ def main() -> None:
     if arguments.whole_run:
         result = report(whole_runs(arguments.rounds, arguments.data_dir), "bare")
     else:
-        result = report(steps(arguments.rounds), "dense")
+        result = report(steps(arguments.rounds, fused=arguments.fused), "dense")
     if arguments.json:
         facts = {
             "command": sys.argv,

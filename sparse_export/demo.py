@@ -59,7 +59,7 @@ def demo(
     say("comparing dense with sparse")
     info = bundles["sparse"].info
     samples = None if info.data is None else data.load_test_set(info.data, info.model.input_shape)
-    comparison = compare(bundles["dense"], bundles["sparse"], samples=samples)
+    comparison = compare(bundles["dense"], bundles["sparse"], samples=samples, n_threads=1)
     results = out / "results"
     write_results(results, comparison)
     return Demo(
