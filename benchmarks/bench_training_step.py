@@ -189,7 +189,7 @@ def main() -> None:
         result = report(steps(arguments.rounds, fused=arguments.fused), "dense")
     if arguments.json:
         facts = {
-            "command": sys.argv,
+            "command": artefact.command_line(),
             "date": artefact.now(),
             "machine": machine_facts(),
             "versions": artefact.library_versions(),

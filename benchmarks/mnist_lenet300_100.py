@@ -71,7 +71,7 @@ def main() -> None:
             f"{statistics.mean(row['seconds'] for row in rows):.1f} s"
         )
     facts = {
-        "command": sys.argv,
+        "command": artefact.command_line(),
         "date": artefact.now(),
         "machine": machine_facts(),
         "versions": artefact.library_versions(),

@@ -32,6 +32,7 @@ from sparse_export.train.sparse_training import SparseTraining, layer_facts
 
 _FLOAT_LIMIT_BYTES = 2 * 1024**3  # inputs are kept normalised in memory up to here, else normalised per batch
 _SAVE_EVERY_S = 120.0  # within a long epoch
+_CHECK_EVERY = 50  # steps between looks at an accelerator's loss
 _SINGLE_THREAD_WORK = 50e6  # weights x batch size; see _n_threads
 
 
@@ -321,8 +322,11 @@ class _Session:
             generator=torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch),
         ).to(self.train_split.x.device)
         started = saved = time.monotonic()
-        total = torch.tensor(at.loss_sum, dtype=torch.float64, device=self.device)
-        check_every = 1 if self.device.type == "cpu" else 50
+        # The CPU's loss is read at every step; an accelerator's is summed there, so that the host need not wait.
+        on_cpu = self.device.type == "cpu"
+        total: float | Tensor = at.loss_sum
+        if not on_cpu:
+            total = torch.tensor(at.loss_sum, dtype=torch.float64, device=self.device)
         step = at.step
         self.model.train()
 
@@ -344,14 +348,11 @@ class _Session:
             self.optimizer.zero_grad()
             loss = nn.functional.cross_entropy(self.model(x), y)
             loss.backward()
-            if self.sparse is None:
-                self.optimizer.step()
-            else:
-                self.sparse.step()
-            step += 1
-            total += loss.detach()
-            if step % check_every == 0:
+            total = total + (loss.item() if on_cpu else loss.detach())
+            if on_cpu or step % _CHECK_EVERY == 0:
                 self._require_finite(total, step)
+            self._step_weights(step)
+            step += 1
             observer.stepped(step, loss)
             if stop.requested or time.monotonic() - saved > _SAVE_EVERY_S:
                 self._require_finite(total, step)
@@ -371,7 +372,7 @@ class _Session:
             step=step,
             train_loss=float(total) / self.steps_per_epoch,
             validation_percent=validation,
-            learning_rate=rate,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
             density=self.info.density,
             layer_density={fact.name: fact.density for fact in self._layer_facts() if fact.masked},
             prune_rate=rate_used,
@@ -383,6 +384,15 @@ class _Session:
         save_state(self.out, self.position, self.model, self.optimizer, self.sparse)
         observer.finished_epoch(metrics)
 
+    def _step_weights(self, step: int) -> None:
+        if self.sparse is None:
+            self.optimizer.step()
+            return
+        try:
+            self.sparse.step()
+        except ValueError as cause:  # a mask update met weights or momenta that are no numbers
+            raise self._diverged(step, f"The weights are no longer numbers: {cause}") from cause
+
     def _end_of_epoch_update(self, epoch: int) -> tuple[float | None, float | None]:
         """Update the masks where the recipe says once an epoch, but not after the last. (prune rate, flip rate)."""
         sparse = self.sparse
@@ -390,19 +400,25 @@ class _Session:
             return None, None
         before = {name: mask.clone() for name, mask in sparse.masks.items()}
         rate = sparse.prune_rate
-        sparse.update()
+        try:
+            sparse.update()
+        except ValueError as cause:
+            raise self._diverged(sparse.n_steps - 1, f"The weights are no longer numbers: {cause}") from cause
         n_flipped = sum(int((sparse.masks[name] ^ mask).sum()) for name, mask in before.items())
         return rate, n_flipped / sparse.n_masked
 
-    def _require_finite(self, loss_sum: Tensor, step: int) -> None:
-        if not math.isfinite(float(loss_sum)):
-            kept = state_path(self.out)
-            raise TrainingDiverged(
-                f"The loss is no longer a number at step {step} of {self.total_steps}.",
-                expected="It was expected to stay finite.",
-                do="Lower optimizer.lr in the recipe."
-                + (f" The last good state is kept in {kept}." if kept.is_file() else ""),
-            )
+    def _require_finite(self, loss_sum: float | Tensor, step: int) -> None:
+        if not math.isfinite(loss_sum):
+            raise self._diverged(step, "The loss is no longer a number.")
+
+    def _diverged(self, step: int, what: str) -> TrainingDiverged:
+        kept = state_path(self.out)
+        return TrainingDiverged(
+            f"Step {step + 1} of {self.total_steps}: {what}",
+            expected="Training was expected to stay finite.",
+            do="Lower optimizer.lr in the recipe."
+            + (f" The last good state is kept in {kept}." if kept.is_file() else ""),
+        )
 
     @torch.no_grad()
     def _accuracy(self, split: _Split) -> Accuracy:

@@ -206,6 +206,14 @@ def test_an_interrupt_saves_in_the_middle_of_an_epoch_and_says_how_to_go_on(
     assert outcome(out) == outcome(unbroken)
 
 
+def test_an_interrupt_at_the_last_step_of_an_epoch_can_be_resumed(unbroken: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted, match=r"step 19 of 57"):
+        train(small(), out, device="cpu", observer=InterruptAtStep(19, signal.SIGINT))
+    train(None, out, device="cpu", resume=True)
+    assert outcome(out) == outcome(unbroken)
+
+
 def _header(run: Path) -> dict[str, str]:
     from safetensors import safe_open
 
@@ -281,7 +289,9 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_state_kept(tmp_path: 
             return model
 
         patch.setattr("sparse_export.train.loop.models.create", spied)
-        with pytest.raises(TrainingDiverged, match=r"step 31 of 57.*optimizer\.lr.*last good state"):
+        with pytest.raises(
+            TrainingDiverged, match=r"Step 31 of 57: The loss.*optimizer\.lr.*last good state"
+        ):
             train(small(), out, device="cpu", observer=Poison())
     assert json.loads(_header(out)["position"])["epoch"] == 1
     assert all(
@@ -289,6 +299,12 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_state_kept(tmp_path: 
         for t in load_file(checkpoint.state_path(out)).values()
         if t.is_floating_point()
     )
+
+
+def test_a_learning_rate_that_blows_up_ends_with_a_message_and_no_traceback(tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged, match=r"no longer.*Lower optimizer\.lr"):
+        train(small(optimizer={"lr": 1e20}), tmp_path / "run", device="cpu")
+    assert artefact.read_run_info(tmp_path / "run").status == "running"
 
 
 def test_a_network_that_cannot_take_the_data_is_refused_before_anything_is_written(
