@@ -1,5 +1,5 @@
 # Everything runs in .venv, which these targets make and keep up to date; nothing has to be installed by hand.
-#   make test PYTEST_ARGS="tests/cli -k help"     make demo DEMO_ARGS="--epochs 5"     make test PYTHON=python3.12
+#   make test PYTEST_ARGS="tests/cli -k help"     make demo DEMO_ARGS="--out /tmp/demo"     make test PYTHON=python3.12
 
 PYTHON ?= python3
 PYTEST_ARGS ?=

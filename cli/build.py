@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import find_factories_here, json_option, print_result
+from sparse_export.cli._common import json_option, print_result
 
 
 @click.command("build")
@@ -27,7 +27,6 @@ def command(run: Path, out: Path | None, targets: tuple[str, ...], trust: str | 
 
     from sparse_export.building import build
 
-    find_factories_here()
     bundle = build(run, out, targets=targets, trust=trust)
     info = bundle.info
     text = (

@@ -15,7 +15,7 @@ from sparse_export.cli._common import json_option, print_result
 )
 @json_option
 def command(out: Path, as_json: bool) -> None:
-    """Train dense and sparse, build, validate and compare, on data that is embedded. About a minute on two cores."""
+    """Train dense and sparse, build, validate and compare, on data that is embedded. Half a minute on two cores."""
     from dataclasses import asdict
 
     from sparse_export.cli._progress import training_observer

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import find_factories_here, json_option, print_result
+from sparse_export.cli._common import json_option, print_result
+
+_STARTING = ("recipe", "dense", "density", "preset", "epochs", "seed")
+
+
+def _typed(name: str) -> bool:
+    """Was this parameter on the command line, rather than in the environment?"""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 @click.command("train")
@@ -48,20 +56,23 @@ def command(
 
     Shipped: digits, mnist-lenet300-100, mnist-lenet5, fashion-mnist-lenet5. Ctrl-C saves; --resume goes on.
     """
-    if resume and (out is None or recipe or dense or density or preset or epochs or seed is not None):
-        raise click.UsageError(
-            "--resume takes only --out RUN: a run goes on by the recipe that it was started with."
-        )
+    if resume:
+        given = [name for name in _STARTING if _typed(name)]
+        if given or out is None:
+            raise click.UsageError(
+                "--resume takes --out RUN, and goes on by the recipe that the run was started with"
+                + (f": leave out {', '.join(given)}." if given else ".")
+            )
+        recipe = None
     if not resume and recipe is None:
         raise click.UsageError("Missing argument 'RECIPE'. Name a shipped recipe or give a TOML file.")
-    if dense and density is not None:
+    if dense and density is not None and not resume:
         raise click.UsageError("--dense and --density exclude each other.")
 
     from sparse_export.cli._progress import training_observer
     from sparse_export.train.loop import train
     from sparse_export.train.recipe import load_recipe
 
-    find_factories_here()
     loaded = None
     if recipe is not None:
         loaded = load_recipe(

@@ -40,7 +40,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import operator
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -205,15 +208,16 @@ def create(name: str, n_classes: int | None = None) -> torch.nn.Module:
 def _from_factory(name: str, n_classes: int | None) -> torch.nn.Module:
     import torch
 
-    factory = _callable(name, n_classes)
-    try:
-        module = factory()
-    except Exception as cause:
-        raise UsageError(
-            f"The factory {name} failed with {type(cause).__name__}: {cause}.",
-            expected="It was expected to return a torch.nn.Module.",
-            do="Call it in Python to see the whole traceback.",
-        ) from cause
+    with _current_folder_first():
+        factory = _callable(name, n_classes)
+        try:
+            module = factory()
+        except Exception as cause:
+            raise UsageError(
+                f"The factory {name} failed with {type(cause).__name__}: {cause}.",
+                expected="It was expected to return a torch.nn.Module.",
+                do="Call it in Python to see the whole traceback.",
+            ) from cause
     if not isinstance(module, torch.nn.Module):
         raise UsageError(
             f"The factory {name} returned {_kind(module)}.",
@@ -221,6 +225,20 @@ def _from_factory(name: str, n_classes: int | None) -> torch.nn.Module:
             do="Return the network itself from it.",
         )
     return module
+
+
+@contextmanager
+def _current_folder_first() -> Iterator[None]:
+    """Look for modules in the current folder, as `python -m` does, while a factory that was asked for is made.
+
+    Not longer: a folder of somebody else's must not get to replace libraries that are imported later.
+    """
+    here = os.getcwd()  # noqa: PTH109 - sys.path holds strings
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def _callable(name: str, n_classes: int | None) -> Callable[[], Any]:

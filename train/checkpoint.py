@@ -66,10 +66,12 @@ def save_state(
         "optimizer": json.dumps({"param_groups": optimizer_state["param_groups"], "scalars": scalars}),
         "sparse": json.dumps(sparse and {"n_steps": sparse.n_steps, "n_updates": sparse.n_updates}),
     }
-    write_bytes(
-        state_path(run),
-        save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, header),
-    )
+    # Copies: tied weights share memory, which safetensors refuses.
+    plain = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
+    write_bytes(state_path(run), save(plain, header))
 
 
 def load_state(run: Path, model: nn.Module, optimizer: Optimizer, sparse: SparseTraining | None) -> Position:
@@ -99,16 +101,16 @@ def load_state(run: Path, model: nn.Module, optimizer: Optimizer, sparse: Sparse
         if sparse is not None:
             sparse.load_state_dict({"masks": _below(tensors, "mask."), **json.loads(header["sparse"])})
         position = Position(**json.loads(header["position"]))
+        torch.set_rng_state(tensors["random.cpu"])
+        for device in range(torch.cuda.device_count()):
+            if f"random.cuda.{device}" in tensors:
+                torch.cuda.set_rng_state(tensors[f"random.cuda.{device}"], device)
     except (RuntimeError, ValueError, KeyError, TypeError, UsageError) as cause:
         raise ArtefactError(
             f"{path} does not belong to this network: {cause}.",
             expected="The state that this run saved was expected.",
             do="Start the run again in another folder.",
         ) from cause
-    torch.set_rng_state(tensors["random.cpu"])
-    for device in range(torch.cuda.device_count()):
-        if f"random.cuda.{device}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"random.cuda.{device}"], device)
     return position
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import signal
 import threading
 import time
@@ -20,7 +21,14 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from sparse_export import artefact, data, models
 from sparse_export import trust as trust_store
 from sparse_export.artefact import Accuracy, DataFact, LayerFact, ModelFact, Run, RunInfo
-from sparse_export.errors import Interrupted, MissingCapability, TrainingDiverged, UsageError
+from sparse_export.errors import (
+    ArtefactError,
+    Interrupted,
+    MissingCapability,
+    RecipeError,
+    TrainingDiverged,
+    UsageError,
+)
 from sparse_export.files import sha256_file
 from sparse_export.train.checkpoint import Position, load_state, save_state, state_path
 from sparse_export.train.layers import maskable_parameters
@@ -84,11 +92,10 @@ def train(
         info = artefact.read_run_info(out)
         if info.status == "complete":
             return artefact.open_run(out)
-        if info.model.name is not None and models.is_factory(info.model.name):
-            trust_store.require(
-                sha256_file(out / artefact.RUN_FILE), f"the factory {info.model.name} in {out}", given=trust
-            )
-        recipe = recipe_from_table(info.recipe, source=str(out / artefact.RUN_FILE))
+        recipe = _recorded_recipe(info, out)
+        if models.is_factory(recipe.model):
+            digest = sha256_file(out / artefact.RUN_FILE)
+            trust_store.require(digest, f"the factory {recipe.model} in {out}", given=trust)
     elif recipe is None:
         raise UsageError("No recipe was given.", expected="A recipe, or --resume with a run, was expected.")
     elif not isinstance(recipe, Recipe):
@@ -98,9 +105,27 @@ def train(
         return session.train(observer or SilentObserver(), stop)
 
 
+def _recorded_recipe(info: RunInfo, out: Path) -> Recipe:
+    """The recipe in a `run.json`. Raises ArtefactError when it is no recipe, or another network's."""
+    file = out / artefact.RUN_FILE
+    try:
+        recipe = recipe_from_table(info.recipe, source=str(file))
+    except RecipeError as cause:
+        raise ArtefactError(
+            f"{file} is damaged: {cause}", do="Start the run again in another folder."
+        ) from cause
+    if recipe.model != info.model.name:
+        raise ArtefactError(
+            f"{file} contradicts itself: its model is {info.model.name!r}, its recipe's {recipe.model!r}.",
+            expected="One network was expected.",
+            do="Do not use this folder.",
+        )
+    return recipe
+
+
 @contextmanager
 def _cpu_settings(n_threads: int) -> Iterator[None]:
-    """Train with so many threads and without denormals, then put back what the process had.
+    """Train with so many threads and without denormals; then with the process's threads, and denormals, again.
 
     The momentum of a dead unit decays into denormals and stays there, which slows a CPU down many times.
     """
@@ -185,7 +210,9 @@ class _Session:
         """Check all that can be checked before anything is written."""
         self.recipe = recipe
         self.out = out
-        self.device = _device(device)
+        self.data_dir = data_dir
+        earlier = artefact.read_run_info(out) if resume else None
+        self.device = _device(earlier.device if earlier and _resumes_on(earlier.device, device) else device)
         if not resume:
             require_empty(out)
         dataset = data.load(recipe.data, data_dir, image_size=_image_size(recipe), download=download)
@@ -199,6 +226,12 @@ class _Session:
             n_test=dataset.y_test.numel(),
             test_sha256=data.test_sha256(dataset),
         )
+        if earlier is not None and earlier.data != fact:
+            raise ArtefactError(
+                f"The data are others than the run in {out} was started with: {fact}.",
+                expected=f"{earlier.data} was expected.",
+                do="Give the folder with the original data by --data-dir.",
+            )
         self.train_split, self.validation_split, self.test_split = (
             _Split.load(x, y, fact, self.device)
             for x, y in (train_part, validation_part, (dataset.x_test, dataset.y_test))
@@ -213,13 +246,14 @@ class _Session:
         self.sparse = None if recipe.dense else self._sparse_training()
         self.position = Position()
         self.n_threads = recipe.threads or _n_threads(self.model, self.batch_size)
-        created = artefact.now()
-        if resume:
-            earlier = artefact.read_run_info(out)
-            self.n_threads, created = earlier.n_threads, earlier.created
+        self.info = self._info(fact)
+        if earlier is not None:
+            self.n_threads = earlier.n_threads
+            self.info = replace(
+                self.info, n_threads=earlier.n_threads, created=earlier.created, command=earlier.command
+            )
             if state_path(out).is_file():
                 self.position = load_state(out, self.model, self.optimizer, self.sparse)
-        self.info = self._info(fact, created)
 
     def _require_fit(self, input_shape: tuple[int, ...], n_classes: int) -> int:
         """The number of the network's outputs. Raises UsageError when it cannot take this data."""
@@ -227,10 +261,13 @@ class _Session:
         try:
             with torch.no_grad():
                 output = self.model(torch.zeros((2, *input_shape), device=self.device))
-        except RuntimeError as cause:
+        except (
+            Exception
+        ) as cause:  # whatever a network raises: some assert, some index, most multiply matrices
+            reason = next(iter(str(cause).splitlines()), type(cause).__name__)
             raise UsageError(
                 f"The model {self.recipe.model} cannot take inputs of shape {input_shape} from {self.recipe.data}: "
-                f"{str(cause).splitlines()[0]}.",
+                f"{reason}.",
                 expected="A model and a data set of one shape were expected.",
                 do="Choose another model or data set.",
             ) from cause
@@ -261,7 +298,7 @@ class _Session:
             seed=self.recipe.seed,
         )
 
-    def _info(self, fact: DataFact, created: str) -> RunInfo:
+    def _info(self, fact: DataFact) -> RunInfo:
         sparse = self.sparse
         weights = maskable_parameters(self.model)
         n_masked = sparse.n_masked if sparse else sum(value.numel() for value in weights.values())
@@ -291,7 +328,7 @@ class _Session:
             recipe=self.recipe.model_dump(mode="json"),
             versions=artefact.library_versions(),
             command=artefact.command_line(),
-            created=created,
+            created=artefact.now(),
             files={},
         )
 
@@ -357,12 +394,13 @@ class _Session:
             if stop.requested or time.monotonic() - saved > _SAVE_EVERY_S:
                 self._require_finite(total, step)
                 here = position(step_in_epoch=place + 1, loss_sum=float(total))
-                save_state(self.out, here, self.model, self.optimizer, self.sparse)
+                self._save(here)
                 saved = time.monotonic()
                 if stop.requested:
+                    where = f" --data-dir {shlex.quote(str(self.data_dir))}" if self.data_dir else ""
                     raise Interrupted(
                         f"Stopped after step {step} of {self.total_steps}; nothing is lost.",
-                        do=f"Go on with: sparse-export train --resume --out {self.out}",
+                        do=f"Go on with: sparse-export train --resume --out {shlex.quote(str(self.out))}{where}",
                     )
         self._require_finite(total, step)
         validation = self._accuracy(self.validation_split).percent if len(self.validation_split) else None
@@ -379,10 +417,21 @@ class _Session:
             flip_rate=flip_rate,
             seconds=at.seconds + time.monotonic() - started,
         )
+        self._require_finite_weights(step)
         log.write(metrics)
         self.position = position(epoch=epoch + 1)
-        save_state(self.out, self.position, self.model, self.optimizer, self.sparse)
+        self._save(self.position)
         observer.finished_epoch(metrics)
+
+    def _save(self, position: Position) -> None:
+        """Write the state, which is what a later failure falls back on, so only while it is finite."""
+        self._require_finite_weights(position.step)
+        save_state(self.out, position, self.model, self.optimizer, self.sparse)
+
+    def _require_finite_weights(self, step: int) -> None:
+        values = [value for value in self.model.state_dict().values() if value.is_floating_point()]
+        if not bool(torch.stack([value.isfinite().all() for value in values]).all()):
+            raise self._diverged(step - 1, "The weights are no longer numbers.")
 
     def _step_weights(self, step: int) -> None:
         if self.sparse is None:
@@ -390,6 +439,8 @@ class _Session:
             return
         try:
             self.sparse.step()
+        except UsageError:
+            raise
         except ValueError as cause:  # a mask update met weights or momenta that are no numbers
             raise self._diverged(step, f"The weights are no longer numbers: {cause}") from cause
 
@@ -402,6 +453,8 @@ class _Session:
         rate = sparse.prune_rate
         try:
             sparse.update()
+        except UsageError:
+            raise
         except ValueError as cause:
             raise self._diverged(sparse.n_steps - 1, f"The weights are no longer numbers: {cause}") from cause
         n_flipped = sum(int((sparse.masks[name] ^ mask).sum()) for name, mask in before.items())
@@ -439,6 +492,11 @@ def _device(name: str) -> torch.device:
             do="Use --device cpu, or see what `sparse-export doctor` finds.",
         )
     return torch.device(name)
+
+
+def _resumes_on(earlier: str, asked: str) -> bool:
+    """Does a resumed run stay on the device that it was started on? `auto` does where that device is there."""
+    return asked == "auto" and (earlier == "cpu" or torch.cuda.is_available())
 
 
 def _image_size(recipe: Recipe) -> tuple[int, int] | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +40,7 @@ class MetricsLog:
         self._path = run / "metrics.jsonl"
         try:
             self._file = self._path.open("ab")
-            self._file.truncate(keep_bytes)
+            self._file.truncate(min(keep_bytes, self.size_bytes))
         except OSError as cause:
             raise output_error(self._path, cause) from cause
         self._events = _event_writer(run / "tensorboard", epoch)
@@ -50,6 +50,7 @@ class MetricsLog:
         try:
             self._file.write(json.dumps(asdict(metrics), allow_nan=False).encode() + b"\n")
             self._file.flush()
+            os.fsync(self._file.fileno())
         except OSError as cause:
             raise output_error(self._path, cause) from cause
         if self._events is not None:
@@ -74,10 +75,10 @@ class MetricsLog:
 
 def _event_writer(folder: Path, epoch: int) -> Any:
     """A TensorBoard writer that hides events after `epoch` of an earlier attempt; None without the library."""
-    if importlib.util.find_spec("tensorboard") is None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
         return None
-    from torch.utils.tensorboard import SummaryWriter
-
     return SummaryWriter(str(folder), purge_step=epoch + 1)
 
 

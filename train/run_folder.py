@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from sparse_export import artefact, trust
 from sparse_export.artefact import Accuracy, ModelFact, Run, RunInfo
 from sparse_export.errors import UsageError
-from sparse_export.files import sha256_file, write_bytes
+from sparse_export.files import json_bytes, staged_folder, write_bytes
 from sparse_export.models import is_factory
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ MASKS_FILE = "masks.safetensors"
 
 
 def require_empty(folder: Path) -> None:
-    """Raise UsageError when the folder holds something."""
+    """Raise UsageError when the folder holds something; what a killed write left of `run.json` is removed."""
+    if folder.is_dir():
+        for leftover in folder.glob(f".{artefact.RUN_FILE}.*.tmp"):
+            leftover.unlink()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         found = "a run" if (folder / artefact.RUN_FILE).is_file() else "something else"
         raise UsageError(
@@ -37,18 +41,22 @@ def require_empty(folder: Path) -> None:
 
 
 def write_run_info(folder: Path, info: RunInfo) -> None:
-    """Write `run.json`; one that names a factory is entered in this user's own trust store."""
-    artefact.save_run_info(folder, info)
+    """Write `run.json`; one that names a factory is entered first in this user's own trust store."""
+    content = json_bytes(asdict(info))
     if info.model.name is not None and is_factory(info.model.name):
-        trust.remember(sha256_file(folder / artefact.RUN_FILE))
+        trust.remember(hashlib.sha256(content).hexdigest())
+    write_bytes(folder / artefact.RUN_FILE, content)
 
 
 def finish_run(folder: Path, module: nn.Module, masks: Mapping[str, Tensor], info: RunInfo) -> Run:
     """Write weights and masks, then `run.json` over them with status `complete`.
 
-    Masked-out weights are written as +0.0, whatever sign their zero had.
+    Masked-out weights are written as +0.0, whatever sign their zero had, under every name that they have.
     """
-    state = {name: _plain(value, masks.get(name)) for name, value in module.state_dict().items()}
+    mask_of = {id(value): masks[name] for name, value in module.named_parameters() if name in masks}
+    names = module.named_parameters(remove_duplicate=False)
+    every = {name: mask_of[id(value)] for name, value in names if id(value) in mask_of}
+    state = {name: _plain(value, every.get(name)) for name, value in module.state_dict().items()}
     write_bytes(folder / WEIGHTS_FILE, save(state))
     write_bytes(folder / MASKS_FILE, save({name: mask.cpu().contiguous() for name, mask in masks.items()}))
     files = artefact.file_facts(folder, (WEIGHTS_FILE, MASKS_FILE))
@@ -94,4 +102,6 @@ def save_user_run(folder: Path, trainer: SparseTraining, *, model: ModelFact, te
         created=artefact.now(),
         files={},
     )
-    return finish_run(folder, trainer.model, trainer.masks, info)
+    with staged_folder(folder) as stage:
+        run = finish_run(stage, trainer.model, trainer.masks, info)
+    return replace(run, path=folder)

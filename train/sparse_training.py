@@ -71,8 +71,9 @@ class SparseTraining:
     ) -> None:
         if not 0 < density <= 1:
             raise UsageError(f"density is {density}.", expected="A number above 0 and up to 1 was expected.")
-        if not 0 <= prune_rate <= 1:
-            raise UsageError(f"prune_rate is {prune_rate}.", expected="A number from 0 to 1 was expected.")
+        for name, rate in (("prune_rate", prune_rate), ("final_prune_rate", final_prune_rate)):
+            if not 0 <= rate <= 1:
+                raise UsageError(f"{name} is {rate}.", expected="A number from 0 to 1 was expected.")
         for name, value in (("total_steps", total_steps), ("update_every", update_every)):
             if value is not None and value < 1:
                 raise UsageError(
@@ -249,8 +250,15 @@ class SparseTraining:
                 weight = self._weights[0]
                 probe = torch.zeros((1, *shape), dtype=weight.dtype, device=weight.device)
                 was_training = self.model.training
-                self._n_classes = self.model.eval()(probe).shape[-1]
+                output = self.model.eval()(probe)
                 self.model.train(was_training)
+            if not isinstance(output, Tensor):
+                raise UsageError(
+                    f"The network answers with {type(output).__name__}.",
+                    expected="One tensor of logits was expected.",
+                    do="Wrap it in a module that returns its logits alone.",
+                )
+            self._n_classes = output.shape[-1]
         return save_user_run(
             Path(path),
             self,

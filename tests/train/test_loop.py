@@ -17,7 +17,14 @@ from safetensors.torch import load_file
 
 import sparse_export as se
 from sparse_export import artefact, files, models
-from sparse_export.errors import ArtefactError, Interrupted, OutputError, TrainingDiverged, UsageError
+from sparse_export.errors import (
+    ArtefactError,
+    Interrupted,
+    NotTrustedError,
+    OutputError,
+    TrainingDiverged,
+    UsageError,
+)
 from sparse_export.train import checkpoint
 from sparse_export.train.loop import SilentObserver, train
 from sparse_export.train.metrics import MetricsLog
@@ -70,7 +77,13 @@ def test_metrics_hold_a_line_an_epoch_and_no_update_after_the_last(unbroken: Pat
     assert all(0 < line["flip_rate"] < 0.5 for line in lines[:2])
     assert lines[0]["train_loss"] > lines[2]["train_loss"]
     assert all(line["density"] == pytest.approx(0.2, abs=1e-4) for line in lines)
-    assert list((unbroken / "tensorboard").glob("events.out.*"))
+
+
+def test_tensorboard_finds_the_course_of_the_run(unbroken: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(unbroken / "tensorboard")).Reload()
+    losses = [event.value for event in events.Scalars("loss/train")]
+    assert losses == pytest.approx([line["train_loss"] for line in outcome(unbroken)[2]])
 
 
 def test_the_same_recipe_gives_the_same_bytes(unbroken: Path, tmp_path: Path) -> None:
@@ -206,6 +219,103 @@ def test_an_interrupt_saves_in_the_middle_of_an_epoch_and_says_how_to_go_on(
     assert outcome(out) == outcome(unbroken)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sparsity": {"density": 0.2, "update_every": 7}},
+        {"optimizer": {"name": "adam", "lr": 1e-3}},
+        {"dense": True},
+        {"validation_fraction": 0.0},
+    ],
+    ids=["steps", "adam", "dense", "all for training"],
+)
+def test_other_recipes_resume_to_the_same_bits_after_two_interruptions(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    train(small(**changes), tmp_path / "whole", device="cpu")
+    out = tmp_path / "broken"
+    with pytest.raises(Interrupted):
+        train(small(**changes), out, device="cpu", observer=InterruptAtStep(9, signal.SIGINT))
+    with pytest.raises(Interrupted):
+        train(None, out, device="cpu", resume=True, observer=InterruptAtStep(26, signal.SIGTERM))
+    train(None, out, device="cpu", resume=True)
+    assert outcome(out) == outcome(tmp_path / "whole")
+
+
+def test_a_resumed_run_keeps_the_command_that_started_it_and_its_hint_can_be_pasted(tmp_path: Path) -> None:
+    out = tmp_path / "my run"
+    with pytest.raises(Interrupted, match=r"--out '.*my run' --data-dir '?/some"):
+        train(
+            small(),
+            out,
+            data_dir=Path("/some where"),
+            device="cpu",
+            observer=InterruptAtStep(5, signal.SIGINT),
+        )
+    command = artefact.read_run_info(out).command
+    assert train(None, out, resume=True).info.command == command
+
+
+def test_a_run_json_whose_recipe_names_another_network_is_refused_before_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(small(), out, device="cpu", observer=InterruptAtStep(5, signal.SIGINT))
+    (tmp_path / "evil_net.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    document = json.loads((out / "run.json").read_text())
+    document["recipe"]["model"] = "evil_net:make"
+    (out / "run.json").write_text(json.dumps(document))
+    with pytest.raises(ArtefactError, match="contradicts itself"):
+        train(None, out, resume=True)
+    document["model"]["name"] = "evil_net:make"
+    (out / "run.json").write_text(json.dumps(document))
+    with pytest.raises(NotTrustedError, match="--trust"):
+        train(None, out, resume=True)
+
+
+def test_a_resume_on_other_data_is_refused(tmp_path: Path) -> None:
+    def write(n_samples: int) -> None:
+        rng = np.random.default_rng(0)
+        x = rng.integers(0, 255, (n_samples, 8, 8, 1), dtype=np.uint8)
+        y = np.arange(n_samples) % 10
+        np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x[:50], y_test=y[:50])
+
+    write(200)
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        recipe = small(data=f"npz:{tmp_path / 'd.npz'}", batch_size=20)
+        train(recipe, out, device="cpu", observer=InterruptAtStep(5, signal.SIGINT))
+    write(300)
+    with pytest.raises(ArtefactError, match="data are others"):
+        train(None, out, resume=True)
+
+
+def test_tied_weights_are_saved_resumed_and_plus_zero_under_both_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tied_net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b, self.c = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)\n"
+        "        self.b.weight = self.a.weight\n"
+        "    def forward(self, x):\n"
+        "        return self.c(self.b(self.a(x.flatten(1)).relu()).relu())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(small(model="tied_net:Net"), out, device="cpu", observer=InterruptAtStep(25, signal.SIGINT))
+    train(None, out, device="cpu", resume=True)
+    weights, masks = load_file(out / "model.safetensors"), load_file(out / "masks.safetensors")
+    assert set(masks) == {"a.weight", "c.weight"}
+    assert torch.equal(weights["a.weight"], weights["b.weight"])
+    assert not weights["b.weight"][~masks["a.weight"]].view(torch.int32).any()
+
+
 def test_an_interrupt_at_the_last_step_of_an_epoch_can_be_resumed(unbroken: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(Interrupted, match=r"step 19 of 57"):
@@ -272,33 +382,49 @@ def test_a_full_disk_keeps_the_last_good_state(tmp_path: Path, monkeypatch: pyte
     assert train(None, out, device="cpu", resume=True).info.status == "complete"
 
 
-def test_a_loss_that_is_no_number_stops_with_the_last_good_state_kept(tmp_path: Path) -> None:
-    class Poison(SilentObserver):
-        def stepped(self, step: int, loss: torch.Tensor) -> None:
-            if step == 30:
-                loss_parameters[0].data.fill_(float("nan"))
+class Poison(SilentObserver):
+    """Makes a weight of the network in training NaN after a step."""
 
-    loss_parameters: list[torch.nn.Parameter] = []
-    out = tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch:
+    def __init__(self, step: int, patch: pytest.MonkeyPatch) -> None:
+        self.step = step
+        self.parameters: list[torch.nn.Parameter] = []
         create = models.create
 
         def spied(name: str, n_classes: int | None = None) -> torch.nn.Module:
-            model: torch.nn.Module = create(name, n_classes)
-            loss_parameters.extend(model.parameters())
+            model = create(name, n_classes)
+            self.parameters.extend(model.parameters())
             return model
 
         patch.setattr("sparse_export.train.loop.models.create", spied)
-        with pytest.raises(
-            TrainingDiverged, match=r"Step 31 of 57: The loss.*optimizer\.lr.*last good state"
-        ):
-            train(small(), out, device="cpu", observer=Poison())
+
+    def stepped(self, step: int, loss: torch.Tensor) -> None:
+        if step == self.step:
+            self.parameters[0].data.fill_(float("nan"))
+
+
+def test_a_loss_that_is_no_number_stops_with_the_last_good_state_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(TrainingDiverged, match=r"Step 31 of 57: The loss.*optimizer\.lr.*last good state"):
+        train(small(), out, device="cpu", observer=Poison(30, monkeypatch))
     assert json.loads(_header(out)["position"])["epoch"] == 1
     assert all(
         torch.isfinite(t).all()
         for t in load_file(checkpoint.state_path(out)).values()
         if t.is_floating_point()
     )
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_weights_that_are_no_numbers_after_the_last_step_are_not_called_a_finished_run(
+    dense: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(TrainingDiverged, match="Step 19 of 19: The weights are no longer numbers"):
+        train(small(epochs=1, dense=dense), out, device="cpu", observer=Poison(19, monkeypatch))
+    assert artefact.read_run_info(out).status == "running"
+    assert not checkpoint.state_path(out).exists()
 
 
 def test_a_learning_rate_that_blows_up_ends_with_a_message_and_no_traceback(tmp_path: Path) -> None:

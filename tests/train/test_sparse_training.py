@@ -210,6 +210,7 @@ def test_an_update_before_the_first_step_is_refused() -> None:
         ({"density": float("nan")}, "density is nan"),
         ({"density": 1e-6}, "none at all"),
         ({"density": 0.1, "prune_rate": -0.1}, "prune_rate is -0.1"),
+        ({"density": 0.1, "final_prune_rate": float("nan")}, "final_prune_rate is nan"),
         ({"density": 0.1, "update_every": 0}, "update_every is 0"),
         ({"density": 0.1, "prune_schedule": "cosine"}, "total_steps"),
         ({"density": 0.1, "prune_schedule": "cosin"}, "prune_schedule is 'cosin'"),
