@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any, TextIO
 from sparse_export.cli._click import click
 from sparse_export.files import json_bytes
 
-__all__ = ["Output", "find_factories_here", "json_option", "print_result", "say"]
+__all__ = ["Output", "json_option", "print_result", "say"]
 
 
 @dataclass(kw_only=True)
@@ -25,7 +24,9 @@ class Output:
     printed: bool = False
 
     def write(self, text: str) -> None:
-        click.echo(text, file=self.stream)
+        """Put it on the stream; what its encoding has not, an odd byte of a file name, is written as an escape."""
+        encoding = self.stream.encoding or "utf-8"
+        click.echo(text.encode(encoding, "backslashreplace").decode(encoding), file=self.stream)
         self.printed = True
 
 
@@ -58,13 +59,6 @@ def print_result(document: Any, text: str, as_json: bool) -> None:
 def say(text: str) -> None:
     """Tell people about the progress, on stderr."""
     click.echo(text, err=True)
-
-
-def find_factories_here() -> None:
-    """Let `package.module:factory` name a module in the current folder, as `python -m` would."""
-    here = os.getcwd()  # noqa: PTH109 - sys.path holds strings
-    if here not in sys.path:
-        sys.path.insert(0, here)
 
 
 def _output() -> Output:

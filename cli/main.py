@@ -9,13 +9,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from sparse_export.cli._click import Group, click
 from sparse_export.cli._common import Output
 from sparse_export.errors import SparseExportError, UnknownNameError
-from sparse_export.files import json_bytes, output_error
+from sparse_export.files import json_bytes
 
 __all__ = ["COMMANDS", "cli", "main"]
 
@@ -32,6 +31,7 @@ COMMANDS = {
 }
 
 _INTERRUPTED = 130
+_YES = {"1", "true", "t", "yes", "y", "on"}
 # What a disk, a folder or its owner refuses. Other system errors are faults of the program: they keep a traceback.
 _REFUSALS = {
     errno.EACCES,
@@ -84,7 +84,12 @@ class LazyGroup(Group):
 
         if not standalone_mode:
             return call()
-        sys.exit(_exit_code(call, output, as_json="--json" in words))
+        sys.exit(_exit_code(call, output, as_json=_json_is_asked_for(words)))
+
+
+def _json_is_asked_for(words: Sequence[str]) -> bool:
+    """As click decides it, for errors that come before click has read the options."""
+    return "--json" in words or os.environ.get("SPARSE_EXPORT_JSON", "").strip().lower() in _YES
 
 
 def _exit_code(call: Any, output: Output, *, as_json: bool) -> int:
@@ -125,9 +130,18 @@ def _report(output: Output, as_json: bool, error: BaseException, message: str, e
     return exit_code
 
 
+def _name(filename: Any) -> str:
+    return os.fsdecode(filename) if isinstance(filename, str | bytes | os.PathLike) else f"file {filename}"
+
+
 def _refused(cause: OSError) -> SparseExportError:
     if cause.filename is not None:
-        return output_error(Path(os.fsdecode(cause.filename)), cause)
+        return SparseExportError(
+            f"Cannot use {_name(cause.filename)}: {cause.strerror or cause}.",
+            expected="A place that this user may read, with room and permission to write where that is needed, "
+            "was expected.",
+            do="Look at its permissions and the room on its disk, or choose another place.",
+        )
     return SparseExportError(
         f"The system refused: {cause.strerror or cause}.",
         expected="Room on the disk and permission to use it were expected.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import find_factories_here, json_option, print_result, say
+from sparse_export.cli._common import json_option, print_result, say
 
 
 @click.command("validate")
@@ -48,12 +48,15 @@ def command(
     """
     from dataclasses import asdict
 
+    from sparse_export.artefact import open_bundle
     from sparse_export.files import require_writable
     from sparse_export.validation import check_gates, validate, write_results
 
     if out is not None:
+        for path in (bundle, against):  # first, so that no empty folder tells of a bundle that is not there
+            if path is not None:
+                open_bundle(path)
         require_writable(out)
-    find_factories_here()
     validation = validate(
         bundle, data_dir=data_dir, run=run, max_drop=max_drop, against=against, n_threads=threads, trust=trust
     )

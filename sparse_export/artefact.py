@@ -82,10 +82,17 @@ class LayerFact:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Right answers among samples."""
+    """Right answers among samples, of which there is one at least. Raises UsageError for other counts."""
 
     n_correct: int
     n_samples: int
+
+    def __post_init__(self) -> None:
+        if self.n_samples < 1 or not 0 <= self.n_correct <= self.n_samples:
+            raise UsageError(
+                f"An accuracy has {self.n_correct} right answers among {self.n_samples} samples.",
+                expected="At least 1 sample and no more right answers than samples were expected.",
+            )
 
     @property
     def percent(self) -> float:
@@ -277,11 +284,21 @@ def verify_files(folder: Path, files: Mapping[str, FileFact]) -> None:
             )
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
 def _parse(path: Path, kind: str, cls: type[Any]) -> Any:
     import pydantic
 
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except OSError as cause:
+        raise ArtefactError(
+            f"{path} cannot be read: {cause.strerror or cause}.",
+            expected=f"A {kind} description that this user may read was expected.",
+            do="Look at its permissions, or copy the folder again.",
+        ) from cause
     except (ValueError, RecursionError) as cause:
         raise ArtefactError(
             f"{path} is not JSON: {cause}.",

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -55,6 +56,7 @@ WEIGHTS_FILE = "model.safetensors"
 MASKS_FILE = "masks.safetensors"
 MODEL_FILE = "model.onnx"
 LAYERS_FILE = "layers.json"
+SUMS_FILE = "SHA256SUMS"
 GOLDEN_INPUT = "golden/input.npy"
 GOLDEN_OUTPUT = "golden/output.npy"
 ATOL = 1e-4
@@ -75,8 +77,8 @@ def build(
     """Write the bundle of a finished run, whole or not at all.
 
     run: a run or its folder; its files are checked by hash, the network in memory is used where there is one.
-    out: `<run>-bundle` beside the run by default; a bundle that stands there is replaced.  targets: what to
-    build for; `onnx` is the one there is.  trust: SHA-256 of the run's `run.json`, needed once for a run that
+    out: `<run>-bundle` beside the run by default; a bundle that stands there is replaced, unless it holds
+    files that it does not list; a link is followed.  targets: what to build for; `onnx` is the one there is.  trust: SHA-256 of the run's `run.json`, needed once for a run that
     names a factory and was made elsewhere.
 
     The ONNX file just written is run by onnxruntime on the golden input before anything takes its name.
@@ -90,15 +92,16 @@ def build(
     out = (
         run_folder.absolute().with_name(f"{run_folder.absolute().name}-bundle") if out is None else Path(out)
     )
-    _require_replaceable(out)
-    require_writable(out.absolute().parent)
+    target = Path(os.path.realpath(out)) if out.is_symlink() else out
+    _require_replaceable(target)
+    require_writable(target.absolute().parent)
     info = opened.info
     network = network_of_run(opened, given=trust)
     masks = masks_of_run(opened, network)
     golden_input, golden_output = _golden_pair(network, info.model.input_shape)
     model = onnx_from_module(network, info.model.input_shape, masks=masks)
     layers = graph_layers(model)
-    with staged_folder(out) as stage:
+    with staged_folder(target) as stage:
         write_bytes(stage / MODEL_FILE, model.SerializeToString(deterministic=True))
         write_bytes(stage / GOLDEN_INPUT, _npy_bytes(golden_input))
         write_bytes(stage / GOLDEN_OUTPUT, _npy_bytes(golden_output))
@@ -125,8 +128,13 @@ def _require_targets(targets: Sequence[str]) -> None:
 def _require_replaceable(out: Path) -> None:
     if not out.exists() and not out.is_symlink():
         return
-    if out.is_dir() and (_is_bundle(out) or not any(out.iterdir())):
-        return
+    if out.is_dir():
+        if not any(out.iterdir()):
+            return
+        listed = _listed_files(out)
+        if listed is not None:
+            _require_nothing_else(out, listed)
+            return
     raise UsageError(
         f"{out} exists and is not a bundle.",
         expected="A new or empty folder, or a bundle to replace, was expected, so that nothing else is lost.",
@@ -134,12 +142,28 @@ def _require_replaceable(out: Path) -> None:
     )
 
 
-def _is_bundle(folder: Path) -> bool:
+def _listed_files(folder: Path) -> set[str] | None:
+    """What the manifest of a bundle lists, itself and the sums included; None for what is no bundle."""
     try:
         document = json.loads((folder / BUNDLE_FILE).read_bytes())
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and document.get("kind") == "bundle"
+        return None
+    if not isinstance(document, dict) or document.get("kind") != "bundle":
+        return None
+    files = document.get("files")
+    return {BUNDLE_FILE, SUMS_FILE, *(files if isinstance(files, dict) else ())}
+
+
+def _require_nothing_else(out: Path, listed: set[str]) -> None:
+    for folder, folders, files in os.walk(out):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        for path in sorted(Path(folder) / name for name in (*files, *links)):
+            if path.relative_to(out).as_posix() not in listed:
+                raise UsageError(
+                    f"The bundle {out} holds {path}, which its {BUNDLE_FILE} does not list.",
+                    expected="A bundle of nothing but its own files was expected, so that nothing else is lost.",
+                    do="Move that file away, or choose another place with --out.",
+                )
 
 
 def network_of_run(run: Run, *, given: str | None = None) -> nn.Module:
@@ -265,9 +289,9 @@ def _golden_pair(network: nn.Module, input_shape: Sequence[int]) -> tuple[Array,
     try:
         with torch.inference_mode():
             outputs = network(torch.from_numpy(inputs))
-    except (RuntimeError, TypeError, ValueError) as cause:
+    except Exception as cause:
         raise UsageError(
-            f"The network {type(network).__name__} does not take inputs {inputs.shape}: {cause}.",
+            f"The network {type(network).__name__} does not take inputs {inputs.shape}: {str(cause) or type(cause).__name__}.",
             expected=f"Samples of shape {tuple(input_shape)} were expected to fit, as {RUN_FILE} says.",
         ) from cause
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != _GOLDEN_SAMPLES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -226,14 +227,14 @@ def _check_options(batches: Sequence[int], max_drop: float | None, require_speed
             f"The batch sizes are {tuple(batches)}.",
             expected="Different numbers of at least 1 were expected.",
         )
-    if max_drop is not None and not max_drop >= 0:
+    if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise UsageError(
-            f"The allowed drop is {max_drop} points.", expected="A number of at least 0 was expected."
+            f"The allowed drop is {max_drop} points.", expected="A finite number of at least 0 was expected."
         )
-    if require_speedup is not None and not require_speedup >= 1:
+    if require_speedup is not None and not (math.isfinite(require_speedup) and require_speedup >= 1):
         raise UsageError(
             f"The required speed-up is {require_speedup}.",
-            expected="A ratio of at least 1 was expected.",
+            expected="A finite ratio of at least 1 was expected.",
             do="Write 1.2 for a fifth more speed.",
         )
 

@@ -11,9 +11,9 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from sparse_export.errors import SparseExportError
 from sparse_export.measure.machine import machine_facts
 from sparse_export.trust import store_path
 
@@ -215,7 +215,7 @@ def _libraries() -> Iterator[Finding]:
 
 def _folders() -> Iterator[Finding]:
     yield _data_folder()
-    yield _trust_store(store_path())
+    yield _trust_store()
 
 
 def _data_folder() -> Finding:
@@ -223,10 +223,15 @@ def _data_folder() -> Finding:
         from sparse_export.data import default_data_dir
 
         data = default_data_dir()
+    except SparseExportError as cause:
+        return _broken("Folders", "data", cause, cause.do)
     except Exception as cause:  # noqa: BLE001 - it loads torch, and must not take the other findings along
         return _broken("Folders", "data", cause, "Mend the library that it names.")
-    if data.is_dir():
-        held = sorted(entry.name for entry in data.iterdir())
+    try:
+        held = sorted(entry.name for entry in data.iterdir()) if data.is_dir() else None
+    except OSError as cause:
+        return _broken("Folders", "data", cause, "Give it back to yourself, or set SPARSE_EXPORT_DATA.")
+    if held is not None:
         return Finding(
             group="Folders", name="data", state="ok", value=f"{data}: {', '.join(held) or 'empty'}"
         )
@@ -239,8 +244,16 @@ def _data_folder() -> Finding:
     )
 
 
-def _trust_store(path: Path) -> Finding:
-    if not path.exists():
+def _trust_store() -> Finding:
+    hint = "Give it back to yourself, or delete it."
+    try:
+        path = store_path()
+        there = path.exists()
+    except SparseExportError as cause:
+        return _broken("Folders", "trust store", cause, cause.do)
+    except OSError as cause:
+        return _broken("Folders", "trust store", cause, hint)
+    if not there:
         return Finding(group="Folders", name="trust store", state="ok", value=f"{path}, not made yet")
     usable = os.access(path, os.R_OK | os.W_OK)
     return Finding(
@@ -248,5 +261,5 @@ def _trust_store(path: Path) -> Finding:
         name="trust store",
         state="ok" if usable else "broken",
         value=str(path) if usable else f"{path} cannot be read and written",
-        hint="" if usable else "Give it back to yourself, or delete it.",
+        hint="" if usable else hint,
     )

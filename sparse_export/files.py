@@ -99,16 +99,14 @@ def staged_folder(target: Path) -> Iterator[Path]:
         stage.chmod(0o755)  # mkdtemp's 0700 would shut out a server that runs as another user
         yield stage
         old = stage.with_name(stage.name + ".old.tmp")
-        had_old = target.exists()
-        if had_old:
-            target.rename(old)
         try:
+            if target.exists():
+                target.rename(old)
             stage.rename(target)
-        except OSError:
-            if had_old:
+        finally:  # an interruption may fall between the two renames, or after them
+            if old.exists() and not target.exists():
                 old.rename(target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
     except OSError as cause:
         raise output_error(target, cause) from cause
     finally:

@@ -15,9 +15,21 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def store_path() -> Path:
-    """`$XDG_DATA_HOME/sparse-export/trust.json`, under ~/.local/share when that is unset or relative."""
+    """`$XDG_DATA_HOME/sparse-export/trust.json`, under ~/.local/share when that is unset or relative.
+
+    Raises UsageError when it is and there is no home folder.
+    """
     base = Path(os.environ.get("XDG_DATA_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".local" / "share") / "sparse-export" / "trust.json"
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".local" / "share"
+        except RuntimeError as cause:
+            raise UsageError(
+                f"There is no place for the trust store: {cause}",
+                expected="A home folder, or an absolute path in XDG_DATA_HOME, was expected.",
+                do="Set XDG_DATA_HOME to a folder of your own.",
+            ) from cause
+    return base / "sparse-export" / "trust.json"
 
 
 def remember(digest: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -251,7 +252,8 @@ def _network(bundle: Bundle, given: Path | None, trust: str | None) -> tuple[nn.
     """The network of the run, or why there is none. A run that was asked for by path must be there."""
     reference = bundle.info.run
     path = Path(reference.path) if given is None else given
-    if given is None and not (path / RUN_FILE).is_file():
+    # Path.is_file raises for a folder that may not be entered.
+    if given is None and not os.path.isfile(path / RUN_FILE):  # noqa: PTH113
         return None, f"The run {path} is no longer there."
     run: Run = open_run(path)
     found = sha256_file(path / RUN_FILE)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +172,34 @@ def test_a_folder_without_description_is_told_what_made_it(described: Path) -> N
 def test_garbage_is_not_json(described: Path, text: str) -> None:
     described.write_text(text)
     with pytest.raises(ArtefactError, match="is not JSON"):
+        _open(described)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_has_not_are_not_read(described: Path, number: str) -> None:
+    described.write_text(described.read_text().replace('"density": 0.25', f'"density": {number}', 1))
+    with pytest.raises(ArtefactError, match=f"is not JSON: {number} is not a number"):
+        _open(described)
+
+
+def test_a_description_that_the_system_does_not_give_is_told(
+    described: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(ArtefactError, match=f"{described} cannot be read: Permission denied"):
+        _open(described)
+
+
+@pytest.mark.parametrize(("n_correct", "n_samples"), [(0, 0), (-1, 2), (3, 2), (0, -1)])
+def test_an_accuracy_that_cannot_be_is_not_read(described: Path, n_correct: int, n_samples: int) -> None:
+    key = "test" if described.name == "run.json" else "accuracy"
+    _change(described, **{key: {"n_correct": n_correct, "n_samples": n_samples}})
+    with pytest.raises(
+        ArtefactError, match=f"damaged at '{key}.*{n_correct} right answers among {n_samples}"
+    ):
         _open(described)
 
 

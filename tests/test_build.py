@@ -151,6 +151,33 @@ def test_an_earlier_bundle_is_replaced(made: Any, run: Run) -> None:
     assert sorted(path.name for path in run.path.parent.iterdir()) == ["run", "run-bundle"]
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "golden/mine.npy"])
+def test_a_bundle_with_a_file_of_somebody_is_not_replaced(made: Any, run: Run, name: str) -> None:
+    bundle = run.path.parent / "run-bundle"
+    shutil.copytree(made[1].path, bundle)
+    (bundle / name).write_text("mine")
+    with pytest.raises(UsageError, match=f"holds {bundle / name}, which its manifest.json does not list"):
+        build(run.path)
+    assert (bundle / name).read_text() == "mine"
+
+
+def test_a_bundle_with_a_link_to_a_folder_is_not_replaced(made: Any, run: Run, tmp_path: Path) -> None:
+    bundle = run.path.parent / "run-bundle"
+    shutil.copytree(made[1].path, bundle)
+    (bundle / "link").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(UsageError, match="link, which its manifest"):
+        build(run.path)
+
+
+def test_a_link_to_a_bundle_stays_and_what_it_names_is_replaced(made: Any, run: Run, tmp_path: Path) -> None:
+    shutil.copytree(made[1].path, tmp_path / "real")
+    (tmp_path / "real" / "model.onnx").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("real")
+    open_bundle(build(run.path, tmp_path / "link").path)
+    open_bundle(tmp_path / "real")
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_an_empty_folder_is_filled(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     open_bundle(build(run.path, tmp_path / "empty").path)
@@ -338,6 +365,23 @@ def test_an_input_shape_that_does_not_fit_is_told(tmp_path: Path) -> None:
     save_run(tmp_path / "run", *network_and_masks(), input_shape=(3, 8, 8))
     with pytest.raises(UsageError, match=r"DigitsCNN does not take inputs \(8, 3, 8, 8\)"):
         build(tmp_path / "run")
+
+
+class _Refusing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise KeyError("a table of its own")
+
+
+def test_whatever_the_network_raises_is_told_with_its_cause(tmp_path: Path) -> None:
+    module = _Refusing()
+    run = save_run(tmp_path / "run", module, {}, name=None)
+    with pytest.raises(UsageError, match=r"_Refusing does not take inputs .*a table of its own") as caught:
+        build(replace(run, module=module))
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 _FACTORY = """

@@ -309,7 +309,11 @@ def test_a_changed_file_is_noticed_before_anything_runs(pair: tuple[Path, Path])
         ({"batches": (4, 4)}, r"batch sizes are \(4, 4\)"),
         ({"rounds": 5}, "5 rounds"),
         ({"max_drop": -0.1}, "-0.1 points"),
+        ({"max_drop": float("inf")}, "inf points"),
+        ({"max_drop": float("nan")}, "nan points"),
         ({"require_speedup": 0.5}, "speed-up is 0.5"),
+        ({"require_speedup": float("inf")}, "speed-up is inf"),
+        ({"require_speedup": float("nan")}, "speed-up is nan"),
     ],
 )
 def test_an_option_without_meaning_is_named(

@@ -185,6 +185,30 @@ def test_a_last_rename_that_fails_leaves_the_old_folder(
     assert (_names(tmp_path), _names(target)) == (["target"], ["old"])
 
 
+@pytest.mark.parametrize(("after", "kept"), [("old", "old"), ("new", "new")])
+def test_an_interruption_around_a_rename_leaves_one_whole_folder_and_nothing_beside(
+    after: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target"
+    with staged_folder(target) as stage:
+        (stage / "old").write_text("")
+    rename = Path.rename
+    interrupted: list[Path] = []
+
+    def interrupting(self: Path, to: Path) -> Path:
+        is_the_one = (self / after).exists() and not interrupted
+        moved = rename(self, to)
+        if is_the_one:
+            interrupted.append(moved)
+            raise KeyboardInterrupt
+        return moved
+
+    monkeypatch.setattr(Path, "rename", interrupting)
+    with pytest.raises(KeyboardInterrupt), staged_folder(target) as stage:
+        (stage / "new").write_text("")
+    assert (_names(tmp_path), _names(target)) == (["target"], [kept])
+
+
 def test_a_staged_folder_can_be_read_by_others(tmp_path: Path) -> None:
     with staged_folder(tmp_path / "target"):
         pass

@@ -187,6 +187,12 @@ def test_a_run_that_is_gone_is_told_and_parity_rests_on_the_golden_pair(copied: 
     check_gates(result)
 
 
+def test_a_run_whose_place_the_system_refuses_to_look_at_counts_as_gone(copied: Path) -> None:
+    path = f"/{'x' * 300}/run"
+    rewrite(copied, run=artefact.RunReference(path=path, run_sha256="0" * 64))
+    assert validate(copied).run_missing == f"The run {path} is no longer there."
+
+
 def test_a_run_that_moved_can_be_given(sparse: Bundle, copied: Path, tmp_path: Path) -> None:
     run = Path(sparse.info.run.path)
     shutil.copytree(run, tmp_path / "moved")

@@ -5,14 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from sparse_export.errors import ArtefactError, DataNotFound
+from sparse_export.errors import ArtefactError, DataNotFound, UsageError
 
 VARIABLE = "SPARSE_EXPORT_DATA"
 
 
 def default_data_dir() -> Path:
-    """The folder of data sets: $SPARSE_EXPORT_DATA if set, else ~/.cache/sparse-export/data. May not exist."""
-    return Path(os.environ.get(VARIABLE) or "~/.cache/sparse-export/data").expanduser()
+    """The folder of data sets: $SPARSE_EXPORT_DATA if set, else ~/.cache/sparse-export/data. May not exist.
+
+    Raises UsageError when it starts in a home folder that is not known.
+    """
+    path = Path(os.environ.get(VARIABLE) or "~/.cache/sparse-export/data")
+    try:
+        return path.expanduser()
+    except RuntimeError as cause:
+        raise UsageError(
+            f"There is no place for data sets at {path}: {cause}",
+            expected=f"A home folder, or another path in {VARIABLE}, was expected.",
+            do=f"Set {VARIABLE} to the folder that holds them.",
+        ) from cause
 
 
 def data_not_found(name: str, path: Path, layout: str, *, downloadable: bool = False) -> DataNotFound:

@@ -68,6 +68,12 @@ def test_validate_passes_a_bundle_as_it_was_built(made: Made, call: Call, tmp_pa
     assert (tmp_path / "validation.json").is_file()
 
 
+def test_validate_of_what_is_not_there_makes_no_folder(made: Made, call: Call, tmp_path: Path) -> None:
+    for words in ((tmp_path / "nosuch",), (made.sparse, "--against", tmp_path / "nosuch")):
+        assert call("validate", *words, "--out", tmp_path / "results").exit_code == 2
+        assert not (tmp_path / "results").exists()
+
+
 def test_validate_of_a_changed_file_ends_with_six(made: Made, call: Call, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(made.sparse, bundle)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
+import os
+import pwd
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -77,3 +81,45 @@ def test_a_data_folder_is_shown_with_what_it_holds(tmp_path: Path, monkeypatch: 
 def test_the_trust_store_is_named_where_it_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert str(tmp_path) in _finding("trust store").value
+
+
+def _refuse(monkeypatch: pytest.MonkeyPatch, method: str, place: Path) -> None:
+    real = getattr(Path, method)
+
+    def refusing(self: Path) -> Any:
+        if self.is_relative_to(place):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, method, refusing)
+
+
+@pytest.mark.parametrize("method", ["is_dir", "iterdir"])
+def test_a_data_folder_that_cannot_be_looked_into_is_a_finding(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSE_EXPORT_DATA", str(tmp_path))
+    _refuse(monkeypatch, method, tmp_path)
+    found = _finding("data")
+    assert (found.state, "Permission denied" in found.value) == ("broken", True)
+
+
+def test_a_trust_store_that_cannot_be_looked_at_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    _refuse(monkeypatch, "exists", tmp_path)
+    found = _finding("trust store")
+    assert (found.state, "Permission denied" in found.value) == ("broken", True)
+
+
+def test_no_home_folder_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for variable in ("HOME", "XDG_DATA_HOME", "SPARSE_EXPORT_DATA"):
+        monkeypatch.delenv(variable, raising=False)
+    for name, variable in (("data", "SPARSE_EXPORT_DATA"), ("trust store", "XDG_DATA_HOME")):
+        found = _finding(name)
+        assert (found.state, variable in found.hint) == ("broken", True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import click
 import pytest
 
 from sparse_export import errors
+from sparse_export.cli._common import Output
 from sparse_export.cli.main import COMMANDS, cli
 from tests.cli.conftest import Call
 
@@ -180,6 +182,25 @@ def test_json_may_be_asked_for_in_the_environment() -> None:
     assert (done.returncode, json.loads(done.stdout)["error"]["type"]) == (2, "UsageError")
 
 
+@pytest.mark.parametrize(("value", "is_document"), [("1", True), ("Yes", True), ("on", True), ("0", False)])
+def test_an_error_before_the_options_are_read_heeds_the_environment_too(
+    value: str, is_document: bool, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSE_EXPORT_JSON", value)
+    result = call("build", "--nonsense")
+    assert result.exit_code == 2
+    assert (json.loads(result.stdout)["error"]["exit_code"] == 2) if is_document else (result.stdout == "")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_name_that_the_encoding_has_not_is_written_as_an_escape(encoding: str) -> None:
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding=encoding)
+    Output(stream=stream).write("runs/" + os.fsdecode(b"caf\xe9"))
+    stream.flush()
+    assert written.getvalue() == b"runs/caf\\udce9\n"
+
+
 def test_an_interruption_ends_with_130(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     _raise(monkeypatch, KeyboardInterrupt())
     result = call("doctor")
@@ -194,7 +215,7 @@ def test_a_refusal_of_the_system_is_told_without_a_traceback(
     _raise(monkeypatch, OSError(code, os.strerror(code), "/somewhere/file"))
     result = call("doctor")
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"Error: Cannot write /somewhere/file: {os.strerror(code)}.")
+    assert result.stderr.startswith(f"Error: Cannot use /somewhere/file: {os.strerror(code)}.")
 
 
 def test_a_refusal_without_a_file_name_is_told_too(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,3 +98,9 @@ def test_sets_that_torchvision_does_not_read_do_not_wait_for_its_import(name: st
         check=False,
     )
     assert done.returncode == 0
+
+
+def test_a_data_folder_in_an_unknown_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSE_EXPORT_DATA", "~nobody-of-that-name/data")
+    with pytest.raises(UsageError, match=r"~nobody-of-that-name/data.*Set SPARSE_EXPORT_DATA"):
+        data.default_data_dir()

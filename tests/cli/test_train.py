@@ -1,0 +1,147 @@
+"""`train` from the command line, as a person uses it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def program(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sparse_export", *words],
+        cwd=CHECKOUT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped by SIGINT once its first epoch was done."""
+    out = tmp_path_factory.mktemp("train") / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sparse_export", "train", "digits", "--epochs", "30", "--out", str(out)],
+        cwd=CHECKOUT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "epoch 1/30" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 130
+    assert f"sparse-export train --resume --out {out}" in rest
+    return out
+
+
+def test_a_resumed_run_ends_with_the_figures_in_one_json_document(interrupted: Path) -> None:
+    done = program("train", "--resume", "--out", str(interrupted), "--json", SPARSE_EXPORT_TRAIN_SEED="7")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["test_accuracy"] > 95
+    assert (document["n_active"], document["seed"]) == (8042, 0)
+    assert document["density"] == pytest.approx(0.2, abs=1e-4)
+    assert document["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--resume"], "--resume takes --out RUN"),
+        (["digits", "--resume", "--out", "x"], "leave out recipe"),
+        (["--resume", "--out", "x", "--density", "0"], "leave out density"),
+        ([], "Missing argument 'RECIPE'"),
+        (["digits", "--dense", "--density", "0.1"], "exclude each other"),
+        (["digits", "--density", "1.5"], "sparsity.density is 1.5"),
+        (["digits", "--epochs", "0"], "epochs is 0"),
+        (["digitz"], "Did you mean 'digits'"),
+        (["--resume", "--out", "no/such/run"], "no/such/run does not exist"),
+    ],
+)
+def test_words_that_cannot_be_meant_end_with_two(words: list[str], message: str, tmp_path: Path) -> None:
+    done = program("train", *words, COLUMNS="200", NO_COLOR="1")
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_data_set_ends_with_five_and_the_ways_to_get_it(tmp_path: Path) -> None:
+    done = program("train", "mnist-lenet5", "--data-dir", str(tmp_path), "--out", str(tmp_path / "run"))
+    assert done.returncode == 5
+    assert str(tmp_path / "MNIST") in done.stderr
+    assert "--download" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_model_or_data_set_in_a_recipe_names_the_nearest(tmp_path: Path) -> None:
+    for text, near in (
+        ('model = "lenet6"\ndata = "digits"', "lenet5"),
+        ('model = "lenet5"\ndata = "mnst"', "mnist"),
+    ):
+        (tmp_path / "r.toml").write_text(f"{text}\nepochs = 1\n")
+        done = program("train", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run"))
+        assert done.returncode == 2
+        assert f"Did you mean '{near}'" in done.stderr
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_terminal_gets_a_bar_and_stdout_stays_for_the_result(tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "sparse_export",
+            "train",
+            "digits",
+            "--epochs",
+            "4",
+            "--out",
+            str(tmp_path / "r"),
+        ],
+        cwd=CHECKOUT,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "140"},
+        stdin=slave,
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        text=True,
+    )
+    os.close(slave)
+    seen = b""
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        try:
+            part = os.read(master, 65536)
+        except OSError:  # Linux says so when the other side is closed
+            break
+        if not part:
+            break
+        seen += part
+    os.close(master)
+    assert process.stdout is not None
+    result = process.stdout.read()
+    process.stdout.close()
+    assert process.wait(30) == 0
+    text = seen.decode(errors="replace")
+    for word in ("loss", "density 0.200", "steps/s", "validation"):
+        assert word in text
+    assert "\x1b[" in text
+    assert "test accuracy" in result
+    assert "\x1b[" not in result
