@@ -75,7 +75,7 @@ class _Lines:
         self._last = (metrics.step, now)
         rate = (metrics.step - step) / max(now - then, 1e-9)
         left = (self._total - metrics.step) / max(rate, 1e-9)
-        self._say(f"{_epoch_text(metrics, self._epochs)}  {rate:.0f} steps/s  {left:.0f} s left")
+        self._say(f"{_epoch_text(metrics, self._epochs)}  {rate:.3g} steps/s  {left:.0f} s left")
 
 
 class _Bar:
@@ -114,7 +114,7 @@ class _Bar:
         first, then = self._first
         rate = (step - first) / max(time.monotonic() - then, 1e-9)
         state = f"loss {float(loss):.3f}{self._accuracy} density {self._density:.3f}"
-        self._progress.update(self._task, completed=step, state=state, rate=f"{rate:.0f} steps/s")
+        self._progress.update(self._task, completed=step, state=state, rate=f"{rate:.3g} steps/s")
 
     def finished_epoch(self, metrics: EpochMetrics) -> None:
         if metrics.validation_percent is not None:

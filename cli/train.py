@@ -54,7 +54,8 @@ def command(
 ) -> None:
     """Train a network sparse (or dense) by RECIPE, a shipped name or a TOML file.
 
-    Shipped: digits, mnist-lenet300-100, mnist-lenet5, fashion-mnist-lenet5. Ctrl-C saves; --resume goes on.
+    Shipped: digits, mnist-lenet300-100, mnist-lenet5, fashion-mnist-lenet5, cifar10-alexnet-s, cifar10-vgg-d,
+    cifar10-vgg-like, cifar10-wrn-28-2. Ctrl-C saves; --resume goes on.
     """
     if resume:
         given = [name for name in _STARTING if _typed(name)]

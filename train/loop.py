@@ -30,6 +30,7 @@ from sparse_export.errors import (
     UsageError,
 )
 from sparse_export.files import sha256_file
+from sparse_export.train.augment import PADDING, crop_flip
 from sparse_export.train.checkpoint import Position, load_state, save_state, state_path
 from sparse_export.train.layers import maskable_parameters
 from sparse_export.train.metrics import EpochMetrics, MetricsLog
@@ -40,6 +41,7 @@ from sparse_export.train.sparse_training import SparseTraining, layer_facts
 
 _FLOAT_LIMIT_BYTES = 2 * 1024**3  # inputs are kept normalised in memory up to here, else normalised per batch
 _SAVE_EVERY_S = 120.0  # within a long epoch
+_ORDER, _AUGMENTATION = 0, 1 << 60  # apart, so that no two uses of a seed draw the same numbers
 _CHECK_EVERY = 50  # steps between looks at an accelerator's loss
 _SINGLE_THREAD_WORK = 50e6  # weights x batch size; see _n_threads
 
@@ -232,6 +234,13 @@ class _Session:
                 expected=f"{earlier.data} was expected.",
                 do="Give the folder with the original data by --data-dir.",
             )
+        shape = dataset.input_shape
+        if recipe.augment == "crop-flip" and (len(shape) != 3 or min(shape[1:]) <= PADDING):
+            raise UsageError(
+                f"augment = 'crop-flip' cannot be done to inputs of shape {shape} from {recipe.data}.",
+                expected=f"Images (C, H, W) higher and wider than {PADDING} were expected.",
+                do="Leave augment out of the recipe.",
+            )
         self.train_split, self.validation_split, self.test_split = (
             _Split.load(x, y, fact, self.device)
             for x, y in (train_part, validation_part, (dataset.x_test, dataset.y_test))
@@ -354,10 +363,8 @@ class _Session:
     def _train_epoch(self, observer: Observer, stop: _Stop, log: MetricsLog) -> None:
         epoch, at = self.position.epoch, self.position
         # The order of an epoch follows from the seed and the epoch alone, so it can be made again on resume.
-        order = torch.randperm(
-            len(self.train_split),
-            generator=torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch),
-        ).to(self.train_split.x.device)
+        order = torch.randperm(len(self.train_split), generator=self._generator(_ORDER, epoch))
+        order = order.to(self.train_split.x.device)
         started = saved = time.monotonic()
         # The CPU's loss is read at every step; an accelerator's is summed there, so that the host need not wait.
         on_cpu = self.device.type == "cpu"
@@ -382,8 +389,10 @@ class _Session:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             x, y = self.train_split.batch(order[place * self.batch_size : (place + 1) * self.batch_size])
+            if self.recipe.augment == "crop-flip":
+                x = crop_flip(x, self._generator(_AUGMENTATION, step))
             self.optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(self.model(x), y)
+            loss = nn.functional.cross_entropy(self.model(x), y, label_smoothing=self.recipe.label_smoothing)
             loss.backward()
             total = total + (loss.item() if on_cpu else loss.detach())
             if on_cpu or step % _CHECK_EVERY == 0:
@@ -422,6 +431,10 @@ class _Session:
         self.position = position(epoch=epoch + 1)
         self._save(self.position)
         observer.finished_epoch(metrics)
+
+    def _generator(self, purpose: int, place: int) -> torch.Generator:
+        """Randomness that follows from the seed and a place in the run alone: nothing to save, nothing to restore."""
+        return torch.Generator().manual_seed(purpose + self.recipe.seed * 1_000_003 + place)
 
     def _save(self, position: Position) -> None:
         """Write the state, which is what a later failure falls back on, so only while it is finite."""

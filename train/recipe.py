@@ -42,11 +42,15 @@ class OptimizerRecipe(_Table):
 
 
 class LearningRateRecipe(_Table):
-    """[learning_rate]: `step` multiplies by `factor` at each of `drops`, fractions of all training steps."""
+    """[learning_rate]: `step` multiplies by `factor` at each of `drops`, fractions of all training steps.
+
+    warmup: fraction of all steps over which the rate first rises linearly to where its schedule stands.
+    """
 
     schedule: Literal["step", "cosine", "constant"] = "step"
     drops: tuple[Fraction, ...] = (0.463, 0.926)
     factor: Positive = 0.1
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class SparsityRecipe(_Table):
@@ -67,6 +71,8 @@ class Recipe(_Table):
     """A training run. epochs: passes over the training set without its validation part, the last tenth of it.
 
     threads: torch's, on the CPU; 0 lets the size of the network decide.
+    augment: of the training images, on the training device: `crop-flip` pads by 4 (reflected), crops back at
+    random and mirrors every other one.  label_smoothing: share of the target spread over all classes.
     """
 
     model: str
@@ -77,6 +83,8 @@ class Recipe(_Table):
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     dense: bool = False
+    augment: Literal["none", "crop-flip"] = "none"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     optimizer: OptimizerRecipe = OptimizerRecipe()
     learning_rate: LearningRateRecipe = LearningRateRecipe()
     sparsity: SparsityRecipe = SparsityRecipe()

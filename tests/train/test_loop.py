@@ -226,8 +226,9 @@ def test_an_interrupt_saves_in_the_middle_of_an_epoch_and_says_how_to_go_on(
         {"optimizer": {"name": "adam", "lr": 1e-3}},
         {"dense": True},
         {"validation_fraction": 0.0},
+        {"augment": "crop-flip", "label_smoothing": 0.1, "learning_rate": {"warmup": 0.2}},
     ],
-    ids=["steps", "adam", "dense", "all for training"],
+    ids=["steps", "adam", "dense", "all for training", "augmented"],
 )
 def test_other_recipes_resume_to_the_same_bits_after_two_interruptions(
     changes: dict[str, Any], tmp_path: Path
@@ -445,6 +446,14 @@ def test_a_network_that_cannot_take_the_data_is_refused_before_anything_is_writt
     with pytest.raises(UsageError, match=r"Logits of shape \(2, 10\)"):
         train(small(model="narrow_net:make"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_picture_cannot_be_cropped(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 255, (40, 4, 4, 1), dtype=np.uint8)
+    np.savez(tmp_path / "tiny.npz", x_train=x, y_train=np.arange(40) % 3, x_test=x, y_test=np.arange(40) % 3)
+    with pytest.raises(UsageError, match=r"crop-flip.*\(1, 4, 4\)"):
+        train(small(data=f"npz:{tmp_path / 'tiny.npz'}", augment="crop-flip"), tmp_path / "run")
 
 
 def test_the_network_gets_as_many_outputs_as_the_data_has_classes(tmp_path: Path) -> None:

@@ -12,7 +12,16 @@ from sparse_export.train.recipe import LearningRateRecipe, load_recipe, names
 
 
 def test_the_shipped_recipes_are_there_and_right() -> None:
-    assert names() == ("digits", "fashion-mnist-lenet5", "mnist-lenet300-100", "mnist-lenet5")
+    assert names() == (
+        "cifar10-alexnet-s",
+        "cifar10-vgg-d",
+        "cifar10-vgg-like",
+        "cifar10-wrn-28-2",
+        "digits",
+        "fashion-mnist-lenet5",
+        "mnist-lenet300-100",
+        "mnist-lenet5",
+    )
     for name in names():
         assert load_recipe(name).epochs > 0
 
@@ -73,6 +82,19 @@ def test_the_step_schedule_drops_where_the_paper_says() -> None:
     recipe = LearningRateRecipe()
     rates = [learning_rate(step, 1000, 0.1, recipe) for step in (0, 462, 463, 925, 926, 999)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_the_rate_warms_up_to_where_its_schedule_stands() -> None:
+    recipe = LearningRateRecipe(schedule="constant", warmup=0.1)
+    rates = [learning_rate(step, 100, 0.2, recipe) for step in (0, 4, 9, 10, 99)]
+    assert rates == pytest.approx([0.02, 0.1, 0.2, 0.2, 0.2])
+
+
+def test_the_cifar_recipes_drop_the_rate_after_30000_and_60000_steps() -> None:
+    recipe = load_recipe("cifar10-vgg-like")
+    steps = recipe.epochs * (45_000 // recipe.batch_size)
+    assert [round(drop * steps, -3) for drop in recipe.learning_rate.drops] == [30_000, 60_000]
+    assert recipe.augment == "crop-flip"
 
 
 def test_cosine_falls_to_zero_and_constant_stays() -> None:
