@@ -177,7 +177,7 @@ def _onnxruntime(has_gpu: bool) -> Finding:
 def _tensorrt(module: str, extra: str, has_gpu: bool) -> Finding:
     install = f"pip install 'sparse-export[{extra}]'"
     if importlib.util.find_spec(module) is None:
-        hint = f"{install}." if has_gpu else f"{install}; it needs an NVIDIA GPU."
+        hint = f"{install}." if has_gpu else f"{install}; its engines run on an NVIDIA GPU."
         return Finding(group="Runtimes", name=module, state="missing", value="not installed", hint=hint)
     try:
         version = str(importlib.import_module(module).__version__)
