@@ -6,6 +6,7 @@ describes it (`run.json`, `manifest.json`) with the size and SHA-256 of every ot
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparse_export.errors import ArtefactError, UsageError
-from sparse_export.files import sha256_file, write_json
+from sparse_export.files import json_bytes, sha256_file, write_json
 
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
@@ -337,6 +338,11 @@ def _described(path: Path, file: str, kind: str, made_by: str) -> Path:
             do="Run `sparse-export inspect` on it to see what it is." if path.is_file() else "",
         )
     return path / file
+
+
+def run_digest(info: RunInfo) -> str:
+    """Hex SHA-256 of the `run.json` that `save_run_info` writes, known before it is written."""
+    return hashlib.sha256(json_bytes(asdict(info))).hexdigest()
 
 
 def save_run_info(folder: Path, info: RunInfo) -> None:

@@ -180,7 +180,9 @@ def test_a_link_to_a_bundle_stays_and_what_it_names_is_replaced(made: Any, run: 
 
 def test_an_empty_folder_is_filled(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    open_bundle(build(run.path, tmp_path / "empty").path)
+    bundle = build(run.path, tmp_path / "empty")
+    assert bundle.path == tmp_path / "empty"
+    assert open_bundle(bundle.path).info == bundle.info
 
 
 def test_a_folder_of_something_else_is_not_replaced(run: Run, tmp_path: Path) -> None:

@@ -81,10 +81,13 @@ def test_requiring_an_unknown_digest_tells_what_to_pass() -> None:
 def test_requiring_a_known_digest_passes() -> None:
     trust.remember(A)
     trust.require(A, "it", given=None)
+    assert trust.is_trusted(A)
 
 
 def test_a_matching_digest_is_remembered() -> None:
+    assert not trust.is_trusted(A)
     trust.require(A, "it", given=A.upper())
+    assert trust.is_trusted(A)
     trust.require(A, "it", given=None)
 
 

@@ -401,7 +401,7 @@ class _Session:
             step += 1
             observer.stepped(step, loss)
             if stop.requested or time.monotonic() - saved > _SAVE_EVERY_S:
-                self._require_finite(total, step)
+                self._require_finite(total, step - 1)
                 here = position(step_in_epoch=place + 1, loss_sum=float(total))
                 self._save(here)
                 saved = time.monotonic()
@@ -411,7 +411,7 @@ class _Session:
                         f"Stopped after step {step} of {self.total_steps}; nothing is lost.",
                         do=f"Go on with: sparse-export train --resume --out {shlex.quote(str(self.out))}{where}",
                     )
-        self._require_finite(total, step)
+        self._require_finite(total, step - 1)
         validation = self._accuracy(self.validation_split).percent if len(self.validation_split) else None
         rate_used, flip_rate = self._end_of_epoch_update(epoch)
         metrics = EpochMetrics(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from sparse_export import artefact, trust
 from sparse_export.artefact import Accuracy, ModelFact, Run, RunInfo
 from sparse_export.errors import UsageError
-from sparse_export.files import json_bytes, staged_folder, write_bytes
+from sparse_export.files import staged_folder, write_bytes
 from sparse_export.models import is_factory
 
 if TYPE_CHECKING:
@@ -42,10 +41,9 @@ def require_empty(folder: Path) -> None:
 
 def write_run_info(folder: Path, info: RunInfo) -> None:
     """Write `run.json`; one that names a factory is entered first in this user's own trust store."""
-    content = json_bytes(asdict(info))
     if info.model.name is not None and is_factory(info.model.name):
-        trust.remember(hashlib.sha256(content).hexdigest())
-    write_bytes(folder / artefact.RUN_FILE, content)
+        trust.remember(artefact.run_digest(info))
+    artefact.save_run_info(folder, info)
 
 
 def finish_run(folder: Path, module: nn.Module, masks: Mapping[str, Tensor], info: RunInfo) -> Run:

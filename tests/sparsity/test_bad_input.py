@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_export.sparsity import update_masks
+from sparse_export.sparsity import MaskUpdate, update_masks
 
 WEIGHT = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 MASK = torch.tensor([[True, True], [False, True]])
 
 
-def update(**changes: Any) -> None:
+def update(**changes: Any) -> MaskUpdate:
     arguments: dict[str, Any] = {
         "weights": {"fc": WEIGHT},
         "scores": {"fc": WEIGHT},
         "masks": {"fc": MASK},
         "prune_rate": 0.5,
     } | changes
-    update_masks(**arguments)
+    return update_masks(**arguments)
 
 
 def assert_refused(message: str, **changes: Any) -> None:
@@ -31,7 +31,8 @@ def assert_refused(message: str, **changes: Any) -> None:
 
 
 def test_the_input_that_the_others_vary_is_fine() -> None:
-    update()
+    found = update()
+    assert int(found.n_removed["fc"]) == int(found.n_grown["fc"]) == 2
 
 
 def test_no_layers() -> None:
@@ -140,4 +141,5 @@ def test_a_score_that_spoils_the_shares(value: float) -> None:
 
 
 def test_nan_at_an_inactive_weight_decides_nothing() -> None:
-    update(weights=changed((1, 0), math.nan))
+    with_nan, without = update(weights=changed((1, 0), math.nan)), update()
+    assert all(torch.equal(mask, without.masks[name]) for name, mask in with_nan.masks.items())
