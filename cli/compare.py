@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sparse_export.artefact import BundleInfo
+    from sparse_export.data import Inputs
 
 
 def _sizes(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
@@ -94,7 +95,7 @@ def command(
     check_gates(comparison)
 
 
-def _test_set(info: BundleInfo, data_dir: Path | None) -> tuple[np.ndarray, np.ndarray] | None:
+def _test_set(info: BundleInfo, data_dir: Path | None) -> tuple[Inputs, np.ndarray] | None:
     """The test set as the network takes it, or None, said aloud, where it cannot be had."""
     from sparse_export import data
     from sparse_export.errors import DataNotFound

@@ -50,7 +50,8 @@ class ModelFact:
 class DataFact:
     """Which data, and how it is fed: (x - mean) / std per channel, after scaling to 0..1 where it was uint8.
 
-    test_sha256: of the raw test inputs and labels, so that another test set is noticed.
+    test_sha256: of the raw test inputs and labels, so that another test set is noticed.  crop_ratio: of pictures
+    from a folder, the share of the scaled picture that the middle cut keeps along its shorter side.
     """
 
     name: str
@@ -60,6 +61,7 @@ class DataFact:
     n_validation: int
     n_test: int
     test_sha256: str
+    crop_ratio: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ class RunInfo:
 
     status: `running` until the last epoch is done; `files` is complete only with `complete`.
     density: kept / total over the masked layers (1 for a dense run); target_density: what was asked for.
-    seconds: wall time in training, over all resumptions.
+    seconds: wall time in training, over all resumptions.  n_processes: that trained together at the end.
     """
 
     status: Literal["running", "complete"]
@@ -132,6 +134,7 @@ class RunInfo:
     command: tuple[str, ...]
     created: str
     files: dict[str, FileFact]
+    n_processes: int = 1
     kind: Literal["run"] = "run"
     schema_version: int = SCHEMA_VERSION
 

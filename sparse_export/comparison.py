@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from sparse_export.artefact import Accuracy, Bundle, library_versions, now, open_bundle
+from sparse_export.data import Inputs
 from sparse_export.errors import GateFailed, SpeedupNotReached, UsageError
 from sparse_export.files import write_json
 from sparse_export.measure.interleave import LatencyResult, check_measurable, measure_interleaved
@@ -123,7 +124,7 @@ def compare(
     warmup_limit_s: float = 5.0,
     n_threads: int | None = None,
     seed: int = 0,
-    samples: tuple[np.ndarray, np.ndarray] | None = None,
+    samples: tuple[Inputs, np.ndarray] | None = None,
     max_drop: float | None = None,
     require_speedup: float | None = None,
     on_progress: Callable[[str], None] | None = None,
@@ -308,7 +309,7 @@ class _Sessions:
         self.close()
 
 
-def _correct(session: Session, bundle: Bundle, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _correct(session: Session, bundle: Bundle, x: Inputs, y: np.ndarray) -> np.ndarray:
     """Whether each sample is classified rightly, bool (n,)."""
     wanted = bundle.info.model.input_shape
     if x.shape[1:] != wanted or y.shape != x.shape[:1] or not len(x):

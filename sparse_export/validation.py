@@ -33,6 +33,7 @@ __all__ = ["AgainstDense", "Parity", "Validation", "check_gates", "validate", "w
 
 RESULT_FILE = "validation.json"
 BATCH = 500
+BATCH_VALUES = 16 * 2**20  # of a batch's inputs: large pictures come in smaller batches
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
@@ -280,18 +281,19 @@ def _golden(bundle: Bundle, name: str) -> Array:
     return array
 
 
-def _batches(inputs: Array) -> Iterator[Array]:
-    for start in range(0, len(inputs), BATCH):
-        yield inputs[start : start + BATCH]
+def _batches(inputs: data.Inputs) -> Iterator[Array]:
+    n_in_batch = max(1, min(BATCH, BATCH_VALUES // max(1, math.prod(inputs.shape[1:]))))
+    for start in range(0, len(inputs), n_in_batch):
+        yield inputs[start : start + n_in_batch]
 
 
-def _onnx_logits(bundle: Bundle, inputs: Array, n_threads: int | None) -> Array:
+def _onnx_logits(bundle: Bundle, inputs: data.Inputs, n_threads: int | None) -> Array:
     with open_session(bundle.onnx_path, n_threads=n_threads) as session:
         logits = np.concatenate([session.run(batch) for batch in _batches(inputs)])
     return _finite(logits, f"The ONNX file {bundle.onnx_path}")
 
 
-def _torch_logits(network: nn.Module, inputs: Array) -> Array:
+def _torch_logits(network: nn.Module, inputs: data.Inputs) -> Array:
     with torch.inference_mode():
         logits = np.concatenate([network(torch.from_numpy(batch)).numpy() for batch in _batches(inputs)])
     return _finite(logits, "The PyTorch network")
@@ -331,7 +333,7 @@ def _parity(found: Array, wanted: Array, bundle: Bundle) -> Parity:
 def _against(
     dense: Bundle,
     correct: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
-    inputs: Array,
+    inputs: data.Inputs,
     labels: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
     n_threads: int | None,
 ) -> AgainstDense:

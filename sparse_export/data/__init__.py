@@ -1,4 +1,4 @@
-"""The data sets, as arrays held in memory.
+"""The data sets: arrays in memory, or folders of pictures that are decoded when needed.
 
     name             from                                                        inputs
     digits           scikit-learn's own package, nothing to download             uint8 (1, 8, 8)
@@ -15,21 +15,28 @@ never replaced by another set.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from sparse_export.artefact import DataFact
-from sparse_export.data.dataset import DataSet, normalise, split, test_sha256
+from sparse_export.data.dataset import DataSet, first_of_validation, normalise, split, test_sha256
 from sparse_export.data.places import default_data_dir
 from sparse_export.errors import ArtefactError, UnknownNameError, UsageError
 
+if TYPE_CHECKING:
+    from sparse_export.data import imagefolder
+
 __all__ = [
     "DataSet",
+    "Inputs",
     "default_data_dir",
+    "first_of_validation",
     "load",
     "load_test_set",
     "names",
     "normalise",
+    "picture_files",
     "split",
     "test_sha256",
 ]
@@ -70,25 +77,60 @@ def load(
     return data
 
 
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+Labels = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+
+class Inputs(Protocol):
+    """What can be sliced along its first axis into arrays, as an array can; pictures are decoded then."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Array: ...
+
+
+def picture_files(name: str, data_dir: Path | None = None) -> imagefolder.Listing | None:
+    """The files of an `imagefolder:DIR`, none of them decoded; None for any other name. Raises as `load` does."""
+    form, _, place = name.partition(":")
+    if form != "imagefolder":
+        return None
+    from sparse_export.data import imagefolder
+
+    return imagefolder.listed(name, _own_path(name, place, data_dir))
+
+
 def load_test_set(
     fact: DataFact, input_shape: tuple[int, ...], data_dir: str | Path | None = None
-) -> tuple[
-    np.ndarray[tuple[int, ...], np.dtype[np.float32]], np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-]:
+) -> tuple[Inputs, Labels]:
     """The test set that a run was tested on: inputs as its network takes them, (N, *input_shape), and labels (N,).
 
+    Pictures of a folder are decoded as they are sliced.
     Raises what `load` raises, and ArtefactError when it is another test set than the run's.
     """
+    folder = None if data_dir is None else Path(data_dir)
     image_size = (input_shape[1], input_shape[2]) if len(input_shape) == 3 else None
-    found = load(fact.name, None if data_dir is None else Path(data_dir), image_size=image_size)
-    digest = test_sha256(found)
+    listing = picture_files(fact.name, folder)
+    if listing is not None and image_size is not None:
+        from sparse_export.data.pictures import Inputs as Decoded
+
+        _require_digest(fact, listing.test.sha256())
+        inputs = Decoded(listing.test, image_size, fact.crop_ratio, fact.mean, fact.std)
+        return inputs, listing.test.labels.numpy()
+    found = load(fact.name, folder, image_size=image_size)
+    _require_digest(fact, test_sha256(found))
+    return normalise(found.x_test, fact.mean, fact.std).numpy(), found.y_test.numpy()
+
+
+def _require_digest(fact: DataFact, digest: str) -> None:
     if digest != fact.test_sha256:
         raise ArtefactError(
             f"The test data of {fact.name} are others than the run was tested on: SHA-256 {digest}.",
             expected=f"{fact.test_sha256} was expected.",
             do="Give the folder with the original data by --data-dir.",
         )
-    return normalise(found.x_test, fact.mean, fact.std).numpy(), found.y_test.numpy()
 
 
 def _load(name: str, data_dir: Path | None, image_size: tuple[int, int] | None, download: bool) -> DataSet:
@@ -113,13 +155,7 @@ def _load(name: str, data_dir: Path | None, image_size: tuple[int, int] | None, 
 def _load_own(
     name: str, form: str, place: str, data_dir: Path | None, image_size: tuple[int, int] | None
 ) -> DataSet:
-    if not place:
-        raise UsageError(
-            f"{name!r} names no place.",
-            expected=f"{' or '.join(_FORMS)} was expected.",
-            do="Write the path after the colon.",
-        )
-    path = (data_dir or Path()) / Path(place).expanduser()
+    path = _own_path(name, place, data_dir)
     if form == "npz":
         from sparse_export.data import npz
 
@@ -128,3 +164,13 @@ def _load_own(
     from sparse_export.data import imagefolder
 
     return imagefolder.load(name, path, image_size=image_size)
+
+
+def _own_path(name: str, place: str, data_dir: Path | None) -> Path:
+    if not place:
+        raise UsageError(
+            f"{name!r} names no place.",
+            expected=f"{' or '.join(_FORMS)} was expected.",
+            do="Write the path after the colon.",
+        )
+    return (data_dir or Path()) / Path(place).expanduser()

@@ -23,7 +23,8 @@ class DataSet:
     """A data set in memory.
 
     x_train, x_test: uint8 (N, C, H, W), or float32 (N, C, …).  y_train, y_test: int64 (N,), 0 <= y < n_classes.
-    mean, std: per channel, of uint8 inputs after scaling to 0..1; no std is zero.
+    mean, std: per channel, of uint8 inputs after scaling to 0..1; no std is zero.  test_digest: of the test set,
+    where that is not taken from its arrays, see `test_sha256`.
     """
 
     name: str
@@ -34,6 +35,7 @@ class DataSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     n_classes: int
+    test_digest: str = ""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -87,26 +89,34 @@ def channel_statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
     return tuple(means), tuple(stds)
 
 
-def split(data: DataSet, fraction: float = 0.1) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(x, y) to train on and (x, y) to validate on: views of the training set.
+def first_of_validation(n: int, fraction: float, name: str) -> int:
+    """Where the validation part of n training samples begins: it is the last `fraction` of them, rounded.
 
-    Validation is the last `fraction` of it, in the order of the set, rounded, and one sample at least unless
-    `fraction` is 0. Raises UsageError when no sample would be left to train on.
+    One sample at least, unless `fraction` is 0. Raises UsageError when no sample would be left to train on.
     """
-    n = len(data.y_train)
     n_validation = max(1, round(n * fraction)) if fraction > 0 else 0
     if not 0 <= fraction < 1 or n_validation >= n:
         raise UsageError(
-            f"A validation share of {fraction} of the {n} training samples of {data.name} was asked for.",
+            f"A validation share of {fraction} of the {n} training samples of {name} was asked for.",
             expected="A share from 0 up to, not including, 1 that leaves a sample to train on was expected.",
             do="Choose a smaller share.",
         )
-    first = n - n_validation
+    return n - n_validation
+
+
+def split(data: DataSet, fraction: float = 0.1) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(x, y) to train on and (x, y) to validate on: views of the training set, see `first_of_validation`."""
+    first = first_of_validation(len(data.y_train), fraction, data.name)
     return (data.x_train[:first], data.y_train[:first]), (data.x_train[first:], data.y_train[first:])
 
 
 def test_sha256(data: DataSet) -> str:
-    """Hex SHA-256 of the raw test inputs and labels: type, shape and little-endian bytes of each."""
+    """Hex SHA-256 of the raw test inputs and labels: type, shape and little-endian bytes of each.
+
+    Of a folder of pictures it is that of its files, so that it holds for every size they are decoded to.
+    """
+    if data.test_digest:
+        return data.test_digest
     digest = hashlib.sha256()
     for tensor in (data.x_test, data.y_test):
         array = np.ascontiguousarray(tensor.numpy())

@@ -144,7 +144,7 @@ def test_more_than_8_gib_is_refused_before_anything_is_decoded(
     def decode(*_: object) -> None:
         raise AssertionError("a picture was decoded")
 
-    monkeypatch.setattr(imagefolder, "_picture", decode)
+    monkeypatch.setattr(imagefolder, "middle", decode)
     # 18 pictures: 18 x 3 x 12,700 x 12,700 bytes are 8.11 GiB.
     with pytest.raises(
         UsageError, match=r"18 pictures of .*fruit at 12700x12700 would take 8\.1 GiB.*smaller"
