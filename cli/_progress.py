@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sparse_export.artefact import RunInfo
     from sparse_export.train.metrics import EpochMetrics
 
-_EVERY_STEPS = 20
+_EVERY_S = 0.2  # reading the loss makes the host wait for a device
 
 
 @contextmanager
@@ -96,6 +96,7 @@ class _Bar:
         )
         self._label = label or "train"
         self._accuracy = ""
+        self._shown = 0.0
 
     def started(self, info: RunInfo, total_steps: int, step: int) -> None:
         self._console.print(_headline(info, total_steps, step), highlight=False)
@@ -109,10 +110,12 @@ class _Bar:
         self._progress.start()
 
     def stepped(self, step: int, loss: Tensor) -> None:
-        if step % _EVERY_STEPS and step != self._total:
+        now = time.monotonic()
+        if now - self._shown < _EVERY_S and step != self._total:
             return
+        self._shown = now
         first, then = self._first
-        rate = (step - first) / max(time.monotonic() - then, 1e-9)
+        rate = (step - first) / max(now - then, 1e-9)
         state = f"loss {float(loss):.3f}{self._accuracy} density {self._density:.3f}"
         self._progress.update(self._task, completed=step, state=state, rate=f"{rate:.3g} steps/s")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ def _typed(name: str) -> bool:
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
 @click.option("--download", is_flag=True, help="Fetch the data set when it is not there.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--workers", type=click.IntRange(0), help="Processes that decode the pictures of imagefolder:DIR."
+)
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run in --out.")
 @click.option(
     "--trust", metavar="SHA256", help="Allow the code that a run from elsewhere names, by its hash."
@@ -48,6 +52,7 @@ def command(
     data_dir: Path | None,
     download: bool,
     device: str,
+    workers: int | None,
     resume: bool,
     trust: str | None,
     as_json: bool,
@@ -55,7 +60,8 @@ def command(
     """Train a network sparse (or dense) by RECIPE, a shipped name or a TOML file.
 
     Shipped: digits, mnist-lenet300-100, mnist-lenet5, fashion-mnist-lenet5, cifar10-alexnet-s, cifar10-vgg-d,
-    cifar10-vgg-like, cifar10-wrn-28-2. Ctrl-C saves; --resume goes on.
+    cifar10-vgg-like, cifar10-wrn-28-2, cifar10-wrn-16-8, imagenet-resnet50-10, imagenet-resnet50-20. Ctrl-C saves;
+    --resume goes on. Under torchrun the processes train one network together.
     """
     if resume:
         given = [name for name in _STARTING if _typed(name)]
@@ -89,10 +95,13 @@ def command(
             data_dir=data_dir,
             download=download,
             device=device,
+            workers=workers,
             resume=resume,
             trust=trust,
             observer=observer,
         )
+    if os.environ.get("RANK", "0") != "0":
+        return  # under torchrun the first process speaks for all
     info = run.info
     document: dict[str, Any] = {
         "run": str(run.path),
@@ -108,6 +117,7 @@ def command(
         "seed": info.seed,
         "threads": info.n_threads,
         "device": info.device,
+        "processes": info.n_processes,
     }
     accuracy = f"test accuracy {info.test.percent:.2f} %, " if info.test else ""
     print_result(

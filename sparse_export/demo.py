@@ -14,7 +14,8 @@ from sparse_export.building import build
 from sparse_export.comparison import Comparison, compare, write_results
 from sparse_export.errors import UsageError
 from sparse_export.files import require_writable
-from sparse_export.train.loop import Observer, train
+from sparse_export.train.loop import train
+from sparse_export.train.observer import Observer
 from sparse_export.train.recipe import load_recipe
 from sparse_export.validation import Validation, check_gates, validate
 

@@ -6,6 +6,8 @@ line ends with.
     SparseExportError              1   failed
     ├── OutputError                1   a result could not be written
     ├── TrainingDiverged           1   the loss is no longer a number
+    ├── ProcessLost                1   another process of one training ended
+    ├── RanksDiverged              1   processes of one training hold different masks
     ├── UsageError                 2   what was asked for cannot be meant
     │   ├── RecipeError            2
     │   └── UnknownNameError       2   no such model, data set, recipe, runtime …
@@ -46,6 +48,14 @@ class OutputError(SparseExportError):
 
 class TrainingDiverged(SparseExportError):  # noqa: N818 - named by what happened, like KeyboardInterrupt
     """The loss became NaN or infinite."""
+
+
+class ProcessLost(SparseExportError):  # noqa: N818 - named by what happened
+    """Another process that trains the same network ended, or cannot be reached any more."""
+
+
+class RanksDiverged(SparseExportError):  # noqa: N818 - named by what happened
+    """Processes that train one network no longer hold the same masks."""
 
 
 class UsageError(SparseExportError, ValueError):

@@ -13,6 +13,8 @@ EXIT_CODES = {
     "SparseExportError": 1,
     "OutputError": 1,
     "TrainingDiverged": 1,
+    "ProcessLost": 1,
+    "RanksDiverged": 1,
     "UsageError": 2,
     "RecipeError": 2,
     "UnknownNameError": 2,

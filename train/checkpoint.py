@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.files import write_bytes
+from sparse_export.train.ema import Ema
 from sparse_export.train.sparse_training import SparseTraining
 
-FORMAT = "1"
+FORMAT = "2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Position:
     """Where in its run the training stands.
 
     step: optimiser steps done.  epoch: epochs finished.  step_in_epoch: steps done in the current one.
-    loss_sum: of the current epoch's steps so far.  seconds: trained so far.  metrics_bytes: length of
+    loss_sum: of the current epoch's steps so far, over all processes.  seconds: trained so far.  metrics_bytes: length of
     `metrics.jsonl` that belongs to this state; what lies beyond was written after it.
     """
 
@@ -38,14 +39,29 @@ class Position:
     metrics_bytes: int = 0
 
 
+def remove_leftovers(run: Path) -> None:
+    """Remove what a process that was killed while writing the state left behind."""
+    for leftover in state_path(run).parent.glob(".*.tmp"):
+        leftover.unlink()
+
+
 def state_path(run: Path) -> Path:
     return run / "resume" / "state.safetensors"
 
 
 def save_state(
-    run: Path, position: Position, model: nn.Module, optimizer: Optimizer, sparse: SparseTraining | None
+    run: Path,
+    position: Position,
+    model: nn.Module,
+    optimizer: Optimizer,
+    sparse: SparseTraining | None,
+    ema: Ema | None = None,
 ) -> None:
-    """Write `resume/state.safetensors`: weights, optimiser, masks, random state and position. Raises OutputError."""
+    """Write `resume/state.safetensors`: weights, optimiser, masks, average and position. Raises OutputError.
+
+    No random state: what training draws follows from the seed and the step. So the state can be taken up on
+    another kind of device and by another number of processes.
+    """
     tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in model.state_dict().items()}
     optimizer_state = optimizer.state_dict()
     scalars: dict[str, Any] = {}
@@ -57,14 +73,14 @@ def save_state(
                 scalars[f"{index}.{key}"] = value
     if sparse is not None:
         tensors |= {f"mask.{name}": mask for name, mask in sparse.masks.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    for device in range(torch.cuda.device_count()):
-        tensors[f"random.cuda.{device}"] = torch.cuda.get_rng_state(device)
+    if ema is not None:
+        tensors |= {f"ema.{name}": value for name, value in ema.average.items()}
     header = {
         "format": FORMAT,
         "position": json.dumps(asdict(position)),
         "optimizer": json.dumps({"param_groups": optimizer_state["param_groups"], "scalars": scalars}),
         "sparse": json.dumps(sparse and {"n_steps": sparse.n_steps, "n_updates": sparse.n_updates}),
+        "ema": json.dumps(ema and {"n_steps": ema.n_steps}),
     }
     # Copies: tied weights share memory, which safetensors refuses.
     plain = {
@@ -74,11 +90,15 @@ def save_state(
     write_bytes(state_path(run), save(plain, header))
 
 
-def load_state(run: Path, model: nn.Module, optimizer: Optimizer, sparse: SparseTraining | None) -> Position:
-    """Put a saved state back in place, random state included. Raises ArtefactError for a file that does not fit."""
+def load_state(
+    run: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    sparse: SparseTraining | None,
+    ema: Ema | None = None,
+) -> Position:
+    """Put a saved state back in place. Raises ArtefactError for a file that does not fit."""
     path = state_path(run)
-    for leftover in path.parent.glob(".*.tmp"):
-        leftover.unlink()
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -100,11 +120,9 @@ def load_state(run: Path, model: nn.Module, optimizer: Optimizer, sparse: Sparse
         _load_optimizer(optimizer, json.loads(header["optimizer"]), _below(tensors, "optimizer."))
         if sparse is not None:
             sparse.load_state_dict({"masks": _below(tensors, "mask."), **json.loads(header["sparse"])})
+        if ema is not None:
+            ema.load(_below(tensors, "ema."), json.loads(header["ema"])["n_steps"])
         position = Position(**json.loads(header["position"]))
-        torch.set_rng_state(tensors["random.cpu"])
-        for device in range(torch.cuda.device_count()):
-            if f"random.cuda.{device}" in tensors:
-                torch.cuda.set_rng_state(tensors[f"random.cuda.{device}"], device)
     except (RuntimeError, ValueError, KeyError, TypeError, UsageError) as cause:
         raise ArtefactError(
             f"{path} does not belong to this network: {cause}.",
@@ -125,3 +143,8 @@ def _load_optimizer(optimizer: Optimizer, header: dict[str, Any], tensors: Mappi
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": header["param_groups"]})
+    for parameter, entries in optimizer.state.items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                order_like = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+                entries[key] = order_like.copy_(value)  # in the memory order of its weight

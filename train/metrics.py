@@ -18,7 +18,8 @@ class EpochMetrics:
 
     density: active / masked weights.  layer_density: by parameter name, after the epoch's mask update.
     flip_rate: mask bits changed by that update / masked weights; None when there was none.
-    prune_rate: of that update.  seconds: trained so far.
+    prune_rate: of that update.  masks_sha256: of the masks after it, see `distributed.masks_sha256`; None for a
+    dense run.  seconds: trained so far.
     """
 
     epoch: int
@@ -30,6 +31,7 @@ class EpochMetrics:
     layer_density: dict[str, float]
     prune_rate: float | None
     flip_rate: float | None
+    masks_sha256: str | None
     seconds: float
 
 

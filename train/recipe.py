@@ -31,7 +31,10 @@ class _Table(BaseModel):
 
 
 class OptimizerRecipe(_Table):
-    """[optimizer]: momentum and nesterov are for sgd, betas for adam and adamw."""
+    """[optimizer]: momentum and nesterov are for sgd, betas for adam and adamw.
+
+    decay_vectors: whether weight_decay also falls on biases and on the weights of norms.
+    """
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Positive = 0.1
@@ -39,6 +42,7 @@ class OptimizerRecipe(_Table):
     nesterov: bool = True
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
+    decay_vectors: bool = True
 
 
 class LearningRateRecipe(_Table):
@@ -70,9 +74,18 @@ class SparsityRecipe(_Table):
 class Recipe(_Table):
     """A training run. epochs: passes over the training set without its validation part, the last tenth of it.
 
-    threads: torch's, on the CPU; 0 lets the size of the network decide.
-    augment: of the training images, on the training device: `crop-flip` pads by 4 (reflected), crops back at
-    random and mirrors every other one.  label_smoothing: share of the target spread over all classes.
+    batch_size: over all processes that train together.  threads: torch's, on the CPU; 0 lets the size of the
+    network decide.
+    augment: of the training images. `crop-flip`, on the training device, pads by 4 (reflected), crops back at
+    random and mirrors every other one; `random-resized-crop`, while pictures are decoded, cuts a part of random
+    size and proportions and mirrors every other one, and tests on the middle 7/8.
+    label_smoothing: share of the target spread over all classes.
+    workers: processes that decode the pictures of `imagefolder:DIR` while training runs; 0 decodes all of them
+    into memory at the start.  image_size: height and width of these pictures; by default what the network takes.
+    precision: of the forward and backward pass; `bf16` by autocast, weights and masks stay float32.
+    channels_last: memory order of images and convolutions.  compile: by torch.compile.
+    sync_batch_norm: batch statistics over all processes (on CUDA only); else each has its own.
+    ema: decay of an average of the weights, which is what is tested and saved; 0 for none.
     """
 
     model: str
@@ -83,7 +96,14 @@ class Recipe(_Table):
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     dense: bool = False
-    augment: Literal["none", "crop-flip"] = "none"
+    augment: Literal["none", "crop-flip", "random-resized-crop"] = "none"
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
+    image_size: tuple[Count, Count] | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    sync_batch_norm: bool = False
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     optimizer: OptimizerRecipe = OptimizerRecipe()
     learning_rate: LearningRateRecipe = LearningRateRecipe()

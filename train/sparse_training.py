@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,7 +24,9 @@ from sparse_export.sparsity import (
     random_masks,
     update_masks,
 )
+from sparse_export.train.distributed import masks_sha256, require_same_masks
 from sparse_export.train.layers import maskable_parameters, masked_parameters
+from sparse_export.train.mask_pass import MaskPass
 from sparse_export.train.momentum import growth_scores, require_momentum
 
 
@@ -35,7 +38,8 @@ class SparseTraining:
         loss.backward()
         trainer.step()                       # in place of optimizer.step()
 
-    model: on the device that it is trained on.  optimizer: SGD with momentum, Adam or AdamW over its parameters.
+    model: on the device that it is trained on; one wrapped by DistributedDataParallel or torch.compile counts as
+    the network inside.  optimizer: SGD with momentum, Adam or AdamW over its parameters.
     density: kept / total over the masked weights, 0 < density <= 1; held exactly from the start to the end.
     total_steps: length of the training, which the prune rate falls over; without it the rate stays constant.
     update_every: masks are updated after so many steps, never within the last such stretch before total_steps;
@@ -46,9 +50,13 @@ class SparseTraining:
     rescale: multiply a layer's start weights by 1 / sqrt(its density), which keeps the variance of its outputs.
     keep_dense: shell patterns of parameters or layers that stay dense and are not counted.
     seed: of the first masks.
+    process_group: the processes that hold the same weights, as data parallelism has them; by default all, where
+    torch.distributed is initialised. Their masks are held against each other after every update.
 
-    Masks live on the weights' device as bool tensors; on the CPU a float copy is kept beside them, because
-    multiplying by bool costs five times as much there. Changes the model's weights in place.
+    Where the loop replays a CUDA graph, capture `optimizer.step()` and `apply_masks()` in it, and call `advance()`
+    after each replay: masks are overwritten in place, so the graph goes on to read them.
+
+    Masks live on the weights' device as bool tensors, see `MaskPass`. Changes the model's weights in place.
     Source: Dettmers & Zettlemoyer 2019. Raises UsageError for settings that cannot be meant.
     """
 
@@ -68,7 +76,9 @@ class SparseTraining:
         rescale: bool = True,
         keep_dense: Sequence[str] = (),
         seed: int = 0,
+        process_group: Any = None,
     ) -> None:
+        model = unwrapped(model)
         if not 0 < density <= 1:
             raise UsageError(f"density is {density}.", expected="A number above 0 and up to 1 was expected.")
         for name, rate in (("prune_rate", prune_rate), ("final_prune_rate", final_prune_rate)):
@@ -113,15 +123,14 @@ class SparseTraining:
                 f"Density {density} of {self.n_masked} weights is none at all.",
                 expected=f"At least {1 / self.n_masked:.2g} was expected.",
             )
-        self.masks = self._first_masks(start, seed)
-        self._weights: list[Tensor] = list(self._parameters.values())
-        self._multipliers = [
-            mask.to(weight.dtype) if weight.device.type == "cpu" else mask
-            for mask, weight in zip(self.masks.values(), self._weights, strict=True)
-        ]
+        self._process_group = process_group
+        self._pass = MaskPass(self._parameters, self._first_masks(start, seed))
+        self.masks = self._pass.masks
+        self.masks_sha256: str | None = None
         if rescale:
             self._rescale()
-        self._apply()
+        self.apply_masks()
+        self._require_same_masks()
         self._input_shape: tuple[int, ...] | None = None
         self._n_classes: int | None = None
         self._shape_hook = model.register_forward_hook(self._note_shapes)
@@ -129,8 +138,7 @@ class SparseTraining:
     def _first_masks(self, start: Distribution, seed: int) -> dict[str, Tensor]:
         shapes = {name: tuple(value.shape) for name, value in self._parameters.items()}
         counts = layer_counts(shapes, self.density, start)
-        masks = random_masks(shapes, counts, torch.Generator().manual_seed(seed))
-        return {name: mask.to(self._parameters[name].device) for name, mask in masks.items()}
+        return random_masks(shapes, counts, torch.Generator().manual_seed(seed))
 
     @torch.no_grad()
     def _rescale(self) -> None:
@@ -146,9 +154,9 @@ class SparseTraining:
             self._n_classes = output.shape[-1]
         self._shape_hook.remove()
 
-    def _apply(self) -> None:
-        with torch.no_grad():
-            torch._foreach_mul_(self._weights, self._multipliers)
+    def apply_masks(self) -> None:
+        """Set the inactive weights to zero: the one part of a step that touches the device."""
+        self._pass.apply()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Step the optimiser, set inactive weights to zero again, and update the masks when it is time."""
@@ -158,7 +166,11 @@ class SparseTraining:
 
     def after_step(self) -> None:
         """What `step` does after the optimiser's own, for loops in which something else steps it."""
-        self._apply()
+        self.apply_masks()
+        self.advance()
+
+    def advance(self) -> None:
+        """Count a step whose masks were applied, and update the masks when it is time."""
         self.n_steps += 1
         every = self.update_every
         if every is None or self.n_steps % every:
@@ -178,7 +190,10 @@ class SparseTraining:
         )
 
     def update(self) -> MaskUpdate:
-        """Prune and grow now. A newly active weight starts at 0, a pruned and regrown one keeps its value."""
+        """Prune and grow now. A newly active weight starts at 0, a pruned and regrown one keeps its value.
+
+        Raises RanksDiverged where several processes train together and no longer have one mask.
+        """
         update = update_masks(
             {name: value.detach() for name, value in self._parameters.items()},
             growth_scores(self.optimizer, self._parameters),
@@ -186,17 +201,17 @@ class SparseTraining:
             prune_rate=self.prune_rate,
             redistribution=self._redistribution,
         )
-        self._set_masks(update.masks)
-        self._apply()
+        self._pass.set(update.masks)
+        self.apply_masks()
         self.n_updates += 1
+        self._require_same_masks()
         return update
 
-    def _set_masks(self, masks: dict[str, Tensor]) -> None:
-        """Overwrite the masks in place: a captured CUDA graph goes on reading the same memory."""
-        for name, multiplier in zip(self.masks, self._multipliers, strict=True):
-            self.masks[name].copy_(masks[name])
-            if multiplier is not self.masks[name]:
-                multiplier.copy_(masks[name])
+    def _require_same_masks(self) -> None:
+        """Where several processes train together: compare the masks. Raises RanksDiverged in each of them."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size(self._process_group) > 1:
+            self.masks_sha256 = masks_sha256(self.masks)
+            require_same_masks(self.masks_sha256, self._process_group)
 
     def layer_facts(self) -> tuple[LayerFact, ...]:
         """Every weight that could be masked, with its active count. Reads from the device."""
@@ -217,10 +232,11 @@ class SparseTraining:
                 expected=f"Masks for {have} were expected.",
                 do="Use another file.",
             )
-        self._set_masks(masks)
+        self._pass.set(masks)
         self.n_steps = int(state["n_steps"])
         self.n_updates = int(state["n_updates"])
-        self._apply()
+        self.apply_masks()
+        self._require_same_masks()
 
     def run(
         self,
@@ -247,7 +263,7 @@ class SparseTraining:
             )
         if self._n_classes is None:
             with torch.no_grad():
-                weight = self._weights[0]
+                weight = next(iter(self._parameters.values()))
                 probe = torch.zeros((1, *shape), dtype=weight.dtype, device=weight.device)
                 was_training = self.model.training
                 output = self.model.eval()(probe)
@@ -265,6 +281,17 @@ class SparseTraining:
             model=ModelFact(name=model, input_shape=shape, n_classes=self._n_classes),
             test=test,
         )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel, DataParallel and torch.compile, in whatever order."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def layer_facts(model: nn.Module, masks: dict[str, Tensor]) -> tuple[LayerFact, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from sparse_export.train.augment import crop_flip
+from sparse_export.train.augment import crop_flip, draw_crops
 
 
 def generator(seed: int) -> torch.Generator:
@@ -24,7 +24,7 @@ def test_every_result_is_a_crop_of_the_padded_image_or_of_its_mirror_and_all_of_
                 allowed[tuple(picture.flatten().tolist())] = (dy, dx, mirrored)
     found = [
         allowed[tuple(x.flatten().tolist())]
-        for x in crop_flip(image.expand(n, -1, -1, -1), generator(0), padding)
+        for x in crop_flip(image.expand(n, -1, -1, -1), draw_crops(n, generator(0), padding), padding)
     ]
     assert set(found) == set(allowed.values())
     assert 0.45 < sum(mirrored for _, _, mirrored in found) / n < 0.55
@@ -33,7 +33,9 @@ def test_every_result_is_a_crop_of_the_padded_image_or_of_its_mirror_and_all_of_
 def test_the_same_generator_state_gives_the_same_crops_and_the_input_is_left_alone() -> None:
     x = torch.randn(8, 3, 32, 32, generator=generator(1))
     before = x.clone()
-    assert torch.equal(crop_flip(x, generator(2)), crop_flip(x, generator(2)))
-    assert not torch.equal(crop_flip(x, generator(2)), crop_flip(x, generator(3)))
+    assert torch.equal(crop_flip(x, draw_crops(8, generator(2))), crop_flip(x, draw_crops(8, generator(2))))
+    assert not torch.equal(
+        crop_flip(x, draw_crops(8, generator(2))), crop_flip(x, draw_crops(8, generator(3)))
+    )
     assert torch.equal(x, before)
-    assert crop_flip(x, generator(2)).is_contiguous()
+    assert crop_flip(x, draw_crops(8, generator(2))).is_contiguous()

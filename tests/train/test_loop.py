@@ -26,8 +26,9 @@ from sparse_export.errors import (
     UsageError,
 )
 from sparse_export.train import checkpoint
-from sparse_export.train.loop import SilentObserver, train
+from sparse_export.train.loop import train
 from sparse_export.train.metrics import MetricsLog
+from sparse_export.train.observer import SilentObserver
 from sparse_export.train.recipe import Recipe, load_recipe
 
 EPOCHS = 3
@@ -141,7 +142,7 @@ def killed_run(out: str, moment: str) -> None:
     if moment.startswith("step"):
         observer = KillAtStep(int(moment.removeprefix("step ")))
     elif moment == "metrics written, state not":
-        patch.setattr("sparse_export.train.loop.save_state", after_calls(2, checkpoint.save_state))
+        patch.setattr("sparse_export.train.session.save_state", after_calls(2, checkpoint.save_state))
     elif moment == "half of a state written":
         patch.setattr(checkpoint, "write_bytes", after_calls(2, files.write_bytes, write_half_and_die))
     elif moment == "state written, not renamed":
@@ -160,7 +161,7 @@ def finish(out: str) -> None:
 def in_child(target: Callable[..., None], *arguments: str) -> int | None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["sparse_export.train.loop", "sklearn.datasets", "torch.utils.tensorboard"]
+        ["sparse_export.train.session", "sklearn.datasets", "torch.utils.tensorboard"]
     )
     process = context.Process(target=target, args=arguments)
     process.start()
@@ -396,7 +397,7 @@ class Poison(SilentObserver):
             self.parameters.extend(model.parameters())
             return model
 
-        patch.setattr("sparse_export.train.loop.models.create", spied)
+        patch.setattr("sparse_export.train.session.models.create", spied)
 
     def stepped(self, step: int, loss: torch.Tensor) -> None:
         if step == self.step:

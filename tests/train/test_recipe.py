@@ -16,9 +16,12 @@ def test_the_shipped_recipes_are_there_and_right() -> None:
         "cifar10-alexnet-s",
         "cifar10-vgg-d",
         "cifar10-vgg-like",
+        "cifar10-wrn-16-8",
         "cifar10-wrn-28-2",
         "digits",
         "fashion-mnist-lenet5",
+        "imagenet-resnet50-10",
+        "imagenet-resnet50-20",
         "mnist-lenet300-100",
         "mnist-lenet5",
     )

@@ -1,0 +1,118 @@
+"""What each process does in the tests of distributed training: torchrun torchrun_worker.py SCENARIO ARGUMENT..."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sparse_export.train.distributed import masks_sha256
+from sparse_export.train.loop import train
+from sparse_export.train.observer import SilentObserver
+from sparse_export.train.recipe import Recipe, load_recipe
+from sparse_export.train.session import Session
+from sparse_export.train.sparse_training import SparseTraining
+
+RANK = int(os.environ["RANK"])
+
+
+def recipe(**changes: object) -> Recipe:
+    return load_recipe("digits", changes={"epochs": 3, **changes})
+
+
+class AtStep(SilentObserver):
+    """Does something once, at a step, in the first process: the only one that is observed."""
+
+    def __init__(self, step: int, marker: str) -> None:
+        self.step, self.marker = step, marker
+
+    def stepped(self, step: int, loss: torch.Tensor) -> None:
+        if step == self.step:
+            Path(self.marker).touch()
+
+
+def killed(out: str, victim: str, step: str) -> None:
+    """One process is killed, for good, when it has done so many steps."""
+    step_weights = Session._step_weights
+
+    def then_die(self: Session, done: int) -> None:
+        step_weights(self, done)
+        if int(victim) == RANK and done + 1 == int(step):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Session._step_weights = then_die  # type: ignore[method-assign, assignment]
+    train(recipe(), out, device="cpu")
+
+
+def diverged(out: str) -> None:
+    """The last process turns a bit of its mask over before the masks are updated."""
+    update = SparseTraining.update
+
+    def spoilt(self: SparseTraining) -> object:
+        if RANK == 1:
+            mask = next(iter(self.masks.values()))
+            mask.view(-1)[0] ^= True
+        return update(self)
+
+    SparseTraining.update = spoilt  # type: ignore[method-assign, assignment]
+    train(recipe(), out, device="cpu")
+
+
+def long(out: str, marker: str) -> None:
+    """Goes on for long, slowly, until it is told to stop."""
+    step_weights = Session._step_weights
+
+    def slowly(self: Session, done: int) -> None:
+        step_weights(self, done)
+        time.sleep(0.02)
+
+    Session._step_weights = slowly  # type: ignore[method-assign, assignment]
+    train(recipe(epochs=30), out, device="cpu", observer=AtStep(25, marker))
+
+
+def user_loop(out: str) -> None:
+    """A loop of somebody's own around DistributedDataParallel; the result is what one process would get."""
+    dist.init_process_group("gloo")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 3))
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    trainer = SparseTraining(wrapped, optimizer, density=0.3, total_steps=40, update_every=10)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(40):
+        x = torch.randn(16, 12, generator=generator)
+        y = x[:, :3].argmax(1)
+        loss = nn.functional.cross_entropy(wrapped(x.tensor_split(2)[RANK]), y.tensor_split(2)[RANK])
+        optimizer.zero_grad()
+        loss.backward()
+        trainer.step()
+    names = list(trainer.masks)
+    if RANK == 0:
+        text = f"{trainer.n_updates} {masks_sha256(trainer.masks)} {trainer.masks_sha256} {' '.join(names)}"
+        Path(out).write_text(text)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    from sparse_export.errors import SparseExportError
+
+    scenario, *arguments = sys.argv[1:]
+    try:
+        scenarios: dict[str, Callable[..., None]] = {
+            "killed": killed,
+            "diverged": diverged,
+            "long": long,
+            "user_loop": user_loop,
+        }
+        scenarios[scenario](*arguments)
+    except SparseExportError as error:
+        print(f"rank {RANK}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,78 @@
+"""Sets the inactive weights of all layers to zero, after every step of the optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class MaskPass:
+    """Owns the masks of a network in the form in which they are applied.
+
+    masks: bool tensors by name, on the weights' device, with their strides; they are overwritten in place, so that
+    a captured CUDA graph goes on reading the same memory. On CUDA they are applied by one launch for all layers,
+    which needs triton, and no weight costs more than this one byte. On the CPU a float copy is kept beside them,
+    because multiplying by bool costs five times as much there.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+        self._weights: list[Tensor] = list(weights.values())
+        self.masks = {
+            name: torch.empty_like(weight, dtype=torch.bool, requires_grad=False)
+            for name, weight in weights.items()
+        }
+        self._on_cpu = self._weights[0].device.type == "cpu"
+        self._multipliers = [
+            torch.empty_like(weight, requires_grad=False) if self._on_cpu else mask
+            for weight, mask in zip(self._weights, self.masks.values(), strict=True)
+        ]
+        self._kernel: Any = None
+        self._kernel_class = None if self._on_cpu else _kernel_class(self._weights)
+        self.set(masks)
+
+    @torch.no_grad()
+    def set(self, masks: Mapping[str, Tensor]) -> None:
+        """Overwrite the masks. Applies nothing."""
+        for (name, mask), multiplier in zip(self.masks.items(), self._multipliers, strict=True):
+            mask.copy_(masks[name])
+            if multiplier is not mask:
+                multiplier.copy_(masks[name])
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Zero the inactive weights in place. Makes no host synchronisation.
+
+        Under torch.compile the compiler fuses the plain form itself.
+        """
+        if self._kernel_class is None or torch.compiler.is_compiling():
+            torch._foreach_mul_(self._weights, self._multipliers)
+            return
+        if self._kernel is None or not self._kernel.fits(self._weights, self._multipliers):
+            self._kernel = self._kernel_class(self._weights, self._multipliers)
+        self._kernel()
+
+
+def _kernel_class(weights: Sequence[Tensor]) -> Any:
+    """The one-launch kernel where it can be had for these weights, else None."""
+    if weights[0].device.type != "cuda" or len({weight.dtype for weight in weights}) > 1:
+        return None
+    if not all(_is_dense(weight) for weight in weights):
+        return None
+    try:
+        from sparse_export.train.mask_kernel import ZeroInactive
+    except ImportError:
+        return None
+    return ZeroInactive
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Does it fill its memory without gaps or overlap, in whatever order of axes? empty_like keeps such strides."""
+    reach = 1
+    for size, stride in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda pair: pair[1]):
+        if size > 1 and stride != reach:
+            return False
+        reach *= size
+    return True

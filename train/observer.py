@@ -1,0 +1,33 @@
+"""Who is told how training goes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from sparse_export.artefact import RunInfo
+from sparse_export.train.metrics import EpochMetrics
+
+
+class Observer(Protocol):
+    """Is told how training goes. The default says nothing."""
+
+    def started(self, info: RunInfo, total_steps: int, step: int) -> None: ...
+
+    def stepped(self, step: int, loss: Tensor) -> None: ...
+
+    def finished_epoch(self, metrics: EpochMetrics) -> None: ...
+
+
+class SilentObserver:
+    """Says nothing."""
+
+    def started(self, info: RunInfo, total_steps: int, step: int) -> None:
+        pass
+
+    def stepped(self, step: int, loss: Tensor) -> None:
+        pass
+
+    def finished_epoch(self, metrics: EpochMetrics) -> None:
+        pass
