@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparse_export.sparsity.pattern import NMPattern, pattern_from_text
 from sparse_export.sparsity.schedule import PruneSchedule, prune_rate
 from sparse_export.sparsity.start import Distribution, layer_counts, random_masks
 from sparse_export.sparsity.update import MaskUpdate, Redistribution, update_masks
@@ -9,9 +10,11 @@ from sparse_export.sparsity.update import MaskUpdate, Redistribution, update_mas
 __all__ = [
     "Distribution",
     "MaskUpdate",
+    "NMPattern",
     "PruneSchedule",
     "Redistribution",
     "layer_counts",
+    "pattern_from_text",
     "prune_rate",
     "random_masks",
     "update_masks",
