@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparse_export.sparsity.pattern import NMPattern, pattern_from_text
+from sparse_export.sparsity.permute import find_permutation
 from sparse_export.sparsity.schedule import PruneSchedule, prune_rate
 from sparse_export.sparsity.start import Distribution, layer_counts, random_masks
 from sparse_export.sparsity.update import MaskUpdate, Redistribution, update_masks
@@ -13,6 +14,7 @@ __all__ = [
     "NMPattern",
     "PruneSchedule",
     "Redistribution",
+    "find_permutation",
     "layer_counts",
     "pattern_from_text",
     "prune_rate",

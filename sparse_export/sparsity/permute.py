@@ -15,6 +15,7 @@ vector width changes the answer.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Literal, get_args
@@ -22,14 +23,13 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sparse_export.sparsity.pattern import NMPattern, fits
 
 Objective = Literal["magnitude", "groups"]
 
-DEFAULT_ROUNDS: dict[Objective, int] = {"magnitude": 200, "groups": 600}
+DEFAULT_ROUNDS: dict[Objective, int] = {"magnitude": 150, "groups": 600}
 
 # Groups that trade columns with one another in a round. The matrix costs R x G x block and the assignment about
 # G x block^2, so a bound keeps wide layers affordable; which groups form a block is drawn anew in every round.
@@ -44,8 +44,15 @@ _COLD = 0.1
 _FEWEST_ROUNDS_WITH_NOISE = 100
 _NOISE = 0.3  # standard deviation at the start, in units of `_frustration`
 
+# So few groups are searched from many starts.
+_FEW_GROUPS = 4
+_ROUNDS_A_START = 10
+
 Costs = Callable[[Tensor, Tensor], NDArray[np.float64]]
 """(removed columns (G,), what stays of each group (G, M - 1)) → what it costs to put column k into group g, (K, G)."""
+
+Score = Callable[[Tensor, Tensor, NMPattern], tuple[float, ...]]
+"""(columns (I, R), an order of them, the pattern) → what the objective wants small, the first first."""
 
 
 def find_permutation(
@@ -62,7 +69,7 @@ def find_permutation(
     with a row for each output and kernel position.
     objective: `magnitude` keeps as much sum |w| as it can; `groups` first has as few groups with more than N
     nonzeros as it can, then as much sum |w|. Zero such groups means that nothing is cut.
-    rounds: effort; None is 200 for `magnitude`, 600 for `groups`. A search ends early when nothing is cut.
+    rounds: effort; None is 150 for `magnitude`, 600 for `groups`. A search ends early when nothing is cut.
     Returns int64, (I,), on the weight's device: the identity, unless something better by the objective was found.
     The same arguments give the same order.
     Raises ValueError when M does not divide I, for values that are not finite or no floats, for a negative
@@ -80,15 +87,30 @@ def find_permutation(
     if columns_IR.shape[1] and n_columns > pattern.m:
         n_rounds = DEFAULT_ROUNDS[objective] if rounds is None else rounds
         rng = np.random.default_rng(seed)
-        search = _fewest_over if objective == "groups" else _least_cut
-        groups = search(columns_IR, identity.view(-1, pattern.m), pattern, n_rounds, rng)
+        with _one_thread():
+            groups = _SEARCHES[objective](columns_IR, identity.view(-1, pattern.m), pattern, n_rounds, rng)
         # Columns of a group in rising order, groups by their first: like the identity where nothing was moved.
         groups = groups.sort(dim=1).values
         candidate = groups[groups[:, 0].argsort()].flatten()
-        score = _groups_and_cut if objective == "groups" else _cut
+        score = _SCORES[objective]
         if score(columns_IR, candidate, pattern) < score(columns_IR, identity, pattern):
             found = candidate
     return found.to(weight_OI.device)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch with one thread inside.
+
+    A search calls small operations by the ten thousand. With two threads on two processors that had other work too,
+    each waited for its slower thread, and a search took 50 times as long.
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def _check(
@@ -119,8 +141,10 @@ def _least_cut(
     """Groups (G, M) whose N:M cut of |w| is small."""
     nonzero_IR = columns_IR != 0
     found = groups
-    costs = _cut_costs(_whole_numbers(columns_IR), pattern)
-    for n, found in enumerate(_annealed(groups, costs, n_rounds, rng)):  # noqa: B007 - the last is wanted
+    costs = _cut_costs(_whole_numbers(columns_IR, pattern), pattern)
+    if len(groups) <= _FEW_GROUPS:
+        return _best_of_starts(columns_IR, groups, costs, _cut, pattern, n_rounds, rng)
+    for n, found in enumerate(_annealed(groups, costs, n_rounds, rng)):
         if n % 5 == 0 and _n_over(nonzero_IR, found, pattern) == 0:
             break
     return found
@@ -134,6 +158,9 @@ def _fewest_over(
     Most of the rounds lower a smooth stand-in, the number of nonzeros in excess: products of matrices, and
     cheap. A last quarter, from the best so far, lowers the objective itself.
     """
+    if len(groups) <= _FEW_GROUPS:
+        costs = _over_then_cut_costs(columns_IR, pattern)
+        return _best_of_starts(columns_IR, groups, costs, _groups_and_cut, pattern, n_rounds, rng)
     nonzero_IR = columns_IR != 0
     best, fewest = groups, _n_over(nonzero_IR, groups, pattern)
     n_last = n_rounds // 4
@@ -149,6 +176,31 @@ def _fewest_over(
         best, _ = _round(best, costs, 0.0, rng)
         if _n_over(nonzero_IR, best, pattern) == 0:
             break
+    return best
+
+
+def _best_of_starts(
+    columns_IR: Tensor,
+    groups: Tensor,
+    costs: Costs,
+    score: Score,
+    pattern: NMPattern,
+    n_rounds: int,
+    rng: np.random.Generator,
+) -> Tensor:
+    """The best groups (G, M) of many short searches: the first from `groups`, the others from random ones.
+
+    Of few groups the costs are few numbers, which tell noise nothing, and one search is cheap.
+    """
+    best, lowest = groups, score(columns_IR, groups.flatten(), pattern)
+    for n in range(n_rounds):
+        if n and n % _ROUNDS_A_START == 0:
+            groups = torch.from_numpy(rng.permutation(len(columns_IR))).view_as(groups)
+        groups, _ = _round(groups, costs, 0.0, rng)
+        if (n + 1) % _ROUNDS_A_START == 0 or n + 1 == n_rounds:
+            reached = score(columns_IR, groups.flatten(), pattern)
+            if reached < lowest:
+                best, lowest = groups, reached
     return best
 
 
@@ -172,6 +224,8 @@ def _round(
     noise: standard deviation of what is added to the costs.
     Returns new groups (G, M), and the costs, without noise, among the groups that traded last.
     """
+    from scipy.optimize import linear_sum_assignment  # 0.3 s that the rest of the package need not wait
+
     n_groups, m = groups.shape
     slots = torch.from_numpy(rng.integers(0, m, n_groups))[:, None]
     removed = groups.gather(1, slots)
@@ -234,7 +288,7 @@ def _excess_costs(nonzero_IR: Tensor, pattern: NMPattern) -> Costs:
 
 def _over_then_cut_costs(columns_IR: Tensor, pattern: NMPattern) -> Costs:
     """Costs: rows in which a column brings its group over N nonzeros, ties decided by what is cut."""
-    whole_IR = _whole_numbers(columns_IR)
+    whole_IR = _whole_numbers(columns_IR, pattern)
     nonzero_IR = (columns_IR != 0).float()
     cut_costs = _cut_costs(whole_IR, pattern)
     above_any_cut = float(whole_IR.sum(dtype=torch.float64)) + 1
@@ -247,14 +301,16 @@ def _over_then_cut_costs(columns_IR: Tensor, pattern: NMPattern) -> Costs:
     return costs
 
 
-def _whole_numbers(columns_IR: Tensor) -> Tensor:
-    """|w| as whole numbers in float32 of which any two columns sum to at most 2^24; what is not 0 becomes at least 1.
+def _whole_numbers(columns_IR: Tensor, pattern: NMPattern) -> Tensor:
+    """|w| as whole numbers in float32, so small that no sum of the search passes 2^24; what is not 0 is at least 1.
 
     The middle column is given a mean of 64 or more. Where few columns are so heavy that this leaves no room
     for them, their entries are clipped: that they are heavy is all a search needs to know.
     """
     sums = columns_IR.sum(1, dtype=torch.float64)
-    n_rows, largest = columns_IR.shape[1], _EXACT // 2
+    n_rows = columns_IR.shape[1]
+    # The N-th largest of M - 1 columns sums to (M - 1) / N of the heaviest at most; one more column meets it.
+    largest = _EXACT * pattern.n // (pattern.n + pattern.m - 1)
     middle = float(sums[sums > 0].median())
     scale = max(largest / float(sums.max()), min(64 * n_rows, largest) / middle)
     whole_IR = (columns_IR.double() * scale).floor().clamp_(min=1).mul_(columns_IR != 0)
@@ -295,19 +351,23 @@ def _sums_of_larger(left_KR: Tensor, right_GR: Tensor) -> Tensor:
 
 def _n_over(nonzero_IR: Tensor, groups: Tensor, pattern: NMPattern) -> int:
     """How many groups of how many rows, in all, have more than N nonzeros."""
-    count_GR = torch.zeros(len(groups), nonzero_IR.shape[1], dtype=torch.int16)
+    count_GR = torch.zeros(len(groups), nonzero_IR.shape[1], dtype=torch.int32)
     for slot in groups.T:
         count_GR += nonzero_IR[slot]
     return int((count_GR > pattern.n).sum())
 
 
-def _cut(columns_IR: Tensor, order: Tensor, pattern: NMPattern) -> tuple[float]:
+def _cut(columns_IR: Tensor, order: Tensor, pattern: NMPattern) -> tuple[float, ...]:
     """The sum of |w| that N:M groups of this order lose, in float64."""
     grouped_GMR = columns_IR[order].double().view(-1, pattern.m, columns_IR.shape[1]).numpy()
     lost = np.sort(grouped_GMR, axis=1)[:, : pattern.m - pattern.n]
     return (math.fsum(lost.sum((1, 2)).tolist()),)
 
 
-def _groups_and_cut(columns_IR: Tensor, order: Tensor, pattern: NMPattern) -> tuple[int, float]:
+def _groups_and_cut(columns_IR: Tensor, order: Tensor, pattern: NMPattern) -> tuple[float, ...]:
     """The number of groups over the cap in this order, and `_cut`."""
     return _n_over(columns_IR != 0, order.view(-1, pattern.m), pattern), *_cut(columns_IR, order, pattern)
+
+
+_SEARCHES = {"magnitude": _least_cut, "groups": _fewest_over}
+_SCORES: dict[Objective, Score] = {"magnitude": _cut, "groups": _groups_and_cut}
