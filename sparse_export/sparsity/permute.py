@@ -44,9 +44,10 @@ _COLD = 0.1
 _FEWEST_ROUNDS_WITH_NOISE = 100
 _NOISE = 0.3  # standard deviation at the start, in units of `_frustration`
 
-# So few groups are searched from many starts.
+# So few groups are searched from many starts. One draw of slots looks at few of the exchanges that there are.
 _FEW_GROUPS = 4
-_ROUNDS_A_START = 10
+_ROUNDS_A_START = 5
+_DRAWS_A_ROUND = 10
 
 Costs = Callable[[Tensor, Tensor], NDArray[np.float64]]
 """(removed columns (G,), what stays of each group (G, M - 1)) → what it costs to put column k into group g, (K, G)."""
@@ -83,19 +84,21 @@ def find_permutation(
         weight = weight.float()
     # A row with at most N nonzeros loses nothing in any order.
     columns_IR = weight[(weight != 0).sum(1) > pattern.n].T.contiguous()
-    found = identity
-    if columns_IR.shape[1] and n_columns > pattern.m:
-        n_rounds = DEFAULT_ROUNDS[objective] if rounds is None else rounds
-        rng = np.random.default_rng(seed)
-        with _one_thread():
-            groups = _SEARCHES[objective](columns_IR, identity.view(-1, pattern.m), pattern, n_rounds, rng)
-        # Columns of a group in rising order, groups by their first: like the identity where nothing was moved.
-        groups = groups.sort(dim=1).values
-        candidate = groups[groups[:, 0].argsort()].flatten()
-        score = _SCORES[objective]
-        if score(columns_IR, candidate, pattern) < score(columns_IR, identity, pattern):
-            found = candidate
-    return found.to(weight_OI.device)
+    if not columns_IR.shape[1] or n_columns == pattern.m:
+        return identity.to(weight_OI.device)
+    score = _SCORES[objective]
+    before = score(columns_IR, identity, pattern)
+    if before[-1] == 0:
+        return identity.to(weight_OI.device)
+    n_rounds = DEFAULT_ROUNDS[objective] if rounds is None else rounds
+    rng = np.random.default_rng(seed)
+    with _one_thread():
+        groups = _SEARCHES[objective](columns_IR, identity.view(-1, pattern.m), pattern, n_rounds, rng)
+    # Columns of a group in rising order, groups by their first: like the identity where nothing was moved.
+    groups = groups.sort(dim=1).values
+    found = groups[groups[:, 0].argsort()].flatten()
+    better = score(columns_IR, found, pattern) < before
+    return (found if better else identity).to(weight_OI.device)
 
 
 @contextlib.contextmanager
@@ -196,11 +199,13 @@ def _best_of_starts(
     for n in range(n_rounds):
         if n and n % _ROUNDS_A_START == 0:
             groups = torch.from_numpy(rng.permutation(len(columns_IR))).view_as(groups)
-        groups, _ = _round(groups, costs, 0.0, rng)
-        if (n + 1) % _ROUNDS_A_START == 0 or n + 1 == n_rounds:
-            reached = score(columns_IR, groups.flatten(), pattern)
-            if reached < lowest:
-                best, lowest = groups, reached
+        for _ in range(_DRAWS_A_ROUND):
+            groups, _ = _round(groups, costs, 0.0, rng)
+        reached = score(columns_IR, groups.flatten(), pattern)
+        if reached < lowest:
+            best, lowest = groups, reached
+            if lowest[-1] == 0:
+                break
     return best
 
 
