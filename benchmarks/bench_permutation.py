@@ -51,8 +51,8 @@ def heavy(n: int) -> NDArray[np.float64]:
 
 def heavysort(n: int) -> NDArray[np.float64]:
     rng = np.random.default_rng(1000 + n)
-    scale = np.sort(np.exp(rng.standard_normal(n)))
-    return rng.standard_normal((n, n)) * scale
+    scale: NDArray[np.float64] = np.sort(np.exp(rng.standard_normal(n)))
+    return np.multiply(rng.standard_normal((n, n)), scale)
 
 
 def unstr80(n: int) -> NDArray[np.float64]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.bench_permutation import MATRICES, main
 from sparse_export.sparsity import permute
 from sparse_export.sparsity.pattern import NMPattern, groups_over
 from sparse_export.sparsity.permute import Objective, find_permutation
@@ -63,22 +67,12 @@ def _planted(n_rows: int, n_columns: int, density: float, seed: int) -> Tensor:
     return torch.from_numpy(groups.reshape(n_rows, n_columns)[:, rng.permutation(n_columns)]).float()
 
 
+def _matrix(name: str, n: int) -> Tensor:
+    return torch.from_numpy(MATRICES[name](n)).float()
+
+
 def _gauss(n: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(1000 + n).standard_normal((n, n))).float()
-
-
-def _heavysort(n: int) -> Tensor:
-    rng = np.random.default_rng(1000 + n)
-    scale = np.sort(np.exp(rng.standard_normal(n)))
-    return torch.from_numpy(rng.standard_normal((n, n)) * scale).float()
-
-
-def _unstructured80(n: int) -> Tensor:
-    rng = np.random.default_rng(1000 + n)
-    scale = np.exp(0.5 * rng.standard_normal(n))
-    weight = torch.from_numpy(rng.standard_normal((n, n)) * scale).float()
-    smallest = weight.abs().flatten().argsort()[: int(0.8 * n * n)]
-    return weight.flatten().index_fill(0, smallest, 0.0).view(n, n)
+    return _matrix("gauss", n)
 
 
 @st.composite
@@ -129,7 +123,7 @@ def test_a_round_without_noise_never_cuts_more(case: tuple[Tensor, NMPattern], s
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_seed_gives_one_order_whatever_the_threads_and_the_global_generators(objective: Objective) -> None:
-    weight = _unstructured80(128).repeat(3, 1) + _gauss(128).mul(_gauss(128) > 2).repeat(3, 1)
+    weight = _matrix("unstr80", 128).repeat(3, 1) + _gauss(128).mul(_gauss(128) > 2).repeat(3, 1)
     n_threads = torch.get_num_threads()
     orders = []
     try:
@@ -197,7 +191,7 @@ def test_fewer_groups_are_over_the_cap_by_groups_than_by_magnitude() -> None:
 
 @pytest.mark.parametrize(
     ("weight", "share"),
-    [(_gauss(256), 0.7589), (_heavysort(256), 0.8899), (_unstructured80(256), 1.0)],
+    [(_gauss(256), 0.7589), (_matrix("heavysort", 256), 0.8899), (_matrix("unstr80", 256), 1.0)],
     ids=["gauss", "heavysort", "unstr80"],
 )
 def test_256_columns_keep_at_least_what_pairwise_stripe_search_keeps(weight: Tensor, share: float) -> None:
@@ -210,10 +204,10 @@ def test_256_columns_keep_at_least_what_pairwise_stripe_search_keeps(weight: Ten
     ("weight", "rounds", "share"),
     [
         (_gauss(512), None, 0.7553),
-        (_heavysort(512), None, 0.8844),
-        (_unstructured80(512), None, 0.9994),
+        (_matrix("heavysort", 512), None, 0.8844),
+        (_matrix("unstr80", 512), None, 0.9994),
         (_gauss(512), 800, 0.7566),
-        (_unstructured80(512), 800, 1.0),
+        (_matrix("unstr80", 512), 800, 1.0),
     ],
     ids=["gauss", "heavysort", "unstr80", "gauss-800", "unstr80-800"],
 )
@@ -351,3 +345,26 @@ def test_negative_effort_or_seed_and_unknown_objectives_are_refused() -> None:
         find_permutation(weight, TWO_FOUR, seed=-3)
     with pytest.raises(ValueError, match="'speed'; one of magnitude, groups"):
         find_permutation(weight, TWO_FOUR, objective="speed")  # type: ignore[arg-type]
+
+
+def test_the_benchmark_writes_what_it_measured(tmp_path: Path) -> None:
+    weights = {
+        "fc.weight": _gauss(16),
+        "conv.weight": torch.randn(3, 8, 2, 2),
+        "odd.weight": torch.randn(2, 6),
+    }
+    save_file(weights, tmp_path / "model.safetensors")
+    save_file({name: w != 0 for name, w in weights.items()}, tmp_path / "masks.safetensors")
+    file = tmp_path / "figures.json"
+    main(["--matrix", "gauss", "--size", "32", "--rounds", "20", "--run", str(tmp_path), "--json", str(file)])
+    figures = json.loads(file.read_text())
+    (row,) = figures["matrices"]
+    assert row["before"] == pytest.approx(_kept_share(_gauss(32)))
+    assert row["before"] < row["after"] < row["rows50"]
+    assert [(layer["layer"], layer["rows"], layer["columns"]) for layer in figures["layers"]] == [
+        ("conv.weight", 12, 8),
+        ("conv.weight", 12, 8),
+        ("fc.weight", 16, 16),
+        ("fc.weight", 16, 16),
+    ]
+    assert all(layer["over_before"] == layer["n_groups"] for layer in figures["layers"])
