@@ -163,7 +163,7 @@ def _fewest_over(
     """
     if len(groups) <= _FEW_GROUPS:
         costs = _over_then_cut_costs(columns_IR, pattern)
-        return _best_of_starts(columns_IR, groups, costs, _groups_and_cut, pattern, n_rounds, rng)
+        return _best_of_starts(columns_IR, groups, costs, _groups_and_cut, pattern, -(-n_rounds // 4), rng)
     nonzero_IR = columns_IR != 0
     best, fewest = groups, _n_over(nonzero_IR, groups, pattern)
     n_last = n_rounds // 4

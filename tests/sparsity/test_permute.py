@@ -155,11 +155,12 @@ def test_a_seed_gives_one_order_whatever_the_threads_and_the_global_generators(o
 def test_the_best_split_of_few_columns_is_found(
     pattern: NMPattern, n_columns: int, objective: Objective
 ) -> None:
-    for seed in range(4):
+    rounds = 60 if objective == "magnitude" else 240
+    for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(6, n_columns, generator=generator)
         weight *= torch.rand(weight.shape, generator=generator) < 0.7
-        order = find_permutation(weight, pattern, rounds=60, objective=objective)
+        order = find_permutation(weight, pattern, rounds=rounds, objective=objective)
         assert _loss(weight[:, order], pattern, objective) == pytest.approx(
             _smallest_loss(weight, pattern, objective)
         )
@@ -253,6 +254,21 @@ def test_more_groups_than_trade_at_once_all_take_part(objective: Objective) -> N
 def test_where_no_order_is_better_the_columns_stay(weight: Tensor, objective: Objective) -> None:
     order = find_permutation(weight, TWO_FOUR, rounds=20, objective=objective)
     assert order.tolist() == list(range(weight.shape[1]))
+
+
+def test_a_search_that_ends_worse_than_it_began_changes_nothing() -> None:
+    weight = _gauss(128)
+    ordered = weight[:, find_permutation(weight, TWO_FOUR, rounds=800, seed=1)]
+    # With so few rounds, noise leads out of a good order and not back.
+    order = find_permutation(ordered, TWO_FOUR, rounds=100)
+    assert order.tolist() == list(range(128))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_one_nonzero_too_many_in_one_row_is_moved_away(objective: Objective) -> None:
+    weight = torch.tensor([[1.0, 2, 3, 0, 0, 0, 0, 0]])
+    order = find_permutation(weight, TWO_FOUR, objective=objective)
+    assert int(groups_over(weight[:, order], 1, TWO_FOUR)) == 0
 
 
 def test_no_rounds_leave_the_columns_where_they_are() -> None:
@@ -349,9 +365,9 @@ def test_negative_effort_or_seed_and_unknown_objectives_are_refused() -> None:
 
 def test_the_benchmark_writes_what_it_measured(tmp_path: Path) -> None:
     weights = {
-        "fc.weight": _gauss(16),
-        "conv.weight": torch.randn(3, 8, 2, 2),
-        "odd.weight": torch.randn(2, 6),
+        "fc.weight": _gauss(24),
+        "conv.weight": _gauss(12).view(3, 12, 2, 2),
+        "odd.weight": torch.ones(2, 6),
     }
     save_file(weights, tmp_path / "model.safetensors")
     save_file({name: w != 0 for name, w in weights.items()}, tmp_path / "masks.safetensors")
@@ -362,9 +378,9 @@ def test_the_benchmark_writes_what_it_measured(tmp_path: Path) -> None:
     assert row["before"] == pytest.approx(_kept_share(_gauss(32)))
     assert row["before"] < row["after"] < row["rows50"]
     assert [(layer["layer"], layer["rows"], layer["columns"]) for layer in figures["layers"]] == [
-        ("conv.weight", 12, 8),
-        ("conv.weight", 12, 8),
-        ("fc.weight", 16, 16),
-        ("fc.weight", 16, 16),
+        ("conv.weight", 12, 12),
+        ("conv.weight", 12, 12),
+        ("fc.weight", 24, 24),
+        ("fc.weight", 24, 24),
     ]
     assert all(layer["over_before"] == layer["n_groups"] for layer in figures["layers"])
