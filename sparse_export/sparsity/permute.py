@@ -106,7 +106,7 @@ def _one_thread() -> Iterator[None]:
     """Torch with one thread inside.
 
     A search calls small operations by the ten thousand. With two threads on two processors that had other work too,
-    each waited for its slower thread, and a search took 50 times as long.
+    each waited for its slower thread: 128 s for 800 rounds at 512 columns in place of 6.6 (AMD EPYC, 2026-11-25).
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
