@@ -6,7 +6,7 @@ K columns that change places.
 One round takes one column, of a random slot, out of every group and puts all of them back by the best assignment.
 What a column c adds to a group of M - 1 others is, summed over rows, relu(|c| - t), t the N-th largest of the
 others. So a G x G matrix of sums over rows holds all that a round can do, and scipy's assignment is optimal for it.
-A round never makes the order worse. To leave local optima, noise is added to the matrix that fades out before
+Such a round never makes the order worse. To leave local optima, noise is added to the matrix that fades out before
 the end (annealing).
 
 All sums are whole numbers below 2^24 kept in float32, hence exact: neither the number of threads nor the processor's
