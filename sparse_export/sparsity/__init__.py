@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sparse_export.sparsity.pattern import NMPattern, pattern_from_text
+from sparse_export.sparsity.permute import find_permutation
 from sparse_export.sparsity.schedule import PruneSchedule, prune_rate
 from sparse_export.sparsity.start import Distribution, layer_counts, random_masks
 from sparse_export.sparsity.update import MaskUpdate, Redistribution, update_masks
@@ -9,9 +11,12 @@ from sparse_export.sparsity.update import MaskUpdate, Redistribution, update_mas
 __all__ = [
     "Distribution",
     "MaskUpdate",
+    "NMPattern",
     "PruneSchedule",
     "Redistribution",
+    "find_permutation",
     "layer_counts",
+    "pattern_from_text",
     "prune_rate",
     "random_masks",
     "update_masks",
