@@ -8,25 +8,22 @@ Legend: R stacked rows, I columns to be permuted.
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
-from sparse_export.errors import GateFailed, UnknownNameError, UsageError
+from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph.channels import Channels, Member, Space, find_channels
+from sparse_export.graph.equality import difference_by
+from sparse_export.graph.reorder import apply_orders, check_names, orders_of, record_of, reordered, tensors_of
 from sparse_export.sparsity.pattern import NMPattern, fits, groups_over, largest_per_group
 
 _TOLERANCE = 1e-10  # of the largest output, in float64; sums in another order differ by about 1e-14
-_N_RANDOM = 2
 
 Search = Callable[[Tensor, NMPattern], Tensor]
-Orders = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,16 +98,16 @@ def permute_network(
     name that the network does not have, an extra of another shape, or a search that gives no permutation.
     """
     masks = masks or {}
-    tensors = _tensors(module)
-    _check_names(module, layers, masks, extra)
+    tensors = tensors_of(module)
+    check_names(module, layers, masks, extra)
     channels = find_channels(module, sample)
     weights = {name: _searched_weight(tensors[name], masks.get(name)) for name in layers}
     axes = {name: reduction_axis(module, name) for name in layers}
     chosen, notes = _chosen(channels, layers, weights, axes, search)
-    orders = _orders(
+    orders = orders_of(
         tensors, ((space, chosen[space.name]) for space in channels.free if space.name in chosen)
     )
-    difference = _difference(module, sample, orders) if orders else 0.0
+    difference = difference_by(module, sample, orders) if orders else 0.0
     if not difference <= _TOLERANCE:
         raise GateFailed(
             f"With its channels permuted the network's outputs differ by {difference:.3g} of the largest.",
@@ -123,7 +120,7 @@ def permute_network(
         _layer_change(name, pattern, axes[name], channels, weights[name], after[name], notes)
         for name, pattern in layers.items()
     )
-    _apply(module, orders, [masks, *extra])
+    apply_orders(module, orders, [masks, *extra])
     return PermutationReport(
         spaces=tuple(_space_change(space, chosen, notes) for space in channels.spaces),
         layers=changes,
@@ -131,153 +128,6 @@ def permute_network(
         difference=difference,
         untraced=channels.untraced,
     )
-
-
-# Orders of tensors
-
-# For each tensor that moves, the place in the old one of every entry of the new one, flat: int64, its shape.
-
-
-def orders_from_record(module: nn.Module, record: Mapping[str, Any], *, inverse: bool = False) -> Orders:
-    """What a record says of each tensor of this network, or how to undo it."""
-    tensors = _tensors(module)
-
-    def spaces() -> Iterable[tuple[Space, Tensor]]:
-        for entry in record["spaces"]:
-            permutation = torch.tensor(entry["permutation"], dtype=torch.int64)
-            members = tuple(
-                Member(
-                    name=str(m["tensor"]),
-                    axis=int(m["axis"]),
-                    groups=int(m["groups"]),
-                    slots=torch.tensor(m["slots"]).reshape(len(permutation), -1)
-                    if m["slots"] is not None
-                    else torch.arange(len(permutation))[:, None],
-                    reads=False,
-                )
-                for m in entry["members"]
-            )
-            yield (
-                Space(name=entry["name"], width=len(permutation), members=members, free=True, reason=""),
-                permutation.argsort() if inverse else permutation,
-            )
-
-    return _orders(tensors, spaces())
-
-
-def apply_record(
-    module: nn.Module,
-    record: Mapping[str, Any],
-    *,
-    inverse: bool = False,
-    extra: Sequence[Mapping[str, Tensor]] = (),
-) -> None:
-    """Permute a network, and tensors that belong to it, as a report's record says; inverse undoes it bit for bit."""
-    _check_names(module, {}, {}, extra)
-    _apply(module, orders_from_record(module, record, inverse=inverse), extra)
-
-
-def record_of(channels: Channels, permutations: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Permutations of spaces, by name, as data for JSON: channel i is now what was channel permutation[i].
-
-    slots: the entries of a tensor's axis that each channel has, null where it is the entry of its own number.
-    """
-    entries = []
-    for space in channels.free:
-        if space.name not in permutations:
-            continue
-        members = []
-        for m in space.members:
-            plain = torch.equal(m.slots, torch.arange(space.width)[:, None])
-            members.append(
-                {
-                    "tensor": m.name,
-                    "axis": m.axis,
-                    "groups": m.groups,
-                    "slots": None if plain else m.slots.tolist(),
-                }
-            )
-        entries.append(
-            {"name": space.name, "permutation": permutations[space.name].tolist(), "members": members}
-        )
-    return {"version": 1, "spaces": entries}
-
-
-def reordered(tensor: Tensor, order: Tensor | None) -> Tensor:
-    """A copy of the tensor in another order of entries; itself when there is none."""
-    return tensor if order is None else tensor.reshape(-1)[order.to(tensor.device)]
-
-
-def _orders(tensors: Mapping[str, Tensor], permuted: Iterable[tuple[Space, Tensor]]) -> dict[str, Tensor]:
-    by_axis: dict[tuple[str, int, int], Tensor] = {}
-    for space, permutation in permuted:
-        for m in space.members:
-            size = tensors[m.name].shape[m.axis] * m.groups
-            order = by_axis.setdefault((m.name, m.axis, m.groups), torch.arange(size))
-            order[m.slots] = m.slots[permutation]
-    orders: dict[str, Tensor] = {}
-    for (name, axis, groups), order in by_axis.items():
-        shape = tensors[name].shape
-        before = orders.get(name, torch.arange(tensors[name].numel()).reshape(shape))
-        if groups == 1:
-            orders[name] = before.index_select(axis, order)
-            continue
-        n_rows, n_columns = shape[0] // groups, shape[1]  # an axis 1 that is another in every block of rows
-        columns = (order.reshape(groups, n_columns) % n_columns).repeat_interleave(n_rows, 0)
-        columns = columns.reshape(*columns.shape, *[1] * (len(shape) - 2)).expand(shape)
-        orders[name] = before.gather(1, columns)
-    return orders
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return dict(module.named_parameters()) | dict(module.named_buffers())
-
-
-def _aliases(module: nn.Module) -> dict[str, str]:
-    """Every name of a parameter or buffer -> its first one."""
-    first: dict[int, str] = {}
-    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
-
-
-def _apply(module: nn.Module, orders: Orders, extra: Sequence[Mapping[str, Tensor]]) -> None:
-    """Move what has to, in place: tensors keep their identity, so that optimisers and views still hold them."""
-    tensors, aliases = _tensors(module), _aliases(module)
-    done: set[int] = set()
-    with torch.no_grad():
-        for name, order in orders.items():
-            tensor = tensors[name]
-            tensor.copy_(reordered(tensor, order))
-            if tensor.grad is not None:
-                tensor.grad.copy_(reordered(tensor.grad, order))
-        for mapping in extra:
-            for name, tensor in mapping.items():
-                order_of = orders.get(aliases[name])
-                if order_of is not None and id(tensor) not in done:
-                    done.add(id(tensor))
-                    tensor.copy_(reordered(tensor, order_of))
-
-
-def _check_names(
-    module: nn.Module,
-    layers: Iterable[str],
-    masks: Mapping[str, Tensor],
-    extra: Sequence[Mapping[str, Tensor]],
-) -> None:
-    tensors, aliases = _tensors(module), _aliases(module)
-    for name in layers:
-        if name not in tensors:
-            raise UnknownNameError("parameter", name, tensors)
-    for mapping in (masks, *extra):
-        for name, tensor in mapping.items():
-            if name not in aliases:
-                raise UnknownNameError("parameter", name, aliases)
-            if tensor.shape != tensors[aliases[name]].shape:
-                raise UsageError(
-                    f"A tensor of shape {tuple(tensor.shape)} was given to move with {name}.",
-                    expected=f"The parameter's shape was expected, {tuple(tensors[aliases[name]].shape)}.",
-                    do="Leave out what is no entry for an entry, like a step counter.",
-                )
 
 
 # The search
@@ -395,8 +245,9 @@ def _kept(weight: Tensor, axis: int, pattern: NMPattern) -> float:
 def _why_not(space: Space, readers: list[Member], layers: Mapping[str, NMPattern]) -> str:
     blocks = {m.slots.shape[1] for m in readers}
     if blocks != {1}:
-        n = max(blocks)
-        return f"its channels are blocks of {n} columns of {readers[0].name}, and groups lie within blocks"
+        wide = max(readers, key=lambda m: m.slots.shape[1])
+        n = wide.slots.shape[1]
+        return f"each of its channels is {n} columns of {wide.name}, which only move together"
     patterns = ", ".join(sorted({str(layers[m.name]) for m in readers}))
     return f"{space.width} channels do not fill two groups of {patterns}"
 
@@ -436,12 +287,12 @@ def _layer_change(
     notes: Mapping[str, str],
 ) -> LayerChange:
     n_movable = 0 if axis is None else movable_weights(channels, name, before, axis, pattern)
-    readers = [
-        (s, m) for s in channels.spaces for m in s.members if m.name == name and m.reads and m.axis == axis
-    ]
     reason = ""
     if not n_movable:
-        reason = channels.untraced or next((s.reason or notes.get(s.name, "") for s, _ in readers), "")
+        read = (
+            s for s in channels.spaces for m in s.members if m.name == name and m.reads and m.axis == axis
+        )
+        reason = channels.untraced or next((s.reason or notes.get(s.name, "") for s in read), "")
         reason = reason or "its input channels are the network's input, or were not found"
     reason = notes.get(name, reason)
     fitting = axis is not None and fits(tuple(before.shape), axis, pattern)
@@ -468,75 +319,3 @@ def reduction_axis(module: nn.Module, name: str) -> int | None:
     if module.get_parameter(name).dim() < 2:
         return None
     return 0 if isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) else 1
-
-
-# The proof
-
-
-def _difference(module: nn.Module, sample: Tensor | tuple[Tensor, ...], orders: Orders) -> float:
-    """The largest difference of outputs by a permutation, over the largest output, in a float64 copy.
-
-    Once as the network is, and once with every parameter and statistic drawn anew: a network that is fresh, or has
-    a last layer of zeros, would not tell a wrong order. NaN, or outputs of another structure, give infinity.
-    """
-    inputs = sample if isinstance(sample, tuple) else (sample,)
-    generator = torch.Generator().manual_seed(0)
-    batches = [inputs] + [tuple(_random_like(x, generator) for x in inputs) for _ in range(_N_RANDOM)]
-    try:
-        double = copy.deepcopy(module).double().eval()
-        worst = 0.0
-        for drawn in (False, True):
-            if drawn:
-                _draw(double, generator)
-            before = [_outputs(double, batch) for batch in batches]
-            _apply(double, orders, ())
-            after = [_outputs(double, batch) for batch in batches]
-            for a, b in zip(before, after, strict=True):
-                worst = max(worst, _apart(a, b))
-    except Exception as cause:
-        raise GateFailed(
-            f"Whether a permutation keeps the function cannot be checked: {type(cause).__name__}: {cause}.",
-            expected="A network that can be copied and runs in float64 was expected. It was left as it was.",
-            do="Train or export it without a permutation.",
-        ) from cause
-    return worst
-
-
-def _random_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    if not x.is_floating_point():
-        return x
-    return torch.randn(x.shape, generator=generator).to(x)
-
-
-def _draw(module: nn.Module, generator: torch.Generator) -> None:
-    with torch.no_grad():
-        for tensor in _tensors(module).values():
-            if not tensor.is_floating_point() or not tensor.numel():
-                continue
-            noise = torch.rand(tensor.shape, generator=generator).to(tensor)
-            scale = tensor.abs().mean()
-            scale = torch.where(scale > 0, scale, torch.ones_like(scale) * 0.1)
-            signed = bool((tensor < 0).any()) or not bool((tensor > 0).any())  # variances stay above 0
-            tensor.copy_((noise * 2 - 1 if signed else noise + 0.5) * scale)
-
-
-def _outputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        out = module(*(x.double() if x.is_floating_point() else x.clone() for x in inputs))
-    return [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
-
-
-def _apart(before: list[Tensor], after: list[Tensor]) -> float:
-    if len(before) != len(after) or any(a.shape != b.shape for a, b in zip(before, after, strict=True)):
-        return float("inf")
-    worst = 0.0
-    for a, b in zip(before, after, strict=True):
-        if not a.numel():
-            continue
-        largest = float(a.abs().max())
-        apart = float((a.double() - b.double()).abs().max())
-        if math.isnan(largest) or math.isnan(apart):
-            return float("inf")
-        worst = max(worst, apart / largest if largest else apart)
-    return worst
