@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - its customary name
 from torch import Tensor, nn
@@ -102,6 +105,36 @@ class HalvesMultiplied(Framed):
     def between(self, x: Tensor) -> Tensor:
         a, b = torch.split(x, 4, dim=1)
         return torch.sigmoid(b) * a
+
+
+class HalvesWithoutBias(HalvesMultiplied):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, bias=False)
+
+
+class SpreadInput(Framed):
+    """One input channel for all, each with its own scale: alike as labels go, and still different."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.first(x) * self.norm(x[:, :1, 1:5, 1:5].expand(-1, 8, -1, -1)))
+        return y
+
+
+class RawAndEmbedded(nn.Module):
+    """Tokens that move beside tokens of the input, that do not. (N, T, 6) to (N, 2T, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(torch.cat([self.embed(x), x], 1))
+        return y
 
 
 class Gated(Framed):
@@ -393,3 +426,71 @@ class Branching(nn.Module):
             x = -x
         y: Tensor = self.b(x)
         return y
+
+
+class Mixture(nn.Module):
+    """Any of many operations in a row on (N, 8, 4, 4), some of them with an earlier value. Gives (N, 3).
+
+    operations: names of `OPERATIONS`, each with how many steps back its other operand lies.
+    """
+
+    def __init__(self, operations: list[tuple[str, int]]) -> None:
+        super().__init__()
+        self.operations = operations
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Linear(8 * 16, 3)
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 1, groups=g) for g in (1, 1, 2, 8))
+        self.norm, self.tokens, self.layer = nn.BatchNorm2d(8), nn.Linear(16, 16), nn.LayerNorm(8)
+        self.gain = nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+        self.map = nn.Parameter(torch.rand(1, 8, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [self.first(x)]
+        for name, back in self.operations:
+            other = values[max(len(values) - 1 - back, 0)]
+            values.append(OPERATIONS[name](self, values[-1], other))
+        y: Tensor = self.last(values[-1].flatten(1))
+        return y
+
+
+def _shuffled(x: Tensor, n_groups: int) -> Tensor:
+    return x.view(x.shape[0], n_groups, 8 // n_groups, 4, 4).transpose(1, 2).reshape(x.shape)
+
+
+def _attended(x: Tensor, y: Tensor) -> Tensor:
+    queries, keys = x.flatten(2).transpose(1, 2), y.flatten(2)
+    return (torch.softmax(queries @ keys, -1) @ queries).transpose(1, 2).reshape(x.shape)
+
+
+OPERATIONS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "conv": lambda m, x, y: m.convs[0](x),
+    "conv again": lambda m, x, y: m.convs[0](torch.tanh(x)),
+    "other conv": lambda m, x, y: m.convs[1](x) + y,
+    "grouped": lambda m, x, y: m.convs[2](x),
+    "depthwise": lambda m, x, y: m.convs[3](x),
+    "norm": lambda m, x, y: m.norm(x),
+    "layer norm": lambda m, x, y: m.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+    "tokens": lambda m, x, y: m.tokens(x.flatten(2)).view(x.shape),
+    "gain": lambda m, x, y: x * m.gain,
+    "map": lambda m, x, y: x + m.map,
+    "first bias": lambda m, x, y: x * m.first.bias.view(8, 1, 1),
+    "add": lambda m, x, y: x + y,
+    "gate": lambda m, x, y: x * torch.sigmoid(y.mean((2, 3), keepdim=True)),
+    "flip": lambda m, x, y: x.flip(1),
+    "flip map": lambda m, x, y: x.flip(2),
+    "transpose map": lambda m, x, y: x.transpose(2, 3),
+    "roll": lambda m, x, y: torch.roll(x, 4, 1),
+    "shuffle": lambda m, x, y: _shuffled(x, 2),
+    "halves": lambda m, x, y: torch.cat([x[:, 4:], y[:, :4]], 1),
+    "interleave": lambda m, x, y: torch.stack([x[:, ::2], y[:, ::2]], 2).flatten(1, 2),
+    "doubled": lambda m, x, y: x[:, :4].repeat(1, 2, 1, 1),
+    "spatial": lambda m, x, y: x * torch.sigmoid(y.mean(1, keepdim=True)),
+    "softmax": lambda m, x, y: torch.softmax(x, 1),
+    "softmax map": lambda m, x, y: torch.softmax(x.flatten(2), -1).view(x.shape),
+    "attention": lambda m, x, y: _attended(x, y),
+    "pool": lambda m, x, y: F.max_pool2d(x, 3, stride=1, padding=1),
+    "places": lambda m, x, y: x * torch.arange(1.0, 5.0, dtype=x.dtype),
+    "where": lambda m, x, y: torch.where(y > 0, x, y),
+    "cumulated": lambda m, x, y: x.cumsum(1),
+    "channels as map": lambda m, x, y: x.reshape(x.shape[0], 16, 8).transpose(1, 2).reshape(x.shape),
+    "clamp": lambda m, x, y: x.clamp_(-2, 2),
+}

@@ -87,6 +87,9 @@ IMAGES, TOKENS = (2, 3, 6, 6), (2, 5, 6)
         (nets.ScaledByPlace, IMAGES, []),
         (nets.HalvesSwapped, IMAGES, [4, 4]),
         (nets.HalvesMultiplied, IMAGES, []),
+        (nets.HalvesWithoutBias, IMAGES, []),
+        (nets.SpreadInput, IMAGES, []),
+        (nets.RawAndEmbedded, TOKENS, []),
         (nets.Gated, IMAGES, []),
         (nets.Shuffled, IMAGES, [3, 5]),
         (nets.PixelShuffled, IMAGES, []),
@@ -153,6 +156,11 @@ def test_flattened_maps_move_in_blocks() -> None:
 def test_what_is_not_known_is_named_in_the_reason() -> None:
     channels = find_channels(nets.Cumulated(), torch.randn(IMAGES))
     assert any("cumsum (cumsum) is not a known operation" in space.reason for space in channels.spaces)
+
+
+def test_what_moves_beside_what_stays_is_said() -> None:
+    channels = find_channels(nets.RawAndEmbedded(), torch.randn(TOKENS))
+    assert any("some of what it reads moves and some does not" in space.reason for space in channels.spaces)
 
 
 def test_a_network_that_cannot_be_traced_has_no_spaces_and_a_reason() -> None:
@@ -244,6 +252,19 @@ def _networks(draw: st.DrawFn) -> nn.Module:
 def test_random_permutations_keep_the_function_and_can_be_undone(module: nn.Module) -> None:
     channels = moves_and_keeps_the_function(module, torch.randn(2, 3, 4, 4))
     assert channels.untraced == ""
+
+
+@st.composite
+def _mixtures(draw: st.DrawFn) -> nn.Module:
+    torch.manual_seed(draw(st.integers(0, 2**20)))
+    operation = st.tuples(st.sampled_from(sorted(nets.OPERATIONS)), st.integers(0, 3))
+    return nets.Mixture(draw(st.lists(operation, min_size=1, max_size=6)))
+
+
+@settings(max_examples=60)
+@given(_mixtures())
+def test_whatever_operations_do_to_channels_the_function_stays(module: nn.Module) -> None:
+    assert moves_and_keeps_the_function(module, torch.randn(2, 3, 4, 4)).untraced == ""
 
 
 # Networks that people use
