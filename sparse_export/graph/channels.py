@@ -68,8 +68,7 @@ def find_channels(module: nn.Module, sample: Tensor | tuple[Tensor, ...]) -> Cha
     traced as it is in evaluation and as it is in training: what holds only in one of them is not free. One that
     cannot be traced has no spaces, and `untraced` says why.
     """
-    inputs = sample if isinstance(sample, tuple) else (sample,)
-    inputs = tuple(x[:_N_TRACED].clone() for x in inputs)
+    inputs = first_samples(sample, _N_TRACED)
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     shared = _shared_storage(tensors)
     ledger = Ledger({name: tuple(tensor.shape) for name, tensor in tensors.items()})
@@ -89,6 +88,12 @@ def find_channels(module: nn.Module, sample: Tensor | tuple[Tensor, ...]) -> Cha
         reason = str(cause).strip().partition("\n")[0] or "no message"
         return Channels(spaces=(), untraced=f"The forward cannot be traced: {type(cause).__name__}: {reason}")
     return Channels(spaces=tuple(_spaces(ledger)))
+
+
+def first_samples(sample: Tensor | tuple[Tensor, ...], n: int) -> tuple[Tensor, ...]:
+    """Arguments for a forward of at most n samples."""
+    inputs = sample if isinstance(sample, tuple) else (sample,)
+    return tuple(x[:n].clone() if x.dim() else x for x in inputs)
 
 
 @contextmanager

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from sparse_export.errors import GateFailed
+from sparse_export.graph.channels import first_samples
 from sparse_export.graph.reorder import Orders, apply_orders, tensors_of
 
 _N_RANDOM = 2
+_N_SAMPLES = 8  # of the sample; more would only take longer
 
 
 def difference_by(module: nn.Module, sample: Tensor | tuple[Tensor, ...], orders: Orders) -> float:
@@ -21,7 +23,7 @@ def difference_by(module: nn.Module, sample: Tensor | tuple[Tensor, ...], orders
     Once as the network is, and once with every parameter and statistic drawn anew: a network that is fresh, or has
     a last layer of zeros, would not tell a wrong order. NaN, or outputs of another structure, give infinity.
     """
-    inputs = sample if isinstance(sample, tuple) else (sample,)
+    inputs = first_samples(sample, _N_SAMPLES)
     generator = torch.Generator().manual_seed(0)
     batches = [inputs] + [tuple(_random_like(x, generator) for x in inputs) for _ in range(_N_RANDOM)]
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -355,6 +355,20 @@ def test_unknown_names_and_other_shapes_are_refused() -> None:
         permute_network(module, x, wanting(module), by_columns, extra=[{"momentum": torch.zeros(2)}])
     with pytest.raises(UsageError, match=r"shape \(\)"):
         permute_network(module, x, wanting(module), by_columns, extra=[{"2.weight": torch.tensor(3.0)}])
+
+
+def test_a_large_batch_is_not_run_as_a_whole() -> None:
+    class Counting(nn.Linear):
+        rows: ClassVar[list[int]] = []
+
+        def forward(self, input: Tensor) -> Tensor:
+            if isinstance(input, Tensor):  # not while it is traced
+                self.rows.append(len(input))
+            return super().forward(input)
+
+    module = nn.Sequential(Counting(6, 16), nn.ReLU(), nn.Linear(16, 2))
+    permute_network(module, torch.randn(500, 6), wanting(module), by_swaps)
+    assert max(Counting.rows) == 8
 
 
 def test_the_tolerance_is_far_above_rounding_and_far_below_a_mistake() -> None:
