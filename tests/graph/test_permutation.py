@@ -120,7 +120,7 @@ def test_masks_momentum_variance_and_gradients_move_alike() -> None:
     gradients = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
     kept = [{name: tensor.clone() for name, tensor in m.items()} for m in (masks, *moments)]
     report = permute_network(
-        module, torch.randn(2, 3, 8, 8), wanting(module), by_columns, masks=masks, extra=moments
+        module, torch.randn(2, 3, 8, 8), wanting(module), by_swaps, masks=masks, extra=moments
     )
     (entry,) = report.record["spaces"]
     order = torch.tensor(entry["permutation"])
@@ -171,7 +171,7 @@ def test_training_goes_on_as_if_nothing_had_happened() -> None:
 def test_the_record_survives_json_and_undoes_the_permutation_bit_for_bit() -> None:
     module = nets.Transformer(nn.MultiheadAttention(16, 2, batch_first=True))
     before = state(module)
-    report = permute_network(module, torch.randn(2, 5, 6), wanting(module), by_columns)
+    report = permute_network(module, torch.randn(2, 5, 6), wanting(module), by_swaps)
     after, record = state(module), json.loads(json.dumps(report.record))
     json.dumps(report.as_json())
     assert not same(before, after)
@@ -195,11 +195,11 @@ def test_a_wrong_tie_is_caught_and_the_network_left_bit_for_bit(monkeypatch: pyt
     before, x = state(module), torch.randn(2, 3, 2, 2)
     monkeypatch.setattr(channel_rules, "elementwise", untied)
     with pytest.raises(GateFailed, match="outputs differ"):
-        permute_network(module, x, wanting(module), by_columns, masks=masks)
+        permute_network(module, x, wanting(module), by_swaps, masks=masks)
     assert same(state(module), before)
     assert all(torch.equal(mask, kept[name]) for name, mask in masks.items())
     monkeypatch.undo()
-    assert permute_network(module, x, wanting(module), by_columns, masks=masks).record["spaces"]
+    assert permute_network(module, x, wanting(module), by_swaps, masks=masks).record["spaces"]
 
 
 def test_a_fresh_norm_that_does_not_move_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +214,7 @@ def test_a_fresh_norm_that_does_not_move_is_caught(monkeypatch: pytest.MonkeyPat
     nn.init.zeros_(module.get_parameter("4.bias"))
     monkeypatch.setattr(channel_rules, "per_channel", forgetful)
     with pytest.raises(GateFailed, match="outputs differ"):
-        permute_network(module, torch.randn(4, 6), wanting(module), by_columns)
+        permute_network(module, torch.randn(4, 6), wanting(module), by_swaps)
 
 
 def test_a_network_that_does_not_run_in_float64_is_not_touched() -> None:
@@ -225,7 +225,7 @@ def test_a_network_that_does_not_run_in_float64_is_not_touched() -> None:
     module = nn.Sequential(Single(6, 16), nn.ReLU(), nn.Linear(16, 2))
     before = state(module)
     with pytest.raises(GateFailed, match="cannot be checked"):
-        permute_network(module, torch.randn(4, 6), wanting(module), by_columns)
+        permute_network(module, torch.randn(4, 6), wanting(module), by_swaps)
     assert same(state(module), before)
 
 
@@ -234,7 +234,7 @@ def test_an_output_that_is_not_a_number_proves_nothing() -> None:
     with torch.no_grad():
         module.get_parameter("4.bias")[0] = float("nan")
     with pytest.raises(GateFailed):
-        permute_network(module, torch.randn(4, 6), wanting(module), by_columns)
+        permute_network(module, torch.randn(4, 6), wanting(module), by_swaps)
 
 
 def test_a_search_that_finds_nothing_better_changes_nothing() -> None:
@@ -261,7 +261,7 @@ def test_layers_that_cannot_gain_say_why() -> None:
 def test_an_untraceable_network_is_left_alone_with_the_reason() -> None:
     module = nets.Branching()
     before = state(module)
-    report = permute_network(module, torch.randn(2, 6), wanting(module), by_columns)
+    report = permute_network(module, torch.randn(2, 6), wanting(module), by_swaps)
     assert "TraceError" in report.untraced
     assert "TraceError" in report.layers[1].reason
     assert report.record["spaces"] == []
@@ -275,7 +275,7 @@ def test_groups_that_reach_into_another_space_stay_where_they_are() -> None:
 
     def search(matrix: Tensor, pattern: NMPattern) -> Tensor:
         seen.append(matrix.shape[1])
-        return by_columns(matrix, pattern)
+        return by_swaps(matrix, pattern)
 
     before = module.get_parameter("1.weight").detach().clone()
     permute_network(module, torch.randn(3, 6), wanting(module), search)
@@ -306,7 +306,7 @@ def test_a_grouped_convolution_is_searched_group_by_group() -> None:
 
     def search(matrix: Tensor, pattern: NMPattern) -> Tensor:
         matrices.append(matrix)
-        return by_columns(matrix, pattern)
+        return by_swaps(matrix, pattern)
 
     weight = module.get_parameter("1.weight").detach().abs()[:, :, 0, 0].clone()
     report = permute_network(module, torch.randn(2, 3, 2, 2), {"1.weight": TWO_FOUR}, search)
@@ -350,11 +350,11 @@ def test_what_is_no_permutation_is_refused(found: Tensor) -> None:
 def test_unknown_names_and_other_shapes_are_refused() -> None:
     module, x = sorted_columns(), torch.randn(4, 6)
     with pytest.raises(UnknownNameError, match=r"2\.weigth"):
-        permute_network(module, x, {"2.weigth": TWO_FOUR}, by_columns)
+        permute_network(module, x, {"2.weigth": TWO_FOUR}, by_swaps)
     with pytest.raises(UnknownNameError, match="momentum"):
-        permute_network(module, x, wanting(module), by_columns, extra=[{"momentum": torch.zeros(2)}])
+        permute_network(module, x, wanting(module), by_swaps, extra=[{"momentum": torch.zeros(2)}])
     with pytest.raises(UsageError, match=r"shape \(\)"):
-        permute_network(module, x, wanting(module), by_columns, extra=[{"2.weight": torch.tensor(3.0)}])
+        permute_network(module, x, wanting(module), by_swaps, extra=[{"2.weight": torch.tensor(3.0)}])
 
 
 def test_a_large_batch_is_not_run_as_a_whole() -> None:
