@@ -1,0 +1,327 @@
+"""Which channels may change places, and that any permutation of those keeps the function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sparse_export import models
+from sparse_export.graph.channels import Channels, find_channels
+from sparse_export.graph.reorder import apply_record, record_of
+from tests.graph import networks as nets
+from tests.making_runs import stir_batch_norm
+
+Net = Callable[[], nn.Module]
+
+
+def random_record(channels: Channels, seed: int = 0) -> dict[str, Any]:
+    """A random permutation of every free space, none of them the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = {}
+    for space in channels.free:
+        permutation = torch.randperm(space.width, generator=generator)
+        if torch.equal(permutation, torch.arange(space.width)):
+            permutation = permutation.roll(1)
+        chosen[space.name] = permutation
+    return record_of(channels, chosen)
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def stirred(module: nn.Module) -> nn.Module:
+    """In float64, no two channels alike: a constant is the same in every order."""
+    module.double().eval()
+    stir_batch_norm(module)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return module
+
+
+def moves_and_keeps_the_function(module: nn.Module, x: Tensor) -> Channels:
+    """Permute every free space at random, in a float64 network, and undo it."""
+    stirred(module)
+    x = x.double() if x.is_floating_point() else x
+    channels = find_channels(module, x)
+    before, expected = state(module), module(x)
+    record = random_record(channels)
+    apply_record(module, record)
+    permuted = module(x)
+    assert (permuted - expected).abs().max() <= 1e-10 * expected.abs().max()
+    named = {member["tensor"] for entry in record["spaces"] for member in entry["members"]}
+    canonical = set(dict(module.named_parameters())) | set(dict(module.named_buffers()))
+    changed = {name for name, tensor in state(module).items() if not torch.equal(tensor, before[name])}
+    assert changed & canonical == named
+    apply_record(module, record, inverse=True)
+    assert same(state(module), before)
+    return channels
+
+
+def widths(channels: Channels) -> list[int]:
+    return sorted(space.width for space in channels.free)
+
+
+IMAGES, TOKENS = (2, 3, 6, 6), (2, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "expected"),
+    [
+        (nets.Framed, IMAGES, [8]),
+        (nets.Flipped, IMAGES, []),
+        (nets.Rolled, IMAGES, []),
+        (nets.ScaledByBuffer, IMAGES, [8]),
+        (nets.ScaledByPlace, IMAGES, []),
+        (nets.HalvesSwapped, IMAGES, [4, 4]),
+        (nets.HalvesMultiplied, IMAGES, []),
+        (nets.HalvesWithoutBias, IMAGES, []),
+        (nets.SpreadInput, IMAGES, []),
+        (nets.RawAndEmbedded, TOKENS, []),
+        (nets.Gated, IMAGES, []),
+        (nets.Shuffled, IMAGES, [3, 5]),
+        (nets.PixelShuffled, IMAGES, []),
+        (nets.MeanOverChannels, IMAGES, [8]),
+        (nets.SoftmaxOverChannels, IMAGES, [8]),
+        (nets.LargestChannel, IMAGES, []),
+        (nets.Cumulated, IMAGES, []),
+        (nets.ChosenByBuffer, IMAGES, [6]),  # channel 2 is not chosen, channel 1 twice
+        (nets.Norms, IMAGES, [4, 4]),
+        (nets.CalledTwice, IMAGES, [8]),
+        (nets.FoldedIntoBatch, IMAGES, []),
+        (nets.FunctionalWeight, IMAGES, [8, 8]),
+        (nets.ComputedWeight, IMAGES, []),
+        (nets.WeightNormed, IMAGES, []),
+        (nets.ReadElsewhere, IMAGES, []),
+        (nets.Transposed, IMAGES, [4, 4, 6, 6, 8]),
+        (nets.Filled, IMAGES, [8]),
+        (nets.TrainedOtherwise, IMAGES, [8]),
+        (lambda: nets.Transformer(nets.Attention()), TOKENS, [8, 8, 16, 24]),
+        (lambda: nets.Transformer(nets.Attention(own=True)), TOKENS, [8, 8, 16, 24]),
+        (lambda: nets.Transformer(nn.MultiheadAttention(16, 2, batch_first=True)), TOKENS, [8, 8, 16, 24]),
+        (nets.Mixer, TOKENS, [16]),
+        (nets.Bilinear, (2, 6), []),
+        (nets.Recurrent, TOKENS, []),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else None,
+)
+def test_spaces_of_networks_that_are_hard_in_one_way(
+    make: Net, shape: tuple[int, ...], expected: list[int]
+) -> None:
+    channels = moves_and_keeps_the_function(make(), torch.randn(shape))
+    assert channels.untraced == ""
+    assert widths(channels) == expected
+
+
+def test_a_tied_embedding_moves_as_one() -> None:
+    tokens = torch.randint(0, 11, (2, 7))
+    assert widths(moves_and_keeps_the_function(nets.TiedEmbedding(), tokens)) == [16, 24]
+
+
+def test_what_only_training_reads_moves_too() -> None:
+    (space,) = find_channels(nets.TrainedOtherwise(), torch.randn(IMAGES)).free
+    columns = next(m.slots for m in space.members if m.name == "other.weight" and m.axis == 1)
+    rows = next(m.slots for m in space.members if m.name == "first.weight")
+    assert torch.equal(columns, 7 - rows)  # it reads them flipped
+
+
+def test_inputs_and_outputs_stay() -> None:
+    channels = find_channels(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8)), torch.randn(2, 4))
+    (inner,) = channels.free
+    assert {(m.name, m.axis) for m in inner.members} == {("0.weight", 0), ("0.bias", 0), ("1.weight", 1)}
+    (output,) = (space for space in channels.spaces if not space.free)
+    assert {(m.name, m.axis) for m in output.members} == {("1.weight", 0), ("1.bias", 0)}
+    assert "output" in output.reason
+
+
+def test_flattened_maps_move_in_blocks() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 2))
+    (space,) = moves_and_keeps_the_function(module, torch.randn(IMAGES)).free
+    (columns,) = (m.slots for m in space.members if m.name == "2.weight")
+    assert columns.sort(1).values.tolist() == torch.arange(128).reshape(8, 16).tolist()
+
+
+def test_what_is_not_known_is_named_in_the_reason() -> None:
+    channels = find_channels(nets.Cumulated(), torch.randn(IMAGES))
+    assert any("cumsum (cumsum) is not a known operation" in space.reason for space in channels.spaces)
+
+
+def test_what_moves_beside_what_stays_is_said() -> None:
+    channels = find_channels(nets.RawAndEmbedded(), torch.randn(TOKENS))
+    assert any("some of what it reads moves and some does not" in space.reason for space in channels.spaces)
+
+
+def test_a_network_that_cannot_be_traced_has_no_spaces_and_a_reason() -> None:
+    channels = find_channels(nets.Branching(), torch.randn(2, 6))
+    assert channels.spaces == ()
+    assert "TraceError" in channels.untraced
+
+
+def test_a_hooked_layer_stays() -> None:
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    module[1].register_forward_hook(lambda part, args, out: out * torch.arange(8.0))
+    assert find_channels(module, torch.randn(2, 4)).free == ()
+
+
+def test_tensors_that_share_memory_stay() -> None:
+    module = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 8, bias=False))
+    module[2].weight = nn.Parameter(module.get_parameter("0.weight").detach().t())
+    assert find_channels(module, torch.randn(2, 8)).free == ()
+
+
+def test_a_subclass_with_its_own_forward_is_not_taken_for_its_parent() -> None:
+    class Reversed(nn.ReLU):
+        def forward(self, input: Tensor) -> Tensor:
+            return input.flip(-1).abs() * input
+
+    module = nn.Sequential(nn.Linear(4, 8), Reversed(), nn.Linear(8, 2))
+    assert moves_and_keeps_the_function(module, torch.randn(3, 4)).free == ()
+
+
+def test_looking_leaves_the_network_as_it_was() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(), nn.Conv2d(8, 2, 1))
+    module[1].eval()
+    before, modes = state(module), [part.training for part in module.modules()]
+    random, attributes = torch.get_rng_state(), set(vars(module))
+    x = torch.randn(IMAGES)
+    kept, random = x.clone(), torch.get_rng_state()
+    assert len(find_channels(module, x).free) == 1
+    assert same(state(module), before)
+    assert [part.training for part in module.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random)
+    assert set(vars(module)) == attributes
+    assert torch.equal(x, kept)
+    assert not parametrize.is_parametrized(module)
+
+
+# Networks made by hypothesis
+
+
+@st.composite
+def _networks(draw: st.DrawFn) -> nn.Module:
+    """A chain of blocks of 8 channels, and a head of one of three kinds."""
+    torch.manual_seed(draw(st.integers(0, 2**20)))
+    n = 8
+
+    def conv(n_in: int, n_out: int, groups: int = 1) -> nn.Module:
+        return nn.Conv2d(n_in, n_out, 3, padding=1, groups=groups, bias=draw(st.booleans()))
+
+    def block() -> nn.Module:
+        kind = draw(
+            st.sampled_from(["plain", "residual", "concat", "grouped", "depthwise", "squeeze", "norm"])
+        )
+        if kind == "residual":
+            return nets.Residual(nn.Sequential(block(), conv(n, n)))
+        if kind == "concat":
+            k = draw(st.integers(1, n - 1))
+            return nn.Sequential(nets.Branches(conv(n, k), nn.Identity()), nn.ReLU(), conv(n + k, n))
+        if kind == "grouped":
+            return conv(n, n, groups=draw(st.sampled_from([2, 4])))
+        if kind == "depthwise":
+            return nn.Sequential(conv(n, 2 * n, groups=n), conv(2 * n, n))
+        if kind == "squeeze":
+            return nets.Squeeze(n, 3)
+        if kind == "norm":
+            return nn.Sequential(nn.BatchNorm2d(n), nn.ReLU6())
+        return nn.Sequential(conv(n, n), nn.Hardswish(inplace=True))
+
+    blocks = [block() for _ in range(draw(st.integers(1, 4)))]
+    heads: dict[str, Callable[[], list[nn.Module]]] = {
+        "flatten": lambda: [nn.Flatten(), nn.Linear(16 * n, 4)],
+        "pooled": lambda: [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n, 6), nn.Linear(6, 4)],
+        "map": lambda: [nn.MaxPool2d(2), nn.ConvTranspose2d(n, 4, 2)],
+    }
+    head = heads[draw(st.sampled_from(sorted(heads)))]()
+    return nn.Sequential(conv(3, n), *blocks, *head)
+
+
+@settings(max_examples=40)
+@given(_networks())
+def test_random_permutations_keep_the_function_and_can_be_undone(module: nn.Module) -> None:
+    channels = moves_and_keeps_the_function(module, torch.randn(2, 3, 4, 4))
+    assert channels.untraced == ""
+
+
+@st.composite
+def _mixtures(draw: st.DrawFn) -> nn.Module:
+    torch.manual_seed(draw(st.integers(0, 2**20)))
+    operation = st.tuples(st.sampled_from(sorted(nets.OPERATIONS)), st.integers(0, 3))
+    return nets.Mixture(draw(st.lists(operation, min_size=1, max_size=6)))
+
+
+@settings(max_examples=60)
+@given(_mixtures())
+def test_whatever_operations_do_to_channels_the_function_stays(module: nn.Module) -> None:
+    assert moves_and_keeps_the_function(module, torch.randn(2, 3, 4, 4)).untraced == ""
+
+
+# Networks that people use
+
+
+def _vision(name: str, **options: Any) -> nn.Module:
+    from torchvision import models as vision
+
+    module: nn.Module = getattr(vision, name)(weights=None, **options)
+    return module
+
+
+def _vit() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    module: nn.Module = VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=24, num_classes=7
+    )
+    return module
+
+
+def _dense_net() -> nn.Module:
+    from torchvision.models import DenseNet
+
+    module: nn.Module = DenseNet(growth_rate=4, block_config=(2, 3), num_init_features=8, num_classes=7)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "n_free"),
+    [
+        (lambda: models.create("lenet300-100"), (2, 1, 28, 28), 2),
+        (lambda: models.create("lenet5"), (2, 1, 28, 28), 3),
+        (lambda: models.create("digits-cnn"), (2, 1, 8, 8), 4),
+        (lambda: _vision("resnet18", num_classes=10), (2, 3, 32, 32), 12),
+        (lambda: _vision("mobilenet_v2", num_classes=10, width_mult=0.25), (2, 3, 32, 32), 24),
+        (lambda: _vision("shufflenet_v2_x0_5", num_classes=10), (2, 3, 32, 32), 80),
+        (_dense_net, (2, 3, 32, 32), 12),
+        (_vit, (2, 3, 32, 32), 7),
+    ],
+)
+def test_free_spaces_of_known_networks(make: Net, shape: tuple[int, ...], n_free: int) -> None:
+    assert len(moves_and_keeps_the_function(make(), torch.randn(shape)).free) == n_free
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "shape", "n_free"),
+    [
+        (lambda: models.create("vgg-like"), (2, 3, 32, 32), 14),
+        (lambda: models.create("wrn-16-8"), (2, 3, 32, 32), 10),
+        (lambda: _vision("resnet50"), (2, 3, 32, 32), 37),
+        (lambda: _vision("densenet121"), (2, 3, 32, 32), 120),
+        (lambda: _vision("mobilenet_v3_small"), (2, 3, 32, 32), 27),
+        (lambda: _vision("convnext_tiny"), (2, 3, 32, 32), 22),
+        (lambda: _vision("swin_t"), (2, 3, 32, 32), 12),
+    ],
+)
+def test_free_spaces_of_large_networks(make: Net, shape: tuple[int, ...], n_free: int) -> None:
+    assert len(moves_and_keeps_the_function(make(), torch.randn(shape)).free) == n_free
