@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 import sparse_export
 from sparse_export.errors import GateFailed, UsageError
+from sparse_export.graph.constants import attribute
 from sparse_export.graph.fold import fold_batch_norm
-from sparse_export.graph.verify import FLOATS, attribute, layer_weight
+from sparse_export.graph.verify import FLOATS, layer_weight
 
 OPSET = 20
 IR_VERSION = 10
