@@ -12,10 +12,15 @@ from sparse_export.cli._common import json_option, print_result
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def command(path: Path, as_json: bool) -> None:
-    """Show what a run, a bundle or an .onnx file holds, layer by layer."""
+    """Show what a run, a bundle or an .onnx file holds, layer by layer.
+
+    Of a graph also which layers are 2:4, whether hardware can use that, and why not. A bundle whose graph breaks a
+    pattern that its manifest promises ends with 3.
+    """
     from dataclasses import asdict
 
-    from sparse_export.inspect import inspect
+    from sparse_export.inspect import inspect, require_promises
 
     inspection = inspect(path)
     print_result(asdict(inspection), str(inspection), as_json)
+    require_promises(inspection)

@@ -1,33 +1,42 @@
-"""Tells what a run, a bundle or an ONNX file holds, layer by layer."""
+"""Tells what a run, a bundle or an ONNX file holds, layer by layer, and whether its zeros can be used."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparse_export.artefact import (
     BUNDLE_FILE,
     RUN_FILE,
     Accuracy,
+    BundleInfo,
     FileFact,
+    GraphLayer,
     LayerFact,
     read_bundle_info,
     read_run_info,
     verify_files,
 )
-from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.errors import ArtefactError, GateFailed, UsageError
 
-__all__ = ["InspectedLayer", "Inspection", "inspect"]
+__all__ = ["InspectedLayer", "Inspection", "inspect", "require_promises"]
+
+_GRAPH_FILE = "model.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectedLayer:
-    """One weight. n_nonzero: entries that are not zero; of a run or a bundle, those that the mask keeps."""
+    """One weight. n_nonzero: entries that are not zero; of a run or a bundle, those that the mask keeps.
+
+    pattern: the N:M that a run or a bundle promises for it, or None.
+    """
 
     name: str
     shape: tuple[int, ...]
     n_weights: int
     n_nonzero: int
+    pattern: str | None = None
 
     @property
     def density(self) -> float:
@@ -40,7 +49,9 @@ class Inspection:
 
     n_parameters: over the whole network; n_weights, n_nonzero, density: over `layers`.  n_files: how many files
     are listed with a hash; problem: the first that is not what was written, None when all are.  facts: the rest,
-    in words.
+    in words.  graph: the layers of a bundle's or a file's graph as they are now, whatever was recorded of them.
+    broken: a clause for each promised pattern that the graph does not keep; unchecked: why the promises could
+    not be looked at, None when they were or there are none.
     """
 
     path: str
@@ -54,6 +65,9 @@ class Inspection:
     n_files: int
     problem: str | None
     facts: dict[str, str]
+    graph: tuple[GraphLayer, ...] = ()
+    broken: tuple[str, ...] = ()
+    unchecked: str | None = None
 
     def __str__(self) -> str:
         rows = [("path", self.path), ("kind", self.kind), *self.facts.items()]
@@ -67,22 +81,89 @@ class Inspection:
             rows.append(("files", f"{self.n_files} verified by SHA-256"))
         width = max(len(label) for label, _ in rows)
         head = "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
+        if self.graph:
+            return f"{head}\n\n{self._graph_table()}"
         return f"{head}\n\n{self._table()}" if self.layers else head
 
     def _table(self) -> str:
-        cells = [("layer", "shape", "weights", "non-zero", "density")]
+        promises = any(layer.pattern for layer in self.layers)
+        cells = [["layer", "shape", "weights", "non-zero", "density", "promised"]]
         for layer in self.layers:
-            shape = "x".join(map(str, layer.shape))
             counts = (f"{layer.n_weights:,}", f"{layer.n_nonzero:,}", f"{layer.density:.4f}")
-            cells.append((layer.name, shape, *counts))
-        cells.append(("total", "", f"{self.n_weights:,}", f"{self.n_nonzero:,}", f"{self.density:.4f}"))
-        widths = [max(len(row[column]) for row in cells) for column in range(5)]
-        return "\n".join(
-            "  ".join(
-                text.ljust(width) if column < 2 else text.rjust(width)
-                for column, (text, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in cells
+            cells.append([layer.name, _shape(layer.shape), *counts, layer.pattern or "-"])
+        cells.append(["total", "", f"{self.n_weights:,}", f"{self.n_nonzero:,}", f"{self.density:.4f}", ""])
+        return _aligned([row if promises else row[:-1] for row in cells], left=2)
+
+    def _graph_table(self) -> str:
+        from sparse_export.graph.eligibility import MEANINGS
+
+        promised = {layer.name: layer.pattern for layer in self.layers if layer.pattern}
+        cells = [["layer", "op", "shape", "density", "promised", "2:4", "eligible", "why not"]]
+        for layer in self.graph:
+            why = ", ".join(dict.fromkeys(one.code for one in layer.reasons)) or "-"
+            name = layer.weight if layer.constant and layer.weight else layer.node
+            known = bool(layer.shape)
+            density = f"{layer.n_nonzero / layer.n_weights:.4f}" if layer.n_weights else "-"
+            told = (promised.get(layer.weight, "-"), _two_four(layer), layer.eligible, why)
+            cells.append([name, layer.op_type, _shape(layer.shape) if known else "-", density, *told])
+        table = _aligned([row if promised else [*row[:4], *row[5:]] for row in cells], left=8)
+        codes = [
+            code for code in MEANINGS if any(code == r.code for layer in self.graph for r in layer.reasons)
+        ]
+        width = max(map(len, codes), default=0)
+        legend = "\n".join(f"{code:<{width}}  {MEANINGS[code][1]}" for code in codes)
+        return "\n\n".join(part for part in (table, self._summary(), legend) if part)
+
+    def _summary(self) -> str:
+        eligible = [layer.eligible for layer in self.graph]
+        holds = sum(layer.pattern_holds is True for layer in self.graph)
+        text = (
+            f"{holds} of {len(eligible)} layers hold 2:4; hardware can use the zeros of {eligible.count('yes')}, "
+            f"of {eligible.count('unproven')} that is unproven. Density {self.density:.4f}, "
+            f"{self.n_nonzero:,} of {self.n_weights:,} weights."
+        )
+        return "\n".join((text, *(f"BROKEN PROMISE: {clause}." for clause in self.broken)))
+
+
+def _two_four(layer: GraphLayer) -> str:
+    if layer.pattern_holds is None:
+        return "-"
+    if layer.n_groups is None:
+        return "not divisible"
+    return "yes" if layer.pattern_holds else f"{layer.n_groups_over:,} of {layer.n_groups:,} over"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _aligned(cells: Sequence[Sequence[str]], *, left: int) -> str:
+    """Cells in columns; the first `left` columns flush left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if column < left else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    )
+
+
+def require_promises(found: Inspection) -> None:
+    """Raise GateFailed when the graph breaks a promised pattern, ArtefactError when that could not be seen."""
+    if found.broken:
+        more = f"; and {len(found.broken) - 5} more" if len(found.broken) > 5 else ""
+        raise GateFailed(
+            f"The graph of {found.path} does not keep what its manifest promises: "
+            f"{'; '.join(found.broken[:5])}{more}.",
+            expected="At most N nonzeros in every M along the reduction axis were promised.",
+            do="Build it again from its run.",
+        )
+    if found.unchecked is not None:
+        raise ArtefactError(
+            f"The patterns that {found.path} promises cannot be checked: {found.unchecked}",
+            expected="A graph that can be read was expected.",
+            do="Copy the folder again, or rebuild it.",
         )
 
 
@@ -135,14 +216,34 @@ def _of_bundle(path: Path) -> Inspection:
         facts["multiply-accumulates"] = (
             f"{info.macs:,} for one sample, {info.nonzero_macs:,} by non-zero weights"
         )
+    graph, broken, unchecked = _graph_of_bundle(path, info)
     layers = _kept(info.layers)
-    return _inspection(path, "bundle", layers, info.n_parameters, info.accuracy, facts, info.files)
+    found = _inspection(path, "bundle", layers, info.n_parameters, info.accuracy, facts, info.files)
+    return replace(found, graph=graph, broken=broken, unchecked=unchecked)
+
+
+def _graph_of_bundle(
+    path: Path, info: BundleInfo
+) -> tuple[tuple[GraphLayer, ...], tuple[str, ...], str | None]:
+    """The layers, the promises that they break, and why these could not be looked at."""
+    from sparse_export.graph.verify import broken_patterns, graph_layers, onnx_from_file, promised_patterns
+
+    promised = promised_patterns(info.layers)
+    try:
+        model = onnx_from_file(path / _GRAPH_FILE)
+        return graph_layers(model), broken_patterns(model, promised), None
+    except (ArtefactError, UsageError) as cause:  # which file is wrong is told with the others
+        return (), (), cause.what if promised else None
 
 
 def _kept(layers: tuple[LayerFact, ...]) -> tuple[InspectedLayer, ...]:
     return tuple(
         InspectedLayer(
-            name=layer.name, shape=layer.shape, n_weights=layer.n_weights, n_nonzero=layer.n_active
+            name=layer.name,
+            shape=layer.shape,
+            n_weights=layer.n_weights,
+            n_nonzero=layer.n_active,
+            pattern=layer.pattern,
         )
         for layer in layers
     )
@@ -158,6 +259,7 @@ def _of_onnx(path: Path) -> Inspection:
             name=layer.weight, shape=layer.shape, n_weights=layer.n_weights, n_nonzero=layer.n_nonzero
         )
         for layer in found
+        if layer.shape
     }
     opsets = ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import)
     producer = f"{model.producer_name} {model.producer_version}".strip()
@@ -167,7 +269,9 @@ def _of_onnx(path: Path) -> Inspection:
     if found and len(known) == len(macs):
         total, nonzero = (sum(column) for column in zip(*known, strict=True))
         facts["multiply-accumulates"] = f"{total:,} for one sample, {nonzero:,} by non-zero weights"
-    return _inspection(path, "onnx", tuple(layers.values()), count_parameters(model)[0], None, facts, {})
+    n_parameters = count_parameters(model)[0]
+    inspection = _inspection(path, "onnx", tuple(layers.values()), n_parameters, None, facts, {})
+    return replace(inspection, graph=found)
 
 
 def _inspection(

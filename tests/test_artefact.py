@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 
 import sparse_export
@@ -21,6 +22,7 @@ from sparse_export.artefact import (
     BundleInfo,
     DataFact,
     FileFact,
+    GraphLayer,
     LayerFact,
     ModelFact,
     RunInfo,
@@ -337,3 +339,25 @@ def test_the_document_explains_every_field(file: str, cls: type[RunInfo | Bundle
         for word in re.findall(r"`(\w+)`", row.split("|")[1])
     }
     assert told == {field.name for field in dataclasses.fields(cls)}
+
+
+def test_layers_written_before_patterns_were_told_can_still_be_read() -> None:
+    old = {
+        "node": "n",
+        "op_type": "Conv",
+        "weight": "w",
+        "shape": [4, 4, 1, 1],
+        "reduction_axis": 1,
+        "n_weights": 16,
+        "n_nonzero": 8,
+        "macs": None,
+        "nonzero_macs": None,
+    }
+    layer = pydantic.TypeAdapter(GraphLayer).validate_python(old)
+    assert (layer.constant, layer.pattern_holds, layer.eligible, layer.reasons) == (
+        True,
+        None,
+        "unproven",
+        (),
+    )
+    assert pydantic.TypeAdapter(GraphLayer).validate_python(dataclasses.asdict(layer)) == layer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export import artefact
 from sparse_export.artefact import Run
 from sparse_export.building import build
-from sparse_export.errors import ArtefactError, UsageError
-from sparse_export.inspect import inspect
+from sparse_export.cli.main import cli
+from sparse_export.errors import ArtefactError, GateFailed, UsageError
+from sparse_export.inspect import inspect, require_promises
 from tests.making_runs import digits_run
 
 
@@ -150,3 +153,86 @@ def test_another_folder_is_told(tmp_path: Path) -> None:
 def test_a_path_that_does_not_exist_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         inspect(tmp_path / "absent")
+
+
+def spoilt_promise(made: Run, tmp_path: Path, *, keep: bool) -> Path:
+    """A bundle that promises 2:4 for its first linear layer, with a graph that keeps it or does not."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(made.path.with_name("run-bundle"), bundle)
+    info = artefact.read_bundle_info(bundle)
+    if keep:
+        model = onnx.load(bundle / "model.onnx")
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "fc1.weight")
+        weight = numpy_helper.to_array(tensor).copy()
+        weight[:, 0::4] = weight[:, 1::4] = 0
+        tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+        onnx.save(model, bundle / "model.onnx")
+    layers = tuple(replace(layer, pattern="2:4" if "fc1" in layer.name else None) for layer in info.layers)
+    artefact.save_bundle_info(
+        bundle, replace(info, layers=layers, files=artefact.file_facts(bundle, info.files))
+    )
+    return bundle
+
+
+def test_a_graph_tells_of_each_layer_whether_it_is_2_to_4_and_usable(made: Run) -> None:
+    for path in (made.path.with_name("run-bundle"), made.path.with_name("run-bundle") / "model.onnx"):
+        found = inspect(path)
+        assert [layer.weight for layer in found.graph] == [layer.name for layer in found.layers]
+        stem = found.graph[0]
+        assert (stem.pattern_holds, stem.n_groups, stem.eligible) == (False, None, "no")
+        text = str(found)
+        header = next(line for line in text.splitlines() if line.startswith("layer "))
+        assert header.split() == ["layer", "op", "shape", "density", "2:4", "eligible", "why", "not"]
+        row = next(line for line in text.splitlines() if line.startswith("conv1.weight"))
+        assert row.split()[1:3] == ["Conv", "16x1x3x3"]
+        assert row.endswith("indivisible, float32")
+        assert "0 of 5 layers hold 2:4" in text
+        assert "four does not divide the reduction axis" in text
+
+
+def test_a_run_shows_the_pattern_that_a_layer_promises(run: Run) -> None:
+    assert "promised" not in str(inspect(run.path))
+    layers = (*run.info.layers[:-1], replace(run.info.layers[-1], pattern="2:4"))
+    artefact.save_run_info(run.path, replace(run.info, layers=layers))
+    found = inspect(run.path)
+    assert [layer.pattern for layer in found.layers] == [None, None, None, None, "2:4"]
+    rows = str(found).splitlines()
+    assert rows[-2].split()[0] == "fc2.weight"
+    assert rows[-2].endswith("2:4")
+
+
+def test_a_bundle_that_keeps_its_promise_passes(made: Run, tmp_path: Path) -> None:
+    found = inspect(spoilt_promise(made, tmp_path, keep=True))
+    assert (found.problem, found.broken, found.unchecked) == (None, (), None)
+    row = next(line for line in str(found).splitlines() if line.startswith("fc1.weight"))
+    assert row.split()[4:7] == ["2:4", "yes", "no"]
+    require_promises(found)
+
+
+def test_a_bundle_that_breaks_its_promise_is_told_and_fails_the_gate(made: Run, tmp_path: Path) -> None:
+    found = inspect(spoilt_promise(made, tmp_path, keep=False))
+    (clause,) = found.broken
+    assert clause.startswith("fc1.weight, promised 2:4: ")
+    assert f"BROKEN PROMISE: {clause}" in str(found)
+    with pytest.raises(GateFailed, match="does not keep what its manifest promises"):
+        require_promises(found)
+
+
+def test_a_promise_that_cannot_be_checked_is_not_passed_over(made: Run, tmp_path: Path) -> None:
+    bundle = spoilt_promise(made, tmp_path, keep=True)
+    (bundle / "model.onnx").unlink()
+    found = inspect(bundle)
+    assert found.graph == ()
+    with pytest.raises(ArtefactError, match="cannot be checked"):
+        require_promises(found)
+
+
+def test_a_broken_promise_ends_the_command_with_3_after_the_table(made: Run, tmp_path: Path) -> None:
+    bundle = spoilt_promise(made, tmp_path, keep=False)
+    result = CliRunner().invoke(cli, ["inspect", str(bundle), "--json"])
+    assert result.exit_code == 3
+    document = json.loads(result.stdout)
+    assert document["broken"][0].startswith("fc1.weight, promised 2:4")
+    reasons = {layer["weight"]: layer["reasons"] for layer in document["graph"]}
+    assert reasons["conv1.weight"][0]["code"] == "indivisible"
+    assert "fc1.weight, promised 2:4" in result.stderr

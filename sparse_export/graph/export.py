@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 import sparse_export
 from sparse_export.errors import GateFailed, UsageError
+from sparse_export.graph.constants import attribute
 from sparse_export.graph.fold import fold_batch_norm
-from sparse_export.graph.verify import FLOATS, attribute, layer_weight
+from sparse_export.graph.verify import FLOATS, layer_weight
 
 OPSET = 20
 IR_VERSION = 10
@@ -38,6 +39,7 @@ def onnx_from_module(
     module: float32, on any device, in any mode; it is not changed. It takes one tensor and returns one.
     input_shape: of one sample.  masks: by parameter name, True = kept; applied to the copy that is exported.
     Batch norm is folded into the layer before it. No zero is negative, and the graph holds no source path.
+    A masked weight has the name of its parameter in the graph, also where it is stored transposed.
 
     Raises UsageError when the network cannot be exported, and GateFailed when a layer of the graph is not the
     layer of the network: a masked weight that is not +0.0, or a kept one that was lost.
@@ -62,9 +64,13 @@ def onnx_from_module(
         ) from cause
     _require_one_tensor(model, module)
     positive_zeros(model)
+    stored = {}
     for name, mask in masks.items():
         others = parameters.keys() - set(same[name])
-        _check_layer(model, name, same[name], others, expected[name], mask.cpu().bool().numpy())
+        weight = _check_layer(model, name, same[name], others, expected[name], mask.cpu().bool().numpy())
+        if weight not in masks:  # stored transposed, or under another name of the same parameter
+            stored[weight] = name
+    _name_weights(model, stored)
     _strip(model)
     model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     onnx.checker.check_model(model, full_check=True)
@@ -156,8 +162,8 @@ def _scopes(node: onnx.NodeProto) -> list[str]:
 
 def _graph_weight(
     model: onnx.ModelProto, names: Sequence[str], others: AbstractSet[str], expected: np.ndarray[Any, Any]
-) -> tuple[onnx.NodeProto, np.ndarray[Any, Any]] | None:
-    """The node that uses a parameter, and its weight in torch's axis order.
+) -> tuple[onnx.NodeProto, str, np.ndarray[Any, Any]] | None:
+    """The node that uses a parameter, the name of its weight, and the weight in torch's axis order.
 
     names: all names of the parameter; others: those of the other parameters. The exporter keeps the name,
     except where it stores a linear weight transposed: then the node still tells the torch module it is from.
@@ -166,16 +172,16 @@ def _graph_weight(
     users = [(node, *found) for node in model.graph.node if (found := layer_weight(node, initializers))]
     for node, weight, _ in users:
         if weight in names:
-            return node, numpy_helper.to_array(initializers[weight])
+            return node, weight, numpy_helper.to_array(initializers[weight])
     owners = {name.rpartition(".")[0] for name in names}
     transposed = {
-        weight: (node, numpy_helper.to_array(initializers[weight]).T)
+        weight: (node, weight, numpy_helper.to_array(initializers[weight]).T)
         for node, weight, axis in users
         if weight not in others and axis == 0 and owners.intersection(_scopes(node)[-2:-1])
     }
-    fitting = [pair for pair in transposed.values() if pair[1].shape == expected.shape]
+    fitting = [found for found in transposed.values() if found[2].shape == expected.shape]
     if len(fitting) > 1:  # a module that multiplies by several parameters of its own
-        fitting = [pair for pair in fitting if np.array_equal(pair[1], expected)]
+        fitting = [found for found in fitting if np.array_equal(found[2], expected)]
     return fitting[0] if len(fitting) == 1 else None
 
 
@@ -186,15 +192,16 @@ def _check_layer(
     others: AbstractSet[str],
     expected: np.ndarray[Any, Any],
     mask: np.ndarray[Any, Any],
-) -> None:
+) -> str:
+    """Name of the weight in the graph. Raises GateFailed when it is not the parameter, masked."""
     found = _graph_weight(model, names, others, expected)
-    if found is None or found[1].shape != expected.shape:
+    if found is None or found[2].shape != expected.shape:
         raise GateFailed(
             f"{name} is not the weight of a Conv, ConvTranspose, Gemm or MatMul in the exported graph.",
             expected="Each masked parameter was expected to be the weight of one, so that its zeros can be seen.",
             do="Leave it out of the masks, or use it in such a layer.",
         )
-    node, weight = found
+    node, stored, weight = found
     n_wrong = int(np.count_nonzero((weight[~mask] != 0) | np.signbit(weight[~mask])))
     if n_wrong:
         raise GateFailed(
@@ -207,6 +214,30 @@ def _check_layer(
             f"{n_lost} kept weights of {name} are zero in the exported graph.",
             expected="Only those that are zero in the network, or that batch norm scales to zero, were expected.",
         )
+    return stored
+
+
+def _name_weights(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """Give stored weights other names, in place; not where the name is taken."""
+    graph = model.graph
+    graphs = list(_graphs(graph))
+    nodes = [node for one in graphs for node in one.node]
+    taken = {value.name for one in graphs for value in (*one.initializer, *one.input, *one.value_info)}
+    taken.update(name for node in nodes for name in node.output)
+    new = {weight: name for weight, name in names.items() if name not in taken}
+    for value in (*graph.initializer, *graph.value_info):
+        value.name = new.get(value.name, value.name)
+    for node in nodes:
+        node.input[:] = [new.get(name, name) for name in node.input]
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and those inside it."""
+    yield graph
+    for node in graph.node:
+        for found in node.attribute:
+            for inner in (*found.graphs, *([found.g] if found.HasField("g") else [])):
+                yield from _graphs(inner)
 
 
 def _by_output(weight: np.ndarray[Any, Any], node: onnx.NodeProto) -> np.ndarray[Any, Any]:

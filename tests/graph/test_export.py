@@ -452,3 +452,26 @@ def test_a_network_with_two_outputs_is_refused() -> None:
 def test_a_wrong_input_shape_is_refused() -> None:
     with pytest.raises(UsageError, match="LeNet5 cannot be exported"):
         onnx_from_module(models.create("lenet5"), (1, 8, 8), masks={})
+
+
+class Sequences(nn.Module):
+    """A linear layer on sequences, whose weight the exporter stores transposed under a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(8, 16)
+        self.out = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.out(torch.relu(self.mix(x)).mean(1))
+        return logits
+
+
+def test_a_masked_weight_has_its_parameters_name_also_where_it_is_stored_transposed() -> None:
+    module = Sequences()
+    masks = random_masks(module)
+    model = onnx_from_module(module, (5, 8), masks=masks)
+    stored = weights(model)
+    assert set(masks) <= set(stored)
+    np.testing.assert_array_equal(stored["mix.weight"].T != 0, masks["mix.weight"].numpy())
+    assert_same_output(model, masked(module, masks), (5, 8))

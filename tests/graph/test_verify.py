@@ -75,13 +75,15 @@ def test_work_is_unknown_where_the_picture_size_is_free() -> None:
     assert (layer.n_weights, layer.macs, layer.nonzero_macs) == (108, None, None)
 
 
-def test_a_product_of_two_inputs_is_not_a_layer() -> None:
+def test_a_product_of_two_inputs_has_no_weight_and_does_no_work_by_weights() -> None:
     node = helper.make_node("MatMul", ["a", "b"], ["y"])
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in "ab"]
     graph = helper.make_graph(
         [node], "g", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 2])]
     )
-    assert graph_layers(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])) == ()
+    (layer,) = graph_layers(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+    assert (layer.n_weights, layer.macs, layer.constant, layer.eligible) == (0, 0, False, "no")
+    assert [reason.code for reason in layer.reasons] == ["activations"]
 
 
 def test_looking_at_a_graph_does_not_change_it() -> None:
