@@ -135,6 +135,11 @@ def _of_bundle(path: Path) -> Inspection:
         facts["multiply-accumulates"] = (
             f"{info.macs:,} for one sample, {info.nonzero_macs:,} by non-zero weights"
         )
+    if info.compacted is not None:
+        facts["compacted"] = (
+            f"{info.compacted.n_weights_after:,} of {info.compacted.n_weights_before:,} parameters left; "
+            f"the layers below are those of the run"
+        )
     layers = _kept(info.layers)
     return _inspection(path, "bundle", layers, info.n_parameters, info.accuracy, facts, info.files)
 
