@@ -514,12 +514,22 @@ def _matmul(channels: Channels, node: onnx.NodeProto) -> bool:
     )
 
 
-def _evaluated(node: onnx.NodeProto, inputs: Sequence[Array | None]) -> Array | None:
+def _evaluated(node: onnx.NodeProto, inputs: Sequence[Array | None], opset: int) -> Array | None:
     """What a node makes of small arrays, None when that cannot be had."""
+    feeds = {name: x for name, x in zip(node.input, inputs, strict=True) if x is not None}
     try:
+        graph = helper.make_graph(
+            [node],
+            "one",
+            [
+                helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
+                for name, x in feeds.items()
+            ],
+            [helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None)],
+        )
+        one = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
         with np.errstate(all="ignore"):
-            feeds = {name: x for name, x in zip(node.input, inputs, strict=True) if x is not None}
-            found: Any = ReferenceEvaluator(node).run(None, feeds)
+            found: Any = ReferenceEvaluator(one).run(None, feeds)
     except Exception:  # noqa: BLE001 - whatever it does not know; the channel counts as not constant then
         return None
     return np.asarray(found[0], dtype=np.float64)
@@ -539,7 +549,7 @@ def _one_to_one(channels: Channels, node: onnx.NodeProto) -> bool:
     real = node.op_type != "Cast" or attribute(node, "to", 0) in FLOATS
     if real and known.any():
         numbers = np.where(known, value.constant, 0.0).astype(np.float32)
-        found = _evaluated(node, [numbers, *others])
+        found = _evaluated(node, [numbers, *others], channels.graph.opset)
         constant = None if found is None or found.shape != numbers.shape else np.where(known, found, np.nan)
     channels.set(node.output[0], value.axis, value.slots, constant)
     return True
@@ -596,11 +606,11 @@ def _broadcast(channels: Channels, node: onnx.NodeProto) -> bool:
             if size == n:
                 channels.pin(first.slots, f"{title(node)} joins it with what cannot lose channels")
             columns.append(np.full(n, np.nan))
-    channels.set(node.output[0], axis, first.slots, _joined(node, np.array(columns)))
+    channels.set(node.output[0], axis, first.slots, _joined(node, np.array(columns), channels.graph.opset))
     return True
 
 
-def _joined(node: onnx.NodeProto, columns: Array) -> Array:
+def _joined(node: onnx.NodeProto, columns: Array, opset: int) -> Array:
     """Per channel what an operation on constants gives; 0 * anything is 0."""
     unknown = ~np.isfinite(columns).all(axis=0)
     result = np.full(columns.shape[1], np.nan)
@@ -609,7 +619,7 @@ def _joined(node: onnx.NodeProto, columns: Array) -> Array:
         bare.CopyFrom(node)
         del bare.input[:]
         bare.input.extend(f"x{i}" for i in range(len(columns)))
-        found = _evaluated(bare, list(np.where(unknown, 1.0, columns).astype(np.float32)))
+        found = _evaluated(bare, list(np.where(unknown, 1.0, columns).astype(np.float32)), opset)
         if found is not None and found.shape == result.shape:
             result = np.where(unknown, np.nan, found)
     if node.op_type == "Mul":

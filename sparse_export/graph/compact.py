@@ -54,21 +54,19 @@ def compact(model: onnx.ModelProto, *, inputs: bool = True) -> Compacted:
     """
     graph = Graph.of(model)
     channels = Channels.of(graph)
-    n_dropped = 0
     changed = False
     while not (alive := _alive(channels)).all():
         _remove(channels, alive)
         channels = Channels.of(graph)
         changed = True
     why = _reasons(channels)
-    if inputs and (n_dropped := _narrow(channels)):
-        changed = True
-    compacted = _assembled(graph) if changed else model
+    dropped = _narrow(channels) if inputs else {}
+    compacted = _assembled(graph) if changed or dropped else model
     return Compacted(
         model=compacted,
-        layers=_layers(model, compacted, why),
+        layers=_layers(model, compacted, why, dropped),
         n_removed=_n_outputs(model) - _n_outputs(compacted),
-        n_inputs_dropped=n_dropped,
+        n_inputs_dropped=sum(dropped.values()),
         n_weights_before=count_parameters(model)[0],
         n_weights_after=count_parameters(compacted)[0],
     )
@@ -227,9 +225,9 @@ def _resize_slice(channels: Channels, node: onnx.NodeProto, alive: Array) -> Non
 # -- inputs that stay, and are not read
 
 
-def _narrow(channels: Channels) -> int:
+def _narrow(channels: Channels) -> dict[str, int]:
     """Put before each layer a choice of the channels that it reads, where that pays; how many it leaves out."""
-    graph, n_dropped = channels.graph, 0
+    graph, n_dropped = channels.graph, {}
     for layer in channels.layers:
         if not len(layer.in_slots) or len(graph.readers(layer.weight)) > 1:
             continue
@@ -242,7 +240,7 @@ def _narrow(channels: Channels) -> int:
         _fold(channels, layer, layer.contribution(gone[layer.foldable[gone]]))
         _pick(channels, layer, np.flatnonzero(needed))
         graph.arrays[layer.weight] = np.compress(needed, graph.arrays[layer.weight], axis=layer.in_axis)
-        n_dropped += len(gone)
+        n_dropped[_key(layer.node)] = len(gone)
     return n_dropped
 
 
@@ -311,13 +309,18 @@ def _sizes(shape: tuple[int, ...], op_type: str, reduction_axis: int) -> int:
 
 
 def _layers(
-    before: onnx.ModelProto, after: onnx.ModelProto, why: dict[str, tuple[str, str]]
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    why: dict[str, tuple[str, str]],
+    dropped: dict[str, int],
 ) -> tuple[CompactedLayer, ...]:
     left = {layer.node: layer for layer in graph_layers(after)}
     result = []
     for layer in graph_layers(before):
         outputs, inputs = why.get(layer.node, ("its channels cannot be followed", ""))
         found = left.get(layer.node, layer)
+        if layer.node in dropped:
+            inputs = ""
         result.append(
             CompactedLayer(
                 node=layer.node,
@@ -330,6 +333,11 @@ def _layers(
     return tuple(result)
 
 
+def _key(node: onnx.NodeProto) -> str:
+    """What `graph_layers` calls a node."""
+    return node.name or node.output[0]
+
+
 def _reasons(channels: Channels) -> dict[str, tuple[str, str]]:
     """By node what keeps outputs that have no weight, and inputs that no weight is for; empty for nothing."""
     _, labels = _labels(channels)
@@ -338,7 +346,7 @@ def _reasons(channels: Channels) -> dict[str, tuple[str, str]]:
     for layer in channels.layers:
         empty = layer.out_slots[~layer.reads_OI.any(axis=1)]
         unread = layer.in_slots[~layer.reads_OI.any(axis=0)] if len(layer.in_slots) else layer.in_slots
-        found[layer.node.name or layer.node.output[0]] = (
+        found[_key(layer.node)] = (
             _told(empty, "output", "without weights", labels, blockers),
             _told(unread, "input", "not read", labels, blockers),
         )
