@@ -49,7 +49,7 @@ class Commands:
         self.ran: list[list[str]] = []
 
     def run(self, *words: str) -> dict[str, Any]:
-        self.ran.append(["sparse-export", *(word.replace(str(self.work), "WORK") for word in words)])
+        self.ran.append(["sparse-export", *words])
         done = subprocess.run(
             [sys.executable, "-m", "sparse_export", *words, "--json"],
             check=True,
@@ -66,7 +66,11 @@ class Commands:
             data = ("--data-dir", str(self.data_dir))
             self.run("train", recipe, *options, "--epochs", str(epochs), *data, "--out", str(run))
         else:
-            self.ran.append(json.loads((run / "run.json").read_bytes())["command"])
+            words = json.loads((run / "run.json").read_bytes())["command"]
+            named = {"--out": "WORK/" + name, "--data-dir": "DIR"}
+            self.ran.append(
+                [named.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+            )
         return run
 
 
@@ -140,7 +144,8 @@ def main(arguments: list[str] | None = None) -> None:
             "versions": library_versions(),
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        text = json.dumps(document, indent=1).replace(str(commands.work), "WORK")
+        options.json.write_text(text.replace(str(commands.data_dir), "DIR") + "\n")
         print(options.json)
 
 

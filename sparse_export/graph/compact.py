@@ -11,6 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from sparse_export.artefact import CompactedLayer
+from sparse_export.errors import GateFailed
 from sparse_export.graph.channels import Array, Channels, Graph, Layer, attribute, classes, slice_range, title
 from sparse_export.graph.verify import count_parameters, graph_layers
 
@@ -51,6 +52,7 @@ def compact(model: onnx.ModelProto, *, inputs: bool = True) -> Compacted:
     model: not changed; the very same graph comes back when nothing can go.  inputs: also leave out what a
     layer does not read of channels that have to stay, where picking the others costs less than it saves.
     Equal but for rounding, as long as no activation is infinite or NaN.
+    Raises GateFailed when the sizes of the result do not fit; `require_same_output` compares what it computes.
     """
     graph = Graph.of(model)
     channels = Channels.of(graph)
@@ -293,8 +295,15 @@ def _assembled(graph: Graph) -> onnx.ModelProto:
     del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
     model.graph.node.extend(graph.nodes)
     model.graph.initializer.extend([*same.values(), *tensors])
-    model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as cause:
+        raise GateFailed(
+            f"The compacted graph is not valid: {str(cause).strip().partition(chr(10))[0]}",
+            expected="Sizes that fit were expected.",
+            do="Build without compacting, and report the network.",
+        ) from cause
     return model
 
 
