@@ -224,11 +224,41 @@ class GraphLayer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompactedLayer:
+    """A layer of the graph, shapes of its weight as stored before and after dead channels went.
+
+    why: what kept it from losing more.
+    """
+
+    node: str
+    weight: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompactFact:
+    """What went with the dead channels of a graph.
+
+    n_removed: output channels of layers.  n_inputs_dropped: inputs that layers no longer read.
+    n_weights_before, n_weights_after: entries of all float initializers.
+    """
+
+    n_removed: int
+    n_inputs_dropped: int
+    n_weights_before: int
+    n_weights_after: int
+    layers: tuple[CompactedLayer, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class BundleInfo:
     """Content of `manifest.json`.
 
     accuracy: what the run reported on its test set.  n_parameters, n_nonzero: over all float initializers of
     the graph.  macs, nonzero_macs: for one sample.  atol, rtol: what the golden pair is held to.
+    compacted: None for a graph that has all its channels.
     """
 
     method: str
@@ -254,6 +284,7 @@ class BundleInfo:
     command: tuple[str, ...]
     created: str
     files: dict[str, FileFact]
+    compacted: CompactFact | None = None
     kind: Literal["bundle"] = "bundle"
     schema_version: int = SCHEMA_VERSION
 

@@ -24,6 +24,7 @@ from sparse_export.artefact import (
     RUN_FILE,
     Bundle,
     BundleInfo,
+    CompactFact,
     FileFact,
     GraphLayer,
     Run,
@@ -38,8 +39,10 @@ from sparse_export.artefact import (
 )
 from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError, UsageError
 from sparse_export.files import require_writable, sha256_file, staged_folder, write_bytes, write_json
+from sparse_export.graph.compact import compact as compacted_graph
 from sparse_export.graph.export import INPUT_NAME, IR_VERSION, OPSET, OUTPUT_NAME, onnx_from_module
 from sparse_export.graph.verify import count_parameters, graph_layers
+from sparse_export.runtime.equality import require_same_output
 from sparse_export.runtime.onnxruntime import open_session
 
 __all__ = [
@@ -72,13 +75,16 @@ def build(
     out: str | Path | None = None,
     *,
     targets: Sequence[str] = ("onnx",),
+    compact: bool = False,
     trust: str | None = None,
 ) -> Bundle:
     """Write the bundle of a finished run, whole or not at all.
 
     run: a run or its folder; its files are checked by hash, the network in memory is used where there is one.
     out: `<run>-bundle` beside the run by default; a bundle that stands there is replaced, unless it holds
-    files that it does not list; a link is followed.  targets: what to build for; `onnx` is the one there is.  trust: SHA-256 of the run's `run.json`, needed once for a run that
+    files that it does not list; a link is followed.  targets: what to build for; `onnx` is the one there is.
+    compact: take the channels that do nothing out of the graph; the outputs are held against those of the whole
+    graph first.  trust: SHA-256 of the run's `run.json`, needed once for a run that
     names a factory and was made elsewhere.
 
     The ONNX file just written is run by onnxruntime on the golden input before anything takes its name.
@@ -100,6 +106,7 @@ def build(
     masks = masks_of_run(opened, network)
     golden_input, golden_output = _golden_pair(network, info.model.input_shape)
     model = onnx_from_module(network, info.model.input_shape, masks=masks)
+    model, compact_fact = _compacted(model, info.model.input_shape) if compact else (model, None)
     layers = graph_layers(model)
     with staged_folder(target) as stage:
         write_bytes(stage / MODEL_FILE, model.SerializeToString(deterministic=True))
@@ -109,7 +116,7 @@ def build(
         _require_parity(stage / MODEL_FILE, golden_input, golden_output)
         names = (MODEL_FILE, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT)
         facts = file_facts(stage, names)
-        bundle_info = _bundle_info(opened, model, layers, targets, facts)
+        bundle_info = _bundle_info(opened, model, layers, targets, facts, compact_fact)
         save_bundle_info(stage, bundle_info)
     return Bundle(path=out, info=bundle_info)
 
@@ -335,12 +342,25 @@ def _require_parity(file: Path, golden_input: Array, golden_output: Array) -> No
         )
 
 
+def _compacted(model: onnx.ModelProto, input_shape: Sequence[int]) -> tuple[onnx.ModelProto, CompactFact]:
+    found = compacted_graph(model)
+    require_same_output(model, found.model, input_shape)
+    return found.model, CompactFact(
+        n_removed=found.n_removed,
+        n_inputs_dropped=found.n_inputs_dropped,
+        n_weights_before=found.n_weights_before,
+        n_weights_after=found.n_weights_after,
+        layers=found.layers,
+    )
+
+
 def _bundle_info(
     run: Run,
     model: onnx.ModelProto,
     layers: Sequence[GraphLayer],
     targets: Sequence[str],
     facts: Mapping[str, FileFact],
+    compact_fact: CompactFact | None,
 ) -> BundleInfo:
     info: RunInfo = run.info
     n_parameters, n_nonzero = count_parameters(model)
@@ -370,6 +390,7 @@ def _bundle_info(
         command=command_line(),
         created=now(),
         files=dict(facts),
+        compacted=compact_fact,
     )
 
 

@@ -378,6 +378,7 @@ def _compare_latency(
         ratio=ratio,
         control=control,
         same_shapes=_shapes(dense) == _shapes(sparse),
+        share=_compacted_share(dense, sparse),
         has_zeros=sparse.info.n_nonzero < sparse.info.n_parameters,
         steady=base.steady and again.steady and other.steady,
     )
@@ -399,13 +400,27 @@ def _shapes(bundle: Bundle) -> tuple[Any, ...]:
     return bundle.info.macs, bundle.info.n_parameters, Counter(layer.shape for layer in bundle.info.layers)
 
 
+def _compacted_share(dense: Bundle, sparse: Bundle) -> float | None:
+    """Parameters of a compacted sparse graph / those of the dense one; None when nothing was taken out."""
+    a, b = dense.info.n_parameters, sparse.info.n_parameters
+    return b / a if sparse.info.compacted is not None and 0 < b < a else None
+
+
 def judge(
-    *, batch: int, ratio: Ratio, control: Ratio, same_shapes: bool, has_zeros: bool, steady: bool
+    *,
+    batch: int,
+    ratio: Ratio,
+    control: Ratio,
+    same_shapes: bool,
+    has_zeros: bool,
+    steady: bool,
+    share: float | None = None,
 ) -> tuple[Outcome, str]:
     """The outcome, and the sentences that say it and why, of a ratio dense / sparse and its A/A control.
 
     Either direction is claimed only when the whole interval of the ratio lies beyond 1 and beyond the
-    farthest that the control's interval reaches from 1.
+    farthest that the control's interval reaches from 1.  share: parameters of the sparse graph / those of the
+    dense one where dead channels were taken out, else None.
     """
     floor = _floor(control)
     outcome: Outcome = "no difference"
@@ -438,6 +453,11 @@ def judge(
             )
         else:
             parts.append("Both graphs have the same shapes and hold no zeros to skip.")
+    if share is not None and not same_shapes:
+        parts.append(
+            f"Dead channels were taken out of the sparse graph: it has {share:.3f} of the dense one's parameters"
+            f"{', and zeros among them are still multiplied' if has_zeros else ''}."
+        )
     if not control.low <= 1.0 <= control.high:
         parts.append("The control itself misses 1: smaller differences than its own mean nothing here.")
     if not steady:

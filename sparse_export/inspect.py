@@ -217,6 +217,11 @@ def _of_bundle(path: Path) -> Inspection:
             f"{info.macs:,} for one sample, {info.nonzero_macs:,} by non-zero weights"
         )
     graph, broken, unchecked = _graph_of_bundle(path, info)
+    if info.compacted is not None:
+        facts["compacted"] = (
+            f"{info.compacted.n_weights_after:,} of {info.compacted.n_weights_before:,} parameters left; "
+            f"the layers below are those of the run"
+        )
     layers = _kept(info.layers)
     found = _inspection(path, "bundle", layers, info.n_parameters, info.accuracy, facts, info.files)
     return replace(found, graph=graph, broken=broken, unchecked=unchecked)
