@@ -1,6 +1,6 @@
 """2:4 weights of an ONNX graph stored packed: two values and one nibble for every four.
 
-The format is docs/packed-format.md. Legend: G groups of 4 consecutive weights along the reduction axis.
+The format is docs/packed-format.md.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,21 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sparse_export.errors import ArtefactError, GateFailed, UsageError
-from sparse_export.graph.verify import layer_weight, onnx_from_file
+from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.graph.packable import ONNX_DOMAINS, PackChoice, names_in_subgraphs, pack_choices
+from sparse_export.graph.verify import onnx_from_file
+from sparse_export.graph.weight24 import (
+    BITS,
+    Array,
+    PackedWeight,
+    Shape,
+    bits_of,
+    damaged,
+    pack_weight,
+    type_name,
+    unpack_weight,
+    unpacked_bits,
+)
 
 __all__ = [
     "DOMAIN",
@@ -44,160 +56,6 @@ TENSOR_KEY = "sparse24.tensor:"
 
 MIN_OPSET = 15  # Shape with `end` and CastLike
 MIN_IR_VERSION = 8  # model-local functions
-
-Array = np.ndarray[Any, Any]
-Shape = tuple[int, ...]
-
-_BITS: dict[int, np.dtype[Any]] = {
-    TensorProto.FLOAT: np.dtype("<u4"),
-    TensorProto.FLOAT16: np.dtype("<u2"),
-    TensorProto.BFLOAT16: np.dtype("<u2"),
-    TensorProto.INT8: np.dtype("u1"),
-}
-_SIGN: dict[int, int] = {
-    TensorProto.FLOAT: 1 << 31,
-    TensorProto.FLOAT16: 1 << 15,
-    TensorProto.BFLOAT16: 1 << 15,
-}
-_ONNX_DOMAINS = ("", "ai.onnx")
-_MAX_RANK = 32
-
-# Both indices of a group by its nonzeros (bit i: weight i is not zero). Groups with fewer than two are completed as
-# torch's CUTLASS packing does, so that values and metadata are those that a GPU's loader would make.
-_PAIRS = {
-    0b0000: (2, 3),
-    0b0001: (0, 2),
-    0b0010: (1, 2),
-    0b0100: (2, 3),
-    0b1000: (2, 3),
-    0b0011: (0, 1),
-    0b0101: (0, 2),
-    0b1001: (0, 3),
-    0b0110: (1, 2),
-    0b1010: (1, 3),
-    0b1100: (2, 3),
-}
-_FIRST = np.array([_PAIRS.get(mask, (0, 0))[0] for mask in range(16)], dtype=np.uint8)
-_SECOND = np.array([_PAIRS.get(mask, (0, 0))[1] for mask in range(16)], dtype=np.uint8)
-_OBEYS = np.array([mask in _PAIRS for mask in range(16)])
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackedWeight:
-    """A packed tensor. values: (G, 2), the weight's dtype.  meta: uint8 (ceil(G/2),), the even group in the low nibble.
-
-    shape: of the weight with its reduction axis moved last.
-    """
-
-    values: Array
-    meta: Array
-    shape: Shape
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackChoice:
-    """Whether a weight of a graph is packed. axis: its reduction axis as stored, None when its users disagree.
-
-    reason: why it stays dense, None when it is packed.
-    """
-
-    weight: str
-    shape: Shape
-    axis: int | None
-    reason: str | None
-
-
-def pack_weight(array: Array, axis: int) -> PackedWeight:
-    """Pack a 2:4 tensor, bit for bit; only -0.0 becomes +0.0.
-
-    array: float32, float16, bfloat16 or int8, any shape.  axis: the reduction axis; 4 divides its length.
-    Raises UsageError for another dtype, axis or length, and GateFailed when a group has more than 2 nonzeros.
-    """
-    data_type = _data_type(array)
-    if data_type not in _BITS:
-        raise UsageError(
-            f"A tensor of {array.dtype} cannot be packed.",
-            expected="float32, float16, bfloat16 or int8 was expected.",
-        )
-    if not 0 <= axis < array.ndim:
-        raise UsageError(
-            f"A tensor of shape {array.shape} cannot be packed along axis {axis}.",
-            expected=f"An axis from 0 to {array.ndim - 1} was expected.",
-        )
-    if not _has_groups(array.shape, axis):
-        raise UsageError(
-            f"Axis {axis} of shape {array.shape} has {array.shape[axis]} entries.",
-            expected="A multiple of 4 was expected, and no empty axis.",
-            do="Leave this tensor dense.",
-        )
-    groups = _groups(_bits(array, data_type), axis)
-    mask = _nonzero_mask(groups)
-    n_over = _groups_over(mask)
-    if n_over:
-        raise GateFailed(
-            f"{n_over} of {len(groups)} groups have more than 2 nonzeros in 4.",
-            expected=f"A 2:4 tensor was expected along axis {axis} of shape {array.shape}; packing cuts nothing.",
-            do="Prune it to 2:4, or leave it dense.",
-        )
-    first, second = _FIRST[mask], _SECOND[mask]
-    rows = np.arange(len(groups)) * 4
-    flat = groups.reshape(-1)
-    values = np.stack([flat[rows + first], flat[rows + second]], axis=1)
-    nibbles = np.zeros(len(groups) + len(groups) % 2, dtype=np.uint8)
-    nibbles[: len(groups)] = first | second << 2
-    return PackedWeight(
-        values=_as(values, data_type),
-        meta=nibbles[0::2] | nibbles[1::2] << 4,
-        shape=_moved(array.shape, axis),
-    )
-
-
-def unpack_weight(packed: PackedWeight) -> Array:
-    """The tensor with its reduction axis still last, of `packed.shape`.
-
-    Raises ArtefactError when values, metadata and shape contradict each other; nothing is allocated before.
-    """
-    data_type = _data_type(packed.values)
-    if data_type not in _BITS:
-        raise _damaged(f"the values are {packed.values.dtype}", "float32, float16, bfloat16 or int8")
-    values = np.ascontiguousarray(packed.values).view(_BITS[data_type])
-    return _as(_unpacked_bits(PackedWeight(values=values, meta=packed.meta, shape=packed.shape)), data_type)
-
-
-def _unpacked_bits(packed: PackedWeight) -> Array:
-    """As `unpack_weight`, of values that are unsigned integers of the dtype's width."""
-    values, meta, shape = packed.values, packed.meta, packed.shape
-    if values.ndim != 2 or values.shape[1] != 2 or not len(values):
-        raise _damaged(f"the values have shape {values.shape}", "(groups, 2)")
-    n_groups = len(values)
-    if meta.dtype != np.uint8 or meta.shape != ((n_groups + 1) // 2,):
-        raise _damaged(
-            f"the metadata are {meta.dtype} of shape {meta.shape}",
-            f"uint8 of shape ({(n_groups + 1) // 2},) for {n_groups} groups",
-        )
-    if (
-        not 1 <= len(shape) <= _MAX_RANK
-        or min(shape) < 1
-        or shape[-1] % 4
-        or math.prod(shape) != 4 * n_groups
-    ):
-        raise _damaged(f"the shape is {shape}", f"4 * {n_groups} entries, and a last axis that 4 divides,")
-    nibbles = np.empty((len(meta), 2), dtype=np.uint8)
-    nibbles[:, 0] = meta & 15
-    nibbles[:, 1] = meta >> 4
-    if n_groups % 2 and nibbles[-1, 1]:
-        raise _damaged(f"the nibble after the last group is {nibbles[-1, 1]}", "0")
-    indices = nibbles.reshape(-1)[:n_groups]
-    first, second = indices & 3, indices >> 2
-    wrong = first >= second
-    if wrong.any():
-        at = int(wrong.argmax())
-        raise _damaged(f"group {at} has the indices {first[at]} and {second[at]}", "the smaller one first")
-    dense = np.zeros(4 * n_groups, dtype=values.dtype)
-    rows = np.arange(0, 4 * n_groups, 4)
-    dense[rows + first] = values[:, 0]
-    dense[rows + second] = values[:, 1]
-    return dense.reshape(shape)
 
 
 def is_packed(model: onnx.ModelProto) -> bool:
@@ -229,126 +87,6 @@ def dense_from_file(path: str | Path) -> onnx.ModelProto:
         raise ArtefactError(f"{path}: {cause.what}", expected=cause.expected, do=cause.do) from cause
 
 
-# ---- which weights
-
-
-def pack_choices(model: onnx.ModelProto) -> tuple[PackChoice, ...]:
-    """Every initializer that is a layer's weight, in stored order, and whether `pack` packs it.
-
-    A weight is packed when every use of it is as the weight of a Conv, ConvTranspose, Gemm or MatMul, directly
-    or through DequantizeLinear with zero point 0, QuantizeLinear, Cast, Identity and Transpose, all with one
-    reduction axis along which it is 2:4.
-    """
-    uses = _Uses(model)
-    choices = []
-    for tensor in model.graph.initializer:
-        axes, reason = uses.of_weight(tensor)
-        if not axes:
-            continue
-        axis = axes.pop() if len(axes) == 1 else None
-        if reason is None and axis is None:
-            reason = "its layers reduce over different axes"
-        if reason is None and axis is not None:
-            reason = _why_not(tensor, axis)
-        choices.append(PackChoice(weight=tensor.name, shape=tuple(tensor.dims), axis=axis, reason=reason))
-    return tuple(choices)
-
-
-def _why_not(tensor: TensorProto, axis: int) -> str | None:
-    shape = tuple(tensor.dims)
-    if tensor.data_type not in _BITS:
-        return f"it is {_type_name(tensor.data_type)}"
-    if not _has_groups(shape, axis):
-        return f"axis {axis} has {shape[axis]} entries, no multiple of 4"
-    if tensor.data_location == TensorProto.EXTERNAL:
-        return "its values lie in another file and were not loaded"
-    groups = _groups(_bits(numpy_helper.to_array(tensor), tensor.data_type), axis)
-    n_over = _groups_over(_nonzero_mask(groups))
-    return f"{n_over} of {len(groups)} groups have more than 2 nonzeros in 4" if n_over else None
-
-
-class _Uses:
-    """Who reads what in a graph."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        graph = model.graph
-        self.by_name: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
-        self.elsewhere = {
-            **{value.name: "it is also an output of the graph" for value in graph.output},
-            **{value.name: "it is also an input of the graph" for value in graph.input},
-        }
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        for node in graph.node:
-            for slot, name in enumerate(node.input):
-                self.by_name.setdefault(name, []).append((node, slot))
-            for name in _names_in_subgraphs(node):
-                self.elsewhere[name] = "it is also used in a subgraph"
-            if node.op_type == "Constant" and node.domain in _ONNX_DOMAINS:
-                for found in node.attribute:
-                    if found.name == "value":
-                        self.constants[node.output[0]] = found.t
-
-    def of_weight(self, tensor: TensorProto) -> tuple[set[int], str | None]:
-        """The reduction axes, as stored, of the layers whose weight this is; why it must stay as it is, if so."""
-        axes: set[int] = set()
-        reason: str | None = None
-        rank = len(tensor.dims)
-        seen: set[str] = set()
-        waiting = [(tensor.name, tuple(range(rank)))]
-        while waiting:
-            name, order = waiting.pop()  # order: for each axis of this tensor, the axis as stored
-            if name in seen:
-                continue
-            seen.add(name)
-            reason = reason or self.elsewhere.get(name)
-            shadow = TensorProto(dims=[tensor.dims[axis] for axis in order])
-            for node, slot in self.by_name.get(name, []):
-                found = layer_weight(node, {name: shadow}) if len(node.input) > 1 else None
-                if found is not None and slot == (1 if node.input[1] == name else 0):
-                    axes.add(order[found[1]])
-                elif slot == 0 and (after := self._through(node, order)) is not None:
-                    reason = reason or self._zero_point(node)
-                    waiting.append((node.output[0], after))
-                else:
-                    reason = reason or f"{node.op_type} {node.name or node.output[0]} uses it too"
-        return axes, reason
-
-    def _through(self, node: onnx.NodeProto, order: Shape) -> Shape | None:
-        """The axes behind a node that keeps zeros zero and moves at most axes; None for another node."""
-        if node.domain not in _ONNX_DOMAINS or not node.output:
-            return None
-        if node.op_type in ("DequantizeLinear", "QuantizeLinear", "Cast", "Identity"):
-            return order
-        if node.op_type == "Transpose":
-            perm = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), None)
-            perm = tuple(reversed(range(len(order)))) if perm is None else perm
-            return tuple(order[axis] for axis in perm) if sorted(perm) == list(range(len(order))) else None
-        return None
-
-    def _zero_point(self, node: onnx.NodeProto) -> str | None:
-        if (
-            node.op_type not in ("DequantizeLinear", "QuantizeLinear")
-            or len(node.input) < 3
-            or not node.input[2]
-        ):
-            return None
-        constant = self.constants.get(node.input[2])
-        if constant is None or constant.data_location == TensorProto.EXTERNAL:
-            return f"the zero point of {node.name or node.output[0]} is not known"
-        if np.any(numpy_helper.to_array(constant).astype(np.float32) != 0):
-            return f"the zero point of {node.name or node.output[0]} is not 0"
-        return None
-
-
-def _names_in_subgraphs(node: onnx.NodeProto) -> Iterator[str]:
-    for found in node.attribute:
-        for graph in (*found.graphs, *([found.g] if found.HasField("g") else [])):
-            yield from (value.name for value in graph.output)
-            for inner in graph.node:
-                yield from inner.input
-                yield from _names_in_subgraphs(inner)
-
-
 # ---- pack
 
 
@@ -376,7 +114,9 @@ def pack(model: onnx.ModelProto) -> onnx.ModelProto:
         weight, axis = tensor.name, choice.axis
         array = numpy_helper.to_array(tensor)
         small = pack_weight(array, axis)
-        _set_prop(packed, TENSOR_KEY + weight, _tensor_prop(tensor.data_type, _bits(array, tensor.data_type)))
+        _set_prop(
+            packed, TENSOR_KEY + weight, _tensor_prop(tensor.data_type, bits_of(array, tensor.data_type))
+        )
         names = [_free(f"{weight}.{part}", taken) for part in ("values", "meta", "shape")]
         _fill(tensor, names[0], small.values)
         extra.append(numpy_helper.from_array(small.meta, names[1]))
@@ -452,7 +192,7 @@ def _require_names_free(model: onnx.ModelProto) -> None:
 
 def _require_functions(model: onnx.ModelProto) -> int:
     """The opset of the model, when it and the IR version have what the function is built of."""
-    opset = max((entry.version for entry in model.opset_import if entry.domain in _ONNX_DOMAINS), default=0)
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ONNX_DOMAINS), default=0)
     if opset < MIN_OPSET or model.ir_version < MIN_IR_VERSION:
         raise UsageError(
             f"The model has opset {opset} and IR version {model.ir_version}.",
@@ -510,6 +250,7 @@ def expand(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = dense.graph
     initializers = _initializers(graph)
     readers = _readers(graph)
+    fed = {value.name for value in graph.input}
     found: set[str] = set()
     gone: set[str] = set()
     nodes: list[int] = []
@@ -518,11 +259,11 @@ def expand(model: onnx.ModelProto) -> onnx.ModelProto:
         if not _is_call(node):
             continue
         if len(node.input) != 3 or len(node.output) != 1:
-            raise _damaged(f"a call has {len(node.input)} inputs and {len(node.output)} outputs", "3 and 1")
+            raise damaged(f"a call has {len(node.input)} inputs and {len(node.output)} outputs", "3 and 1")
         parts = []
         for name in node.input:
-            if name not in initializers:
-                raise _damaged(f"the input {name!r} of a call is not an initializer", "an initializer")
+            if name not in initializers or name in fed:
+                raise damaged(f"the input {name!r} of a call is no constant", "an initializer")
             parts.append(initializers[name])
         nodes.append(index)
         weight, perm = node.output[0], None
@@ -532,17 +273,17 @@ def expand(model: onnx.ModelProto) -> onnx.ModelProto:
             nodes.append(step)
             weight = graph.node[step].output[0]
         if weight not in wanted or weight in found or weight in initializers:
-            raise _damaged(f"{weight!r} is unpacked", "a weight that the metadata name, once,")
+            raise damaged(f"{weight!r} is unpacked", "a weight that the metadata name, once,")
         if readers[node.input[0]] != 1:
-            raise _damaged(f"the values of {weight!r} are used {readers[node.input[0]]} times", "once")
+            raise damaged(f"the values of {weight!r} are used {readers[node.input[0]]} times", "once")
         data_type, bits = _unpacked(parts, perm, weight)
         if (made := _tensor_prop(data_type, bits)) != wanted[weight]:
-            raise _damaged(f"{weight!r} unpacks to {made}", wanted[weight])
+            raise damaged(f"{weight!r} unpacks to {made}", wanted[weight])
         found.add(weight)
         gone.update(node.input[1:])
         _fill(parts[0], weight, bits)
     if missing := wanted.keys() - found:
-        raise _damaged(f"nothing unpacks {min(missing)!r}", "a call for every weight that the metadata name")
+        raise damaged(f"nothing unpacks {min(missing)!r}", "a call for every weight that the metadata name")
     for index in sorted(nodes, reverse=True):
         del graph.node[index]
     _drop(graph, gone, moved_names)
@@ -555,11 +296,11 @@ def _take_props(model: onnx.ModelProto) -> dict[str, str]:
     kept = []
     for prop in model.metadata_props:
         if not isinstance(prop.key, str) or not isinstance(prop.value, str):  # not UTF-8
-            raise _damaged(f"the metadata hold {prop.key!r}: {prop.value!r}", "text")
+            raise damaged(f"the metadata hold {prop.key!r}: {prop.value!r}", "text")
         if not _is_ours(prop.key):
             kept.append((prop.key, prop.value))
         elif prop.key in ours:
-            raise _damaged(f"the metadata {prop.key!r} are there twice", "each key once")
+            raise damaged(f"the metadata {prop.key!r} are there twice", "each key once")
         else:
             ours[prop.key] = prop.value
     version = ours.pop(FORMAT_KEY, None)
@@ -573,7 +314,7 @@ def _take_props(model: onnx.ModelProto) -> dict[str, str]:
         key.removeprefix(TENSOR_KEY): value for key, value in ours.items() if key.startswith(TENSOR_KEY)
     }
     if unknown := ours.keys() - {TENSOR_KEY + weight for weight in wanted}:
-        raise _damaged(f"the metadata hold {min(unknown)!r}", "no such key")
+        raise damaged(f"the metadata hold {min(unknown)!r}", "no such key")
     model.ClearField("metadata_props")
     for key, value in kept:
         _set_prop(model, key, value)
@@ -585,20 +326,20 @@ def _take_function(model: onnx.ModelProto) -> None:
     ours = [index for index, function in enumerate(model.functions) if function.domain == DOMAIN]
     versions = [entry.version for entry in model.opset_import if entry.domain == DOMAIN]
     if len(ours) != 1 or versions != [1]:
-        raise _damaged(
+        raise damaged(
             f"it defines {len(ours)} functions of {DOMAIN} and imports its versions {versions}",
             "one, and [1]",
         )
     function = model.functions[ours[0]]
     opsets = [entry.version for entry in function.opset_import if entry.domain == ""]
     if len(opsets) != 1 or _bare(function) != _bare(unpack_function(opsets[0])):
-        raise _damaged(f"its function {DOMAIN}::{FUNCTION} is another one", "that of the format")
+        raise damaged(f"its function {DOMAIN}::{FUNCTION} is another one", "that of the format")
     others = [node for f in model.functions if f.domain != DOMAIN for node in _all_nodes(f.node)]
     inner = [node for outer in model.graph.node for node in _all_nodes(_nodes_in_subgraphs(outer))]
     if any(node.domain == DOMAIN for node in (*others, *inner)):
-        raise _damaged("a function or a subgraph calls it", "calls in the main graph only")
+        raise damaged("a function or a subgraph calls it", "calls in the main graph only")
     if any(node.domain == DOMAIN and not _is_call(node) for node in model.graph.node):
-        raise _damaged(f"it calls something else of {DOMAIN}", FUNCTION)
+        raise damaged(f"it calls something else of {DOMAIN}", FUNCTION)
     del model.functions[ours[0]]
     kept = [(entry.domain, entry.version) for entry in model.opset_import if entry.domain != DOMAIN]
     model.ClearField("opset_import")
@@ -624,14 +365,14 @@ def _initializers(graph: onnx.GraphProto) -> dict[str, TensorProto]:
     found: dict[str, TensorProto] = {}
     for tensor in graph.initializer:
         if tensor.name in found:
-            raise _damaged(f"the initializer {tensor.name!r} is there twice", "each once")
+            raise damaged(f"the initializer {tensor.name!r} is there twice", "each once")
         found[tensor.name] = tensor
     return found
 
 
 def _readers(graph: onnx.GraphProto) -> Counter[str]:
     """How often each tensor is read, as an output of the graph and in subgraphs too."""
-    readers = Counter(name for node in graph.node for name in (*node.input, *_names_in_subgraphs(node)))
+    readers = Counter(name for node in graph.node for name in (*node.input, *names_in_subgraphs(node)))
     readers.update(value.name for value in graph.output)
     return readers
 
@@ -641,7 +382,7 @@ def _transposition(graph: onnx.GraphProto, name: str, readers: Mapping[str, int]
     at = [index for index, node in enumerate(graph.node) if name in node.input]
     node = graph.node[at[0]] if len(at) == 1 and readers[name] == 1 else None
     if node is None or (node.domain, node.op_type) != ("", "Transpose") or len(node.output) != 1:
-        raise _damaged(
+        raise damaged(
             f"{name!r} is unpacked, which the metadata do not name, and not only transposed",
             "a weight of the metadata, or one Transpose to it,",
         )
@@ -651,18 +392,18 @@ def _transposition(graph: onnx.GraphProto, name: str, readers: Mapping[str, int]
 def _unpacked(parts: Sequence[TensorProto], perm: Shape | None, weight: str) -> tuple[int, Array]:
     """Data type and bits of a weight, as stored. parts: values, meta, shape.  perm: None without a Transpose."""
     values, meta, shape = parts
-    if values.data_type not in _BITS:
-        raise _damaged(f"the values of {weight!r} are {_type_name(values.data_type)}", "a type of the format")
+    if values.data_type not in BITS:
+        raise damaged(f"the values of {weight!r} are {type_name(values.data_type)}", "a type of the format")
     packed = PackedWeight(
-        values=_raw(values, _BITS[values.data_type]),
+        values=_raw(values, BITS[values.data_type]),
         meta=_raw(meta, np.dtype("u1"), TensorProto.UINT8),
         shape=tuple(_raw(shape, np.dtype("<i8"), TensorProto.INT64).reshape(-1).tolist()),
     )
-    bits = _unpacked_bits(packed)
+    bits = unpacked_bits(packed)
     if perm is None:
         return values.data_type, bits
     if sorted(perm) != list(range(bits.ndim)):
-        raise _damaged(
+        raise damaged(
             f"{weight!r} of shape {bits.shape} is transposed by {perm}", "a permutation of its axes"
         )
     return values.data_type, np.ascontiguousarray(bits.transpose(perm))
@@ -672,7 +413,7 @@ def _raw(tensor: TensorProto, dtype: np.dtype[Any], data_type: int | None = None
     """The values of an initializer, when they are where the format puts them."""
     n_bytes = math.prod(tensor.dims) * dtype.itemsize if all(n >= 0 for n in tensor.dims) else -1
     if data_type is not None and tensor.data_type != data_type:
-        raise _damaged(f"{tensor.name!r} is {_type_name(tensor.data_type)}", f"{_type_name(data_type)}")
+        raise damaged(f"{tensor.name!r} is {type_name(tensor.data_type)}", f"{type_name(data_type)}")
     if tensor.data_location == TensorProto.EXTERNAL:
         raise ArtefactError(
             f"The values of {tensor.name!r} lie in another file.",
@@ -680,7 +421,7 @@ def _raw(tensor: TensorProto, dtype: np.dtype[Any], data_type: int | None = None
             do="Read it with onnx.load(path).",
         )
     if len(tensor.raw_data) != n_bytes:
-        raise _damaged(
+        raise damaged(
             f"{tensor.name!r} of shape {tuple(tensor.dims)} has {len(tensor.raw_data)} bytes", f"{n_bytes}"
         )
     return np.frombuffer(tensor.raw_data, dtype=dtype).reshape(tuple(tensor.dims))
@@ -696,57 +437,6 @@ def _drop(graph: onnx.GraphProto, initializers: set[str], values: set[str]) -> N
     for index in reversed(range(len(graph.value_info))):
         if graph.value_info[index].name in values:
             del graph.value_info[index]
-
-
-# ---- tensors as bits
-
-
-def _data_type(array: Array) -> int:
-    try:
-        return int(helper.np_dtype_to_tensor_dtype(array.dtype))
-    except (KeyError, ValueError, TypeError):
-        return TensorProto.UNDEFINED
-
-
-def _type_name(data_type: int) -> str:
-    names = TensorProto.DataType
-    return names.Name(data_type) if data_type in names.values() else f"of unknown type {data_type}"
-
-
-def _bits(array: Array, data_type: int) -> Array:
-    """The tensor as unsigned integers of its width, contiguous, zeros being positive."""
-    bits = np.ascontiguousarray(array).reshape(array.shape).view(_BITS[data_type])
-    sign = _SIGN.get(data_type)
-    return bits if sign is None else np.where(bits == sign, bits.dtype.type(0), bits)
-
-
-def _as(bits: Array, data_type: int) -> Array:
-    array: Array = bits.view(helper.tensor_dtype_to_np_dtype(data_type))
-    return array
-
-
-def _has_groups(shape: Shape, axis: int) -> bool:
-    return math.prod(shape) > 0 and shape[axis] % 4 == 0
-
-
-def _moved(shape: Shape, axis: int) -> Shape:
-    return (*shape[:axis], *shape[axis + 1 :], shape[axis])
-
-
-def _groups(array: Array, axis: int) -> Array:
-    """(G, 4): the axis moved last, groups in row-major order."""
-    return np.ascontiguousarray(np.moveaxis(array, axis, -1)).reshape(-1, 4)
-
-
-def _nonzero_mask(groups: Array) -> Array:
-    """Bit i of entry g: member i of group g is not zero."""
-    nonzero = (groups != 0).view(np.uint8)
-    mask: Array = nonzero[:, 0] | nonzero[:, 1] << 1 | nonzero[:, 2] << 2 | nonzero[:, 3] << 3
-    return mask
-
-
-def _groups_over(mask: Array) -> int:
-    return int(np.count_nonzero(~_OBEYS[mask]))
 
 
 # ---- protobuf
@@ -780,7 +470,7 @@ def _set_prop(model: onnx.ModelProto, key: str, value: str) -> None:
 def _tensor_prop(data_type: int, bits: Array) -> str:
     """What the metadata say of a weight: type, shape and the SHA-256 of its bytes, as stored when dense."""
     shape = ",".join(map(str, bits.shape))
-    return f"{_type_name(data_type)} {shape} {hashlib.sha256(bits.data).hexdigest()}"
+    return f"{type_name(data_type)} {shape} {hashlib.sha256(bits.data).hexdigest()}"
 
 
 def _fill(tensor: TensorProto, name: str, array: Array) -> None:
@@ -790,11 +480,3 @@ def _fill(tensor: TensorProto, name: str, array: Array) -> None:
     tensor.name = name
     tensor.dims.extend(array.shape)
     tensor.raw_data = array.tobytes()
-
-
-def _damaged(what: str, expected: str) -> ArtefactError:
-    return ArtefactError(
-        f"The packed model is damaged: {what}.",
-        expected=f"{expected[:1].upper()}{expected[1:]} was expected.",
-        do="Copy it again, or pack the dense model again.",
-    )

@@ -555,6 +555,9 @@ DAMAGE: dict[str, Any] = {
     "other domain version": lambda m: setattr(m.opset_import[-1], "version", 2),
     "no call": lambda m: m.graph.node.pop(0),
     "values twice": _twice,
+    "values fed": lambda m: m.graph.input.append(
+        helper.make_tensor_value_info("w.values", TensorProto.FLOAT, [16, 2])
+    ),
     "input gone": lambda m: m.graph.initializer.pop(),
     "initializer twice": lambda m: m.graph.initializer.append(initializer(m, "w.meta")),
     "two inputs": lambda m: m.graph.node[0].input.pop(),
