@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 )
 @click.option("--compact", is_flag=True, help="Take the channels that do nothing out of the graph.")
 @click.option(
+    "--onnx",
+    "form",
+    type=click.Choice(["dense", "packed", "both"]),
+    default="dense",
+    show_default=True,
+    help="How model.onnx stores 2:4 weights; both adds model-dense.onnx.",
+)
+@click.option(
     "--trust", metavar="SHA256", help="Allow the code that a run from elsewhere names, by its hash."
 )
 @json_option
@@ -28,6 +36,7 @@ def command(
     out: Path | None,
     targets: tuple[str, ...],
     compact: bool,
+    form: str,
     trust: str | None,
     as_json: bool,
 ) -> None:
@@ -39,11 +48,16 @@ def command(
 
     from sparse_export.building import build
 
-    bundle = build(run, out, targets=targets, compact=compact, trust=trust)
+    bundle = build(run, out, targets=targets, compact=compact, onnx=form, trust=trust)
     info = bundle.info
+    sizes = [
+        f"{name} {fact.size_bytes:,} bytes{' packed' if form != 'dense' and name == bundle.onnx_path.name else ''}"
+        for name, fact in info.files.items()
+        if name.endswith(".onnx")
+    ]
     text = (
         f"{info.model.name}, {info.n_nonzero:,} of {info.n_parameters:,} parameters not zero, "
-        f"ONNX opset {info.opset}\n{bundle.path}"
+        f"ONNX opset {info.opset}\n{'; '.join(sizes)}\n{bundle.path}"
     )
     if info.compacted is not None:
         text = f"{_compact_table(info.compacted)}\n\n{text}"

@@ -41,11 +41,18 @@ from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError, Us
 from sparse_export.files import require_writable, sha256_file, staged_folder, write_bytes, write_json
 from sparse_export.graph.compact import compact as compacted_graph
 from sparse_export.graph.export import INPUT_NAME, IR_VERSION, OPSET, OUTPUT_NAME, onnx_from_module
-from sparse_export.graph.verify import count_parameters, graph_layers
+from sparse_export.graph.pack24 import pack, pack_choices
+from sparse_export.graph.verify import (
+    count_parameters,
+    graph_layers,
+    promised_patterns,
+    require_patterns,
+)
 from sparse_export.runtime.equality import require_same_output
 from sparse_export.runtime.onnxruntime import open_session
 
 __all__ = [
+    "DENSE_MODEL_FILE",
     "GOLDEN_INPUT",
     "GOLDEN_OUTPUT",
     "MODEL_FILE",
@@ -58,6 +65,7 @@ __all__ = [
 WEIGHTS_FILE = "model.safetensors"
 MASKS_FILE = "masks.safetensors"
 MODEL_FILE = "model.onnx"
+DENSE_MODEL_FILE = "model-dense.onnx"
 LAYERS_FILE = "layers.json"
 SUMS_FILE = "SHA256SUMS"
 GOLDEN_INPUT = "golden/input.npy"
@@ -66,6 +74,8 @@ ATOL = 1e-4
 RTOL = 1e-4
 
 _TARGETS = ("onnx",)
+_FORMS = ("dense", "packed", "both")
+_REASONS_SHOWN = 8
 _GOLDEN_SAMPLES = 8
 _GOLDEN_SEED = 20
 
@@ -76,6 +86,7 @@ def build(
     *,
     targets: Sequence[str] = ("onnx",),
     compact: bool = False,
+    onnx: str = "dense",
     trust: str | None = None,
 ) -> Bundle:
     """Write the bundle of a finished run, whole or not at all.
@@ -84,14 +95,15 @@ def build(
     out: `<run>-bundle` beside the run by default; a bundle that stands there is replaced, unless it holds
     files that it does not list; a link is followed.  targets: what to build for; `onnx` is the one there is.
     compact: take the channels that do nothing out of the graph; the outputs are held against those of the whole
-    graph first.  trust: SHA-256 of the run's `run.json`, needed once for a run that
-    names a factory and was made elsewhere.
+    graph first.  onnx: `packed` writes 2:4 weights packed, `both` adds the dense form as `model-dense.onnx`.
+    trust: SHA-256 of the run's `run.json`, needed once for a run that names a factory and was made elsewhere.
 
     The ONNX file just written is run by onnxruntime on the golden input before anything takes its name.
     Raises UsageError, ArtefactError, NotTrustedError, OutputError, or GateFailed when the graph or its output is
-    not that of the network.
+    not that of the network, or when no weight is 2:4 that could be packed.
     """
     _require_targets(targets)
+    _require_form(onnx)
     run_folder = Path(run.path if isinstance(run, Run) else run)
     module = run.module if isinstance(run, Run) else None
     opened = Run(path=run_folder, info=open_run(run_folder).info, module=module)
@@ -106,15 +118,19 @@ def build(
     masks = masks_of_run(opened, network)
     golden_input, golden_output = _golden_pair(network, info.model.input_shape)
     model = onnx_from_module(network, info.model.input_shape, masks=masks)
+    require_patterns(model, promised_patterns(info.layers))
     model, compact_fact = _compacted(model, info.model.input_shape) if compact else (model, None)
     layers = graph_layers(model)
+    files = _model_files(model, onnx)
     with staged_folder(target) as stage:
-        write_bytes(stage / MODEL_FILE, model.SerializeToString(deterministic=True))
+        for name, content in files.items():
+            write_bytes(stage / name, content)
         write_bytes(stage / GOLDEN_INPUT, _npy_bytes(golden_input))
         write_bytes(stage / GOLDEN_OUTPUT, _npy_bytes(golden_output))
         write_json(stage / LAYERS_FILE, {"layers": [asdict(layer) for layer in layers]})
-        _require_parity(stage / MODEL_FILE, golden_input, golden_output)
-        names = (MODEL_FILE, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT)
+        for name in files:
+            _require_parity(stage / name, golden_input, golden_output)
+        names = (*files, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT)
         facts = file_facts(stage, names)
         bundle_info = _bundle_info(opened, model, layers, targets, facts, compact_fact)
         save_bundle_info(stage, bundle_info)
@@ -130,6 +146,29 @@ def _require_targets(targets: Sequence[str]) -> None:
     for target in targets:
         if target not in _TARGETS:
             raise UnknownNameError("build target", target, _TARGETS)
+
+
+def _require_form(form: str) -> None:
+    if form not in _FORMS:
+        raise UnknownNameError("form of the ONNX file", form, _FORMS)
+
+
+def _model_files(model: onnx.ModelProto, form: str) -> dict[str, bytes]:
+    """The content of each model file, by name. Raises GateFailed when there is nothing to pack."""
+    dense: bytes = model.SerializeToString(deterministic=True)
+    if form == "dense":
+        return {MODEL_FILE: dense}
+    choices = pack_choices(model)
+    if all(choice.reason is not None for choice in choices):
+        reasons = "; ".join(f"{choice.weight}: {choice.reason}" for choice in choices[:_REASONS_SHOWN])
+        more = f"; and {len(choices) - _REASONS_SHOWN} more" if len(choices) > _REASONS_SHOWN else ""
+        raise GateFailed(
+            f"No weight can be packed: {reasons or 'the graph has no layer with a weight'}{more}.",
+            expected="At least one weight was expected to be 2:4 along its reduction axis.",
+            do="Train with a 2:4 pattern, or build with the dense ONNX file.",
+        )
+    packed: bytes = pack(model).SerializeToString(deterministic=True)
+    return {MODEL_FILE: packed} | ({DENSE_MODEL_FILE: dense} if form == "both" else {})
 
 
 def _require_replaceable(out: Path) -> None:

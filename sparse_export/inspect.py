@@ -219,8 +219,7 @@ def _of_bundle(path: Path) -> Inspection:
     graph, broken, unchecked = _graph_of_bundle(path, info)
     if info.compacted is not None:
         facts["compacted"] = (
-            f"{info.compacted.n_weights_after:,} of {info.compacted.n_weights_before:,} parameters left; "
-            f"the layers below are those of the run"
+            f"{info.compacted.n_weights_after:,} of {info.compacted.n_weights_before:,} parameters left"
         )
     layers = _kept(info.layers)
     found = _inspection(path, "bundle", layers, info.n_parameters, info.accuracy, facts, info.files)

@@ -10,9 +10,18 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from sparse_export.artefact import CompactedLayer
+from sparse_export.artefact import CompactedLayer, GraphLayer
 from sparse_export.errors import GateFailed
-from sparse_export.graph.channel_facts import Array, Channels, Graph, Layer, attribute, classes, slice_range, title
+from sparse_export.graph.channel_facts import (
+    Array,
+    Channels,
+    Graph,
+    Layer,
+    attribute,
+    classes,
+    slice_range,
+    title,
+)
 from sparse_export.graph.verify import count_parameters, graph_layers
 
 __all__ = ["Compacted", "compact"]
@@ -307,8 +316,13 @@ def _assembled(graph: Graph) -> onnx.ModelProto:
     return model
 
 
+def _with_weights(model: onnx.ModelProto) -> list[GraphLayer]:
+    """The layers that multiply by a constant; products of two activations have no channel of their own to lose."""
+    return [layer for layer in graph_layers(model) if layer.constant]
+
+
 def _n_outputs(model: onnx.ModelProto) -> int:
-    return sum(_sizes(layer.shape, layer.op_type, layer.reduction_axis) for layer in graph_layers(model))
+    return sum(_sizes(layer.shape, layer.op_type, layer.reduction_axis) for layer in _with_weights(model))
 
 
 def _sizes(shape: tuple[int, ...], op_type: str, reduction_axis: int) -> int:
@@ -323,9 +337,9 @@ def _layers(
     why: dict[str, tuple[str, str]],
     dropped: dict[str, int],
 ) -> tuple[CompactedLayer, ...]:
-    left = {layer.node: layer for layer in graph_layers(after)}
+    left = {layer.node: layer for layer in _with_weights(after)}
     result = []
-    for layer in graph_layers(before):
+    for layer in _with_weights(before):
         outputs, inputs = why.get(layer.node, ("its channels cannot be followed", ""))
         found = left.get(layer.node, layer)
         if layer.node in dropped:

@@ -7,9 +7,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError
+from sparse_export.graph.pack24 import dense_from_file, may_be_packed
 from sparse_export.runtime import Session
 
 __all__ = ["open_session"]
@@ -20,12 +22,12 @@ _ONLY_FATAL = 4
 
 
 def open_session(model_path: Path, *, n_threads: int | None = None, provider: str = "cpu") -> Session:
-    """Load an ONNX file with one input and one output.
+    """Load an ONNX file with one input and one output. Packed 2:4 weights are expanded, and checked, in memory.
 
     n_threads: threads inside an operator; None leaves the choice to onnxruntime (one for each core). Operators
     run one after the other.  provider: `cpu` or `cuda`; no other device takes its place when it is absent.
     Raises UsageError (no such file, n_threads below 1), UnknownNameError (provider), MissingCapability (this
-    machine cannot run the provider) or ArtefactError (not a usable ONNX file).
+    machine cannot run the provider) or ArtefactError (not a usable ONNX file, or packed weights that are damaged).
     """
     if provider not in _PROVIDERS:
         raise UnknownNameError("onnxruntime provider", provider, _PROVIDERS)
@@ -41,6 +43,20 @@ def open_session(model_path: Path, *, n_threads: int | None = None, provider: st
     if wanted not in ort.get_available_providers():
         raise _missing(provider, f"it offers {', '.join(ort.get_available_providers())}")
     return _OnnxruntimeSession(model_path, n_threads, provider)
+
+
+def _content(model_path: Path) -> Path | bytes:
+    """What to load: the file itself, or the dense form of a packed one.
+
+    onnxruntime unpacks too, to the same result, but takes longer and more memory for it.
+    """
+    if not may_be_packed(model_path):
+        return model_path
+    model = dense_from_file(model_path)
+    if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:  # cannot be handed over; checked all the same
+        return model_path
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def _missing(provider: str, why: str) -> MissingCapability:
@@ -61,10 +77,11 @@ class _OnnxruntimeSession:
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         wanted = _PROVIDERS[provider]
+        content = _content(model_path)
         try:
-            session = ort.InferenceSession(model_path, options, providers=[wanted], enable_fallback=False)
+            session = ort.InferenceSession(content, options, providers=[wanted], enable_fallback=False)
         except Exception as cause:  # onnxruntime's errors have no common base
-            if provider != "cpu" and "Load model" not in str(cause):
+            if provider != "cpu" and "load model" not in str(cause).lower():
                 raise _missing(provider, str(cause)) from cause
             raise ArtefactError(
                 f"onnxruntime {ort.__version__} cannot load {model_path}: {cause}.",

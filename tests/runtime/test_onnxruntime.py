@@ -4,12 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError
+from sparse_export.graph.pack24 import pack
 from sparse_export.runtime import Session
 from sparse_export.runtime.onnxruntime import open_session
+from tests.graph.packed import gemm, initializer, two_four
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3)
 
@@ -115,3 +118,53 @@ def test_a_provider_that_does_not_work_here_is_never_replaced_by_another(model_p
 def test_fewer_than_one_thread_is_refused(model_path: Path, n_threads: int) -> None:
     with pytest.raises(UsageError, match=f"{n_threads} threads"):
         open_session(model_path, n_threads=n_threads)
+
+
+@pytest.fixture
+def packed_paths(tmp_path: Path) -> tuple[Path, Path]:
+    """A dense file and the packed one of the same network."""
+    model = gemm(two_four((6, 8), 1))
+    onnx.save(model, tmp_path / "dense.onnx")
+    onnx.save(pack(model), tmp_path / "packed.onnx")
+    return tmp_path / "dense.onnx", tmp_path / "packed.onnx"
+
+
+def _output(path: Path, x: np.ndarray) -> bytes:
+    with open_session(path, n_threads=1) as session:
+        return session.run(x).tobytes()
+
+
+def test_a_packed_file_gives_the_bits_of_the_dense_one(
+    packed_paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense, packed = packed_paths
+    x = np.random.default_rng(0).standard_normal((5, 8), dtype=np.float32)
+    wanted = _output(dense, x)
+    loaded = []
+    genuine = onnxruntime.InferenceSession
+
+    def noting(content: object, *args: object, **options: object) -> object:
+        loaded.append(content)
+        return genuine(content, *args, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noting)
+    assert _output(packed, x) == wanted
+    monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 1)
+    assert _output(packed, x) == wanted
+    assert loaded == [dense.read_bytes(), packed]
+
+
+def test_damaged_packed_weights_are_an_artefact_error_with_the_file(packed_paths: tuple[Path, Path]) -> None:
+    model = onnx.load(packed_paths[1])
+    initializer(model, "w.meta").raw_data = b"\x44" * 6
+    onnx.save(model, packed_paths[1])
+    with pytest.raises(ArtefactError, match=r"packed\.onnx.*packed model is damaged"):
+        open_session(packed_paths[1])
+
+
+def test_the_words_of_the_format_alone_do_not_make_a_file_packed(model_path: Path) -> None:
+    model = onnx.load(model_path)
+    model.doc_string = "not sparse24"
+    onnx.save(model, model_path)
+    with open_session(model_path) as session:
+        assert session.run(np.zeros((1, 4), dtype=np.float32)).shape == (1, 3)
