@@ -148,7 +148,9 @@ class SparseTraining:
                 weight.mul_(1 / math.sqrt(density))
 
     def _note_shapes(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Remember what one sample looks like, once, so that a run can be exported."""
+        """Remember what one sample looks like, once, so that a run can be exported. Never within torch.compile."""
+        if torch.compiler.is_compiling():
+            return
         if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
             self._input_shape = tuple(inputs[0].shape[1:])
             self._n_classes = output.shape[-1]

@@ -28,7 +28,7 @@ def float_tolerance(model: onnx.ModelProto) -> float:
     A sum of n terms rounds by about sqrt(n) times half a unit in the last place, and the layers add up; 32 times
     that is allowed, since a layer may enlarge what came before it.
     """
-    layers = graph_layers(model)
+    layers = [layer for layer in graph_layers(model) if layer.constant]
     n_terms = sum(
         math.prod(layer.shape[1:]) if layer.op_type == "Conv" else layer.shape[layer.reduction_axis]
         for layer in layers
