@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.graph.packable import ONNX_DOMAINS, PackChoice, names_in_subgraphs, pack_choices
-from sparse_export.graph.verify import onnx_from_file
 from sparse_export.graph.weight24 import (
     BITS,
     Array,
@@ -78,13 +78,28 @@ def may_be_packed(path: Path) -> bool:
 
 
 def dense_from_file(path: str | Path) -> onnx.ModelProto:
-    """Read an ONNX model, packed or not, with dense weights. Raises as `onnx_from_file` and `expand` do."""
+    """Read an ONNX model with its external data, packed or not, with dense weights.
+
+    Only the packing is checked: onnx's checker takes longer than all the rest. Raises UsageError when there is
+    no such file, ArtefactError when it is no ONNX model or as `expand` does.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file.", expected="An .onnx file was expected.")
     try:
-        return expand(onnx_from_file(path))
+        model = onnx.load(path)
+    except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as cause:
+        reason = str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__
+        raise ArtefactError(
+            f"{path} cannot be read as ONNX: {reason}.",
+            expected="A whole ONNX model was expected; this one is truncated or something else.",
+            do="Copy it again, or export it again.",
+        ) from cause
+    try:
+        _expand(model)
     except ArtefactError as cause:
-        if str(path) in cause.what:
-            raise
         raise ArtefactError(f"{path}: {cause.what}", expected=cause.expected, do=cause.do) from cause
+    return model
 
 
 # ---- pack
@@ -243,8 +258,14 @@ def expand(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     dense = onnx.ModelProto()
     dense.CopyFrom(model)
-    if not is_packed(model):
-        return dense
+    _expand(dense)
+    return dense
+
+
+def _expand(dense: onnx.ModelProto) -> None:
+    """`expand` in place; after an error the model is neither packed nor dense."""
+    if not is_packed(dense):
+        return
     wanted = _take_props(dense)
     _take_function(dense)
     graph = dense.graph
@@ -287,7 +308,6 @@ def expand(model: onnx.ModelProto) -> onnx.ModelProto:
     for index in sorted(nodes, reverse=True):
         del graph.node[index]
     _drop(graph, gone, moved_names)
-    return dense
 
 
 def _take_props(model: onnx.ModelProto) -> dict[str, str]:

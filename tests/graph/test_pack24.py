@@ -574,6 +574,13 @@ def test_damage_is_told_and_never_read(damage: Any) -> None:
         expand(packed)
 
 
+def test_values_that_something_else_reads_are_told() -> None:
+    packed = pack(gemm(two_four((8, 8), 1)))
+    packed.graph.output.append(helper.make_tensor_value_info("w.values", TensorProto.FLOAT, [16, 2]))
+    with pytest.raises(ArtefactError, match="values of 'w' are used 2 times"):
+        expand(packed)
+
+
 @pytest.mark.parametrize("perm", [[0, 1], [0, 0], [0], [1, 0, 2], []])
 def test_another_transposition_is_told(perm: list[int]) -> None:
     packed = pack(square([node("MatMul", ["x", "w"], ["y"])], two_four((8, 4), 0)))
@@ -698,6 +705,15 @@ def test_files_are_told_apart_and_read(tmp_path: Path) -> None:
 def test_the_name_of_the_format_is_found_across_blocks(tmp_path: Path, at: int) -> None:
     (tmp_path / "file").write_bytes(b"." * at + b"sparse24" + b"." * 9)
     assert may_be_packed(tmp_path / "file")
+
+
+@pytest.mark.parametrize("content", [b"hello, this is text\n", b"\x0a\xff"])
+def test_something_else_is_told_with_the_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(ArtefactError, match=r"m\.onnx cannot be read as ONNX"):
+        dense_from_file(tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match="is not a file"):
+        dense_from_file(tmp_path)
 
 
 def test_damage_is_told_with_the_file(tmp_path: Path) -> None:
