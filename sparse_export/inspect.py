@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparse_export.artefact import (
     BUNDLE_FILE,
@@ -19,6 +20,9 @@ from sparse_export.artefact import (
     verify_files,
 )
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["InspectedLayer", "Inspection", "inspect", "require_promises"]
 
@@ -230,14 +234,23 @@ def _graph_of_bundle(
     path: Path, info: BundleInfo
 ) -> tuple[tuple[GraphLayer, ...], tuple[str, ...], str | None]:
     """The layers, the promises that they break, and why these could not be looked at."""
-    from sparse_export.graph.verify import broken_patterns, graph_layers, onnx_from_file, promised_patterns
+    from sparse_export.graph.verify import broken_patterns, graph_layers, promised_patterns
 
     promised = promised_patterns(info.layers)
     try:
-        model = onnx_from_file(path / _GRAPH_FILE)
+        model = _whole_graph(path / _GRAPH_FILE)
         return graph_layers(model), broken_patterns(model, promised), None
     except (ArtefactError, UsageError) as cause:  # which file is wrong is told with the others
         return (), (), cause.what if promised else None
+
+
+def _whole_graph(path: Path) -> onnx.ModelProto:
+    """A graph from a file, with packed weights expanded, so that they go by the names that they have dense."""
+    from sparse_export.graph.pack24 import expand, is_packed
+    from sparse_export.graph.verify import onnx_from_file
+
+    model = onnx_from_file(path)
+    return expand(model) if is_packed(model) else model
 
 
 def _kept(layers: tuple[LayerFact, ...]) -> tuple[InspectedLayer, ...]:
@@ -254,9 +267,9 @@ def _kept(layers: tuple[LayerFact, ...]) -> tuple[InspectedLayer, ...]:
 
 
 def _of_onnx(path: Path) -> Inspection:
-    from sparse_export.graph.verify import count_parameters, graph_layers, onnx_from_file
+    from sparse_export.graph.verify import count_parameters, graph_layers
 
-    model = onnx_from_file(path)
+    model = _whole_graph(path)
     found = graph_layers(model)
     layers = {
         layer.weight: InspectedLayer(

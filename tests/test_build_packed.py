@@ -22,6 +22,7 @@ from sparse_export.cli.main import cli
 from sparse_export.comparison import compare
 from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError
 from sparse_export.graph.pack24 import expand, packed_weights
+from sparse_export.inspect import inspect
 from sparse_export.sparsity.pattern import NMPattern, fits, largest_per_group
 from sparse_export.validation import check_gates, validate
 from tests.making_runs import digits_accuracy, digits_fact, digits_run, network_and_masks, save_run
@@ -169,3 +170,11 @@ def test_the_command_ends_with_three_when_nothing_is_two_four(tmp_path: Path) ->
     result = call("build", run.path, "--onnx", "packed", "--json")
     document: dict[str, Any] = json.loads(result.stdout)
     assert (result.exit_code, document["error"]["type"]) == (3, "GateFailed")
+
+
+def test_inspect_sees_the_packed_weights_as_it_sees_the_dense_ones(bundles: dict[str, Bundle]) -> None:
+    dense, packed = (inspect(bundles[form].path) for form in ("dense", "packed"))
+    assert packed.graph == dense.graph != ()
+    assert (packed.broken, packed.unchecked) == (dense.broken, dense.unchecked) == ((), None)
+    alone = inspect(bundles["packed"].onnx_path)
+    assert alone.layers == inspect(bundles["dense"].onnx_path).layers
