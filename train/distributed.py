@@ -145,9 +145,19 @@ def joined(device_type: str) -> Iterator[World]:
         on_cpu = dist.get_backend() == "gloo"
         control = dist.group.WORLD if on_cpu else dist.new_group(backend="gloo", timeout=_TIMEOUT)
         yield World(rank=dist.get_rank(), size=size, local_rank=local_rank, control=control)
-    finally:
-        if mine:
-            dist.destroy_process_group()
+    except ProcessLost:
+        raise  # closing would wait for those that are gone, and hold back the message
+    except BaseException:
+        _close(mine)
+        raise
+    else:
+        dist.barrier(group=control)  # nobody hangs up while another still listens
+        _close(mine)
+
+
+def _close(mine: bool) -> None:
+    if mine:
+        dist.destroy_process_group()
 
 
 @contextmanager

@@ -98,7 +98,8 @@ def user_loop(out: str) -> None:
     if RANK == 0:
         text = f"{trainer.n_updates} {masks_sha256(trainer.masks)} {trainer.masks_sha256} {' '.join(names)}"
         Path(out).write_text(text)
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # how torch takes a process group down is not what is tested
 
 
 if __name__ == "__main__":
