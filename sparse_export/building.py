@@ -118,8 +118,10 @@ def build(
     masks = masks_of_run(opened, network)
     golden_input, golden_output = _golden_pair(network, info.model.input_shape)
     model = onnx_from_module(network, info.model.input_shape, masks=masks)
-    require_patterns(model, promised_patterns(info.layers))
     model, compact_fact = _compacted(model, info.model.input_shape) if compact else (model, None)
+    require_patterns(
+        model, promised_patterns(info.layers)
+    )  # of the graph that ships: compacting moves columns
     layers = graph_layers(model)
     files = _model_files(model, onnx)
     with staged_folder(target) as stage:

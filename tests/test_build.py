@@ -34,6 +34,7 @@ from sparse_export.errors import (
     UsageError,
 )
 from sparse_export.files import sha256_file
+from sparse_export.sparsity.pattern import NMPattern, largest_per_group
 from tests.making_runs import digits_run, network_and_masks, save_run
 
 
@@ -248,6 +249,28 @@ def test_a_graph_that_computes_something_else_is_not_written(
 
     monkeypatch.setattr(build_module, "onnx_from_module", spoilt)
     with pytest.raises(GateFailed, match=r"differs from the network by 0\.5"):
+        build(run.path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_graph_that_breaks_the_pattern_its_run_promises_is_not_written(kept: bool, tmp_path: Path) -> None:
+    module, masks = network_and_masks(density=0.999)
+    pattern = NMPattern(n=2, m=4)
+    weight = module.get_parameter("fc1.weight")
+    if kept:
+        masks["fc1.weight"] = largest_per_group(weight.detach(), 1, pattern)
+        with torch.no_grad():
+            weight.mul_(masks["fc1.weight"]).add_(0.0)
+    run = save_run(tmp_path / "run", module, masks)
+    layers = tuple(
+        replace(layer, pattern="2:4" if layer.name == "fc1.weight" else None) for layer in run.info.layers
+    )
+    artefact.save_run_info(run.path, replace(run.info, layers=layers))
+    if kept:
+        assert build(run.path).info.layers == layers
+        return
+    with pytest.raises(GateFailed, match=r"fc1\.weight"):
         build(run.path)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

@@ -143,7 +143,7 @@ def joined(device_type: str) -> Iterator[World]:
             dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
         on_cpu = dist.get_backend() == "gloo"
-        control = dist.group.WORLD if on_cpu else dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        control: Any = dist.group.WORLD if on_cpu else dist.new_group(backend="gloo", timeout=_TIMEOUT)
         yield World(rank=dist.get_rank(), size=size, local_rank=local_rank, control=control)
     except ProcessLost:
         raise  # closing would wait for those that are gone, and hold back the message
@@ -195,7 +195,7 @@ def require_same_masks(digest: str, group: Any = None) -> None:
     if len(set(gathered)) > 1:
         odd = [rank for rank, other in enumerate(gathered) if other != gathered[0]]
         raise RanksDiverged(
-            f"The masks of rank {', '.join(map(str, odd))} differ from those of rank 0 after a mask update.",
+            f"The masks of rank {', '.join(map(str, odd))} differ from those of rank 0.",
             expected="Every process was expected to hold the same weights, momentum and masks.",
             do="Give every process the same network and optimiser, reduce all gradients before the step, and use "
             "one release of torch on one kind of device.",

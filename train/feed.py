@@ -49,9 +49,9 @@ class Feed(Protocol):
 
 
 def feed(recipe: Recipe, data_dir: Path | None, download: bool, device: torch.device, world: World) -> Feed:
-    """The feed that a recipe asks for. Raises what `data.load` raises, and UsageError for an augmentation that
+    """The feed that a recipe asks for.
 
-    this data cannot have.
+    Raises what `data.load` raises, and UsageError for workers or an augmentation that this data cannot have.
     """
     if recipe.workers:
         listing = data.picture_files(recipe.data, data_dir)

@@ -63,14 +63,17 @@ def train(
     elif not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     if workers is not None:
-        recipe = recipe.model_copy(update={"workers": workers})
+        recipe = recipe_from_table(
+            {**recipe.model_dump(mode="json"), "workers": workers}, source="with --workers"
+        )
     if earlier is not None and _resumes_on(earlier.device, device):
         device = earlier.device
     with joined(_device_type(device)) as world, stop_signals(patient=world.size > 1) as stop:
         place = _device(_device_type(device), world)
         if place.index is not None:
             torch.cuda.set_device(place)
-        session = Session(recipe, out, data_dir, download, place, world, earlier)
+        with others_reachable():
+            session = Session(recipe, out, data_dir, download, place, world, earlier)
         together = others_reachable(do=session.how_to_go_on()) if world.size > 1 else nullcontext()
         with cpu_settings(session.n_threads), together, workers_watched():
             return session.train(observer or SilentObserver(), stop)

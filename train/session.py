@@ -134,9 +134,7 @@ class Session:
         try:
             with torch.no_grad():
                 output = self.model(self._laid_out(torch.zeros((2, *input_shape), device=self.device)))
-        except (
-            Exception
-        ) as cause:  # whatever a network raises: some assert, some index, most multiply matrices
+        except Exception as cause:  # whatever a network raises: some assert, some index
             reason = next(iter(str(cause).splitlines()), type(cause).__name__)
             raise UsageError(
                 f"The model {self.recipe.model} cannot take inputs of shape {input_shape} from {self.recipe.data}: "
@@ -339,9 +337,8 @@ class Session:
             loss.backward()
             return loss
         part = loss * (len(y) / self.batch_size)
-        (
-            part * self.world.size
-        ).backward()  # gradients are averaged over the processes, which divides by their number
+        # Gradients are averaged over the processes, which divides by their number.
+        (part * self.world.size).backward()
         return part
 
     def _generator(self, purpose: int, place: int) -> torch.Generator:

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.graph.packable import ONNX_DOMAINS, PackChoice, names_in_subgraphs, pack_choices
+from sparse_export.graph.verify import onnx_from_file
 from sparse_export.graph.weight24 import (
     BITS,
     Array,
@@ -83,18 +83,7 @@ def dense_from_file(path: str | Path) -> onnx.ModelProto:
     Only the packing is checked: onnx's checker takes longer than all the rest. Raises UsageError when there is
     no such file, ArtefactError when it is no ONNX model or as `expand` does.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"{path} is not a file.", expected="An .onnx file was expected.")
-    try:
-        model = onnx.load(path)
-    except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as cause:
-        reason = str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__
-        raise ArtefactError(
-            f"{path} cannot be read as ONNX: {reason}.",
-            expected="A whole ONNX model was expected; this one is truncated or something else.",
-            do="Copy it again, or export it again.",
-        ) from cause
+    model = onnx_from_file(path, check=False)
     try:
         _expand(model)
     except ArtefactError as cause:

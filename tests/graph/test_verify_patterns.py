@@ -21,7 +21,13 @@ from sparse_export.artefact import GraphLayer, LayerFact
 from sparse_export.errors import ArtefactError, GateFailed
 from sparse_export.graph import constants
 from sparse_export.graph.export import onnx_from_module
-from sparse_export.graph.verify import graph_layers, layer_weight, promised_patterns, require_patterns
+from sparse_export.graph.verify import (
+    broken_patterns,
+    graph_layers,
+    layer_weight,
+    promised_patterns,
+    require_patterns,
+)
 from sparse_export.sparsity.pattern import NMPattern, groups_over, largest_per_group, obeys
 
 Array = np.ndarray[Any, Any]
@@ -858,9 +864,9 @@ def test_nodes_that_nothing_uses_and_missing_shapes_do_not_matter() -> None:
 
 def test_promises_that_are_kept_pass() -> None:
     model = model_of([matmul()], {"w": two_four((32, 16), 0)})
-    require_patterns(model, {"w": TWO_FOUR})
-    require_patterns(model, {"w": NMPattern(n=4, m=8)})
-    require_patterns(model, {})
+    for promised in ({"w": TWO_FOUR}, {"w": NMPattern(n=4, m=8)}, {}):
+        assert broken_patterns(model, promised) == ()
+        require_patterns(model, promised)
 
 
 def test_the_first_weights_that_break_their_promise_are_named() -> None:

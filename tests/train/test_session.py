@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import sparse_export as se
-from sparse_export.errors import DataNotFound, MissingCapability, UsageError
+from sparse_export.errors import DataNotFound, MissingCapability, RecipeError, UsageError
 from sparse_export.train import session as session_module
 from sparse_export.train.layers import maskable_parameters
 from sparse_export.train.loop import train
@@ -182,6 +182,15 @@ def test_workers_need_pictures_and_random_crops_need_workers(pictures: Path, tmp
     with pytest.raises(DataNotFound, match="not a folder"):
         train(streamed(tmp_path / "absent"), tmp_path / "c", device="cpu")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", [-1, 1000])
+def test_a_number_of_workers_that_no_recipe_could_have_is_refused(
+    workers: int, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=f"workers is {workers}"):
+        train(streamed(pictures), tmp_path / "run", device="cpu", workers=workers)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
