@@ -150,7 +150,7 @@ def _pattern_table(fact: PatternFact) -> str:
     n_obeying = sum(math.prod(layer.shape) for layer in obeying)
     lines.append(
         f"{len(obeying)} of {len(fact.layers)} layers are {fact.pattern}, {n_obeying:,} of {n_weights:,} weights; "
-        f"{sum(layer.n_cut for layer in fact.layers):,} weights cut"
+        f"{sum(layer.n_cut for layer in fact.layers):,} cut"
     )
     if any(layer.road == "gathered" for layer in fact.layers):
         names = ", ".join(layer.name for layer in fact.layers if layer.road == "gathered")

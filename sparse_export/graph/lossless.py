@@ -27,7 +27,7 @@ __all__ = ["Fitted", "Gather", "fit_pattern", "replay"]
 
 Gather = Literal["none", "input", "any"]
 
-_NO_ROOM = "some of its rows have more nonzeros than the pattern has room for, in any order"
+_NO_ROOM = "some of its rows have more nonzeros than there is room for"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,9 @@ class _Work:
             else:
                 least = least_cut_share(self.before[name], self.axis(name), pattern)
                 if least > max_cut:
-                    self.reasons[name] = f"{_NO_ROOM}: at least {_percent(least)} of its magnitude would go"
+                    self.reasons[name] = (
+                        f"in any order at least {_percent(least)} of its magnitude would go: {_NO_ROOM}"
+                    )
 
     def weight(self, name: str) -> Tensor:
         """As it is in the network now."""
