@@ -50,6 +50,7 @@ from sparse_export.fitting import (
     layer_facts,
     masks_with_promises,
     measured,
+    never_cut,
     require_no_other_promise,
     rewritten,
     wanted_pattern,
@@ -152,6 +153,7 @@ def build(
             masks=masks,
             max_cut=max_cut,
             gather=gather,
+            uncut=never_cut(network, [layer.name for layer in info.layers], wanted),
             live_first=compact,
         )
     golden_input, golden_output = _golden_pair(network, info.model.input_shape)

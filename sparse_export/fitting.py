@@ -19,16 +19,20 @@ from sparse_export.errors import ArtefactError, DataNotFound, MissingCapability,
 from sparse_export.graph.compact import compact as compacted_graph
 from sparse_export.graph.gather import gathered
 from sparse_export.graph.lossless import Fitted, Gather
+from sparse_export.graph.permutation import reduction_axis
 from sparse_export.graph.verify import count_parameters, graph_layers
 from sparse_export.runtime.equality import require_same_output
 from sparse_export.runtime.logits import accuracy, onnx_logits, torch_logits
+from sparse_export.sparsity import capped_layers
 from sparse_export.sparsity.pattern import NMPattern, pattern_from_text
+from sparse_export.train.layers import output_layers
 
 __all__ = [
     "ORDERS_FILE",
     "layer_facts",
     "masks_with_promises",
     "measured",
+    "never_cut",
     "orders_of_bundle",
     "require_no_other_promise",
     "rewritten",
@@ -67,6 +71,14 @@ def require_no_other_promise(layers: Sequence[LayerFact], wanted: NMPattern | No
             )
 
 
+def never_cut(network: nn.Module, names: Sequence[str], pattern: NMPattern) -> dict[str, str]:
+    """The weights that a trainer would not put under a pattern either, with its reasons: outputs, and small layers."""
+    shapes = {name: tuple(network.get_parameter(name).shape) for name in names}
+    axes = {name: reduction_axis(network, name) for name in names}
+    _, reasons = capped_layers(shapes, axes, pattern, outputs=output_layers(network))
+    return reasons
+
+
 def masks_with_promises(
     network: nn.Module, masks: Mapping[str, Tensor], fitted: Fitted | None
 ) -> dict[str, Tensor]:
@@ -88,6 +100,7 @@ def layer_facts(
         return tuple(layers)
     obeying = set(fitted.obeying)
     n_cut = {layer.name: layer.n_cut for layer in fitted.layers}
+    reasons = {layer.name: layer.reason for layer in fitted.layers}
     parameters = dict(network.named_parameters(remove_duplicate=False))
     found = []
     for layer in layers:
@@ -95,8 +108,10 @@ def layer_facts(
         if n_cut[layer.name]:
             kept = masks[layer.name] if layer.name in masks else parameters[layer.name] != 0
             n_active = int(kept.sum())
-        pattern = str(wanted) if layer.name in obeying else None
-        found.append(replace(layer, n_active=n_active, pattern=pattern))
+        # What the run promised stays promised, so that the gate finds out where it does not hold.
+        pattern = str(wanted) if layer.name in obeying else layer.pattern
+        why_dense = reasons[layer.name] if pattern is None else None
+        found.append(replace(layer, n_active=n_active, pattern=pattern, why_dense=why_dense))
     return tuple(found)
 
 

@@ -197,6 +197,8 @@ def test_a_cut_is_told_and_the_network_is_cut_alike_when_it_is_validated(tmp_pat
     described = {entry.name: entry for entry in cut.info.layers}
     assert described["fc2.weight"].n_active == int(masks["fc2.weight"].sum()) - layer.n_cut
     assert described["fc2.weight"].n_active == int((weight_of(cut, "fc2.weight") != 0).sum())
+    assert "since it gives the outputs" in layers_of(cut)["fc3.weight"].reason
+    assert described["fc3.weight"].why_dense == layers_of(cut)["fc3.weight"].reason
     n_masked = sum(mask.numel() for mask in masks.values())
     n_cut = sum(entry.n_cut for entry in layers_of(cut).values())
     assert cut.info.density == pytest.approx(run.info.density - n_cut / n_masked)
@@ -293,6 +295,16 @@ def test_a_run_that_promises_another_pattern_is_refused(tmp_path: Path) -> None:
     promising = tuple(replace(layer, pattern="1:4") for layer in info.layers)
     save_run_info(run.path, replace(info, layers=promising))
     with pytest.raises(UsageError, match="trained for 1:4, and 2:4 was asked for"):
+        build(run.path, pattern="2:4")
+
+
+def test_a_promise_of_the_run_that_does_not_hold_is_not_dropped(tmp_path: Path) -> None:
+    module, masks = perceptron()
+    run = save_run(tmp_path / "run", module, masks, name="tests.test_build_pattern:Perceptron")
+    info = read_run_info(run.path)
+    promising = tuple(replace(layer, pattern="2:4") for layer in info.layers)
+    save_run_info(run.path, replace(info, layers=promising))
+    with pytest.raises(GateFailed, match=r"fc3\.weight, promised 2:4"):
         build(run.path, pattern="2:4")
 
 

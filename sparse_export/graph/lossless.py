@@ -59,6 +59,7 @@ def fit_pattern(
     masks: Mapping[str, Tensor],
     max_cut: float = 0.0,
     gather: Gather = "input",
+    uncut: Mapping[str, str] | None = None,
     live_first: bool = False,
     seed: int = 0,
 ) -> Fitted:
@@ -67,12 +68,13 @@ def fit_pattern(
     sample: one input batch, floats.  names: parameters that are to obey it, if they can.  masks: permuted and cut
     with their weights, in place.  max_cut: share of sum |w| that a layer may lose, from 0 to below 1; the smallest
     of a group go.  gather: which layers may be given their input in an order of their own, those that read the
-    network's `input` as it is, `any` or `none`.  live_first: have channels that nobody reads last.
+    network's `input` as it is, `any` or `none`.  uncut: weights that may lose nothing whatever max_cut says, each
+    with the reason.  live_first: have channels that nobody reads last.
 
     The function stays what it was but for cuts; `permute_network` proves it. A layer that obeys the pattern already
     still does afterwards. Raises GateFailed as `permute_network` does.
     """
-    work = _Work(module, pattern, names, max_cut)
+    work = _Work(module, pattern, names, max_cut, uncut or {})
     channels = find_channels(module, sample)
     search = _remembered(cutting=max_cut > 0, live_first=live_first, seed=seed)
     chosen = _permutable(work, channels, search)
@@ -140,8 +142,17 @@ def _cut(
 class _Work:
     """The weights in question, and what is known of each so far."""
 
-    def __init__(self, module: nn.Module, pattern: NMPattern, names: Sequence[str], max_cut: float) -> None:
-        self.module, self.pattern, self.names, self.max_cut = module, pattern, tuple(names), max_cut
+    def __init__(
+        self,
+        module: nn.Module,
+        pattern: NMPattern,
+        names: Sequence[str],
+        max_cut: float,
+        uncut: Mapping[str, str],
+    ) -> None:
+        self.module, self.pattern, self.names = module, pattern, tuple(names)
+        self.uncut = uncut if max_cut else {}
+        self.allowed = {name: 0.0 if name in uncut else max_cut for name in names}
         self.before = {name: module.get_parameter(name).detach().clone() for name in names}
         self.roads: dict[str, Road] = {}
         self.reasons: dict[str, str] = {}
@@ -161,6 +172,10 @@ class _Work:
                         f"in any order at least {_percent(least)} of its magnitude would go: {_NO_ROOM}"
                     )
 
+    def why_uncut(self, name: str) -> str:
+        """A clause that says why a weight may not be cut where others may, or nothing."""
+        return f"; nothing of it may be cut, since {self.uncut[name]}" if name in self.uncut else ""
+
     def weight(self, name: str) -> Tensor:
         """As it is in the network now."""
         return self.module.get_parameter(name).detach()
@@ -179,7 +194,7 @@ class _Work:
         if needed <= self.needed.get(name, 1.0):
             self.needed[name] = needed
             self.over[name] = int(groups_over(ordered, self.axis(name), self.pattern))
-        if needed > self.max_cut:
+        if needed > self.allowed[name]:
             return False
         if name not in self.roads:
             self.roads[name] = road
@@ -279,10 +294,10 @@ def _good_enough(work: _Work, name: str, ordered: Tensor) -> bool:
     if work.roads.get(name) == "as trained":
         return obeys(ordered, work.axis(name), work.pattern)
     needed = cut_share(ordered, work.axis(name), work.pattern)
-    if needed > work.max_cut and needed <= work.needed.get(name, 1.0):
+    if needed > work.allowed[name] and needed <= work.needed.get(name, 1.0):
         work.needed[name] = needed
         work.over[name] = int(groups_over(ordered, work.axis(name), work.pattern))
-    return needed <= work.max_cut
+    return needed <= work.allowed[name]
 
 
 def _worst(work: _Work, readers: set[str], failing: set[str], ordered: Mapping[str, Tensor]) -> str | None:
@@ -358,7 +373,8 @@ def _explain(work: _Work, channels: Channels, gather: Gather) -> None:
     for name in work.open:
         axis = work.axis(name)
         if name in work.needed:
-            allowed = f", and at most {_percent(work.max_cut)} may" if work.max_cut else ""
+            share = work.allowed[name]
+            allowed = f", and at most {_percent(share)} may" if share else work.why_uncut(name)
             work.reasons[name] = (
                 f"in the best order found {work.over[name]:,} groups are over, "
                 f"and {_percent(work.needed[name])} of its magnitude would go{allowed}"

@@ -280,6 +280,18 @@ def test_only_what_is_allowed_is_cut_and_the_smallest_go() -> None:
         )
 
 
+def test_what_may_lose_nothing_is_left_out_of_the_cut() -> None:
+    module = perceptron()
+    sparsified(module, {"0.weight": 0.1, "2.weight": 0.45})
+    crowded(module.get_parameter("0.weight"))
+    uncut = dict.fromkeys(("0.weight", "2.weight"), "it was said so")
+    _, layers = fitted(module, X, max_cut=0.9, uncut=uncut)
+    assert layers["0.weight"].road == "gathered"  # nothing need be cut for that
+    assert layers["2.weight"].road == "dense"
+    assert layers["2.weight"].reason.endswith("nothing of it may be cut, since it was said so")
+    assert layers["4.weight"].n_cut > 0
+
+
 def test_a_copy_that_replays_the_record_is_the_same_bit_for_bit() -> None:
     module = perceptron()
     sparsified(module, {"0.weight": 0.4, "2.weight": 0.3})
