@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from sparse_export.train.rates import learning_rate
 from sparse_export.train.recipe import Recipe
 from sparse_export.train.run_folder import finish_run, require_empty, write_run_info
 from sparse_export.train.sparse_training import SparseTraining, layer_facts
+from sparse_export.train.starting_point import STARTED, StartingPoint
 from sparse_export.train.stopping import Stop
 
 _SAVE_EVERY_S = 120.0  # within a long epoch
@@ -55,8 +56,9 @@ class Session:
         device: torch.device,
         world: World,
         earlier: RunInfo | None,
+        start: StartingPoint | None = None,
     ) -> None:
-        """Check all that can be checked before anything is written."""
+        """Check all that can be checked before anything is written. start: in place of fresh weights and masks."""
         self.recipe, self.out, self.data_dir = recipe, out, data_dir
         self.device, self.world = device, world
         _require_possible(recipe, device)
@@ -71,7 +73,8 @@ class Session:
                 do="Give the folder with the original data by --data-dir.",
             )
         torch.manual_seed(recipe.seed)
-        self.model = models.create(recipe.model, self.feed.n_classes)
+        n_outputs = earlier.model.n_classes if earlier else start.n_outputs if start else self.feed.n_classes
+        self.model = models.create(recipe.model, n_outputs)
         if recipe.sync_batch_norm and world.size > 1:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.model = self.model.to(device)
@@ -83,6 +86,10 @@ class Session:
         self.total_steps = self.steps_per_epoch * recipe.epochs
         self.optimizer = make_optimizer(recipe.optimizer, self.model)
         self.sparse = None if recipe.dense else self._sparse_training()
+        self._method = earlier.method if earlier else start.method if start else None
+        self._patterns = _promised(earlier, start)
+        if start is not None:
+            self._begin_at(start)
         self.ema = Ema(self.model, recipe.ema) if recipe.ema else None
         self._n_updates_averaged = 0
         self.forward = self._forward()
@@ -100,6 +107,19 @@ class Session:
             world.wait()
             if state_path(out).is_file():
                 self.position = load_state(out, self.model, self.optimizer, self.sparse, self.ema)
+            elif earlier.method.startswith(STARTED):
+                raise ArtefactError(
+                    f"{state_path(out)} is missing, and the run in {out} did not begin at fresh weights.",
+                    expected="The weights that it began at were expected there.",
+                    do="Start the run again in another folder.",
+                )
+        elif start is not None:
+            self._save(self.position)  # a run that is killed early is not resumed from fresh weights
+
+    def _begin_at(self, start: StartingPoint) -> None:
+        self.model.load_state_dict(dict(start.weights))
+        if self.sparse is not None:
+            self.sparse.load_state_dict({"masks": dict(start.masks), "n_steps": 0, "n_updates": 0})
 
     def _whole_batch(self) -> int:
         """Samples of a step over all processes. Raises UsageError when a process would get none."""
@@ -181,7 +201,7 @@ class Session:
         n_masked = sparse.n_masked if sparse else sum(value.numel() for value in weights.values())
         return RunInfo(
             status="running",
-            method="sparse-momentum" if sparse else "dense",
+            method=self._method or ("sparse-momentum" if sparse else "dense"),
             model=ModelFact(
                 name=self.recipe.model,
                 input_shape=self.feed.input_shape,
@@ -211,7 +231,8 @@ class Session:
         )
 
     def _layer_facts(self) -> tuple[LayerFact, ...]:
-        return layer_facts(self.model, self.sparse.masks if self.sparse else {})
+        facts = layer_facts(self.model, self.sparse.masks if self.sparse else {})
+        return tuple(replace(fact, pattern=self._patterns.get(fact.name, fact.pattern)) for fact in facts)
 
     def train(self, observer: Observer, stop: Stop) -> Run:
         first = self.world.is_first
@@ -458,6 +479,13 @@ def _require_possible(recipe: Recipe, device: torch.device) -> None:
             expected="One was expected, which torch.compile calls.",
             do="Install one (on Debian and Ubuntu: apt install g++), or leave compile out of the recipe.",
         )
+
+
+def _promised(earlier: RunInfo | None, start: StartingPoint | None) -> Mapping[str, str]:
+    """The patterns that a run promises whatever its recipe says: those it was begun with."""
+    if earlier is None:
+        return start.patterns if start is not None else {}
+    return {layer.name: layer.pattern for layer in earlier.layers if layer.pattern is not None}
 
 
 def _n_threads(model: nn.Module, batch_size: int) -> int:
