@@ -13,7 +13,7 @@ from sparse_export.artefact import Run, RunInfo
 from sparse_export.data.pictures import workers_watched
 from sparse_export.errors import ArtefactError, MissingCapability, RecipeError, UsageError
 from sparse_export.files import sha256_file
-from sparse_export.train.distributed import World, joined, others_reachable, was_restarted
+from sparse_export.train.distributed import ALONE, World, joined, others_reachable, was_restarted
 from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.recipe import Recipe, load_recipe, recipe_from_table
 from sparse_export.train.session import Session
@@ -98,6 +98,11 @@ def _recorded_recipe(info: RunInfo, out: Path) -> Recipe:
             do="Do not use this folder.",
         )
     return recipe
+
+
+def device_of(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` as a device for one process. Raises MissingCapability when there is no CUDA device."""
+    return _device(_device_type(name), ALONE)
 
 
 def _device_type(name: str) -> str:
