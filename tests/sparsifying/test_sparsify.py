@@ -58,8 +58,9 @@ def check(done: Sparsified) -> None:
     assert [stage["name"] for stage in told["stages"]] == [stage.name for stage in done.report.stages]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("permuted", [False, True])
+@pytest.mark.parametrize(
+    ("method", "permuted"), [("magnitude", False), ("activation", True), ("reconstruction", True)]
+)
 def test_every_method_gives_a_run_that_build_packs(
     method: str, permuted: bool, dense: se.Run, tmp_path: Path
 ) -> None:
@@ -80,9 +81,6 @@ def test_every_method_gives_a_run_that_build_packs(
         assert 0 < layer.error < 1
         assert layer.kept_share is not None
         assert 0.5 <= layer.kept_share < 1
-        if permuted and method == "magnitude":
-            assert layer.kept_in_order is not None
-            assert layer.kept_share >= layer.kept_in_order
     bundle = se.build(done.run.path, tmp_path / "bundle", onnx="packed")
     assert bundle.info.accuracy == info.test
     assert se.validate(bundle, max_drop=0.0).parity_ok
@@ -104,8 +102,9 @@ def test_magnitude_in_order_is_the_plain_rule_on_the_runs_weights(dense: se.Run,
 
 def test_reconstruction_is_closer_to_the_network_than_magnitude(dense: se.Run, tmp_path: Path) -> None:
     errors = {}
-    for method in METHODS:
-        done = sparsify(dense.path, tmp_path / method, method=method, device="cpu")
+    for method in ("magnitude", "reconstruction"):
+        done = sparsify(dense.path, tmp_path / method, method=method, device="cpu", calibration_samples=100)
+        assert done.report.n_calibration == 100
         first = next(layer for layer in done.report.layers if layer.pattern)
         errors[method] = first.error
     assert errors["reconstruction"] is not None
@@ -148,7 +147,7 @@ def test_what_was_sparsified_can_be_sparsified_again(dense: se.Run, tmp_path: Pa
 def test_a_run_that_was_trained_sparse_stays_zero_where_it_is_zero(
     method: str, sparse: se.Run, tmp_path: Path
 ) -> None:
-    done = sparsify(sparse.path, tmp_path / "run", method=method, device="cpu")
+    done = sparsify(sparse.path, tmp_path / "run", method=method, device="cpu", calibration_samples=100)
     check(done)
     masks = [load_file(run / "masks.safetensors") for run in (sparse.path, tmp_path / "run")]
     assert masks[0].keys() == masks[1].keys()
@@ -177,7 +176,7 @@ def test_the_test_set_decides_nothing(tmp_path: Path) -> None:
             method="reconstruction",
             permute=True,
             data=f"npz:{tmp_path / name}.npz",
-            finetune=1,
+            calibration_samples=64,
             norms=True,
             device="cpu",
         )
@@ -237,19 +236,22 @@ def test_a_layer_that_is_named_stays_dense(dense: se.Run, tmp_path: Path) -> Non
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "timm:vit_tiny_patch16_224"])
-def test_known_large_networks_are_sparsified_and_reordered(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow
+def test_a_large_network_of_torchvision_is_sparsified_and_reordered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With few rounds of the search: by default resnet18 takes a minute of it."""
-    if name.startswith("timm"):
-        pytest.importorskip("timm")
+    """With few rounds of the search and small images; what is left is mostly the proof in float64."""
     monkeypatch.setitem(permute.DEFAULT_ROUNDS, "magnitude", 3)
-    done = sparsify(name, tmp_path / "run", weights="random", permute=True)
+    done = sparsify("resnet18", tmp_path / "run", weights="random", permute=True, input_shape=(3, 64, 64))
     check(done)
-    assert len(capped(done)) > 15
+    assert len(capped(done)) == 16
     assert done.report.permuted_spaces > 5
-    assert done.report.output_difference < 1e-10
+    assert 0 < done.report.output_difference < 1e-10
+    for layer in done.report.layers:
+        if layer.pattern:
+            assert layer.kept_share is not None
+            assert layer.kept_in_order is not None
+            assert layer.kept_share > layer.kept_in_order
 
 
 @pytest.mark.parametrize(
