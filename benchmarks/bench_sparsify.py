@@ -79,7 +79,7 @@ def dense_run(case: Case, seed: int, work: Path, data_dir: Path) -> Path:
 def measured(case: Case, seed: int, work: Path, data_dir: Path) -> Iterator[dict[str, Any]]:
     """A dense network's results, method by method."""
     dense = dense_run(case, seed, work, data_dir)
-    for method, *on in product(METHODS, *[(False, True)] * len(case.options)):
+    for method, on in product(METHODS, product((False, True), repeat=len(case.options))):
         options = dict(zip(case.options, on, strict=True))
         with tempfile.TemporaryDirectory(dir=work) as folder:
             began = time.process_time()

@@ -18,6 +18,7 @@ class StartingPoint:
     weights: the whole state of the network.  masks: by parameter name, for every weight that `keep_dense` of the
     recipe does not name.  n_outputs: of the network, which may have more than the data have classes.
     method: what the run is said to be made by, `STARTED` and something.  patterns: N:M patterns that weights promise, by name.
+    why_dense: reasons of those that promise none.
     """
 
     weights: Mapping[str, Tensor] = field(repr=False)
@@ -25,3 +26,4 @@ class StartingPoint:
     n_outputs: int
     method: str
     patterns: Mapping[str, str]
+    why_dense: Mapping[str, str] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparse_export import artefact, models
 from sparse_export.artefact import Accuracy, DataFact, ModelFact, Run, RunInfo
@@ -25,19 +25,19 @@ from sparse_export.graph.oneshot import (
     require_method,
     worth_of_weight,
 )
-from sparse_export.graph.permutation import PermutationReport, permute_network, reduction_axis
+from sparse_export.graph.permutation import PermutationReport, permute_network
 from sparse_export.sparsifying.report import REPORT_FILE, SparsifiedLayer, SparsifyReport, Stage
 from sparse_export.sparsifying.source import Source, open_source, require_weights, run_of
 from sparse_export.sparsity.caps import Cap
-from sparse_export.sparsity.eligible import capped_layers
 from sparse_export.sparsity.oneshot import kept_share
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group, pattern_from_text
 from sparse_export.sparsity.permute import find_permutation
 from sparse_export.train.distributed import ALONE
 from sparse_export.train.feed import Feed, Part, feed
-from sparse_export.train.layers import maskable_parameters, masked_parameters
+from sparse_export.train.layers import maskable_parameters, output_layers
 from sparse_export.train.loop import device_of, train
 from sparse_export.train.observer import Observer, SilentObserver
+from sparse_export.train.pattern_plan import plan_pattern
 from sparse_export.train.recipe import Recipe, recipe_from_table
 from sparse_export.train.run_folder import finish_run, require_empty
 from sparse_export.train.sparse_training import layer_facts
@@ -55,6 +55,8 @@ _FINE_TUNING: dict[str, Any] = {
     "learning_rate": {"schedule": "cosine"},
 }
 _RATE = 0.1  # of a run's own learning rate
+_MOVING_PRUNE_RATE = 0.1
+_UPDATES_PER_EPOCH = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +145,11 @@ def sparsify(
         n_outputs=n_outputs,
         method=_method_name(report),
         patterns=_promised(report),
+        why_dense=_why_dense(report),
     )
     began = time.monotonic()
     finished = train(
-        _fine_tuning(recipe, source.network, work.masks, caps, moving=moving),
+        _fine_tuning(recipe, work, report, moving=moving),
         out,
         data_dir=data_dir,
         device=device,
@@ -214,23 +217,14 @@ class _Work:
 
     def caps(self, pattern: NMPattern, keep_dense: Sequence[str]) -> tuple[dict[str, Cap], dict[str, str]]:
         """Which layers get the pattern, and why the others do not. Raises UsageError when none does."""
-        weights = maskable_parameters(self.network)
-        named = set(weights) - set(masked_parameters(self.network, keep_dense)) if keep_dense else set()
-        caps, reasons = capped_layers(
-            {name: tuple(value.shape) for name, value in weights.items()},
-            {name: reduction_axis(self.network, name) for name in weights},
+        sample = torch.zeros((2, *self.input_shape))
+        plan = plan_pattern(
             pattern,
-            outputs=_output_layers(self.network, weights, self.input_shape, self.n_outputs),
-            keep_dense=named,
+            self.network,
+            keep_dense=keep_dense,
+            outputs=output_layers(self.network, lambda: self.network(sample)),
         )
-        if not caps:
-            found = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:8])
-            raise UsageError(
-                f"No layer of {self.source.name} can be made {pattern}: {found or 'it has no layer with weights'}.",
-                expected="At least one layer that can was expected.",
-                do="Choose another pattern, or name fewer layers with --keep-dense.",
-            )
-        return caps, reasons
+        return plan.caps, plan.why_dense
 
     def permute(self, caps: Mapping[str, Cap], method: Method) -> PermutationReport:
         """Put channels in an order that loses less. Raises GateFailed when that changes the function."""
@@ -450,19 +444,37 @@ def _recipe(
     return recipe_from_table(table, source="for fine-tuning")
 
 
-def _fine_tuning(
-    recipe: Recipe, network: nn.Module, masks: Mapping[str, Tensor], caps: Mapping[str, Cap], *, moving: bool
-) -> Recipe:
-    """The recipe with the density of the masks, and updates that change nothing."""
-    n_active = sum(int(mask.sum()) for mask in masks.values())
+def _fine_tuning(recipe: Recipe, work: _Work, report: SparsifyReport, *, moving: bool) -> Recipe:
+    """The recipe with the masks' density: they stand still, or move under the pattern for three quarters of it.
+
+    Raises UsageError for masks that would move where some of them have no pattern to move under.
+    """
+    n_active = sum(int(mask.sum()) for mask in work.masks.values())
     sparsity: dict[str, Any] = {
-        "density": n_active / sum(mask.numel() for mask in masks.values()),
+        "density": n_active / sum(mask.numel() for mask in work.masks.values()),
         "start": "uniform",
         "rescale": False,
-        "prune_rate": 0.0,
-        "final_prune_rate": 0.0,
-        "keep_dense": [name for name in maskable_parameters(network) if name not in masks],
+        "keep_dense": [name for name in maskable_parameters(work.network) if name not in work.masks],
     }
+    if moving:
+        others = sorted(work.masks.keys() - _promised(report).keys())
+        if others:
+            raise UsageError(
+                f"--moving was given, and {', '.join(others)} of the run are sparse without a pattern.",
+                expected="Masks that all obey the pattern were expected.",
+                do="Fine-tune with fixed masks, or train with --pattern from the start.",
+            )
+        assert work.stream is not None
+        n_train = work.stream.fact.n_train
+        steps_per_epoch = n_train // min(recipe.batch_size, n_train)
+        sparsity |= {
+            "pattern": report.pattern,
+            "small_share": 0.0,
+            "prune_rate": _MOVING_PRUNE_RATE,
+            "update_every": max(1, steps_per_epoch // _UPDATES_PER_EPOCH),
+        }
+    else:
+        sparsity |= {"prune_rate": 0.0, "final_prune_rate": 0.0, "freeze": 0.0}
     table = recipe.model_dump(mode="json", exclude_none=True) | {"sparsity": sparsity}
     return recipe_from_table(table, source="for fine-tuning")
 
@@ -527,14 +539,6 @@ def _n_outputs(source: Source, shape: tuple[int, ...], n_classes: int | None) ->
     return output.shape[1]
 
 
-def _output_layers(
-    network: nn.Module, weights: Mapping[str, Tensor], shape: tuple[int, ...], n_outputs: int
-) -> set[str]:
-    """The layer that the forward pass comes to last, when its outputs are as many as the network's."""
-    called = list(input_statistics(network, [torch.zeros((2, *shape))], list(weights), gram=False))
-    return {name for name in called[-1:] if weights[name].shape[0] == n_outputs}
-
-
 def _whole_batches(n_asked: int, n_train: int) -> tuple[int, int]:
     """(samples, batch size): as many samples as asked for, or nearly, in batches of one size."""
     n_samples = min(n_asked, n_train)
@@ -569,10 +573,13 @@ def _promised(report: SparsifyReport) -> dict[str, str]:
     return {layer.name: layer.pattern for layer in report.layers if layer.pattern is not None}
 
 
+def _why_dense(report: SparsifyReport) -> dict[str, str]:
+    return {layer.name: layer.reason for layer in report.layers if layer.pattern is None}
+
+
 def _run_info(work: _Work, report: SparsifyReport, run: Run | None) -> RunInfo:
     """Of a run that was not trained."""
-    promised = _promised(report)
-    facts = layer_facts(work.network, work.masks)
+    facts = layer_facts(work.network, work.masks, _promised(report), _why_dense(report))
     n_masked = sum(fact.n_weights for fact in facts if fact.masked)
     n_active = sum(fact.n_active for fact in facts if fact.masked)
     return RunInfo(
@@ -585,7 +592,7 @@ def _run_info(work: _Work, report: SparsifyReport, run: Run | None) -> RunInfo:
         n_active=n_active,
         n_masked=n_masked,
         n_parameters=sum(value.numel() for value in work.network.parameters()),
-        layers=tuple(replace(fact, pattern=promised.get(fact.name)) for fact in facts),
+        layers=facts,
         validation=report.stages[-1].validation,
         test=report.stages[-1].test,
         seed=report.seed,

@@ -41,14 +41,15 @@ def test_the_error_is_that_of_the_layers_own_outputs_and_reconstruction_has_the_
 ) -> None:
     weight = layer.get_parameter("weight")
     layer.get_parameter("bias").data.zero_()
-    wanted, errors = layer(x).detach(), {}
+    wanted = layer(x).detach()
+    errors: dict[str, float] = {}
     for method in METHODS:
         pruned = prune_weight(weight.detach(), CAP, method, seen(layer, x))
         assert obeys(pruned.mask, 1, TWO_FOUR)
         assert obeys(pruned.weight, 1, TWO_FOUR)
         got = torch.func.functional_call(layer, {"weight": pruned.weight}, x).detach()
         assert pruned.error == pytest.approx(float((got - wanted).norm() / wanted.norm()), rel=1e-4)
-        errors[method] = pruned.error
+        errors[method] = pruned.error or 0.0
     assert errors["reconstruction"] < errors["magnitude"]
 
 
@@ -92,14 +93,12 @@ def test_the_worth_of_a_weight_is_its_size_times_that_of_its_input() -> None:
 
 
 def test_norms_get_the_mean_and_variance_of_what_they_meet_and_nothing_else_changes() -> None:
-    norm = nn.BatchNorm1d(3, momentum=0.2)
-    module = nn.Sequential(
-        nn.Linear(4, 3), norm, nn.Dropout(0.9), nn.BatchNorm1d(3, track_running_stats=False)
-    )
+    first, norm = nn.Linear(4, 3), nn.BatchNorm1d(3, momentum=0.2)
+    module = nn.Sequential(first, norm, nn.Dropout(0.9), nn.BatchNorm1d(3, track_running_stats=False))
     with torch.no_grad():
-        module[0].weight.mul_(3)
+        first.weight.mul_(3)
     batches = [torch.randn(20, 4), torch.randn(20, 4)]
-    inner = [module[0](batch).detach() for batch in batches]
+    inner = [first(batch).detach() for batch in batches]
     module.train()
     module[2].eval()
     assert reestimate_norms(module, batches) == 1

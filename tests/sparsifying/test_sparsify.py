@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import sparse_export as se
 from sparse_export import data, models
 from sparse_export.errors import ArtefactError, DataNotFound, GateFailed, NotTrustedError, UsageError
+from sparse_export.graph.permutation import permute_network
 from sparse_export.sparsifying import Sparsified, sparsify
 from sparse_export.sparsity import permute
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group, obeys
@@ -50,6 +51,9 @@ def check(done: Sparsified) -> None:
     for name in promised:
         assert obeys(masks[name], 1, TWO_FOUR)
         assert obeys(weights[name], 1, TWO_FOUR)
+    assert {layer.name: layer.why_dense for layer in run.info.layers if layer.why_dense} == {
+        layer.name: layer.reason for layer in done.report.layers if not layer.pattern
+    }
     assert {layer.name: layer.n_active for layer in done.report.layers} == {
         layer.name: layer.n_active for layer in run.info.layers
     }
@@ -130,6 +134,24 @@ def test_fine_tuning_keeps_the_masks_and_gains(dense: se.Run, tmp_path: Path) ->
     )
     assert tuned.run.info.recipe["learning_rate"]["schedule"] == "cosine"
     se.build(tuned.run.path, tmp_path / "bundle", onnx="packed")
+
+
+def test_masks_that_move_stay_under_the_pattern_and_keep_their_number(dense: se.Run, tmp_path: Path) -> None:
+    once = sparsify(dense.path, tmp_path / "once", permute=True, device="cpu")
+    moved = sparsify(dense.path, tmp_path / "moved", permute=True, finetune=2, moving=True, device="cpu")
+    check(moved)
+    masks = [load_file(run.run.path / "masks.safetensors") for run in (once, moved)]
+    for name in masks[0]:
+        assert int(masks[0][name].sum()) == int(masks[1][name].sum())
+        assert not torch.equal(masks[0][name], masks[1][name])
+    assert (moved.report.moving, once.run.info.density, moved.run.info.density) == (True, 0.5, 0.5)
+    se.build(moved.run.path, tmp_path / "bundle", onnx="packed")
+
+
+def test_masks_without_a_pattern_do_not_move(sparse: se.Run, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="are sparse without a pattern"):
+        sparsify(sparse.path, tmp_path / "run", finetune=1, moving=True, device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_was_sparsified_can_be_sparsified_again(dense: se.Run, tmp_path: Path) -> None:
@@ -231,7 +253,7 @@ def test_a_layer_that_is_named_stays_dense(dense: se.Run, tmp_path: Path) -> Non
     assert capped(done) == every[1:]
     with pytest.raises(UsageError, match="keep_dense names 'nothing'"):
         sparsify(dense.path, tmp_path / "other", keep_dense=["nothing"], device="cpu")
-    with pytest.raises(UsageError, match="No layer of digits-cnn can be made 2:4"):
+    with pytest.raises(UsageError, match="has no layer for the pattern 2:4"):
         sparsify(dense.path, tmp_path / "other", keep_dense=every, device="cpu")
     assert not (tmp_path / "other").exists()
 
@@ -324,17 +346,13 @@ def test_a_run_whose_data_are_absent_or_others_says_so_and_can_do_without(
 def test_a_permutation_that_changes_what_is_answered_is_not_accepted(
     dense: se.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparse_export.sparsifying import steps
-
-    genuine = steps.permute_network
-
     def wrong(module: torch.nn.Module, *arguments: Any, **named: Any) -> Any:
-        report = genuine(module, *arguments, **named)
+        report = permute_network(module, *arguments, **named)
         with torch.no_grad():
             next(iter(maskable_parameters(module).values())).mul_(-1)
         return report
 
-    monkeypatch.setattr(steps, "permute_network", wrong)
+    monkeypatch.setattr("sparse_export.sparsifying.steps.permute_network", wrong)
     with pytest.raises(GateFailed, match="With its channels permuted"):
         sparsify(dense.path, tmp_path / "run", permute=True, device="cpu")
     assert not (tmp_path / "run").exists()
