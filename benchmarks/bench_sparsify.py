@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_sparsify --data-dir DIR [--work DIR] [--seeds N] [--json FILE]
 
-Dense networks are trained first, unless they lie in the work folder already. Each seed is that of a dense network and
+Dense networks are trained first. What lies in the work folder already, networks and results, is used again. Each seed is that of a dense network and
 of what is drawn for it. Shares of the sum of |w| are over the layers that become 2:4; accuracies are of the test set.
 A network with batch norms is pruned with and without re-estimating them, and not fine-tuned.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_export.artefact import RUN_FILE, library_versions, now
+from sparse_export.files import write_json
 from sparse_export.measure.machine import machine_facts
 from sparse_export.sparsifying import SparsifyReport, sparsify
 from sparse_export.train.loop import train
@@ -57,7 +58,7 @@ CASES = (
         data="fashion-mnist",
         epochs=4,
         finetune=0,
-        options=("permute", "norms"),
+        options=("norms",),
     ),
 )
 
@@ -81,6 +82,11 @@ def measured(case: Case, seed: int, work: Path, data_dir: Path) -> Iterator[dict
     dense = dense_run(case, seed, work, data_dir)
     for method, on in product(METHODS, product((False, True), repeat=len(case.options))):
         options = dict(zip(case.options, on, strict=True))
+        name = "-".join([case.name, str(seed), method, *(key for key, is_on in options.items() if is_on)])
+        file = work / f"{name}.json"
+        if file.is_file():
+            yield json.loads(file.read_bytes())
+            continue
         with tempfile.TemporaryDirectory(dir=work) as folder:
             began = time.process_time()
             done = sparsify(
@@ -94,13 +100,15 @@ def measured(case: Case, seed: int, work: Path, data_dir: Path) -> Iterator[dict
                 seed=seed,
                 device="cpu",
             )
-        yield {
+        result = {
             "case": case.name,
             "seed": seed,
             "options": options,
             "cpu_seconds": time.process_time() - began,
             "report": _without_paths(done.report),
         }
+        write_json(file, result)
+        yield result
 
 
 def _without_paths(report: SparsifyReport) -> dict[str, Any]:

@@ -43,7 +43,7 @@ _SAVE_EVERY_S = 120.0  # within a long epoch
 _ORDER, _AUGMENTATION = 0, 1 << 60  # apart, so that no two uses of a seed draw the same numbers
 _CHECK_EVERY = 50  # steps between looks at an accelerator's loss
 ASP_CUT = 0.5  # fraction of the steps that asp trains dense
-_SINGLE_THREAD_WORK = 50e6  # weights x batch size; see _n_threads
+_SINGLE_THREAD_WORK = 50e6  # weights x batch size; see n_threads_for
 _TEST_BATCH, _TEST_VALUES = 1000, 16 * 2**20  # samples, and input values, of a batch of an evaluation
 
 
@@ -97,7 +97,7 @@ class Session:
         self._n_updates_averaged = 0
         self.forward = self._forward()
         self.position = Position()
-        self.n_threads = recipe.threads or _n_threads(self.model, self.batch_size)
+        self.n_threads = recipe.threads or n_threads_for(self.model, self.batch_size)
         self.info = self._info()
         if earlier is not None:
             if earlier.n_processes == world.size:
@@ -549,7 +549,7 @@ def _promises(
     )
 
 
-def _n_threads(model: nn.Module, batch_size: int) -> int:
+def n_threads_for(model: nn.Module, batch_size: int) -> int:
     """One thread for a network whose step is too short to share, else torch's own choice.
 
     A function of the network, not of a timing, so that a recipe gives the same bits on every run.

@@ -40,8 +40,10 @@ from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.pattern_plan import plan_pattern
 from sparse_export.train.recipe import Recipe, recipe_from_table
 from sparse_export.train.run_folder import finish_run, require_empty
+from sparse_export.train.session import n_threads_for
 from sparse_export.train.sparse_training import layer_facts
 from sparse_export.train.starting_point import STARTED, StartingPoint
+from sparse_export.train.stopping import cpu_settings
 
 NO_DATA = "none"
 CALIBRATION_SAMPLES = 512
@@ -127,14 +129,16 @@ def sparsify(
     n_outputs = _n_outputs(source, shape, n_classes)
     work = _Work(source, shape, n_outputs, stream, place, calibration_samples, seed)
     caps, reasons = work.caps(asked, keep_dense)
-    work.stage("original", 0.0)
-    permuted = work.permute(caps, chosen) if permute else None
-    layers = work.prune(caps, reasons, chosen, permuted, norms=norms)
+    n_threads = n_threads_for(source.network, _BATCH if recipe is None else recipe.batch_size)
+    with cpu_settings(n_threads):
+        work.stage("original", 0.0)
+        permuted = work.permute(caps, chosen) if permute else None
+        layers = work.prune(caps, reasons, chosen, permuted, norms=norms)
     report = work.report(
         layers, permuted, pattern=asked, method=chosen, permute=permute, moving=moving, epochs=finetune
     )
     if recipe is None or not finetune:
-        info = _run_info(work, report, run)
+        info = _run_info(work, report, run, n_threads)
         with staged_folder(out) as stage:
             finished = finish_run(stage, source.network, work.masks, info)
             write_json(stage / REPORT_FILE, asdict(report))
@@ -577,7 +581,7 @@ def _why_dense(report: SparsifyReport) -> dict[str, str]:
     return {layer.name: layer.reason for layer in report.layers if layer.pattern is None}
 
 
-def _run_info(work: _Work, report: SparsifyReport, run: Run | None) -> RunInfo:
+def _run_info(work: _Work, report: SparsifyReport, run: Run | None, n_threads: int) -> RunInfo:
     """Of a run that was not trained."""
     facts = layer_facts(work.network, work.masks, _promised(report), _why_dense(report))
     n_masked = sum(fact.n_weights for fact in facts if fact.masked)
@@ -596,7 +600,7 @@ def _run_info(work: _Work, report: SparsifyReport, run: Run | None) -> RunInfo:
         validation=report.stages[-1].validation,
         test=report.stages[-1].test,
         seed=report.seed,
-        n_threads=torch.get_num_threads(),
+        n_threads=n_threads,
         device=work.device.type,
         epochs=0,
         n_steps=0,
