@@ -43,12 +43,12 @@ class Case:
 
 
 CASES = (
-    Case(name="mnist", model="lenet300-100", data="mnist", epochs=15, finetune=2, options=("permute",)),
+    Case(name="mnist", model="lenet300-100", data="mnist", epochs=20, finetune=2, options=("permute",)),
     Case(
         name="fashion-mnist",
         model="lenet300-100",
         data="fashion-mnist",
-        epochs=15,
+        epochs=20,
         finetune=2,
         options=("permute",),
     ),
