@@ -252,13 +252,59 @@ class CompactFact:
     layers: tuple[CompactedLayer, ...]
 
 
+EngineState = Literal["picked", "not picked", "not eligible", "unknown", "unproven"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineLayer:
+    """What became of one layer of the graph in an engine: does it run on a sparse kernel?
+
+    state: `unknown` where the builder does not tell, `unproven` where the graph alone leaves it open.  text: why.
+    kernels: the sparse ones that the inspector named.
+    """
+
+    node: str
+    weight: str
+    state: EngineState
+    text: str
+    kernels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFact:
+    """An engine of a bundle: a plan of native code for one library and certain GPUs.
+
+    file: relative to the bundle.  target: `tensorrt` or `tensorrt-rtx`; version: of that library.  gpu,
+    architecture: what it was built on, None without a GPU.  architectures: what TensorRT for RTX was told to build
+    for, empty for its own choice.  hardware, version_compatible: what else it is to run on.  profiles: batch sizes
+    (min, opt, max).  sparse: sparse kernels were allowed.  parse_s, build_s: seconds in the library.
+    onnx_sha256: of the dense graph that was parsed.  timing_cache: its file, if any.
+    """
+
+    file: str
+    target: Literal["tensorrt", "tensorrt-rtx"]
+    precision: str
+    version: str
+    gpu: str | None
+    architecture: str | None
+    architectures: tuple[str, ...]
+    hardware: str
+    version_compatible: bool
+    profiles: tuple[tuple[int, int, int], ...]
+    sparse: bool
+    parse_s: float
+    build_s: float
+    onnx_sha256: str
+    timing_cache: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class BundleInfo:
     """Content of `manifest.json`.
 
     accuracy: what the run reported on its test set.  n_parameters, n_nonzero: over all float initializers of
     the graph.  macs, nonzero_macs: for one sample.  atol, rtol: what the golden pair is held to.
-    compacted: None for a graph that has all its channels.
+    compacted: None for a graph that has all its channels.  engines: those of the targets other than `onnx`.
     """
 
     method: str
@@ -285,6 +331,7 @@ class BundleInfo:
     created: str
     files: dict[str, FileFact]
     compacted: CompactFact | None = None
+    engines: tuple[EngineFact, ...] = ()
     kind: Literal["bundle"] = "bundle"
     schema_version: int = SCHEMA_VERSION
 

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,9 @@ from sparse_export.artefact import (
     open_run,
     save_bundle_info,
 )
+from sparse_export.engine.bundle import EngineProgress, Engines, add_engines
+from sparse_export.engine.door import TARGETS as ENGINE_TARGETS
+from sparse_export.engine.options import EngineOptions
 from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError, UsageError
 from sparse_export.files import require_writable, sha256_file, staged_folder, write_bytes, write_json
 from sparse_export.graph.compact import compact as compacted_graph
@@ -50,6 +53,7 @@ from sparse_export.graph.verify import (
 )
 from sparse_export.runtime.equality import require_same_output
 from sparse_export.runtime.onnxruntime import open_session
+from sparse_export.trust import remember
 
 __all__ = [
     "DENSE_MODEL_FILE",
@@ -73,7 +77,7 @@ GOLDEN_OUTPUT = "golden/output.npy"
 ATOL = 1e-4
 RTOL = 1e-4
 
-_TARGETS = ("onnx",)
+_TARGETS = ("onnx", *ENGINE_TARGETS)
 _FORMS = ("dense", "packed", "both")
 _REASONS_SHOWN = 8
 _GOLDEN_SAMPLES = 8
@@ -87,22 +91,28 @@ def build(
     targets: Sequence[str] = ("onnx",),
     compact: bool = False,
     onnx: str = "dense",
+    engines: Sequence[EngineOptions] = (),
+    progress: EngineProgress | None = None,
     trust: str | None = None,
 ) -> Bundle:
     """Write the bundle of a finished run, whole or not at all.
 
     run: a run or its folder; its files are checked by hash, the network in memory is used where there is one.
     out: `<run>-bundle` beside the run by default; a bundle that stands there is replaced, unless it holds
-    files that it does not list; a link is followed.  targets: what to build for; `onnx` is the one there is.
+    files that it does not list; a link is followed.  targets: what to build for; the ONNX file is always
+    written.  engines: how to build for a target, where not by the defaults; progress: is told how engines get on.
     compact: take the channels that do nothing out of the graph; the outputs are held against those of the whole
     graph first.  onnx: `packed` writes 2:4 weights packed, `both` adds the dense form as `model-dense.onnx`.
     trust: SHA-256 of the run's `run.json`, needed once for a run that names a factory and was made elsewhere.
 
     The ONNX file just written is run by onnxruntime on the golden input before anything takes its name.
+    The digest of the manifest is remembered as this user's own.
     Raises UsageError, ArtefactError, NotTrustedError, OutputError, or GateFailed when the graph or its output is
-    not that of the network, or when no weight is 2:4 that could be packed.
+    not that of the network, or when no weight is 2:4 that could be packed.  MissingCapability or EngineBuildFailed
+    for a target that could not be built comes last: the bundle is there, with the others.
     """
     _require_targets(targets)
+    engine_options = _engine_options(targets, engines)
     _require_form(onnx)
     run_folder = Path(run.path if isinstance(run, Run) else run)
     module = run.module if isinstance(run, Run) else None
@@ -129,14 +139,53 @@ def build(
             write_bytes(stage / name, content)
         write_bytes(stage / GOLDEN_INPUT, _npy_bytes(golden_input))
         write_bytes(stage / GOLDEN_OUTPUT, _npy_bytes(golden_output))
-        write_json(stage / LAYERS_FILE, {"layers": [asdict(layer) for layer in layers]})
         for name in files:
             _require_parity(stage / name, golden_input, golden_output)
-        names = (*files, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT)
+        built = add_engines(
+            stage, model, layers, engine_options, precision="fp32", previous=target, progress=progress
+        )
+        write_json(stage / LAYERS_FILE, _layers_document(layers, built))
+        names = (*files, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT, *built.files)
         facts = file_facts(stage, names)
-        bundle_info = _bundle_info(opened, model, layers, targets, facts, compact_fact)
+        bundle_info = replace(
+            _bundle_info(opened, model, layers, targets, facts, compact_fact),
+            targets=("onnx", *(one.target for one in built.facts)),
+            engines=built.facts,
+        )
         save_bundle_info(stage, bundle_info)
+        remember(sha256_file(stage / BUNDLE_FILE))
+    _require_all_built(built, out)
     return Bundle(path=out, info=bundle_info)
+
+
+def _engine_options(targets: Sequence[str], engines: Sequence[EngineOptions]) -> list[EngineOptions]:
+    """The options of each target that is an engine, in the order of the targets."""
+    given = {one.target: one for one in engines}
+    wanted = [target for target in ENGINE_TARGETS if target in targets]
+    if len(given) != len(engines) or given.keys() - set(wanted):
+        raise UsageError(
+            f"There are options for {', '.join(one.target for one in engines)}.",
+            expected=f"At most one for each engine target of {', '.join(targets)} was expected.",
+        )
+    return [given.get(target) or EngineOptions(target=target) for target in wanted]
+
+
+def _layers_document(layers: Sequence[GraphLayer], built: Engines) -> dict[str, object]:
+    rows = {file: [asdict(row) for row in rows] for file, rows in built.layers.items()}
+    return {"layers": [asdict(layer) for layer in layers], "engines": rows}
+
+
+def _require_all_built(built: Engines, out: Path) -> None:
+    """Raise the first failure; whatever else was built is in the bundle."""
+    if not built.failures:
+        return
+    first, *others = built.failures.values()
+    more = "".join(f" {other.what}" for other in others)
+    raise type(first)(
+        f"{first.what}{more} The bundle {out} has all the other targets.",
+        expected=first.expected,
+        do=first.do,
+    ) from first
 
 
 def _require_targets(targets: Sequence[str]) -> None:

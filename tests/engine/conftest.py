@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
+from sparse_export.cli.main import cli
 from sparse_export.engine import door
 
 
@@ -35,6 +37,16 @@ def small_graph(
         weights,
     )
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+
+
+@pytest.fixture(scope="session")
+def call() -> Callable[..., Result]:
+    """Call the program in this process: `call("build", run)` gives exit_code, stdout, stderr."""
+
+    def invoke(*words: object) -> Result:
+        return CliRunner().invoke(cli, [str(word) for word in words], prog_name="sparse-export")
+
+    return invoke
 
 
 @pytest.fixture(scope="session")
