@@ -10,6 +10,7 @@ from sparse_export.cli._common import json_option, print_result
 
 if TYPE_CHECKING:
     from sparse_export.artefact import BundleInfo, CompactFact
+    from sparse_export.engine.options import Precision
 
 
 @click.command("build")
@@ -18,6 +19,22 @@ if TYPE_CHECKING:
 @click.option(
     "--target", "targets", multiple=True, default=("onnx",), show_default=True, help="What to build for."
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
+    default="fp32",
+    show_default=True,
+    help="Of the graph and its engines; inputs and outputs stay fp32.",
+)
+@click.option(
+    "--calibrate",
+    type=click.IntRange(min=8),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Training samples that int8 and fp8 take their ranges from.",
+)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie, for --calibrate.")
 @click.option(
     "--profile",
     "profiles",
@@ -59,6 +76,9 @@ def command(
     run: Path,
     out: Path | None,
     targets: tuple[str, ...],
+    precision: Precision,
+    calibrate: int,
+    data_dir: Path | None,
     profiles: tuple[str, ...],
     gpu_arch: str | None,
     workspace: int | None,
@@ -94,7 +114,7 @@ def command(
     if dry_run:
         from sparse_export.engine.plan import planned_build
 
-        plan = planned_build(run, out, targets=targets, engines=engines, form=form)
+        plan = planned_build(run, out, targets=targets, engines=engines, form=form, precision=precision)
         print_result(asdict(plan), str(plan), as_json)
         return
     with engine_observer() as progress:
@@ -104,6 +124,9 @@ def command(
             targets=targets,
             compact=compact,
             onnx=form,
+            precision=precision,
+            n_calibration=calibrate,
+            data_dir=data_dir,
             engines=engines,
             progress=progress,
             trust=trust,
@@ -116,7 +139,7 @@ def command(
     ]
     text = (
         f"{info.model.name}, {info.n_nonzero:,} of {info.n_parameters:,} parameters not zero, "
-        f"ONNX opset {info.opset}\n{'; '.join(sizes)}\n{_engines_text(info)}{bundle.path}"
+        f"{info.precision}, ONNX opset {info.opset}\n{'; '.join(sizes)}\n{_engines_text(info)}{bundle.path}"
     )
     if info.compacted is not None:
         text = f"{_compact_table(info.compacted)}\n\n{text}"

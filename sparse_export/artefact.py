@@ -305,6 +305,8 @@ class BundleInfo:
     accuracy: what the run reported on its test set.  n_parameters, n_nonzero: over all float initializers of
     the graph.  macs, nonzero_macs: for one sample.  atol, rtol: what the golden pair is held to.
     compacted: None for a graph that has all its channels.  engines: those of the targets other than `onnx`.
+    precision: of the graph, its inputs and outputs being float32.  n_calibration: training samples that int8 and fp8
+    took their ranges from.
     """
 
     method: str
@@ -332,6 +334,7 @@ class BundleInfo:
     files: dict[str, FileFact]
     compacted: CompactFact | None = None
     engines: tuple[EngineFact, ...] = ()
+    n_calibration: int = 0
     kind: Literal["bundle"] = "bundle"
     schema_version: int = SCHEMA_VERSION
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from sparse_export import models, trust
+from sparse_export import data, models, trust
 from sparse_export.artefact import (
     BUNDLE_FILE,
     RUN_FILE,
@@ -39,7 +39,8 @@ from sparse_export.artefact import (
 )
 from sparse_export.engine.bundle import EngineProgress, Engines, add_engines
 from sparse_export.engine.door import TARGETS as ENGINE_TARGETS
-from sparse_export.engine.options import EngineOptions
+from sparse_export.engine.options import EngineOptions, Precision, require_buildable
+from sparse_export.engine.precision import CALIBRATED, TOLERANCE, at_precision
 from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError, UsageError
 from sparse_export.files import require_writable, sha256_file, staged_folder, write_bytes, write_json
 from sparse_export.graph.compact import compact as compacted_graph
@@ -75,13 +76,14 @@ SUMS_FILE = "SHA256SUMS"
 GOLDEN_INPUT = "golden/input.npy"
 GOLDEN_OUTPUT = "golden/output.npy"
 ATOL = 1e-4
-RTOL = 1e-4
+RTOL = TOLERANCE["fp32"]
 
 _TARGETS = ("onnx", *ENGINE_TARGETS)
 _FORMS = ("dense", "packed", "both")
 _REASONS_SHOWN = 8
 _GOLDEN_SAMPLES = 8
 _GOLDEN_SEED = 20
+_CALIBRATION_BATCH = 32
 
 
 def build(
@@ -91,6 +93,9 @@ def build(
     targets: Sequence[str] = ("onnx",),
     compact: bool = False,
     onnx: str = "dense",
+    precision: Precision = "fp32",
+    n_calibration: int = 256,
+    data_dir: str | Path | None = None,
     engines: Sequence[EngineOptions] = (),
     progress: EngineProgress | None = None,
     trust: str | None = None,
@@ -100,7 +105,9 @@ def build(
     run: a run or its folder; its files are checked by hash, the network in memory is used where there is one.
     out: `<run>-bundle` beside the run by default; a bundle that stands there is replaced, unless it holds
     files that it does not list; a link is followed.  targets: what to build for; the ONNX file is always
-    written.  engines: how to build for a target, where not by the defaults; progress: is told how engines get on.
+    written.  precision: of the graph, and so of the engines; inputs and outputs are float32 in any.
+    n_calibration: training samples that int8 and fp8 take their ranges from; data_dir: where the data sets lie.
+    engines: how to build for a target, where not by the defaults; progress: is told how engines get on.
     compact: take the channels that do nothing out of the graph; the outputs are held against those of the whole
     graph first.  onnx: `packed` writes 2:4 weights packed, `both` adds the dense form as `model-dense.onnx`.
     trust: SHA-256 of the run's `run.json`, needed once for a run that names a factory and was made elsewhere.
@@ -113,6 +120,8 @@ def build(
     """
     _require_targets(targets)
     engine_options = _engine_options(targets, engines)
+    for one in engine_options:
+        require_buildable(precision, one.architectures)
     _require_form(onnx)
     run_folder = Path(run.path if isinstance(run, Run) else run)
     module = run.module if isinstance(run, Run) else None
@@ -126,9 +135,11 @@ def build(
     info = opened.info
     network = network_of_run(opened, given=trust)
     masks = masks_of_run(opened, network)
-    golden_input, golden_output = _golden_pair(network, info.model.input_shape)
+    samples = _calibration(info, precision, n_calibration, data_dir)
+    golden_input, golden_output = _golden_pair(network, info.model.input_shape, samples)
     model = onnx_from_module(network, info.model.input_shape, masks=masks)
     model, compact_fact = _compacted(model, info.model.input_shape) if compact else (model, None)
+    model = at_precision(model, precision, samples)
     require_patterns(
         model, promised_patterns(info.layers)
     )  # of the graph that ships: compacting moves columns
@@ -140,15 +151,19 @@ def build(
         write_bytes(stage / GOLDEN_INPUT, _npy_bytes(golden_input))
         write_bytes(stage / GOLDEN_OUTPUT, _npy_bytes(golden_output))
         for name in files:
-            _require_parity(stage / name, golden_input, golden_output)
+            _require_parity(stage / name, golden_input, golden_output, TOLERANCE[precision])
         built = add_engines(
-            stage, model, layers, engine_options, precision="fp32", previous=target, progress=progress
+            stage, model, layers, engine_options, precision=precision, previous=target, progress=progress
         )
         write_json(stage / LAYERS_FILE, _layers_document(layers, built))
         names = (*files, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT, *built.files)
         facts = file_facts(stage, names)
         bundle_info = replace(
             _bundle_info(opened, model, layers, targets, facts, compact_fact),
+            precision=precision,
+            n_calibration=sum(map(len, samples)),
+            opset=max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+            rtol=TOLERANCE[precision],
             targets=("onnx", *(one.target for one in built.facts)),
             engines=built.facts,
         )
@@ -379,10 +394,37 @@ def _density(masks: Mapping[str, Tensor]) -> float:
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
-def _golden_pair(network: nn.Module, input_shape: Sequence[int]) -> tuple[Array, Array]:
-    """Seeded standard normal inputs (8, *input_shape), and what torch makes of them."""
+def _calibration(info: RunInfo, precision: Precision, n: int, data_dir: str | Path | None) -> list[Array]:
+    """Batches of training inputs, for the precisions that need them."""
+    if precision not in CALIBRATED:
+        return []
+    if n < _GOLDEN_SAMPLES:
+        raise UsageError(
+            f"{n} samples were given to calibrate on.", expected=f"At least {_GOLDEN_SAMPLES} were expected."
+        )
+    if info.data is None:
+        raise UsageError(
+            f"The run names no data set, and {precision} is calibrated on training samples.",
+            expected="A run with a data set was expected.",
+            do="Build as fp16 or bf16, which need none.",
+        )
+    found = data.load_training_sample(info.data, info.model.input_shape, n, data_dir)
+    return [found[start : start + _CALIBRATION_BATCH] for start in range(0, len(found), _CALIBRATION_BATCH)]
+
+
+def _golden_pair(
+    network: nn.Module, input_shape: Sequence[int], samples: Sequence[Array]
+) -> tuple[Array, Array]:
+    """Inputs (8, *input_shape), and what torch makes of them.
+
+    Of a calibrated graph the first samples, since ranges say nothing of other inputs; else seeded standard normal.
+    """
     generator = np.random.default_rng(_GOLDEN_SEED)
-    inputs = generator.standard_normal((_GOLDEN_SAMPLES, *input_shape), dtype=np.float32)
+    inputs = (
+        samples[0][:_GOLDEN_SAMPLES]
+        if samples
+        else generator.standard_normal((_GOLDEN_SAMPLES, *input_shape), dtype=np.float32)
+    )
     try:
         with torch.inference_mode():
             outputs = network(torch.from_numpy(inputs))
@@ -391,11 +433,11 @@ def _golden_pair(network: nn.Module, input_shape: Sequence[int]) -> tuple[Array,
             f"The network {type(network).__name__} does not take inputs {inputs.shape}: {str(cause) or type(cause).__name__}.",
             expected=f"Samples of shape {tuple(input_shape)} were expected to fit, as {RUN_FILE} says.",
         ) from cause
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != _GOLDEN_SAMPLES:
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise UsageError(
             f"The network {type(network).__name__} returns {found} for inputs {inputs.shape}.",
-            expected=f"Logits ({_GOLDEN_SAMPLES}, classes) were expected.",
+            expected=f"Logits ({len(inputs)}, classes) were expected.",
             do="Wrap it in a module that returns the logits alone.",
         )
     golden = outputs.numpy()
@@ -420,15 +462,15 @@ def outside_tolerance(found: Array, wanted: Array, *, atol: float, rtol: float) 
     return largest, not largest <= atol + rtol * float(np.abs(wanted).max(initial=0.0))
 
 
-def _require_parity(file: Path, golden_input: Array, golden_output: Array) -> None:
+def _require_parity(file: Path, golden_input: Array, golden_output: Array, rtol: float) -> None:
     with open_session(file) as session:
         found = session.run(golden_input)
-    largest, outside = outside_tolerance(found, golden_output, atol=ATOL, rtol=RTOL)
+    largest, outside = outside_tolerance(found, golden_output, atol=ATOL, rtol=rtol)
     if outside:
         raise GateFailed(
-            f"The exported graph differs from the network by {largest:.3g} on {_GOLDEN_SAMPLES} random inputs.",
-            expected=f"At most {ATOL:g} + {RTOL:g} * {np.abs(golden_output).max():.3g} was expected.",
-            do="The export is wrong; nothing was written.",
+            f"The exported graph differs from the network by {largest:.3g} on {len(golden_input)} inputs.",
+            expected=f"At most {ATOL:g} + {rtol:g} * {np.abs(golden_output).max():.3g} was expected.",
+            do="The export is wrong, or its precision too low for this network; nothing was written.",
         )
 
 

@@ -9,9 +9,12 @@ from typing import Any, Self
 import numpy as np
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import TensorProto
 
 from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError
 from sparse_export.graph.pack24 import dense_from_file, may_be_packed
+from sparse_export.graph.precision import value_types, with_bfloat16_emulated
 from sparse_export.runtime import Session
 
 __all__ = ["open_session"]
@@ -45,14 +48,24 @@ def open_session(model_path: Path, *, n_threads: int | None = None, provider: st
     return _OnnxruntimeSession(model_path, n_threads, provider)
 
 
-def _content(model_path: Path) -> Path | bytes:
+def _types(model_path: Path) -> frozenset[int]:
+    """Types of the values in an ONNX file; empty for a file that is none, which onnxruntime will say."""
+    try:
+        return value_types(onnx.load(model_path, load_external_data=False))
+    except (DecodeError, OSError, ValueError):
+        return frozenset()
+
+
+def _content(model_path: Path, emulated: bool) -> Path | bytes:
     """What to load: the file itself, or the dense form of a packed one.
 
     onnxruntime unpacks too, to the same result, but checks nothing, and is not faster.
     """
-    if not may_be_packed(model_path):
+    if not emulated and not may_be_packed(model_path):
         return model_path
     model = dense_from_file(model_path)
+    if emulated:
+        model = with_bfloat16_emulated(model)
     if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:  # cannot be handed over; checked all the same
         return model_path
     content: bytes = model.SerializeToString()
@@ -77,7 +90,13 @@ class _OnnxruntimeSession:
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         wanted = _PROVIDERS[provider]
-        content = _content(model_path)
+        types = _types(model_path)
+        # onnxruntime computes in bfloat16 on no CPU: there every value is rounded to it instead, and the name says so.
+        emulated = provider == "cpu" and TensorProto.BFLOAT16 in types
+        if TensorProto.FLOAT8E4M3FN in types:
+            # onnxruntime 1.31.1 takes the Relu before an fp8 QuantizeLinear away, as it may for uint8: wrong results.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        content = _content(model_path, emulated)
         try:
             session = ort.InferenceSession(content, options, providers=[wanted], enable_fallback=False)
         except Exception as cause:  # onnxruntime's errors have no common base
@@ -97,7 +116,7 @@ class _OnnxruntimeSession:
                 expected="One floating point input and one output were expected.",
                 do="Export the network with one input and its logits as the only output.",
             )
-        self.name = f"onnxruntime-{provider}"
+        self.name = f"onnxruntime-{provider}{'-emulating-bfloat16' if emulated else ''}"
         self._session: Any = session
         self._input: str = inputs[0].name
         self._shape: tuple[Any, ...] = tuple(inputs[0].shape)
