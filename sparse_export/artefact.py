@@ -69,6 +69,7 @@ class LayerFact:
     """One weight: its shape and how many of its entries are kept.
 
     masked: False for a layer that was left dense.  pattern: an N:M pattern that it promises, or None.
+    why_dense: where the network was trained to a pattern, why this layer was not.
     """
 
     name: str
@@ -77,6 +78,7 @@ class LayerFact:
     n_active: int
     masked: bool
     pattern: str | None = None
+    why_dense: str | None = None
 
     @property
     def density(self) -> float:
