@@ -529,6 +529,25 @@ def read_bundle_info(folder: Path) -> BundleInfo:
     return info
 
 
+def read_engine_layers(file: Path, engine: str) -> tuple[EngineLayer, ...]:
+    """The rows of an engine in a `layers.json`, none when it has none. Raises ArtefactError."""
+    import pydantic
+
+    try:
+        document = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
+        engines = document.get("engines", {}) if isinstance(document, dict) else {}
+        rows: tuple[EngineLayer, ...] = pydantic.TypeAdapter(tuple[EngineLayer, ...]).validate_python(
+            engines.get(engine, ())
+        )
+    except (OSError, ValueError, RecursionError, AttributeError) as cause:
+        raise ArtefactError(
+            f"{file} cannot be read: {str(cause).strip().partition(chr(10))[0]}.",
+            expected="The table of layers that a build writes was expected.",
+            do="Build the bundle again.",
+        ) from cause
+    return rows
+
+
 def open_bundle(folder: Path) -> Bundle:
     """Read a bundle and check the hash of every file. Raises UsageError or ArtefactError."""
     folder = Path(folder)

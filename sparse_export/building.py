@@ -139,6 +139,7 @@ def build(
     golden_input, golden_output = _golden_pair(network, info.model.input_shape, samples)
     model = onnx_from_module(network, info.model.input_shape, masks=masks)
     model, compact_fact = _compacted(model, info.model.input_shape) if compact else (model, None)
+    counts = count_parameters(model)  # before int8, whose weights are no floats
     model = at_precision(model, precision, samples)
     require_patterns(
         model, promised_patterns(info.layers)
@@ -159,7 +160,7 @@ def build(
         names = (*files, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT, *built.files)
         facts = file_facts(stage, names)
         bundle_info = replace(
-            _bundle_info(opened, model, layers, targets, facts, compact_fact),
+            _bundle_info(opened, counts, layers, targets, facts, compact_fact),
             precision=precision,
             n_calibration=sum(map(len, samples)),
             opset=max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
@@ -488,14 +489,14 @@ def _compacted(model: onnx.ModelProto, input_shape: Sequence[int]) -> tuple[onnx
 
 def _bundle_info(
     run: Run,
-    model: onnx.ModelProto,
+    counts: tuple[int, int],
     layers: Sequence[GraphLayer],
     targets: Sequence[str],
     facts: Mapping[str, FileFact],
     compact_fact: CompactFact | None,
 ) -> BundleInfo:
     info: RunInfo = run.info
-    n_parameters, n_nonzero = count_parameters(model)
+    n_parameters, n_nonzero = counts
     macs = [layer.macs for layer in layers]
     nonzero_macs = [layer.nonzero_macs for layer in layers]
     return BundleInfo(

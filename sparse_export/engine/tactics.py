@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparse_export.artefact import EngineLayer, GraphLayer
+from sparse_export.graph.eligibility import MEANINGS
 
 __all__ = ["Kernels", "SparsityLog", "engine_layers", "kernels_from_inspection", "read_sparsity"]
 
@@ -178,7 +179,8 @@ def _engine_layer(
         return say("picked", "The builder's log names it among those with a sparse kernel.")
     reasons = " ".join(reason.text for reason in layer.reasons)
     if layer.eligible == "no":
-        return say("not eligible", reasons)
+        decisive = [reason.text for reason in layer.reasons if MEANINGS[reason.code][0] == "no"]
+        return say("not eligible", " ".join(decisive) or reasons)
     if not sparse:
         return say("not picked", "The engine was built without sparse kernels.")
     if any(one.sparse for one in mine):
