@@ -26,7 +26,7 @@ from sparse_export.errors import (
     SparseExportError,
     UsageError,
 )
-from sparse_export.files import output_error, write_bytes
+from sparse_export.files import move_file, output_error, write_bytes
 from sparse_export.graph.pack24 import dense_from_file
 
 __all__ = ["BuiltEngine", "build_engine", "engine_from_file"]
@@ -104,7 +104,7 @@ def build_engine(
         if outcome.built is None:
             failed = failure_folder or out.with_name(f"{out.name}.failed")
             raise _error(outcome, options, work, failed)
-        write_bytes(out, (work / "model.engine").read_bytes())
+        move_file(work / request["engine"], out)
         started, built = outcome.started or {}, outcome.built
         cache = work / request["timing_cache_out"]
         return BuiltEngine(

@@ -181,10 +181,13 @@ def _logger(tell: Tell) -> trt.ILogger:
             trt.ILogger.__init__(self)
 
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            if SPARSITY_MARK in msg:
+            told = SPARSITY_MARK in msg
+            mark = marks.get(severity)
+            if told:
                 tell("sparsity", line=msg)
-            mark = marks.get(severity, "V")
-            if mark != "V" or SPARSITY_MARK in msg:
+            if mark is None and told:
+                mark = "V"
+            if mark is not None:
                 print(f"[{mark}] {msg}", file=sys.stderr, flush=True)
 
     return Logger()
