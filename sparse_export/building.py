@@ -27,6 +27,7 @@ from sparse_export.artefact import (
     CompactFact,
     FileFact,
     GraphLayer,
+    PatternFact,
     Run,
     RunInfo,
     RunReference,
@@ -43,8 +44,18 @@ from sparse_export.engine.options import EngineOptions, Precision, require_build
 from sparse_export.engine.precision import CALIBRATED, TOLERANCE, at_precision
 from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError, UsageError
 from sparse_export.files import require_writable, sha256_file, staged_folder, write_bytes, write_json
-from sparse_export.graph.compact import compact as compacted_graph
+from sparse_export.fitting import (
+    ORDERS_FILE,
+    layer_facts,
+    masks_with_promises,
+    measured,
+    never_cut,
+    require_no_other_promise,
+    rewritten,
+    wanted_pattern,
+)
 from sparse_export.graph.export import INPUT_NAME, IR_VERSION, OPSET, OUTPUT_NAME, onnx_from_module
+from sparse_export.graph.lossless import Gather, fit_pattern
 from sparse_export.graph.pack24 import pack, pack_choices
 from sparse_export.graph.verify import (
     count_parameters,
@@ -52,8 +63,8 @@ from sparse_export.graph.verify import (
     promised_patterns,
     require_patterns,
 )
-from sparse_export.runtime.equality import require_same_output
 from sparse_export.runtime.onnxruntime import open_session
+from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.trust import remember
 
 __all__ = [
@@ -93,6 +104,9 @@ def build(
     targets: Sequence[str] = ("onnx",),
     compact: bool = False,
     onnx: str = "dense",
+    pattern: str | NMPattern | None = None,
+    max_cut: float = 0.0,
+    gather: Gather = "input",
     precision: Precision = "fp32",
     n_calibration: int = 256,
     data_dir: str | Path | None = None,
@@ -110,6 +124,10 @@ def build(
     engines: how to build for a target, where not by the defaults; progress: is told how engines get on.
     compact: take the channels that do nothing out of the graph; the outputs are held against those of the whole
     graph first.  onnx: `packed` writes 2:4 weights packed, `both` adds the dense form as `model-dense.onnx`.
+    pattern: put channels into an order in which layers obey N:M, and promise it for those that do; `max_cut` is the
+    share of sum |w| that such a layer may lose, `gather` says which layers may be given their input in an order of
+    their own: those that read the network's `input`, `any` or `none`. Accuracy is then measured before and after,
+    where the test set lies in data_dir.
     trust: SHA-256 of the run's `run.json`, needed once for a run that names a factory and was made elsewhere.
 
     The ONNX file just written is run by onnxruntime on the golden input before anything takes its name.
@@ -123,6 +141,7 @@ def build(
     for one in engine_options:
         require_buildable(precision, one.architectures)
     _require_form(onnx)
+    wanted = wanted_pattern(pattern, max_cut, gather)
     run_folder = Path(run.path if isinstance(run, Run) else run)
     module = run.module if isinstance(run, Run) else None
     opened = Run(path=run_folder, info=open_run(run_folder).info, module=module)
@@ -135,15 +154,32 @@ def build(
     info = opened.info
     network = network_of_run(opened, given=trust)
     masks = masks_of_run(opened, network)
+    require_no_other_promise(info.layers, wanted)
+    before = copy.deepcopy(network) if wanted is not None else None
+    fitted = None
+    if wanted is not None:
+        fitted = fit_pattern(
+            network,
+            torch.from_numpy(_golden_input(info.model.input_shape)),
+            wanted,
+            [layer.name for layer in info.layers],
+            masks=masks,
+            max_cut=max_cut,
+            gather=gather,
+            uncut=never_cut(network, [layer.name for layer in info.layers], wanted),
+            live_first=compact,
+        )
     samples = _calibration(info, precision, n_calibration, data_dir)
     golden_input, golden_output = _golden_pair(network, info.model.input_shape, samples)
-    model = onnx_from_module(network, info.model.input_shape, masks=masks)
-    model, compact_fact = _compacted(model, info.model.input_shape) if compact else (model, None)
+    model = onnx_from_module(
+        network, info.model.input_shape, masks=masks_with_promises(network, masks, fitted)
+    )
+    described = layer_facts(info.layers, network, masks, wanted, fitted)
+    promised = promised_patterns(described)
+    model, compact_fact = rewritten(model, info.model.input_shape, promised, fitted, compact)
     counts = count_parameters(model)  # before int8, whose weights are no floats
     model = at_precision(model, precision, samples)
-    require_patterns(
-        model, promised_patterns(info.layers)
-    )  # of the graph that ships: compacting moves columns
+    require_patterns(model, promised)  # of the graph that ships: compacting and gathering move columns
     layers = graph_layers(model)
     files = _model_files(model, onnx)
     with staged_folder(target) as stage:
@@ -157,10 +193,26 @@ def build(
             stage, model, layers, engine_options, precision=precision, previous=target, progress=progress
         )
         write_json(stage / LAYERS_FILE, _layers_document(layers, built))
-        names = (*files, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT, *built.files)
+        names = [*files, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT, *built.files]
+        pattern_fact = None
+        if fitted is not None and before is not None:
+            write_json(stage / ORDERS_FILE, fitted.document)
+            names.append(ORDERS_FILE)
+            accuracies = measured(info, before, stage / MODEL_FILE, data_dir)
+            pattern_fact = PatternFact(
+                pattern=str(wanted),
+                max_cut=max_cut,
+                gather=gather,
+                layers=fitted.layers,
+                difference=fitted.difference,
+                **accuracies,
+            )
         facts = file_facts(stage, names)
         bundle_info = replace(
             _bundle_info(opened, counts, layers, targets, facts, compact_fact),
+            layers=described,
+            density=_density(masks),
+            fitted=pattern_fact,
             precision=precision,
             n_calibration=sum(map(len, samples)),
             opset=max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
@@ -413,19 +465,20 @@ def _calibration(info: RunInfo, precision: Precision, n: int, data_dir: str | Pa
     return [found[start : start + _CALIBRATION_BATCH] for start in range(0, len(found), _CALIBRATION_BATCH)]
 
 
+def _golden_input(input_shape: Sequence[int]) -> Array:
+    """Seeded standard normal inputs, (8, *input_shape)."""
+    generator = np.random.default_rng(_GOLDEN_SEED)
+    return generator.standard_normal((_GOLDEN_SAMPLES, *input_shape), dtype=np.float32)
+
+
 def _golden_pair(
     network: nn.Module, input_shape: Sequence[int], samples: Sequence[Array]
 ) -> tuple[Array, Array]:
     """Inputs (8, *input_shape), and what torch makes of them.
 
-    Of a calibrated graph the first samples, since ranges say nothing of other inputs; else seeded standard normal.
+    Of a calibrated graph the first samples, since ranges say nothing of other inputs; else the golden input.
     """
-    generator = np.random.default_rng(_GOLDEN_SEED)
-    inputs = (
-        samples[0][:_GOLDEN_SAMPLES]
-        if samples
-        else generator.standard_normal((_GOLDEN_SAMPLES, *input_shape), dtype=np.float32)
-    )
+    inputs = samples[0][:_GOLDEN_SAMPLES] if samples else _golden_input(input_shape)
     try:
         with torch.inference_mode():
             outputs = network(torch.from_numpy(inputs))
@@ -473,18 +526,6 @@ def _require_parity(file: Path, golden_input: Array, golden_output: Array, rtol:
             expected=f"At most {ATOL:g} + {rtol:g} * {np.abs(golden_output).max():.3g} was expected.",
             do="The export is wrong, or its precision too low for this network; nothing was written.",
         )
-
-
-def _compacted(model: onnx.ModelProto, input_shape: Sequence[int]) -> tuple[onnx.ModelProto, CompactFact]:
-    found = compacted_graph(model)
-    require_same_output(model, found.model, input_shape)
-    return found.model, CompactFact(
-        n_removed=found.n_removed,
-        n_inputs_dropped=found.n_inputs_dropped,
-        n_weights_before=found.n_weights_before,
-        n_weights_after=found.n_weights_after,
-        layers=found.layers,
-    )
 
 
 def _bundle_info(

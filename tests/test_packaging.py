@@ -35,6 +35,7 @@ LINES = (
     {"doctor", "demo"},
     {"serving", "comparison", "report", "plan"},
     {"building", "validation", "inspect", "measure"},
+    {"fitting"},
     {"train", "runtime", "engine"},
     {"graph", "models", "data"},
     {"artefact", "trust", "files", "sparsity"},

@@ -130,6 +130,22 @@ def permute_network(
     )
 
 
+def preview(
+    module: nn.Module, channels: Channels, layers: Mapping[str, NMPattern], search: Search
+) -> dict[str, Tensor]:
+    """The orders, by tensor, that `permute_network` would choose (see `reordered`); the network is left as it is.
+
+    channels: what `find_channels` found in it. Raises UsageError for a search that gives no permutation.
+    """
+    tensors = tensors_of(module)
+    weights = {name: _searched_weight(tensors[name], None) for name in layers}
+    axes = {name: reduction_axis(module, name) for name in layers}
+    chosen, _ = _chosen(channels, layers, weights, axes, search)
+    return orders_of(
+        tensors, ((space, chosen[space.name]) for space in channels.free if space.name in chosen)
+    )
+
+
 # The search
 
 
