@@ -47,7 +47,7 @@ clean:  ## remove .venv, caches and what builds left
 
 # The stamp is written last, so that an interrupted installation is taken up again. A .venv that was moved, or
 # whose Python is gone, no longer answers and is made anew.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt .ci/mend_stubs.py
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "Python 3.11 or newer is needed; $(PYTHON) is: $$("$(PYTHON)" --version 2>&1 || true)." >&2; \
 	  echo "Name another one: make PYTHON=python3.12" >&2; exit 1; }
@@ -55,4 +55,7 @@ $(READY): pyproject.toml constraints.txt
 	  echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "Installing into .venv (several minutes and up to 8 GB the first time) ..." >&2
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]' >&2
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps --upgrade \
+	  --target .venv/stubs tensorrt-stubs >&2 # beside the packages: it wants a TensorRT that it does not need
+	@$(BIN)/python .ci/mend_stubs.py .venv/stubs
 	@touch $@

@@ -1,4 +1,4 @@
-"""Shows how training goes: a bar on a terminal, plain lines elsewhere. Always on stderr."""
+"""Shows how training and engine builds go: a bar on a terminal, plain lines elsewhere. Always on stderr."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
     from torch import Tensor
 
     from sparse_export.artefact import RunInfo
+    from sparse_export.engine.progress import BuildProgress
     from sparse_export.train.metrics import EpochMetrics
 
 _EVERY_S = 0.2  # reading the loss makes the host wait for a device
@@ -125,6 +127,59 @@ class _Bar:
         if metrics.epoch == self._epochs:
             self.close()
             self._console.print(_epoch_text(metrics, self._epochs), highlight=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+@contextmanager
+def engine_observer() -> Iterator[_EngineBar | _EngineLines]:
+    """What is told how engines get on, by target."""
+    observer = _EngineBar() if sys.stderr.isatty() else _EngineLines()
+    try:
+        yield observer
+    finally:
+        observer.close()
+
+
+class _EngineLines:
+    """One line an engine."""
+
+    def __init__(self) -> None:
+        self._target = ""
+
+    def __call__(self, target: str, state: BuildProgress) -> None:
+        if target != self._target:
+            self._target = target
+            print(f"building the {target} engine", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _EngineBar:
+    """A bar for each engine, with the phase that it is in."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[phase]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, target: str, state: BuildProgress) -> None:
+        if target not in self._tasks:
+            self._tasks[target] = self._progress.add_task(target, total=1.0, phase="")
+            self._progress.start()
+        self._progress.update(self._tasks[target], completed=state.fraction, phase=state.phase)
 
     def close(self) -> None:
         self._progress.stop()

@@ -10,7 +10,8 @@ from sparse_export.cli._click import click
 from sparse_export.cli._common import json_option, print_result
 
 if TYPE_CHECKING:
-    from sparse_export.artefact import Accuracy, CompactFact, PatternFact
+    from sparse_export.artefact import Accuracy, BundleInfo, CompactFact, PatternFact
+    from sparse_export.engine.options import Precision
     from sparse_export.graph.lossless import Gather
 
 
@@ -20,6 +21,45 @@ if TYPE_CHECKING:
 @click.option(
     "--target", "targets", multiple=True, default=("onnx",), show_default=True, help="What to build for."
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
+    default="fp32",
+    show_default=True,
+    help="Of the graph and its engines; inputs and outputs stay fp32.",
+)
+@click.option(
+    "--calibrate",
+    type=click.IntRange(min=8),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Training samples that int8 and fp8 take their ranges from.",
+)
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    metavar="MIN:OPT:MAX",
+    help="Batch sizes that an engine is made for; several may be given.  [default: 1:8:32]",
+)
+@click.option(
+    "--gpu-arch", metavar="SM,...", help="GPUs that a tensorrt-rtx engine is made for, as in sm80,sm89."
+)
+@click.option("--workspace", type=click.IntRange(min=1), metavar="MIB", help="Scratch memory of an engine.")
+@click.option("--opt-level", type=click.IntRange(0, 5), help="How long TensorRT searches.")
+@click.option(
+    "--hardware-compatible",
+    "hardware",
+    type=click.Choice(["none", "ampere-plus", "same-compute-capability"]),
+    default="none",
+    show_default=True,
+    help="Other GPUs that a tensorrt engine runs on, at a cost in speed.",
+)
+@click.option(
+    "--version-compatible", is_flag=True, help="Let later TensorRT releases load a tensorrt engine."
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be built; write nothing.")
 @click.option("--compact", is_flag=True, help="Take the channels that do nothing out of the graph.")
 @click.option(
     "--onnx",
@@ -50,7 +90,7 @@ if TYPE_CHECKING:
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
-    help="Where the data sets lie, to measure accuracy before and after --pattern.",
+    help="Where the data sets lie, to measure accuracy around --pattern and to calibrate.",
 )
 @click.option(
     "--trust", metavar="SHA256", help="Allow the code that a run from elsewhere names, by its hash."
@@ -60,6 +100,15 @@ def command(
     run: Path,
     out: Path | None,
     targets: tuple[str, ...],
+    precision: Precision,
+    calibrate: int,
+    profiles: tuple[str, ...],
+    gpu_arch: str | None,
+    workspace: int | None,
+    opt_level: int | None,
+    hardware: str,
+    version_compatible: bool,
+    dry_run: bool,
     compact: bool,
     form: str,
     pattern: str | None,
@@ -71,24 +120,47 @@ def command(
 ) -> None:
     """Export RUN to a bundle: ONNX, a golden input and output, a manifest with hashes.
 
-    The file is run once and held against the network before it takes its name.
+    The file is run once and held against the network before it takes its name. Engines of the targets tensorrt and
+    tensorrt-rtx are built from it; one that cannot be built ends with 1 or 5 after the bundle with the rest is there.
     """
     from dataclasses import asdict
 
     from sparse_export.building import build
+    from sparse_export.cli._progress import engine_observer
+    from sparse_export.engine.options import engine_options
 
-    bundle = build(
-        run,
-        out,
-        targets=targets,
-        compact=compact,
-        onnx=form,
-        pattern=pattern,
-        max_cut=max_cut,
-        gather=gather,
-        data_dir=data_dir,
-        trust=trust,
+    engines = engine_options(
+        targets,
+        profiles=profiles,
+        architectures=gpu_arch or "",
+        workspace_mib=workspace,
+        optimization_level=opt_level,
+        hardware=hardware,
+        version_compatible=version_compatible,
     )
+    if dry_run:
+        from sparse_export.engine.plan import planned_build
+
+        plan = planned_build(run, out, targets=targets, engines=engines, form=form, precision=precision)
+        print_result(asdict(plan), str(plan), as_json)
+        return
+    with engine_observer() as progress:
+        bundle = build(
+            run,
+            out,
+            targets=targets,
+            compact=compact,
+            onnx=form,
+            precision=precision,
+            n_calibration=calibrate,
+            pattern=pattern,
+            max_cut=max_cut,
+            gather=gather,
+            data_dir=data_dir,
+            engines=engines,
+            progress=progress,
+            trust=trust,
+        )
     info = bundle.info
     sizes = [
         f"{name} {fact.size_bytes:,} bytes{' packed' if form != 'dense' and name == bundle.onnx_path.name else ''}"
@@ -97,13 +169,22 @@ def command(
     ]
     text = (
         f"{info.model.name}, {info.n_nonzero:,} of {info.n_parameters:,} parameters not zero, "
-        f"ONNX opset {info.opset}\n{'; '.join(sizes)}\n{bundle.path}"
+        f"{info.precision}, ONNX opset {info.opset}\n{'; '.join(sizes)}\n{_engines_text(info)}{bundle.path}"
     )
     if info.compacted is not None:
         text = f"{_compact_table(info.compacted)}\n\n{text}"
     if info.fitted is not None:
         text = f"{_pattern_table(info.fitted)}\n\n{text}"
     print_result({"bundle": str(bundle.path), "manifest": asdict(info)}, text, as_json)
+
+
+def _engines_text(info: BundleInfo) -> str:
+    """A line an engine: what it is, and how long it took."""
+    return "".join(
+        f"{one.file} {info.files[one.file].size_bytes:,} bytes, {one.target} {one.version}, built in {one.build_s:.1f} s"
+        f"{f' on {one.gpu}' if one.gpu else ''}\n"
+        for one in info.engines
+    )
 
 
 def _compact_table(fact: CompactFact) -> str:

@@ -12,7 +12,7 @@ from sparse_export.cli._common import json_option, print_result
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def command(path: Path, as_json: bool) -> None:
-    """Show what a run, a bundle or an .onnx file holds, layer by layer.
+    """Show what a run, a bundle, an .onnx file or an engine holds, layer by layer.
 
     Of a graph also which layers are 2:4, whether hardware can use that, and why not. A bundle whose graph breaks a
     pattern that its manifest promises ends with 3.

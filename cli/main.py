@@ -27,7 +27,7 @@ COMMANDS = {
     "build": "Export RUN to a bundle: ONNX, a golden input and output, a manifest with hashes.",
     "validate": "Check that BUNDLE computes what was trained, and as well.",
     "compare": "Compare a dense with a sparse bundle: accuracy, size and time, with intervals.",
-    "inspect": "Show what a run, a bundle or an .onnx file holds, layer by layer.",
+    "inspect": "Show what a run, a bundle, an .onnx file or an engine holds, layer by layer.",
     "doctor": "Show what this machine has: devices, runtimes, libraries, and what to install.",
 }
 

@@ -26,9 +26,18 @@ from sparse_export.cli._common import json_option, print_result, say
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Threads inside an operator. Default: one a core."
 )
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    metavar="NAME",
+    help="Runtime besides onnxruntime-cpu. Default: those of its engines that work here.",
+)
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write validation.json there.")
 @click.option(
-    "--trust", metavar="SHA256", help="Allow the code that a run from elsewhere names, by its hash."
+    "--trust",
+    metavar="SHA256",
+    help="Allow the code of a run, or the engines of a bundle, from elsewhere, by its hash.",
 )
 @json_option
 def command(
@@ -38,6 +47,7 @@ def command(
     max_drop: float | None,
     against: Path | None,
     threads: int | None,
+    runtimes: tuple[str, ...],
     out: Path | None,
     trust: str | None,
     as_json: bool,
@@ -58,7 +68,14 @@ def command(
                 open_bundle(path)
         require_writable(out)
     validation = validate(
-        bundle, data_dir=data_dir, run=run, max_drop=max_drop, against=against, n_threads=threads, trust=trust
+        bundle,
+        data_dir=data_dir,
+        run=run,
+        max_drop=max_drop,
+        against=against,
+        n_threads=threads,
+        runtimes=runtimes or None,
+        trust=trust,
     )
     if out is not None:
         say(f"wrote {write_results(out, validation)}")

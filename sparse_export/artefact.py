@@ -254,6 +254,52 @@ class CompactFact:
     layers: tuple[CompactedLayer, ...]
 
 
+EngineState = Literal["picked", "not picked", "not eligible", "unknown", "unproven"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineLayer:
+    """What became of one layer of the graph in an engine: does it run on a sparse kernel?
+
+    state: `unknown` where the builder does not tell, `unproven` where the graph alone leaves it open.  text: why.
+    kernels: the sparse ones that the inspector named.
+    """
+
+    node: str
+    weight: str
+    state: EngineState
+    text: str
+    kernels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFact:
+    """An engine of a bundle: a plan of native code for one library and certain GPUs.
+
+    file: relative to the bundle.  target: `tensorrt` or `tensorrt-rtx`; version: of that library.  gpu,
+    architecture: what it was built on, None without a GPU.  architectures: what TensorRT for RTX was told to build
+    for, empty for its own choice.  hardware, version_compatible: what else it is to run on.  profiles: batch sizes
+    (min, opt, max).  sparse: sparse kernels were allowed.  parse_s, build_s: seconds in the library.
+    onnx_sha256: of the dense graph that was parsed.  timing_cache: its file, if any.
+    """
+
+    file: str
+    target: Literal["tensorrt", "tensorrt-rtx"]
+    precision: str
+    version: str
+    gpu: str | None
+    architecture: str | None
+    architectures: tuple[str, ...]
+    hardware: str
+    version_compatible: bool
+    profiles: tuple[tuple[int, int, int], ...]
+    sparse: bool
+    parse_s: float
+    build_s: float
+    onnx_sha256: str
+    timing_cache: str | None = None
+
+
 Road = Literal["as trained", "permuted", "gathered", "dense"]
 
 
@@ -310,6 +356,8 @@ class BundleInfo:
     the graph.  macs, nonzero_macs: for one sample.  atol, rtol: what the golden pair is held to.
     compacted: None for a graph that has all its channels.  fitted: None where no pattern was asked for; where it
     cut weights, `layers` and `density` tell of what is left, and `accuracy` still of the whole run.
+    engines: those of the targets other than `onnx`.  precision: of the graph, its inputs and outputs being float32.
+    n_calibration: training samples that int8 and fp8 took their ranges from.
     """
 
     method: str
@@ -336,6 +384,8 @@ class BundleInfo:
     created: str
     files: dict[str, FileFact]
     compacted: CompactFact | None = None
+    engines: tuple[EngineFact, ...] = ()
+    n_calibration: int = 0
     fitted: PatternFact | None = None
     kind: Literal["bundle"] = "bundle"
     schema_version: int = SCHEMA_VERSION
@@ -527,6 +577,25 @@ def read_bundle_info(folder: Path) -> BundleInfo:
     file = _described(Path(folder), BUNDLE_FILE, "bundle", "sparse-export build")
     info: BundleInfo = _parse(file, "bundle", BundleInfo)
     return info
+
+
+def read_engine_layers(file: Path, engine: str) -> tuple[EngineLayer, ...]:
+    """The rows of an engine in a `layers.json`, none when it has none. Raises ArtefactError."""
+    import pydantic
+
+    try:
+        document = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
+        engines = document.get("engines", {}) if isinstance(document, dict) else {}
+        rows: tuple[EngineLayer, ...] = pydantic.TypeAdapter(tuple[EngineLayer, ...]).validate_python(
+            engines.get(engine, ())
+        )
+    except (OSError, ValueError, RecursionError, AttributeError) as cause:
+        raise ArtefactError(
+            f"{file} cannot be read: {str(cause).strip().partition(chr(10))[0]}.",
+            expected="The table of layers that a build writes was expected.",
+            do="Build the bundle again.",
+        ) from cause
+    return rows
 
 
 def open_bundle(folder: Path) -> Bundle:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from sparse_export import models, trust
+from sparse_export import data, models, trust
 from sparse_export.artefact import (
     BUNDLE_FILE,
     RUN_FILE,
@@ -38,12 +38,11 @@ from sparse_export.artefact import (
     open_run,
     save_bundle_info,
 )
-from sparse_export.errors import (
-    ArtefactError,
-    GateFailed,
-    UnknownNameError,
-    UsageError,
-)
+from sparse_export.engine.bundle import EngineProgress, Engines, add_engines
+from sparse_export.engine.door import TARGETS as ENGINE_TARGETS
+from sparse_export.engine.options import EngineOptions, Precision, require_buildable
+from sparse_export.engine.precision import CALIBRATED, TOLERANCE, at_precision
+from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError, UsageError
 from sparse_export.files import require_writable, sha256_file, staged_folder, write_bytes, write_json
 from sparse_export.fitting import (
     ORDERS_FILE,
@@ -66,6 +65,7 @@ from sparse_export.graph.verify import (
 )
 from sparse_export.runtime.onnxruntime import open_session
 from sparse_export.sparsity.pattern import NMPattern
+from sparse_export.trust import remember
 
 __all__ = [
     "DENSE_MODEL_FILE",
@@ -87,13 +87,14 @@ SUMS_FILE = "SHA256SUMS"
 GOLDEN_INPUT = "golden/input.npy"
 GOLDEN_OUTPUT = "golden/output.npy"
 ATOL = 1e-4
-RTOL = 1e-4
+RTOL = TOLERANCE["fp32"]
 
-_TARGETS = ("onnx",)
+_TARGETS = ("onnx", *ENGINE_TARGETS)
 _FORMS = ("dense", "packed", "both")
 _REASONS_SHOWN = 8
 _GOLDEN_SAMPLES = 8
 _GOLDEN_SEED = 20
+_CALIBRATION_BATCH = 32
 
 
 def build(
@@ -106,14 +107,21 @@ def build(
     pattern: str | NMPattern | None = None,
     max_cut: float = 0.0,
     gather: Gather = "input",
+    precision: Precision = "fp32",
+    n_calibration: int = 256,
     data_dir: str | Path | None = None,
+    engines: Sequence[EngineOptions] = (),
+    progress: EngineProgress | None = None,
     trust: str | None = None,
 ) -> Bundle:
     """Write the bundle of a finished run, whole or not at all.
 
     run: a run or its folder; its files are checked by hash, the network in memory is used where there is one.
     out: `<run>-bundle` beside the run by default; a bundle that stands there is replaced, unless it holds
-    files that it does not list; a link is followed.  targets: what to build for; `onnx` is the one there is.
+    files that it does not list; a link is followed.  targets: what to build for; the ONNX file is always
+    written.  precision: of the graph, and so of the engines; inputs and outputs are float32 in any.
+    n_calibration: training samples that int8 and fp8 take their ranges from; data_dir: where the data sets lie.
+    engines: how to build for a target, where not by the defaults; progress: is told how engines get on.
     compact: take the channels that do nothing out of the graph; the outputs are held against those of the whole
     graph first.  onnx: `packed` writes 2:4 weights packed, `both` adds the dense form as `model-dense.onnx`.
     pattern: put channels into an order in which layers obey N:M, and promise it for those that do; `max_cut` is the
@@ -123,10 +131,15 @@ def build(
     trust: SHA-256 of the run's `run.json`, needed once for a run that names a factory and was made elsewhere.
 
     The ONNX file just written is run by onnxruntime on the golden input before anything takes its name.
+    The digest of the manifest is remembered as this user's own.
     Raises UsageError, ArtefactError, NotTrustedError, OutputError, or GateFailed when the graph or its output is
-    not that of the network, or when no weight is 2:4 that could be packed.
+    not that of the network, or when no weight is 2:4 that could be packed.  MissingCapability or EngineBuildFailed
+    for a target that could not be built comes last: the bundle is there, with the others.
     """
     _require_targets(targets)
+    engine_options = _engine_options(targets, engines)
+    for one in engine_options:
+        require_buildable(precision, one.architectures)
     _require_form(onnx)
     wanted = wanted_pattern(pattern, max_cut, gather)
     run_folder = Path(run.path if isinstance(run, Run) else run)
@@ -156,13 +169,16 @@ def build(
             uncut=never_cut(network, [layer.name for layer in info.layers], wanted),
             live_first=compact,
         )
-    golden_input, golden_output = _golden_pair(network, info.model.input_shape)
+    samples = _calibration(info, precision, n_calibration, data_dir)
+    golden_input, golden_output = _golden_pair(network, info.model.input_shape, samples)
     model = onnx_from_module(
         network, info.model.input_shape, masks=masks_with_promises(network, masks, fitted)
     )
     described = layer_facts(info.layers, network, masks, wanted, fitted)
     promised = promised_patterns(described)
     model, compact_fact = rewritten(model, info.model.input_shape, promised, fitted, compact)
+    counts = count_parameters(model)  # before int8, whose weights are no floats
+    model = at_precision(model, precision, samples)
     require_patterns(model, promised)  # of the graph that ships: compacting and gathering move columns
     layers = graph_layers(model)
     files = _model_files(model, onnx)
@@ -171,10 +187,13 @@ def build(
             write_bytes(stage / name, content)
         write_bytes(stage / GOLDEN_INPUT, _npy_bytes(golden_input))
         write_bytes(stage / GOLDEN_OUTPUT, _npy_bytes(golden_output))
-        write_json(stage / LAYERS_FILE, {"layers": [asdict(layer) for layer in layers]})
         for name in files:
-            _require_parity(stage / name, golden_input, golden_output)
-        names = [*files, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT]
+            _require_parity(stage / name, golden_input, golden_output, TOLERANCE[precision])
+        built = add_engines(
+            stage, model, layers, engine_options, precision=precision, previous=target, progress=progress
+        )
+        write_json(stage / LAYERS_FILE, _layers_document(layers, built))
+        names = [*files, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT, *built.files]
         pattern_fact = None
         if fitted is not None and before is not None:
             write_json(stage / ORDERS_FILE, fitted.document)
@@ -190,13 +209,51 @@ def build(
             )
         facts = file_facts(stage, names)
         bundle_info = replace(
-            _bundle_info(opened, model, layers, targets, facts, compact_fact),
+            _bundle_info(opened, counts, layers, targets, facts, compact_fact),
             layers=described,
             density=_density(masks),
             fitted=pattern_fact,
+            precision=precision,
+            n_calibration=sum(map(len, samples)),
+            opset=max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+            rtol=TOLERANCE[precision],
+            targets=("onnx", *(one.target for one in built.facts)),
+            engines=built.facts,
         )
         save_bundle_info(stage, bundle_info)
+        remember(sha256_file(stage / BUNDLE_FILE))
+    _require_all_built(built, out)
     return Bundle(path=out, info=bundle_info)
+
+
+def _engine_options(targets: Sequence[str], engines: Sequence[EngineOptions]) -> list[EngineOptions]:
+    """The options of each target that is an engine, in the order of the targets."""
+    given = {one.target: one for one in engines}
+    wanted = [target for target in ENGINE_TARGETS if target in targets]
+    if len(given) != len(engines) or given.keys() - set(wanted):
+        raise UsageError(
+            f"There are options for {', '.join(one.target for one in engines)}.",
+            expected=f"At most one for each engine target of {', '.join(targets)} was expected.",
+        )
+    return [given.get(target) or EngineOptions(target=target) for target in wanted]
+
+
+def _layers_document(layers: Sequence[GraphLayer], built: Engines) -> dict[str, object]:
+    rows = {file: [asdict(row) for row in rows] for file, rows in built.layers.items()}
+    return {"layers": [asdict(layer) for layer in layers], "engines": rows}
+
+
+def _require_all_built(built: Engines, out: Path) -> None:
+    """Raise the first failure; whatever else was built is in the bundle."""
+    if not built.failures:
+        return
+    first, *others = built.failures.values()
+    more = "".join(f" {other.what}" for other in others)
+    raise type(first)(
+        f"{first.what}{more} The bundle {out} has all the other targets.",
+        expected=first.expected,
+        do=first.do,
+    ) from first
 
 
 def _require_targets(targets: Sequence[str]) -> None:
@@ -390,15 +447,38 @@ def _density(masks: Mapping[str, Tensor]) -> float:
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
+def _calibration(info: RunInfo, precision: Precision, n: int, data_dir: str | Path | None) -> list[Array]:
+    """Batches of training inputs, for the precisions that need them."""
+    if precision not in CALIBRATED:
+        return []
+    if n < _GOLDEN_SAMPLES:
+        raise UsageError(
+            f"{n} samples were given to calibrate on.", expected=f"At least {_GOLDEN_SAMPLES} were expected."
+        )
+    if info.data is None:
+        raise UsageError(
+            f"The run names no data set, and {precision} is calibrated on training samples.",
+            expected="A run with a data set was expected.",
+            do="Build as fp16 or bf16, which need none.",
+        )
+    found = data.load_training_sample(info.data, info.model.input_shape, n, data_dir)
+    return [found[start : start + _CALIBRATION_BATCH] for start in range(0, len(found), _CALIBRATION_BATCH)]
+
+
 def _golden_input(input_shape: Sequence[int]) -> Array:
     """Seeded standard normal inputs, (8, *input_shape)."""
     generator = np.random.default_rng(_GOLDEN_SEED)
     return generator.standard_normal((_GOLDEN_SAMPLES, *input_shape), dtype=np.float32)
 
 
-def _golden_pair(network: nn.Module, input_shape: Sequence[int]) -> tuple[Array, Array]:
-    """The golden input, and what torch makes of it."""
-    inputs = _golden_input(input_shape)
+def _golden_pair(
+    network: nn.Module, input_shape: Sequence[int], samples: Sequence[Array]
+) -> tuple[Array, Array]:
+    """Inputs (8, *input_shape), and what torch makes of them.
+
+    Of a calibrated graph the first samples, since ranges say nothing of other inputs; else the golden input.
+    """
+    inputs = samples[0][:_GOLDEN_SAMPLES] if samples else _golden_input(input_shape)
     try:
         with torch.inference_mode():
             outputs = network(torch.from_numpy(inputs))
@@ -407,11 +487,11 @@ def _golden_pair(network: nn.Module, input_shape: Sequence[int]) -> tuple[Array,
             f"The network {type(network).__name__} does not take inputs {inputs.shape}: {str(cause) or type(cause).__name__}.",
             expected=f"Samples of shape {tuple(input_shape)} were expected to fit, as {RUN_FILE} says.",
         ) from cause
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != _GOLDEN_SAMPLES:
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise UsageError(
             f"The network {type(network).__name__} returns {found} for inputs {inputs.shape}.",
-            expected=f"Logits ({_GOLDEN_SAMPLES}, classes) were expected.",
+            expected=f"Logits ({len(inputs)}, classes) were expected.",
             do="Wrap it in a module that returns the logits alone.",
         )
     golden = outputs.numpy()
@@ -436,28 +516,28 @@ def outside_tolerance(found: Array, wanted: Array, *, atol: float, rtol: float) 
     return largest, not largest <= atol + rtol * float(np.abs(wanted).max(initial=0.0))
 
 
-def _require_parity(file: Path, golden_input: Array, golden_output: Array) -> None:
+def _require_parity(file: Path, golden_input: Array, golden_output: Array, rtol: float) -> None:
     with open_session(file) as session:
         found = session.run(golden_input)
-    largest, outside = outside_tolerance(found, golden_output, atol=ATOL, rtol=RTOL)
+    largest, outside = outside_tolerance(found, golden_output, atol=ATOL, rtol=rtol)
     if outside:
         raise GateFailed(
-            f"The exported graph differs from the network by {largest:.3g} on {_GOLDEN_SAMPLES} random inputs.",
-            expected=f"At most {ATOL:g} + {RTOL:g} * {np.abs(golden_output).max():.3g} was expected.",
-            do="The export is wrong; nothing was written.",
+            f"The exported graph differs from the network by {largest:.3g} on {len(golden_input)} inputs.",
+            expected=f"At most {ATOL:g} + {rtol:g} * {np.abs(golden_output).max():.3g} was expected.",
+            do="The export is wrong, or its precision too low for this network; nothing was written.",
         )
 
 
 def _bundle_info(
     run: Run,
-    model: onnx.ModelProto,
+    counts: tuple[int, int],
     layers: Sequence[GraphLayer],
     targets: Sequence[str],
     facts: Mapping[str, FileFact],
     compact_fact: CompactFact | None,
 ) -> BundleInfo:
     info: RunInfo = run.info
-    n_parameters, n_nonzero = count_parameters(model)
+    n_parameters, n_nonzero = counts
     macs = [layer.macs for layer in layers]
     nonzero_macs = [layer.nonzero_macs for layer in layers]
     return BundleInfo(

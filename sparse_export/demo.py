@@ -13,7 +13,8 @@ from sparse_export import data
 from sparse_export.artefact import Bundle, Run
 from sparse_export.building import build
 from sparse_export.comparison import Comparison, compare, write_results
-from sparse_export.errors import UsageError
+from sparse_export.engine import door
+from sparse_export.errors import MissingCapability, UsageError
 from sparse_export.files import require_writable
 from sparse_export.train.loop import train
 from sparse_export.train.observer import Observer
@@ -65,7 +66,8 @@ def demo(
         with observe(kind) as observer:
             run: Run = train(recipe, out / "runs" / kind, device="cpu", observer=observer)
         say(f"building {kind}")
-        bundles[kind] = build(run, out / "bundles" / kind, onnx=form)
+        targets = ["onnx", *(_engine_targets(say) if form == "packed" else ())]
+        bundles[kind] = build(run, out / "bundles" / kind, targets=targets, onnx=form)
         say(f"validating {kind}")
         validations[kind] = validate(bundles[kind], max_drop=0.0)
         check_gates(validations[kind])
@@ -78,6 +80,16 @@ def demo(
             comparisons[kind] = compare(bundles["dense"], bundles[kind], samples=samples, n_threads=1)
             write_results(out / "results" / kind, comparisons[kind])
     return Demo(bundles=bundles, validations=validations, comparisons=comparisons, results=out / "results")
+
+
+def _engine_targets(say: Callable[[str], None]) -> tuple[str, ...]:
+    """The engine that is built without a GPU, where its library works; else it is said why there is none."""
+    try:
+        door.library("tensorrt-rtx")
+    except MissingCapability as cause:
+        say(f"without an engine: {cause.what}")
+        return ()
+    return ("tensorrt-rtx",)
 
 
 def _prepare(out: Path) -> None:

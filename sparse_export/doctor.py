@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from sparse_export.engine import door
 from sparse_export.errors import SparseExportError
 from sparse_export.measure.machine import machine_facts
 from sparse_export.trust import store_path
@@ -85,8 +85,7 @@ def examine() -> Examination:
             *_gpus(facts),
             _torch(has_gpu),
             _onnxruntime(has_gpu),
-            _tensorrt("tensorrt", "tensorrt", has_gpu),
-            _tensorrt("tensorrt_rtx", "rtx", has_gpu),
+            *(_tensorrt(target, has_gpu) for target in door.TARGETS),
             *_libraries(),
             *_folders(),
         )
@@ -174,16 +173,23 @@ def _onnxruntime(has_gpu: bool) -> Finding:
     )
 
 
-def _tensorrt(module: str, extra: str, has_gpu: bool) -> Finding:
-    install = f"pip install 'sparse-export[{extra}]'"
-    if importlib.util.find_spec(module) is None:
-        hint = f"{install}." if has_gpu else f"{install}; its engines run on an NVIDIA GPU."
-        return Finding(group="Runtimes", name=module, state="missing", value="not installed", hint=hint)
+def _tensorrt(target: door.Target, has_gpu: bool) -> Finding:
+    name = door.module_name(target)
+    if not door.is_installed(target):
+        gpu = "" if has_gpu else "; its engines run on an NVIDIA GPU"
+        hint = f"{door.install_hint(target)}{gpu}."
+        return Finding(group="Runtimes", name=name, state="missing", value="not installed", hint=hint)
     try:
-        version = str(importlib.import_module(module).__version__)
-    except Exception as cause:  # noqa: BLE001 - whatever is wrong with it is what was asked
-        return _broken("Runtimes", module, cause, f"pip install --force-reinstall 'sparse-export[{extra}]'")
-    return Finding(group="Runtimes", name=module, state="ok", value=version)
+        version = door.version(target)
+    except SparseExportError as cause:
+        return Finding(group="Runtimes", name=name, state="broken", value=cause.what, hint=cause.do)
+    builds = {
+        "tensorrt": "builds and runs engines"
+        if has_gpu
+        else "without a GPU it neither builds nor runs engines",
+        "tensorrt-rtx": "builds and runs engines" if has_gpu else "builds engines; to run them takes a GPU",
+    }
+    return Finding(group="Runtimes", name=name, state="ok", value=f"{version}, {builds[target]}")
 
 
 # distribution, what it is for, how it is had

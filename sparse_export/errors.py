@@ -8,6 +8,7 @@ line ends with.
     ├── TrainingDiverged           1   the loss is no longer a number
     ├── ProcessLost                1   another process of one training ended
     ├── RanksDiverged              1   processes of one training hold different masks
+    ├── EngineBuildFailed          1   TensorRT made no engine of a graph, or crashed over it
     ├── UsageError                 2   what was asked for cannot be meant
     │   ├── RecipeError            2
     │   └── UnknownNameError       2   no such model, data set, recipe, runtime …
@@ -56,6 +57,10 @@ class ProcessLost(SparseExportError):  # noqa: N818 - named by what happened
 
 class RanksDiverged(SparseExportError):  # noqa: N818 - named by what happened
     """Processes that train one network no longer hold the same masks."""
+
+
+class EngineBuildFailed(SparseExportError):  # noqa: N818 - named by what happened
+    """TensorRT made no engine of a graph, or its process crashed over it."""
 
 
 class UsageError(SparseExportError, ValueError):

@@ -59,6 +59,22 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise output_error(path, cause) from cause
 
 
+def move_file(source: Path, path: Path) -> None:
+    """As `write_bytes`, of what is in another file, which is gone then. Raises OutputError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(source, temporary)  # a rename, or a copy to another file system
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as cause:
+        if temporary.is_file():
+            temporary.unlink(missing_ok=True)
+        raise output_error(path, cause) from cause
+
+
 def json_bytes(value: Any) -> bytes:
     """Indented JSON with a final newline. NaN and infinities are refused: they are not JSON."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from sparse_export.artefact import (
     BUNDLE_FILE,
     RUN_FILE,
     Accuracy,
     BundleInfo,
+    EngineFact,
+    EngineLayer,
+    EngineState,
     FileFact,
     GraphLayer,
     LayerFact,
     read_bundle_info,
+    read_engine_layers,
     read_run_info,
     verify_files,
 )
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
+from sparse_export.files import sha256_file
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["InspectedLayer", "Inspection", "inspect", "require_promises"]
+__all__ = ["InspectedEngine", "InspectedLayer", "Inspection", "inspect", "require_promises"]
 
 _GRAPH_FILE = "model.onnx"
+_LAYERS_FILE = "layers.json"
+_ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +56,29 @@ class InspectedLayer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InspectedEngine:
+    """An engine as its bundle tells of it, and what became of each layer."""
+
+    fact: EngineFact
+    layers: tuple[EngineLayer, ...]
+
+    def __str__(self) -> str:
+        fact = self.fact
+        gpus = ", ".join(fact.architectures) or fact.architecture or "the library's own choice of GPUs"
+        profiles = ", ".join(":".join(map(str, sizes)) for sizes in fact.profiles)
+        head = f"{fact.file}  {fact.target} {fact.version}, {fact.precision}, for {gpus}, batch {profiles}"
+        if not self.layers:
+            return head
+        counts = Counter(row.state for row in self.layers)
+        told = ", ".join(f"{counts[state]} {state}" for state in get_args(EngineState) if counts[state])
+        rows = [["layer", "sparse kernel", "why"]]
+        rows += [[row.weight or row.node, row.state, row.text] for row in self.layers]
+        return f"{head}\nSparse kernels: {told}.\n{_aligned(rows, left=3)}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What was found. kind: `run`, `unfinished run`, `bundle` or `onnx`.
+    """What was found. kind: `run`, `unfinished run`, `bundle`, `onnx` or `engine`.
 
     n_parameters: over the whole network; n_weights, n_nonzero, density: over `layers`.  n_files: how many files
     are listed with a hash; problem: the first that is not what was written, None when all are.  facts: the rest,
@@ -70,6 +99,7 @@ class Inspection:
     problem: str | None
     facts: dict[str, str]
     graph: tuple[GraphLayer, ...] = ()
+    engines: tuple[InspectedEngine, ...] = ()
     broken: tuple[str, ...] = ()
     unchecked: str | None = None
 
@@ -78,16 +108,16 @@ class Inspection:
         if self.accuracy is not None:
             found = self.accuracy
             rows.append(("test accuracy", f"{found.percent:.3f} % ({found.n_correct}/{found.n_samples})"))
-        rows.append(("parameters", f"{self.n_parameters:,}"))
+        if self.kind != "engine":
+            rows.append(("parameters", f"{self.n_parameters:,}"))
         if self.problem is not None:
             rows.append(("files", f"NOT verified: {self.problem}"))
         elif self.n_files:
             rows.append(("files", f"{self.n_files} verified by SHA-256"))
         width = max(len(label) for label, _ in rows)
         head = "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
-        if self.graph:
-            return f"{head}\n\n{self._graph_table()}"
-        return f"{head}\n\n{self._table()}" if self.layers else head
+        table = self._graph_table() if self.graph else self._table() if self.layers else ""
+        return "\n\n".join(part for part in (head, table, *map(str, self.engines)) if part)
 
     def _table(self) -> str:
         promises = any(layer.pattern for layer in self.layers)
@@ -172,7 +202,9 @@ def require_promises(found: Inspection) -> None:
 
 
 def inspect(path: str | Path) -> Inspection:
-    """Look at a run folder (finished or not), a bundle, or an ONNX file of anybody's making.
+    """Look at a run folder (finished or not), a bundle, or an ONNX file or an engine of anybody's making.
+
+    An engine is not loaded, for that would run its code: what its bundle and its first bytes tell is shown.
 
     Files that are not what was written are told in the result. Raises UsageError for a path that is none of
     these, ArtefactError for a description or a graph that cannot be read.
@@ -183,11 +215,11 @@ def inspect(path: str | Path) -> Inspection:
     if path.is_dir() and (path / BUNDLE_FILE).is_file():
         return _of_bundle(path)
     if path.is_file():
-        return _of_onnx(path)
+        return _of_engine(path) if path.suffix in _ENGINE_SUFFIXES else _of_onnx(path)
     what = f"{path} is neither a run nor a bundle" if path.exists() else f"{path} does not exist"
     raise UsageError(
         f"{what}.",
-        expected=f"A run folder (with {RUN_FILE}), a bundle (with {BUNDLE_FILE}) or an .onnx file was expected.",
+        expected=f"A run folder (with {RUN_FILE}), a bundle (with {BUNDLE_FILE}), an .onnx file or an .engine was expected.",
         do="Correct the path.",
     )
 
@@ -227,7 +259,54 @@ def _of_bundle(path: Path) -> Inspection:
         )
     layers = _kept(info.layers)
     found = _inspection(path, "bundle", layers, info.n_parameters, info.accuracy, facts, info.files)
-    return replace(found, graph=graph, broken=broken, unchecked=unchecked)
+    engines = tuple(_inspected_engine(path, info, fact) for fact in info.engines)
+    return replace(found, graph=graph, engines=engines, broken=broken, unchecked=unchecked)
+
+
+def _inspected_engine(path: Path, info: BundleInfo, fact: EngineFact) -> InspectedEngine:
+    """With no layers where the table is not the one that was written; the problem with it is told elsewhere."""
+    listed = info.files.get(_LAYERS_FILE)
+    if listed is None:
+        return InspectedEngine(fact=fact, layers=())
+    try:
+        verify_files(path, {_LAYERS_FILE: listed})
+    except ArtefactError:
+        return InspectedEngine(fact=fact, layers=())
+    return InspectedEngine(fact=fact, layers=read_engine_layers(path / _LAYERS_FILE, fact.file))
+
+
+def _of_engine(path: Path) -> Inspection:
+    from sparse_export.engine.header import read_header
+
+    header = read_header(path)
+    if header.size_bytes == 0:
+        raise ArtefactError(f"{path} is empty.", expected="An engine was expected.", do="Build it again.")
+    problem = None
+    if header.stated_bytes not in (None, header.size_bytes):
+        problem = f"it has {header.size_bytes} bytes and its header tells of {header.stated_bytes}"
+    known = "unknown, to this release; it was not loaded, for that would run its code"
+    facts = {
+        "size": f"{header.size_bytes:,} bytes",
+        "SHA-256": sha256_file(path),
+        "header": f"{header.target} {header.version}" if header.target else known,
+    }
+    bundle = path.absolute().parent.parent
+    found = None
+    if (bundle / BUNDLE_FILE).is_file():
+        info = read_bundle_info(bundle)
+        name = path.absolute().relative_to(bundle).as_posix()
+        found = next((fact for fact in info.engines if fact.file == name), None)
+        facts["bundle"] = str(bundle) if found else f"{bundle}, which does not list it"
+    if found is None:
+        return replace(_inspection(path, "engine", (), 0, None, facts, {}), problem=problem)
+    files = {found.file: info.files[found.file]} if found.file in info.files else {}
+    inspection = _inspection(bundle, "engine", (), 0, None, facts, files)
+    return replace(
+        inspection,
+        path=str(path),
+        problem=inspection.problem or problem,
+        engines=(_inspected_engine(bundle, info, found),),
+    )
 
 
 def _graph_of_bundle(

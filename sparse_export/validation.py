@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,17 +29,28 @@ from sparse_export.building import (
     network_of_run,
     outside_tolerance,
 )
-from sparse_export.errors import ArtefactError, GateFailed, UsageError
+from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError, UsageError
 from sparse_export.files import sha256_file, write_json
 from sparse_export.fitting import orders_of_bundle
 from sparse_export.graph.lossless import replay
 from sparse_export.measure.statistics import paired_accuracy_difference
-from sparse_export.runtime.logits import Array, onnx_logits, torch_logits
+from sparse_export.runtime import Session
+from sparse_export.runtime.choice import RUNTIMES, open_runtime, runtime_states
+from sparse_export.runtime.logits import Array, onnx_logits, session_logits, torch_logits
 from sparse_export.runtime.logits import accuracy as accuracy_of
 
-__all__ = ["AgainstDense", "Parity", "Validation", "check_gates", "validate", "write_results"]
+__all__ = [
+    "AgainstDense",
+    "Parity",
+    "RuntimeResult",
+    "Validation",
+    "check_gates",
+    "validate",
+    "write_results",
+]
 
 RESULT_FILE = "validation.json"
+_CPU = "onnxruntime-cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +72,7 @@ class Parity:
 class AgainstDense:
     """Accuracy of the bundle minus that of a dense one on the same samples, in percentage points.
 
-    low, high: paired 95 % interval.
+    low, high: paired 95 % interval.  mcnemar_p: of McNemar's exact test.
     """
 
     path: str
@@ -69,6 +81,21 @@ class AgainstDense:
     points: float
     low: float
     high: float
+    mcnemar_p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeResult:
+    """What another runtime than onnxruntime on the CPU made of the bundle.
+
+    name: as the session has it.  golden: against the stored outputs.  parity: against onnxruntime on the CPU, on the
+    test set; None, as accuracy, where there is none.
+    """
+
+    name: str
+    golden: Parity
+    parity: Parity | None
+    accuracy: Accuracy | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +105,8 @@ class Validation:
     accuracy: of the ONNX file; torch_accuracy: of the network of its run; recorded: what the run reported.
     The three are None where there is no test set, no run, or no record.  drop_points: recorded minus accuracy,
     in percentage points.  parity: None when the run was not there; run_missing then says what was looked for,
-    and parity_ok rests on the golden pair alone.  max_drop: the gate, in percentage points, None for none.
+    and parity_ok rests on the golden pair alone.  runtimes: the others that ran it; not_run: those that
+    could not, and why.  max_drop: the gate, in percentage points, None for none.
     """
 
     bundle: str
@@ -98,6 +126,8 @@ class Validation:
     against: AgainstDense | None
     versions: dict[str, str]
     created: str
+    runtimes: tuple[RuntimeResult, ...] = ()
+    not_run: dict[str, str] = field(default_factory=dict)
     kind: str = "validation"
     schema_version: int = 1
 
@@ -118,7 +148,14 @@ class Validation:
         if self.against is not None:
             rows.append(("accuracy, dense", _accuracy_text(self.against.accuracy)))
             interval = f"[{self.against.low:+.3f}, {self.against.high:+.3f}]"
-            rows.append(("minus dense", f"{self.against.points:+.3f} points, 95 % interval {interval}"))
+            p = f"McNemar p {self.against.mcnemar_p:.3g}"
+            rows.append(("minus dense", f"{self.against.points:+.3f} points, 95 % interval {interval}, {p}"))
+        for one in self.runtimes:
+            rows.append((one.name, f"accuracy {_accuracy_text(one.accuracy)}"))
+            rows.append(("", f"golden pair {_parity_text(one.golden)}"))
+            if one.parity is not None:
+                rows.append(("", f"against onnxruntime-cpu {_parity_text(one.parity)}"))
+        rows += [(name, f"not run: {why}") for name, why in self.not_run.items()]
         failed = _failures(self)
         if self.max_drop is not None:
             rows.append(("gate", f"at most {self.max_drop:g} points lost"))
@@ -149,6 +186,7 @@ def validate(
     max_drop: float | None = None,
     against: str | Path | None = None,
     n_threads: int | None = None,
+    runtimes: Sequence[str] | None = None,
     trust: str | None = None,
 ) -> Validation:
     """Run the file that ships over the test set, by onnxruntime, and its network by PyTorch.
@@ -156,22 +194,28 @@ def validate(
     bundle: opened anew, every file checked by hash.  data_dir: where the data sets lie.  run: the run it was
     built from, where that is not at its path in the manifest any more.  max_drop: percentage points that the
     accuracy may lie below the run's own record, and below the dense bundle.  against: a dense bundle of the
-    same data.  n_threads: of onnxruntime.  trust: SHA-256 of a `run.json` whose factory may be imported.
+    same data.  n_threads: of onnxruntime.  runtimes: that are to run it besides
+    onnxruntime on the CPU; None for all that can here, of those that it has an engine for and onnxruntime's.
+    trust: SHA-256 of a `run.json` whose factory may be imported, or of a manifest whose engines may be loaded.
 
     A missed gate is in the result, for `check_gates` to raise. Raises GateFailed for NaN in the logits,
-    ArtefactError for files or test data other than those on record, UsageError, DataNotFound, NotTrustedError.
+    ArtefactError for files or test data other than those on record, UsageError, DataNotFound, NotTrustedError, and
+    MissingCapability for a runtime that was named and cannot work here.
     """
     bundle = open_bundle(Path(bundle.path if isinstance(bundle, Bundle) else bundle))
     info = bundle.info
     _require_listed(bundle)
     _require_gate_possible(bundle, max_drop, against)
+    names, not_run = _runtimes(bundle, runtimes)
+    for name in names:  # before the work, so that one that cannot be opened ends it at once
+        open_runtime(bundle, name, n_threads=n_threads, trust=trust).close()
     dense = None if against is None else _open_dense(bundle, Path(against))
     network, run_missing = _network(bundle, None if run is None else Path(run), trust)
     test = None if info.data is None else data.load_test_set(info.data, info.model.input_shape, data_dir)
 
     golden_input, golden_output = (_golden(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
     golden = _parity(onnx_logits(bundle.onnx_path, golden_input, n_threads=n_threads), golden_output, bundle)
-    accuracy = torch_accuracy = parity = difference = None
+    accuracy = torch_accuracy = parity = difference = logits = None
     if test is not None and info.data is not None:
         inputs, labels = test
         logits = onnx_logits(bundle.onnx_path, inputs, n_threads=n_threads)
@@ -189,6 +233,12 @@ def validate(
             torch_logits(network, golden_input),
             bundle,
         )
+    others = tuple(
+        _by_runtime(
+            open_runtime(bundle, name, n_threads=n_threads), bundle, golden_input, golden_output, test, logits
+        )
+        for name in names
+    )
     recorded = info.accuracy
     return Validation(
         bundle=str(bundle.path),
@@ -201,7 +251,11 @@ def validate(
         golden=golden,
         parity=parity,
         run_missing=run_missing,
-        parity_ok=golden.ok and (parity is None or parity.ok),
+        parity_ok=golden.ok
+        and (parity is None or parity.ok)
+        and all(one.golden.ok and (one.parity is None or one.parity.ok) for one in others),
+        runtimes=others,
+        not_run=not_run,
         atol=info.atol,
         rtol=info.rtol,
         max_drop=max_drop,
@@ -209,6 +263,43 @@ def validate(
         versions=library_versions(),
         created=now(),
     )
+
+
+def _runtimes(bundle: Bundle, wanted: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+    """The runtimes to run besides onnxruntime on the CPU, and why others are not."""
+    if wanted is not None:
+        for name in wanted:
+            if name not in RUNTIMES:
+                raise UnknownNameError("runtime", name, RUNTIMES)
+        return [name for name in dict.fromkeys(wanted) if name != _CPU], {}
+    targets = {fact.target for fact in bundle.info.engines}
+    states = [one for one in runtime_states(bundle) if one.name in targets]
+    return [one.name for one in states if one.problem is None], {
+        one.name: one.problem for one in states if one.problem is not None
+    }
+
+
+def _by_runtime(
+    session: Session,
+    bundle: Bundle,
+    golden_input: Array,
+    golden_output: Array,
+    test: tuple[data.Inputs, np.ndarray[tuple[int, ...], np.dtype[np.int64]]] | None,
+    cpu_logits: Array | None,
+) -> RuntimeResult:
+    """Run the golden input and the test set, then close the session."""
+    with session:
+        golden = _parity(session_logits(session, golden_input), golden_output, bundle)
+        if test is None or cpu_logits is None:
+            return RuntimeResult(name=session.name, golden=golden, parity=None, accuracy=None)
+        inputs, labels = test
+        logits = session_logits(session, inputs)
+        return RuntimeResult(
+            name=session.name,
+            golden=golden,
+            parity=_parity(logits, cpu_logits, bundle),
+            accuracy=accuracy_of(logits.argmax(axis=1) == labels),
+        )
 
 
 def _require_listed(bundle: Bundle) -> None:
@@ -321,6 +412,7 @@ def _against(
         points=difference.points,
         low=difference.low,
         high=difference.high,
+        mcnemar_p=difference.mcnemar_p,
     )
 
 
@@ -337,7 +429,13 @@ def check_gates(validation: Validation) -> None:
 
 def _failures(validation: Validation) -> list[str]:
     failed = []
-    for label, parity in (("the golden pair", validation.golden), ("PyTorch", validation.parity)):
+    checks = [("the golden pair", validation.golden), ("PyTorch", validation.parity)]
+    for one in validation.runtimes:
+        checks += [
+            (f"the golden pair on {one.name}", one.golden),
+            (f"onnxruntime-cpu on {one.name}", one.parity),
+        ]
+    for label, parity in checks:
         if parity is not None and not parity.ok:
             failed.append(
                 f"the logits differ from {label} by {parity.max_abs_difference:.3g}, more than "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import subprocess
@@ -37,7 +36,9 @@ def _cuda_is_there() -> bool:
 
 
 def _tensorrt_is_there() -> bool:
-    return any(importlib.util.find_spec(name) for name in ("tensorrt", "tensorrt_rtx"))
+    from sparse_export.engine import door
+
+    return any(map(door.is_installed, door.TARGETS))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

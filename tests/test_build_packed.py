@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from torch import nn
 
 from sparse_export.artefact import Bundle, Run, open_bundle
 from sparse_export.building import build
@@ -25,6 +23,7 @@ from sparse_export.graph.pack24 import expand, packed_weights
 from sparse_export.inspect import inspect
 from sparse_export.sparsity.pattern import NMPattern, fits, largest_per_group
 from sparse_export.validation import check_gates, validate
+from tests.exporting import exported_once
 from tests.making_runs import digits_accuracy, digits_fact, digits_run, network_and_masks, save_run
 
 TWO_FOUR = NMPattern(n=2, m=4)
@@ -32,20 +31,7 @@ TWO_FOUR = NMPattern(n=2, m=4)
 
 @pytest.fixture(scope="module", autouse=True)
 def _exported_once() -> Iterator[None]:
-    """Export takes seconds, and is tested elsewhere: each network is exported once."""
-    building: Any = importlib.import_module("sparse_export.building")
-    genuine, made = building.onnx_from_module, {}
-
-    def export(module: nn.Module, *args: Any, **options: Any) -> onnx.ModelProto:
-        weights = b"".join(value.numpy().tobytes() for value in module.state_dict().values())
-        if weights not in made:
-            made[weights] = genuine(module, *args, **options)
-        copy = onnx.ModelProto()
-        copy.CopyFrom(made[weights])
-        return copy
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "onnx_from_module", export)
+    with exported_once():
         yield
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import sparse_export as se
+from sparse_export.engine import door
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -44,6 +45,8 @@ def test_the_demo_carries_its_networks_to_a_comparison_and_can_be_repeated(tmp_p
     assert two_four.info.density == 0.5
     assert {layer.pattern for layer in two_four.info.layers if layer.masked} == {"2:4"}
     assert (two_four.path / "model.onnx").stat().st_size < 0.7 * (dense.path / "model.onnx").stat().st_size
+    built = door.is_installed("tensorrt-rtx")
+    assert [fact.target for fact in two_four.info.engines] == (["tensorrt-rtx"] if built else [])
     for bundle in (dense, sparse, two_four):
         assert bundle.info.accuracy is not None
         assert bundle.info.accuracy.percent > 97

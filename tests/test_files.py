@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sparse_export.errors import OutputError
 from sparse_export.files import (
     json_bytes,
+    move_file,
     output_error,
     require_writable,
     sha256_file,
@@ -213,3 +214,19 @@ def test_a_staged_folder_can_be_read_by_others(tmp_path: Path) -> None:
     with staged_folder(tmp_path / "target"):
         pass
     assert stat.S_IMODE((tmp_path / "target").stat().st_mode) == 0o755
+
+
+def test_a_file_that_is_moved_is_whole_and_gone_from_where_it_was(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"content")
+    move_file(source, tmp_path / "new" / "place")
+    assert (tmp_path / "new" / "place").read_bytes() == b"content"
+    assert not source.exists()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["place"]
+
+
+def test_a_file_that_cannot_be_moved_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "place").write_bytes(b"old")
+    with pytest.raises(OutputError):
+        move_file(tmp_path / "absent", tmp_path / "place")
+    assert (tmp_path / "place").read_bytes() == b"old"

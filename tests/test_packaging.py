@@ -42,6 +42,10 @@ LINES = (
     {"errors"},
 )
 SIDEWAYS = {
+    (
+        "runtime",
+        "engine",
+    ): "whatever runs an engine asks the one door for the library, and whether it may be loaded",
     ("artefact", "files"): "hashes and whole writes are what both are made of",
     ("trust", "files"): "the store is written whole",
     ("validation", "building"): "the network of a run is made, and tolerance judged, the same way in both",

@@ -34,6 +34,7 @@ __all__ = [
     "first_of_validation",
     "load",
     "load_test_set",
+    "load_training_sample",
     "names",
     "normalise",
     "picture_files",
@@ -41,6 +42,7 @@ __all__ = [
     "test_sha256",
 ]
 
+_SAMPLE_SEED = 23
 _NAMES = ("digits", "mnist", "fashion-mnist", "cifar10")
 _FORMS = ("npz:FILE", "imagefolder:DIR")
 
@@ -122,6 +124,28 @@ def load_test_set(
     found = load(fact.name, folder, image_size=image_size)
     _require_digest(fact, test_sha256(found))
     return normalise(found.x_test, fact.mean, fact.std).numpy(), found.y_test.numpy()
+
+
+def load_training_sample(
+    fact: DataFact, input_shape: tuple[int, ...], n: int, data_dir: str | Path | None = None
+) -> Array:
+    """At most n inputs of the training set as the network takes them, (n, *input_shape): always the same ones.
+
+    Chosen by chance from arrays; of a folder of pictures the first, whose order mixes the classes. Not augmented.
+    Raises what `load` raises.
+    """
+    folder = None if data_dir is None else Path(data_dir)
+    image_size = (input_shape[1], input_shape[2]) if len(input_shape) == 3 else None
+    listing = picture_files(fact.name, folder)
+    if listing is not None and image_size is not None:
+        from sparse_export.data.pictures import Inputs as Decoded
+
+        return Decoded(listing.train, image_size, fact.crop_ratio, fact.mean, fact.std)[:n]
+    found = load(fact.name, folder, image_size=image_size)
+    n_train = min(fact.n_train, len(found.x_train))
+    rows = np.random.default_rng(_SAMPLE_SEED).permutation(n_train)[:n]
+    sample: Array = normalise(found.x_train[rows.tolist()], fact.mean, fact.std).numpy()
+    return sample
 
 
 def _require_digest(fact: DataFact, digest: str) -> None:

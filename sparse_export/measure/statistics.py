@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtri, stdtr
+from scipy.special import bdtr, ndtri, stdtr
 
 from sparse_export.errors import UsageError
 
@@ -15,6 +15,7 @@ __all__ = [
     "AccuracyDifference",
     "Ratio",
     "log_location_interval",
+    "mcnemar_p",
     "paired_accuracy_difference",
     "paired_ratio",
 ]
@@ -46,7 +47,8 @@ class Ratio:
 class AccuracyDifference:
     """Accuracy of b minus accuracy of a on the same samples, in percentage points.
 
-    n_only_a, n_only_b: samples that only that one has right.
+    n_only_a, n_only_b: samples that only that one has right.  mcnemar_p: how likely chance alone splits those so
+    unequally or more.
     """
 
     points: float
@@ -55,6 +57,7 @@ class AccuracyDifference:
     n_samples: int
     n_only_a: int
     n_only_b: int
+    mcnemar_p: float
 
 
 def paired_ratio(
@@ -199,4 +202,15 @@ def paired_accuracy_difference(
         n_samples=n,
         n_only_a=only_a,
         n_only_b=only_b,
+        mcnemar_p=mcnemar_p(only_a, only_b),
     )
+
+
+def mcnemar_p(n_only_a: int, n_only_b: int) -> float:
+    """Two-sided p-value of McNemar's exact test: are the samples that one alone has right split by a fair coin?
+
+    McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 12, 1947,
+    with the binomial distribution in place of its approximation. 1 when the two never disagree.
+    """
+    n = n_only_a + n_only_b
+    return min(1.0, 2.0 * float(bdtr(min(n_only_a, n_only_b), n, 0.5))) if n else 1.0

@@ -19,6 +19,11 @@ class Session(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def max_batch(self) -> int | None:
+        """The most samples that one call takes, None for any number."""
+        ...
+
     def run(self, x: np.ndarray) -> np.ndarray:
         """Logits, float32 (batch, n_classes), for a float32 batch (batch, *input_shape).
 

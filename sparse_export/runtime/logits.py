@@ -13,9 +13,10 @@ from torch import nn
 from sparse_export.artefact import Accuracy
 from sparse_export.data import Inputs
 from sparse_export.errors import GateFailed
+from sparse_export.runtime import Session
 from sparse_export.runtime.onnxruntime import open_session
 
-__all__ = ["Array", "accuracy", "onnx_logits", "torch_logits"]
+__all__ = ["Array", "accuracy", "onnx_logits", "session_logits", "torch_logits"]
 
 BATCH = 500
 BATCH_VALUES = 16 * 2**20  # of a batch's inputs: large pictures come in smaller batches
@@ -32,8 +33,19 @@ def _batches(inputs: Inputs) -> Iterator[Array]:
 def onnx_logits(file: Path, inputs: Inputs, *, n_threads: int | None = None) -> Array:
     """What onnxruntime makes of every sample, (N, classes). Raises GateFailed for NaN or infinity."""
     with open_session(file, n_threads=n_threads) as session:
-        logits = np.concatenate([session.run(batch) for batch in _batches(inputs)])
-    return _finite(logits, f"The ONNX file {file}")
+        return session_logits(session, inputs, who=f"The ONNX file {file}")
+
+
+def session_logits(session: Session, inputs: Inputs, *, who: str = "") -> Array:
+    """What a session makes of every sample, (N, classes), in batches that it takes. Raises GateFailed likewise.
+
+    who: in the error, the runtime by default.
+    """
+    found = []
+    for batch in _batches(inputs):
+        most = session.max_batch or len(batch)
+        found += [session.run(batch[start : start + most]) for start in range(0, len(batch), most)]
+    return _finite(np.concatenate(found), who or f"The runtime {session.name}")
 
 
 def torch_logits(network: nn.Module, inputs: Inputs) -> Array:

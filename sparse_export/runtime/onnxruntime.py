@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -9,14 +11,23 @@ from typing import Any, Self
 import numpy as np
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import TensorProto
 
+from sparse_export.engine.door import gpu
 from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError
+from sparse_export.files import sha256_file
 from sparse_export.graph.pack24 import dense_from_file, may_be_packed
+from sparse_export.graph.precision import value_types, with_bfloat16_emulated
 from sparse_export.runtime import Session
 
-__all__ = ["open_session"]
+__all__ = ["open_session", "require_provider"]
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 _ONLY_FATAL = 4
 
@@ -25,12 +36,11 @@ def open_session(model_path: Path, *, n_threads: int | None = None, provider: st
     """Load an ONNX file with one input and one output. Packed 2:4 weights are expanded, and checked, in memory.
 
     n_threads: threads inside an operator; None leaves the choice to onnxruntime (one for each core). Operators
-    run one after the other.  provider: `cpu` or `cuda`; no other device takes its place when it is absent.
+    run one after the other.  provider: `cpu`, `cuda` or `tensorrt`; no other device takes its place when it is absent.
     Raises UsageError (no such file, n_threads below 1), UnknownNameError (provider), MissingCapability (this
     machine cannot run the provider) or ArtefactError (not a usable ONNX file, or packed weights that are damaged).
     """
-    if provider not in _PROVIDERS:
-        raise UnknownNameError("onnxruntime provider", provider, _PROVIDERS)
+    require_provider(provider)
     if n_threads is not None and n_threads < 1:
         raise UsageError(
             f"{n_threads} threads were asked for.",
@@ -39,20 +49,65 @@ def open_session(model_path: Path, *, n_threads: int | None = None, provider: st
         )
     if not model_path.is_file():
         raise UsageError(f"{model_path} is not a file.", expected="An ONNX file was expected.")
-    wanted = _PROVIDERS[provider]
-    if wanted not in ort.get_available_providers():
-        raise _missing(provider, f"it offers {', '.join(ort.get_available_providers())}")
     return _OnnxruntimeSession(model_path, n_threads, provider)
 
 
-def _content(model_path: Path) -> Path | bytes:
+def require_provider(provider: str) -> None:
+    """Raise UnknownNameError, or MissingCapability for a provider that cannot work here."""
+    if provider not in _PROVIDERS:
+        raise UnknownNameError("onnxruntime provider", provider, _PROVIDERS)
+    if _PROVIDERS[provider] not in ort.get_available_providers():
+        raise _missing(provider, f"it offers {', '.join(ort.get_available_providers())}")
+    if provider != "cpu" and gpu() is None:
+        raise _missing(provider, "there is no CUDA device")
+
+
+def _load_cuda_libraries() -> None:
+    """Make onnxruntime find the CUDA libraries that came with torch, which has the same major versions."""
+    importlib.import_module("torch")
+    ort.preload_dlls()
+
+
+def _provider(provider: str, model_path: Path) -> str | tuple[str, dict[str, str]]:
+    """The provider with its options.
+
+    TensorRT's caches are kept in the user's own folder, not in the bundle: that holds what its manifest lists, and
+    what is read back from a cache is native code.
+    """
+    wanted = _PROVIDERS[provider]
+    if provider != "tensorrt":
+        return wanted
+    base = Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache")
+    cache = base / "sparse-export" / "onnxruntime-tensorrt" / sha256_file(model_path)
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    options = {
+        "trt_sparsity_enable": "1",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(cache),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(cache),
+    }
+    return wanted, options
+
+
+def _types(model_path: Path) -> frozenset[int]:
+    """Types of the values in an ONNX file; empty for a file that is none, which onnxruntime will say."""
+    try:
+        return value_types(onnx.load(model_path, load_external_data=False))
+    except (DecodeError, OSError, ValueError):
+        return frozenset()
+
+
+def _content(model_path: Path, emulated: bool) -> Path | bytes:
     """What to load: the file itself, or the dense form of a packed one.
 
     onnxruntime unpacks too, to the same result, but checks nothing, and is not faster.
     """
-    if not may_be_packed(model_path):
+    if not emulated and not may_be_packed(model_path):
         return model_path
     model = dense_from_file(model_path)
+    if emulated:
+        model = with_bfloat16_emulated(model)
     if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:  # cannot be handed over; checked all the same
         return model_path
     content: bytes = model.SerializeToString()
@@ -77,9 +132,18 @@ class _OnnxruntimeSession:
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         wanted = _PROVIDERS[provider]
-        content = _content(model_path)
+        types = _types(model_path)
+        # onnxruntime computes in bfloat16 on no CPU: there every value is rounded to it instead, and the name says so.
+        emulated = provider == "cpu" and TensorProto.BFLOAT16 in types
+        if TensorProto.FLOAT8E4M3FN in types:
+            # onnxruntime 1.31.1 takes the Relu before an fp8 QuantizeLinear away, as it may for uint8: wrong results.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        content = _content(model_path, emulated)
         try:
-            session = ort.InferenceSession(content, options, providers=[wanted], enable_fallback=False)
+            if provider != "cpu":
+                _load_cuda_libraries()
+            chosen = _provider(provider, model_path)
+            session = ort.InferenceSession(content, options, providers=[chosen], enable_fallback=False)
         except Exception as cause:  # onnxruntime's errors have no common base
             if provider != "cpu" and "load model" not in str(cause).lower():
                 raise _missing(provider, str(cause)) from cause
@@ -97,7 +161,7 @@ class _OnnxruntimeSession:
                 expected="One floating point input and one output were expected.",
                 do="Export the network with one input and its logits as the only output.",
             )
-        self.name = f"onnxruntime-{provider}"
+        self.name = f"onnxruntime-{provider}{'-emulating-bfloat16' if emulated else ''}"
         self._session: Any = session
         self._input: str = inputs[0].name
         self._shape: tuple[Any, ...] = tuple(inputs[0].shape)
@@ -126,6 +190,10 @@ class _OnnxruntimeSession:
 
     def _described(self) -> str:
         return f"({', '.join(str(n) if isinstance(n, int) else 'any' for n in self._shape)})"
+
+    @property
+    def max_batch(self) -> int | None:
+        return None
 
     def close(self) -> None:
         self._session = None

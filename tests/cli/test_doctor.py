@@ -60,7 +60,13 @@ def test_a_library_that_cannot_be_imported_is_a_finding(name: str, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("text", "state"), [("__version__ = '11.1'", "ok"), ("raise OSError('no driver')", "broken")]
+    ("text", "state"),
+    [
+        ("__version__ = '11.1'", "ok"),
+        ("raise OSError('no driver')", "broken"),
+        ("__version__ = '8.6'", "broken"),
+        ("pass", "broken"),
+    ],
 )
 def test_an_installed_tensorrt_is_imported_to_see_whether_it_works(
     text: str, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from sparse_export.errors import UsageError
-from sparse_export.measure.statistics import log_location_interval, paired_accuracy_difference, paired_ratio
+from sparse_export.measure.statistics import (
+    log_location_interval,
+    mcnemar_p,
+    paired_accuracy_difference,
+    paired_ratio,
+)
 
 N_RUNS = 1000
 SIGMA = 0.02
@@ -194,3 +200,16 @@ def test_an_accuracy_interval_covers_the_true_difference() -> None:
 def test_answers_to_different_samples_are_refused() -> None:
     with pytest.raises(UsageError, match=r"\(5,\) and \(6,\)"):
         paired_accuracy_difference(np.ones(5, dtype=bool), np.ones(6, dtype=bool))
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_exact_binomial_test(n_only_a: int, n_only_b: int) -> None:
+    found = mcnemar_p(n_only_a, n_only_b)
+    n = n_only_a + n_only_b
+    wanted = binomtest(n_only_a, n, 0.5).pvalue if n else 1.0
+    assert found == pytest.approx(wanted, abs=1e-12)
+
+
+def test_two_that_never_disagree_differ_by_chance() -> None:
+    right = np.array([True, False, True])
+    assert paired_accuracy_difference(right, right).mcnemar_p == 1

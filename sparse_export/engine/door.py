@@ -1,0 +1,151 @@
+"""The one place that imports TensorRT (10 or 11) or TensorRT for RTX.
+
+The two libraries share their Python interface, TensorRT for RTX lacking some of it and adding a little. Callers
+are type-checked against the published stubs of TensorRT 10.13, which is why they write
+
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = door.library(target)
+
+What TensorRT 11 took away is not touched by any of them: the precision flags of the builder, calibrators,
+algorithm selectors, `platform_has_fast_*` (NVIDIA, "Migrating from TensorRT 10.x to 11.x", Removed Python APIs).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+from sparse_export.errors import MissingCapability, UnknownNameError, UsageError
+
+__all__ = [
+    "LOWEST_VERSION",
+    "TARGETS",
+    "Gpu",
+    "Target",
+    "gpu",
+    "install_hint",
+    "is_installed",
+    "library",
+    "module_name",
+    "set_architectures",
+    "version",
+]
+
+Target = Literal["tensorrt", "tensorrt-rtx"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+_MODULES: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_EXTRAS: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+# Of TensorRT the release that has strong typing, explicit batch as the only kind, and execute_async_v3.
+LOWEST_VERSION: dict[str, int] = {"tensorrt": 10, "tensorrt-rtx": 1}
+_GUIDES = {"tensorrt": "TensorRT Installation Guide", "tensorrt-rtx": "TensorRT for RTX Installation Guide"}
+_SOURCES = {
+    "tensorrt": "the libraries come from NVIDIA's own package index",
+    "tensorrt-rtx": "the package is tensorrt-rtx-cu13",
+}
+
+
+def module_name(target: str) -> str:
+    """The Python module of a target. Raises UnknownNameError."""
+    if target not in _MODULES:
+        raise UnknownNameError("engine target", target, TARGETS)
+    return _MODULES[target]
+
+
+def is_installed(target: str) -> bool:
+    """Is there a module of that name? It is not imported. A folder that only holds type stubs does not count."""
+    found = importlib.util.find_spec(module_name(target))
+    return found is not None and found.origin is not None
+
+
+def library(target: str) -> Any:
+    """The module that builds and runs engines of a target.
+
+    Any: see the module's docstring for how callers are type-checked.
+    Raises UnknownNameError, or MissingCapability when it is absent, broken or too old.
+    """
+    name = module_name(target)
+    if not is_installed(target):
+        raise _missing(target, f"{name} is not installed")
+    try:
+        module: ModuleType = importlib.import_module(name)
+        found = str(module.__version__)
+    except Exception as cause:  # a native library fails in any way it likes
+        first = (str(cause).strip().splitlines() or [""])[0]
+        raise _missing(target, f"{name} cannot be imported: {type(cause).__name__}: {first}") from cause
+    major = found.partition(".")[0]
+    if not major.isdigit() or int(major) < LOWEST_VERSION[target]:
+        raise _missing(target, f"{name} has version {found}, and {LOWEST_VERSION[target]} is the lowest")
+    return module
+
+
+def version(target: str) -> str:
+    """The version of a target's library. Raises as `library` does."""
+    return str(library(target).__version__)
+
+
+def set_architectures(config: Any, names: Sequence[str]) -> None:
+    """Tell TensorRT for RTX, and only it, which GPUs to make kernels for; `CURRENT`, of the machine, is not asked.
+
+    config: its IBuilderConfig; the stubs, of TensorRT, know nothing of this. Raises UsageError for a GPU that this
+    release does not build for.
+    """
+    known = library("tensorrt-rtx").ComputeCapability.__members__
+    for name in names:
+        if name.upper() not in known:
+            offered = ", ".join(sorted(key.lower() for key in known if key.startswith("SM")))
+            raise UsageError(
+                f"TensorRT for RTX {version('tensorrt-rtx')} does not build for {name}.",
+                expected=f"Some of {offered} were expected.",
+                do="Leave that GPU out; data-centre GPUs are for the target tensorrt.",
+            )
+    config.num_compute_capabilities = len(names)
+    for index, name in enumerate(names):
+        config.set_compute_capability(known[name.upper()], index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """The first CUDA device. architecture: as in `sm90`."""
+
+    name: str
+    architecture: str
+
+
+def gpu() -> Gpu | None:
+    """The GPU that an engine would be built on or run on, by the driver itself; None when there is none."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, number = ctypes.c_int(), ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    text = ctypes.create_string_buffer(256)
+    capability = []
+    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+        if driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device):
+            return None
+        capability.append(str(number.value))
+    if driver.cuDeviceGetName(text, len(text), device):
+        return None
+    return Gpu(name=text.value.decode(errors="replace"), architecture=f"sm{''.join(capability)}")
+
+
+def install_hint(target: str) -> str:
+    """What to type, and where it is described."""
+    return f"pip install 'sparse-export[{_EXTRAS[target]}]' ({_SOURCES[target]}; see NVIDIA's {_GUIDES[target]!r})"
+
+
+def _missing(target: str, why: str) -> MissingCapability:
+    return MissingCapability(
+        f"The target {target!r} cannot be used here: {why}.",
+        expected=f"A working {module_name(target)}, version {LOWEST_VERSION[target]} or later, was expected.",
+        do=f"{install_hint(target)}, or leave the target out.",
+    )

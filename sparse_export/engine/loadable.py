@@ -1,0 +1,110 @@
+"""Whether an engine of a bundle may be loaded here: is it whole, known to this user, and for this machine?
+
+An engine holds native code. Its manifest proves only that nothing was changed by accident, since whoever changes the
+one can change the other; so the manifest's own digest has to be one that this user vouches for.
+"""
+
+from __future__ import annotations
+
+from sparse_export import trust
+from sparse_export.artefact import BUNDLE_FILE, Bundle, EngineFact, verify_files
+from sparse_export.engine import door
+from sparse_export.engine.header import read_header, require_whole
+from sparse_export.errors import ArtefactError, MissingCapability, SparseExportError, UsageError
+from sparse_export.files import sha256_file
+
+__all__ = ["engine_of", "problem_with", "require_loadable"]
+
+_OLDEST_RTX = 80  # what TensorRT for RTX builds for when it is told nothing: 8.0 and later
+
+
+def engine_of(bundle: Bundle, target: str) -> EngineFact:
+    """The engine of a bundle for a target; of several the first. Raises UsageError when it has none."""
+    for fact in bundle.info.engines:
+        if fact.target == target:
+            return fact
+    has = ", ".join(fact.target for fact in bundle.info.engines) or "none"
+    raise UsageError(
+        f"{bundle.path} has no engine for {target}.",
+        expected=f"One of its engines was expected: {has}.",
+        do=f"Build it with --target {target}.",
+    )
+
+
+def require_loadable(bundle: Bundle, fact: EngineFact, *, given: str | None = None) -> None:
+    """Return when the engine may be loaded into this process.
+
+    given: SHA-256 of the bundle's manifest, which vouches for it from now on.
+    Raises ArtefactError (changed, of another library version, for another GPU), NotTrustedError, or
+    MissingCapability (no library, no GPU). Nothing is deserialised.
+    """
+    path = bundle.path / fact.file
+    listed = bundle.info.files.get(fact.file)
+    if listed is None:
+        raise ArtefactError(
+            f"The manifest of {bundle.path} lists no {fact.file}.",
+            expected="Its hash was expected, so that the file can be checked.",
+            do="Build the bundle again.",
+        )
+    verify_files(bundle.path, {fact.file: listed})
+    header = read_header(path)
+    require_whole(path, header)
+    if header.target is not None and (header.target, header.version) != (fact.target, fact.version):
+        raise ArtefactError(
+            f"{path} is an engine of {header.target} {header.version}.",
+            expected=f"The manifest tells of {fact.target} {fact.version}.",
+            do="Build the bundle again.",
+        )
+    trust.require(sha256_file(bundle.path / BUNDLE_FILE), f"The engine {path}", given=given)
+    _require_version(path.name, fact, door.version(fact.target))
+    _require_gpu(path.name, fact)
+
+
+def problem_with(bundle: Bundle, fact: EngineFact) -> SparseExportError | None:
+    """Why `require_loadable` would refuse, None when it would not."""
+    try:
+        require_loadable(bundle, fact)
+    except SparseExportError as cause:
+        return cause
+    return None
+
+
+def _require_version(name: str, fact: EngineFact, here: str) -> None:
+    built, found = (
+        tuple(int(part) for part in text.split(".") if part.isdigit()) for text in (fact.version, here)
+    )
+    if built == found or (fact.version_compatible and found >= built):
+        return
+    later = " or later" if fact.version_compatible else ""
+    raise ArtefactError(
+        f"{name} was built by {fact.target} {fact.version}, and {here} is here.",
+        expected=f"{fact.version}{later} was expected: engines are bound to it.",
+        do="Build it again here, or install that version.",
+    )
+
+
+def _require_gpu(name: str, fact: EngineFact) -> None:
+    gpu = door.gpu()
+    if gpu is None:
+        raise MissingCapability(
+            f"{name} cannot run here: there is no CUDA device.",
+            expected="An NVIDIA GPU with its driver was expected.",
+            do="Use the ONNX file with onnxruntime-cpu, or go to a machine with a GPU.",
+        )
+    if _fits(fact, int(gpu.architecture[2:])):
+        return
+    wanted = ", ".join(fact.architectures) or fact.architecture or "sm80 or later"
+    raise ArtefactError(
+        f"{name} is not for this GPU, {gpu.name} ({gpu.architecture}).",
+        expected=f"{wanted} was expected.",
+        do="Build it again here, or for this GPU.",
+    )
+
+
+def _fits(fact: EngineFact, here: int) -> bool:
+    if fact.target == "tensorrt-rtx":
+        named = {int(name[2:]) for name in fact.architectures}
+        return here in named if named else here >= _OLDEST_RTX
+    if fact.hardware == "ampere-plus":
+        return here >= 80
+    return fact.architecture is not None and here == int(fact.architecture[2:])

@@ -1,0 +1,210 @@
+"""The same graph in 16-bit floats: float16 or bfloat16 inside, float32 at its inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from sparse_export.errors import GateFailed, UsageError
+
+__all__ = ["HALF_TYPES", "in_half", "value_types", "with_bfloat16_emulated"]
+
+Half = Literal["fp16", "bf16"]
+HALF_TYPES: dict[str, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+_NAMES = {"fp16": "float16", "bf16": "bfloat16"}
+BFLOAT16_OPSET = 22
+_LOWEST_OPSET = 20
+_IR_VERSION = 10  # the first that belongs to opset 22
+Array = np.ndarray[Any, Any]
+# Operators with float inputs that stay float32 in ONNX whatever the data are: their positions.
+_KEPT_FLOAT = {"Resize": (1, 2), "Upsample": (1,), "QuantizeLinear": (1,), "DequantizeLinear": (1,)}
+
+
+def in_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
+    """A new model that computes in float16 or bfloat16 between a Cast at each float32 input and output.
+
+    Weights are rounded to nearest, ties to even; a zero stays a zero, so that a 2:4 weight stays 2:4.
+    Raises GateFailed for a weight that float16 cannot hold, UsageError for a graph with subgraphs, functions,
+    or operators that want float32.
+    """
+    half = onnx.ModelProto()
+    half.CopyFrom(model)
+    graph = half.graph
+    _require_plain(half)
+    if precision == "bf16":
+        _raise_opset(half)
+    wanted = HALF_TYPES[precision]
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(_rounded(tensor, precision))
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t") and attribute.t.data_type == TensorProto.FLOAT:
+                attribute.t.CopyFrom(_rounded(attribute.t, precision))
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = wanted
+    del graph.value_info[:]  # of the types before
+    before = [
+        _cast_at(graph, value.name, wanted, is_input=True)
+        for value in graph.input
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    ]
+    after = [
+        _cast_at(graph, value.name, TensorProto.FLOAT, is_input=False)
+        for value in graph.output
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    ]
+    nodes = [*before, *graph.node, *after]
+    kept = [node for node in nodes if node is not None]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del graph.node[:]
+    graph.node.extend(copies)
+    _require_consistent(half, precision)
+    return half
+
+
+def _raise_opset(model: onnx.ModelProto) -> None:
+    """To the first opset in which convolutions and pools take bfloat16.
+
+    From 20 to 22 operators gain types; only GroupNormalization changes what it means (onnx, Operators changelog).
+    """
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx") and entry.version < BFLOAT16_OPSET:
+            if entry.version < _LOWEST_OPSET or any(
+                n.op_type == "GroupNormalization" for n in model.graph.node
+            ):
+                raise UsageError(
+                    f"The graph has opset {entry.version} and cannot be taken to {BFLOAT16_OPSET} as it is.",
+                    expected=f"Opset {_LOWEST_OPSET} or later, without GroupNormalization, was expected for bfloat16.",
+                    do="Build it as fp16.",
+                )
+            entry.version = BFLOAT16_OPSET
+    model.ir_version = max(model.ir_version, _IR_VERSION)
+
+
+def _require_plain(model: onnx.ModelProto) -> None:
+    inner = [
+        node.name or node.op_type
+        for node in model.graph.node
+        for attribute in node.attribute
+        if attribute.graphs or attribute.HasField("g")
+    ]
+    kept = [node.name or node.op_type for node in model.graph.node if node.op_type in _KEPT_FLOAT]
+    problems = [
+        *(f"the function {one.domain}::{one.name}" for one in model.functions),
+        *(f"subgraphs of {name}" for name in inner),
+        *(f"{name}, which wants float32" for name in kept),
+    ]
+    if problems:
+        raise UsageError(
+            f"The graph holds {problems[0]}.",
+            expected="Plain nodes were expected, whose types follow from their inputs.",
+            do="Build it as fp32.",
+        )
+
+
+def _rounded(tensor: TensorProto, precision: Half) -> TensorProto:
+    array = numpy_helper.to_array(tensor)
+    dtype = helper.tensor_dtype_to_np_dtype(HALF_TYPES[precision])
+    with np.errstate(over="ignore"):
+        rounded = array.astype(dtype)
+    lost = np.isfinite(array) & ~np.isfinite(rounded.astype(np.float32))
+    if lost.any():
+        raise GateFailed(
+            f"{tensor.name or 'A constant'} holds {float(np.abs(array[lost]).max()):.4g}, which {_NAMES[precision]} cannot.",
+            expected="Weights within its range were expected.",
+            do="Build as bf16 or fp32, or look at the training.",
+        )
+    result: TensorProto = numpy_helper.from_array(rounded, tensor.name)
+    return result
+
+
+def _cast_at(graph: onnx.GraphProto, name: str, to: int, *, is_input: bool) -> onnx.NodeProto:
+    """The Cast that stands at an input or output of the graph; whoever used that value uses its inner form."""
+    taken = {one for node in graph.node for one in (*node.input, *node.output)}
+    inner = f"{name}_{'inside' if is_input else 'outside'}"
+    while inner in taken:
+        inner += "_"
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, one in enumerate(names):
+                if one == name:
+                    names[index] = inner
+    ends = ([name], [inner]) if is_input else ([inner], [name])
+    return helper.make_node("Cast", *ends, name=f"cast_{name}", to=to)
+
+
+def _require_consistent(model: onnx.ModelProto, precision: Half) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as cause:
+        first = str(cause).strip().partition("\n")[0]
+        raise UsageError(
+            f"The graph cannot be {_NAMES[precision]}: {first}.",
+            expected="Operators that take that type were expected.",
+            do="Build it as fp32.",
+        ) from cause
+
+
+# ---- bfloat16 where nothing computes in it
+
+
+def value_types(model: onnx.ModelProto) -> frozenset[int]:
+    """The types of weights and constants of the main graph, and those that its values are cast to."""
+    nodes = model.graph.node
+    constants = [a.t.data_type for node in nodes for a in node.attribute if a.HasField("t")]
+    casts = [a.i for node in nodes if node.op_type == "Cast" for a in node.attribute if a.name == "to"]
+    return frozenset((*(tensor.data_type for tensor in model.graph.initializer), *constants, *casts))
+
+
+def with_bfloat16_emulated(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A new model that computes in float32 and rounds every value to bfloat16, as a GPU that sums in float32 does.
+
+    For runtimes without bfloat16 arithmetic, as onnxruntime has none on the CPU.
+    """
+    emulated = onnx.ModelProto()
+    emulated.CopyFrom(model)
+    graph = emulated.graph
+    for tensor in graph.initializer:
+        _widen(tensor)
+    nodes = []
+    rounds = _rounds(model)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                _widen(attribute.t)
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.BFLOAT16:
+                attribute.i = TensorProto.FLOAT
+        outputs = list(node.output)
+        nodes.append(node)
+        for index, name in enumerate(outputs):
+            if name and rounds(name):
+                raw, small = f"{name}.unrounded", f"{name}.bfloat16"
+                node.output[index] = raw
+                nodes.append(helper.make_node("Cast", [raw], [small], to=TensorProto.BFLOAT16))
+                nodes.append(helper.make_node("Cast", [small], [name], to=TensorProto.FLOAT))
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    del graph.value_info[:]
+    return emulated
+
+
+def _rounds(model: onnx.ModelProto) -> Callable[[str], bool]:
+    """Is a value of the model bfloat16?"""
+    known = onnx.shape_inference.infer_shapes(model).graph
+    halves = {
+        value.name for value in known.value_info if value.type.tensor_type.elem_type == TensorProto.BFLOAT16
+    }
+    return halves.__contains__
+
+
+def _widen(tensor: TensorProto) -> None:
+    if tensor.data_type == TensorProto.BFLOAT16:
+        tensor.CopyFrom(
+            numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+        )

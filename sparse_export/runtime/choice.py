@@ -1,0 +1,90 @@
+"""The runtimes that a bundle can run on, and the choice among them: always by name, never a silent fall-back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparse_export.artefact import Bundle, verify_files
+from sparse_export.engine.door import TARGETS
+from sparse_export.engine.loadable import engine_of, problem_with
+from sparse_export.errors import MissingCapability, SparseExportError, UnknownNameError
+from sparse_export.runtime import Session
+
+__all__ = ["RUNTIMES", "RuntimeState", "best_runtime", "open_runtime", "runtime_states"]
+
+_PROVIDERS = {
+    "onnxruntime-cpu": "cpu",
+    "onnxruntime-cuda": "cuda",
+    "onnxruntime-tensorrt": "tensorrt",
+}
+RUNTIMES: tuple[str, ...] = (*TARGETS, *reversed(_PROVIDERS))
+"""The best first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeState:
+    """A runtime and whether a bundle can run on it here. problem: why not, None when it can."""
+
+    name: str
+    problem: str | None
+
+
+def runtime_states(bundle: Bundle) -> tuple[RuntimeState, ...]:
+    """Every runtime, the best first; nothing is loaded."""
+    return tuple(RuntimeState(name=name, problem=_problem(bundle, name)) for name in RUNTIMES)
+
+
+def best_runtime(bundle: Bundle) -> str:
+    """The first runtime that can run the bundle here. Raises MissingCapability when there is none."""
+    states = runtime_states(bundle)
+    for state in states:
+        if state.problem is None:
+            return state.name
+    raise MissingCapability(
+        f"Nothing here can run {bundle.path}: {'; '.join(f'{one.name}: {one.problem}' for one in states)}.",
+        expected="One runtime at least was expected.",
+        do="Run `sparse-export doctor`.",
+    )
+
+
+def open_runtime(
+    bundle: Bundle, name: str | None = None, *, n_threads: int | None = None, trust: str | None = None
+) -> Session:
+    """Load a bundle's ONNX file or engine into a runtime; `session.name` says which it is.
+
+    name: one of `RUNTIMES`, None for the best that works here.  n_threads: of onnxruntime.  trust: SHA-256 of the
+    manifest, for an engine that was built elsewhere.
+    Raises UnknownNameError, UsageError (no such engine in the bundle), MissingCapability, ArtefactError,
+    NotTrustedError.
+    """
+    chosen = best_runtime(bundle) if name is None else name
+    if chosen in _PROVIDERS:
+        from sparse_export.runtime.onnxruntime import open_session
+
+        _verify_model(bundle)
+        return open_session(bundle.onnx_path, n_threads=n_threads, provider=_PROVIDERS[chosen])
+    if chosen not in TARGETS:
+        raise UnknownNameError("runtime", chosen, RUNTIMES)
+    from sparse_export.runtime.tensorrt import open_engine
+
+    return open_engine(bundle, engine_of(bundle, chosen), trust=trust)
+
+
+def _verify_model(bundle: Bundle) -> None:
+    name = Path(bundle.onnx_path).name
+    if name in bundle.info.files:
+        verify_files(bundle.path, {name: bundle.info.files[name]})
+
+
+def _problem(bundle: Bundle, name: str) -> str | None:
+    try:
+        if name in TARGETS:
+            cause = problem_with(bundle, engine_of(bundle, name))
+            return None if cause is None else cause.what
+        from sparse_export.runtime.onnxruntime import require_provider
+
+        require_provider(_PROVIDERS[name])
+    except SparseExportError as cause:
+        return cause.what
+    return None

@@ -1,0 +1,201 @@
+"""Runs an engine with TensorRT or TensorRT for RTX, on tensors of torch.
+
+Written against the interface of TensorRT 10.13, checked by its stubs; TensorRT 11 keeps all of it (NVIDIA, "Migrating
+from TensorRT 10.x to 11.x", Removed Python APIs). Nothing of this has run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from sparse_export.artefact import Bundle, EngineFact
+from sparse_export.engine import door
+from sparse_export.engine.loadable import require_loadable
+from sparse_export.errors import ArtefactError, MissingCapability, UsageError
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+__all__ = ["EngineSession", "open_engine"]
+
+
+def open_engine(
+    bundle: Bundle, fact: EngineFact, *, trust: str | None = None, cuda_graphs: bool = False
+) -> EngineSession:
+    """Load an engine of a bundle, after `require_loadable` has let it pass.
+
+    trust: SHA-256 of the manifest, needed once for a bundle that was built elsewhere.  cuda_graphs: record the
+    launches for each batch size at its first use, and replay them.
+    Raises as `require_loadable` does, and ArtefactError when the library refuses the engine.
+    """
+    require_loadable(bundle, fact, given=trust)
+    import torch
+
+    if not torch.cuda.is_available():
+        raise MissingCapability(
+            f"torch {torch.__version__} sees no CUDA device, and engines run on its tensors.",
+            expected="A torch built for CUDA, and a driver for it, were expected.",
+            do="Install that torch, or use the ONNX file with onnxruntime.",
+        )
+    return EngineSession((bundle.path / fact.file).read_bytes(), fact, cuda_graphs=cuda_graphs)
+
+
+def _sizes(dims: trt.Dims) -> tuple[int, ...]:
+    return tuple(int(dims[at]) for at in range(len(dims)))
+
+
+class EngineSession:
+    """Owns an engine with one context on one stream, and the memory of its inputs and outputs."""
+
+    def __init__(self, plan: bytes, fact: EngineFact, *, cuda_graphs: bool) -> None:
+        import torch
+
+        library: Any = door.library(fact.target)
+        self._trt = library
+        self._runtime: trt.Runtime = library.Runtime(library.Logger(library.Logger.ERROR))
+        engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
+        context: trt.IExecutionContext | None = None if engine is None else engine.create_execution_context()
+        if engine is None or context is None:
+            raise ArtefactError(
+                f"{fact.target} {fact.version} cannot load {fact.file}.",
+                expected="An engine for this GPU, built by that version, was expected.",
+                do="Build it again here.",
+            )
+        self.name = fact.target
+        self._engine, self._context = engine, context
+        self._input, self._output = self._ends(engine)
+        self._profiles = fact.profiles
+        self._profile = 0
+        self._shape = _sizes(engine.get_tensor_shape(self._input))
+        self._stream = torch.cuda.Stream()
+        self._uses_graphs = cuda_graphs
+        self._recorded: dict[int, tuple[Any, Any, Any]] = {}
+        self._closed = False
+
+    def _ends(self, engine: trt.ICudaEngine) -> tuple[str, str]:
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        inputs = [name for name in names if engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT]
+        outputs = [name for name in names if name not in inputs]
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise ArtefactError(
+                f"The engine has the inputs {inputs} and the outputs {outputs}.",
+                expected="One of each was expected.",
+                do="Export the network with one input and its logits as the only output.",
+            )
+        return inputs[0], outputs[0]
+
+    @property
+    def max_batch(self) -> int:
+        """The most samples that one call takes."""
+        return max(largest for _, _, largest in self._profiles)
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """As `Session.run`. Raises UsageError for a batch that is in no profile of the engine."""
+        import torch
+
+        self._require_open()
+        if x.dtype != np.float32 or x.shape[1:] != self._shape[1:] or x.ndim != len(self._shape):
+            raise UsageError(
+                f"The input is {x.dtype} of shape {x.shape}.",
+                expected=f"float32 of shape (any, {', '.join(map(str, self._shape[1:]))}) was expected.",
+                do="Cast or reshape it; the first axis is the batch.",
+            )
+        y = self.run_torch(torch.from_numpy(np.ascontiguousarray(x)).cuda(non_blocking=True))
+        result: np.ndarray = y.cpu().numpy()
+        return result
+
+    def run_torch(self, x: Any) -> Any:
+        """Logits on the GPU, for a contiguous float32 CUDA tensor; ready when this returns."""
+        import torch
+
+        self._require_open()
+        n = int(x.shape[0])
+        self._select_profile(n)
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_stream(torch.cuda.default_stream())
+            if self._uses_graphs:
+                y = self._replay(n, x)
+            else:
+                y = self._bind(x)
+                self._launch()
+        self._stream.synchronize()
+        return y
+
+    def _select_profile(self, n: int) -> None:
+        fitting = [at for at, (least, _, most) in enumerate(self._profiles) if least <= n <= most]
+        if not fitting:
+            sizes = ", ".join(f"{least} to {most}" for least, _, most in self._profiles)
+            raise UsageError(
+                f"A batch of {n} fits no profile of the engine.",
+                expected=f"{sizes} samples were expected.",
+                do="Split the batch, or build with another --profile.",
+            )
+        # The one that is tuned for a size nearest to this.
+        best = min(fitting, key=lambda at: abs(self._profiles[at][1] - n))
+        if best != self._profile:
+            self._context.set_optimization_profile_async(best, self._stream.cuda_stream)
+            self._profile = best
+
+    def _bind(self, x: Any) -> Any:
+        """Give the context its tensors; the output, made here, is returned."""
+        import torch
+
+        self._context.set_input_shape(self._input, tuple(x.shape))
+        y = torch.empty(
+            _sizes(self._context.get_tensor_shape(self._output)), dtype=torch.float32, device=x.device
+        )
+        self._context.set_tensor_address(self._input, x.data_ptr())
+        self._context.set_tensor_address(self._output, y.data_ptr())
+        return y
+
+    def _launch(self) -> None:
+        if not self._context.execute_async_v3(self._stream.cuda_stream):
+            raise ArtefactError(
+                f"{self.name} could not run the engine.",
+                expected="An engine that was built for this GPU was expected.",
+                do="Look at what the library wrote to stderr; build the engine again here.",
+            )
+
+    def _replay(self, n: int, x: Any) -> Any:
+        import torch
+
+        if n not in self._recorded:
+            kept = x.clone()
+            y = self._bind(kept)
+            for _ in range(2):  # what is set up at the first launches must not be recorded
+                self._launch()
+            self._stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._launch()
+            self._recorded[n] = (graph, kept, y)
+        graph, kept, y = self._recorded[n]
+        kept.copy_(x)
+        graph.replay()
+        return y.clone()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise UsageError(
+                "This session is closed.", expected="An open one was expected.", do="Open the engine again."
+            )
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._recorded.clear()
+            del self._context, self._engine, self._runtime  # in this order, as the library wants
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

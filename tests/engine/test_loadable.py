@@ -1,0 +1,312 @@
+"""No engine is loaded that was changed, is somebody else's, or is for another machine."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparse_export import trust
+from sparse_export.artefact import (
+    BUNDLE_FILE,
+    Bundle,
+    BundleInfo,
+    EngineFact,
+    ModelFact,
+    RunReference,
+    file_facts,
+    read_bundle_info,
+    save_bundle_info,
+)
+from sparse_export.engine import door
+from sparse_export.engine.build import build_engine
+from sparse_export.engine.door import Gpu
+from sparse_export.engine.header import read_header, require_whole
+from sparse_export.engine.loadable import engine_of, require_loadable
+from sparse_export.engine.options import EngineOptions
+from sparse_export.errors import ArtefactError, MissingCapability, NotTrustedError, UsageError
+from sparse_export.files import sha256_file
+from sparse_export.runtime.choice import RUNTIMES, best_runtime, open_runtime, runtime_states
+from tests.engine.conftest import small_graph
+
+VERSION = "1.7.1.116"
+FILE = "engines/x.engine"
+
+
+def _header(size: int = 64, version: str = VERSION) -> bytes:
+    numbers = bytes(int(part) for part in version.split("."))
+    return (b"vtrt" + bytes(12) + struct.pack("<Q", size) + numbers).ljust(size, b"\0")
+
+
+def _fact(**changes: object) -> EngineFact:
+    fact = EngineFact(
+        file=FILE,
+        target="tensorrt-rtx",
+        precision="fp32",
+        version=VERSION,
+        gpu=None,
+        architecture=None,
+        architectures=("sm89",),
+        hardware="none",
+        version_compatible=False,
+        profiles=((1, 8, 32),),
+        sparse=True,
+        parse_s=0.0,
+        build_s=0.0,
+        onnx_sha256="0" * 64,
+    )
+    return replace(fact, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Bundle]:
+    """Write a bundle with one engine, vouched for unless `known` is false."""
+
+    def make(content: bytes = _header(100), *, known: bool = True, **changes: object) -> Bundle:
+        (tmp_path / "engines").mkdir(exist_ok=True)
+        (tmp_path / FILE).write_bytes(content)
+        info = BundleInfo(
+            method="dense",
+            model=ModelFact(name="small", input_shape=(16,), n_classes=8),
+            data=None,
+            run=RunReference(path="", run_sha256=""),
+            precision="fp32",
+            targets=("onnx", "tensorrt-rtx"),
+            opset=20,
+            ir_version=10,
+            input_name="input",
+            output_name="output",
+            density=1.0,
+            layers=(),
+            n_parameters=1,
+            n_nonzero=1,
+            macs=1,
+            nonzero_macs=1,
+            accuracy=None,
+            atol=0.0,
+            rtol=0.0,
+            versions={},
+            command=(),
+            created="",
+            files=file_facts(tmp_path, (FILE,)),
+            engines=(_fact(**changes),),
+        )
+        save_bundle_info(tmp_path, info)
+        if known:
+            trust.remember(sha256_file(tmp_path / BUNDLE_FILE))
+        return Bundle(path=tmp_path, info=read_bundle_info(tmp_path))
+
+    return make
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None, str], None]:
+    """Pretend a GPU and a version of the library."""
+
+    def pretend(architecture: str | None, version: str = VERSION) -> None:
+        gpu = None if architecture is None else Gpu(name="a card", architecture=architecture)
+        monkeypatch.setattr(door, "gpu", lambda: gpu)
+        monkeypatch.setattr(door, "version", lambda _: version)
+
+    pretend("sm89")
+    return pretend
+
+
+def _require(bundle: Bundle, given: str | None = None) -> None:
+    require_loadable(bundle, bundle.info.engines[0], given=given)
+
+
+Make = Callable[..., Bundle]
+Machine = Callable[..., None]
+
+
+def test_an_engine_of_ones_own_for_this_machine_may_be_loaded(make: Make, machine: Machine) -> None:
+    _require(make())
+
+
+@pytest.mark.parametrize("damage", [b"", b"x", None])
+def test_a_changed_engine_ends_with_6(damage: bytes | None, make: Make, machine: Machine) -> None:
+    bundle = make()
+    (bundle.path / FILE).write_bytes(os.urandom(100) if damage is None else damage)
+    with pytest.raises(ArtefactError) as caught:
+        _require(bundle)
+    assert caught.value.exit_code == 6
+
+
+def test_an_engine_that_is_gone_ends_with_6(make: Make, machine: Machine) -> None:
+    bundle = make()
+    (bundle.path / FILE).unlink()
+    with pytest.raises(ArtefactError, match="is missing"):
+        _require(bundle)
+
+
+def test_an_engine_that_the_manifest_does_not_list_is_refused(make: Make, machine: Machine) -> None:
+    bundle = make(file="engines/other.engine")
+    with pytest.raises(ArtefactError, match="lists no engines/other"):
+        _require(bundle)
+
+
+def test_an_engine_that_climbs_out_of_its_bundle_is_refused(make: Make, machine: Machine) -> None:
+    bundle = make()
+    facts = {"../x.engine": bundle.info.files[FILE]}
+    bundle = Bundle(
+        path=bundle.path, info=replace(bundle.info, files=facts, engines=(_fact(file="../x.engine"),))
+    )
+    with pytest.raises(ArtefactError, match="lies outside"):
+        _require(bundle)
+
+
+def test_somebody_elses_bundle_needs_trust_once(make: Make, machine: Machine) -> None:
+    bundle = make(
+        known=False, build_s=float(int.from_bytes(os.urandom(4)))
+    )  # a manifest that nobody has seen
+    digest = sha256_file(bundle.path / BUNDLE_FILE)
+    with pytest.raises(NotTrustedError, match=f"--trust {digest}"):
+        _require(bundle)
+    with pytest.raises(NotTrustedError, match="not '1"):
+        _require(bundle, given="1" * 64)
+    _require(bundle, given=digest)
+    _require(bundle)
+
+
+def test_nothing_is_asked_of_the_library_before_the_file_is_trusted(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: str) -> str:
+        raise AssertionError("the library was loaded")
+
+    monkeypatch.setattr(door, "version", refuse)
+    bundle = make(known=False, build_s=float(int.from_bytes(os.urandom(4))))
+    with pytest.raises(NotTrustedError):
+        _require(bundle)
+
+
+@pytest.mark.parametrize(
+    ("changes", "here", "fits"),
+    [
+        ({}, VERSION, True),
+        ({}, "1.8.0.1", False),
+        ({"version_compatible": True}, "1.8.0.1", True),
+        ({"version_compatible": True}, "1.6.0.1", False),
+    ],
+)
+def test_the_version_of_the_library_has_to_fit(
+    changes: dict[str, object], here: str, fits: bool, make: Make, machine: Machine
+) -> None:
+    machine("sm89", here)
+    bundle = make(**changes)
+    if fits:
+        _require(bundle)
+        return
+    with pytest.raises(ArtefactError, match=f"and {here} is here"):
+        _require(bundle)
+
+
+FULL = {"target": "tensorrt", "architectures": (), "architecture": "sm80"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "here", "fits"),
+    [
+        ({}, "sm89", True),
+        ({}, "sm90", False),
+        ({"architectures": ()}, "sm120", True),
+        ({"architectures": ()}, "sm75", False),
+        (FULL, "sm80", True),
+        (FULL, "sm86", False),
+        ({**FULL, "hardware": "ampere-plus"}, "sm120", True),
+        ({**FULL, "hardware": "ampere-plus"}, "sm75", False),
+        ({**FULL, "architecture": None}, "sm80", False),
+    ],
+)
+def test_the_gpu_has_to_fit(
+    changes: dict[str, object], here: str, fits: bool, make: Make, machine: Machine
+) -> None:
+    machine(here)
+    bundle = make(os.urandom(100), **changes)
+    if fits:
+        _require(bundle)
+        return
+    with pytest.raises(ArtefactError, match=f"not for this GPU, a card \\({here}\\)"):
+        _require(bundle)
+
+
+def test_without_a_gpu_an_engine_ends_with_5(make: Make, machine: Machine) -> None:
+    machine(None)
+    with pytest.raises(MissingCapability, match="no CUDA device") as caught:
+        _require(make())
+    assert caught.value.exit_code == 5
+
+
+def test_an_engine_of_another_library_than_told_is_refused(make: Make, machine: Machine) -> None:
+    with pytest.raises(ArtefactError, match=r"is an engine of tensorrt-rtx 1\.2\.0\.54"):
+        _require(make(_header(100, "1.2.0.54")))
+
+
+def test_a_bundle_without_an_engine_for_a_target_says_which_it_has(make: Make) -> None:
+    with pytest.raises(UsageError, match="was expected: tensorrt-rtx"):
+        engine_of(make(), "tensorrt")
+
+
+# ---- the header
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_as_a_header_or_as_unknown(content: bytes) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x"
+        path.write_bytes(content)
+        header = read_header(path)
+        assert header.size_bytes == len(content)
+        assert (header.target is None) == (len(content) < 64 or not content.startswith(b"vtrt"))
+
+
+@pytest.mark.tensorrt
+@pytest.mark.usefixtures("rtx")
+def test_a_real_engine_tells_its_version_and_length_and_a_cut_one_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "x.engine"
+    build_engine(small_graph(), path, EngineOptions(target="tensorrt-rtx"))
+    header = read_header(path)
+    assert (header.target, header.version) == ("tensorrt-rtx", door.version("tensorrt-rtx"))
+    require_whole(path, header)
+    for size in (0, 70, path.stat().st_size - 1):
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(ArtefactError, match=r"is empty|Its header tells"):
+            require_whole(path, read_header(path))
+        build_engine(small_graph(), path, EngineOptions(target="tensorrt-rtx"))
+
+
+# ---- the choice
+
+
+def test_every_runtime_says_whether_it_works_here_or_why_not(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "gpu", lambda: None)
+    states = {state.name: state.problem for state in runtime_states(make())}
+    assert tuple(states) == RUNTIMES
+    assert states["onnxruntime-cpu"] is None
+    assert all(states[name] for name in RUNTIMES if name != "onnxruntime-cpu")
+    assert best_runtime(make()) == "onnxruntime-cpu"
+
+
+def test_a_runtime_that_was_named_is_never_replaced(make: Make, machine: Machine) -> None:
+    machine(None)
+    with pytest.raises(MissingCapability):
+        open_runtime(make(), "tensorrt-rtx")
+    with pytest.raises(UsageError, match="no engine for tensorrt"):
+        open_runtime(make(), "tensorrt")
+    with pytest.raises(UsageError, match="onnxruntime-cpu"):
+        open_runtime(make(), "onnxrt")
+
+
+def test_an_engine_goes_before_onnxruntime_where_it_can_run(make: Make, machine: Machine) -> None:
+    assert best_runtime(make()) == "tensorrt-rtx"

@@ -1,0 +1,95 @@
+"""What only a GPU can tell: engines that are loaded and run. `python -m pytest -m gpu tests/engine`"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparse_export.artefact import Bundle, Run
+from sparse_export.building import build
+from sparse_export.engine import door
+from sparse_export.engine.loadable import engine_of
+from sparse_export.engine.options import EngineOptions, Profile
+from sparse_export.engine.tactics import read_sparsity
+from sparse_export.runtime.choice import open_runtime
+from sparse_export.runtime.tensorrt import open_engine
+from sparse_export.validation import check_gates, validate
+from tests.exporting import exported_once
+from tests.making_runs import digits_run
+
+pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
+PROFILES = (Profile(minimum=1, optimum=1, maximum=4), Profile(minimum=5, optimum=64, maximum=128))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    with exported_once():
+        yield digits_run(tmp_path_factory.mktemp("gpu") / "run")
+
+
+@pytest.fixture(scope="module", params=door.TARGETS)
+def bundle(request: pytest.FixtureRequest, run: Run) -> Bundle:
+    """fp16, with two profiles."""
+    target: door.Target = request.param
+    if not door.is_installed(target):
+        pytest.skip(f"{door.module_name(target)} is not installed")
+    options = EngineOptions(target=target, profiles=PROFILES)
+    out = run.path.with_name(target)
+    return build(run.path, out, targets=[target], precision="fp16", engines=[options])
+
+
+def _wanted(bundle: Bundle, x: np.ndarray) -> np.ndarray:
+    with open_runtime(bundle, "onnxruntime-cpu") as session:
+        return session.run(x)
+
+
+def _near(found: np.ndarray, wanted: np.ndarray, bundle: Bundle) -> bool:
+    return bool(np.abs(found - wanted).max() <= bundle.info.rtol * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_an_engine_computes_what_the_graph_does_at_every_batch_size(
+    bundle: Bundle, cuda_graphs: bool
+) -> None:
+    (fact,) = bundle.info.engines
+    generator = np.random.default_rng(0)
+    with open_engine(bundle, fact, cuda_graphs=cuda_graphs) as session:
+        assert session.name == fact.target
+        assert session.max_batch == 128
+        for n in (1, 4, 5, 128, 3, 1, 128):
+            x = generator.standard_normal((n, 1, 8, 8), dtype=np.float32)
+            assert _near(session.run(x), _wanted(bundle, x), bundle)
+
+
+def test_validate_runs_the_engine(bundle: Bundle) -> None:
+    found = validate(bundle)
+    assert [one.name for one in found.runtimes] == [one.target for one in bundle.info.engines]
+    check_gates(found)
+
+
+def test_tensorrt_tells_of_sparse_kernels_in_a_wording_that_is_known(bundle: Bundle) -> None:
+    (fact,) = bundle.info.engines
+    if fact.target != "tensorrt":
+        pytest.skip("TensorRT for RTX does not tell")
+    log = read_sparsity((bundle.path / f"{fact.file}.log").read_text().splitlines())
+    assert log.unread == ()
+    assert log.n_picked is not None
+    assert (bundle.path / f"{fact.file}.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+def test_onnxruntime_runs_the_graph_on_the_gpu(name: str, bundle: Bundle) -> None:
+    x = np.random.default_rng(1).standard_normal((8, 1, 8, 8), dtype=np.float32)
+    with open_runtime(bundle, name) as session:
+        assert session.name == name
+        assert _near(session.run(x), _wanted(bundle, x), bundle)
+
+
+def test_an_engine_for_the_machine_is_there_to_be_found(bundle: Bundle, tmp_path: Path) -> None:
+    target = bundle.info.engines[0].target
+    assert engine_of(bundle, target) == bundle.info.engines[0]
+    with open_runtime(bundle) as session:
+        assert session.name == target
