@@ -50,6 +50,7 @@ from sparse_export.graph.verify import (
 )
 from sparse_export.runtime.equality import require_same_output
 from sparse_export.runtime.onnxruntime import open_session
+from sparse_export.runtime.tolerance import outside_tolerance
 
 __all__ = [
     "DENSE_MODEL_FILE",
@@ -363,12 +364,6 @@ def _npy_bytes(array: Array) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=False)
     return stream.getvalue()
-
-
-def outside_tolerance(found: Array, wanted: Array, *, atol: float, rtol: float) -> tuple[float, bool]:
-    """Largest absolute difference, and whether it exceeds atol + rtol * max|wanted|. NaN always does."""
-    largest = float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0))
-    return largest, not largest <= atol + rtol * float(np.abs(wanted).max(initial=0.0))
 
 
 def _require_parity(file: Path, golden_input: Array, golden_output: Array) -> None:

@@ -8,6 +8,7 @@ line ends with.
     ├── TrainingDiverged           1   the loss is no longer a number
     ├── ProcessLost                1   another process of one training ended
     ├── RanksDiverged              1   processes of one training hold different masks
+    ├── ServerFailed               1   an inference server ended, or does not become ready
     ├── UsageError                 2   what was asked for cannot be meant
     │   ├── RecipeError            2
     │   └── UnknownNameError       2   no such model, data set, recipe, runtime …
@@ -56,6 +57,10 @@ class ProcessLost(SparseExportError):  # noqa: N818 - named by what happened
 
 class RanksDiverged(SparseExportError):  # noqa: N818 - named by what happened
     """Processes that train one network no longer hold the same masks."""
+
+
+class ServerFailed(SparseExportError):  # noqa: N818 - named by what happened
+    """An inference server ended before it was to, or does not become ready."""
 
 
 class UsageError(SparseExportError, ValueError):

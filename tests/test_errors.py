@@ -15,6 +15,7 @@ EXIT_CODES = {
     "TrainingDiverged": 1,
     "ProcessLost": 1,
     "RanksDiverged": 1,
+    "ServerFailed": 1,
     "UsageError": 2,
     "RecipeError": 2,
     "UnknownNameError": 2,
