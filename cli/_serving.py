@@ -31,13 +31,14 @@ def model_options(function: Callable[..., None]) -> Callable[..., None]:
 
         names = [name.replace("-", "_") for name, _, _ in _NUMBERS]
         numbers = {name: options.pop(name) for name in names}
-        settings = ModelSettings(batching=options.pop("batching"), warmup=options.pop("warmup"), **numbers)
+        flags = {"batching": not options.pop("no_batching"), "warmup": not options.pop("no_warmup")}
+        settings = ModelSettings(**flags, **numbers)
         function(*args, settings=settings, **options)
 
-    wrapped = click.option(
-        "--warmup/--no-warmup", default=True, help="Run a batch before a model counts as loaded."
-    )(wrapped)
-    wrapped = click.option("--batching/--no-batching", default=True, help="Merge waiting requests.")(wrapped)
+    wrapped = click.option("--no-warmup", is_flag=True, help="Run nothing before a model counts as loaded.")(
+        wrapped
+    )
+    wrapped = click.option("--no-batching", is_flag=True, help="Do not merge waiting requests.")(wrapped)
     for name, default, text in reversed(_NUMBERS):
         wrapped = click.option(f"--{name}", type=int, default=default, show_default=True, help=text)(wrapped)
     return wrapped
