@@ -15,10 +15,10 @@ __all__ = ["model_options", "paired"]
 _NUMBERS = (
     ("max-batch", 64, "Samples in one execution, and in one request."),
     ("batch-delay-us", 0, "How long a request may wait for others to share an execution."),
-    ("instances", 1, "Copies of each model that work at the same time."),
+    ("instances", 2, "Copies of each model that work at the same time."),
     ("threads", 1, "Of onnxruntime, inside one of them."),
-    ("queue-size", 512, "Requests that may wait; one more is refused."),
-    ("queue-timeout-ms", 5000, "How long one may wait before it is refused."),
+    ("queue-size", 512, "Requests that may wait; one more is refused; 0: any number."),
+    ("queue-timeout-ms", 5000, "How long one may wait before it is refused; 0: any time."),
 )
 
 

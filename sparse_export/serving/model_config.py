@@ -83,17 +83,16 @@ def _instance_group(runtime: str, settings: ModelSettings) -> str:
 
 
 def _batching(settings: ModelSettings) -> str:
-    return (
-        "dynamic_batching {\n"
-        f"  max_queue_delay_microseconds: {settings.batch_delay_us}\n"
-        "  default_queue_policy {\n"
-        "    timeout_action: REJECT\n"
-        f"    default_timeout_microseconds: {settings.queue_timeout_ms * _US_PER_MS}\n"
-        "    allow_timeout_override: false\n"
-        f"    max_queue_size: {settings.queue_size}\n"
-        "  }\n"
-        "}"
-    )
+    lines = [f"  max_queue_delay_microseconds: {settings.batch_delay_us}"]
+    policy = []
+    if settings.queue_timeout_ms:
+        policy.append("timeout_action: REJECT")
+        policy.append(f"default_timeout_microseconds: {settings.queue_timeout_ms * _US_PER_MS}")
+    if settings.queue_size:
+        policy.append(f"max_queue_size: {settings.queue_size}")
+    if policy:  # a policy without limits would still cost the server its prefetching
+        lines += ["  default_queue_policy {", *(f"    {line}" for line in policy), "  }"]
+    return "\n".join(["dynamic_batching {", *lines, "}"])
 
 
 def _warmup(inputs: TensorSpec, settings: ModelSettings) -> str:
