@@ -389,6 +389,12 @@ def _kserve(facts: Deployment) -> str:
         if facts.python_models
         else ""
     )
+    # A version would be put in the place of our own image's tag.
+    image = (
+        f"      image: {facts.image}\n"
+        if facts.python_models
+        else f"      runtimeVersion: {facts.container.tag}\n"
+    )
     return f"""\
 # kubectl apply -f kubernetes/kserve.yaml. Copy model_repository/ to the storage first, and name that under storageUri.
 {python}{_warning(facts)}apiVersion: serving.kserve.io/v1beta1
@@ -411,9 +417,7 @@ spec:
         version: "2"
       protocolVersion: v2
       runtime: kserve-tritonserver
-      runtimeVersion: {facts.container.tag}
-      image: {facts.image if facts.python_models else facts.container.reference}
-      storageUri: pvc://models/{facts.name}
+{image}      storageUri: pvc://models/{facts.name}
       lifecycle:
         preStop:
           exec:

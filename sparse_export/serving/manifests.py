@@ -332,8 +332,8 @@ class _KserveModel(_Strict):
     modelFormat: _ModelFormat  # noqa: N815
     protocolVersion: Literal["v2"]  # noqa: N815
     runtime: DnsName
-    runtimeVersion: str  # noqa: N815
-    image: Image
+    runtimeVersion: str | None = None  # noqa: N815
+    image: Image | None = None
     storageUri: Annotated[str, Field(pattern=r"^(pvc|s3|gs|https)://.+")]  # noqa: N815
     lifecycle: _Lifecycle
     resources: _Resources
