@@ -34,6 +34,10 @@ class Bundles:
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     folder = tmp_path_factory.mktemp("served")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(
+        1
+    )  # small networks: on a busy machine threads wait for each other longer than they work
     for name, seed, density in (("dense", 5, 1.0), ("sparse", 5, 0.999), ("other", 6, 1.0)):
         module, masks = network_and_masks(density=density, seed=seed)
         for key, parameter in module.named_parameters():
@@ -51,6 +55,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
             folder / f"{name}-run", module, masks, fact=digits_fact(), test=digits_accuracy(module)
         )
         build(run, folder / name, onnx="packed" if name == "sparse" else "dense")
+    torch.set_num_threads(threads)
     return Bundles(folder / "dense", folder / "sparse", folder / "other")
 
 
