@@ -44,7 +44,10 @@ _POLL_S = 1  # how often the server looks at its repository, in whole seconds
 _QUIET_S = 1.0  # without a request begun or ended, before a drained server counts as idle
 _GRACE_S = 2.0  # after readiness fails, for probes to notice
 _RESTART_WINDOW_S = 300.0
-_EXIT_TIMEOUT_S = 10
+_EXIT_TIMEOUT_S = 5
+_IDLE_CONNECTIONS = (
+    f", as it does when clients keep HTTP connections open, idle or not, for {_EXIT_TIMEOUT_S} s more"
+)
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -427,7 +430,7 @@ class _Supervisor:
         if process.exit_code() is None:
             self._say("tritonserver did not end in time: killed")
         code = process.end()
-        self._say(f"tritonserver {_ended(code)}")
+        self._say(f"tritonserver {_ended(code)}{_IDLE_CONNECTIONS if code == 1 else ''}")
         return _exit_code(code)
 
     def _drain(self, process: Process) -> None:

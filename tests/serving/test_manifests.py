@@ -27,7 +27,8 @@ def _files(*, tensorrt: str | None = None, python: bool = True) -> dict[str, str
 
 
 @pytest.mark.parametrize(
-    ("tensorrt", "python"), itertools.product([None, "10.14.1.48", "11.2.0.10", "unknown"], [True, False])
+    ("tensorrt", "python"),
+    list(itertools.product([None, "10.14.1.48", "11.2.0.10", "unknown"], [True, False])),
 )
 def test_every_file_that_is_emitted_passes(tensorrt: str | None, python: bool) -> None:
     files = _files(tensorrt=tensorrt, python=python)
