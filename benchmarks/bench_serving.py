@@ -133,7 +133,7 @@ def main() -> None:
                 print(f"| {model} | {clients} | {'on' if batching else 'off'} | {cells} | {errors} |")
     if given.json:
         document = {
-            "command": sys.argv,
+            "command": ["python", "-m", "benchmarks.bench_serving", *sys.argv[1:]],
             "created": now(),
             "machine": machine_facts(),
             "versions": library_versions(),
