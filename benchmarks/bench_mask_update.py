@@ -1,13 +1,14 @@
 """Time one mask update against the plain form with two full sorts of every layer.
 
     python -m benchmarks.bench_mask_update [--network vgg-d|lenet300-100|resnet50-like]
-                                           [--rounds N] [--threads N] [--json FILE]
+                                           [--rounds N] [--threads N] [--json FILE] [--pattern N:M]
 
 The plain form is what sparse_learning does: sort all |weight| of a layer and clear the mask at the first indices,
 sort all |momentum| and set the mask at the last. Shares, prune rates and budgets are the same in both, so both must
 come to the same number of weights in every layer. In each round both run once, in alternating order. One thread
 unless told otherwise: with as many threads as processors, every other process on the machine makes both forms wait
-for their slowest thread.
+for their slowest thread. With a pattern, the update under it is timed against the update without, on layers that
+can take it and masks that obey it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -27,7 +29,16 @@ from torch import Tensor
 
 from sparse_export.artefact import library_versions, now
 from sparse_export.measure.machine import machine_facts
-from sparse_export.sparsity import layer_counts, random_masks, update_masks
+from sparse_export.sparsity import (
+    Cap,
+    NMPattern,
+    capped_layers,
+    layer_counts,
+    pattern_from_text,
+    random_masks,
+    update_masks,
+)
+from sparse_export.sparsity.caps import capacity
 from sparse_export.sparsity.prune import layer_prune_rates, prune_counts
 from sparse_export.sparsity.redistribute import growth_budgets, shares_from_statistic
 
@@ -170,6 +181,59 @@ def measure(network: str, n_rounds: int, *, clock: Callable[[], float] = time.pe
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CappedSamples:
+    """Seconds of every round for the same layers, with the cap and without."""
+
+    network: str
+    pattern: str
+    n_weights: int
+    density: float
+    prune_rate: float
+    capped_s: list[float]
+    uncapped_s: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        """How many times longer the update takes under the cap, by round."""
+        return [capped / plain for capped, plain in zip(self.capped_s, self.uncapped_s, strict=True)]
+
+
+def measure_capped(
+    network: str, pattern: NMPattern, n_rounds: int, *, clock: Callable[[], float] = time.perf_counter
+) -> CappedSamples:
+    """Run the update with and without caps `n_rounds` times each, after one round that warms up."""
+    shapes = NETWORKS[network]()
+    caps, _ = capped_layers(shapes, dict.fromkeys(shapes, 1), pattern, outputs=[list(shapes)[-1]])
+    shapes = {name: shape for name, shape in shapes.items() if name in caps}
+    generator = torch.Generator().manual_seed(0)
+    limits = {name: capacity(shapes[name], cap) for name, cap in caps.items()}
+    masks = random_masks(shapes, layer_counts(shapes, DENSITY, limits=limits), generator, caps=caps)
+    weights = {name: torch.randn(shape, generator=generator) * masks[name] for name, shape in shapes.items()}
+    scores = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+    def seconds(given: Mapping[str, Cap] | None) -> float:
+        start = clock()
+        update_masks(weights, scores, masks, prune_rate=PRUNE_RATE, caps=given)
+        return clock() - start
+
+    samples: tuple[list[float], list[float]] = ([], [])
+    for n in range(-1, n_rounds):
+        for which in (0, 1) if n % 2 else (1, 0):
+            taken = seconds(caps if which == 0 else None)
+            if n >= 0:
+                samples[which].append(taken)
+    return CappedSamples(
+        network=network,
+        pattern=str(pattern),
+        n_weights=sum(mask.numel() for mask in masks.values()),
+        density=DENSITY,
+        prune_rate=PRUNE_RATE,
+        capped_s=samples[0],
+        uncapped_s=samples[1],
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Time one mask update against two full sorts of every layer."
@@ -177,6 +241,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--network", choices=sorted(NETWORKS), default="vgg-d")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="at least 1 (default: 7)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch (default: 1)")
+    parser.add_argument(
+        "--pattern", type=pattern_from_text, metavar="N:M", help="time the update under this cap"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples and the machine's facts")
     options = parser.parse_args(arguments)
     for name, value in (("--rounds", options.rounds), ("--threads", options.threads)):
@@ -190,6 +257,17 @@ def main(arguments: list[str] | None = None) -> None:
         "n_threads": torch.get_num_threads(),
         "versions": library_versions(),
     }
+    if options.pattern is not None:
+        capped = measure_capped(options.network, options.pattern, options.rounds)
+        print(
+            f"{capped.network}: {capped.n_weights:,} weights under {capped.pattern}, density {capped.density}\n"
+            f"with the cap  {statistics.median(capped.capped_s) * 1e3:9.1f} ms (median of {options.rounds})\n"
+            f"without       {statistics.median(capped.uncapped_s) * 1e3:9.1f} ms\n"
+            f"ratio         {statistics.median(capped.ratios):9.1f} (median of pairs; "
+            f"{min(capped.ratios):.1f} to {max(capped.ratios):.1f})"
+        )
+        _write(options.json, asdict(capped) | {"ratios": capped.ratios} | facts)
+        return
     samples = measure(options.network, options.rounds)
     ratios = samples.ratios
     print(
@@ -200,11 +278,14 @@ def main(arguments: list[str] | None = None) -> None:
     print(
         f"ratio         {statistics.median(ratios):9.1f} (median of pairs; {min(ratios):.1f} to {max(ratios):.1f})"
     )
-    if options.json:
-        document = asdict(samples) | {"ratios": ratios} | facts
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=2) + "\n")
-        print(options.json)
+    _write(options.json, asdict(samples) | {"ratios": ratios} | facts)
+
+
+def _write(file: Path | None, document: dict[str, Any]) -> None:
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(document, indent=2) + "\n")
+        print(file)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,8 @@ from sparse_export.cli._click import click
 from sparse_export.cli._common import json_option, print_result
 
 if TYPE_CHECKING:
-    from sparse_export.artefact import CompactFact
+    from sparse_export.artefact import Accuracy, CompactFact, PatternFact
+    from sparse_export.graph.lossless import Gather
 
 
 @click.command("build")
@@ -28,6 +30,29 @@ if TYPE_CHECKING:
     help="How model.onnx stores 2:4 weights; both adds model-dense.onnx.",
 )
 @click.option(
+    "--pattern", metavar="N:M", help="Permute channels so that layers obey N:M; the others stay as they are."
+)
+@click.option(
+    "--max-cut",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="SHARE",
+    help="Share of a layer's magnitude that may be cut for --pattern.",
+)
+@click.option(
+    "--gather",
+    type=click.Choice(["none", "input", "any"]),
+    default="input",
+    show_default=True,
+    help="Which layers may get their input in an order of their own for --pattern.",
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Where the data sets lie, to measure accuracy before and after --pattern.",
+)
+@click.option(
     "--trust", metavar="SHA256", help="Allow the code that a run from elsewhere names, by its hash."
 )
 @json_option
@@ -37,6 +62,10 @@ def command(
     targets: tuple[str, ...],
     compact: bool,
     form: str,
+    pattern: str | None,
+    max_cut: float,
+    gather: Gather,
+    data_dir: Path | None,
     trust: str | None,
     as_json: bool,
 ) -> None:
@@ -48,7 +77,18 @@ def command(
 
     from sparse_export.building import build
 
-    bundle = build(run, out, targets=targets, compact=compact, onnx=form, trust=trust)
+    bundle = build(
+        run,
+        out,
+        targets=targets,
+        compact=compact,
+        onnx=form,
+        pattern=pattern,
+        max_cut=max_cut,
+        gather=gather,
+        data_dir=data_dir,
+        trust=trust,
+    )
     info = bundle.info
     sizes = [
         f"{name} {fact.size_bytes:,} bytes{' packed' if form != 'dense' and name == bundle.onnx_path.name else ''}"
@@ -61,6 +101,8 @@ def command(
     )
     if info.compacted is not None:
         text = f"{_compact_table(info.compacted)}\n\n{text}"
+    if info.fitted is not None:
+        text = f"{_pattern_table(info.fitted)}\n\n{text}"
     print_result({"bundle": str(bundle.path), "manifest": asdict(info)}, text, as_json)
 
 
@@ -81,3 +123,45 @@ def _compact_table(fact: CompactFact) -> str:
         f"of {fact.n_weights_before:,} parameters left ({share:.4f})"
     )
     return "\n".join(lines)
+
+
+def _pattern_table(fact: PatternFact) -> str:
+    """What became of each layer, and of the accuracy."""
+    rows = [
+        (
+            *("layer", "shape", "density", f"over {fact.pattern}", "then", "of groups", "cut", "now"),
+            "why not",
+        )
+    ]
+    for layer in fact.layers:
+        counts = (layer.groups_over_before, layer.groups_over_after, layer.n_groups)
+        over, then, groups = ("-" if n is None else f"{n:,}" for n in counts)
+        now = layer.road if layer.road == "dense" else f"{fact.pattern}, {layer.road}"
+        cut = f"{100 * layer.cut:.3g} %" if layer.n_cut else "nothing"
+        shape = "x".join(map(str, layer.shape))
+        rows.append((layer.name, shape, f"{layer.density:.4f}", over, then, groups, cut, now, layer.reason))
+    widths = [max(len(row[column]) for row in rows) for column in range(8)]
+    lines = [
+        "  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[8]]).rstrip()
+        for row in rows
+    ]
+    obeying = [layer for layer in fact.layers if layer.road != "dense"]
+    n_weights = sum(math.prod(layer.shape) for layer in fact.layers)
+    n_obeying = sum(math.prod(layer.shape) for layer in obeying)
+    lines.append(
+        f"{len(obeying)} of {len(fact.layers)} layers are {fact.pattern}, {n_obeying:,} of {n_weights:,} weights; "
+        f"{sum(layer.n_cut for layer in fact.layers):,} cut"
+    )
+    if any(layer.road == "gathered" for layer in fact.layers):
+        names = ", ".join(layer.name for layer in fact.layers if layer.road == "gathered")
+        lines.append(f"a Gather puts the input in another order for {names}")
+    if fact.accuracy_before is None or fact.accuracy_after is None:
+        lines.append(f"accuracy not measured, because {fact.not_measured}")
+    else:
+        before, after = (_accuracy(found) for found in (fact.accuracy_before, fact.accuracy_after))
+        lines.append(f"test accuracy {before} before, {after} after; {fact.n_changed:,} answers are others")
+    return "\n".join(lines)
+
+
+def _accuracy(found: Accuracy) -> str:
+    return f"{found.percent:.3f} % ({found.n_correct}/{found.n_samples})"

@@ -9,7 +9,7 @@ from typing import Any
 from sparse_export.cli._click import click
 from sparse_export.cli._common import json_option, print_result
 
-_STARTING = ("recipe", "dense", "density", "preset", "epochs", "seed")
+_STARTING = ("recipe", "dense", "density", "pattern", "method", "preset", "epochs", "seed")
 
 
 def _typed(name: str) -> bool:
@@ -25,6 +25,12 @@ def _typed(name: str) -> bool:
 )
 @click.option("--dense", is_flag=True, help="Train the dense twin: everything else alike.")
 @click.option("--density", type=float, help="Kept / total over the masked weights.")
+@click.option("--pattern", metavar="N:M", help="At most N of every M weights; alone: as many as that allows.")
+@click.option(
+    "--method",
+    type=click.Choice(["sparse-momentum", "sr-ste", "asp"]),
+    help="How masks move; the last two are there to compare with, and need --pattern.",
+)
 @click.option(
     "--preset", type=click.Choice(["default", "reference"]), help="Start as the paper's implementation does."
 )
@@ -46,6 +52,8 @@ def command(
     out: Path | None,
     dense: bool,
     density: float | None,
+    pattern: str | None,
+    method: str | None,
     preset: str | None,
     epochs: int | None,
     seed: int | None,
@@ -59,9 +67,9 @@ def command(
 ) -> None:
     """Train a network sparse (or dense) by RECIPE, a shipped name or a TOML file.
 
-    Shipped: digits, mnist-lenet300-100, mnist-lenet5, fashion-mnist-lenet5, cifar10-alexnet-s, cifar10-vgg-d,
-    cifar10-vgg-like, cifar10-wrn-28-2, cifar10-wrn-16-8, imagenet-resnet50-10, imagenet-resnet50-20. Ctrl-C saves;
-    --resume goes on. Under torchrun the processes train one network together.
+    Shipped: digits, mnist-lenet300-100, mnist-lenet5, fashion-mnist-lenet300-100, fashion-mnist-lenet5,
+    cifar10-alexnet-s, cifar10-vgg-d, cifar10-vgg-like, cifar10-wrn-28-2, cifar10-wrn-16-8, imagenet-resnet50-10,
+    imagenet-resnet50-20. Ctrl-C saves; --resume goes on. Under torchrun the processes train one network together.
     """
     if resume:
         given = [name for name in _STARTING if _typed(name)]
@@ -73,8 +81,9 @@ def command(
         recipe = None
     if not resume and recipe is None:
         raise click.UsageError("Missing argument 'RECIPE'. Name a shipped recipe or give a TOML file.")
-    if dense and density is not None and not resume:
-        raise click.UsageError("--dense and --density exclude each other.")
+    for name, value in (("density", density), ("pattern", pattern), ("method", method)):
+        if dense and value is not None and not resume:
+            raise click.UsageError(f"--dense and --{name} exclude each other.")
 
     from sparse_export.cli._progress import training_observer
     from sparse_export.train.loop import train
@@ -83,9 +92,11 @@ def command(
     loaded = None
     if recipe is not None:
         loaded = load_recipe(
-            recipe, preset=preset or "default", changes=_changes(dense, density, epochs, seed)
+            recipe,
+            preset=preset or "default",
+            changes=_changes(dense, density, pattern, method, epochs, seed),
         )
-        kind = "dense" if loaded.dense else f"{loaded.sparsity.density:g}"
+        kind = "dense" if loaded.dense else loaded.sparsity.label
         out = out or Path("runs") / f"{Path(recipe).stem}-{kind}-seed{loaded.seed}"
     assert out is not None  # by the checks above
     with training_observer() as observer:
@@ -111,6 +122,8 @@ def command(
         "density": info.density,
         "n_active": info.n_active,
         "n_masked": info.n_masked,
+        "patterns": {layer.name: layer.pattern for layer in info.layers if layer.pattern is not None},
+        "why_dense": {layer.name: layer.why_dense for layer in info.layers if layer.why_dense is not None},
         "seconds": info.seconds,
         "epochs": info.epochs,
         "steps": info.n_steps,
@@ -119,17 +132,38 @@ def command(
         "device": info.device,
         "processes": info.n_processes,
     }
+    dense_layers = [
+        f"{layer.name} stays dense: {layer.why_dense}" for layer in info.layers if layer.why_dense is not None
+    ]
     accuracy = f"test accuracy {info.test.percent:.2f} %, " if info.test else ""
     print_result(
         document,
-        f"{accuracy}{info.n_active:,} of {info.n_masked:,} weights ({info.density:.4g}), {info.seconds:.1f} s\n{run.path}",
+        "\n".join(
+            [
+                *dense_layers,
+                f"{accuracy}{info.n_active:,} of {info.n_masked:,} weights ({info.density:.4g}), {info.seconds:.1f} s",
+                str(run.path),
+            ]
+        ),
         as_json,
     )
 
 
-def _changes(dense: bool, density: float | None, epochs: int | None, seed: int | None) -> dict[str, Any]:
+def _changes(
+    dense: bool,
+    density: float | None,
+    pattern: str | None,
+    method: str | None,
+    epochs: int | None,
+    seed: int | None,
+) -> dict[str, Any]:
     given = {"dense": dense or None, "epochs": epochs, "seed": seed}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    sparsity: dict[str, Any] = {}
+    if pattern is not None:
+        sparsity |= {"pattern": pattern, "density": None}
     if density is not None:
-        changes |= {"dense": False, "sparsity": {"density": density}}
-    return changes
+        sparsity["density"] = density
+    if method is not None:
+        sparsity["method"] = method
+    return changes | ({"dense": False, "sparsity": sparsity} if sparsity else {})

@@ -69,6 +69,7 @@ class LayerFact:
     """One weight: its shape and how many of its entries are kept.
 
     masked: False for a layer that was left dense.  pattern: an N:M pattern that it promises, or None.
+    why_dense: where the network was trained to a pattern, why this layer was not.
     """
 
     name: str
@@ -77,6 +78,7 @@ class LayerFact:
     n_active: int
     masked: bool
     pattern: str | None = None
+    why_dense: str | None = None
 
     @property
     def density(self) -> float:
@@ -252,13 +254,62 @@ class CompactFact:
     layers: tuple[CompactedLayer, ...]
 
 
+Road = Literal["as trained", "permuted", "gathered", "dense"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatternLayer:
+    """What became of a weight that was to obey a pattern, without or with a small cut.
+
+    road: how it came to obey it, `dense` for one that was left as it was; `reason` then says why.  density: nonzeros
+    / weights before.  n_groups, groups_over_*: groups, and those with more than N nonzeros before, and in the order
+    that the layer has now or, where it stayed dense, the best that was tried.  cut_needed: share of sum |w| that
+    obeying the pattern would cut in that order.  cut: what was cut, in share of sum |w|; n_cut: in weights.
+    None where there are no groups, or no order was tried.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    density: float
+    road: Road
+    n_groups: int | None
+    groups_over_before: int | None
+    groups_over_after: int | None
+    cut_needed: float | None
+    cut: float
+    n_cut: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatternFact:
+    """What came of making a trained network obey a pattern: layers in the run's order.
+
+    max_cut: share of sum |w| that a layer might lose.  difference: the largest between the network's outputs before
+    and after its channels were permuted, over the largest output, in float64; cuts are not in it.
+    accuracy_before: of the run's network, by PyTorch; accuracy_after: of the ONNX file, by onnxruntime, on the same
+    samples; n_changed: samples that are put into another class.  not_measured: why these three are None.
+    """
+
+    pattern: str
+    max_cut: float
+    gather: Literal["none", "input", "any"]
+    layers: tuple[PatternLayer, ...]
+    difference: float
+    accuracy_before: Accuracy | None
+    accuracy_after: Accuracy | None
+    n_changed: int | None
+    not_measured: str | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class BundleInfo:
     """Content of `manifest.json`.
 
     accuracy: what the run reported on its test set.  n_parameters, n_nonzero: over all float initializers of
     the graph.  macs, nonzero_macs: for one sample.  atol, rtol: what the golden pair is held to.
-    compacted: None for a graph that has all its channels.
+    compacted: None for a graph that has all its channels.  fitted: None where no pattern was asked for; where it
+    cut weights, `layers` and `density` tell of what is left, and `accuracy` still of the whole run.
     """
 
     method: str
@@ -285,6 +336,7 @@ class BundleInfo:
     created: str
     files: dict[str, FileFact]
     compacted: CompactFact | None = None
+    fitted: PatternFact | None = None
     kind: Literal["bundle"] = "bundle"
     schema_version: int = SCHEMA_VERSION
 

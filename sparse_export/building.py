@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from sparse_export.artefact import (
     CompactFact,
     FileFact,
     GraphLayer,
+    PatternFact,
     Run,
     RunInfo,
     RunReference,
@@ -37,10 +38,25 @@ from sparse_export.artefact import (
     open_run,
     save_bundle_info,
 )
-from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError, UsageError
+from sparse_export.errors import (
+    ArtefactError,
+    GateFailed,
+    UnknownNameError,
+    UsageError,
+)
 from sparse_export.files import require_writable, sha256_file, staged_folder, write_bytes, write_json
-from sparse_export.graph.compact import compact as compacted_graph
+from sparse_export.fitting import (
+    ORDERS_FILE,
+    layer_facts,
+    masks_with_promises,
+    measured,
+    never_cut,
+    require_no_other_promise,
+    rewritten,
+    wanted_pattern,
+)
 from sparse_export.graph.export import INPUT_NAME, IR_VERSION, OPSET, OUTPUT_NAME, onnx_from_module
+from sparse_export.graph.lossless import Gather, fit_pattern
 from sparse_export.graph.pack24 import pack, pack_choices
 from sparse_export.graph.verify import (
     count_parameters,
@@ -48,9 +64,9 @@ from sparse_export.graph.verify import (
     promised_patterns,
     require_patterns,
 )
-from sparse_export.runtime.equality import require_same_output
 from sparse_export.runtime.onnxruntime import open_session
 from sparse_export.runtime.tolerance import outside_tolerance
+from sparse_export.sparsity.pattern import NMPattern
 
 __all__ = [
     "DENSE_MODEL_FILE",
@@ -88,6 +104,10 @@ def build(
     targets: Sequence[str] = ("onnx",),
     compact: bool = False,
     onnx: str = "dense",
+    pattern: str | NMPattern | None = None,
+    max_cut: float = 0.0,
+    gather: Gather = "input",
+    data_dir: str | Path | None = None,
     trust: str | None = None,
 ) -> Bundle:
     """Write the bundle of a finished run, whole or not at all.
@@ -97,6 +117,10 @@ def build(
     files that it does not list; a link is followed.  targets: what to build for; `onnx` is the one there is.
     compact: take the channels that do nothing out of the graph; the outputs are held against those of the whole
     graph first.  onnx: `packed` writes 2:4 weights packed, `both` adds the dense form as `model-dense.onnx`.
+    pattern: put channels into an order in which layers obey N:M, and promise it for those that do; `max_cut` is the
+    share of sum |w| that such a layer may lose, `gather` says which layers may be given their input in an order of
+    their own: those that read the network's `input`, `any` or `none`. Accuracy is then measured before and after,
+    where the test set lies in data_dir.
     trust: SHA-256 of the run's `run.json`, needed once for a run that names a factory and was made elsewhere.
 
     The ONNX file just written is run by onnxruntime on the golden input before anything takes its name.
@@ -105,6 +129,7 @@ def build(
     """
     _require_targets(targets)
     _require_form(onnx)
+    wanted = wanted_pattern(pattern, max_cut, gather)
     run_folder = Path(run.path if isinstance(run, Run) else run)
     module = run.module if isinstance(run, Run) else None
     opened = Run(path=run_folder, info=open_run(run_folder).info, module=module)
@@ -117,12 +142,29 @@ def build(
     info = opened.info
     network = network_of_run(opened, given=trust)
     masks = masks_of_run(opened, network)
+    require_no_other_promise(info.layers, wanted)
+    before = copy.deepcopy(network) if wanted is not None else None
+    fitted = None
+    if wanted is not None:
+        fitted = fit_pattern(
+            network,
+            torch.from_numpy(_golden_input(info.model.input_shape)),
+            wanted,
+            [layer.name for layer in info.layers],
+            masks=masks,
+            max_cut=max_cut,
+            gather=gather,
+            uncut=never_cut(network, [layer.name for layer in info.layers], wanted),
+            live_first=compact,
+        )
     golden_input, golden_output = _golden_pair(network, info.model.input_shape)
-    model = onnx_from_module(network, info.model.input_shape, masks=masks)
-    model, compact_fact = _compacted(model, info.model.input_shape) if compact else (model, None)
-    require_patterns(
-        model, promised_patterns(info.layers)
-    )  # of the graph that ships: compacting moves columns
+    model = onnx_from_module(
+        network, info.model.input_shape, masks=masks_with_promises(network, masks, fitted)
+    )
+    described = layer_facts(info.layers, network, masks, wanted, fitted)
+    promised = promised_patterns(described)
+    model, compact_fact = rewritten(model, info.model.input_shape, promised, fitted, compact)
+    require_patterns(model, promised)  # of the graph that ships: compacting and gathering move columns
     layers = graph_layers(model)
     files = _model_files(model, onnx)
     with staged_folder(target) as stage:
@@ -133,9 +175,27 @@ def build(
         write_json(stage / LAYERS_FILE, {"layers": [asdict(layer) for layer in layers]})
         for name in files:
             _require_parity(stage / name, golden_input, golden_output)
-        names = (*files, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT)
+        names = [*files, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT]
+        pattern_fact = None
+        if fitted is not None and before is not None:
+            write_json(stage / ORDERS_FILE, fitted.document)
+            names.append(ORDERS_FILE)
+            accuracies = measured(info, before, stage / MODEL_FILE, data_dir)
+            pattern_fact = PatternFact(
+                pattern=str(wanted),
+                max_cut=max_cut,
+                gather=gather,
+                layers=fitted.layers,
+                difference=fitted.difference,
+                **accuracies,
+            )
         facts = file_facts(stage, names)
-        bundle_info = _bundle_info(opened, model, layers, targets, facts, compact_fact)
+        bundle_info = replace(
+            _bundle_info(opened, model, layers, targets, facts, compact_fact),
+            layers=described,
+            density=_density(masks),
+            fitted=pattern_fact,
+        )
         save_bundle_info(stage, bundle_info)
     return Bundle(path=out, info=bundle_info)
 
@@ -331,10 +391,15 @@ def _density(masks: Mapping[str, Tensor]) -> float:
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
-def _golden_pair(network: nn.Module, input_shape: Sequence[int]) -> tuple[Array, Array]:
-    """Seeded standard normal inputs (8, *input_shape), and what torch makes of them."""
+def _golden_input(input_shape: Sequence[int]) -> Array:
+    """Seeded standard normal inputs, (8, *input_shape)."""
     generator = np.random.default_rng(_GOLDEN_SEED)
-    inputs = generator.standard_normal((_GOLDEN_SAMPLES, *input_shape), dtype=np.float32)
+    return generator.standard_normal((_GOLDEN_SAMPLES, *input_shape), dtype=np.float32)
+
+
+def _golden_pair(network: nn.Module, input_shape: Sequence[int]) -> tuple[Array, Array]:
+    """The golden input, and what torch makes of it."""
+    inputs = _golden_input(input_shape)
     try:
         with torch.inference_mode():
             outputs = network(torch.from_numpy(inputs))
@@ -376,18 +441,6 @@ def _require_parity(file: Path, golden_input: Array, golden_output: Array) -> No
             expected=f"At most {ATOL:g} + {RTOL:g} * {np.abs(golden_output).max():.3g} was expected.",
             do="The export is wrong; nothing was written.",
         )
-
-
-def _compacted(model: onnx.ModelProto, input_shape: Sequence[int]) -> tuple[onnx.ModelProto, CompactFact]:
-    found = compacted_graph(model)
-    require_same_output(model, found.model, input_shape)
-    return found.model, CompactFact(
-        n_removed=found.n_removed,
-        n_inputs_dropped=found.n_inputs_dropped,
-        n_weights_before=found.n_weights_before,
-        n_weights_after=found.n_weights_after,
-        layers=found.layers,
-    )
 
 
 def _bundle_info(

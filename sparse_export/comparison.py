@@ -448,8 +448,8 @@ def judge(
             parts.append("The graphs differ in shape, yet the difference in work does not show as a gain.")
         elif has_zeros:
             parts.append(
-                "Both graphs have the same shapes: zeros in a dense ONNX graph are stored and multiplied like "
-                "other weights, so they do not make onnxruntime faster."
+                "Both graphs have the same shapes: onnxruntime multiplies a zero like any other weight, also where "
+                "a packed file stores none, so zeros do not make it faster."
             )
         else:
             parts.append("Both graphs have the same shapes and hold no zeros to skip.")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sparse_export import data
 from sparse_export.artefact import Bundle, Run
@@ -21,25 +22,36 @@ from sparse_export.validation import Validation, check_gates, validate
 
 RECIPE = "digits"
 DENSITY = 0.2
+PATTERN = "2:4"
 _MARK = ".sparse-export-demo"
+
+
+# Name of a network in the demo -> changes to the recipe, and the form of its ONNX file.
+_KINDS: dict[str, tuple[dict[str, Any], str]] = {
+    "dense": ({"dense": True}, "dense"),
+    "sparse": ({"sparsity": {"density": DENSITY}}, "dense"),
+    "two-four": ({"sparsity": {"pattern": PATTERN, "density": None}}, "packed"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """What the demo made. Validations have passed their gates."""
+    """What the demo made, by the names `dense`, `sparse` and `two-four`.
 
-    dense: Bundle
-    sparse: Bundle
-    dense_validation: Validation
-    sparse_validation: Validation
-    comparison: Comparison
+    validations: have passed their gates.  comparisons: of the last two with the first; each is written to a folder
+    of its name under `results`.
+    """
+
+    bundles: dict[str, Bundle]
+    validations: dict[str, Validation]
+    comparisons: dict[str, Comparison]
     results: Path
 
 
 def demo(
     out: Path, *, observe: Callable[[str], AbstractContextManager[Observer]], say: Callable[[str], None]
 ) -> Demo:
-    """Train `digits` dense and at 20 % density on the embedded scans, and carry both to the comparison.
+    """Train `digits` dense, at 20 % density and to 2:4 on the embedded scans, and carry all to the comparison.
 
     out: folder for everything; one that an earlier demo made is replaced, any other must be new or empty.
     observe: gives the observer of a training run, by its label.  say: is told of each stage.
@@ -48,29 +60,24 @@ def demo(
     _prepare(out)
     bundles: dict[str, Bundle] = {}
     validations: dict[str, Validation] = {}
-    for kind, changes in (("dense", {"dense": True}), ("sparse", {"sparsity": {"density": DENSITY}})):
+    for kind, (changes, form) in _KINDS.items():
         recipe = load_recipe(RECIPE, changes=changes)
         with observe(kind) as observer:
             run: Run = train(recipe, out / "runs" / kind, device="cpu", observer=observer)
         say(f"building {kind}")
-        bundles[kind] = build(run, out / "bundles" / kind)
+        bundles[kind] = build(run, out / "bundles" / kind, onnx=form)
         say(f"validating {kind}")
         validations[kind] = validate(bundles[kind], max_drop=0.0)
         check_gates(validations[kind])
-    say("comparing dense with sparse")
-    info = bundles["sparse"].info
+    info = bundles["dense"].info
     samples = None if info.data is None else data.load_test_set(info.data, info.model.input_shape)
-    comparison = compare(bundles["dense"], bundles["sparse"], samples=samples, n_threads=1)
-    results = out / "results"
-    write_results(results, comparison)
-    return Demo(
-        dense=bundles["dense"],
-        sparse=bundles["sparse"],
-        dense_validation=validations["dense"],
-        sparse_validation=validations["sparse"],
-        comparison=comparison,
-        results=results,
-    )
+    comparisons: dict[str, Comparison] = {}
+    for kind in _KINDS:
+        if kind != "dense":
+            say(f"comparing dense with {kind}")
+            comparisons[kind] = compare(bundles["dense"], bundles[kind], samples=samples, n_threads=1)
+            write_results(out / "results" / kind, comparisons[kind])
+    return Demo(bundles=bundles, validations=validations, comparisons=comparisons, results=out / "results")
 
 
 def _prepare(out: Path) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from sparse_export import data
@@ -23,19 +21,24 @@ from sparse_export.artefact import (
     open_bundle,
     open_run,
 )
-from sparse_export.building import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL_FILE, network_of_run, outside_tolerance
+from sparse_export.building import (
+    GOLDEN_INPUT,
+    GOLDEN_OUTPUT,
+    MODEL_FILE,
+    network_of_run,
+    outside_tolerance,
+)
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.files import sha256_file, write_json
+from sparse_export.fitting import orders_of_bundle
+from sparse_export.graph.lossless import replay
 from sparse_export.measure.statistics import paired_accuracy_difference
-from sparse_export.runtime.onnxruntime import open_session
+from sparse_export.runtime.logits import Array, onnx_logits, torch_logits
+from sparse_export.runtime.logits import accuracy as accuracy_of
 
 __all__ = ["AgainstDense", "Parity", "Validation", "check_gates", "validate", "write_results"]
 
 RESULT_FILE = "validation.json"
-BATCH = 500
-BATCH_VALUES = 16 * 2**20  # of a batch's inputs: large pictures come in smaller batches
-
-Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,22 +170,24 @@ def validate(
     test = None if info.data is None else data.load_test_set(info.data, info.model.input_shape, data_dir)
 
     golden_input, golden_output = (_golden(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
-    golden = _parity(_onnx_logits(bundle, golden_input, n_threads), golden_output, bundle)
+    golden = _parity(onnx_logits(bundle.onnx_path, golden_input, n_threads=n_threads), golden_output, bundle)
     accuracy = torch_accuracy = parity = difference = None
     if test is not None and info.data is not None:
         inputs, labels = test
-        logits = _onnx_logits(bundle, inputs, n_threads)
+        logits = onnx_logits(bundle.onnx_path, inputs, n_threads=n_threads)
         correct = logits.argmax(axis=1) == labels
-        accuracy = _accuracy(correct)
+        accuracy = accuracy_of(correct)
         if network is not None:
-            torch_logits = _torch_logits(network, inputs)
-            torch_accuracy = _accuracy(torch_logits.argmax(axis=1) == labels)
-            parity = _parity(logits, torch_logits, bundle)
+            wanted = torch_logits(network, inputs)
+            torch_accuracy = accuracy_of(wanted.argmax(axis=1) == labels)
+            parity = _parity(logits, wanted, bundle)
         if dense is not None:
             difference = _against(dense, correct, inputs, labels, n_threads)
     elif network is not None:
         parity = _parity(
-            _onnx_logits(bundle, golden_input, n_threads), _torch_logits(network, golden_input), bundle
+            onnx_logits(bundle.onnx_path, golden_input, n_threads=n_threads),
+            torch_logits(network, golden_input),
+            bundle,
         )
     recorded = info.accuracy
     return Validation(
@@ -266,7 +271,10 @@ def _network(bundle: Bundle, given: Path | None, trust: str | None) -> tuple[nn.
         )
     if run.info.model.name is None:
         return None, f"The run {path} does not tell how its network is made."
-    return network_of_run(run, given=trust), None
+    network = network_of_run(run, given=trust)
+    if bundle.info.fitted is not None and any(layer.n_cut for layer in bundle.info.fitted.layers):
+        replay(network, orders_of_bundle(bundle))  # else it is the same function
+    return network, None
 
 
 def _golden(bundle: Bundle, name: str) -> Array:
@@ -279,39 +287,6 @@ def _golden(bundle: Bundle, name: str) -> Array:
             do="Rebuild it.",
         ) from cause
     return array
-
-
-def _batches(inputs: data.Inputs) -> Iterator[Array]:
-    n_in_batch = max(1, min(BATCH, BATCH_VALUES // max(1, math.prod(inputs.shape[1:]))))
-    for start in range(0, len(inputs), n_in_batch):
-        yield inputs[start : start + n_in_batch]
-
-
-def _onnx_logits(bundle: Bundle, inputs: data.Inputs, n_threads: int | None) -> Array:
-    with open_session(bundle.onnx_path, n_threads=n_threads) as session:
-        logits = np.concatenate([session.run(batch) for batch in _batches(inputs)])
-    return _finite(logits, f"The ONNX file {bundle.onnx_path}")
-
-
-def _torch_logits(network: nn.Module, inputs: data.Inputs) -> Array:
-    with torch.inference_mode():
-        logits = np.concatenate([network(torch.from_numpy(batch)).numpy() for batch in _batches(inputs)])
-    return _finite(logits, "The PyTorch network")
-
-
-def _finite(logits: Array, who: str) -> Array:
-    bad = ~np.isfinite(logits).all(axis=1)
-    if bad.any():
-        raise GateFailed(
-            f"{who} gives NaN or infinity for {int(bad.sum())} of {len(logits)} samples, first number {bad.argmax()}.",
-            expected="Finite logits were expected.",
-            do="Look at the weights: training may have diverged.",
-        )
-    return logits
-
-
-def _accuracy(correct: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Accuracy:
-    return Accuracy(n_correct=int(correct.sum()), n_samples=int(correct.size))
 
 
 def _parity(found: Array, wanted: Array, bundle: Bundle) -> Parity:
@@ -337,12 +312,12 @@ def _against(
     labels: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
     n_threads: int | None,
 ) -> AgainstDense:
-    dense_correct = _onnx_logits(dense, inputs, n_threads).argmax(axis=1) == labels
+    dense_correct = onnx_logits(dense.onnx_path, inputs, n_threads=n_threads).argmax(axis=1) == labels
     difference = paired_accuracy_difference(dense_correct, correct)
     return AgainstDense(
         path=str(dense.path),
         onnx_sha256=sha256_file(dense.onnx_path),
-        accuracy=_accuracy(dense_correct),
+        accuracy=accuracy_of(dense_correct),
         points=difference.points,
         low=difference.low,
         high=difference.high,

@@ -87,14 +87,14 @@ def test_the_command_prints_layer_by_layer_what_went(run: Run, tmp_path: Path) -
 
 
 def test_a_wrong_graph_is_not_written(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoilt(model: onnx.ModelProto) -> Compacted:
-        found = compact(model)
+    def spoilt(model: onnx.ModelProto, **options: Any) -> Compacted:
+        found = compact(model, **options)
         bias = next(t for t in found.model.graph.initializer if t.name.startswith("fc1.bias"))
         values: Any = onnx.numpy_helper.to_array(bias) + np.float32(0.01)
         bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
         return found
 
-    monkeypatch.setattr("sparse_export.building.compacted_graph", spoilt)
+    monkeypatch.setattr("sparse_export.fitting.compacted_graph", spoilt)
     with pytest.raises(GateFailed, match="The compacted graph differs"):
         build(run.path, tmp_path / "wrong", compact=True)
     assert not (tmp_path / "wrong").exists()

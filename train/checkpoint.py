@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.files import write_bytes
 from sparse_export.train.ema import Ema
-from sparse_export.train.sparse_training import SparseTraining
+from sparse_export.train.sparsifier import Sparsifier
 
-FORMAT = "2"
+FORMAT = "3"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def save_state(
     position: Position,
     model: nn.Module,
     optimizer: Optimizer,
-    sparse: SparseTraining | None,
+    sparse: Sparsifier | None,
     ema: Ema | None = None,
 ) -> None:
     """Write `resume/state.safetensors`: weights, optimiser, masks, average and position. Raises OutputError.
@@ -71,15 +71,19 @@ def save_state(
                 tensors[f"optimizer.{index}.{key}"] = value
             else:
                 scalars[f"{index}.{key}"] = value
-    if sparse is not None:
-        tensors |= {f"mask.{name}": mask for name, mask in sparse.masks.items()}
+    sparse_scalars: dict[str, Any] = {}
+    for key, entry in (sparse.state_dict() if sparse is not None else {}).items():
+        if isinstance(entry, Mapping):
+            tensors |= {f"sparse.{key}.{name}": value for name, value in entry.items()}
+        else:
+            sparse_scalars[key] = entry
     if ema is not None:
         tensors |= {f"ema.{name}": value for name, value in ema.average.items()}
     header = {
         "format": FORMAT,
         "position": json.dumps(asdict(position)),
         "optimizer": json.dumps({"param_groups": optimizer_state["param_groups"], "scalars": scalars}),
-        "sparse": json.dumps(sparse and {"n_steps": sparse.n_steps, "n_updates": sparse.n_updates}),
+        "sparse": json.dumps(sparse_scalars),
         "ema": json.dumps(ema and {"n_steps": ema.n_steps}),
     }
     # Copies: tied weights share memory, which safetensors refuses.
@@ -94,7 +98,7 @@ def load_state(
     run: Path,
     model: nn.Module,
     optimizer: Optimizer,
-    sparse: SparseTraining | None,
+    sparse: Sparsifier | None,
     ema: Ema | None = None,
 ) -> Position:
     """Put a saved state back in place. Raises ArtefactError for a file that does not fit."""
@@ -119,7 +123,7 @@ def load_state(
         model.load_state_dict(_below(tensors, "model."))
         _load_optimizer(optimizer, json.loads(header["optimizer"]), _below(tensors, "optimizer."))
         if sparse is not None:
-            sparse.load_state_dict({"masks": _below(tensors, "mask."), **json.loads(header["sparse"])})
+            sparse.load_state_dict(json.loads(header["sparse"]) | _tables(_below(tensors, "sparse.")))
         if ema is not None:
             ema.load(_below(tensors, "ema."), json.loads(header["ema"])["n_steps"])
         position = Position(**json.loads(header["position"]))
@@ -134,6 +138,15 @@ def load_state(
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _tables(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """`masks.fc.weight` and its like as {"masks": {"fc.weight": ...}}."""
+    tables: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        table, _, key = name.partition(".")
+        tables.setdefault(table, {})[key] = value
+    return tables
 
 
 def _load_optimizer(optimizer: Optimizer, header: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:

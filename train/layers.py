@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -49,12 +49,7 @@ def masked_parameters(model: nn.Module, keep_dense: Sequence[str] = ()) -> dict[
     Raises UsageError when a pattern names no maskable parameter, or when nothing is left.
     """
     parameters = maskable_parameters(model)
-    for pattern in keep_dense:
-        if not any(_matches(name, pattern) for name in parameters):
-            raise UsageError(
-                f"keep_dense names {pattern!r}, which is no weight of a Linear or Conv layer here.",
-                expected=f"One of these, or a pattern for them, was expected: {', '.join(parameters) or 'none'}.",
-            )
+    _require_known(parameters, keep_dense)
     left = {
         name: value
         for name, value in parameters.items()
@@ -69,5 +64,48 @@ def masked_parameters(model: nn.Module, keep_dense: Sequence[str] = ()) -> dict[
     return left
 
 
+def named_dense(model: nn.Module, keep_dense: Sequence[str]) -> set[str]:
+    """The maskable parameters that `keep_dense` names. Raises as `masked_parameters` does, save when none is left."""
+    parameters = maskable_parameters(model)
+    if not keep_dense:
+        return set()
+    _require_known(parameters, keep_dense)
+    return {name for name in parameters if any(_matches(name, pattern) for pattern in keep_dense)}
+
+
+def output_layers(model: nn.Module, forward: Callable[[], object] | None = None) -> tuple[str, ...]:
+    """The maskable parameters of the layer that gives the network's outputs.
+
+    forward: runs the network once; the layer that it calls last is the one. Without it, the layer registered last.
+    """
+    parameters = maskable_parameters(model)
+    owners: dict[nn.Module, list[str]] = {}
+    for name in parameters:
+        owners.setdefault(model.get_submodule(name.rpartition(".")[0]), []).append(name)
+    last = next(reversed(owners), None)
+    if forward is not None:
+        called: list[nn.Module] = []
+        handles = [
+            owner.register_forward_hook(lambda module, _inputs, _output: called.append(module))
+            for owner in owners
+        ]
+        try:
+            forward()
+        finally:
+            for handle in handles:
+                handle.remove()
+        last = called[-1] if called else last
+    return tuple(owners[last]) if last is not None else ()
+
+
 def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
+
+
+def _require_known(parameters: Collection[str], keep_dense: Sequence[str]) -> None:
+    for pattern in keep_dense:
+        if not any(_matches(name, pattern) for name in parameters):
+            raise UsageError(
+                f"keep_dense names {pattern!r}, which is no weight of a Linear or Conv layer here.",
+                expected=f"One of these, or a pattern for them, was expected: {', '.join(parameters) or 'none'}.",
+            )

@@ -8,16 +8,23 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sparse_export.errors import RecipeError, UnknownNameError
-from sparse_export.sparsity import Distribution, PruneSchedule, Redistribution
+from sparse_export.errors import RecipeError, UnknownNameError, UsageError
+from sparse_export.sparsity import Distribution, NMPattern, PruneSchedule, Redistribution, pattern_from_text
+from sparse_export.sparsity.eligible import SMALL_SHARE
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+
+Method = Literal["sparse-momentum", "sr-ste", "asp"]
+
+DEFAULT_DENSITY = 0.05
+DEFAULT_APPROACH = (0.0, 0.0)
+DEFAULT_FREEZE = 0.75
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -58,9 +65,23 @@ class LearningRateRecipe(_Table):
 
 
 class SparsityRecipe(_Table):
-    """[sparsity]: see `sparse_export.train.SparseTraining`. update_every: steps, 0 for once an epoch."""
+    """[sparsity]: see `sparse_export.train.SparseTraining`. update_every: steps, 0 for once an epoch.
 
-    density: Annotated[float, Field(gt=0, le=1)] = 0.05
+    method: `sparse-momentum`; and two to compare with, which need a pattern: `sr-ste`, see `SrSte`, and `asp`, which
+    trains dense for half of the steps, cuts to the pattern by magnitude once, and trains again by the same learning
+    rate schedule with the masks as they are.
+    density: without one, as much as the pattern allows; without a pattern .05.
+    approach, freeze: by default, without a pattern none and 1; with one, see DEFAULT_APPROACH and DEFAULT_FREEZE.
+    decay: of masked weights in sr-ste.
+    """
+
+    method: Method = "sparse-momentum"
+    density: Annotated[float, Field(gt=0, le=1)] | None = None
+    pattern: str | None = None
+    approach: tuple[Fraction, Fraction] | None = None
+    freeze: Fraction | None = None
+    small_share: Fraction = SMALL_SHARE
+    decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2e-4
     start: Distribution = "erdos-renyi"
     rescale: bool = True
     prune_rate: Fraction = 0.5
@@ -69,6 +90,47 @@ class SparsityRecipe(_Table):
     redistribution: Redistribution = "momentum"
     update_every: Annotated[int, Field(ge=0)] = 0
     keep_dense: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        """Raise ValueError, which pydantic reports, for settings that contradict each other."""
+        pattern = self.nm_pattern
+        if pattern is None and self.method in ("sr-ste", "asp"):
+            raise ValueError(f"method {self.method!r} needs a pattern, like '2:4'")
+        if pattern is not None and self.density is not None:
+            if self.method != "sparse-momentum":
+                raise ValueError(f"method {self.method!r} takes no density: the pattern decides it")
+            if self.density > pattern.density:
+                raise ValueError(f"the pattern {pattern} allows a density of {pattern.density:g} at most")
+        first, last = self.approach or (0.0, 0.0)
+        if not first <= last <= (1.0 if self.freeze is None else self.freeze):
+            raise ValueError(
+                "approach needs its first fraction no later than its last, and both no later than freeze"
+            )
+        if self.approach is not None and pattern is None:
+            raise ValueError("approach needs a pattern, like '2:4'")
+        return self
+
+    @property
+    def nm_pattern(self) -> NMPattern | None:
+        """The pattern. Raises ValueError for a text that is none."""
+        try:
+            return None if self.pattern is None else pattern_from_text(self.pattern)
+        except UsageError as cause:
+            raise ValueError(f"pattern: {cause}") from cause
+
+    @property
+    def wanted_density(self) -> float | None:
+        """The density that training is asked for; None for as much as the pattern allows."""
+        return DEFAULT_DENSITY if self.density is None and self.pattern is None else self.density
+
+    @property
+    def label(self) -> str:
+        """The pattern and the density, as a name of a folder has them."""
+        parts = [] if self.pattern is None else [self.pattern.replace(":", "of")]
+        if self.wanted_density is not None:
+            parts.append(f"{self.wanted_density:g}")
+        return "-".join([*([] if self.method == "sparse-momentum" else [self.method]), *parts])
 
 
 class Recipe(_Table):
@@ -108,6 +170,15 @@ class Recipe(_Table):
     optimizer: OptimizerRecipe = OptimizerRecipe()
     learning_rate: LearningRateRecipe = LearningRateRecipe()
     sparsity: SparsityRecipe = SparsityRecipe()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        """Raise ValueError, which pydantic reports, for settings that contradict each other."""
+        if self.ema and not self.dense and self.sparsity.method == "sr-ste":
+            raise ValueError(
+                "ema and method 'sr-ste' exclude each other: an average over moving masks obeys none"
+            )
+        return self
 
 
 def names() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,20 +26,24 @@ from sparse_export.train.checkpoint import Position, load_state, remove_leftover
 from sparse_export.train.distributed import Agreement, World, masks_sha256
 from sparse_export.train.ema import Ema
 from sparse_export.train.feed import Feed, Part, feed
-from sparse_export.train.layers import maskable_parameters
+from sparse_export.train.layers import maskable_parameters, output_layers
 from sparse_export.train.metrics import EpochMetrics, MetricsLog
 from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.rates import learning_rate
-from sparse_export.train.recipe import Recipe
+from sparse_export.train.recipe import DEFAULT_APPROACH, DEFAULT_FREEZE, Recipe
 from sparse_export.train.run_folder import finish_run, require_empty, write_run_info
 from sparse_export.train.sparse_training import SparseTraining, layer_facts
+from sparse_export.train.sparsifier import Sparsifier
+from sparse_export.train.sr_ste import SrSte
+from sparse_export.train.starting_point import STARTED, StartingPoint
 from sparse_export.train.stopping import Stop
 
 _SAVE_EVERY_S = 120.0  # within a long epoch
 _ORDER, _AUGMENTATION = 0, 1 << 60  # apart, so that no two uses of a seed draw the same numbers
 _CHECK_EVERY = 50  # steps between looks at an accelerator's loss
-_SINGLE_THREAD_WORK = 50e6  # weights x batch size; see _n_threads
+ASP_CUT = 0.5  # fraction of the steps that asp trains dense
+_SINGLE_THREAD_WORK = 50e6  # weights x batch size; see n_threads_for
 _TEST_BATCH, _TEST_VALUES = 1000, 16 * 2**20  # samples, and input values, of a batch of an evaluation
 
 
@@ -55,8 +59,9 @@ class Session:
         device: torch.device,
         world: World,
         earlier: RunInfo | None,
+        start: StartingPoint | None = None,
     ) -> None:
-        """Check all that can be checked before anything is written."""
+        """Check all that can be checked before anything is written. start: in place of fresh weights and masks."""
         self.recipe, self.out, self.data_dir = recipe, out, data_dir
         self.device, self.world = device, world
         _require_possible(recipe, device)
@@ -71,7 +76,8 @@ class Session:
                 do="Give the folder with the original data by --data-dir.",
             )
         torch.manual_seed(recipe.seed)
-        self.model = models.create(recipe.model, self.feed.n_classes)
+        n_outputs = earlier.model.n_classes if earlier else start.n_outputs if start else self.feed.n_classes
+        self.model = models.create(recipe.model, n_outputs)
         if recipe.sync_batch_norm and world.size > 1:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.model = self.model.to(device)
@@ -82,12 +88,16 @@ class Session:
         self.steps_per_epoch = self.feed.fact.n_train // self.batch_size
         self.total_steps = self.steps_per_epoch * recipe.epochs
         self.optimizer = make_optimizer(recipe.optimizer, self.model)
-        self.sparse = None if recipe.dense else self._sparse_training()
+        self.sparse = None if recipe.dense else self._sparsifier()
+        self._method = earlier.method if earlier else start.method if start else None
+        self._promises = _promises(earlier, start)
+        if start is not None:
+            self._begin_at(start)
         self.ema = Ema(self.model, recipe.ema) if recipe.ema else None
         self._n_updates_averaged = 0
         self.forward = self._forward()
         self.position = Position()
-        self.n_threads = recipe.threads or _n_threads(self.model, self.batch_size)
+        self.n_threads = recipe.threads or n_threads_for(self.model, self.batch_size)
         self.info = self._info()
         if earlier is not None:
             if earlier.n_processes == world.size:
@@ -100,6 +110,19 @@ class Session:
             world.wait()
             if state_path(out).is_file():
                 self.position = load_state(out, self.model, self.optimizer, self.sparse, self.ema)
+            elif earlier.method.startswith(STARTED):
+                raise ArtefactError(
+                    f"{state_path(out)} is missing, and the run in {out} did not begin at fresh weights.",
+                    expected="The weights that it began at were expected there.",
+                    do="Start the run again in another folder.",
+                )
+        elif start is not None:
+            self._save(self.position)  # a run that is killed early is not resumed from fresh weights
+
+    def _begin_at(self, start: StartingPoint) -> None:
+        self.model.load_state_dict(dict(start.weights))
+        if self.sparse is not None:
+            self.sparse.load_state_dict(self.sparse.state_dict() | {"masks": dict(start.masks)})
 
     def _whole_batch(self) -> int:
         """Samples of a step over all processes. Raises UsageError when a process would get none."""
@@ -132,8 +155,11 @@ class Session:
         """The number of the network's outputs. Raises UsageError when it cannot take this data."""
         self.model.eval()
         try:
+            sample = self._laid_out(torch.zeros((2, *input_shape), device=self.device))
+            outputs: list[Any] = []
             with torch.no_grad():
-                output = self.model(self._laid_out(torch.zeros((2, *input_shape), device=self.device)))
+                self.output_layers = output_layers(self.model, lambda: outputs.append(self.model(sample)))
+            (output,) = outputs
         except Exception as cause:  # whatever a network raises: some assert, some index
             reason = next(iter(str(cause).splitlines()), type(cause).__name__)
             raise UsageError(
@@ -151,15 +177,35 @@ class Session:
             )
         return output.shape[-1]
 
-    def _sparse_training(self) -> SparseTraining:
+    def _sparsifier(self) -> Sparsifier:
+        """What keeps the network sparse, by the recipe's method."""
         settings = self.recipe.sparsity
+        pattern = settings.nm_pattern
+        if pattern is not None and settings.method == "sr-ste":
+            return SrSte(
+                self.model,
+                self.optimizer,
+                pattern=pattern,
+                decay=settings.decay,
+                keep_dense=settings.keep_dense,
+                output_layers=self.output_layers,
+                small_share=settings.small_share,
+            )
+        asp = settings.method == "asp"
+        approach, freeze = settings.approach, settings.freeze
+        if asp:
+            approach, freeze = (ASP_CUT, ASP_CUT), ASP_CUT
+        elif pattern is not None:
+            freeze = DEFAULT_FREEZE if freeze is None else freeze
+            approach = DEFAULT_APPROACH if approach is None else approach
         return SparseTraining(
             self.model,
             self.optimizer,
-            density=settings.density,
+            density=settings.wanted_density,
+            pattern=pattern,
             total_steps=self.total_steps,
             update_every=settings.update_every or None,
-            prune_rate=settings.prune_rate,
+            prune_rate=0.0 if asp else settings.prune_rate,
             final_prune_rate=settings.final_prune_rate,
             prune_schedule=settings.prune_schedule,
             redistribution=settings.redistribution,
@@ -167,6 +213,10 @@ class Session:
             rescale=settings.rescale,
             keep_dense=settings.keep_dense,
             seed=self.recipe.seed,
+            approach=approach or (0.0, 0.0),
+            freeze=1.0 if freeze is None else freeze,
+            output_layers=self.output_layers,
+            small_share=settings.small_share,
         )
 
     def _laid_out(self, x: Tensor) -> Tensor:
@@ -181,7 +231,7 @@ class Session:
         n_masked = sparse.n_masked if sparse else sum(value.numel() for value in weights.values())
         return RunInfo(
             status="running",
-            method="sparse-momentum" if sparse else "dense",
+            method=self._method or (self.recipe.sparsity.method if sparse else "dense"),
             model=ModelFact(
                 name=self.recipe.model,
                 input_shape=self.feed.input_shape,
@@ -211,7 +261,14 @@ class Session:
         )
 
     def _layer_facts(self) -> tuple[LayerFact, ...]:
-        return layer_facts(self.model, self.sparse.masks if self.sparse else {})
+        facts = self.sparse.layer_facts() if self.sparse else layer_facts(self.model, {})
+        if self._promises is None:
+            return facts
+        patterns, why_dense = self._promises
+        return tuple(
+            replace(fact, pattern=patterns.get(fact.name), why_dense=why_dense.get(fact.name))
+            for fact in facts
+        )
 
     def train(self, observer: Observer, stop: Stop) -> Run:
         first = self.world.is_first
@@ -259,6 +316,7 @@ class Session:
             total = torch.tensor(total, dtype=torch.float64, device=self.device)
         step = at.step
         agreement = Agreement(self.world)
+        self._n_updates_before_epoch = self.sparse.n_updates if self.sparse else 0
         self.model.train()
 
         def position(*, epoch: int = epoch, step_in_epoch: int = 0, loss_sum: float = 0.0) -> Position:
@@ -306,7 +364,7 @@ class Session:
             train_loss=loss_sum / self.steps_per_epoch,
             validation_percent=None if validation is None else validation.percent,
             learning_rate=self.optimizer.param_groups[0]["lr"],
-            density=self.info.density,
+            density=self.sparse.density_now if self.sparse else 1.0,
             layer_density={fact.name: fact.density for fact in self._layer_facts() if fact.masked},
             prune_rate=rate_used,
             flip_rate=flip_rate,
@@ -322,7 +380,7 @@ class Session:
     def _step(self, x: Tensor, y: Tensor, step: int) -> Tensor:
         """Forward and backward. Gives this process's part of the batch's mean loss: the parts add up to it."""
         self._seed(step)
-        rate = learning_rate(step, self.total_steps, self.recipe.optimizer.lr, self.recipe.learning_rate)
+        rate = learning_rate(*self._place(step), self.recipe.optimizer.lr, self.recipe.learning_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.recipe.augment == "crop-flip":
@@ -340,6 +398,13 @@ class Session:
         # Gradients are averaged over the processes, which divides by their number.
         (part * self.world.size).backward()
         return part
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """(step, of how many) in the learning rate's schedule, which asp runs through twice."""
+        if self.recipe.dense or self.recipe.sparsity.method != "asp":
+            return step, self.total_steps
+        cut = round(ASP_CUT * self.total_steps)
+        return (step, cut) if step < cut else (step - cut, self.total_steps - cut)
 
     def _generator(self, purpose: int, place: int) -> torch.Generator:
         """Randomness that follows from the seed and a place in the run alone: nothing to save, nothing to restore."""
@@ -389,21 +454,31 @@ class Session:
             self._n_updates_averaged = self.sparse.n_updates
 
     def _end_of_epoch_update(self, epoch: int) -> tuple[float | None, float | None]:
-        """Update the masks where the recipe says once an epoch, but not after the last. (prune rate, flip rate)."""
+        """Update the masks where the recipe says once an epoch, but not after the last.
+
+        (prune rate, flip rate) of the epoch's last update, wherever in the epoch it was; None where there was none.
+        """
         sparse = self.sparse
-        if sparse is None or sparse.update_every is not None or epoch + 1 == self.recipe.epochs:
+        if sparse is None:
             return None, None
-        before = {name: mask.clone() for name, mask in sparse.masks.items()}
-        rate = sparse.prune_rate
-        try:
-            sparse.update()
-        except UsageError:
-            raise
-        except ValueError as cause:
-            raise self._diverged(sparse.n_steps - 1, f"The weights are no longer numbers: {cause}") from cause
-        self._mask_average()
-        n_flipped = sum(int((sparse.masks[name] ^ mask).sum()) for name, mask in before.items())
-        return rate, n_flipped / sparse.n_masked
+        if isinstance(sparse, SparseTraining) and self._is_update_due(sparse, epoch):
+            rate = sparse.prune_rate
+            try:
+                sparse.update()
+            except UsageError:
+                raise
+            except ValueError as cause:
+                raise self._diverged(
+                    sparse.n_steps - 1, f"The weights are no longer numbers: {cause}"
+                ) from cause
+            self._mask_average()
+            return rate, sparse.flip_rate
+        if sparse.n_updates > self._n_updates_before_epoch:
+            return sparse.prune_rate, sparse.flip_rate
+        return None, None
+
+    def _is_update_due(self, sparse: SparseTraining, epoch: int) -> bool:
+        return sparse.update_every is None and epoch + 1 < self.recipe.epochs and not sparse.is_frozen
 
     def _require_finite(self, loss_sum: float | Tensor, step: int) -> None:
         if not math.isfinite(loss_sum):
@@ -460,7 +535,21 @@ def _require_possible(recipe: Recipe, device: torch.device) -> None:
         )
 
 
-def _n_threads(model: nn.Module, batch_size: int) -> int:
+def _promises(
+    earlier: RunInfo | None, start: StartingPoint | None
+) -> tuple[Mapping[str, str], Mapping[str, str]] | None:
+    """The patterns of layers, and why others have none, in a run that began at given weights; else the recipe's hold."""
+    if earlier is None:
+        return (start.patterns, start.why_dense) if start is not None else None
+    if not earlier.method.startswith(STARTED):
+        return None
+    return (
+        {layer.name: layer.pattern for layer in earlier.layers if layer.pattern is not None},
+        {layer.name: layer.why_dense for layer in earlier.layers if layer.why_dense is not None},
+    )
+
+
+def n_threads_for(model: nn.Module, batch_size: int) -> int:
     """One thread for a network whose step is too short to share, else torch's own choice.
 
     A function of the network, not of a timing, so that a recipe gives the same bits on every run.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,19 +15,28 @@ from torch.optim import Optimizer
 from sparse_export.artefact import Accuracy, LayerFact, ModelFact, Run
 from sparse_export.errors import UsageError
 from sparse_export.sparsity import (
+    Cap,
     Distribution,
     MaskUpdate,
+    NMPattern,
     PruneSchedule,
     Redistribution,
     layer_counts,
+    pattern_from_text,
     prune_rate,
     random_masks,
     update_masks,
 )
+from sparse_export.sparsity.eligible import SMALL_SHARE
+from sparse_export.sparsity.pattern import obeys
 from sparse_export.train.distributed import masks_sha256, require_same_masks
 from sparse_export.train.layers import maskable_parameters, masked_parameters
 from sparse_export.train.mask_pass import MaskPass
 from sparse_export.train.momentum import growth_scores, require_momentum
+from sparse_export.train.pattern_plan import PatternPlan, plan_pattern
+
+# A prune rate under a pattern is multiplied by this when an update changes no fewer mask bits than the one before.
+_CALM = 0.7
 
 
 class SparseTraining:
@@ -40,7 +49,8 @@ class SparseTraining:
 
     model: on the device that it is trained on; one wrapped by DistributedDataParallel or torch.compile counts as
     the network inside.  optimizer: SGD with momentum, Adam or AdamW over its parameters.
-    density: kept / total over the masked weights, 0 < density <= 1; held exactly from the start to the end.
+    density: kept / total over the masked weights, 0 < density <= 1; held exactly from the start to the end. Without
+    it a pattern decides: as much as it allows.
     total_steps: length of the training, which the prune rate falls over; without it the rate stays constant.
     update_every: masks are updated after so many steps, never within the last such stretch before total_steps;
     None: only when `update` is called.
@@ -50,6 +60,14 @@ class SparseTraining:
     rescale: multiply a layer's start weights by 1 / sqrt(its density), which keeps the variance of its outputs.
     keep_dense: shell patterns of parameters or layers that stay dense and are not counted.
     seed: of the first masks.
+    pattern: `2:4` for example: at most N of every M weights along a layer's reduction axis. Only layers that can take
+    it are masked; `why_dense` has the reason for each of the others, the output layer and the smallest ones among
+    them. Under it the prune rate is also lowered whenever an update changes no fewer mask bits than the one before.
+    approach: fractions of total_steps over which the cap falls from M to N, see `sparse_export.sparsity.cap_size`.
+    freeze: fraction of total_steps after which masks stand still; the prune rate has then run through its schedule.
+    output_layers: weights that give the outputs, which a pattern leaves dense; by default the layer registered last.
+    small_share: see `sparse_export.sparsity.eligible.SMALL_SHARE`.
+    masks: to start with, by parameter name, in place of random ones; they then decide the density.
     process_group: the processes that hold the same weights, as data parallelism has them; by default all, where
     torch.distributed is initialised. Their masks are held against each other after every update.
 
@@ -65,7 +83,8 @@ class SparseTraining:
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        density: float,
+        density: float | None = None,
+        pattern: NMPattern | str | None = None,
         total_steps: int | None = None,
         update_every: int | None = 500,
         prune_rate: float = 0.5,
@@ -77,11 +96,27 @@ class SparseTraining:
         keep_dense: Sequence[str] = (),
         seed: int = 0,
         process_group: Any = None,
+        approach: tuple[float, float] = (0.0, 0.0),
+        freeze: float = 1.0,
+        output_layers: Sequence[str] | None = None,
+        small_share: float = SMALL_SHARE,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         model = unwrapped(model)
-        if not 0 < density <= 1:
+        if isinstance(pattern, str):
+            pattern = pattern_from_text(pattern)
+        if density is None and pattern is None and masks is None:
+            raise UsageError(
+                "Neither a density nor a pattern was given.", expected="At least one was expected."
+            )
+        if density is not None and not 0 < density <= 1:
             raise UsageError(f"density is {density}.", expected="A number above 0 and up to 1 was expected.")
-        for name, rate in (("prune_rate", prune_rate), ("final_prune_rate", final_prune_rate)):
+        for name, rate in (
+            ("prune_rate", prune_rate),
+            ("final_prune_rate", final_prune_rate),
+            ("freeze", freeze),
+            ("small_share", small_share),
+        ):
             if not 0 <= rate <= 1:
                 raise UsageError(f"{name} is {rate}.", expected="A number from 0 to 1 was expected.")
         for name, value in (("total_steps", total_steps), ("update_every", update_every)):
@@ -103,9 +138,9 @@ class SparseTraining:
                 f"prune_schedule={prune_schedule!r} needs to know how long training lasts.",
                 do="Give total_steps, or choose prune_schedule='constant'.",
             )
+        _require_approach(approach, freeze, pattern)
         self.model = model
         self.optimizer = optimizer
-        self.density = density
         self.total_steps = total_steps
         self.update_every = update_every
         self.prune_schedule: PruneSchedule = prune_schedule or ("cosine" if total_steps else "constant")
@@ -114,20 +149,35 @@ class SparseTraining:
         self._initial_rate = prune_rate
         self._final_rate = min(final_prune_rate, prune_rate)
         self._redistribution = redistribution
-        self._parameters = masked_parameters(model, keep_dense)
+        self._approach, self._freeze = approach, freeze
+        self._calm, self._n_flipped_before = 1.0, -1
+        self._n_flipped: Tensor | None = None
+        self._plan: PatternPlan | None = None
+        if pattern is None:
+            self._parameters = masked_parameters(model, keep_dense)
+        else:
+            self._plan = plan_pattern(
+                pattern,
+                model,
+                keep_dense=keep_dense,
+                outputs=output_layers,
+                small_share=small_share,
+                approach=approach,
+                total_steps=total_steps,
+            )
+            self._parameters = {name: model.get_parameter(name) for name in self._plan.caps}
         require_momentum(optimizer, self._parameters)
         self.n_masked = sum(value.numel() for value in self._parameters.values())
-        self.n_active = round(density * self.n_masked)
-        if self.n_active == 0:
-            raise UsageError(
-                f"Density {density} of {self.n_masked} weights is none at all.",
-                expected=f"At least {1 / self.n_masked:.2g} was expected.",
-            )
+        self._wanted = self._count(density, masks)
+        self.n_active = self._count_with(pattern.n if pattern else 0)
+        self.density = self.n_active / self.n_masked if density is None else density
         self._process_group = process_group
-        self._pass = MaskPass(self._parameters, self._first_masks(start, seed))
+        self._n_cap = self._n_now()
+        first = self._first_masks(start, seed) if masks is None else self._given_masks(masks)
+        self._pass = MaskPass(self._parameters, first)
         self.masks = self._pass.masks
         self.masks_sha256: str | None = None
-        if rescale:
+        if rescale and masks is None:
             self._rescale()
         self.apply_masks()
         self._require_same_masks()
@@ -135,10 +185,67 @@ class SparseTraining:
         self._n_classes: int | None = None
         self._shape_hook = model.register_forward_hook(self._note_shapes)
 
+    def _count(self, density: float | None, masks: Mapping[str, Tensor] | None) -> int | None:
+        """Active weights that were asked for; None for as many as the pattern allows. Raises UsageError."""
+        if masks is not None:
+            if density is not None:
+                raise UsageError(
+                    "Masks and a density were given.",
+                    expected="One of them was expected: masks have a density.",
+                )
+            return sum(int(mask.sum()) for mask in masks.values())
+        if density is None:
+            return None
+        n_active = round(density * self.n_masked)
+        if n_active == 0:
+            raise UsageError(
+                f"Density {density} of {self.n_masked} weights is none at all.",
+                expected=f"At least {1 / self.n_masked:.2g} was expected.",
+            )
+        if self._plan is not None and n_active > self._plan.capacity_with(self._plan.pattern.n):
+            raise UsageError(
+                f"Density {density} was asked for under the pattern {self._plan.pattern}.",
+                expected=f"At most {self._plan.pattern.density:g} was expected, which is all that it allows.",
+            )
+        return n_active
+
+    def _n_now(self) -> int:
+        """The cap at this step; 0 where there is no pattern."""
+        return self._plan.n_at(self.n_steps) if self._plan is not None else 0
+
+    def _count_with(self, n: int) -> int:
+        """Active weights while the cap is n of M."""
+        if self._wanted is not None or self._plan is None:
+            return self._wanted or 0
+        return self._plan.capacity_with(n)
+
+    def _caps(self) -> dict[str, Cap]:
+        return self._plan.caps_with(self._n_cap) if self._plan is not None else {}
+
     def _first_masks(self, start: Distribution, seed: int) -> dict[str, Tensor]:
         shapes = {name: tuple(value.shape) for name, value in self._parameters.items()}
-        counts = layer_counts(shapes, self.density, start)
-        return random_masks(shapes, counts, torch.Generator().manual_seed(seed))
+        limits = self._plan.limits_with(self._n_cap) if self._plan is not None else {}
+        counts = limits
+        if self._wanted is not None:
+            counts = layer_counts(shapes, self._wanted / self.n_masked, start, limits=limits)
+        return random_masks(shapes, counts, torch.Generator().manual_seed(seed), caps=self._caps())
+
+    def _given_masks(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Masks to start with. Raises UsageError when they are others' or over the cap."""
+        have = {name: tuple(value.shape) for name, value in self._parameters.items()}
+        got = {name: tuple(mask.shape) for name, mask in masks.items()}
+        if have != got:
+            raise UsageError(f"The masks are for {got}.", expected=f"Masks for {have} were expected.")
+        over = [
+            name for name, cap in self._caps().items() if not obeys(masks[name].bool(), cap.axis, cap.pattern)
+        ]
+        if over:
+            raise UsageError(
+                f"The masks of {', '.join(over)} do not obey the pattern.",
+                expected="Masks within the pattern were expected.",
+                do="Leave out the masks, or approach the pattern later in the training.",
+            )
+        return {name: mask.bool() for name, mask in masks.items()}
 
     @torch.no_grad()
     def _rescale(self) -> None:
@@ -174,40 +281,73 @@ class SparseTraining:
     def advance(self) -> None:
         """Count a step whose masks were applied, and update the masks when it is time."""
         self.n_steps += 1
+        if self._n_now() != self._n_cap:
+            self.update()
+            return
         every = self.update_every
-        if every is None or self.n_steps % every:
+        if every is None or self.n_steps % every or self.is_frozen:
             return
         if self.total_steps is None or self.n_steps + every <= self.total_steps:
             self.update()
 
     @property
+    def is_frozen(self) -> bool:
+        """Do the masks stand still from now on?"""
+        return self.total_steps is not None and self.n_steps >= self._freeze * self.total_steps
+
+    @property
     def prune_rate(self) -> float:
         """The prune rate that an update would use now."""
-        return prune_rate(
+        scheduled = prune_rate(
             self.n_steps,
-            self.total_steps,
+            None if self.total_steps is None else max(1, round(self._freeze * self.total_steps)),
             initial=self._initial_rate,
             final=self._final_rate,
             schedule=self.prune_schedule,
         )
+        return scheduled * self._calm
+
+    @property
+    def flip_rate(self) -> float | None:
+        """Mask bits that the last update changed / masked weights; None before the first. Reads from the device."""
+        return None if self._n_flipped is None else int(self._n_flipped) / self.n_masked
+
+    @property
+    def density_now(self) -> float:
+        """Active / masked weights as they stand; other than `density` only while a cap is approached."""
+        return self._count_with(self._n_cap) / self.n_masked
 
     def update(self) -> MaskUpdate:
         """Prune and grow now. A newly active weight starts at 0, a pruned and regrown one keeps its value.
 
         Raises RanksDiverged where several processes train together and no longer have one mask.
         """
+        before, self._n_cap = self._n_cap, self._n_now()
         update = update_masks(
             {name: value.detach() for name, value in self._parameters.items()},
             growth_scores(self.optimizer, self._parameters),
             self.masks,
             prune_rate=self.prune_rate,
             redistribution=self._redistribution,
+            caps=self._caps(),
+            n_active=self._count_with(self._n_cap),
         )
+        flips = [torch.count_nonzero(mask ^ self.masks[name]) for name, mask in update.masks.items()]
+        self._n_flipped = torch.stack(flips).sum()
         self._pass.set(update.masks)
         self.apply_masks()
         self.n_updates += 1
+        if self._plan is not None:
+            self._calm_down(same_cap=self._n_cap == before)
         self._require_same_masks()
         return update
+
+    def _calm_down(self, *, same_cap: bool) -> None:
+        """Lower the prune rate where swaps do not get fewer by themselves: then weights come and go in turn."""
+        n_flipped = -1 if self._n_flipped is None else int(self._n_flipped)
+        if same_cap and 0 <= self._n_flipped_before <= n_flipped and n_flipped:
+            self._calm *= _CALM
+        self._n_flipped_before = n_flipped if same_cap else -1
 
     def _require_same_masks(self) -> None:
         """Where several processes train together: compare the masks. Raises RanksDiverged in each of them."""
@@ -217,11 +357,27 @@ class SparseTraining:
 
     def layer_facts(self) -> tuple[LayerFact, ...]:
         """Every weight that could be masked, with its active count. Reads from the device."""
-        return layer_facts(self.model, self.masks)
+        if self._plan is None:
+            return layer_facts(self.model, self.masks)
+        pattern = self._plan.pattern
+        promised = dict.fromkeys(self.masks, str(pattern)) if self._n_cap == pattern.n else {}
+        return layer_facts(self.model, self.masks, promised, self._plan.why_dense)
+
+    @property
+    def why_dense(self) -> dict[str, str]:
+        """Under a pattern, the reason for each weight that it was not put on."""
+        return dict(self._plan.why_dense) if self._plan is not None else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Masks and position in the schedule; weights and optimiser state are saved by their owners."""
-        return {"masks": dict(self.masks), "n_steps": self.n_steps, "n_updates": self.n_updates}
+        return {
+            "masks": dict(self.masks),
+            "n_steps": self.n_steps,
+            "n_updates": self.n_updates,
+            "calm": self._calm,
+            "n_flipped": None if self._n_flipped is None else int(self._n_flipped),
+            "n_flipped_before": self._n_flipped_before,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state. Raises UsageError when it belongs to other layers."""
@@ -237,6 +393,11 @@ class SparseTraining:
         self._pass.set(masks)
         self.n_steps = int(state["n_steps"])
         self.n_updates = int(state["n_updates"])
+        self._calm = float(state["calm"])
+        n_flipped = state["n_flipped"]
+        self._n_flipped = None if n_flipped is None else torch.tensor(int(n_flipped))
+        self._n_flipped_before = int(state["n_flipped_before"])
+        self._n_cap = self._n_now()
         self.apply_masks()
         self._require_same_masks()
 
@@ -296,8 +457,30 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def layer_facts(model: nn.Module, masks: dict[str, Tensor]) -> tuple[LayerFact, ...]:
-    """Every maskable weight of a network: kept entries by its mask, all of them where there is none."""
+def _require_approach(approach: tuple[float, float], freeze: float, pattern: NMPattern | None) -> None:
+    """Raise UsageError for fractions that cannot be meant."""
+    if not 0 <= approach[0] <= approach[1] <= freeze:
+        raise UsageError(
+            f"approach is {approach} and freeze is {freeze}.",
+            expected="Two fractions of the training were expected, the second no earlier than the first and no "
+            "later than freeze.",
+        )
+    if approach[1] > 0 and pattern is None:
+        raise UsageError(
+            f"approach is {approach}, and there is no pattern.", expected="One was expected with it."
+        )
+
+
+def layer_facts(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    promised: Mapping[str, str] | None = None,
+    why_dense: Mapping[str, str] | None = None,
+) -> tuple[LayerFact, ...]:
+    """Every maskable weight of a network: kept entries by its mask, all of them where there is none.
+
+    promised: the patterns that layers obey, by name.  why_dense: the reasons of those that got none.
+    """
     return tuple(
         LayerFact(
             name=name,
@@ -305,6 +488,8 @@ def layer_facts(model: nn.Module, masks: dict[str, Tensor]) -> tuple[LayerFact, 
             n_weights=value.numel(),
             n_active=int(masks[name].sum()) if name in masks else value.numel(),
             masked=name in masks,
+            pattern=(promised or {}).get(name),
+            why_dense=(why_dense or {}).get(name),
         )
         for name, value in maskable_parameters(model).items()
     )

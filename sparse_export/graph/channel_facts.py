@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from sparse_export.errors import GateFailed
 from sparse_export.graph.verify import FLOATS
 
 Array = np.ndarray[Any, Any]
@@ -192,6 +193,35 @@ class Graph:
             if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
                 shapes[value.name] = tuple(dim.dim_value for dim in tensor.shape.dim)
         return shapes
+
+    def assembled(self) -> onnx.ModelProto:
+        """The graph as a model with shapes, its constants in the old order, unused ones left out.
+
+        Raises GateFailed when its sizes do not fit.
+        """
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        read = {name for node in self.nodes for name in node.input}
+        read |= {value.name for value in model.graph.output}
+        read |= {name for name in self.arrays if self.readers(name)}
+        overridable = {value.name for value in model.graph.input}
+        same = {t.name: t for t in self.model.graph.initializer if t.name in overridable}
+        tensors = [
+            numpy_helper.from_array(array, name) for name, array in self.arrays.items() if name in read
+        ]
+        del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
+        model.graph.node.extend(self.nodes)
+        model.graph.initializer.extend([*same.values(), *tensors])
+        try:
+            model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+            onnx.checker.check_model(model, full_check=True)
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as cause:
+            raise GateFailed(
+                f"The rewritten graph is not valid: {str(cause).strip().partition(chr(10))[0]}",
+                expected="Sizes that fit were expected.",
+                do="Build the graph as it was exported, and report the network.",
+            ) from cause
+        return model
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from sparse_export.artefact import CompactedLayer, GraphLayer
-from sparse_export.errors import GateFailed
 from sparse_export.graph.channel_facts import (
     Array,
     Channels,
@@ -22,6 +22,7 @@ from sparse_export.graph.channel_facts import (
     slice_range,
     title,
 )
+from sparse_export.graph.picking import PICKING, picking
 from sparse_export.graph.verify import count_parameters, graph_layers
 
 __all__ = ["Compacted", "compact"]
@@ -40,7 +41,8 @@ class Compacted:
 
     layers: what became of each layer.  n_removed: output channels of layers that are gone; n_inputs_dropped:
     inputs of layers that are no longer read, though what comes before still makes them.  n_weights_before,
-    n_weights_after: entries of all float constants.
+    n_weights_after: entries of all float constants.  kept: for the weights whose inputs had to stay together, by
+    stored name, the numbers of the inputs that are left.
     """
 
     model: onnx.ModelProto
@@ -49,9 +51,16 @@ class Compacted:
     n_inputs_dropped: int
     n_weights_before: int
     n_weights_after: int
+    kept: dict[str, Array]
 
 
-def compact(model: onnx.ModelProto, *, inputs: bool = True) -> Compacted:
+def compact(
+    model: onnx.ModelProto,
+    *,
+    inputs: bool = True,
+    together: Mapping[str, Array] | None = None,
+    unpicked: Collection[str] = (),
+) -> Compacted:
     """Remove every channel whose absence changes nothing, again and again until none is left.
 
     A channel goes when nobody has a weight for it, or when it is the same number whatever the input is and
@@ -60,19 +69,24 @@ def compact(model: onnx.ModelProto, *, inputs: bool = True) -> Compacted:
 
     model: not changed; the very same graph comes back when nothing can go.  inputs: also leave out what a
     layer does not read of channels that have to stay, where picking the others costs less than it saves.
+    together: by stored name of a weight a number for each of its input channels; those of one number leave
+    together or not at all, so that groups of an N:M pattern stay whole.  unpicked: weights whose inputs that have
+    to stay are not to be left out.
     Equal but for rounding, as long as no activation is infinite or NaN.
     Raises GateFailed when the sizes of the result do not fit; `require_same_output` compares what it computes.
     """
     graph = Graph.of(model)
     channels = Channels.of(graph)
+    whole = _Whole(together or {})
     changed = False
-    while not (alive := _alive(channels)).all():
+    while not (alive := _alive(channels, whole)).all():
+        whole.remove(channels, alive)
         _remove(channels, alive)
         channels = Channels.of(graph)
         changed = True
     why = _reasons(channels)
-    dropped = _narrow(channels) if inputs else {}
-    compacted = _assembled(graph) if changed or dropped else model
+    dropped = _narrow(channels, whole, unpicked) if inputs else {}
+    compacted = graph.assembled() if changed or dropped else model
     return Compacted(
         model=compacted,
         layers=_layers(model, compacted, why, dropped),
@@ -80,14 +94,49 @@ def compact(model: onnx.ModelProto, *, inputs: bool = True) -> Compacted:
         n_inputs_dropped=sum(dropped.values()),
         n_weights_before=count_parameters(model)[0],
         n_weights_after=count_parameters(compacted)[0],
+        kept=whole.kept,
     )
+
+
+class _Whole:
+    """Which inputs of which weights leave together, as the weights become smaller.
+
+    kept: the numbers that the inputs left had at first.  numbers: those that tell what belongs together.
+    """
+
+    def __init__(self, together: Mapping[str, Array]) -> None:
+        self.numbers = {name: np.asarray(numbers) for name, numbers in together.items()}
+        self.kept = {name: np.arange(len(numbers)) for name, numbers in self.numbers.items()}
+
+    def widened(self, weight: str, chosen: Array) -> Array:
+        """Chosen inputs, bool, and all that belong to them."""
+        numbers = self.numbers.get(weight)
+        if numbers is None or len(numbers) != len(chosen):
+            return chosen
+        wide: Array = np.isin(numbers, numbers[chosen])
+        return wide
+
+    def remove(self, channels: Channels, alive: Array) -> None:
+        """Follow the removal of all slots that are not alive."""
+        done = set()
+        for layer in channels.layers:
+            name = layer.weight
+            if name in self.numbers and name not in done and len(layer.in_slots) == len(self.numbers[name]):
+                left = alive[layer.in_slots]
+                self.numbers[name], self.kept[name] = self.numbers[name][left], self.kept[name][left]
+                done.add(name)
+
+    def keep(self, weight: str, chosen: Array) -> None:
+        """Note that of the inputs of a weight only some are still read."""
+        if weight in self.numbers:
+            self.numbers[weight], self.kept[weight] = self.numbers[weight][chosen], self.kept[weight][chosen]
 
 
 def _labels(channels: Channels) -> tuple[int, Array]:
     return classes(channels.n_slots, channels.edges)
 
 
-def _alive(channels: Channels) -> Array:
+def _alive(channels: Channels, whole: _Whole) -> Array:
     """Which slots have to stay, bool (n_slots,)."""
     n_classes, labels = _labels(channels)
     alive = np.zeros(n_classes, np.bool_)
@@ -95,6 +144,8 @@ def _alive(channels: Channels) -> Array:
         alive[labels[slots]] = True
     while True:
         _spread(channels.layers, labels, alive)
+        if _complete(channels.layers, labels, alive, whole):
+            continue
         emptied = [
             value.slots[0] for value in channels.values.values() if not alive[labels[value.slots]].any()
         ]
@@ -102,6 +153,16 @@ def _alive(channels: Channels) -> Array:
             slots_alive: Array = alive[labels]
             return slots_alive
         alive[labels[emptied[0]]] = True
+
+
+def _complete(layers: list[Layer], labels: Array, alive: Array, whole: _Whole) -> bool:
+    """Make alive, in place, what belongs to inputs that are; was there any?"""
+    n_alive = np.count_nonzero(alive)
+    for layer in layers:
+        if len(layer.in_slots):
+            inputs = labels[layer.in_slots]
+            alive[inputs[whole.widened(layer.weight, alive[inputs])]] = True
+    return bool(np.count_nonzero(alive) > n_alive)
 
 
 def _spread(layers: list[Layer], labels: Array, alive: Array) -> None:
@@ -236,21 +297,23 @@ def _resize_slice(channels: Channels, node: onnx.NodeProto, alive: Array) -> Non
 # -- inputs that stay, and are not read
 
 
-def _narrow(channels: Channels) -> dict[str, int]:
+def _narrow(channels: Channels, whole: _Whole, unpicked: Collection[str]) -> dict[str, int]:
     """Put before each layer a choice of the channels that it reads, where that pays; how many it leaves out."""
     graph, n_dropped = channels.graph, {}
     for layer in channels.layers:
-        if not len(layer.in_slots) or len(graph.readers(layer.weight)) > 1:
+        if not len(layer.in_slots) or len(graph.readers(layer.weight)) > 1 or layer.weight in unpicked:
             continue
         needed = layer.reads_OI.any(axis=0) & ~layer.foldable
         if not needed.any():
             needed[0] = True
+        needed = whole.widened(layer.weight, needed)
         if needed.all() or not _pays(channels, layer, int(np.count_nonzero(needed))):
             continue
         gone = np.flatnonzero(~needed)
         _fold(channels, layer, layer.contribution(gone[layer.foldable[gone]]))
         _pick(channels, layer, np.flatnonzero(needed))
         graph.arrays[layer.weight] = np.compress(needed, graph.arrays[layer.weight], axis=layer.in_axis)
+        whole.keep(layer.weight, needed)
         n_dropped[_key(layer.node)] = len(gone)
     return n_dropped
 
@@ -268,52 +331,19 @@ def _pays(channels: Channels, layer: Layer, n_needed: int) -> bool:
 
 
 def _pick(channels: Channels, layer: Layer, needed: Array) -> None:
-    """Put a Gather before a layer. Rows are picked much faster than entries: hence the two transpositions."""
     graph, node = channels.graph, layer.node
     source = node.input[0]
     place = next(i for i, other in enumerate(graph.nodes) if other is node)
-    names = [graph.fresh_name(f"{source}_{step}_{place}") for step in ("live", "turned", "rows", "picked")]
-    graph.arrays[names[0]] = needed.astype(np.int64)
-    if node.op_type == "Conv":
-        added = [helper.make_node("Gather", [source, names[0]], [names[3]], name=names[3], axis=1)]
-    else:
-        rank = len(channels.shapes[source])
-        there, back = [rank - 1, *range(rank - 1)], [*range(1, rank), 0]
-        added = [
-            helper.make_node("Transpose", [source], [names[1]], name=names[1], perm=there),
-            helper.make_node("Gather", [names[1], names[0]], [names[2]], name=names[2], axis=0),
-            helper.make_node("Transpose", [names[2]], [names[3]], name=names[3], perm=back),
-        ]
-    node.input[0] = names[3]
+    index = graph.fresh_name(f"{source}_live_{place}")
+    graph.arrays[index] = needed.astype(np.int64)
+    axis = 1 if node.op_type == "Conv" else -1
+    names = [graph.fresh_name(f"{source}_{step}_{place}") for step in PICKING]
+    added = picking(source, index, axis=axis, rank=len(channels.shapes[source]), names=names)
+    node.input[0] = added[-1].output[0]
     graph.nodes[place:place] = added
 
 
 # -- the result
-
-
-def _assembled(graph: Graph) -> onnx.ModelProto:
-    """The graph as a model with shapes, its constants in the old order, unused ones left out."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    read = {name for node in graph.nodes for name in node.input}
-    read |= {value.name for value in model.graph.output}
-    read |= {name for name in graph.arrays if graph.readers(name)}
-    overridable = {value.name for value in model.graph.input}
-    same = {t.name: t for t in graph.model.graph.initializer if t.name in overridable}
-    tensors = [numpy_helper.from_array(array, name) for name, array in graph.arrays.items() if name in read]
-    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
-    model.graph.node.extend(graph.nodes)
-    model.graph.initializer.extend([*same.values(), *tensors])
-    try:
-        model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as cause:
-        raise GateFailed(
-            f"The compacted graph is not valid: {str(cause).strip().partition(chr(10))[0]}",
-            expected="Sizes that fit were expected.",
-            do="Build without compacting, and report the network.",
-        ) from cause
-    return model
 
 
 def _with_weights(model: onnx.ModelProto) -> list[GraphLayer]:

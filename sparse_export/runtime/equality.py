@@ -36,10 +36,12 @@ def float_tolerance(model: onnx.ModelProto) -> float:
     return float(_SAFETY * np.finfo(np.float32).eps / 2 * math.sqrt(max(n_terms, 1)))
 
 
-def require_same_output(before: onnx.ModelProto, after: onnx.ModelProto, input_shape: Sequence[int]) -> float:
+def require_same_output(
+    before: onnx.ModelProto, after: onnx.ModelProto, input_shape: Sequence[int], *, by: str = "compacted"
+) -> float:
     """Run both graphs on random batches; the largest difference relative to the largest output.
 
-    input_shape: of one sample.  Batches of several sizes, standard normal times 1 and 10, and all zeros.
+    input_shape: of one sample.  by: what was done to it, as an error says it.  Batches of several sizes, standard normal times 1 and 10, and all zeros.
     Raises GateFailed when they differ by more than `float_tolerance`.
     """
     tolerance = float_tolerance(before)
@@ -63,9 +65,9 @@ def require_same_output(before: onnx.ModelProto, after: onnx.ModelProto, input_s
                     worst = max(worst, difference)
                     if not difference <= tolerance:
                         raise GateFailed(
-                            f"The compacted graph differs from the whole one by {difference:.3g} of the largest output "
+                            f"The {by} graph differs from the whole one by {difference:.3g} of the largest output "
                             f"on {n} random inputs of scale {scale:g}.",
                             expected=f"At most {tolerance:.3g} was expected, what rounding explains.",
-                            do="Build without compacting, and report the network.",
+                            do="Build without that, and report the network.",
                         )
     return worst

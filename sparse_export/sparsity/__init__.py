@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from sparse_export.sparsity.caps import Cap
+from sparse_export.sparsity.eligible import capped_layers
 from sparse_export.sparsity.pattern import NMPattern, pattern_from_text
 from sparse_export.sparsity.permute import find_permutation
-from sparse_export.sparsity.schedule import PruneSchedule, prune_rate
+from sparse_export.sparsity.schedule import PruneSchedule, cap_size, prune_rate
 from sparse_export.sparsity.start import Distribution, layer_counts, random_masks
 from sparse_export.sparsity.update import MaskUpdate, Redistribution, update_masks
 
 __all__ = [
+    "Cap",
     "Distribution",
     "MaskUpdate",
     "NMPattern",
     "PruneSchedule",
     "Redistribution",
+    "cap_size",
+    "capped_layers",
     "find_permutation",
     "layer_counts",
     "pattern_from_text",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
+from sparse_export.sparsity.pattern import NMPattern
+
 PruneSchedule = Literal["cosine", "linear", "constant"]
 
 
@@ -35,3 +37,25 @@ def prune_rate(
     if schedule == "linear":
         return initial * (1 - progress)
     return final + (initial - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def cap_size(
+    step: int, total_steps: int | None, pattern: NMPattern, approach: tuple[float, float] = (0.0, 0.0)
+) -> int:
+    """How many of every M may be active at a step: M before the approach, N after it.
+
+    approach: the fractions of total_steps at which the first and the last of the M - N cuts fall; those between are
+    spread evenly. (0, 0) has N from the first step on; (1/6, 1/3) with 2:4 goes 4:4, 3:4, 2:4.
+    Raises ValueError for fractions that are not 0 <= first <= last <= 1, and for an approach without total_steps.
+    """
+    first, last = approach
+    if not 0 <= first <= last <= 1:
+        raise ValueError(f"approach is {approach}; two fractions with 0 <= first <= last <= 1 were expected.")
+    if last == 0:
+        return pattern.n
+    if total_steps is None:
+        raise ValueError("An approach to a pattern needs the total number of steps.")
+    n_cuts = pattern.m - pattern.n
+    spacing = (last - first) / (n_cuts - 1) if n_cuts > 1 else 0.0
+    n_done = sum(step >= round((first + cut * spacing) * total_steps) for cut in range(n_cuts))
+    return pattern.m - n_done

@@ -10,7 +10,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from sparse_export.sparsity.caps import Cap, growth_candidates, room, under_cap
 from sparse_export.sparsity.grow import grown
+from sparse_export.sparsity.pattern import fits
 from sparse_export.sparsity.prune import layer_prune_rates, prune_counts, survivors
 from sparse_export.sparsity.redistribute import growth_budgets, shares_from_statistic
 
@@ -24,7 +26,7 @@ class MaskUpdate:
 
     masks: bool, after the update.  pruned: bool, after pruning and before growth (True = survived).
     shares: float64, of the growth budget; they sum to 1.  prune_rates: float64, as used in each layer.
-    n_removed, n_grown: int64; their sums are equal.
+    n_removed, n_grown: int64; their sums are equal, unless another number of active weights was asked for.
     """
 
     masks: dict[str, Tensor]
@@ -72,6 +74,18 @@ def _check(
             raise ValueError(f"{name} is not on one device with the other layers ({device}).")
 
 
+def _check_caps(weights: Mapping[str, Tensor], caps: Mapping[str, Cap]) -> None:
+    for name, cap in caps.items():
+        if name not in weights:
+            raise ValueError(f"There is a cap for {name}; one of {', '.join(weights)} was expected.")
+        shape = tuple(weights[name].shape)
+        if not -len(shape) <= cap.axis < len(shape) or not fits(shape, cap.axis, cap.pattern):
+            raise ValueError(
+                f"{name} has shape {shape}; a cap of {cap.pattern} along axis {cap.axis} needs a multiple of "
+                f"{cap.pattern.m} there."
+            )
+
+
 def _statistic(
     redistribution: Redistribution, weight: Tensor, score: Tensor, mask: Tensor, n_active: Tensor
 ) -> Tensor:
@@ -93,6 +107,8 @@ def update_masks(
     *,
     prune_rate: float,
     redistribution: Redistribution = "momentum",
+    caps: Mapping[str, Cap] | None = None,
+    n_active: int | None = None,
 ) -> MaskUpdate:
     """Prune the smallest weights of every layer and grow as many where the scores are largest.
 
@@ -103,10 +119,11 @@ def update_masks(
     redistribution: what a layer's share of the budget follows: mean |score| of its active weights (`momentum`),
     their mean |weight| (`magnitude`), their number (`nonzeros`), or the layer's size (`none`).
 
-    The number of active weights over all layers is the same before and after. A position that is pruned may be
+    The number of active weights over all layers is exactly that. A position that is pruned may be
     grown again in the same update. On ties the lower index is kept, and grown. On an accelerator nothing here
     waits for the device.
-    Raises ValueError for inputs that do not fit together, and on the CPU for NaN that would decide anything or a
+    Raises ValueError for inputs that do not fit together, for a cap whose M does not divide its axis, for a number of
+    active weights that the caps have no room for or that survivors of pruning exceed (on the CPU only), and on the CPU for NaN that would decide anything or a
     statistic that is not finite (elsewhere the shares then follow the active counts).
 
     Source: Dettmers & Zettlemoyer 2019, Algorithm 1, as sparse_learning runs it. On purpose different from it:
@@ -114,11 +131,13 @@ def update_masks(
     to 99 %), budgets are never negative, ties are decided.
     """
     _check(weights, scores, masks, prune_rate, redistribution)
+    caps = caps or {}
+    _check_caps(weights, caps)
     names = list(weights)
     active = {name: torch.count_nonzero(masks[name]) for name in names}
-    n_active = torch.stack(list(active.values()))
+    n_before = torch.stack(list(active.values()))
     # Filled on the device: copying a list there would make the host wait.
-    n_weights = torch.stack([n_active.new_full((), masks[name].numel()) for name in names])
+    n_weights = torch.stack([n_before.new_full((), masks[name].numel()) for name in names])
     statistic = torch.stack(
         [_statistic(redistribution, weights[name], scores[name], masks[name], active[name]) for name in names]
     )
@@ -129,17 +148,36 @@ def update_masks(
         raise ValueError(
             f"Active weights or scores of {wrong} hold NaN or infinity; a mask update needs finite values."
         )
-    shares = shares_from_statistic(statistic, n_active)
-
-    rates = layer_prune_rates(shares, n_active, n_weights, prune_rate)
-    n_removed = prune_counts(rates, n_active)
-    n_kept = n_active - n_removed
-    n_grown = growth_budgets(shares, n_removed.sum(), n_weights - n_kept)
-
-    pruned, updated = {}, {}
-    for name, kept, budget in zip(names, n_kept.unbind(), n_grown.unbind(), strict=True):
-        pruned[name] = survivors(weights[name], masks[name], kept)
-        updated[name] = pruned[name] | grown(scores[name], ~pruned[name], budget)
+    shares = shares_from_statistic(statistic, n_before)
+    rates = layer_prune_rates(shares, n_before, n_weights, prune_rate)
+    n_kept = n_before - prune_counts(rates, n_before)
+    allowed = {name: under_cap(weights[name], masks[name], cap) for name, cap in caps.items()}
+    if allowed:
+        counts = [torch.count_nonzero(allowed[name]) if name in caps else active[name] for name in names]
+        n_kept = torch.minimum(n_kept, torch.stack(counts))
+    pruned = {
+        name: survivors(weights[name], allowed.get(name, masks[name]), kept)
+        for name, kept in zip(names, n_kept.unbind(), strict=True)
+    }
+    n_removed = n_before - n_kept
+    budget = n_removed.sum() if n_active is None else n_active - n_kept.sum()
+    capacity = n_weights - n_kept
+    if caps:
+        rooms = [
+            room(pruned[name], caps[name]) if name in caps else places
+            for name, places in zip(names, capacity.unbind(), strict=True)
+        ]
+        capacity = torch.stack(rooms)
+    if budget.device.type == "cpu" and not 0 <= int(budget) <= int(capacity.sum()):
+        raise ValueError(
+            f"{int(budget)} weights are to be grown, and there is room for {int(capacity.sum())}. Another n_active "
+            "or prune_rate, or wider caps, were expected."
+        )
+    n_grown = growth_budgets(shares, budget, capacity)
+    updated = {}
+    for name, n_born in zip(names, n_grown.unbind(), strict=True):
+        free = growth_candidates(scores[name], pruned[name], caps[name]) if name in caps else ~pruned[name]
+        updated[name] = pruned[name] | grown(scores[name], free, n_born)
 
     def by_name(values: Tensor) -> dict[str, Tensor]:
         return dict(zip(names, values.unbind(), strict=True))

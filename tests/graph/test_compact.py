@@ -720,6 +720,50 @@ def test_random_chains_of_gemms_keep_exactly_what_an_obvious_count_keeps(data: s
         assert [layer.after[0] for layer in found.layers] == wanted[1:]
 
 
+# -- groups that leave whole
+
+
+def test_of_a_group_either_all_inputs_leave_or_none() -> None:
+    w2 = columns_gone(normal(3, 12), 0, 1, 2, 3, 5, 6, 10)
+    model = chain(normal(12, 4), w2)
+    found = compact(model, together={"w2": np.arange(12) // 4})
+    assert shapes(found.model)["w2"] == (3, 8)
+    assert found.kept["w2"].tolist() == [*range(4, 12)]
+    assert_same_function(model, found.model, (4,))
+    assert shapes(compact(model).model)["w2"] == (3, 5)
+    # Groups need not be neighbours: here only the columns 0, 2 and 5 leave, though 1, 3, 6 and 10 are dead as well.
+    spread = compact(model, together={"w2": np.array([0, 1, 0, 1, 1, 0, 2, 2, 2, 3, 3, 3])})
+    assert spread.kept["w2"].tolist() == [1, 3, 4, *range(6, 12)]
+    assert_same_function(model, spread.model, (4,))
+
+
+def test_inputs_that_have_to_stay_are_left_out_by_whole_groups_or_not_at_all() -> None:
+    w = columns_gone(normal(200, 64), *range(37))
+    model = graph([node("Gemm", "x w", "y", transB=1)], {"w": w}, ("n", 64))
+    found = compact(model, together={"w": np.arange(64) // 4})
+    assert shapes(found.model)["w"] == (200, 28)
+    assert found.kept["w"].tolist() == [*range(36, 64)]
+    assert_same_function(model, found.model, (64,))
+    assert compact(model, unpicked={"w"}).model is model
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), m=st.sampled_from([2, 4]), density=st.sampled_from([0.05, 0.15, 0.3]))
+def test_what_obeys_a_pattern_obeys_it_when_channels_went(seed: int, m: int, density: float) -> None:
+    rng = np.random.default_rng(seed)
+    w1, w2 = (rng.standard_normal(shape) * (rng.random(shape) < density) for shape in ((16, 8), (5, 16)))
+    kept = np.argsort(np.abs(w2).reshape(5, -1, m), axis=2) >= m // 2
+    w2 = w2 * kept.reshape(5, 16)
+    model = chain(w1, w2)
+    found = compact(model, together={"w2": np.arange(16) // m})
+    assert_same_function(model, found.model, (8,))
+    left = numpy_helper.to_array(next(t for t in found.model.graph.initializer if t.name == "w2"))
+    assert left.shape[1] % m == 0
+    assert (np.count_nonzero(left.reshape(len(left), -1, m), axis=2) <= m - m // 2).all()
+    np.testing.assert_array_equal(left, w2[:, found.kept["w2"]].astype(np.float32))
+    assert w2[:, np.setdiff1d(np.arange(16), found.kept["w2"])].any() <= (w1 == 0).all(axis=1).any()
+
+
 def test_a_graph_that_computes_something_else_fails_the_gate() -> None:
     model = chain(normal(6, 4), normal(3, 6))
     other = chain(normal(6, 4), normal(3, 6) * 1.001)

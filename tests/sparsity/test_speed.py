@@ -48,6 +48,18 @@ def test_the_benchmark_writes_every_sample_and_the_machine(
     assert "266,200 weights" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_the_benchmark_times_an_update_under_a_pattern_against_one_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "capped.json"
+    main(["--network", "lenet300-100", "--rounds", "2", "--pattern", "2:4", "--json", str(file)])
+    document = json.loads(file.read_text())
+    assert len(document["capped_s"]) == len(document["uncapped_s"]) == len(document["ratios"]) == 2
+    assert document["n_weights"] == 265_200  # without the output layer
+    assert "under 2:4" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_an_update_of_vgg_d_is_at_least_five_times_faster_than_two_sorts() -> None:

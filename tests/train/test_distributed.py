@@ -172,11 +172,16 @@ def test_a_signal_stops_all_processes_after_one_step_and_two_others_go_on(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_users_own_loop_around_ddp_gets_one_mask_in_all_processes(tmp_path: Path) -> None:
-    code, _, err = finished(launched(str(WORKER), "user_loop", str(tmp_path / "said")))
+@pytest.mark.parametrize(
+    ("pattern", "masked"), [("", ["0.weight", "2.weight"]), ("2:4", ["0.weight"])], ids=["no-pattern", "2:4"]
+)
+def test_a_users_own_loop_around_ddp_gets_one_mask_in_all_processes(
+    pattern: str, masked: list[str], tmp_path: Path
+) -> None:
+    code, _, err = finished(launched(str(WORKER), "user_loop", str(tmp_path / "said"), pattern))
     assert code == 0, err
     n_updates, now, checked, *names = (tmp_path / "said").read_text().split()
-    assert (int(n_updates), names) == (3, ["0.weight", "2.weight"])
+    assert (int(n_updates), names) == (3, masked)
     assert now == checked
 
 

@@ -19,6 +19,7 @@ def test_the_shipped_recipes_are_there_and_right() -> None:
         "cifar10-wrn-16-8",
         "cifar10-wrn-28-2",
         "digits",
+        "fashion-mnist-lenet300-100",
         "fashion-mnist-lenet5",
         "imagenet-resnet50-10",
         "imagenet-resnet50-20",

@@ -78,14 +78,16 @@ def long(out: str, marker: str) -> None:
     train(recipe(epochs=30), out, device="cpu", observer=AtStep(25, marker))
 
 
-def user_loop(out: str) -> None:
+def user_loop(out: str, pattern: str = "") -> None:
     """A loop of somebody's own around DistributedDataParallel; the result is what one process would get."""
     dist.init_process_group("gloo")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 3))
     wrapped = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    trainer = SparseTraining(wrapped, optimizer, density=0.3, total_steps=40, update_every=10)
+    trainer = SparseTraining(
+        wrapped, optimizer, density=0.3, pattern=pattern or None, total_steps=40, update_every=10
+    )
     generator = torch.Generator().manual_seed(1)
     for _ in range(40):
         x = torch.randn(16, 12, generator=generator)

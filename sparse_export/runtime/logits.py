@@ -1,0 +1,59 @@
+"""Logits of a whole data set, batch by batch, and the accuracy that follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from sparse_export.artefact import Accuracy
+from sparse_export.data import Inputs
+from sparse_export.errors import GateFailed
+from sparse_export.runtime.onnxruntime import open_session
+
+__all__ = ["Array", "accuracy", "onnx_logits", "torch_logits"]
+
+BATCH = 500
+BATCH_VALUES = 16 * 2**20  # of a batch's inputs: large pictures come in smaller batches
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+
+def _batches(inputs: Inputs) -> Iterator[Array]:
+    n_in_batch = max(1, min(BATCH, BATCH_VALUES // max(1, math.prod(inputs.shape[1:]))))
+    for start in range(0, len(inputs), n_in_batch):
+        yield inputs[start : start + n_in_batch]
+
+
+def onnx_logits(file: Path, inputs: Inputs, *, n_threads: int | None = None) -> Array:
+    """What onnxruntime makes of every sample, (N, classes). Raises GateFailed for NaN or infinity."""
+    with open_session(file, n_threads=n_threads) as session:
+        logits = np.concatenate([session.run(batch) for batch in _batches(inputs)])
+    return _finite(logits, f"The ONNX file {file}")
+
+
+def torch_logits(network: nn.Module, inputs: Inputs) -> Array:
+    """What the network makes of every sample, (N, classes). Raises GateFailed for NaN or infinity."""
+    with torch.inference_mode():
+        logits = np.concatenate([network(torch.from_numpy(batch)).numpy() for batch in _batches(inputs)])
+    return _finite(logits, "The PyTorch network")
+
+
+def _finite(logits: Array, who: str) -> Array:
+    bad = ~np.isfinite(logits).all(axis=1)
+    if bad.any():
+        raise GateFailed(
+            f"{who} gives NaN or infinity for {int(bad.sum())} of {len(logits)} samples, first number {bad.argmax()}.",
+            expected="Finite logits were expected.",
+            do="Look at the weights: training may have diverged.",
+        )
+    return logits
+
+
+def accuracy(correct: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Accuracy:
+    """Of right and wrong answers, one a sample."""
+    return Accuracy(n_correct=int(correct.sum()), n_samples=int(correct.size))
