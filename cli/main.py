@@ -28,6 +28,8 @@ COMMANDS = {
     "validate": "Check that BUNDLE computes what was trained, and as well.",
     "compare": "Compare a dense with a sparse bundle: accuracy, size and time, with intervals.",
     "inspect": "Show what a run, a bundle, an .onnx file or an engine holds, layer by layer.",
+    "package": "Write BUNDLEs as a model repository of Triton, with the files to deploy it.",
+    "serve": "Serve BUNDLEs on this machine with Triton, each held to its golden answer first.",
     "doctor": "Show what this machine has: devices, runtimes, libraries, and what to install.",
 }
 

@@ -64,6 +64,7 @@ from sparse_export.graph.verify import (
     require_patterns,
 )
 from sparse_export.runtime.onnxruntime import open_session
+from sparse_export.runtime.tolerance import outside_tolerance
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.trust import remember
 
@@ -508,12 +509,6 @@ def _npy_bytes(array: Array) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=False)
     return stream.getvalue()
-
-
-def outside_tolerance(found: Array, wanted: Array, *, atol: float, rtol: float) -> tuple[float, bool]:
-    """Largest absolute difference, and whether it exceeds atol + rtol * max|wanted|. NaN always does."""
-    largest = float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0))
-    return largest, not largest <= atol + rtol * float(np.abs(wanted).max(initial=0.0))
 
 
 def _require_parity(file: Path, golden_input: Array, golden_output: Array, rtol: float) -> None:
