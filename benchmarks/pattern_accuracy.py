@@ -1,11 +1,12 @@
 """Accuracy of one recipe dense, by ASP, by SR-STE and by sparse momentum under 2:4: the table in docs/results.md.
 
     python -m benchmarks.pattern_accuracy RECIPE --data-dir DIR --json FILE
-                                          [--seeds 0,1,2,3,4] [--epochs 20] [--jobs 2] [--work DIR]
+                                          [--seeds 0,1,2,3,4] [--epochs 20] [--jobs 2] [--work DIR] [--setting NAME]...
 
 Every figure is a `sparse-export train` of its own, in a process of its own; all have the same number of steps, the
 dense phase of ASP counted. Differences to the dense twin are paired by seed, since weights and the order of samples
 start alike; their intervals are Student's t over the seeds. --work keeps finished runs, which are not run again.
+--setting, once for each, trains those alone.
 """
 
 from __future__ import annotations
@@ -101,10 +102,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--work", type=Path)
+    parser.add_argument("--setting", choices=list(SETTINGS), action="append")
     arguments = parser.parse_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     if len(seeds) < 2:
         parser.error("an interval needs two seeds at least")
+    settings = arguments.setting or list(SETTINGS)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
         work = arguments.work or Path(folder)
         futures = {
@@ -112,10 +115,10 @@ def main() -> None:
                 train, arguments.recipe, setting, seed, arguments.epochs, arguments.data_dir, work
             )
             for seed in seeds
-            for setting in SETTINGS
+            for setting in settings
         }
         runs = {key: future.result() for key, future in futures.items()}
-    for setting in SETTINGS:
+    for setting in settings:
         rows = [runs[setting, seed] for seed in seeds]
         tests = [row["test_percent"] for row in rows]
         print(
@@ -123,7 +126,9 @@ def main() -> None:
             f"test {statistics.mean(tests):.3f} % ({', '.join(f'{value:.2f}' for value in tests)})  "
             f"validation {statistics.mean(row['validation_percent'] for row in rows):.3f} %"
         )
-    differences = [difference(runs, one, other, seeds) for one, other in PAIRS]
+    differences = [
+        difference(runs, one, other, seeds) for one, other in PAIRS if one in settings and other in settings
+    ]
     for found in differences:
         print(
             f"{found['one']} - {found['other']}: {found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], "

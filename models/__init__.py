@@ -53,7 +53,7 @@ from sparse_export.errors import UnknownNameError, UsageError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ModelSpec", "create", "input_shape", "is_factory", "names", "spec"]
+__all__ = ["ModelSpec", "create", "input_shape", "is_factory", "names", "spec", "torchvision_constructor"]
 
 _OWN = "For a network of timm, give timm:NAME; for one of your own, package.module:factory."
 _TIMM = "timm:"
@@ -159,6 +159,14 @@ def spec(name: str) -> ModelSpec:
     if name not in _SPECS:
         raise UnknownNameError("model", name, _SPECS, do=_OWN)
     return _SPECS[name]
+
+
+def torchvision_constructor(name: str) -> str | None:
+    """What torchvision calls a known network, None for one that is not torchvision's."""
+    factory = _SPECS[name].factory if name in _SPECS else None
+    if isinstance(factory, partial) and factory.func is _torchvision:
+        return str(factory.keywords["constructor"])
+    return None
 
 
 def is_factory(name: str) -> bool:

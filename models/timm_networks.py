@@ -27,6 +27,21 @@ def create(name: str, n_classes: int | None = None) -> nn.Module:
     return network
 
 
+def pretrained(name: str) -> nn.Module:
+    """timm's network of that name with the weights that it publishes, downloaded where needed.
+
+    Raises MissingCapability without timm or when they cannot be had, UsageError when timm has no such network.
+    """
+    from sparse_export.models.weights import not_to_be_had
+
+    timm = _timm(name)
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=True)
+    except Exception as cause:
+        raise not_to_be_had(f"timm:{name}", cause) from cause
+    return network
+
+
 def input_shape(name: str) -> tuple[int, ...] | None:
     """(C, H, W) as timm's default configuration has it, None where it has none. Raises like `create`."""
     timm = _timm(name)

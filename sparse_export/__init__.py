@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sparse_export.building import build
     from sparse_export.comparison import compare
     from sparse_export.errors import SparseExportError
+    from sparse_export.sparsifying import sparsify
     from sparse_export.train import SparseTraining
     from sparse_export.validation import validate
 
@@ -27,6 +28,7 @@ __all__ = [
     "compare",
     "open_bundle",
     "open_run",
+    "sparsify",
     "validate",
 ]
 
@@ -39,6 +41,7 @@ _HOME = {
     "compare": "sparse_export.comparison",
     "open_bundle": "sparse_export.artefact",
     "open_run": "sparse_export.artefact",
+    "sparsify": "sparse_export.sparsifying",
     "validate": "sparse_export.validation",
 }
 

@@ -33,7 +33,7 @@ LINES = (
     {"__main__"},
     {"cli"},
     {"doctor", "demo"},
-    {"serving", "comparison", "report", "plan"},
+    {"serving", "comparison", "report", "plan", "sparsifying"},
     {"building", "validation", "inspect", "measure"},
     {"fitting"},
     {"train", "runtime", "engine"},

@@ -13,10 +13,11 @@ from sparse_export.artefact import Run, RunInfo
 from sparse_export.data.pictures import workers_watched
 from sparse_export.errors import ArtefactError, MissingCapability, RecipeError, UsageError
 from sparse_export.files import sha256_file
-from sparse_export.train.distributed import World, joined, others_reachable, was_restarted
+from sparse_export.train.distributed import ALONE, World, joined, others_reachable, was_restarted
 from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.recipe import Recipe, load_recipe, recipe_from_table
 from sparse_export.train.session import Session
+from sparse_export.train.starting_point import StartingPoint
 from sparse_export.train.stopping import cpu_settings, stop_signals
 
 
@@ -31,6 +32,7 @@ def train(
     resume: bool = False,
     trust: str | None = None,
     observer: Observer | None = None,
+    start: StartingPoint | None = None,
 ) -> Run:
     """Train by a recipe (an object, a shipped name or a TOML path) into the run folder `out`.
 
@@ -38,6 +40,7 @@ def train(
     resume: go on with the unfinished run in `out` instead, by the recipe that it was started with; a finished
     one is returned as it is. On the CPU a resumed run ends with the bits of an unbroken one.
     trust: SHA-256 of a `run.json` whose factory may be imported though this user did not write it.
+    start: weights and masks to begin at; a resumed run has them in its saved state.
     The last tenth of the training set (`validation_fraction`) is for choices; the test set is read once, at the end.
 
     Under torchrun the processes train one network together: each takes its share of every batch, rank 0 writes the
@@ -73,7 +76,7 @@ def train(
         if place.index is not None:
             torch.cuda.set_device(place)
         with others_reachable():
-            session = Session(recipe, out, data_dir, download, place, world, earlier)
+            session = Session(recipe, out, data_dir, download, place, world, earlier, start)
         together = others_reachable(do=session.how_to_go_on()) if world.size > 1 else nullcontext()
         with cpu_settings(session.n_threads), together, workers_watched():
             return session.train(observer or SilentObserver(), stop)
@@ -95,6 +98,11 @@ def _recorded_recipe(info: RunInfo, out: Path) -> Recipe:
             do="Do not use this folder.",
         )
     return recipe
+
+
+def device_of(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` as a device for one process. Raises MissingCapability when there is no CUDA device."""
+    return _device(_device_type(name), ALONE)
 
 
 def _device_type(name: str) -> str:

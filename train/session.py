@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -36,13 +36,14 @@ from sparse_export.train.run_folder import finish_run, require_empty, write_run_
 from sparse_export.train.sparse_training import SparseTraining, layer_facts
 from sparse_export.train.sparsifier import Sparsifier
 from sparse_export.train.sr_ste import SrSte
+from sparse_export.train.starting_point import STARTED, StartingPoint
 from sparse_export.train.stopping import Stop
 
 _SAVE_EVERY_S = 120.0  # within a long epoch
 _ORDER, _AUGMENTATION = 0, 1 << 60  # apart, so that no two uses of a seed draw the same numbers
 _CHECK_EVERY = 50  # steps between looks at an accelerator's loss
 ASP_CUT = 0.5  # fraction of the steps that asp trains dense
-_SINGLE_THREAD_WORK = 50e6  # weights x batch size; see _n_threads
+_SINGLE_THREAD_WORK = 50e6  # weights x batch size; see n_threads_for
 _TEST_BATCH, _TEST_VALUES = 1000, 16 * 2**20  # samples, and input values, of a batch of an evaluation
 
 
@@ -58,8 +59,9 @@ class Session:
         device: torch.device,
         world: World,
         earlier: RunInfo | None,
+        start: StartingPoint | None = None,
     ) -> None:
-        """Check all that can be checked before anything is written."""
+        """Check all that can be checked before anything is written. start: in place of fresh weights and masks."""
         self.recipe, self.out, self.data_dir = recipe, out, data_dir
         self.device, self.world = device, world
         _require_possible(recipe, device)
@@ -74,7 +76,8 @@ class Session:
                 do="Give the folder with the original data by --data-dir.",
             )
         torch.manual_seed(recipe.seed)
-        self.model = models.create(recipe.model, self.feed.n_classes)
+        n_outputs = earlier.model.n_classes if earlier else start.n_outputs if start else self.feed.n_classes
+        self.model = models.create(recipe.model, n_outputs)
         if recipe.sync_batch_norm and world.size > 1:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.model = self.model.to(device)
@@ -86,11 +89,15 @@ class Session:
         self.total_steps = self.steps_per_epoch * recipe.epochs
         self.optimizer = make_optimizer(recipe.optimizer, self.model)
         self.sparse = None if recipe.dense else self._sparsifier()
+        self._method = earlier.method if earlier else start.method if start else None
+        self._promises = _promises(earlier, start)
+        if start is not None:
+            self._begin_at(start)
         self.ema = Ema(self.model, recipe.ema) if recipe.ema else None
         self._n_updates_averaged = 0
         self.forward = self._forward()
         self.position = Position()
-        self.n_threads = recipe.threads or _n_threads(self.model, self.batch_size)
+        self.n_threads = recipe.threads or n_threads_for(self.model, self.batch_size)
         self.info = self._info()
         if earlier is not None:
             if earlier.n_processes == world.size:
@@ -103,6 +110,19 @@ class Session:
             world.wait()
             if state_path(out).is_file():
                 self.position = load_state(out, self.model, self.optimizer, self.sparse, self.ema)
+            elif earlier.method.startswith(STARTED):
+                raise ArtefactError(
+                    f"{state_path(out)} is missing, and the run in {out} did not begin at fresh weights.",
+                    expected="The weights that it began at were expected there.",
+                    do="Start the run again in another folder.",
+                )
+        elif start is not None:
+            self._save(self.position)  # a run that is killed early is not resumed from fresh weights
+
+    def _begin_at(self, start: StartingPoint) -> None:
+        self.model.load_state_dict(dict(start.weights))
+        if self.sparse is not None:
+            self.sparse.load_state_dict(self.sparse.state_dict() | {"masks": dict(start.masks)})
 
     def _whole_batch(self) -> int:
         """Samples of a step over all processes. Raises UsageError when a process would get none."""
@@ -211,7 +231,7 @@ class Session:
         n_masked = sparse.n_masked if sparse else sum(value.numel() for value in weights.values())
         return RunInfo(
             status="running",
-            method=self.recipe.sparsity.method if sparse else "dense",
+            method=self._method or (self.recipe.sparsity.method if sparse else "dense"),
             model=ModelFact(
                 name=self.recipe.model,
                 input_shape=self.feed.input_shape,
@@ -241,7 +261,14 @@ class Session:
         )
 
     def _layer_facts(self) -> tuple[LayerFact, ...]:
-        return self.sparse.layer_facts() if self.sparse else layer_facts(self.model, {})
+        facts = self.sparse.layer_facts() if self.sparse else layer_facts(self.model, {})
+        if self._promises is None:
+            return facts
+        patterns, why_dense = self._promises
+        return tuple(
+            replace(fact, pattern=patterns.get(fact.name), why_dense=why_dense.get(fact.name))
+            for fact in facts
+        )
 
     def train(self, observer: Observer, stop: Stop) -> Run:
         first = self.world.is_first
@@ -508,7 +535,21 @@ def _require_possible(recipe: Recipe, device: torch.device) -> None:
         )
 
 
-def _n_threads(model: nn.Module, batch_size: int) -> int:
+def _promises(
+    earlier: RunInfo | None, start: StartingPoint | None
+) -> tuple[Mapping[str, str], Mapping[str, str]] | None:
+    """The patterns of layers, and why others have none, in a run that began at given weights; else the recipe's hold."""
+    if earlier is None:
+        return (start.patterns, start.why_dense) if start is not None else None
+    if not earlier.method.startswith(STARTED):
+        return None
+    return (
+        {layer.name: layer.pattern for layer in earlier.layers if layer.pattern is not None},
+        {layer.name: layer.why_dense for layer in earlier.layers if layer.why_dense is not None},
+    )
+
+
+def n_threads_for(model: nn.Module, batch_size: int) -> int:
     """One thread for a network whose step is too short to share, else torch's own choice.
 
     A function of the network, not of a timing, so that a recipe gives the same bits on every run.

@@ -86,6 +86,7 @@ def permute_network(
     *,
     masks: Mapping[str, Tensor] | None = None,
     extra: Sequence[Mapping[str, Tensor]] = (),
+    scores: Mapping[str, Tensor] | None = None,
 ) -> PermutationReport:
     """Reorder channels in place so that more of each layer fits its pattern; the function stays what it was.
 
@@ -93,15 +94,16 @@ def permute_network(
         pattern.  search: (rows (R, I), pattern) -> int64 permutation of I; groups are consecutive columns.
     masks: moved alike, and what they keep is what counts as nonzero.  extra: mappings parameter name -> tensor of
         the parameter's shape, moved alike: momentum, exp_avg, exp_avg_sq. So are gradients.
+    scores: what a weight's entries are worth, of its shape, in place of |weight|; the report tells of it then.
     Before anything is touched, the outputs of a float64 copy are compared before and after, on the sample and on
     random inputs, with its weights and with random ones. Raises GateFailed when they differ, and UsageError for a
     name that the network does not have, an extra of another shape, or a search that gives no permutation.
     """
-    masks = masks or {}
+    masks, scores = masks or {}, scores or {}
     tensors = tensors_of(module)
-    check_names(module, layers, masks, extra)
+    check_names(module, layers, masks, [*extra, scores])
     channels = find_channels(module, sample)
-    weights = {name: _searched_weight(tensors[name], masks.get(name)) for name in layers}
+    weights = {name: _searched_weight(scores.get(name, tensors[name]), masks.get(name)) for name in layers}
     axes = {name: reduction_axis(module, name) for name in layers}
     chosen, notes = _chosen(channels, layers, weights, axes, search)
     orders = orders_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+from collections import Counter
 from typing import Any, ClassVar
 
 import pytest
@@ -375,3 +376,20 @@ def test_the_tolerance_is_far_above_rounding_and_far_below_a_mistake() -> None:
     module = sorted_columns()
     wrong = {"0.bias": torch.arange(16).roll(1)}
     assert equality.difference_by(module, torch.randn(4, 6), wrong) > 1e-3
+
+
+def test_scores_decide_in_place_of_magnitude() -> None:
+    module = sorted_columns()
+    scores = {"2.weight": module.get_parameter("2.weight").detach().abs().flip(1)}
+    report = permute_network(module, torch.randn(4, 6), wanting(module), by_swaps, scores=scores)
+    change = next(layer for layer in report.layers if layer.name == "2.weight")
+    assert change.kept_before is not None
+    assert change.kept_after is not None
+    assert (change.kept_before < 0.6, change.kept_after > 0.95) == (True, True)
+    # The columns that the scores call heavy lie apart now.
+    moved = [space.permutation for space in report.spaces if space.permutation is not None]
+    assert max(Counter(moved[0].index(column) // 4 for column in range(12, 16)).values()) <= 2
+    with pytest.raises(UsageError, match="was given to move with 2"):
+        permute_network(
+            module, torch.randn(4, 6), wanting(module), by_swaps, scores={"2.weight": torch.ones(2)}
+        )

@@ -1,0 +1,120 @@
+"""sparse-export sparsify"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparse_export.cli._click import click
+from sparse_export.cli._common import json_option, print_result
+
+
+@click.command("sparsify")
+@click.argument("model")
+@click.option("--pattern", default="2:4", show_default=True, help="At most N nonzeros in every M weights.")
+@click.option(
+    "--weights", metavar="WHICH", help="pretrained, random, or a file; for a network that is named."
+)
+@click.option(
+    "--method",
+    type=click.Choice(["magnitude", "activation", "reconstruction"]),
+    default="magnitude",
+    show_default=True,
+    help="How the weights that stay are chosen; all but magnitude need data.",
+)
+@click.option("--permute", is_flag=True, help="Look for an order of channels first that loses less.")
+@click.option("--data", help="Data set, or none. Default: that of the run.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
+@click.option(
+    "--calibration-samples",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Samples of the training part that the layers are looked at with.",
+)
+@click.option("--finetune", type=click.IntRange(0), default=0, help="Epochs of training afterwards.")
+@click.option("--moving", is_flag=True, help="Let the masks move while fine-tuning, under the pattern.")
+@click.option(
+    "--keep-dense", multiple=True, metavar="PATTERN", help="A layer that stays as it is; * stands for any."
+)
+@click.option("--norms", is_flag=True, help="Re-estimate batch norms on the calibration samples.")
+@click.option("--input-shape", metavar="C,H,W", help="Of one sample, where nothing else tells it.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder to write. Default: runs/MODEL-sparsified."
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything that is drawn."
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--trust", metavar="SHA256", help="Allow the code that a run from elsewhere names, by its hash."
+)
+@json_option
+def command(
+    model: str,
+    pattern: str,
+    weights: str | None,
+    method: str,
+    permute: bool,
+    data: str | None,
+    data_dir: Path | None,
+    calibration_samples: int,
+    finetune: int,
+    moving: bool,
+    keep_dense: tuple[str, ...],
+    norms: bool,
+    input_shape: str | None,
+    out: Path | None,
+    seed: int,
+    device: str,
+    trust: str | None,
+    as_json: bool,
+) -> None:
+    """Make a trained network N:M sparse: a run's folder, a network by name, or package.module:factory.
+
+    Writes a run that build takes, and shows what each layer kept and how good the network is after each step.
+    """
+    shape = None if input_shape is None else _shape(input_shape)
+
+    from dataclasses import asdict
+
+    from sparse_export.cli._progress import training_observer
+    from sparse_export.sparsifying import sparsify
+
+    out = out or Path("runs") / f"{_plain(model)}-sparsified"
+    with training_observer() as observer:
+        done = sparsify(
+            model,
+            out,
+            pattern=pattern,
+            weights=weights,
+            method=method,
+            permute=permute,
+            data=data,
+            data_dir=data_dir,
+            calibration_samples=calibration_samples,
+            finetune=finetune,
+            moving=moving,
+            keep_dense=keep_dense,
+            norms=norms,
+            input_shape=shape,
+            seed=seed,
+            device=device,
+            trust=trust,
+            observer=observer,
+        )
+    document = {"run": str(done.run.path), **asdict(done.report)}
+    print_result(document, f"{done.report}\n{done.run.path}", as_json)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    words = text.split(",")
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        raise click.UsageError(
+            f"--input-shape is {text!r}; sizes of one sample were expected, like 3,224,224."
+        )
+    return tuple(int(word) for word in words)
+
+
+def _plain(model: str) -> str:
+    """A network's name, or the last part of a path, as part of a file name."""
+    return (Path(model).name or "model").replace(":", "-")

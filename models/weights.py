@@ -1,0 +1,134 @@
+"""Weights that a network is given: from a file, or as its library publishes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparse_export.errors import ArtefactError, MissingCapability, UsageError
+from sparse_export.models import is_factory, torchvision_constructor
+
+if TYPE_CHECKING:
+    import torch
+
+_NESTED = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights in their files
+_SHOWN = 8
+_TIMM = "timm:"
+
+
+def load_weights(module: torch.nn.Module, file: Path) -> None:
+    """Put the weights and buffers of a file into the network: every one of its, and no other.
+
+    file: safetensors, or what `torch.save` wrote of a mapping of tensors (or of one with such a mapping under
+    `state_dict`, `model` or `model_state_dict`). Read with weights_only: nothing in it is run.
+    Raises UsageError when it is not there; ArtefactError when it cannot be read, or holds other names or shapes.
+    """
+    import torch
+
+    state = _tensors(file)
+    wanted = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+    problems = sorted(
+        [
+            *(f"it lacks {name}" for name in wanted.keys() - state.keys()),
+            *(f"it has {name}, which the network has not" for name in state.keys() - wanted.keys()),
+            *(
+                f"{name} has shape {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
+                for name in wanted.keys() & state.keys()
+                if state[name].shape != wanted[name].shape
+            ),
+        ]
+    )
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise ArtefactError(
+            f"{file} holds the weights of another network: {'; '.join(problems[:_SHOWN])}{more}.",
+            expected=f"The {len(wanted)} weights and buffers of the network were expected.",
+            do="Choose the network that they belong to, or rename them in the file.",
+        )
+    module.load_state_dict(state)
+
+
+def pretrained(name: str) -> torch.nn.Module:
+    """A network of torchvision or timm with the weights that its library publishes, downloaded where needed.
+
+    Raises UsageError for a network that has none, MissingCapability when they cannot be had.
+    """
+    if name.startswith(_TIMM):
+        from sparse_export.models import timm_networks
+
+        return timm_networks.pretrained(name.removeprefix(_TIMM))
+    constructor = None if is_factory(name) else torchvision_constructor(name)
+    if constructor is None:
+        raise UsageError(
+            f"There are no published weights of {name}.",
+            expected="A network of torchvision or timm was expected for --weights pretrained.",
+            do="A factory loads its own weights; for another network give a file with --weights.",
+        )
+    from torchvision import models
+
+    try:
+        module: torch.nn.Module = getattr(models, constructor)(weights="DEFAULT")
+    except (
+        Exception
+    ) as cause:  # the network, the disk, a proxy, a changed file: the library passes on what it meets
+        raise not_to_be_had(name, cause) from cause
+    return module
+
+
+def not_to_be_had(name: str, cause: Exception) -> MissingCapability:
+    """The error for published weights that could not be fetched."""
+    reason = next(iter(str(cause).splitlines()), "") or type(cause).__name__
+    return MissingCapability(
+        f"The published weights of {name} could not be fetched: {reason.rstrip('.')}.",
+        expected="A connection to where its library keeps them, or a copy in the library's cache, was expected.",
+        do="Fetch the file on another machine and give it with --weights FILE.",
+    )
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    if not file.is_file():
+        raise UsageError(
+            f"There is no file {file}.",
+            expected="pretrained, random or a file of weights was expected for --weights.",
+            do="Correct the path.",
+        )
+    with file.open("rb") as stream:
+        start = stream.read(9)
+    # A safetensors file begins with eight bytes of length and then JSON.
+    return _from_safetensors(file) if start[8:9] == b"{" else _from_torch(file)
+
+
+def _from_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as cause:
+        raise _unreadable(file, str(cause)) from cause
+
+
+def _from_torch(file: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as cause:  # a damaged pickle raises whatever its bytes happen to ask for
+        reason = next(iter(str(cause).splitlines()), "") or type(cause).__name__
+        raise _unreadable(file, reason) from cause
+    if isinstance(content, Mapping):
+        nested = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content)
+        found = {str(key): value for key, value in nested.items() if isinstance(value, torch.Tensor)}
+        if found and len(found) == len(nested):
+            return found
+    raise _unreadable(file, f"it holds a {type(content).__name__} that is no mapping of names to tensors")
+
+
+def _unreadable(file: Path, reason: str) -> ArtefactError:
+    return ArtefactError(
+        f"{file} cannot be read as weights: {reason.rstrip('.')}.",
+        expected="safetensors, or a state_dict written by torch.save and nothing else, was expected; "
+        "other objects are never unpickled.",
+        do="Save the network's state_dict() again, best with safetensors.",
+    )
