@@ -328,7 +328,7 @@ def test_a_network_that_cannot_be_traced_says_so() -> None:
     assert "cannot be traced" in layers["second.weight"].reason
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5)
 @given(st.integers(0, 2**31), st.floats(0.02, 0.3), st.sampled_from([0.0, 0.02]), st.booleans())
 def test_obeying_layers_obey_within_the_cut_and_others_are_as_they_were(
     seed: int, density: float, max_cut: float, live_first: bool
