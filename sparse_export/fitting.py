@@ -19,7 +19,7 @@ from sparse_export.errors import ArtefactError, DataNotFound, MissingCapability,
 from sparse_export.graph.compact import compact as compacted_graph
 from sparse_export.graph.gather import gathered
 from sparse_export.graph.lossless import Fitted, Gather
-from sparse_export.graph.permutation import reduction_axis
+from sparse_export.graph.permutation import reduction_axis, summed_parts
 from sparse_export.graph.verify import count_parameters, graph_layers
 from sparse_export.runtime.equality import require_same_output
 from sparse_export.runtime.logits import accuracy, onnx_logits, torch_logits
@@ -75,7 +75,8 @@ def never_cut(network: nn.Module, names: Sequence[str], pattern: NMPattern) -> d
     """The weights that a trainer would not put under a pattern either, with its reasons: outputs, and small layers."""
     shapes = {name: tuple(network.get_parameter(name).shape) for name in names}
     axes = {name: reduction_axis(network, name) for name in names}
-    _, reasons = capped_layers(shapes, axes, pattern, outputs=output_layers(network))
+    parts = {name: summed_parts(network, name) for name in names}
+    _, reasons = capped_layers(shapes, axes, pattern, parts=parts, outputs=output_layers(network))
     return reasons
 
 

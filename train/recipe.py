@@ -103,12 +103,17 @@ class SparsityRecipe(_Table):
             if self.density > pattern.density:
                 raise ValueError(f"the pattern {pattern} allows a density of {pattern.density:g} at most")
         first, last = self.approach or (0.0, 0.0)
-        if not first <= last <= (1.0 if self.freeze is None else self.freeze):
+        if not first <= last <= self.wanted_freeze:
             raise ValueError(
-                "approach needs its first fraction no later than its last, and both no later than freeze"
+                "approach needs its first fraction no later than its last, and both no later than freeze, which is "
+                f"{self.wanted_freeze:g}"
             )
         if self.approach is not None and pattern is None:
             raise ValueError("approach needs a pattern, like '2:4'")
+        if self.method != "sparse-momentum":
+            for name, value in (("approach", self.approach), ("freeze", self.freeze)):
+                if value is not None:
+                    raise ValueError(f"method {self.method!r} has no {name}")
         return self
 
     @property
@@ -123,6 +128,13 @@ class SparsityRecipe(_Table):
     def wanted_density(self) -> float | None:
         """The density that training is asked for; None for as much as the pattern allows."""
         return DEFAULT_DENSITY if self.density is None and self.pattern is None else self.density
+
+    @property
+    def wanted_freeze(self) -> float:
+        """The fraction of the training after which masks stand still."""
+        if self.freeze is not None:
+            return self.freeze
+        return DEFAULT_FREEZE if self.pattern is not None else 1.0
 
     @property
     def label(self) -> str:

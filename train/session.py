@@ -31,7 +31,7 @@ from sparse_export.train.metrics import EpochMetrics, MetricsLog
 from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.rates import learning_rate
-from sparse_export.train.recipe import DEFAULT_APPROACH, DEFAULT_FREEZE, Recipe
+from sparse_export.train.recipe import DEFAULT_APPROACH, Recipe
 from sparse_export.train.run_folder import finish_run, require_empty, write_run_info
 from sparse_export.train.sparse_training import SparseTraining, layer_facts
 from sparse_export.train.sparsifier import Sparsifier
@@ -156,10 +156,9 @@ class Session:
         self.model.eval()
         try:
             sample = self._laid_out(torch.zeros((2, *input_shape), device=self.device))
-            outputs: list[Any] = []
             with torch.no_grad():
-                self.output_layers = output_layers(self.model, lambda: outputs.append(self.model(sample)))
-            (output,) = outputs
+                output = self.model(sample)  # lazy layers have shapes from here on
+                self.output_layers = output_layers(self.model, lambda: self.model(sample))
         except Exception as cause:  # whatever a network raises: some assert, some index
             reason = next(iter(str(cause).splitlines()), type(cause).__name__)
             raise UsageError(
@@ -192,11 +191,10 @@ class Session:
                 small_share=settings.small_share,
             )
         asp = settings.method == "asp"
-        approach, freeze = settings.approach, settings.freeze
+        approach, freeze = settings.approach, settings.wanted_freeze
         if asp:
             approach, freeze = (ASP_CUT, ASP_CUT), ASP_CUT
         elif pattern is not None:
-            freeze = DEFAULT_FREEZE if freeze is None else freeze
             approach = DEFAULT_APPROACH if approach is None else approach
         return SparseTraining(
             self.model,
@@ -214,7 +212,7 @@ class Session:
             keep_dense=settings.keep_dense,
             seed=self.recipe.seed,
             approach=approach or (0.0, 0.0),
-            freeze=1.0 if freeze is None else freeze,
+            freeze=freeze,
             output_layers=self.output_layers,
             small_share=settings.small_share,
         )
@@ -316,7 +314,8 @@ class Session:
             total = torch.tensor(total, dtype=torch.float64, device=self.device)
         step = at.step
         agreement = Agreement(self.world)
-        self._n_updates_before_epoch = self.sparse.n_updates if self.sparse else 0
+        n_updates = self.sparse.n_updates if self.sparse else 0
+        self._n_updates_before_epoch = at.n_updates_before if at.step_in_epoch else n_updates
         self.model.train()
 
         def position(*, epoch: int = epoch, step_in_epoch: int = 0, loss_sum: float = 0.0) -> Position:
@@ -325,6 +324,7 @@ class Session:
                 epoch=epoch,
                 step_in_epoch=step_in_epoch,
                 loss_sum=loss_sum,
+                n_updates_before=self._n_updates_before_epoch,
                 seconds=at.seconds + time.monotonic() - started,
                 metrics_bytes=log.size_bytes if log else 0,
             )
@@ -462,7 +462,6 @@ class Session:
         if sparse is None:
             return None, None
         if isinstance(sparse, SparseTraining) and self._is_update_due(sparse, epoch):
-            rate = sparse.prune_rate
             try:
                 sparse.update()
             except UsageError:
@@ -472,9 +471,8 @@ class Session:
                     sparse.n_steps - 1, f"The weights are no longer numbers: {cause}"
                 ) from cause
             self._mask_average()
-            return rate, sparse.flip_rate
         if sparse.n_updates > self._n_updates_before_epoch:
-            return sparse.prune_rate, sparse.flip_rate
+            return sparse.last_prune_rate, sparse.flip_rate
         return None, None
 
     def _is_update_due(self, sparse: SparseTraining, epoch: int) -> bool:

@@ -152,6 +152,7 @@ class SparseTraining:
         self._approach, self._freeze = approach, freeze
         self._calm, self._n_flipped_before = 1.0, -1
         self._n_flipped: Tensor | None = None
+        self.last_prune_rate: float | None = None
         self._plan: PatternPlan | None = None
         if pattern is None:
             self._parameters = masked_parameters(model, keep_dense)
@@ -193,7 +194,15 @@ class SparseTraining:
                     "Masks and a density were given.",
                     expected="One of them was expected: masks have a density.",
                 )
-            return sum(int(mask.sum()) for mask in masks.values())
+            n_active = sum(int(mask.sum()) for mask in masks.values())
+            if self._plan is not None and n_active > self._plan.capacity_with(self._plan.pattern.n):
+                raise UsageError(
+                    f"The masks keep {n_active} weights, and the pattern {self._plan.pattern} has room for "
+                    f"{self._plan.capacity_with(self._plan.pattern.n)}.",
+                    expected="Masks of no more weights than that were expected.",
+                    do="Leave out the masks: training then starts with as many as the pattern allows.",
+                )
+            return n_active
         if density is None:
             return None
         n_active = round(density * self.n_masked)
@@ -243,7 +252,7 @@ class SparseTraining:
             raise UsageError(
                 f"The masks of {', '.join(over)} do not obey the pattern.",
                 expected="Masks within the pattern were expected.",
-                do="Leave out the masks, or approach the pattern later in the training.",
+                do="Leave out the masks, or keep the N largest weights of each group in them.",
             )
         return {name: mask.bool() for name, mask in masks.items()}
 
@@ -323,11 +332,12 @@ class SparseTraining:
         Raises RanksDiverged where several processes train together and no longer have one mask.
         """
         before, self._n_cap = self._n_cap, self._n_now()
+        self.last_prune_rate = self.prune_rate
         update = update_masks(
             {name: value.detach() for name, value in self._parameters.items()},
             growth_scores(self.optimizer, self._parameters),
             self.masks,
-            prune_rate=self.prune_rate,
+            prune_rate=self.last_prune_rate,
             redistribution=self._redistribution,
             caps=self._caps(),
             n_active=self._count_with(self._n_cap),
@@ -375,6 +385,7 @@ class SparseTraining:
             "n_steps": self.n_steps,
             "n_updates": self.n_updates,
             "calm": self._calm,
+            "last_prune_rate": self.last_prune_rate,
             "n_flipped": None if self._n_flipped is None else int(self._n_flipped),
             "n_flipped_before": self._n_flipped_before,
         }
@@ -394,6 +405,7 @@ class SparseTraining:
         self.n_steps = int(state["n_steps"])
         self.n_updates = int(state["n_updates"])
         self._calm = float(state["calm"])
+        self.last_prune_rate = None if state["last_prune_rate"] is None else float(state["last_prune_rate"])
         n_flipped = state["n_flipped"]
         self._n_flipped = None if n_flipped is None else torch.tensor(int(n_flipped))
         self._n_flipped_before = int(state["n_flipped_before"])
