@@ -27,12 +27,14 @@ from sparse_export.train.distributed import Agreement, World, masks_sha256
 from sparse_export.train.ema import Ema
 from sparse_export.train.feed import Feed, Part, feed
 from sparse_export.train.layers import maskable_parameters, output_layers
+from sparse_export.train.methods import METHODS
 from sparse_export.train.metrics import EpochMetrics, MetricsLog
 from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.rates import learning_rate
 from sparse_export.train.recipe import DEFAULT_APPROACH, DEFAULT_FREEZE, Recipe
 from sparse_export.train.run_folder import finish_run, require_empty, write_run_info
+from sparse_export.train.snip import snip_masks
 from sparse_export.train.sparse_training import SparseTraining, layer_facts
 from sparse_export.train.sparsifier import Sparsifier
 from sparse_export.train.sr_ste import SrSte
@@ -175,28 +177,49 @@ class Session:
         approach, freeze = settings.approach, settings.freeze
         if asp:
             approach, freeze = (ASP_CUT, ASP_CUT), ASP_CUT
-        elif pattern is not None:
+        elif pattern is not None and METHODS[settings.method].moves:
             freeze = DEFAULT_FREEZE if freeze is None else freeze
             approach = DEFAULT_APPROACH if approach is None else approach
+        masks = self._snip_masks() if settings.method == "snip" else None
         return SparseTraining(
             self.model,
             self.optimizer,
-            density=settings.wanted_density,
+            density=settings.wanted_density if masks is None else None,
+            method="sparse-momentum" if asp else settings.method,
+            masks=masks,
             pattern=pattern,
             total_steps=self.total_steps,
             update_every=settings.update_every or None,
             prune_rate=0.0 if asp else settings.prune_rate,
             final_prune_rate=settings.final_prune_rate,
             prune_schedule=settings.prune_schedule,
+            prune=settings.prune,
             redistribution=settings.redistribution,
+            growth=settings.growth,
             start=settings.start,
             rescale=settings.rescale,
             keep_dense=settings.keep_dense,
             seed=self.recipe.seed,
             approach=approach or (0.0, 0.0),
-            freeze=1.0 if freeze is None else freeze,
+            freeze=freeze,
             output_layers=self.output_layers,
             small_share=settings.small_share,
+        )
+
+    def _snip_masks(self) -> dict[str, Tensor]:
+        """Start masks by the sensitivity of the loss of the first batch."""
+        settings = self.recipe.sparsity
+        order = torch.randperm(self.feed.fact.n_train, generator=self._generator(_ORDER, 0))
+        x, y = next(iter(self.feed.training(order[: self.batch_size], self.batch_size, 0, 0)))
+        self._seed(0)
+        return snip_masks(
+            self.model,
+            lambda: (
+                nn.functional.cross_entropy(self.model(self._laid_out(x)), y) * (len(y) / self.batch_size)
+            ),
+            density=settings.wanted_density or 1.0,
+            keep_dense=settings.keep_dense,
+            combine=dist.all_reduce if self.world.size > 1 else None,
         )
 
     def _laid_out(self, x: Tensor) -> Tensor:
