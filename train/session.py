@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparse_export import artefact, models
-from sparse_export.artefact import Accuracy, LayerFact, ModelFact, Run, RunInfo
+from sparse_export.artefact import Accuracy, LayerFact, ModelFact, Run, RunInfo, SpeedFact
 from sparse_export.errors import ArtefactError, Interrupted, MissingCapability, TrainingDiverged, UsageError
 from sparse_export.train.augment import crop_flip, draw_crops
 from sparse_export.train.checkpoint import Position, load_state, remove_leftovers, save_state, state_path
@@ -28,7 +29,7 @@ from sparse_export.train.ema import Ema
 from sparse_export.train.feed import Feed, Part, feed
 from sparse_export.train.layers import maskable_parameters, output_layers
 from sparse_export.train.methods import METHODS
-from sparse_export.train.metrics import EpochMetrics, MetricsLog
+from sparse_export.train.metrics import EpochMetrics, MetricsLog, read_metrics
 from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.rates import learning_rate
@@ -37,6 +38,14 @@ from sparse_export.train.run_folder import finish_run, require_empty, write_run_
 from sparse_export.train.snip import snip_masks
 from sparse_export.train.sparse_training import SparseTraining, layer_facts
 from sparse_export.train.sparsifier import Sparsifier
+from sparse_export.train.speed import (
+    LayerUse,
+    convolutions_of,
+    estimate,
+    layer_times_ms,
+    layer_uses,
+    layers_of,
+)
 from sparse_export.train.sr_ste import SrSte
 from sparse_export.train.stopping import Stop
 
@@ -45,6 +54,7 @@ _ORDER, _AUGMENTATION = 0, 1 << 60  # apart, so that no two uses of a seed draw 
 _CHECK_EVERY = 50  # steps between looks at an accelerator's loss
 ASP_CUT = 0.5  # fraction of the steps that asp trains dense
 _SINGLE_THREAD_WORK = 50e6  # weights x batch size; see _n_threads
+_USE_BATCH = 128  # most samples of the batch that shows what layers have to do
 _TEST_BATCH, _TEST_VALUES = 1000, 16 * 2**20  # samples, and input values, of a batch of an evaluation
 
 
@@ -285,6 +295,7 @@ class Session:
             test=self._accuracy("test"),
             layers=self._layer_facts(),
             seconds=self.position.seconds,
+            speed=self._speed() if first else None,
         )
         return self._finish(info)
 
@@ -352,6 +363,7 @@ class Session:
         agreement.finish()
         (loss_sum,) = self.world.sum([float(total)])
         self._require_finite(loss_sum, step - 1)
+        step_ms = 1000 * (time.monotonic() - started) / (step - at.step) if step > at.step else None
         validation = self._accuracy("validation")
         rate_used, flip_rate = self._end_of_epoch_update(epoch)
         metrics = EpochMetrics(
@@ -366,12 +378,49 @@ class Session:
             flip_rate=flip_rate,
             masks_sha256=masks_sha256(self.sparse.masks) if self.sparse else None,
             seconds=at.seconds + time.monotonic() - started,
+            step_ms=step_ms,
+            layer_use=self._layer_uses(),
         )
         if log is not None:
             log.write(metrics)
         self.position = position(epoch=epoch + 1)
         self._save(self.position)
         observer.finished_epoch(metrics)
+
+    def _probe(self) -> Tensor | None:
+        """A batch of the validation part, for looking at layers; None where there is none, or in other processes."""
+        if not self.world.is_first:
+            return None
+        batch = next(iter(self.feed.part("validation", min(self.batch_size, _USE_BATCH))), None)
+        return None if batch is None else self._laid_out(batch[0])
+
+    def _layer_uses(self) -> dict[str, LayerUse]:
+        x = self._probe()
+        return {} if x is None else layer_uses(self.model, x)
+
+    def _speed(self) -> SpeedFact | None:
+        """The measured time of a step and, apart from it, the paper's estimates, over all epochs."""
+        lines = read_metrics(self.out)
+        steps_ms = [line["step_ms"] for line in lines if line["step_ms"] is not None]
+        if not steps_ms:
+            return None
+        x = self._probe()
+        times = {} if x is None else layer_times_ms(self.model, x)
+        uses = [
+            {name: LayerUse(**use) for name, use in line["layer_use"].items()}
+            for line in lines
+            if line["layer_use"]
+        ]
+        convolutions = estimate(times, uses, convolutions_of(self.model))
+        every = estimate(times, uses, layers_of(self.model))
+        return SpeedFact(
+            step_ms=median(steps_ms),
+            estimate_channels=convolutions and convolutions.channels,
+            estimate_macs=convolutions and convolutions.macs,
+            all_layers_estimate_channels=every and every.channels,
+            all_layers_estimate_macs=every and every.macs,
+            n_moments=len(uses),
+        )
 
     def _step(self, x: Tensor, y: Tensor, step: int) -> Tensor:
         """Forward and backward. Gives this process's part of the batch's mean loss: the parts add up to it."""
