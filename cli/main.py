@@ -23,6 +23,7 @@ __all__ = ["COMMANDS", "cli", "main"]
 COMMANDS = {
     "demo": "Train dense, sparse and 2:4, build, validate and compare, on data that is embedded.",
     "train": "Train a network sparse (or dense) by RECIPE, a shipped name or a TOML file.",
+    "sweep": "Train methods x densities x seeds x settings by GRID, a TOML file: a table with intervals, and charts.",
     "build": "Export RUN to a bundle: ONNX, a golden input and output, a manifest with hashes.",
     "validate": "Check that BUNDLE computes what was trained, and as well.",
     "compare": "Compare a dense with a sparse bundle: accuracy, size and time, with intervals.",

@@ -33,7 +33,7 @@ LINES = (
     {"__main__"},
     {"cli"},
     {"doctor", "demo"},
-    {"serving", "comparison", "report", "plan"},
+    {"serving", "comparison", "report", "plan", "sweep"},
     {"building", "validation", "inspect", "measure"},
     {"train", "runtime", "engine"},
     {"graph", "models", "data"},
