@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any, cast
 
 import torch
@@ -38,14 +37,7 @@ from sparse_export.train.run_folder import finish_run, require_empty, write_run_
 from sparse_export.train.snip import snip_masks
 from sparse_export.train.sparse_training import SparseTraining, layer_facts
 from sparse_export.train.sparsifier import Sparsifier
-from sparse_export.train.speed import (
-    LayerUse,
-    convolutions_of,
-    estimate,
-    layer_times_ms,
-    layer_uses,
-    layers_of,
-)
+from sparse_export.train.speed import LayerUse, layer_uses, speed_of
 from sparse_export.train.sr_ste import SrSte
 from sparse_export.train.stopping import Stop
 
@@ -399,28 +391,7 @@ class Session:
         return {} if x is None else layer_uses(self.model, x)
 
     def _speed(self) -> SpeedFact | None:
-        """The measured time of a step and, apart from it, the paper's estimates, over all epochs."""
-        lines = read_metrics(self.out)
-        steps_ms = [line["step_ms"] for line in lines if line["step_ms"] is not None]
-        if not steps_ms:
-            return None
-        x = self._probe()
-        times = {} if x is None else layer_times_ms(self.model, x)
-        uses = [
-            {name: LayerUse(**use) for name, use in line["layer_use"].items()}
-            for line in lines
-            if line["layer_use"]
-        ]
-        convolutions = estimate(times, uses, convolutions_of(self.model))
-        every = estimate(times, uses, layers_of(self.model))
-        return SpeedFact(
-            step_ms=median(steps_ms),
-            estimate_channels=convolutions and convolutions.channels,
-            estimate_macs=convolutions and convolutions.macs,
-            all_layers_estimate_channels=every and every.channels,
-            all_layers_estimate_macs=every and every.macs,
-            n_moments=len(uses),
-        )
+        return speed_of(self.model, self._probe(), read_metrics(self.out))
 
     def _step(self, x: Tensor, y: Tensor, step: int) -> Tensor:
         """Forward and backward. Gives this process's part of the batch's mean loss: the parts add up to it."""

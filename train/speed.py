@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from sparse_export.artefact import SpeedFact
 
 _TIMED_FOR_S = 0.5
 _MIN_TIMED, _MAX_TIMED = 3, 30
@@ -63,6 +65,33 @@ def estimate(
     if min(dense, channels, macs) <= 0:
         return None
     return Estimate(channels=dense / channels, macs=dense / macs)
+
+
+def speed_of(model: nn.Module, x: Tensor | None, lines: Sequence[Mapping[str, Any]]) -> SpeedFact | None:
+    """The measured time of a step and, apart from it, the estimates, over all epochs.
+
+    x: a batch to time the layers with; without one there are no estimates.  lines: of `metrics.jsonl`.
+    None where no step was timed.
+    """
+    steps_ms = [line["step_ms"] for line in lines if line.get("step_ms") is not None]
+    if not steps_ms:
+        return None
+    times_ms = {} if x is None else layer_times_ms(model, x)
+    uses = [
+        {name: LayerUse(**use) for name, use in line["layer_use"].items()}
+        for line in lines
+        if line.get("layer_use")
+    ]
+    convolutions = estimate(times_ms, uses, convolutions_of(model))
+    every = estimate(times_ms, uses, layers_of(model))
+    return SpeedFact(
+        step_ms=median(steps_ms),
+        estimate_channels=convolutions.channels if convolutions else None,
+        estimate_macs=convolutions.macs if convolutions else None,
+        all_layers_estimate_channels=every.channels if every else None,
+        all_layers_estimate_macs=every.macs if every else None,
+        n_moments=len(uses),
+    )
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:

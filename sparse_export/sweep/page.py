@@ -149,7 +149,7 @@ def _order(value: object) -> tuple[bool, float, str]:
 def _courses(findings: Sequence[Finding]) -> list[str]:
     """A chart for the first complete seed of each method, density and setting."""
     seen: set[tuple[object, ...]] = set()
-    charts = []
+    charts: list[str] = []
     for finding in findings:
         cell = finding.cell
         key = (cell.method, cell.density, cell.setting)

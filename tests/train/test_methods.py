@@ -198,7 +198,11 @@ def test_snip_keeps_the_largest_product_of_weight_and_gradient_of_all_layers() -
     assert all(value.grad is None for value in model.parameters())
     nn.functional.cross_entropy(model(x), y).backward()
     scores = torch.cat(
-        [(value * value.grad).abs().flatten() for name, value in model.named_parameters() if name in masks]
+        [
+            (value * torch.as_tensor(value.grad)).abs().flatten()
+            for name, value in model.named_parameters()
+            if name in masks
+        ]
     )
     kept = torch.cat([mask.flatten() for mask in masks.values()])
     assert int(kept.sum()) == round(0.1 * kept.numel())
