@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": "Train dense, sparse and 2:4, build, validate and compare, on data that is embedded.",
     "train": "Train a network sparse (or dense) by RECIPE, a shipped name or a TOML file.",
     "sparsify": "Make a trained network N:M sparse: a run's folder, a network by name, or package.module:factory.",
+    "sweep": "Train methods x densities x seeds x settings by GRID, a TOML file: a table with intervals, and charts.",
     "build": "Export RUN to a bundle: ONNX, a golden input and output, a manifest with hashes.",
     "validate": "Check that BUNDLE computes what was trained, and as well.",
     "compare": "Compare a dense with a sparse bundle: accuracy, size and time, with intervals.",

@@ -28,8 +28,10 @@ def _typed(name: str) -> bool:
 @click.option("--pattern", metavar="N:M", help="At most N of every M weights; alone: as many as that allows.")
 @click.option(
     "--method",
-    type=click.Choice(["sparse-momentum", "sr-ste", "asp"]),
-    help="How masks move; the last two are there to compare with, and need --pattern.",
+    type=click.Choice(
+        ["sparse-momentum", "set", "rigl", "dsr", "static", "snip", "magnitude", "dense", "sr-ste", "asp"]
+    ),
+    help="How masks move; all but the first are there to compare with, the last two need --pattern.",
 )
 @click.option(
     "--preset", type=click.Choice(["default", "reference"]), help="Start as the paper's implementation does."

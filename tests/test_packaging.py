@@ -34,7 +34,7 @@ LINES = (
     {"__main__"},
     {"cli"},
     {"doctor", "demo"},
-    {"serving", "comparison", "report", "plan", "sparsifying"},
+    {"serving", "comparison", "report", "plan", "sparsifying", "sweep"},
     {"building", "validation", "inspect", "measure"},
     {"fitting"},
     {"train", "runtime", "engine"},

@@ -77,7 +77,7 @@ def save_user_run(folder: Path, trainer: SparseTraining, *, model: ModelFact, te
     facts = trainer.layer_facts()
     info = RunInfo(
         status="running",
-        method="sparse-momentum",
+        method=trainer.method,
         model=model,
         data=None,
         target_density=trainer.density,

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparse_export import artefact, models
-from sparse_export.artefact import Accuracy, LayerFact, ModelFact, Run, RunInfo
+from sparse_export.artefact import Accuracy, LayerFact, ModelFact, Run, RunInfo, SpeedFact
 from sparse_export.errors import ArtefactError, Interrupted, MissingCapability, TrainingDiverged, UsageError
 from sparse_export.train.augment import crop_flip, draw_crops
 from sparse_export.train.checkpoint import Position, load_state, remove_leftovers, save_state, state_path
@@ -27,14 +27,17 @@ from sparse_export.train.distributed import Agreement, World, masks_sha256
 from sparse_export.train.ema import Ema
 from sparse_export.train.feed import Feed, Part, feed
 from sparse_export.train.layers import maskable_parameters, output_layers
-from sparse_export.train.metrics import EpochMetrics, MetricsLog
+from sparse_export.train.methods import METHODS
+from sparse_export.train.metrics import EpochMetrics, MetricsLog, read_metrics
 from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.rates import learning_rate
 from sparse_export.train.recipe import DEFAULT_APPROACH, Recipe
 from sparse_export.train.run_folder import finish_run, require_empty, write_run_info
+from sparse_export.train.snip import snip_masks
 from sparse_export.train.sparse_training import SparseTraining, layer_facts
 from sparse_export.train.sparsifier import Sparsifier
+from sparse_export.train.speed import LayerUse, layer_uses, speed_of
 from sparse_export.train.sr_ste import SrSte
 from sparse_export.train.starting_point import STARTED, StartingPoint
 from sparse_export.train.stopping import Stop
@@ -44,6 +47,7 @@ _ORDER, _AUGMENTATION = 0, 1 << 60  # apart, so that no two uses of a seed draw 
 _CHECK_EVERY = 50  # steps between looks at an accelerator's loss
 ASP_CUT = 0.5  # fraction of the steps that asp trains dense
 _SINGLE_THREAD_WORK = 50e6  # weights x batch size; see n_threads_for
+_USE_BATCH = 128  # most samples of the batch that shows what layers have to do
 _TEST_BATCH, _TEST_VALUES = 1000, 16 * 2**20  # samples, and input values, of a batch of an evaluation
 
 
@@ -191,22 +195,28 @@ class Session:
                 small_share=settings.small_share,
             )
         asp = settings.method == "asp"
-        approach, freeze = settings.approach, settings.wanted_freeze
+        approach, freeze = settings.approach, settings.freeze
         if asp:
             approach, freeze = (ASP_CUT, ASP_CUT), ASP_CUT
-        elif pattern is not None:
+        elif pattern is not None and METHODS[settings.method].moves:
+            freeze = settings.wanted_freeze
             approach = DEFAULT_APPROACH if approach is None else approach
+        masks = self._snip_masks() if settings.method == "snip" else None
         return SparseTraining(
             self.model,
             self.optimizer,
-            density=settings.wanted_density,
+            density=settings.wanted_density if masks is None else None,
+            method="sparse-momentum" if asp else settings.method,
+            masks=masks,
             pattern=pattern,
             total_steps=self.total_steps,
             update_every=settings.update_every or None,
             prune_rate=0.0 if asp else settings.prune_rate,
             final_prune_rate=settings.final_prune_rate,
             prune_schedule=settings.prune_schedule,
+            prune=settings.prune,
             redistribution=settings.redistribution,
+            growth=settings.growth,
             start=settings.start,
             rescale=settings.rescale,
             keep_dense=settings.keep_dense,
@@ -215,6 +225,22 @@ class Session:
             freeze=freeze,
             output_layers=self.output_layers,
             small_share=settings.small_share,
+        )
+
+    def _snip_masks(self) -> dict[str, Tensor]:
+        """Start masks by the sensitivity of the loss of the first batch."""
+        settings = self.recipe.sparsity
+        order = torch.randperm(self.feed.fact.n_train, generator=self._generator(_ORDER, 0))
+        x, y = next(iter(self.feed.training(order[: self.batch_size], self.batch_size, 0, 0)))
+        self._seed(0)
+        return snip_masks(
+            self.model,
+            lambda: (
+                nn.functional.cross_entropy(self.model(self._laid_out(x)), y) * (len(y) / self.batch_size)
+            ),
+            density=settings.wanted_density or 1.0,
+            keep_dense=settings.keep_dense,
+            combine=dist.all_reduce if self.world.size > 1 else None,
         )
 
     def _laid_out(self, x: Tensor) -> Tensor:
@@ -287,6 +313,7 @@ class Session:
             test=self._accuracy("test"),
             layers=self._layer_facts(),
             seconds=self.position.seconds,
+            speed=self._speed() if first else None,
         )
         return self._finish(info)
 
@@ -356,6 +383,7 @@ class Session:
         agreement.finish()
         (loss_sum,) = self.world.sum([float(total)])
         self._require_finite(loss_sum, step - 1)
+        step_ms = 1000 * (time.monotonic() - started) / (step - at.step) if step > at.step else None
         validation = self._accuracy("validation")
         rate_used, flip_rate = self._end_of_epoch_update(epoch)
         metrics = EpochMetrics(
@@ -370,12 +398,28 @@ class Session:
             flip_rate=flip_rate,
             masks_sha256=masks_sha256(self.sparse.masks) if self.sparse else None,
             seconds=at.seconds + time.monotonic() - started,
+            step_ms=step_ms,
+            layer_use=self._layer_uses(),
         )
         if log is not None:
             log.write(metrics)
         self.position = position(epoch=epoch + 1)
         self._save(self.position)
         observer.finished_epoch(metrics)
+
+    def _probe(self) -> Tensor | None:
+        """A batch of the validation part, for looking at layers; None where there is none, or in other processes."""
+        if not self.world.is_first:
+            return None
+        batch = next(iter(self.feed.part("validation", min(self.batch_size, _USE_BATCH))), None)
+        return None if batch is None else self._laid_out(batch[0])
+
+    def _layer_uses(self) -> dict[str, LayerUse]:
+        x = self._probe()
+        return {} if x is None else layer_uses(self.model, x)
+
+    def _speed(self) -> SpeedFact | None:
+        return speed_of(self.model, self._probe(), read_metrics(self.out))
 
     def _step(self, x: Tensor, y: Tensor, step: int) -> Tensor:
         """Forward and backward. Gives this process's part of the batch's mean loss: the parts add up to it."""

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import bdtr, ndtri, stdtr
+from scipy.special import bdtr, ndtri, stdtr, stdtrit
 
 from sparse_export.errors import UsageError
 
 __all__ = [
     "AccuracyDifference",
+    "Mean",
     "Ratio",
     "log_location_interval",
     "mcnemar_p",
+    "mean_interval",
     "paired_accuracy_difference",
     "paired_ratio",
 ]
@@ -44,6 +46,15 @@ class Ratio:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mean:
+    """The mean of independent values. half_width: of its interval; None for a single value, which has none."""
+
+    mean: float
+    half_width: float | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class AccuracyDifference:
     """Accuracy of b minus accuracy of a on the same samples, in percentage points.
 
@@ -58,6 +69,18 @@ class AccuracyDifference:
     n_only_a: int
     n_only_b: int
     mcnemar_p: float
+
+
+def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Mean:
+    """Mean of independent, roughly normal values and its Student t interval. Raises UsageError for no values."""
+    if not values:
+        raise UsageError("A mean was asked of no values.", expected="At least one was expected.")
+    x = np.array(values, dtype=np.float64)
+    half_width = None
+    if x.size > 1:
+        quantile = float(stdtrit(x.size - 1, 0.5 * (1.0 + confidence)))
+        half_width = quantile * float(x.std(ddof=1)) / math.sqrt(x.size)
+    return Mean(mean=float(x.mean()), half_width=half_width, n=x.size)
 
 
 def paired_ratio(
