@@ -27,22 +27,21 @@ from sparse_export.train.distributed import Agreement, World, masks_sha256
 from sparse_export.train.ema import Ema
 from sparse_export.train.feed import Feed, Part, feed
 from sparse_export.train.layers import maskable_parameters, output_layers
+from sparse_export.train.methods import ASP_CUT, make_sparsifier
 from sparse_export.train.metrics import EpochMetrics, MetricsLog
 from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.rates import learning_rate
-from sparse_export.train.recipe import DEFAULT_APPROACH, DEFAULT_FREEZE, Recipe
+from sparse_export.train.recipe import Recipe
 from sparse_export.train.run_folder import finish_run, require_empty, write_run_info
 from sparse_export.train.sparse_training import SparseTraining, layer_facts
 from sparse_export.train.sparsifier import Sparsifier
-from sparse_export.train.sr_ste import SrSte
 from sparse_export.train.stopping import Stop
 
 _SAVE_EVERY_S = 120.0  # within a long epoch
 _ORDER, _AUGMENTATION = 0, 1 << 60  # apart, so that no two uses of a seed draw the same numbers
 _CHECK_EVERY = 50  # steps between looks at an accelerator's loss
-ASP_CUT = 0.5  # fraction of the steps that asp trains dense
-_SINGLE_THREAD_WORK = 50e6  # weights x batch size; see _n_threads
+_SINGLE_THREAD_WORK = 50e6  # weights x batch size; see n_threads_for
 _TEST_BATCH, _TEST_VALUES = 1000, 16 * 2**20  # samples, and input values, of a batch of an evaluation
 
 
@@ -90,7 +89,7 @@ class Session:
         self._n_updates_averaged = 0
         self.forward = self._forward()
         self.position = Position()
-        self.n_threads = recipe.threads or _n_threads(self.model, self.batch_size)
+        self.n_threads = recipe.threads or n_threads_for(self.model, self.batch_size)
         self.info = self._info()
         if earlier is not None:
             if earlier.n_processes == world.size:
@@ -158,45 +157,8 @@ class Session:
         return output.shape[-1]
 
     def _sparsifier(self) -> Sparsifier:
-        """What keeps the network sparse, by the recipe's method."""
-        settings = self.recipe.sparsity
-        pattern = settings.nm_pattern
-        if pattern is not None and settings.method == "sr-ste":
-            return SrSte(
-                self.model,
-                self.optimizer,
-                pattern=pattern,
-                decay=settings.decay,
-                keep_dense=settings.keep_dense,
-                output_layers=self.output_layers,
-                small_share=settings.small_share,
-            )
-        asp = settings.method == "asp"
-        approach, freeze = settings.approach, settings.freeze
-        if asp:
-            approach, freeze = (ASP_CUT, ASP_CUT), ASP_CUT
-        elif pattern is not None:
-            freeze = DEFAULT_FREEZE if freeze is None else freeze
-            approach = DEFAULT_APPROACH if approach is None else approach
-        return SparseTraining(
-            self.model,
-            self.optimizer,
-            density=settings.wanted_density,
-            pattern=pattern,
-            total_steps=self.total_steps,
-            update_every=settings.update_every or None,
-            prune_rate=0.0 if asp else settings.prune_rate,
-            final_prune_rate=settings.final_prune_rate,
-            prune_schedule=settings.prune_schedule,
-            redistribution=settings.redistribution,
-            start=settings.start,
-            rescale=settings.rescale,
-            keep_dense=settings.keep_dense,
-            seed=self.recipe.seed,
-            approach=approach or (0.0, 0.0),
-            freeze=1.0 if freeze is None else freeze,
-            output_layers=self.output_layers,
-            small_share=settings.small_share,
+        return make_sparsifier(
+            self.recipe, self.model, self.optimizer, self.total_steps, output_layers=self.output_layers
         )
 
     def _laid_out(self, x: Tensor) -> Tensor:
@@ -508,7 +470,7 @@ def _require_possible(recipe: Recipe, device: torch.device) -> None:
         )
 
 
-def _n_threads(model: nn.Module, batch_size: int) -> int:
+def n_threads_for(model: nn.Module, batch_size: int) -> int:
     """One thread for a network whose step is too short to share, else torch's own choice.
 
     A function of the network, not of a timing, so that a recipe gives the same bits on every run.
