@@ -13,10 +13,13 @@ from sparse_export.errors import UsageError
 
 __all__ = [
     "AccuracyDifference",
+    "Location",
     "Ratio",
+    "location",
     "log_location_interval",
     "paired_accuracy_difference",
     "paired_ratio",
+    "resolution",
 ]
 
 MIN_ROUNDS = 4
@@ -40,6 +43,15 @@ class Ratio:
     n_rounds: int
     n_outliers: int
     autocorrelation: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """Where a series of positive values lies when nothing disturbs it, with an interval, in the series' own unit."""
+
+    estimate: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +106,17 @@ def paired_ratio(
         n_outliers=int(n_outliers[0]),
         autocorrelation=float(rho[0]),
     )
+
+
+def location(values: Sequence[float] | np.ndarray, *, confidence: float = 0.95) -> Location:
+    """Of one value a round, in the order of time: what `paired_ratio` gives against 1. Raises as it does."""
+    found = paired_ratio(values, np.ones(len(values)), confidence=confidence)
+    return Location(estimate=found.estimate, low=found.low, high=found.high)
+
+
+def resolution(control: Ratio) -> float:
+    """The farthest end of an A/A control's interval from 1, as a ratio above 1: what a measurement cannot resolve."""
+    return max(control.high, 1.0 / control.low)
 
 
 def log_location_interval(

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparse_export.errors import UsageError
-from sparse_export.measure.statistics import log_location_interval, paired_accuracy_difference, paired_ratio
+from sparse_export.measure.statistics import (
+    Ratio,
+    location,
+    log_location_interval,
+    paired_accuracy_difference,
+    paired_ratio,
+    resolution,
+)
 
 N_RUNS = 1000
 SIGMA = 0.02
@@ -194,3 +201,17 @@ def test_an_accuracy_interval_covers_the_true_difference() -> None:
 def test_answers_to_different_samples_are_refused() -> None:
     with pytest.raises(UsageError, match=r"\(5,\) and \(6,\)"):
         paired_accuracy_difference(np.ones(5, dtype=bool), np.ones(6, dtype=bool))
+
+
+def test_a_location_is_that_of_the_undisturbed_rounds_in_their_own_unit() -> None:
+    times_ms = 4.0 * np.exp(0.01 * np.random.default_rng(2).standard_normal(24))
+    times_ms[7] *= 9.0
+    found = location(times_ms)
+    assert found.low < 4.0 < found.high
+    assert found.high - found.low < 0.1
+
+
+def test_the_resolution_is_the_farthest_end_of_the_control_from_1_on_either_side() -> None:
+    for low, high, wanted in ((0.99, 1.04, 1.04), (0.8, 1.04, 1.25)):
+        control = Ratio(estimate=1.0, low=low, high=high, n_rounds=24, n_outliers=0, autocorrelation=0.0)
+        assert resolution(control) == pytest.approx(wanted)
