@@ -45,7 +45,7 @@ _SIDES = ("dense", "dense again", "sparse")
 class StepTimes:
     """One network's steps. samples_per_s: batch / mean time.
 
-    part_ms: median ms of each of PARTS over all timed steps: forward with the loss, backward, the optimiser with its
+    part_ms: mean ms of each of PARTS over all timed steps, which add up where medians do not: forward with the loss, backward, the optimiser with its
     zeroing of gradients, and whatever keeps the network sparse, mask updates left out.
     """
 
@@ -283,12 +283,12 @@ class _Loop:
             self.update_ms.append(1e3 * watch.seconds(begin, watch.now()))
 
     def part_ms(self) -> dict[str, float]:
-        """Median ms of each part. A step's marks: begin, gradients zeroed, loss, backward, optimiser in and out, end."""
+        """Mean ms of each part. A step's marks: begin, gradients zeroed, loss, backward, optimiser in and out, end."""
         self.stamps.wait()
         gaps = np.array([[self.stamps.seconds(a, b) for a, b in pairwise(marks)] for marks in self._marks])
         zero, forward, backward, before, optimizer, after = 1e3 * gaps.T
         parts = (forward, backward, zero + optimizer, before + after)
-        return {name: float(np.median(values)) for name, values in zip(PARTS, parts, strict=True)}
+        return {name: float(values.mean()) for name, values in zip(PARTS, parts, strict=True)}
 
 
 def _rounds_of(loops: dict[str, _Loop]) -> Callable[[], None]:
@@ -412,6 +412,7 @@ def _table(result: StepBench) -> str:
             sparse.latency.median_ms,
             f"{_ratio(result.ratio)} as fast",
         ),
+        ("mean ms a step", dense.latency.mean_ms, sparse.latency.mean_ms, ""),
         *((f"  {name}", dense.part_ms[name], sparse.part_ms[name], "") for name in PARTS),
         ("90th percentile ms", dense.latency.p90_ms, sparse.latency.p90_ms, ""),
     ]

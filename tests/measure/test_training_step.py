@@ -38,7 +38,7 @@ def test_the_parts_of_a_step_add_up_to_nearly_all_of_it(found: StepBench) -> Non
     for times in (found.dense, found.dense_again, found.sparse):
         assert tuple(times.part_ms) == PARTS
         assert min(times.part_ms[name] for name in ("forward", "backward", "optimizer")) > 0
-        assert sum(times.part_ms.values()) == pytest.approx(times.latency.median_ms, rel=0.5)
+        assert sum(times.part_ms.values()) == pytest.approx(times.latency.mean_ms, rel=0.25)
 
 
 def test_only_the_sparse_step_has_mask_work_and_only_it_updates_masks(found: StepBench) -> None:
@@ -145,4 +145,4 @@ def test_without_a_card_cuda_is_refused() -> None:
 @pytest.mark.gpu
 def test_on_a_card_the_parts_are_device_times() -> None:
     result = bench_training_step("cifar10-wrn-28-2", **(QUICK | {"device": "cuda", "batch_size": 64}))
-    assert sum(result.sparse.part_ms.values()) == pytest.approx(result.sparse.latency.median_ms, rel=0.3)
+    assert sum(result.sparse.part_ms.values()) == pytest.approx(result.sparse.latency.mean_ms, rel=0.2)
