@@ -185,7 +185,7 @@ class Attention24(nn.MultiheadAttention):
 
     product: Weight24
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
