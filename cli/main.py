@@ -23,6 +23,7 @@ __all__ = ["COMMANDS", "cli", "main"]
 COMMANDS = {
     "demo": "Train dense, sparse and 2:4, build, validate and compare, on data that is embedded.",
     "train": "Train a network sparse (or dense) by RECIPE, a shipped name or a TOML file.",
+    "plan": "Choose the layers of MODEL, a name or a run, that are worth making 2:4 on this card.",
     "build": "Export RUN to a bundle: ONNX, a golden input and output, a manifest with hashes.",
     "validate": "Check that BUNDLE computes what was trained, and as well.",
     "bench": "Time BUNDLE: latency percentiles and throughput on each runtime, at several batch sizes.",
