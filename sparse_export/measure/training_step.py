@@ -127,7 +127,7 @@ def bench_training_step(
     """
     check_measurable(rounds, block_s)
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    _check(loaded, batch_size, update_every, require_speedup)
+    _check(loaded, batch_size, update_every, n_threads, require_speedup)
     tell = on_progress or (lambda line: None)
     place = _device(device)
     shape = _shape(loaded, input_shape)
@@ -313,7 +313,11 @@ def _times(loop: _Loop, latency: LatencyResult) -> StepTimes:
 
 
 def _check(
-    recipe: Recipe, batch_size: int | None, update_every: int | None, require_speedup: float | None
+    recipe: Recipe,
+    batch_size: int | None,
+    update_every: int | None,
+    n_threads: int | None,
+    require_speedup: float | None,
 ) -> None:
     if recipe.dense:
         raise UsageError(
@@ -321,7 +325,11 @@ def _check(
             expected="One that trains sparse was expected; its dense twin is timed beside it.",
             do="Leave dense out of the recipe.",
         )
-    for name, value in (("batch size", batch_size), ("update interval", update_every)):
+    for name, value in (
+        ("batch size", batch_size),
+        ("update interval", update_every),
+        ("number of threads", n_threads),
+    ):
         if value is not None and value < 1:
             raise UsageError(f"The {name} is {value}.", expected="1 or more was expected.")
     if require_speedup is not None and not 1 <= require_speedup < float("inf"):

@@ -116,6 +116,7 @@ def _digits(**changes: Any) -> Recipe:
         ({"dense": True}, {}, "dense one"),
         ({}, {"batch_size": 0}, "batch size is 0"),
         ({}, {"update_every": 0}, "update interval is 0"),
+        ({}, {"n_threads": 0}, "number of threads is 0"),
         ({}, {"rounds": 3}, "3 rounds"),
         ({}, {"require_speedup": 0.5}, "speed-up is 0.5"),
         ({}, {"input_shape": (0, 8)}, "shape is"),
