@@ -539,6 +539,11 @@ def _parse(path: Path, kind: str, cls: type[Any]) -> Any:
         ) from cause
 
 
+def read_document(path: Path, kind: str, cls: type[Any]) -> Any:
+    """Read a JSON document of ours into its dataclass, which has `kind` and `schema_version`. Raises ArtefactError."""
+    return _parse(path, kind, cls)
+
+
 def _described(path: Path, file: str, kind: str, made_by: str) -> Path:
     if not path.exists():
         raise UsageError(

@@ -27,25 +27,23 @@ from sparse_export.train.distributed import Agreement, World, masks_sha256
 from sparse_export.train.ema import Ema
 from sparse_export.train.feed import Feed, Part, feed
 from sparse_export.train.layers import maskable_parameters, output_layers
-from sparse_export.train.methods import METHODS
+from sparse_export.train.making import ASP_CUT, make_sparsifier
 from sparse_export.train.metrics import EpochMetrics, MetricsLog, read_metrics
 from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.rates import learning_rate
-from sparse_export.train.recipe import DEFAULT_APPROACH, Recipe
+from sparse_export.train.recipe import Recipe
 from sparse_export.train.run_folder import finish_run, require_empty, write_run_info
 from sparse_export.train.snip import snip_masks
 from sparse_export.train.sparse_training import SparseTraining, layer_facts
 from sparse_export.train.sparsifier import Sparsifier
 from sparse_export.train.speed import LayerUse, layer_uses, speed_of
-from sparse_export.train.sr_ste import SrSte
 from sparse_export.train.starting_point import STARTED, StartingPoint
 from sparse_export.train.stopping import Stop
 
 _SAVE_EVERY_S = 120.0  # within a long epoch
 _ORDER, _AUGMENTATION = 0, 1 << 60  # apart, so that no two uses of a seed draw the same numbers
 _CHECK_EVERY = 50  # steps between looks at an accelerator's loss
-ASP_CUT = 0.5  # fraction of the steps that asp trains dense
 _SINGLE_THREAD_WORK = 50e6  # weights x batch size; see n_threads_for
 _USE_BATCH = 128  # most samples of the batch that shows what layers have to do
 _TEST_BATCH, _TEST_VALUES = 1000, 16 * 2**20  # samples, and input values, of a batch of an evaluation
@@ -182,49 +180,13 @@ class Session:
 
     def _sparsifier(self) -> Sparsifier:
         """What keeps the network sparse, by the recipe's method."""
-        settings = self.recipe.sparsity
-        pattern = settings.nm_pattern
-        if pattern is not None and settings.method == "sr-ste":
-            return SrSte(
-                self.model,
-                self.optimizer,
-                pattern=pattern,
-                decay=settings.decay,
-                keep_dense=settings.keep_dense,
-                output_layers=self.output_layers,
-                small_share=settings.small_share,
-            )
-        asp = settings.method == "asp"
-        approach, freeze = settings.approach, settings.freeze
-        if asp:
-            approach, freeze = (ASP_CUT, ASP_CUT), ASP_CUT
-        elif pattern is not None and METHODS[settings.method].moves:
-            freeze = settings.wanted_freeze
-            approach = DEFAULT_APPROACH if approach is None else approach
-        masks = self._snip_masks() if settings.method == "snip" else None
-        return SparseTraining(
+        return make_sparsifier(
+            self.recipe,
             self.model,
             self.optimizer,
-            density=settings.wanted_density if masks is None else None,
-            method="sparse-momentum" if asp else settings.method,
-            masks=masks,
-            pattern=pattern,
-            total_steps=self.total_steps,
-            update_every=settings.update_every or None,
-            prune_rate=0.0 if asp else settings.prune_rate,
-            final_prune_rate=settings.final_prune_rate,
-            prune_schedule=settings.prune_schedule,
-            prune=settings.prune,
-            redistribution=settings.redistribution,
-            growth=settings.growth,
-            start=settings.start,
-            rescale=settings.rescale,
-            keep_dense=settings.keep_dense,
-            seed=self.recipe.seed,
-            approach=approach or (0.0, 0.0),
-            freeze=freeze,
+            self.total_steps,
             output_layers=self.output_layers,
-            small_share=settings.small_share,
+            sensitivity_masks=self._snip_masks,
         )
 
     def _snip_masks(self) -> dict[str, Tensor]:

@@ -13,13 +13,16 @@ from sparse_export.errors import UsageError
 
 __all__ = [
     "AccuracyDifference",
+    "Location",
     "Mean",
     "Ratio",
+    "location",
     "log_location_interval",
     "mcnemar_p",
     "mean_interval",
     "paired_accuracy_difference",
     "paired_ratio",
+    "resolution",
 ]
 
 MIN_ROUNDS = 4
@@ -52,6 +55,15 @@ class Mean:
     mean: float
     half_width: float | None
     n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """Where a series of positive values lies when nothing disturbs it, with an interval, in the series' own unit."""
+
+    estimate: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +132,17 @@ def paired_ratio(
         n_outliers=int(n_outliers[0]),
         autocorrelation=float(rho[0]),
     )
+
+
+def location(values: Sequence[float] | np.ndarray, *, confidence: float = 0.95) -> Location:
+    """Of one value a round, in the order of time: what `paired_ratio` gives against 1. Raises as it does."""
+    found = paired_ratio(values, np.ones(len(values)), confidence=confidence)
+    return Location(estimate=found.estimate, low=found.low, high=found.high)
+
+
+def resolution(control: Ratio) -> float:
+    """The farthest end of an A/A control's interval from 1, as a ratio above 1: what a measurement cannot resolve."""
+    return max(control.high, 1.0 / control.low)
 
 
 def log_location_interval(
