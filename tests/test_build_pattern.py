@@ -23,6 +23,8 @@ from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError, Us
 from sparse_export.graph.pack24 import packed_weights
 from sparse_export.inspect import inspect
 from sparse_export.sparsity.pattern import NMPattern, obeys
+from sparse_export.train.loop import train
+from sparse_export.train.recipe import load_recipe
 from sparse_export.validation import check_gates, validate
 from tests.making_runs import digits_accuracy, digits_fact, digits_run, save_run
 
@@ -330,3 +332,29 @@ def test_other_patterns_are_for_the_asking(run: Run, tmp_path: Path) -> None:
             assert layer.pattern == "1:2"
             assert obeys(weight_of(made, layer.name), 1, NMPattern(n=1, m=2))
     assert any(layer.pattern for layer in made.info.layers)
+
+
+def test_a_network_trained_without_a_pattern_becomes_two_four_and_answers_alike(tmp_path: Path) -> None:
+    recipe = load_recipe("digits", changes={"epochs": 4, "sparsity": {"density": 0.1}})
+    trained = train(recipe, tmp_path / "run", device="cpu")
+    made = build(trained.path, pattern="2:4", gather="any", compact=True, onnx="packed")
+    layers, fact = layers_of(made), made.info.fitted
+    assert fact is not None
+    assert layers["conv3.weight"].road == "permuted"
+    assert layers["fc1.weight"].road == "gathered"  # behind a flattened picture
+    assert packed_weights(onnx.load(made.onnx_path)) == ("conv3.weight", "fc1.weight")
+    assert sum(layer.n_cut for layer in fact.layers) == fact.n_changed == 0
+    assert fact.accuracy_after == fact.accuracy_before == trained.info.test
+    check_gates(validate(made, max_drop=0.0, n_threads=1))
+
+
+def test_lenet_on_mnist_becomes_two_four_without_a_changed_answer(mnist_dir: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("mnist-lenet300-100", changes={"epochs": 2, "sparsity": {"density": 0.1}})
+    trained = train(recipe, tmp_path / "run", device="cpu", data_dir=mnist_dir)
+    made = build(trained.path, pattern="2:4", data_dir=mnist_dir)
+    layer, fact = layers_of(made)["fc1.weight"], made.info.fitted
+    assert fact is not None
+    assert layer.groups_over_before is not None
+    assert layer.groups_over_before > 100
+    assert (layer.road, layer.groups_over_after, layer.n_cut) == ("gathered", 0, 0)
+    assert (fact.accuracy_after, fact.n_changed) == (trained.info.test, 0)
