@@ -26,12 +26,13 @@ _HOPELESS = (UsageError.exit_code, MissingCapability.exit_code, ArtefactError.ex
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """How a cell stands. status: `complete`, `failed`, or `waiting`.  reason: the last words of one that failed."""
+    """How a cell stands. status: `complete`, `failed`, or `waiting`.  reason, exit_code: the last words of one that failed."""
 
     cell: Cell
     run: Path
     status: str
     reason: str = ""
+    exit_code: int = 0
 
 
 @dataclass(kw_only=True)
@@ -73,7 +74,7 @@ def run_cells(
     n_done, n_all = len(cells) - len(waiting), len(cells)
     if n_done:
         say(f"{n_done} of {n_all} cells are complete already")
-    reasons: dict[str, str] = {}
+    reasons: dict[str, tuple[str, int]] = {}
     running: list[_Job] = []
     with stop_signals(patient=True) as stop:
         try:
@@ -89,8 +90,9 @@ def run_cells(
                         n_done += 1
                         say(f"{n_done}/{n_all} {job.cell.name}")
                     elif not stop.requested:
-                        reasons[job.cell.name] = _last_words(job.log, code)
-                        say(f"failed: {job.cell.name}: {reasons[job.cell.name]}")
+                        reason = _last_words(job.log, code)
+                        reasons[job.cell.name] = reason, code
+                        say(f"failed: {job.cell.name}: {reason}")
                         if code in _HOPELESS:
                             waiting.clear()
         finally:
@@ -98,8 +100,9 @@ def run_cells(
     findings = []
     for cell in cells:
         run = run_folder(folder, cell)
-        status = "complete" if is_complete(run) else "failed" if cell.name in reasons else "waiting"
-        findings.append(Finding(cell=cell, run=run, status=status, reason=reasons.get(cell.name, "")))
+        reason, code = reasons.get(cell.name, ("", 0))
+        status = "complete" if is_complete(run) else "failed" if code else "waiting"
+        findings.append(Finding(cell=cell, run=run, status=status, reason=reason, exit_code=code))
     return findings, stop.requested
 
 

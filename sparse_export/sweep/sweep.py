@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sparse_export import artefact
-from sparse_export.errors import Interrupted, SparseExportError, UsageError
+from sparse_export.errors import (
+    ArtefactError,
+    Interrupted,
+    MissingCapability,
+    SparseExportError,
+    UsageError,
+)
 from sparse_export.files import json_bytes, require_writable, write_bytes
 from sparse_export.measure.machine import machine_facts
 from sparse_export.sweep.grid import cells_of, load_grid
@@ -45,7 +51,8 @@ def sweep(
     What is complete is not trained again, what was stopped goes on. The two files are written of what there is,
     also when cells fail or the sweep is stopped.
     Raises RecipeError and UsageError for a grid before anything is trained, OutputError, Interrupted on SIGINT or
-    SIGTERM, and SparseExportError at the end when a cell failed.
+    SIGTERM, and at the end, when a cell failed, SparseExportError, or the kind that every cell would have failed by:
+    MissingCapability, UsageError or ArtefactError; the others are then not tried.
     """
     grid_file, out = Path(grid_file), Path(out)
     grid = load_grid(grid_file)
@@ -81,7 +88,8 @@ def sweep(
         )
     failed = [finding for finding in findings if finding.status == "failed"]
     if failed:
-        raise SparseExportError(
+        kinds = {kind.exit_code: kind for kind in (UsageError, MissingCapability, ArtefactError)}
+        raise kinds.get(failed[0].exit_code, SparseExportError)(
             f"{len(failed)} of {len(cells)} cells failed. The first, {failed[0].cell.name}: {failed[0].reason}",
             expected="Every cell was expected to end well.",
             do=f"Their logs are in {out / 'logs'}; the same command tries them again, and {out / RESULTS_FILE} holds "

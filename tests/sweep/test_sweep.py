@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_export.errors import SparseExportError
+from sparse_export.errors import MissingCapability, SparseExportError
 from sparse_export.sweep.charts import Point, Series, line_chart
 from sparse_export.sweep.running import is_complete
 from sparse_export.sweep.sweep import sweep
@@ -102,6 +102,17 @@ def test_a_cell_that_fails_is_told_with_its_reason_and_the_others_are_kept(tmp_p
     document = json.loads((tmp_path / "out" / "results.json").read_text())
     assert sorted(run["status"] for run in document["runs"]) == ["complete", "failed"]
     assert "Runs that failed" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_every_cell_would_fail_by_is_told_after_the_first(tmp_path: Path) -> None:
+    grid = tmp_path / "grid.toml"
+    grid.write_text(
+        'recipe = "mnist-lenet300-100"\nmethods = ["static"]\ndensities = [0.1]\nseeds = [0, 1, 2]\n'
+    )
+    with pytest.raises(MissingCapability, match=r"1 of 3 cells failed.*Data set mnist is not there"):
+        sweep(grid, tmp_path / "out", n_jobs=1, data_dir=tmp_path / "nowhere", device="cpu")
+    document = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [run["status"] for run in document["runs"]] == ["failed", "waiting", "waiting"]
 
 
 def test_two_sweeps_do_not_train_one_cell_at_once(tmp_path: Path) -> None:
