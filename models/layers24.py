@@ -24,6 +24,8 @@ from sparse_export.sparsity.product24 import (
     compress,
     fill,
     multiply,
+    multiply_integers,
+    quantized_rows,
     require_backend,
     why_not,
 )
@@ -36,6 +38,8 @@ class Weight24:
 
     forward_form: of the weight (O, I).  backward_form: of its transpose, for the gradient of the input; None leaves
     that product dense.  weight: the layer's own parameter, which gradients go to.
+    dtype: of the product. int8 is for inference: weights are quantized by outputs when forms are filled, activations by
+    rows at every call, both symmetric, and nothing is calibrated.
     """
 
     def __init__(self, weight: Tensor, *, dtype: torch.dtype, backend: Backend) -> None:
@@ -44,6 +48,7 @@ class Weight24:
         self.algorithm = 0
         self.dtype, self.backend = dtype, backend
         self._weight = weight
+        self._scale_O: Tensor | None = None
 
     def set_mask(self, mask: Tensor | None, *, sparse_backward: bool = False) -> None:
         """Compress for a mask of the weight's shape; None makes the product dense.
@@ -65,6 +70,10 @@ class Weight24:
 
     def fill(self) -> None:
         """Gather the weight's values into the forms; they have to be zero where its mask is."""
+        if self.dtype == torch.int8 and self.forward_form is not None:
+            integers, self._scale_O = quantized_rows(self._weight.detach().flatten(1))
+            fill(self.forward_form, integers)
+            return
         for form in (self.forward_form, self.backward_form):
             if form is not None:
                 fill(form, self._weight)
@@ -83,6 +92,8 @@ class Weight24:
         if form is None:
             return nn.functional.linear(x, weight, bias)
         rows_NI = x.reshape(-1, x.shape[-1])
+        if self.dtype == torch.int8:
+            return self._by_integers(rows_NI, form, bias).reshape(*x.shape[:-1], form.shape[0])
         product: Callable[..., Tensor] = cast(Any, _Product.apply)
         y_NO = product(
             rows_NI,
@@ -98,6 +109,20 @@ class Weight24:
         if not torch.is_autocast_enabled(x.device.type):
             y_NO = y_NO.to(x.dtype)
         return y_NO.reshape(*x.shape[:-1], y_NO.shape[-1])
+
+    def _by_integers(self, x_NI: Tensor, form: Compressed, bias: Tensor | None) -> Tensor:
+        assert self._scale_O is not None
+        integers, scale_N = quantized_rows(x_NI)
+        y = multiply_integers(
+            integers,
+            form.packed,
+            form.meta,
+            shape=form.shape,
+            backend=self.backend,
+            algorithm=self.algorithm,
+        )
+        scaled = y.float() * scale_N[:, None] * self._scale_O
+        return (scaled if bias is None else scaled + bias.float()).to(x_NI.dtype)
 
 
 def _put(old: Compressed | None, new: Compressed) -> Compressed:

@@ -61,6 +61,12 @@ class Step24:
         backend: Backend = "cusparselt",
         sparse_backward: bool = False,
     ) -> None:
+        if not dtype.is_floating_point:
+            raise UsageError(
+                f"A training step in {str(dtype).removeprefix('torch.')} was asked for.",
+                expected="A float type was expected: gradients have to go through the products.",
+                do="Train in bfloat16, and use int8 for inference.",
+            )
         self.sparse_backward = sparse_backward
         self._masks = masks
         weights = {name: model.get_parameter(name) for name in masks.masks}

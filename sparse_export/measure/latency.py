@@ -35,7 +35,7 @@ class BenchRow:
     """One runtime at one batch size; every call is of `batch` samples and ends with the logits in host memory.
 
     latency: the timed session.  latency_ms: of an undisturbed call, with its 95 % interval over rounds.
-    samples_per_s: batch / mean time of all calls, disturbed ones included; None of it comes from overlapping calls.
+    samples_per_s: batch / mean time of all calls, disturbed ones included; calls follow one another.
     control: that session / another one of the same file, which differs from 1 only by what cannot be resolved here;
     floor: the farthest end of its interval from 1.
     """

@@ -63,11 +63,18 @@ def _row_counter(rows: dict[str, int], name: str) -> Any:
 
 
 def rewrite(
-    model: nn.Module, *, dtype: torch.dtype, backend: Backend, only: Collection[str] | None = None
+    model: nn.Module,
+    *,
+    dtype: torch.dtype,
+    backend: Backend,
+    only: Collection[str] | None = None,
+    product_dtype: torch.dtype | None = None,
 ) -> Rewritten:
     """Turn a network in memory into one with 2:4 products, in place: cast, in evaluation mode, without gradients.
 
     model: on the device to run on; for 1x1 convolutions best in channels_last.  dtype: of weights and activations.
+    product_dtype: of the 2:4 products, by default `dtype`; int8 quantizes each weight by outputs and activations by rows
+    at every call, without calibration, so accuracy is to be measured.
     only: weights to multiply as 2:4, as a plan names them; None for all that are 2:4.
     Nothing is pruned: a weight that is not 2:4 along its inputs stays dense, with the reason.
     Raises UsageError for an unknown name in `only`, MissingCapability where the device has no such product.
@@ -93,7 +100,7 @@ def rewrite(
             masks[name] = weight != 0
         else:
             reasons[name] = reason
-    layers, refused = change_layers(model, masks, dtype=dtype, backend=backend)
+    layers, refused = change_layers(model, masks, dtype=product_dtype or dtype, backend=backend)
     for name, layer in layers.items():
         layer.set_mask(masks[name])
     return Rewritten(model=model, layers=layers, why_dense=reasons | refused)

@@ -34,6 +34,8 @@ __all__ = [
     "compress",
     "fill",
     "multiply",
+    "multiply_integers",
+    "quantized_rows",
     "require_backend",
     "row_multiple",
     "why_not",
@@ -215,6 +217,44 @@ def multiply(
     return y[:n_rows].contiguous() if n_pad or backend == "cutlass" else y
 
 
+def quantized_rows(x_NI: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row as int8 times a scale of its own: int8 (N, I), symmetric, and float32 (N,).
+
+    The scale is the row's largest magnitude / 127; a row of zeros has scale 1. Halves are rounded to even.
+    """
+    x = x_NI.float()
+    largest = x.abs().amax(1) if x.shape[1] else x.new_zeros(x.shape[0])
+    scale = torch.where(largest > 0, largest / 127, 1.0)
+    return (x / scale[:, None]).round().to(torch.int8), scale
+
+
+def multiply_integers(
+    x_NI: Tensor,
+    packed: Tensor,
+    meta: Tensor | None,
+    *,
+    shape: tuple[int, int],
+    backend: Backend,
+    algorithm: int = 0,
+) -> Tensor:
+    """x Wᵀ, int32 (N, O), of int8 activations and an int8 `Compressed`; exact. The rest as in `multiply`."""
+    if backend == "reference":
+        assert meta is not None
+        dense = expanded(packed, meta, shape[1])
+        return (x_NI.double() @ dense.double().T).to(torch.int32)
+    n_rows = x_NI.shape[0]
+    n_pad = -n_rows % row_multiple(torch.int8, backend)
+    x = torch.nn.functional.pad(x_NI, (0, 0, 0, n_pad)) if n_pad else x_NI.contiguous()
+    if backend == "cusparselt":
+        y = torch._cslt_sparse_mm(
+            packed, x.t(), transpose_result=True, out_dtype=torch.int32, alg_id=algorithm
+        )
+    else:
+        assert meta is not None
+        y = torch._sparse_semi_structured_mm(packed, meta, x.t(), out_dtype=torch.int32).t()
+    return y[:n_rows]
+
+
 def best_algorithm(compressed: Compressed, n_rows: int) -> int:
     """cuSPARSELt's fastest algorithm for activations of so many rows; 0 for the other backends. Times the device."""
     if compressed.backend != "cusparselt":
@@ -222,4 +262,5 @@ def best_algorithm(compressed: Compressed, n_rows: int) -> int:
     packed = compressed.packed
     n_padded = n_rows + -n_rows % row_multiple(packed.dtype, compressed.backend)
     x = torch.zeros((n_padded, compressed.shape[1]), dtype=packed.dtype, device=packed.device)
-    return int(torch._cslt_sparse_mm_search(packed, x.t(), transpose_result=True))
+    out = torch.int32 if packed.dtype == torch.int8 else None
+    return int(torch._cslt_sparse_mm_search(packed, x.t(), out_dtype=out, transpose_result=True))

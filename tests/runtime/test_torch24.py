@@ -68,6 +68,16 @@ def test_a_vision_transformer_is_sparse_in_all_its_projections() -> None:
     assert {"blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight"} <= set(found.layers)
 
 
+def test_products_in_int8_are_as_near_as_their_steps_allow() -> None:
+    model = _pruned(_small())
+    x = torch.randn(16, 3, 8, 8)
+    wanted = model(x)
+    found = rewrite(copy.deepcopy(model), dtype=torch.float32, backend="reference", product_dtype=torch.int8)
+    assert set(found.layers) == {"2.weight", "5.weight"}
+    error = float((found.model(x) - wanted).detach().norm() / wanted.detach().norm())
+    assert 1e-5 < error < 0.03
+
+
 def test_rows_of_each_layer_are_counted_for_the_choice_of_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
     found = rewrite(_pruned(_small()), dtype=torch.float32, backend="reference")
     rows: dict[str, int] = {}

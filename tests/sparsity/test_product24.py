@@ -14,12 +14,15 @@ from sparse_export.errors import MissingCapability, UsageError
 from sparse_export.sparsity import product24
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group
 from sparse_export.sparsity.product24 import (
+    BACKENDS,
     Backend,
     Compressed,
     best_algorithm,
     compress,
     fill,
     multiply,
+    multiply_integers,
+    quantized_rows,
     row_multiple,
     why_not,
 )
@@ -71,12 +74,15 @@ def test_new_values_under_an_old_mask_need_no_new_compression() -> None:
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int8])
 def test_cutlass_matrices_hold_what_torchs_own_packing_of_the_weight_holds(
     dtype: torch.dtype, transposed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(product24, "require_backend", lambda *_: None)  # packing is the same on the CPU
-    scores = torch.randn(64, 128)
+    scores = 20 * torch.randn(128, 128)
+    scores += (
+        scores.sign()
+    )  # no kept value becomes zero as an integer, which the packing would count as pruned
     mask = transposable_mask(scores)
     weight = (scores * mask).to(dtype)
     made = compress(mask, dtype, "cutlass", transposed=transposed)
@@ -127,6 +133,45 @@ def test_padding_and_the_order_of_operands_are_those_of_torchs_operators(
     y = multiply(x, weight.half(), torch.empty(0), None, shape=(16, 32), backend="cutlass")
     assert (y.shape, y.is_contiguous()) == ((5, 16), True)
     torch.testing.assert_close(y, x @ weight.half().T, rtol=1e-2, atol=1e-2)
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 40), st.integers(0, 1000))
+def test_integers_are_multiplied_exactly(n_rows: int, n_out: int, n_groups: int, seed: int) -> None:
+    _, mask = _weight(n_out, 4 * n_groups, seed)
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randint(-127, 128, mask.shape, generator=generator, dtype=torch.int8) * mask
+    x = torch.randint(-127, 128, (n_rows, 4 * n_groups), generator=generator, dtype=torch.int8)
+    made = compress(mask, torch.int8, "reference")
+    fill(made, weight)
+    found = multiply_integers(x, made.packed, made.meta, shape=made.shape, backend="reference")
+    assert torch.equal(found.long(), x.long() @ weight.long().T)
+
+
+@given(st.integers(0, 1000), st.floats(1e-20, 1e20))
+def test_quantized_rows_are_off_by_half_a_step_at_most(seed: int, size: float) -> None:
+    x = size * torch.randn((5, 9), generator=torch.Generator().manual_seed(seed))
+    x[2] = 0.0
+    integers, scale = quantized_rows(x)
+    assert int(integers.abs().max()) == 127
+    assert scale[2] == 1.0
+    assert ((integers * scale[:, None] - x).abs() <= 0.5001 * scale[:, None]).all()
+
+
+def test_integer_products_ask_the_hardware_for_whole_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[torch.dtype, tuple[int, ...]]] = []
+
+    def mm(packed: Tensor, *rest: Tensor, out_dtype: torch.dtype, **_: object) -> Tensor:
+        dense = rest[-1]
+        seen.append((out_dtype, tuple(dense.shape)))
+        return (packed.double() @ dense.double()).to(out_dtype)
+
+    monkeypatch.setattr(torch, "_sparse_semi_structured_mm", mm)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", lambda *a, **k: mm(*a, **k).T)
+    x, weight = (torch.randint(-9, 9, shape, dtype=torch.int8) for shape in ((5, 64), (32, 64)))
+    for backend in BACKENDS[1:]:
+        y = multiply_integers(x, weight, torch.empty(0), shape=(32, 64), backend=backend)
+        assert torch.equal(y.long(), x.long() @ weight.long().T)
+    assert seen == [(torch.int32, (64, 16))] * 2
 
 
 @pytest.mark.parametrize(
@@ -208,3 +253,15 @@ def test_the_hardware_agrees_with_float64(backend: Backend, dtype: torch.dtype, 
             )
             tolerance = 2 * torch.finfo(dtype).eps * float(wanted.abs().max()) * abs(factor)
             torch.testing.assert_close(found.double(), factor * wanted, rtol=0, atol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["cutlass", "cusparselt"])
+def test_the_hardware_multiplies_integers_exactly(backend: Backend) -> None:
+    _, mask = _weight(256, 512)
+    weight = (torch.randint(-127, 128, mask.shape, dtype=torch.int8) * mask).cuda()
+    x = torch.randint(-127, 128, (197, 512), dtype=torch.int8, device="cuda")
+    made = compress(mask.cuda(), torch.int8, backend)
+    fill(made, weight)
+    found = multiply_integers(x, made.packed, made.meta, shape=made.shape, backend=backend)
+    assert torch.equal(found.double(), x.double() @ weight.double().T)

@@ -147,6 +147,11 @@ def test_a_network_without_any_such_layer_is_refused_with_the_reasons() -> None:
         Step24(model, Fixed(masks), **REFERENCE)
 
 
+def test_steps_in_integers_are_refused() -> None:
+    with pytest.raises(UsageError, match="int8"):
+        Step24(nn.Linear(8, 8), Fixed({}), dtype=torch.int8, backend="reference")
+
+
 def test_without_a_card_the_hardwares_products_are_refused() -> None:
     model = nn.Sequential(nn.Linear(64, 64))
     with pytest.raises(MissingCapability, match="on cpu"):
