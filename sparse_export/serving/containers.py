@@ -1,6 +1,6 @@
 """Which container of Triton to deploy in: the one whose TensorRT is that of the engine.
 
-The tags and versions were collected from NVIDIA's documents and are not checked against the images. A wrong row costs
+The tags and versions are as remembered and were checked against neither documents nor images. A wrong row costs
 a failed image build, and no wrong answer: the Dockerfile refuses a container with another TensorRT.
 """
 
