@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,6 +33,19 @@ from sparse_export.graph.pack24 import dense_from_file
 __all__ = ["BuiltEngine", "build_engine", "engine_from_file"]
 
 _TAIL_LINES = 12
+# TensorRT for RTX numbers inner values in an order that hangs on addresses: of 40 builds of one ResNet-18 with
+# addresses drawn by chance 15 differed in three such names, of 40 at fixed addresses none (1.7.1, 2026-11-25). So the
+# process starts itself anew at fixed addresses where the system lets it (Linux; some containers do not).
+_AT_FIXED_ADDRESSES = (
+    "import ctypes, os, sys\n"
+    "try:\n"
+    "    libc = ctypes.CDLL(None)\n"
+    "    libc.personality(libc.personality(0xFFFFFFFF) | 0x0040000)  # ADDR_NO_RANDOMIZE\n"
+    "except (OSError, AttributeError):\n"
+    "    pass\n"
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+)
+_WORKER = ("-m", "sparse_export.engine.worker", "request.json")
 _CANCEL_S = 20.0  # a step of the builder may be long; after that the process is killed
 
 
@@ -170,7 +184,7 @@ def _run(work: Path, progress: Progress | None) -> _Outcome:
     try:
         with (work / "build.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "sparse_export.engine.worker", "request.json", str(writing)],
+                [sys.executable, "-IS", "-c", _AT_FIXED_ADDRESSES, *_WORKER, str(writing)],
                 cwd=work,
                 env=_environment(),
                 stdin=subprocess.PIPE,
@@ -290,10 +304,11 @@ def _ending(returncode: int) -> str:
 
 def _keep(work: Path, folder: Path) -> str:
     """Copy what repeats the build, and say where it lies."""
+    words = [sys.executable, "-IS", "-c", _AT_FIXED_ADDRESSES, *_WORKER]
     script = (
         "#!/bin/sh\n# Repeats this build alone. Events go to stdout, the log to stderr.\n"
-        f'cd "$(dirname "$0")" && exec env PYTHONPATH={_quoted(_environment()["PYTHONPATH"])} '
-        f"{_quoted(sys.executable)} -m sparse_export.engine.worker request.json </dev/null\n"
+        f'cd "$(dirname "$0")" && exec env PYTHONPATH={shlex.quote(_environment()["PYTHONPATH"])} '
+        f"{shlex.join(words)} </dev/null\n"
     )
     try:
         for path in work.iterdir():
@@ -304,10 +319,6 @@ def _keep(work: Path, folder: Path) -> str:
     except (OSError, OutputError) as cause:
         return f"What repeats the build could not be kept: {cause}"
     return f"{folder / 'repeat.sh'} repeats this build alone."
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
 
 
 _NO_GPU = (
