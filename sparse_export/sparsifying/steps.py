@@ -272,7 +272,10 @@ class _Work:
         *,
         norms: bool,
     ) -> tuple[SparsifiedLayer, ...]:
-        """Prune layer after layer, each calibrated on what the pruned ones before it give."""
+        """Prune layer after layer, each calibrated on what the pruned ones before it give.
+
+        Raises UsageError when no layer could be calibrated, and when no weight is left.
+        """
         began = time.monotonic()
         notes = {} if permuted is None else {layer.name: layer.reason for layer in permuted.layers}
         dense = dict(reasons)
@@ -298,6 +301,14 @@ class _Work:
             with torch.no_grad():
                 weight.copy_(pruned.weight)
             self.masks[name] = pruned.mask
+        if not found:
+            raise _none_pruned(self.source.name, method, dense)
+        if not any(bool(mask.any()) for mask in self.masks.values()):
+            raise UsageError(
+                f"The masks of {self.source.name} keep none of its weights: a zero of a sparse run stays one.",
+                expected="A run with weights in its layers was expected.",
+                do="Look at the masks that it began with; train it with a higher density.",
+            )
         if norms and self.stream is not None:
             self.n_norms = reestimate_norms(self.network.to(self.device), self.batches())
         self.stage("sparsified", time.monotonic() - began)
@@ -560,6 +571,15 @@ def _require_same_accuracy(before: Accuracy, after: Accuracy) -> None:
 
 
 # What came out
+
+
+def _none_pruned(name: str, method: Method, dense: Mapping[str, str]) -> UsageError:
+    listed = "; ".join(f"{layer}: {reason}" for layer, reason in dense.items())
+    return UsageError(
+        f"The method {method} could prune no layer of {name}: {listed}.",
+        expected="At least one layer that takes the pattern, and whose inputs can be told, was expected.",
+        do="Take --method magnitude, which needs no inputs.",
+    )
 
 
 def _kept_in_all(layers: Sequence[SparsifiedLayer]) -> float:

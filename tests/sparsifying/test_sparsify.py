@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import sparse_export as se
 from sparse_export import data, models
 from sparse_export.errors import ArtefactError, DataNotFound, GateFailed, NotTrustedError, UsageError
 from sparse_export.graph.permutation import permute_network
-from sparse_export.sparsifying import Sparsified, sparsify
+from sparse_export.sparsifying import Sparsified, sparsify, steps
+from sparse_export.sparsifying.source import Source, open_source
 from sparse_export.sparsity import permute
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group, obeys
 from sparse_export.train.layers import maskable_parameters
@@ -228,6 +230,67 @@ def test_a_factory_with_its_own_weights_needs_no_data_but_a_shape(
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "somebody-elses"))
     with pytest.raises(NotTrustedError, match="would run code"):
         sparsify(tmp_path / "run", tmp_path / "other", pattern="1:4")
+
+
+UPSAMPLING = """
+import torch
+from torch import nn
+
+
+def factory():
+    torch.manual_seed(5)
+    up = nn.ConvTranspose2d(64, 64, 2)
+    return nn.Sequential(nn.Flatten(), nn.Unflatten(1, (64, 1, 1)), up, nn.Flatten(), nn.Linear(256, 10))
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "finetune"), [("activation", 0), ("activation", 1), ("reconstruction", 0)]
+)
+def test_a_network_of_which_no_layer_can_be_calibrated_is_refused_with_the_reasons(
+    method: str, finetune: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "upsampling.py").write_text(UPSAMPLING)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"does not know transposed convolutions.*--method magnitude"
+    ) as told:
+        sparsify(
+            "upsampling:factory",
+            tmp_path / "run",
+            data="digits",
+            method=method,
+            finetune=finetune,
+            calibration_samples=20,
+            device="cpu",
+        )
+    assert "2.weight: " in str(told.value)
+    assert "4.weight: " in str(told.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("finetune", [0, 1])
+def test_a_network_whose_masks_are_all_empty_is_refused(
+    finetune: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def emptied(*args: Any, **options: Any) -> Source:
+        source = open_source(*args, **options)
+        weights = maskable_parameters(source.network)
+        masks = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+        return replace(source, masks=masks)
+
+    monkeypatch.setattr(steps, "open_source", emptied)
+    with pytest.raises(UsageError, match="keep none of its weights"):
+        sparsify(
+            "digits-cnn",
+            tmp_path / "run",
+            weights="random",
+            data="digits",
+            finetune=finetune,
+            calibration_samples=20,
+            device="cpu",
+        )
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("form", ["safetensors", "torch"])
