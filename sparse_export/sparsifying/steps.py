@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,8 @@ def sparsify(
     n_outputs = _n_outputs(source, shape, n_classes)
     work = _Work(source, shape, n_outputs, stream, place, calibration_samples, seed)
     caps, reasons = work.caps(asked, keep_dense)
+    if moving:
+        _require_patterns(work.masks, caps)
     n_threads = n_threads_for(source.network, _BATCH if recipe is None else recipe.batch_size)
     with cpu_settings(n_threads):
         work.stage("original", 0.0)
@@ -472,13 +474,8 @@ def _fine_tuning(recipe: Recipe, work: _Work, report: SparsifyReport, *, moving:
         "keep_dense": [name for name in maskable_parameters(work.network) if name not in work.masks],
     }
     if moving:
-        others = sorted(work.masks.keys() - _promised(report).keys())
-        if others:
-            raise UsageError(
-                f"--moving was given, and {', '.join(others)} of the run are sparse without a pattern.",
-                expected="Masks that all obey the pattern were expected.",
-                do="Fine-tune with fixed masks, or train with --pattern from the start.",
-            )
+        # Again, after `sparsify` asked it of the caps: a layer with one may have gone without calibration.
+        _require_patterns(work.masks, _promised(report))
         assert work.stream is not None
         n_train = work.stream.fact.n_train
         steps_per_epoch = n_train // min(recipe.batch_size, n_train)
@@ -492,6 +489,17 @@ def _fine_tuning(recipe: Recipe, work: _Work, report: SparsifyReport, *, moving:
         sparsity |= {"prune_rate": 0.0, "final_prune_rate": 0.0, "freeze": 0.0}
     table = recipe.model_dump(mode="json", exclude_none=True) | {"sparsity": sparsity}
     return recipe_from_table(table, source="for fine-tuning")
+
+
+def _require_patterns(masks: Collection[str], patterns: Collection[str]) -> None:
+    """Raise UsageError where masks would move and some have no pattern to move under. Both: names of weights."""
+    others = sorted(set(masks) - set(patterns))
+    if others:
+        raise UsageError(
+            f"--moving was given, and {', '.join(others)} of the run are sparse without a pattern.",
+            expected="Masks that all obey the pattern were expected.",
+            do="Fine-tune with fixed masks, or train with --pattern from the start.",
+        )
 
 
 def _require_same_data(run: Run, found: DataFact) -> None:

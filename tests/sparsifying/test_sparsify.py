@@ -16,7 +16,7 @@ import sparse_export as se
 from sparse_export import data, models
 from sparse_export.errors import ArtefactError, DataNotFound, GateFailed, NotTrustedError, UsageError
 from sparse_export.graph.permutation import permute_network
-from sparse_export.sparsifying import Sparsified, sparsify, steps
+from sparse_export.sparsifying import Sparsified, Stage, sparsify, steps
 from sparse_export.sparsifying.source import Source, open_source
 from sparse_export.sparsity import permute
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group, obeys
@@ -150,9 +150,20 @@ def test_masks_that_move_stay_under_the_pattern_and_keep_their_number(dense: se.
     se.build(moved.run.path, tmp_path / "bundle", onnx="packed")
 
 
-def test_masks_without_a_pattern_do_not_move(sparse: se.Run, tmp_path: Path) -> None:
+def test_masks_without_a_pattern_do_not_move_and_that_is_told_before_any_work(
+    sparse: se.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[str] = []
+    stage = steps._Work.stage
+
+    def noted(work: steps._Work, name: str, seconds: float) -> Stage:
+        began.append(name)
+        return stage(work, name, seconds)
+
+    monkeypatch.setattr(steps._Work, "stage", noted)
     with pytest.raises(UsageError, match="are sparse without a pattern"):
         sparsify(sparse.path, tmp_path / "run", finetune=1, moving=True, device="cpu")
+    assert began == []
     assert not (tmp_path / "run").exists()
 
 
