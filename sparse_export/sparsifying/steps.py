@@ -16,7 +16,7 @@ from sparse_export import artefact, models
 from sparse_export.artefact import Accuracy, DataFact, ModelFact, Run, RunInfo
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.files import require_writable, staged_folder, write_json
-from sparse_export.graph.input_statistics import input_statistics, why_not_calibrated
+from sparse_export.graph.input_statistics import input_statistics, why_no_gram, why_not_calibrated
 from sparse_export.graph.oneshot import (
     Method,
     PrunedWeight,
@@ -285,16 +285,17 @@ class _Work:
         for name in self._order(caps):
             weight = self.network.get_parameter(name)
             pruned = self._pruned(name, weight.detach().cpu(), caps[name], method)
-            if pruned is None:
-                dense[name] = why_not_calibrated(self.network, name)
+            if isinstance(pruned, str):
+                dense[name] = pruned
                 continue
+            remarks = [notes.get(name, ""), self._why_no_error(name, pruned)]
             found[name] = SparsifiedLayer(
                 name=name,
                 shape=tuple(weight.shape),
                 n_weights=weight.numel(),
                 n_active=int(pruned.mask.sum()),
                 pattern=str(caps[name].pattern),
-                reason=notes.get(name, ""),
+                reason="; ".join(filter(None, remarks)),
                 kept_in_order=self.in_order.get(name),
                 magnitude=float(weight.detach().double().abs().sum()),
                 kept_share=kept_share(weight.detach().cpu(), pruned.mask),
@@ -328,15 +329,26 @@ class _Work:
         called = input_statistics(self.network.to(self.device), [x], list(caps), gram=False)
         return [*called, *(name for name in caps if name not in called)]
 
-    def _pruned(self, name: str, weight: Tensor, cap: Cap, method: Method) -> PrunedWeight | None:
-        """None for a layer that the method needs inputs of, and of which none can be told."""
+    def _pruned(self, name: str, weight: Tensor, cap: Cap, method: Method) -> PrunedWeight | str:
+        """The weight after pruning, or why it stays dense: the method needs inputs that nobody can tell or hold."""
+        too_large = why_no_gram(self.network, name)
+        if too_large and method == "reconstruction":
+            return f"{too_large}, and reconstruction needs it"
         statistics = None
-        if self.stream is not None:
+        if self.stream is not None and not (too_large and method == "magnitude"):
             self.network.to(self.device)
-            statistics = input_statistics(self.network, self.batches(), [name], gram=True).get(name)
+            gram = not too_large
+            statistics = input_statistics(self.network, self.batches(), [name], gram=gram).get(name)
         if statistics is None and method != "magnitude":
-            return None
+            return why_not_calibrated(self.network, name)
         return prune_weight(weight, cap, method, statistics, allowed=self.masks.get(name))
+
+    def _why_no_error(self, name: str, pruned: PrunedWeight) -> str:
+        """Empty where there is an error, or no data to measure one on."""
+        if pruned.error is not None or self.stream is None:
+            return ""
+        why = why_no_gram(self.network, name) or why_not_calibrated(self.network, name)
+        return f"error not measured: {why}"
 
     def _left_dense(self, name: str, reason: str) -> SparsifiedLayer:
         weight = self.network.get_parameter(name)
@@ -585,7 +597,7 @@ def _none_pruned(name: str, method: Method, dense: Mapping[str, str]) -> UsageEr
     listed = "; ".join(f"{layer}: {reason}" for layer, reason in dense.items())
     return UsageError(
         f"The method {method} could prune no layer of {name}: {listed}.",
-        expected="At least one layer that takes the pattern, and whose inputs can be told, was expected.",
+        expected="At least one layer that takes the pattern, and that the method can calibrate, was expected.",
         do="Take --method magnitude, which needs no inputs.",
     )
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import sparse_export as se
 from sparse_export import data, models
 from sparse_export.errors import ArtefactError, DataNotFound, GateFailed, NotTrustedError, UsageError
+from sparse_export.graph import input_statistics
 from sparse_export.graph.permutation import permute_network
 from sparse_export.sparsifying import Sparsified, Stage, sparsify, steps
 from sparse_export.sparsifying.source import Source, open_source
@@ -241,6 +242,68 @@ def test_a_factory_with_its_own_weights_needs_no_data_but_a_shape(
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "somebody-elses"))
     with pytest.raises(NotTrustedError, match="would run code"):
         sparsify(tmp_path / "run", tmp_path / "other", pattern="1:4")
+
+
+WIDE = """
+import torch
+from torch import nn
+
+
+def factory():
+    torch.manual_seed(5)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 10)
+    )
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_too_wide_for_its_gram_matrix_goes_without_and_the_report_says_so(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wide_first.py").write_text(WIDE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(input_statistics, "LARGEST_GRAM", 48**2)
+    asked: list[tuple[str, bool]] = []
+
+    def noted(module: torch.nn.Module, batches: Any, names: list[str], *, gram: bool) -> Any:
+        found = input_statistics.input_statistics(module, batches, names, gram=gram)
+        asked.extend((name, gram) for name in names)
+        return found
+
+    monkeypatch.setattr(steps, "input_statistics", noted)
+    done = sparsify(
+        "wide_first:factory",
+        tmp_path / "run",
+        data="digits",
+        method=method,
+        calibration_samples=20,
+        device="cpu",
+    )
+    check(done)
+    assert ("1.weight", True) not in asked
+    assert ("3.weight", True) in asked
+    wide, narrow, _ = done.report.layers
+    assert wide.error is None
+    assert "64 x 64 numbers" in wide.reason
+    assert (wide.pattern is None) == (method == "reconstruction")
+    assert ("error not measured" in wide.reason) == (method != "reconstruction")
+    assert wide.reason in str(done.report)
+    assert narrow.error is not None
+    assert (narrow.pattern, narrow.reason) == ("2:4", "")
+
+
+def test_magnitude_says_of_a_layer_that_cannot_be_calibrated_why_it_has_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "upsampled.py").write_text(UPSAMPLING)
+    monkeypatch.chdir(tmp_path)
+    done = sparsify(
+        "upsampled:factory", tmp_path / "run", data="digits", calibration_samples=20, device="cpu"
+    )
+    first = done.report.layers[0]
+    assert (first.pattern, first.error) == ("2:4", None)
+    assert first.reason == "error not measured: calibration does not know transposed convolutions"
 
 
 UPSAMPLING = """
