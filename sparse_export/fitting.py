@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 import onnx
+import torch
 from torch import Tensor, nn
 
 from sparse_export import data
@@ -71,11 +72,16 @@ def require_no_other_promise(layers: Sequence[LayerFact], wanted: NMPattern | No
             )
 
 
-def never_cut(network: nn.Module, names: Sequence[str], pattern: NMPattern) -> dict[str, str]:
-    """The weights that a trainer would not put under a pattern either, with its reasons: outputs, and small layers."""
+def never_cut(network: nn.Module, sample: Tensor, names: Sequence[str], pattern: NMPattern) -> dict[str, str]:
+    """The weights that a trainer would not put under a pattern either, with its reasons: outputs, and small layers.
+
+    sample: one input batch; the layer that the network calls last on it is the one that gives the outputs.
+    """
     shapes = {name: tuple(network.get_parameter(name).shape) for name in names}
     axes = {name: reduction_axis(network, name) for name in names}
-    _, reasons = capped_layers(shapes, axes, pattern, outputs=output_layers(network))
+    with torch.no_grad():
+        outputs = output_layers(network, lambda: network(sample))
+    _, reasons = capped_layers(shapes, axes, pattern, outputs=outputs)
     return reasons
 
 

@@ -214,6 +214,34 @@ def test_a_cut_is_told_and_the_network_is_cut_alike_when_it_is_validated(tmp_pat
         validate(cut, n_threads=1)
 
 
+class HeadFirst(Perceptron):
+    """The same network, its output layer registered first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        fc1, fc2, fc3 = self.fc1, self.fc2, self.fc3
+        del self.fc1, self.fc2, self.fc3
+        self.fc3, self.fc1, self.fc2 = fc3, fc1, fc2
+
+
+def test_the_layer_that_gives_the_outputs_is_never_cut_wherever_it_is_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FittedUpTo(Exception):  # noqa: N818 - it stops the build where the question is answered
+        pass
+
+    def stop(*_: Any, uncut: Mapping[str, str], **__: Any) -> None:
+        raise FittedUpTo(dict(uncut))
+
+    monkeypatch.setattr("sparse_export.building.fit_pattern", stop)
+    torch.manual_seed(4)
+    run = save_run(tmp_path / "run", HeadFirst().eval(), {}, name="tests.test_build_pattern:HeadFirst")
+    assert run.info.layers[-1].name == "fc2.weight"
+    with pytest.raises(FittedUpTo) as stopped:
+        build(run.path, pattern="2:4", max_cut=0.9)
+    assert stopped.value.args[0] == {"fc3.weight": "it gives the outputs"}
+
+
 def test_a_dense_run_promises_only_what_it_keeps(tmp_path: Path) -> None:
     module, _ = perceptron()
     run = save_run(tmp_path / "run", module, {}, name="tests.test_build_pattern:Perceptron")
