@@ -173,6 +173,14 @@ def test_compacting_leaves_whole_groups(run: Run, tmp_path: Path) -> None:
         assert weight.shape[1] % 4 == 0
     assert small.info.compacted.n_weights_after < small.info.compacted.n_weights_before
     assert small.info.compacted.n_weights_after == small.info.n_parameters
+    rows = {row.weight: row for row in small.info.compacted.layers}
+    for name, row in rows.items():
+        assert row.after == tuple(weight_of(small, name).shape)
+    n_kept = rows["fc1.weight"].after[1]
+    assert small.info.compacted.n_inputs_dropped == 64 - n_kept > 0  # the pixels that the gather leaves out
+    n_unread = int((weight_of(small, "fc1.weight") == 0).all(dim=0).sum())
+    assert ("not read" in rows["fc1.weight"].why) == (n_unread > 0)
+    assert not n_unread or f"{n_unread} input" in rows["fc1.weight"].why
     check_gates(validate(small, max_drop=0.0, n_threads=1))
 
 
