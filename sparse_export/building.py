@@ -159,15 +159,17 @@ def build(
     before = copy.deepcopy(network) if wanted is not None else None
     fitted = None
     if wanted is not None:
+        sample = torch.from_numpy(_golden_input(info.model.input_shape))
+        names_of_layers = [layer.name for layer in info.layers]
         fitted = fit_pattern(
             network,
-            torch.from_numpy(_golden_input(info.model.input_shape)),
+            sample,
             wanted,
-            [layer.name for layer in info.layers],
+            names_of_layers,
             masks=masks,
             max_cut=max_cut,
             gather=gather,
-            uncut=never_cut(network, [layer.name for layer in info.layers], wanted),
+            uncut=never_cut(network, sample, names_of_layers, wanted),
             live_first=compact,
         )
     samples = _calibration(info, precision, n_calibration, data_dir)
