@@ -204,7 +204,8 @@ def test_answers_to_different_samples_are_refused() -> None:
 def test_the_interval_of_a_mean_is_students() -> None:
     found = mean_interval([98.0, 98.2, 98.4, 98.1, 98.3])
     # Deviation sqrt(0.025), t with 4 degrees of freedom at 97.5 % 2.776 by any table.
-    assert (found.mean, found.n) == (pytest.approx(98.2), 5)
+    assert found.mean == pytest.approx(98.2)
+    assert found.n == 5
     assert found.half_width == pytest.approx(2.776 * np.sqrt(0.025 / 5), rel=1e-3)
 
 
