@@ -5,13 +5,14 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+GPU_ARGS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test demo check lint format types bench clean
+.PHONY: help setup test demo check lint format types bench gpu clean
 
 help:  ## say what can be made
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -40,6 +41,10 @@ types: $(READY)  ## mypy, strict
 bench: $(READY)  ## time the mask update, then the training step; BENCH_ARGS="--rounds 5" goes to both
 	@$(BIN)/python -m benchmarks.bench_mask_update $(BENCH_ARGS)
 	@$(BIN)/python -m benchmarks.bench_training_step $(BENCH_ARGS)
+
+# With the Python that is there, uninstalled: a machine with a card may have no network to install from.
+gpu:  ## tests and measurements on a CUDA card, at most nine minutes; GPU_ARGS="--rehearse" runs it without one
+	@"$(PYTHON)" -m benchmarks.gpu_session $(GPU_ARGS)
 
 clean:  ## remove .venv, caches and what builds left
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .coverage *.egg-info

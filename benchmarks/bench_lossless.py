@@ -264,7 +264,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     only = options.only or [*(case.name for case in CASES), "gather", "late"]
     torch.set_num_threads(1)
-    results: dict[str, Any] = {"roads": [], "gather": [], "late": []}
+    results: dict[str, list[dict[str, Any]]] = {"roads": [], "gather": [], "late": []}
     with tempfile.TemporaryDirectory() as folder:
         commands = Commands(options.work or Path(folder), options.data_dir)
         for case in CASES:
@@ -272,6 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
                 for density in DENSITIES:
                     results["roads"].append(road(commands, case, density))
                     _print_road(results["roads"][-1])
+                    _save(options.json, results, commands)
         if "gather" in only:
             for case in CASES[:2]:
                 results["gather"].append(gather_cost(commands, case, DENSITIES[0]))
@@ -280,17 +281,23 @@ def main(arguments: list[str] | None = None) -> None:
             for density in DENSITIES:
                 results["late"].append(late_cap(commands, CASES[0], density, max_cut=0.3, epochs=4, seeds=3))
                 _print_late(results["late"][-1])
-    if options.json:
-        document = results | {
-            "commands": commands.ran,
-            "date": now(),
-            "machine": machine_facts(),
-            "versions": library_versions(),
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(document, indent=1).replace(str(commands.work), "WORK")
-        options.json.write_text(text.replace(str(commands.data_dir), "DIR") + "\n")
-        print(options.json)
+        _save(options.json, results, commands)
+
+
+def _save(file: Path | None, results: Mapping[str, Any], commands: Commands) -> None:
+    """Write what there is so far."""
+    if file is None:
+        return
+    document = {
+        **results,
+        "commands": commands.ran,
+        "date": now(),
+        "machine": machine_facts(),
+        "versions": library_versions(),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(document, indent=1).replace(str(commands.work), "WORK")
+    file.write_text(text.replace(str(commands.data_dir), "DIR") + "\n")
 
 
 def _print_road(found: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from sparse_export.cli._click import click
 from sparse_export.files import json_bytes
 
-__all__ = ["Output", "json_option", "print_result", "say"]
+__all__ = ["Output", "json_option", "print_result", "say", "whole_numbers"]
 
 
 @dataclass(kw_only=True)
@@ -59,6 +59,14 @@ def print_result(document: Any, text: str, as_json: bool) -> None:
 def say(text: str) -> None:
     """Tell people about the progress, on stderr."""
     click.echo(text, err=True)
+
+
+def whole_numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
+    """An option's callback: `1,32` as (1, 32)."""
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError as cause:
+        raise click.BadParameter(f"{text!r} is not a list of whole numbers like 1,32.") from cause
 
 
 def _output() -> Output:

@@ -6,20 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import json_option, print_result, say
+from sparse_export.cli._common import json_option, print_result, say, whole_numbers
 
 if TYPE_CHECKING:
     import numpy as np
 
     from sparse_export.artefact import BundleInfo
     from sparse_export.data import Inputs
-
-
-def _sizes(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError as cause:
-        raise click.BadParameter(f"{text!r} is not a list of whole numbers like 1,32.") from cause
 
 
 @click.command("compare")
@@ -34,7 +27,7 @@ def _sizes(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
 @click.option(
     "--batch",
     "batches",
-    callback=_sizes,
+    callback=whole_numbers,
     metavar="SIZES",
     default="1,32",
     show_default=True,

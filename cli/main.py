@@ -18,16 +18,22 @@ from sparse_export.files import json_bytes
 
 __all__ = ["COMMANDS", "cli", "main"]
 
-# name -> one line of help, as the command's own module has it. That module, sparse_export.cli.NAME, is imported
+# name -> one line of help, as the command's own module has it. That module, sparse_export.cli.NAME with _ for -, is imported
 # only when the command is called: tests/cli/test_main.py holds the two together.
 COMMANDS = {
     "demo": "Train dense, sparse and 2:4, build, validate and compare, on data that is embedded.",
     "train": "Train a network sparse (or dense) by RECIPE, a shipped name or a TOML file.",
     "sparsify": "Make a trained network N:M sparse: a run's folder, a network by name, or package.module:factory.",
+    "sweep": "Train methods x densities x seeds x settings by GRID, a TOML file: a table with intervals, and charts.",
+    "plan": "Choose the layers of MODEL, a name or a run, that are worth making 2:4 on this card.",
     "build": "Export RUN to a bundle: ONNX, a golden input and output, a manifest with hashes.",
     "validate": "Check that BUNDLE computes what was trained, and as well.",
+    "bench": "Time BUNDLE: latency percentiles and throughput on each runtime, at several batch sizes.",
+    "bench-train": "Time a training step of RECIPE, dense against sparse, in all its parts.",
     "compare": "Compare a dense with a sparse bundle: accuracy, size and time, with intervals.",
     "inspect": "Show what a run, a bundle, an .onnx file or an engine holds, layer by layer.",
+    "package": "Write BUNDLEs as a model repository of Triton, with the files to deploy it.",
+    "serve": "Serve BUNDLEs on this machine with Triton, each held to its golden answer first.",
     "doctor": "Show what this machine has: devices, runtimes, libraries, and what to install.",
 }
 
@@ -49,6 +55,11 @@ _REFUSALS = {
 }
 
 
+def _module(name: str) -> str:
+    """The module of a command."""
+    return f"sparse_export.cli.{name.replace('-', '_')}"
+
+
 class LazyGroup(Group):
     """Lists the commands by the table above and imports one when it is called for."""
 
@@ -60,7 +71,7 @@ class LazyGroup(Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, *rest = args
         if name in self.commands:
-            return name, importlib.import_module(f"sparse_export.cli.{name}").command, rest
+            return name, importlib.import_module(_module(name)).command, rest
         if ctx.resilient_parsing:  # shell completion asks, and wants no error
             return None, None, rest
         raise UnknownNameError("command", name, self.commands, do="See `sparse-export --help`.")

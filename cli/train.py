@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparse_export.cli._click import click
 from sparse_export.cli._common import json_option, print_result
 
-_STARTING = ("recipe", "dense", "density", "pattern", "method", "preset", "epochs", "seed")
+if TYPE_CHECKING:
+    from sparse_export.train.recipe import Recipe
+
+_STARTING = ("recipe", "dense", "density", "pattern", "method", "plan", "preset", "epochs", "seed")
 
 
 def _typed(name: str) -> bool:
@@ -28,8 +31,16 @@ def _typed(name: str) -> bool:
 @click.option("--pattern", metavar="N:M", help="At most N of every M weights; alone: as many as that allows.")
 @click.option(
     "--method",
-    type=click.Choice(["sparse-momentum", "sr-ste", "asp"]),
-    help="How masks move; the last two are there to compare with, and need --pattern.",
+    type=click.Choice(
+        ["sparse-momentum", "set", "rigl", "dsr", "static", "snip", "magnitude", "dense", "sr-ste", "asp"]
+    ),
+    help="How masks move; all but the first are there to compare with, the last two need --pattern.",
+)
+@click.option(
+    "--plan",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Train to 2:4 the layers that a plan chose, and only those.",
 )
 @click.option(
     "--preset", type=click.Choice(["default", "reference"]), help="Start as the paper's implementation does."
@@ -54,6 +65,7 @@ def command(
     density: float | None,
     pattern: str | None,
     method: str | None,
+    plan: Path | None,
     preset: str | None,
     epochs: int | None,
     seed: int | None,
@@ -84,6 +96,8 @@ def command(
     for name, value in (("density", density), ("pattern", pattern), ("method", method)):
         if dense and value is not None and not resume:
             raise click.UsageError(f"--dense and --{name} exclude each other.")
+    if plan is not None and (dense or pattern is not None) and not resume:
+        raise click.UsageError("--plan excludes --dense and --pattern: it decides which layers are 2:4.")
 
     from sparse_export.cli._progress import training_observer
     from sparse_export.train.loop import train
@@ -91,11 +105,10 @@ def command(
 
     loaded = None
     if recipe is not None:
-        loaded = load_recipe(
-            recipe,
-            preset=preset or "default",
-            changes=_changes(dense, density, pattern, method, epochs, seed),
-        )
+        changes = _changes(dense, density, pattern if plan is None else "2:4", method, epochs, seed)
+        loaded = load_recipe(recipe, preset=preset or "default", changes=changes)
+        if plan is not None:
+            loaded = _planned(loaded, plan)
         kind = "dense" if loaded.dense else loaded.sparsity.label
         out = out or Path("runs") / f"{Path(recipe).stem}-{kind}-seed{loaded.seed}"
     assert out is not None  # by the checks above
@@ -147,6 +160,33 @@ def command(
         ),
         as_json,
     )
+
+
+def _planned(recipe: Recipe, file: Path) -> Recipe:
+    """The recipe with the layers that a plan leaves dense named so. Raises UsageError for another network's plan."""
+    from sparse_export.errors import UsageError
+    from sparse_export.plan.planning import read_plan
+    from sparse_export.train.recipe import recipe_from_table
+
+    plan = read_plan(file)
+    if plan.model != recipe.model:
+        raise UsageError(
+            f"{file} is a plan for {plan.model}.",
+            expected=f"One for {recipe.model} was expected, the recipe's network.",
+            do="Plan the network that is to be trained.",
+        )
+    if not plan.sparse:
+        raise UsageError(
+            f"{file} leaves every layer dense.",
+            expected="At least one layer to make 2:4 was expected.",
+            do="Train the dense twin: --dense.",
+        )
+    table = recipe.model_dump(mode="json")
+    table["sparsity"] |= {
+        "keep_dense": [*recipe.sparsity.keep_dense, *plan.dense],
+        "small_share": 0.0,  # the plan decides about small layers too
+    }
+    return recipe_from_table(table, source=f"with the plan {file}")
 
 
 def _changes(

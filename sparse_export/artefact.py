@@ -105,6 +105,26 @@ class Accuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpeedFact:
+    """What was measured of a run's speed, and beside it the paper's two estimates, which are no measurements.
+
+    step_ms: median over the epochs of the mean wall time of a training step, data and mask passes included, tests not;
+    other processes on the machine lengthen it.
+    estimate_channels: dense time / the time that convolutions would take without their empty channels.
+    estimate_macs: the same without any multiplication by zero.  See `sparse_export.train.speed.estimate`. None where
+    there is no convolution.  all_layers_*: the same with linear layers counted too, which the paper does not do.
+    n_moments: epochs that the estimates were taken over.
+    """
+
+    step_ms: float
+    estimate_channels: float | None
+    estimate_macs: float | None
+    all_layers_estimate_channels: float | None
+    all_layers_estimate_macs: float | None
+    n_moments: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunInfo:
     """Content of `run.json`.
 
@@ -137,6 +157,7 @@ class RunInfo:
     created: str
     files: dict[str, FileFact]
     n_processes: int = 1
+    speed: SpeedFact | None = None
     kind: Literal["run"] = "run"
     schema_version: int = SCHEMA_VERSION
 
@@ -516,6 +537,11 @@ def _parse(path: Path, kind: str, cls: type[Any]) -> Any:
         raise ArtefactError(
             f"{path} is damaged at {where!r}: {first['msg']}.", do="Make it again."
         ) from cause
+
+
+def read_document(path: Path, kind: str, cls: type[Any]) -> Any:
+    """Read a JSON document of ours into its dataclass, which has `kind` and `schema_version`. Raises ArtefactError."""
+    return _parse(path, kind, cls)
 
 
 def _described(path: Path, file: str, kind: str, made_by: str) -> Path:

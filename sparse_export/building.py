@@ -64,6 +64,7 @@ from sparse_export.graph.verify import (
     require_patterns,
 )
 from sparse_export.runtime.onnxruntime import open_session
+from sparse_export.runtime.tolerance import outside_tolerance
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.trust import remember
 
@@ -158,15 +159,17 @@ def build(
     before = copy.deepcopy(network) if wanted is not None else None
     fitted = None
     if wanted is not None:
+        sample = torch.from_numpy(_golden_input(info.model.input_shape))
+        names_of_layers = [layer.name for layer in info.layers]
         fitted = fit_pattern(
             network,
-            torch.from_numpy(_golden_input(info.model.input_shape)),
+            sample,
             wanted,
-            [layer.name for layer in info.layers],
+            names_of_layers,
             masks=masks,
             max_cut=max_cut,
             gather=gather,
-            uncut=never_cut(network, [layer.name for layer in info.layers], wanted),
+            uncut=never_cut(network, sample, names_of_layers, wanted),
             live_first=compact,
         )
     samples = _calibration(info, precision, n_calibration, data_dir)
@@ -508,12 +511,6 @@ def _npy_bytes(array: Array) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=False)
     return stream.getvalue()
-
-
-def outside_tolerance(found: Array, wanted: Array, *, atol: float, rtol: float) -> tuple[float, bool]:
-    """Largest absolute difference, and whether it exceeds atol + rtol * max|wanted|. NaN always does."""
-    largest = float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0))
-    return largest, not largest <= atol + rtol * float(np.abs(wanted).max(initial=0.0))
 
 
 def _require_parity(file: Path, golden_input: Array, golden_output: Array, rtol: float) -> None:

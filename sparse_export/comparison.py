@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,12 +18,16 @@ from sparse_export.data import Inputs
 from sparse_export.errors import GateFailed, SpeedupNotReached, UsageError
 from sparse_export.files import write_json
 from sparse_export.measure.interleave import LatencyResult, check_measurable, measure_interleaved
+from sparse_export.measure.latency import check_batches
 from sparse_export.measure.machine import machine_facts, n_usable_cores
+from sparse_export.measure.pinning import pinned
+from sparse_export.measure.sessions import TimedSessions
 from sparse_export.measure.statistics import (
     AccuracyDifference,
     Ratio,
     paired_accuracy_difference,
     paired_ratio,
+    resolution,
 )
 from sparse_export.runtime import Session
 from sparse_export.runtime.onnxruntime import open_session
@@ -33,7 +36,6 @@ __all__ = ["Comparison", "LatencyComparison", "Side", "check_gates", "compare", 
 
 RESULT_FILE = "comparison.json"
 _ACCURACY_BATCH = 256
-_CALLS_AFTER_OPENING = 3
 _ROUNDING_POINTS = 1e-9
 _WIDTH = 98
 
@@ -88,6 +90,7 @@ class Comparison:
     accuracy_source: `measured` here with the very files that were timed, `recorded` in the manifests, or
     None.  difference: sparse minus dense on the same samples, only when measured.
     accuracy_drop_points: dense minus sparse, in percentage points.
+    cores: that its threads were held to; () where they had every usable one.
     gate_failed, speedup_missed: what to tell when `max_drop_points` or `required_speedup` was not kept.
     """
 
@@ -103,6 +106,7 @@ class Comparison:
     speedup_missed: str | None
     runtime: str
     n_threads: int
+    cores: tuple[int, ...]
     rounds: int
     block_s: float
     seed: int
@@ -152,7 +156,11 @@ def compare(
     tell = on_progress or (lambda line: None)
     threads = n_usable_cores() if n_threads is None else n_threads
     machine = machine_facts()
-    with _Sessions({"dense": dense, "dense again": dense, "sparse": sparse}, threads, seed) as sessions:
+    openers = {
+        name: partial(open_session, side.onnx_path, n_threads=threads)
+        for name, side in (("dense", dense), ("dense again", dense), ("sparse", sparse))
+    }
+    with pinned(threads) as cores, TimedSessions(openers, seed) as sessions:
         accuracies: dict[str, Accuracy | None]
         if samples is not None:
             tell(f"accuracy on {len(samples[1])} samples")
@@ -190,6 +198,7 @@ def compare(
         speedup_missed=_speedup_missed(latency, require_speedup),
         runtime=runtime,
         n_threads=threads,
+        cores=cores,
         rounds=rounds,
         block_s=block_s,
         seed=seed,
@@ -223,11 +232,7 @@ def write_results(folder: Path, comparison: Comparison) -> Path:
 
 
 def _check_options(batches: Sequence[int], max_drop: float | None, require_speedup: float | None) -> None:
-    if not batches or min(batches) < 1 or len(set(batches)) != len(batches):
-        raise UsageError(
-            f"The batch sizes are {tuple(batches)}.",
-            expected="Different numbers of at least 1 were expected.",
-        )
+    check_batches(batches)
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise UsageError(
             f"The allowed drop is {max_drop} points.", expected="A finite number of at least 0 was expected."
@@ -263,50 +268,6 @@ def _check_comparable(dense: Bundle, sparse: Bundle) -> None:
 
 def _data_identity(data: Any) -> tuple[Any, ...] | None:
     return None if data is None else (data.name, data.test_sha256[:12], data.mean, data.std)
-
-
-class _Sessions:
-    """Owns one open session for each name, and opens them anew in random order."""
-
-    def __init__(self, bundles: dict[str, Bundle], n_threads: int, seed: int) -> None:
-        self.open: dict[str, Session] = {}
-        self._bundles = bundles
-        self._n_threads = n_threads
-        self._order = np.random.default_rng(seed)
-
-    def __enter__(self) -> Self:
-        try:
-            for name, bundle in self._bundles.items():
-                self.open[name] = open_session(bundle.onnx_path, n_threads=self._n_threads)
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def run(self, name: str, x: np.ndarray) -> np.ndarray:
-        return self.open[name].run(x)
-
-    def renew(self, x: np.ndarray) -> None:
-        """Close all, open all in random order, run each on x until it has allocated what it needs."""
-        # Of 32 A/A intervals, 18 held 1 with sessions kept open, 29 with renewed ones, which are about three times
-        # as wide (three 256x256 Gemms, batch 1; two busy AMD EPYC cores, onnxruntime 1.31.1, 2026-11-23).
-        self.close()
-        names = list(self._bundles)
-        for i in self._order.permutation(len(names)):
-            self.open[names[i]] = open_session(self._bundles[names[i]].onnx_path, n_threads=self._n_threads)
-        for _ in range(_CALLS_AFTER_OPENING):
-            for session in self.open.values():
-                session.run(x)
-
-    def close(self) -> None:
-        for session in self.open.values():
-            session.close()
-        self.open.clear()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _correct(session: Session, bundle: Bundle, x: Inputs, y: np.ndarray) -> np.ndarray:
@@ -348,7 +309,7 @@ def _side(bundle: Bundle, accuracy: Accuracy | None) -> Side:
 
 
 def _compare_latency(
-    sessions: _Sessions,
+    sessions: TimedSessions,
     dense: Bundle,
     sparse: Bundle,
     batch: int,
@@ -389,7 +350,7 @@ def _compare_latency(
         sparse=other,
         ratio=ratio,
         control=control,
-        floor=_floor(control),
+        floor=resolution(control),
         outcome=outcome,
         verdict=verdict,
     )
@@ -422,7 +383,7 @@ def judge(
     farthest that the control's interval reaches from 1.  share: parameters of the sparse graph / those of the
     dense one where dead channels were taken out, else None.
     """
-    floor = _floor(control)
+    floor = resolution(control)
     outcome: Outcome = "no difference"
     if ratio.low > floor:
         outcome = "speed-up"
@@ -463,10 +424,6 @@ def judge(
     if not steady:
         parts.append("Times had not become steady when warm-up ended; repeat on a quiet machine.")
     return outcome, " ".join(parts)
-
-
-def _floor(control: Ratio) -> float:
-    return max(control.high, 1.0 / control.low)
 
 
 def _gate_failed(
@@ -568,8 +525,9 @@ def _conditions(comparison: Comparison) -> str:
     load = machine["load_average"]
     where = [machine["cpu_model"] or "unknown CPU", f"{machine['n_cores_usable']} cores"]
     where += [f"load {load[0]}"] if load else []
+    held = f" held to {', '.join(map(str, comparison.cores))}" if comparison.cores else ""
     return (
-        f"{comparison.runtime} {version}, threads: {comparison.n_threads}, {comparison.rounds} interleaved rounds of "
+        f"{comparison.runtime} {version}, threads: {comparison.n_threads}{held}, {comparison.rounds} interleaved rounds of "
         f"blocks of {1e3 * comparison.block_s:g} ms, seed {comparison.seed}, 95 % intervals; {', '.join(where)}."
     )
 

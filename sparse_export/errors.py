@@ -9,6 +9,7 @@ line ends with.
     ├── ProcessLost                1   another process of one training ended
     ├── RanksDiverged              1   processes of one training hold different masks
     ├── EngineBuildFailed          1   TensorRT made no engine of a graph, or crashed over it
+    ├── ServerFailed               1   an inference server ended, or does not become ready
     ├── UsageError                 2   what was asked for cannot be meant
     │   ├── RecipeError            2
     │   └── UnknownNameError       2   no such model, data set, recipe, runtime …
@@ -60,6 +61,10 @@ class RanksDiverged(SparseExportError):  # noqa: N818 - named by what happened
 
 class EngineBuildFailed(SparseExportError):  # noqa: N818 - named by what happened
     """TensorRT made no engine of a graph, or its process crashed over it."""
+
+
+class ServerFailed(SparseExportError):  # noqa: N818 - named by what happened
+    """An inference server ended before it was to, or does not become ready."""
 
 
 class UsageError(SparseExportError, ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +11,18 @@ from typing import Any, get_args
 
 import numpy as np
 import onnx
+import torch
 from torch import Tensor, nn
 
 from sparse_export import data
 from sparse_export.artefact import Bundle, CompactFact, LayerFact, RunInfo
 from sparse_export.errors import ArtefactError, DataNotFound, MissingCapability, UnknownNameError, UsageError
+from sparse_export.graph.compact import Compacted, with_gathers
 from sparse_export.graph.compact import compact as compacted_graph
 from sparse_export.graph.gather import gathered
 from sparse_export.graph.lossless import Fitted, Gather
-from sparse_export.graph.permutation import reduction_axis
-from sparse_export.graph.verify import count_parameters, graph_layers
+from sparse_export.graph.permutation import reduction_axis, summed_parts
+from sparse_export.graph.verify import graph_layers
 from sparse_export.runtime.equality import require_same_output
 from sparse_export.runtime.logits import accuracy, onnx_logits, torch_logits
 from sparse_export.sparsity import capped_layers
@@ -71,11 +73,17 @@ def require_no_other_promise(layers: Sequence[LayerFact], wanted: NMPattern | No
             )
 
 
-def never_cut(network: nn.Module, names: Sequence[str], pattern: NMPattern) -> dict[str, str]:
-    """The weights that a trainer would not put under a pattern either, with its reasons: outputs, and small layers."""
+def never_cut(network: nn.Module, sample: Tensor, names: Sequence[str], pattern: NMPattern) -> dict[str, str]:
+    """The weights that a trainer would not put under a pattern either, with its reasons: outputs, and small layers.
+
+    sample: one input batch; the layer that the network calls last on it is the one that gives the outputs.
+    """
     shapes = {name: tuple(network.get_parameter(name).shape) for name in names}
     axes = {name: reduction_axis(network, name) for name in names}
-    _, reasons = capped_layers(shapes, axes, pattern, outputs=output_layers(network))
+    parts = {name: summed_parts(network, name) for name in names}
+    with torch.no_grad():
+        outputs = output_layers(network, lambda: network(sample))
+    _, reasons = capped_layers(shapes, axes, pattern, parts=parts, outputs=outputs)
     return reasons
 
 
@@ -128,7 +136,7 @@ def rewritten(
     the order that it will have.
     """
     orders = {} if fitted is None else {name: order.numpy() for name, order in fitted.gathers.items()}
-    fact = None
+    found = None
     if compact:
         sizes = {name: len(order) for name, order in orders.items()} | _n_inputs(
             model, promised.keys() - orders.keys()
@@ -139,15 +147,18 @@ def rewritten(
             else np.arange(n) // promised[name].m
             for name, n in sizes.items()
         }
-        model, fact, kept = _compacted(model, input_shape, together, orders.keys())
-        orders = {name: _among(order, kept[name]) for name, order in orders.items()}
+        whole = model
+        found = compacted_graph(whole, together=together, unpicked=orders.keys())
+        model = found.model
+        require_same_output(whole, model, input_shape)
+        orders = {name: _among(order, found.kept[name]) for name, order in orders.items()}
     if orders:
         patterns = {promised[name].m for name in orders}
         whole, model = model, gathered(model, orders, live_only=patterns.pop() if compact else None)
         require_same_output(whole, model, input_shape, by="gathered")
-        if fact is not None:
-            fact = replace(fact, n_weights_after=count_parameters(model)[0])
-    return model, fact
+        if found is not None:
+            found = with_gathers(found, model, {name: promised[name].m for name in orders})
+    return model, None if found is None else _compact_fact(found)
 
 
 def _n_inputs(model: onnx.ModelProto, names: AbstractSet[str]) -> dict[str, int]:
@@ -185,22 +196,14 @@ def measured(info: RunInfo, before: nn.Module, file: Path, data_dir: str | Path 
     }
 
 
-def _compacted(
-    model: onnx.ModelProto,
-    input_shape: Sequence[int],
-    together: Mapping[str, IntArray],
-    unpicked: Collection[str],
-) -> tuple[onnx.ModelProto, CompactFact, dict[str, IntArray]]:
-    found = compacted_graph(model, together=together, unpicked=unpicked)
-    require_same_output(model, found.model, input_shape)
-    fact = CompactFact(
+def _compact_fact(found: Compacted) -> CompactFact:
+    return CompactFact(
         n_removed=found.n_removed,
         n_inputs_dropped=found.n_inputs_dropped,
         n_weights_before=found.n_weights_before,
         n_weights_after=found.n_weights_after,
         layers=found.layers,
     )
-    return found.model, fact, found.kept
 
 
 def orders_of_bundle(bundle: Bundle) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from sparse_export.comparison import compare
 from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError
 from sparse_export.graph.pack24 import expand, packed_weights
 from sparse_export.inspect import inspect
+from sparse_export.measure.latency import bench
 from sparse_export.sparsity.pattern import NMPattern, fits, largest_per_group
 from sparse_export.validation import check_gates, validate
 from tests.exporting import exported_once
@@ -113,6 +114,21 @@ def test_a_packed_bundle_is_compared_with_a_dense_one(bundles: dict[str, Bundle]
     assert found.sparse.size_bytes == bundles["packed"].info.files["model.onnx"].size_bytes
     assert found.sparse.n_nonzero == found.dense.n_nonzero
     assert found.accuracy_drop_points == 0.0
+
+
+def test_a_packed_bundle_is_timed_like_a_dense_one(bundles: dict[str, Bundle]) -> None:
+    for form in ("packed", "both"):
+        found = bench(
+            bundles[form],
+            batches=(2,),
+            runtimes=("onnxruntime-cpu",),
+            rounds=20,
+            n_threads=1,
+            block_s=0.001,
+            warmup_limit_s=0.05,
+        )
+        assert found.rows[0].latency.n_calls >= 40
+        assert found.size_bytes == bundles[form].info.files["model.onnx"].size_bytes
 
 
 def test_an_earlier_bundle_of_both_is_replaced(run: Run, tmp_path: Path) -> None:

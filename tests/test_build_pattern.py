@@ -23,6 +23,8 @@ from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError, Us
 from sparse_export.graph.pack24 import packed_weights
 from sparse_export.inspect import inspect
 from sparse_export.sparsity.pattern import NMPattern, obeys
+from sparse_export.train.loop import train
+from sparse_export.train.recipe import load_recipe
 from sparse_export.validation import check_gates, validate
 from tests.making_runs import digits_accuracy, digits_fact, digits_run, save_run
 
@@ -173,6 +175,14 @@ def test_compacting_leaves_whole_groups(run: Run, tmp_path: Path) -> None:
         assert weight.shape[1] % 4 == 0
     assert small.info.compacted.n_weights_after < small.info.compacted.n_weights_before
     assert small.info.compacted.n_weights_after == small.info.n_parameters
+    rows = {row.weight: row for row in small.info.compacted.layers}
+    for name, row in rows.items():
+        assert row.after == tuple(weight_of(small, name).shape)
+    n_kept = rows["fc1.weight"].after[1]
+    assert small.info.compacted.n_inputs_dropped == 64 - n_kept > 0  # the pixels that the gather leaves out
+    n_unread = int((weight_of(small, "fc1.weight") == 0).all(dim=0).sum())
+    assert ("not read" in rows["fc1.weight"].why) == (n_unread > 0)
+    assert not n_unread or f"{n_unread} input" in rows["fc1.weight"].why
     check_gates(validate(small, max_drop=0.0, n_threads=1))
 
 
@@ -212,6 +222,34 @@ def test_a_cut_is_told_and_the_network_is_cut_alike_when_it_is_validated(tmp_pat
     (cut.path / "orders.json").write_text("[]")
     with pytest.raises(ArtefactError, match=r"orders\.json"):
         validate(cut, n_threads=1)
+
+
+class HeadFirst(Perceptron):
+    """The same network, its output layer registered first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        fc1, fc2, fc3 = self.fc1, self.fc2, self.fc3
+        del self.fc1, self.fc2, self.fc3
+        self.fc3, self.fc1, self.fc2 = fc3, fc1, fc2
+
+
+def test_the_layer_that_gives_the_outputs_is_never_cut_wherever_it_is_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FittedUpTo(Exception):  # noqa: N818 - it stops the build where the question is answered
+        pass
+
+    def stop(*_: Any, uncut: Mapping[str, str], **__: Any) -> None:
+        raise FittedUpTo(dict(uncut))
+
+    monkeypatch.setattr("sparse_export.building.fit_pattern", stop)
+    torch.manual_seed(4)
+    run = save_run(tmp_path / "run", HeadFirst().eval(), {}, name="tests.test_build_pattern:HeadFirst")
+    assert run.info.layers[-1].name == "fc2.weight"
+    with pytest.raises(FittedUpTo) as stopped:
+        build(run.path, pattern="2:4", max_cut=0.9)
+    assert stopped.value.args[0] == {"fc3.weight": "it gives the outputs"}
 
 
 def test_a_dense_run_promises_only_what_it_keeps(tmp_path: Path) -> None:
@@ -330,3 +368,29 @@ def test_other_patterns_are_for_the_asking(run: Run, tmp_path: Path) -> None:
             assert layer.pattern == "1:2"
             assert obeys(weight_of(made, layer.name), 1, NMPattern(n=1, m=2))
     assert any(layer.pattern for layer in made.info.layers)
+
+
+def test_a_network_trained_without_a_pattern_becomes_two_four_and_answers_alike(tmp_path: Path) -> None:
+    recipe = load_recipe("digits", changes={"epochs": 4, "sparsity": {"density": 0.1}})
+    trained = train(recipe, tmp_path / "run", device="cpu")
+    made = build(trained.path, pattern="2:4", gather="any", compact=True, onnx="packed")
+    layers, fact = layers_of(made), made.info.fitted
+    assert fact is not None
+    assert layers["conv3.weight"].road == "permuted"
+    assert layers["fc1.weight"].road == "gathered"  # behind a flattened picture
+    assert packed_weights(onnx.load(made.onnx_path)) == ("conv3.weight", "fc1.weight")
+    assert sum(layer.n_cut for layer in fact.layers) == fact.n_changed == 0
+    assert fact.accuracy_after == fact.accuracy_before == trained.info.test
+    check_gates(validate(made, max_drop=0.0, n_threads=1))
+
+
+def test_lenet_on_mnist_becomes_two_four_without_a_changed_answer(mnist_dir: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("mnist-lenet300-100", changes={"epochs": 2, "sparsity": {"density": 0.1}})
+    trained = train(recipe, tmp_path / "run", device="cpu", data_dir=mnist_dir)
+    made = build(trained.path, pattern="2:4", data_dir=mnist_dir)
+    layer, fact = layers_of(made)["fc1.weight"], made.info.fitted
+    assert fact is not None
+    assert layer.groups_over_before is not None
+    assert layer.groups_over_before > 100
+    assert (layer.road, layer.groups_over_after, layer.n_cut) == ("gathered", 0, 0)
+    assert (fact.accuracy_after, fact.n_changed) == (trained.info.test, 0)

@@ -16,6 +16,7 @@ EXIT_CODES = {
     "ProcessLost": 1,
     "RanksDiverged": 1,
     "EngineBuildFailed": 1,
+    "ServerFailed": 1,
     "UsageError": 2,
     "RecipeError": 2,
     "UnknownNameError": 2,

@@ -27,6 +27,7 @@ class Position:
     """Where in its run the training stands.
 
     step: optimiser steps done.  epoch: epochs finished.  step_in_epoch: steps done in the current one.
+    n_updates_before: mask updates before the current epoch.
     loss_sum: of the current epoch's steps so far, over all processes.  seconds: trained so far.  metrics_bytes: length of
     `metrics.jsonl` that belongs to this state; what lies beyond was written after it.
     """
@@ -34,6 +35,7 @@ class Position:
     step: int = 0
     epoch: int = 0
     step_in_epoch: int = 0
+    n_updates_before: int = 0
     loss_sum: float = 0.0
     seconds: float = 0.0
     metrics_bytes: int = 0

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from sparse_export.files import output_error
+from sparse_export.train.speed import LayerUse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,8 @@ class EpochMetrics:
     density: active / masked weights.  layer_density: by parameter name, after the epoch's mask update.
     flip_rate: mask bits changed by that update / masked weights; None when there was none.
     prune_rate: of that update.  masks_sha256: of the masks after it, see `distributed.masks_sha256`; None for a
-    dense run.  seconds: trained so far.
+    dense run.  seconds: trained so far.  step_ms: mean wall time of this epoch's steps, None where it was resumed
+    after the last of them.  layer_use: what each layer had to do in a batch, see `sparse_export.train.speed`.
     """
 
     epoch: int
@@ -33,6 +35,8 @@ class EpochMetrics:
     flip_rate: float | None
     masks_sha256: str | None
     seconds: float
+    step_ms: float | None
+    layer_use: dict[str, LayerUse]
 
 
 class MetricsLog:
@@ -95,3 +99,12 @@ def _scalars(metrics: EpochMetrics) -> dict[str, float]:
         **{f"layer_density/{name}": value for name, value in metrics.layer_density.items()},
     }
     return {name: value for name, value in values.items() if value is not None}
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`, whole ones only."""
+    lines = []
+    for line in (run / "metrics.jsonl").read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            lines.append(json.loads(line))
+    return lines

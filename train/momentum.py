@@ -12,9 +12,11 @@ from sparse_export.errors import UsageError
 _ADAM_EPSILON = 1e-8  # the reference's, whatever the optimiser's own eps is
 
 
-def require_momentum(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Raise UsageError unless the optimiser keeps a momentum for every one of these parameters."""
-    if not isinstance(optimizer, SGD | Adam | AdamW):
+def require_optimizer(
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], *, momentum: bool
+) -> None:
+    """Raise UsageError unless the optimiser trains these parameters, and where wanted keeps a momentum for each."""
+    if momentum and not isinstance(optimizer, SGD | Adam | AdamW):
         raise UsageError(
             f"Sparse momentum cannot read the state of {type(optimizer).__name__}.",
             expected="SGD with momentum, Adam or AdamW of torch.optim was expected.",
@@ -28,7 +30,7 @@ def require_momentum(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter
                 expected="Every masked weight was expected to be trained.",
                 do="Give it to the optimiser, or name it in keep_dense.",
             )
-        if isinstance(optimizer, SGD) and not group["momentum"] > 0:
+        if momentum and isinstance(optimizer, SGD) and not group["momentum"] > 0:
             raise UsageError(
                 "SGD without momentum has nothing to grow weights by.",
                 expected="A momentum above 0 was expected.",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from sparse_export.errors import UsageError
-from sparse_export.graph.permutation import reduction_axis
+from sparse_export.graph.permutation import reduction_axis, summed_parts
 from sparse_export.sparsity import Cap, NMPattern, cap_size, capped_layers
 from sparse_export.sparsity.caps import capacity
 from sparse_export.sparsity.eligible import SMALL_SHARE
@@ -82,6 +82,7 @@ def plan_pattern(
         shapes,
         {name: reduction_axis(model, name) for name in shapes},
         pattern,
+        parts={name: summed_parts(model, name) for name in shapes},
         outputs=output_layers(model) if outputs is None else outputs,
         keep_dense=named_dense(model, keep_dense),
         small_share=small_share,

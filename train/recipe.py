@@ -13,14 +13,25 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparse_export.errors import RecipeError, UnknownNameError, UsageError
-from sparse_export.sparsity import Distribution, NMPattern, PruneSchedule, Redistribution, pattern_from_text
+from sparse_export.sparsity import (
+    Distribution,
+    NMPattern,
+    Prune,
+    PruneSchedule,
+    Redistribution,
+    pattern_from_text,
+)
 from sparse_export.sparsity.eligible import SMALL_SHARE
+from sparse_export.train.methods import METHODS, chosen_method
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
-Method = Literal["sparse-momentum", "sr-ste", "asp"]
+Method = Literal[
+    "sparse-momentum", "set", "rigl", "dsr", "static", "snip", "magnitude", "dense", "sr-ste", "asp"
+]
+_TO_A_PATTERN = ("sr-ste", "asp")  # methods that are nothing without one
 
 DEFAULT_DENSITY = 0.05
 DEFAULT_APPROACH = (0.0, 0.0)
@@ -67,11 +78,13 @@ class LearningRateRecipe(_Table):
 class SparsityRecipe(_Table):
     """[sparsity]: see `sparse_export.train.SparseTraining`. update_every: steps, 0 for once an epoch.
 
-    method: `sparse-momentum`; and two to compare with, which need a pattern: `sr-ste`, see `SrSte`, and `asp`, which
-    trains dense for half of the steps, cuts to the pattern by magnitude once, and trains again by the same learning
-    rate schedule with the masks as they are.
+    method: `sparse-momentum`; those of `sparse_export.train.methods` to compare with; `dense`, which is `dense = true`
+    of the recipe; and two that need a pattern: `sr-ste`, see `SrSte`, and `asp`, which trains dense for half of the
+    steps, cuts to the pattern by magnitude once, and trains again by the same learning rate schedule with the masks
+    as they are.
+    prune, redistribution, growth, final_prune_rate: as the method has them, unless another is named.
     density: without one, as much as the pattern allows; without a pattern .05.
-    approach, freeze: by default, without a pattern none and 1; with one, see DEFAULT_APPROACH and DEFAULT_FREEZE.
+    approach, freeze: by default, without a pattern none and as the method has it; with one, see DEFAULT_APPROACH and DEFAULT_FREEZE.
     decay: of masked weights in sr-ste.
     """
 
@@ -85,9 +98,11 @@ class SparsityRecipe(_Table):
     start: Distribution = "erdos-renyi"
     rescale: bool = True
     prune_rate: Fraction = 0.5
-    final_prune_rate: Fraction = 0.005
+    final_prune_rate: Fraction | None = None
     prune_schedule: PruneSchedule = "cosine"
-    redistribution: Redistribution = "momentum"
+    prune: Prune | None = None
+    redistribution: Redistribution | None = None
+    growth: Literal["momentum", "random", "gradient"] | None = None
     update_every: Annotated[int, Field(ge=0)] = 0
     keep_dense: tuple[str, ...] = ()
 
@@ -95,20 +110,40 @@ class SparsityRecipe(_Table):
     def _fits_together(self) -> Self:
         """Raise ValueError, which pydantic reports, for settings that contradict each other."""
         pattern = self.nm_pattern
-        if pattern is None and self.method in ("sr-ste", "asp"):
+        if pattern is None and self.method in _TO_A_PATTERN:
             raise ValueError(f"method {self.method!r} needs a pattern, like '2:4'")
+        choices = {"prune": self.prune, "redistribution": self.redistribution, "growth": self.growth}
+        if self.method in METHODS:
+            method = chosen_method(self.method, **choices)
+            if not method.moves and (self.freeze is not None or self.approach is not None):
+                raise ValueError(
+                    f"method {self.method!r} never moves its masks: leave out freeze and approach"
+                )
+            if method.is_gradual and self.freeze == 0:
+                raise ValueError(f"method {self.method!r} needs a freeze above 0")
+            if pattern is not None and method.start != "random":
+                raise ValueError(
+                    f"method {self.method!r} takes no pattern; asp prunes a dense network to a pattern"
+                )
+        elif any(choices.values()):
+            raise ValueError(f"method {self.method!r} takes no prune, redistribution or growth")
         if pattern is not None and self.density is not None:
-            if self.method != "sparse-momentum":
+            if self.method in _TO_A_PATTERN:
                 raise ValueError(f"method {self.method!r} takes no density: the pattern decides it")
             if self.density > pattern.density:
                 raise ValueError(f"the pattern {pattern} allows a density of {pattern.density:g} at most")
         first, last = self.approach or (0.0, 0.0)
-        if not first <= last <= (1.0 if self.freeze is None else self.freeze):
+        if not first <= last <= self.wanted_freeze:
             raise ValueError(
-                "approach needs its first fraction no later than its last, and both no later than freeze"
+                "approach needs its first fraction no later than its last, and both no later than freeze, which is "
+                f"{self.wanted_freeze:g}"
             )
         if self.approach is not None and pattern is None:
             raise ValueError("approach needs a pattern, like '2:4'")
+        if self.method in _TO_A_PATTERN:
+            for name, value in (("approach", self.approach), ("freeze", self.freeze)):
+                if value is not None:
+                    raise ValueError(f"method {self.method!r} has no {name}")
         return self
 
     @property
@@ -123,6 +158,13 @@ class SparsityRecipe(_Table):
     def wanted_density(self) -> float | None:
         """The density that training is asked for; None for as much as the pattern allows."""
         return DEFAULT_DENSITY if self.density is None and self.pattern is None else self.density
+
+    @property
+    def wanted_freeze(self) -> float:
+        """The fraction of the training after which masks that move under a pattern stand still; 1 without one."""
+        if self.freeze is not None:
+            return self.freeze
+        return DEFAULT_FREEZE if self.pattern is not None else 1.0
 
     @property
     def label(self) -> str:
@@ -213,23 +255,30 @@ def load_recipe(
         ) from cause
     if preset not in PRESETS:
         raise UnknownNameError("preset", preset, PRESETS)
-    return recipe_from_table(_merged(_merged(table, PRESETS[preset]), changes or {}), source=text)
+    return recipe_from_table(merged(merged(table, PRESETS[preset]), changes or {}), source=text)
 
 
 def recipe_from_table(table: Mapping[str, Any], *, source: str) -> Recipe:
-    """Check a nested mapping. source: what an error calls it. Raises RecipeError."""
+    """Check a nested mapping. source: what an error calls it. Raises RecipeError.
+
+    sparsity.method = "dense" is dense = true, said where the other methods are named.
+    """
+    sparsity = table.get("sparsity")
+    if isinstance(sparsity, Mapping) and sparsity.get("method") == "dense":
+        table = {**table, "dense": True}
     try:
         return Recipe.model_validate_json(json.dumps(table, default=str))
     except ValidationError as cause:
         raise RecipeError(f"The recipe {source} is not right.", expected=_first_fault(cause)) from cause
 
 
-def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping with another laid over it, table by table."""
     result = dict(table)
     for key, value in changes.items():
         below = result.get(key, {})
         both_tables = isinstance(value, Mapping) and isinstance(below, Mapping)
-        result[key] = _merged(below, value) if both_tables else value
+        result[key] = merged(below, value) if both_tables else value
     return result
 
 

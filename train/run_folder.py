@@ -77,11 +77,11 @@ def save_user_run(folder: Path, trainer: SparseTraining, *, model: ModelFact, te
     facts = trainer.layer_facts()
     info = RunInfo(
         status="running",
-        method="sparse-momentum",
+        method=trainer.method,
         model=model,
         data=None,
         target_density=trainer.density,
-        density=trainer.n_active / trainer.n_masked,
+        density=trainer.density_now,
         n_active=sum(fact.n_active for fact in facts if fact.masked),
         n_masked=trainer.n_masked,
         n_parameters=sum(value.numel() for value in trainer.model.parameters()),

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparse_export import artefact, models
-from sparse_export.artefact import Accuracy, LayerFact, ModelFact, Run, RunInfo
+from sparse_export.artefact import Accuracy, LayerFact, ModelFact, Run, RunInfo, SpeedFact
 from sparse_export.errors import ArtefactError, Interrupted, MissingCapability, TrainingDiverged, UsageError
 from sparse_export.train.augment import crop_flip, draw_crops
 from sparse_export.train.checkpoint import Position, load_state, remove_leftovers, save_state, state_path
@@ -27,23 +27,25 @@ from sparse_export.train.distributed import Agreement, World, masks_sha256
 from sparse_export.train.ema import Ema
 from sparse_export.train.feed import Feed, Part, feed
 from sparse_export.train.layers import maskable_parameters, output_layers
-from sparse_export.train.metrics import EpochMetrics, MetricsLog
+from sparse_export.train.making import ASP_CUT, make_sparsifier
+from sparse_export.train.metrics import EpochMetrics, MetricsLog, read_metrics
 from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.rates import learning_rate
-from sparse_export.train.recipe import DEFAULT_APPROACH, DEFAULT_FREEZE, Recipe
+from sparse_export.train.recipe import Recipe
 from sparse_export.train.run_folder import finish_run, require_empty, write_run_info
+from sparse_export.train.snip import snip_masks
 from sparse_export.train.sparse_training import SparseTraining, layer_facts
 from sparse_export.train.sparsifier import Sparsifier
-from sparse_export.train.sr_ste import SrSte
+from sparse_export.train.speed import LayerUse, layer_uses, speed_of
 from sparse_export.train.starting_point import STARTED, StartingPoint
 from sparse_export.train.stopping import Stop
 
 _SAVE_EVERY_S = 120.0  # within a long epoch
 _ORDER, _AUGMENTATION = 0, 1 << 60  # apart, so that no two uses of a seed draw the same numbers
 _CHECK_EVERY = 50  # steps between looks at an accelerator's loss
-ASP_CUT = 0.5  # fraction of the steps that asp trains dense
 _SINGLE_THREAD_WORK = 50e6  # weights x batch size; see n_threads_for
+_USE_BATCH = 128  # most samples of the batch that shows what layers have to do
 _TEST_BATCH, _TEST_VALUES = 1000, 16 * 2**20  # samples, and input values, of a batch of an evaluation
 
 
@@ -156,10 +158,9 @@ class Session:
         self.model.eval()
         try:
             sample = self._laid_out(torch.zeros((2, *input_shape), device=self.device))
-            outputs: list[Any] = []
             with torch.no_grad():
-                self.output_layers = output_layers(self.model, lambda: outputs.append(self.model(sample)))
-            (output,) = outputs
+                output = self.model(sample)  # lazy layers have shapes from here on
+                self.output_layers = output_layers(self.model, lambda: self.model(sample))
         except Exception as cause:  # whatever a network raises: some assert, some index
             reason = next(iter(str(cause).splitlines()), type(cause).__name__)
             raise UsageError(
@@ -179,44 +180,29 @@ class Session:
 
     def _sparsifier(self) -> Sparsifier:
         """What keeps the network sparse, by the recipe's method."""
-        settings = self.recipe.sparsity
-        pattern = settings.nm_pattern
-        if pattern is not None and settings.method == "sr-ste":
-            return SrSte(
-                self.model,
-                self.optimizer,
-                pattern=pattern,
-                decay=settings.decay,
-                keep_dense=settings.keep_dense,
-                output_layers=self.output_layers,
-                small_share=settings.small_share,
-            )
-        asp = settings.method == "asp"
-        approach, freeze = settings.approach, settings.freeze
-        if asp:
-            approach, freeze = (ASP_CUT, ASP_CUT), ASP_CUT
-        elif pattern is not None:
-            freeze = DEFAULT_FREEZE if freeze is None else freeze
-            approach = DEFAULT_APPROACH if approach is None else approach
-        return SparseTraining(
+        return make_sparsifier(
+            self.recipe,
             self.model,
             self.optimizer,
-            density=settings.wanted_density,
-            pattern=pattern,
-            total_steps=self.total_steps,
-            update_every=settings.update_every or None,
-            prune_rate=0.0 if asp else settings.prune_rate,
-            final_prune_rate=settings.final_prune_rate,
-            prune_schedule=settings.prune_schedule,
-            redistribution=settings.redistribution,
-            start=settings.start,
-            rescale=settings.rescale,
-            keep_dense=settings.keep_dense,
-            seed=self.recipe.seed,
-            approach=approach or (0.0, 0.0),
-            freeze=1.0 if freeze is None else freeze,
+            self.total_steps,
             output_layers=self.output_layers,
-            small_share=settings.small_share,
+            sensitivity_masks=self._snip_masks,
+        )
+
+    def _snip_masks(self) -> dict[str, Tensor]:
+        """Start masks by the sensitivity of the loss of the first batch."""
+        settings = self.recipe.sparsity
+        order = torch.randperm(self.feed.fact.n_train, generator=self._generator(_ORDER, 0))
+        x, y = next(iter(self.feed.training(order[: self.batch_size], self.batch_size, 0, 0)))
+        self._seed(0)
+        return snip_masks(
+            self.model,
+            lambda: (
+                nn.functional.cross_entropy(self.model(self._laid_out(x)), y) * (len(y) / self.batch_size)
+            ),
+            density=settings.wanted_density or 1.0,
+            keep_dense=settings.keep_dense,
+            combine=dist.all_reduce if self.world.size > 1 else None,
         )
 
     def _laid_out(self, x: Tensor) -> Tensor:
@@ -289,6 +275,7 @@ class Session:
             test=self._accuracy("test"),
             layers=self._layer_facts(),
             seconds=self.position.seconds,
+            speed=self._speed() if first else None,
         )
         return self._finish(info)
 
@@ -316,7 +303,8 @@ class Session:
             total = torch.tensor(total, dtype=torch.float64, device=self.device)
         step = at.step
         agreement = Agreement(self.world)
-        self._n_updates_before_epoch = self.sparse.n_updates if self.sparse else 0
+        n_updates = self.sparse.n_updates if self.sparse else 0
+        self._n_updates_before_epoch = at.n_updates_before if at.step_in_epoch else n_updates
         self.model.train()
 
         def position(*, epoch: int = epoch, step_in_epoch: int = 0, loss_sum: float = 0.0) -> Position:
@@ -325,6 +313,7 @@ class Session:
                 epoch=epoch,
                 step_in_epoch=step_in_epoch,
                 loss_sum=loss_sum,
+                n_updates_before=self._n_updates_before_epoch,
                 seconds=at.seconds + time.monotonic() - started,
                 metrics_bytes=log.size_bytes if log else 0,
             )
@@ -356,6 +345,7 @@ class Session:
         agreement.finish()
         (loss_sum,) = self.world.sum([float(total)])
         self._require_finite(loss_sum, step - 1)
+        step_ms = 1000 * (time.monotonic() - started) / (step - at.step) if step > at.step else None
         validation = self._accuracy("validation")
         rate_used, flip_rate = self._end_of_epoch_update(epoch)
         metrics = EpochMetrics(
@@ -370,12 +360,28 @@ class Session:
             flip_rate=flip_rate,
             masks_sha256=masks_sha256(self.sparse.masks) if self.sparse else None,
             seconds=at.seconds + time.monotonic() - started,
+            step_ms=step_ms,
+            layer_use=self._layer_uses(),
         )
         if log is not None:
             log.write(metrics)
         self.position = position(epoch=epoch + 1)
         self._save(self.position)
         observer.finished_epoch(metrics)
+
+    def _probe(self) -> Tensor | None:
+        """A batch of the validation part, for looking at layers; None where there is none, or in other processes."""
+        if not self.world.is_first:
+            return None
+        batch = next(iter(self.feed.part("validation", min(self.batch_size, _USE_BATCH))), None)
+        return None if batch is None else self._laid_out(batch[0])
+
+    def _layer_uses(self) -> dict[str, LayerUse]:
+        x = self._probe()
+        return {} if x is None else layer_uses(self.model, x)
+
+    def _speed(self) -> SpeedFact | None:
+        return speed_of(self.model, self._probe(), read_metrics(self.out))
 
     def _step(self, x: Tensor, y: Tensor, step: int) -> Tensor:
         """Forward and backward. Gives this process's part of the batch's mean loss: the parts add up to it."""
@@ -462,7 +468,6 @@ class Session:
         if sparse is None:
             return None, None
         if isinstance(sparse, SparseTraining) and self._is_update_due(sparse, epoch):
-            rate = sparse.prune_rate
             try:
                 sparse.update()
             except UsageError:
@@ -472,9 +477,8 @@ class Session:
                     sparse.n_steps - 1, f"The weights are no longer numbers: {cause}"
                 ) from cause
             self._mask_average()
-            return rate, sparse.flip_rate
         if sparse.n_updates > self._n_updates_before_epoch:
-            return sparse.prune_rate, sparse.flip_rate
+            return sparse.last_prune_rate, sparse.flip_rate
         return None, None
 
     def _is_update_due(self, sparse: SparseTraining, epoch: int) -> bool:

@@ -1,4 +1,4 @@
-"""Sparse momentum around anybody's training loop."""
+"""Sparse momentum, and the methods it is compared with, around anybody's training loop."""
 
 from __future__ import annotations
 
@@ -19,20 +19,26 @@ from sparse_export.sparsity import (
     Distribution,
     MaskUpdate,
     NMPattern,
+    Prune,
     PruneSchedule,
     Redistribution,
+    gradual_density,
     layer_counts,
     pattern_from_text,
+    prune_masks,
     prune_rate,
     random_masks,
     update_masks,
 )
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import obeys
+from sparse_export.sparsity.prune import FIRST_THRESHOLD
 from sparse_export.train.distributed import masks_sha256, require_same_masks
+from sparse_export.train.growth import forget_momentum, gradient_scores, random_scores
 from sparse_export.train.layers import maskable_parameters, masked_parameters
 from sparse_export.train.mask_pass import MaskPass
-from sparse_export.train.momentum import growth_scores, require_momentum
+from sparse_export.train.methods import Growth, Method, chosen_method
+from sparse_export.train.momentum import growth_scores, require_optimizer
 from sparse_export.train.pattern_plan import PatternPlan, plan_pattern
 
 # A prune rate under a pattern is multiplied by this when an update changes no fewer mask bits than the one before.
@@ -55,18 +61,24 @@ class SparseTraining:
     update_every: masks are updated after so many steps, never within the last such stretch before total_steps;
     None: only when `update` is called.
     prune_rate: at the start.  prune_schedule: `cosine` (the default when total_steps is given), `linear`,
-    `constant`.  redistribution: see `sparse_export.sparsity.update_masks`.
+    `constant`.
+    method: `sparse-momentum`, or one to compare with: `set`, `rigl`, `dsr`, `static`, `magnitude`, and `snip`, which
+    needs the `masks` of `sparse_export.train.snip.snip_masks`. See `sparse_export.train.methods`.
+    redistribution, prune: see `sparse_export.sparsity.update_masks`.  growth: `momentum`, `random` or `gradient`, see
+    `sparse_export.train.methods`. Without them the method decides.
     start: how the first masks are spread over the layers, see `sparse_export.sparsity.layer_counts`.
     rescale: multiply a layer's start weights by 1 / sqrt(its density), which keeps the variance of its outputs.
     keep_dense: shell patterns of parameters or layers that stay dense and are not counted.
-    seed: of the first masks.
+    seed: of the first masks, and of growth where it is random.
     pattern: `2:4` for example: at most N of every M weights along a layer's reduction axis. Only layers that can take
     it are masked; `why_dense` has the reason for each of the others, the output layer and the smallest ones among
     them. Under it the prune rate is also lowered whenever an update changes no fewer mask bits than the one before.
     approach: fractions of total_steps over which the cap falls from M to N, see `sparse_export.sparsity.cap_size`.
-    freeze: fraction of total_steps after which masks stand still; the prune rate has then run through its schedule.
+    freeze: fraction of total_steps after which masks stand still; the prune rate has then run through its schedule,
+    and `magnitude` has come down to the density. Without it the method decides.
     output_layers: weights that give the outputs, which a pattern leaves dense; by default the layer registered last.
     small_share: see `sparse_export.sparsity.eligible.SMALL_SHARE`.
+    final_prune_rate: where the prune schedule ends; without it the method decides.
     masks: to start with, by parameter name, in place of random ones; they then decide the density.
     process_group: the processes that hold the same weights, as data parallelism has them; by default all, where
     torch.distributed is initialised. Their masks are held against each other after every update.
@@ -88,16 +100,19 @@ class SparseTraining:
         total_steps: int | None = None,
         update_every: int | None = 500,
         prune_rate: float = 0.5,
-        final_prune_rate: float = 0.005,
+        final_prune_rate: float | None = None,
         prune_schedule: PruneSchedule | None = None,
-        redistribution: Redistribution = "momentum",
+        method: str = "sparse-momentum",
+        redistribution: Redistribution | None = None,
+        growth: Growth | None = None,
+        prune: Prune | None = None,
         start: Distribution = "erdos-renyi",
         rescale: bool = True,
         keep_dense: Sequence[str] = (),
         seed: int = 0,
         process_group: Any = None,
         approach: tuple[float, float] = (0.0, 0.0),
-        freeze: float = 1.0,
+        freeze: float | None = None,
         output_layers: Sequence[str] | None = None,
         small_share: float = SMALL_SHARE,
         masks: Mapping[str, Tensor] | None = None,
@@ -105,6 +120,15 @@ class SparseTraining:
         model = unwrapped(model)
         if isinstance(pattern, str):
             pattern = pattern_from_text(pattern)
+        rule = chosen_method(method, prune=prune, redistribution=redistribution, growth=growth)
+        if not rule.moves and freeze is not None:
+            raise UsageError(
+                f"freeze is {freeze}, and the method is {method!r}, whose masks never move.",
+                do="Leave out freeze, or choose another method.",
+            )
+        freeze = rule.freeze if freeze is None else freeze
+        final_prune_rate = rule.final_prune_rate if final_prune_rate is None else final_prune_rate
+        _require_start_of(method, rule, masks, pattern, total_steps if freeze > 0 else None)
         if density is None and pattern is None and masks is None:
             raise UsageError(
                 "Neither a density nor a pattern was given.", expected="At least one was expected."
@@ -126,7 +150,6 @@ class SparseTraining:
                 )
         for name, choice, kind in (
             ("start", start, Distribution),
-            ("redistribution", redistribution, Redistribution),
             ("prune_schedule", prune_schedule, PruneSchedule),
         ):
             if choice is not None and choice not in get_args(kind):
@@ -141,6 +164,8 @@ class SparseTraining:
         _require_approach(approach, freeze, pattern)
         self.model = model
         self.optimizer = optimizer
+        self.method, self._rule = method, rule
+        self._start, self._seed = start, seed
         self.total_steps = total_steps
         self.update_every = update_every
         self.prune_schedule: PruneSchedule = prune_schedule or ("cosine" if total_steps else "constant")
@@ -148,10 +173,11 @@ class SparseTraining:
         self.n_updates = 0
         self._initial_rate = prune_rate
         self._final_rate = min(final_prune_rate, prune_rate)
-        self._redistribution = redistribution
+        self._threshold: Tensor | None = None
         self._approach, self._freeze = approach, freeze
         self._calm, self._n_flipped_before = 1.0, -1
         self._n_flipped: Tensor | None = None
+        self.last_prune_rate: float | None = None
         self._plan: PatternPlan | None = None
         if pattern is None:
             self._parameters = masked_parameters(model, keep_dense)
@@ -166,7 +192,7 @@ class SparseTraining:
                 total_steps=total_steps,
             )
             self._parameters = {name: model.get_parameter(name) for name in self._plan.caps}
-        require_momentum(optimizer, self._parameters)
+        require_optimizer(optimizer, self._parameters, momentum=rule.reads_momentum)
         self.n_masked = sum(value.numel() for value in self._parameters.values())
         self._wanted = self._count(density, masks)
         self.n_active = self._count_with(pattern.n if pattern else 0)
@@ -174,6 +200,7 @@ class SparseTraining:
         self._process_group = process_group
         self._n_cap = self._n_now()
         first = self._first_masks(start, seed) if masks is None else self._given_masks(masks)
+        self._n_now_active = sum(int(mask.sum()) for mask in first.values())
         self._pass = MaskPass(self._parameters, first)
         self.masks = self._pass.masks
         self.masks_sha256: str | None = None
@@ -193,7 +220,15 @@ class SparseTraining:
                     "Masks and a density were given.",
                     expected="One of them was expected: masks have a density.",
                 )
-            return sum(int(mask.sum()) for mask in masks.values())
+            n_active = sum(int(mask.sum()) for mask in masks.values())
+            if self._plan is not None and n_active > self._plan.capacity_with(self._plan.pattern.n):
+                raise UsageError(
+                    f"The masks keep {n_active} weights, and the pattern {self._plan.pattern} has room for "
+                    f"{self._plan.capacity_with(self._plan.pattern.n)}.",
+                    expected="Masks of no more weights than that were expected.",
+                    do="Leave out the masks: training then starts with as many as the pattern allows.",
+                )
+            return n_active
         if density is None:
             return None
         n_active = round(density * self.n_masked)
@@ -224,6 +259,8 @@ class SparseTraining:
 
     def _first_masks(self, start: Distribution, seed: int) -> dict[str, Tensor]:
         shapes = {name: tuple(value.shape) for name, value in self._parameters.items()}
+        if self._rule.is_gradual:
+            return {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
         limits = self._plan.limits_with(self._n_cap) if self._plan is not None else {}
         counts = limits
         if self._wanted is not None:
@@ -243,7 +280,7 @@ class SparseTraining:
             raise UsageError(
                 f"The masks of {', '.join(over)} do not obey the pattern.",
                 expected="Masks within the pattern were expected.",
-                do="Leave out the masks, or approach the pattern later in the training.",
+                do="Leave out the masks, or keep the N largest weights of each group in them.",
             )
         return {name: mask.bool() for name, mask in masks.items()}
 
@@ -281,7 +318,7 @@ class SparseTraining:
     def advance(self) -> None:
         """Count a step whose masks were applied, and update the masks when it is time."""
         self.n_steps += 1
-        if self._n_now() != self._n_cap:
+        if self._n_now() != self._n_cap or self._is_last_cut():
             self.update()
             return
         every = self.update_every
@@ -289,6 +326,15 @@ class SparseTraining:
             return
         if self.total_steps is None or self.n_steps + every <= self.total_steps:
             self.update()
+
+    @property
+    def _end(self) -> int:
+        """The step from which on masks stand still."""
+        return math.ceil(self._freeze * self.total_steps) if self.total_steps is not None else 0
+
+    def _is_last_cut(self) -> bool:
+        """Is this the step at which gradual pruning has to arrive?"""
+        return self._rule.is_gradual and self.n_steps == self._end
 
     @property
     def is_frozen(self) -> bool:
@@ -315,25 +361,26 @@ class SparseTraining:
     @property
     def density_now(self) -> float:
         """Active / masked weights as they stand; other than `density` only while a cap is approached."""
-        return self._count_with(self._n_cap) / self.n_masked
+        return self._n_now_active / self.n_masked
 
     def update(self) -> MaskUpdate:
         """Prune and grow now. A newly active weight starts at 0, a pruned and regrown one keeps its value.
 
         Raises RanksDiverged where several processes train together and no longer have one mask.
         """
+        if not self._rule.moves:
+            raise UsageError(
+                f"An update was asked for, and the method is {self.method!r}, whose masks never move.",
+                do="Leave it out, or choose another method.",
+            )
         before, self._n_cap = self._n_cap, self._n_now()
-        update = update_masks(
-            {name: value.detach() for name, value in self._parameters.items()},
-            growth_scores(self.optimizer, self._parameters),
-            self.masks,
-            prune_rate=self.prune_rate,
-            redistribution=self._redistribution,
-            caps=self._caps(),
-            n_active=self._count_with(self._n_cap),
-        )
+        rate = self.last_prune_rate = self.prune_rate
+        update = self._pruned_only() if self._rule.is_gradual else self._swapped(rate)
         flips = [torch.count_nonzero(mask ^ self.masks[name]) for name, mask in update.masks.items()]
         self._n_flipped = torch.stack(flips).sum()
+        if self._rule.forgets:
+            born = {name: mask & ~self.masks[name] for name, mask in update.masks.items()}
+            forget_momentum(self.optimizer, self._parameters, born)
         self._pass.set(update.masks)
         self.apply_masks()
         self.n_updates += 1
@@ -341,6 +388,53 @@ class SparseTraining:
             self._calm_down(same_cap=self._n_cap == before)
         self._require_same_masks()
         return update
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in self._parameters.items()}
+
+    def _swapped(self, rate: float) -> MaskUpdate:
+        """What the method prunes and grows now."""
+        rule = self._rule
+        grown_by: dict[str, Tensor] | None = None
+        if rule.growth == "random":
+            grown_by = random_scores(self._parameters, self._seed, self.n_steps)
+        elif rule.growth == "gradient":
+            grown_by = gradient_scores(self._parameters)
+        if rule.reads_momentum or grown_by is None:
+            scores = growth_scores(self.optimizer, self._parameters)
+        else:
+            scores = grown_by
+        if rule.prune == "threshold" and self._threshold is None:
+            device = next(iter(self.masks.values())).device
+            self._threshold = torch.full((), FIRST_THRESHOLD, dtype=torch.float64, device=device)
+        n_active = self._n_now_active = self._count_with(self._n_cap)
+        update = update_masks(
+            self._weights(),
+            scores,
+            self.masks,
+            prune_rate=rate,
+            redistribution=rule.redistribution,
+            prune=rule.prune,
+            threshold=self._threshold,
+            growth_scores=grown_by,
+            caps=self._caps(),
+            n_active=n_active,
+        )
+        self._threshold = update.threshold
+        return update
+
+    def _pruned_only(self) -> MaskUpdate:
+        """The largest weights, as many as gradual pruning keeps at this step."""
+        density = gradual_density(self.n_steps, self._end, self.n_active / self.n_masked)
+        self._n_now_active = min(self._n_now_active, max(round(density * self.n_masked), self.n_active))
+        shapes = {name: tuple(value.shape) for name, value in self._parameters.items()}
+        return prune_masks(
+            self._weights(),
+            self.masks,
+            n_active=self._n_now_active,
+            prune=self._rule.prune,
+            counts=layer_counts(shapes, self._n_now_active / self.n_masked, self._start),
+        )
 
     def _calm_down(self, *, same_cap: bool) -> None:
         """Lower the prune rate where swaps do not get fewer by themselves: then weights come and go in turn."""
@@ -369,12 +463,22 @@ class SparseTraining:
         return dict(self._plan.why_dense) if self._plan is not None else {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks and position in the schedule; weights and optimiser state are saved by their owners."""
-        return {
+        """Masks and position in the schedule; weights and optimiser state are saved by their owners.
+
+        Where growth goes by the gradient, that of the last step too: an update may come next.
+        """
+        extra: dict[str, Any] = {}
+        if self._rule.growth == "gradient":
+            gradients = {name: value.grad for name, value in self._parameters.items()}
+            extra["gradients"] = {name: value for name, value in gradients.items() if value is not None}
+        if self._threshold is not None:
+            extra["threshold"] = float(self._threshold)
+        return extra | {
             "masks": dict(self.masks),
             "n_steps": self.n_steps,
             "n_updates": self.n_updates,
             "calm": self._calm,
+            "last_prune_rate": self.last_prune_rate,
             "n_flipped": None if self._n_flipped is None else int(self._n_flipped),
             "n_flipped_before": self._n_flipped_before,
         }
@@ -394,10 +498,18 @@ class SparseTraining:
         self.n_steps = int(state["n_steps"])
         self.n_updates = int(state["n_updates"])
         self._calm = float(state["calm"])
+        self.last_prune_rate = None if state["last_prune_rate"] is None else float(state["last_prune_rate"])
         n_flipped = state["n_flipped"]
         self._n_flipped = None if n_flipped is None else torch.tensor(int(n_flipped))
         self._n_flipped_before = int(state["n_flipped_before"])
         self._n_cap = self._n_now()
+        self._n_now_active = sum(int(mask.sum()) for mask in masks.values())
+        if "threshold" in state:
+            device = next(iter(self.masks.values())).device
+            self._threshold = torch.tensor(state["threshold"], dtype=torch.float64, device=device)
+        for name, gradient in state.get("gradients", {}).items():
+            value = self._parameters[name]
+            value.grad = torch.empty_like(value, requires_grad=False).copy_(gradient)
         self.apply_masks()
         self._require_same_masks()
 
@@ -455,6 +567,32 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def _require_start_of(
+    name: str,
+    method: Method,
+    masks: Mapping[str, Tensor] | None,
+    pattern: NMPattern | None,
+    n_steps: int | None,
+) -> None:
+    """Raise UsageError where a method has not what it starts or goes by. n_steps: until masks freeze, if known."""
+    if pattern is not None and method.start != "random":
+        raise UsageError(
+            f"The method is {name!r}, and there is a pattern, {pattern}.",
+            expected="A method that starts with random masks was expected under a pattern.",
+            do="Leave out the pattern, or choose another method; asp prunes a dense network to a pattern.",
+        )
+    if method.start == "sensitivity" and masks is None:
+        raise UsageError(
+            f"The method is {name!r}, and there are no masks.",
+            expected="Those of sparse_export.train.snip.snip_masks were expected.",
+        )
+    if method.is_gradual and (masks is not None or n_steps is None):
+        raise UsageError(
+            f"The method is {name!r}, which goes from dense to sparse over the length of the training.",
+            expected="total_steps, a freeze above 0 and no masks were expected.",
+        )
 
 
 def _require_approach(approach: tuple[float, float], freeze: float, pattern: NMPattern | None) -> None:

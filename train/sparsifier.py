@@ -15,7 +15,7 @@ class Sparsifier(Protocol):
 
     masks: by parameter name, True = kept.  n_active: of n_masked weights, at the end of the training; density_now:
     at the moment.  update_every: steps between mask updates, None where `update` is called from outside.
-    n_updates: of the masks so far.  prune_rate, flip_rate: of the last one.  is_frozen: do the masks stand still?
+    n_updates: of the masks so far.  last_prune_rate, flip_rate: of the last one.  is_frozen: do the masks stand still?
     """
 
     masks: dict[str, Tensor]
@@ -32,7 +32,7 @@ class Sparsifier(Protocol):
     @property
     def is_frozen(self) -> bool: ...
     @property
-    def prune_rate(self) -> float: ...
+    def last_prune_rate(self) -> float | None: ...
     @property
     def flip_rate(self) -> float | None: ...
 

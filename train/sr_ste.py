@@ -32,7 +32,7 @@ class SrSte:
     """
 
     update_every = 1
-    prune_rate = 0.0
+    last_prune_rate = 0.0
     is_frozen = False
 
     def __init__(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from sparse_export.artefact import CompactedLayer, GraphLayer
 from sparse_export.graph.channel_facts import (
@@ -25,7 +25,7 @@ from sparse_export.graph.channel_facts import (
 from sparse_export.graph.picking import PICKING, picking
 from sparse_export.graph.verify import count_parameters, graph_layers
 
-__all__ = ["Compacted", "compact"]
+__all__ = ["Compacted", "compact", "with_gathers"]
 
 # onnxruntime 1.31.1 on one core of an AMD EPYC with AVX-512, batch 256, 2026-11-25: a product takes 0.019 ns, an
 # entry that is transposed, picked by row and transposed back 0.58 ns (in and out counted), an entry picked
@@ -33,6 +33,8 @@ __all__ = ["Compacted", "compact"]
 _PRODUCTS_PER_TRANSPOSED = 30
 _PRODUCTS_PER_PICKED = 370
 _PRODUCTS_PER_COPIED = 8
+
+_UNFOLLOWED = ("its channels cannot be followed", "")  # why outputs and inputs stay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class Compacted:
     layers: what became of each layer.  n_removed: output channels of layers that are gone; n_inputs_dropped:
     inputs of layers that are no longer read, though what comes before still makes them.  n_weights_before,
     n_weights_after: entries of all float constants.  kept: for the weights whose inputs had to stay together, by
-    stored name, the numbers of the inputs that are left.
+    stored name, the numbers of the inputs that are left.  why_outputs: by node what keeps outputs without weights.
     """
 
     model: onnx.ModelProto
@@ -52,6 +54,7 @@ class Compacted:
     n_weights_before: int
     n_weights_after: int
     kept: dict[str, Array]
+    why_outputs: dict[str, str]
 
 
 def compact(
@@ -95,6 +98,39 @@ def compact(
         n_weights_before=count_parameters(model)[0],
         n_weights_after=count_parameters(compacted)[0],
         kept=whole.kept,
+        why_outputs={layer.node: why.get(layer.node, _UNFOLLOWED)[0] for layer in _with_weights(model)},
+    )
+
+
+def with_gathers(found: Compacted, model: onnx.ModelProto, groups: Mapping[str, int]) -> Compacted:
+    """The same facts once some weights have their inputs in another order, without groups at its end.
+
+    model: the graph that came of `found.model`.  groups: by stored name of such a weight, how many consecutive
+    inputs leave it together.
+    """
+    arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name in groups}
+    old = {layer.node: layer for layer in _with_weights(found.model)}
+    rows = {row.node: row for row in found.layers}
+    n_dropped = found.n_inputs_dropped
+    for layer in _with_weights(model):
+        if layer.weight not in groups:
+            continue
+        axis = layer.reduction_axis
+        n_dropped += old[layer.node].shape[axis] - layer.shape[axis]
+        used = np.moveaxis(arrays[layer.weight], axis, 0).reshape(layer.shape[axis], -1).any(axis=1)
+        n_unread = int(np.count_nonzero(~used))
+        inputs = ""
+        if n_unread:
+            told = f"{n_unread} input{'' if n_unread == 1 else 's'} not read"
+            inputs = f"{told}: only whole groups of {groups[layer.weight]} at the end of its order go"
+        why = _joined(found.why_outputs.get(layer.node, ""), inputs)
+        rows[layer.node] = replace(rows[layer.node], after=layer.shape, why=why)
+    return replace(
+        found,
+        model=model,
+        layers=tuple(rows.values()),
+        n_inputs_dropped=n_dropped,
+        n_weights_after=count_parameters(model)[0],
     )
 
 
@@ -370,7 +406,7 @@ def _layers(
     left = {layer.node: layer for layer in _with_weights(after)}
     result = []
     for layer in _with_weights(before):
-        outputs, inputs = why.get(layer.node, ("its channels cannot be followed", ""))
+        outputs, inputs = why.get(layer.node, _UNFOLLOWED)
         found = left.get(layer.node, layer)
         if layer.node in dropped:
             inputs = ""
@@ -380,10 +416,14 @@ def _layers(
                 weight=layer.weight,
                 before=layer.shape,
                 after=found.shape,
-                why="; ".join(text for text in (outputs, inputs) if text) or "every channel left has weights",
+                why=_joined(outputs, inputs),
             )
         )
     return tuple(result)
+
+
+def _joined(outputs: str, inputs: str) -> str:
+    return "; ".join(text for text in (outputs, inputs) if text) or "every channel left has weights"
 
 
 def _key(node: onnx.NodeProto) -> str:

@@ -1,9 +1,10 @@
 """What the layers of a network meet on calibration data: sums of squares, or Gram matrices, of their inputs.
 
-Both are sums over the data, so batches stream through and none is kept. Memory: for each layer asked for K float64
+Both are sums over the data, so batches stream through and none is kept. The products of a Gram matrix are made in
+float32, over at most 128 MB of inputs at once, and summed up in float64. Memory: for each layer asked for K float64
 numbers, with Gram matrices K² (a convolution's K is input channels of a group times kernel positions, and each of its
-groups has a matrix of its own: 4608, the widest of a ResNet-18, comes to 170 MB), and 128 MB for the inputs in work.
-Ask for one layer at a time where that is much.
+groups has a matrix of its own: 4608, the widest of a ResNet-18, comes to 170 MB), in work 1.5 times that besides, and
+128 MB for the inputs. Ask for one layer at a time where that is much, and `why_no_gram` where even one is too much.
 
 Legend: N samples, C channels, P kernel positions, G groups of channels, K columns as `columns_from_weight` has them.
 """
@@ -23,6 +24,11 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparse_export.errors import UsageError
 
+LARGEST_GRAM = 10_000**2
+"""Most numbers in the Gram matrices of one layer: 0.8 GB in float64, and 2 GB while a batch is added. A square of
+10,000 takes in the first Linear of AlexNet and the widest convolutions of Wide ResNet-50-2 (9216 columns), and leaves
+out the first Linear of VGG-16 (25,088), whose matrix and its copies would come to 12.6 GB."""
+
 _CHUNK = 1 << 25  # numbers of unfolded inputs at once
 
 _ATTENTION_INPUTS = {"q_proj_weight": 0, "k_proj_weight": 1, "v_proj_weight": 2}
@@ -30,7 +36,7 @@ _ATTENTION_INPUTS = {"q_proj_weight": 0, "k_proj_weight": 1, "v_proj_weight": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class InputStatistics:
-    """Sums over all inputs that a layer met, on the CPU, in float64.
+    """Sums over all inputs that a layer met, on the CPU, in float64; a Gram matrix's of float32 products.
 
     n_inputs: how many there were: samples, times places of a convolution or tokens.
     squares: (G, K).  gram: (G, K, K), or None where it was not asked for. G is 1 but for grouped convolutions, of
@@ -89,6 +95,19 @@ def why_not_calibrated(module: nn.Module, name: str) -> str:
     if isinstance(owner, nn.MultiheadAttention):
         return "its queries, keys and values are not one tensor"
     return "the forward pass does not call this layer by itself, so its inputs are not seen"
+
+
+def why_no_gram(module: nn.Module, name: str) -> str:
+    """Why the Gram matrices of a weight's inputs are too large to ask for; empty where they are not."""
+    groups = getattr(module.get_submodule(name.rpartition(".")[0]), "groups", 1)
+    n_columns = module.get_parameter(name)[0].numel()
+    if groups * n_columns**2 <= LARGEST_GRAM:
+        return ""
+    many = f"{groups} times " if groups > 1 else ""
+    return (
+        f"the Gram matrix of its inputs would have {many}{n_columns:,} x {n_columns:,} numbers, "
+        f"more than the {LARGEST_GRAM:,} that are held in memory"
+    )
 
 
 @dataclass(kw_only=True)

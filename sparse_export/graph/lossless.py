@@ -6,7 +6,7 @@ A layer is made to obey the pattern whole, or left as it was.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -66,7 +66,7 @@ def fit_pattern(
     """Permute the channels of a network in place so that weights obey a pattern; cut those that are allowed to be.
 
     sample: one input batch, floats.  names: parameters that are to obey it, if they can.  masks: permuted and cut
-    with their weights, in place.  max_cut: share of sum |w| that a layer may lose, from 0 to below 1; the smallest
+    with their weights, in place; projections of an attention take part where they have one.  max_cut: share of sum |w| that a layer may lose, from 0 to below 1; the smallest
     of a group go.  gather: which layers may be given their input in an order of their own, those that read the
     network's `input` as it is, `any` or `none`.  uncut: weights that may lose nothing whatever max_cut says, each
     with the reason.  live_first: have channels that nobody reads last.
@@ -74,7 +74,7 @@ def fit_pattern(
     The function stays what it was but for cuts; `permute_network` proves it. A layer that obeys the pattern already
     still does afterwards. Raises GateFailed as `permute_network` does.
     """
-    work = _Work(module, pattern, names, max_cut, uncut or {})
+    work = _Work(module, pattern, names, max_cut, uncut or {}, masks)
     channels = find_channels(module, sample)
     search = _remembered(cutting=max_cut > 0, live_first=live_first, seed=seed)
     chosen = _permutable(work, channels, search)
@@ -149,8 +149,9 @@ class _Work:
         names: Sequence[str],
         max_cut: float,
         uncut: Mapping[str, str],
+        masked: Collection[str],
     ) -> None:
-        self.module, self.pattern, self.names = module, pattern, tuple(names)
+        self.module, self.pattern, self.names, self.masked = module, pattern, tuple(names), masked
         self.uncut = uncut if max_cut else {}
         self.allowed = {name: 0.0 if name in uncut else max_cut for name in names}
         self.before = {name: module.get_parameter(name).detach().clone() for name in names}
@@ -221,7 +222,11 @@ class _Work:
     def _excluded(self, name: str) -> str:
         """Why a weight has no groups, or empty."""
         owner, weight = self.module.get_submodule(name.rpartition(".")[0]), self.before[name]
-        if not isinstance(owner, nn.Linear | _ConvNd) or not name.endswith("weight"):
+        if isinstance(owner, nn.MultiheadAttention):
+            # Export finds these by name only as weights of one layer, which a mask requires of them in any case.
+            if name not in self.masked:
+                return "it belongs to a MultiheadAttention, and has no mask"
+        elif not isinstance(owner, nn.Linear | _ConvNd) or not name.endswith("weight"):
             return f"it belongs to a {type(owner).__name__}, whose reduction axis is not known"
         n_reduced = weight.shape[self.axis(name)]
         if isinstance(owner, _ConvTransposeNd):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph.channels import Channels, Member, Space, find_channels
@@ -331,9 +332,18 @@ def _layer_change(
     )
 
 
+def summed_parts(module: nn.Module, name: str) -> int:
+    """Into how many parts a weight's reduction axis falls that are summed apart: groups of a transposed convolution.
+
+    Those of an ordinary one are apart along its first axis already.
+    """
+    owner = module.get_submodule(name.rpartition(".")[0])
+    return owner.groups if isinstance(owner, _ConvTransposeNd) else 1
+
+
 def reduction_axis(module: nn.Module, name: str) -> int | None:
     """The axis that a weight's layer sums over: 0 for transposed convolutions, else 1; None for a vector."""
     owner = module.get_submodule(name.rpartition(".")[0])
     if module.get_parameter(name).dim() < 2:
         return None
-    return 0 if isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) else 1
+    return 0 if isinstance(owner, _ConvTransposeNd) else 1

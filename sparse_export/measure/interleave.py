@@ -7,12 +7,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from sparse_export.errors import UsageError
 
-__all__ = ["LatencyResult", "check_measurable", "measure_interleaved"]
+__all__ = ["LatencyResult", "TimeCalls", "check_measurable", "measure_interleaved"]
+
+TimeCalls = Callable[[Callable[[], object], int], list[float]]
+"""Makes so many calls; gives seconds of each."""
 
 MIN_ROUNDS = 20
 _N_WINDOWS = 3
@@ -54,6 +58,7 @@ def measure_interleaved(
     warmup_limit_s: float = 5.0,
     before_round: Callable[[], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    time_calls: TimeCalls | None = None,
 ) -> dict[str, LatencyResult]:
     """Time each candidate in every round: all in random order, then all in the mirrored order (A B C C B A).
 
@@ -67,21 +72,24 @@ def measure_interleaved(
     memory can make one copy of a file slower than another for as long as both stay loaded, which no number
     of rounds averages out; loading all candidates anew here, in random order, makes that noise of the round.
     batch: samples in one call, for the record.  seed: of the order.  clock: seconds, monotonic.
+    time_calls: how so many calls of a candidate are timed, by default one by one with the clock; for a device that
+    runs on while the host goes ahead, see `measure.device`.
     Returns the results by name. Raises UsageError for fewer than 20 rounds or a block_s that is not positive.
     """
     check_measurable(rounds, block_s)
     order = np.random.default_rng(seed)
+    timed = time_calls or partial(_timed_calls, clock=clock)
     names = list(candidates)
     blocks_s: dict[str, list[list[float]]] = {name: [] for name in names}
     with _no_garbage_collection():
-        call_s, steady = _warm_up(candidates, block_s, warmup_limit_s, clock)
+        call_s, steady = _warm_up(candidates, block_s, warmup_limit_s, clock, timed)
         n_calls = {name: max(1, round(block_s / call_s[name])) for name in names}
         for _ in range(rounds):
             if before_round:
                 before_round()
             shuffled = [names[i] for i in order.permutation(len(names))]
             for name in (*shuffled, *reversed(shuffled)):
-                blocks_s[name].append(_timed_calls(candidates[name], n_calls[name], clock))
+                blocks_s[name].append(timed(candidates[name], n_calls[name]))
     return {name: _result(name, batch, blocks_s[name], steady[name]) for name in names}
 
 
@@ -117,16 +125,20 @@ def _timed_calls(call: Callable[[], object], n_calls: int, clock: Callable[[], f
 
 
 def _warm_up(
-    candidates: Mapping[str, Callable[[], object]], block_s: float, limit_s: float, clock: Callable[[], float]
+    candidates: Mapping[str, Callable[[], object]],
+    block_s: float,
+    limit_s: float,
+    clock: Callable[[], float],
+    timed: TimeCalls,
 ) -> tuple[dict[str, float], dict[str, bool]]:
     """Seconds of a call in the last window, and whether the last windows agreed, for each candidate."""
     windows: dict[str, list[float]] = {name: [] for name in candidates}
     begin = clock()
     while True:
         for name, call in candidates.items():
-            times_s, start = _timed_calls(call, 1, clock), clock()
+            times_s, start = timed(call, 1), clock()
             while clock() - start < block_s:
-                times_s += _timed_calls(call, 1, clock)
+                times_s += timed(call, 1)
             windows[name].append(float(np.median(times_s)))
         steady = {name: _is_steady(values[-_N_WINDOWS:]) for name, values in windows.items()}
         if all(steady.values()) or clock() - begin >= limit_s:

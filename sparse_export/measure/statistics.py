@@ -7,17 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import bdtr, ndtri, stdtr
+from scipy.special import bdtr, ndtri, stdtr, stdtrit
 
 from sparse_export.errors import UsageError
 
 __all__ = [
     "AccuracyDifference",
+    "Location",
+    "Mean",
     "Ratio",
+    "location",
     "log_location_interval",
     "mcnemar_p",
+    "mean_interval",
     "paired_accuracy_difference",
     "paired_ratio",
+    "resolution",
 ]
 
 MIN_ROUNDS = 4
@@ -44,6 +49,24 @@ class Ratio:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mean:
+    """The mean of independent values. half_width: of its interval; None for a single value, which has none."""
+
+    mean: float
+    half_width: float | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """Where a series of positive values lies when nothing disturbs it, with an interval, in the series' own unit."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class AccuracyDifference:
     """Accuracy of b minus accuracy of a on the same samples, in percentage points.
 
@@ -58,6 +81,18 @@ class AccuracyDifference:
     n_only_a: int
     n_only_b: int
     mcnemar_p: float
+
+
+def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Mean:
+    """Mean of independent, roughly normal values and its Student t interval. Raises UsageError for no values."""
+    if not values:
+        raise UsageError("A mean was asked of no values.", expected="At least one was expected.")
+    x = np.array(values, dtype=np.float64)
+    half_width = None
+    if x.size > 1:
+        quantile = float(stdtrit(x.size - 1, 0.5 * (1.0 + confidence)))
+        half_width = quantile * float(x.std(ddof=1)) / math.sqrt(x.size)
+    return Mean(mean=float(x.mean()), half_width=half_width, n=x.size)
 
 
 def paired_ratio(
@@ -97,6 +132,17 @@ def paired_ratio(
         n_outliers=int(n_outliers[0]),
         autocorrelation=float(rho[0]),
     )
+
+
+def location(values: Sequence[float] | np.ndarray, *, confidence: float = 0.95) -> Location:
+    """Of one value a round, in the order of time: what `paired_ratio` gives against 1. Raises as it does."""
+    found = paired_ratio(values, np.ones(len(values)), confidence=confidence)
+    return Location(estimate=found.estimate, low=found.low, high=found.high)
+
+
+def resolution(control: Ratio) -> float:
+    """The farthest end of an A/A control's interval from 1, as a ratio above 1: what a measurement cannot resolve."""
+    return max(control.high, 1.0 / control.low)
 
 
 def log_location_interval(

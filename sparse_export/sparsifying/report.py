@@ -29,12 +29,12 @@ class SparsifiedLayer:
     """A weight after sparsifying.
 
     pattern: that it keeps, or None where it stayed as it was, and `reason` says why.  reason: also why no channel
-    order was searched for it, where one was asked for.
+    order was searched for it, where one was asked for, and why no error was measured, where there are data.
     magnitude: the sum of |w| before.
     kept_in_order: share of it that N of M keep at most in the order that the channels had.
     kept_share: share of it where the mask is on.
     error: ‖X (W - W')‖ / ‖X W‖ over the calibration data, X as the layers before it then made it; None without
-    calibration data.  n_active: entries that the mask keeps.
+    calibration data, and where `reason` says why.  n_active: entries that the mask keeps.
     """
 
     name: str

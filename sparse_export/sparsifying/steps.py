@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sparse_export import artefact, models
 from sparse_export.artefact import Accuracy, DataFact, ModelFact, Run, RunInfo
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.files import require_writable, staged_folder, write_json
-from sparse_export.graph.input_statistics import input_statistics, why_not_calibrated
+from sparse_export.graph.input_statistics import input_statistics, why_no_gram, why_not_calibrated
 from sparse_export.graph.oneshot import (
     Method,
     PrunedWeight,
@@ -129,6 +129,8 @@ def sparsify(
     n_outputs = _n_outputs(source, shape, n_classes)
     work = _Work(source, shape, n_outputs, stream, place, calibration_samples, seed)
     caps, reasons = work.caps(asked, keep_dense)
+    if moving:
+        _require_patterns(work.masks, caps)
     n_threads = n_threads_for(source.network, _BATCH if recipe is None else recipe.batch_size)
     with cpu_settings(n_threads):
         work.stage("original", 0.0)
@@ -272,7 +274,10 @@ class _Work:
         *,
         norms: bool,
     ) -> tuple[SparsifiedLayer, ...]:
-        """Prune layer after layer, each calibrated on what the pruned ones before it give."""
+        """Prune layer after layer, each calibrated on what the pruned ones before it give.
+
+        Raises UsageError when no layer could be calibrated, and when no weight is left.
+        """
         began = time.monotonic()
         notes = {} if permuted is None else {layer.name: layer.reason for layer in permuted.layers}
         dense = dict(reasons)
@@ -280,16 +285,17 @@ class _Work:
         for name in self._order(caps):
             weight = self.network.get_parameter(name)
             pruned = self._pruned(name, weight.detach().cpu(), caps[name], method)
-            if pruned is None:
-                dense[name] = why_not_calibrated(self.network, name)
+            if isinstance(pruned, str):
+                dense[name] = pruned
                 continue
+            remarks = [notes.get(name, ""), self._why_no_error(name, pruned)]
             found[name] = SparsifiedLayer(
                 name=name,
                 shape=tuple(weight.shape),
                 n_weights=weight.numel(),
                 n_active=int(pruned.mask.sum()),
                 pattern=str(caps[name].pattern),
-                reason=notes.get(name, ""),
+                reason="; ".join(filter(None, remarks)),
                 kept_in_order=self.in_order.get(name),
                 magnitude=float(weight.detach().double().abs().sum()),
                 kept_share=kept_share(weight.detach().cpu(), pruned.mask),
@@ -298,6 +304,14 @@ class _Work:
             with torch.no_grad():
                 weight.copy_(pruned.weight)
             self.masks[name] = pruned.mask
+        if not found:
+            raise _none_pruned(self.source.name, method, dense)
+        if not any(bool(mask.any()) for mask in self.masks.values()):
+            raise UsageError(
+                f"The masks of {self.source.name} keep none of its weights: a zero of a sparse run stays one.",
+                expected="A run with weights in its layers was expected.",
+                do="Look at the masks that it began with; train it with a higher density.",
+            )
         if norms and self.stream is not None:
             self.n_norms = reestimate_norms(self.network.to(self.device), self.batches())
         self.stage("sparsified", time.monotonic() - began)
@@ -315,15 +329,26 @@ class _Work:
         called = input_statistics(self.network.to(self.device), [x], list(caps), gram=False)
         return [*called, *(name for name in caps if name not in called)]
 
-    def _pruned(self, name: str, weight: Tensor, cap: Cap, method: Method) -> PrunedWeight | None:
-        """None for a layer that the method needs inputs of, and of which none can be told."""
+    def _pruned(self, name: str, weight: Tensor, cap: Cap, method: Method) -> PrunedWeight | str:
+        """The weight after pruning, or why it stays dense: the method needs inputs that nobody can tell or hold."""
+        too_large = why_no_gram(self.network, name)
+        if too_large and method == "reconstruction":
+            return f"{too_large}, and reconstruction needs it"
         statistics = None
-        if self.stream is not None:
+        if self.stream is not None and not (too_large and method == "magnitude"):
             self.network.to(self.device)
-            statistics = input_statistics(self.network, self.batches(), [name], gram=True).get(name)
+            gram = not too_large
+            statistics = input_statistics(self.network, self.batches(), [name], gram=gram).get(name)
         if statistics is None and method != "magnitude":
-            return None
+            return why_not_calibrated(self.network, name)
         return prune_weight(weight, cap, method, statistics, allowed=self.masks.get(name))
+
+    def _why_no_error(self, name: str, pruned: PrunedWeight) -> str:
+        """Empty where there is an error, or no data to measure one on."""
+        if pruned.error is not None or self.stream is None:
+            return ""
+        why = why_no_gram(self.network, name) or why_not_calibrated(self.network, name)
+        return f"error not measured: {why}"
 
     def _left_dense(self, name: str, reason: str) -> SparsifiedLayer:
         weight = self.network.get_parameter(name)
@@ -461,13 +486,8 @@ def _fine_tuning(recipe: Recipe, work: _Work, report: SparsifyReport, *, moving:
         "keep_dense": [name for name in maskable_parameters(work.network) if name not in work.masks],
     }
     if moving:
-        others = sorted(work.masks.keys() - _promised(report).keys())
-        if others:
-            raise UsageError(
-                f"--moving was given, and {', '.join(others)} of the run are sparse without a pattern.",
-                expected="Masks that all obey the pattern were expected.",
-                do="Fine-tune with fixed masks, or train with --pattern from the start.",
-            )
+        # Again, after `sparsify` asked it of the caps: a layer with one may have gone without calibration.
+        _require_patterns(work.masks, _promised(report))
         assert work.stream is not None
         n_train = work.stream.fact.n_train
         steps_per_epoch = n_train // min(recipe.batch_size, n_train)
@@ -481,6 +501,17 @@ def _fine_tuning(recipe: Recipe, work: _Work, report: SparsifyReport, *, moving:
         sparsity |= {"prune_rate": 0.0, "final_prune_rate": 0.0, "freeze": 0.0}
     table = recipe.model_dump(mode="json", exclude_none=True) | {"sparsity": sparsity}
     return recipe_from_table(table, source="for fine-tuning")
+
+
+def _require_patterns(masks: Collection[str], patterns: Collection[str]) -> None:
+    """Raise UsageError where masks would move and some have no pattern to move under. Both: names of weights."""
+    others = sorted(set(masks) - set(patterns))
+    if others:
+        raise UsageError(
+            f"--moving was given, and {', '.join(others)} of the run are sparse without a pattern.",
+            expected="Masks that all obey the pattern were expected.",
+            do="Fine-tune with fixed masks, or train with --pattern from the start.",
+        )
 
 
 def _require_same_data(run: Run, found: DataFact) -> None:
@@ -560,6 +591,15 @@ def _require_same_accuracy(before: Accuracy, after: Accuracy) -> None:
 
 
 # What came out
+
+
+def _none_pruned(name: str, method: Method, dense: Mapping[str, str]) -> UsageError:
+    listed = "; ".join(f"{layer}: {reason}" for layer, reason in dense.items())
+    return UsageError(
+        f"The method {method} could prune no layer of {name}: {listed}.",
+        expected="At least one layer that takes the pattern, and that the method can calibrate, was expected.",
+        do="Take --method magnitude, which needs no inputs.",
+    )
 
 
 def _kept_in_all(layers: Sequence[SparsifiedLayer]) -> float:

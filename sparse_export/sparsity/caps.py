@@ -63,7 +63,7 @@ def _leading(values: Tensor, eligible: Tensor, cap: Cap, active: Tensor | None) 
     among = grouped(eligible, cap.axis, cap.pattern)
     n_places: int | Tensor = cap.pattern.n
     if active is not None:
-        n_places = cap.pattern.n - grouped(active, cap.axis, cap.pattern).sum(1, dtype=torch.int8)
+        n_places = cap.pattern.n - grouped(active, cap.axis, cap.pattern).sum(1, dtype=torch.int16)
     if cap.pattern.m <= _COMPARED:
         chosen = _by_comparison(groups, among, n_places)
     else:

@@ -1,11 +1,19 @@
-"""Which weights die: the smallest magnitudes of each layer."""
+"""Which weights die: the smallest magnitudes of each layer, of all layers, or those below a threshold."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sparse_export.sparsity.select import largest
+
+Prune = Literal["magnitude", "global-magnitude", "threshold"]
+
+FIRST_THRESHOLD = 1e-3
+_TOLERANCE = 0.1
 
 
 def layer_prune_rates(shares: Tensor, n_active: Tensor, n_weights: Tensor, rate: float) -> Tensor:
@@ -31,3 +39,39 @@ def survivors(weight: Tensor, mask: Tensor, n_kept: Tensor) -> Tensor:
     weight: float, any shape.  mask: bool, the same shape.  n_kept: int64, shape ().  Returns bool.
     """
     return largest(weight, mask, n_kept)
+
+
+def largest_of_all(
+    values: Mapping[str, Tensor], candidates: Mapping[str, Tensor], count: Tensor
+) -> dict[str, Tensor]:
+    """Mark the `count` candidates of largest |value| over all layers together; on ties the earlier layer and index.
+
+    values: float, candidates: bool, by name in one order, shapes alike.  count: int64, shape ().
+    """
+    chosen = largest(
+        torch.cat([values[name].detach().flatten() for name in candidates]),
+        torch.cat([mask.flatten() for mask in candidates.values()]),
+        count,
+    )
+    parts = chosen.split([mask.numel() for mask in candidates.values()])
+    return {name: part.view(candidates[name].shape) for name, part in zip(candidates, parts, strict=True)}
+
+
+def survivors_above(weight: Tensor, mask: Tensor, threshold: Tensor) -> Tensor:
+    """The mask without the active weights whose magnitude is below the threshold. threshold: float64, shape ().
+
+    NaN survives, so that whoever looks next sees it.
+    """
+    return mask & ~(weight.abs() < threshold)
+
+
+def next_threshold(threshold: Tensor, n_removed: Tensor, n_wanted: Tensor) -> Tensor:
+    """The threshold for the next update: doubled when it took too few weights, halved when too many, by a tenth.
+
+    threshold: float64, shape ().  n_removed, n_wanted: int64, shape ().
+    Source: Mostafa & Wang 2019, "Parameter efficient training of deep convolutional neural networks by dynamic
+    sparse reparameterization", algorithm 1.
+    """
+    too_few = n_removed.double() < (1 - _TOLERANCE) * n_wanted.double()
+    too_many = n_removed.double() > (1 + _TOLERANCE) * n_wanted.double()
+    return torch.where(too_few, 2 * threshold, torch.where(too_many, threshold / 2, threshold))

@@ -1,4 +1,4 @@
-"""The prune rate over time."""
+"""What changes over time: the prune rate, the cap, and the density of gradual pruning."""
 
 from __future__ import annotations
 
@@ -59,3 +59,12 @@ def cap_size(
     spacing = (last - first) / (n_cuts - 1) if n_cuts > 1 else 0.0
     n_done = sum(step >= round((first + cut * spacing) * total_steps) for cut in range(n_cuts))
     return pattern.m - n_done
+
+
+def gradual_density(step: int, end: int, final: float) -> float:
+    """The density of gradual pruning after `step` steps: from 1 at the start down to `final` at step `end`.
+
+    final + (1 - final) * (1 - step / end)^3. Source: Zhu & Gupta 2017, "To prune, or not to prune", equation 1.
+    """
+    progress = min(step / end, 1.0) if end > 0 else 1.0
+    return final + (1 - final) * (1 - progress) ** 3

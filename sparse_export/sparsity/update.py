@@ -13,10 +13,19 @@ from torch import Tensor
 from sparse_export.sparsity.caps import Cap, growth_candidates, room, under_cap
 from sparse_export.sparsity.grow import grown
 from sparse_export.sparsity.pattern import fits
-from sparse_export.sparsity.prune import layer_prune_rates, prune_counts, survivors
+from sparse_export.sparsity.prune import (
+    Prune,
+    largest_of_all,
+    layer_prune_rates,
+    next_threshold,
+    prune_counts,
+    survivors,
+    survivors_above,
+)
 from sparse_export.sparsity.redistribute import growth_budgets, shares_from_statistic
 
-Redistribution = Literal["momentum", "magnitude", "nonzeros", "none"]
+Redistribution = Literal["momentum", "magnitude", "nonzeros", "none", "own", "survivors"]
+_AFTER_PRUNING = ("own", "survivors")  # shares that follow from what pruning did
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +36,7 @@ class MaskUpdate:
     masks: bool, after the update.  pruned: bool, after pruning and before growth (True = survived).
     shares: float64, of the growth budget; they sum to 1.  prune_rates: float64, as used in each layer.
     n_removed, n_grown: int64; their sums are equal, unless another number of active weights was asked for.
+    threshold: float64, for the next update, where pruning goes by one.
     """
 
     masks: dict[str, Tensor]
@@ -35,6 +45,7 @@ class MaskUpdate:
     prune_rates: dict[str, Tensor]
     n_removed: dict[str, Tensor]
     n_grown: dict[str, Tensor]
+    threshold: Tensor | None = None
 
 
 def _check(
@@ -43,6 +54,7 @@ def _check(
     masks: Mapping[str, Tensor],
     rate: float,
     redistribution: str,
+    prune: str,
 ) -> None:
     if not weights:
         raise ValueError("There are no layers; a mask update needs at least one.")
@@ -52,6 +64,8 @@ def _check(
         raise ValueError(
             f"redistribution is {redistribution!r}; one of {', '.join(get_args(Redistribution))} was expected."
         )
+    if prune not in get_args(Prune):
+        raise ValueError(f"prune is {prune!r}; one of {', '.join(get_args(Prune))} was expected.")
     if not list(weights) == list(scores) == list(masks):
         raise ValueError(
             f"weights, scores and masks name different layers: {list(weights)}, {list(scores)}, {list(masks)}. "
@@ -90,6 +104,8 @@ def _statistic(
     redistribution: Redistribution, weight: Tensor, score: Tensor, mask: Tensor, n_active: Tensor
 ) -> Tensor:
     """The layer's claim to weights: float64, shape ()."""
+    if redistribution in _AFTER_PRUNING:
+        return n_active.new_zeros((), dtype=torch.float64)
     if redistribution == "none":
         return n_active.new_full((), mask.numel(), dtype=torch.float64)
     if redistribution == "nonzeros":
@@ -107,6 +123,9 @@ def update_masks(
     *,
     prune_rate: float,
     redistribution: Redistribution = "momentum",
+    prune: Prune = "magnitude",
+    threshold: Tensor | None = None,
+    growth_scores: Mapping[str, Tensor] | None = None,
     caps: Mapping[str, Cap] | None = None,
     n_active: int | None = None,
 ) -> MaskUpdate:
@@ -117,20 +136,30 @@ def update_masks(
     magnitude counts. All on one device; nothing is changed in place.
     prune_rate: 0 to 1, the fraction of active weights that a layer loses.
     redistribution: what a layer's share of the budget follows: mean |score| of its active weights (`momentum`),
-    their mean |weight| (`magnitude`), their number (`nonzeros`), or the layer's size (`none`).
+    their mean |weight| (`magnitude`), their number (`nonzeros`), the layer's size (`none`), what pruning took from
+    it (`own`: every layer keeps its count, where caps allow) or left of it (`survivors`, at least one).
+    prune: the smallest |weight| of each layer by its rate (`magnitude`), of all layers together
+    (`global-magnitude`), or those below one `threshold`, which then follows the rate from update to update, see
+    `sparse_export.sparsity.prune.next_threshold`.  threshold: float64, shape (), on the layers' device.
+    growth_scores: what growth goes by, where that is another statistic than `scores`.
 
     The number of active weights over all layers is exactly that. A position that is pruned may be
     grown again in the same update. On ties the lower index is kept, and grown. On an accelerator nothing here
     waits for the device.
-    Raises ValueError for inputs that do not fit together, for a cap whose M does not divide its axis, for a number of
-    active weights that the caps have no room for or that survivors of pruning exceed (on the CPU only), and on the CPU for NaN that would decide anything or a
+    Raises ValueError for inputs that do not fit together, for a cap whose M does not divide its axis, for a number
+    of active weights that the caps have no room for or that survivors of pruning exceed (on the CPU only), and on the
+    CPU for NaN that would decide anything or a
     statistic that is not finite (elsewhere the shares then follow the active counts).
 
     Source: Dettmers & Zettlemoyer 2019, Algorithm 1, as sparse_learning runs it. On purpose different from it:
     removed = grown in every update (there the count is corrected afterwards), a layer may fill up wholly (there
     to 99 %), budgets are never negative, ties are decided.
     """
-    _check(weights, scores, masks, prune_rate, redistribution)
+    _check(weights, scores, masks, prune_rate, redistribution, prune)
+    if growth_scores is not None:
+        _check(weights, growth_scores, masks, prune_rate, redistribution, prune)
+    if prune == "threshold" and threshold is None:
+        raise ValueError("prune is 'threshold', and there is no threshold; one was expected.")
     caps = caps or {}
     _check_caps(weights, caps)
     names = list(weights)
@@ -149,17 +178,39 @@ def update_masks(
             f"Active weights or scores of {wrong} hold NaN or infinity; a mask update needs finite values."
         )
     shares = shares_from_statistic(statistic, n_before)
-    rates = layer_prune_rates(shares, n_before, n_weights, prune_rate)
-    n_kept = n_before - prune_counts(rates, n_before)
-    allowed = {name: under_cap(weights[name], masks[name], cap) for name, cap in caps.items()}
-    if allowed:
-        counts = [torch.count_nonzero(allowed[name]) if name in caps else active[name] for name in names]
-        n_kept = torch.minimum(n_kept, torch.stack(counts))
-    pruned = {
-        name: survivors(weights[name], allowed.get(name, masks[name]), kept)
-        for name, kept in zip(names, n_kept.unbind(), strict=True)
+    rates = torch.full_like(shares, prune_rate)
+    if redistribution not in _AFTER_PRUNING:
+        rates = layer_prune_rates(shares, n_before, n_weights, prune_rate)
+    allowed = {
+        name: under_cap(weights[name], masks[name], caps[name]) if name in caps else masks[name]
+        for name in names
     }
-    n_removed = n_before - n_kept
+    n_allowed = n_before
+    if caps:
+        counts = [torch.count_nonzero(allowed[name]) if name in caps else active[name] for name in names]
+        n_allowed = torch.stack(counts)
+    if prune == "magnitude":
+        n_kept = torch.minimum(n_before - prune_counts(rates, n_before), n_allowed)
+        pruned = {
+            name: survivors(weights[name], allowed[name], kept)
+            for name, kept in zip(names, n_kept.unbind(), strict=True)
+        }
+        n_removed = n_before - n_kept
+    else:
+        n_all = n_before.sum()
+        n_wanted = (prune_rate * n_all.double()).ceil().long()
+        if threshold is not None and prune == "threshold":
+            pruned = {name: survivors_above(weights[name], allowed[name], threshold) for name in names}
+        else:
+            pruned = largest_of_all(weights, allowed, torch.minimum(n_all - n_wanted, n_allowed.sum()))
+        n_kept = torch.stack([torch.count_nonzero(mask) for mask in pruned.values()])
+        n_removed = n_before - n_kept
+        rates = n_removed.double() / n_before.clamp(min=1).double()
+        if threshold is not None and prune == "threshold":
+            threshold = next_threshold(threshold, n_removed.sum(), n_wanted)
+    if redistribution in _AFTER_PRUNING:
+        claims = n_removed if redistribution == "own" else n_kept.clamp(min=1)
+        shares = shares_from_statistic(claims.double(), n_before)
     budget = n_removed.sum() if n_active is None else n_active - n_kept.sum()
     capacity = n_weights - n_kept
     if caps:
@@ -176,8 +227,9 @@ def update_masks(
     n_grown = growth_budgets(shares, budget, capacity)
     updated = {}
     for name, n_born in zip(names, n_grown.unbind(), strict=True):
-        free = growth_candidates(scores[name], pruned[name], caps[name]) if name in caps else ~pruned[name]
-        updated[name] = pruned[name] | grown(scores[name], free, n_born)
+        score = scores[name] if growth_scores is None else growth_scores[name]
+        free = growth_candidates(score, pruned[name], caps[name]) if name in caps else ~pruned[name]
+        updated[name] = pruned[name] | grown(score, free, n_born)
 
     def by_name(values: Tensor) -> dict[str, Tensor]:
         return dict(zip(names, values.unbind(), strict=True))
@@ -189,4 +241,5 @@ def update_masks(
         prune_rates=by_name(rates),
         n_removed=by_name(n_removed),
         n_grown=by_name(n_grown),
+        threshold=threshold,
     )

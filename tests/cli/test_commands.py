@@ -170,3 +170,52 @@ def test_compare_finds_out_that_it_cannot_write_before_it_measures(
     (tmp_path / "file").write_text("in the way")
     result = call("compare", made.dense, made.sparse, "--out", tmp_path / "file")
     assert (result.exit_code, "Cannot write" in result.stderr, "rounds" in result.stderr) == (1, True, False)
+
+
+def test_bench_prints_a_row_for_each_batch_and_writes_the_document(
+    made: Made, call: Call, tmp_path: Path
+) -> None:
+    words = ("bench", made.sparse, "--batch", "1,2", "--rounds", 20, "--threads", 1, "--out", tmp_path)
+    result = call(*words, "--runtime", "onnxruntime-cpu", "--json")
+    assert result.exit_code == 0, result.stderr
+    document = _document(result)
+    assert [row["batch"] for row in document["rows"]] == [1, 2]
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert written["rows"] == document["rows"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--batch", "one"), 2),
+        (("--batch", "0"), 2),
+        (("--runtime", "onnxruntime"), 2),
+        (("--rounds", "3"), 2),
+        (("--threads", "0"), 2),
+    ],
+)
+def test_bench_refuses_options_without_meaning(
+    words: tuple[str, ...], code: int, made: Made, call: Call
+) -> None:
+    assert call("bench", made.sparse, *words).exit_code == code
+
+
+def test_bench_of_what_is_no_bundle_says_so(made: Made, call: Call, tmp_path: Path) -> None:
+    assert call("bench", tmp_path / "nothing").exit_code == 2
+    assert call("bench", made.sparse_run).exit_code == 6
+
+
+def test_bench_train_splits_a_step_and_ends_with_4_when_too_little_is_gained(
+    call: Call, tmp_path: Path
+) -> None:
+    words = ("bench-train", "digits", "--rounds", 20, "--threads", 1, "--batch", 4, "--device", "cpu")
+    result = call(*words, "--require-speedup", 50, "--out", tmp_path, "--json")
+    assert result.exit_code == 4, result.stderr
+    document = _document(result)
+    assert set(document["sparse"]["part_ms"]) == {"forward", "backward", "optimizer", "masks"}
+    assert json.loads((tmp_path / "bench-train.json").read_text())["ratio"] == document["ratio"]
+
+
+def test_bench_train_tells_an_unknown_recipe_the_nearest(call: Call) -> None:
+    result = call("bench-train", "digit")
+    assert (result.exit_code, "digits" in result.stderr) == (2, True)

@@ -43,6 +43,11 @@ def _program(*words: str, **environment: str) -> subprocess.CompletedProcess[str
     return _python(*PROGRAM, *words, **environment)
 
 
+def _command(name: str) -> click.Command:
+    command: click.Command = importlib.import_module(f"sparse_export.cli.{name.replace('-', '_')}").command
+    return command
+
+
 def _raise(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def examine() -> None:
         raise error
@@ -87,19 +92,19 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_list_says_of_a_command_what_its_own_help_says(name: str) -> None:
-    command = importlib.import_module(f"sparse_export.cli.{name}").command
+    command = _command(name)
     assert command.name == name
     assert command.get_short_help_str(limit=200).rstrip(".") == COMMANDS[name].rstrip(".")
 
 
 def test_every_command_file_is_in_the_list() -> None:
     files = {path.stem for path in (CHECKOUT / "cli").glob("*.py") if not path.stem.startswith("_")}
-    assert files == {*COMMANDS, "main"}
+    assert files == {*(name.replace("-", "_") for name in COMMANDS), "main"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_takes_json(name: str) -> None:
-    command = importlib.import_module(f"sparse_export.cli.{name}").command
+    command = _command(name)
     assert "--json" in [option for parameter in command.params for option in parameter.opts]
 
 
@@ -313,7 +318,7 @@ def test_the_document_lists_the_options_that_a_command_has(name: str) -> None:
     document = (CHECKOUT / "docs" / "cli.md").read_text()
     section = re.search(rf"^## `{name}\b.*?(?=^## )", document, flags=re.MULTILINE | re.DOTALL)
     assert section, f"docs/cli.md has no section on {name}"
-    command = importlib.import_module(f"sparse_export.cli.{name}").command
+    command = _command(name)
     options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
     told = {
         word

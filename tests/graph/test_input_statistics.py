@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
 from sparse_export.graph import input_statistics as module_under_test
-from sparse_export.graph.input_statistics import input_statistics, why_not_calibrated
+from sparse_export.graph.input_statistics import input_statistics, why_no_gram, why_not_calibrated
 from sparse_export.sparsity.oneshot import columns_from_weight
 
 
@@ -133,3 +133,37 @@ def test_the_mode_of_every_part_is_what_it_was_and_no_hook_is_left() -> None:
 def test_inputs_that_are_no_numbers_are_told() -> None:
     with pytest.raises(UsageError, match="inputs of weight are NaN or infinite"):
         recorded(nn.Linear(2, 1), torch.tensor([[1.0, float("nan")]]))
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "shape"),
+    [
+        (nn.Linear(6, 2), "weight", (5, 6)),
+        (nn.Conv2d(4, 6, 3, groups=2), "weight", (1, 4, 6, 6)),
+        (nn.Conv1d(4, 6, 3), "weight", (1, 4, 6)),
+        (nn.MultiheadAttention(8, 2), "in_proj_weight", (5, 8)),
+    ],
+    ids=["linear", "grouped", "convolution", "attention"],
+)
+def test_a_gram_matrix_is_too_large_by_the_numbers_that_it_has(
+    layer: nn.Module, name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = SelfAttends(layer) if isinstance(layer, nn.MultiheadAttention) else nn.Sequential(layer)
+    name = f"0.{name}"
+    gram = input_statistics(module, [torch.randn(shape)], [name], gram=True)[name].gram
+    assert gram is not None
+    monkeypatch.setattr(module_under_test, "LARGEST_GRAM", gram.numel())
+    assert why_no_gram(module, name) == ""
+    monkeypatch.setattr(module_under_test, "LARGEST_GRAM", gram.numel() - 1)
+    assert f"{gram.shape[1]} x {gram.shape[1]} numbers" in why_no_gram(module, name)
+
+
+class SelfAttends(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self[0](x, x, x)[0]
+        return answer
+
+
+def test_the_first_linear_of_vgg16_has_no_gram_matrix_and_the_widest_of_a_wide_resnet_has() -> None:
+    assert "25,088 x 25,088" in why_no_gram(nn.Linear(25088, 1), "weight")
+    assert not why_no_gram(nn.Conv2d(1024, 1, 3), "weight")

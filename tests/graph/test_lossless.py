@@ -17,7 +17,7 @@ from sparse_export.artefact import PatternLayer
 from sparse_export.errors import ArtefactError
 from sparse_export.graph.lossless import Fitted, fit_pattern, replay
 from sparse_export.sparsity.lossless import cut_share
-from sparse_export.sparsity.pattern import NMPattern, groups_over, obeys
+from sparse_export.sparsity.pattern import NMPattern, groups_over, largest_per_group, obeys
 from sparse_export.train.layers import maskable_parameters
 from tests.graph.networks import Residual
 
@@ -163,6 +163,49 @@ def test_what_obeys_already_is_not_broken_for_another_layer() -> None:
     torch.testing.assert_close(module(x), expected)
 
 
+class Attending(nn.Module):
+    """An attention and a layer at its side read the same channels. (N, 5, 16) to (N, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.side, self.head = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.embed(x))
+        y: Tensor = self.head((self.attention(x, x, x, need_weights=False)[0] + self.side(x)).mean(1))
+        return y
+
+
+TOKENS = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(6))
+
+
+def test_an_attention_that_obeys_already_is_not_broken_for_a_layer_at_its_side() -> None:
+    torch.manual_seed(0)
+    module, name = Attending().eval(), "attention.in_proj_weight"
+    weight = module.attention.in_proj_weight
+    masks = {name: largest_per_group(weight.detach(), 1, TWO_FOUR)}
+    with torch.no_grad():
+        weight.mul_(masks[name]).add_(0.0)
+    _, layers = fitted(module, TOKENS, masks=masks, max_cut=0.9)
+    assert (layers[name].road, layers[name].groups_over_after, layers[name].n_cut) == ("as trained", 0, 0)
+    assert obeys(weight.detach(), 1, TWO_FOUR)
+    assert torch.equal(masks[name], weight != 0)
+
+
+def test_a_sparse_attention_comes_to_obey_and_the_function_stays() -> None:
+    torch.manual_seed(0)
+    module, name = Attending().eval(), "attention.in_proj_weight"
+    masks = sparsified(module, {name: 0.08})
+    crowded(module.attention.in_proj_weight)
+    masks[name][0] = module.attention.in_proj_weight[0] != 0
+    expected = module(TOKENS)
+    _, layers = fitted(module, TOKENS, masks=masks)
+    assert layers[name].road == "permuted"
+    assert obeys(module.attention.in_proj_weight.detach(), 1, TWO_FOUR)
+    torch.testing.assert_close(module(TOKENS), expected)
+
+
 class Stream(nn.Module):
     """Three layers that read one residual stream; the middle one is as dense as can be."""
 
@@ -249,7 +292,7 @@ def test_layers_that_have_no_groups_say_so() -> None:
     _, layers = fitted(Odd().eval(), torch.randn(2, 4, 4, 4))
     assert "depthwise" in layers["depthwise.weight"].reason
     assert "sums over 2 channels" in layers["grouped.weight"].reason
-    assert "MultiheadAttention" in layers["attention.in_proj_weight"].reason
+    assert "MultiheadAttention, and has no mask" in layers["attention.in_proj_weight"].reason
     assert layers["attention.in_proj_weight"].n_groups is None
 
 
@@ -328,7 +371,7 @@ def test_a_network_that_cannot_be_traced_says_so() -> None:
     assert "cannot be traced" in layers["second.weight"].reason
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5)
 @given(st.integers(0, 2**31), st.floats(0.02, 0.3), st.sampled_from([0.0, 0.02]), st.booleans())
 def test_obeying_layers_obey_within_the_cut_and_others_are_as_they_were(
     seed: int, density: float, max_cut: float, live_first: bool

@@ -10,10 +10,14 @@ from scipy.stats import binomtest
 
 from sparse_export.errors import UsageError
 from sparse_export.measure.statistics import (
+    Ratio,
+    location,
     log_location_interval,
     mcnemar_p,
+    mean_interval,
     paired_accuracy_difference,
     paired_ratio,
+    resolution,
 )
 
 N_RUNS = 1000
@@ -213,3 +217,43 @@ def test_mcnemar_is_the_exact_binomial_test(n_only_a: int, n_only_b: int) -> Non
 def test_two_that_never_disagree_differ_by_chance() -> None:
     right = np.array([True, False, True])
     assert paired_accuracy_difference(right, right).mcnemar_p == 1
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    found = mean_interval([98.0, 98.2, 98.4, 98.1, 98.3])
+    # Deviation sqrt(0.025), t with 4 degrees of freedom at 97.5 % 2.776 by any table.
+    assert found.mean == pytest.approx(98.2)
+    assert found.n == 5
+    assert found.half_width == pytest.approx(2.776 * np.sqrt(0.025 / 5), rel=1e-3)
+
+
+def test_a_single_value_has_a_mean_and_no_interval_and_no_value_has_neither() -> None:
+    assert mean_interval([3.0]).half_width is None
+    with pytest.raises(UsageError, match="no values"):
+        mean_interval([])
+
+
+def test_the_interval_of_a_mean_holds_it_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(5)
+    samples = rng.standard_normal((2000, 5))
+    hits = 0
+    for sample in samples.tolist():
+        found = mean_interval(sample)
+        assert found.half_width is not None
+        hits += abs(found.mean) <= found.half_width
+    # 95 % of 2000, five standard errors of the share (.005) on either side.
+    assert 0.925 < hits / len(samples) < 0.975
+
+
+def test_a_location_is_that_of_the_undisturbed_rounds_in_their_own_unit() -> None:
+    times_ms = 4.0 * np.exp(0.01 * np.random.default_rng(2).standard_normal(24))
+    times_ms[7] *= 9.0
+    found = location(times_ms)
+    assert found.low < 4.0 < found.high
+    assert found.high - found.low < 0.1
+
+
+def test_the_resolution_is_the_farthest_end_of_the_control_from_1_on_either_side() -> None:
+    for low, high, wanted in ((0.99, 1.04, 1.04), (0.8, 1.04, 1.25)):
+        control = Ratio(estimate=1.0, low=low, high=high, n_rounds=24, n_outliers=0, autocorrelation=0.0)
+        assert resolution(control) == pytest.approx(wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from safetensors.torch import load_file, save_file
 import sparse_export as se
 from sparse_export import data, models
 from sparse_export.errors import ArtefactError, DataNotFound, GateFailed, NotTrustedError, UsageError
+from sparse_export.graph import input_statistics
 from sparse_export.graph.permutation import permute_network
-from sparse_export.sparsifying import Sparsified, sparsify
+from sparse_export.sparsifying import Sparsified, Stage, sparsify, steps
+from sparse_export.sparsifying.source import Source, open_source
 from sparse_export.sparsity import permute
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group, obeys
 from sparse_export.train.layers import maskable_parameters
@@ -148,9 +151,20 @@ def test_masks_that_move_stay_under_the_pattern_and_keep_their_number(dense: se.
     se.build(moved.run.path, tmp_path / "bundle", onnx="packed")
 
 
-def test_masks_without_a_pattern_do_not_move(sparse: se.Run, tmp_path: Path) -> None:
+def test_masks_without_a_pattern_do_not_move_and_that_is_told_before_any_work(
+    sparse: se.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[str] = []
+    stage = steps._Work.stage
+
+    def noted(work: steps._Work, name: str, seconds: float) -> Stage:
+        began.append(name)
+        return stage(work, name, seconds)
+
+    monkeypatch.setattr(steps._Work, "stage", noted)
     with pytest.raises(UsageError, match="are sparse without a pattern"):
         sparsify(sparse.path, tmp_path / "run", finetune=1, moving=True, device="cpu")
+    assert began == []
     assert not (tmp_path / "run").exists()
 
 
@@ -228,6 +242,129 @@ def test_a_factory_with_its_own_weights_needs_no_data_but_a_shape(
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "somebody-elses"))
     with pytest.raises(NotTrustedError, match="would run code"):
         sparsify(tmp_path / "run", tmp_path / "other", pattern="1:4")
+
+
+WIDE = """
+import torch
+from torch import nn
+
+
+def factory():
+    torch.manual_seed(5)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 10)
+    )
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_too_wide_for_its_gram_matrix_goes_without_and_the_report_says_so(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wide_first.py").write_text(WIDE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(input_statistics, "LARGEST_GRAM", 48**2)
+    asked: list[tuple[str, bool]] = []
+
+    def noted(module: torch.nn.Module, batches: Any, names: list[str], *, gram: bool) -> Any:
+        found = input_statistics.input_statistics(module, batches, names, gram=gram)
+        asked.extend((name, gram) for name in names)
+        return found
+
+    monkeypatch.setattr(steps, "input_statistics", noted)
+    done = sparsify(
+        "wide_first:factory",
+        tmp_path / "run",
+        data="digits",
+        method=method,
+        calibration_samples=20,
+        device="cpu",
+    )
+    check(done)
+    assert ("1.weight", True) not in asked
+    assert ("3.weight", True) in asked
+    wide, narrow, _ = done.report.layers
+    assert wide.error is None
+    assert "64 x 64 numbers" in wide.reason
+    assert (wide.pattern is None) == (method == "reconstruction")
+    assert ("error not measured" in wide.reason) == (method != "reconstruction")
+    assert wide.reason in str(done.report)
+    assert narrow.error is not None
+    assert (narrow.pattern, narrow.reason) == ("2:4", "")
+
+
+def test_magnitude_says_of_a_layer_that_cannot_be_calibrated_why_it_has_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "upsampled.py").write_text(UPSAMPLING)
+    monkeypatch.chdir(tmp_path)
+    done = sparsify(
+        "upsampled:factory", tmp_path / "run", data="digits", calibration_samples=20, device="cpu"
+    )
+    first = done.report.layers[0]
+    assert (first.pattern, first.error) == ("2:4", None)
+    assert first.reason == "error not measured: calibration does not know transposed convolutions"
+
+
+UPSAMPLING = """
+import torch
+from torch import nn
+
+
+def factory():
+    torch.manual_seed(5)
+    up = nn.ConvTranspose2d(64, 64, 2)
+    return nn.Sequential(nn.Flatten(), nn.Unflatten(1, (64, 1, 1)), up, nn.Flatten(), nn.Linear(256, 10))
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "finetune"), [("activation", 0), ("activation", 1), ("reconstruction", 0)]
+)
+def test_a_network_of_which_no_layer_can_be_calibrated_is_refused_with_the_reasons(
+    method: str, finetune: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "upsampling.py").write_text(UPSAMPLING)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"does not know transposed convolutions.*--method magnitude"
+    ) as told:
+        sparsify(
+            "upsampling:factory",
+            tmp_path / "run",
+            data="digits",
+            method=method,
+            finetune=finetune,
+            calibration_samples=20,
+            device="cpu",
+        )
+    assert "2.weight: " in str(told.value)
+    assert "4.weight: " in str(told.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("finetune", [0, 1])
+def test_a_network_whose_masks_are_all_empty_is_refused(
+    finetune: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def emptied(*args: Any, **options: Any) -> Source:
+        source = open_source(*args, **options)
+        weights = maskable_parameters(source.network)
+        masks = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+        return replace(source, masks=masks)
+
+    monkeypatch.setattr(steps, "open_source", emptied)
+    with pytest.raises(UsageError, match="keep none of its weights"):
+        sparsify(
+            "digits-cnn",
+            tmp_path / "run",
+            weights="random",
+            data="digits",
+            finetune=finetune,
+            calibration_samples=20,
+            device="cpu",
+        )
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("form", ["safetensors", "torch"])

@@ -44,8 +44,13 @@ def statistic(layer: Layer, redistribution: str) -> Fraction:
     return sum(active, Fraction(0)) / len(active) if active else Fraction(0)
 
 
-def shares(layers: Sequence[Layer], redistribution: str) -> list[Fraction]:
-    claims = [statistic(layer, redistribution) for layer in layers]
+def shares(layers: Sequence[Layer], redistribution: str, rate: float) -> list[Fraction]:
+    if redistribution == "own":
+        claims = [Fraction(n_removed(layer, rate)) for layer in layers]
+    elif redistribution == "survivors":
+        claims = [Fraction(max(layer.n_active - n_removed(layer, rate), 1)) for layer in layers]
+    else:
+        claims = [statistic(layer, redistribution) for layer in layers]
     if sum(claims) == 0:
         claims = [Fraction(layer.n_active) for layer in layers]
     if sum(claims) == 0:
@@ -62,7 +67,11 @@ def spared_rate(layer: Layer, rate: float) -> float:
     return min(layer.n_free / len(layer.mask), rate)
 
 
-def prune_rates(layers: Sequence[Layer], share: Sequence[Fraction], rate: float) -> list[float]:
+def prune_rates(
+    layers: Sequence[Layer], share: Sequence[Fraction], rate: float, redistribution: str
+) -> list[float]:
+    if redistribution in ("own", "survivors"):
+        return [rate] * len(layers)
     average = Fraction(1, len(layers))
     return [
         spared_rate(layer, rate) if is_crowded(layer) and p > average else rate

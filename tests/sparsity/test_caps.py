@@ -322,7 +322,7 @@ def test_layers_get_a_cap_or_one_reason() -> None:
     caps, reasons = capped_layers(shapes, axes, TWO_FOUR, outputs=["head"], keep_dense=["named"])
     assert caps == {"conv": Cap(pattern=TWO_FOUR, axis=1)}
     assert list(reasons) == ["stem", "depthwise", "tiny", "named", "bias_like", "head"]
-    assert "4 does not divide 3" in reasons["stem"]
+    assert "3 channels, and 2:4 needs a multiple of 4" in reasons["stem"]
     assert "1 channel," in reasons["depthwise"]
     assert "1% of the weights" in reasons["tiny"]
     assert "outputs" in reasons["head"]

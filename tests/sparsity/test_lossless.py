@@ -39,7 +39,7 @@ def test_the_cut_is_none_exactly_when_the_pattern_is_obeyed(case: tuple[Tensor, 
     assert share * total == pytest.approx(total - kept, abs=1e-9)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 @given(weights())
 def test_no_order_cuts_less_than_the_bound(case: tuple[Tensor, NMPattern]) -> None:
     weight, pattern = case
@@ -52,13 +52,11 @@ def test_no_order_cuts_less_than_the_bound(case: tuple[Tensor, NMPattern]) -> No
 
 
 def test_the_bound_of_one_row_is_reached_by_some_order() -> None:
-    weight = torch.tensor([[9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 0.0, 0.0]])
-    bound = least_cut_share(weight, 1, TWO_FOUR)
-    assert bound == pytest.approx((5 + 4) / 39)
-    shares = [
-        cut_share(weight[:, torch.tensor(order)], 1, TWO_FOUR) for order in itertools.permutations(range(8))
-    ]
-    assert min(shares) == pytest.approx(bound)
+    weight, pattern = torch.tensor([[9.0, 8.0, 7.0, 6.0, 5.0, 0.0]]), NMPattern(n=1, m=2)
+    bound = least_cut_share(weight, 1, pattern)
+    assert bound == pytest.approx((6 + 5) / 35)
+    orders = torch.tensor(list(itertools.permutations(range(6))))
+    assert min(cut_share(weight[:, order], 1, pattern) for order in orders) == pytest.approx(bound)
 
 
 def test_the_axis_and_kernel_positions_are_told_apart() -> None:
@@ -73,7 +71,7 @@ def test_a_weight_of_zeros_costs_nothing() -> None:
     assert cut_share(torch.zeros(2, 8), 1, TWO_FOUR) == least_cut_share(torch.zeros(2, 8), 1, TWO_FOUR) == 0
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 @given(weights(), st.booleans(), st.booleans())
 def test_the_order_is_a_permutation_that_is_never_worse(
     case: tuple[Tensor, NMPattern], cutting: bool, live_first: bool

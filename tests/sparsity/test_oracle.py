@@ -31,12 +31,13 @@ def test_the_update_equals_the_loop_version(
 ) -> None:
     result = inputs_from_layers(layers, dtype).update(rate, redistribution)
 
-    shares = oracle.shares(layers, redistribution)
+    shares = oracle.shares(layers, redistribution, rate)
     assert [float(share) for share in result.shares.values()] == pytest.approx(
         [float(share) for share in shares], rel=1e-12
     )
     used = [float(used) for used in result.prune_rates.values()]
-    for n, (layer, expected) in enumerate(zip(layers, oracle.prune_rates(layers, shares, rate), strict=True)):
+    plain = oracle.prune_rates(layers, shares, rate, redistribution)
+    for n, (layer, expected) in enumerate(zip(layers, plain, strict=True)):
         # A share of exactly the average may be rounded to either side of it.
         is_average = shares[n] * len(layers) == 1 and oracle.is_crowded(layer)
         assert used[n] in ((rate, oracle.spared_rate(layer, rate)) if is_average else (expected,))

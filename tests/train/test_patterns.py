@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from torch.optim import SGD
 import sparse_export as se
 from sparse_export.artefact import LayerFact
 from sparse_export.errors import Interrupted, RecipeError, UsageError
-from sparse_export.sparsity import NMPattern
+from sparse_export.sparsity import NMPattern, prune_rate
 from sparse_export.sparsity.pattern import largest_per_group, obeys
 from sparse_export.train.layers import output_layers
 from sparse_export.train.loop import train
@@ -182,7 +184,11 @@ def test_training_may_begin_with_masks_of_ones_own() -> None:
     take_steps(trainer, 60)
     assert within(trainer.masks)
     with pytest.raises(UsageError, match="do not obey"):
-        capped(masks={name: torch.ones_like(mask) for name, mask in masks.items()})
+        over = {name: torch.zeros_like(mask) for name, mask in masks.items()}
+        over["0.weight"][0, :3] = True
+        capped(masks=over)
+    with pytest.raises(UsageError, match="has room for"):
+        capped(masks={name: torch.ones_like(mask) for name, mask in masks.items()}, approach=(0.2, 0.4))
     with pytest.raises(UsageError, match="The masks are for"):
         capped(masks={"0.weight": masks["0.weight"]})
     with pytest.raises(UsageError, match="Masks and a density"):
@@ -206,6 +212,31 @@ def test_a_saved_state_goes_on_as_the_unbroken_training(settings: dict[str, Any]
         assert torch.equal(unbroken.model.get_parameter(name), second.model.get_parameter(name))
 
 
+def test_a_grouped_transposed_convolution_has_the_groups_that_it_sums_over() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(8, 16, 2, groups=4), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 4, 1))
+    trainer = capped(model)
+    assert list(trainer.masks) == ["1.weight"]
+    assert "2 channels, and 2:4 needs a multiple of 4" in trainer.why_dense["0.weight"]
+    assert list(capped(nn.Sequential(nn.ConvTranspose2d(8, 16, 2, groups=2), nn.Conv2d(16, 4, 1))).masks) == [
+        "0.weight"
+    ]
+
+
+def test_a_run_saved_on_the_way_to_the_pattern_tells_the_density_it_has(tmp_path: Path) -> None:
+    trainer = capped(approach=(0.3, 0.7))
+    take_steps(trainer, 24)
+    info = trainer.run(tmp_path / "run", input_shape=(20,)).info
+    assert info.density == 0.75 == info.n_active / info.n_masked
+    assert {layer.pattern for layer in info.layers} == {None}
+
+
+def test_wide_groups_have_room_too() -> None:
+    model = nn.Sequential(nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 4))
+    trainer = capped(model, pattern="256:512", density=0.3)
+    assert int(trainer.masks["0.weight"].sum()) == round(0.3 * 512 * 64)
+    assert capped(model, pattern="128:256").density_now == 0.5
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -217,7 +248,7 @@ def test_a_saved_state_goes_on_as_the_unbroken_training(settings: dict[str, Any]
         ({"approach": (0.5, 0.2)}, "approach is"),
         ({"approach": (0.1, 0.9), "freeze": 0.5}, "freeze is 0.5"),
         ({"approach": (0.1, 0.2), "total_steps": None}, "length of the training"),
-        ({"pattern": "7:13"}, "13 does not divide 20"),
+        ({"pattern": "7:13"}, "7:13 needs a multiple of 13"),
         ({"keep_dense": ["9"]}, "names '9'"),
         ({"small_share": 2.0}, "small_share is 2.0"),
     ],
@@ -335,24 +366,58 @@ def test_a_run_promises_its_pattern_and_the_bundle_keeps_it(name: str, tmp_path:
     assert run.info.test.percent > 50  # four epochs; chance is 10
 
 
-class StopAtStep(SilentObserver):
+class SignalAtStep(SilentObserver):
+    """Asks the run to stop, as Ctrl-C does: it saves after this step."""
+
     def __init__(self, step: int) -> None:
         self.step = step
 
     def stepped(self, step: int, loss: Tensor) -> None:
         if step == self.step:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("name", ["approached", "averaged", "sr-ste"])
 def test_an_interrupted_run_ends_with_the_bytes_of_an_unbroken_one(name: str, tmp_path: Path) -> None:
     train(METHODS[name], tmp_path / "unbroken", device="cpu")
     out = tmp_path / "broken"
-    with pytest.raises((Interrupted, KeyboardInterrupt)):
-        train(METHODS[name], out, device="cpu", observer=StopAtStep(50))
+    with pytest.raises(Interrupted):
+        train(METHODS[name], out, device="cpu", observer=SignalAtStep(50))
     train(None, out, device="cpu", resume=True)
     for file in ("model.safetensors", "masks.safetensors"):
         assert (out / file).read_bytes() == (tmp_path / "unbroken" / file).read_bytes()
+
+
+def test_what_is_logged_of_an_epoch_is_its_last_update_also_when_the_run_was_interrupted(
+    tmp_path: Path,
+) -> None:
+    recipe = small("sparse-momentum", sparsity={"update_every": 7})
+    train(recipe, tmp_path / "unbroken", device="cpu")
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "broken", device="cpu", observer=SignalAtStep(18))
+    train(None, tmp_path / "broken", device="cpu", resume=True)
+    logs = [
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("unbroken", "broken")
+    ]
+    rates = [[(line["prune_rate"], line["flip_rate"]) for line in log] for log in logs]
+    assert rates[0] == rates[1]
+    first = prune_rate(14, round(0.75 * 4 * 19), initial=0.5, final=0.005, schedule="cosine")
+    assert rates[0][0][0] == pytest.approx(first)  # of step 14, the last of 7 and 14 in an epoch of 19 steps
+
+
+def test_a_network_with_lazy_layers_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lazy_factory.py").write_text(
+        "from torch import nn\n"
+        "def make():\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(32), nn.ReLU(), nn.Linear(32, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = load_recipe(
+        "digits",
+        changes={"model": "lazy_factory:make", "epochs": 1, "sparsity": {"pattern": "2:4", "density": None}},
+    )
+    run = train(recipe, tmp_path / "run", device="cpu")
+    assert facts_of(run)["1.weight"].pattern == "2:4"
 
 
 def test_asp_trains_dense_then_cuts_once_and_runs_the_learning_rate_again(tmp_path: Path) -> None:
@@ -373,6 +438,8 @@ def test_asp_trains_dense_then_cuts_once_and_runs_the_learning_rate_again(tmp_pa
         ({"sparsity": {"pattern": "2of4"}}, "not a pattern"),
         ({"sparsity": {"approach": [0.1, 0.2]}}, "approach needs a pattern"),
         ({"sparsity": {"pattern": "2:4", "approach": [0.3, 0.2]}}, "no later than its last"),
+        ({"sparsity": {"pattern": "2:4", "approach": [0.5, 0.9]}}, "which is 0.75"),
+        ({"sparsity": {"method": "asp", "pattern": "2:4", "density": None, "freeze": 0.5}}, "has no freeze"),
         ({"sparsity": {"method": "sr-ste", "pattern": "2:4", "density": None}, "ema": 0.9}, "ema and method"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

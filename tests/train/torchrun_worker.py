@@ -53,16 +53,16 @@ def killed(out: str, victim: str, step: str) -> None:
 
 
 def diverged(out: str) -> None:
-    """The last process turns a bit of its mask over before the masks are updated."""
-    update = SparseTraining.update
+    """The last process turns a bit of its mask over after an update, before the masks are compared."""
+    compare = SparseTraining._require_same_masks
 
-    def spoilt(self: SparseTraining) -> object:
-        if RANK == 1:
+    def spoilt(self: SparseTraining) -> None:
+        if RANK == 1 and self.n_updates:
             mask = next(iter(self.masks.values()))
             mask.view(-1)[0] ^= True
-        return update(self)
+        compare(self)
 
-    SparseTraining.update = spoilt  # type: ignore[method-assign, assignment]
+    SparseTraining._require_same_masks = spoilt  # type: ignore[method-assign]
     train(recipe(), out, device="cpu")
 
 

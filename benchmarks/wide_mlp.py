@@ -1,0 +1,20 @@
+"""A network that is nearly all matrix products, so that a training step of it shows what sparsity can give at best.
+
+sparse-export bench-train benchmarks/wide-mlp.toml --input-shape 1,28,28
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def wide_mlp(n_classes: int = 10) -> nn.Module:
+    """784 inputs, two hidden layers of 2048."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(784, 2048),
+        nn.ReLU(),
+        nn.Linear(2048, 2048),
+        nn.ReLU(),
+        nn.Linear(2048, n_classes),
+    )

@@ -1,0 +1,72 @@
+"""sparse-export bench"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparse_export.cli._click import click
+from sparse_export.cli._common import json_option, print_result, say, whole_numbers
+
+
+@click.command("bench")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--batch",
+    "batches",
+    callback=whole_numbers,
+    metavar="SIZES",
+    default="1,8,32,128",
+    show_default=True,
+    help="Samples in a timed call.",
+)
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    metavar="NAME",
+    help="onnxruntime-cpu or onnxruntime-cuda; may be repeated. Default: all that have a device here.",
+)
+@click.option(
+    "--rounds", type=int, default=24, show_default=True, help="Interleaved rounds of blocks of calls."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads inside an operator. Default: one a core."
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the timed inputs and the order of the blocks."
+)
+@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write bench.json there.")
+@json_option
+def command(
+    bundle: Path,
+    batches: tuple[int, ...],
+    runtimes: tuple[str, ...],
+    rounds: int,
+    threads: int | None,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Time BUNDLE: latency percentiles and throughput on each runtime, at several batch sizes.
+
+    With fewer threads than cores, they are held to as many cores.
+    """
+    from dataclasses import asdict
+
+    from sparse_export.files import require_writable
+    from sparse_export.measure.latency import bench, write_bench
+
+    if out is not None:
+        require_writable(out)
+    result = bench(
+        bundle,
+        batches=batches,
+        runtimes=runtimes,
+        rounds=rounds,
+        n_threads=threads,
+        seed=seed,
+        on_progress=say,
+    )
+    if out is not None:
+        say(f"wrote {write_bench(out, result)}")
+    print_result(asdict(result), str(result), as_json)

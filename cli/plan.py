@@ -1,0 +1,89 @@
+"""sparse-export plan"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sparse_export.cli._click import click
+from sparse_export.cli._common import json_option, print_result, say
+
+
+@click.command("plan")
+@click.argument("model")
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Samples of a call to serve."
+)
+@click.option("--speedup", type=float, metavar="RATIO", help="Lose least for this much speed; else exit 4.")
+@click.option(
+    "--max-sparse-loss",
+    type=float,
+    metavar="SHARE",
+    help="Save most for at most this share of the weights' magnitude, like 0.1.",
+)
+@click.option("--dtype", type=click.Choice(["fp16", "bf16"]), default="fp16", show_default=True)
+@click.option(
+    "--backend", type=click.Choice(["cusparselt", "cutlass"]), default="cusparselt", show_default=True
+)
+@click.option(
+    "--timings",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Measurements of another time, not new ones.",
+)
+@click.option(
+    "--keep-timings", type=click.Path(path_type=Path), metavar="FILE", help="Write the measurements there."
+)
+@click.option("--rounds", type=int, default=24, show_default=True, help="Interleaved rounds of each product.")
+@click.option(
+    "--trust", metavar="SHA256", help="Allow the code that a run from elsewhere names, by its hash."
+)
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan there.")
+@json_option
+def command(
+    model: str,
+    batch: int,
+    speedup: float | None,
+    max_sparse_loss: float | None,
+    dtype: Any,
+    backend: Any,
+    timings: Path | None,
+    keep_timings: Path | None,
+    rounds: int,
+    trust: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Choose the layers of MODEL, a name or a run, that are worth making 2:4 on this card.
+
+    A layer that is not faster stays dense by rule. Without a card, give measurements by --timings.
+    """
+    from dataclasses import asdict
+
+    from sparse_export.files import require_writable
+    from sparse_export.plan.network import plan_network
+    from sparse_export.plan.planning import write_plan
+    from sparse_export.plan.timing import write_timings
+
+    for path in (out, keep_timings):
+        if path is not None:
+            require_writable(path.parent)
+    plan, measured = plan_network(
+        model,
+        batch=batch,
+        dtype=dtype,
+        backend=backend,
+        speedup=speedup,
+        max_sparse_loss=max_sparse_loss,
+        timings=timings,
+        rounds=rounds,
+        trust=trust,
+        on_progress=say,
+    )
+    if keep_timings is not None:
+        write_timings(keep_timings, measured)
+        say(f"wrote {keep_timings}")
+    if out is not None:
+        write_plan(out, plan)
+        say(f"wrote {out}")
+    print_result(asdict(plan), str(plan), as_json)

@@ -1,0 +1,247 @@
+"""Latency and throughput of one bundle, on each runtime and at several batch sizes."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse_export.artefact import Bundle, library_versions, now, open_bundle
+from sparse_export.errors import UnknownNameError, UsageError
+from sparse_export.files import write_json
+from sparse_export.measure.card import CardLog, watched_cards
+from sparse_export.measure.interleave import LatencyResult, check_measurable, measure_interleaved
+from sparse_export.measure.machine import machine_facts, n_usable_cores
+from sparse_export.measure.pinning import pinned
+from sparse_export.measure.sessions import TimedSessions
+from sparse_export.measure.statistics import Location, Ratio, location, paired_ratio, resolution
+from sparse_export.runtime.onnxruntime import open_session
+
+__all__ = ["RUNTIMES", "Bench", "BenchRow", "bench", "check_batches", "runtimes_here", "write_bench"]
+
+RUNTIMES = {"onnxruntime-cpu": "cpu", "onnxruntime-cuda": "cuda"}
+"""Name -> onnxruntime's provider."""
+RESULT_FILE = "bench.json"
+_WIDTH = 98
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRow:
+    """One runtime at one batch size; every call is of `batch` samples and ends with the logits in host memory.
+
+    latency: the timed session.  latency_ms: of an undisturbed call, with its 95 % interval over rounds.
+    samples_per_s: batch / mean time of all calls, disturbed ones included; calls follow one another.
+    control: that session / another one of the same file, which differs from 1 only by what cannot be resolved here;
+    floor: the farthest end of its interval from 1.
+    """
+
+    runtime: str
+    batch: int
+    latency: LatencyResult
+    again: LatencyResult
+    latency_ms: Location
+    samples_per_s: float
+    control: Ratio
+    floor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Everything that `bench` measured; `str()` gives the table for people.
+
+    size_bytes: of model.onnx.  cores: that the threads were held to, () for every usable one.  cards: what NVML said
+    meanwhile.
+    """
+
+    path: str
+    model: str | None
+    method: str
+    density: float
+    precision: str
+    size_bytes: int
+    rows: tuple[BenchRow, ...]
+    n_threads: int
+    cores: tuple[int, ...]
+    rounds: int
+    block_s: float
+    seed: int
+    machine: dict[str, Any]
+    cards: CardLog
+    versions: dict[str, str]
+    created: str
+
+    def __str__(self) -> str:
+        return _table(self)
+
+
+def runtimes_here() -> tuple[str, ...]:
+    """The runtimes that this machine has a device for."""
+    return tuple(name for name in RUNTIMES if name != "onnxruntime-cuda" or machine_facts()["gpus"])
+
+
+def bench(
+    bundle: Bundle | Path,
+    *,
+    batches: Sequence[int] = (1, 8, 32, 128),
+    runtimes: Sequence[str] = (),
+    rounds: int = 24,
+    block_s: float = 0.02,
+    warmup_limit_s: float = 5.0,
+    n_threads: int | None = None,
+    seed: int = 0,
+    on_progress: Callable[[str], None] | None = None,
+) -> Bench:
+    """Time a bundle's model.onnx on standard normal inputs of several batch sizes.
+
+    The file is loaded twice and both sessions are timed in interleaved blocks, being loaded anew in random order
+    before each round, as `compare` does it; the second one is the control. Packed weights are expanded in memory.
+
+    runtimes: names in RUNTIMES; none for all that this machine has a device for.  n_threads: None for the cores that
+    this process may use; with fewer, the threads are held to as many cores, one of each physical core first.
+    rounds, block_s, warmup_limit_s: see `measure_interleaved`.  seed: of the inputs and the order.
+    Raises UnknownNameError, UsageError (options without meaning), MissingCapability (a runtime cannot run here) or
+    ArtefactError.
+    """
+    check_batches(batches)
+    check_measurable(rounds, block_s)
+    chosen = tuple(runtimes) or runtimes_here()
+    for name in chosen:
+        if name not in RUNTIMES:
+            raise UnknownNameError("runtime", name, RUNTIMES)
+    if len(set(chosen)) != len(chosen):
+        raise UsageError(f"The runtimes are {', '.join(chosen)}.", expected="Each was expected once.")
+    bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    tell = on_progress or (lambda line: None)
+    threads = n_usable_cores() if n_threads is None else n_threads
+    machine = machine_facts()
+    rows = []
+    with watched_cards() as cards, pinned(threads) as cores:
+        for name in chosen:
+            opener = partial(open_session, bundle.onnx_path, n_threads=threads, provider=RUNTIMES[name])
+            with TimedSessions({"first": opener, "again": opener}, seed) as sessions:
+                for batch in batches:
+                    tell(f"{name} at batch {batch}, {rounds} rounds")
+                    rows.append(_row(sessions, bundle, name, batch, rounds, block_s, warmup_limit_s, seed))
+    return Bench(
+        path=str(bundle.path),
+        model=bundle.info.model.name,
+        method=bundle.info.method,
+        density=bundle.info.density,
+        precision=bundle.info.precision,
+        size_bytes=bundle.onnx_path.stat().st_size,
+        rows=tuple(rows),
+        n_threads=threads,
+        cores=cores,
+        rounds=rounds,
+        block_s=block_s,
+        seed=seed,
+        machine=machine,
+        cards=cards,
+        versions=library_versions(),
+        created=now(),
+    )
+
+
+def write_bench(folder: Path, result: Bench) -> Path:
+    """Write `bench.json`, raw samples included, into the folder; return its path. Raises OutputError."""
+    path = Path(folder) / RESULT_FILE
+    write_json(path, {"kind": "bench", **asdict(result)})
+    return path
+
+
+def check_batches(batches: Sequence[int]) -> None:
+    """Raise UsageError unless these are different numbers of at least 1."""
+    if not batches or min(batches) < 1 or len(set(batches)) != len(batches):
+        raise UsageError(
+            f"The batch sizes are {tuple(batches)}.",
+            expected="Different numbers of at least 1 were expected.",
+        )
+
+
+def _row(
+    sessions: TimedSessions,
+    bundle: Bundle,
+    runtime: str,
+    batch: int,
+    rounds: int,
+    block_s: float,
+    warmup_limit_s: float,
+    seed: int,
+) -> BenchRow:
+    shape = (batch, *bundle.info.model.input_shape)
+    x = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    results = measure_interleaved(
+        {name: partial(sessions.run, name, x) for name in sessions.open},
+        batch=batch,
+        rounds=rounds,
+        block_s=block_s,
+        seed=seed,
+        warmup_limit_s=warmup_limit_s,
+        before_round=partial(sessions.renew, x),
+    )
+    first, again = results["first"], results["again"]
+    control = paired_ratio(first.samples_ms, again.samples_ms)
+    return BenchRow(
+        runtime=runtime,
+        batch=batch,
+        latency=first,
+        again=again,
+        latency_ms=location(first.samples_ms),
+        samples_per_s=1e3 * batch / first.mean_ms,
+        control=control,
+        floor=resolution(control),
+    )
+
+
+def _table(result: Bench) -> str:
+    what = result.model or "a network of your own"
+    head = f"{result.path}: {what}, {result.method}, density {result.density:.4g}, {result.precision}"
+    titles = (
+        f"{'runtime':<18}{'batch':>6}{'p50 ms':>10}{'p90 ms':>10}{'p99 ms':>10}{'calls':>9}{'samples/s':>12}"
+    )
+    lines = [
+        f"{head}, model.onnx {result.size_bytes:,} bytes",
+        "",
+        f"{titles}   {'undisturbed ms [95 %]':<26}{'floor':>6}",
+    ]
+    for row in result.rows:
+        at, ms = row.latency, row.latency_ms
+        lines.append(
+            f"{row.runtime:<18}{row.batch:>6}{at.median_ms:>10.4g}{at.p90_ms:>10.4g}"
+            f"{'-' if at.p99_ms is None else format(at.p99_ms, '.4g'):>10}{at.n_calls:>9,}"
+            f"{row.samples_per_s:>12,.0f}   {f'{ms.estimate:.4g} [{ms.low:.4g}, {ms.high:.4g}]':<26}"
+            f"{100 * (row.floor - 1):>4.1f} %{'' if at.steady and row.again.steady else '  not steady'}"
+        )
+    lines.append("")
+    explained = (
+        "floor: by how much two copies of this very file differ here; smaller differences mean nothing. A 99th "
+        "percentile is given from 1,000 calls on."
+    )
+    notes = [explained]
+    if any(not row.latency.steady for row in result.rows):
+        notes.append("not steady: times had not settled when warm-up ended; repeat on a quiet machine.")
+    if result.cards.throttled:
+        notes.append(f"The card's clock was held down meanwhile: {', '.join(result.cards.throttled)}.")
+    notes.append(_conditions(result))
+    for note in notes:
+        lines += textwrap.wrap(note, _WIDTH)
+    return "\n".join(lines)
+
+
+def _conditions(result: Bench) -> str:
+    machine = result.machine
+    version = next((v for k, v in result.versions.items() if k.startswith("onnxruntime")), "")
+    load = machine["load_average"]
+    where = [machine["cpu_model"] or "unknown CPU", f"{machine['n_cores_usable']} cores"]
+    where += [gpu["name"] for gpu in machine["gpus"]]
+    where += [f"load {load[0]}"] if load else []
+    held = f" held to {', '.join(map(str, result.cores))}" if result.cores else ""
+    return (
+        f"onnxruntime {version}, threads: {result.n_threads}{held}, {result.rounds} interleaved rounds of blocks of "
+        f"{1e3 * result.block_s:g} ms, seed {result.seed}; {', '.join(where)}."
+    )

@@ -1,0 +1,455 @@
+"""A training step of a recipe, dense against sparse, in all its parts."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparse_export import models
+from sparse_export.artefact import library_versions, now
+from sparse_export.errors import MissingCapability, SpeedupNotReached, UsageError
+from sparse_export.files import write_json
+from sparse_export.measure.card import CardLog, watched_cards
+from sparse_export.measure.device import CudaStamps, stamps_for
+from sparse_export.measure.interleave import LatencyResult, check_measurable, measure_interleaved
+from sparse_export.measure.machine import machine_facts
+from sparse_export.measure.pinning import pinned
+from sparse_export.measure.statistics import Ratio, paired_ratio, resolution
+from sparse_export.train.layers import output_layers
+from sparse_export.train.making import make_sparsifier
+from sparse_export.train.optimizer import make_optimizer
+from sparse_export.train.recipe import Recipe, load_recipe
+from sparse_export.train.session import n_threads_for
+from sparse_export.train.sparse_training import SparseTraining
+from sparse_export.train.stopping import cpu_settings
+
+__all__ = ["PARTS", "StepBench", "StepTimes", "bench_training_step", "check_speedup", "write_step_bench"]
+
+PARTS = ("forward", "backward", "optimizer", "masks")
+RESULT_FILE = "bench-train.json"
+_WIDTH = 98
+_UPDATE_EVERY = 500  # where the recipe says once an epoch: SparseTraining's own default
+_TOTAL_STEPS = 10**9  # so long a training that prune rates stay where they start
+_SIDES = ("dense", "dense again", "sparse")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTimes:
+    """One network's steps. samples_per_s: batch / mean time.
+
+    part_ms: mean ms of each of PARTS over all timed steps, which add up where medians do not: forward with the loss, backward, the optimiser with its
+    zeroing of gradients, and whatever keeps the network sparse, mask updates left out.
+    """
+
+    latency: LatencyResult
+    steps_per_s: float
+    samples_per_s: float
+    part_ms: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBench:
+    """Everything that `bench-train` measured; `str()` gives the table for people.
+
+    update_ms: one mask update a round; update_every: steps that share one.  ratio: dense / sparse, each sparse step
+    with its share of an update, above 1 when sparse is faster.  control: dense / another dense network.
+    floor, outcome, verdict: as in `comparison.LatencyComparison`.
+    """
+
+    recipe: dict[str, Any]
+    model: str
+    input_shape: tuple[int, ...]
+    batch: int
+    density: float
+    device: str
+    dense: StepTimes
+    dense_again: StepTimes
+    sparse: StepTimes
+    update_ms: tuple[float, ...]
+    update_every: int | None
+    ratio: Ratio
+    control: Ratio
+    floor: float
+    outcome: str
+    verdict: str
+    required_speedup: float | None
+    n_threads: int
+    cores: tuple[int, ...]
+    rounds: int
+    block_s: float
+    seed: int
+    machine: dict[str, Any]
+    cards: CardLog
+    versions: dict[str, str]
+    created: str
+
+    def __str__(self) -> str:
+        return _table(self)
+
+
+def bench_training_step(
+    recipe: Recipe | str | Path,
+    *,
+    rounds: int = 24,
+    block_s: float = 0.1,
+    warmup_limit_s: float = 10.0,
+    device: str = "auto",
+    batch_size: int | None = None,
+    input_shape: Sequence[int] | None = None,
+    update_every: int | None = None,
+    n_threads: int | None = None,
+    seed: int = 0,
+    require_speedup: float | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> StepBench:
+    """Time training steps of a recipe's network, its dense twin, and the twin again, in interleaved blocks.
+
+    Every step is forward, loss, backward, optimiser and masks on one batch of random inputs that lies on the device:
+    reading data is no part of it. The learning rate is 0, which costs the same and keeps numbers those of a fresh
+    network. One mask update is timed by itself before each round, and its time spread over update_every steps.
+
+    recipe: a recipe, a shipped name or a TOML file; its precision, memory order, compilation and method count.
+    device: `cpu`, `cuda` (times are then the device's own, by CUDA events) or `auto`.  batch_size: in place of the
+    recipe's.  input_shape: of one sample, needed for a factory of one's own.
+    update_every: in place of the recipe's; where that says once an epoch, 500.
+    n_threads: of torch on the CPU; None for what training takes. With fewer than there are cores, threads are held to
+    as many; those that torch started before are not.
+    require_speedup: what the lower end of the ratio must reach; see `check_speedup`.
+    Raises RecipeError, UnknownNameError, UsageError (a dense recipe, options without meaning) or MissingCapability.
+    """
+    check_measurable(rounds, block_s)
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    _check(loaded, batch_size, update_every, n_threads, require_speedup)
+    tell = on_progress or (lambda line: None)
+    place = _device(device)
+    shape = _shape(loaded, input_shape)
+    batch = batch_size or loaded.batch_size
+    threads = n_threads or loaded.threads or n_threads_for(models.create(loaded.model), batch)
+    machine = machine_facts()
+    with watched_cards() as cards, pinned(threads) as cores, cpu_settings(threads):
+        loops = {name: _Loop(loaded, name == "sparse", place, batch, shape, seed) for name in _SIDES}
+        sparse = loops["sparse"]
+        tell(f"{loaded.model}, batches of {batch} on {place.type}, {rounds} rounds")
+        results = measure_interleaved(
+            {name: loop.step for name, loop in loops.items()},
+            batch=batch,
+            rounds=rounds,
+            block_s=block_s,
+            seed=seed,
+            warmup_limit_s=warmup_limit_s,
+            before_round=_rounds_of(loops),
+            time_calls=sparse.stamps.time_calls if isinstance(sparse.stamps, CudaStamps) else None,
+        )
+        times = {name: _times(loop, results[name]) for name, loop in loops.items()}
+    every = None
+    if sparse.update_ms:
+        every = update_every or loaded.sparsity.update_every or _UPDATE_EVERY
+    extra_ms = np.array(sparse.update_ms) / every if every else 0.0
+    dense = results["dense"].samples_ms
+    ratio = paired_ratio(dense, np.array(results["sparse"].samples_ms) + extra_ms)
+    control = paired_ratio(dense, results["dense again"].samples_ms)
+    outcome, verdict = _judge(ratio, control, times, sparse.update_ms, every, place)
+    return StepBench(
+        recipe=loaded.model_dump(mode="json"),
+        model=loaded.model,
+        input_shape=shape,
+        batch=batch,
+        density=sparse.density,
+        device=place.type,
+        dense=times["dense"],
+        dense_again=times["dense again"],
+        sparse=times["sparse"],
+        update_ms=tuple(sparse.update_ms),
+        update_every=every,
+        ratio=ratio,
+        control=control,
+        floor=resolution(control),
+        outcome=outcome,
+        verdict=verdict,
+        required_speedup=require_speedup,
+        n_threads=threads,
+        cores=cores,
+        rounds=rounds,
+        block_s=block_s,
+        seed=seed,
+        machine=machine,
+        cards=cards,
+        versions=library_versions(),
+        created=now(),
+    )
+
+
+def check_speedup(result: StepBench) -> None:
+    """Raise SpeedupNotReached when a speed-up was required and not measured."""
+    wanted = result.required_speedup
+    if wanted is not None and (result.outcome != "speed-up" or result.ratio.low < wanted):
+        raise SpeedupNotReached(
+            f"The training step's speed-up is {_ratio(result.ratio)}.",
+            expected=f"At least {wanted:g}x was required, at the lower end of the interval.",
+            do="Read the verdict: masks alone do not make a step shorter.",
+        )
+
+
+def write_step_bench(folder: Path, result: StepBench) -> Path:
+    """Write `bench-train.json`, raw samples included, into the folder; return its path. Raises OutputError."""
+    path = Path(folder) / RESULT_FILE
+    write_json(path, {"kind": "bench-train", **asdict(result)})
+    return path
+
+
+class _Loop:
+    """One network in training, and the times of the parts of its steps."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        sparse: bool,
+        device: torch.device,
+        batch: int,
+        shape: tuple[int, ...],
+        seed: int,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.stamps = stamps_for(device.type)
+        self.update_ms: list[float] = []
+        self._marks: list[tuple[Any, ...]] = []
+        self._inside: list[Any] = []
+        self._recipe, self._device = recipe, device
+        layout = torch.channels_last if recipe.channels_last and len(shape) == 3 else torch.contiguous_format
+        self._x = torch.randn((batch, *shape), device=device).contiguous(memory_format=layout)
+        model = models.create(recipe.model).to(device)
+        if recipe.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        model.eval()
+        outputs: list[Tensor] = []
+        with torch.no_grad():
+            last = output_layers(model, lambda: outputs.append(model(self._x[:2])))
+        self._y = torch.randint(outputs[0].shape[-1], (batch,), device=device)
+        model.train()
+        self._optimizer = make_optimizer(recipe.optimizer, model)
+        for group in self._optimizer.param_groups:
+            group["lr"] = 0.0
+        self._sparse = None
+        if sparse:
+            self._sparse = make_sparsifier(recipe, model, self._optimizer, _TOTAL_STEPS, output_layers=last)
+        self._optimizer.register_step_pre_hook(lambda *_: self._inside.append(self.stamps.now()))
+        self._optimizer.register_step_post_hook(lambda *_: self._inside.append(self.stamps.now()))
+        compiled: Any = torch.compile(model) if recipe.compile else model
+        self._forward: Callable[[Tensor], Tensor] = compiled
+
+    @property
+    def density(self) -> float:
+        return self._sparse.density_now if self._sparse else 1.0
+
+    def step(self) -> None:
+        now = self.stamps.now
+        self._inside.clear()
+        begin = now()
+        self._optimizer.zero_grad()
+        zeroed = now()
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._recipe.precision == "bf16"):
+            loss = nn.functional.cross_entropy(
+                self._forward(self._x), self._y, label_smoothing=self._recipe.label_smoothing
+            )
+        lost = now()
+        loss.backward()
+        back = now()
+        if self._sparse is None:
+            self._optimizer.step()
+        else:
+            self._sparse.step()
+        self._marks.append((begin, zeroed, lost, back, *self._inside, now()))
+
+    def forget(self) -> None:
+        """Drop the marks of the warm-up."""
+        self._marks.clear()
+
+    def update(self) -> None:
+        """Update the masks, timed by the host, where this method lets them be updated from outside."""
+        if isinstance(self._sparse, SparseTraining):
+            self.stamps.wait()
+            watch = stamps_for("cpu")
+            begin = watch.now()
+            self._sparse.update()
+            self.stamps.wait()
+            self.update_ms.append(1e3 * watch.seconds(begin, watch.now()))
+
+    def part_ms(self) -> dict[str, float]:
+        """Mean ms of each part. A step's marks: begin, gradients zeroed, loss, backward, optimiser in and out, end."""
+        self.stamps.wait()
+        gaps = np.array([[self.stamps.seconds(a, b) for a, b in pairwise(marks)] for marks in self._marks])
+        zero, forward, backward, before, optimizer, after = 1e3 * gaps.T
+        parts = (forward, backward, zero + optimizer, before + after)
+        return {name: float(values.mean()) for name, values in zip(PARTS, parts, strict=True)}
+
+
+def _rounds_of(loops: dict[str, _Loop]) -> Callable[[], None]:
+    """What goes before each round: an update, and before the first the warm-up is forgotten."""
+    waiting = [loop.forget for loop in loops.values()]
+
+    def begin() -> None:
+        while waiting:
+            waiting.pop()()
+        loops["sparse"].update()
+
+    return begin
+
+
+def _times(loop: _Loop, latency: LatencyResult) -> StepTimes:
+    return StepTimes(
+        latency=latency,
+        steps_per_s=1e3 / latency.mean_ms,
+        samples_per_s=1e3 * latency.batch / latency.mean_ms,
+        part_ms=loop.part_ms(),
+    )
+
+
+def _check(
+    recipe: Recipe,
+    batch_size: int | None,
+    update_every: int | None,
+    n_threads: int | None,
+    require_speedup: float | None,
+) -> None:
+    if recipe.dense:
+        raise UsageError(
+            "The recipe is a dense one.",
+            expected="One that trains sparse was expected; its dense twin is timed beside it.",
+            do="Leave dense out of the recipe.",
+        )
+    for name, value in (
+        ("batch size", batch_size),
+        ("update interval", update_every),
+        ("number of threads", n_threads),
+    ):
+        if value is not None and value < 1:
+            raise UsageError(f"The {name} is {value}.", expected="1 or more was expected.")
+    if require_speedup is not None and not 1 <= require_speedup < float("inf"):
+        raise UsageError(
+            f"The required speed-up is {require_speedup}.",
+            expected="A finite ratio of at least 1 was expected.",
+            do="Write 1.05 for a step that is a twentieth faster.",
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"The device is {name!r}.", expected="cpu, cuda or auto was expected.")
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise MissingCapability(
+            "torch sees no CUDA device.",
+            expected="One was expected for the device cuda.",
+            do="Time on the CPU, or see what `sparse-export doctor` finds.",
+        )
+    return torch.device("cuda" if there and name != "cpu" else "cpu")
+
+
+def _shape(recipe: Recipe, given: Sequence[int] | None) -> tuple[int, ...]:
+    known = models.input_shape(recipe.model)
+    if given is not None:
+        shape = tuple(given)
+    elif known is not None:
+        shape = known if recipe.image_size is None else (known[0], *recipe.image_size)
+    else:
+        raise UsageError(
+            f"The shape of the inputs of {recipe.model} is not known.",
+            expected="It was expected for a factory of one's own.",
+            do="Give it by --input-shape, for example 3,32,32.",
+        )
+    if not shape or min(shape) < 1:
+        raise UsageError(f"The input shape is {shape}.", expected="Sizes of 1 or more were expected.")
+    return shape
+
+
+def _judge(
+    ratio: Ratio,
+    control: Ratio,
+    times: dict[str, StepTimes],
+    update_ms: Sequence[float],
+    update_every: int | None,
+    device: torch.device,
+) -> tuple[str, str]:
+    """The outcome, and the sentences that say it and why."""
+    floor = resolution(control)
+    outcome = "no difference"
+    if ratio.low > floor:
+        outcome = "speed-up"
+    elif ratio.high < 1 / floor:
+        outcome = "slow-down"
+    differ = f"two dense networks differ here by up to {100 * (floor - 1):.1f} %"
+    parts = [f"{outcome.capitalize()}: dense / sparse is {_ratio(ratio)}, and {differ}."]
+    sparse = times["sparse"]
+    if outcome != "speed-up":
+        parts.append(
+            f"Products are dense on this {device.type}: a masked weight is multiplied like any other, forward and "
+            "backward, so sparsity takes no work away and masks add theirs."
+        )
+    else:
+        parts.append(
+            "The products are the same dense ones in both, so this does not come from skipped zeros."
+        )
+    if update_every:
+        parts.append(
+            f"Masks cost {sparse.part_ms['masks']:.3g} ms a step, and an update {np.median(update_ms):.3g} ms once in "
+            f"{update_every} steps."
+        )
+    if not control.low <= 1.0 <= control.high:
+        parts.append("The control itself misses 1: smaller differences than its own mean nothing here.")
+    if not all(one.latency.steady for one in times.values()):
+        parts.append("Times had not become steady when warm-up ended; repeat on a quiet machine.")
+    return outcome, " ".join(parts)
+
+
+def _table(result: StepBench) -> str:
+    dense, sparse = result.dense, result.sparse
+    rows: list[tuple[str, float, float, str]] = [
+        ("steps/s", dense.steps_per_s, sparse.steps_per_s, ""),
+        ("samples/s", dense.samples_per_s, sparse.samples_per_s, ""),
+        (
+            "median ms a step",
+            dense.latency.median_ms,
+            sparse.latency.median_ms,
+            f"{_ratio(result.ratio)} as fast",
+        ),
+        ("mean ms a step", dense.latency.mean_ms, sparse.latency.mean_ms, ""),
+        *((f"  {name}", dense.part_ms[name], sparse.part_ms[name], "") for name in PARTS),
+        ("90th percentile ms", dense.latency.p90_ms, sparse.latency.p90_ms, ""),
+    ]
+    again = result.dense_again.latency.median_ms
+    rows.append(
+        ("control: dense twice", dense.latency.median_ms, again, f"{_ratio(result.control)} should hold 1")
+    )
+    lines = [
+        f"{result.model}, batches of {result.batch} of {result.input_shape}, density {result.density:.4g}, "
+        + f"{result.recipe['precision']}{', compiled' if result.recipe['compile'] else ''}, on {result.device}",
+        "",
+        f"{'':<24}{'dense':>12}{'sparse':>12}",
+    ]
+    lines += [f"{a:<24}{b:>12.4g}{c:>12.4g}   {d}".rstrip() for a, b, c, d in rows]
+    lines.append("")
+    where = [str(gpu["name"]) for gpu in result.machine["gpus"]] if result.device == "cuda" else []
+    load = result.machine["load_average"]
+    held = f" held to {', '.join(map(str, result.cores))}" if result.cores else ""
+    conditions = (
+        f"torch {result.versions['torch']}, threads: {result.n_threads}{held}, {result.rounds} interleaved rounds of "
+        f"blocks of {1e3 * result.block_s:g} ms, seed {result.seed}, random inputs, learning rate 0, 95 % intervals; "
+        + ", ".join(
+            [*where, result.machine["cpu_model"] or "unknown CPU", f"load {load[0] if load else '?'}"]
+        )
+    )
+    for note in (result.verdict, "", conditions + "."):
+        lines += textwrap.wrap(note, _WIDTH, subsequent_indent="  ") if note else [""]
+    return "\n".join(lines)
+
+
+def _ratio(ratio: Ratio) -> str:
+    return f"{ratio.estimate:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"

@@ -1,0 +1,139 @@
+"""Plans a network that is known by name, or that a run holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sparse_export import models
+from sparse_export.artefact import open_run
+from sparse_export.building import network_of_run
+from sparse_export.errors import MissingCapability, UsageError
+from sparse_export.plan.layers import Product, products_of
+from sparse_export.plan.planning import Plan, make_plan
+from sparse_export.plan.timing import Size, Timings, measure_timings, read_timings
+from sparse_export.sparsity.product24 import Backend
+
+__all__ = ["DTYPES", "plan_network"]
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def plan_network(
+    model: str | Path,
+    *,
+    batch: int = 32,
+    dtype: Literal["fp16", "bf16"] = "fp16",
+    backend: Backend = "cusparselt",
+    speedup: float | None = None,
+    max_sparse_loss: float | None = None,
+    timings: Path | None = None,
+    rounds: int = 24,
+    trust: str | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> tuple[Plan, Timings]:
+    """Measure, or read, what each layer's product takes dense and as 2:4, and choose layers by it; see `make_plan`.
+
+    model: a network's name, whose random weights then stand for trained ones, or a run.  timings: a file to read in
+    place of measuring; its type and backend count.  trust: see `sparse_export.building.network_of_run`.
+    Raises UsageError, UnknownNameError, ArtefactError, NotTrustedError, SpeedupNotReached, and MissingCapability on a
+    machine without a card when no timings are given: nothing but a GPU has a 2:4 product.
+    """
+    if batch < 1:
+        raise UsageError(f"The batch is {batch}.", expected="1 or more was expected.")
+    read = None if timings is None else read_timings(_file(timings))
+    if read is None and not torch.cuda.is_available():
+        raise MissingCapability(
+            "This machine has no 2:4 product to measure: torch sees no CUDA device.",
+            expected="An NVIDIA card of compute capability 8.0 or newer was expected.",
+            do="Plan on the machine that will serve the network, or give its measurements by --timings FILE.",
+        )
+    if read is not None:
+        dtype_, backend = _dtype(read.dtype), _backend(read.backend)
+    else:
+        dtype_ = DTYPES[dtype]
+    network, name, shape, weights = _network(model, trust)
+    products = products_of(network, shape, batch, dtype_, backend)
+    if read is None:
+        read = measure_timings(
+            network,
+            shape,
+            _sizes(products),
+            name=name,
+            batch=batch,
+            dtype=dtype_,
+            backend=backend,
+            device=torch.device("cuda"),
+            rounds=rounds,
+            on_progress=on_progress,
+        )
+    plan = make_plan(
+        products,
+        read,
+        model=name,
+        batch=batch,
+        weights=weights,
+        speedup=speedup,
+        max_sparse_loss=max_sparse_loss,
+    )
+    return plan, read
+
+
+def _file(path: Path) -> Path:
+    if not Path(path).is_file():
+        raise UsageError(
+            f"{path} is not a file.",
+            expected="Timings were expected.",
+            do="Write them on a machine with a card: `sparse-export plan MODEL --keep-timings FILE`.",
+        )
+    return Path(path)
+
+
+def _dtype(name: str) -> torch.dtype:
+    found: Any = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise UsageError(f"The timings are of the type {name!r}.", expected="A type of torch was expected.")
+    return found
+
+
+def _backend(name: str) -> Backend:
+    if name in ("cusparselt", "cutlass", "reference"):
+        return name  # type: ignore[return-value]
+    raise UsageError(
+        f"The timings are of the backend {name!r}.", expected="cusparselt or cutlass was expected."
+    )
+
+
+def _network(
+    model: str | Path, trust: str | None
+) -> tuple[torch.nn.Module, str | None, tuple[int, ...], str]:
+    """The network, its name, the shape of one sample, and whose weights it has."""
+    if Path(model).is_dir():
+        run = open_run(Path(model))
+        return (
+            network_of_run(run, given=trust),
+            run.info.model.name,
+            run.info.model.input_shape,
+            str(run.path),
+        )
+    name = str(model)
+    shape = models.input_shape(name)
+    if shape is None:
+        raise UsageError(
+            f"The shape of the inputs of {name} is not known.",
+            expected="A known network, timm:NAME or a run was expected.",
+            do="Train it for one epoch and plan the run.",
+        )
+    torch.manual_seed(0)
+    return models.create(name), name, shape, "random weights"
+
+
+def _sizes(products: tuple[Product, ...]) -> set[Size]:
+    return {
+        (one.n_outputs, one.n_inputs, one.n_rows)
+        for one in products
+        if one.reason is None and one.n_rows is not None
+    }

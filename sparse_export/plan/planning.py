@@ -1,0 +1,242 @@
+"""Chooses the layers of a network that are worth making 2:4, from times that were measured on one card."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from sparse_export.artefact import SCHEMA_VERSION, command_line, library_versions, now, read_document
+from sparse_export.errors import SpeedupNotReached, UsageError
+from sparse_export.files import write_json
+from sparse_export.measure.statistics import Ratio, location, paired_ratio
+from sparse_export.plan.choose import least_lost, most_saved
+from sparse_export.plan.layers import Product
+from sparse_export.plan.timing import ProductTiming, Size, Timings
+
+__all__ = ["Plan", "PlannedLayer", "make_plan", "read_plan", "write_plan"]
+
+_WIDTH = 98
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedLayer:
+    """One weight. sparse: is it to be 2:4?  why: in words.
+
+    ratio: dense / 2:4 of its product; None where that was not timed.  saved_ms: of one call of the network, at the
+    low end of the ratio's interval.  lost: share of the magnitude of all weights.
+    """
+
+    name: str
+    n_outputs: int
+    n_inputs: int
+    n_rows: int | None
+    sparse: bool
+    why: str
+    ratio: Ratio | None
+    saved_ms: float
+    lost: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Content of a plan file; `str()` gives the table for people.
+
+    model_ms: of the dense network at `batch` on `device`.  saved_ms, lost: totals of the layers chosen.
+    expected_speedup: model_ms / (model_ms - saved_ms), from times of single products: to be measured, not promised.
+    weights: whose magnitudes were counted, a run's folder or `random`.
+    """
+
+    model: str | None
+    batch: int
+    dtype: str
+    backend: str
+    device: str
+    weights: str
+    speedup: float | None
+    max_sparse_loss: float | None
+    model_ms: float
+    saved_ms: float
+    lost: float
+    expected_speedup: float
+    layers: tuple[PlannedLayer, ...]
+    versions: dict[str, str]
+    command: tuple[str, ...]
+    created: str
+    kind: Literal["plan"] = "plan"
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def sparse(self) -> tuple[str, ...]:
+        """Weights that are to be 2:4."""
+        return tuple(layer.name for layer in self.layers if layer.sparse)
+
+    @property
+    def dense(self) -> tuple[str, ...]:
+        """Weights that are to stay dense."""
+        return tuple(layer.name for layer in self.layers if not layer.sparse)
+
+    def __str__(self) -> str:
+        return _table(self)
+
+
+def make_plan(
+    products: tuple[Product, ...],
+    timings: Timings,
+    *,
+    model: str | None,
+    batch: int,
+    weights: str,
+    speedup: float | None = None,
+    max_sparse_loss: float | None = None,
+) -> Plan:
+    """Choose layers by what they save and what they lose.
+
+    A layer can be chosen only where the whole interval of dense / 2:4 lies above 1: no product gets slower. It counts
+    with what it saves at the low end of that interval.
+    speedup: least lost that is expected to reach it.  max_sparse_loss: most saved for at most this share of the
+    magnitude of all weights. Neither: every layer that can be chosen.
+    Raises UsageError for requirements without meaning or timings of another batch or network; SpeedupNotReached.
+    """
+    _check(timings, model, batch, speedup, max_sparse_loss)
+    timed = {product.size: product for product in timings.products}
+    model_ms = location(timings.model_ms).estimate
+    rated = [_rated(product, timed) for product in products]
+    open_to = [i for i, layer in enumerate(rated) if layer.sparse]
+    saved = [rated[i].saved_ms for i in open_to]
+    lost = [rated[i].lost or 0.0 for i in open_to]
+    if speedup is not None:
+        chosen = least_lost(saved, lost, model_ms * (1 - 1 / speedup))
+        if chosen is None:
+            reached = model_ms / (model_ms - min(sum(saved), 0.999 * model_ms))
+            raise SpeedupNotReached(
+                f"All {len(open_to)} layers that are faster as 2:4 together are expected to give {reached:.3f}x.",
+                expected=f"{speedup:g}x was required.",
+                do="Ask for less, plan for a larger batch, or see the plan without a requirement for the reasons.",
+            )
+    elif max_sparse_loss is not None:
+        chosen = most_saved(saved, lost, max_sparse_loss)
+    else:
+        chosen = tuple(range(len(open_to)))
+    kept = {open_to[i] for i in chosen}
+    layers = tuple(
+        layer if not layer.sparse or i in kept else _left_out(layer) for i, layer in enumerate(rated)
+    )
+    saved_ms = sum(layer.saved_ms for layer in layers if layer.sparse)
+    return Plan(
+        model=model,
+        batch=batch,
+        dtype=timings.dtype,
+        backend=timings.backend,
+        device=timings.device,
+        weights=weights,
+        speedup=speedup,
+        max_sparse_loss=max_sparse_loss,
+        model_ms=model_ms,
+        saved_ms=saved_ms,
+        lost=sum(layer.lost or 0.0 for layer in layers if layer.sparse),
+        expected_speedup=model_ms / (model_ms - min(saved_ms, 0.999 * model_ms)),
+        layers=layers,
+        versions=library_versions(),
+        command=command_line(),
+        created=now(),
+    )
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan file. Raises UsageError when there is none, ArtefactError when it is damaged."""
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(
+            f"{path} is not a file.",
+            expected="A plan was expected.",
+            do="Make one with `sparse-export plan MODEL --out FILE`.",
+        )
+    plan: Plan = read_document(path, "plan", Plan)
+    return plan
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Write a plan file. Raises OutputError."""
+    write_json(Path(path), asdict(plan))
+
+
+def _check(
+    timings: Timings, model: str | None, batch: int, speedup: float | None, max_sparse_loss: float | None
+) -> None:
+    if speedup is not None and max_sparse_loss is not None:
+        raise UsageError(
+            "A speed-up and a largest loss were both given.", expected="One of them was expected, or none."
+        )
+    if speedup is not None and not (math.isfinite(speedup) and speedup > 1):
+        raise UsageError(
+            f"The speed-up is {speedup}.", expected="A finite ratio above 1 was expected, like 1.2."
+        )
+    if max_sparse_loss is not None and not 0 <= max_sparse_loss <= 1:
+        raise UsageError(
+            f"The largest loss is {max_sparse_loss}.",
+            expected="A share of the weights' magnitude from 0 to 1 was expected.",
+        )
+    for what, wanted, found in (("network", model, timings.model), ("batch", batch, timings.batch)):
+        if wanted != found:
+            raise UsageError(
+                f"The timings are of the {what} {found}.",
+                expected=f"Those of {wanted} were expected.",
+                do="Measure again, or plan for what was measured.",
+            )
+
+
+def _rated(product: Product, timed: Mapping[Size, ProductTiming]) -> PlannedLayer:
+    """The layer with `sparse` for whether it can be chosen."""
+    timing = timed.get((product.n_outputs, product.n_inputs, product.n_rows or 0))
+    why, ratio, saved_ms, shown = product.reason, None, 0.0, ""
+    if why is None and timing is None:
+        why = "its size was not timed"
+    elif why is None and timing is not None:
+        ratio = paired_ratio(timing.dense_ms, timing.sparse_ms)
+        shown = f"dense / 2:4 is {ratio.estimate:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+        if ratio.low > 1:
+            saved_ms = location(timing.dense_ms).estimate * (1 - 1 / ratio.low)
+        else:
+            why = f"it is not faster here: {shown}"
+    return PlannedLayer(
+        name=product.name,
+        n_outputs=product.n_outputs,
+        n_inputs=product.n_inputs,
+        n_rows=product.n_rows,
+        sparse=why is None,
+        why=why or f"it is faster: {shown}",
+        ratio=ratio,
+        saved_ms=saved_ms,
+        lost=product.lost,
+    )
+
+
+def _left_out(layer: PlannedLayer) -> PlannedLayer:
+    return replace(layer, sparse=False, why="what it saves is not worth its weights under the requirement")
+
+
+def _table(plan: Plan) -> str:
+    width = max((len(layer.name) for layer in plan.layers), default=5)
+    lines = [
+        f"{plan.model or 'a network of your own'} at batch {plan.batch}, {plan.dtype} by {plan.backend} on {plan.device}",
+        "",
+        f"{'layer':<{width}}  {'outputs x inputs, rows':>24}  {'':<6}  {'saves us':>8}  {'loses %':>7}  why",
+    ]
+    for layer in plan.layers:
+        size = f"{layer.n_outputs} x {layer.n_inputs}, {layer.n_rows if layer.n_rows is not None else '?'}"
+        lost = "-" if layer.lost is None else f"{100 * layer.lost:.2f}"
+        lines.append(
+            f"{layer.name:<{width}}  {size:>24}  {'2:4' if layer.sparse else 'dense':<6}  "
+            f"{1e3 * layer.saved_ms:>8.1f}  {lost:>7}  {layer.why}"
+        )
+    total = (
+        f"{len(plan.sparse)} of {len(plan.layers)} layers become 2:4. They save {plan.saved_ms:.3g} of "
+        f"{plan.model_ms:.4g} ms, {plan.expected_speedup:.3f}x if single products add up, and cutting them takes "
+        f"{100 * plan.lost:.2f} % of the magnitude of all weights ({plan.weights}). Expected from times of single "
+        "products, not measured on the whole network."
+    )
+    return "\n".join([*lines, "", *textwrap.wrap(total, _WIDTH)])

@@ -1,0 +1,1 @@
+"""Bundles behind a production server: Triton's model repositories, deployment files, and `serve`."""

@@ -1,0 +1,282 @@
+"""Models of a bundle as Triton keeps them: `NAME/config.pbtxt` and `NAME/VERSION/` with the files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from sparse_export import trust
+from sparse_export.artefact import BUNDLE_FILE, Bundle, open_bundle
+from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.files import json_bytes, sha256_file, write_bytes
+from sparse_export.serving.model_config import TensorSpec, check_config, config_text
+from sparse_export.serving.settings import ModelSettings
+
+__all__ = [
+    "CONFIG_FILE",
+    "RUNTIMES",
+    "Engine",
+    "Runtime",
+    "Served",
+    "model_name",
+    "open_served",
+    "require_distinct",
+    "require_trusted_engines",
+    "write_config",
+    "write_version",
+]
+
+Runtime = Literal["tensorrt", "onnxruntime", "python"]
+RUNTIMES: tuple[Runtime, ...] = ("tensorrt", "onnxruntime", "python")
+CONFIG_FILE = "config.pbtxt"
+
+# Names become folders, and the Python backend puts the path of its model into the words of a shell.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_ENGINE = re.compile(r"tensorrt-(?P<precision>[a-z0-9]+)-sm(?P<major>\d{1,2})(?P<minor>\d)\.engine")
+_DTYPES = {"float32": "FP32", "float16": "FP16", "float64": "FP64"}
+_MODEL = "model.onnx"
+_DENSE_MODEL = "model-dense.onnx"
+_TEMPLATE = Path(__file__).with_name("triton_model.py")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """A TensorRT engine of a bundle. capability: of the GPU it was built for, as in `9.0`."""
+
+    path: Path
+    precision: str
+    capability: str
+
+    @property
+    def plan_name(self) -> str:
+        """Its file name in a repository."""
+        return f"model-sm{self.capability.replace('.', '')}.plan"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A bundle whose files were checked, and what a server has to know of it.
+
+    manifest_sha256: of its `manifest.json`, which names it.  golden_input, golden_output: the pair that every answer
+    path is held to.  engines: of TensorRT.  left_out: engines that cannot be used, each with its reason.
+    """
+
+    name: str
+    bundle: Bundle
+    manifest_sha256: str
+    inputs: TensorSpec
+    outputs: TensorSpec
+    golden_input: np.ndarray
+    golden_output: np.ndarray
+    engines: tuple[Engine, ...]
+    left_out: tuple[str, ...]
+
+
+def model_name(folder: Path) -> str:
+    """The name of a bundle's model where none is given: that of its folder, other characters than [A-Za-z0-9_.-] as `-`."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", folder.absolute().name).lstrip("-._")
+    return require_name(name or "model")
+
+
+def require_name(name: str) -> str:
+    """Return it. Raises UsageError for what cannot be the name of a model."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot be the name of a model.",
+            expected="Up to 100 of A-Z, a-z, 0-9, _, . and -, a letter or digit first, were expected.",
+            do="Give another one with --name.",
+        )
+    return name
+
+
+def open_served(folder: Path, name: str | None = None) -> Served:
+    """Open a bundle for serving: every file is held to its hash. Raises UsageError or ArtefactError."""
+    folder = Path(folder)
+    bundle = open_bundle(folder)
+    name = model_name(folder) if name is None else require_name(name)
+    golden_input, golden_output = (_golden(bundle, part) for part in ("input", "output"))
+    info = bundle.info
+    engines, left_out = _engines(bundle)
+    return Served(
+        name=name,
+        bundle=bundle,
+        manifest_sha256=sha256_file(folder / BUNDLE_FILE),
+        inputs=_spec(info.input_name, golden_input),
+        outputs=_spec(info.output_name, golden_output),
+        golden_input=golden_input,
+        golden_output=golden_output,
+        engines=engines,
+        left_out=left_out,
+    )
+
+
+def _golden(bundle: Bundle, part: str) -> np.ndarray:
+    name = f"golden/{part}.npy"
+    path = bundle.path / name
+    if name not in bundle.info.files:
+        raise ArtefactError(
+            f"{bundle.path} has no {name}.",
+            expected="A stored input and output were expected: no server is ready before it was held to them.",
+            do="Build the bundle again.",
+        )
+    try:
+        array: np.ndarray = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    except ValueError as cause:
+        raise ArtefactError(f"{path} is damaged: {cause}.", do="Build the bundle again.") from cause
+    if array.dtype.name not in _DTYPES or array.ndim < 2 or not len(array) or not np.isfinite(array).all():
+        raise ArtefactError(
+            f"{path} holds {array.dtype} of shape {array.shape}.",
+            expected="A batch of finite floating point samples was expected.",
+            do="Build the bundle again.",
+        )
+    return array
+
+
+def _spec(name: str, batch: np.ndarray) -> TensorSpec:
+    return TensorSpec(name=name, dtype=_DTYPES[batch.dtype.name], dims=batch.shape[1:])
+
+
+def _engines(bundle: Bundle) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
+    found, left_out = [], []
+    for name in sorted(bundle.info.files):
+        if not name.endswith(".engine"):
+            continue
+        match = _ENGINE.fullmatch(Path(name).name)
+        if match is None:
+            left_out.append(f"{name}: Triton runs engines that are named tensorrt-PRECISION-smXX.engine")
+            continue
+        capability = f"{match['major']}.{match['minor']}"
+        found.append(Engine(path=bundle.path / name, precision=match["precision"], capability=capability))
+    precisions = {engine.precision for engine in found}
+    if len(precisions) > 1:
+        keep = _preferred(precisions)
+        left_out += [f"{e.path.name}: {keep} is served" for e in found if e.precision != keep]
+        found = [engine for engine in found if engine.precision == keep]
+    return tuple(found), tuple(left_out)
+
+
+def _preferred(precisions: set[str]) -> str:
+    """The precision to serve where a bundle has several: the widest, whose answers are nearest to the golden ones."""
+    order = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
+    return min(precisions, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def require_trusted_engines(served: Served, given: str | None) -> None:
+    """An engine is native code. Raises NotTrustedError for one that this user has not vouched for."""
+    for engine in served.engines:
+        digest = served.bundle.info.files[f"engines/{engine.path.name}"].sha256
+        trust.require(digest, f"The engine {engine.path}", given=given)
+
+
+def _dense_onnx(served: Served) -> bytes:
+    """The ONNX file with dense weights, which is what the servers' native backends read."""
+    bundle = served.bundle
+    if _DENSE_MODEL in bundle.info.files:
+        return (bundle.path / _DENSE_MODEL).read_bytes()
+    if not _is_packed(served):
+        return bundle.onnx_path.read_bytes()
+    from sparse_export.graph.pack24 import dense_from_file
+
+    content: bytes = dense_from_file(bundle.onnx_path).SerializeToString(deterministic=True)
+    return content
+
+
+def _is_packed(served: Served) -> bool:
+    from sparse_export.graph.pack24 import may_be_packed
+
+    return may_be_packed(served.bundle.onnx_path)
+
+
+def write_version(
+    folder: Path, served: Served, runtime: Runtime, settings: ModelSettings, activity: str | None
+) -> None:
+    """Write the files of one version into `folder`, which is made.
+
+    activity: for the Python backend under `serve`, where it counts its executions.
+    Raises UsageError when the bundle has nothing for the runtime.
+    """
+    _require_runtime(served, runtime)
+    if runtime == "onnxruntime":
+        write_bytes(folder / _MODEL, _dense_onnx(served))
+        return
+    for engine in served.engines:
+        write_bytes(folder / engine.plan_name, engine.path.read_bytes())
+    if runtime == "tensorrt":
+        return
+    content = served.bundle.onnx_path.read_bytes()
+    write_bytes(folder / _MODEL, content)
+    digests = {engine.plan_name: sha256_file(folder / engine.plan_name) for engine in served.engines}
+    facts: dict[str, object] = {
+        "input": served.inputs.name,
+        "output": served.outputs.name,
+        "threads": settings.threads,
+        "model": _MODEL,
+        "packed": _is_packed(served),
+        "engines": {engine.capability: engine.plan_name for engine in served.engines},
+        "sha256": {_MODEL: hashlib.sha256(content).hexdigest(), **digests},
+        "manifest_sha256": served.manifest_sha256,
+    }
+    if activity is not None:
+        facts["activity"] = activity
+        # A file of this name keeps Python from caching its bytecode there. The server, which polls under `serve`,
+        # would take that for a change and load the model again.
+        write_bytes(folder / "__pycache__", b"")
+    write_bytes(folder / "model.json", json_bytes(facts))
+    write_bytes(folder / "model.py", _TEMPLATE.read_bytes())
+
+
+def _require_runtime(served: Served, runtime: Runtime) -> None:
+    if runtime == "tensorrt" and not served.engines:
+        raise UsageError(
+            f"{served.bundle.path} has no engine of TensorRT.",
+            expected="engines/tensorrt-PRECISION-smXX.engine was expected.",
+            do="Build it with `--target tensorrt`, or serve it with another runtime.",
+        )
+
+
+def write_config(
+    folder: Path,
+    name: str,
+    served: Served,
+    runtime: Runtime,
+    settings: ModelSettings,
+    parameters: Mapping[str, str] | None = None,
+) -> None:
+    """Write `config.pbtxt` into the folder of a model, after it was parsed by Triton's own schema."""
+    text = config_text(
+        name,
+        runtime=runtime,
+        inputs=served.inputs,
+        outputs=served.outputs,
+        settings=settings,
+        parameters={"manifest_sha256": served.manifest_sha256, **(parameters or {})},
+        plans={engine.capability: engine.plan_name for engine in served.engines}
+        if runtime == "tensorrt"
+        else None,
+    )
+    path = folder / CONFIG_FILE
+    message = check_config(text, path)
+    told = (message.name, message.input[0].name, tuple(message.input[0].dims), message.output[0].name)
+    meant = (name, served.inputs.name, served.inputs.dims, served.outputs.name)
+    if told != meant:
+        raise ArtefactError(f"{path} says {told}.", expected=f"{meant} was meant.", do="Rename the tensors.")
+    write_bytes(path, text.encode())
+
+
+def require_distinct(served: Sequence[Served]) -> None:
+    """Raises UsageError when two bundles would have one name."""
+    names = [one.name for one in served]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"Two bundles would be served as {name!r}.",
+                expected="One name for each was expected.",
+                do="Give each a name, in their order: --name dense --name sparse.",
+            )

@@ -1,0 +1,463 @@
+"""Serves bundles on this machine: starts the server, holds it to the golden answers, watches, reloads, drains it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+
+from sparse_export.errors import (
+    GateFailed,
+    MissingCapability,
+    ServerFailed,
+    SparseExportError,
+    UnknownNameError,
+    UsageError,
+)
+from sparse_export.serving.health import Readiness, health_endpoint
+from sparse_export.serving.probe import counters, is_ready, require_golden
+from sparse_export.serving.process import Ports, Process, WorkFolder, free_ports, start, work_folder
+from sparse_export.serving.repository import (
+    RUNTIMES,
+    Runtime,
+    Served,
+    open_served,
+    require_distinct,
+    require_trusted_engines,
+    write_config,
+    write_version,
+)
+from sparse_export.serving.server_files import ServerFiles, find_server
+from sparse_export.serving.settings import ModelSettings
+
+__all__ = ["Loaded", "ServeOptions", "serve"]
+
+_TICK_S = 0.1
+_POLL_S = 1  # how often the server looks at its repository, in whole seconds
+_QUIET_S = 1.0  # without a request begun or ended, before a drained server counts as idle
+_GRACE_S = 2.0  # after readiness fails, for probes to notice
+_RESTART_WINDOW_S = 300.0
+_EXIT_TIMEOUT_S = 5
+_IDLE_CONNECTIONS = (
+    f", as it does when clients keep HTTP connections open, idle or not, for {_EXIT_TIMEOUT_S} s more"
+)
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """How `serve` behaves. Ports: 0 is any free one.
+
+    runtime: `auto` or one of RUNTIMES.  drain_s: most seconds that requests get after SIGTERM.  restarts: how often,
+    within five minutes, a server that died is started again.  start_timeout_s: until it must be ready.
+    max_body_mb: largest HTTP body, where the server can limit it.
+    """
+
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    health_port: int = 8003
+    runtime: str = "auto"
+    settings: ModelSettings = field(default_factory=ModelSettings)
+    drain_s: float = 30.0
+    restarts: int = 3
+    start_timeout_s: float = 120.0
+    max_body_mb: int = 64
+    trust: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model that the server answers for. largest_difference: of its golden answer."""
+
+    name: str
+    version: int
+    runtime: str
+    manifest_sha256: str
+    largest_difference: float
+
+
+def serve(
+    bundles: Sequence[Path],
+    names: Sequence[str | None],
+    options: ServeOptions,
+    *,
+    say: Callable[[str], None],
+    on_ready: Callable[[Ports, int, tuple[Loaded, ...]], None],
+) -> int:
+    """Serve until SIGTERM or SIGINT; the server's exit code, 128 + N when signal N ended it.
+
+    SIGHUP reads the bundles again, and those that changed become a new version.  on_ready: called once, with the
+    ports and the server's process id, after every golden answer was right.  Call it from the main thread.
+    Raises UsageError, ArtefactError, NotTrustedError, MissingCapability, GateFailed (a golden answer is wrong) or
+    ServerFailed (it does not become ready).
+    """
+    if sys.platform != "linux":
+        raise MissingCapability(
+            f"`serve` runs on Linux, and this is {sys.platform}.",
+            do="Serve from a container, see `sparse-export package`.",
+        )
+    served = [open_served(path, name) for path, name in zip(bundles, names, strict=True)]
+    require_distinct(served)
+    server = find_server()
+    runtimes = [_runtime(one, server, options.runtime) for one in served]
+    for one, runtime in zip(served, runtimes, strict=True):
+        if runtime != "onnxruntime":
+            require_trusted_engines(one, options.trust)
+        for reason in one.left_out:
+            say(f"{one.name}: left out {reason}")
+    ports = free_ports(
+        options.host,
+        http=options.http_port,
+        grpc=options.grpc_port,
+        metrics=options.metrics_port,
+        health=options.health_port,
+    )
+    readiness = Readiness()
+    with _signals() as signals, work_folder() as folder, health_endpoint(ports.host, ports.health, readiness):
+        slots = [
+            _Slot(path=path, served=one, runtime=runtime)
+            for path, one, runtime in zip(bundles, served, runtimes, strict=True)
+        ]
+        for slot in slots:
+            _write_model(folder, folder.repository / slot.name, slot, options, version=1)
+        supervisor = _Supervisor(server, folder, ports, readiness, slots, options, signals, say, on_ready)
+        return supervisor.run()
+
+
+def _runtime(served: Served, server: ServerFiles, asked: str) -> Runtime:
+    """What runs a bundle: what was asked for, or the first that both the server and the bundle have."""
+    has: dict[Runtime, bool] = {
+        "tensorrt": bool(served.engines),
+        "onnxruntime": True,
+        "python": True,
+    }
+    if asked == "auto":
+        for runtime in RUNTIMES:
+            if has[runtime] and runtime in server.backends:
+                return runtime
+    for runtime in RUNTIMES:
+        if runtime == asked:
+            if runtime not in server.backends:
+                raise MissingCapability(
+                    f"{server.binary} has no backend {asked!r}; it has {', '.join(sorted(server.backends)) or 'none'}.",
+                    expected="The backend of the runtime that was asked for was expected.",
+                    do="Use --runtime auto, or NVIDIA's container, which has them all.",
+                )
+            if not has[runtime]:
+                raise UsageError(
+                    f"{served.bundle.path} has no engine of TensorRT.",
+                    expected="engines/tensorrt-PRECISION-smXX.engine was expected.",
+                    do="Build it with `--target tensorrt`, or leave --runtime out.",
+                )
+            return runtime
+    if asked != "auto":
+        raise UnknownNameError("runtime", asked, ["auto", *RUNTIMES])
+    raise MissingCapability(
+        f"{server.binary} has no backend that serves a bundle.", do="Install NVIDIA's build."
+    )
+
+
+@dataclass(kw_only=True)
+class _Slot:
+    """A model in the repository: the bundle that its newest version came from."""
+
+    path: Path
+    served: Served
+    runtime: Runtime
+    version: int = 1
+
+    @property
+    def name(self) -> str:
+        return self.served.name
+
+
+@dataclass(kw_only=True)
+class _Signals:
+    """What the user asked for by signals. n_stops: SIGTERM and SIGINT so far.  reload: SIGHUP came."""
+
+    n_stops: int = 0
+    reload: bool = False
+
+
+@contextmanager
+def _signals() -> Iterator[_Signals]:
+    if threading.current_thread() is not threading.main_thread():
+        raise UsageError(
+            "`serve` was called from another thread than the main one.", do="Call it from that one."
+        )
+    signals = _Signals()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signals.n_stops += 1
+
+    def reload(number: int, frame: FrameType | None) -> None:
+        signals.reload = True
+
+    before = {number: signal.signal(number, stop) for number in _STOPS}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, reload)
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write_model(
+    folder: WorkFolder, target: Path, slot: _Slot, options: ServeOptions, *, version: int
+) -> None:
+    """A whole model, written aside and moved to `target` in one step."""
+    stage = folder.staging / "model"
+    stage.mkdir()
+    write_version(stage / str(version), slot.served, slot.runtime, options.settings, str(folder.activity))
+    write_config(stage, target.name, slot.served, slot.runtime, options.settings)
+    stage.rename(target)
+
+
+class _Stopped(Exception):  # noqa: N818 - control flow, never shown
+    """A stop was asked for while something else was waited for."""
+
+
+class _Supervisor:
+    """Owns the server's process from start to end."""
+
+    def __init__(
+        self,
+        server: ServerFiles,
+        folder: WorkFolder,
+        ports: Ports,
+        readiness: Readiness,
+        slots: list[_Slot],
+        options: ServeOptions,
+        signals: _Signals,
+        say: Callable[[str], None],
+        on_ready: Callable[[Ports, int, tuple[Loaded, ...]], None],
+    ) -> None:
+        self._server = server
+        self._folder = folder
+        self._ports = ports
+        self._readiness = readiness
+        self._slots = slots
+        self._options = options
+        self._signals = signals
+        self._say = say
+        self._on_ready = on_ready
+        self._announced = False
+
+    def run(self) -> int:
+        restarts: list[float] = []
+        while True:
+            process = start(
+                self._server,
+                self._folder,
+                self._ports,
+                poll_s=_POLL_S,
+                exit_timeout_s=_EXIT_TIMEOUT_S,
+                max_body_mb=self._options.max_body_mb,
+            )
+            try:
+                try:
+                    loaded = self._bring_up(process)
+                    self._readiness.state = "ready"
+                    self._announce(process, loaded)
+                    self._watch(process)
+                except _Stopped:
+                    return self._stop(process)
+            finally:
+                self._readiness.state = "restarting"
+                code = process.end()
+            now = time.monotonic()
+            restarts = [moment for moment in restarts if now - moment < _RESTART_WINDOW_S]
+            if len(restarts) >= self._options.restarts:
+                self._say(f"tritonserver {_ended(code)}, {len(restarts)} restarts in five minutes: giving up")
+                return _exit_code(code) or 1
+            restarts.append(now)
+            self._say(f"tritonserver {_ended(code)}: restart {len(restarts)} of {self._options.restarts}")
+
+    def _bring_up(self, process: Process) -> tuple[Loaded, ...]:
+        """Wait until it is ready, then hold every model to its golden answer."""
+        host, port = self._ports.probe_host, self._ports.http
+        if not self._until(process, lambda: is_ready(host, port)):
+            raise ServerFailed(
+                f"tritonserver was not ready after {self._options.start_timeout_s:g} s.",
+                expected="It was expected to load its models by then.",
+                do="Look at its log, above; --start-timeout gives it longer.",
+            )
+        return tuple(self._held(slot, slot.name, slot.version) for slot in self._slots)
+
+    def _held(self, slot: _Slot, model: str, version: int) -> Loaded:
+        largest = require_golden(
+            self._ports.probe_host,
+            self._ports.http,
+            slot.served,
+            model=model,
+            version=version,
+            max_batch=self._options.settings.max_batch,
+            timeout_s=self._options.start_timeout_s,
+        )
+        return Loaded(
+            name=model,
+            version=version,
+            runtime=slot.runtime,
+            manifest_sha256=slot.served.manifest_sha256,
+            largest_difference=largest,
+        )
+
+    def _until(self, process: Process, reached: Callable[[], bool]) -> bool:
+        """Wait for it; False when it takes too long. Raises ServerFailed when the server ends, _Stopped on a stop."""
+        deadline = time.monotonic() + self._options.start_timeout_s
+        while not reached():
+            code = process.exit_code()
+            if code is not None:
+                raise ServerFailed(
+                    f"tritonserver {_ended(code)} before it was ready.",
+                    expected="It was expected to load its models.",
+                    do="Look at its log, above.",
+                )
+            if self._signals.n_stops:
+                raise _Stopped
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_TICK_S)
+        return True
+
+    def _announce(self, process: Process, loaded: tuple[Loaded, ...]) -> None:
+        for one in loaded:
+            self._say(
+                f"{one.name} version {one.version} by {one.runtime}: golden answer right, "
+                f"largest difference {one.largest_difference:.3g}"
+            )
+        if not self._announced:
+            self._announced = True
+            self._on_ready(self._ports, process.pid, loaded)
+        else:
+            self._say(f"ready again, process {process.pid}")
+
+    def _watch(self, process: Process) -> None:
+        """Return when the server ended. Raises _Stopped when it is to end."""
+        while process.exit_code() is None:
+            if self._signals.n_stops:
+                raise _Stopped
+            if self._signals.reload:
+                self._signals.reload = False
+                for slot in self._slots:
+                    self._reload(process, slot)
+            time.sleep(_TICK_S)
+
+    def _reload(self, process: Process, slot: _Slot) -> None:
+        """Make a changed bundle the next version; what was served stays when anything is wrong with it."""
+        try:
+            served = open_served(slot.path, slot.name)
+            if served.manifest_sha256 == slot.served.manifest_sha256:
+                self._say(f"{slot.name}: unchanged")
+                return
+            if (served.inputs, served.outputs) != (slot.served.inputs, slot.served.outputs):
+                raise UsageError(
+                    f"The new {slot.path} takes {served.inputs} and gives {served.outputs}.",
+                    expected=f"{slot.served.inputs} and {slot.served.outputs} were expected: clients send these.",
+                    do="Serve it under another name.",
+                )
+            runtime = _runtime(served, self._server, self._options.runtime)
+            if runtime != "onnxruntime":
+                require_trusted_engines(served, self._options.trust)
+            new = replace(slot, served=served, runtime=runtime, version=slot.version + 1)
+            loaded = self._promote(process, slot, new)
+        except SparseExportError as error:
+            if process.exit_code() is not None:
+                return  # the server died, which is told where it is watched
+            self._say(f"Error: {slot.name}: version {slot.version} stays. {error}")
+            return
+        slot.served, slot.runtime, slot.version = new.served, new.runtime, new.version
+        self._say(
+            f"{slot.name} version {loaded.version} by {loaded.runtime}: golden answer right, largest difference "
+            f"{loaded.largest_difference:.3g}"
+        )
+
+    def _promote(self, process: Process, slot: _Slot, new: _Slot) -> Loaded:
+        """Try it under another name, then put it in its place. Raises what went wrong, all being as before."""
+        host, port = self._ports.probe_host, self._ports.http
+        candidate = self._folder.repository / f"{slot.name}.candidate"
+        _write_model(self._folder, candidate, new, self._options, version=1)
+        try:
+            if not self._until(process, lambda: is_ready(host, port, candidate.name)):
+                raise ServerFailed(f"{candidate.name} was not loaded.", do="Look at the server's log, above.")
+            self._held(new, candidate.name, 1)
+        finally:
+            self._remove(candidate)
+        model = self._folder.repository / slot.name
+        for old in model.iterdir():
+            if old.name.isdigit() and int(old.name) < slot.version:
+                self._remove(old)
+        stage, version = self._folder.staging / "version", model / str(new.version)
+        write_version(stage, new.served, new.runtime, self._options.settings, str(self._folder.activity))
+        try:
+            stage.rename(version)
+            write_config(model, slot.name, new.served, new.runtime, self._options.settings)
+            if not self._until(process, lambda: is_ready(host, port, slot.name, new.version)):
+                raise ServerFailed(
+                    f"Version {new.version} was not loaded.", do="Look at the server's log, above."
+                )
+            return self._held(new, slot.name, new.version)
+        except (ServerFailed, GateFailed):
+            self._remove(version)
+            write_config(model, slot.name, slot.served, slot.runtime, self._options.settings)
+            raise
+
+    def _remove(self, path: Path) -> None:
+        """Take it out of the server's sight in one step, then delete it."""
+        aside = self._folder.staging / f"old-{path.name}"
+        path.rename(aside)
+        shutil.rmtree(aside)
+
+    def _stop(self, process: Process) -> int:
+        """Drain, end the server and pass its exit code on. A second signal ends it at once."""
+        if self._readiness.state == "ready":
+            self._readiness.state = "draining"
+            self._drain(process)
+        self._readiness.state = "draining"
+        process.ask_to_end()
+        deadline = time.monotonic() + _EXIT_TIMEOUT_S + 5
+        while process.exit_code() is None and self._signals.n_stops < 2 and time.monotonic() < deadline:
+            time.sleep(_TICK_S)
+        if process.exit_code() is None:
+            self._say("tritonserver did not end in time: killed")
+        code = process.end()
+        self._say(f"tritonserver {_ended(code)}{_IDLE_CONNECTIONS if code == 1 else ''}")
+        return _exit_code(code)
+
+    def _drain(self, process: Process) -> None:
+        """Wait until nothing is in flight, the limit is over or a second signal comes."""
+        begin = time.monotonic()
+        self._say(f"draining: not ready any more, in-flight requests get up to {self._options.drain_s:g} s")
+        n_done, quiet_since = -1, begin
+        while (now := time.monotonic()) - begin < self._options.drain_s:
+            if process.exit_code() is not None or self._signals.n_stops > 1:
+                return
+            found = counters(self._ports.probe_host, self._ports.metrics)
+            n_executing = self._folder.n_executing()
+            if found is None or found.n_pending or n_executing or found.n_done != n_done:
+                n_done = found.n_done if found is not None else -1
+                quiet_since = now
+            if now - quiet_since >= _QUIET_S and now - begin >= min(_GRACE_S, self._options.drain_s):
+                self._say(f"drained after {now - begin:.1f} s")
+                return
+            time.sleep(_TICK_S)
+        self._say(f"the drain limit of {self._options.drain_s:g} s is over: what is still in flight is lost")
+
+
+def _ended(code: int) -> str:
+    if code >= 0:
+        return f"ended with {code}"
+    return f"was ended by {signal.Signals(-code).name}"
+
+
+def _exit_code(code: int) -> int:
+    return code if code >= 0 else 128 - code

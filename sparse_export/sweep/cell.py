@@ -1,0 +1,72 @@
+"""Trains one cell of a sweep, in a process of its own: python -m sparse_export.sweep.cell JOB.json"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparse_export.artefact import RUN_FILE
+from sparse_export.errors import SparseExportError, UsageError
+from sparse_export.train.loop import train
+from sparse_export.train.observer import SilentObserver
+from sparse_export.train.recipe import recipe_from_table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sparse_export.train.metrics import EpochMetrics
+
+
+class _Orphan(SilentObserver):
+    """Says a line an epoch, and asks for a stop, with the state saved, when the sweep that started it is gone."""
+
+    def __init__(self, parent: int) -> None:
+        self._parent = parent
+
+    def stepped(self, step: int, loss: Tensor) -> None:
+        if os.getppid() != self._parent:
+            self._parent = os.getppid()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def finished_epoch(self, metrics: EpochMetrics) -> None:
+        print(
+            f"epoch {metrics.epoch}  loss {metrics.train_loss:.4f}  validation {metrics.validation_percent}",
+            flush=True,
+        )
+
+
+def main(job_file: Path) -> int:
+    """Train, or go on. Gives the exit code; what went wrong is the last line of stderr."""
+    with job_file.open("rb") as file:
+        job = json.load(file)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print(f"Another process is training {job_file.stem}.", file=sys.stderr)
+            return UsageError.exit_code
+        out = Path(job["out"])
+        resume = (out / RUN_FILE).is_file()
+        recipe = None if resume else recipe_from_table(job["recipe"], source=str(job_file))
+        try:
+            train(
+                recipe,
+                out,
+                data_dir=Path(job["data_dir"]) if job["data_dir"] else None,
+                download=job["download"],
+                device=job["device"],
+                resume=resume,
+                observer=_Orphan(job["parent"]),
+            )
+        except SparseExportError as error:
+            print(error, file=sys.stderr)
+            return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,160 @@
+"""Line charts as SVG text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+_WIDTH, _HEIGHT = 640, 360
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 190, 16, 44
+# Okabe and Ito's colours, which people of every colour vision can tell apart, and then dashes.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")
+_DASHES = ("", "6 3", "2 3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """half_width: of an interval around y, None for none."""
+
+    x: float
+    y: float
+    half_width: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    name: str
+    points: Sequence[Point]
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    log_x: bool = False,
+    level: Series | None = None,
+) -> str:
+    """A chart with a legend; each point tells its values when pointed at. level: one point, drawn as a line across.
+
+    Points that are not finite are left out, and on a logarithmic axis those at or below 0.
+    """
+    series = [
+        Series(name=one.name, points=[point for point in one.points if _is_drawable(point, log_x)])
+        for one in series
+    ]
+    points = [point for one in series for point in one.points]
+    levels = list(level.points[:1]) if level is not None else []
+    if not points:
+        return f"<p>{escape(title)}: nothing to draw yet.</p>"
+    reach = [
+        value
+        for point in [*points, *levels]
+        for value in (point.y - (point.half_width or 0), point.y + (point.half_width or 0))
+    ]
+    x_axis = _Axis([point.x for point in points], _LEFT, _WIDTH - _RIGHT, log=log_x)
+    y_axis = _Axis(reach, _HEIGHT - _BOTTOM, _TOP, log=False)
+    parts = [
+        (
+            f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}" '
+            'xmlns="http://www.w3.org/2000/svg">'
+        ),
+        f"<title>{escape(title)}</title>",
+        *_grid(x_axis, y_axis),
+        f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>',
+        (
+            f'<text transform="translate(14 {(_TOP + _HEIGHT - _BOTTOM) / 2}) rotate(-90)" text-anchor="middle">'
+            f"{escape(y_label)}</text>"
+        ),
+    ]
+    for point in levels:
+        parts += _level(point, y_axis, level.name if level is not None else "")
+    for n, one in enumerate(series):
+        parts += _line(one, n, x_axis, y_axis)
+    return "\n".join([*parts, "</svg>"])
+
+
+def _is_drawable(point: Point, log_x: bool) -> bool:
+    return math.isfinite(point.x) and math.isfinite(point.y) and not (log_x and point.x <= 0)
+
+
+class _Axis:
+    """From values to places on the picture."""
+
+    def __init__(self, values: Sequence[float], start: float, end: float, *, log: bool) -> None:
+        self._log, self._start, self._end = log, start, end
+        low, high = (self._scaled(value) for value in (min(values), max(values)))
+        margin = 0.05 * (high - low) or 0.5
+        self._low, self._high = low - margin, high + margin
+        self.ticks = sorted(set(values)) if log and len(set(values)) <= 10 else self._round_ticks()
+
+    def _scaled(self, value: float) -> float:
+        return math.log10(value) if self._log else value
+
+    def at(self, value: float) -> float:
+        part = (self._scaled(value) - self._low) / (self._high - self._low)
+        return round(self._start + part * (self._end - self._start), 2)
+
+    def _round_ticks(self) -> list[float]:
+        """Round numbers, about five of them; on a logarithmic axis powers of ten and their halves."""
+        step = 10.0 ** math.floor(math.log10((self._high - self._low) / 4))
+        step *= next(factor for factor in (1, 2, 5, 10) if (self._high - self._low) / (factor * step) <= 6)
+        first = math.ceil(self._low / step)
+        values = [n * step for n in range(first, math.floor(self._high / step) + 1)]
+        return [10**value for value in values] if self._log else values
+
+
+def _grid(x_axis: _Axis, y_axis: _Axis) -> list[str]:
+    left, right, top, bottom = _LEFT, _WIDTH - _RIGHT, _TOP, _HEIGHT - _BOTTOM
+    parts = []
+    for tick in y_axis.ticks:
+        y = y_axis.at(tick)
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{tick:.4g}</text>')
+    for tick in x_axis.ticks:
+        x = x_axis.at(tick)
+        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{bottom}"/>')
+        parts.append(f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{tick:.3g}</text>')
+    return parts
+
+
+def _level(point: Point, y_axis: _Axis, name: str) -> list[str]:
+    left, right, y = _LEFT, _WIDTH - _RIGHT, y_axis.at(point.y)
+    half = point.half_width or 0.0
+    top, bottom = y_axis.at(point.y + half), y_axis.at(point.y - half)
+    text = f"{name}: {_value(point)}"
+    return [
+        f'<rect class="band" x="{left}" y="{top}" width="{right - left}" height="{round(bottom - top, 2)}"/>',
+        f'<line class="level" x1="{left}" x2="{right}" y1="{y}" y2="{y}"><title>{escape(text)}</title></line>',
+        f'<text x="{right + 8}" y="{y + 4}">{escape(name)}</text>',
+    ]
+
+
+def _line(series: Series, n: int, x_axis: _Axis, y_axis: _Axis) -> list[str]:
+    colour, dash = _COLOURS[n % len(_COLOURS)], _DASHES[n // len(_COLOURS) % len(_DASHES)]
+    places = " ".join(f"{x_axis.at(point.x)},{y_axis.at(point.y)}" for point in series.points)
+    style = f'stroke="{colour}"' + (f' stroke-dasharray="{dash}"' if dash else "")
+    parts = [f'<polyline points="{places}" fill="none" stroke-width="1.8" {style}/>']
+    for point in series.points:
+        x, y = x_axis.at(point.x), y_axis.at(point.y)
+        if point.half_width:
+            low, high = y_axis.at(point.y - point.half_width), y_axis.at(point.y + point.half_width)
+            parts.append(f'<line x1="{x}" x2="{x}" y1="{low}" y2="{high}" stroke="{colour}"/>')
+        text = f"{series.name}, {point.x:g}: {_value(point)}"
+        parts.append(
+            f'<circle cx="{x}" cy="{y}" r="2.6" fill="{colour}"><title>{escape(text)}</title></circle>'
+        )
+    legend = _TOP + 12 + 16 * n
+    right = _WIDTH - _RIGHT + 8
+    parts.append(
+        f'<line x1="{right}" x2="{right + 18}" y1="{legend - 4}" y2="{legend - 4}" stroke-width="1.8" {style}/>'
+    )
+    parts.append(f'<text x="{right + 24}" y="{legend}">{escape(series.name)}</text>')
+    return parts
+
+
+def _value(point: Point) -> str:
+    return f"{point.y:.4g}" + (f" ± {point.half_width:.2g}" if point.half_width else "")

@@ -1,0 +1,186 @@
+"""The page of a sweep: table and charts in one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from sparse_export.errors import SparseExportError
+from sparse_export.measure.statistics import Mean
+from sparse_export.sweep.charts import Point, Series, line_chart
+from sparse_export.sweep.grid import DENSE, Grid
+from sparse_export.sweep.running import Finding
+from sparse_export.sweep.table import Row, accuracy_text, ratio_text
+from sparse_export.train.metrics import read_metrics
+
+_MOST_COURSES = 24
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #8884; }
+th:first-child, td:first-child { text-align: left; }
+svg { width: 100%; max-width: 46rem; height: auto; font: 11px system-ui, sans-serif; }
+svg text { fill: currentColor; } .grid { stroke: #8883; } .level { stroke: currentColor; stroke-dasharray: 8 4; }
+.band { fill: #8883; } pre { overflow-x: auto; background: #8881; padding: .7rem; }
+"""
+
+
+def page(grid: Grid, grid_text: str, findings: Sequence[Finding], rows: Sequence[Row], facts: str) -> str:
+    """The whole HTML document. grid_text: the file as it was read.  facts: where and when, for people."""
+    n_complete = sum(finding.status == "complete" for finding in findings)
+    failed = [finding for finding in findings if finding.status == "failed"]
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>Sweep of {escape(grid.recipe)}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>Sweep of {escape(grid.recipe)}</h1>",
+        f"<p>{n_complete} of {len(findings)} runs are complete. {escape(facts)}</p>",
+        (
+            "<p>Accuracy: mean over the seeds ± half of its 95 % Student t interval. Choose by validation; the test "
+            "set was read once a run, at its end.</p>"
+        ),
+        _table(rows),
+        (
+            "<p>The estimates are the paper's, by its own definitions, for the convolutions: dense time over the time "
+            "without empty channels, and without any multiplication by zero. Nothing of them was measured. "
+            "<b>ms per step is what was measured</b>, with these runs side by side on this machine; it is the one to "
+            "go by, and no estimate says anything of it.</p>"
+        ),
+        "<h2>Accuracy against density</h2>",
+        accuracy_chart(rows),
+    ]
+    for key in grid.vary:
+        parts += [f"<h2>Sensitivity to {escape(key)}</h2>", sensitivity_chart(rows, key)]
+    parts += ["<h2>Density of each layer over time</h2>", *_courses(findings)]
+    if failed:
+        items = "".join(f"<li>{escape(one.cell.name)}: {escape(one.reason)}</li>" for one in failed)
+        parts += ["<h2>Runs that failed</h2>", f"<ul>{items}</ul>"]
+    parts += ["<h2>The grid</h2>", f"<pre>{escape(grid_text)}</pre>", "</body></html>", ""]
+    return "\n".join(parts)
+
+
+def _table(rows: Sequence[Row]) -> str:
+    head = (
+        "method, density, setting",
+        "runs",
+        "test %",
+        "validation %",
+        "estimate: channels",
+        "estimate: MACs",
+        "all layers: channels",
+        "all layers: MACs",
+        "measured: ms per step",
+    )
+    lines = [
+        (
+            row.label,
+            f"{row.n_complete}/{row.n_cells}",
+            accuracy_text(row.test),
+            accuracy_text(row.validation),
+            ratio_text(row.estimate_channels),
+            ratio_text(row.estimate_macs),
+            ratio_text(row.all_layers_estimate_channels),
+            ratio_text(row.all_layers_estimate_macs),
+            "-" if row.step_ms is None else f"{row.step_ms:.3g}",
+        )
+        for row in rows
+    ]
+    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in line) + "</tr>" for line in lines)
+    return (
+        "<table><thead><tr>" + "".join(f"<th>{escape(text)}</th>" for text in head) + "</tr></thead>"
+        f"<tbody>{body}</tbody></table>"
+    )
+
+
+def accuracy_chart(rows: Sequence[Row]) -> str:
+    """Test accuracy against density, a line for each method and setting, and the best dense mean across."""
+    lines: dict[str, list[Point]] = {}
+    for row in rows:
+        if row.density is not None and row.test is not None:
+            setting = "".join(f", {key.rpartition('.')[2]} {value}" for key, value in row.setting)
+            lines.setdefault(row.method + setting, []).append(_point(row.density, row.test))
+    dense = [row.test for row in rows if row.method == DENSE and row.test is not None]
+    level = None
+    if dense:
+        best = max(dense, key=lambda mean: mean.mean)
+        level = Series(name="dense", points=[_point(1.0, best)])
+    return line_chart(
+        [Series(name=name, points=sorted(points, key=lambda one: one.x)) for name, points in lines.items()],
+        title="Test accuracy against density",
+        x_label="density",
+        y_label="test accuracy, %",
+        log_x=True,
+        level=level,
+    )
+
+
+def sensitivity_chart(rows: Sequence[Row], key: str) -> str:
+    """Test accuracy against the values of one varied key; a line for each method, density and other setting."""
+    values = sorted({dict(row.setting)[key] for row in rows if key in dict(row.setting)}, key=_order)
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    lines: dict[str, list[Point]] = {}
+    for row in rows:
+        setting = dict(row.setting)
+        if key not in setting or row.test is None:
+            continue
+        rest = "".join(f", {k.rpartition('.')[2]} {v}" for k, v in row.setting if k != key)
+        density = "" if row.density is None else f" {row.density:g}"
+        x = float(setting[key]) if numeric else float(values.index(setting[key]))
+        lines.setdefault(f"{row.method}{density}{rest}", []).append(_point(x, row.test))
+    names = "" if numeric else ": " + ", ".join(f"{n} is {value}" for n, value in enumerate(values))
+    return line_chart(
+        [Series(name=name, points=sorted(points, key=lambda one: one.x)) for name, points in lines.items()],
+        title=f"Test accuracy against {key}",
+        x_label=f"{key}{names}",
+        y_label="test accuracy, %",
+    )
+
+
+def _order(value: object) -> tuple[bool, float, str]:
+    if isinstance(value, int | float):
+        return False, float(value), ""
+    return True, 0.0, str(value)
+
+
+def _courses(findings: Sequence[Finding]) -> list[str]:
+    """A chart for the first complete seed of each method, density and setting."""
+    seen: set[tuple[object, ...]] = set()
+    charts: list[str] = []
+    for finding in findings:
+        cell = finding.cell
+        key = (cell.method, cell.density, cell.setting)
+        if finding.status != "complete" or cell.density is None or key in seen:
+            continue
+        seen.add(key)
+        if len(charts) < _MOST_COURSES:
+            setting = "".join(f", {name.rpartition('.')[2]} {value}" for name, value in cell.setting)
+            charts.append(_course(finding.run, f"{cell.method} {cell.density:g}{setting}, seed {cell.seed}"))
+    left_out = len(seen) - len(charts)
+    if left_out:
+        charts.append(f"<p>{left_out} more are in metrics.jsonl of their runs.</p>")
+    return charts or ["<p>No sparse run is complete yet.</p>"]
+
+
+def _course(run: Path, title: str) -> str:
+    try:
+        lines = read_metrics(run)
+    except (OSError, ValueError, SparseExportError):
+        return f"<p>{escape(title)}: metrics.jsonl cannot be read.</p>"
+    layers: dict[str, list[Point]] = {}
+    for line in lines:
+        for name, density in line["layer_density"].items():
+            layers.setdefault(name, []).append(Point(x=line["epoch"], y=density))
+    return f"<h3>{escape(title)}</h3>" + line_chart(
+        [Series(name=name, points=points) for name, points in layers.items()],
+        title=f"Density of each layer: {title}",
+        x_label="epoch",
+        y_label="density",
+    )
+
+
+def _point(x: float, mean: Mean) -> Point:
+    return Point(x=x, y=mean.mean, half_width=mean.half_width)

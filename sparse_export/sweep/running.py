@@ -1,0 +1,183 @@
+"""Runs the cells of a grid side by side, each in a process of its own, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import sparse_export
+from sparse_export.artefact import RUN_FILE, read_run_info
+from sparse_export.errors import ArtefactError, MissingCapability, SparseExportError, UsageError
+from sparse_export.files import write_json
+from sparse_export.measure.machine import n_usable_cores
+from sparse_export.sweep.grid import Cell
+from sparse_export.train.stopping import Stop, stop_signals
+
+_LOOK_EVERY_S = 0.1
+# Codes after which every other cell would end alike.
+_HOPELESS = (UsageError.exit_code, MissingCapability.exit_code, ArtefactError.exit_code)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """How a cell stands. status: `complete`, `failed`, or `waiting`.  reason, exit_code: the last words of one that failed."""
+
+    cell: Cell
+    run: Path
+    status: str
+    reason: str = ""
+    exit_code: int = 0
+
+
+@dataclass(kw_only=True)
+class _Job:
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    log: Path
+    slot: int
+
+
+def run_folder(folder: Path, cell: Cell) -> Path:
+    return folder / "runs" / cell.name
+
+
+def is_complete(run: Path) -> bool:
+    """Has this run ended well?"""
+    try:
+        return (run / RUN_FILE).is_file() and read_run_info(run).status == "complete"
+    except SparseExportError:
+        return False
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    folder: Path,
+    *,
+    n_jobs: int,
+    data_dir: Path | None = None,
+    download: bool = False,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[list[Finding], bool]:
+    """Train what is not complete yet, at most `n_jobs` at a time. Gives how each cell stands, and: was it stopped?
+
+    Writes below folder: runs/CELL, jobs/CELL.json, logs/CELL.log. A cell that fails does not stop the others, unless
+    they would fail alike. SIGINT and SIGTERM stop all cells, with their states saved.
+    """
+    waiting = [cell for cell in cells if not is_complete(run_folder(folder, cell))]
+    n_done, n_all = len(cells) - len(waiting), len(cells)
+    if n_done:
+        say(f"{n_done} of {n_all} cells are complete already")
+    reasons: dict[str, tuple[str, int]] = {}
+    running: list[_Job] = []
+    with stop_signals(patient=True) as stop:
+        try:
+            while (waiting and not stop.requested) or running:
+                while waiting and len(running) < n_jobs and not stop.requested:
+                    slot = min(set(range(n_jobs)) - {job.slot for job in running})
+                    running.append(_started(waiting.pop(0), folder, slot, data_dir, download, device))
+                _wait(running, stop)
+                for job in [job for job in running if job.process.poll() is not None]:
+                    running.remove(job)
+                    code = job.process.returncode
+                    if code == 0:
+                        n_done += 1
+                        say(f"{n_done}/{n_all} {job.cell.name}")
+                    elif not stop.requested:
+                        reason = _last_words(job.log, code)
+                        reasons[job.cell.name] = reason, code
+                        say(f"failed: {job.cell.name}: {reason}")
+                        if code in _HOPELESS:
+                            waiting.clear()
+        finally:
+            _stop(running)
+    findings = []
+    for cell in cells:
+        run = run_folder(folder, cell)
+        reason, code = reasons.get(cell.name, ("", 0))
+        status = "complete" if is_complete(run) else "failed" if code else "waiting"
+        findings.append(Finding(cell=cell, run=run, status=status, reason=reason, exit_code=code))
+    return findings, stop.requested
+
+
+def default_jobs(cells: Sequence[Cell], device: str) -> int:
+    """As many processes as this machine has cores for, or CUDA devices."""
+    n_devices = _cuda_devices() if device != "cpu" else 0
+    if n_devices:
+        return n_devices
+    n_threads = max((cell.recipe.threads for cell in cells), default=1)
+    return max(1, n_usable_cores() // max(n_threads, 1))
+
+
+def _cuda_devices() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _started(cell: Cell, folder: Path, slot: int, data_dir: Path | None, download: bool, device: str) -> _Job:
+    job_file = folder / "jobs" / f"{cell.name}.json"
+    write_json(
+        job_file,
+        {
+            "recipe": cell.recipe.model_dump(mode="json"),
+            "out": str(run_folder(folder, cell)),
+            "data_dir": str(data_dir) if data_dir else None,
+            "download": download,
+            "device": device,
+            "parent": os.getpid(),
+        },
+    )
+    log = folder / "logs" / f"{cell.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    home = str(Path(sparse_export.__file__).parents[1])  # a checkout may run without being installed
+    path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, **_device_of(slot, device)}
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sparse_export.sweep.cell", str(job_file)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the sweep, which passes it on once
+        )
+    return _Job(cell=cell, process=process, log=log, slot=slot)
+
+
+def _device_of(slot: int, device: str) -> dict[str, str]:
+    """The one CUDA device that a process of this slot sees."""
+    if device == "cpu" or not (n_devices := _cuda_devices()):
+        return {}
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name for name in seen.split(",") if name] if seen else [str(n) for n in range(n_devices)]
+    return {"CUDA_VISIBLE_DEVICES": names[slot % len(names)]}
+
+
+def _wait(running: Sequence[_Job], stop: Stop) -> None:
+    """Return when a process has ended, or when a stop was asked for, which is passed on."""
+    while not any(job.process.poll() is not None for job in running):
+        if stop.requested:
+            _stop(running)
+            return
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _stop(running: Sequence[_Job]) -> None:
+    """Ask each process to save and end, and wait until it has."""
+    for job in running:
+        if job.process.poll() is None:
+            job.process.send_signal(signal.SIGTERM)
+    for job in running:
+        job.process.wait()
+
+
+def _last_words(log: Path, code: int) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"It ended with {code} and said nothing."

@@ -1,0 +1,138 @@
+"""One sweep from its grid to its table and page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sparse_export import artefact
+from sparse_export.errors import (
+    ArtefactError,
+    Interrupted,
+    MissingCapability,
+    SparseExportError,
+    UsageError,
+)
+from sparse_export.files import json_bytes, require_writable, write_bytes
+from sparse_export.measure.machine import machine_facts
+from sparse_export.sweep.grid import cells_of, load_grid
+from sparse_export.sweep.page import page
+from sparse_export.sweep.running import Finding, default_jobs, run_cells
+from sparse_export.sweep.table import Row, rows_of
+
+RESULTS_FILE = "results.json"
+PAGE_FILE = "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What a sweep left behind. rows: the table.  findings: how each cell stands."""
+
+    path: Path
+    rows: list[Row]
+    findings: list[Finding]
+
+
+def sweep(
+    grid_file: str | Path,
+    out: str | Path,
+    *,
+    n_jobs: int | None = None,
+    data_dir: Path | None = None,
+    download: bool = False,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda _: None,
+) -> Sweep:
+    """Train every cell of a grid that is not complete in `out` yet, and write `results.json` and `report.html` there.
+
+    n_jobs: processes at a time; by default as many as the machine has cores for, or CUDA devices.
+    What is complete is not trained again, what was stopped goes on. The two files are written of what there is,
+    also when cells fail or the sweep is stopped.
+    Raises RecipeError and UsageError for a grid before anything is trained, OutputError, Interrupted on SIGINT or
+    SIGTERM, and at the end, when a cell failed, SparseExportError, or the kind that every cell would have failed by:
+    MissingCapability, UsageError or ArtefactError; the others are then not tried.
+    """
+    grid_file, out = Path(grid_file), Path(out)
+    grid = load_grid(grid_file)
+    cells = cells_of(grid, grid_file.parent)
+    if n_jobs is not None and n_jobs < 1:
+        raise UsageError(f"n_jobs is {n_jobs}.", expected="A number of processes, 1 or more, was expected.")
+    require_writable(out)
+    n_jobs = min(n_jobs or default_jobs(cells, device), len(cells))
+    say(f"{len(cells)} cells, {n_jobs} at a time, in {out}")
+    findings, stopped = run_cells(
+        cells,
+        out.absolute(),
+        n_jobs=n_jobs,
+        data_dir=data_dir.absolute() if data_dir else None,
+        download=download,
+        device=device,
+        say=say,
+    )
+    result = Sweep(path=out, rows=rows_of(findings), findings=findings)
+    document = document_of(result, n_jobs=n_jobs)
+    write_bytes(out / RESULTS_FILE, json_bytes(document))
+    facts = (
+        f"Written {document['created']}; {n_jobs} at a time on {document['machine']['cpu_model']}, "
+        f"{document['machine']['n_cores_usable']} cores; torch {document['versions'].get('torch')}."
+    )
+    text = grid_file.read_text()
+    write_bytes(out / PAGE_FILE, page(grid, text, findings, result.rows, facts).encode())
+    if stopped:
+        n_left = sum(finding.status != "complete" for finding in findings)
+        raise Interrupted(
+            f"Stopped with {n_left} of {len(cells)} cells to go; nothing is lost.",
+            do="Go on with the same command.",
+        )
+    failed = [finding for finding in findings if finding.status == "failed"]
+    if failed:
+        kinds = {kind.exit_code: kind for kind in (UsageError, MissingCapability, ArtefactError)}
+        raise kinds.get(failed[0].exit_code, SparseExportError)(
+            f"{len(failed)} of {len(cells)} cells failed. The first, {failed[0].cell.name}: {failed[0].reason}",
+            expected="Every cell was expected to end well.",
+            do=f"Their logs are in {out / 'logs'}; the same command tries them again, and {out / RESULTS_FILE} holds "
+            "the others.",
+        )
+    return result
+
+
+def document_of(result: Sweep, *, n_jobs: int) -> dict[str, Any]:
+    """The content of `results.json`: the rows, and every run behind them."""
+    runs = []
+    for finding in result.findings:
+        cell = finding.cell
+        entry: dict[str, Any] = {
+            "cell": cell.name,
+            "method": cell.method,
+            "density": cell.density,
+            "seed": cell.seed,
+            "setting": dict(cell.setting),
+            "status": finding.status,
+        }
+        if finding.status == "complete":
+            info = artefact.read_run_info(finding.run)
+            entry |= {
+                "test_percent": info.test.percent if info.test else None,
+                "validation_percent": info.validation.percent if info.validation else None,
+                "n_active": info.n_active,
+                "n_masked": info.n_masked,
+                "epochs": info.epochs,
+                "seconds": info.seconds,
+                "device": info.device,
+                "n_threads": info.n_threads,
+                "speed": asdict(info.speed) if info.speed else None,
+            }
+        elif finding.reason:
+            entry["reason"] = finding.reason
+        runs.append(entry)
+    return {
+        "created": artefact.now(),
+        "command": list(artefact.command_line()),
+        "n_jobs": n_jobs,
+        "machine": machine_facts(),
+        "versions": artefact.library_versions(),
+        "rows": [{**asdict(row), "setting": dict(row.setting)} for row in result.rows],
+        "runs": runs,
+    }

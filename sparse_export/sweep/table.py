@@ -1,0 +1,115 @@
+"""What the complete cells of a grid came to: a row for each method, density and setting, over its seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from sparse_export.artefact import read_run_info
+from sparse_export.measure.statistics import Mean, mean_interval
+from sparse_export.sweep.grid import Value
+from sparse_export.sweep.running import Finding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """test, validation: accuracy in percent over the seeds; None without such a part, or without a complete cell.
+
+    estimate_*, all_layers_*: means over the seeds of the paper's estimates, see `sparse_export.artefact.SpeedFact`.
+    step_ms: median over the seeds of the measured time of a step.
+    """
+
+    method: str
+    density: float | None
+    setting: tuple[tuple[str, Value], ...]
+    n_cells: int
+    n_complete: int
+    test: Mean | None
+    validation: Mean | None
+    estimate_channels: float | None
+    estimate_macs: float | None
+    all_layers_estimate_channels: float | None
+    all_layers_estimate_macs: float | None
+    step_ms: float | None
+
+    @property
+    def label(self) -> str:
+        parts = [self.method if self.density is None else f"{self.method} {self.density:g}"]
+        return ", ".join([*parts, *(f"{key.rpartition('.')[2]} {value}" for key, value in self.setting)])
+
+
+def rows_of(findings: Sequence[Finding]) -> list[Row]:
+    """A row for each method, density and setting, in the order of the cells."""
+    groups: dict[tuple[object, ...], list[Finding]] = {}
+    for finding in findings:
+        cell = finding.cell
+        groups.setdefault((cell.method, cell.density, cell.setting), []).append(finding)
+    return [_row(group) for group in groups.values()]
+
+
+def _row(group: Sequence[Finding]) -> Row:
+    cell = group[0].cell
+    infos = [read_run_info(finding.run) for finding in group if finding.status == "complete"]
+
+    def estimates(name: str) -> float | None:
+        values = [getattr(info.speed, name) for info in infos if info.speed is not None]
+        known = [value for value in values if value is not None]
+        return fmean(known) if known else None
+
+    steps = [info.speed.step_ms for info in infos if info.speed is not None]
+    return Row(
+        method=cell.method,
+        density=cell.density,
+        setting=cell.setting,
+        n_cells=len(group),
+        n_complete=len(infos),
+        test=_mean([info.test.percent for info in infos if info.test]),
+        validation=_mean([info.validation.percent for info in infos if info.validation]),
+        estimate_channels=estimates("estimate_channels"),
+        estimate_macs=estimates("estimate_macs"),
+        all_layers_estimate_channels=estimates("all_layers_estimate_channels"),
+        all_layers_estimate_macs=estimates("all_layers_estimate_macs"),
+        step_ms=median(steps) if steps else None,
+    )
+
+
+def _mean(values: Sequence[float]) -> Mean | None:
+    return mean_interval(values) if values else None
+
+
+def accuracy_text(mean: Mean | None) -> str:
+    """Like "98.20 ± 0.07"; without an interval for a single run."""
+    if mean is None:
+        return "-"
+    return f"{mean.mean:.2f}" if mean.half_width is None else f"{mean.mean:.2f} ± {mean.half_width:.2f}"
+
+
+def ratio_text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def table_text(rows: Sequence[Row]) -> str:
+    """The table for a terminal."""
+    head = ("", "runs", "test %", "validation %", "est. channels", "est. MACs", "step ms")
+    lines = [head, *(_columns(row) for row in rows)]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if n == 0 else text.rjust(width)
+            for n, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _columns(row: Row) -> tuple[str, ...]:
+    return (
+        row.label,
+        f"{row.n_complete}/{row.n_cells}",
+        accuracy_text(row.test),
+        accuracy_text(row.validation),
+        ratio_text(row.estimate_channels),
+        ratio_text(row.estimate_macs),
+        "-" if row.step_ms is None else f"{row.step_ms:.3g}",
+    )

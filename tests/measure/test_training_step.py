@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparse_export.errors import MissingCapability, RecipeError, SpeedupNotReached, UsageError
+from sparse_export.measure.statistics import Ratio
+from sparse_export.measure.training_step import (
+    PARTS,
+    StepBench,
+    bench_training_step,
+    check_speedup,
+    write_step_bench,
+)
+from sparse_export.train.recipe import Recipe, load_recipe
+
+QUICK: dict[str, Any] = {
+    "rounds": 20,
+    "block_s": 0.001,
+    "warmup_limit_s": 0.05,
+    "n_threads": 1,
+    "device": "cpu",
+    "batch_size": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def found() -> StepBench:
+    return bench_training_step(load_recipe("digits", changes={"sparsity": {"density": 0.2}}), **QUICK)
+
+
+def test_the_parts_of_a_step_add_up_to_nearly_all_of_it(found: StepBench) -> None:
+    for times in (found.dense, found.dense_again, found.sparse):
+        assert tuple(times.part_ms) == PARTS
+        assert min(times.part_ms[name] for name in ("forward", "backward", "optimizer")) > 0
+        assert sum(times.part_ms.values()) == pytest.approx(times.latency.mean_ms, rel=0.25)
+
+
+def test_only_the_sparse_step_has_mask_work_and_only_it_updates_masks(found: StepBench) -> None:
+    assert found.sparse.part_ms["masks"] > found.dense.part_ms["masks"]
+    assert (len(found.update_ms), found.update_every) == (20, 500)
+    assert found.density == pytest.approx(0.2, abs=0.01)
+
+
+def test_a_step_is_charged_its_share_of_a_mask_update(found: StepBench) -> None:
+    seldom = bench_training_step("digits", **QUICK, update_every=10**9, seed=3)
+    often = bench_training_step("digits", **QUICK, update_every=1, seed=3)
+    assert (seldom.update_every, often.update_every) == (10**9, 1)
+    assert often.ratio.estimate < 0.9 * seldom.ratio.estimate
+
+
+def test_rates_are_those_of_the_mean_step(found: StepBench) -> None:
+    mean_ms = found.sparse.latency.mean_ms
+    assert found.sparse.steps_per_s == pytest.approx(1e3 / mean_ms)
+    assert found.sparse.samples_per_s == pytest.approx(8e3 / mean_ms)
+
+
+def test_no_gain_is_told_with_its_reason(found: StepBench) -> None:
+    if found.outcome == "speed-up":
+        pytest.fail(f"masks made a step faster: {found.ratio}")
+    text = " ".join(str(found).split())
+    assert "masks add theirs" in text
+    assert "forward" in text
+    assert "should hold 1" in text
+
+
+def test_the_written_document_keeps_every_round(found: StepBench, tmp_path: Path) -> None:
+    document = json.loads(write_step_bench(tmp_path, found).read_text())
+    assert document["kind"] == "bench-train"
+    assert document["sparse"]["latency"]["samples_ms"] == list(found.sparse.latency.samples_ms)
+    assert document["update_ms"] == list(found.update_ms)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "low", "fails"),
+    [
+        ("speed-up", 1.3, False),
+        ("speed-up", 1.1, True),
+        ("no difference", 1.3, True),
+    ],
+)
+def test_a_required_speed_up_needs_the_low_end_and_the_outcome(
+    outcome: str, low: float, fails: bool, found: StepBench
+) -> None:
+    ratio = Ratio(estimate=1.4, low=low, high=1.5, n_rounds=20, n_outliers=0, autocorrelation=0.0)
+    result = replace(found, outcome=outcome, ratio=ratio, required_speedup=1.2)
+    if fails:
+        with pytest.raises(SpeedupNotReached, match=r"1\.400"):
+            check_speedup(result)
+    else:
+        check_speedup(result)
+
+
+def test_a_pattern_and_its_methods_can_be_timed() -> None:
+    for method, has_updates in (("sparse-momentum", True), ("sr-ste", False)):
+        recipe = load_recipe(
+            "digits", changes={"sparsity": {"pattern": "2:4", "density": None, "method": method}}
+        )
+        result = bench_training_step(recipe, **QUICK)
+        assert (result.update_every is not None, bool(result.update_ms)) == (has_updates, has_updates)
+        assert result.density <= 0.5
+
+
+def _digits(**changes: Any) -> Recipe:
+    return load_recipe("digits", changes=changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "named"),
+    [
+        ({"dense": True}, {}, "dense one"),
+        ({}, {"batch_size": 0}, "batch size is 0"),
+        ({}, {"update_every": 0}, "update interval is 0"),
+        ({}, {"n_threads": 0}, "number of threads is 0"),
+        ({}, {"rounds": 3}, "3 rounds"),
+        ({}, {"require_speedup": 0.5}, "speed-up is 0.5"),
+        ({}, {"input_shape": (0, 8)}, "shape is"),
+        ({}, {"device": "tpu"}, "'tpu'"),
+        ({"model": "tests.models.nowhere:make"}, {}, "not known"),
+    ],
+)
+def test_options_without_meaning_are_refused(
+    changes: dict[str, Any], options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UsageError, match=named):
+        bench_training_step(_digits(**changes), **(QUICK | options))
+
+
+def test_a_recipe_that_is_none_is_told_as_one() -> None:
+    with pytest.raises((RecipeError, UsageError), match="no recipe named"):
+        bench_training_step("digitss", **QUICK)
+
+
+def test_without_a_card_cuda_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a card")
+    with pytest.raises(MissingCapability, match="no CUDA device"):
+        bench_training_step("digits", **(QUICK | {"device": "cuda"}))
+
+
+@pytest.mark.gpu
+def test_on_a_card_the_parts_are_device_times() -> None:
+    result = bench_training_step("cifar10-wrn-28-2", **(QUICK | {"device": "cuda", "batch_size": 64}))
+    assert sum(result.sparse.part_ms.values()) == pytest.approx(result.sparse.latency.mean_ms, rel=0.2)

@@ -1,0 +1,197 @@
+"""A package is whole or not there, and holds for each runtime what that runtime reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from sparse_export.artefact import BUNDLE_FILE, FileFact, verify_files
+from sparse_export.errors import ArtefactError, NotTrustedError, UnknownNameError, UsageError
+from sparse_export.files import sha256_file
+from sparse_export.graph.pack24 import may_be_packed
+from sparse_export.runtime.onnxruntime import open_session
+from sparse_export.serving.model_config import check_config
+from sparse_export.serving.package import Package, package
+from sparse_export.serving.repository import model_name, open_served, require_name, require_trusted_engines
+from sparse_export.trust import remember
+from tests.cli.conftest import Call
+from tests.serving.conftest import Bundles
+
+
+@pytest.fixture(scope="module")
+def packaged(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    return package([bundles.dense, bundles.sparse], [None, None], tmp_path_factory.mktemp("packaged") / "out")
+
+
+def _with_engines(bundle: Path, to: Path, *names: str, tensorrt: str = "10.14.1.48") -> Path:
+    """A copy with files that are named as engines, listed in its manifest."""
+    shutil.copytree(bundle, to)
+    (to / "engines").mkdir()
+    manifest = json.loads((to / BUNDLE_FILE).read_text())
+    for name in names:
+        path = to / "engines" / name
+        path.write_bytes(name.encode())
+        manifest["files"][f"engines/{name}"] = {"size_bytes": len(name), "sha256": sha256_file(path)}
+    manifest["versions"]["tensorrt-cu13"] = tensorrt
+    (to / BUNDLE_FILE).write_text(json.dumps(manifest))
+    return to
+
+
+def test_it_holds_a_model_for_each_bundle_and_runtime(packaged: Package) -> None:
+    names = ["dense-onnxruntime", "dense-python", "sparse-onnxruntime", "sparse-python"]
+    assert [model.name for model in packaged.models] == names
+    assert sorted(path.name for path in (packaged.path / "model_repository").iterdir()) == names
+    assert any("no model for tensorrt" in note for note in packaged.notes)
+
+
+def test_every_configuration_parses_and_names_its_bundle(packaged: Package, bundles: Bundles) -> None:
+    for model in packaged.models:
+        path = packaged.path / "model_repository" / model.name / "config.pbtxt"
+        message = check_config(path.read_text(), path)
+        manifest = getattr(bundles, model.name.partition("-")[0]) / BUNDLE_FILE
+        assert message.name == model.name
+        assert message.parameters["manifest_sha256"].string_value == sha256_file(manifest)
+
+
+def test_its_list_of_files_is_complete_and_right(packaged: Package) -> None:
+    document = json.loads((packaged.path / "package.json").read_text())
+    verify_files(packaged.path, {name: FileFact(**fact) for name, fact in document["files"].items()})
+    there = {str(path.relative_to(packaged.path)) for path in packaged.path.rglob("*") if path.is_file()}
+    assert there == {*document["files"], "package.json"}
+
+
+def test_native_backends_get_dense_weights_and_ours_the_packed_ones(
+    packaged: Package, bundles: Bundles
+) -> None:
+    repository = packaged.path / "model_repository"
+    native = repository / "sparse-onnxruntime" / "1" / "model.onnx"
+    ours = repository / "sparse-python" / "1" / "model.onnx"
+    assert ours.read_bytes() == (bundles.sparse / "model.onnx").read_bytes()
+    assert (may_be_packed(native), may_be_packed(ours)) == (False, True)
+    assert len(onnx.load(native).functions) == 0
+    x = open_served(bundles.sparse).golden_input
+    with open_session(native, n_threads=1) as a, open_session(ours, n_threads=1) as b:
+        assert a.run(x).tobytes() == b.run(x).tobytes()
+
+
+def test_engines_become_plans_for_each_type_of_gpu(bundles: Bundles, tmp_path: Path) -> None:
+    names = ("tensorrt-fp16-sm86.engine", "tensorrt-fp16-sm90.engine", "tensorrt-fp16-sm120.engine")
+    bundle = _with_engines(
+        bundles.sparse, tmp_path / "net", *names, "tensorrt-int8-sm90.engine", "rtx-fp16-sm89.engine"
+    )
+    made = package([bundle], [None], tmp_path / "out")
+    assert [model.name for model in made.models] == ["net-tensorrt", "net-onnxruntime", "net-python"]
+    folder = made.path / "model_repository" / "net-tensorrt"
+    message = check_config((folder / "config.pbtxt").read_text(), "config.pbtxt")
+    assert dict(message.cc_model_filenames) == {
+        "8.6": "model-sm86.plan",
+        "9.0": "model-sm90.plan",
+        "12.0": "model-sm120.plan",
+    }
+    assert (folder / "1" / "model-sm90.plan").read_bytes() == b"tensorrt-fp16-sm90.engine"
+    assert sum("left out" in note for note in made.notes) == 2
+    assert made.container.tag == "25.12-py3"
+    facts = json.loads((made.path / "model_repository" / "net-python" / "1" / "model.json").read_text())
+    assert facts["engines"] == dict(message.cc_model_filenames)
+    assert "nvidia.com/gpu: 1" in (made.path / "kubernetes" / "triton.yaml").read_text()
+
+
+def test_engines_of_an_unknown_tensorrt_are_packaged_with_a_warning(bundles: Bundles, tmp_path: Path) -> None:
+    bundle = _with_engines(bundles.dense, tmp_path / "net", "tensorrt-fp16-sm90.engine", tensorrt="11.9.1.2")
+    made = package([bundle], [None], tmp_path / "out", runtimes=["tensorrt"])
+    assert any("TensorRT 11.9.1.2" in note for note in made.notes)
+
+
+def test_engines_of_two_tensorrts_are_refused(bundles: Bundles, tmp_path: Path) -> None:
+    one = _with_engines(bundles.dense, tmp_path / "one", "tensorrt-fp16-sm90.engine")
+    two = _with_engines(bundles.sparse, tmp_path / "two", "tensorrt-fp16-sm90.engine", tensorrt="10.9.0.34")
+    with pytest.raises(UsageError, match=r"10\.14\.1\.48 and 10\.9\.0\.34"):
+        package([one, two], [None, None], tmp_path / "out")
+
+
+def test_an_engine_is_served_only_when_it_is_trusted(bundles: Bundles, tmp_path: Path) -> None:
+    served = open_served(_with_engines(bundles.dense, tmp_path / "net", "tensorrt-fp16-sm70.engine"))
+    with pytest.raises(NotTrustedError) as error:
+        require_trusted_engines(served, None)
+    assert error.value.exit_code == 6
+    remember(sha256_file(served.engines[0].path))
+    require_trusted_engines(served, None)
+
+
+def test_a_damaged_bundle_leaves_the_package_that_was_there(bundles: Bundles, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(bundles.dense, damaged)
+    out = tmp_path / "out"
+    package([damaged], [None], out, runtimes=["onnxruntime"])
+    before = (out / "package.json").read_bytes()
+    (damaged / "model.onnx").write_bytes(b"")
+    with pytest.raises(ArtefactError):
+        package([damaged], [None], out)
+    assert (out / "package.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged", "out"]
+
+
+def test_nothing_is_written_when_a_manifest_fails_its_check(
+    bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparse_export.serving import package as module
+
+    monkeypatch.setattr(
+        module, "deployment_files", lambda facts: {"kubernetes/triton.yaml": "kind: Deployment\nspec: {}\n"}
+    )
+    with pytest.raises(ArtefactError, match="Nothing was written"):
+        package([bundles.dense], [None], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("image", ["net:latest", "net", "net:1 && rm", "NET:1"])
+def test_an_image_that_is_not_pinned_is_refused(image: str, bundles: Bundles, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError):
+        package([bundles.dense], [None], tmp_path / "out", image=image)
+
+
+def test_a_folder_that_is_no_package_is_not_replaced(bundles: Bundles, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(UsageError, match="not a package"):
+        package([bundles.dense], [None], tmp_path)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_an_unknown_runtime_is_told_the_known_ones(bundles: Bundles, tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="onnxruntime"):
+        package([bundles.dense], [None], tmp_path / "out", runtimes=["onnxruntim"])
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "$(x)", "-x", "a;b", "ü", "x" * 101])
+def test_names_that_a_path_or_a_shell_would_take_apart_are_refused(name: str) -> None:
+    with pytest.raises(UsageError):
+        require_name(name)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("a b", "a-b"), ("$(touch x)", "touch-x-"), ("net.v2", "net.v2"), ("ü", "model")]
+)
+def test_a_folder_of_any_name_has_a_name_to_be_served_by(folder: str, name: str, tmp_path: Path) -> None:
+    assert model_name(tmp_path / folder) == name
+
+
+def test_the_command_prints_models_and_the_path(bundles: Bundles, call: Call, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = call("package", bundles.dense, "--name", "net", "--out", out, "--max-batch", 16, "--json")
+    assert result.exit_code == 0, result.stderr
+    document: dict[str, Any] = json.loads(result.stdout)
+    assert [model["name"] for model in document["models"]] == ["net-onnxruntime", "net-python"]
+    assert "max_batch_size: 16" in (out / "model_repository" / "net-python" / "config.pbtxt").read_text()
+    deployment = next(yaml.safe_load_all((out / "kubernetes" / "triton.yaml").read_text()))
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == document["image"]
+
+
+def test_the_command_wants_as_many_names_as_bundles(bundles: Bundles, call: Call, tmp_path: Path) -> None:
+    result = call("package", bundles.dense, bundles.sparse, "--name", "net", "--out", tmp_path / "out")
+    assert (result.exit_code, "once for each" in result.stderr) == (2, True)

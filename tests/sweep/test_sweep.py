@@ -1,0 +1,159 @@
+"""Sweeps: every cell once, whatever interrupts them; and what the table and the page say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from sparse_export.errors import MissingCapability, SparseExportError
+from sparse_export.sweep.charts import Point, Series, line_chart
+from sparse_export.sweep.running import is_complete
+from sparse_export.sweep.sweep import sweep
+from sparse_export.sweep.table import table_text
+
+CHECKOUT = Path(__file__).parents[2]
+GRID = (
+    'recipe = "digits"\nmethods = ["dense", "set"]\ndensities = [0.1]\nseeds = [0, 1]\nchanges = { epochs = 2 }\n'
+    '[vary]\n"sparsity.prune_rate" = [0.3]\n'
+)
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag in ("script", "link", "iframe"):
+            self.found.append(tag)
+
+
+def test_a_stopped_sweep_goes_on_and_trains_nothing_twice(tmp_path: Path) -> None:
+    """The program itself, stopped by SIGINT within a cell; then the same command again, and once more."""
+    grid, out = tmp_path / "grid.toml", tmp_path / "out"
+    grid.write_text(GRID)
+    command = [sys.executable, "-m", "sparse_export", "sweep", str(grid), "--out", str(out), "--jobs", "1"]
+    command += ["--device", "cpu", "--json"]
+    first = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("runs/*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGINT)
+    said, _ = first.communicate(timeout=120)
+    assert first.returncode == 130
+    assert json.loads(said)["error"]["type"] == "Interrupted"
+    done = [run for run in out.glob("runs/*") if is_complete(run)]
+    assert len(done) < 4
+
+    result = sweep(grid, out, n_jobs=2, device="cpu")
+    assert [finding.status for finding in result.findings] == ["complete"] * 4
+    stamps = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/model.safetensors")}
+    assert len(stamps) == 4
+    text: list[str] = []
+    again = sweep(grid, out, n_jobs=2, device="cpu", say=text.append)
+    assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
+    assert "4 of 4 cells are complete already" in text
+    assert again.rows == result.rows
+
+    document = json.loads((out / "results.json").read_text())
+    assert [row["method"] for row in document["rows"]] == ["dense", "set"]
+    for row, finding_pair in zip(document["rows"], (document["runs"][:2], document["runs"][2:]), strict=True):
+        values = [run["test_percent"] for run in finding_pair]
+        assert row["test"]["mean"] == pytest.approx(sum(values) / 2)
+        # Student's t with one degree of freedom at 97.5 % is 12.706.
+        assert row["test"]["half_width"] == pytest.approx(12.7062 * abs(values[0] - values[1]) / 2, rel=1e-4)
+        assert all(run["speed"]["step_ms"] > 0 for run in finding_pair)
+    sparse = document["rows"][1]
+    assert sparse["estimate_macs"] > 1.5
+    assert sparse["estimate_macs"] > sparse["estimate_channels"] >= 1
+    assert "set 0.1, prune_rate 0.3" in table_text(result.rows)
+
+    page = (out / "report.html").read_text()
+    links = _Links()
+    links.feed(page)
+    assert links.found == []
+    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(drawings) == 3  # accuracy, the one varied key, the one sparse method's layers
+    for drawing in drawings:
+        ET.fromstring(drawing)
+    assert "dense" in drawings[0]
+
+
+def test_a_cell_that_fails_is_told_with_its_reason_and_the_others_are_kept(tmp_path: Path) -> None:
+    grid = tmp_path / "grid.toml"
+    grid.write_text(
+        'recipe = "digits"\nmethods = ["static"]\ndensities = [0.1]\nchanges = { epochs = 1 }\n'
+        '[vary]\n"optimizer.lr" = [1e30, 0.05]\n'
+    )
+    with pytest.raises(SparseExportError, match=r"1 of 2 cells failed.*no longer") as caught:
+        sweep(grid, tmp_path / "out", n_jobs=2, device="cpu")
+    assert caught.value.exit_code == 1
+    document = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert sorted(run["status"] for run in document["runs"]) == ["complete", "failed"]
+    assert "Runs that failed" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_every_cell_would_fail_by_is_told_after_the_first(tmp_path: Path) -> None:
+    grid = tmp_path / "grid.toml"
+    grid.write_text(
+        'recipe = "mnist-lenet300-100"\nmethods = ["static"]\ndensities = [0.1]\nseeds = [0, 1, 2]\n'
+    )
+    with pytest.raises(MissingCapability, match=r"1 of 3 cells failed.*Data set mnist is not there"):
+        sweep(grid, tmp_path / "out", n_jobs=1, data_dir=tmp_path / "nowhere", device="cpu")
+    document = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [run["status"] for run in document["runs"]] == ["failed", "waiting", "waiting"]
+
+
+def test_two_sweeps_do_not_train_one_cell_at_once(tmp_path: Path) -> None:
+    import fcntl
+
+    grid, out = tmp_path / "grid.toml", tmp_path / "out"
+    grid.write_text('recipe = "digits"\nmethods = ["static"]\ndensities = [0.1]\nchanges = { epochs = 1 }\n')
+    from sparse_export.sweep.cell import main
+    from sparse_export.sweep.grid import cells_of, load_grid
+
+    (cell,) = cells_of(load_grid(grid))
+    job = out / f"{cell.name}.json"
+    job.parent.mkdir()
+    job.write_text(json.dumps({"out": str(out / "run"), "parent": os.getpid()}))
+    with job.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert main(job) == 2
+    assert not (out / "run").exists()
+
+
+def test_a_chart_is_xml_and_leaves_out_what_cannot_be_drawn() -> None:
+    series = [
+        Series(name="a < b", points=[Point(x=0.01, y=90.0, half_width=0.5), Point(x=0.1, y=95.0)]),
+        Series(name="nan", points=[Point(x=0.0, y=90.0), Point(x=0.1, y=float("nan"))]),
+    ]
+    drawing = ET.fromstring(
+        line_chart(series, title="t & t", x_label="density", y_label="%", log_x=True, level=series[0])
+    )
+    circles = drawing.findall("{http://www.w3.org/2000/svg}circle")
+    assert len(circles) == 2
+    places = [(float(circle.get("cx", "0")), float(circle.get("cy", "0"))) for circle in circles]
+    assert places[0][0] < places[1][0]
+    assert places[0][1] > places[1][1]
+    assert "nothing to draw" in line_chart([], title="none", x_label="x", y_label="y")
+
+
+@pytest.mark.parametrize("y", [0.0, 98.2])
+def test_a_chart_of_a_single_point_has_room_around_it(y: float) -> None:
+    drawing = ET.fromstring(
+        line_chart([Series(name="one", points=[Point(x=3.0, y=y)])], title="t", x_label="x", y_label="y")
+    )
+    (circle,) = drawing.findall("{http://www.w3.org/2000/svg}circle")
+    assert 64 < float(circle.get("cx", "0")) < 450
+    assert 16 < float(circle.get("cy", "0")) < 316

@@ -1,0 +1,197 @@
+"""The paper's two estimates of what sparse training could save. They are counts, not times of anything sparse."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from sparse_export.artefact import SpeedFact
+
+_TIMED_FOR_S = 0.5
+_MIN_TIMED, _MAX_TIMED = 3, 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerUse:
+    """What a layer had to do in one batch, as shares from 0 to 1.
+
+    empty_inputs: input channels of its weight that are all zero.  empty_features: input channels that are zero for
+    the whole batch.  activation_density, weight_density: nonzero entries of its input, and of its weight.
+    """
+
+    empty_inputs: float
+    empty_features: float
+    activation_density: float
+    weight_density: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Dense time / estimated time. channels: had empty channels been left out.  macs: had every multiplication by zero
+    been left out, of weights and of activations."""
+
+    channels: float
+    macs: float
+
+
+def estimate(
+    times_ms: Mapping[str, float], uses: Iterable[Mapping[str, LayerUse]], layers: Iterable[str]
+) -> Estimate | None:
+    """The two estimates, over `layers` and all of the training that `uses` was taken in.
+
+    times_ms: dense forward time of each layer.  uses: of the layers at moments spread evenly over the training.
+    None where there is nothing to estimate by, or where nothing would be left to do.
+    Source: the reference implementation's SparseSpeedupBench: with t a layer's dense time, sum of t over the sum of
+    t * (1 - empty_inputs) * (1 - empty_features), and over the sum of t * activation_density * weight_density.
+    """
+    names = list(layers)
+    dense = channels = macs = 0.0
+    for moment in uses:
+        for name in names:
+            if name not in moment or name not in times_ms:
+                continue
+            use, time_ms = moment[name], times_ms[name]
+            dense += time_ms
+            channels += time_ms * (1 - use.empty_inputs) * (1 - use.empty_features)
+            macs += time_ms * use.activation_density * use.weight_density
+    if min(dense, channels, macs) <= 0:
+        return None
+    return Estimate(channels=dense / channels, macs=dense / macs)
+
+
+def speed_of(model: nn.Module, x: Tensor | None, lines: Sequence[Mapping[str, Any]]) -> SpeedFact | None:
+    """The measured time of a step and, apart from it, the estimates, over all epochs.
+
+    x: a batch to time the layers with; without one there are no estimates.  lines: of `metrics.jsonl`.
+    None where no step was timed.
+    """
+    steps_ms = [line["step_ms"] for line in lines if line.get("step_ms") is not None]
+    if not steps_ms:
+        return None
+    times_ms = {} if x is None else layer_times_ms(model, x)
+    uses = [
+        {name: LayerUse(**use) for name, use in line["layer_use"].items()}
+        for line in lines
+        if line.get("layer_use")
+    ]
+    convolutions = estimate(times_ms, uses, convolutions_of(model))
+    every = estimate(times_ms, uses, layers_of(model))
+    return SpeedFact(
+        step_ms=median(steps_ms),
+        estimate_channels=convolutions.channels if convolutions else None,
+        estimate_macs=convolutions.macs if convolutions else None,
+        all_layers_estimate_channels=every.channels if every else None,
+        all_layers_estimate_macs=every.macs if every else None,
+        n_moments=len(uses),
+    )
+
+
+def layers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Linear layers and convolutions by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | _ConvNd)}
+
+
+def convolutions_of(model: nn.Module) -> list[str]:
+    """The convolutions by name, which are all that the paper's estimates look at."""
+    return [name for name, module in layers_of(model).items() if isinstance(module, _ConvNd)]
+
+
+def layer_uses(model: nn.Module, x: Tensor) -> dict[str, LayerUse]:
+    """What the layers do with a batch, by name. The network is run once, in evaluation; nothing of it changes."""
+    seen: dict[str, LayerUse] = {}
+    handles = [
+        module.register_forward_hook(
+            lambda module, inputs, _output, name=name: seen.__setitem__(name, _use(module, inputs[0]))
+        )
+        for name, module in layers_of(model).items()
+    ]
+    try:
+        with _evaluated(model):
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def layer_times_ms(model: nn.Module, x: Tensor) -> dict[str, float]:
+    """Median forward time of each layer in ms, dense, as it runs on this device; of a layer called twice, the sum."""
+    times: dict[str, list[float]] = {name: [] for name in layers_of(model)}
+    begun: dict[str, float] = {}
+    now: dict[str, float] = {}
+
+    def begin(name: str) -> None:
+        begun[name] = _clock(x)
+
+    def end(name: str) -> None:
+        now[name] = now.get(name, 0.0) + 1000 * (_clock(x) - begun[name])
+
+    handles: list[Any] = []
+    for name, module in layers_of(model).items():
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: begin(name)))
+        handles.append(module.register_forward_hook(lambda *_, name=name: end(name)))
+    started = time.monotonic()
+    try:
+        with _evaluated(model):
+            for n in range(_MAX_TIMED):
+                now.clear()
+                model(x)
+                if n > 0:  # the first call warms up
+                    for name, value in now.items():
+                        times[name].append(value)
+                if n >= _MIN_TIMED and time.monotonic() - started > _TIMED_FOR_S:
+                    break
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: median(values) for name, values in times.items() if values}
+
+
+def _clock(x: Tensor) -> float:
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter()
+
+
+def _use(module: nn.Module, x: Tensor) -> LayerUse:
+    weight = module.get_parameter("weight").detach()
+    axis = 0 if isinstance(module, _ConvTransposeNd) else 1
+    features = x.detach()
+    channel_axis = 1 if isinstance(module, _ConvNd) else features.ndim - 1
+    if isinstance(module, _ConvNd) and features.ndim == weight.ndim - 1:
+        channel_axis = 0  # a convolution takes one sample without the batch axis too
+    return LayerUse(
+        empty_inputs=_empty_share(weight, axis),
+        empty_features=_empty_share(features, channel_axis),
+        activation_density=_density(features),
+        weight_density=_density(weight),
+    )
+
+
+def _density(values: Tensor) -> float:
+    return int(torch.count_nonzero(values)) / max(values.numel(), 1)
+
+
+def _empty_share(values: Tensor, axis: int) -> float:
+    rest = [n for n in range(values.ndim) if n != axis]
+    is_used = (values != 0).sum(dim=rest) > 0 if rest else values != 0
+    return 1 - int(is_used.sum()) / is_used.numel()
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,137 @@
+"""A training step whose products are 2:4: patterns are compressed when masks move, values are gathered each step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sparse_export.errors import UsageError
+from sparse_export.models.layers24 import Weight24, change_layers
+from sparse_export.sparsity.compressed import TWO_FOUR
+from sparse_export.sparsity.pattern import fits, obeys
+from sparse_export.sparsity.product24 import Backend, why_not
+from sparse_export.sparsity.transposable import is_transposable
+
+__all__ = ["MovingMasks", "Step24"]
+
+
+class MovingMasks(Protocol):
+    """What moves masks and holds weights to them, as `SparseTraining` does.
+
+    masks: bool, by parameter name.  n_updates: of them so far.
+    """
+
+    masks: dict[str, Tensor]
+    n_updates: int
+
+
+class Step24:
+    """Makes the products of a network in training 2:4 where its masks allow it.
+
+        trainer = SparseTraining(model, optimizer, pattern="2:4", total_steps=10_000)
+        products = Step24(model, trainer)
+        ...
+        loss.backward()
+        trainer.step()
+        products.after_step()
+
+    Before the network is wrapped by DistributedDataParallel or compiled: its layers are changed in place. Parameters,
+    their names and their gradients stay what they are, gradients of inactive weights included.
+
+    model: on the device that it is trained on.  masks: weights have to be zero outside them after every step.
+    dtype: of the products; autocast to the same type, or none, is expected around the network.
+    sparse_backward: also compute the gradient of each layer's input by the compressed transpose. Masks then have to be
+    2:4 along both axes, see `sparse_export.sparsity.transposable`. The gradient of the weight is always dense.
+    A layer whose masks are not 2:4 yet, while a cap is approached, multiplies densely until they are.
+
+    why_dense: the reason for each masked weight whose product stays dense for good.
+    Raises UsageError when no layer can be changed, MissingCapability where the device has no such product.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        masks: MovingMasks,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        backend: Backend = "cusparselt",
+        sparse_backward: bool = False,
+    ) -> None:
+        if not dtype.is_floating_point:
+            raise UsageError(
+                f"A training step in {str(dtype).removeprefix('torch.')} was asked for.",
+                expected="A float type was expected: gradients have to go through the products.",
+                do="Train in bfloat16, and use int8 for inference.",
+            )
+        self.sparse_backward = sparse_backward
+        self._masks = masks
+        weights = {name: model.get_parameter(name) for name in masks.masks}
+        possible, self.why_dense = _possible(weights, dtype, backend, sparse_backward)
+        self.layers, reasons = change_layers(model, possible, dtype=dtype, backend=backend)
+        self.why_dense |= reasons
+        if not self.layers:
+            listed = "; ".join(f"{name}: {reason}" for name, reason in self.why_dense.items())
+            raise UsageError(
+                f"No masked layer can be multiplied as 2:4: {listed or 'there is none'}.",
+                expected="At least one was expected.",
+                do="Train without 2:4 products.",
+            )
+        self._seen = -1
+        self.after_step()
+
+    @property
+    def sparse_layers(self) -> tuple[str, ...]:
+        """Weights whose products are 2:4 at the moment."""
+        return tuple(name for name, layer in self.layers.items() if layer.forward_form is not None)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """After every change of the weights: compress where masks have moved, and gather the values.
+
+        Makes no host synchronisation while masks stand still. Raises UsageError for masks that sparse_backward cannot
+        take.
+        """
+        if self._masks.n_updates != self._seen:
+            self._seen = self._masks.n_updates
+            for name, layer in self.layers.items():
+                self._compress(name, layer, self._masks.masks[name])
+            return
+        for layer in self.layers.values():
+            layer.fill()
+
+    def _compress(self, name: str, layer: Weight24, mask: Tensor) -> None:
+        if not obeys(mask.flatten(1), 1, TWO_FOUR):
+            layer.set_mask(None)
+            return
+        if self.sparse_backward and not is_transposable(mask.flatten(1)):
+            raise UsageError(
+                f"The mask of {name} is 2:4 along its inputs only.",
+                expected="A mask that is 2:4 along outputs too was expected for a sparse gradient of the input.",
+                do="Leave sparse_backward out, or train with transposable masks.",
+            )
+        layer.set_mask(mask, sparse_backward=self.sparse_backward)
+
+
+def _possible(
+    weights: Mapping[str, Tensor], dtype: torch.dtype, backend: Backend, sparse_backward: bool
+) -> tuple[list[str], dict[str, str]]:
+    """Weights that are matrices of four columns, and with sparse_backward whose transposes can be multiplied too."""
+    possible, reasons = [], {}
+    for name, weight in weights.items():
+        shape = tuple(weight.flatten(1).shape)
+        if math.prod(weight.shape[2:]) > 1:
+            possible.append(name)  # no product as it is: `change_layers` says so
+            continue
+        if not fits(shape, 1, TWO_FOUR):
+            reasons[name] = f"it has {shape[1]} inputs, and 4 does not divide them"
+            continue
+        reason = why_not(shape[::-1], dtype, backend) if sparse_backward else None
+        if reason is not None:
+            reasons[name] = f"transposed, {reason}"
+            continue
+        possible.append(name)
+    return possible, reasons
