@@ -24,7 +24,6 @@ line ends with.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -82,6 +81,8 @@ class UnknownNameError(UsageError):
     """A name is not in its list; the message gives the nearest known one."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, do: str = "") -> None:
+        import difflib
+
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}? " if near else ""

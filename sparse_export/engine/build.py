@@ -45,7 +45,8 @@ _AT_FIXED_ADDRESSES = (
     "    pass\n"
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
 )
-_WORKER = ("-m", "sparse_export.engine.worker", "request.json")
+# -S: without looking through the environment's folders again, which PYTHONPATH names, as this process has them.
+_WORKER = ("-S", "-m", "sparse_export.engine.worker", "request.json")
 _CANCEL_S = 20.0  # a step of the builder may be long; after that the process is killed
 
 
@@ -252,10 +253,11 @@ def _take(line: str, outcome: _Outcome, phases: Phases, progress: Progress | Non
 
 
 def _environment() -> dict[str, str]:
-    """That of this process, with sparse_export found where this process has it."""
+    """That of this process, with every module found where this process has it."""
     home = str(Path(__file__).resolve().parents[2])
-    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    first = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = [path for path in (*first, home, *sys.path) if path]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
 def _log(work: Path) -> str:

@@ -18,9 +18,8 @@ import ctypes
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from sparse_export.errors import MissingCapability, UnknownNameError, UsageError
 
@@ -110,8 +109,7 @@ def set_architectures(config: Any, names: Sequence[str]) -> None:
         config.set_compute_capability(known[name.upper()], index)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
+class Gpu(NamedTuple):  # not a dataclass: importing those takes the building process as long as all the rest
     """The first CUDA device. architecture: as in `sm90`."""
 
     name: str

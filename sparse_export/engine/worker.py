@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_export.engine import door
@@ -40,7 +39,8 @@ class _BuildError(Exception):
 
 def main(words: list[str]) -> int:
     """Build what a request asks for; 0, or 1 after a `failed` event."""
-    request = json.loads(Path(words[0]).read_text())
+    with open(words[0], encoding="utf-8") as file:  # noqa: PTH123 - pathlib would be imported for this alone
+        request = json.load(file)
     stream = os.fdopen(int(words[1]), "w") if len(words) > 1 else sys.stdout
     lock = threading.Lock()
 
@@ -118,7 +118,7 @@ def _build(request: dict[str, Any], tell: Tell, cancelled: threading.Event) -> N
     if plan is None:
         raise _BuildError("cancelled" if cancelled.is_set() else "build", "the builder returned no engine")
     content = memoryview(plan)
-    Path(request["engine"]).write_bytes(content)
+    _write(request["engine"], content)
     if times_kernels:
         _give_timing_cache(config, request)
     tell(
@@ -152,7 +152,10 @@ def _configure(config: trt.IBuilderConfig, request: dict[str, Any]) -> None:
 def _take_timing_cache(config: trt.IBuilderConfig, request: dict[str, Any]) -> bool:
     """Attach the cache of an earlier build, or an empty one when it is for another device or version."""
     old = request["timing_cache_in"]
-    content = Path(old).read_bytes() if old is not None else b""
+    content = b""
+    if old is not None:
+        with open(old, "rb") as file:  # noqa: PTH123 - as above
+            content = file.read()
     if content:
         cache = config.create_timing_cache(content)
         if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
@@ -164,7 +167,12 @@ def _take_timing_cache(config: trt.IBuilderConfig, request: dict[str, Any]) -> b
 def _give_timing_cache(config: trt.IBuilderConfig, request: dict[str, Any]) -> None:
     cache = config.get_timing_cache()
     if cache is not None:
-        Path(request["timing_cache_out"]).write_bytes(bytes(cache.serialize()))
+        _write(request["timing_cache_out"], bytes(cache.serialize()))
+
+
+def _write(path: str, content: bytes | memoryview) -> None:
+    with open(path, "wb") as file:  # noqa: PTH123 - as above
+        file.write(content)
 
 
 def _logger(tell: Tell) -> trt.ILogger:
