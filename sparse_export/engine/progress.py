@@ -33,7 +33,8 @@ class Phases:
     _open: dict[str, _Phase] = field(default_factory=dict)
 
     def start(self, name: str, parent: str | None, n_steps: int) -> BuildProgress:
-        self._open[name] = _Phase(parent=parent if parent in self._open else None, n_steps=max(n_steps, 1))
+        known = parent in self._open and parent != name
+        self._open[name] = _Phase(parent=parent if known else None, n_steps=max(n_steps, 1))
         return self._state(name)
 
     def step(self, name: str, step: int) -> BuildProgress | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sparse_export.engine.progress import Phases
@@ -19,6 +19,7 @@ EVENTS = st.lists(
 
 
 @given(EVENTS)
+@example([("start", "a", None, 1), ("start", "a", "a", 1), ("finish", "a", None, 0)])
 def test_any_order_of_events_gives_shares_between_nought_and_one(
     events: list[tuple[str, str, str | None, int]],
 ) -> None:
