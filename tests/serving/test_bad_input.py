@@ -161,10 +161,11 @@ def test_a_body_of_70_mb_is_refused_and_its_memory_given_back(running: Serving) 
     headers = {"Inference-Header-Content-Length": str(len(head))}
     post(running.http_port, PATH, head.encode() + data, headers)  # once, so that pools have their size
     before = resident_mb(running.server_pid())
-    for _ in range(3):
+    for _ in range(6):
         status, body = post(running.http_port, PATH, head.encode() + data, headers)
         assert 400 <= status < 500, body
-    assert resident_mb(running.server_pid()) < before + 40
+    # Kept bodies would be 420 MB. One at a time may still be in the allocator's hands: 70 MB were seen under load.
+    assert resident_mb(running.server_pid()) < before + 105
 
 
 def test_connections_that_are_dropped_or_never_finished_cost_nothing(running: Serving) -> None:
