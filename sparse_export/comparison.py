@@ -525,7 +525,7 @@ def _conditions(comparison: Comparison) -> str:
     load = machine["load_average"]
     where = [machine["cpu_model"] or "unknown CPU", f"{machine['n_cores_usable']} cores"]
     where += [f"load {load[0]}"] if load else []
-    held = f" held to {', '.join(map(str, comparison.cores))}" if comparison.cores else ""
+    held = f" on core {', '.join(map(str, comparison.cores))}" if comparison.cores else ""
     return (
         f"{comparison.runtime} {version}, threads: {comparison.n_threads}{held}, {comparison.rounds} interleaved rounds of "
         f"blocks of {1e3 * comparison.block_s:g} ms, seed {comparison.seed}, 95 % intervals; {', '.join(where)}."

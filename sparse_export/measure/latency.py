@@ -240,7 +240,7 @@ def _conditions(result: Bench) -> str:
     where = [machine["cpu_model"] or "unknown CPU", f"{machine['n_cores_usable']} cores"]
     where += [gpu["name"] for gpu in machine["gpus"]]
     where += [f"load {load[0]}"] if load else []
-    held = f" held to {', '.join(map(str, result.cores))}" if result.cores else ""
+    held = f" on core {', '.join(map(str, result.cores))}" if result.cores else ""
     return (
         f"onnxruntime {version}, threads: {result.n_threads}{held}, {result.rounds} interleaved rounds of blocks of "
         f"{1e3 * result.block_s:g} ms, seed {result.seed}; {', '.join(where)}."

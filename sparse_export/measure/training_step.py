@@ -438,7 +438,7 @@ def _table(result: StepBench) -> str:
     lines.append("")
     where = [str(gpu["name"]) for gpu in result.machine["gpus"]] if result.device == "cuda" else []
     load = result.machine["load_average"]
-    held = f" held to {', '.join(map(str, result.cores))}" if result.cores else ""
+    held = f" on core {', '.join(map(str, result.cores))}" if result.cores else ""
     conditions = (
         f"torch {result.versions['torch']}, threads: {result.n_threads}{held}, {result.rounds} interleaved rounds of "
         f"blocks of {1e3 * result.block_s:g} ms, seed {result.seed}, random inputs, learning rate 0, 95 % intervals; "
