@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Largest HTTP body that the ingress lets through.",
 )
+@click.option(
+    "--trust", metavar="SHA256", help="Allow the engines of a bundle from elsewhere, by its manifest's hash."
+)
 @json_option
 def command(
     bundles: tuple[Path, ...],
@@ -46,6 +49,7 @@ def command(
     settings: ModelSettings,
     image: str | None,
     max_body_mb: int,
+    trust: str | None,
     as_json: bool,
 ) -> None:
     """Write BUNDLEs as a model repository of Triton, with the files to deploy it.
@@ -65,6 +69,7 @@ def command(
         settings=settings,
         image=image,
         max_body_mb=max_body_mb,
+        trust=trust,
     )
     for note in packaged.notes:
         say(note)

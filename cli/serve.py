@@ -69,7 +69,9 @@ def _port(name: str, default: int, what: str) -> Callable[[Callable[..., None]],
     show_default=True,
     help="Largest HTTP body, where the server can limit it.",
 )
-@click.option("--trust", metavar="SHA256", help="Allow an engine from elsewhere, by its hash.")
+@click.option(
+    "--trust", metavar="SHA256", help="Allow the engines of a bundle from elsewhere, by its manifest's hash."
+)
 @json_option
 @click.pass_context
 def command(

@@ -20,6 +20,7 @@ from sparse_export.serving.repository import (
     Served,
     open_served,
     require_distinct,
+    require_trusted_engines,
     write_config,
     write_version,
 )
@@ -65,13 +66,15 @@ def package(
     settings: ModelSettings | None = None,
     image: str | None = None,
     max_body_mb: int = 64,
+    trust: str | None = None,
 ) -> Package:
     """Write the package of one or more bundles, whole or not at all; a package that stands at `out` is replaced.
 
     runtimes: some of `tensorrt`, `onnxruntime` and `python`, by default all that the bundles have; each makes a model
     `NAME-RUNTIME`.  image: reference that the Docker image gets, default the first bundle's name and manifest.
+    trust: SHA-256 of the manifest of a bundle from elsewhere whose engines may be packaged.
     Every config.pbtxt is parsed by Triton's own schema and every manifest checked before anything takes its name.
-    Raises UsageError, ArtefactError, MissingCapability or OutputError.
+    Raises UsageError, ArtefactError, NotTrustedError, MissingCapability or OutputError.
     """
     settings = settings or ModelSettings()
     for runtime in runtimes:
@@ -81,6 +84,9 @@ def package(
     _require_replaceable(out)
     served = [open_served(path, name) for path, name in zip(bundles, names, strict=True)]
     require_distinct(served)
+    for one in served:
+        if not runtimes or {"tensorrt", "python"} & set(runtimes):
+            require_trusted_engines(one, trust)
     notes = [f"{one.name}: left out {reason}" for one in served for reason in one.left_out]
     chosen = {one.name: _chosen(one, runtimes, notes) for one in served}
     container = (

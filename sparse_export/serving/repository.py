@@ -169,10 +169,12 @@ def _preferred(precisions: set[str]) -> str:
 
 
 def require_trusted_engines(served: Served, given: str | None) -> None:
-    """An engine is native code. Raises NotTrustedError for one that this user has not vouched for."""
-    for engine in served.engines:
-        digest = served.bundle.info.files[f"engines/{engine.path.name}"].sha256
-        trust.require(digest, f"The engine {engine.path}", given=given)
+    """An engine is native code. Raises NotTrustedError where this user has not vouched for the bundle's manifest.
+
+    given: SHA-256 of the manifest, which vouches for it from now on.
+    """
+    if served.engines:
+        trust.require(served.manifest_sha256, f"The engine {served.engines[0].path}", given=given)
 
 
 def _dense_onnx(served: Served) -> bytes:

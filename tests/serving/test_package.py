@@ -29,8 +29,10 @@ def packaged(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Pack
     return package([bundles.dense, bundles.sparse], [None, None], tmp_path_factory.mktemp("packaged") / "out")
 
 
-def _with_engines(bundle: Path, to: Path, *names: str, tensorrt: str = "10.14.1.48") -> Path:
-    """A copy with files that are named as engines, listed in its manifest."""
+def _with_engines(
+    bundle: Path, to: Path, *names: str, tensorrt: str = "10.14.1.48", trusted: bool = True
+) -> Path:
+    """A copy with files that are named as engines, listed in its manifest, which this user vouches for."""
     shutil.copytree(bundle, to)
     (to / "engines").mkdir()
     manifest = json.loads((to / BUNDLE_FILE).read_text())
@@ -40,6 +42,8 @@ def _with_engines(bundle: Path, to: Path, *names: str, tensorrt: str = "10.14.1.
         manifest["files"][f"engines/{name}"] = {"size_bytes": len(name), "sha256": sha256_file(path)}
     manifest["versions"]["tensorrt-cu13"] = tensorrt
     (to / BUNDLE_FILE).write_text(json.dumps(manifest))
+    if trusted:
+        remember(sha256_file(to / BUNDLE_FILE))
     return to
 
 
@@ -116,12 +120,18 @@ def test_engines_of_two_tensorrts_are_refused(bundles: Bundles, tmp_path: Path) 
 
 
 def test_an_engine_is_served_only_when_it_is_trusted(bundles: Bundles, tmp_path: Path) -> None:
-    served = open_served(_with_engines(bundles.dense, tmp_path / "net", "tensorrt-fp16-sm70.engine"))
+    folder = _with_engines(bundles.dense, tmp_path / "net", "tensorrt-fp16-sm70.engine", trusted=False)
+    served = open_served(folder)
     with pytest.raises(NotTrustedError) as error:
         require_trusted_engines(served, None)
     assert error.value.exit_code == 6
-    remember(sha256_file(served.engines[0].path))
+    with pytest.raises(NotTrustedError):
+        package([served.bundle.path], [None], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    package([served.bundle.path], [None], tmp_path / "out", runtimes=["onnxruntime"])  # no engine in it
+    remember(served.manifest_sha256)  # as building does
     require_trusted_engines(served, None)
+    package([served.bundle.path], [None], tmp_path / "all")
 
 
 def test_a_damaged_bundle_leaves_the_package_that_was_there(bundles: Bundles, tmp_path: Path) -> None:
