@@ -12,11 +12,13 @@ from typing import Any
 import onnx
 import pytest
 
+from benchmarks.bench_engine import two_four_graph
 from sparse_export.engine.build import BuiltEngine, build_engine, engine_from_file
 from sparse_export.engine.options import EngineOptions, Profile
 from sparse_export.engine.progress import BuildProgress
 from sparse_export.errors import EngineBuildFailed, MissingCapability, OutputError, UsageError
 from sparse_export.graph.pack24 import pack
+from sparse_export.graph.verify import graph_layers
 from tests.engine.conftest import small_graph
 
 pytestmark = [pytest.mark.tensorrt, pytest.mark.usefixtures("rtx")]
@@ -270,3 +272,16 @@ def test_a_float_graph_is_whole_afterwards(tmp_path: Path) -> None:
     before = model.SerializeToString()
     build_engine(model, tmp_path / "x", RTX)
     assert onnx.load_from_string(before) == model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["lenet5", "resnet18", "resnet50"])
+def test_a_whole_networks_packed_file_gives_the_engine_of_its_graph(network: str, tmp_path: Path) -> None:
+    model = two_four_graph(network)  # float16, 2:4, any batch from 1 to 32
+    (tmp_path / "packed.onnx").write_bytes(pack(model).SerializeToString())
+    built = build_engine(model, tmp_path / "engine", RTX)
+    engine_from_file(tmp_path / "packed.onnx", tmp_path / "from-packed", RTX)
+    assert (tmp_path / "engine").read_bytes() == (tmp_path / "from-packed").read_bytes()
+    n_weights = sum(layer.n_weights for layer in graph_layers(model))
+    assert (tmp_path / "engine").stat().st_size > n_weights  # it holds them, two bytes each, or half of them
+    assert built.n_layers >= 5
