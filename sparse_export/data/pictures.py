@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -106,14 +107,21 @@ def workers_watched() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as cause:
-        if "DataLoader worker" not in str(cause):
+    except (RuntimeError, ConnectionError, EOFError) as cause:
+        if not _tells_of_a_worker(cause):
             raise
         raise SparseExportError(
-            f"A process that reads pictures ended: {str(cause).rstrip('. ')}.",
+            f"A process that reads pictures ended: {str(cause).rstrip('. ') or type(cause).__name__}.",
             expected="It was expected to live as long as the training.",
             do="Use fewer workers if memory ran out, then go on with --resume.",
         ) from cause
+
+
+def _tells_of_a_worker(cause: Exception) -> bool:
+    """Is it torch's own word, or a connection that broke while the memory of a ready batch was handed over?"""
+    if isinstance(cause, RuntimeError):
+        return "DataLoader worker" in str(cause)
+    return any(frame.name == "rebuild_storage_fd" for frame in traceback.extract_tb(cause.__traceback__))
 
 
 class _Following:

@@ -161,3 +161,13 @@ def test_a_crop_ratio_cuts_the_middle_of_a_larger_picture(tmp_path: Path) -> Non
     inner = imagefolder.middle(tmp_path / "frame.png", (16, 16), 0.5).float()
     assert inner[:, 1:-1, 1:-1].mean() > 254
     assert imagefolder.middle(tmp_path / "frame.png", (16, 16)).float().mean() < 80
+
+
+def test_a_connection_that_breaks_is_a_workers_end_only_where_a_batch_is_handed_over() -> None:
+    def rebuild_storage_fd() -> None:  # the name of the function of torch that maps a batch's memory
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    with pytest.raises(SparseExportError, match="A process that reads pictures ended"), workers_watched():
+        rebuild_storage_fd()
+    with pytest.raises(ConnectionResetError), workers_watched():
+        raise ConnectionResetError(104, "Connection reset by peer")

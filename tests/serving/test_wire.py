@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,21 @@ def test_metrics_count_the_requests(running: Serving, digits_test: np.ndarray) -
         assert found
         return int(found[1])
 
-    before = counted()
+    def settled() -> int:
+        """The count once it stands still: earlier requests are counted some time after their answer."""
+        now = counted()
+        for _ in range(40):
+            time.sleep(0.5)
+            now, last = counted(), now
+            if now == last:
+                return now
+        raise AssertionError("the count never stands still")
+
+    before = settled()
     with _client(grpc, running, "grpc_port") as client:
         for _ in range(5):
             infer(grpc, client, "dense", digits_test[:1])
-    assert counted() == before + 5
+    assert settled() == before + 5
 
 
 @pytest.mark.parametrize(
