@@ -26,6 +26,7 @@ from sparse_export.sparsity.pattern import NMPattern, obeys
 from sparse_export.train.loop import train
 from sparse_export.train.recipe import load_recipe
 from sparse_export.validation import check_gates, validate
+from tests.exporting import exported_once
 from tests.making_runs import digits_accuracy, digits_fact, digits_run, save_run
 
 TWO_FOUR = NMPattern(n=2, m=4)
@@ -65,19 +66,7 @@ def perceptron(fc1: float = 0.12, fc2: float = 0.12) -> tuple[Perceptron, dict[s
 @pytest.fixture(scope="module", autouse=True)
 def _exported_once() -> Iterator[None]:
     """Export takes seconds, and is tested elsewhere: each network is exported once."""
-    building: Any = importlib.import_module("sparse_export.building")
-    genuine, made = building.onnx_from_module, {}
-
-    def export(module: nn.Module, *args: Any, **options: Any) -> onnx.ModelProto:
-        weights = b"".join(value.numpy().tobytes() for value in module.state_dict().values())
-        if weights not in made:
-            made[weights] = genuine(module, *args, **options)
-        copy = onnx.ModelProto()
-        copy.CopyFrom(made[weights])
-        return copy
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "onnx_from_module", export)
+    with exported_once():
         yield
 
 
