@@ -18,7 +18,13 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from sparse_export.artefact import PatternLayer, Road
 from sparse_export.errors import ArtefactError
 from sparse_export.graph.channels import Channels, find_channels
-from sparse_export.graph.permutation import movable_weights, permute_network, preview, reduction_axis
+from sparse_export.graph.permutation import (
+    movable_weights,
+    permute_network,
+    preview,
+    reduction_axis,
+    summed_parts,
+)
 from sparse_export.graph.reorder import apply_record, reordered
 from sparse_export.sparsity.lossless import cut_share, least_cut_share, least_cutting_order
 from sparse_export.sparsity.pattern import NMPattern, fits, groups_over, largest_per_group, obeys
@@ -228,9 +234,7 @@ class _Work:
                 return "it belongs to a MultiheadAttention, and has no mask"
         elif not isinstance(owner, nn.Linear | _ConvNd) or not name.endswith("weight"):
             return f"it belongs to a {type(owner).__name__}, whose reduction axis is not known"
-        n_reduced = weight.shape[self.axis(name)]
-        if isinstance(owner, _ConvTransposeNd):
-            n_reduced //= owner.groups
+        n_reduced = weight.shape[self.axis(name)] // summed_parts(self.module, name)
         if isinstance(owner, _ConvNd) and owner.groups > 1 and n_reduced == 1:
             return "each of its channels is summed by itself (depthwise)"
         if n_reduced % self.pattern.m or not fits(tuple(weight.shape), self.axis(name), self.pattern):
