@@ -17,7 +17,7 @@ from sparse_export.artefact import Accuracy, Bundle, library_versions, now, open
 from sparse_export.data import Inputs
 from sparse_export.errors import GateFailed, SpeedupNotReached, UsageError
 from sparse_export.files import write_json
-from sparse_export.measure.interleave import LatencyResult, check_measurable, measure_interleaved
+from sparse_export.measure.interleave import LatencyResult, check_measurable
 from sparse_export.measure.latency import check_batches
 from sparse_export.measure.machine import machine_facts, n_usable_cores
 from sparse_export.measure.pinning import pinned
@@ -320,16 +320,13 @@ def _compare_latency(
     tell: Callable[[str], None],
 ) -> LatencyComparison:
     tell(f"latency at batch {batch}, {rounds} rounds")
-    shape = (batch, *dense.info.model.input_shape)
-    x = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-    results = measure_interleaved(
-        {name: partial(sessions.run, name, x) for name in sessions.open},
+    results = sessions.measure(
+        dense.info.model.input_shape,
         batch=batch,
         rounds=rounds,
         block_s=block_s,
         seed=seed,
         warmup_limit_s=warmup_limit_s,
-        before_round=partial(sessions.renew, x),
     )
     base, again, other = (results[name] for name in ("dense", "dense again", "sparse"))
     ratio = paired_ratio(base.samples_ms, other.samples_ms)

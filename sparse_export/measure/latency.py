@@ -9,13 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sparse_export.artefact import Bundle, library_versions, now, open_bundle
 from sparse_export.errors import UnknownNameError, UsageError
 from sparse_export.files import write_json
 from sparse_export.measure.card import CardLog, watched_cards
-from sparse_export.measure.interleave import LatencyResult, check_measurable, measure_interleaved
+from sparse_export.measure.interleave import LatencyResult, check_measurable
 from sparse_export.measure.machine import machine_facts, n_usable_cores
 from sparse_export.measure.pinning import pinned
 from sparse_export.measure.sessions import TimedSessions
@@ -173,16 +171,13 @@ def _row(
     warmup_limit_s: float,
     seed: int,
 ) -> BenchRow:
-    shape = (batch, *bundle.info.model.input_shape)
-    x = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-    results = measure_interleaved(
-        {name: partial(sessions.run, name, x) for name in sessions.open},
+    results = sessions.measure(
+        bundle.info.model.input_shape,
         batch=batch,
         rounds=rounds,
         block_s=block_s,
         seed=seed,
         warmup_limit_s=warmup_limit_s,
-        before_round=partial(sessions.renew, x),
     )
     first, again = results["first"], results["again"]
     control = paired_ratio(first.samples_ms, again.samples_ms)

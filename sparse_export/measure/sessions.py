@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
+from sparse_export.measure.interleave import LatencyResult, measure_interleaved
 from sparse_export.runtime import Session
 
 __all__ = ["TimedSessions"]
@@ -49,6 +51,31 @@ class TimedSessions:
         for _ in range(_CALLS_AFTER_OPENING):
             for session in self.open.values():
                 session.run(x)
+
+    def measure(
+        self,
+        input_shape: tuple[int, ...],
+        *,
+        batch: int,
+        rounds: int,
+        block_s: float,
+        seed: int,
+        warmup_limit_s: float,
+    ) -> dict[str, LatencyResult]:
+        """Time a call of every session on one batch of standard normal inputs, interleaved, all renewed in each round.
+
+        input_shape: of one sample.  The rest: see `measure_interleaved`.
+        """
+        x = np.random.default_rng(seed).standard_normal((batch, *input_shape), dtype=np.float32)
+        return measure_interleaved(
+            {name: partial(self.run, name, x) for name in self.open},
+            batch=batch,
+            rounds=rounds,
+            block_s=block_s,
+            seed=seed,
+            warmup_limit_s=warmup_limit_s,
+            before_round=partial(self.renew, x),
+        )
 
     def close(self) -> None:
         for session in self.open.values():
