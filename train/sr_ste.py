@@ -28,7 +28,9 @@ class SrSte:
 
     decay: lambda of the paper, 2e-4.  keep_dense, output_layers, small_share: as for `SparseTraining`.
     Source: Zhou et al. 2021, "Learning N:M fine-grained structured sparse neural networks from scratch", equation 9.
-    On purpose different: groups run along input channels, as hardware has them. Raises UsageError.
+    Where several processes train together, each draws the masks from its own weights, which are the same bits as long
+    as gradients are averaged alike; they are not compared after every step, as those of `SparseTraining` are after
+    every update. On purpose different: groups run along input channels, as hardware has them. Raises UsageError.
     """
 
     update_every = 1
