@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,14 @@ from torch import Tensor, nn
 from sparse_export import artefact, models
 from sparse_export.errors import SparseExportError
 from sparse_export.measure.card import watched_cards
-from sparse_export.measure.device import CudaStamps, stamps_for
+from sparse_export.measure.device import CudaStamps, replayed, stamps_for
 from sparse_export.measure.interleave import LatencyResult, measure_interleaved
 from sparse_export.measure.machine import machine_facts
 from sparse_export.measure.statistics import location, paired_ratio, resolution
 from sparse_export.measure.training_step import bench_training_step
 from sparse_export.plan.layers import products_of
 from sparse_export.plan.planning import make_plan
-from sparse_export.plan.timing import Size, measure_timings, product_calls
+from sparse_export.plan.timing import ProductCalls, Size, measure_timings, product_calls
 from sparse_export.runtime.torch24 import rewrite
 from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import largest_per_group
@@ -98,10 +99,10 @@ CARD = Setting(
         ("resnet50", _PICTURE, (1, 32, 256)),
     ),
     training=(
-        ("vit-b-16", _PICTURE, 128, False),
-        ("vit-l-16", _PICTURE, 64, False),
-        ("vit-b-16", _PICTURE, 128, True),
-        ("vit-l-16", _PICTURE, 64, True),
+        ("vit-l-16", _PICTURE, 128, True),
+        ("vit-b-16", _PICTURE, 256, True),
+        ("vit-l-16", _PICTURE, 128, False),
+        ("vit-b-16", _PICTURE, 256, False),
     ),
     recipes=(("imagenet-resnet50-10", 128), ("cifar10-wrn-28-2", 128)),
     rounds=20,
@@ -140,11 +141,13 @@ def measured(
     )
 
 
-def ratios(found: Mapping[str, LatencyResult], base: str = "dense") -> Case:
-    """base / each of the others, with intervals, and the samples."""
-    case: Case = {"samples_ms": {name: list(one.samples_ms) for name, one in found.items()}}
+def ratios(found: Mapping[str, LatencyResult], base: str = "dense", n_inside: int = 1) -> Case:
+    """base / each of the others, with intervals, and the samples, of one of the n_inside things that a call does."""
+    case: Case = {
+        "samples_ms": {name: [ms / n_inside for ms in one.samples_ms] for name, one in found.items()}
+    }
     case["steady"] = all(one.steady for one in found.values())
-    case["ms"] = {name: location(one.samples_ms).estimate for name, one in found.items()}
+    case["ms"] = {name: location(samples).estimate for name, samples in case["samples_ms"].items()}
     for name, one in found.items():
         if name != base:
             case[f"{base} / {name}"] = asdict(paired_ratio(found[base].samples_ms, one.samples_ms))
@@ -163,16 +166,13 @@ def ceilings(setting: Setting) -> Iterator[Case]:
     n = setting.square
     for dtype in setting.dtypes:
         for backend in setting.backends:
-            calls, algorithm = product_calls((n, n, n), dtype, backend, torch.device(setting.device))
-            case = ratios(measured(setting, calls, n))
+            made = product_calls((n, n, n), dtype, backend, torch.device(setting.device))
+            case = ratios(measured(setting, made.calls, n), n_inside=made.n_inside)
             rates = {name: 2 * n**3 / ms / 1e9 for name, ms in case["ms"].items()}  # of dense work, 2:4's too
             yield (
                 {"what": "matrix rate", "dtype": str(dtype), "backend": backend, "size": n}
                 | case
-                | {
-                    "tflops": rates,
-                    "algorithm": algorithm,
-                }
+                | {"tflops": rates, "algorithm": made.algorithm, "how": made.how}
             )
 
 
@@ -187,18 +187,24 @@ def products(setting: Setting) -> Iterator[Case]:
                 continue
             for n_rows in setting.rows:
                 size: Size = (n_outputs, n_inputs, n_rows)
-                calls, algorithm = product_calls(size, dtype, backend, torch.device(setting.device))
-                wanted, found = calls["dense"]().double(), calls["sparse"]().double()
-                error = float((found - wanted).norm() / wanted.norm())
+                made = product_calls(size, dtype, backend, torch.device(setting.device))
                 yield {
                     "outputs": n_outputs,
                     "inputs": n_inputs,
                     "rows": n_rows,
                     "backend": backend,
                     "dtype": str(dtype),
-                    "relative_difference": error,
-                    "algorithm": algorithm,
-                } | ratios(measured(setting, calls, n_rows))
+                    "relative_difference": difference(made),
+                    "algorithm": made.algorithm,
+                    "copies": made.n_inside,
+                    "how": made.how,
+                } | ratios(measured(setting, made.calls, n_rows), n_inside=made.n_inside)
+
+
+def difference(made: ProductCalls) -> float:
+    """Of the 2:4 product from the dense one, relative to its norm."""
+    wanted, found = made.outputs["dense"]().double(), made.outputs["sparse"]().double()
+    return float((found - wanted).norm() / wanted.norm())
 
 
 def cut(model: nn.Module, names: Sequence[str]) -> None:
@@ -254,8 +260,12 @@ def inference(setting: Setting) -> Iterator[Case]:
                         networks[kind] = made.model
                 with torch.inference_mode():
                     outputs = {kind: network(x).double() for kind, network in networks.items()}
-                    calls, how = calls_of(networks, x)
+                    is_compiled = all(compile_blocks(network) for network in networks.values())
+                    eager = {kind: partial(network, x) for kind, network in networks.items()}
+                    on_card = device.type == "cuda"
+                    calls = {kind: replayed(call) if on_card else call for kind, call in eager.items()}
                     case = ratios(measured(setting, calls, batch))
+                how = {kind: "eager" if call is eager[kind] else "cuda graph" for kind, call in calls.items()}
                 size = float(outputs["dense"].norm().clamp_min(1e-30))
                 yield {
                     "network": name,
@@ -263,6 +273,7 @@ def inference(setting: Setting) -> Iterator[Case]:
                     "dtype": str(dtype),
                     "backend": backend,
                     "how": how,
+                    "compiled": is_compiled,
                     "layers_24": len(possible),
                     "layers_planned": len(plan.sparse),
                     "expected_speedup": plan.expected_speedup,
@@ -273,34 +284,12 @@ def inference(setting: Setting) -> Iterator[Case]:
                 } | case
 
 
-def calls_of(networks: Mapping[str, nn.Module], x: Tensor) -> tuple[dict[str, Callable[[], object]], str]:
-    """A call of each network, and how it is made: replayed CUDA graphs, so that launching costs nothing, or eager."""
-    eager = {kind: _called(network, x) for kind, network in networks.items()}
-    if x.device.type != "cuda":
-        return eager, "eager"
-    try:
-        return {kind: _captured(network, x) for kind, network in networks.items()}, "cuda graph"
-    except RuntimeError as cause:
-        torch.cuda.synchronize()
-        return eager, f"eager, for capturing failed: {str(cause).splitlines()[0]}"
-
-
-def _called(network: nn.Module, x: Tensor) -> Callable[[], object]:
-    return lambda: network(x)
-
-
-def _captured(network: nn.Module, x: Tensor) -> Callable[[], object]:
-    """Replay a call; the first ones, which allocate and choose, run on a stream of their own as capturing asks."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            network(x)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        network(x)
-    return graph.replay
+def compile_blocks(network: nn.Module) -> bool:
+    """Compile a vision transformer's encoder blocks, all of them by one compilation; False for another network."""
+    blocks = [module for module in network.modules() if type(module).__name__ == "EncoderBlock"]
+    for block in blocks:
+        block.compile()
+    return bool(blocks)
 
 
 class FixedMasks:
@@ -344,6 +333,8 @@ class Loop:
             mask_pass = MaskPass(weights, masks.masks)
             mask_pass.apply()
             products24 = Step24(model, masks, dtype=dtype, backend=backend, sparse_backward=kind == "both")
+            with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+                products24.tune(model, x)
 
             def after() -> None:
                 mask_pass.apply()
@@ -352,7 +343,9 @@ class Loop:
             self.after = after
             self.masks, self.products = masks, products24
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, fused=True)
-        self.forward: Any = torch.compile(model) if compiled else model
+        self.forward: Any = model
+        if compiled and not compile_blocks(model):
+            self.forward = torch.compile(model)
 
     def step(self) -> None:
         self.optimizer.zero_grad()
@@ -434,6 +427,7 @@ PARTS: dict[str, Callable[[Setting], Iterator[Case]]] = {
 def run_part(name: str, setting: Setting, file: Path) -> None:
     """Run one part, writing its cases after each of them."""
     cases: list[Case] = []
+    torch.backends.cudnn.benchmark = True  # the dense networks are to be as fast as they can be
     with watched_cards() as cards:
         for case in PARTS[name](setting):
             cases.append(case)

@@ -30,7 +30,7 @@ from sparse_export.sparsity.product24 import (
     why_not,
 )
 
-__all__ = ["Weight24", "change_layers"]
+__all__ = ["Weight24", "change_layers", "tune_layers"]
 
 
 class Weight24:
@@ -45,7 +45,7 @@ class Weight24:
     def __init__(self, weight: Tensor, *, dtype: torch.dtype, backend: Backend) -> None:
         self.forward_form: Compressed | None = None
         self.backward_form: Compressed | None = None
-        self.algorithm = 0
+        self.algorithm = self.backward_algorithm = 0
         self.dtype, self.backend = dtype, backend
         self._weight = weight
         self._scale_O: Tensor | None = None
@@ -78,10 +78,17 @@ class Weight24:
             if form is not None:
                 fill(form, self._weight)
 
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own parameter."""
+        return self._weight
+
     def tune(self, n_rows: int) -> None:
-        """Choose the fastest algorithm for so many rows. Times the device."""
+        """Choose the fastest algorithms for so many rows. Times the device."""
         if self.forward_form is not None:
             self.algorithm = best_algorithm(self.forward_form, n_rows)
+        if self.backward_form is not None:
+            self.backward_algorithm = best_algorithm(self.backward_form, n_rows)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x Wᵀ + bias along the last axis of x, as `torch.nn.functional.linear` gives it under autocast or not.
@@ -105,6 +112,7 @@ class Weight24:
             None if back is None else back.meta,
             self.backend,
             self.algorithm,
+            self.backward_algorithm,
         )
         if not torch.is_autocast_enabled(x.device.type):
             y_NO = y_NO.to(x.dtype)
@@ -154,6 +162,7 @@ class _Product(torch.autograd.Function):
         meta_t: Tensor | None,
         backend: Backend,
         algorithm: int,
+        backward_algorithm: int,
     ) -> Tensor:
         shape = (weight_OI.shape[0], weight_OI.shape[1])
         with torch.autocast(x_NI.device.type, enabled=False):
@@ -161,7 +170,7 @@ class _Product(torch.autograd.Function):
             b = None if bias is None else bias.to(packed.dtype)
             y = multiply(x, packed, meta, b, shape=shape, backend=backend, algorithm=algorithm)
         ctx.save_for_backward(x, weight_OI, packed_t, meta_t)
-        ctx.backend, ctx.shape = backend, shape
+        ctx.backend, ctx.shape, ctx.algorithm = backend, shape, backward_algorithm
         ctx.dtypes = (x_NI.dtype, None if bias is None else bias.dtype)
         return y
 
@@ -175,14 +184,22 @@ class _Product(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             if wants_x and packed_t is not None:
                 n_out, n_in = ctx.shape
-                gx = multiply(gy, packed_t, meta_t, None, shape=(n_in, n_out), backend=ctx.backend).to(x_type)
+                gx = multiply(
+                    gy,
+                    packed_t,
+                    meta_t,
+                    None,
+                    shape=(n_in, n_out),
+                    backend=ctx.backend,
+                    algorithm=ctx.algorithm,
+                ).to(x_type)
             elif wants_x:
                 gx = (gy @ weight_OI.to(gy.dtype)).to(x_type)
             if wants_weight:
                 gw = (gy.T @ x).to(weight_OI.dtype)
             if wants_bias and bias_type is not None:
                 gb = gy.sum(0, dtype=torch.float32).to(bias_type)
-        return gx, gw, gb, None, None, None, None, None, None
+        return gx, gw, gb, None, None, None, None, None, None, None
 
 
 class Linear24(nn.Linear):
@@ -346,3 +363,32 @@ def _change(owner: nn.Module, weight: Tensor, dtype: torch.dtype, backend: Backe
     object.__setattr__(owner, "__class__", next(new for old, new in kinds if isinstance(owner, old)))
     object.__setattr__(owner, "product", product)
     return product
+
+
+def tune_layers(model: nn.Module, layers: Mapping[str, Weight24], run: Callable[[], object]) -> None:
+    """Choose the fastest algorithms for the rows that each layer meets in one run of the model. Times the device.
+
+    layers: as `change_layers` gave them.  run: calls the model, not compiled, on inputs of the size to come.
+    """
+    rows: dict[str, int] = {}
+    handles = [
+        model.get_submodule(name.rpartition(".")[0]).register_forward_hook(_row_counter(rows, name))
+        for name in layers
+    ]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, n_rows in rows.items():
+        layers[name].tune(n_rows)
+
+
+def _row_counter(rows: dict[str, int], name: str) -> Any:
+    def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        channels = first.shape[1] if isinstance(module, nn.Conv2d) else first.shape[-1]
+        rows[name] = first.numel() // channels
+
+    return count

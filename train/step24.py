@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
-from sparse_export.models.layers24 import Weight24, change_layers
+from sparse_export.models.layers24 import Weight24, change_layers, tune_layers
 from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import fits, obeys
-from sparse_export.sparsity.product24 import Backend, why_not
+from sparse_export.sparsity.product24 import Backend, values_of, why_not
 from sparse_export.sparsity.transposable import is_transposable
 
 __all__ = ["MovingMasks", "Step24"]
@@ -81,6 +81,8 @@ class Step24:
                 do="Train without 2:4 products.",
             )
         self._seen = -1
+        self._kernel: Any = None
+        self._kernel_class = _kernel_class(next(iter(self.layers.values())).weight.device)
         self.after_step()
 
     @property
@@ -100,8 +102,39 @@ class Step24:
             for name, layer in self.layers.items():
                 self._compress(name, layer, self._masks.masks[name])
             return
-        for layer in self.layers.values():
-            layer.fill()
+        self._fill()
+
+    def tune(self, model: nn.Module, x: Tensor) -> None:
+        """Choose the fastest algorithms for inputs like x, of the network as it was given, not compiled. Times the device.
+
+        Runs the network once, forward, as it is: in training, layers that keep statistics take x into them.
+        """
+        tune_layers(model, self.layers, lambda: model(x))
+
+    def _fill(self) -> None:
+        """Gather the values of every layer: by one launch where that can be."""
+        sparse = [layer for layer in self.layers.values() if layer.forward_form is not None]
+        pairs = [
+            (layer.weight.detach(), form)
+            for layer in sparse
+            for form in (layer.forward_form, layer.backward_form)
+            if form is not None
+        ]
+        if self._kernel_class is None or not pairs:
+            for layer in sparse:
+                layer.fill()
+            return
+        weights = [weight for weight, _ in pairs]
+        places = [form.places for _, form in pairs]
+        values = [values_of(form) for _, form in pairs]
+        if self._kernel is None or not self._kernel.fits(weights, places, values):
+            if not self._kernel_class.can(weights, places, values):
+                self._kernel_class = None
+                self._fill()
+                return
+            self._kernel = self._kernel_class(weights, places, values)
+        self._kernel()
+        torch.autograd.graph.increment_version([form.packed for _, form in pairs])
 
     def _compress(self, name: str, layer: Weight24, mask: Tensor) -> None:
         if not obeys(mask.flatten(1), 1, TWO_FOUR):
@@ -114,6 +147,17 @@ class Step24:
                 do="Leave sparse_backward out, or train with transposable masks.",
             )
         layer.set_mask(mask, sparse_backward=self.sparse_backward)
+
+
+def _kernel_class(device: torch.device) -> Any:
+    """The one-launch gathering where it can be had, else None."""
+    if device.type != "cuda":
+        return None
+    try:
+        from sparse_export.sparsity.fill_kernel import GatherAll
+    except ImportError:
+        return None
+    return GatherAll
 
 
 def _possible(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from sparse_export.artefact import SCHEMA_VERSION, library_versions, now, read_d
 from sparse_export.errors import ArtefactError
 from sparse_export.files import write_json
 from sparse_export.measure.card import CardLog, watched_cards
-from sparse_export.measure.device import CudaStamps, stamps_for
+from sparse_export.measure.device import CudaStamps, captured, replayed, stamps_for
 from sparse_export.measure.interleave import LatencyResult, measure_interleaved
 from sparse_export.measure.machine import machine_facts
 from sparse_export.sparsity.compressed import TWO_FOUR
@@ -22,14 +23,18 @@ from sparse_export.sparsity.pattern import largest_per_group
 from sparse_export.sparsity.product24 import Backend, best_algorithm, compress, fill, multiply
 
 __all__ = [
+    "ProductCalls",
     "ProductTiming",
     "Size",
     "Timings",
     "measure_timings",
+    "per_product",
     "product_calls",
     "read_timings",
     "write_timings",
 ]
+
+_MOST_COPIES = 24
 
 Size = tuple[int, int, int]
 """Outputs, inputs and rows of a product."""
@@ -127,13 +132,16 @@ def measure_timings(
     with watched_cards() as cards, torch.inference_mode():
         for size in sorted(set(sizes)):
             tell(f"a product of {size[0]} outputs, {size[1]} inputs and {size[2]} rows")
-            calls, algorithm = product_calls(size, dtype, backend, device)
-            found = measure_interleaved(calls, **options)
-            products.append(_timing(size, found, algorithm))
+            made = product_calls(size, dtype, backend, device)
+            found = measure_interleaved(made.calls, **options)
+            products.append(_timing(size, per_product(found, made.n_inside), made.algorithm))
         tell("the dense network")
         network = model.to(device, dtype).eval()
         x = torch.randn((batch, *input_shape), device=device, dtype=dtype)
-        whole = measure_interleaved({"model": lambda: network(x)}, **options)["model"]
+        call: Callable[[], object] = lambda: network(x)
+        if device.type == "cuda":
+            call = replayed(call)
+        whole = measure_interleaved({"model": call}, **options)["model"]
     return Timings(
         model=name,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -149,10 +157,27 @@ def measure_timings(
     )
 
 
-def product_calls(
-    size: Size, dtype: torch.dtype, backend: Backend, device: torch.device
-) -> tuple[dict[str, Callable[[], Tensor]], int]:
-    """The product of one size, `dense` and `sparse`, of the same values, and cuSPARSELt's algorithm for it."""
+@dataclass(frozen=True, kw_only=True)
+class ProductCalls:
+    """A product of one size, `dense` and `sparse`, of the same values, ready to be timed.
+
+    calls: each makes `n_inside` products.  outputs: what one product of each gives.
+    algorithm: cuSPARSELt's for this size.  how: `cuda graph`, or `eager` and on a card why.
+    """
+
+    calls: dict[str, Callable[[], object]]
+    outputs: dict[str, Callable[[], Tensor]]
+    n_inside: int
+    algorithm: int
+    how: str
+
+
+def product_calls(size: Size, dtype: torch.dtype, backend: Backend, device: torch.device) -> ProductCalls:
+    """Prepare the product of one size. Times the device, to choose the algorithm.
+
+    On a card a call replays a CUDA graph, so that no launch is timed, of products with so many copies of the weight
+    as fill the second-level cache twice: in a network a weight is not there any more when its turn comes again.
+    """
     n_outputs, n_inputs, n_rows = size
     scores = torch.randn((n_outputs, n_inputs), device=device)
     mask = largest_per_group(scores, 1, TWO_FOUR)
@@ -162,20 +187,52 @@ def product_calls(
     made = compress(mask, dtype, backend)
     fill(made, weight)
     algorithm = best_algorithm(made, n_rows)
-    return {
-        "dense": lambda: nn.functional.linear(x, weight, bias),
-        "sparse": lambda: multiply(
-            x, made.packed, made.meta, bias, shape=made.shape, backend=backend, algorithm=algorithm
-        ),
-    }, algorithm
+
+    def dense(weight: Tensor) -> Tensor:
+        return nn.functional.linear(x, weight, bias)
+
+    def sparse(packed: Tensor, meta: Tensor | None) -> Tensor:
+        return multiply(x, packed, meta, bias, shape=made.shape, backend=backend, algorithm=algorithm)
+
+    outputs: dict[str, Callable[[], Tensor]] = {
+        "dense": partial(dense, weight),
+        "sparse": partial(sparse, made.packed, made.meta),
+    }
+    if device.type != "cuda":
+        return ProductCalls(
+            calls=dict(outputs), outputs=outputs, n_inside=1, algorithm=algorithm, how="eager"
+        )
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    n_copies = min(_MOST_COPIES, max(1, -(-2 * cache // (weight.numel() * weight.element_size()))))
+    copies = {
+        "dense": [partial(dense, weight.clone()) for _ in range(n_copies)],
+        "sparse": [
+            partial(sparse, made.packed.clone(), None if made.meta is None else made.meta.clone())
+            for _ in range(n_copies)
+        ],
+    }
+    try:
+        calls = {name: captured(some) for name, some in copies.items()}
+    except RuntimeError as cause:
+        torch.cuda.synchronize()
+        how = f"eager, for capturing failed: {str(cause).splitlines()[0]}"
+        return ProductCalls(calls=dict(outputs), outputs=outputs, n_inside=1, algorithm=algorithm, how=how)
+    return ProductCalls(
+        calls=calls, outputs=outputs, n_inside=n_copies, algorithm=algorithm, how="cuda graph"
+    )
 
 
-def _timing(size: Size, found: dict[str, LatencyResult], algorithm: int) -> ProductTiming:
+def per_product(found: dict[str, LatencyResult], n_inside: int) -> dict[str, tuple[float, ...]]:
+    """Milliseconds of one product in each round."""
+    return {name: tuple(ms / n_inside for ms in one.samples_ms) for name, one in found.items()}
+
+
+def _timing(size: Size, found: dict[str, tuple[float, ...]], algorithm: int) -> ProductTiming:
     return ProductTiming(
         n_outputs=size[0],
         n_inputs=size[1],
         n_rows=size[2],
-        dense_ms=found["dense"].samples_ms,
-        sparse_ms=found["sparse"].samples_ms,
+        dense_ms=found["dense"],
+        sparse_ms=found["sparse"],
         algorithm=algorithm,
     )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
-from sparse_export.models.layers24 import Weight24, change_layers
+from sparse_export.models.layers24 import Weight24, change_layers, tune_layers
 from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import fits, groups_over
 from sparse_export.sparsity.product24 import Backend
@@ -38,28 +38,8 @@ class Rewritten:
 
     def tune(self, x: Tensor) -> None:
         """Choose the fastest algorithm of each layer for inputs of this size. Times the device."""
-        rows: dict[str, int] = {}
-        handles = []
-        for name in self.layers:
-            owner = self.model.get_submodule(name.rpartition(".")[0])
-            handles.append(owner.register_forward_hook(_row_counter(rows, name)))
-        try:
-            with torch.inference_mode():
-                self.model(x)
-        finally:
-            for handle in handles:
-                handle.remove()
-        for name, n_rows in rows.items():
-            self.layers[name].tune(n_rows)
-
-
-def _row_counter(rows: dict[str, int], name: str) -> Any:
-    def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        first = output[0] if isinstance(output, tuple) else output
-        channels = first.shape[1] if isinstance(module, nn.Conv2d) else first.shape[-1]
-        rows[name] = first.numel() // channels
-
-    return count
+        with torch.inference_mode():
+            tune_layers(self.model, self.layers, lambda: self.model(x))
 
 
 def rewrite(

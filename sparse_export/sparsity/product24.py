@@ -38,6 +38,7 @@ __all__ = [
     "quantized_rows",
     "require_backend",
     "row_multiple",
+    "values_of",
     "why_not",
 ]
 
@@ -73,7 +74,7 @@ class Compressed:
     """A 2:4 matrix (O, I), filled with the values of a dense weight by `fill`.
 
     packed: kept values, and for cuSPARSELt its metadata behind them.  meta: columns for the reference, CUTLASS's
-    metadata, None for cuSPARSELt.  places: int64, where in the weight's flat memory each kept value comes from; for a
+    metadata, None for cuSPARSELt.  places: int32 or int64, where in the weight's flat memory each kept value comes from; for a
     transposed matrix that is the memory of the weight that it is the transpose of.
     """
 
@@ -167,6 +168,8 @@ def compress(
         found = learned_places(lambda dense: torch._cslt_compress(dense).reshape(-1)[:n_kept], mask, dtype)
     if transposed:
         found = found % shape[1] * shape[0] + found // shape[1]
+    if mask.numel() < 2**31:
+        found = found.to(torch.int32)  # read at every step, so half the bytes count
     compressed = Compressed(backend=backend, shape=shape, packed=packed, meta=meta, places=found)
     values_of(compressed).zero_()
     return compressed
@@ -256,11 +259,23 @@ def multiply_integers(
 
 
 def best_algorithm(compressed: Compressed, n_rows: int) -> int:
-    """cuSPARSELt's fastest algorithm for activations of so many rows; 0 for the other backends. Times the device."""
+    """cuSPARSELt's fastest algorithm for activations of so many rows; 0 for the other backends.
+
+    Times the device, once for a size and type in a process.
+    """
     if compressed.backend != "cusparselt":
         return 0
     packed = compressed.packed
     n_padded = n_rows + -n_rows % row_multiple(packed.dtype, compressed.backend)
-    x = torch.zeros((n_padded, compressed.shape[1]), dtype=packed.dtype, device=packed.device)
-    out = torch.int32 if packed.dtype == torch.int8 else None
-    return int(torch._cslt_sparse_mm_search(packed, x.t(), out_dtype=out, transpose_result=True))
+    size = (str(packed.device), packed.dtype, compressed.shape, n_padded)
+    if size not in _fastest:
+        x = torch.zeros((n_padded, compressed.shape[1]), dtype=packed.dtype, device=packed.device)
+        out = torch.int32 if packed.dtype == torch.int8 else None
+        _fastest[size] = int(
+            torch._cslt_sparse_mm_search(packed, x.t(), out_dtype=out, transpose_result=True)
+        )
+    return _fastest[size]
+
+
+# The fastest algorithm by device, type, shape of the matrix and rows of activations.
+_fastest: dict[tuple[str, torch.dtype, tuple[int, int], int], int] = {}
