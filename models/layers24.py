@@ -18,9 +18,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from sparse_export.errors import UsageError
 from sparse_export.sparsity.product24 import (
+    DEFAULT,
     Backend,
     Compressed,
-    best_algorithm,
+    best_algorithms,
     compress,
     fill,
     multiply,
@@ -45,7 +46,7 @@ class Weight24:
     def __init__(self, weight: Tensor, *, dtype: torch.dtype, backend: Backend) -> None:
         self.forward_form: Compressed | None = None
         self.backward_form: Compressed | None = None
-        self.algorithm = self.backward_algorithm = 0
+        self.algorithm = self.backward_algorithm = DEFAULT
         self.dtype, self.backend = dtype, backend
         self._weight = weight
         self._scale_O: Tensor | None = None
@@ -82,13 +83,6 @@ class Weight24:
     def weight(self) -> Tensor:
         """The layer's own parameter."""
         return self._weight
-
-    def tune(self, n_rows: int) -> None:
-        """Choose the fastest algorithms for so many rows. Times the device."""
-        if self.forward_form is not None:
-            self.algorithm = best_algorithm(self.forward_form, n_rows)
-        if self.backward_form is not None:
-            self.backward_algorithm = best_algorithm(self.backward_form, n_rows)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x Wᵀ + bias along the last axis of x, as `torch.nn.functional.linear` gives it under autocast or not.
@@ -381,8 +375,25 @@ def tune_layers(model: nn.Module, layers: Mapping[str, Weight24], run: Callable[
     finally:
         for handle in handles:
             handle.remove()
-    for name, n_rows in rows.items():
-        layers[name].tune(n_rows)
+    forward = [
+        (layers[name], form, n_rows) for name, n_rows in rows.items() if (form := layers[name].forward_form)
+    ]
+    backward = [
+        (layers[name], form, n_rows) for name, n_rows in rows.items() if (form := layers[name].backward_form)
+    ]
+    if not forward:
+        return
+    form = forward[0][1]
+    found = best_algorithms(
+        [(form.shape, n_rows) for _, form, n_rows in (*forward, *backward)],
+        form.packed.dtype,
+        form.backend,
+        form.packed.device,
+    )
+    for (layer, _, _), algorithm in zip(forward, found, strict=False):
+        layer.algorithm = algorithm
+    for (layer, _, _), algorithm in zip(backward, found[len(forward) :], strict=True):
+        layer.backward_algorithm = algorithm
 
 
 def _row_counter(rows: dict[str, int], name: str) -> Any:

@@ -20,7 +20,7 @@ from sparse_export.measure.interleave import LatencyResult, measure_interleaved
 from sparse_export.measure.machine import machine_facts
 from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import largest_per_group
-from sparse_export.sparsity.product24 import Backend, best_algorithm, compress, fill, multiply
+from sparse_export.sparsity.product24 import Backend, best_algorithms, compress, fill, multiply
 
 __all__ = [
     "ProductCalls",
@@ -128,6 +128,7 @@ def measure_timings(
         "warmup_limit_s": warmup_limit_s,
         "time_calls": stamps.time_calls if isinstance(stamps, CudaStamps) else None,
     }
+    best_algorithms([(size[:2], size[2]) for size in sizes], dtype, backend, device)  # all by one search
     products = []
     with watched_cards() as cards, torch.inference_mode():
         for size in sorted(set(sizes)):
@@ -186,7 +187,7 @@ def product_calls(size: Size, dtype: torch.dtype, backend: Backend, device: torc
     x = torch.randn((n_rows, n_inputs), device=device).to(dtype)
     made = compress(mask, dtype, backend)
     fill(made, weight)
-    algorithm = best_algorithm(made, n_rows)
+    (algorithm,) = best_algorithms([((n_outputs, n_inputs), n_rows)], dtype, backend, device)
 
     def dense(weight: Tensor) -> Tensor:
         return nn.functional.linear(x, weight, bias)

@@ -9,6 +9,7 @@ Legend: N rows of activations, O outputs, I inputs of a layer, the reduction axi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
 from sparse_export.errors import MissingCapability, UsageError
+from sparse_export.sparsity import cusparselt
 from sparse_export.sparsity.compressed import (
     TWO_FOUR,
     expanded,
@@ -25,12 +27,14 @@ from sparse_export.sparsity.compressed import (
     learned_places,
     places,
 )
+from sparse_export.sparsity.search24 import DEFAULT, ProductSize, fastest
 
 __all__ = [
     "BACKENDS",
+    "DEFAULT",
     "Backend",
     "Compressed",
-    "best_algorithm",
+    "best_algorithms",
     "compress",
     "fill",
     "multiply",
@@ -41,6 +45,9 @@ __all__ = [
     "values_of",
     "why_not",
 ]
+
+# Whether cuSPARSELt's plans are ours to keep; found out when a matrix is first compressed for it.
+_OWN_PLANS = False
 
 Backend = Literal["reference", "cutlass", "cusparselt"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -118,12 +125,21 @@ def require_backend(backend: Backend, device: torch.device) -> None:
             expected="A CUDA device was expected: sparse matrix instructions are the GPU's.",
             do="Use a machine with an NVIDIA card of compute capability 8.0 or newer.",
         )
+    if backend == "cutlass" and torch.cuda.get_device_capability(device)[0] != 8:
+        raise MissingCapability(
+            f"A 2:4 product by cutlass was asked for on {torch.cuda.get_device_name(device)}.",
+            expected="A card of compute capability 8.x was expected: torch has these products for no other.",
+            do="Use the backend cusparselt.",
+        )
     if backend == "cusparselt" and not torch.backends.cusparselt.is_available():
         raise MissingCapability(
             f"torch {torch.__version__} has no cuSPARSELt here.",
             expected="One was expected for this backend.",
             do="Install a torch built with it, or use the backend cutlass.",
         )
+    if backend == "cusparselt":
+        global _OWN_PLANS
+        _OWN_PLANS = cusparselt.is_there()
 
 
 def compress(
@@ -196,12 +212,12 @@ def multiply(
     *,
     shape: tuple[int, int],
     backend: Backend,
-    algorithm: int = 0,
+    algorithm: int = DEFAULT,
 ) -> Tensor:
     """x Wᵀ + bias, (N, O), for the 2:4 matrix W (O, I) of a `Compressed`. Can be traced by torch.compile.
 
     x_NI, bias: of the matrix's type; N is padded as the backend wants it.  algorithm: of cuSPARSELt, see
-    `best_algorithm`.
+    `best_algorithms`.
     """
     if backend == "reference":
         assert meta is not None
@@ -210,7 +226,12 @@ def multiply(
     n_pad = -n_rows % row_multiple(x_NI.dtype, backend)
     x = torch.nn.functional.pad(x_NI, (0, 0, 0, n_pad)) if n_pad else x_NI.contiguous()
     if backend == "cusparselt":
-        y = torch._cslt_sparse_mm(packed, x.t(), bias=bias, transpose_result=True, alg_id=algorithm)
+        if _OWN_PLANS:
+            y = cusparselt.product(x, packed, bias, shape[0], algorithm)
+        else:
+            y = torch._cslt_sparse_mm(
+                packed, x.t(), bias=bias, transpose_result=True, alg_id=max(0, algorithm)
+            )
     elif bias is None:
         assert meta is not None
         y = torch._sparse_semi_structured_mm(packed, meta, x.t()).t()
@@ -238,7 +259,7 @@ def multiply_integers(
     *,
     shape: tuple[int, int],
     backend: Backend,
-    algorithm: int = 0,
+    algorithm: int = DEFAULT,
 ) -> Tensor:
     """x Wᵀ, int32 (N, O), of int8 activations and an int8 `Compressed`; exact. The rest as in `multiply`."""
     if backend == "reference":
@@ -249,33 +270,40 @@ def multiply_integers(
     n_pad = -n_rows % row_multiple(torch.int8, backend)
     x = torch.nn.functional.pad(x_NI, (0, 0, 0, n_pad)) if n_pad else x_NI.contiguous()
     if backend == "cusparselt":
-        y = torch._cslt_sparse_mm(
-            packed, x.t(), transpose_result=True, out_dtype=torch.int32, alg_id=algorithm
-        )
+        if _OWN_PLANS:
+            y = cusparselt.product(x, packed, None, shape[0], algorithm)
+        else:
+            y = torch._cslt_sparse_mm(
+                packed, x.t(), transpose_result=True, out_dtype=torch.int32, alg_id=max(0, algorithm)
+            )
     else:
         assert meta is not None
         y = torch._sparse_semi_structured_mm(packed, meta, x.t(), out_dtype=torch.int32).t()
     return y[:n_rows]
 
 
-def best_algorithm(compressed: Compressed, n_rows: int) -> int:
-    """cuSPARSELt's fastest algorithm for activations of so many rows; 0 for the other backends.
+def best_algorithms(
+    products: Sequence[tuple[tuple[int, int], int]],
+    dtype: torch.dtype,
+    backend: Backend,
+    device: torch.device,
+) -> list[int]:
+    """cuSPARSELt's fastest algorithm for each matrix (O, I) and number of rows; DEFAULT for the other backends.
 
-    Times the device, once for a size and type in a process.
+    Times the device, once for a size: see `search24`.
     """
-    if compressed.backend != "cusparselt":
-        return 0
-    packed = compressed.packed
-    n_padded = n_rows + -n_rows % row_multiple(packed.dtype, compressed.backend)
-    size = (str(packed.device), packed.dtype, compressed.shape, n_padded)
-    if size not in _fastest:
-        x = torch.zeros((n_padded, compressed.shape[1]), dtype=packed.dtype, device=packed.device)
-        out = torch.int32 if packed.dtype == torch.int8 else None
-        _fastest[size] = int(
-            torch._cslt_sparse_mm_search(packed, x.t(), out_dtype=out, transpose_result=True)
+    if backend != "cusparselt" or not cusparselt.is_there():
+        return [DEFAULT] * len(products)
+    multiple = row_multiple(dtype, backend)
+    sizes = [
+        ProductSize(
+            n_outputs=shape[0],
+            n_inputs=shape[1],
+            n_rows=n_rows + -n_rows % multiple,
+            dtype=str(dtype).removeprefix("torch."),
         )
-    return _fastest[size]
-
-
-# The fastest algorithm by device, type, shape of the matrix and rows of activations.
-_fastest: dict[tuple[str, torch.dtype, tuple[int, int], int], int] = {}
+        for shape, n_rows in products
+    ]
+    with torch.cuda.device(device):
+        found = fastest(sizes, torch.cuda.get_device_name(device))
+    return [found[size] for size in sizes]

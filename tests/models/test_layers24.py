@@ -283,6 +283,8 @@ def test_unknown_names_and_absent_devices_are_refused() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["cutlass", "cusparselt"])
 def test_on_a_card_outputs_and_gradients_are_those_of_the_masked_dense_layer(backend: Backend) -> None:
+    if backend == "cutlass" and torch.cuda.get_device_capability()[0] != 8:
+        pytest.skip("torch has no such product by CUTLASS for this card")
     model = nn.Linear(256, 128).cuda()
     masks = _masked(model, transposable=True)
     twin = copy.deepcopy(model)

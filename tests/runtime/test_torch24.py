@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparse_export import models
 from sparse_export.errors import MissingCapability, UsageError
+from sparse_export.models import layers24
 from sparse_export.runtime.torch24 import Torch24Session, rewrite
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group
 
@@ -80,11 +81,19 @@ def test_products_in_int8_are_as_near_as_their_steps_allow() -> None:
 
 def test_rows_of_each_layer_are_counted_for_the_choice_of_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
     found = rewrite(_pruned(_small()), dtype=torch.float32, backend="reference")
-    rows: dict[str, int] = {}
-    for name, layer in found.layers.items():
-        monkeypatch.setattr(layer, "tune", lambda n_rows, name=name: rows.update({name: n_rows}))
+    asked: list[tuple[tuple[int, int], int]] = []
+
+    def best(products: list[tuple[tuple[int, int], int]], *_: object) -> list[int]:
+        asked.extend(products)
+        return [n_rows % 100 for _, n_rows in products]
+
+    monkeypatch.setattr(layers24, "best_algorithms", best)
     found.tune(torch.randn(4, 3, 8, 8))
-    assert rows == {"2.weight": 4 * 36, "5.weight": 4}
+    assert [n_rows for _, n_rows in asked] == [4 * 36, 4]
+    assert [layer.algorithm for layer in found.layers.values()] == [44, 4]
+    assert [shape for shape, _ in asked] == [
+        layer.forward_form.shape for layer in found.layers.values() if layer.forward_form is not None
+    ]
 
 
 def test_the_session_speaks_as_every_runtime_does() -> None:

@@ -11,18 +11,20 @@ from torch.sparse._semi_structured_conversions import (
 )
 
 from sparse_export.errors import MissingCapability, UsageError
-from sparse_export.sparsity import product24
+from sparse_export.sparsity import cusparselt, product24
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group
 from sparse_export.sparsity.product24 import (
     BACKENDS,
+    DEFAULT,
     Backend,
     Compressed,
-    best_algorithm,
+    best_algorithms,
     compress,
     fill,
     multiply,
     multiply_integers,
     quantized_rows,
+    require_backend,
     row_multiple,
     why_not,
 )
@@ -222,8 +224,16 @@ def test_masks_and_devices_that_cannot_be_are_refused() -> None:
 
 
 def test_only_cusparselt_has_algorithms_to_choose_from() -> None:
-    _, mask = _weight(16, 16)
-    assert best_algorithm(compress(mask, torch.float32, "reference"), 8) == 0
+    found = best_algorithms([((16, 16), 8)], torch.float32, "reference", torch.device("cpu"))
+    assert found == [DEFAULT]
+
+
+def _only_where_it_is(backend: Backend) -> None:
+    """torch has CUTLASS's products for compute capability 8.x alone."""
+    if backend == "cutlass" and torch.cuda.get_device_capability()[0] != 8:
+        with pytest.raises(MissingCapability, match=r"8\.x"):
+            require_backend(backend, torch.device("cuda"))
+        pytest.skip("torch has no such product by CUTLASS for this card, and says so")
 
 
 @pytest.mark.gpu
@@ -231,6 +241,7 @@ def test_only_cusparselt_has_algorithms_to_choose_from() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("backend", ["cutlass", "cusparselt"])
 def test_the_hardware_agrees_with_float64(backend: Backend, dtype: torch.dtype, n_rows: int) -> None:
+    _only_where_it_is(backend)
     scores = torch.randn(256, 512)
     mask = transposable_mask(scores)
     weight = (scores * mask).to("cuda", dtype)
@@ -242,22 +253,31 @@ def test_the_hardware_agrees_with_float64(backend: Backend, dtype: torch.dtype, 
         made = compress(mask.cuda(), dtype, backend, transposed=transposed)
         for factor in (1.0, -2.0):
             fill(made, factor * weight)
-            found = multiply(
-                rows,
-                made.packed,
-                made.meta,
-                None,
-                shape=made.shape,
-                backend=backend,
-                algorithm=best_algorithm(made, n_rows),
-            )
+            found = _times(rows, made)
             tolerance = 2 * torch.finfo(dtype).eps * float(wanted.abs().max()) * abs(factor)
             torch.testing.assert_close(found.double(), factor * wanted, rtol=0, atol=tolerance)
 
 
 @pytest.mark.gpu
+def test_the_algorithm_found_fastest_agrees_with_float64_and_one_plan_takes_every_bias() -> None:
+    weight, mask = _weight(256, 512)
+    made = compress(mask.cuda(), torch.bfloat16, "cusparselt")
+    fill(made, weight.cuda())
+    x = torch.randn(64, 512, device="cuda", dtype=torch.bfloat16)
+    (algorithm,) = best_algorithms([(made.shape, 64)], torch.bfloat16, "cusparselt", x.device)
+    assert algorithm != DEFAULT or not cusparselt.is_there()
+    for bias in torch.randn(3, 256, device="cuda", dtype=torch.bfloat16).mul(20).unbind():
+        found = multiply(
+            x, made.packed, made.meta, bias, shape=made.shape, backend="cusparselt", algorithm=algorithm
+        )
+        wanted = x.double() @ weight.cuda().bfloat16().double().T + bias.double()
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2**-7 * float(wanted.abs().max()))
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["cutlass", "cusparselt"])
 def test_the_hardware_multiplies_integers_exactly(backend: Backend) -> None:
+    _only_where_it_is(backend)
     _, mask = _weight(256, 512)
     weight = (torch.randint(-127, 128, mask.shape, dtype=torch.int8) * mask).cuda()
     x = torch.randint(-127, 128, (197, 512), dtype=torch.int8, device="cuda")
