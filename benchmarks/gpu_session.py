@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 from sparse_export import artefact, models
 from sparse_export.errors import SparseExportError
@@ -59,7 +60,11 @@ SHARES = {"tests": 0.2, "ceilings": 0.08, "products": 0.2, "inference": 0.26, "t
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is measured, and on what. networks: (name, input shape, batches) each.  bandwidth_mib: of one copy."""
+    """What is measured, and on what.
+
+    networks: (name, input shape, type, batches) each.  training: (name, input shape, batch, compiled, as one CUDA graph)
+    each.  bandwidth_mib: of one copy.
+    """
 
     device: str
     backends: tuple[Backend, ...]
@@ -68,8 +73,8 @@ class Setting:
     rows: tuple[int, ...]
     square: int
     bandwidth_mib: int
-    networks: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    training: tuple[tuple[str, tuple[int, ...], int, bool], ...]
+    networks: tuple[tuple[str, tuple[int, ...], torch.dtype, tuple[int, ...]], ...]
+    training: tuple[tuple[str, tuple[int, ...], int, bool, bool], ...]
     recipes: tuple[tuple[str, int], ...]
     rounds: int
     block_s: float
@@ -79,8 +84,8 @@ class Setting:
 _PICTURE = (3, 224, 224)
 CARD = Setting(
     device="cuda",
-    backends=("cusparselt", "cutlass"),
-    dtypes=(torch.float16, torch.bfloat16),
+    backends=("cusparselt",),
+    dtypes=(torch.bfloat16,),
     products=(
         (768, 768),
         (3072, 768),
@@ -94,15 +99,15 @@ CARD = Setting(
     square=8192,
     bandwidth_mib=2048,
     networks=(
-        ("vit-b-16", _PICTURE, (1, 32, 256)),
-        ("vit-l-16", _PICTURE, (1, 32, 256)),
-        ("resnet50", _PICTURE, (1, 32, 256)),
+        ("vit-l-16", _PICTURE, torch.bfloat16, (256, 32, 1)),
+        ("vit-b-16", _PICTURE, torch.bfloat16, (256, 32, 1)),
+        ("resnet50", _PICTURE, torch.bfloat16, (256, 32, 1)),
+        ("vit-l-16", _PICTURE, torch.float16, (256,)),
     ),
     training=(
-        ("vit-l-16", _PICTURE, 128, True),
-        ("vit-b-16", _PICTURE, 256, True),
-        ("vit-l-16", _PICTURE, 128, False),
-        ("vit-b-16", _PICTURE, 256, False),
+        ("vit-l-16", _PICTURE, 128, True, True),
+        ("vit-l-16", _PICTURE, 128, True, False),
+        ("vit-b-16", _PICTURE, 256, True, True),
     ),
     recipes=(("imagenet-resnet50-10", 128), ("cifar10-wrn-28-2", 128)),
     rounds=20,
@@ -117,8 +122,8 @@ REHEARSAL = Setting(
     rows=(1, 8),
     square=64,
     bandwidth_mib=1,
-    networks=(("lenet300-100", (1, 28, 28), (2,)),),
-    training=(("lenet300-100", (1, 28, 28), 2, False),),
+    networks=(("lenet300-100", (1, 28, 28), torch.float32, (2,)),),
+    training=(("lenet300-100", (1, 28, 28), 2, False, False),),
     recipes=(("digits", 4),),
     rounds=20,
     block_s=0.0005,
@@ -218,70 +223,76 @@ def cut(model: nn.Module, names: Sequence[str]) -> None:
 
 def inference(setting: Setting) -> Iterator[Case]:
     """Networks with random weights: dense, 2:4 wherever possible, and as a plan chooses."""
-    device = torch.device(setting.device)
-    backend = setting.backends[0]
-    for name, shape, batches in setting.networks:
-        for dtype in setting.dtypes:
-            for batch in batches if dtype == setting.dtypes[0] else batches[-1:]:
-                torch.manual_seed(0)
-                dense = models.create(name)
-                layers = products_of(dense, shape, batch, dtype, backend)
-                possible = [one.name for one in layers if one.reason is None]
-                cut(dense, possible)
-                sizes = {
-                    (one.n_outputs, one.n_inputs, one.n_rows or 0) for one in layers if one.reason is None
-                }
-                timings = measure_timings(
-                    dense,
-                    shape,
-                    sizes,
-                    name=name,
-                    batch=batch,
-                    dtype=dtype,
-                    backend=backend,
-                    device=device,
-                    rounds=setting.rounds,
-                    block_s=setting.block_s / 4,
-                    warmup_limit_s=setting.warmup_limit_s / 4,
-                )
-                plan = make_plan(layers, timings, model=name, batch=batch, weights="random weights")
-                dense = dense.to(device, dtype).eval()
-                x = torch.randn((batch, *shape), device=device, dtype=dtype)
-                if len(shape) == 3:
-                    dense, x = (
-                        dense.to(memory_format=torch.channels_last),
-                        x.contiguous(memory_format=torch.channels_last),
-                    )
-                networks = {"dense": dense, "dense again": copy.deepcopy(dense)}
-                for kind, only in (("2:4", possible), ("planned", plan.sparse)):
-                    if only:
-                        made = rewrite(copy.deepcopy(dense), dtype=dtype, backend=backend, only=only)
-                        made.tune(x)
-                        networks[kind] = made.model
-                with torch.inference_mode():
-                    outputs = {kind: network(x).double() for kind, network in networks.items()}
-                    is_compiled = all(compile_blocks(network) for network in networks.values())
-                    eager = {kind: partial(network, x) for kind, network in networks.items()}
-                    on_card = device.type == "cuda"
-                    calls = {kind: replayed(call) if on_card else call for kind, call in eager.items()}
-                    case = ratios(measured(setting, calls, batch))
-                how = {kind: "eager" if call is eager[kind] else "cuda graph" for kind, call in calls.items()}
-                size = float(outputs["dense"].norm().clamp_min(1e-30))
-                yield {
-                    "network": name,
-                    "batch": batch,
-                    "dtype": str(dtype),
-                    "backend": backend,
-                    "how": how,
-                    "compiled": is_compiled,
-                    "layers_24": len(possible),
-                    "layers_planned": len(plan.sparse),
-                    "expected_speedup": plan.expected_speedup,
-                    "relative_difference": {
-                        kind: float((output - outputs["dense"]).norm()) / size
-                        for kind, output in outputs.items()
-                    },
-                } | case
+    for name, shape, dtype, batches in setting.networks:
+        for batch in batches:
+            torch._dynamo.reset()  # or the next batch size is compiled for any
+            yield of_network(setting, name, shape, dtype, batch, compiled=batch == max(batches))
+
+
+def of_network(
+    setting: Setting, name: str, shape: tuple[int, ...], dtype: torch.dtype, batch: int, *, compiled: bool
+) -> Case:
+    """One network at one batch size."""
+    device, backend = torch.device(setting.device), setting.backends[0]
+    torch.manual_seed(0)
+    dense = models.create(name).eval()
+    if any(isinstance(module, nn.BatchNorm2d) for module in dense.modules()):
+        dense = fuse(dense)  # batch norms go into the convolutions, as every engine does it
+    layers = products_of(dense, shape, batch, dtype, backend)
+    possible = [one.name for one in layers if one.reason is None]
+    cut(dense, possible)
+    timings = measure_timings(
+        dense,
+        shape,
+        {(one.n_outputs, one.n_inputs, one.n_rows or 0) for one in layers if one.reason is None},
+        name=name,
+        batch=batch,
+        dtype=dtype,
+        backend=backend,
+        device=device,
+        rounds=setting.rounds,
+        block_s=setting.block_s / 4,
+        warmup_limit_s=setting.warmup_limit_s / 4,
+    )
+    plan = make_plan(layers, timings, model=name, batch=batch, weights="random weights")
+    dense = dense.to(device, dtype)
+    x = torch.randn((batch, *shape), device=device, dtype=dtype)
+    if len(shape) == 3:
+        dense = dense.to(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+    networks = {"dense": dense, "dense again": copy.deepcopy(dense)}
+    for kind, only in (("2:4", possible), ("planned", plan.sparse)):
+        if only:
+            made = rewrite(copy.deepcopy(dense), dtype=dtype, backend=backend, only=only)
+            made.tune(x)
+            networks[kind] = made.model
+    with torch.inference_mode():
+        outputs = {kind: network(x).double() for kind, network in networks.items()}
+        is_compiled = compiled and all(compile_blocks(network) for network in networks.values())
+        eager = {kind: partial(network, x) for kind, network in networks.items()}
+        on_card = device.type == "cuda"
+        pool = torch.cuda.graph_pool_handle() if on_card else None
+        calls = {kind: replayed(call, pool) if on_card else call for kind, call in eager.items()}
+        case = ratios(measured(setting, calls, batch))
+    size = float(outputs["dense"].norm().clamp_min(1e-30))
+    return {
+        "network": name,
+        "batch": batch,
+        "dtype": str(dtype),
+        "backend": backend,
+        "how": {kind: "eager" if call is eager[kind] else "cuda graph" for kind, call in calls.items()},
+        "compiled": is_compiled,
+        "layers_24": len(possible),
+        "layers_planned": len(plan.sparse),
+        "expected_speedup": plan.expected_speedup,
+        "products": {
+            " x ".join(map(str, product.size)): paired_ratio(product.dense_ms, product.sparse_ms).estimate
+            for product in timings.products
+        },
+        "relative_difference": {
+            kind: float((output - outputs["dense"]).norm()) / size for kind, output in outputs.items()
+        },
+    } | case
 
 
 def compile_blocks(network: nn.Module) -> bool:
@@ -359,8 +370,9 @@ class Loop:
 def training(setting: Setting) -> Iterator[Case]:
     """Training steps with SGD: dense, 2:4 forward only, and 2:4 with the gradient of the input."""
     dtype = torch.bfloat16 if torch.bfloat16 in setting.dtypes else setting.dtypes[0]
-    for name, shape, batch, compiled in setting.training:
+    for name, shape, batch, compiled, as_graph in setting.training:
         for backend in setting.backends:
+            torch._dynamo.reset()
             torch.manual_seed(0)
             model = models.create(name).to(setting.device).train()
             x = torch.randn((batch, *shape), device=setting.device)
@@ -369,7 +381,11 @@ def training(setting: Setting) -> Iterator[Case]:
                 kind: Loop(copy.deepcopy(model), x, y, dtype, backend, kind, compiled)
                 for kind in ("dense", "dense again", "forward", "both")
             }
-            case = ratios(measured(setting, {kind: loop.step for kind, loop in loops.items()}, batch))
+            pool = torch.cuda.graph_pool_handle() if as_graph else None
+            calls = {
+                kind: replayed(loop.step, pool) if as_graph else loop.step for kind, loop in loops.items()
+            }
+            case = ratios(measured(setting, calls, batch))
             both = loops["both"]
             both.masks.n_updates += 1
             torch.cuda.synchronize() if setting.device == "cuda" else None
@@ -382,6 +398,10 @@ def training(setting: Setting) -> Iterator[Case]:
                 "dtype": str(dtype),
                 "backend": backend,
                 "compiled": compiled,
+                "how": {
+                    kind: "eager" if calls[kind] == loop.step else "cuda graph"
+                    for kind, loop in loops.items()
+                },
                 "layers_24": len(both.products.layers),
                 "compress_ms": 1e3 * (time.perf_counter() - began),
             } | case

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from sparse_export.errors import UsageError
 from sparse_export.models.layers24 import Weight24, change_layers, tune_layers
 from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import fits, obeys
-from sparse_export.sparsity.product24 import Backend, values_of, why_not
+from sparse_export.sparsity.product24 import Backend, why_not
 from sparse_export.sparsity.transposable import is_transposable
 
 __all__ = ["MovingMasks", "Step24"]
@@ -27,6 +27,12 @@ class MovingMasks(Protocol):
 
     masks: dict[str, Tensor]
     n_updates: int
+
+
+class FillAtOnce(Protocol):
+    """Fills the forms of all layers; False when it cannot, having done nothing."""
+
+    def __call__(self, layers: Sequence[Weight24]) -> bool: ...
 
 
 class Step24:
@@ -81,8 +87,7 @@ class Step24:
                 do="Train without 2:4 products.",
             )
         self._seen = -1
-        self._kernel: Any = None
-        self._kernel_class = _kernel_class(next(iter(self.layers.values())).weight.device)
+        self._fill_at_once = _one_launch(next(iter(self.layers.values())).weight.device)
         self.after_step()
 
     @property
@@ -114,27 +119,9 @@ class Step24:
     def _fill(self) -> None:
         """Gather the values of every layer: by one launch where that can be."""
         sparse = [layer for layer in self.layers.values() if layer.forward_form is not None]
-        pairs = [
-            (layer.weight.detach(), form)
-            for layer in sparse
-            for form in (layer.forward_form, layer.backward_form)
-            if form is not None
-        ]
-        if self._kernel_class is None or not pairs:
+        if self._fill_at_once is None or not sparse or not self._fill_at_once(sparse):
             for layer in sparse:
                 layer.fill()
-            return
-        weights = [weight for weight, _ in pairs]
-        places = [form.places for _, form in pairs]
-        values = [values_of(form) for _, form in pairs]
-        if self._kernel is None or not self._kernel.fits(weights, places, values):
-            if not self._kernel_class.can(weights, places, values):
-                self._kernel_class = None
-                self._fill()
-                return
-            self._kernel = self._kernel_class(weights, places, values)
-        self._kernel()
-        torch.autograd.graph.increment_version([form.packed for _, form in pairs])
 
     def _compress(self, name: str, layer: Weight24, mask: Tensor) -> None:
         if not obeys(mask.flatten(1), 1, TWO_FOUR):
@@ -149,15 +136,15 @@ class Step24:
         layer.set_mask(mask, sparse_backward=self.sparse_backward)
 
 
-def _kernel_class(device: torch.device) -> Any:
-    """The one-launch gathering where it can be had, else None."""
+def _one_launch(device: torch.device) -> FillAtOnce | None:
+    """What fills all layers by one launch where that can be had, else None."""
     if device.type != "cuda":
         return None
     try:
-        from sparse_export.sparsity.fill_kernel import GatherAll
+        from sparse_export.train.fill_pass import FillPass
     except ImportError:
         return None
-    return GatherAll
+    return FillPass()
 
 
 def _possible(

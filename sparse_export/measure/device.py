@@ -78,8 +78,10 @@ def stamps_for(device_type: str) -> HostStamps | CudaStamps:
     return CudaStamps(torch.cuda)
 
 
-def captured(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+def captured(calls: Sequence[Callable[[], object]], pool: Any = None) -> Callable[[], object]:
     """A replay of one CUDA graph that makes these calls one after another, so that launching them costs nothing.
+
+    pool: memory shared with other graphs that are not replayed at the same time, by `torch.cuda.graph_pool_handle()`.
 
     Each is called twice before, on a stream of its own as capturing asks, for what allocates or chooses at first.
     Raises RuntimeError where something in them cannot be captured.
@@ -94,18 +96,18 @@ def captured(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
             call()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         for call in calls:
             call()
     return graph.replay
 
 
-def replayed(call: Callable[[], object]) -> Callable[[], object]:
+def replayed(call: Callable[[], object], pool: Any = None) -> Callable[[], object]:
     """A replay of the call where it can be captured, else the call itself."""
     import torch
 
     try:
-        return captured([call])
+        return captured([call], pool)
     except RuntimeError:
         torch.cuda.synchronize()
         return call

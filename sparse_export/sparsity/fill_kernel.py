@@ -1,7 +1,9 @@
-"""One launch that gathers the values of all layers into their compressed forms. Needs triton, which torch brings along.
+"""One launch that puts the values of all layers into their compressed forms. Needs triton, which torch brings along.
 
-Gathering by torch takes two launches a form, reads a place of eight bytes for every value of two, and writes and reads
-the values once more in the weight's own type.
+Gathering by torch takes two launches a form, and writes and reads the values once more in the weight's own type. Two
+ways were tried on an H100: `GatherAll` reads a place of four bytes for every value of two, and takes forms in any order
+of values; `FillTiles` reads a byte for every group of four, the weight in the order in which it lies, and fills both
+forms of a layer from one reading.
 """
 
 from __future__ import annotations
@@ -105,4 +107,145 @@ class GatherAll:
             WEIGHT=self._weight_type,
             VALUE=self._value_type,
             BLOCK=BLOCK,
+        )
+
+
+TILE = 64  # rows and columns of the weight that one program of `FillTiles` reads
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _fill_tiles(  # type: ignore[no-untyped-def]
+    weights,
+    codes,
+    values,
+    codes_t,
+    values_t,
+    n_outs,
+    n_ins,
+    layers,
+    first_rows,
+    first_columns,
+    WEIGHT: tl.constexpr,
+    VALUE: tl.constexpr,
+    BOTH: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """weights, codes, values, codes_t, values_t: addresses by layer.  layers, first_rows, first_columns: by program."""
+    program = tl.program_id(0)
+    layer = tl.load(layers + program)
+    row = tl.load(first_rows + program)
+    column = tl.load(first_columns + program)
+    n_out = tl.load(n_outs + layer)
+    n_in = tl.load(n_ins + layer)
+    weight = tl.load(weights + layer).to(tl.pointer_type(WEIGHT))
+    members = tl.arange(0, 4)
+    pair = tl.arange(0, 2)
+
+    rows = row + tl.arange(0, TILE)
+    groups = column // 4 + tl.arange(0, TILE // 4)
+    inside = (rows < n_out)[:, None] & (groups * 4 < n_in)[None, :]
+    code = tl.load(codes + layer).to(tl.pointer_type(tl.uint8))
+    kept = tl.load(code + rows[:, None] * (n_in // 4) + groups[None, :], mask=inside, other=0).to(tl.int32)
+    at = rows[:, None, None] * n_in + groups[None, :, None] * 4 + members[None, None, :]
+    read = tl.load(weight + at, mask=inside[:, :, None], other=0.0)
+    first = tl.sum(tl.where(members[None, None, :] == (kept & 3)[:, :, None], read, 0.0), axis=2)
+    second = tl.sum(tl.where(members[None, None, :] == (kept >> 2)[:, :, None], read, 0.0), axis=2)
+    value = tl.load(values + layer).to(tl.pointer_type(VALUE))
+    to = rows[:, None, None] * (n_in // 2) + groups[None, :, None] * 2 + pair[None, None, :]
+    tl.store(value + to, tl.join(first, second).to(VALUE), mask=inside[:, :, None])
+
+    if BOTH:
+        columns = column + tl.arange(0, TILE)
+        row_groups = row // 4 + tl.arange(0, TILE // 4)
+        inside_t = (row_groups * 4 < n_out)[:, None] & (columns < n_in)[None, :]
+        code_t = tl.load(codes_t + layer).to(tl.pointer_type(tl.uint8))
+        kept_t = tl.load(code_t + row_groups[:, None] * n_in + columns[None, :], mask=inside_t, other=0)
+        kept_t = kept_t.to(tl.int32)
+        at_t = (row_groups[:, None, None] * 4 + members[None, :, None]) * n_in + columns[None, None, :]
+        read_t = tl.load(weight + at_t, mask=inside_t[:, None, :], other=0.0)
+        first_t = tl.sum(tl.where(members[None, :, None] == (kept_t & 3)[:, None, :], read_t, 0.0), axis=1)
+        second_t = tl.sum(tl.where(members[None, :, None] == (kept_t >> 2)[:, None, :], read_t, 0.0), axis=1)
+        value_t = tl.load(values_t + layer).to(tl.pointer_type(VALUE))
+        to_t = columns[:, None, None] * (n_out // 2) + row_groups[None, :, None] * 2 + pair[None, None, :]
+        both = tl.join(tl.trans(first_t), tl.trans(second_t)).to(VALUE)
+        tl.store(value_t + to_t, both, mask=tl.trans(inside_t)[:, :, None])
+
+
+class FillTiles:
+    """Fills the forward forms of many layers, or both forms of each, reading every weight once.
+
+    weights: (O, I), contiguous, of one type.  codes: uint8 (O, I / 4), which members of each group of four are kept, the
+    first in the lower two bits, the second in the next.  values: (O, I / 2) kept values, row after row.
+    codes_t: uint8 (O / 4, I), of the groups of four along O.  values_t: (I, O / 2), row after row of the transpose; both
+    are None where only forward forms are there.  The tables stand until `fits` says that a tensor moved; a captured
+    CUDA graph must not outlive that.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        codes: Sequence[Tensor],
+        values: Sequence[Tensor],
+        codes_t: Sequence[Tensor] | None,
+        values_t: Sequence[Tensor] | None,
+    ) -> None:
+        device = weights[0].device
+        self._both = codes_t is not None
+        self._addresses = self._now(weights, codes, values, codes_t, values_t)
+        self._tables = [
+            torch.tensor(column, dtype=torch.int64, device=device)
+            for column in zip(*self._addresses, strict=True)
+        ]
+        sizes = [(weight.shape[0], weight.flatten(1).shape[1]) for weight in weights]
+        tiles = [
+            (layer, row, column)
+            for layer, (n_out, n_in) in enumerate(sizes)
+            for row in range(0, n_out, TILE)
+            for column in range(0, n_in, TILE)
+        ]
+        self._sizes = [
+            torch.tensor(column, dtype=torch.int64, device=device) for column in zip(*sizes, strict=True)
+        ]
+        self._tiles = [
+            torch.tensor(column, dtype=torch.int64, device=device) for column in zip(*tiles, strict=True)
+        ]
+        self._weight_type, self._value_type = _TYPES[weights[0].dtype], _TYPES[values[0].dtype]
+
+    @staticmethod
+    def can(weights: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
+        """Are these tensors such as one launch can take?"""
+        return (
+            all(one.is_contiguous() for one in (*weights, *values))
+            and len({one.dtype for one in weights}) == len({one.dtype for one in values}) == 1
+            and weights[0].dtype in _TYPES
+            and values[0].dtype in _TYPES
+        )
+
+    @staticmethod
+    def _now(*tensors: Sequence[Tensor] | None) -> list[tuple[int, ...]]:
+        n = len(tensors[0] or ())
+        some = [[one.data_ptr() for one in group] if group is not None else [0] * n for group in tensors]
+        return list(zip(*some, strict=True))
+
+    def fits(
+        self,
+        weights: Sequence[Tensor],
+        codes: Sequence[Tensor],
+        values: Sequence[Tensor],
+        codes_t: Sequence[Tensor] | None,
+        values_t: Sequence[Tensor] | None,
+    ) -> bool:
+        """Do the tensors still lie where they lay?"""
+        return self._now(weights, codes, values, codes_t, values_t) == self._addresses
+
+    def __call__(self) -> None:
+        launch: Any = _fill_tiles[(len(self._tiles[0]),)]
+        launch(
+            *self._tables,
+            *self._sizes,
+            *self._tiles,
+            WEIGHT=self._weight_type,
+            VALUE=self._value_type,
+            BOTH=self._both,
+            TILE=TILE,
         )

@@ -82,7 +82,9 @@ class Compressed:
 
     packed: kept values, and for cuSPARSELt its metadata behind them.  meta: columns for the reference, CUTLASS's
     metadata, None for cuSPARSELt.  places: int32 or int64, where in the weight's flat memory each kept value comes from; for a
-    transposed matrix that is the memory of the weight that it is the transpose of.
+    transposed matrix that is the memory of the weight that it is the transpose of.  codes: uint8, where values lie row
+    after row: the two kept members of each group of four, the first in the lower two bits; (O, I / 4), for a transposed
+    matrix its transpose, which is in the order of the weight.
     """
 
     backend: Backend
@@ -90,6 +92,7 @@ class Compressed:
     packed: Tensor
     meta: Tensor | None
     places: Tensor
+    codes: Tensor | None = None
 
 
 def why_not(shape: tuple[int, ...], dtype: torch.dtype, backend: Backend) -> str | None:
@@ -182,11 +185,16 @@ def compress(
         packed, meta = torch._cslt_compress(ones), None
         n_kept = columns.numel()
         found = learned_places(lambda dense: torch._cslt_compress(dense).reshape(-1)[:n_kept], mask, dtype)
+    codes = None
+    if torch.equal(found, places(columns, shape[1])):
+        pairs = (columns % 4).view(shape[0], -1, 2)
+        codes = (pairs[:, :, 0] + 4 * pairs[:, :, 1]).to(torch.uint8)
+        codes = codes.T.contiguous() if transposed else codes
     if transposed:
         found = found % shape[1] * shape[0] + found // shape[1]
     if mask.numel() < 2**31:
         found = found.to(torch.int32)  # read at every step, so half the bytes count
-    compressed = Compressed(backend=backend, shape=shape, packed=packed, meta=meta, places=found)
+    compressed = Compressed(backend=backend, shape=shape, packed=packed, meta=meta, places=found, codes=codes)
     values_of(compressed).zero_()
     return compressed
 
