@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from sparse_export.models.layers24 import Weight24
 from sparse_export.sparsity.fill_kernel import FillTiles, GatherAll
@@ -14,30 +14,66 @@ from sparse_export.sparsity.product24 import Compressed, values_of
 __all__ = ["FillPass"]
 
 
+Launch = Callable[[], None]
+
+
 class FillPass:
-    """Owns the launch, which is made anew when a tensor moved."""
+    """Owns the launch, which is made anew when a tensor moved. Of the two ways there are it takes the faster.
+
+    times_ms: of each way that could be taken, from the first time.
+    """
 
     def __init__(self) -> None:
-        self._tiles: FillTiles | None = None
-        self._gather: GatherAll | None = None
+        self.times_ms: dict[str, float] = {}
+        self._way: Way | None = None
 
     def __call__(self, layers: Sequence[Weight24]) -> bool:
         """Fill; False when these layers cannot be taken by one launch, having done nothing.
 
-        layers: with a forward form each.  Makes no host synchronisation once the launch is there.
+        layers: with a forward form each.  Waits for the device the first time, when the ways are timed; never after.
         """
         forward = [form for layer in layers if (form := layer.forward_form) is not None]
         backward = [form for layer in layers if (form := layer.backward_form) is not None]
-        weights = [layer.weight.detach() for layer in layers]
-        done = self._by_tiles(weights, forward, backward) or self._by_places(
-            [*weights, *(layer.weight.detach() for layer in layers if layer.backward_form is not None)],
-            [*forward, *backward],
-        )
-        if done:  # autograd does not see what a kernel of ours writes
-            torch.autograd.graph.increment_version([form.packed for form in (*forward, *backward)])
-        return done
+        if self._way is None:
+            ways: dict[str, Way] = {"tiles": ByTiles(), "places": ByPlaces()}
+            self.times_ms = {
+                name: _milliseconds(launch)
+                for name, way in ways.items()
+                if (launch := way.launch(layers, forward, backward)) is not None
+            }
+            if not self.times_ms:
+                return False
+            self._way = ways[min(self.times_ms, key=lambda name: self.times_ms[name])]
+        launch = self._way.launch(layers, forward, backward)
+        if launch is None:
+            self._way = None
+            return False
+        launch()
+        # Autograd does not see what a kernel of ours writes.
+        torch.autograd.graph.increment_version([form.packed for form in (*forward, *backward)])
+        return True
 
-    def _by_tiles(self, weights: list[Tensor], forward: list[Compressed], backward: list[Compressed]) -> bool:
+
+class Way(Protocol):
+    """A way to fill."""
+
+    def launch(
+        self, layers: Sequence[Weight24], forward: list[Compressed], backward: list[Compressed]
+    ) -> Launch | None:
+        """What fills them, None where this way cannot."""
+        ...
+
+
+class ByTiles:
+    """Both forms of a layer from one reading of its weight."""
+
+    def __init__(self) -> None:
+        self._kernel: FillTiles | None = None
+
+    def launch(
+        self, layers: Sequence[Weight24], forward: list[Compressed], backward: list[Compressed]
+    ) -> Launch | None:
+        weights = [layer.weight.detach() for layer in layers]
         codes = [form.codes for form in forward if form.codes is not None]
         codes_t = [form.codes for form in backward if form.codes is not None]
         values, values_t = [values_of(form) for form in forward], [values_of(form) for form in backward]
@@ -46,20 +82,44 @@ class FillPass:
             or len(codes_t) < len(backward)
             or len(backward) not in (0, len(forward))
         ):
-            return False
+            return None
         if not FillTiles.can(weights, [*values, *values_t]):
-            return False
+            return None
         tensors = (weights, codes, values, codes_t or None, values_t or None)
-        if self._tiles is None or not self._tiles.fits(*tensors):
-            self._tiles = FillTiles(*tensors)
-        self._tiles()
-        return True
+        if self._kernel is None or not self._kernel.fits(*tensors):
+            self._kernel = FillTiles(*tensors)
+        return self._kernel
 
-    def _by_places(self, weights: list[Tensor], forms: list[Compressed]) -> bool:
+
+class ByPlaces:
+    """Each form by the places of its values, in whatever order they lie."""
+
+    def __init__(self) -> None:
+        self._kernel: GatherAll | None = None
+
+    def launch(
+        self, layers: Sequence[Weight24], forward: list[Compressed], backward: list[Compressed]
+    ) -> Launch | None:
+        forms = [*forward, *backward]
+        weights = [layer.weight.detach() for layer in layers]
+        weights += [layer.weight.detach() for layer in layers if layer.backward_form is not None]
         tensors = (weights, [form.places for form in forms], [values_of(form) for form in forms])
         if not GatherAll.can(*tensors):
-            return False
-        if self._gather is None or not self._gather.fits(*tensors):
-            self._gather = GatherAll(*tensors)
-        self._gather()
-        return True
+            return None
+        if self._kernel is None or not self._kernel.fits(*tensors):
+            self._kernel = GatherAll(*tensors)
+        return self._kernel
+
+
+def _milliseconds(launch: Launch) -> float:
+    """The least of a few launches, after one that compiles."""
+    launch()
+    times: list[float] = []
+    for _ in range(5):
+        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        first.record()
+        launch()
+        last.record()
+        last.synchronize()
+        times.append(first.elapsed_time(last))
+    return min(times)

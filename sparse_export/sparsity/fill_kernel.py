@@ -1,9 +1,9 @@
 """One launch that puts the values of all layers into their compressed forms. Needs triton, which torch brings along.
 
-Gathering by torch takes two launches a form, and writes and reads the values once more in the weight's own type. Two
-ways were tried on an H100: `GatherAll` reads a place of four bytes for every value of two, and takes forms in any order
+Gathering by torch takes two launches a form, and writes and reads the values once more in the weight's own type. There
+are two ways to do better: `GatherAll` reads a place of four bytes for every value of two, and takes forms in any order
 of values; `FillTiles` reads a byte for every group of four, the weight in the order in which it lies, and fills both
-forms of a layer from one reading.
+forms of a layer from one reading. Which is faster is for a card to say: see `FillPass`.
 """
 
 from __future__ import annotations
@@ -138,7 +138,6 @@ def _fill_tiles(  # type: ignore[no-untyped-def]
     n_out = tl.load(n_outs + layer)
     n_in = tl.load(n_ins + layer)
     weight = tl.load(weights + layer).to(tl.pointer_type(WEIGHT))
-    members = tl.arange(0, 4)
     pair = tl.arange(0, 2)
 
     rows = row + tl.arange(0, TILE)
@@ -146,13 +145,12 @@ def _fill_tiles(  # type: ignore[no-untyped-def]
     inside = (rows < n_out)[:, None] & (groups * 4 < n_in)[None, :]
     code = tl.load(codes + layer).to(tl.pointer_type(tl.uint8))
     kept = tl.load(code + rows[:, None] * (n_in // 4) + groups[None, :], mask=inside, other=0).to(tl.int32)
-    at = rows[:, None, None] * n_in + groups[None, :, None] * 4 + members[None, None, :]
+    member = (kept[:, :, None] >> (2 * pair)[None, None, :]) & 3
+    at = rows[:, None, None] * n_in + groups[None, :, None] * 4 + member
     read = tl.load(weight + at, mask=inside[:, :, None], other=0.0)
-    first = tl.sum(tl.where(members[None, None, :] == (kept & 3)[:, :, None], read, 0.0), axis=2)
-    second = tl.sum(tl.where(members[None, None, :] == (kept >> 2)[:, :, None], read, 0.0), axis=2)
     value = tl.load(values + layer).to(tl.pointer_type(VALUE))
     to = rows[:, None, None] * (n_in // 2) + groups[None, :, None] * 2 + pair[None, None, :]
-    tl.store(value + to, tl.join(first, second).to(VALUE), mask=inside[:, :, None])
+    tl.store(value + to, read.to(VALUE), mask=inside[:, :, None])
 
     if BOTH:
         columns = column + tl.arange(0, TILE)
@@ -161,13 +159,13 @@ def _fill_tiles(  # type: ignore[no-untyped-def]
         code_t = tl.load(codes_t + layer).to(tl.pointer_type(tl.uint8))
         kept_t = tl.load(code_t + row_groups[:, None] * n_in + columns[None, :], mask=inside_t, other=0)
         kept_t = kept_t.to(tl.int32)
-        at_t = (row_groups[:, None, None] * 4 + members[None, :, None]) * n_in + columns[None, None, :]
-        read_t = tl.load(weight + at_t, mask=inside_t[:, None, :], other=0.0)
-        first_t = tl.sum(tl.where(members[None, :, None] == (kept_t & 3)[:, None, :], read_t, 0.0), axis=1)
-        second_t = tl.sum(tl.where(members[None, :, None] == (kept_t >> 2)[:, None, :], read_t, 0.0), axis=1)
+        first = (row_groups[:, None] * 4 + (kept_t & 3)) * n_in + columns[None, :]
+        second = (row_groups[:, None] * 4 + (kept_t >> 2)) * n_in + columns[None, :]
+        read_first = tl.load(weight + first, mask=inside_t, other=0.0).to(VALUE)
+        read_second = tl.load(weight + second, mask=inside_t, other=0.0).to(VALUE)
         value_t = tl.load(values_t + layer).to(tl.pointer_type(VALUE))
         to_t = columns[:, None, None] * (n_out // 2) + row_groups[None, :, None] * 2 + pair[None, None, :]
-        both = tl.join(tl.trans(first_t), tl.trans(second_t)).to(VALUE)
+        both = tl.join(tl.trans(read_first), tl.trans(read_second))
         tl.store(value_t + to_t, both, mask=tl.trans(inside_t)[:, :, None])
 
 
