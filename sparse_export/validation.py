@@ -45,6 +45,7 @@ __all__ = [
     "RuntimeResult",
     "Validation",
     "check_gates",
+    "run_of_bundle",
     "validate",
     "write_results",
 ]
@@ -345,13 +346,16 @@ def _open_dense(bundle: Bundle, path: Path) -> Bundle:
     return dense
 
 
-def _network(bundle: Bundle, given: Path | None, trust: str | None) -> tuple[nn.Module | None, str | None]:
-    """The network of the run, or why there is none. A run that was asked for by path must be there."""
+def run_of_bundle(bundle: Bundle, given: Path | None = None) -> Run | None:
+    """The run that a bundle was built from, checked by hash; None where it is no longer at its path in the manifest.
+
+    given: where it is now; then it must be there. Raises UsageError or ArtefactError (changed, or another run).
+    """
     reference = bundle.info.run
     path = Path(reference.path) if given is None else given
     # Path.is_file raises for a folder that may not be entered.
     if given is None and not os.path.isfile(path / RUN_FILE):  # noqa: PTH113
-        return None, f"The run {path} is no longer there."
+        return None
     run: Run = open_run(path)
     found = sha256_file(path / RUN_FILE)
     if found != reference.run_sha256:
@@ -360,8 +364,16 @@ def _network(bundle: Bundle, given: Path | None, trust: str | None) -> tuple[nn.
             expected=f"{reference.run_sha256} was expected.",
             do="Give the right one with --run, or build the bundle again.",
         )
+    return run
+
+
+def _network(bundle: Bundle, given: Path | None, trust: str | None) -> tuple[nn.Module | None, str | None]:
+    """The network of the run, or why there is none. A run that was asked for by path must be there."""
+    run = run_of_bundle(bundle, given)
+    if run is None:
+        return None, f"The run {Path(bundle.info.run.path)} is no longer there."
     if run.info.model.name is None:
-        return None, f"The run {path} does not tell how its network is made."
+        return None, f"The run {run.path} does not tell how its network is made."
     network = network_of_run(run, given=trust)
     if bundle.info.fitted is not None and any(layer.n_cut for layer in bundle.info.fitted.layers):
         replay(network, orders_of_bundle(bundle))  # else it is the same function
