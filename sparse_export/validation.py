@@ -45,6 +45,7 @@ __all__ = [
     "RuntimeResult",
     "Validation",
     "check_gates",
+    "golden_parity",
     "run_of_bundle",
     "validate",
     "write_results",
@@ -215,7 +216,7 @@ def validate(
     test = None if info.data is None else data.load_test_set(info.data, info.model.input_shape, data_dir)
 
     golden_input, golden_output = (_golden(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
-    golden = _parity(onnx_logits(bundle.onnx_path, golden_input, n_threads=n_threads), golden_output, bundle)
+    golden = golden_parity(bundle, n_threads=n_threads)
     accuracy = torch_accuracy = parity = difference = logits = None
     if test is not None and info.data is not None:
         inputs, labels = test
@@ -378,6 +379,13 @@ def _network(bundle: Bundle, given: Path | None, trust: str | None) -> tuple[nn.
     if bundle.info.fitted is not None and any(layer.n_cut for layer in bundle.info.fitted.layers):
         replay(network, orders_of_bundle(bundle))  # else it is the same function
     return network, None
+
+
+def golden_parity(bundle: Bundle, *, n_threads: int | None = None) -> Parity:
+    """The ONNX file by onnxruntime on the CPU against the stored answer. Raises GateFailed (NaN, or logits of another
+    shape) or ArtefactError."""
+    golden_input, golden_output = (_golden(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
+    return _parity(onnx_logits(bundle.onnx_path, golden_input, n_threads=n_threads), golden_output, bundle)
 
 
 def _golden(bundle: Bundle, name: str) -> Array:

@@ -34,6 +34,7 @@ LINES = (
     {"__main__"},
     {"cli"},
     {"doctor", "demo"},
+    {"gating"},
     {"serving", "comparison", "report", "plan", "sparsifying", "sweep"},
     {"building", "validation", "inspect", "measure"},
     {"fitting"},
