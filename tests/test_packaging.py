@@ -40,7 +40,7 @@ LINES = (
     {"fitting"},
     {"train", "runtime", "engine"},
     {"graph", "models", "data"},
-    {"artefact", "trust", "files", "sparsity"},
+    {"artefact", "trust", "files", "sparsity", "offline"},
     {"errors"},
 )
 SIDEWAYS = {

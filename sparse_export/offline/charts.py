@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-_WIDTH, _HEIGHT = 640, 360
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 190, 16, 44
-# Okabe and Ito's colours, which people of every colour vision can tell apart, and then dashes.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")
+# As wide as a phone, where a unit of the drawing is a pixel: text stays readable, and a desk shows it larger.
+WIDTH = 380
+_LEFT, _RIGHT, _TOP = 52, 14, 16
+_PLOT_HEIGHT = 200
+_BOTTOM = _TOP + _PLOT_HEIGHT
+_LEGEND = 58  # from the bottom of the plot to the first line of the legend
+_LINE = 17
+_LABEL_GAP = 44  # least distance of two labels along the x axis
+N_COLOURS = 7  # classes c0 to c6 of `document`
+_MANY_POINTS = 20  # of a line, from where on its dots are small
 _DASHES = ("", "6 3", "2 3")
 
 
@@ -37,10 +43,11 @@ def line_chart(
     y_label: str,
     log_x: bool = False,
     level: Series | None = None,
+    alt: str = "",
 ) -> str:
-    """A chart with a legend; each point tells its values when pointed at. level: one point, drawn as a line across.
+    """A chart with a legend below; each point tells its values when pointed at.
 
-    Points that are not finite are left out, and on a logarithmic axis those at or below 0.
+    level: one point, drawn as a line across.  alt: see `drawing`.  Points that are not finite are left out, and on a logarithmic axis those at or below 0.
     """
     series = [
         Series(name=one.name, points=[point for point in one.points if _is_drawable(point, log_x)])
@@ -55,18 +62,14 @@ def line_chart(
         for point in [*points, *levels]
         for value in (point.y - (point.half_width or 0), point.y + (point.half_width or 0))
     ]
-    x_axis = _Axis([point.x for point in points], _LEFT, _WIDTH - _RIGHT, log=log_x)
-    y_axis = _Axis(reach, _HEIGHT - _BOTTOM, _TOP, log=False)
+    x_axis = Axis([point.x for point in points], _LEFT, WIDTH - _RIGHT, log=log_x)
+    y_axis = Axis(reach, _BOTTOM, _TOP, log=False)
+    middle = (_LEFT + WIDTH - _RIGHT) / 2
     parts = [
-        (
-            f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}" '
-            'xmlns="http://www.w3.org/2000/svg">'
-        ),
-        f"<title>{escape(title)}</title>",
         *_grid(x_axis, y_axis),
-        f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>',
+        f'<text x="{middle}" y="{_BOTTOM + 36}" text-anchor="middle">{escape(x_label)}</text>',
         (
-            f'<text transform="translate(14 {(_TOP + _HEIGHT - _BOTTOM) / 2}) rotate(-90)" text-anchor="middle">'
+            f'<text transform="translate(12 {(_TOP + _BOTTOM) / 2}) rotate(-90)" text-anchor="middle">'
             f"{escape(y_label)}</text>"
         ),
     ]
@@ -74,14 +77,29 @@ def line_chart(
         parts += _level(point, y_axis, level.name if level is not None else "")
     for n, one in enumerate(series):
         parts += _line(one, n, x_axis, y_axis)
-    return "\n".join([*parts, "</svg>"])
+    return drawing(parts, height=_BOTTOM + _LEGEND + _LINE * (len(series) - 1) + 8, title=title, alt=alt)
+
+
+def drawing(parts: Sequence[str], *, height: float, title: str, alt: str = "") -> str:
+    """The parts as one picture, `WIDTH` wide. alt: what it shows, in words, for who does not see it; else the title."""
+    return "\n".join(
+        [
+            (
+                f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(alt or title)}" '
+                'xmlns="http://www.w3.org/2000/svg">'
+            ),
+            f"<title>{escape(title)}</title>",
+            *parts,
+            "</svg>",
+        ]
+    )
 
 
 def _is_drawable(point: Point, log_x: bool) -> bool:
     return math.isfinite(point.x) and math.isfinite(point.y) and not (log_x and point.x <= 0)
 
 
-class _Axis:
+class Axis:
     """From values to places on the picture."""
 
     def __init__(self, values: Sequence[float], start: float, end: float, *, log: bool) -> None:
@@ -107,52 +125,61 @@ class _Axis:
         return [10**value for value in values] if self._log else values
 
 
-def _grid(x_axis: _Axis, y_axis: _Axis) -> list[str]:
-    left, right, top, bottom = _LEFT, _WIDTH - _RIGHT, _TOP, _HEIGHT - _BOTTOM
+def _grid(x_axis: Axis, y_axis: Axis) -> list[str]:
+    left, right = _LEFT, WIDTH - _RIGHT
     parts = []
     for tick in y_axis.ticks:
         y = y_axis.at(tick)
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{tick:.4g}</text>')
+        parts.append(f'<text x="{left - 5}" y="{y + 4}" text-anchor="end">{_short(tick)}</text>')
+    labelled = -math.inf
     for tick in x_axis.ticks:
         x = x_axis.at(tick)
-        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{bottom}"/>')
-        parts.append(f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{tick:.3g}</text>')
+        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{_BOTTOM}"/>')
+        if x - labelled >= _LABEL_GAP:
+            parts.append(f'<text x="{x}" y="{_BOTTOM + 16}" text-anchor="middle">{tick:.3g}</text>')
+            labelled = x
     return parts
 
 
-def _level(point: Point, y_axis: _Axis, name: str) -> list[str]:
-    left, right, y = _LEFT, _WIDTH - _RIGHT, y_axis.at(point.y)
+def _short(value: float) -> str:
+    """A number of an axis: 12000 as 12k, 3400000 as 3.4M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == 'k' else size):.4g}{letter}"
+    return f"{value:.4g}"
+
+
+def _level(point: Point, y_axis: Axis, name: str) -> list[str]:
+    left, right, y = _LEFT, WIDTH - _RIGHT, y_axis.at(point.y)
     half = point.half_width or 0.0
     top, bottom = y_axis.at(point.y + half), y_axis.at(point.y - half)
     text = f"{name}: {_value(point)}"
     return [
         f'<rect class="band" x="{left}" y="{top}" width="{right - left}" height="{round(bottom - top, 2)}"/>',
         f'<line class="level" x1="{left}" x2="{right}" y1="{y}" y2="{y}"><title>{escape(text)}</title></line>',
-        f'<text x="{right + 8}" y="{y + 4}">{escape(name)}</text>',
+        f'<text x="{right - 2}" y="{y - 4}" text-anchor="end">{escape(name)}</text>',
     ]
 
 
-def _line(series: Series, n: int, x_axis: _Axis, y_axis: _Axis) -> list[str]:
-    colour, dash = _COLOURS[n % len(_COLOURS)], _DASHES[n // len(_COLOURS) % len(_DASHES)]
+def _line(series: Series, n: int, x_axis: Axis, y_axis: Axis) -> list[str]:
+    dash = _DASHES[n // N_COLOURS % len(_DASHES)]
     places = " ".join(f"{x_axis.at(point.x)},{y_axis.at(point.y)}" for point in series.points)
-    style = f'stroke="{colour}"' + (f' stroke-dasharray="{dash}"' if dash else "")
-    parts = [f'<polyline points="{places}" fill="none" stroke-width="1.8" {style}/>']
+    style = 'stroke="currentColor" stroke-width="1.8"' + (f' stroke-dasharray="{dash}"' if dash else "")
+    parts = [f'<g class="c{n % N_COLOURS}">', f'<polyline points="{places}" fill="none" {style}/>']
+    radius = 2.6 if len(series.points) <= _MANY_POINTS else 1.2
     for point in series.points:
         x, y = x_axis.at(point.x), y_axis.at(point.y)
         if point.half_width:
             low, high = y_axis.at(point.y - point.half_width), y_axis.at(point.y + point.half_width)
-            parts.append(f'<line x1="{x}" x2="{x}" y1="{low}" y2="{high}" stroke="{colour}"/>')
+            parts.append(f'<line x1="{x}" x2="{x}" y1="{low}" y2="{high}" stroke="currentColor"/>')
         text = f"{series.name}, {point.x:g}: {_value(point)}"
         parts.append(
-            f'<circle cx="{x}" cy="{y}" r="2.6" fill="{colour}"><title>{escape(text)}</title></circle>'
+            f'<circle cx="{x}" cy="{y}" r="{radius}" fill="currentColor"><title>{escape(text)}</title></circle>'
         )
-    legend = _TOP + 12 + 16 * n
-    right = _WIDTH - _RIGHT + 8
-    parts.append(
-        f'<line x1="{right}" x2="{right + 18}" y1="{legend - 4}" y2="{legend - 4}" stroke-width="1.8" {style}/>'
-    )
-    parts.append(f'<text x="{right + 24}" y="{legend}">{escape(series.name)}</text>')
+    legend = _BOTTOM + _LEGEND + _LINE * n
+    parts.append(f'<line x1="{_LEFT}" x2="{_LEFT + 20}" y1="{legend - 4}" y2="{legend - 4}" {style}/>')
+    parts.append(f'</g><text x="{_LEFT + 26}" y="{legend}">{escape(series.name)}</text>')
     return parts
 
 
