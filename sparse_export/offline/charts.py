@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 # As wide as a phone, where a unit of the drawing is a pixel: text stays readable, and a desk shows it larger.
 WIDTH = 380
-_LEFT, _RIGHT, _TOP = 52, 14, 16
+_LEFT, _RIGHT, _TOP = 58, 14, 16
 _PLOT_HEIGHT = 200
 _BOTTOM = _TOP + _PLOT_HEIGHT
 _LEGEND = 58  # from the bottom of the plot to the first line of the legend
@@ -31,8 +31,11 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
+    """colour: its number, None for its place among the series."""
+
     name: str
     points: Sequence[Point]
+    colour: int | None = None
 
 
 def line_chart(
@@ -42,6 +45,7 @@ def line_chart(
     x_label: str,
     y_label: str,
     log_x: bool = False,
+    log_y: bool = False,
     level: Series | None = None,
     alt: str = "",
 ) -> str:
@@ -50,7 +54,7 @@ def line_chart(
     level: one point, drawn as a line across.  alt: see `drawing`.  Points that are not finite are left out, and on a logarithmic axis those at or below 0.
     """
     series = [
-        Series(name=one.name, points=[point for point in one.points if _is_drawable(point, log_x)])
+        replace(one, points=[point for point in one.points if _is_drawable(point, log_x, log_y)])
         for one in series
     ]
     points = [point for one in series for point in one.points]
@@ -61,9 +65,10 @@ def line_chart(
         value
         for point in [*points, *levels]
         for value in (point.y - (point.half_width or 0), point.y + (point.half_width or 0))
+        if value > 0 or not log_y
     ]
     x_axis = Axis([point.x for point in points], _LEFT, WIDTH - _RIGHT, log=log_x)
-    y_axis = Axis(reach, _BOTTOM, _TOP, log=False)
+    y_axis = Axis(reach, _BOTTOM, _TOP, log=log_y, round_ticks=True)
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     parts = [
         *_grid(x_axis, y_axis),
@@ -95,19 +100,23 @@ def drawing(parts: Sequence[str], *, height: float, title: str, alt: str = "") -
     )
 
 
-def _is_drawable(point: Point, log_x: bool) -> bool:
-    return math.isfinite(point.x) and math.isfinite(point.y) and not (log_x and point.x <= 0)
+def _is_drawable(point: Point, log_x: bool, log_y: bool) -> bool:
+    on_log = (log_x and point.x <= 0) or (log_y and point.y <= 0)
+    return math.isfinite(point.x) and math.isfinite(point.y) and not on_log
 
 
 class Axis:
     """From values to places on the picture."""
 
-    def __init__(self, values: Sequence[float], start: float, end: float, *, log: bool) -> None:
+    def __init__(
+        self, values: Sequence[float], start: float, end: float, *, log: bool, round_ticks: bool = False
+    ) -> None:
         self._log, self._start, self._end = log, start, end
         low, high = (self._scaled(value) for value in (min(values), max(values)))
         margin = 0.05 * (high - low) or 0.5
         self._low, self._high = low - margin, high + margin
-        self.ticks = sorted(set(values)) if log and len(set(values)) <= 10 else self._round_ticks()
+        own = log and not round_ticks and len(set(values)) <= 10
+        self.ticks = sorted(set(values)) if own else self._round_ticks()
 
     def _scaled(self, value: float) -> float:
         return math.log10(value) if self._log else value
@@ -163,10 +172,11 @@ def _level(point: Point, y_axis: Axis, name: str) -> list[str]:
 
 
 def _line(series: Series, n: int, x_axis: Axis, y_axis: Axis) -> list[str]:
-    dash = _DASHES[n // N_COLOURS % len(_DASHES)]
+    colour = n if series.colour is None else series.colour
+    dash = _DASHES[colour // N_COLOURS % len(_DASHES)]
     places = " ".join(f"{x_axis.at(point.x)},{y_axis.at(point.y)}" for point in series.points)
     style = 'stroke="currentColor" stroke-width="1.8"' + (f' stroke-dasharray="{dash}"' if dash else "")
-    parts = [f'<g class="c{n % N_COLOURS}">', f'<polyline points="{places}" fill="none" {style}/>']
+    parts = [f'<g class="c{colour % N_COLOURS}">', f'<polyline points="{places}" fill="none" {style}/>']
     radius = 2.6 if len(series.points) <= _MANY_POINTS else 1.2
     for point in series.points:
         x, y = x_axis.at(point.x), y_axis.at(point.y)

@@ -20,8 +20,9 @@ h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin: 2.2
 h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 .wide { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--faint); overflow-wrap: normal;
-  vertical-align: top; }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--faint); vertical-align: top;
+  white-space: nowrap; }
+.wrap td { white-space: normal; min-width: 6rem; }
 th:first-child, td:first-child { padding-left: 0; }
 th:first-child, td:first-child, .text { text-align: left; } th { font-weight: 600; }
 figure { margin: .8rem 0; } figcaption { font-size: .9rem; max-width: 34rem; }
@@ -56,8 +57,18 @@ def document(title: str, parts: Sequence[str]) -> str:
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: Sequence[int] = (0,)) -> str:
-    """Plain text as a table, which scrolls by itself where it is wider than the page. text_columns: aligned left."""
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    text_columns: Sequence[int] = (0,),
+    wrap: bool = False,
+) -> str:
+    """Plain text as a table, which scrolls by itself where it is wider than the page.
+
+    head: of the columns; a table without one where all are empty.  text_columns: aligned left.  wrap: rather break
+    lines inside its cells.
+    """
 
     def row(cells: Sequence[str], tag: str) -> str:
         kinds = (' class="text"' if n in text_columns else "" for n in range(len(cells)))
@@ -66,8 +77,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: S
         )
 
     body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in rows)
+    top = f"<thead><tr>{row(head, 'th')}</tr></thead>" if any(head) else ""
     return (
-        f'<div class="wide" tabindex="0"><table><thead><tr>{row(head, "th")}</tr></thead>'
+        f'<div class="wide{" wrap" if wrap else ""}" tabindex="0"><table>{top}'
         f"<tbody>{body}</tbody></table></div>"
     )
 

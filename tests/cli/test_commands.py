@@ -115,6 +115,13 @@ def test_compare_measures_accuracy_and_time_and_writes_what_it_prints(
     assert {key: written[key] for key in document} == document
 
 
+def test_compare_writes_a_page_with_the_curves_of_both_runs(made: Made, call: Call, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "report.html"
+    result = call("compare", made.dense, made.sparse, *QUICK, "--html", page)
+    assert (result.exit_code, f"wrote {page}" in result.stderr) == (0, True)
+    assert page.read_text().count("<svg") == 9
+
+
 def test_compare_prints_a_table_for_people(made: Made, call: Call) -> None:
     result = call("compare", made.dense, made.sparse, *QUICK)
     assert (result.exit_code, "as fast" in result.stdout, "rounds" in result.stderr) == (0, True, True)

@@ -31,5 +31,5 @@ def test_a_chart_of_a_single_point_has_room_around_it(y: float) -> None:
         line_chart([Series(name="one", points=[Point(x=3.0, y=y)])], title="t", x_label="x", y_label="y")
     )
     (circle,) = list(drawing.iter("{http://www.w3.org/2000/svg}circle"))
-    assert 52 < float(circle.get("cx", "0")) < WIDTH - 14
+    assert 58 < float(circle.get("cx", "0")) < WIDTH - 14
     assert 16 < float(circle.get("cy", "0")) < 216
