@@ -21,9 +21,10 @@ h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 .wide { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--faint); vertical-align: top;
-  white-space: nowrap; }
-.wrap td { white-space: normal; min-width: 6rem; }
-th:first-child, td:first-child { padding-left: 0; }
+  white-space: nowrap; overflow-wrap: break-word; }
+.wrap th, .wrap .text { white-space: normal; } .wrap .text { min-width: 5.6rem; }
+@media (max-width: 600px) { table { font-size: .84rem; } th, td { padding: .3rem .35rem; } }
+tr > :first-child { padding-left: 0; } tr > :last-child { padding-right: 0; }
 th:first-child, td:first-child, .text { text-align: left; } th { font-weight: 600; }
 figure { margin: .8rem 0; } figcaption { font-size: .9rem; max-width: 34rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 0 2rem; }

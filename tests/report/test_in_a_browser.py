@@ -22,6 +22,8 @@ TOO_WIDE_DRAWING = """[...document.querySelectorAll('svg text')].filter(one => {
   const text = one.getBoundingClientRect(), drawing = one.ownerSVGElement.getBoundingClientRect();
   return text.right > drawing.right + 1 || text.left < drawing.left - 1 || text.bottom > drawing.bottom + 1; })
   .map(one => one.textContent)"""
+SCROLLING = """[...document.querySelectorAll('.wrap')].filter(one => one.scrollWidth > one.clientWidth)
+  .map(one => one.textContent.slice(0, 100))"""
 BOXES = """[...document.querySelectorAll('figure svg')].map(one => { const box = one.getBoundingClientRect();
   return [box.width, box.height]; })"""
 
@@ -61,6 +63,7 @@ def test_the_page_is_whole_fits_and_asks_for_nothing(
     assert tab.value("document.documentElement.scrollWidth") <= width
     assert tab.value(TOO_WIDE) == []
     assert tab.value(TOO_WIDE_DRAWING) == []
+    assert tab.value(SCROLLING) == []
     picture = pixels(tab.screenshot())
     assert picture.shape[0] > height
     assert (picture[0, 0].mean() < 60) == dark  # the background
