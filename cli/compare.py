@@ -44,6 +44,12 @@ if TYPE_CHECKING:
 )
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write comparison.json there.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a page with pictures there, which needs no network.",
+)
 @json_option
 def command(
     dense: Path,
@@ -56,6 +62,7 @@ def command(
     seed: int,
     data_dir: Path | None,
     out: Path | None,
+    html: Path | None,
     as_json: bool,
 ) -> None:
     """Compare a dense with a sparse bundle: accuracy, size and time, with intervals.
@@ -68,9 +75,10 @@ def command(
     from sparse_export.comparison import check_gates, compare, write_results
     from sparse_export.files import require_writable
 
-    if out is not None:
-        require_writable(out)
     opened = (open_bundle(dense), open_bundle(sparse))
+    for folder in (out, None if html is None else html.parent):
+        if folder is not None:
+            require_writable(folder)
     comparison = compare(
         *opened,
         batches=batches,
@@ -84,6 +92,10 @@ def command(
     )
     if out is not None:
         say(f"wrote {write_results(out, comparison)}")
+    if html is not None:
+        from sparse_export.report import write_report
+
+        say(f"wrote {write_report(html, comparison, *opened)}")
     print_result(asdict(comparison), str(comparison), as_json)
     check_gates(comparison)
 

@@ -28,9 +28,11 @@ def command(out: Path, as_json: bool) -> None:
     for comparison in made.comparisons.values():
         parts += [str(comparison), ""]
     parts += [f"Runs, bundles and raw measurements: {out}", f"Results: {made.results}"]
+    parts += [f"Report, {kind}: {path}" for kind, path in made.reports.items()]
     document = {
         "bundles": {kind: str(bundle.path) for kind, bundle in made.bundles.items()},
         "results": str(made.results),
+        "reports": {kind: str(path) for kind, path in made.reports.items()},
         "comparisons": {kind: asdict(comparison) for kind, comparison in made.comparisons.items()},
     }
     print_result(document, "\n".join(parts), as_json)

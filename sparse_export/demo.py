@@ -16,6 +16,7 @@ from sparse_export.comparison import Comparison, compare, write_results
 from sparse_export.engine import door
 from sparse_export.errors import MissingCapability, UsageError
 from sparse_export.files import require_writable
+from sparse_export.report import write_report
 from sparse_export.train.loop import train
 from sparse_export.train.observer import Observer
 from sparse_export.train.recipe import load_recipe
@@ -24,6 +25,7 @@ from sparse_export.validation import Validation, check_gates, validate
 RECIPE = "digits"
 DENSITY = 0.2
 PATTERN = "2:4"
+REPORT_FILE = "report.html"
 _MARK = ".sparse-export-demo"
 
 
@@ -40,12 +42,13 @@ class Demo:
     """What the demo made, by the names `dense`, `sparse` and `two-four`.
 
     validations: have passed their gates.  comparisons: of the last two with the first; each is written to a folder
-    of its name under `results`.
+    of its name under `results`, with its page for people, of `reports`.
     """
 
     bundles: dict[str, Bundle]
     validations: dict[str, Validation]
     comparisons: dict[str, Comparison]
+    reports: dict[str, Path]
     results: Path
 
 
@@ -74,12 +77,23 @@ def demo(
     info = bundles["dense"].info
     samples = None if info.data is None else data.load_test_set(info.data, info.model.input_shape)
     comparisons: dict[str, Comparison] = {}
+    reports: dict[str, Path] = {}
     for kind in _KINDS:
         if kind != "dense":
             say(f"comparing dense with {kind}")
             comparisons[kind] = compare(bundles["dense"], bundles[kind], samples=samples, n_threads=1)
-            write_results(out / "results" / kind, comparisons[kind])
-    return Demo(bundles=bundles, validations=validations, comparisons=comparisons, results=out / "results")
+            folder = out / "results" / kind
+            write_results(folder, comparisons[kind])
+            reports[kind] = write_report(
+                folder / REPORT_FILE, comparisons[kind], bundles["dense"], bundles[kind]
+            )
+    return Demo(
+        bundles=bundles,
+        validations=validations,
+        comparisons=comparisons,
+        reports=reports,
+        results=out / "results",
+    )
 
 
 def _engine_targets(say: Callable[[str], None]) -> tuple[str, ...]:

@@ -45,6 +45,8 @@ __all__ = [
     "RuntimeResult",
     "Validation",
     "check_gates",
+    "golden_parity",
+    "run_of_bundle",
     "validate",
     "write_results",
 ]
@@ -214,7 +216,7 @@ def validate(
     test = None if info.data is None else data.load_test_set(info.data, info.model.input_shape, data_dir)
 
     golden_input, golden_output = (_golden(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
-    golden = _parity(onnx_logits(bundle.onnx_path, golden_input, n_threads=n_threads), golden_output, bundle)
+    golden = golden_parity(bundle, n_threads=n_threads)
     accuracy = torch_accuracy = parity = difference = logits = None
     if test is not None and info.data is not None:
         inputs, labels = test
@@ -345,13 +347,16 @@ def _open_dense(bundle: Bundle, path: Path) -> Bundle:
     return dense
 
 
-def _network(bundle: Bundle, given: Path | None, trust: str | None) -> tuple[nn.Module | None, str | None]:
-    """The network of the run, or why there is none. A run that was asked for by path must be there."""
+def run_of_bundle(bundle: Bundle, given: Path | None = None) -> Run | None:
+    """The run that a bundle was built from, checked by hash; None where it is no longer at its path in the manifest.
+
+    given: where it is now; then it must be there. Raises UsageError or ArtefactError (changed, or another run).
+    """
     reference = bundle.info.run
     path = Path(reference.path) if given is None else given
     # Path.is_file raises for a folder that may not be entered.
     if given is None and not os.path.isfile(path / RUN_FILE):  # noqa: PTH113
-        return None, f"The run {path} is no longer there."
+        return None
     run: Run = open_run(path)
     found = sha256_file(path / RUN_FILE)
     if found != reference.run_sha256:
@@ -360,12 +365,27 @@ def _network(bundle: Bundle, given: Path | None, trust: str | None) -> tuple[nn.
             expected=f"{reference.run_sha256} was expected.",
             do="Give the right one with --run, or build the bundle again.",
         )
+    return run
+
+
+def _network(bundle: Bundle, given: Path | None, trust: str | None) -> tuple[nn.Module | None, str | None]:
+    """The network of the run, or why there is none. A run that was asked for by path must be there."""
+    run = run_of_bundle(bundle, given)
+    if run is None:
+        return None, f"The run {Path(bundle.info.run.path)} is no longer there."
     if run.info.model.name is None:
-        return None, f"The run {path} does not tell how its network is made."
+        return None, f"The run {run.path} does not tell how its network is made."
     network = network_of_run(run, given=trust)
     if bundle.info.fitted is not None and any(layer.n_cut for layer in bundle.info.fitted.layers):
         replay(network, orders_of_bundle(bundle))  # else it is the same function
     return network, None
+
+
+def golden_parity(bundle: Bundle, *, n_threads: int | None = None) -> Parity:
+    """The ONNX file by onnxruntime on the CPU against the stored answer. Raises GateFailed (NaN, or logits of another
+    shape) or ArtefactError."""
+    golden_input, golden_output = (_golden(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
+    return _parity(onnx_logits(bundle.onnx_path, golden_input, n_threads=n_threads), golden_output, bundle)
 
 
 def _golden(bundle: Bundle, name: str) -> Array:

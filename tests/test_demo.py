@@ -52,6 +52,8 @@ def test_the_demo_carries_its_networks_to_a_comparison_and_can_be_repeated(tmp_p
         assert bundle.info.accuracy.percent > 97
     for kind in ("sparse", "two-four"):
         assert (Path(document["results"]) / kind / "comparison.json").is_file()
+        page = Path(document["reports"][kind]).read_text()
+        assert page.count("<svg") == 9  # the runs are beside it, so their curves are there too
 
     second = demo(out)
     assert second.returncode == 0, second.stderr

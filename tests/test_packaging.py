@@ -34,12 +34,13 @@ LINES = (
     {"__main__"},
     {"cli"},
     {"doctor", "demo"},
-    {"serving", "comparison", "report", "plan", "sparsifying", "sweep"},
+    {"gating", "report"},
+    {"serving", "comparison", "plan", "sparsifying", "sweep"},
     {"building", "validation", "inspect", "measure"},
     {"fitting"},
     {"train", "runtime", "engine"},
     {"graph", "models", "data"},
-    {"artefact", "trust", "files", "sparsity"},
+    {"artefact", "trust", "files", "sparsity", "offline"},
     {"errors"},
 )
 SIDEWAYS = {

@@ -13,7 +13,7 @@ from sparse_export.engine.header import read_header, require_whole
 from sparse_export.errors import ArtefactError, MissingCapability, SparseExportError, UsageError
 from sparse_export.files import sha256_file
 
-__all__ = ["engine_of", "problem_with", "require_loadable"]
+__all__ = ["engine_of", "problem_with", "require_genuine", "require_loadable"]
 
 _OLDEST_RTX = 80  # what TensorRT for RTX builds for when it is told nothing: 8.0 and later
 
@@ -38,6 +38,18 @@ def require_loadable(bundle: Bundle, fact: EngineFact, *, given: str | None = No
     Raises ArtefactError (changed, of another library version, for another GPU), NotTrustedError, or
     MissingCapability (no library, no GPU). Nothing is deserialised.
     """
+    require_genuine(bundle, fact, given=given)
+    name = (bundle.path / fact.file).name
+    _require_version(name, fact, door.version(fact.target))
+    _require_gpu(name, fact)
+
+
+def require_genuine(bundle: Bundle, fact: EngineFact, *, given: str | None = None) -> None:
+    """Return when the engine is the file that its manifest tells of, and this user vouches for that manifest.
+
+    What can be said without the library or a GPU. given: as of `require_loadable`.
+    Raises ArtefactError or NotTrustedError.
+    """
     path = bundle.path / fact.file
     listed = bundle.info.files.get(fact.file)
     if listed is None:
@@ -56,8 +68,6 @@ def require_loadable(bundle: Bundle, fact: EngineFact, *, given: str | None = No
             do="Build the bundle again.",
         )
     trust.require(sha256_file(bundle.path / BUNDLE_FILE), f"The engine {path}", given=given)
-    _require_version(path.name, fact, door.version(fact.target))
-    _require_gpu(path.name, fact)
 
 
 def problem_with(bundle: Bundle, fact: EngineFact) -> SparseExportError | None:

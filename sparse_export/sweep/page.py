@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sparse_export.errors import SparseExportError
 from sparse_export.measure.statistics import Mean
-from sparse_export.sweep.charts import Point, Series, line_chart
+from sparse_export.offline.charts import Point, Series, line_chart
+from sparse_export.offline.document import document, table
 from sparse_export.sweep.grid import DENSE, Grid
 from sparse_export.sweep.running import Finding
 from sparse_export.sweep.table import Row, accuracy_text, ratio_text
@@ -16,28 +17,12 @@ from sparse_export.train.metrics import read_metrics
 
 _MOST_COURSES = 24
 
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; }
-svg { width: 100%; max-width: 46rem; height: auto; font: 11px system-ui, sans-serif; }
-svg text { fill: currentColor; } .grid { stroke: #8883; } .level { stroke: currentColor; stroke-dasharray: 8 4; }
-.band { fill: #8883; } pre { overflow-x: auto; background: #8881; padding: .7rem; }
-"""
-
 
 def page(grid: Grid, grid_text: str, findings: Sequence[Finding], rows: Sequence[Row], facts: str) -> str:
     """The whole HTML document. grid_text: the file as it was read.  facts: where and when, for people."""
     n_complete = sum(finding.status == "complete" for finding in findings)
     failed = [finding for finding in findings if finding.status == "failed"]
     parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>Sweep of {escape(grid.recipe)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>Sweep of {escape(grid.recipe)}</h1>",
         f"<p>{n_complete} of {len(findings)} runs are complete. {escape(facts)}</p>",
         (
             "<p>Accuracy: mean over the seeds ± half of its 95 % Student t interval. Choose by validation; the test "
@@ -59,8 +44,8 @@ def page(grid: Grid, grid_text: str, findings: Sequence[Finding], rows: Sequence
     if failed:
         items = "".join(f"<li>{escape(one.cell.name)}: {escape(one.reason)}</li>" for one in failed)
         parts += ["<h2>Runs that failed</h2>", f"<ul>{items}</ul>"]
-    parts += ["<h2>The grid</h2>", f"<pre>{escape(grid_text)}</pre>", "</body></html>", ""]
-    return "\n".join(parts)
+    parts += ["<h2>The grid</h2>", f"<pre>{escape(grid_text)}</pre>"]
+    return document(f"Sweep of {grid.recipe}", parts)
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -89,11 +74,7 @@ def _table(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in line) + "</tr>" for line in lines)
-    return (
-        "<table><thead><tr>" + "".join(f"<th>{escape(text)}</th>" for text in head) + "</tr></thead>"
-        f"<tbody>{body}</tbody></table>"
-    )
+    return table(head, lines)
 
 
 def accuracy_chart(rows: Sequence[Row]) -> str:

@@ -115,6 +115,13 @@ def test_compare_measures_accuracy_and_time_and_writes_what_it_prints(
     assert {key: written[key] for key in document} == document
 
 
+def test_compare_writes_a_page_with_the_curves_of_both_runs(made: Made, call: Call, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "report.html"
+    result = call("compare", made.dense, made.sparse, *QUICK, "--html", page)
+    assert (result.exit_code, f"wrote {page}" in result.stderr) == (0, True)
+    assert page.read_text().count("<svg") == 9
+
+
 def test_compare_prints_a_table_for_people(made: Made, call: Call) -> None:
     result = call("compare", made.dense, made.sparse, *QUICK)
     assert (result.exit_code, "as fast" in result.stdout, "rounds" in result.stderr) == (0, True, True)
@@ -219,3 +226,31 @@ def test_bench_train_splits_a_step_and_ends_with_4_when_too_little_is_gained(
 def test_bench_train_tells_an_unknown_recipe_the_nearest(call: Call) -> None:
     result = call("bench-train", "digit")
     assert (result.exit_code, "digits" in result.stderr) == (2, True)
+
+
+def test_gate_tells_every_link_and_writes_both_files(made: Made, call: Call, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    result = call("gate", made.sparse, "--against", made.dense, "--max-drop", 100, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert "PASSED. Kept: files, weights, graph, accuracy." in result.stdout
+    assert {path.name for path in out.iterdir()} == {"gate.json", "gate.junit.xml"}
+
+
+def test_gate_ends_with_the_code_of_the_broken_link_after_its_results(
+    made: Made, call: Call, tmp_path: Path
+) -> None:
+    shutil.copytree(made.sparse, tmp_path / "bundle")
+    (tmp_path / "bundle" / "model.onnx").write_bytes(b"")
+    result = call(
+        "gate", tmp_path / "bundle", "--against", made.dense, "--out", tmp_path / "results", "--json"
+    )
+    assert result.exit_code == 6
+    document = _document(result)
+    assert [link["outcome"] for link in document["links"]] == ["broken", *["not run"] * 5]
+    assert "The link 'files' is broken" in result.stderr
+    assert json.loads((tmp_path / "results" / "gate.json").read_text()) == document
+
+
+def test_gate_of_what_is_not_there_leaves_no_folder(made: Made, call: Call, tmp_path: Path) -> None:
+    result = call("gate", tmp_path / "nothing", "--against", made.dense, "--out", tmp_path / "results")
+    assert (result.exit_code, (tmp_path / "results").exists()) == (2, False)

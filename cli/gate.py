@@ -1,0 +1,127 @@
+"""sparse-export gate"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparse_export.cli._click import click
+from sparse_export.cli._common import json_option, print_result, say, whole_numbers
+
+
+@click.command("gate")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    required=True,
+    help="Dense bundle of the same data that accuracy and speed are held against.",
+)
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="POINTS",
+    default=1.0,
+    show_default=True,
+    help="Percentage points of accuracy that may be lost.",
+)
+@click.option(
+    "--require-speedup",
+    type=float,
+    metavar="RATIO",
+    help="Speed-up that is promised, at the low end of its interval. Without it none is measured.",
+)
+@click.option(
+    "--batch",
+    "batches",
+    callback=whole_numbers,
+    metavar="SIZES",
+    default="1,32",
+    show_default=True,
+    help="Samples in a timed call.",
+)
+@click.option(
+    "--rounds", type=int, default=24, show_default=True, help="Interleaved rounds of blocks of calls."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads inside an operator. Default: one a core."
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the timed inputs and the order of the blocks."
+)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
+@click.option(
+    "--run", type=click.Path(path_type=Path), help="The run it was built from, when it was moved since."
+)
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    metavar="NAME",
+    help="Runtime besides onnxruntime-cpu that has to run it. Default: those of its engines that work here.",
+)
+@click.option(
+    "--trust",
+    metavar="SHA256",
+    help="Allow the code of a run, or the engines of a bundle, from elsewhere, by its hash.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write gate.json and gate.junit.xml there.",
+)
+@json_option
+def command(
+    bundle: Path,
+    against: Path,
+    max_drop: float,
+    require_speedup: float | None,
+    batches: tuple[int, ...],
+    rounds: int,
+    threads: int | None,
+    seed: int,
+    data_dir: Path | None,
+    run: Path | None,
+    runtimes: tuple[str, ...],
+    trust: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Hold BUNDLE to all that deploying it rests on: files, weights, graph, engines, accuracy, speed.
+
+    One link after the other, up to the first that is broken; that one decides the exit code.
+    """
+    import contextlib
+    from dataclasses import asdict
+
+    from sparse_export.artefact import read_bundle_info
+    from sparse_export.errors import ArtefactError
+    from sparse_export.files import require_writable
+    from sparse_export.gating import check_gate, gate, write_results
+
+    if out is not None:
+        for path in (bundle, against):  # first, so that no empty folder tells of a bundle that is not there
+            with contextlib.suppress(ArtefactError):  # a damaged one is a finding of the gate
+                read_bundle_info(path)
+        require_writable(out)
+    found = gate(
+        bundle,
+        against,
+        max_drop=max_drop,
+        require_speedup=require_speedup,
+        batches=batches,
+        rounds=rounds,
+        n_threads=threads,
+        seed=seed,
+        data_dir=data_dir,
+        run=run,
+        runtimes=runtimes or None,
+        trust=trust,
+        on_progress=say,
+    )
+    if out is not None:
+        for path in write_results(out, found):
+            say(f"wrote {path}")
+    print_result(asdict(found), str(found), as_json)
+    check_gate(found)

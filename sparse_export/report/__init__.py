@@ -1,0 +1,7 @@
+"""A comparison as one page for people: verdict, pictures, tables, and how it was made."""
+
+from __future__ import annotations
+
+from sparse_export.report.page import page, write_report
+
+__all__ = ["page", "write_report"]

@@ -1,0 +1,81 @@
+"""The report of a comparison: one HTML file that loads nothing."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from sparse_export.artefact import Bundle, command_line
+from sparse_export.comparison import Comparison
+from sparse_export.files import write_bytes
+from sparse_export.graph.eligibility import MEANINGS
+from sparse_export.offline.document import document
+from sparse_export.report import pictures, tables
+from sparse_export.report.side import BundleSide, side_of
+from sparse_export.report.verdict import verdict
+
+__all__ = ["page", "write_report"]
+
+
+def write_report(path: Path, comparison: Comparison, dense: Bundle, sparse: Bundle) -> Path:
+    """Write the page; gives its path. Raises OutputError, or ArtefactError for bundles that cannot be read."""
+    content = page(comparison, side_of("dense", dense), side_of("sparse", sparse))
+    write_bytes(path, content.encode("utf-8", "backslashreplace"))  # a path may hold an odd byte
+    return path
+
+
+def page(comparison: Comparison, dense: BundleSide, sparse: BundleSide) -> str:
+    """The whole HTML. Computes nothing but the intervals of single times, from the samples in the comparison."""
+    failed = bool(comparison.gate_failed or comparison.speedup_missed)
+    name = comparison.sparse.model or "network"
+    parts = [
+        f'<p class="verdict{" failed" if failed else ""}">{escape(verdict(comparison))}</p>',
+        f"<p>Dense: {escape(comparison.dense.path)}<br>Sparse: {escape(comparison.sparse.path)}</p>",
+        "<h2>Accuracy and size</h2>",
+        _figures(pictures.accuracy(comparison), pictures.sizes(comparison)),
+        tables.figures(comparison),
+        "<h2>Time of a call</h2>",
+        _figures(pictures.speed_ups(comparison), pictures.latency(comparison)),
+        *(f"<p>{escape(at.verdict)}</p>" for at in comparison.latency),
+        "<h2>Throughput against latency</h2>",
+        pictures.throughput(comparison),
+        tables.latencies(comparison),
+        "<h2>Layers of the sparse network</h2>",
+        pictures.densities(sparse.inspection.graph),
+        tables.layers(sparse),
+        _legend(sparse),
+        "<h2>Training</h2>",
+        *_training((dense, sparse)),
+        "<h2>Where it was measured</h2>",
+        tables.environment(comparison),
+        "<h2>Commands that made it</h2>",
+        tables.commands((dense, sparse), command_line()),
+    ]
+    return document(f"{name}: dense against sparse", [part for part in parts if part])
+
+
+def _figures(*drawn: str) -> str:
+    return f'<div class="figures">{"".join(drawn)}</div>'
+
+
+def _training(sides: tuple[BundleSide, BundleSide]) -> list[str]:
+    drawn = pictures.training(sides)
+    missing = [f"<p>{escape(f'{side.name}: {side.missing}')}</p>" for side in sides if side.missing]
+    return [*([_figures(*drawn)] if drawn else []), *missing]
+
+
+def _legend(side: BundleSide) -> str:
+    """What the codes of reasons mean, and what the table does not tell."""
+    codes = {reason.code for layer in side.inspection.graph for reason in layer.reasons}
+    items = "".join(
+        f"<li><b>{escape(code)}</b>: {escape(MEANINGS[code][1])}</li>" for code in MEANINGS if code in codes
+    )
+    engines = [one for one in side.inspection.engines if one.layers]
+    text = "The bundle has no engine, so nothing picked sparse kernels. "
+    if engines:
+        columns = "columns say" if len(engines) > 1 else "column says"
+        text = f"The last {columns} whether the engine runs the layer on a sparse kernel. "
+    return (
+        f"<p>{text}The time of single layers was not measured: a runtime fuses them, and only whole calls are timed."
+        f"</p>{f'<ul>{items}</ul>' if items else ''}"
+    )

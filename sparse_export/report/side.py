@@ -1,0 +1,56 @@
+"""What is known of one of two compared bundles: its graph, its engines, and the run that it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparse_export.artefact import Bundle, BundleInfo, RunInfo
+from sparse_export.errors import SparseExportError
+from sparse_export.inspect import Inspection, inspect
+from sparse_export.train.metrics import read_metrics
+from sparse_export.validation import run_of_bundle
+
+__all__ = ["BundleSide", "side_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleSide:
+    """name: `dense` or `sparse`.  run: None where it is no longer there, or is not the one; missing then says so.
+
+    metrics: the lines of its `metrics.jsonl`, none where that cannot be read.
+    """
+
+    name: str
+    info: BundleInfo
+    inspection: Inspection
+    run: RunInfo | None
+    metrics: Sequence[dict[str, Any]]
+    missing: str | None
+
+
+def side_of(name: str, bundle: Bundle) -> BundleSide:
+    """Read what a report shows of a bundle. Raises UsageError or ArtefactError for the bundle, never for its run."""
+    run, metrics, missing = None, [], None
+    try:
+        found = run_of_bundle(bundle)
+    except SparseExportError as cause:
+        found, missing = None, cause.what
+    if found is not None:
+        run = found.info
+        try:
+            metrics = read_metrics(Path(found.path))
+        except (OSError, ValueError):
+            missing = f"The run {found.path} has no record of its epochs that can be read."
+    elif missing is None:
+        missing = f"The run {bundle.info.run.path} is no longer there."
+    return BundleSide(
+        name=name,
+        info=bundle.info,
+        inspection=inspect(bundle.path),
+        run=run,
+        metrics=metrics,
+        missing=missing,
+    )

@@ -1,0 +1,126 @@
+"""The tables of a comparison: figures, layers, where it was measured, and how it was made."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from sparse_export.artefact import EngineLayer, GraphLayer
+from sparse_export.comparison import Comparison
+from sparse_export.offline.document import table
+from sparse_export.report.side import BundleSide
+
+__all__ = ["commands", "environment", "figures", "latencies", "layers"]
+
+
+def figures(comparison: Comparison) -> str:
+    """Accuracy, size and work of both, with sparse by dense."""
+    dense, sparse = comparison.dense, comparison.sparse
+    accuracies = [f"{side.accuracy.percent:.2f} %" if side.accuracy else "?" for side in (dense, sparse)]
+    change = ""
+    if comparison.accuracy_drop_points is not None:
+        change = f"{0.0 - comparison.accuracy_drop_points:+.2f} points"
+    rows = [
+        [f"accuracy, {comparison.accuracy_source or 'not known'}", *accuracies, change],
+        ["density of masked layers", f"{dense.density:.4f}", f"{sparse.density:.4f}", ""],
+    ]
+    for label, a, b in (
+        ("model.onnx, bytes", dense.size_bytes, sparse.size_bytes),
+        ("parameters", dense.n_parameters, sparse.n_parameters),
+        ("of them not zero", dense.n_nonzero, sparse.n_nonzero),
+        ("multiply-adds a sample", dense.macs, sparse.macs),
+        ("by a weight not zero", dense.nonzero_macs, sparse.nonzero_macs),
+    ):
+        share = f"{b / a:.4f}" if a and b is not None else ""
+        rows.append([label, _count(a), _count(b), share])
+    return table(["", "dense", "sparse", "sparse / dense"], rows, wrap=True)
+
+
+def _count(n: int | None) -> str:
+    return "?" if n is None else f"{n:,}"
+
+
+def latencies(comparison: Comparison) -> str:
+    """Percentiles of all calls, at each batch, of both."""
+    rows = []
+    for at in comparison.latency:
+        for name, result in (("dense", at.dense), ("dense again", at.dense_again), ("sparse", at.sparse)):
+            ms = (result.median_ms, result.mean_ms, result.p90_ms, result.p99_ms)
+            texts = ["-" if value is None else f"{value:.4g}" for value in ms]
+            rate = f"{1e3 * at.batch / result.mean_ms:,.0f}"
+            rows.append([f"batch {at.batch}, {name}", *texts, rate, f"{result.n_calls:,}"])
+    head = ["", "median ms", "mean ms", "90 % ms", "99 % ms", "samples/s", "calls"]
+    return table(head, rows)
+
+
+def layers(side: BundleSide) -> str:
+    """Every layer of a graph: density, pattern, whether hardware can use its zeros, what each engine made of it."""
+    promised = {layer.name: layer.pattern for layer in side.info.layers if layer.pattern}
+    engines = [one for one in side.inspection.engines if one.layers]
+    picked = {one.fact.file: {row.node: row for row in one.layers} for one in engines}
+    head = ["layer", "op", "shape", "density", "promised", "2:4", "eligible", "why not"]
+    head += [one.fact.target for one in engines]
+    rows = [
+        [*_layer(layer, promised.get(layer.weight, "-")), *(_state(rows, layer) for rows in picked.values())]
+        for layer in side.inspection.graph
+    ]
+    return table(head, rows, text_columns=(0, 1, 2, 7))
+
+
+def _layer(layer: GraphLayer, promised: str) -> list[str]:
+    density = f"{layer.n_nonzero / layer.n_weights:.4f}" if layer.n_weights else "-"
+    holds = "-" if layer.pattern_holds is None else "yes" if layer.pattern_holds else "no"
+    why = ", ".join(dict.fromkeys(reason.code for reason in layer.reasons)) or "-"
+    shape = "x".join(map(str, layer.shape)) or "-"
+    return [layer.weight or layer.node, layer.op_type, shape, density, promised, holds, layer.eligible, why]
+
+
+def _state(rows: dict[str, EngineLayer], layer: GraphLayer) -> str:
+    return rows[layer.node].state if layer.node in rows else "-"
+
+
+def environment(comparison: Comparison) -> str:
+    """Machine, libraries and settings."""
+    cores = ", ".join(map(str, comparison.cores)) or "every usable one"
+    rows = [
+        ["measured", comparison.created],
+        ["runtime", f"{comparison.runtime}, threads: {comparison.n_threads}, on cores: {cores}"],
+        [
+            "timing",
+            (
+                f"{comparison.rounds} interleaved rounds of blocks of {1e3 * comparison.block_s:g} ms, "
+                f"seed {comparison.seed}; all intervals are 95 %"
+            ),
+        ],
+        *(
+            [name.replace("_", " "), _fact(value)]
+            for name, value in comparison.machine.items()
+            if value and name not in comparison.versions
+        ),
+        *([name, version] for name, version in comparison.versions.items()),
+    ]
+    return table(["", ""], rows, text_columns=(0, 1), wrap=True)
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "; ".join(map(_fact, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_fact(one)}" for key, one in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def commands(sides: Sequence[BundleSide], own: Sequence[str]) -> str:
+    """The commands that trained, built and compared, as they were given."""
+    made: dict[str, list[str]] = {}
+    for side in sides:
+        if side.run is not None:
+            made.setdefault(shlex.join(side.run.command), []).append(
+                f"{side.name} trained {side.run.created}"
+            )
+        made.setdefault(shlex.join(side.info.command), []).append(f"{side.name} built {side.info.created}")
+    made.setdefault(shlex.join(own), []).append("compared, and this page written")
+    lines = [f"# {'; '.join(what)}\n{command}" for command, what in made.items()]
+    return f"<pre>{escape(chr(10).join(lines))}</pre>"

@@ -1,0 +1,56 @@
+"""A comparison in one sentence."""
+
+from __future__ import annotations
+
+from sparse_export.comparison import Comparison, LatencyComparison
+
+__all__ = ["verdict"]
+
+
+def verdict(comparison: Comparison) -> str:
+    """Speed, accuracy and size of the sparse bundle against the dense one, and a gate that failed, as one sentence."""
+    parts = [_speed(comparison), _accuracy(comparison), _size(comparison)]
+    text = f"At density {comparison.sparse.density:.3g} the sparse network {_listed(parts)}"
+    failed = [clause for clause in (comparison.gate_failed, comparison.speedup_missed) if clause]
+    if failed:
+        text += f", which fails what was required: {' '.join(failed).rstrip('.')}"
+    return f"{text}."
+
+
+def _listed(parts: list[str]) -> str:
+    known = [part for part in parts if part]
+    return f"{', '.join(known[:-1])} and {known[-1]}" if len(known) > 1 else "".join(known)
+
+
+def _speed(comparison: Comparison) -> str:
+    """The outcomes grouped, those of one kind together."""
+    words = {"speed-up": "is faster", "slow-down": "is slower", "no difference": "is not measurably faster"}
+    parts = []
+    for outcome, what in words.items():
+        at = [one for one in comparison.latency if one.outcome == outcome]
+        if at:
+            parts.append(f"{what} at {_batches(at)}")
+    return " but ".join(parts) + f" with {comparison.runtime}" if parts else ""
+
+
+def _batches(at: list[LatencyComparison]) -> str:
+    return ", ".join(
+        f"batch {one.batch} ({one.ratio.estimate:.2f}x, 95 % interval {one.ratio.low:.2f} to {one.ratio.high:.2f})"
+        for one in at
+    )
+
+
+def _accuracy(comparison: Comparison) -> str:
+    dense, sparse = comparison.dense.accuracy, comparison.sparse.accuracy
+    if dense is None or sparse is None:
+        return ""
+    text = f"has {sparse.percent:.2f} % accuracy against {dense.percent:.2f} %"
+    if comparison.difference is not None:
+        d = comparison.difference
+        return f"{text} ({d.points:+.2f} points, 95 % interval {d.low:+.2f} to {d.high:+.2f})"
+    return f"{text} as recorded"
+
+
+def _size(comparison: Comparison) -> str:
+    dense, sparse = comparison.dense.size_bytes, comparison.sparse.size_bytes
+    return f"takes {sparse / dense:.2f} of the bytes" if dense else ""
