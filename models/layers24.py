@@ -133,9 +133,8 @@ def _put(old: Compressed | None, new: Compressed) -> Compressed:
         return new
     old.packed.copy_(new.packed)
     old.places.copy_(new.places)
-    for was, now in ((old.meta, new.meta), (old.codes, new.codes)):
-        if was is not None and now is not None:
-            was.copy_(now)
+    if old.meta is not None and new.meta is not None:
+        old.meta.copy_(new.meta)
     return replace(old)
 
 

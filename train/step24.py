@@ -30,12 +30,7 @@ class MovingMasks(Protocol):
 
 
 class FillAtOnce(Protocol):
-    """Fills the forms of all layers; False when it cannot, having done nothing.
-
-    times_ms: of the ways that were tried for it.
-    """
-
-    times_ms: dict[str, float]
+    """Fills the forms of all layers; False when it cannot, having done nothing."""
 
     def __call__(self, layers: Sequence[Weight24]) -> bool: ...
 
@@ -94,16 +89,12 @@ class Step24:
         self._seen = -1
         self._fill_at_once = _one_launch(next(iter(self.layers.values())).weight.device)
         self.after_step()
+        self._fill()  # now, for the first launch waits for the device
 
     @property
     def sparse_layers(self) -> tuple[str, ...]:
         """Weights whose products are 2:4 at the moment."""
         return tuple(name for name, layer in self.layers.items() if layer.forward_form is not None)
-
-    @property
-    def fill_times_ms(self) -> dict[str, float]:
-        """What gathering the values of all layers takes, by the ways that were tried; empty on the CPU."""
-        return {} if self._fill_at_once is None else self._fill_at_once.times_ms
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -1,7 +1,7 @@
 """Products with a 2:4 matrix: on the hardware through torch's operators, and dense for reference.
 
-The operators need a CUDA device and were not run by those who wrote this; see `docs/testing-on-gpu.md`. Everything
-around them, limits, padding, packing and places, is the same for the reference and is tested with it.
+Tried on an H100, with cuSPARSELt (docs/benchmarks.md). Everything around the operators, limits, padding, packing and
+places, is the same for the reference and is tested with it.
 
 Legend: N rows of activations, O outputs, I inputs of a layer, the reduction axis.
 """
@@ -81,10 +81,8 @@ class Compressed:
     """A 2:4 matrix (O, I), filled with the values of a dense weight by `fill`.
 
     packed: kept values, and for cuSPARSELt its metadata behind them.  meta: columns for the reference, CUTLASS's
-    metadata, None for cuSPARSELt.  places: int32 or int64, where in the weight's flat memory each kept value comes from; for a
-    transposed matrix that is the memory of the weight that it is the transpose of.  codes: uint8, where values lie row
-    after row: the two kept members of each group of four, the first in the lower two bits; (O, I / 4), for a transposed
-    matrix its transpose, which is in the order of the weight.
+    metadata, None for cuSPARSELt.  places: int32 or int64, where in the weight's flat memory each kept value comes from;
+    for a transposed matrix that is the memory of the weight that it is the transpose of.
     """
 
     backend: Backend
@@ -92,7 +90,6 @@ class Compressed:
     packed: Tensor
     meta: Tensor | None
     places: Tensor
-    codes: Tensor | None = None
 
 
 def why_not(shape: tuple[int, ...], dtype: torch.dtype, backend: Backend) -> str | None:
@@ -185,16 +182,11 @@ def compress(
         packed, meta = torch._cslt_compress(ones), None
         n_kept = columns.numel()
         found = learned_places(lambda dense: torch._cslt_compress(dense).reshape(-1)[:n_kept], mask, dtype)
-    codes = None
-    if torch.equal(found, places(columns, shape[1])):
-        pairs = (columns % 4).view(shape[0], -1, 2)
-        codes = (pairs[:, :, 0] + 4 * pairs[:, :, 1]).to(torch.uint8)
-        codes = codes.T.contiguous() if transposed else codes
     if transposed:
         found = found % shape[1] * shape[0] + found // shape[1]
     if mask.numel() < 2**31:
         found = found.to(torch.int32)  # read at every step, so half the bytes count
-    compressed = Compressed(backend=backend, shape=shape, packed=packed, meta=meta, places=found, codes=codes)
+    compressed = Compressed(backend=backend, shape=shape, packed=packed, meta=meta, places=found)
     values_of(compressed).zero_()
     return compressed
 
