@@ -189,6 +189,9 @@ def _tensorrt(target: door.Target, has_gpu: bool) -> Finding:
         else "without a GPU it neither builds nor runs engines",
         "tensorrt-rtx": "builds and runs engines" if has_gpu else "builds engines; to run them takes a GPU",
     }
+    card = door.gpu() if has_gpu and target == "tensorrt-rtx" else None
+    if card is not None and not door.rtx_runs_on(card.architecture):
+        builds[target] = f"builds engines; it does not run on this GPU ({card.architecture})"
     return Finding(group="Runtimes", name=name, state="ok", value=f"{version}, {builds[target]}")
 
 

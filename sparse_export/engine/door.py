@@ -33,6 +33,7 @@ __all__ = [
     "is_installed",
     "library",
     "module_name",
+    "rtx_runs_on",
     "set_architectures",
     "version",
 ]
@@ -134,6 +135,15 @@ def gpu() -> Gpu | None:
     if driver.cuDeviceGetName(text, len(text), device):
         return None
     return Gpu(name=text.value.decode(errors="replace"), architecture=f"sm{''.join(capability)}")
+
+
+def rtx_runs_on(architecture: str) -> bool:
+    """Does TensorRT for RTX run on a GPU of this architecture, as in `sm89`?
+
+    On one of 9.0 its version 1.7.1 said: "Supported compute capabilities: 8.0 8.6 8.9 12.0 12.1 >12.0."
+    """
+    number = int(architecture.removeprefix("sm"))
+    return number in (80, 86, 89) or number >= 120
 
 
 def install_hint(target: str) -> str:

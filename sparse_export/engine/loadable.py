@@ -15,8 +15,6 @@ from sparse_export.files import sha256_file
 
 __all__ = ["engine_of", "problem_with", "require_genuine", "require_loadable"]
 
-_OLDEST_RTX = 80  # what TensorRT for RTX builds for when it is told nothing: 8.0 and later
-
 
 def engine_of(bundle: Bundle, target: str) -> EngineFact:
     """The engine of a bundle for a target; of several the first. Raises UsageError when it has none."""
@@ -103,7 +101,13 @@ def _require_gpu(name: str, fact: EngineFact) -> None:
         )
     if _fits(fact, int(gpu.architecture[2:])):
         return
-    wanted = ", ".join(fact.architectures) or fact.architecture or "sm80 or later"
+    if fact.target == "tensorrt-rtx" and not door.rtx_runs_on(gpu.architecture):
+        raise MissingCapability(
+            f"{name} cannot run here: TensorRT for RTX does not support this GPU, {gpu.name} ({gpu.architecture}).",
+            expected="A GPU of compute capability 8.0, 8.6, 8.9, or 12.0 or later was expected.",
+            do="Build with --target tensorrt for this GPU, or run the ONNX file with onnxruntime.",
+        )
+    wanted = ", ".join(fact.architectures) or fact.architecture or "sm80, sm86, sm89, or sm120 or later"
     raise ArtefactError(
         f"{name} is not for this GPU, {gpu.name} ({gpu.architecture}).",
         expected=f"{wanted} was expected.",
@@ -114,7 +118,7 @@ def _require_gpu(name: str, fact: EngineFact) -> None:
 def _fits(fact: EngineFact, here: int) -> bool:
     if fact.target == "tensorrt-rtx":
         named = {int(name[2:]) for name in fact.architectures}
-        return here in named if named else here >= _OLDEST_RTX
+        return door.rtx_runs_on(f"sm{here}") and (not named or here in named)
     if fact.hardware == "ampere-plus":
         return here >= 80
     return fact.architecture is not None and here == int(fact.architecture[2:])

@@ -215,9 +215,8 @@ FULL = {"target": "tensorrt", "architectures": (), "architecture": "sm80"}
     ("changes", "here", "fits"),
     [
         ({}, "sm89", True),
-        ({}, "sm90", False),
+        ({}, "sm86", False),
         ({"architectures": ()}, "sm120", True),
-        ({"architectures": ()}, "sm75", False),
         (FULL, "sm80", True),
         (FULL, "sm86", False),
         ({**FULL, "hardware": "ampere-plus"}, "sm120", True),
@@ -235,6 +234,17 @@ def test_the_gpu_has_to_fit(
         return
     with pytest.raises(ArtefactError, match=f"not for this GPU, a card \\({here}\\)"):
         _require(bundle)
+
+
+@pytest.mark.parametrize("here", ["sm75", "sm90", "sm100"])
+@pytest.mark.parametrize("architectures", [(), ("sm89",)])
+def test_where_tensorrt_for_rtx_does_not_run_no_new_build_is_advised(
+    architectures: tuple[str, ...], here: str, make: Make, machine: Machine
+) -> None:
+    machine(here)
+    with pytest.raises(MissingCapability, match=f"does not support this GPU, a card \\({here}\\)") as caught:
+        _require(make(os.urandom(100), architectures=architectures))
+    assert "--target tensorrt " in caught.value.do
 
 
 def test_without_a_gpu_an_engine_ends_with_5(make: Make, machine: Machine) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
 from sparse_export.artefact import Bundle, Run
 from sparse_export.building import build
@@ -37,6 +38,8 @@ def bundle(request: pytest.FixtureRequest, run: Run) -> Bundle:
     target: door.Target = request.param
     if not door.is_installed(target):
         pytest.skip(f"{door.module_name(target)} is not installed")
+    if target == "tensorrt-rtx" and torch.cuda.get_device_capability()[0] == 9:
+        pytest.skip("TensorRT for RTX does not support Hopper")
     options = EngineOptions(target=target, profiles=PROFILES)
     out = run.path.with_name(target)
     return build(run.path, out, targets=[target], precision="fp16", engines=[options])
