@@ -59,6 +59,11 @@ if TYPE_CHECKING:
 @click.option(
     "--version-compatible", is_flag=True, help="Let later TensorRT releases load a tensorrt engine."
 )
+@click.option(
+    "--time-layers",
+    is_flag=True,
+    help="Time each layer of an engine against one without sparse kernels; needs the GPU.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be built; write nothing.")
 @click.option("--compact", is_flag=True, help="Take the channels that do nothing out of the graph.")
 @click.option(
@@ -108,6 +113,7 @@ def command(
     opt_level: int | None,
     hardware: str,
     version_compatible: bool,
+    time_layers: bool,
     dry_run: bool,
     compact: bool,
     form: str,
@@ -158,6 +164,7 @@ def command(
             gather=gather,
             data_dir=data_dir,
             engines=engines,
+            time_layers=time_layers,
             progress=progress,
             trust=trust,
         )

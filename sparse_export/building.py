@@ -42,7 +42,7 @@ from sparse_export.engine.bundle import EngineProgress, Engines, add_engines
 from sparse_export.engine.door import TARGETS as ENGINE_TARGETS
 from sparse_export.engine.options import EngineOptions, Precision, require_buildable
 from sparse_export.engine.precision import CALIBRATED, TOLERANCE, at_precision
-from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError, UsageError
+from sparse_export.errors import ArtefactError, GateFailed, SparseExportError, UnknownNameError, UsageError
 from sparse_export.files import require_writable, sha256_file, staged_folder, write_bytes, write_json
 from sparse_export.fitting import (
     ORDERS_FILE,
@@ -63,6 +63,7 @@ from sparse_export.graph.verify import (
     promised_patterns,
     require_patterns,
 )
+from sparse_export.measure.twin import TimedEngines, require_timeable, time_engines
 from sparse_export.runtime.onnxruntime import open_session
 from sparse_export.runtime.tolerance import outside_tolerance
 from sparse_export.sparsity.pattern import NMPattern
@@ -112,6 +113,7 @@ def build(
     n_calibration: int = 256,
     data_dir: str | Path | None = None,
     engines: Sequence[EngineOptions] = (),
+    time_layers: bool = False,
     progress: EngineProgress | None = None,
     trust: str | None = None,
 ) -> Bundle:
@@ -122,7 +124,8 @@ def build(
     files that it does not list; a link is followed.  targets: what to build for; the ONNX file is always
     written.  precision: of the graph, and so of the engines; inputs and outputs are float32 in any.
     n_calibration: training samples that int8 and fp8 take their ranges from; data_dir: where the data sets lie.
-    engines: how to build for a target, where not by the defaults; progress: is told how engines get on.
+    engines: how to build for a target, where not by the defaults; time_layers: build each engine once more without
+    sparse kernels, and time the layers of both against each other, which needs the GPU.  progress: is told how engines get on.
     compact: take the channels that do nothing out of the graph; the outputs are held against those of the whole
     graph first.  onnx: `packed` writes 2:4 weights packed, `both` adds the dense form as `model-dense.onnx`.
     pattern: put channels into an order in which layers obey N:M, and promise it for those that do; `max_cut` is the
@@ -141,6 +144,8 @@ def build(
     engine_options = _engine_options(targets, engines)
     for one in engine_options:
         require_buildable(precision, one.architectures)
+    if time_layers:
+        require_timeable(engine_options)
     _require_form(onnx)
     wanted = wanted_pattern(pattern, max_cut, gather)
     run_folder = Path(run.path if isinstance(run, Run) else run)
@@ -195,8 +200,11 @@ def build(
         built = add_engines(
             stage, model, layers, engine_options, precision=precision, previous=target, progress=progress
         )
-        write_json(stage / LAYERS_FILE, _layers_document(layers, built))
-        names = [*files, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT, *built.files]
+        timed = TimedEngines(times={}, files=(), failures={})
+        if time_layers:
+            timed = time_engines(stage, model, engine_options, built, beside=target, progress=progress)
+        write_json(stage / LAYERS_FILE, _layers_document(layers, built, timed))
+        names = [*files, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT, *built.files, *timed.files]
         pattern_fact = None
         if fitted is not None and before is not None:
             write_json(stage / ORDERS_FILE, fitted.document)
@@ -225,7 +233,7 @@ def build(
         )
         save_bundle_info(stage, bundle_info)
         remember(sha256_file(stage / BUNDLE_FILE))
-    _require_all_built(built, out)
+    _require_all_built({**built.failures, **timed.failures}, out)
     return Bundle(path=out, info=bundle_info)
 
 
@@ -241,16 +249,19 @@ def _engine_options(targets: Sequence[str], engines: Sequence[EngineOptions]) ->
     return [given.get(target) or EngineOptions(target=target) for target in wanted]
 
 
-def _layers_document(layers: Sequence[GraphLayer], built: Engines) -> dict[str, object]:
+def _layers_document(layers: Sequence[GraphLayer], built: Engines, timed: TimedEngines) -> dict[str, object]:
     rows = {file: [asdict(row) for row in rows] for file, rows in built.layers.items()}
-    return {"layers": [asdict(layer) for layer in layers], "engines": rows}
+    document: dict[str, object] = {"layers": [asdict(layer) for layer in layers], "engines": rows}
+    if timed.times:
+        document["times"] = {file: [asdict(one) for one in times] for file, times in timed.times.items()}
+    return document
 
 
-def _require_all_built(built: Engines, out: Path) -> None:
+def _require_all_built(failures: Mapping[str, SparseExportError], out: Path) -> None:
     """Raise the first failure; whatever else was built is in the bundle."""
-    if not built.failures:
+    if not failures:
         return
-    first, *others = built.failures.values()
+    first, *others = failures.values()
     more = "".join(f" {other.what}" for other in others)
     raise type(first)(
         f"{first.what}{more} The bundle {out} has all the other targets.",
