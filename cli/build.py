@@ -78,6 +78,13 @@ if TYPE_CHECKING:
     "--pattern", metavar="N:M", help="Permute channels so that layers obey N:M; the others stay as they are."
 )
 @click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="As --pattern 2:4, for the layers that a plan chose; the others stay dense.",
+)
+@click.option(
     "--max-cut",
     type=float,
     default=0.0,
@@ -118,6 +125,7 @@ def command(
     compact: bool,
     form: str,
     pattern: str | None,
+    plan_file: Path | None,
     max_cut: float,
     gather: Gather,
     data_dir: Path | None,
@@ -150,6 +158,14 @@ def command(
         plan = planned_build(run, out, targets=targets, engines=engines, form=form, precision=precision)
         print_result(asdict(plan), str(plan), as_json)
         return
+    planned_dense = None
+    if plan_file is not None:
+        from sparse_export.artefact import read_run_info
+        from sparse_export.plan.planning import dense_by_plan
+
+        pattern = pattern or "2:4"
+        name = read_run_info(run).model.name
+        planned_dense = dense_by_plan(plan_file, name, instead="Build without a plan.")
     with engine_observer() as progress:
         bundle = build(
             run,
@@ -162,6 +178,7 @@ def command(
             pattern=pattern,
             max_cut=max_cut,
             gather=gather,
+            planned_dense=planned_dense,
             data_dir=data_dir,
             engines=engines,
             time_layers=time_layers,

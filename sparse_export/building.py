@@ -50,6 +50,7 @@ from sparse_export.fitting import (
     masks_with_promises,
     measured,
     never_cut,
+    require_in_plan,
     require_no_other_promise,
     rewritten,
     wanted_pattern,
@@ -66,6 +67,7 @@ from sparse_export.graph.verify import (
 from sparse_export.measure.twin import TimedEngines, require_timeable, time_engines
 from sparse_export.runtime.onnxruntime import open_session
 from sparse_export.runtime.tolerance import outside_tolerance
+from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.trust import remember
 
@@ -109,6 +111,7 @@ def build(
     pattern: str | NMPattern | None = None,
     max_cut: float = 0.0,
     gather: Gather = "input",
+    planned_dense: Mapping[str, str] | None = None,
     precision: Precision = "fp32",
     n_calibration: int = 256,
     data_dir: str | Path | None = None,
@@ -130,7 +133,8 @@ def build(
     graph first.  onnx: `packed` writes 2:4 weights packed, `both` adds the dense form as `model-dense.onnx`.
     pattern: put channels into an order in which layers obey N:M, and promise it for those that do; `max_cut` is the
     share of sum |w| that such a layer may lose, `gather` says which layers may be given their input in an order of
-    their own: those that read the network's `input`, `any` or `none`. Accuracy is then measured before and after,
+    their own: those that read the network's `input`, `any` or `none`; `planned_dense` names weights that a plan leaves
+    dense, with its reasons (`sparse_export.plan.planning.dense_by_plan`), and then decides about small layers too. Accuracy is then measured before and after,
     where the test set lies in data_dir.
     trust: SHA-256 of the run's `run.json`, needed once for a run that names a factory and was made elsewhere.
 
@@ -148,6 +152,12 @@ def build(
         require_timeable(engine_options)
     _require_form(onnx)
     wanted = wanted_pattern(pattern, max_cut, gather)
+    if planned_dense is not None and str(wanted) != "2:4":
+        raise UsageError(
+            f"A plan was given, and the pattern {wanted}.",
+            expected="2:4 was expected: a plan decides which layers are worth that.",
+            do="Ask for 2:4, or leave the plan out.",
+        )
     run_folder = Path(run.path if isinstance(run, Run) else run)
     module = run.module if isinstance(run, Run) else None
     opened = Run(path=run_folder, info=open_run(run_folder).info, module=module)
@@ -161,6 +171,8 @@ def build(
     network = network_of_run(opened, given=trust)
     masks = masks_of_run(opened, network)
     require_no_other_promise(info.layers, wanted)
+    if planned_dense is not None:
+        require_in_plan(info.layers, planned_dense)
     before = copy.deepcopy(network) if wanted is not None else None
     fitted = None
     if wanted is not None:
@@ -174,7 +186,14 @@ def build(
             masks=masks,
             max_cut=max_cut,
             gather=gather,
-            uncut=never_cut(network, sample, names_of_layers, wanted),
+            uncut=never_cut(
+                network,
+                sample,
+                names_of_layers,
+                wanted,
+                small_share=SMALL_SHARE if planned_dense is None else 0.0,
+            ),
+            dense=planned_dense,
             live_first=compact,
         )
     samples = _calibration(info, precision, n_calibration, data_dir)
