@@ -16,6 +16,7 @@ from sparse_export.engine.options import EngineOptions, Profile
 from sparse_export.engine.tactics import kernels_from_inspection, read_sparsity
 from sparse_export.runtime.choice import open_runtime
 from sparse_export.runtime.tensorrt import open_engine
+from sparse_export.runtime.tolerance import outside_tolerance
 from sparse_export.validation import check_gates, validate
 from tests.exporting import exported_once
 from tests.making_runs import digits_run
@@ -47,7 +48,7 @@ def _wanted(bundle: Bundle, x: np.ndarray) -> np.ndarray:
 
 
 def _near(found: np.ndarray, wanted: np.ndarray, bundle: Bundle) -> bool:
-    return bool(np.abs(found - wanted).max() <= bundle.info.rtol * np.abs(wanted).max())
+    return not outside_tolerance(found, wanted, atol=bundle.info.atol, rtol=bundle.info.rtol)[1]
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
