@@ -24,7 +24,7 @@ from sparse_export.cli._common import json_option, print_result, say, whole_numb
     "runtimes",
     multiple=True,
     metavar="NAME",
-    help="onnxruntime-cpu or onnxruntime-cuda; may be repeated. Default: all that have a device here.",
+    help="tensorrt, tensorrt-rtx, onnxruntime-tensorrt, -cuda or -cpu; may be repeated. Default: all that can run here.",
 )
 @click.option(
     "--rounds", type=int, default=24, show_default=True, help="Interleaved rounds of blocks of calls."
@@ -35,6 +35,7 @@ from sparse_export.cli._common import json_option, print_result, say, whole_numb
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the timed inputs and the order of the blocks."
 )
+@click.option("--trust", metavar="SHA256", help="Allow the engines of a bundle from elsewhere, by its hash.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write bench.json there.")
 @json_option
 def command(
@@ -44,6 +45,7 @@ def command(
     rounds: int,
     threads: int | None,
     seed: int,
+    trust: str | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -65,6 +67,7 @@ def command(
         rounds=rounds,
         n_threads=threads,
         seed=seed,
+        trust=trust,
         on_progress=say,
     )
     if out is not None:

@@ -59,6 +59,11 @@ if TYPE_CHECKING:
 @click.option(
     "--version-compatible", is_flag=True, help="Let later TensorRT releases load a tensorrt engine."
 )
+@click.option(
+    "--time-layers",
+    is_flag=True,
+    help="Time each layer of an engine against one without sparse kernels; needs the GPU.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be built; write nothing.")
 @click.option("--compact", is_flag=True, help="Take the channels that do nothing out of the graph.")
 @click.option(
@@ -71,6 +76,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--pattern", metavar="N:M", help="Permute channels so that layers obey N:M; the others stay as they are."
+)
+@click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="As --pattern 2:4, for the layers that a plan chose; the others stay dense.",
 )
 @click.option(
     "--max-cut",
@@ -108,10 +120,12 @@ def command(
     opt_level: int | None,
     hardware: str,
     version_compatible: bool,
+    time_layers: bool,
     dry_run: bool,
     compact: bool,
     form: str,
     pattern: str | None,
+    plan_file: Path | None,
     max_cut: float,
     gather: Gather,
     data_dir: Path | None,
@@ -144,6 +158,14 @@ def command(
         plan = planned_build(run, out, targets=targets, engines=engines, form=form, precision=precision)
         print_result(asdict(plan), str(plan), as_json)
         return
+    planned_dense = None
+    if plan_file is not None:
+        from sparse_export.artefact import read_run_info
+        from sparse_export.plan.planning import dense_by_plan
+
+        pattern = pattern or "2:4"
+        name = read_run_info(run).model.name
+        planned_dense = dense_by_plan(plan_file, name, instead="Build without a plan.")
     with engine_observer() as progress:
         bundle = build(
             run,
@@ -156,8 +178,10 @@ def command(
             pattern=pattern,
             max_cut=max_cut,
             gather=gather,
+            planned_dense=planned_dense,
             data_dir=data_dir,
             engines=engines,
+            time_layers=time_layers,
             progress=progress,
             trust=trust,
         )

@@ -42,6 +42,17 @@ if TYPE_CHECKING:
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the timed inputs and the order of the blocks."
 )
+@click.option(
+    "--runtime",
+    metavar="NAME",
+    help="tensorrt, tensorrt-rtx, onnxruntime-tensorrt, -cuda or -cpu. Default: the best that runs both here.",
+)
+@click.option(
+    "--trust",
+    multiple=True,
+    metavar="SHA256",
+    help="Allow the engines of a bundle from elsewhere, by its hash; may be repeated.",
+)
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write comparison.json there.")
 @click.option(
@@ -60,6 +71,8 @@ def command(
     rounds: int,
     threads: int | None,
     seed: int,
+    runtime: str | None,
+    trust: tuple[str, ...],
     data_dir: Path | None,
     out: Path | None,
     html: Path | None,
@@ -88,6 +101,8 @@ def command(
         samples=_test_set(opened[0].info, data_dir),
         max_drop=max_drop,
         require_speedup=require_speedup,
+        runtime=runtime,
+        trust=trust,
         on_progress=say,
     )
     if out is not None:

@@ -36,6 +36,13 @@ from sparse_export.cli._common import json_option, print_result
 @click.option(
     "--keep-dense", multiple=True, metavar="PATTERN", help="A layer that stays as it is; * stands for any."
 )
+@click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Prune the layers that a plan chose, and only those.",
+)
 @click.option("--norms", is_flag=True, help="Re-estimate batch norms on the calibration samples.")
 @click.option("--input-shape", metavar="C,H,W", help="Of one sample, where nothing else tells it.")
 @click.option(
@@ -61,6 +68,7 @@ def command(
     finetune: int,
     moving: bool,
     keep_dense: tuple[str, ...],
+    plan_file: Path | None,
     norms: bool,
     input_shape: str | None,
     out: Path | None,
@@ -80,6 +88,12 @@ def command(
     from sparse_export.cli._progress import training_observer
     from sparse_export.sparsifying import sparsify
 
+    planned_dense = None
+    if plan_file is not None:
+        from sparse_export.plan.planning import dense_by_plan
+        from sparse_export.sparsifying.source import name_of
+
+        planned_dense = dense_by_plan(plan_file, name_of(model), instead="There is nothing to sparsify.")
     out = out or Path("runs") / f"{_plain(model)}-sparsified"
     with training_observer() as observer:
         done = sparsify(
@@ -95,6 +109,7 @@ def command(
             finetune=finetune,
             moving=moving,
             keep_dense=keep_dense,
+            planned_dense=planned_dense,
             norms=norms,
             input_shape=shape,
             seed=seed,

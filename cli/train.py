@@ -164,26 +164,13 @@ def command(
 
 def _planned(recipe: Recipe, file: Path) -> Recipe:
     """The recipe with the layers that a plan leaves dense named so. Raises UsageError for another network's plan."""
-    from sparse_export.errors import UsageError
-    from sparse_export.plan.planning import read_plan
+    from sparse_export.plan.planning import dense_by_plan
     from sparse_export.train.recipe import recipe_from_table
 
-    plan = read_plan(file)
-    if plan.model != recipe.model:
-        raise UsageError(
-            f"{file} is a plan for {plan.model}.",
-            expected=f"One for {recipe.model} was expected, the recipe's network.",
-            do="Plan the network that is to be trained.",
-        )
-    if not plan.sparse:
-        raise UsageError(
-            f"{file} leaves every layer dense.",
-            expected="At least one layer to make 2:4 was expected.",
-            do="Train the dense twin: --dense.",
-        )
+    dense = dense_by_plan(file, recipe.model, instead="Train the dense twin: --dense.")
     table = recipe.model_dump(mode="json")
     table["sparsity"] |= {
-        "keep_dense": [*recipe.sparsity.keep_dense, *plan.dense],
+        "keep_dense": [*recipe.sparsity.keep_dense, *dense],
         "small_share": 0.0,  # the plan decides about small layers too
     }
     return recipe_from_table(table, source=f"with the plan {file}")

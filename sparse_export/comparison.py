@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import textwrap
 from collections import Counter
@@ -13,10 +14,26 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sparse_export.artefact import Accuracy, Bundle, library_versions, now, open_bundle
+from sparse_export.artefact import (
+    BUNDLE_FILE,
+    Accuracy,
+    Bundle,
+    library_versions,
+    now,
+    open_bundle,
+    read_engine_layers,
+)
 from sparse_export.data import Inputs
-from sparse_export.errors import GateFailed, SpeedupNotReached, UsageError
-from sparse_export.files import write_json
+from sparse_export.engine.door import TARGETS
+from sparse_export.engine.loadable import engine_of
+from sparse_export.errors import (
+    ArtefactError,
+    GateFailed,
+    MissingCapability,
+    SpeedupNotReached,
+    UsageError,
+)
+from sparse_export.files import sha256_file, write_json
 from sparse_export.measure.interleave import LatencyResult, check_measurable
 from sparse_export.measure.latency import check_batches
 from sparse_export.measure.machine import machine_facts, n_usable_cores
@@ -30,11 +47,12 @@ from sparse_export.measure.statistics import (
     resolution,
 )
 from sparse_export.runtime import Session
-from sparse_export.runtime.onnxruntime import open_session
+from sparse_export.runtime.choice import KNOW_TWO_FOUR, candidates, open_runtime
 
 __all__ = ["Comparison", "LatencyComparison", "Side", "check_gates", "compare", "judge", "write_results"]
 
 RESULT_FILE = "comparison.json"
+LAYERS_FILE = "layers.json"
 _ACCURACY_BATCH = 256
 _ROUNDING_POINTS = 1e-9
 _WIDTH = 98
@@ -90,7 +108,8 @@ class Comparison:
     accuracy_source: `measured` here with the very files that were timed, `recorded` in the manifests, or
     None.  difference: sparse minus dense on the same samples, only when measured.
     accuracy_drop_points: dense minus sparse, in percentage points.
-    cores: that its threads were held to; () where they had every usable one.
+    runtime: as its sessions name themselves.  passed_over: by name, runtimes that would have been better, and why
+    they could not run both.  cores: that its threads were held to; () where they had every usable one.
     gate_failed, speedup_missed: what to tell when `max_drop_points` or `required_speedup` was not kept.
     """
 
@@ -105,6 +124,7 @@ class Comparison:
     gate_failed: str | None
     speedup_missed: str | None
     runtime: str
+    passed_over: dict[str, str]
     n_threads: int
     cores: tuple[int, ...]
     rounds: int
@@ -131,9 +151,11 @@ def compare(
     samples: tuple[Inputs, np.ndarray] | None = None,
     max_drop: float | None = None,
     require_speedup: float | None = None,
+    runtime: str | None = None,
+    trust: Sequence[str] = (),
     on_progress: Callable[[str], None] | None = None,
 ) -> Comparison:
-    """Run both bundles' model.onnx with onnxruntime on the CPU and compare them.
+    """Run both bundles on one runtime, their engines or model.onnx, and compare them.
 
     The dense file is loaded twice, the sparse one once, all with the same number of threads; the three are
     timed in interleaved blocks (`measure_interleaved`) on standard normal input, being closed and loaded
@@ -146,8 +168,11 @@ def compare(
     `measure_interleaved`.  batches: samples in a timed call.
     max_drop: most percentage points of accuracy that sparse may lose.  require_speedup: what the lower end
     of the interval of dense / sparse must reach at every batch size. `check_gates` raises when either fails.
+    runtime: None for the first of `candidates` that opens both; those before it are told of in `passed_over`.
+    trust: SHA-256 of manifests, needed once for engines of bundles from elsewhere.
     on_progress: called with a line before each step.
-    Raises UsageError (bundles that cannot be compared, options without meaning) or ArtefactError.
+    Raises UsageError (bundles that cannot be compared, options without meaning), UnknownNameError, MissingCapability
+    (the runtime cannot work here), NotTrustedError or ArtefactError.
     """
     _check_options(batches, max_drop, require_speedup)
     check_measurable(rounds, block_s)
@@ -156,19 +181,19 @@ def compare(
     tell = on_progress or (lambda line: None)
     threads = n_usable_cores() if n_threads is None else n_threads
     machine = machine_facts()
-    openers = {
-        name: partial(open_session, side.onnx_path, n_threads=threads)
-        for name, side in (("dense", dense), ("dense again", dense), ("sparse", sparse))
-    }
-    with pinned(threads) as cores, TimedSessions(openers, seed) as sessions:
+    with contextlib.ExitStack() as stack:
+        cores = stack.enter_context(pinned(threads))
+        sessions, name, passed_over = _opened(stack, dense, sparse, runtime, threads, trust, seed)
+        for other, why in passed_over.items():
+            tell(f"{other} is passed over: {why}")
         accuracies: dict[str, Accuracy | None]
         if samples is not None:
             tell(f"accuracy on {len(samples[1])} samples")
-            correct = {name: _correct(sessions.open[name], dense, *samples) for name in ("dense", "sparse")}
+            correct = {side: _correct(sessions.open[side], dense, *samples) for side in ("dense", "sparse")}
             difference = paired_accuracy_difference(correct["dense"], correct["sparse"])
             accuracies = {
-                name: Accuracy(n_correct=int(hits.sum()), n_samples=hits.size)
-                for name, hits in correct.items()
+                side: Accuracy(n_correct=int(hits.sum()), n_samples=hits.size)
+                for side, hits in correct.items()
             }
         else:
             difference = None
@@ -181,10 +206,12 @@ def compare(
                 do="Give the test set, or leave the requirement out.",
             )
         latency = tuple(
-            _compare_latency(sessions, dense, sparse, batch, rounds, block_s, warmup_limit_s, seed, tell)
+            _compare_latency(
+                sessions, name, dense, sparse, batch, rounds, block_s, warmup_limit_s, seed, tell
+            )
             for batch in batches
         )
-        runtime = sessions.open["dense"].name
+        found = sessions.open["dense"].name
     return Comparison(
         dense=_side(dense, accuracies["dense"]),
         sparse=_side(sparse, accuracies["sparse"]),
@@ -196,7 +223,8 @@ def compare(
         required_speedup=require_speedup,
         gate_failed=_gate_failed(drop, max_drop, accuracies),
         speedup_missed=_speedup_missed(latency, require_speedup),
-        runtime=runtime,
+        runtime=found,
+        passed_over=passed_over,
         n_threads=threads,
         cores=cores,
         rounds=rounds,
@@ -279,8 +307,8 @@ def _correct(session: Session, bundle: Bundle, x: Inputs, y: np.ndarray) -> np.n
             expected=f"Inputs of shape (n, {', '.join(map(str, wanted))}) and labels (n,) were expected.",
             do="Give the test set that belongs to the bundles.",
         )
-    starts = range(0, len(x), _ACCURACY_BATCH)
-    guesses = [session.run(x[i : i + _ACCURACY_BATCH]).argmax(axis=1) for i in starts]
+    step = min(_ACCURACY_BATCH, session.max_batch or _ACCURACY_BATCH)
+    guesses = [session.run(x[i : i + step]).argmax(axis=1) for i in range(0, len(x), step)]
     correct: np.ndarray = np.concatenate(guesses) == y
     return correct
 
@@ -308,8 +336,35 @@ def _side(bundle: Bundle, accuracy: Accuracy | None) -> Side:
     )
 
 
+def _opened(
+    stack: contextlib.ExitStack,
+    dense: Bundle,
+    sparse: Bundle,
+    runtime: str | None,
+    n_threads: int,
+    trust: Sequence[str],
+    seed: int,
+) -> tuple[TimedSessions, str, dict[str, str]]:
+    """Sessions of a runtime that opens both, its name, and why better ones did not."""
+    given = {sha256_file(side.path / BUNDLE_FILE): side for side in (dense, sparse)}
+    passed_over: dict[str, str] = {}
+    for name in candidates(dense, sparse) if runtime is None else (runtime,):
+        openers = {}
+        for role, side in (("dense", dense), ("dense again", dense), ("sparse", sparse)):
+            vouched = next((digest for digest in trust if given.get(digest) is side), None)
+            openers[role] = partial(open_runtime, side, name, n_threads=n_threads, trust=vouched)
+        try:
+            return stack.enter_context(TimedSessions(openers, seed)), name, passed_over
+        except (MissingCapability, ArtefactError) as cause:
+            if runtime is not None or name == "onnxruntime-cpu":
+                raise
+            passed_over[name] = cause.what
+    raise AssertionError  # the CPU is among the candidates
+
+
 def _compare_latency(
     sessions: TimedSessions,
+    runtime: str,
     dense: Bundle,
     sparse: Bundle,
     batch: int,
@@ -339,6 +394,7 @@ def _compare_latency(
         share=_compacted_share(dense, sparse),
         has_zeros=sparse.info.n_nonzero < sparse.info.n_parameters,
         steady=base.steady and again.steady and other.steady,
+        on_sparse_kernels=_on_sparse_kernels(runtime, sparse),
     )
     return LatencyComparison(
         batch=batch,
@@ -351,6 +407,18 @@ def _compare_latency(
         outcome=outcome,
         verdict=verdict,
     )
+
+
+def _on_sparse_kernels(runtime: str, bundle: Bundle) -> str | None:
+    """What is known of sparse kernels there, None for a runtime that has none."""
+    if runtime not in KNOW_TWO_FOUR:
+        return None
+    if runtime not in TARGETS:
+        return "it does not tell which layers it runs on them"
+    rows = read_engine_layers(bundle.path / LAYERS_FILE, engine_of(bundle, runtime).file)
+    counts = Counter(row.state for row in rows)
+    told = ", ".join(f"{n} {state}" for state, n in counts.items())
+    return f"of its layers {told or 'nothing is known'} (`inspect` says why)"
 
 
 def _shapes(bundle: Bundle) -> tuple[Any, ...]:
@@ -373,12 +441,14 @@ def judge(
     has_zeros: bool,
     steady: bool,
     share: float | None = None,
+    on_sparse_kernels: str | None = None,
 ) -> tuple[Outcome, str]:
     """The outcome, and the sentences that say it and why, of a ratio dense / sparse and its A/A control.
 
     Either direction is claimed only when the whole interval of the ratio lies beyond 1 and beyond the
     farthest that the control's interval reaches from 1.  share: parameters of the sparse graph / those of the
-    dense one where dead channels were taken out, else None.
+    dense one where dead channels were taken out, else None.  on_sparse_kernels: of a runtime that has
+    kernels for 2:4, what it tells of them, else None.
     """
     floor = resolution(control)
     outcome: Outcome = "no difference"
@@ -390,7 +460,11 @@ def judge(
     resolved = f"two copies of the dense file differ here by up to {100 * (floor - 1):.1f} %"
     if outcome == "speed-up":
         parts = [f"Batch {batch}: speed-up of {ratio.estimate:.3f}x {interval}; {resolved}."]
-        if same_shapes:
+        if same_shapes and on_sparse_kernels is not None:
+            parts.append(
+                f"Both graphs have the same shapes. The runtime has kernels for 2:4: {on_sparse_kernels}."
+            )
+        elif same_shapes:
             parts.append("Both graphs have the same shapes, so this does not come from skipped zeros.")
     elif outcome == "slow-down":
         slower, low, high = 1 / ratio.estimate, 1 / ratio.high, 1 / ratio.low
@@ -404,6 +478,10 @@ def judge(
     if outcome != "speed-up":
         if not same_shapes:
             parts.append("The graphs differ in shape, yet the difference in work does not show as a gain.")
+        elif on_sparse_kernels is not None:
+            parts.append(
+                f"Both graphs have the same shapes. The runtime has kernels for 2:4: {on_sparse_kernels}."
+            )
         elif has_zeros:
             parts.append(
                 "Both graphs have the same shapes: onnxruntime multiplies a zero like any other weight, also where "
@@ -482,6 +560,8 @@ def _table(comparison: Comparison) -> str:
     lines.append("")
     for paragraph in (*(at.verdict for at in comparison.latency), _accuracy_note(comparison)):
         lines += textwrap.wrap(paragraph, _WIDTH, subsequent_indent="  ")
+    for name, why in comparison.passed_over.items():
+        lines += textwrap.wrap(f"Passed over: {name}: {why}", _WIDTH, subsequent_indent="  ")
     for missed in (comparison.gate_failed, comparison.speedup_missed):
         if missed:
             lines += textwrap.wrap(f"FAILED: {missed}", _WIDTH, subsequent_indent="  ")

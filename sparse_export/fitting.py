@@ -26,6 +26,7 @@ from sparse_export.graph.verify import graph_layers
 from sparse_export.runtime.equality import require_same_output
 from sparse_export.runtime.logits import accuracy, onnx_logits, torch_logits
 from sparse_export.sparsity import capped_layers
+from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern, pattern_from_text
 from sparse_export.train.layers import output_layers
 
@@ -36,6 +37,7 @@ __all__ = [
     "measured",
     "never_cut",
     "orders_of_bundle",
+    "require_in_plan",
     "require_no_other_promise",
     "rewritten",
     "wanted_pattern",
@@ -73,17 +75,44 @@ def require_no_other_promise(layers: Sequence[LayerFact], wanted: NMPattern | No
             )
 
 
-def never_cut(network: nn.Module, sample: Tensor, names: Sequence[str], pattern: NMPattern) -> dict[str, str]:
+def require_in_plan(layers: Sequence[LayerFact], planned_dense: Mapping[str, str]) -> None:
+    """Raise UsageError for a plan of other layers, or one that leaves dense what the run promises a pattern for."""
+    promised = {layer.name: layer.pattern for layer in layers}
+    unknown = sorted(planned_dense.keys() - promised.keys())
+    if unknown:
+        raise UsageError(
+            f"The plan leaves {', '.join(unknown)} dense.",
+            expected=f"The run's layers were expected: {', '.join(promised)}.",
+            do="Plan the network of this run.",
+        )
+    for name in planned_dense:
+        if promised[name] is not None:
+            raise UsageError(
+                f"{name} was trained for {promised[name]}, and the plan leaves it dense.",
+                expected="A run that promises no pattern there was expected.",
+                do="Build without the plan, or train by it from the start: `train --plan`.",
+            )
+
+
+def never_cut(
+    network: nn.Module,
+    sample: Tensor,
+    names: Sequence[str],
+    pattern: NMPattern,
+    *,
+    small_share: float = SMALL_SHARE,
+) -> dict[str, str]:
     """The weights that a trainer would not put under a pattern either, with its reasons: outputs, and small layers.
 
     sample: one input batch; the layer that the network calls last on it is the one that gives the outputs.
+    small_share: see `sparse_export.sparsity.eligible`.
     """
     shapes = {name: tuple(network.get_parameter(name).shape) for name in names}
     axes = {name: reduction_axis(network, name) for name in names}
     parts = {name: summed_parts(network, name) for name in names}
     with torch.no_grad():
         outputs = output_layers(network, lambda: network(sample))
-    _, reasons = capped_layers(shapes, axes, pattern, parts=parts, outputs=outputs)
+    _, reasons = capped_layers(shapes, axes, pattern, parts=parts, outputs=outputs, small_share=small_share)
     return reasons
 
 

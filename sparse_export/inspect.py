@@ -16,11 +16,14 @@ from sparse_export.artefact import (
     EngineFact,
     EngineLayer,
     EngineState,
+    EngineTimes,
     FileFact,
     GraphLayer,
     LayerFact,
+    LayerTiming,
     read_bundle_info,
     read_engine_layers,
+    read_engine_times,
     read_run_info,
     verify_files,
 )
@@ -57,10 +60,14 @@ class InspectedLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectedEngine:
-    """An engine as its bundle tells of it, and what became of each layer."""
+    """An engine as its bundle tells of it, and what became of each layer.
+
+    times: of layers against a twin without sparse kernels, where they were measured.
+    """
 
     fact: EngineFact
     layers: tuple[EngineLayer, ...]
+    times: tuple[EngineTimes, ...] = ()
 
     def __str__(self) -> str:
         fact = self.fact
@@ -73,7 +80,8 @@ class InspectedEngine:
         told = ", ".join(f"{counts[state]} {state}" for state in get_args(EngineState) if counts[state])
         rows = [["layer", "sparse kernel", "why"]]
         rows += [[row.weight or row.node, row.state, row.text] for row in self.layers]
-        return f"{head}\nSparse kernels: {told}.\n{_aligned(rows, left=3)}"
+        table = f"{head}\nSparse kernels: {told}.\n{_aligned(rows, left=3)}"
+        return "\n\n".join((table, *(_times_table(one) for one in self.times)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +165,26 @@ class Inspection:
             f"{self.n_nonzero:,} of {self.n_weights:,} weights."
         )
         return "\n".join((text, *(f"BROKEN PROMISE: {clause}." for clause in self.broken)))
+
+
+def _times_table(times: EngineTimes) -> str:
+    """A row for each piece of work, in the engine's order, and one for all of them."""
+    head = f"Batch {times.batch}, layer by layer, against the same graph built without sparse kernels"
+    if not times.rows:
+        return f"{head}: {times.note}"
+    cells = [["layer", "dense ms", "sparse ms", "dense/sparse [95 %]", "outcome", "kernel", "verdict"]]
+    cells += [_times_row(row) for row in (*times.rows, *([times.whole] if times.whole else []))]
+    steady = "" if times.steady else "\nTimes had not settled when warm-up ended; repeat on a quiet machine."
+    return f"{head}, {times.rounds} interleaved rounds:\n{_aligned(cells, left=7)}{steady}"
+
+
+def _times_row(row: LayerTiming) -> list[str]:
+    own = (*row.sparse_layers, *row.dense_layers)
+    name = ", ".join(row.weights) or ", ".join(row.nodes) or (own[0] if len(own) <= 2 else "all layers")
+    ms = ["-" if one is None else f"{one:.4f}" for one in (row.dense_ms, row.sparse_ms)]
+    known = row.ratio is not None and row.low is not None and row.high is not None
+    ratio = f"{row.ratio:.3f} [{row.low:.3f}, {row.high:.3f}]" if known else "-"
+    return [name, *ms, ratio, row.outcome, ", ".join(row.sparse_kernels) or "-", row.verdict]
 
 
 def _two_four(layer: GraphLayer) -> str:
@@ -272,7 +300,10 @@ def _inspected_engine(path: Path, info: BundleInfo, fact: EngineFact) -> Inspect
         verify_files(path, {_LAYERS_FILE: listed})
     except ArtefactError:
         return InspectedEngine(fact=fact, layers=())
-    return InspectedEngine(fact=fact, layers=read_engine_layers(path / _LAYERS_FILE, fact.file))
+    file = path / _LAYERS_FILE
+    return InspectedEngine(
+        fact=fact, layers=read_engine_layers(file, fact.file), times=read_engine_times(file, fact.file)
+    )
 
 
 def _of_engine(path: Path) -> Inspection:

@@ -38,6 +38,7 @@ from sparse_export.runtime import Session
 from sparse_export.runtime.choice import RUNTIMES, open_runtime, runtime_states
 from sparse_export.runtime.logits import Array, onnx_logits, session_logits, torch_logits
 from sparse_export.runtime.logits import accuracy as accuracy_of
+from sparse_export.runtime.tolerance import spread
 
 __all__ = [
     "AgainstDense",
@@ -59,7 +60,8 @@ _CPU = "onnxruntime-cpu"
 class Parity:
     """How far the ONNX file is from PyTorch on the same samples.
 
-    max_relative_difference: the largest absolute one by the largest magnitude of PyTorch's logits.
+    max_relative_difference: the largest absolute one by the spread of the logits that it is held against, their
+    standard deviation.
     top1_agreement: share of samples with the same largest logit.
     """
 
@@ -175,7 +177,7 @@ def _accuracy_text(accuracy: Accuracy | None) -> str:
 def _parity_text(parity: Parity) -> str:
     return (
         f"{'within' if parity.ok else 'OUTSIDE'} tolerance: max difference {parity.max_abs_difference:.3g} "
-        f"({parity.max_relative_difference:.3g} of the largest logit), "
+        f"({parity.max_relative_difference:.3g} of the logits' spread), "
         f"same answer for {100 * parity.top1_agreement:.3f} % of {parity.n_samples}"
     )
 
@@ -406,11 +408,11 @@ def _parity(found: Array, wanted: Array, bundle: Bundle) -> Parity:
             f"{bundle.onnx_path} gives logits {found.shape}.", expected=f"{wanted.shape} was expected."
         )
     largest, outside = outside_tolerance(found, wanted, atol=bundle.info.atol, rtol=bundle.info.rtol)
-    magnitude = float(np.abs(wanted).max(initial=0.0))
+    whole = spread(wanted)
     return Parity(
         n_samples=len(wanted),
         max_abs_difference=largest,
-        max_relative_difference=largest / magnitude if magnitude else 0.0,
+        max_relative_difference=largest / whole if whole else 0.0,
         top1_agreement=float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean()),
         ok=not outside,
     )
@@ -459,7 +461,7 @@ def _failures(validation: Validation) -> list[str]:
         if parity is not None and not parity.ok:
             failed.append(
                 f"the logits differ from {label} by {parity.max_abs_difference:.3g}, more than "
-                f"{validation.atol:g} + {validation.rtol:g} * the largest logit"
+                f"{validation.atol:g} + {validation.rtol:g} * the logits' spread"
             )
     if validation.max_drop is None:
         return failed

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.artefact import (
     Accuracy,
+    Bundle,
     BundleInfo,
     DataFact,
+    EngineFact,
     LayerFact,
     ModelFact,
     RunReference,
@@ -25,8 +28,17 @@ from sparse_export.artefact import (
     save_bundle_info,
 )
 from sparse_export.comparison import check_gates, compare, judge, write_results
-from sparse_export.errors import ArtefactError, GateFailed, SpeedupNotReached, UsageError
+from sparse_export.engine import door
+from sparse_export.errors import (
+    ArtefactError,
+    GateFailed,
+    MissingCapability,
+    SpeedupNotReached,
+    UnknownNameError,
+    UsageError,
+)
 from sparse_export.measure.statistics import Ratio
+from sparse_export.runtime.onnxruntime import open_session
 
 DATA = DataFact(
     name="digits", mean=(0.0,), std=(1.0,), n_train=8, n_validation=4, n_test=4, test_sha256="ab" * 32
@@ -39,6 +51,7 @@ QUICK: dict[str, Any] = {
     "n_threads": 1,
 }
 MakeBundle = Callable[..., Path]
+COMPARISON: Any = sys.modules["sparse_export.comparison"]
 
 
 def _identity_with_noise(n: int, density: float) -> np.ndarray:
@@ -195,7 +208,7 @@ def _ratio(low: float, estimate: float, high: float) -> Ratio:
     return Ratio(estimate=estimate, low=low, high=high, n_rounds=24, n_outliers=0, autocorrelation=0.0)
 
 
-def _judge(ratio: Ratio, control: Ratio, **facts: bool) -> tuple[str, str]:
+def _judge(ratio: Ratio, control: Ratio, **facts: Any) -> tuple[str, str]:
     facts = {"same_shapes": True, "has_zeros": True, "steady": True, **facts}
     return judge(batch=1, ratio=ratio, control=control, **facts)
 
@@ -221,6 +234,15 @@ def test_a_speed_up_of_equal_shapes_is_not_credited_to_zeros() -> None:
     assert outcome == "speed-up"
     assert "speed-up of 1.200x [1.100, 1.300]" in verdict
     assert "does not come from skipped zeros" in verdict
+
+
+def test_a_runtime_with_kernels_for_two_four_is_not_said_to_multiply_zeros() -> None:
+    told = "of its layers 3 picked, 2 not picked"
+    for times in ((1.1, 1.2, 1.3), (0.99, 1.0, 1.01), (0.7, 0.8, 0.9)):
+        verdict = _judge(_ratio(*times), _ratio(0.99, 1.0, 1.01), on_sparse_kernels=told)[1]
+        assert f"The runtime has kernels for 2:4: {told}." in verdict
+        assert "skipped zeros" not in verdict
+        assert "zeros do not make it faster" not in verdict
 
 
 def test_a_slow_down_is_told_as_how_much_longer_sparse_takes() -> None:
@@ -351,6 +373,77 @@ def test_results_hold_raw_samples_machine_and_versions(pair: tuple[Path, Path], 
     assert latency["ratio"]["n_rounds"] == 20
     assert document["machine"]["n_cores_usable"] >= 1
     assert "numpy" in document["versions"]
+
+
+class _Played:
+    """An engine's session, by onnxruntime; it takes seven samples at most."""
+
+    name, max_batch = "tensorrt-rtx", 7
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._session = open_session(bundle.onnx_path, n_threads=1)
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        assert len(x) <= self.max_batch
+        return self._session.run(x)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def _with_engine(folder: Path, state: str) -> Bundle:
+    """The bundle as if it had an engine, and a table of what became of its layer."""
+    row = {"node": "n", "weight": "w0", "state": state, "text": ""}
+    (folder / "layers.json").write_text(json.dumps({"layers": [], "engines": {"engines/x.engine": [row]}}))
+    fact = EngineFact(
+        file="engines/x.engine",
+        target="tensorrt-rtx",
+        precision="fp32",
+        version="1.7.1",
+        gpu=None,
+        architecture=None,
+        architectures=(),
+        hardware="none",
+        version_compatible=False,
+        profiles=((1, 4, 7),),
+        sparse=True,
+        parse_s=0.0,
+        build_s=0.0,
+        onnx_sha256="00" * 32,
+    )
+    bundle = open_bundle(folder)
+    return replace(bundle, info=replace(bundle.info, engines=(fact,)))
+
+
+def test_engines_are_compared_where_both_bundles_have_one_that_runs(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense, sparse = (_with_engine(folder, "picked") for folder in pair)
+    monkeypatch.setattr(COMPARISON, "open_runtime", lambda bundle, name, **_: _Played(bundle))
+    found = compare(dense, sparse, **QUICK, samples=_samples())
+    assert (found.runtime, found.passed_over) == ("tensorrt-rtx", {})
+    assert "of its layers 1 picked" in found.latency[0].verdict
+    assert found.accuracy_source == "measured"
+
+
+def test_a_better_runtime_that_cannot_run_is_named_and_one_that_was_asked_for_is_not_replaced(
+    pair: tuple[Path, Path],
+) -> None:
+    if door.gpu() is not None:
+        pytest.skip("this machine has a card")
+    dense, sparse = (_with_engine(folder, "unknown") for folder in pair)
+    found = compare(dense, sparse, **QUICK)
+    assert found.runtime == "onnxruntime-cpu"
+    assert set(found.passed_over) == {"tensorrt-rtx"}
+    assert "Passed over: tensorrt-rtx: " in str(found)
+    with pytest.raises((MissingCapability, ArtefactError)):
+        compare(dense, sparse, **QUICK, runtime="tensorrt-rtx")
+    with pytest.raises(UsageError, match="no engine for tensorrt-rtx"):
+        compare(*pair, **QUICK, runtime="tensorrt-rtx")
+    with pytest.raises(MissingCapability, match="cuda"):
+        compare(*pair, **QUICK, runtime="onnxruntime-cuda")
+    with pytest.raises(UnknownNameError):
+        compare(*pair, **QUICK, runtime="onnxruntime")
 
 
 def test_progress_names_each_step(pair: tuple[Path, Path]) -> None:

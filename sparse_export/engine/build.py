@@ -30,7 +30,7 @@ from sparse_export.errors import (
 from sparse_export.files import move_file, output_error, write_bytes
 from sparse_export.graph.pack24 import dense_from_file
 
-__all__ = ["BuiltEngine", "build_engine", "engine_from_file"]
+__all__ = ["BuiltEngine", "build_engine", "engine_from_file", "process_environment"]
 
 _TAIL_LINES = 12
 # TensorRT for RTX numbers inner values in an order that hangs on addresses: of 40 builds of one ResNet-18 with
@@ -187,7 +187,7 @@ def _run(work: Path, progress: Progress | None) -> _Outcome:
             process = subprocess.Popen(
                 [sys.executable, "-IS", "-c", _AT_FIXED_ADDRESSES, *_WORKER, str(writing)],
                 cwd=work,
-                env=_environment(),
+                env=process_environment(),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -252,7 +252,7 @@ def _take(line: str, outcome: _Outcome, phases: Phases, progress: Progress | Non
         progress(state)
 
 
-def _environment() -> dict[str, str]:
+def process_environment() -> dict[str, str]:
     """That of this process, with every module found where this process has it."""
     home = str(Path(__file__).resolve().parents[2])
     first = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -309,7 +309,7 @@ def _keep(work: Path, folder: Path) -> str:
     words = [sys.executable, "-IS", "-c", _AT_FIXED_ADDRESSES, *_WORKER]
     script = (
         "#!/bin/sh\n# Repeats this build alone. Events go to stdout, the log to stderr.\n"
-        f'cd "$(dirname "$0")" && exec env PYTHONPATH={shlex.quote(_environment()["PYTHONPATH"])} '
+        f'cd "$(dirname "$0")" && exec env PYTHONPATH={shlex.quote(process_environment()["PYTHONPATH"])} '
         f"{shlex.join(words)} </dev/null\n"
     )
     try:

@@ -15,9 +15,12 @@ __all__ = ["CALIBRATED", "TOLERANCE", "at_precision"]
 
 CALIBRATED: frozenset[Precision] = frozenset(("int8", "fp8"))
 
-# Largest difference from the float32 network, by the largest logit: about ten times what was seen of digits-cnn and
-# ResNet-18 with random weights (fp16 4e-4, bf16 5e-3, int8 2e-2, fp8 6e-2; onnxruntime 1.31.1 on a CPU, 2026-11-25).
-TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 5e-2, "int8": 0.2, "fp8": 0.5}
+# Largest difference from the float32 network, by the spread of its logits. Seen at most of digits-cnn (dense and at a
+# density of .1, test set and golden pair) and of ResNet-18 and ResNet-50 with random weights: fp32 3.1e-6, fp16 2.1e-3,
+# bf16 2.5e-2, int8 0.24, fp8 0.37 (onnxruntime 1.31.1 on a CPU, 2026-11-26). The floats have about ten times that, fp32
+# a hundred times, for runtimes that sum in other orders; the calibrated ones, whose error is that of their few levels,
+# about three. Two answers that have nothing to do with each other differ by several spreads.
+TOLERANCE: dict[Precision, float] = {"fp32": 3e-4, "fp16": 2e-2, "bf16": 0.2, "int8": 0.75, "fp8": 1.0}
 
 
 def at_precision(

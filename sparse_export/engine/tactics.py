@@ -18,7 +18,14 @@ from typing import Any
 from sparse_export.artefact import EngineLayer, GraphLayer
 from sparse_export.graph.eligibility import MEANINGS
 
-__all__ = ["Kernels", "SparsityLog", "engine_layers", "kernels_from_inspection", "read_sparsity"]
+__all__ = [
+    "Kernels",
+    "SparsityLog",
+    "engine_layers",
+    "kernels_from_inspection",
+    "parts_of_name",
+    "read_sparsity",
+]
 
 _MARK = "(Sparsity)"
 _FOUND = (
@@ -85,13 +92,13 @@ def _names_and_count(match: re.Match[str]) -> tuple[list[str], int]:
 
 def _union(entries: Sequence[tuple[list[str], int]]) -> frozenset[str] | None:
     return (
-        frozenset(part for names, _ in entries for name in names for part in _parts(name))
+        frozenset(part for names, _ in entries for name in names for part in parts_of_name(name))
         if entries
         else None
     )
 
 
-def _parts(name: str) -> Iterator[str]:
+def parts_of_name(name: str) -> Iterator[str]:
     """The nodes that a layer was fused of. A region of many nodes names only its ends, which says nothing of either."""
     if _REGION.search(name):
         return
@@ -100,8 +107,12 @@ def _parts(name: str) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
-    """The kernels of one layer of an engine. nodes: of the ONNX graph; names: of kernels, as the inspector has them."""
+    """The kernels of one layer of an engine. layer: its name in the engine.
 
+    nodes: of the ONNX graph; names: of kernels, as the inspector has them.
+    """
+
+    layer: str
     nodes: frozenset[str]
     names: tuple[str, ...]
 
@@ -119,16 +130,15 @@ def kernels_from_inspection(text: str | None) -> tuple[Kernels, ...]:
     layers = document.get("Layers") if isinstance(document, dict) else None
     if not isinstance(layers, list):
         return ()
-    return tuple(
-        Kernels(nodes=_nodes(one), names=tuple(_kernel_names(one))) for one in layers if isinstance(one, dict)
-    )
+    return tuple(_kernels(one) for one in layers if isinstance(one, dict))
 
 
-def _nodes(layer: Mapping[str, Any]) -> frozenset[str]:
+def _kernels(layer: Mapping[str, Any]) -> Kernels:
     name, metadata = (
         value if isinstance(value := layer.get(key), str) else "" for key in ("Name", "Metadata")
     )
-    return frozenset({*_parts(name), *(one.strip() for one in _ONNX_LAYER.findall(metadata))})
+    nodes = frozenset({*parts_of_name(name), *(one.strip() for one in _ONNX_LAYER.findall(metadata))})
+    return Kernels(layer=name, nodes=nodes, names=tuple(_kernel_names(layer)))
 
 
 def _kernel_names(layer: Mapping[str, Any]) -> Iterator[str]:

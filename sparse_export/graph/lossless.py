@@ -66,6 +66,7 @@ def fit_pattern(
     max_cut: float = 0.0,
     gather: Gather = "input",
     uncut: Mapping[str, str] | None = None,
+    dense: Mapping[str, str] | None = None,
     live_first: bool = False,
     seed: int = 0,
 ) -> Fitted:
@@ -75,12 +76,12 @@ def fit_pattern(
     with their weights, in place; projections of an attention take part where they have one.  max_cut: share of sum |w| that a layer may lose, from 0 to below 1; the smallest
     of a group go.  gather: which layers may be given their input in an order of their own, those that read the
     network's `input` as it is, `any` or `none`.  uncut: weights that may lose nothing whatever max_cut says, each
-    with the reason.  live_first: have channels that nobody reads last.
+    with the reason.  dense: weights that are to stay as they are, likewise.  live_first: have channels that nobody reads last.
 
     The function stays what it was but for cuts; `permute_network` proves it. A layer that obeys the pattern already
     still does afterwards. Raises GateFailed as `permute_network` does.
     """
-    work = _Work(module, pattern, names, max_cut, uncut or {}, masks)
+    work = _Work(module, pattern, names, max_cut, uncut or {}, dense or {}, masks)
     channels = find_channels(module, sample)
     search = _remembered(cutting=max_cut > 0, live_first=live_first, seed=seed)
     chosen = _permutable(work, channels, search)
@@ -155,6 +156,7 @@ class _Work:
         names: Sequence[str],
         max_cut: float,
         uncut: Mapping[str, str],
+        dense: Mapping[str, str],
         masked: Collection[str],
     ) -> None:
         self.module, self.pattern, self.names, self.masked = module, pattern, tuple(names), masked
@@ -166,7 +168,7 @@ class _Work:
         self.over: dict[str, int] = {}
         self.needed: dict[str, float] = {}
         for name in names:
-            reason = self._excluded(name)
+            reason = dense.get(name) or self._excluded(name)
             if reason:
                 self.reasons[name] = reason
             elif obeys(self.before[name], self.axis(name), pattern):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,8 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sparse_export.artefact import Bundle, library_versions, now, open_bundle
-from sparse_export.errors import UnknownNameError, UsageError
+from sparse_export.engine.door import TARGETS
+from sparse_export.engine.loadable import engine_of
+from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError
 from sparse_export.files import write_json
 from sparse_export.measure.card import CardLog, watched_cards
 from sparse_export.measure.interleave import LatencyResult, check_measurable
@@ -18,12 +23,10 @@ from sparse_export.measure.machine import machine_facts, n_usable_cores
 from sparse_export.measure.pinning import pinned
 from sparse_export.measure.sessions import TimedSessions
 from sparse_export.measure.statistics import Location, Ratio, location, paired_ratio, resolution
-from sparse_export.runtime.onnxruntime import open_session
+from sparse_export.runtime.choice import RUNTIMES, candidates, open_runtime
 
-__all__ = ["RUNTIMES", "Bench", "BenchRow", "bench", "check_batches", "runtimes_here", "write_bench"]
+__all__ = ["Bench", "BenchRow", "NotTimed", "bench", "check_batches", "write_bench"]
 
-RUNTIMES = {"onnxruntime-cpu": "cpu", "onnxruntime-cuda": "cuda"}
-"""Name -> onnxruntime's provider."""
 RESULT_FILE = "bench.json"
 _WIDTH = 98
 
@@ -32,13 +35,14 @@ _WIDTH = 98
 class BenchRow:
     """One runtime at one batch size; every call is of `batch` samples and ends with the logits in host memory.
 
-    latency: the timed session.  latency_ms: of an undisturbed call, with its 95 % interval over rounds.
+    runtime: as the session names itself.  file: of the bundle, that it ran.  latency: the timed session.  latency_ms: of an undisturbed call, with its 95 % interval over rounds.
     samples_per_s: batch / mean time of all calls, disturbed ones included; calls follow one another.
     control: that session / another one of the same file, which differs from 1 only by what cannot be resolved here;
     floor: the farthest end of its interval from 1.
     """
 
     runtime: str
+    file: str
     batch: int
     latency: LatencyResult
     again: LatencyResult
@@ -46,6 +50,15 @@ class BenchRow:
     samples_per_s: float
     control: Ratio
     floor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotTimed:
+    """A runtime, or one batch size of it, that was to be timed and could not be. why: in words."""
+
+    runtime: str
+    batch: int | None
+    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +76,7 @@ class Bench:
     precision: str
     size_bytes: int
     rows: tuple[BenchRow, ...]
+    not_timed: tuple[NotTimed, ...]
     n_threads: int
     cores: tuple[int, ...]
     rounds: int
@@ -77,11 +91,6 @@ class Bench:
         return _table(self)
 
 
-def runtimes_here() -> tuple[str, ...]:
-    """The runtimes that this machine has a device for."""
-    return tuple(name for name in RUNTIMES if name != "onnxruntime-cuda" or machine_facts()["gpus"])
-
-
 def bench(
     bundle: Bundle | Path,
     *,
@@ -92,39 +101,58 @@ def bench(
     warmup_limit_s: float = 5.0,
     n_threads: int | None = None,
     seed: int = 0,
+    trust: str | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Bench:
-    """Time a bundle's model.onnx on standard normal inputs of several batch sizes.
+    """Time a bundle on standard normal inputs of several batch sizes, on each runtime by itself.
 
-    The file is loaded twice and both sessions are timed in interleaved blocks, being loaded anew in random order
-    before each round, as `compare` does it; the second one is the control. Packed weights are expanded in memory.
+    Where the runtime is one of engines, the bundle's engine is loaded, else model.onnx, whose packed weights are
+    expanded in memory. That is done twice, and both sessions are timed in interleaved blocks, being loaded anew in
+    random order before each round, as `compare` does it; the second one is the control.
 
-    runtimes: names in RUNTIMES; none for all that this machine has a device for.  n_threads: None for the cores that
+    runtimes: names in RUNTIMES; none for all `candidates`, of which those that do not work are told of in
+    `not_timed`, with the reason. So is a batch that an engine has no profile for.  n_threads: None for the cores that
     this process may use; with fewer, the threads are held to as many cores, one of each physical core first.
-    rounds, block_s, warmup_limit_s: see `measure_interleaved`.  seed: of the inputs and the order.
-    Raises UnknownNameError, UsageError (options without meaning), MissingCapability (a runtime cannot run here) or
-    ArtefactError.
+    rounds, block_s, warmup_limit_s: see `measure_interleaved`.  seed: of the inputs and the order.  trust: SHA-256 of
+    the manifest, needed once for engines of a bundle from elsewhere.
+    Raises UnknownNameError, UsageError (options without meaning, or no batch that fits), MissingCapability (a runtime
+    that was named cannot run here, or none can), NotTrustedError or ArtefactError.
     """
     check_batches(batches)
     check_measurable(rounds, block_s)
-    chosen = tuple(runtimes) or runtimes_here()
-    for name in chosen:
+    for name in runtimes:
         if name not in RUNTIMES:
             raise UnknownNameError("runtime", name, RUNTIMES)
-    if len(set(chosen)) != len(chosen):
-        raise UsageError(f"The runtimes are {', '.join(chosen)}.", expected="Each was expected once.")
+    if len(set(runtimes)) != len(runtimes):
+        raise UsageError(f"The runtimes are {', '.join(runtimes)}.", expected="Each was expected once.")
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    chosen = tuple(runtimes) or candidates(bundle)
     tell = on_progress or (lambda line: None)
     threads = n_usable_cores() if n_threads is None else n_threads
     machine = machine_facts()
-    rows = []
+    rows: list[BenchRow] = []
+    not_timed: list[NotTimed] = []
     with watched_cards() as cards, pinned(threads) as cores:
         for name in chosen:
-            opener = partial(open_session, bundle.onnx_path, n_threads=threads, provider=RUNTIMES[name])
-            with TimedSessions({"first": opener, "again": opener}, seed) as sessions:
+            opener = partial(open_runtime, bundle, name, n_threads=threads, trust=trust)
+            with contextlib.ExitStack() as stack:
+                try:
+                    sessions = stack.enter_context(TimedSessions({"first": opener, "again": opener}, seed))
+                except (MissingCapability, ArtefactError) as cause:
+                    if runtimes:
+                        raise
+                    tell(f"{name} is not timed: {cause.what}")
+                    not_timed.append(NotTimed(runtime=name, batch=None, why=cause.what))
+                    continue
                 for batch in batches:
+                    why = _why_not(sessions, bundle, batch)
+                    if why is not None:
+                        tell(f"{name} at batch {batch} is not timed: {why}")
+                        not_timed.append(NotTimed(runtime=name, batch=batch, why=why))
+                        continue
                     tell(f"{name} at batch {batch}, {rounds} rounds")
                     rows.append(_row(sessions, bundle, name, batch, rounds, block_s, warmup_limit_s, seed))
+    _require_some(bundle, rows, not_timed)
     return Bench(
         path=str(bundle.path),
         model=bundle.info.model.name,
@@ -133,6 +161,7 @@ def bench(
         precision=bundle.info.precision,
         size_bytes=bundle.onnx_path.stat().st_size,
         rows=tuple(rows),
+        not_timed=tuple(not_timed),
         n_threads=threads,
         cores=cores,
         rounds=rounds,
@@ -161,6 +190,37 @@ def check_batches(batches: Sequence[int]) -> None:
         )
 
 
+def _why_not(sessions: TimedSessions, bundle: Bundle, batch: int) -> str | None:
+    """Why a batch cannot be run, None when it can."""
+    x = np.zeros((batch, *bundle.info.model.input_shape), dtype=np.float32)
+    try:
+        sessions.run("first", x)
+    except UsageError as cause:
+        return f"{cause.what} {cause.expected}"
+    return None
+
+
+def _require_some(bundle: Bundle, rows: Sequence[BenchRow], not_timed: Sequence[NotTimed]) -> None:
+    if rows:
+        return
+    told = "; ".join(f"{one.runtime}{_at(one.batch)}: {one.why}" for one in not_timed)
+    if all(one.batch is None for one in not_timed):
+        raise MissingCapability(
+            f"Nothing here can run {bundle.path}: {told}",
+            expected="One runtime at least was expected.",
+            do="Run `sparse-export doctor`.",
+        )
+    raise UsageError(
+        f"No batch of {bundle.path} could be timed: {told}",
+        expected="A batch that the engine has a profile for was expected.",
+        do="Ask for another --batch, or build with another --profile.",
+    )
+
+
+def _at(batch: int | None) -> str:
+    return "" if batch is None else f" at batch {batch}"
+
+
 def _row(
     sessions: TimedSessions,
     bundle: Bundle,
@@ -181,8 +241,10 @@ def _row(
     )
     first, again = results["first"], results["again"]
     control = paired_ratio(first.samples_ms, again.samples_ms)
+    found = sessions.open["first"].name
     return BenchRow(
-        runtime=runtime,
+        runtime=found,
+        file=engine_of(bundle, runtime).file if runtime in TARGETS else bundle.onnx_path.name,
         batch=batch,
         latency=first,
         again=again,
@@ -196,9 +258,8 @@ def _row(
 def _table(result: Bench) -> str:
     what = result.model or "a network of your own"
     head = f"{result.path}: {what}, {result.method}, density {result.density:.4g}, {result.precision}"
-    titles = (
-        f"{'runtime':<18}{'batch':>6}{'p50 ms':>10}{'p90 ms':>10}{'p99 ms':>10}{'calls':>9}{'samples/s':>12}"
-    )
+    width = max(18, *(len(row.runtime) + 2 for row in result.rows))
+    titles = f"{'runtime':<{width}}{'batch':>6}{'p50 ms':>10}{'p90 ms':>10}{'p99 ms':>10}{'calls':>9}{'samples/s':>12}"
     lines = [
         f"{head}, model.onnx {result.size_bytes:,} bytes",
         "",
@@ -207,7 +268,7 @@ def _table(result: Bench) -> str:
     for row in result.rows:
         at, ms = row.latency, row.latency_ms
         lines.append(
-            f"{row.runtime:<18}{row.batch:>6}{at.median_ms:>10.4g}{at.p90_ms:>10.4g}"
+            f"{row.runtime:<{width}}{row.batch:>6}{at.median_ms:>10.4g}{at.p90_ms:>10.4g}"
             f"{'-' if at.p99_ms is None else format(at.p99_ms, '.4g'):>10}{at.n_calls:>9,}"
             f"{row.samples_per_s:>12,.0f}   {f'{ms.estimate:.4g} [{ms.low:.4g}, {ms.high:.4g}]':<26}"
             f"{100 * (row.floor - 1):>4.1f} %{'' if at.steady and row.again.steady else '  not steady'}"
@@ -222,6 +283,9 @@ def _table(result: Bench) -> str:
         notes.append("not steady: times had not settled when warm-up ended; repeat on a quiet machine.")
     if result.cards.throttled:
         notes.append(f"The card's clock was held down meanwhile: {', '.join(result.cards.throttled)}.")
+    notes += [f"Not timed: {one.runtime}{_at(one.batch)}: {one.why}" for one in result.not_timed]
+    engines = dict.fromkeys((row.runtime, row.file) for row in result.rows if row.file.startswith("engines/"))
+    notes += [f"{runtime} ran {file}." for runtime, file in engines]
     notes.append(_conditions(result))
     for note in notes:
         lines += textwrap.wrap(note, _WIDTH)

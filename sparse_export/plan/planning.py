@@ -17,7 +17,7 @@ from sparse_export.plan.choose import least_lost, most_saved
 from sparse_export.plan.layers import Product
 from sparse_export.plan.timing import ProductTiming, Size, Timings
 
-__all__ = ["Plan", "PlannedLayer", "make_plan", "read_plan", "write_plan"]
+__all__ = ["Plan", "PlannedLayer", "dense_by_plan", "make_plan", "read_plan", "write_plan"]
 
 _WIDTH = 98
 
@@ -157,6 +157,28 @@ def read_plan(path: Path) -> Plan:
         )
     plan: Plan = read_document(path, "plan", Plan)
     return plan
+
+
+def dense_by_plan(path: Path, model: str | None, *, instead: str) -> dict[str, str]:
+    """The weights of a network that a plan file leaves dense, with its reasons.
+
+    model: the network's name.  instead: what to do where the plan leaves all of them dense, a sentence.
+    Raises UsageError for another network's plan, one without a layer to make 2:4, or no file; ArtefactError.
+    """
+    plan = read_plan(path)
+    if plan.model != model:
+        raise UsageError(
+            f"{path} is a plan for {plan.model or 'a network without a name'}.",
+            expected=f"One for {model or 'a network without a name'} was expected.",
+            do="Plan the network in question.",
+        )
+    if not plan.sparse:
+        raise UsageError(
+            f"{path} leaves every layer dense.",
+            expected="At least one layer to make 2:4 was expected.",
+            do=instead,
+        )
+    return {layer.name: f"the plan leaves it dense: {layer.why}" for layer in plan.layers if not layer.sparse}
 
 
 def write_plan(path: Path, plan: Plan) -> None:

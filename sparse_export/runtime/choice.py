@@ -6,12 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparse_export.artefact import Bundle, verify_files
-from sparse_export.engine.door import TARGETS
+from sparse_export.engine.door import TARGETS, gpu
 from sparse_export.engine.loadable import engine_of, problem_with
 from sparse_export.errors import MissingCapability, SparseExportError, UnknownNameError
 from sparse_export.runtime import Session
 
-__all__ = ["RUNTIMES", "RuntimeState", "best_runtime", "open_runtime", "runtime_states"]
+__all__ = [
+    "KNOW_TWO_FOUR",
+    "RUNTIMES",
+    "RuntimeState",
+    "best_runtime",
+    "candidates",
+    "open_runtime",
+    "runtime_states",
+]
 
 _PROVIDERS = {
     "onnxruntime-cpu": "cpu",
@@ -20,6 +28,8 @@ _PROVIDERS = {
 }
 RUNTIMES: tuple[str, ...] = (*TARGETS, *reversed(_PROVIDERS))
 """The best first."""
+KNOW_TWO_FOUR: tuple[str, ...] = (*TARGETS, "onnxruntime-tensorrt")
+"""Those with kernels that skip the zeros of 2:4 weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +43,19 @@ class RuntimeState:
 def runtime_states(bundle: Bundle) -> tuple[RuntimeState, ...]:
     """Every runtime, the best first; nothing is loaded."""
     return tuple(RuntimeState(name=name, problem=_problem(bundle, name)) for name in RUNTIMES)
+
+
+def candidates(*bundles: Bundle) -> tuple[str, ...]:
+    """The runtimes that one would expect to run all of these here, the best first; nothing is loaded.
+
+    Engines are expected of bundles that have them, onnxruntime's GPU providers of a machine with a card.
+    """
+    wanted = set.intersection(*({fact.target for fact in bundle.info.engines} for bundle in bundles))
+    found: list[str] = [name for name in TARGETS if name in wanted]
+    on_card = [name for name, provider in _PROVIDERS.items() if provider != "cpu"]
+    if gpu() is not None:
+        found += reversed(on_card)
+    return (*found, *(name for name in _PROVIDERS if name not in on_card))
 
 
 def best_runtime(bundle: Bundle) -> str:

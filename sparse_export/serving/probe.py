@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sparse_export.errors import GateFailed
-from sparse_export.runtime.tolerance import outside_tolerance
+from sparse_export.runtime.tolerance import outside_tolerance, spread
 from sparse_export.serving.repository import Served
 
 __all__ = ["Counters", "counters", "is_ready", "require_golden"]
@@ -74,7 +74,7 @@ def require_golden(
     if outside:
         raise GateFailed(
             f"The server's answer to the golden input of {model} differs by {largest:.3g}.",
-            expected=f"At most {info.atol:g} + {info.rtol:g} * {np.abs(wanted).max():.3g} was expected.",
+            expected=f"At most {info.atol:g} + {info.rtol:g} * {spread(wanted):.3g} was expected.",
             do="Do not use this server: look at its log for the runtime it took, and build the bundle again.",
         )
     return largest

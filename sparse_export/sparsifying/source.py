@@ -52,6 +52,12 @@ def run_of(model: str) -> Run | None:
     return None
 
 
+def name_of(model: str) -> str | None:
+    """The network's name, that of a run's for a run. Raises as `run_of` does."""
+    run = run_of(model)
+    return model if run is None else run.info.model.name
+
+
 def require_weights(model: str, run: Run | None, weights: str | None) -> None:
     """Raise UsageError where `weights` cannot be meant for this kind of network."""
     if run is not None:

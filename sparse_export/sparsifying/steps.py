@@ -29,6 +29,7 @@ from sparse_export.graph.permutation import PermutationReport, permute_network
 from sparse_export.sparsifying.report import REPORT_FILE, SparsifiedLayer, SparsifyReport, Stage
 from sparse_export.sparsifying.source import Source, open_source, require_weights, run_of
 from sparse_export.sparsity.caps import Cap
+from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.oneshot import kept_share
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group, pattern_from_text
 from sparse_export.sparsity.permute import find_permutation
@@ -83,6 +84,7 @@ def sparsify(
     finetune: int = 0,
     moving: bool = False,
     keep_dense: Sequence[str] = (),
+    planned_dense: Mapping[str, str] | None = None,
     norms: bool = False,
     input_shape: Sequence[int] | None = None,
     seed: int = 0,
@@ -99,7 +101,8 @@ def sparsify(
     that outputs stay close) need data.  permute: look for an order of channels first that loses less.
     data: a name as in a recipe, or `none`; a run's own by default.  calibration_samples: of its training part.
     finetune: epochs of training afterwards, masks fixed, or with `moving` following momentum under the pattern.
-    keep_dense: shell patterns of parameters or layers that stay as they are.
+    keep_dense: shell patterns of parameters or layers that stay as they are.  planned_dense: weights that a plan
+    leaves dense, with its reasons (`sparse_export.plan.planning.dense_by_plan`); it decides about small layers too.
     norms: re-estimate batch norms on the calibration data after pruning.
     input_shape: of one sample, where neither network nor data tell.  seed: of everything that is drawn.
     trust: SHA-256 of the run's `run.json`, needed once for a run that names a factory and was made elsewhere.
@@ -112,6 +115,12 @@ def sparsify(
     out, model = Path(out), str(model)
     asked = pattern_from_text(pattern)
     chosen = require_method(method)
+    if planned_dense is not None and str(asked) != "2:4":
+        raise UsageError(
+            f"A plan was given, and the pattern {asked}.",
+            expected="2:4 was expected: a plan decides which layers are worth that.",
+            do="Leave out one of them.",
+        )
     _require_numbers(calibration_samples, finetune, seed)
     run = run_of(model)
     require_weights(model, run, weights)
@@ -128,7 +137,7 @@ def sparsify(
     shape = _input_shape(source, run, stream, input_shape)
     n_outputs = _n_outputs(source, shape, n_classes)
     work = _Work(source, shape, n_outputs, stream, place, calibration_samples, seed)
-    caps, reasons = work.caps(asked, keep_dense)
+    caps, reasons = work.caps(asked, keep_dense, planned_dense)
     if moving:
         _require_patterns(work.masks, caps)
     n_threads = n_threads_for(source.network, _BATCH if recipe is None else recipe.batch_size)
@@ -221,16 +230,19 @@ class _Work:
         n_correct = sum(int((self.network(x).argmax(1) == y).sum()) for x, y in self.stream.part(part, size))
         return Accuracy(n_correct=n_correct, n_samples=n_samples)
 
-    def caps(self, pattern: NMPattern, keep_dense: Sequence[str]) -> tuple[dict[str, Cap], dict[str, str]]:
+    def caps(
+        self, pattern: NMPattern, keep_dense: Sequence[str], planned_dense: Mapping[str, str] | None
+    ) -> tuple[dict[str, Cap], dict[str, str]]:
         """Which layers get the pattern, and why the others do not. Raises UsageError when none does."""
         sample = torch.zeros((2, *self.input_shape))
         plan = plan_pattern(
             pattern,
             self.network,
-            keep_dense=keep_dense,
+            keep_dense=[*keep_dense, *(planned_dense or ())],
             outputs=output_layers(self.network, lambda: self.network(sample)),
+            small_share=SMALL_SHARE if planned_dense is None else 0.0,
         )
-        return plan.caps, plan.why_dense
+        return plan.caps, plan.why_dense | dict(planned_dense or {})
 
     def permute(self, caps: Mapping[str, Cap], method: Method) -> PermutationReport:
         """Put channels in an order that loses less. Raises GateFailed when that changes the function."""

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from sparse_export.artefact import open_bundle, open_run
 from sparse_export.plan.timing import ProductTiming, Timings, write_timings
-from tests.cli.conftest import Call
+from tests.cli.conftest import Call, Made
 
 
 @pytest.fixture
@@ -73,6 +74,85 @@ def test_a_plan_is_written_and_trained_by(call: Call, timings: Path, tmp_path: P
     found = json.loads(trained.stdout)
     assert found["patterns"] == {chosen[0]: "2:4"}
     assert set(found["why_dense"].values()) == {"it was named to stay dense"}
+
+
+def _why_dense(plan: Path) -> dict[str, str]:
+    return {
+        layer["name"]: f"the plan leaves it dense: {layer['why']}"
+        for layer in json.loads(plan.read_text())["layers"]
+        if not layer["sparse"]
+    }
+
+
+def test_sparsify_prunes_what_a_plan_chose_and_gives_its_reasons_for_the_rest(
+    made: Made, call: Call, timings: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.json"
+    assert _plan(call, timings, "--out", plan).exit_code == 0
+    run = tmp_path / "run"
+    words = ("sparsify", made.dense_run, "--data", "none", "--plan", plan, "--out", run, "--json")
+    result = call(*words)
+    assert result.exit_code == 0, result.stderr
+    layers = json.loads(result.stdout)["layers"]
+    why = _why_dense(plan)
+    assert len(why) == len(layers) - 1 > 0
+    assert {one["name"]: one["reason"] for one in layers if one["pattern"] is None} == why
+    assert {one.name: one.why_dense for one in open_run(run).info.layers if one.why_dense} == why
+
+
+def test_build_fits_what_a_plan_chose_and_gives_its_reasons_for_the_rest(
+    made: Made, call: Call, timings: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.json"
+    assert _plan(call, timings, "--out", plan).exit_code == 0
+    document = json.loads(plan.read_text())
+    for layer in document["layers"]:  # of this network only the second convolution can be permuted
+        layer["sparse"] = layer["name"] == "conv2.weight"
+    plan.write_text(json.dumps(document))
+    out = tmp_path / "bundle"
+    words = ("build", made.dense_run, "--plan", plan, "--max-cut", 0.5, "--data-dir", tmp_path, "--out", out)
+    result = call(*words)
+    assert result.exit_code == 0, result.stderr
+    fitted = open_bundle(out).info.fitted
+    assert fitted is not None
+    why = _why_dense(plan)
+    assert {one.name: one.reason for one in fitted.layers if one.road == "dense"} == why
+    (chosen,) = (one for one in fitted.layers if one.road != "dense")
+    assert chosen.name not in why
+    for reason in why.values():
+        assert reason in result.stdout
+
+
+def test_a_plan_is_for_two_four_and_for_its_own_network(
+    made: Made, call: Call, timings: Path, tmp_path: Path
+) -> None:
+    plan, out = tmp_path / "plan.json", tmp_path / "out"
+    assert _plan(call, timings, "--out", plan).exit_code == 0
+    for words in (
+        ("build", made.dense_run, "--plan", plan, "--pattern", "1:4"),
+        ("sparsify", made.dense_run, "--data", "none", "--plan", plan, "--pattern", "1:4"),
+    ):
+        result = call(*words, "--out", out)
+        assert (result.exit_code, "2:4 was expected" in result.stderr) == (2, True)
+    other = call("sparsify", "lenet5", "--weights", "random", "--plan", plan, "--out", out)
+    assert (other.exit_code, "a plan for digits-cnn" in other.stderr) == (2, True)
+    assert not out.exists()
+
+
+def test_a_plan_may_not_take_back_what_a_run_promises(
+    made: Made, call: Call, timings: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.json"
+    assert _plan(call, timings, "--out", plan).exit_code == 0
+    run = tmp_path / "run"
+    assert call("sparsify", made.dense_run, "--data", "none", "--out", run).exit_code == 0
+    result = call("build", run, "--plan", plan, "--out", tmp_path / "bundle")
+    assert (result.exit_code, "the plan leaves it dense" in result.stderr) == (2, True)
+    document = json.loads(plan.read_text())
+    document["layers"][0] |= {"name": "elsewhere.weight", "sparse": False}
+    plan.write_text(json.dumps(document))
+    result = call("build", made.dense_run, "--plan", plan, "--out", tmp_path / "bundle")
+    assert (result.exit_code, "leaves elsewhere.weight dense" in result.stderr) == (2, True)
 
 
 def test_a_speed_up_out_of_reach_ends_with_4(call: Call, timings: Path) -> None:

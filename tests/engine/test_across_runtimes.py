@@ -14,10 +14,13 @@ import pytest
 from sparse_export.artefact import Bundle, Run
 from sparse_export.building import build
 from sparse_export.engine import door
+from sparse_export.engine.options import PRECISIONS, Precision
+from sparse_export.engine.precision import TOLERANCE
 from sparse_export.errors import GateFailed, MissingCapability, UnknownNameError, UsageError
 from sparse_export.inspect import inspect
 from sparse_export.runtime import Session
 from sparse_export.runtime.onnxruntime import open_session
+from sparse_export.runtime.tolerance import outside_tolerance
 from sparse_export.validation import check_gates, validate
 from tests.cli.conftest import Call
 from tests.exporting import exported_once
@@ -90,13 +93,20 @@ def test_int8_is_calibrated_on_the_training_data_and_near_the_network(int8: Bund
     check_gates(found)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp8"])
-def test_every_precision_passes_the_gates(precision: Any, run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_precision_passes_the_gates_and_a_wrong_answer_none(
+    precision: Precision, run: Run, tmp_path: Path
+) -> None:
     bundle = build(run.path, tmp_path / "b", precision=precision, n_calibration=64)
     found = validate(bundle)
     check_gates(found)
     assert bundle.info.n_parameters == 40_394
-    assert bundle.info.rtol > 1e-4
+    assert bundle.info.rtol == TOLERANCE[precision]
+    assert found.parity is not None
+    assert 0 < found.parity.max_relative_difference < TOLERANCE[precision] / 2
+    wanted = np.load(bundle.path / "golden" / "output.npy")
+    for wrong in (np.roll(wanted, 1, axis=1), -wanted, np.zeros_like(wanted)):
+        assert outside_tolerance(wrong, wanted, atol=bundle.info.atol, rtol=bundle.info.rtol)[1]
 
 
 def test_packed_int8_is_the_same_bundle_for_validation(run: Run, int8: Bundle, tmp_path: Path) -> None:

@@ -10,14 +10,15 @@ import onnxruntime
 import pytest
 import torch
 
-from sparse_export.artefact import Bundle, Run
+from sparse_export.artefact import Bundle, Run, read_engine_layers, read_engine_times
 from sparse_export.building import build
 from sparse_export.engine import door
 from sparse_export.engine.loadable import engine_of
 from sparse_export.engine.options import EngineOptions, Profile
-from sparse_export.engine.tactics import read_sparsity
+from sparse_export.engine.tactics import kernels_from_inspection, read_sparsity
 from sparse_export.runtime.choice import open_runtime
 from sparse_export.runtime.tensorrt import open_engine
+from sparse_export.runtime.tolerance import outside_tolerance
 from sparse_export.validation import check_gates, validate
 from tests.exporting import exported_once
 from tests.making_runs import digits_run
@@ -51,7 +52,7 @@ def _wanted(bundle: Bundle, x: np.ndarray) -> np.ndarray:
 
 
 def _near(found: np.ndarray, wanted: np.ndarray, bundle: Bundle) -> bool:
-    return bool(np.abs(found - wanted).max() <= bundle.info.rtol * np.abs(wanted).max())
+    return not outside_tolerance(found, wanted, atol=bundle.info.atol, rtol=bundle.info.rtol)[1]
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
@@ -100,3 +101,32 @@ def test_an_engine_for_the_machine_is_there_to_be_found(bundle: Bundle, tmp_path
     assert engine_of(bundle, target) == bundle.info.engines[0]
     with open_runtime(bundle) as session:
         assert session.name == target
+
+
+def test_layers_are_timed_against_an_engine_without_sparse_kernels(bundle: Bundle, run: Run) -> None:
+    (fact,) = bundle.info.engines
+    options = EngineOptions(target=fact.target, profiles=PROFILES)
+    out = bundle.path.with_name(f"{bundle.path.name}-timed")
+    timed = build(run.path, out, targets=[fact.target], precision="fp16", engines=[options], time_layers=True)
+    tables = read_engine_times(timed.path / "layers.json", timed.info.engines[0].file)
+    assert [table.batch for table in tables] == [1, 64]
+    for table in tables:
+        if table.note:  # nothing to time: both engines are the same
+            continue
+        matched = [row for row in table.rows if row.ratio is not None]
+        assert matched
+        assert {row.outcome for row in table.rows} <= {"speed-up", "slow-down", "no speed-up", "not compared"}
+        weights = {weight for row in matched for weight in row.weights}
+        assert weights == {layer.weight for layer in read_engine_layers(out / "layers.json", fact.file)}
+
+
+def test_a_profiled_pass_tells_of_the_layers_that_the_inspector_names(bundle: Bundle) -> None:
+    (fact,) = bundle.info.engines
+    with open_engine(bundle, fact) as session:
+        once = session.profiled_pass(4)
+        first, second = once(), once()
+    assert [name for name, _ in first] == [name for name, _ in second]
+    assert sum(ms for _, ms in second) > 0
+    told = (bundle.path / f"{fact.file}.json").read_text()
+    named = {one.layer for one in kernels_from_inspection(told)}
+    assert named & {name for name, _ in second}

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from sparse_export.artefact import open_bundle
+from sparse_export.artefact import Bundle, EngineFact, open_bundle
 from sparse_export.building import build
 from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError
-from sparse_export.measure.latency import bench, runtimes_here, write_bench
+from sparse_export.measure.latency import bench, write_bench
 from sparse_export.measure.machine import machine_facts
+from sparse_export.runtime import Session
+from sparse_export.runtime.onnxruntime import open_session
 from tests.making_runs import digits_run
 
 QUICK: dict[str, Any] = {"rounds": 20, "block_s": 0.001, "warmup_limit_s": 0.05, "n_threads": 1}
@@ -52,14 +56,103 @@ def test_the_written_document_keeps_every_round(bundle: Path, tmp_path: Path) ->
     assert document["machine"]["n_cores_usable"] == machine_facts()["n_cores_usable"]
 
 
-def test_without_a_card_only_the_cpu_is_timed_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    for gpus, wanted in (
-        ([], ("onnxruntime-cpu",)),
-        ([{"name": "NVIDIA H200"}], ("onnxruntime-cpu", "onnxruntime-cuda")),
-    ):
-        facts = {"gpus": gpus}
-        monkeypatch.setattr("sparse_export.measure.latency.machine_facts", lambda facts=facts: facts)
-        assert runtimes_here() == wanted
+@pytest.mark.parametrize(
+    ("card", "targets", "wanted"),
+    [
+        (False, (), ["onnxruntime-cpu"]),
+        (True, (), ["onnxruntime-tensorrt", "onnxruntime-cuda", "onnxruntime-cpu"]),
+        (False, ("tensorrt-rtx",), ["tensorrt-rtx", "onnxruntime-cpu"]),
+    ],
+)
+def test_every_runtime_that_should_run_here_is_timed_by_default_and_a_failure_is_told(
+    card: bool,
+    targets: tuple[Any, ...],
+    wanted: list[str],
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def opened(found: Bundle, name: str, **_: Any) -> Session:
+        if name != "onnxruntime-cpu":
+            raise MissingCapability(f"{name} does not work.")
+        return open_session(found.onnx_path, n_threads=1)
+
+    monkeypatch.setattr("sparse_export.runtime.choice.gpu", lambda: "a card" if card else None)
+    monkeypatch.setattr("sparse_export.measure.latency.open_runtime", opened)
+    told: list[str] = []
+    found = bench(_with_engines(bundle, targets), batches=(1,), **QUICK, on_progress=told.append)
+    assert [*(one.runtime for one in found.not_timed), *(row.runtime for row in found.rows)] == wanted
+    for one in found.not_timed:
+        assert one.why == f"{one.runtime} does not work."
+        assert f"Not timed: {one.runtime}: {one.why}" in str(found)
+        assert f"{one.runtime} is not timed: {one.why}" in told
+
+
+def _with_engines(folder: Path, targets: tuple[Any, ...]) -> Bundle:
+    bundle = open_bundle(folder)
+    facts = tuple(
+        EngineFact(
+            file=f"engines/{target}.engine",
+            target=target,
+            precision="fp32",
+            version="1.7.1",
+            gpu=None,
+            architecture=None,
+            architectures=(),
+            hardware="none",
+            version_compatible=False,
+            profiles=((1, 4, 8),),
+            sparse=True,
+            parse_s=0.0,
+            build_s=0.0,
+            onnx_sha256="00" * 32,
+        )
+        for target in targets
+    )
+    return replace(bundle, info=replace(bundle.info, engines=facts))
+
+
+class _Engine:
+    """An engine's session, by onnxruntime: of one profile, for 4 to 8 samples."""
+
+    name, max_batch = "tensorrt-rtx", 8
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._session = open_session(bundle.onnx_path, n_threads=1)
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        if not 4 <= len(x) <= 8:
+            raise UsageError(f"A batch of {len(x)} fits no profile.", expected="4 to 8 were expected.")
+        return self._session.run(x)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def test_an_engine_is_timed_at_the_batches_that_it_has_a_profile_for(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sparse_export.measure.latency.open_runtime", lambda bundle, name, **_: _Engine(bundle)
+    )
+    engines = _with_engines(bundle, ("tensorrt-rtx",))
+    found = bench(engines, batches=(1, 8), runtimes=("tensorrt-rtx",), **QUICK)
+    (row,) = found.rows
+    assert (row.runtime, row.file, row.batch) == ("tensorrt-rtx", "engines/tensorrt-rtx.engine", 8)
+    (not_timed,) = found.not_timed
+    assert (not_timed.runtime, not_timed.batch) == ("tensorrt-rtx", 1)
+    assert "tensorrt-rtx at batch 1: A batch of 1 fits no profile." in " ".join(str(found).split())
+    assert "tensorrt-rtx ran engines/tensorrt-rtx.engine." in str(found)
+    with pytest.raises(UsageError, match=r"No batch .* could be timed.*A batch of 16 fits no profile"):
+        bench(engines, batches=(16,), runtimes=("tensorrt-rtx",), **QUICK)
+
+
+def test_where_nothing_runs_every_reason_is_given(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(found: Bundle, name: str, **_: Any) -> Session:
+        raise MissingCapability(f"{name} does not work.")
+
+    monkeypatch.setattr("sparse_export.measure.latency.open_runtime", fail)
+    with pytest.raises(MissingCapability, match="onnxruntime-cpu: onnxruntime-cpu does not work"):
+        bench(bundle, batches=(1,), **QUICK)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +163,7 @@ def test_without_a_card_only_the_cpu_is_timed_by_default(monkeypatch: pytest.Mon
         ({"batches": (0,)}, UsageError, r"\(0,\)"),
         ({"runtimes": ("onnxruntime",)}, UnknownNameError, "onnxruntime-cpu"),
         ({"runtimes": ("onnxruntime-cpu",) * 2}, UsageError, "Each was expected once"),
+        ({"runtimes": ("tensorrt",)}, UsageError, "no engine for tensorrt"),
         ({"rounds": 5}, UsageError, "5 rounds"),
         ({"n_threads": 0}, UsageError, "0 threads"),
     ],
