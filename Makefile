@@ -12,10 +12,10 @@ READY := .venv/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test demo check lint format types bench gpu clean
+.PHONY: help setup test demo check lint format types bench gpu gpu-wheels clean
 
 help:  ## say what can be made
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(READY)  ## make .venv, or bring it up to date
 
@@ -46,8 +46,16 @@ bench: $(READY)  ## time the mask update, then the training step; BENCH_ARGS="--
 gpu:  ## tests and measurements on a CUDA card, at most nine minutes; GPU_ARGS="--rehearse" runs it without one
 	@"$(PYTHON)" -m benchmarks.gpu_session $(GPU_ARGS)
 
+# What such a machine may lack beside torch, onnx and onnxruntime. There: python3 -m pip install --no-index --no-deps
+# --target site gpu-wheels/*.whl, then PYTHONPATH=site make gpu.
+gpu-wheels: $(READY)  ## what `make gpu` may need of packages, as wheels for Python 3.12, into gpu-wheels/
+	@$(BIN)/python -m pip download -qq --disable-pip-version-check --no-deps --only-binary=:all: -c constraints.txt \
+	  --python-version 3.12 --implementation cp --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	  -d gpu-wheels pydantic pydantic-core annotated-types typing-inspection
+	@ls gpu-wheels
+
 clean:  ## remove .venv, caches and what builds left
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .coverage *.egg-info
+	rm -rf .venv build dist gpu-wheels .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .coverage *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that an interrupted installation is taken up again. A .venv that was moved, or
