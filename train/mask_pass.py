@@ -59,7 +59,8 @@ class MaskPass:
         Under torch.compile the compiler fuses the plain form itself.
         """
         if self._kernel_class is None or torch.compiler.is_compiling():
-            torch._foreach_mul_(*self._applied)
+            if self._applied[0]:
+                torch._foreach_mul_(*self._applied)
             return
         if self._kernel is None or not self._kernel.fits(self._weights, self._multipliers):
             self._kernel = self._kernel_class(self._weights, self._multipliers)

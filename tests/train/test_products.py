@@ -20,6 +20,7 @@ from sparse_export.artefact import ProductFact
 from sparse_export.errors import Interrupted, RecipeError, UsageError
 from sparse_export.train import session as session_module
 from sparse_export.train.csr_choice import choose_products
+from sparse_export.train.distributed import ALONE
 from sparse_export.train.loop import train
 from sparse_export.train.recipe import Recipe, load_recipe
 from sparse_export.train.session import Session
@@ -164,6 +165,4 @@ def test_recipes_that_contradict_csr_products_are_refused(changes: dict[str, Any
 
 def test_on_another_device_csr_products_are_refused(pictures: Path) -> None:
     with pytest.raises(UsageError, match="on meta"):
-        session_module._require_possible(
-            _recipe(pictures), torch.device("meta"), session_module.World(rank=0, size=1)
-        )
+        session_module._require_possible(_recipe(pictures), torch.device("meta"), ALONE)
