@@ -54,6 +54,7 @@ def ways(n_out: int, n_in: int, n_rows: int, density: float) -> dict[str, dict[s
     x_IN, gy_ON = x.t().contiguous(), gy.t().contiguous()
     form = csr_form(mask)
     values = gather(form, weight)
+    multiply(form, values, x_IN)  # silences torch's one warning of CSR's being a beta feature
     rows = torch.repeat_interleave(torch.arange(n_out), form.crow.diff().long()).int()
     wide = torch.sparse_csr_tensor(
         form.crow.long(), form.col.long(), values, size=form.shape, check_invariants=False
