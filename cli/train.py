@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,18 @@ from sparse_export.cli._common import json_option, print_result
 if TYPE_CHECKING:
     from sparse_export.train.recipe import Recipe
 
-_STARTING = ("recipe", "dense", "density", "pattern", "method", "plan", "preset", "epochs", "seed")
+_STARTING = (
+    "recipe",
+    "dense",
+    "density",
+    "pattern",
+    "method",
+    "products",
+    "plan",
+    "preset",
+    "epochs",
+    "seed",
+)
 
 
 def _typed(name: str) -> bool:
@@ -35,6 +47,11 @@ def _typed(name: str) -> bool:
         ["sparse-momentum", "set", "rigl", "dsr", "static", "snip", "magnitude", "dense", "sr-ste", "asp"]
     ),
     help="How masks move; all but the first are there to compare with, the last two need --pattern.",
+)
+@click.option(
+    "--products",
+    type=click.Choice(["dense", "csr"]),
+    help="csr: leave inactive weights out of the products of Linear layers on the CPU, where that is timed to win.",
 )
 @click.option(
     "--plan",
@@ -65,6 +82,7 @@ def command(
     density: float | None,
     pattern: str | None,
     method: str | None,
+    products: str | None,
     plan: Path | None,
     preset: str | None,
     epochs: int | None,
@@ -93,7 +111,12 @@ def command(
         recipe = None
     if not resume and recipe is None:
         raise click.UsageError("Missing argument 'RECIPE'. Name a shipped recipe or give a TOML file.")
-    for name, value in (("density", density), ("pattern", pattern), ("method", method)):
+    for name, value in (
+        ("density", density),
+        ("pattern", pattern),
+        ("method", method),
+        ("products", products),
+    ):
         if dense and value is not None and not resume:
             raise click.UsageError(f"--dense and --{name} exclude each other.")
     if plan is not None and (dense or pattern is not None) and not resume:
@@ -105,7 +128,7 @@ def command(
 
     loaded = None
     if recipe is not None:
-        changes = _changes(dense, density, pattern if plan is None else "2:4", method, epochs, seed)
+        changes = _changes(dense, density, pattern if plan is None else "2:4", method, products, epochs, seed)
         loaded = load_recipe(recipe, preset=preset or "default", changes=changes)
         if plan is not None:
             loaded = _planned(loaded, plan)
@@ -137,6 +160,7 @@ def command(
         "n_masked": info.n_masked,
         "patterns": {layer.name: layer.pattern for layer in info.layers if layer.pattern is not None},
         "why_dense": {layer.name: layer.why_dense for layer in info.layers if layer.why_dense is not None},
+        "products": [asdict(fact) for fact in info.products],
         "seconds": info.seconds,
         "epochs": info.epochs,
         "steps": info.n_steps,
@@ -148,12 +172,17 @@ def command(
     dense_layers = [
         f"{layer.name} stays dense: {layer.why_dense}" for layer in info.layers if layer.why_dense is not None
     ]
+    products_used = [
+        f"{fact.name} {'by CSR products' if fact.by == 'csr' else 'by dense products'}: {fact.reason}"
+        for fact in info.products
+    ]
     accuracy = f"test accuracy {info.test.percent:.2f} %, " if info.test else ""
     print_result(
         document,
         "\n".join(
             [
                 *dense_layers,
+                *products_used,
                 f"{accuracy}{info.n_active:,} of {info.n_masked:,} weights ({info.density:.4g}), {info.seconds:.1f} s",
                 str(run.path),
             ]
@@ -181,6 +210,7 @@ def _changes(
     density: float | None,
     pattern: str | None,
     method: str | None,
+    products: str | None,
     epochs: int | None,
     seed: int | None,
 ) -> dict[str, Any]:
@@ -193,4 +223,6 @@ def _changes(
         sparsity["density"] = density
     if method is not None:
         sparsity["method"] = method
+    if products is not None:
+        sparsity["products"] = products
     return changes | ({"dense": False, "sparsity": sparsity} if sparsity else {})

@@ -125,12 +125,31 @@ class SpeedFact:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProductFact:
+    """How a masked weight was multiplied by in training, where products that leave inactive weights out were asked for.
+
+    by: `csr` for such products, `dense`.  density: of the weight when this was decided.  n_rows: of activations in a step.
+    dense_ms, csr_ms: medians of the three products of a step, timed in turn at the start; None where nothing was timed.
+    reason: one clause that says why.
+    """
+
+    name: str
+    by: Literal["csr", "dense"]
+    density: float
+    n_rows: int | None
+    dense_ms: float | None
+    csr_ms: float | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunInfo:
     """Content of `run.json`.
 
     status: `running` until the last epoch is done; `files` is complete only with `complete`.
     density: kept / total over the masked layers (1 for a dense run); target_density: what was asked for.
     seconds: wall time in training, over all resumptions.  n_processes: that trained together at the end.
+    products: one entry for each masked weight, where other products than dense ones were asked for.
     """
 
     status: Literal["running", "complete"]
@@ -158,6 +177,7 @@ class RunInfo:
     files: dict[str, FileFact]
     n_processes: int = 1
     speed: SpeedFact | None = None
+    products: tuple[ProductFact, ...] = ()
     kind: Literal["run"] = "run"
     schema_version: int = SCHEMA_VERSION
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class MaskPass:
             torch.empty_like(weight, requires_grad=False) if self._on_cpu else mask
             for weight, mask in zip(self._weights, self.masks.values(), strict=True)
         ]
+        self._applied: tuple[list[Tensor], list[Tensor]] = (self._weights, self._multipliers)
         self._kernel: Any = None
         self._kernel_class = None if self._on_cpu else _kernel_class(self._weights)
         self.set(masks)
@@ -41,6 +42,16 @@ class MaskPass:
             if multiplier is not mask:
                 multiplier.copy_(masks[name])
 
+    def rest(self, names: Collection[str]) -> None:
+        """Leave these weights, and no others, out of `apply`. Only on the CPU, where every weight costs time."""
+        assert self._on_cpu
+        pairs = [
+            pair
+            for name, *pair in zip(self.masks, self._weights, self._multipliers, strict=True)
+            if name not in names
+        ]
+        self._applied = ([weight for weight, _ in pairs], [multiplier for _, multiplier in pairs])
+
     @torch.no_grad()
     def apply(self) -> None:
         """Zero the inactive weights in place. Makes no host synchronisation.
@@ -48,7 +59,8 @@ class MaskPass:
         Under torch.compile the compiler fuses the plain form itself.
         """
         if self._kernel_class is None or torch.compiler.is_compiling():
-            torch._foreach_mul_(self._weights, self._multipliers)
+            if self._applied[0]:
+                torch._foreach_mul_(*self._applied)
             return
         if self._kernel is None or not self._kernel.fits(self._weights, self._multipliers):
             self._kernel = self._kernel_class(self._weights, self._multipliers)

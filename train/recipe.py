@@ -86,6 +86,9 @@ class SparsityRecipe(_Table):
     density: without one, as much as the pattern allows; without a pattern .05.
     approach, freeze: by default, without a pattern none and as the method has it; with one, see DEFAULT_APPROACH and DEFAULT_FREEZE.
     decay: of masked weights in sr-ste.
+    products: `csr` leaves inactive weights out of the products of Linear layers on the CPU, where a short timing at the
+    start shows that it wins; see `StepCsr`.  window: steps of dense gradients before each mask update then; by default
+    ln(100) / (1 - momentum).
     """
 
     method: Method = "sparse-momentum"
@@ -105,6 +108,8 @@ class SparsityRecipe(_Table):
     growth: Literal["momentum", "random", "gradient"] | None = None
     update_every: Annotated[int, Field(ge=0)] = 0
     keep_dense: tuple[str, ...] = ()
+    products: Literal["dense", "csr"] = "dense"
+    window: Count | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -140,6 +145,15 @@ class SparsityRecipe(_Table):
             )
         if self.approach is not None and pattern is None:
             raise ValueError("approach needs a pattern, like '2:4'")
+        if self.products == "csr" and (
+            pattern is not None or self.method not in METHODS or METHODS[self.method].is_gradual
+        ):
+            raise ValueError(
+                f"products 'csr' need masks without a pattern that do not start dense, not method {self.method!r}"
+                + (f" with the pattern {pattern}" if pattern is not None else "")
+            )
+        if self.window is not None and self.products != "csr":
+            raise ValueError("window belongs to products 'csr'")
         if self.method in _TO_A_PATTERN:
             for name, value in (("approach", self.approach), ("freeze", self.freeze)):
                 if value is not None:
@@ -220,6 +234,11 @@ class Recipe(_Table):
             raise ValueError(
                 "ema and method 'sr-ste' exclude each other: an average over moving masks obeys none"
             )
+        if self.sparsity.products == "csr" and not self.dense:
+            others = {"ema": self.ema, "compile": self.compile, "precision 'bf16'": self.precision != "fp32"}
+            for name, given in others.items():
+                if given:
+                    raise ValueError(f"products 'csr' and {name} exclude each other")
         return self
 
 

@@ -23,6 +23,7 @@ from sparse_export.artefact import Accuracy, LayerFact, ModelFact, Run, RunInfo,
 from sparse_export.errors import ArtefactError, Interrupted, MissingCapability, TrainingDiverged, UsageError
 from sparse_export.train.augment import crop_flip, draw_crops
 from sparse_export.train.checkpoint import Position, load_state, remove_leftovers, save_state, state_path
+from sparse_export.train.csr_choice import choose_products
 from sparse_export.train.distributed import Agreement, World, masks_sha256
 from sparse_export.train.ema import Ema
 from sparse_export.train.feed import Feed, Part, feed
@@ -39,7 +40,8 @@ from sparse_export.train.sparse_training import SparseTraining, layer_facts
 from sparse_export.train.sparsifier import Sparsifier
 from sparse_export.train.speed import LayerUse, layer_uses, speed_of
 from sparse_export.train.starting_point import STARTED, StartingPoint
-from sparse_export.train.stopping import Stop
+from sparse_export.train.step_csr import StepCsr
+from sparse_export.train.stopping import Stop, cpu_settings
 
 _SAVE_EVERY_S = 120.0  # within a long epoch
 _ORDER, _AUGMENTATION = 0, 1 << 60  # apart, so that no two uses of a seed draw the same numbers
@@ -66,7 +68,7 @@ class Session:
         """Check all that can be checked before anything is written. start: in place of fresh weights and masks."""
         self.recipe, self.out, self.data_dir = recipe, out, data_dir
         self.device, self.world = device, world
-        _require_possible(recipe, device)
+        _require_possible(recipe, device, world)
         if earlier is None:
             require_empty(out)
         world.wait()  # nobody writes before everybody has looked
@@ -120,6 +122,29 @@ class Session:
                 )
         elif start is not None:
             self._save(self.position)  # a run that is killed early is not resumed from fresh weights
+        self.products = self._csr_products(earlier)
+
+    def _csr_products(self, earlier: RunInfo | None) -> StepCsr | None:
+        """CSR products of the layers that win by them, as the run's record has them where it is resumed."""
+        settings = self.recipe.sparsity
+        if not isinstance(self.sparse, SparseTraining) or settings.products != "csr":
+            return None
+        facts = earlier.products if earlier is not None else ()
+        if not facts:
+            sample = self._laid_out(torch.zeros((self.batch_size, *self.feed.input_shape)))
+            with cpu_settings(self.n_threads):
+                facts = choose_products(self.model, self.sparse.masks, sample)
+        self.info = replace(self.info, products=facts)
+        layers = [fact.name for fact in facts if fact.by == "csr"]
+        if not layers:
+            return None
+        return StepCsr(
+            self.model,
+            self.sparse,
+            layers=layers,
+            window=settings.window,
+            update_every=self.steps_per_epoch,
+        )
 
     def _begin_at(self, start: StartingPoint) -> None:
         self.model.load_state_dict(dict(start.weights))
@@ -269,6 +294,8 @@ class Session:
         ):
             while self.position.epoch < self.recipe.epochs:
                 self._train_epoch(observer, stop, log)
+        if self.products is not None:
+            self.products.restore()  # what is tested and handed on has ordinary layers
         info = replace(
             self.info,
             validation=self._accuracy("validation"),
@@ -346,6 +373,8 @@ class Session:
         (loss_sum,) = self.world.sum([float(total)])
         self._require_finite(loss_sum, step - 1)
         step_ms = 1000 * (time.monotonic() - started) / (step - at.step) if step > at.step else None
+        if self.products is not None:
+            self.products.sync()
         validation = self._accuracy("validation")
         rate_used, flip_rate = self._end_of_epoch_update(epoch)
         metrics = EpochMetrics(
@@ -445,6 +474,8 @@ class Session:
                 raise
             except ValueError as cause:  # a mask update met weights or momenta that are no numbers
                 raise self._diverged(step, f"The weights are no longer numbers: {cause}") from cause
+            if self.products is not None:
+                self.products.after_step()
         if self.ema is not None:
             self.ema.step()
             self._mask_average()
@@ -476,6 +507,8 @@ class Session:
                 raise self._diverged(
                     sparse.n_steps - 1, f"The weights are no longer numbers: {cause}"
                 ) from cause
+            if self.products is not None:
+                self.products.after_step()
             self._mask_average()
         if sparse.n_updates > self._n_updates_before_epoch:
             return sparse.last_prune_rate, sparse.flip_rate
@@ -517,8 +550,14 @@ class Session:
         return Accuracy(n_correct=round(n_correct), n_samples=n_samples)
 
 
-def _require_possible(recipe: Recipe, device: torch.device) -> None:
+def _require_possible(recipe: Recipe, device: torch.device, world: World) -> None:
     """Raise UsageError or MissingCapability for what this device cannot do."""
+    if recipe.sparsity.products == "csr" and not recipe.dense and (device.type != "cpu" or world.size > 1):
+        raise UsageError(
+            f"CSR products were asked for on {device.type}, with {world.size} processes.",
+            expected="One process on the CPU was expected.",
+            do="Train with --device cpu, or with dense products.",
+        )
     if recipe.sync_batch_norm and device.type != "cuda":
         raise UsageError(
             f"sync_batch_norm is set, and the device is {device.type}.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -198,6 +198,7 @@ class SparseTraining:
         self.n_active = self._count_with(pattern.n if pattern else 0)
         self.density = self.n_active / self.n_masked if density is None else density
         self._process_group = process_group
+        self._before_update: list[Callable[[], None]] = []
         self._n_cap = self._n_now()
         first = self._first_masks(start, seed) if masks is None else self._given_masks(masks)
         self._n_now_active = sum(int(mask.sum()) for mask in first.values())
@@ -327,6 +328,38 @@ class SparseTraining:
         if self.total_steps is None or self.n_steps + every <= self.total_steps:
             self.update()
 
+    def next_update(self, every: int | None = None) -> int | None:
+        """How many steps will be done when masks are next updated; None for never.
+
+        every: of updates that are made from outside, where `update_every` is None. Nothing is known here of those that
+        a pattern's approach or gradual pruning adds.
+        """
+        every = self.update_every or every
+        if every is None or not self._rule.moves:
+            return None
+        at = (self.n_steps // every + 1) * every
+        if self.total_steps is None:
+            return at
+        return at if at + every <= self.total_steps and at < self._freeze * self.total_steps else None
+
+    def before_update(self, do: Callable[[], None]) -> None:
+        """Have something done before every update, while masks, weights and optimiser are still as they were."""
+        self._before_update.append(do)
+
+    def rest(self, names: Collection[str]) -> None:
+        """Leave these weights, and no others, out of `apply_masks`: nothing changes them. CPU only."""
+        self._pass.rest(names)
+
+    @property
+    def rule(self) -> Method:
+        """What the method decides, with the choices that were replaced."""
+        return self._rule
+
+    @property
+    def has_pattern(self) -> bool:
+        """Are the masks under an N:M pattern?"""
+        return self._plan is not None
+
     @property
     def _end(self) -> int:
         """The step from which on masks stand still."""
@@ -373,6 +406,8 @@ class SparseTraining:
                 f"An update was asked for, and the method is {self.method!r}, whose masks never move.",
                 do="Leave it out, or choose another method.",
             )
+        for do in self._before_update:
+            do()
         before, self._n_cap = self._n_cap, self._n_now()
         rate = self.last_prune_rate = self.prune_rate
         update = self._pruned_only() if self._rule.is_gradual else self._swapped(rate)

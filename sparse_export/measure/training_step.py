@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export import models
-from sparse_export.artefact import library_versions, now
+from sparse_export.artefact import ProductFact, library_versions, now
 from sparse_export.errors import MissingCapability, SpeedupNotReached, UsageError
 from sparse_export.files import write_json
 from sparse_export.measure.card import CardLog, watched_cards
@@ -23,12 +23,15 @@ from sparse_export.measure.interleave import LatencyResult, check_measurable, me
 from sparse_export.measure.machine import machine_facts
 from sparse_export.measure.pinning import pinned
 from sparse_export.measure.statistics import Ratio, paired_ratio, resolution
+from sparse_export.train.csr_choice import choose_products
 from sparse_export.train.layers import output_layers
 from sparse_export.train.making import make_sparsifier
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.recipe import Recipe, load_recipe
 from sparse_export.train.session import n_threads_for
 from sparse_export.train.sparse_training import SparseTraining
+from sparse_export.train.sparsifier import Sparsifier
+from sparse_export.train.step_csr import StepCsr
 from sparse_export.train.stopping import cpu_settings
 
 __all__ = ["PARTS", "StepBench", "StepTimes", "bench_training_step", "check_speedup", "write_step_bench"]
@@ -39,6 +42,7 @@ _WIDTH = 98
 _UPDATE_EVERY = 500  # where the recipe says once an epoch: SparseTraining's own default
 _TOTAL_STEPS = 10**9  # so long a training that prune rates stay where they start
 _SIDES = ("dense", "dense again", "sparse")
+_WINDOW = "window"  # the sparse network once more, in steps with dense gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +60,30 @@ class StepTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Phases:
+    """The two kinds of steps that training with CSR products has, see `sparse_export.train.step_csr.StepCsr`.
+
+    window: steps with dense gradients before an update, window_steps of them in update_every; all others train active
+    weights alone.  mean_ms: of a step over a whole update interval, the update and the changes between the two kinds
+    included.  between, within: dense / sparse for steps outside and inside the window, without any share of an update.
+    """
+
+    window: StepTimes
+    window_steps: int
+    mean_ms: float
+    between: Ratio
+    within: Ratio
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepBench:
     """Everything that `bench-train` measured; `str()` gives the table for people.
 
     update_ms: one mask update a round; update_every: steps that share one.  ratio: dense / sparse, each sparse step
-    with its share of an update, above 1 when sparse is faster.  control: dense / another dense network.
+    with its share of an update, and of dense windows where there are any, above 1 when sparse is faster.
+    products, phases: where the recipe asks for CSR products, what was chosen for each masked weight, and the kinds of
+    steps; no phases where dense products were chosen for all. `sparse` is then a step outside the window.
+    control: dense / another dense network.
     floor, outcome, verdict: as in `comparison.LatencyComparison`.
     """
 
@@ -90,6 +113,8 @@ class StepBench:
     cards: CardLog
     versions: dict[str, str]
     created: str
+    products: tuple[ProductFact, ...] = ()
+    phases: Phases | None = None
 
     def __str__(self) -> str:
         return _table(self)
@@ -137,6 +162,13 @@ def bench_training_step(
     with watched_cards() as cards, pinned(threads) as cores, cpu_settings(threads):
         loops = {name: _Loop(loaded, name == "sparse", place, batch, shape, seed) for name in _SIDES}
         sparse = loops["sparse"]
+        every = update_every or loaded.sparsity.update_every or _UPDATE_EVERY
+        products = sparse.choose() if loaded.sparsity.products == "csr" else ()
+        if any(fact.by == "csr" for fact in products):
+            loops[_WINDOW] = _Loop(loaded, True, place, batch, shape, seed)
+            for name in ("sparse", _WINDOW):
+                loops[name].multiply_by(products, loaded.sparsity.window, every)
+            sparse.narrow()
         tell(f"{loaded.model}, batches of {batch} on {place.type}, {rounds} rounds")
         results = measure_interleaved(
             {name: loop.step for name, loop in loops.items()},
@@ -149,14 +181,23 @@ def bench_training_step(
             time_calls=sparse.stamps.time_calls if isinstance(sparse.stamps, CudaStamps) else None,
         )
         times = {name: _times(loop, results[name]) for name, loop in loops.items()}
-    every = None
-    if sparse.update_ms:
-        every = update_every or loaded.sparsity.update_every or _UPDATE_EVERY
-    extra_ms = np.array(sparse.update_ms) / every if every else 0.0
+    shared = every if sparse.update_ms else None
+    extra_ms = np.array(sparse.update_ms) / shared if shared else 0.0
     dense = results["dense"].samples_ms
-    ratio = paired_ratio(dense, np.array(results["sparse"].samples_ms) + extra_ms)
+    step_ms = np.array(results["sparse"].samples_ms)
+    phases = None
+    if _WINDOW in times:
+        n_window = min(sparse.window_steps, every) if sparse.update_ms else 0
+        wide_ms = results[_WINDOW].samples_ms
+        between, within = paired_ratio(dense, step_ms), paired_ratio(dense, wide_ms)
+        step_ms = step_ms + (np.array(wide_ms) - step_ms) * (n_window / every)
+        mean_ms = _mixed(times["sparse"], times[_WINDOW], n_window / every) + float(np.mean(extra_ms))
+        phases = Phases(
+            window=times[_WINDOW], window_steps=n_window, mean_ms=mean_ms, between=between, within=within
+        )
+    ratio = paired_ratio(dense, step_ms + extra_ms)
     control = paired_ratio(dense, results["dense again"].samples_ms)
-    outcome, verdict = _judge(ratio, control, times, sparse.update_ms, every, place)
+    outcome, verdict = _judge(ratio, control, times, sparse.update_ms, shared, place, products, phases)
     return StepBench(
         recipe=loaded.model_dump(mode="json"),
         model=loaded.model,
@@ -168,7 +209,7 @@ def bench_training_step(
         dense_again=times["dense again"],
         sparse=times["sparse"],
         update_ms=tuple(sparse.update_ms),
-        update_every=every,
+        update_every=shared,
         ratio=ratio,
         control=control,
         floor=resolution(control),
@@ -184,6 +225,8 @@ def bench_training_step(
         cards=cards,
         versions=library_versions(),
         created=now(),
+        products=products,
+        phases=phases,
     )
 
 
@@ -237,9 +280,13 @@ class _Loop:
         self._optimizer = make_optimizer(recipe.optimizer, model)
         for group in self._optimizer.param_groups:
             group["lr"] = 0.0
-        self._sparse = None
+        self._sparse: Sparsifier | None = None
+        self._products: StepCsr | None = None
         if sparse:
             self._sparse = make_sparsifier(recipe, model, self._optimizer, _TOTAL_STEPS, output_layers=last)
+        if isinstance(self._sparse, SparseTraining):
+            self._sparse.update_every = None  # updates are timed apart
+        self._model = model
         self._optimizer.register_step_pre_hook(lambda *_: self._inside.append(self.stamps.now()))
         self._optimizer.register_step_post_hook(lambda *_: self._inside.append(self.stamps.now()))
         compiled: Any = torch.compile(model) if recipe.compile else model
@@ -272,13 +319,40 @@ class _Loop:
         """Drop the marks of the warm-up."""
         self._marks.clear()
 
+    def choose(self) -> tuple[ProductFact, ...]:
+        """What products win for each masked weight, timed as training does at its start."""
+        assert isinstance(self._sparse, SparseTraining)
+        return choose_products(self._model, self._sparse.masks, self._x)
+
+    def multiply_by(self, products: Sequence[ProductFact], window: int | None, every: int) -> None:
+        """Take the chosen products, with whole weights in training."""
+        assert isinstance(self._sparse, SparseTraining)
+        layers = [fact.name for fact in products if fact.by == "csr"]
+        self._products = StepCsr(self._model, self._sparse, layers=layers, window=window, update_every=every)
+        self._products.widen()
+
+    def narrow(self) -> None:
+        """Train active weights alone from now on."""
+        assert self._products is not None
+        self._products.narrow()
+
+    @property
+    def window_steps(self) -> int:
+        return self._products.window if self._products else 0
+
     def update(self) -> None:
-        """Update the masks, timed by the host, where this method lets them be updated from outside."""
-        if isinstance(self._sparse, SparseTraining):
+        """Update the masks, timed by the host, where this method lets them be updated from outside.
+
+        Where active weights are trained alone: from there and back again, which is all that an interval changes.
+        """
+        if isinstance(self._sparse, SparseTraining) and self._sparse.rule.moves:
             self.stamps.wait()
             watch = stamps_for("cpu")
             begin = watch.now()
             self._sparse.update()
+            if self._products is not None:
+                self._products.after_step()
+                self._products.narrow()
             self.stamps.wait()
             self.update_ms.append(1e3 * watch.seconds(begin, watch.now()))
 
@@ -310,6 +384,11 @@ def _times(loop: _Loop, latency: LatencyResult) -> StepTimes:
         samples_per_s=1e3 * latency.batch / latency.mean_ms,
         part_ms=loop.part_ms(),
     )
+
+
+def _mixed(narrow: StepTimes, wide: StepTimes, share: float) -> float:
+    """Mean ms of a step of which a share is in the window."""
+    return (1 - share) * narrow.latency.mean_ms + share * wide.latency.mean_ms
 
 
 def _check(
@@ -377,6 +456,8 @@ def _judge(
     update_ms: Sequence[float],
     update_every: int | None,
     device: torch.device,
+    products: Sequence[ProductFact],
+    phases: Phases | None,
 ) -> tuple[str, str]:
     """The outcome, and the sentences that say it and why."""
     floor = resolution(control)
@@ -388,7 +469,14 @@ def _judge(
     differ = f"two dense networks differ here by up to {100 * (floor - 1):.1f} %"
     parts = [f"{outcome.capitalize()}: dense / sparse is {_ratio(ratio)}, and {differ}."]
     sparse = times["sparse"]
-    if outcome != "speed-up":
+    if phases is not None:
+        by_csr = [fact.name for fact in products if fact.by == "csr"]
+        parts.append(
+            f"Of {len(products)} masked weights {len(by_csr)} are multiplied without their inactive entries. Steps that "
+            f"train active weights alone are {_ratio(phases.between)} as fast as dense ones, and those with dense "
+            f"gradients, {phases.window_steps} of {update_every or 'none'}, {_ratio(phases.within)}."
+        )
+    elif outcome != "speed-up":
         parts.append(
             f"Products are dense on this {device.type}: a masked weight is multiplied like any other, forward and "
             "backward, so sparsity takes no work away and masks add theirs."
@@ -397,6 +485,8 @@ def _judge(
         parts.append(
             "The products are the same dense ones in both, so this does not come from skipped zeros."
         )
+    if products and phases is None:
+        parts.append("CSR products were asked for, and won for no layer: " + _reasons(products) + ".")
     if update_every:
         parts.append(
             f"Masks cost {sparse.part_ms['masks']:.3g} ms a step, and an update {np.median(update_ms):.3g} ms once in "
@@ -407,6 +497,10 @@ def _judge(
     if not all(one.latency.steady for one in times.values()):
         parts.append("Times had not become steady when warm-up ended; repeat on a quiet machine.")
     return outcome, " ".join(parts)
+
+
+def _reasons(products: Sequence[ProductFact]) -> str:
+    return "; ".join(f"{fact.name}, {fact.reason}" for fact in products)
 
 
 def _table(result: StepBench) -> str:
@@ -424,6 +518,19 @@ def _table(result: StepBench) -> str:
         *((f"  {name}", dense.part_ms[name], sparse.part_ms[name], "") for name in PARTS),
         ("90th percentile ms", dense.latency.p90_ms, sparse.latency.p90_ms, ""),
     ]
+    if result.phases is not None:
+        phases = result.phases
+        rows.append(
+            (
+                "in the window, mean ms",
+                dense.latency.mean_ms,
+                phases.window.latency.mean_ms,
+                f"{phases.window_steps} steps",
+            )
+        )
+        rows.append(
+            ("all in all, mean ms", dense.latency.mean_ms, phases.mean_ms, "with its share of an update")
+        )
     again = result.dense_again.latency.median_ms
     rows.append(
         ("control: dense twice", dense.latency.median_ms, again, f"{_ratio(result.control)} should hold 1")
@@ -435,7 +542,8 @@ def _table(result: StepBench) -> str:
         f"{'':<24}{'dense':>12}{'sparse':>12}",
     ]
     lines += [f"{a:<24}{b:>12.4g}{c:>12.4g}   {d}".rstrip() for a, b, c, d in rows]
-    lines.append("")
+    lines += [""] + [f"{fact.name} by {fact.by}: {fact.reason}" for fact in result.products]
+    lines += [""] if result.products else []
     where = [str(gpu["name"]) for gpu in result.machine["gpus"]] if result.device == "cuda" else []
     load = result.machine["load_average"]
     held = f" on core {', '.join(map(str, result.cores))}" if result.cores else ""

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from sparse_export.artefact import ProductFact
 from sparse_export.errors import MissingCapability, RecipeError, SpeedupNotReached, UsageError
+from sparse_export.measure import training_step
 from sparse_export.measure.statistics import Ratio
 from sparse_export.measure.training_step import (
     PARTS,
@@ -104,6 +108,72 @@ def test_a_pattern_and_its_methods_can_be_timed() -> None:
         result = bench_training_step(recipe, **QUICK)
         assert (result.update_every is not None, bool(result.update_ms)) == (has_updates, has_updates)
         assert result.density <= 0.5
+
+
+def _by_csr(dense_ms: float | None) -> Callable[..., tuple[ProductFact, ...]]:
+    """Choices that hang on no clock: CSR for the linear layers, or for none."""
+
+    def choose(model: nn.Module, masks: dict[str, Tensor], sample: Tensor) -> tuple[ProductFact, ...]:
+        return tuple(
+            ProductFact(
+                name=name,
+                by="csr" if dense_ms is not None and name.startswith("fc1") else "dense",
+                density=0.05,
+                n_rows=len(sample),
+                dense_ms=dense_ms,
+                csr_ms=1.0,
+                reason="as the test says",
+            )
+            for name in masks
+        )
+
+    return choose
+
+
+@pytest.fixture
+def csr_recipe() -> Recipe:
+    sparsity = {"density": 0.05, "products": "csr", "window": 10, "update_every": 40}
+    return load_recipe("mnist-lenet300-100", changes={"sparsity": sparsity})
+
+
+def test_csr_products_are_timed_in_both_kinds_of_steps_and_count_by_their_shares(
+    csr_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_step, "choose_products", _by_csr(2.0))
+    found = bench_training_step(csr_recipe, **QUICK)
+    phases = found.phases
+    assert phases is not None
+    assert (phases.window_steps, found.update_every, len(found.update_ms)) == (10, 40, 20)
+    kinds = found.sparse.latency.mean_ms, phases.window.latency.mean_ms
+    update_ms = sum(found.update_ms) / len(found.update_ms) / 40
+    assert phases.mean_ms == pytest.approx(0.75 * kinds[0] + 0.25 * kinds[1] + update_ms)
+    assert found.ratio.estimate < max(phases.between.estimate, phases.within.estimate)
+    text = " ".join(str(found).split())
+    assert "Of 3 masked weights 1 are multiplied without" in text
+    assert "10 of 40" in text
+    assert "fc1.weight by csr: as the test says" in text
+    assert "all in all" in text
+    json.dumps(asdict(found))
+
+
+def test_where_csr_products_win_nowhere_the_step_is_the_masked_one_and_says_so(
+    csr_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_step, "choose_products", _by_csr(None))
+    found = bench_training_step(csr_recipe, **QUICK)
+    assert found.phases is None
+    assert len(found.products) == 3
+    assert "won for no layer: fc1.weight, as the test says" in " ".join(str(found).split())
+
+
+def test_masks_that_never_move_have_no_update_and_no_window(
+    csr_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_step, "choose_products", _by_csr(2.0))
+    static = csr_recipe.sparsity.model_copy(update={"method": "static"})
+    found = bench_training_step(csr_recipe.model_copy(update={"sparsity": static}), **QUICK)
+    assert found.phases is not None
+    assert (found.update_ms, found.update_every, found.phases.window_steps) == ((), None, 0)
 
 
 def _digits(**changes: Any) -> Recipe:

@@ -171,3 +171,13 @@ def test_a_replayed_cuda_graph_follows_the_masks_as_they_move() -> None:
                 assert not weight[~trainer.masks[name]].any()
     assert trainer.n_updates == 8
     assert any(not torch.equal(first[name], mask) for name, mask in trainer.masks.items())
+
+
+@pytest.mark.parametrize("resting", [(), ("a",), ("a", "b")])
+def test_weights_that_rest_are_left_as_they_are(resting: tuple[str, ...]) -> None:
+    weights = {"a": torch.ones(4), "b": torch.ones(3)}
+    applied = MaskPass(weights, {name: torch.zeros_like(value).bool() for name, value in weights.items()})
+    applied.rest(("b",))
+    applied.rest(resting)
+    applied.apply()
+    assert {name for name, value in weights.items() if value.any()} == set(resting)

@@ -1,0 +1,168 @@
+"""A training run whose recipe asks for CSR products."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import sparse_export as se
+from sparse_export.artefact import ProductFact
+from sparse_export.errors import Interrupted, RecipeError, UsageError
+from sparse_export.train import session as session_module
+from sparse_export.train.csr_choice import choose_products
+from sparse_export.train.distributed import ALONE
+from sparse_export.train.loop import train
+from sparse_export.train.recipe import Recipe, load_recipe
+from sparse_export.train.session import Session
+from tests.train.test_loop import InterruptAtStep, outcome
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 pictures of 28 x 28, each bright where its class has a spot."""
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 10
+    x = rng.integers(0, 60, (200, 28, 28, 1), dtype=np.uint8)
+    for place, label in enumerate(y):
+        x[place, 2 * label : 2 * label + 4, 5:20] += 150
+    path = tmp_path_factory.mktemp("data") / "d.npz"
+    np.savez(path, x_train=x, y_train=y, x_test=x[:50], y_test=y[:50])
+    return path
+
+
+def _recipe(pictures: Path, **sparsity: Any) -> Recipe:
+    changes = {
+        "data": f"npz:{pictures}",
+        "epochs": 3,
+        "batch_size": 20,
+        "sparsity": {"density": 0.05, "products": "csr", "window": 3} | sparsity,
+    }
+    return load_recipe("mnist-lenet300-100", changes=changes)
+
+
+def _forced(by: dict[str, str]) -> Callable[..., tuple[ProductFact, ...]]:
+    """Choices that hang on no clock."""
+
+    def choose(*args: Any) -> tuple[ProductFact, ...]:
+        facts = choose_products(*args)
+        return tuple(replace(fact, by="csr" if by.get(fact.name) == "csr" else "dense") for fact in facts)
+
+    return choose
+
+
+@pytest.fixture
+def fc1_by_csr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "choose_products", _forced({"fc1.weight": "csr"}))
+
+
+@pytest.fixture
+def narrow_steps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each step of a run, whether it trained active weights alone."""
+    seen: list[bool] = []
+    real = Session._step_weights
+
+    def watched(self: Session, step: int) -> None:
+        assert self.products is not None
+        seen.append(self.products.is_narrow)
+        real(self, step)
+
+    monkeypatch.setattr(Session, "_step_weights", watched)
+    return seen
+
+
+@pytest.mark.usefixtures("fc1_by_csr")
+def test_a_run_trains_active_weights_alone_but_for_windows_before_updates(
+    pictures: Path, narrow_steps: list[bool], tmp_path: Path
+) -> None:
+    run = train(_recipe(pictures), tmp_path / "run", device="cpu")
+    assert narrow_steps == [*[True] * 6, *[False] * 3, *[True] * 6, *[False] * 3, *[True] * 9]
+    assert {fact.name: fact.by for fact in run.info.products} == {
+        "fc1.weight": "csr",
+        "fc2.weight": "dense",
+        "fc3.weight": "dense",
+    }
+    assert se.open_run(run.path).info.products == run.info.products
+    masks, weights = (load_file(run.path / f"{name}.safetensors") for name in ("masks", "model"))
+    for name, mask in masks.items():
+        assert not weights[name][~mask].any()
+        assert weights[name][mask].any()
+    assert isinstance(run.module, nn.Module)
+    assert {type(module) for module in run.module.modules()} >= {nn.Linear}
+    assert run.info.test is not None
+    assert run.info.test.percent > 60  # chance is 10
+
+
+@pytest.mark.usefixtures("fc1_by_csr")
+def test_a_run_in_steps_of_whole_windows_is_the_dense_one_but_for_rounding(
+    pictures: Path, tmp_path: Path
+) -> None:
+    for products in ("dense", "csr"):
+        window = 9 if products == "csr" else None
+        train(_recipe(pictures, products=products, window=window), tmp_path / products, device="cpu")
+    wanted, found = (load_file(tmp_path / name / "model.safetensors") for name in ("dense", "csr"))
+    assert (tmp_path / "csr" / "masks.safetensors").read_bytes() == (
+        tmp_path / "dense" / "masks.safetensors"
+    ).read_bytes()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("stops", [(4, 13), (7, 9), (9, 18)])
+def test_a_run_that_is_resumed_has_the_bits_of_an_unbroken_one_and_chooses_nothing_anew(
+    stops: tuple[int, int], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = _forced({"fc1.weight": "csr", "fc2.weight": "csr"})
+    monkeypatch.setattr(session_module, "choose_products", choose)
+    recipe = _recipe(pictures)
+    train(recipe, tmp_path / "whole", device="cpu")
+    out = tmp_path / "broken"
+    with pytest.raises(Interrupted):
+        train(recipe, out, device="cpu", observer=InterruptAtStep(stops[0], signal.SIGINT))
+    monkeypatch.setattr(session_module, "choose_products", lambda *_: pytest.fail("chosen anew"))
+    with pytest.raises(Interrupted):
+        train(None, out, device="cpu", resume=True, observer=InterruptAtStep(stops[1], signal.SIGINT))
+    train(None, out, device="cpu", resume=True)
+    assert outcome(out) == outcome(tmp_path / "whole")
+
+
+def test_where_nothing_wins_training_is_dense_to_the_bit_and_says_so(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "choose_products", _forced({}))
+    run = train(_recipe(pictures), tmp_path / "csr", device="cpu")
+    train(_recipe(pictures, products="dense", window=None), tmp_path / "dense", device="cpu")
+    assert outcome(tmp_path / "csr") == outcome(tmp_path / "dense")
+    document = json.loads((run.path / "run.json").read_text())
+    assert {fact["by"] for fact in document["products"]} == {"dense"}
+    assert all(fact["reason"] for fact in document["products"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sparsity": {"products": "csr", "pattern": "2:4"}}, "with the pattern 2:4"),
+        ({"sparsity": {"products": "csr", "method": "magnitude"}}, "magnitude"),
+        ({"sparsity": {"window": 5}}, "window belongs to"),
+        ({"sparsity": {"products": "csr"}, "ema": 0.9}, "ema exclude"),
+        ({"sparsity": {"products": "csr"}, "precision": "bf16"}, "bf16"),
+        ({"sparsity": {"products": "csr"}, "compile": True}, "compile exclude"),
+    ],
+)
+def test_recipes_that_contradict_csr_products_are_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(RecipeError, match=named):
+        load_recipe("digits", changes=changes)
+
+
+def test_on_another_device_csr_products_are_refused(pictures: Path) -> None:
+    with pytest.raises(UsageError, match="on meta"):
+        session_module._require_possible(_recipe(pictures), torch.device("meta"), ALONE)
