@@ -33,6 +33,9 @@ def _typed(name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+_BY = {"csr": "by CSR products", "2:4": "by 2:4 products", "dense": "by dense products"}
+
+
 @click.command("train")
 @click.argument("recipe", required=False)
 @click.option(
@@ -50,8 +53,9 @@ def _typed(name: str) -> bool:
 )
 @click.option(
     "--products",
-    type=click.Choice(["dense", "csr"]),
-    help="csr: leave inactive weights out of the products of Linear layers on the CPU, where that is timed to win.",
+    type=click.Choice(["dense", "csr", "2:4"]),
+    help="csr: leave inactive weights out of the products of Linear layers on the CPU, where that is timed to win. "
+    "2:4: forward products by the card's sparse kernels.",
 )
 @click.option(
     "--plan",
@@ -172,10 +176,7 @@ def command(
     dense_layers = [
         f"{layer.name} stays dense: {layer.why_dense}" for layer in info.layers if layer.why_dense is not None
     ]
-    products_used = [
-        f"{fact.name} {'by CSR products' if fact.by == 'csr' else 'by dense products'}: {fact.reason}"
-        for fact in info.products
-    ]
+    products_used = [f"{fact.name} {_BY[fact.by]}: {fact.reason}" for fact in info.products]
     accuracy = f"test accuracy {info.test.percent:.2f} %, " if info.test else ""
     print_result(
         document,

@@ -31,7 +31,7 @@ from sparse_export.sparsity.product24 import (
     why_not,
 )
 
-__all__ = ["Weight24", "change_layers", "tune_layers"]
+__all__ = ["Weight24", "change_layers", "restore_layers", "tune_layers"]
 
 
 class Weight24:
@@ -48,6 +48,7 @@ class Weight24:
         self.backward_form: Compressed | None = None
         self.algorithm = self.backward_algorithm = DEFAULT
         self.dtype, self.backend = dtype, backend
+        self.was: type[nn.Module] | None = None  # the layer, before it was changed
         self._weight = weight
         self._scale_O: Tensor | None = None
 
@@ -354,9 +355,19 @@ def _change(owner: nn.Module, weight: Tensor, dtype: torch.dtype, backend: Backe
     if isinstance(product, Weight24):
         return product
     product = Weight24(weight, dtype=dtype, backend=backend)
+    product.was = type(owner)
     object.__setattr__(owner, "__class__", next(new for old, new in kinds if isinstance(owner, old)))
     object.__setattr__(owner, "product", product)
     return product
+
+
+def restore_layers(model: nn.Module) -> None:
+    """Make every changed layer of a model the ordinary one that it was, in place; their weights stay as they are."""
+    for module in model.modules():
+        product = getattr(module, "product", None)
+        if isinstance(product, Weight24) and product.was is not None:
+            object.__delattr__(module, "product")
+            object.__setattr__(module, "__class__", product.was)
 
 
 def tune_layers(model: nn.Module, layers: Mapping[str, Weight24], run: Callable[[], object]) -> None:

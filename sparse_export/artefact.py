@@ -128,13 +128,13 @@ class SpeedFact:
 class ProductFact:
     """How a masked weight was multiplied by in training, where products that leave inactive weights out were asked for.
 
-    by: `csr` for such products, `dense`.  density: of the weight when this was decided.  n_rows: of activations in a step.
+    by: `csr` or `2:4` for such products, `dense`.  density: of the weight when this was decided.  n_rows: of activations in a step.
     dense_ms, csr_ms: medians of the three products of a step, timed in turn at the start; None where nothing was timed.
     reason: one clause that says why.
     """
 
     name: str
-    by: Literal["csr", "dense"]
+    by: Literal["csr", "2:4", "dense"]
     density: float
     n_rows: int | None
     dense_ms: float | None

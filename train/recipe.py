@@ -87,7 +87,8 @@ class SparsityRecipe(_Table):
     approach, freeze: by default, without a pattern none and as the method has it; with one, see DEFAULT_APPROACH and DEFAULT_FREEZE.
     decay: of masked weights in sr-ste.
     products: `csr` leaves inactive weights out of the products of Linear layers on the CPU, where a short timing at the
-    start shows that it wins; see `StepCsr`.  window: steps of dense gradients before each mask update then; by default
+    start shows that it wins, see `StepCsr`; `2:4` multiplies by the card's 2:4 products in the forward pass, see `Step24`.
+    window: steps of dense gradients before each mask update then; by default
     ln(100) / (1 - momentum).
     """
 
@@ -108,7 +109,7 @@ class SparsityRecipe(_Table):
     growth: Literal["momentum", "random", "gradient"] | None = None
     update_every: Annotated[int, Field(ge=0)] = 0
     keep_dense: tuple[str, ...] = ()
-    products: Literal["dense", "csr"] = "dense"
+    products: Literal["dense", "csr", "2:4"] = "dense"
     window: Count | None = None
 
     @model_validator(mode="after")
@@ -151,6 +152,13 @@ class SparsityRecipe(_Table):
             raise ValueError(
                 f"products 'csr' need masks without a pattern that do not start dense, not method {self.method!r}"
                 + (f" with the pattern {pattern}" if pattern is not None else "")
+            )
+        if self.products == "2:4" and (
+            self.pattern != "2:4" or (self.method not in METHODS and self.method != "asp")
+        ):
+            raise ValueError(
+                f"products '2:4' need the pattern '2:4', and masks that move at updates only, not pattern "
+                f"{self.pattern!r} and method {self.method!r}"
             )
         if self.window is not None and self.products != "csr":
             raise ValueError("window belongs to products 'csr'")
@@ -239,6 +247,11 @@ class Recipe(_Table):
             for name, given in others.items():
                 if given:
                     raise ValueError(f"products 'csr' and {name} exclude each other")
+        if self.sparsity.products == "2:4" and not self.dense:
+            if self.ema:
+                raise ValueError("products '2:4' and ema exclude each other")
+            if self.precision != "bf16":
+                raise ValueError("products '2:4' need precision 'bf16': there are none in fp32")
         return self
 
 

@@ -19,8 +19,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparse_export import artefact, models
-from sparse_export.artefact import Accuracy, LayerFact, ModelFact, Run, RunInfo, SpeedFact
+from sparse_export.artefact import Accuracy, LayerFact, ModelFact, ProductFact, Run, RunInfo, SpeedFact
 from sparse_export.errors import ArtefactError, Interrupted, MissingCapability, TrainingDiverged, UsageError
+from sparse_export.sparsity.product24 import Backend, require_backend
 from sparse_export.train.augment import crop_flip, draw_crops
 from sparse_export.train.checkpoint import Position, load_state, remove_leftovers, save_state, state_path
 from sparse_export.train.csr_choice import choose_products
@@ -40,9 +41,11 @@ from sparse_export.train.sparse_training import SparseTraining, layer_facts
 from sparse_export.train.sparsifier import Sparsifier
 from sparse_export.train.speed import LayerUse, layer_uses, speed_of
 from sparse_export.train.starting_point import STARTED, StartingPoint
+from sparse_export.train.step24 import Step24
 from sparse_export.train.step_csr import StepCsr
 from sparse_export.train.stopping import Stop, cpu_settings
 
+BACKEND_24: Backend = "cusparselt"  # of products that a recipe asks for; the only one on every card
 _SAVE_EVERY_S = 120.0  # within a long epoch
 _ORDER, _AUGMENTATION = 0, 1 << 60  # apart, so that no two uses of a seed draw the same numbers
 _CHECK_EVERY = 50  # steps between looks at an accelerator's loss
@@ -122,7 +125,34 @@ class Session:
                 )
         elif start is not None:
             self._save(self.position)  # a run that is killed early is not resumed from fresh weights
-        self.products = self._csr_products(earlier)
+        self.products = self._csr_products(earlier) or self._products_24()
+
+    def _products_24(self) -> Step24 | None:
+        """2:4 products in the forward pass, tuned for a batch of the recipe's size."""
+        if not isinstance(self.sparse, SparseTraining) or self.recipe.sparsity.products != "2:4":
+            return None
+        products = Step24(self.model, self.sparse, dtype=torch.bfloat16, backend=BACKEND_24)
+        sample = self._laid_out(torch.zeros((self.batch_size, *self.feed.input_shape)))
+        self.model.eval()
+        with torch.autocast(self.device.type, torch.bfloat16):
+            products.tune(self.model, sample)
+        self.model.train()
+        facts = []
+        for name, mask in self.sparse.masks.items():
+            reason = products.why_dense.get(name)
+            facts.append(
+                ProductFact(
+                    name=name,
+                    by="dense" if reason else "2:4",
+                    density=int(torch.count_nonzero(mask)) / mask.numel(),
+                    n_rows=None,
+                    dense_ms=None,
+                    csr_ms=None,
+                    reason=reason or "the recipe asks for it",
+                )
+            )
+        self.info = replace(self.info, products=tuple(facts))
+        return products
 
     def _csr_products(self, earlier: RunInfo | None) -> StepCsr | None:
         """CSR products of the layers that win by them, as the run's record has them where it is resumed."""
@@ -558,6 +588,8 @@ def _require_possible(recipe: Recipe, device: torch.device, world: World) -> Non
             expected="One process on the CPU was expected.",
             do="Train with --device cpu, or with dense products.",
         )
+    if recipe.sparsity.products == "2:4" and not recipe.dense:
+        require_backend(BACKEND_24, device)
     if recipe.sync_batch_norm and device.type != "cuda":
         raise UsageError(
             f"sync_batch_norm is set, and the device is {device.type}.",

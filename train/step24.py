@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
-from sparse_export.models.layers24 import Weight24, change_layers, tune_layers
+from sparse_export.models.layers24 import Weight24, change_layers, restore_layers, tune_layers
 from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import fits, obeys
 from sparse_export.sparsity.product24 import Backend, why_not
@@ -74,7 +74,7 @@ class Step24:
                 do="Train in bfloat16, and use int8 for inference.",
             )
         self.sparse_backward = sparse_backward
-        self._masks = masks
+        self._model, self._masks = model, masks
         weights = {name: model.get_parameter(name) for name in masks.masks}
         possible, self.why_dense = _possible(weights, dtype, backend, sparse_backward)
         self.layers, reasons = change_layers(model, possible, dtype=dtype, backend=backend)
@@ -116,6 +116,14 @@ class Step24:
         Runs the network once, forward, as it is: in training, layers that keep statistics take x into them.
         """
         tune_layers(model, self.layers, lambda: model(x))
+
+    def sync(self) -> None:
+        """Bring the layers' own weights up to date: they always are."""
+
+    def restore(self) -> None:
+        """Make the layers the ordinary ones that they were, for good."""
+        restore_layers(self._model)
+        self.layers = {}
 
     def _fill(self) -> None:
         """Gather the values of every layer: by one launch where that can be."""
