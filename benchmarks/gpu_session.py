@@ -1,11 +1,11 @@
 """Everything that is to be known of one CUDA card, by one command, in at most nine minutes and without a network.
 
-    python -m benchmarks.gpu_session [--out FOLDER] [--parts NAMES] [--minutes N] [--rehearse]
+    python -m benchmarks.gpu_session [--out FOLDER] [--parts NAMES] [--minutes N] [--data-dir FOLDER] [--rehearse]
 
 Parts, in order: `tests` (all tests marked gpu), `ceilings` (copying, dense and 2:4 matrix rates), `products` (Linear
 sizes of vision transformers and language models), `inference` (networks dense, 2:4 wherever possible, and planned),
 `training` (steps dense and 2:4, forward only and with the gradient of the input), `masks` (what sparse momentum adds
-to a step, and a mask update). Each runs in a process of its own with its own share of the time, and writes what it
+to a step, and a mask update), `trained` (short trainings on CIFAR-10, with --data-dir). Each runs in a process of its own with its own share of the time, and writes what it
 has after every case, so that a part which is stopped or fails loses one case. Writes DATE-CARD.json (everything, raw
 samples left out), DATE-CARD.md (a table), DATE-CARD-samples.json.gz (every round) and DATE-CARD-tests.txt.
 
@@ -19,9 +19,11 @@ import argparse
 import copy
 import gzip
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -50,7 +52,9 @@ from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import largest_per_group
 from sparse_export.sparsity.product24 import Backend, best_algorithms, why_not
 from sparse_export.sparsity.transposable import transposable_mask
+from sparse_export.train.loop import train
 from sparse_export.train.mask_pass import MaskPass
+from sparse_export.train.recipe import load_recipe
 from sparse_export.train.step24 import Step24
 
 Case = dict[str, Any]
@@ -59,11 +63,12 @@ Case = dict[str, Any]
 # What a part leaves over goes to those behind it.
 SHARES = {
     "tests": 0.17,
-    "ceilings": 0.02,
-    "products": 0.13,
-    "inference": 0.36,
-    "training": 0.26,
-    "masks": 0.06,
+    "ceilings": 0.05,
+    "products": 0.15,
+    "inference": 0.3,
+    "training": 0.21,
+    "masks": 0.07,
+    "trained": 0.05,
 }
 
 
@@ -72,7 +77,7 @@ class Setting:
     """What is measured, and on what.
 
     networks: (name, input shape, type, batches) each.  training: (name, input shape, batch, compiled, as one CUDA graph)
-    each.  bandwidth_mib: of one copy.
+    each.  recipes: (recipe, batch) each.  trained: (recipe, epochs) each.  bandwidth_mib: of one copy.
     """
 
     device: str
@@ -85,6 +90,7 @@ class Setting:
     networks: tuple[tuple[str, tuple[int, ...], torch.dtype, tuple[int, ...]], ...]
     training: tuple[tuple[str, tuple[int, ...], int, bool, bool], ...]
     recipes: tuple[tuple[str, int], ...]
+    trained: tuple[tuple[str, int], ...]
     rounds: int
     block_s: float
     warmup_limit_s: float
@@ -119,6 +125,7 @@ CARD = Setting(
         ("vit-b-16", _PICTURE, 128, True, True),
     ),
     recipes=(("imagenet-resnet50-10", 128), ("cifar10-wrn-28-2", 128)),
+    trained=(("cifar10-vgg-like", 5), ("cifar10-wrn-28-2", 5)),
     rounds=20,
     block_s=0.01,
     warmup_limit_s=0.6,
@@ -134,6 +141,7 @@ REHEARSAL = Setting(
     networks=(("lenet300-100", (1, 28, 28), torch.float32, (2,)),),
     training=(("lenet300-100", (1, 28, 28), 2, False, False),),
     recipes=(("digits", 4),),
+    trained=(("digits", 2),),
     rounds=20,
     block_s=0.0005,
     warmup_limit_s=0.02,
@@ -461,12 +469,38 @@ def masks(setting: Setting) -> Iterator[Case]:
         }
 
 
+def trained(setting: Setting) -> Iterator[Case]:
+    """Short trainings on real data, sparse and dense: that they learn, and how fast. The data folder is in the variable
+    SPARSE_EXPORT_DATA.
+    """
+    for recipe, epochs in setting.trained:
+        for dense in (False, True):
+            with tempfile.TemporaryDirectory() as folder:
+                changes = {"epochs": epochs, "dense": dense}
+                run = train(load_recipe(recipe, changes=changes), Path(folder) / "run", device=setting.device)
+                info = run.info
+                assert info.test is not None
+                assert info.data is not None
+                n_steps = epochs * (info.data.n_train // info.recipe["batch_size"])
+                yield {
+                    "recipe": recipe,
+                    "dense": dense,
+                    "epochs": epochs,
+                    "n_weights": sum(layer.n_weights for layer in info.layers),
+                    "n_active": sum(layer.n_active for layer in info.layers),
+                    "test_percent": info.test.percent,
+                    "steps_per_s": n_steps / info.seconds,
+                    "seconds": info.seconds,
+                }
+
+
 PARTS: dict[str, Callable[[Setting], Iterator[Case]]] = {
     "ceilings": ceilings,
     "products": products,
     "inference": inference,
     "training": training,
     "masks": masks,
+    "trained": trained,
 }
 
 
@@ -616,6 +650,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--parts", default=",".join(SHARES), help="default: all")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together")
+    parser.add_argument("--data-dir", type=Path, help="with CIFAR-10; without it nothing is trained")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, without meaning")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--part-file", type=Path, help=argparse.SUPPRESS)
@@ -631,6 +666,10 @@ def main() -> int:
     unknown = [name for name in parts if name not in SHARES]
     if unknown:
         parser.error(f"unknown part {unknown[0]!r}; known: {', '.join(SHARES)}")
+    if arguments.data_dir is not None:
+        os.environ["SPARSE_EXPORT_DATA"] = str(arguments.data_dir.resolve())
+    elif not arguments.rehearse and "SPARSE_EXPORT_DATA" not in os.environ:
+        parts = [name for name in parts if name != "trained"]
     if arguments.rehearse:
         parts = [name for name in parts if name != "tests"]
     try:
