@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sparse_export import data, models, trust
 from sparse_export.artefact import (
     BUNDLE_FILE,
+    CACHE_FOLDER,
     RUN_FILE,
     Bundle,
     BundleInfo,
@@ -356,6 +357,8 @@ def _require_nothing_else(out: Path, listed: set[str]) -> None:
     for folder, folders, files in os.walk(out):
         links = [name for name in folders if (Path(folder) / name).is_symlink()]
         for path in sorted(Path(folder) / name for name in (*files, *links)):
+            if path.is_relative_to(out / CACHE_FOLDER):  # what running it left there
+                continue
             if path.relative_to(out).as_posix() not in listed:
                 raise UsageError(
                     f"The bundle {out} holds {path}, which its {BUNDLE_FILE} does not list.",

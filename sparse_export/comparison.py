@@ -47,7 +47,7 @@ from sparse_export.measure.statistics import (
     resolution,
 )
 from sparse_export.runtime import Session
-from sparse_export.runtime.choice import KNOW_TWO_FOUR, candidates, open_runtime
+from sparse_export.runtime.choice import KNOW_TWO_FOUR, candidates, open_runtime, runtime_note
 
 __all__ = ["Comparison", "LatencyComparison", "Side", "check_gates", "compare", "judge", "write_results"]
 
@@ -186,6 +186,8 @@ def compare(
         sessions, name, passed_over = _opened(stack, dense, sparse, runtime, threads, trust, seed)
         for other, why in passed_over.items():
             tell(f"{other} is passed over: {why}")
+        for note in filter(None, (runtime_note(side, name) for side in (dense, sparse))):
+            tell(note)
         accuracies: dict[str, Accuracy | None]
         if samples is not None:
             tell(f"accuracy on {len(samples[1])} samples")

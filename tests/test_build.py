@@ -162,6 +162,15 @@ def test_a_bundle_with_a_file_of_somebody_is_not_replaced(made: Any, run: Run, n
     assert (bundle / name).read_text() == "mine"
 
 
+def test_what_running_a_bundle_left_in_it_does_not_keep_it_from_being_replaced(made: Any, run: Run) -> None:
+    bundle = run.path.parent / "run-bundle"
+    shutil.copytree(made[1].path, bundle)
+    (bundle / "cache" / "onnxruntime-tensorrt" / "ab").mkdir(parents=True)
+    (bundle / "cache" / "onnxruntime-tensorrt" / "ab" / "x.engine").write_bytes(b"native code")
+    open_bundle(build(run.path).path)
+    assert not (bundle / "cache").exists()
+
+
 def test_a_bundle_with_a_link_to_a_folder_is_not_replaced(made: Any, run: Run, tmp_path: Path) -> None:
     bundle = run.path.parent / "run-bundle"
     shutil.copytree(made[1].path, bundle)

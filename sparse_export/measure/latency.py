@@ -23,7 +23,7 @@ from sparse_export.measure.machine import machine_facts, n_usable_cores
 from sparse_export.measure.pinning import pinned
 from sparse_export.measure.sessions import TimedSessions
 from sparse_export.measure.statistics import Location, Ratio, location, paired_ratio, resolution
-from sparse_export.runtime.choice import RUNTIMES, candidates, open_runtime
+from sparse_export.runtime.choice import RUNTIMES, candidates, open_runtime, runtime_note
 
 __all__ = ["Bench", "BenchRow", "NotTimed", "bench", "check_batches", "write_bench"]
 
@@ -144,6 +144,9 @@ def bench(
                     tell(f"{name} is not timed: {cause.what}")
                     not_timed.append(NotTimed(runtime=name, batch=None, why=cause.what))
                     continue
+                note = runtime_note(bundle, name)
+                if note is not None:
+                    tell(note)
                 for batch in batches:
                     why = _why_not(sessions, bundle, batch)
                     if why is not None:

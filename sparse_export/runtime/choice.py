@@ -18,6 +18,7 @@ __all__ = [
     "best_runtime",
     "candidates",
     "open_runtime",
+    "runtime_note",
     "runtime_states",
 ]
 
@@ -69,6 +70,15 @@ def best_runtime(bundle: Bundle) -> str:
         expected="One runtime at least was expected.",
         do="Run `sparse-export doctor`.",
     )
+
+
+def runtime_note(bundle: Bundle, name: str) -> str | None:
+    """What there is to know of running a bundle on a runtime here, None where nothing is."""
+    if name != "onnxruntime-tensorrt":
+        return None
+    from sparse_export.runtime.engine_cache import cache_for
+
+    return cache_for(bundle.onnx_path).note
 
 
 def open_runtime(

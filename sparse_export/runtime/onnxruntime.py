@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,11 +14,11 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from sparse_export.engine.door import gpu
-from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError
-from sparse_export.files import sha256_file
+from sparse_export.errors import ArtefactError, MissingCapability, OutputError, UnknownNameError, UsageError
 from sparse_export.graph.pack24 import dense_from_file, may_be_packed
 from sparse_export.graph.precision import value_types, with_bfloat16_emulated
 from sparse_export.runtime import Session
+from sparse_export.runtime.engine_cache import EngineCache, open_cache
 
 __all__ = ["open_session", "require_provider"]
 
@@ -68,24 +67,17 @@ def _load_cuda_libraries() -> None:
     ort.preload_dlls()
 
 
-def _provider(provider: str, model_path: Path) -> str | tuple[str, dict[str, str]]:
-    """The provider with its options.
-
-    TensorRT's caches are kept in the user's own folder, not in the bundle: that holds what its manifest lists, and
-    what is read back from a cache is native code.
-    """
+def _provider(provider: str, cache: EngineCache | None) -> str | tuple[str, dict[str, str]]:
+    """The provider with its options."""
     wanted = _PROVIDERS[provider]
-    if provider != "tensorrt":
+    if cache is None:
         return wanted
-    base = Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache")
-    cache = base / "sparse-export" / "onnxruntime-tensorrt" / sha256_file(model_path)
-    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     options = {
         "trt_sparsity_enable": "1",
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": str(cache),
+        "trt_engine_cache_path": str(cache.path),
         "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": str(cache),
+        "trt_timing_cache_path": str(cache.path),
     }
     return wanted, options
 
@@ -139,11 +131,15 @@ class _OnnxruntimeSession:
             # onnxruntime 1.31.1 takes the Relu before an fp8 QuantizeLinear away, as it may for uint8: wrong results.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         content = _content(model_path, emulated)
+        self._cache: EngineCache | None = None
         try:
             if provider != "cpu":
                 _load_cuda_libraries()
-            chosen = _provider(provider, model_path)
+                self._cache = open_cache(model_path) if provider == "tensorrt" else None
+            chosen = _provider(provider, self._cache)
             session = ort.InferenceSession(content, options, providers=[chosen], enable_fallback=False)
+        except OutputError:
+            raise
         except Exception as cause:  # onnxruntime's errors have no common base
             if provider != "cpu" and "load model" not in str(cause).lower():
                 raise _missing(provider, str(cause)) from cause
@@ -196,7 +192,11 @@ class _OnnxruntimeSession:
         return None
 
     def close(self) -> None:
-        self._session = None
+        if self._session is None:
+            return
+        self._session = None  # which writes the timing cache
+        if self._cache is not None:
+            self._cache.keep()
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,118 @@
+"""Where onnxruntime's TensorRT provider keeps the engines that it builds, and which of them may be read back.
+
+What is read back is native code. So a cache within a bundle is used only where nobody else may write, and only with
+the content that this user left there: its digest is in the trust store. Anything else is thrown away and made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparse_export import trust
+from sparse_export.artefact import BUNDLE_FILE, CACHE_FOLDER
+from sparse_export.errors import SparseExportError
+from sparse_export.files import output_error, sha256_file
+
+__all__ = ["EngineCache", "cache_for", "open_cache"]
+
+_SALT = "cache of onnxruntime's TensorRT provider"
+# Folders that this process opened: several of its sessions may share one, and the first has not vouched for it before
+# it is closed.
+_opened: set[Path] = set()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineCache:
+    """A folder for the engines of one ONNX file. note: why it is not in the bundle, None where it is.
+
+    in_bundle: only then is its content held against the trust store.
+    """
+
+    path: Path
+    in_bundle: bool
+    note: str | None
+
+    def keep(self) -> None:
+        """Vouch for what is in it now. Where that cannot be entered, the next session makes it anew."""
+        if self.in_bundle and self.path.is_dir():
+            try:
+                trust.remember(_digest(self.path))
+            except SparseExportError:
+                return
+
+
+def cache_for(model_path: Path) -> EngineCache:
+    """Where the engines of an ONNX file are to be kept; nothing is made or looked into.
+
+    Of a bundle in its own folder, `cache/onnxruntime-tensorrt`, where this user may write there and nobody else; else
+    in the user's cache folder.
+    """
+    bundle = model_path.absolute().parent
+    digest = sha256_file(model_path)
+    note = None
+    if (bundle / BUNDLE_FILE).is_file():
+        path = bundle / CACHE_FOLDER / digest
+        why = _why_not_there((bundle, path.parent.parent, path.parent, path))
+        if why is None:
+            return EngineCache(path=path, in_bundle=True, note=None)
+        note = f"{bundle} {why}"
+    base = Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache")
+    path = base / "sparse-export" / "onnxruntime-tensorrt" / digest
+    told = None if note is None else f"onnxruntime's TensorRT engines are kept in {path}, since {note}."
+    return EngineCache(path=path, in_bundle=False, note=told)
+
+
+def open_cache(model_path: Path) -> EngineCache:
+    """The folder of `cache_for`, made where it is absent, and emptied where its content is not this user's.
+
+    Raises OutputError.
+    """
+    cache = cache_for(model_path)
+    try:
+        if cache.in_bundle and cache.path not in _opened and cache.path.is_dir() and not _is_own(cache.path):
+            shutil.rmtree(cache.path)
+        cache.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as cause:
+        raise output_error(cache.path, cause) from cause
+    _opened.add(cache.path)
+    return cache
+
+
+def _why_not_there(folders: Sequence[Path]) -> str | None:
+    """Why a bundle is no place for code that is read back, None where it is one. folders: it, and those within."""
+    for folder in folders:
+        try:
+            fact = folder.lstat()
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISDIR(fact.st_mode):
+            return f"has a {folder.name} that is no folder"
+        if fact.st_uid != os.getuid():
+            return "belongs to another user"
+        if fact.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return "may be written to by others"
+        if not os.access(folder, os.W_OK):
+            return "cannot be written to"
+    return None
+
+
+def _is_own(folder: Path) -> bool:
+    try:
+        return not any(folder.iterdir()) or trust.is_trusted(_digest(folder))
+    except SparseExportError:
+        return False
+
+
+def _digest(folder: Path) -> str:
+    """Of the names and contents of its files; of a folder with anything else in it, one that nobody vouches for."""
+    lines = [_SALT, folder.name]
+    for path in sorted(folder.iterdir()):
+        plain = stat.S_ISREG(path.lstat().st_mode)
+        lines.append(f"{path.name} {sha256_file(path) if plain else os.urandom(32).hex()}")
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
