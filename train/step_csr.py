@@ -97,7 +97,12 @@ class StepCsr:
         return bool(self._apart)
 
     def after_step(self) -> None:
-        """After every step, and every update from outside: see that the next step trains what it has to."""
+        """After every step, and every update from outside: see that the next step trains what it has to.
+
+        Gradients of weights that are apart are cleared: `model.zero_grad()` does not see them.
+        """
+        for apart in self._apart.values():
+            apart.values.grad = None
         if self._trainer.n_updates != self._seen:
             self.widen()
             self._seen = self._trainer.n_updates

@@ -82,6 +82,17 @@ def test_words_that_cannot_be_meant_end_with_two(words: list[str], message: str,
     assert "Traceback" not in done.stderr
 
 
+def test_asked_for_csr_products_every_weight_is_listed_with_its_reason(tmp_path: Path) -> None:
+    words = ("train", "digits", "--epochs", "1", "--products", "csr", "--device", "cpu")
+    done = program(*words, "--out", str(tmp_path / "run"), "--json")
+    assert done.returncode == 0, done.stderr
+    facts = {fact["name"]: fact for fact in json.loads(done.stdout)["products"]}
+    assert set(facts) == {"conv1.weight", "conv2.weight", "conv3.weight", "fc1.weight", "fc2.weight"}
+    assert facts["conv1.weight"]["by"] == "dense"
+    assert facts["conv1.weight"]["reason"] == "Conv2d is no plain Linear layer"
+    assert all(fact["reason"] for fact in facts.values())
+
+
 def test_a_missing_data_set_ends_with_five_and_the_ways_to_get_it(tmp_path: Path) -> None:
     done = program("train", "mnist-lenet5", "--data-dir", str(tmp_path), "--out", str(tmp_path / "run"))
     assert done.returncode == 5

@@ -141,6 +141,20 @@ def test_masks_follow_a_momentum_whose_gradients_of_inactive_weights_are_zero_ou
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
 
 
+def test_a_loop_that_clears_gradients_through_the_network_trains_the_same() -> None:
+    wanted, found = _trained(), _trained()
+    for trainer, clear in ((wanted, wanted.optimizer.zero_grad), (found, found.model.zero_grad)):
+        products = _csr(trainer, window=3)
+        for step in range(25):
+            x, y = _batch(step)
+            clear()
+            nn.functional.cross_entropy(trainer.model(x), y).backward()
+            trainer.step()
+            products.after_step()
+    for name, value in _state(wanted).items():
+        assert torch.equal(_state(found)[name], value)
+
+
 def test_gradients_are_dense_in_the_window_alone() -> None:
     sparse = _trained()
     products = _csr(sparse, window=3)
