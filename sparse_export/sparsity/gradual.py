@@ -41,10 +41,7 @@ def prune_masks(
     elif prune == "magnitude" and counts is not None:
         claims = torch.stack([n_before.new_full((), counts[name]) for name in names]).double()
         n_kept = growth_budgets(claims / claims.sum().clamp(min=1), n_all, n_before)
-        kept = {
-            name: survivors(weights[name], masks[name], count)
-            for name, count in zip(names, n_kept.unbind(), strict=True)
-        }
+        kept = survivors(weights, {name: masks[name] for name in names}, n_kept)
     else:
         raise ValueError(f"prune is {prune!r}; global-magnitude, or magnitude with counts, was expected.")
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparse_export.sparsity.select import largest
+from sparse_export.sparsity.select import largest, largest_in_each
 
 Prune = Literal["magnitude", "global-magnitude", "threshold"]
 
@@ -33,12 +33,14 @@ def prune_counts(rates: Tensor, n_active: Tensor) -> Tensor:
     return torch.minimum((rates * n_active.double()).ceil().long(), n_active)
 
 
-def survivors(weight: Tensor, mask: Tensor, n_kept: Tensor) -> Tensor:
-    """The mask that keeps the `n_kept` largest |weight| among the active ones; on ties the lower index.
+def survivors(
+    weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], n_kept: Tensor
+) -> dict[str, Tensor]:
+    """The masks that keep the `n_kept` largest |weight| among the active ones of every layer; on ties the lower index.
 
-    weight: float, any shape.  mask: bool, the same shape.  n_kept: int64, shape ().  Returns bool.
+    weights: float, masks: bool, by name in one order, shapes alike.  n_kept: int64 (L,).  Returns bool by name.
     """
-    return largest(weight, mask, n_kept)
+    return largest_in_each(weights, masks, n_kept)
 
 
 def largest_of_all(

@@ -3,11 +3,15 @@
 Two forms of one function. On the CPU counts are ordinary integers, and NumPy's vectorised introselect finds the
 k-th largest value. On an accelerator reading a count would make the host wait for the device, so there k stays
 in device memory: a radix selection fixes 10 or 11 bits of the threshold in each pass over the tensor. Neither
-sorts a layer. Measured on VGG-D's 15.2 M weights (2 cores of an AMD EPYC, torch 2.14.1, NumPy 2.4.6, 2026-11-23):
+sorts a layer. On an accelerator all layers are selected from at once, by 1,700 operators an update of ResNet-50 in place
+of 8,500 layer by layer, and counts of a digit that many entries share are added up in 32 places. Measured on VGG-D's 15.2 M weights (2 cores of an AMD EPYC, torch 2.14.1, NumPy 2.4.6, 2026-11-23):
 full sort 1.63 s, topk of 2.5 % 0.28 s, kthvalue 0.23 s, radix 0.26 s, introselect 0.017 s.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -16,6 +20,11 @@ from torch import Tensor
 # Passes (shift, width) over the bits of a non-negative float, whose order is that of its bits read as an integer.
 _PASSES_32 = ((20, 11), (10, 10), (0, 10))
 _PASSES_64 = ((52, 11), (41, 11), (30, 11), (20, 10), (10, 10), (0, 10))
+_MOST_AT_ONCE = 2**25  # entries of layers that are selected from together: some 30 bytes each while it lasts
+_MOST_LAYERS = 256  # of them: each has a histogram of its own
+_LANES = (
+    32  # places that a digit is counted in, one for each thread of a warp: no two of them wait for each other
+)
 
 
 def largest(values: Tensor, candidates: Tensor, count: Tensor) -> Tensor:
@@ -54,22 +63,92 @@ def largest_on_cpu(values: Tensor, candidates: Tensor, count: int) -> Tensor:
     return torch.from_numpy(chosen).view(candidates.shape)
 
 
-def largest_on_device(values: Tensor, candidates: Tensor, count: Tensor) -> Tensor:
-    """`largest` with a count that stays in device memory. values: float32 or float64."""
-    wide = values.dtype == torch.float64
-    bits = values.abs().contiguous().view(torch.int64 if wide else torch.int32).flatten()
-    undecided = candidates.flatten()
-    chosen = torch.zeros_like(undecided)
-    missing = count
+def largest_in_each(
+    values: Mapping[str, Tensor], candidates: Mapping[str, Tensor], counts: Tensor
+) -> dict[str, Tensor]:
+    """`largest` of every layer, each with its own count.
+
+    values: float, candidates: bool, by name in one order, shapes alike, on one device.  counts: int64 (L,).
+    Returns bool by name. On an accelerator with some 60 launches for all layers of about 33 million entries together.
+    """
+    names = list(values)
+    if counts.device.type == "cpu":
+        return {
+            name: largest(values[name], candidates[name], count)
+            for name, count in zip(names, counts.unbind(), strict=True)
+        }
+    chosen: dict[str, Tensor] = {}
+    for places in _groups([values[name] for name in names]):
+        group = [names[place] for place in places]
+        chosen |= zip(
+            group,
+            largest_together(
+                [values[name] for name in group],
+                [candidates[name] for name in group],
+                counts[places[0] : places[-1] + 1],
+            ),
+            strict=True,
+        )
+    return chosen
+
+
+def _groups(values: list[Tensor]) -> Iterator[list[int]]:
+    """Places of neighbouring layers of one width of float, in groups up to the limits above, or of a single layer."""
+    group: list[int] = []
+    size = 0
+    for place, value in enumerate(values):
+        wide = value.dtype == torch.float64
+        is_full = size + value.numel() > _MOST_AT_ONCE or len(group) == _MOST_LAYERS
+        if group and (is_full or wide != (values[group[0]].dtype == torch.float64)):
+            yield group
+            group, size = [], 0
+        group.append(place)
+        size += value.numel()
+    if group:
+        yield group
+
+
+def largest_together(values: list[Tensor], candidates: list[Tensor], counts: Tensor) -> list[Tensor]:
+    """`largest` of several layers at once, by counts that stay in device memory.
+
+    values: float, all float64 or none.  candidates: bool.  counts: int64 (L,).
+
+    Legend: N entries of all layers, one after another; L layers; D digits.
+    """
+    wide = values[0].dtype == torch.float64
+    float_type, bits_type = (torch.float64, torch.int64) if wide else (torch.float32, torch.int32)
+    sizes = [value.numel() for value in values]
+    bits_N = torch.cat([value.detach().flatten().to(float_type) for value in values]).abs_().view(bits_type)
+    undecided_N = torch.cat([some.flatten() for some in candidates])
+    # Filled on the device: copying a list there would make the host wait.
+    layer_N = torch.empty_like(undecided_N, dtype=torch.int32)
+    for layer, part in enumerate(layer_N.split(sizes)):
+        part.fill_(layer)
+    lane_N = torch.arange(len(layer_N), dtype=torch.int32, device=layer_N.device) % _LANES
+    chosen_N = torch.zeros_like(undecided_N)
+    missing_L = counts
     for shift, width in _PASSES_64 if wide else _PASSES_32:
-        digit = ((bits >> shift) & ((1 << width) - 1)).long()
-        histogram = torch.zeros(1 << width, dtype=torch.int32, device=bits.device)
-        histogram.scatter_add_(0, digit, undecided.int())
-        at_least = histogram.flip(0).cumsum(0).flip(0)  # candidates whose digit is d or higher
-        pivot = ((at_least >= missing).sum() - 1).clamp(min=0)
-        higher = undecided & (digit > pivot)
-        chosen |= higher
-        missing = missing - higher.sum()
-        undecided = undecided & (digit == pivot)
-    chosen |= undecided & (undecided.cumsum(0) <= missing)
-    return chosen.view(candidates.shape)
+        digit_N = ((bits_N >> shift) & ((1 << width) - 1)).int()
+        counted = torch.zeros((len(values) << width) * _LANES, dtype=torch.int32, device=bits_N.device)
+        where_N = (((layer_N << width) + digit_N) * _LANES + lane_N).long()
+        counted.scatter_add_(0, where_N, undecided_N.int())
+        histogram_LD = counted.view(len(values), 1 << width, _LANES).sum(2)
+        at_least_LD = histogram_LD.flip(1).cumsum(1).flip(1)  # candidates whose digit is d or higher
+        pivot_L = ((at_least_LD >= missing_L[:, None]).sum(1) - 1).clamp(min=0)
+        pivot_N = pivot_L.int().index_select(0, layer_N)
+        chosen_N |= undecided_N & (digit_N > pivot_N)
+        undecided_N &= digit_N == pivot_N
+        at_pivot_L1 = pivot_L[:, None]
+        n_higher_L = (at_least_LD.gather(1, at_pivot_L1) - histogram_LD.gather(1, at_pivot_L1)).squeeze(1)
+        missing_L = missing_L - n_higher_L
+    ranks_N = undecided_N.cumsum(0)
+    ends = list(accumulate(sizes))[:-1]
+    before_L = torch.stack([ranks_N.new_zeros(()), *(ranks_N[end - 1] for end in ends)])
+    chosen_N |= undecided_N & (ranks_N <= (before_L + missing_L).index_select(0, layer_N))
+    return [part.view(value.shape) for part, value in zip(chosen_N.split(sizes), values, strict=True)]
+
+
+def largest_on_device(values: Tensor, candidates: Tensor, count: Tensor) -> Tensor:
+    """`largest` with a count that stays in device memory."""
+    (chosen,) = largest_together([values], [candidates], count.reshape(1))
+    return chosen

@@ -191,10 +191,7 @@ def update_masks(
         n_allowed = torch.stack(counts)
     if prune == "magnitude":
         n_kept = torch.minimum(n_before - prune_counts(rates, n_before), n_allowed)
-        pruned = {
-            name: survivors(weights[name], allowed[name], kept)
-            for name, kept in zip(names, n_kept.unbind(), strict=True)
-        }
+        pruned = survivors(weights, allowed, n_kept)
         n_removed = n_before - n_kept
     else:
         n_all = n_before.sum()
@@ -225,11 +222,13 @@ def update_masks(
             "or prune_rate, or wider caps, were expected."
         )
     n_grown = growth_budgets(shares, budget, capacity)
-    updated = {}
-    for name, n_born in zip(names, n_grown.unbind(), strict=True):
-        score = scores[name] if growth_scores is None else growth_scores[name]
-        free = growth_candidates(score, pruned[name], caps[name]) if name in caps else ~pruned[name]
-        updated[name] = pruned[name] | grown(score, free, n_born)
+    wanted = scores if growth_scores is None else growth_scores
+    free = {
+        name: growth_candidates(wanted[name], pruned[name], caps[name]) if name in caps else ~pruned[name]
+        for name in names
+    }
+    born = grown(wanted, free, n_grown)
+    updated = {name: pruned[name] | born[name] for name in names}
 
     def by_name(values: Tensor) -> dict[str, Tensor]:
         return dict(zip(names, values.unbind(), strict=True))

@@ -9,7 +9,14 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sparse_export.sparsity.select import largest, largest_on_cpu, largest_on_device
+from sparse_export.sparsity import select
+from sparse_export.sparsity.select import (
+    largest,
+    largest_in_each,
+    largest_on_cpu,
+    largest_on_device,
+    largest_together,
+)
 from tests.sparsity import oracle
 
 SPECIAL = {
@@ -60,6 +67,57 @@ def test_both_forms_agree_on_a_larger_tensor(dtype: torch.dtype, n_levels: int) 
         chosen = largest_on_cpu(values, candidates, count)
         assert int(chosen.sum()) == count
         assert torch.equal(chosen, largest_on_device(values, candidates, torch.tensor(count)))
+
+
+@given(st.lists(cases(), min_size=1, max_size=5))
+def test_layers_together_give_what_each_gives_alone(several: list[Case]) -> None:
+    wide = several[0][0]  # one width for all: values are cast
+    values = [torch.tensor(values, dtype=wide) for _, values, _, _ in several]
+    candidates = [torch.tensor(some) for _, _, some, _ in several]
+    counts = [count for *_, count in several]
+    found = largest_together(values, candidates, torch.tensor(counts))
+    for chosen, value, some, count in zip(found, values, candidates, counts, strict=True):
+        assert torch.equal(chosen, largest_on_cpu(value, some, count))
+
+
+@pytest.mark.parametrize(("most", "most_layers"), [(1, 99), (40, 99), (10**9, 99), (10**9, 2)])
+def test_layers_of_any_size_and_type_are_selected_from_in_groups(
+    most: int, most_layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "_MOST_AT_ONCE", most)
+    monkeypatch.setattr(select, "_MOST_LAYERS", most_layers)
+    generator = torch.Generator().manual_seed(most)
+    types = (torch.float32, torch.float16, torch.float64, torch.float64, torch.float32, torch.bfloat16)
+    shapes = ((3, 5), (), (4, 2, 2), (64,), (1,), (6, 6))
+    values = {
+        str(place): (torch.randint(-9, 9, shape, generator=generator) / 8).to(dtype)
+        for place, (shape, dtype) in enumerate(zip(shapes, types, strict=True))
+    }
+    candidates = {name: torch.rand(value.shape, generator=generator) < 0.7 for name, value in values.items()}
+    counts = torch.stack([some.sum() // 2 for some in candidates.values()])
+    wanted = largest_in_each(values, candidates, counts)
+    groups = list(select._groups(list(values.values())))
+    assert [place for group in groups for place in group] == list(range(6))
+    for group in groups:
+        assert len({values[str(place)].dtype == torch.float64 for place in group}) == 1
+        assert len(group) <= most_layers
+        assert len(group) == 1 or sum(values[str(place)].numel() for place in group) <= most
+    for group in groups:
+        names = [str(place) for place in group]
+        found = largest_together(
+            [values[name] for name in names],
+            [candidates[name] for name in names],
+            counts[group[0] : group[-1] + 1],
+        )
+        for name, chosen in zip(names, found, strict=True):
+            assert torch.equal(chosen, wanted[name]), name
+    values_there, candidates_there = (
+        {name: one.to("meta") for name, one in some.items()} for some in (values, candidates)
+    )
+    assert {
+        name: chosen.shape
+        for name, chosen in largest_in_each(values_there, candidates_there, counts.to("meta")).items()
+    } == {name: value.shape for name, value in values.items()}
 
 
 @pytest.mark.parametrize("form", ["cpu", "device"])
