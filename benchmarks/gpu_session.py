@@ -44,13 +44,14 @@ from sparse_export.measure.interleave import LatencyResult, measure_interleaved
 from sparse_export.measure.machine import machine_facts
 from sparse_export.measure.statistics import location, paired_ratio, resolution
 from sparse_export.measure.training_step import bench_training_step
+from sparse_export.models.search24 import best_algorithms
 from sparse_export.plan.layers import products_of
 from sparse_export.plan.planning import make_plan
 from sparse_export.plan.timing import ProductCalls, Size, measure_timings, product_calls
 from sparse_export.runtime.torch24 import rewrite
 from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import largest_per_group
-from sparse_export.sparsity.product24 import Backend, best_algorithms, why_not
+from sparse_export.sparsity.product24 import Backend, why_not
 from sparse_export.sparsity.transposable import transposable_mask
 from sparse_export.train.loop import train
 from sparse_export.train.mask_pass import MaskPass
@@ -526,8 +527,10 @@ def summary(document: Mapping[str, Any]) -> str:
             what = ", ".join(
                 f"{key} {value}"
                 for key, value in case.items()
-                if isinstance(value, str | int | bool) and key != "steady"
+                if isinstance(value, str | int | bool) and (key != "steady" or not value)
             )
+            if isinstance(case.get("how"), dict):
+                what += f", {' and '.join(sorted(set(case['how'].values())))}"
             shown = {key: value for key, value in case.items() if key.startswith("dense / ")}
             floor = f"{case['floor']:.3f}" if "floor" in case else ""
             for key, ratio in shown.items():
@@ -592,7 +595,7 @@ def session(folder: Path, parts: Sequence[str], minutes: float, *, rehearse: boo
     """Run the parts one after another in processes of their own; the path of the document."""
     card = "rehearsal" if rehearse else torch.cuda.get_device_name(0)
     date = artefact.now()
-    stem = f"{date[:10]}-{re.sub(r'[^A-Za-z0-9]+', '-', card).strip('-').lower()}"
+    stem = f"{date[:16].replace(':', '')}-{re.sub(r'[^A-Za-z0-9]+', '-', card).strip('-').lower()}"
     folder.mkdir(parents=True, exist_ok=True)
     note = (
         "A rehearsal on the CPU with dense products in place of 2:4 ones: these figures mean nothing."
@@ -673,11 +676,15 @@ def main() -> int:
     if arguments.rehearse:
         parts = [name for name in parts if name != "tests"]
     try:
-        print(session(arguments.out, parts, arguments.minutes, rehearse=arguments.rehearse))
+        written = session(arguments.out, parts, arguments.minutes, rehearse=arguments.rehearse)
     except SparseExportError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
-    return 0
+    print(written)
+    problems = [name for name, part in json.loads(written.read_text())["parts"].items() if part["problem"]]
+    if problems:
+        print(f"Not whole: {', '.join(problems)}. The document says why.", file=sys.stderr)
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

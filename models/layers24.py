@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from sparse_export.errors import UsageError
+from sparse_export.models.search24 import best_algorithms
 from sparse_export.sparsity.product24 import (
     DEFAULT,
     Backend,
     Compressed,
-    best_algorithms,
     compress,
     fill,
     multiply,
@@ -31,7 +31,7 @@ from sparse_export.sparsity.product24 import (
     why_not,
 )
 
-__all__ = ["Weight24", "change_layers", "restore_layers", "tune_layers"]
+__all__ = ["Weight24", "change_layers", "choose_algorithms", "restore_layers", "tune_layers"]
 
 
 class Weight24:
@@ -47,6 +47,8 @@ class Weight24:
         self.forward_form: Compressed | None = None
         self.backward_form: Compressed | None = None
         self.algorithm = self.backward_algorithm = DEFAULT
+        self.paused = False  # multiply densely for now
+        self.n_rows: int | None = None  # that it was tuned for
         self.dtype, self.backend = dtype, backend
         self.was: type[nn.Module] | None = None  # the layer, before it was changed
         self._weight = weight
@@ -91,7 +93,7 @@ class Weight24:
         weight: the parameter, or a view (O, I) of it.
         """
         form, back = self.forward_form, self.backward_form
-        if form is None:
+        if form is None or self.paused:
             return nn.functional.linear(x, weight, bias)
         rows_NI = x.reshape(-1, x.shape[-1])
         if self.dtype == torch.int8:
@@ -386,24 +388,27 @@ def tune_layers(model: nn.Module, layers: Mapping[str, Weight24], run: Callable[
     finally:
         for handle in handles:
             handle.remove()
-    forward = [
-        (layers[name], form, n_rows) for name, n_rows in rows.items() if (form := layers[name].forward_form)
-    ]
-    backward = [
-        (layers[name], form, n_rows) for name, n_rows in rows.items() if (form := layers[name].backward_form)
-    ]
+    for name, n_rows in rows.items():
+        layers[name].n_rows = n_rows
+    choose_algorithms([layers[name] for name in rows])
+
+
+def choose_algorithms(layers: Collection[Weight24]) -> None:
+    """Choose the fastest algorithms of the forms that are there, for the rows that each layer was tuned for."""
+    forward = [(layer, layer.forward_form) for layer in layers if layer.n_rows and layer.forward_form]
+    backward = [(layer, layer.backward_form) for layer in layers if layer.n_rows and layer.backward_form]
     if not forward:
         return
-    form = forward[0][1]
+    first = forward[0][1]
     found = best_algorithms(
-        [(form.shape, n_rows) for _, form, n_rows in (*forward, *backward)],
-        form.packed.dtype,
-        form.backend,
-        form.packed.device,
+        [(form.shape, layer.n_rows or 0) for layer, form in (*forward, *backward)],
+        first.packed.dtype,
+        first.backend,
+        first.packed.device,
     )
-    for (layer, _, _), algorithm in zip(forward, found, strict=False):
+    for (layer, _), algorithm in zip(forward, found, strict=False):
         layer.algorithm = algorithm
-    for (layer, _, _), algorithm in zip(backward, found[len(forward) :], strict=True):
+    for (layer, _), algorithm in zip(backward, found[len(forward) :], strict=True):
         layer.backward_algorithm = algorithm
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sparse_export.sparsity.csr import (
     CsrForm,
@@ -39,6 +40,7 @@ class WeightCsr:
         self.weight = weight
         self.form: CsrForm | None = None
         self.values: nn.Parameter | None = None
+        self.hook: RemovableHandle | None = None  # of the layer's state_dict()
 
     def set_mask(self, mask: Tensor | None) -> None:
         """Take the mask's form; None makes the product dense. Not while the active entries are apart."""
@@ -159,7 +161,7 @@ def change_linears(model: nn.Module, names: Collection[str]) -> dict[str, Weight
             product = WeightCsr(cast(nn.Parameter, owner.weight))
             object.__setattr__(owner, "__class__", LinearCsr)
             object.__setattr__(owner, "product", product)
-            owner.register_state_dict_pre_hook(_sync)
+            product.hook = owner.register_state_dict_pre_hook(_sync)
         changed[name] = product
     return changed
 

@@ -358,7 +358,8 @@ def _opened(
         try:
             return stack.enter_context(TimedSessions(openers, seed)), name, passed_over
         except (MissingCapability, ArtefactError) as cause:
-            if runtime is not None or name == "onnxruntime-cpu":
+            # What cannot be trusted, or was changed, is no reason to go on with less.
+            if runtime is not None or name == "onnxruntime-cpu" or not isinstance(cause, MissingCapability):
                 raise
             passed_over[name] = cause.what
     raise AssertionError  # the CPU is among the candidates

@@ -81,7 +81,9 @@ def demo(
     for kind in _KINDS:
         if kind != "dense":
             say(f"comparing dense with {kind}")
-            comparisons[kind] = compare(bundles["dense"], bundles[kind], samples=samples, n_threads=1)
+            comparisons[kind] = compare(
+                bundles["dense"], bundles[kind], samples=samples, n_threads=1, runtime="onnxruntime-cpu"
+            )
             folder = out / "results" / kind
             write_results(folder, comparisons[kind])
             reports[kind] = write_report(

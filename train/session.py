@@ -19,9 +19,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparse_export import artefact, models
-from sparse_export.artefact import Accuracy, LayerFact, ModelFact, ProductFact, Run, RunInfo, SpeedFact
+from sparse_export.artefact import Accuracy, LayerFact, ModelFact, Run, RunInfo, SpeedFact
 from sparse_export.errors import ArtefactError, Interrupted, MissingCapability, TrainingDiverged, UsageError
-from sparse_export.sparsity.product24 import Backend, require_backend
+from sparse_export.sparsity.product24 import require_backend
+from sparse_export.train import step24
 from sparse_export.train.augment import crop_flip, draw_crops
 from sparse_export.train.checkpoint import Position, load_state, remove_leftovers, save_state, state_path
 from sparse_export.train.csr_choice import choose_products
@@ -41,11 +42,10 @@ from sparse_export.train.sparse_training import SparseTraining, layer_facts
 from sparse_export.train.sparsifier import Sparsifier
 from sparse_export.train.speed import LayerUse, layer_uses, speed_of
 from sparse_export.train.starting_point import STARTED, StartingPoint
-from sparse_export.train.step24 import Step24
+from sparse_export.train.step24 import Step24, product_facts
 from sparse_export.train.step_csr import StepCsr
 from sparse_export.train.stopping import Stop, cpu_settings
 
-BACKEND_24: Backend = "cusparselt"  # of products that a recipe asks for; the only one on every card
 _SAVE_EVERY_S = 120.0  # within a long epoch
 _ORDER, _AUGMENTATION = 0, 1 << 60  # apart, so that no two uses of a seed draw the same numbers
 _CHECK_EVERY = 50  # steps between looks at an accelerator's loss
@@ -131,27 +131,14 @@ class Session:
         """2:4 products in the forward pass, tuned for a batch of the recipe's size."""
         if not isinstance(self.sparse, SparseTraining) or self.recipe.sparsity.products != "2:4":
             return None
-        products = Step24(self.model, self.sparse, dtype=torch.bfloat16, backend=BACKEND_24)
-        sample = self._laid_out(torch.zeros((self.batch_size, *self.feed.input_shape)))
+        products = Step24(self.model, self.sparse, dtype=torch.bfloat16, backend=step24.BACKEND_24)
+        n_own = max(1, self.batch_size // self.world.size)  # of a batch, this process's share
+        sample = self._laid_out(torch.zeros((n_own, *self.feed.input_shape), device=self.device))
         self.model.eval()
         with torch.autocast(self.device.type, torch.bfloat16):
             products.tune(self.model, sample)
         self.model.train()
-        facts = []
-        for name, mask in self.sparse.masks.items():
-            reason = products.why_dense.get(name)
-            facts.append(
-                ProductFact(
-                    name=name,
-                    by="dense" if reason else "2:4",
-                    density=int(torch.count_nonzero(mask)) / mask.numel(),
-                    n_rows=None,
-                    dense_ms=None,
-                    csr_ms=None,
-                    reason=reason or "the recipe asks for it",
-                )
-            )
-        self.info = replace(self.info, products=tuple(facts))
+        self.info = replace(self.info, products=product_facts(products, self.sparse.masks))
         return products
 
     def _csr_products(self, earlier: RunInfo | None) -> StepCsr | None:
@@ -573,7 +560,8 @@ class Session:
             self.world.copy_from_first(list(self.ema.average.values()))
         size = max(1, min(_TEST_BATCH, _TEST_VALUES // max(1, math.prod(self.feed.input_shape))))
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        with self.ema.swapped_in() if self.ema else nullcontext():
+        exact = self.products.paused() if isinstance(self.products, Step24) else nullcontext()
+        with self.ema.swapped_in() if self.ema else nullcontext(), exact:
             for x, y in self.feed.part(name, size):
                 correct += (self.model(self._laid_out(x)).argmax(1) == y).sum()
         (n_correct,) = self.world.sum([float(correct)])
@@ -589,7 +577,7 @@ def _require_possible(recipe: Recipe, device: torch.device, world: World) -> Non
             do="Train with --device cpu, or with dense products.",
         )
     if recipe.sparsity.products == "2:4" and not recipe.dense:
-        require_backend(BACKEND_24, device)
+        require_backend(step24.BACKEND_24, device)
     if recipe.sync_batch_norm and device.type != "cuda":
         raise UsageError(
             f"sync_batch_norm is set, and the device is {device.type}.",

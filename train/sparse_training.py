@@ -342,9 +342,13 @@ class SparseTraining:
             return at
         return at if at + every <= self.total_steps and at < self._freeze * self.total_steps else None
 
-    def before_update(self, do: Callable[[], None]) -> None:
-        """Have something done before every update, while masks, weights and optimiser are still as they were."""
+    def before_update(self, do: Callable[[], None]) -> Callable[[], None]:
+        """Have something done before every update, while masks, weights and optimiser are still as they were.
+
+        Returns what ends that.
+        """
         self._before_update.append(do)
+        return lambda: self._before_update.remove(do)
 
     def rest(self, names: Collection[str]) -> None:
         """Leave these weights, and no others, out of `apply_masks`: nothing changes them. CPU only."""

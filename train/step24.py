@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sparse_export.artefact import ProductFact
 from sparse_export.errors import UsageError
-from sparse_export.models.layers24 import Weight24, change_layers, restore_layers, tune_layers
+from sparse_export.models.layers24 import (
+    Weight24,
+    change_layers,
+    choose_algorithms,
+    restore_layers,
+    tune_layers,
+)
 from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import fits, obeys
 from sparse_export.sparsity.product24 import Backend, why_not
 from sparse_export.sparsity.transposable import is_transposable
 
-__all__ = ["MovingMasks", "Step24"]
+__all__ = ["BACKEND_24", "MovingMasks", "Step24", "product_facts"]
+
+BACKEND_24: Backend = "cusparselt"
+"""Of the products that a recipe asks for; the only one on every card."""
 
 
 class MovingMasks(Protocol):
@@ -27,6 +38,25 @@ class MovingMasks(Protocol):
 
     masks: dict[str, Tensor]
     n_updates: int
+
+
+def product_facts(products: Step24, masks: Mapping[str, Tensor]) -> tuple[ProductFact, ...]:
+    """How each masked weight is multiplied by, for a run's record."""
+    facts = []
+    for name, mask in masks.items():
+        reason = products.why_dense.get(name)
+        facts.append(
+            ProductFact(
+                name=name,
+                by="dense" if reason else "2:4",
+                density=int(torch.count_nonzero(mask)) / mask.numel(),
+                n_rows=None,
+                dense_ms=None,
+                csr_ms=None,
+                reason=reason or "the recipe asks for it, from the step on in which its mask is 2:4",
+            )
+        )
+    return tuple(facts)
 
 
 class FillAtOnce(Protocol):
@@ -105,17 +135,31 @@ class Step24:
         """
         if self._masks.n_updates != self._seen:
             self._seen = self._masks.n_updates
+            before = [layer for layer in self.layers.values() if layer.forward_form is None]
             for name, layer in self.layers.items():
                 self._compress(name, layer, self._masks.masks[name])
+            choose_algorithms([layer for layer in before if layer.forward_form is not None])
             return
         self._fill()
 
     def tune(self, model: nn.Module, x: Tensor) -> None:
         """Choose the fastest algorithms for inputs like x, of the network as it was given, not compiled. Times the device.
 
-        Runs the network once, forward, as it is: in training, layers that keep statistics take x into them.
+        Runs the network once, forward, as it is: in training, layers that keep statistics take x into them. A layer whose
+        mask is not 2:4 yet is tuned when it becomes so.
         """
         tune_layers(model, self.layers, lambda: model(x))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Multiply densely, in the type that the network computes in, as long as this lasts."""
+        for layer in self.layers.values():
+            layer.paused = True
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.paused = False
 
     def sync(self) -> None:
         """Bring the layers' own weights up to date: they always are."""

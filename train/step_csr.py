@@ -77,7 +77,7 @@ class StepCsr:
         self._since = 0
         self._seen = -1
         self._handles: list[Any] = []
-        trainer.before_update(self.widen)
+        self._leave_updates = trainer.before_update(self.widen)
         self._handles.append(self._optimizer.register_state_dict_pre_hook(self._show_dense))
         self._handles.append(self._optimizer.register_state_dict_post_hook(self._show_apart))
         self._handles.append(self._optimizer.register_load_state_dict_pre_hook(self._refuse_load))
@@ -163,9 +163,12 @@ class StepCsr:
             owner = self._model.get_submodule(name.rpartition(".")[0])
             object.__setattr__(owner, "__class__", nn.Linear)
             object.__delattr__(owner, "product")
+            if layer.hook is not None:
+                layer.hook.remove()
         self.layers = {}
         for handle in self._handles:
             handle.remove()
+        self._leave_updates()
 
     def _group(self, parameter: Tensor) -> dict[str, Any]:
         return next(

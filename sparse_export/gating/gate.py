@@ -190,6 +190,7 @@ class _Measured:
             n_threads=case.n_threads,
             seed=case.seed,
             require_speedup=case.require_speedup,
+            runtime="onnxruntime-cpu",
         )
         return speed_is_reached(case, self.comparison)
 

@@ -107,7 +107,7 @@ def graph_keeps_its_pattern(case: Case) -> Finding:
     if not golden.ok:
         problem = GateFailed(
             f"{case.bundle.onnx_path} gives another answer than the stored one, by {golden.max_abs_difference:.3g}.",
-            expected=f"At most {info.atol:g} + {info.rtol:g} * the largest logit was expected.",
+            expected=f"At most {info.atol:g} + {info.rtol:g} * the logits' spread was expected.",
             do="Build it again from its run.",
         )
     return Finding(told=told, figures=figures, problem=problem)

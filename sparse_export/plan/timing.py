@@ -18,9 +18,10 @@ from sparse_export.measure.card import CardLog, watched_cards
 from sparse_export.measure.device import CudaStamps, captured, replayed, stamps_for
 from sparse_export.measure.interleave import LatencyResult, measure_interleaved
 from sparse_export.measure.machine import machine_facts
+from sparse_export.models.search24 import best_algorithms
 from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import largest_per_group
-from sparse_export.sparsity.product24 import Backend, best_algorithms, compress, fill, multiply
+from sparse_export.sparsity.product24 import Backend, compress, fill, multiply
 
 __all__ = [
     "ProductCalls",
@@ -34,7 +35,7 @@ __all__ = [
     "write_timings",
 ]
 
-_MOST_COPIES = 24
+_MOST_COPIES = 128
 
 Size = tuple[int, int, int]
 """Outputs, inputs and rows of a product."""

@@ -1,15 +1,18 @@
 """Where onnxruntime's TensorRT provider keeps the engines that it builds, and which of them may be read back.
 
 What is read back is native code. So a cache within a bundle is used only where nobody else may write, and only with
-the content that this user left there: its digest is in the trust store. Anything else is thrown away and made anew.
+the content that this user left there: its digest is in the trust store. Anything else stays unread, and untouched: it
+may be what a session of another process is about to vouch for.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,15 +46,15 @@ class EngineCache:
         if self.in_bundle and self.path.is_dir():
             try:
                 trust.remember(_digest(self.path))
-            except SparseExportError:
+            except (SparseExportError, OSError):  # it may change while it is read
                 return
 
 
 def cache_for(model_path: Path) -> EngineCache:
     """Where the engines of an ONNX file are to be kept; nothing is made or looked into.
 
-    Of a bundle in its own folder, `cache/onnxruntime-tensorrt`, where this user may write there and nobody else; else
-    in the user's cache folder.
+    Of a bundle in its own folder, `cache/onnxruntime-tensorrt`, where this user may write there and nobody else, and what
+    is there was left by this user; else in the user's cache folder.
     """
     bundle = model_path.absolute().parent
     digest = sha256_file(model_path)
@@ -59,25 +62,35 @@ def cache_for(model_path: Path) -> EngineCache:
     if (bundle / BUNDLE_FILE).is_file():
         path = bundle / CACHE_FOLDER / digest
         why = _why_not_there((bundle, path.parent.parent, path.parent, path))
-        if why is None:
+        if why is None and (path in _opened or not path.is_dir() or _is_own(path)):
             return EngineCache(path=path, in_bundle=True, note=None)
-        note = f"{bundle} {why}"
-    base = Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache")
+        note = f"{bundle} {why}" if why else f"this user did not leave what is in {path}"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        base = Path.home() / ".cache"
     path = base / "sparse-export" / "onnxruntime-tensorrt" / digest
     told = None if note is None else f"onnxruntime's TensorRT engines are kept in {path}, since {note}."
     return EngineCache(path=path, in_bundle=False, note=told)
 
 
 def open_cache(model_path: Path) -> EngineCache:
-    """The folder of `cache_for`, made where it is absent, and emptied where its content is not this user's.
+    """The folder of `cache_for`, made where it is absent; one for this session alone where others may write to it.
 
     Raises OutputError.
     """
     cache = cache_for(model_path)
     try:
-        if cache.in_bundle and cache.path not in _opened and cache.path.is_dir() and not _is_own(cache.path):
-            shutil.rmtree(cache.path)
         cache.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        why = (
+            None
+            if cache.in_bundle
+            else _why_not_there((cache.path.parent.parent, cache.path.parent, cache.path))
+        )
+        if why is not None:
+            alone = Path(tempfile.mkdtemp(prefix="sparse-export-engines-"))
+            atexit.register(shutil.rmtree, alone, ignore_errors=True)
+            note = f"onnxruntime's TensorRT engines are built anew each time, since {cache.path} {why}."
+            cache = EngineCache(path=alone, in_bundle=False, note=note)
     except OSError as cause:
         raise output_error(cache.path, cause) from cause
     _opened.add(cache.path)
@@ -105,7 +118,7 @@ def _why_not_there(folders: Sequence[Path]) -> str | None:
 def _is_own(folder: Path) -> bool:
     try:
         return not any(folder.iterdir()) or trust.is_trusted(_digest(folder))
-    except SparseExportError:
+    except (SparseExportError, OSError):
         return False
 
 

@@ -16,12 +16,18 @@ _Array = np.ndarray[tuple[Any, ...], np.dtype[Any]]
 
 
 def spread(wanted: _Array) -> float:
-    """The standard deviation of all logits of all samples; 0 of none.
+    """The standard deviation of all logits about the mean of their own sample; 0 of none.
+
+    wanted: (samples, classes). Where there is but one logit a sample, about the mean of all.
 
     Not their range, which grows with the number of samples, so that a test set would be held to less than eight
     golden samples.
     """
-    return float(np.std(wanted.astype(np.float64))) if wanted.size else 0.0
+    if not wanted.size:
+        return 0.0
+    logits = wanted.astype(np.float64).reshape(len(wanted), -1)
+    about = logits.mean(1, keepdims=True) if logits.shape[1] > 1 else logits.mean()
+    return float(np.std(logits - about))
 
 
 def outside_tolerance(found: _Array, wanted: _Array, *, atol: float, rtol: float) -> tuple[float, bool]:

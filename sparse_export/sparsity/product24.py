@@ -9,7 +9,6 @@ Legend: N rows of activations, O outputs, I inputs of a layer, the reduction axi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -27,14 +26,12 @@ from sparse_export.sparsity.compressed import (
     learned_places,
     places,
 )
-from sparse_export.sparsity.search24 import DEFAULT, ProductSize, fastest
 
 __all__ = [
     "BACKENDS",
     "DEFAULT",
     "Backend",
     "Compressed",
-    "best_algorithms",
     "compress",
     "fill",
     "multiply",
@@ -45,6 +42,9 @@ __all__ = [
     "values_of",
     "why_not",
 ]
+
+DEFAULT = -1
+"""The algorithm that is cuSPARSELt's own choice."""
 
 # Whether cuSPARSELt's plans are ours to keep; found out when a matrix is first compressed for it.
 _OWN_PLANS = False
@@ -217,7 +217,7 @@ def multiply(
     """x Wᵀ + bias, (N, O), for the 2:4 matrix W (O, I) of a `Compressed`. Can be traced by torch.compile.
 
     x_NI, bias: of the matrix's type; N is padded as the backend wants it.  algorithm: of cuSPARSELt, see
-    `best_algorithms`.
+    `sparse_export.models.search24`.
     """
     if backend == "reference":
         assert meta is not None
@@ -280,30 +280,3 @@ def multiply_integers(
         assert meta is not None
         y = torch._sparse_semi_structured_mm(packed, meta, x.t(), out_dtype=torch.int32).t()
     return y[:n_rows]
-
-
-def best_algorithms(
-    products: Sequence[tuple[tuple[int, int], int]],
-    dtype: torch.dtype,
-    backend: Backend,
-    device: torch.device,
-) -> list[int]:
-    """cuSPARSELt's fastest algorithm for each matrix (O, I) and number of rows; DEFAULT for the other backends.
-
-    Times the device, once for a size: see `search24`.
-    """
-    if backend != "cusparselt" or not cusparselt.is_there():
-        return [DEFAULT] * len(products)
-    multiple = row_multiple(dtype, backend)
-    sizes = [
-        ProductSize(
-            n_outputs=shape[0],
-            n_inputs=shape[1],
-            n_rows=n_rows + -n_rows % multiple,
-            dtype=str(dtype).removeprefix("torch."),
-        )
-        for shape, n_rows in products
-    ]
-    with torch.cuda.device(device):
-        found = fastest(sizes, torch.cuda.get_device_name(device))
-    return [found[size] for size in sizes]

@@ -21,6 +21,7 @@ from sparse_export.measure.training_step import (
     check_speedup,
     write_step_bench,
 )
+from sparse_export.train import step24
 from sparse_export.train.recipe import Recipe, load_recipe
 
 QUICK: dict[str, Any] = {
@@ -217,3 +218,27 @@ def test_without_a_card_cuda_is_refused() -> None:
 def test_on_a_card_the_parts_are_device_times() -> None:
     result = bench_training_step("cifar10-wrn-28-2", **(QUICK | {"device": "cuda", "batch_size": 64}))
     assert sum(result.sparse.part_ms.values()) == pytest.approx(result.sparse.latency.mean_ms, rel=0.2)
+
+
+def test_forward_products_by_the_card_are_timed_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step24, "BACKEND_24", "reference")
+    sparsity = {"pattern": "2:4", "density": None, "products": "2:4", "approach": [0.0, 0.5]}
+    recipe = load_recipe("digits", changes={"precision": "bf16", "sparsity": sparsity})
+    found = bench_training_step(
+        recipe, device="cpu", rounds=20, block_s=0.0005, warmup_limit_s=0.01, n_threads=1
+    )
+    by = {fact.name: fact.by for fact in found.products}
+    assert "2:4" in by.values()
+    assert (
+        f"Forward products of {list(by.values()).count('2:4')} of {len(by)} masked weights are 2:4"
+        in found.verdict
+    )
+    assert "dense ones" not in found.verdict
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
+def test_without_a_card_24_products_are_not_timed() -> None:
+    sparsity = {"pattern": "2:4", "density": None, "products": "2:4"}
+    recipe = load_recipe("digits", changes={"precision": "bf16", "sparsity": sparsity})
+    with pytest.raises(MissingCapability, match="on cpu"):
+        bench_training_step(recipe, device="cpu", rounds=20, block_s=0.0005, warmup_limit_s=0.01)

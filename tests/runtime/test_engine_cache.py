@@ -38,7 +38,10 @@ def test_what_a_session_left_is_there_for_the_next_one(model: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["never vouched for", "changed", "added", "a link"])
-def test_what_this_user_did_not_leave_is_thrown_away(what: str, model: Path, tmp_path: Path) -> None:
+def test_what_this_user_did_not_leave_is_neither_read_nor_touched(
+    what: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     first = open_cache(model)
     engine = first.path / "a.engine"
     engine.write_bytes(what.encode())
@@ -52,8 +55,36 @@ def test_what_this_user_did_not_leave_is_thrown_away(what: str, model: Path, tmp
         (tmp_path / "elsewhere").write_bytes(what.encode())
         engine.unlink()
         engine.symlink_to(tmp_path / "elsewhere")
+    before = {path.name: path.read_bytes() for path in first.path.iterdir()}
     engine_cache._opened.clear()  # as in another process
-    assert list(open_cache(model).path.iterdir()) == []
+    second = open_cache(model)
+    assert (second.in_bundle, list(second.path.iterdir())) == (False, [])
+    assert str(first.path) in (second.note or "")
+    assert {path.name: path.read_bytes() for path in first.path.iterdir()} == before
+
+
+def test_a_folder_of_the_user_that_others_may_write_to_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    file = tmp_path / "lone.onnx"
+    file.write_bytes(b"a graph")
+    usual = open_cache(file)
+    (usual.path / "a.engine").write_bytes(b"native code")
+    assert (open_cache(file).path / "a.engine").is_file()
+    usual.path.chmod(0o777)
+    other = open_cache(file)
+    assert list(other.path.iterdir()) == []
+    assert other.path.stat().st_mode & 0o777 == 0o700
+    assert "may be written to by others" in (other.note or "")
+
+
+def test_another_process_does_not_take_an_open_sessions_cache_away(model: Path) -> None:
+    first = open_cache(model)
+    (first.path / "a.engine").write_bytes(b"of a session that is open")
+    engine_cache._opened.clear()  # as in another process
+    open_cache(model)
+    assert (first.path / "a.engine").is_file()
 
 
 def test_the_cache_of_another_file_is_not_taken_for_this_ones(model: Path) -> None:
@@ -64,7 +95,7 @@ def test_the_cache_of_another_file_is_not_taken_for_this_ones(model: Path) -> No
     other = cache_for(model)
     first.path.rename(other.path)
     engine_cache._opened.clear()
-    assert list(open_cache(model).path.iterdir()) == []
+    assert not open_cache(model).in_bundle
 
 
 @pytest.mark.parametrize("mode", [0o775, 0o757])

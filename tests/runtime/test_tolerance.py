@@ -26,6 +26,21 @@ def test_more_samples_of_the_same_kind_allow_no_more(wanted: np.ndarray, n: int)
     assert spread(np.tile(wanted, (n, 1))) == pytest.approx(spread(wanted))
 
 
+def test_an_offset_of_its_own_for_every_sample_hides_no_error() -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.standard_normal((20, 10))
+    wanted = logits + generator.uniform(-100, 100, (20, 1))
+    assert spread(wanted) == pytest.approx(spread(logits))
+    turned = logits[:, ::-1] + (wanted - logits)
+    assert outside_tolerance(turned, wanted, atol=0.0, rtol=0.2)[1]
+
+
+def test_one_logit_a_sample_is_held_to_how_samples_differ() -> None:
+    wanted = np.array([[1.0], [-1.0]])
+    assert spread(wanted) == 1
+    assert not outside_tolerance(wanted + 0.01, wanted, atol=0.0, rtol=0.1)[1]
+
+
 def test_what_is_just_within_is_in_and_just_beyond_is_out() -> None:
     wanted = np.array([[1.0, -1.0], [-1.0, 1.0]])  # a spread of 1
     for difference, outside in ((0.0999, False), (0.1001, True)):

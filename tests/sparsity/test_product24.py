@@ -11,6 +11,7 @@ from torch.sparse._semi_structured_conversions import (
 )
 
 from sparse_export.errors import MissingCapability, UsageError
+from sparse_export.models.search24 import best_algorithms
 from sparse_export.sparsity import cusparselt, product24
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group
 from sparse_export.sparsity.product24 import (
@@ -18,7 +19,6 @@ from sparse_export.sparsity.product24 import (
     DEFAULT,
     Backend,
     Compressed,
-    best_algorithms,
     compress,
     fill,
     multiply,

@@ -19,6 +19,7 @@ import sparse_export as se
 from sparse_export.artefact import ProductFact
 from sparse_export.errors import Interrupted, MissingCapability, RecipeError, UsageError
 from sparse_export.train import session as session_module
+from sparse_export.train import step24
 from sparse_export.train.csr_choice import choose_products
 from sparse_export.train.distributed import ALONE
 from sparse_export.train.loop import train
@@ -188,7 +189,7 @@ def _recipe_24(pictures: Path, products: str, **changes: Any) -> Recipe:
 def test_a_run_by_24_products_is_the_dense_one_but_for_rounding_and_hands_on_ordinary_layers(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "BACKEND_24", "reference")
+    monkeypatch.setattr(step24, "BACKEND_24", "reference")
     runs = {
         products: train(_recipe_24(pictures, products), tmp_path / products, device="cpu")
         for products in ("dense", "2:4")
@@ -217,7 +218,7 @@ def test_a_run_by_24_products_is_the_dense_one_but_for_rounding_and_hands_on_ord
 def test_a_run_by_24_products_that_is_resumed_has_the_bits_of_an_unbroken_one(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "BACKEND_24", "reference")
+    monkeypatch.setattr(step24, "BACKEND_24", "reference")
     recipe = _recipe_24(pictures, "2:4")
     train(recipe, tmp_path / "whole", device="cpu")
     out = tmp_path / "broken"

@@ -11,8 +11,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,17 +23,16 @@ import torch
 from sparse_export.errors import SparseExportError
 from sparse_export.files import write_json
 from sparse_export.sparsity import cusparselt
+from sparse_export.sparsity.product24 import DEFAULT, Backend, row_multiple
 
-__all__ = ["DEFAULT", "ProductSize", "fastest", "search"]
-
-DEFAULT = -1
-"""The library's own choice."""
+__all__ = ["ProductSize", "best_algorithms", "fastest", "search"]
 
 _MOST_CHILDREN = 12
 _LIMIT_S = 300.0
 _LAUNCHES = 10
 
 Lines = Callable[[Sequence["ProductSize"], Sequence[tuple[int, int]]], Iterator[str]]
+"""What a child says that is given the sizes and the (size, algorithm) pairs to leave out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,73 +48,128 @@ class ProductSize:
 _known: dict[tuple[str, ProductSize], int] = {}
 
 
-def fastest(sizes: Sequence[ProductSize], card: str) -> dict[ProductSize, int]:
-    """Algorithms for these sizes on the card of this name, which is the current device; each is searched for once.
+def best_algorithms(
+    products: Sequence[tuple[tuple[int, int], int]],
+    dtype: torch.dtype,
+    backend: Backend,
+    device: torch.device,
+) -> list[int]:
+    """cuSPARSELt's fastest algorithm for each matrix (O, I) and number of rows; DEFAULT for the other backends.
 
-    What was found is kept in the user's cache folder, where that can be written.
+    Times the device, once for a size, type and kind of card.
+    """
+    if backend != "cusparselt" or not cusparselt.is_there():
+        return [DEFAULT] * len(products)
+    multiple = row_multiple(dtype, backend)
+    sizes = [
+        ProductSize(
+            n_outputs=shape[0],
+            n_inputs=shape[1],
+            n_rows=n_rows + -n_rows % multiple,
+            dtype=str(dtype).removeprefix("torch."),
+        )
+        for shape, n_rows in products
+    ]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    found = fastest(sizes, torch.cuda.get_device_name(index), index)
+    return [found[size] for size in sizes]
+
+
+def fastest(sizes: Sequence[ProductSize], card: str, device: int = 0) -> dict[ProductSize, int]:
+    """Algorithms for these sizes on a card of this name, the device of this number; each is searched for once.
+
+    What was found is kept in the user's cache folder, where that can be written. A size that could not be searched to
+    its end is DEFAULT for now, with a warning, and is searched again next time.
     """
     key = f"{card}, cuSPARSELt {cusparselt.version()}"
     path = _cache_file()
     _known.update(_read(path))
     missing = [size for size in dict.fromkeys(sizes) if (key, size) not in _known]
-    if missing:
-        _known.update({(key, size): found for size, found in search(missing).items()})
+    found = search(missing, partial(_child, device)) if missing else {}
+    if found:
+        _known.update({(key, size): algorithm for size, algorithm in found.items()})
         _write(path)
-    return {size: _known[key, size] for size in sizes}
+    return {size: _known.get((key, size), DEFAULT) for size in sizes}
 
 
-def search(sizes: Sequence[ProductSize], lines: Lines | None = None) -> dict[ProductSize, int]:
-    """Try every algorithm for every size; DEFAULT where none could be tried, or all are slower than it.
+def search(sizes: Sequence[ProductSize], lines: Lines) -> dict[ProductSize, int]:
+    """Try every algorithm for every size.
 
-    lines: of a child that is given the sizes and the (size, algorithm) pairs to leave out; for tests.
+    Returns the fastest for each size that was tried to its end, DEFAULT where that is the library's own choice or none
+    works. Warns of the others.
     """
     times: dict[tuple[int, int], float] = {}
     left_out: list[tuple[int, int]] = []
+    ended: set[int] = set()
+    said = ""
     for _ in range(_MOST_CHILDREN):
         trying: tuple[int, int] | None = None
-        for line in (lines or _child)(sizes, [*times, *left_out]):
-            word, *numbers = line.split()
+        for line in lines(sizes, [*times, *left_out]):
+            word, _, rest = line.partition(" ")
             if word == "try":
-                trying = int(numbers[0]), int(numbers[1])
+                of, _, algorithm = rest.partition(" ")
+                trying = int(of), int(algorithm)
             elif word == "took" and trying is not None:
-                times[trying], trying = float(numbers[0]), None
+                times[trying], trying = float(rest), None
             elif word == "refused" and trying is not None:
                 left_out.append(trying)
                 trying = None
+            elif word == "ended":
+                ended.add(int(rest))
+            elif word == "failed":
+                said = rest
         if trying is None:
             break
         left_out.append(trying)
+    missed = len(sizes) - len(ended)
+    if missed:
+        warnings.warn(
+            f"For {missed} of {len(sizes)} sizes of 2:4 products no fastest algorithm was found"
+            f"{f' ({said})' if said else ''}; they run by the library's own choice, which can be slow.",
+            stacklevel=3,
+        )
     found = {}
-    for place, size in enumerate(sizes):
-        tried = {algorithm: ms for (of, algorithm), ms in times.items() if of == place}
-        found[size] = min(tried, key=lambda one: tried[one]) if tried else DEFAULT
+    for place in sorted(ended):
+        tried = {one: ms for (owner, one), ms in times.items() if owner == place}
+        found[sizes[place]] = min(tried, key=lambda one: tried[one]) if tried else DEFAULT
     return found
 
 
-def _child(sizes: Sequence[ProductSize], done: Sequence[tuple[int, int]]) -> Iterator[str]:
-    request = json.dumps({"sizes": [asdict(size) for size in sizes], "done": list(done)})
-    root = Path(__file__).resolve().parents[2]
+def _child(device: int, sizes: Sequence[ProductSize], done: Sequence[tuple[int, int]]) -> Iterator[str]:
+    """Lines of a process of its own, in an empty folder: nothing that lies about where the user is gets imported."""
+    request = json.dumps({"device": device, "sizes": [asdict(size) for size in sizes], "done": list(done)})
+    root = (
+        Path(__file__)
+        .resolve()
+        .parents[2 if Path(__file__).resolve().parent.parent.name == "sparse_export" else 1]
+    )
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    try:
-        ended = subprocess.run(
-            [sys.executable, "-m", "sparse_export.sparsity.search24"],
-            input=request,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_LIMIT_S,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-    except subprocess.TimeoutExpired as cause:
-        output = cause.stdout or b""
-        yield from (output.decode() if isinstance(output, bytes) else output).splitlines()
-        return
+    with tempfile.TemporaryDirectory() as empty:
+        try:
+            ended = subprocess.run(
+                [sys.executable, "-m", "sparse_export.models.search24"],
+                input=request,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_LIMIT_S,
+                cwd=empty,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+        except subprocess.TimeoutExpired as cause:
+            output = cause.stdout or b""
+            yield from (output.decode() if isinstance(output, bytes) else output).splitlines()
+            yield f"failed it took longer than {_LIMIT_S:.0f} s"
+            return
     yield from ended.stdout.splitlines()
+    if ended.returncode:
+        yield f"failed {(ended.stderr.strip().splitlines() or [f'exit {ended.returncode}'])[-1]}"
 
 
 def _try_all(request: str) -> None:
     """The child's work: a line before and after every algorithm."""
     asked = json.loads(request)
+    torch.cuda.set_device(asked["device"])
     done = {(place, algorithm) for place, algorithm in asked["done"]}
     for place, one in enumerate(asked["sizes"]):
         size = ProductSize(**one)
@@ -136,7 +193,7 @@ def _try_all(request: str) -> None:
                 print("refused", flush=True)
             else:
                 print("took", took, flush=True)
-        cusparselt.forget_plans()
+        print("ended", place, flush=True)
 
 
 def _milliseconds(call: Callable[[], object]) -> float:

@@ -6,9 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
-from sparse_export.sparsity import cusparselt, search24
-from sparse_export.sparsity.search24 import DEFAULT, ProductSize, fastest, search
+from sparse_export.models import search24
+from sparse_export.models.search24 import ProductSize, fastest, search
+from sparse_export.sparsity import cusparselt
+from sparse_export.sparsity.product24 import DEFAULT
 
 SIZES = [
     ProductSize(n_outputs=64, n_inputs=32, n_rows=8, dtype="float16"),
@@ -24,13 +27,16 @@ class Children:
 
     def __call__(self, sizes: Sequence[ProductSize], done: Sequence[tuple[int, int]]) -> Iterator[str]:
         self.n += 1
-        for (place, algorithm), took in self.times.items():
-            if (place, algorithm) in done:
-                continue
-            yield f"try {place} {algorithm}"
-            if took is None:
-                return
-            yield took if isinstance(took, str) else f"took {took}"
+        for place in range(len(sizes)):
+            for (of, algorithm), took in self.times.items():
+                if of != place or (place, algorithm) in done:
+                    continue
+                yield f"try {place} {algorithm}"
+                if took is None:
+                    yield "failed an illegal instruction"
+                    return
+                yield took if isinstance(took, str) else f"took {took}"
+            yield f"ended {place}"
 
 
 def test_the_fastest_of_those_that_work_is_taken() -> None:
@@ -47,10 +53,35 @@ def test_an_algorithm_that_breaks_its_process_is_left_out_and_the_others_are_tri
     assert children.n == 3
 
 
-def test_where_nothing_works_the_librarys_own_choice_is_left() -> None:
+def test_where_everything_breaks_it_gives_up_finds_nothing_and_says_so() -> None:
     children = Children({(place, algorithm): None for place in (0, 1) for algorithm in range(-1, 40)})
-    assert search(SIZES, children) == {SIZES[0]: DEFAULT, SIZES[1]: DEFAULT}
-    assert children.n < 20  # it gives up
+    with pytest.warns(UserWarning, match="2 of 2 sizes .* illegal instruction"):
+        assert search(SIZES, children) == {}
+    assert children.n < 20
+
+
+def test_a_size_that_refuses_every_algorithm_is_left_to_the_librarys_own_choice() -> None:
+    children = Children({(0, -1): "refused", (0, 0): "refused", (1, -1): 2.0, (1, 0): 1.0})
+    assert search(SIZES, children) == {SIZES[0]: DEFAULT, SIZES[1]: 0}
+
+
+def test_a_child_that_says_nothing_finds_nothing_and_what_is_not_understood_is_passed_over() -> None:
+    with pytest.warns(UserWarning, match="2 of 2"):
+        assert search(SIZES, lambda sizes, done: iter(())) == {}
+    with pytest.warns(UserWarning, match="1 of 2"):
+        found = search(SIZES, lambda *_: iter(["", "a notice", "try 0 3", "took 1.5", "ended 0"]))
+    assert found == {SIZES[0]: 3}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
+def test_a_real_child_without_a_card_tells_why_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('another torch was imported')")
+    monkeypatch.chdir(tmp_path)
+    (last,) = search24._child(0, SIZES, [])
+    assert last.startswith("failed")
+    assert "another torch" not in last
 
 
 def test_what_was_found_is_kept_for_the_card_and_the_version(
@@ -60,7 +91,7 @@ def test_what_was_found_is_kept_for_the_card_and_the_version(
     monkeypatch.setattr(cusparselt, "version", lambda: "0.8.0")
     asked: list[list[ProductSize]] = []
 
-    def found(sizes: list[ProductSize]) -> dict[ProductSize, int]:
+    def found(sizes: list[ProductSize], *_: object) -> dict[ProductSize, int]:
         asked.append(sizes)
         return dict.fromkeys(sizes, 7)
 
@@ -78,3 +109,7 @@ def test_what_was_found_is_kept_for_the_card_and_the_version(
     monkeypatch.setattr(search24, "_known", {})
     assert fastest(SIZES, "a card") == dict.fromkeys(SIZES, 7)  # what is damaged is found again
     assert asked[3:] == [SIZES]
+    monkeypatch.setattr(search24, "search", lambda *_: {})
+    monkeypatch.setattr(search24, "_known", {})
+    assert fastest(SIZES, "a third card") == dict.fromkeys(SIZES, DEFAULT)
+    assert "a third card" not in (tmp_path / "sparse-export" / "algorithms24.json").read_text()
