@@ -228,6 +228,15 @@ def test_a_run_by_24_products_that_is_resumed_has_the_bits_of_an_unbroken_one(
     assert outcome(out) == outcome(tmp_path / "whole")
 
 
+@pytest.mark.gpu
+def test_on_a_card_a_run_by_24_products_learns(pictures: Path, tmp_path: Path) -> None:
+    run = train(_recipe_24(pictures, "2:4", epochs=5, batch_size=64), tmp_path / "run", device="cuda")
+    assert {fact.by for fact in run.info.products} == {"2:4", "dense"}  # 784 inputs fit, 100 outputs do not
+    assert run.info.test is not None
+    assert run.info.test.percent > 60
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
 def test_without_a_card_24_products_end_with_5(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingCapability, match="on cpu") as caught:
         train(_recipe_24(pictures, "2:4"), tmp_path / "run", device="cpu")
