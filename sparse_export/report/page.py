@@ -44,6 +44,7 @@ def page(comparison: Comparison, dense: BundleSide, sparse: BundleSide) -> str:
         pictures.densities(sparse.inspection.graph),
         tables.layers(sparse),
         _legend(sparse),
+        *tables.layer_times(sparse),
         "<h2>Training</h2>",
         *_training((dense, sparse)),
         "<h2>Where it was measured</h2>",
@@ -75,7 +76,6 @@ def _legend(side: BundleSide) -> str:
     if engines:
         columns = "columns say" if len(engines) > 1 else "column says"
         text = f"The last {columns} whether the engine runs the layer on a sparse kernel. "
-    return (
-        f"<p>{text}The time of single layers was not measured: a runtime fuses them, and only whole calls are timed."
-        f"</p>{f'<ul>{items}</ul>' if items else ''}"
-    )
+    if not any(engine.times for engine in side.inspection.engines):
+        text += "The time of single layers was not measured: a runtime fuses them, and only whole calls are timed."
+    return f"<p>{text}</p>{f'<ul>{items}</ul>' if items else ''}"

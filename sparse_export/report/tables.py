@@ -12,7 +12,7 @@ from sparse_export.comparison import Comparison
 from sparse_export.offline.document import table
 from sparse_export.report.side import BundleSide
 
-__all__ = ["commands", "environment", "figures", "latencies", "layers"]
+__all__ = ["commands", "environment", "figures", "latencies", "layer_times", "layers"]
 
 
 def figures(comparison: Comparison) -> str:
@@ -81,11 +81,33 @@ def _state(rows: dict[str, EngineLayer], layer: GraphLayer) -> str:
     return rows[layer.node].state if layer.node in rows else "-"
 
 
+def layer_times(side: BundleSide) -> list[str]:
+    """What the engines' layers take, with and without sparse kernels; nothing where that was not measured."""
+    parts = []
+    for engine in side.inspection.engines:
+        for times in engine.times:
+            parts.append(f"<p>{escape(engine.fact.file)}, batch {times.batch}. {escape(times.note)}</p>")
+            rows = [
+                [
+                    ", ".join(row.nodes) or "a layer of the engine's own",
+                    "" if row.dense_ms is None else f"{row.dense_ms:.4g}",
+                    "" if row.sparse_ms is None else f"{row.sparse_ms:.4g}",
+                    "" if row.ratio is None else f"{row.ratio:.3f} [{row.low:.3f}, {row.high:.3f}]",
+                    row.verdict,
+                ]
+                for row in times.rows
+            ]
+            head = ["layer", "dense ms", "sparse ms", "dense / sparse", "verdict"]
+            parts += [table(head, rows, text_columns=(0, 4))] if rows else []
+    return parts
+
+
 def environment(comparison: Comparison) -> str:
     """Machine, libraries and settings."""
     cores = ", ".join(map(str, comparison.cores)) or "every usable one"
     rows = [
         ["measured", comparison.created],
+        *([f"passed over: {name}", why] for name, why in comparison.passed_over.items()),
         ["runtime", f"{comparison.runtime}, threads: {comparison.n_threads}, on cores: {cores}"],
         [
             "timing",

@@ -11,8 +11,10 @@ from re import DOTALL, findall
 
 import pytest
 
-from sparse_export.artefact import RunReference
+from sparse_export.artefact import EngineFact, EngineTimes, LayerTiming, RunReference
+from sparse_export.inspect import InspectedEngine
 from sparse_export.report import write_report
+from sparse_export.report.page import page as page_of
 from sparse_export.report.side import side_of
 from sparse_export.report.verdict import verdict
 from tests.report.conftest import Made
@@ -144,3 +146,56 @@ def test_a_comparison_without_accuracies_has_a_page_too(made: Made, tmp_path: Pa
     text = write_report(tmp_path / "report.html", nothing, made.dense, made.sparse).read_text()
     assert titles(text) == TITLES[1:]
     assert "accuracy, not known" in text
+
+
+def test_times_of_layers_are_shown_where_they_were_measured_and_not_denied(made: Made) -> None:
+    side = side_of("sparse", made.sparse)
+    assert "time of single layers was not measured" in page_of(made.comparison, side, side)
+    row = LayerTiming(
+        nodes=("conv<1>",),
+        weights=(),
+        dense_layers=("a",),
+        sparse_layers=("b",),
+        dense_kernels=(),
+        sparse_kernels=(),
+        dense_ms=2.0,
+        sparse_ms=1.0,
+        ratio=2.0,
+        low=1.9,
+        high=2.1,
+        floor=1.01,
+        outcome="speed-up",
+        verdict="faster",
+    )
+    times = EngineTimes(
+        batch=8, rows=(row, replace(row, dense_ms=None, ratio=None)), whole=None, rounds=20, steady=True
+    )
+    engine = InspectedEngine(fact=engine_fact(), layers=(), times=(times,))
+    timed = replace(side, inspection=replace(side.inspection, engines=(engine,)))
+    comparison = replace(made.comparison, passed_over={"tensorrt": "it is not installed"})
+    text = page_of(comparison, timed, timed)
+    assert "time of single layers was not measured" not in text
+    assert "conv&lt;1&gt;" in text
+    assert "2.000 [1.900, 2.100]" in text
+    assert "passed over: tensorrt" in text
+    assert "it is not installed" in text
+
+
+def engine_fact() -> EngineFact:
+    return EngineFact(
+        file="engines/x.engine",
+        target="tensorrt",
+        version="10.13.0",
+        precision="fp16",
+        gpu="a card",
+        architecture="sm90",
+        architectures=(),
+        hardware="none",
+        version_compatible=False,
+        profiles=((1, 8, 8),),
+        sparse=True,
+        parse_s=1.0,
+        build_s=1.0,
+        onnx_sha256="0" * 64,
+        timing_cache=None,
+    )
