@@ -25,11 +25,12 @@ from sparse_export.artefact import (
 )
 from sparse_export.data import Inputs
 from sparse_export.engine.door import TARGETS
-from sparse_export.engine.loadable import engine_of
+from sparse_export.engine.loadable import engine_of, require_genuine
 from sparse_export.errors import (
     ArtefactError,
     GateFailed,
     MissingCapability,
+    NotTrustedError,
     SpeedupNotReached,
     UsageError,
 )
@@ -352,14 +353,21 @@ def _opened(
     passed_over: dict[str, str] = {}
     for name in candidates(dense, sparse) if runtime is None else (runtime,):
         openers = {}
+        unknown: NotTrustedError | None = None
         for role, side in (("dense", dense), ("dense again", dense), ("sparse", sparse)):
             vouched = next((digest for digest in trust if given.get(digest) is side), None)
+            if name in TARGETS:
+                try:  # what was changed is no reason to go on with less; whose it is may be unknown
+                    require_genuine(side, engine_of(side, name), given=vouched)
+                except NotTrustedError as cause:
+                    unknown = cause
             openers[role] = partial(open_runtime, side, name, n_threads=n_threads, trust=vouched)
         try:
+            if unknown is not None:
+                raise unknown
             return stack.enter_context(TimedSessions(openers, seed)), name, passed_over
         except (MissingCapability, ArtefactError) as cause:
-            # What cannot be trusted, or was changed, is no reason to go on with less.
-            if runtime is not None or name == "onnxruntime-cpu" or not isinstance(cause, MissingCapability):
+            if runtime is not None or name == "onnxruntime-cpu":
                 raise
             passed_over[name] = cause.what
     raise AssertionError  # the CPU is among the candidates

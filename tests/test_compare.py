@@ -33,6 +33,7 @@ from sparse_export.errors import (
     ArtefactError,
     GateFailed,
     MissingCapability,
+    NotTrustedError,
     SpeedupNotReached,
     UnknownNameError,
     UsageError,
@@ -420,6 +421,7 @@ def test_engines_are_compared_where_both_bundles_have_one_that_runs(
 ) -> None:
     dense, sparse = (_with_engine(folder, "picked") for folder in pair)
     monkeypatch.setattr(COMPARISON, "open_runtime", lambda bundle, name, **_: _Played(bundle))
+    monkeypatch.setattr(COMPARISON, "require_genuine", lambda *_, **__: None)
     found = compare(dense, sparse, **QUICK, samples=_samples())
     assert (found.runtime, found.passed_over) == ("tensorrt-rtx", {})
     assert "of its layers 1 picked" in found.latency[0].verdict
@@ -427,11 +429,20 @@ def test_engines_are_compared_where_both_bundles_have_one_that_runs(
 
 
 def test_a_better_runtime_that_cannot_run_is_named_and_one_that_was_asked_for_is_not_replaced(
-    pair: tuple[Path, Path],
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if door.gpu() is not None:
         pytest.skip("this machine has a card")
     dense, sparse = (_with_engine(folder, "unknown") for folder in pair)
+    with pytest.raises(ArtefactError, match=r"lists no engines/x\.engine"):  # changed, or not what was built
+        compare(dense, sparse, **QUICK)
+
+    def nobodys(*_: object, **__: object) -> None:
+        raise NotTrustedError("Nobody vouches for it.")
+
+    monkeypatch.setattr(COMPARISON, "require_genuine", nobodys)
+    assert compare(dense, sparse, **QUICK).passed_over == {"tensorrt-rtx": "Nobody vouches for it."}
+    monkeypatch.setattr(COMPARISON, "require_genuine", lambda *_, **__: None)
     found = compare(dense, sparse, **QUICK)
     assert found.runtime == "onnxruntime-cpu"
     assert set(found.passed_over) == {"tensorrt-rtx"}
