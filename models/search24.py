@@ -20,8 +20,9 @@ from pathlib import Path
 
 import torch
 
+import sparse_export
 from sparse_export.errors import SparseExportError
-from sparse_export.files import write_json
+from sparse_export.files import cache_folder, write_json
 from sparse_export.sparsity import cusparselt
 from sparse_export.sparsity.product24 import DEFAULT, Backend, row_multiple
 
@@ -46,6 +47,7 @@ class ProductSize:
 
 
 _known: dict[tuple[str, ProductSize], int] = {}
+_given_up: set[tuple[str, ProductSize]] = set()  # in this process: a search that failed takes minutes
 
 
 def best_algorithms(
@@ -79,13 +81,16 @@ def fastest(sizes: Sequence[ProductSize], card: str, device: int = 0) -> dict[Pr
     """Algorithms for these sizes on a card of this name, the device of this number; each is searched for once.
 
     What was found is kept in the user's cache folder, where that can be written. A size that could not be searched to
-    its end is DEFAULT for now, with a warning, and is searched again next time.
+    its end is DEFAULT in this process, with a warning, and is searched again by the next one.
     """
     key = f"{card}, cuSPARSELt {cusparselt.version()}"
     path = _cache_file()
     _known.update(_read(path))
-    missing = [size for size in dict.fromkeys(sizes) if (key, size) not in _known]
+    missing = [
+        size for size in dict.fromkeys(sizes) if (key, size) not in _known and (key, size) not in _given_up
+    ]
     found = search(missing, partial(_child, device)) if missing else {}
+    _given_up.update((key, size) for size in missing if size not in found)
     if found:
         _known.update({(key, size): algorithm for size, algorithm in found.items()})
         _write(path)
@@ -138,11 +143,7 @@ def search(sizes: Sequence[ProductSize], lines: Lines) -> dict[ProductSize, int]
 def _child(device: int, sizes: Sequence[ProductSize], done: Sequence[tuple[int, int]]) -> Iterator[str]:
     """Lines of a process of its own, in an empty folder: nothing that lies about where the user is gets imported."""
     request = json.dumps({"device": device, "sizes": [asdict(size) for size in sizes], "done": list(done)})
-    root = (
-        Path(__file__)
-        .resolve()
-        .parents[2 if Path(__file__).resolve().parent.parent.name == "sparse_export" else 1]
-    )
+    root = Path(sparse_export.__file__).resolve().parents[1]
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as empty:
         try:
@@ -217,13 +218,8 @@ def _milliseconds(call: Callable[[], object]) -> float:
 
 
 def _cache_file() -> Path | None:
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():
-        try:
-            base = Path.home() / ".cache"
-        except RuntimeError:
-            return None
-    return base / "sparse-export" / "algorithms24.json"
+    folder = cache_folder()
+    return None if folder is None else folder / "algorithms24.json"
 
 
 def _read(path: Path | None) -> dict[tuple[str, ProductSize], int]:

@@ -85,6 +85,20 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, json_bytes(value))
 
 
+def cache_folder() -> Path | None:
+    """`$XDG_CACHE_HOME/sparse-export`, under ~/.cache when that is unset or relative; not made here.
+
+    None where there is no home folder either.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:
+            return None
+    return base / "sparse-export"
+
+
 def require_writable(folder: Path) -> None:
     """Raise OutputError now rather than after the work, when nothing can be written into `folder`.
 

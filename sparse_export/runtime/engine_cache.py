@@ -20,7 +20,7 @@ from pathlib import Path
 from sparse_export import trust
 from sparse_export.artefact import BUNDLE_FILE, CACHE_FOLDER
 from sparse_export.errors import SparseExportError
-from sparse_export.files import output_error, sha256_file
+from sparse_export.files import cache_folder, output_error, sha256_file
 
 __all__ = ["EngineCache", "cache_for", "open_cache"]
 
@@ -65,10 +65,8 @@ def cache_for(model_path: Path) -> EngineCache:
         if why is None and (path in _opened or not path.is_dir() or _is_own(path)):
             return EngineCache(path=path, in_bundle=True, note=None)
         note = f"{bundle} {why}" if why else f"this user did not leave what is in {path}"
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():
-        base = Path.home() / ".cache"
-    path = base / "sparse-export" / "onnxruntime-tensorrt" / digest
+    base = cache_folder() or Path(tempfile.gettempdir()) / f"sparse-export-{os.getuid()}"
+    path = base / "onnxruntime-tensorrt" / digest
     told = None if note is None else f"onnxruntime's TensorRT engines are kept in {path}, since {note}."
     return EngineCache(path=path, in_bundle=False, note=told)
 

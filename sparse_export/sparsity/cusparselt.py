@@ -279,7 +279,7 @@ def n_algorithms(n_outputs: int, n_inputs: int, n_rows: int, dtype: torch.dtype,
         return _plan(size, bias).n_algorithms
 
 
-def product(x_NI: Tensor, packed: Tensor, bias: Tensor | None, n_outputs: int, algorithm: int = 0) -> Tensor:
+def product(x_NI: Tensor, packed: Tensor, bias: Tensor | None, n_outputs: int, algorithm: int = -1) -> Tensor:
     """x Wᵀ + bias, (N, O), by a matrix that `torch._cslt_compress` gave. Can be traced by torch.compile.
 
     x_NI: contiguous, on a card; float16 or bfloat16, or int8, which gives int32 and takes no bias. N has to be a

@@ -109,7 +109,16 @@ def test_what_was_found_is_kept_for_the_card_and_the_version(
     monkeypatch.setattr(search24, "_known", {})
     assert fastest(SIZES, "a card") == dict.fromkeys(SIZES, 7)  # what is damaged is found again
     assert asked[3:] == [SIZES]
-    monkeypatch.setattr(search24, "search", lambda *_: {})
+
+    def nothing(sizes: list[ProductSize], *_: object) -> dict[ProductSize, int]:
+        asked.append(sizes)
+        return {}
+
+    monkeypatch.setattr(search24, "search", nothing)
     monkeypatch.setattr(search24, "_known", {})
-    assert fastest(SIZES, "a third card") == dict.fromkeys(SIZES, DEFAULT)
+    monkeypatch.setattr(search24, "_given_up", set())
+    asked.clear()
+    for _ in range(2):
+        assert fastest(SIZES, "a third card") == dict.fromkeys(SIZES, DEFAULT)
+    assert asked == [SIZES]  # a search that failed is not repeated in this process
     assert "a third card" not in (tmp_path / "sparse-export" / "algorithms24.json").read_text()
