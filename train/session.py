@@ -42,7 +42,7 @@ from sparse_export.train.sparse_training import SparseTraining, layer_facts
 from sparse_export.train.sparsifier import Sparsifier
 from sparse_export.train.speed import LayerUse, layer_uses, speed_of
 from sparse_export.train.starting_point import STARTED, StartingPoint
-from sparse_export.train.step24 import Step24, product_facts
+from sparse_export.train.step24 import Step24, product_facts, products_24
 from sparse_export.train.step_csr import StepCsr
 from sparse_export.train.stopping import Stop, cpu_settings
 
@@ -131,13 +131,9 @@ class Session:
         """2:4 products in the forward pass, tuned for a batch of the recipe's size."""
         if not isinstance(self.sparse, SparseTraining) or self.recipe.sparsity.products != "2:4":
             return None
-        products = Step24(self.model, self.sparse, dtype=torch.bfloat16, backend=step24.BACKEND_24)
         n_own = max(1, self.batch_size // self.world.size)  # of a batch, this process's share
         sample = self._laid_out(torch.zeros((n_own, *self.feed.input_shape), device=self.device))
-        self.model.eval()
-        with torch.autocast(self.device.type, torch.bfloat16):
-            products.tune(self.model, sample)
-        self.model.train()
+        products = products_24(self.model, self.sparse, sample)
         self.info = replace(self.info, products=product_facts(products, self.sparse.masks))
         return products
 

@@ -24,7 +24,7 @@ from sparse_export.sparsity.pattern import fits, obeys
 from sparse_export.sparsity.product24 import Backend, why_not
 from sparse_export.sparsity.transposable import is_transposable
 
-__all__ = ["BACKEND_24", "MovingMasks", "Step24", "product_facts"]
+__all__ = ["BACKEND_24", "MovingMasks", "Step24", "product_facts", "products_24"]
 
 BACKEND_24: Backend = "cusparselt"
 """Of the products that a recipe asks for; the only one on every card."""
@@ -38,6 +38,19 @@ class MovingMasks(Protocol):
 
     masks: dict[str, Tensor]
     n_updates: int
+
+
+def products_24(model: nn.Module, trainer: MovingMasks, sample: Tensor) -> Step24:
+    """The 2:4 products that a recipe asks for: in the forward pass, in bfloat16, tuned for inputs like the sample.
+
+    model: in training. Raises as `Step24` does.
+    """
+    products = Step24(model, trainer, dtype=torch.bfloat16, backend=BACKEND_24)
+    model.eval()  # no layer is to keep statistics of the sample
+    with torch.autocast(sample.device.type, torch.bfloat16):
+        products.tune(model, sample)
+    model.train()
+    return products
 
 
 def product_facts(products: Step24, masks: Mapping[str, Tensor]) -> tuple[ProductFact, ...]:

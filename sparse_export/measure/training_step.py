@@ -23,7 +23,6 @@ from sparse_export.measure.interleave import LatencyResult, check_measurable, me
 from sparse_export.measure.machine import machine_facts
 from sparse_export.measure.pinning import pinned
 from sparse_export.measure.statistics import Ratio, paired_ratio, resolution
-from sparse_export.train import step24
 from sparse_export.train.csr_choice import choose_products
 from sparse_export.train.layers import output_layers
 from sparse_export.train.making import make_sparsifier
@@ -32,7 +31,7 @@ from sparse_export.train.recipe import Recipe, load_recipe
 from sparse_export.train.session import n_threads_for
 from sparse_export.train.sparse_training import SparseTraining
 from sparse_export.train.sparsifier import Sparsifier
-from sparse_export.train.step24 import Step24, product_facts
+from sparse_export.train.step24 import Step24, product_facts, products_24
 from sparse_export.train.step_csr import StepCsr
 from sparse_export.train.stopping import cpu_settings
 
@@ -294,11 +293,7 @@ class _Loop:
         self._model = model
         self._products_24: Step24 | None = None
         if isinstance(self._sparse, SparseTraining) and recipe.sparsity.products == "2:4":
-            self._products_24 = Step24(model, self._sparse, dtype=torch.bfloat16, backend=step24.BACKEND_24)
-            model.eval()
-            with torch.autocast(device.type, torch.bfloat16):
-                self._products_24.tune(model, self._x)
-            model.train()
+            self._products_24 = products_24(model, self._sparse, self._x)
         self._optimizer.register_step_pre_hook(lambda *_: self._inside.append(self.stamps.now()))
         self._optimizer.register_step_post_hook(lambda *_: self._inside.append(self.stamps.now()))
         compiled: Any = torch.compile(model) if recipe.compile else model
