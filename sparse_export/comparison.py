@@ -6,7 +6,7 @@ import contextlib
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -353,24 +353,29 @@ def _opened(
     passed_over: dict[str, str] = {}
     for name in candidates(dense, sparse) if runtime is None else (runtime,):
         openers = {}
-        unknown: NotTrustedError | None = None
+        try:  # a file that was changed ends it; one that nobody vouches for is like one that cannot run
+            for side in (dense, sparse) if name in TARGETS else ():
+                require_genuine(side, engine_of(side, name), given=_vouched(side, trust, given))
+        except NotTrustedError as cause:
+            if runtime is not None:
+                raise
+            passed_over[name] = cause.what
+            continue
         for role, side in (("dense", dense), ("dense again", dense), ("sparse", sparse)):
-            vouched = next((digest for digest in trust if given.get(digest) is side), None)
-            if name in TARGETS:
-                try:  # what was changed is no reason to go on with less; whose it is may be unknown
-                    require_genuine(side, engine_of(side, name), given=vouched)
-                except NotTrustedError as cause:
-                    unknown = cause
+            vouched = _vouched(side, trust, given)
             openers[role] = partial(open_runtime, side, name, n_threads=n_threads, trust=vouched)
         try:
-            if unknown is not None:
-                raise unknown
             return stack.enter_context(TimedSessions(openers, seed)), name, passed_over
         except (MissingCapability, ArtefactError) as cause:
             if runtime is not None or name == "onnxruntime-cpu":
                 raise
             passed_over[name] = cause.what
     raise AssertionError  # the CPU is among the candidates
+
+
+def _vouched(side: Bundle, trust: Sequence[str], given: Mapping[str, Bundle]) -> str | None:
+    """The digest among `trust` that is this bundle's manifest's. given: bundles by that digest."""
+    return next((digest for digest in trust if given.get(digest) is side), None)
 
 
 def _compare_latency(
