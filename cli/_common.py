@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from sparse_export.cli._click import click
 from sparse_export.files import json_bytes
 
-__all__ = ["Output", "json_option", "print_result", "say", "whole_numbers"]
+__all__ = ["Output", "json_option", "print_result", "say", "timing_options", "whole_numbers"]
 
 
 @dataclass(kw_only=True)
@@ -71,3 +71,24 @@ def whole_numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int
 
 def _output() -> Output:
     return click.get_current_context().find_root().ensure_object(Output)
+
+
+def timing_options(function: Callable[..., None]) -> Callable[..., None]:
+    """--rounds, --threads and --seed of the commands that time whole calls."""
+    for option in (
+        click.option(
+            "--seed",
+            type=int,
+            default=0,
+            show_default=True,
+            help="Of the timed inputs and the order of the blocks.",
+        ),
+        click.option(
+            "--threads", type=click.IntRange(min=1), help="Threads inside an operator. Default: one a core."
+        ),
+        click.option(
+            "--rounds", type=int, default=24, show_default=True, help="Interleaved rounds of blocks of calls."
+        ),
+    ):
+        function = option(function)
+    return function

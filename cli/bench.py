@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import json_option, print_result, say, whole_numbers
+from sparse_export.cli._common import json_option, print_result, say, timing_options, whole_numbers
 
 
 @click.command("bench")
@@ -26,15 +26,7 @@ from sparse_export.cli._common import json_option, print_result, say, whole_numb
     metavar="NAME",
     help="tensorrt, tensorrt-rtx, onnxruntime-tensorrt, -cuda or -cpu; may be repeated. Default: all that can run here.",
 )
-@click.option(
-    "--rounds", type=int, default=24, show_default=True, help="Interleaved rounds of blocks of calls."
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads inside an operator. Default: one a core."
-)
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of the timed inputs and the order of the blocks."
-)
+@timing_options
 @click.option("--trust", metavar="SHA256", help="Allow the engines of a bundle from elsewhere, by its hash.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write bench.json there.")
 @json_option

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import json_option, print_result, say, whole_numbers
+from sparse_export.cli._common import json_option, print_result, say, timing_options, whole_numbers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,15 +33,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Samples in a timed call.",
 )
-@click.option(
-    "--rounds", type=int, default=24, show_default=True, help="Interleaved rounds of blocks of calls."
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads inside an operator. Default: one a core."
-)
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of the timed inputs and the order of the blocks."
-)
+@timing_options
 @click.option(
     "--runtime",
     metavar="NAME",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import json_option, print_result, say, whole_numbers
+from sparse_export.cli._common import json_option, print_result, say, timing_options, whole_numbers
 
 
 @click.command("gate")
@@ -40,15 +40,7 @@ from sparse_export.cli._common import json_option, print_result, say, whole_numb
     show_default=True,
     help="Samples in a timed call.",
 )
-@click.option(
-    "--rounds", type=int, default=24, show_default=True, help="Interleaved rounds of blocks of calls."
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads inside an operator. Default: one a core."
-)
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of the timed inputs and the order of the blocks."
-)
+@timing_options
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
 @click.option(
     "--run", type=click.Path(path_type=Path), help="The run it was built from, when it was moved since."
