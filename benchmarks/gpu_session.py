@@ -471,13 +471,16 @@ def masks(setting: Setting) -> Iterator[Case]:
 
 
 def trained(setting: Setting) -> Iterator[Case]:
-    """Short trainings on real data, sparse and dense: that they learn, and how fast. The data folder is in the variable
-    SPARSE_EXPORT_DATA.
+    """Short trainings on real data, sparse and dense, and sparse without a CUDA graph: that they learn, and how fast.
+
+    The data folder is in the variable SPARSE_EXPORT_DATA.
     """
+    graph = setting.device == "cuda"
+    kinds = ((False, graph), (True, graph), *(((False, False),) if graph else ()))
     for recipe, epochs in setting.trained:
-        for dense in (False, True):
+        for dense, cuda_graph in kinds:
             with tempfile.TemporaryDirectory() as folder:
-                changes = {"epochs": epochs, "dense": dense}
+                changes = {"epochs": epochs, "dense": dense, "cuda_graph": cuda_graph}
                 run = train(load_recipe(recipe, changes=changes), Path(folder) / "run", device=setting.device)
                 info = run.info
                 assert info.test is not None
@@ -486,6 +489,7 @@ def trained(setting: Setting) -> Iterator[Case]:
                 yield {
                     "recipe": recipe,
                     "dense": dense,
+                    "cuda_graph": cuda_graph,
                     "epochs": epochs,
                     "n_weights": sum(layer.n_weights for layer in info.layers),
                     "n_active": sum(layer.n_active for layer in info.layers),

@@ -24,6 +24,7 @@ _STARTING = (
     "preset",
     "epochs",
     "seed",
+    "cuda_graph",
 )
 
 
@@ -68,6 +69,11 @@ _BY = {"csr": "by CSR products", "2:4": "by 2:4 products", "dense": "by dense pr
 )
 @click.option("--epochs", type=int, help="Passes over the training set.")
 @click.option("--seed", type=int, help="Of the weights, the masks and the order of the samples.")
+@click.option(
+    "--cuda-graph",
+    is_flag=True,
+    help="Launch a step on a CUDA device as one graph: faster where it is short.",
+)
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
 @click.option("--download", is_flag=True, help="Fetch the data set when it is not there.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
@@ -91,6 +97,7 @@ def command(
     preset: str | None,
     epochs: int | None,
     seed: int | None,
+    cuda_graph: bool,
     data_dir: Path | None,
     download: bool,
     device: str,
@@ -133,6 +140,8 @@ def command(
     loaded = None
     if recipe is not None:
         changes = _changes(dense, density, pattern if plan is None else "2:4", method, products, epochs, seed)
+        if cuda_graph:
+            changes["cuda_graph"] = True
         loaded = load_recipe(recipe, preset=preset or "default", changes=changes)
         if plan is not None:
             loaded = _planned(loaded, plan)

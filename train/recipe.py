@@ -210,6 +210,7 @@ class Recipe(_Table):
     into memory at the start.  image_size: height and width of these pictures; by default what the network takes.
     precision: of the forward and backward pass; `bf16` by autocast, weights and masks stay float32.
     channels_last: memory order of images and convolutions.  compile: by torch.compile.
+    cuda_graph: a step is launched as one CUDA graph, see `CapturedStep`; in one process on CUDA.
     sync_batch_norm: batch statistics over all processes (on CUDA only); else each has its own.
     ema: decay of an average of the weights, which is what is tested and saved; 0 for none.
     """
@@ -228,6 +229,7 @@ class Recipe(_Table):
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
+    cuda_graph: bool = False
     sync_batch_norm: bool = False
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -252,6 +254,11 @@ class Recipe(_Table):
                 raise ValueError("products '2:4' and ema exclude each other")
             if self.precision != "bf16":
                 raise ValueError("products '2:4' need precision 'bf16': there are none in fp32")
+        if self.cuda_graph and not self.dense:
+            if self.sparsity.products != "dense":
+                raise ValueError(f"cuda_graph and products {self.sparsity.products!r} exclude each other")
+            if self.sparsity.method == "sr-ste":
+                raise ValueError("cuda_graph and method 'sr-ste' exclude each other")
         return self
 
 
