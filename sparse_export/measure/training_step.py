@@ -359,7 +359,8 @@ class _Loop:
     def update(self) -> None:
         """Update the masks, timed by the host, where this method lets them be updated from outside.
 
-        Where active weights are trained alone: from there and back again, which is all that an interval changes.
+        Where active weights are trained alone: from there and back again, which is all that an interval changes. Where
+        products are 2:4: with the compression of the new patterns.
         """
         if isinstance(self._sparse, SparseTraining) and self._sparse.rule.moves:
             self.stamps.wait()
@@ -369,6 +370,8 @@ class _Loop:
             if self._products is not None:
                 self._products.after_step()
                 self._products.narrow()
+            if self._products_24 is not None:
+                self._products_24.after_step()  # compresses the new patterns
             self.stamps.wait()
             self.update_ms.append(1e3 * watch.seconds(begin, watch.now()))
 
