@@ -38,7 +38,9 @@ from sparse_export.errors import (
     UnknownNameError,
     UsageError,
 )
+from sparse_export.measure.card import CardLog, CardSample
 from sparse_export.measure.statistics import Ratio
+from sparse_export.report.verdict import verdict as verdict_of
 from sparse_export.runtime.onnxruntime import open_session
 
 DATA = DataFact(
@@ -203,6 +205,52 @@ def test_more_work_is_called_a_slow_down(make_bundle: MakeBundle) -> None:
     assert at.outcome == "slow-down"
     assert at.verdict.startswith("Batch 16: slow-down, sparse takes ")
     assert "differ in shape" in at.verdict
+
+
+def test_two_precisions_are_told_apart_and_no_speed_up_can_be_required_of_them(
+    pair: tuple[Path, Path],
+) -> None:
+    dense, sparse = (open_bundle(path) for path in pair)
+    sparse = replace(sparse, info=replace(sparse.info, precision="int8"))
+    found = compare(dense, sparse, **QUICK)
+    assert (found.dense.precision, found.sparse.precision) == ("fp32", "int8")
+    told = found.latency[0].verdict
+    assert "The dense graph computes in fp32, the sparse one in int8" in told
+    assert "zero" not in told
+    assert "precision" in str(found)
+    assert "sparse network in int8, against dense fp32," in verdict_of(found)
+    with pytest.raises(UsageError, match="computes in int8, over") as caught:
+        compare(dense, sparse, require_speedup=1.1, **QUICK)
+    assert "--precision int8" in str(caught.value.do)
+
+
+@pytest.mark.parametrize("kernels", [None, "it does not tell which layers it runs on them"])
+def test_another_precision_is_never_credited_to_sparsity(kernels: str | None) -> None:
+    facts = {"precisions": ("fp32", "fp16"), "on_sparse_kernels": kernels}
+    outcome, told = _judge(_ratio(1.5, 1.6, 1.7), _ratio(0.99, 1.0, 1.01), **facts)
+    assert outcome == "speed-up"
+    assert "says nothing of sparsity alone" in told
+    assert "2:4" not in told
+    assert "same shapes" not in told
+
+
+def test_clocks_that_were_held_down_are_told(pair: tuple[Path, Path]) -> None:
+    found = compare(*pair, **QUICK)
+    card = CardSample(
+        seconds=0.0,
+        index=0,
+        name="a card",
+        sm_clock_mhz=900,
+        max_sm_clock_mhz=1980,
+        memory_clock_mhz=None,
+        power_w=None,
+        power_limit_w=None,
+        temperature_c=None,
+        throttle=("power-cap",),
+    )
+    assert "held down" not in str(found)
+    held = replace(found, cards=CardLog(samples=[card]))
+    assert "The card's clock was held down meanwhile: power-cap." in str(held)
 
 
 def _ratio(low: float, estimate: float, high: float) -> Ratio:
