@@ -18,6 +18,7 @@ _STARTING = (
     "dense",
     "density",
     "pattern",
+    "transposable",
     "method",
     "products",
     "plan",
@@ -45,6 +46,9 @@ _BY = {"csr": "by CSR products", "2:4": "by 2:4 products", "dense": "by dense pr
 @click.option("--dense", is_flag=True, help="Train the dense twin: everything else alike.")
 @click.option("--density", type=float, help="Kept / total over the masked weights.")
 @click.option("--pattern", metavar="N:M", help="At most N of every M weights; alone: as many as that allows.")
+@click.option(
+    "--transposable", is_flag=True, help="With --pattern 2:4: along both axes, in layers that are matrices."
+)
 @click.option(
     "--method",
     type=click.Choice(
@@ -91,6 +95,7 @@ def command(
     dense: bool,
     density: float | None,
     pattern: str | None,
+    transposable: bool,
     method: str | None,
     products: str | None,
     plan: Path | None,
@@ -130,6 +135,8 @@ def command(
     ):
         if dense and value is not None and not resume:
             raise click.UsageError(f"--dense and --{name} exclude each other.")
+    if dense and transposable and not resume:
+        raise click.UsageError("--dense and --transposable exclude each other.")
     if plan is not None and (dense or pattern is not None) and not resume:
         raise click.UsageError("--plan excludes --dense and --pattern: it decides which layers are 2:4.")
 
@@ -140,6 +147,8 @@ def command(
     loaded = None
     if recipe is not None:
         changes = _changes(dense, density, pattern if plan is None else "2:4", method, products, epochs, seed)
+        if transposable:
+            changes.setdefault("sparsity", {})["transposable"] = True
         if cuda_graph:
             changes["cuda_graph"] = True
         loaded = load_recipe(recipe, preset=preset or "default", changes=changes)

@@ -85,6 +85,8 @@ class SparsityRecipe(_Table):
     prune, redistribution, growth, final_prune_rate: as the method has them, unless another is named.
     density: without one, as much as the pattern allows; without a pattern .05.
     approach, freeze: by default, without a pattern none and as the method has it; with one, see DEFAULT_APPROACH and DEFAULT_FREEZE.
+    transposable: 2:4 along both axes, where a layer can; with products `2:4` the gradient of its inputs is then
+    multiplied sparsely too.
     decay: of masked weights in sr-ste.
     products: `csr` leaves inactive weights out of the products of Linear layers on the CPU, where a short timing at the
     start shows that it wins, see `StepCsr`; `2:4` multiplies by the card's 2:4 products in the forward pass, see `Step24`.
@@ -98,6 +100,7 @@ class SparsityRecipe(_Table):
     approach: tuple[Fraction, Fraction] | None = None
     freeze: Fraction | None = None
     small_share: Fraction = SMALL_SHARE
+    transposable: bool = False
     decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2e-4
     start: Distribution = "erdos-renyi"
     rescale: bool = True
@@ -146,6 +149,12 @@ class SparsityRecipe(_Table):
             )
         if self.approach is not None and pattern is None:
             raise ValueError("approach needs a pattern, like '2:4'")
+        if self.transposable:
+            moved = METHODS.get("sparse-momentum" if self.method == "asp" else self.method)
+            if self.pattern != "2:4" or self.density is not None:
+                raise ValueError("transposable needs the pattern '2:4' and no density")
+            if moved is None or moved.prune != "magnitude" or self.prune not in (None, "magnitude"):
+                raise ValueError(f"transposable and method {self.method!r} exclude each other")
         if self.products == "csr" and (
             pattern is not None or self.method not in METHODS or METHODS[self.method].is_gradual
         ):

@@ -131,12 +131,14 @@ class Session:
         self._captured = CapturedStep(self._whole_step) if recipe.cuda_graph else None
 
     def _products_24(self) -> Step24 | None:
-        """2:4 products in the forward pass, tuned for a batch of the recipe's size."""
+        """2:4 products, tuned for a batch of the recipe's size."""
         if not isinstance(self.sparse, SparseTraining) or self.recipe.sparsity.products != "2:4":
             return None
         n_own = max(1, self.batch_size // self.world.size)  # of a batch, this process's share
         sample = self._laid_out(torch.zeros((n_own, *self.feed.input_shape), device=self.device))
-        products = products_24(self.model, self.sparse, sample)
+        products = products_24(
+            self.model, self.sparse, sample, sparse_backward=self.recipe.sparsity.transposable
+        )
         self.info = replace(self.info, products=product_facts(products, self.sparse.masks))
         return products
 

@@ -201,7 +201,17 @@ def bench_training_step(
         )
     ratio = paired_ratio(dense, step_ms + extra_ms)
     control = paired_ratio(dense, results["dense again"].samples_ms)
-    outcome, verdict = _judge(ratio, control, times, sparse.update_ms, shared, place, products, phases)
+    outcome, verdict = _judge(
+        ratio,
+        control,
+        times,
+        sparse.update_ms,
+        shared,
+        place,
+        products,
+        phases,
+        transposable=loaded.sparsity.transposable,
+    )
     return StepBench(
         recipe=loaded.model_dump(mode="json"),
         model=loaded.model,
@@ -293,7 +303,9 @@ class _Loop:
         self._model = model
         self._products_24: Step24 | None = None
         if isinstance(self._sparse, SparseTraining) and recipe.sparsity.products == "2:4":
-            self._products_24 = products_24(model, self._sparse, self._x)
+            self._products_24 = products_24(
+                model, self._sparse, self._x, sparse_backward=recipe.sparsity.transposable
+            )
         self._optimizer.register_step_pre_hook(lambda *_: self._inside.append(self.stamps.now()))
         self._optimizer.register_step_post_hook(lambda *_: self._inside.append(self.stamps.now()))
         compiled: Any = torch.compile(model) if recipe.compile else model
@@ -477,6 +489,8 @@ def _judge(
     device: torch.device,
     products: Sequence[ProductFact],
     phases: Phases | None,
+    *,
+    transposable: bool = False,
 ) -> tuple[str, str]:
     """The outcome, and the sentences that say it and why."""
     floor = resolution(control)
@@ -498,7 +512,12 @@ def _judge(
         )
     elif by_24:
         parts.append(
-            f"Forward products of {len(by_24)} of {len(products)} masked weights are 2:4, both gradients are dense."
+            f"Forward products of {len(by_24)} of {len(products)} masked weights are 2:4, "
+            + (
+                "and those of their inputs' gradients, by masks that are 2:4 along both axes; gradients of weights are dense."
+                if transposable
+                else "both gradients are dense."
+            )
         )
     elif outcome != "speed-up":
         parts.append(
