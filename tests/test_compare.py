@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,9 +40,10 @@ from sparse_export.errors import (
     UsageError,
 )
 from sparse_export.measure.card import CardLog, CardSample
-from sparse_export.measure.statistics import Ratio
+from sparse_export.measure.statistics import Ratio, log_location_interval
 from sparse_export.report.verdict import verdict as verdict_of
 from sparse_export.runtime.onnxruntime import open_session
+from tests.measure.test_statistics import _common_drift, _independent, _outliers_in_one, _rho_06
 
 DATA = DataFact(
     name="digits", mean=(0.0,), std=(1.0,), n_train=8, n_validation=4, n_test=4, test_sha256="ab" * 32
@@ -232,6 +234,38 @@ def test_another_precision_is_never_credited_to_sparsity(kernels: str | None) ->
     assert "says nothing of sparsity alone" in told
     assert "2:4" not in told
     assert "same shapes" not in told
+
+
+@pytest.mark.parametrize("gain", [1.0, 1.1])
+@pytest.mark.parametrize("noise", [_independent, _rho_06, _common_drift, _outliers_in_one])
+def test_noise_hardly_ever_makes_a_claim_and_a_gain_nearly_always_does(
+    noise: Callable[[np.random.Generator, int], np.ndarray], gain: float
+) -> None:
+    """1,000 simulated comparisons of 24 rounds, by the rule that `compare` and `bench-train` speak by.
+
+    dense, dense again and sparse have noise of their own, of which both ratios share that of dense. Without a gain no
+    claim was made in any of the 4,000; a gain of 1.1 was claimed in 100 % with independent noise and with drift, in 99.0
+    with AR(1) of .6, and in 98.8 with outliers.
+    """
+    rng = np.random.default_rng(11)
+    dense, again, sparse = (noise(rng, 24) / math.sqrt(2) for _ in range(3))
+    ratios, controls = (
+        log_location_interval(series, confidence=0.95)[:3]
+        for series in (dense - sparse + math.log(gain), dense - again)
+    )
+    outcomes = []
+    for i in range(len(dense)):
+        ratio, control = (
+            _ratio(*(math.exp(one[i]) for one in (low, middle, high)))
+            for middle, low, high in (ratios, controls)
+        )
+        outcomes.append(_judge(ratio, control)[0])
+    share = outcomes.count("speed-up") / len(outcomes)
+    if gain == 1.0:
+        assert share <= 0.01, share
+        assert outcomes.count("slow-down") / len(outcomes) <= 0.01
+    else:
+        assert share >= 0.95, share
 
 
 def test_clocks_that_were_held_down_are_told(pair: tuple[Path, Path]) -> None:
