@@ -28,8 +28,10 @@ from sparse_export.serving.repository import (
     RUNTIMES,
     Runtime,
     Served,
+    largest_batch,
     open_served,
     require_distinct,
+    require_engine,
     require_trusted_engines,
     write_config,
     write_version,
@@ -152,12 +154,8 @@ def _runtime(served: Served, server: ServerFiles, asked: str) -> Runtime:
                     expected="The backend of the runtime that was asked for was expected.",
                     do="Use --runtime auto, or NVIDIA's container, which has them all.",
                 )
-            if not has[runtime]:
-                raise UsageError(
-                    f"{served.bundle.path} has no engine of TensorRT.",
-                    expected="engines/tensorrt-PRECISION-smXX.engine was expected.",
-                    do="Build it with `--target tensorrt`, or leave --runtime out.",
-                )
+            if runtime == "tensorrt":
+                require_engine(served)
             return runtime
     if asked != "auto":
         raise UnknownNameError("runtime", asked, ["auto", *RUNTIMES])
@@ -300,7 +298,7 @@ class _Supervisor:
             slot.served,
             model=model,
             version=version,
-            max_batch=self._options.settings.max_batch,
+            max_batch=largest_batch(slot.served, slot.runtime, self._options.settings),
             timeout_s=self._options.start_timeout_s,
         )
         return Loaded(
