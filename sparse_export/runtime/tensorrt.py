@@ -70,7 +70,11 @@ def _sizes(dims: trt.Dims) -> tuple[int, ...]:
 
 
 class EngineSession:
-    """Owns an engine with one context on one stream, and the memory of its inputs and outputs."""
+    """Owns an engine with one context on one stream, and the memory of its inputs and outputs.
+
+    plan: its content, which must be trusted: where `fact` says that it is version compatible, it brings a runtime of its
+    own along, code that is run in this process.
+    """
 
     def __init__(self, plan: bytes, fact: EngineFact, *, cuda_graphs: bool) -> None:
         import torch
@@ -78,6 +82,9 @@ class EngineSession:
         library: Any = door.library(fact.target)
         self._trt = library
         self._runtime: trt.Runtime = library.Runtime(library.Logger(library.Logger.ERROR))
+        # Off by default, and then no version compatible engine is loaded (NVIDIA's documentation of the attribute, and
+        # "Version Compatibility" in the TensorRT documentation).
+        self._runtime.engine_host_code_allowed = fact.version_compatible
         engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
         context: trt.IExecutionContext | None = None if engine is None else engine.create_execution_context()
         if engine is None or context is None:

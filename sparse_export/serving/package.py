@@ -193,6 +193,7 @@ def _deployment(
         python_models=python_models,
         requirements=tuple(requirements),
         needs_gpu=needs_gpu,
+        host_code=needs_gpu and any(one.holds_host_code for one in served),
         max_body_mb=max_body_mb,
     )
 

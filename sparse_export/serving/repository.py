@@ -53,12 +53,14 @@ class Engine:
     """A TensorRT engine of a bundle.
 
     capability: of the GPU it was built for, as in `9.0`.  profiles: batch sizes (min, opt, max).
+    version_compatible: it brings a runtime of its own along, code for the host.
     """
 
     path: Path
     precision: str
     capability: str
     profiles: tuple[tuple[int, int, int], ...]
+    version_compatible: bool
 
     @property
     def plan_name(self) -> str:
@@ -83,6 +85,11 @@ class Served:
     golden_output: np.ndarray
     engines: tuple[Engine, ...]
     left_out: tuple[str, ...]
+
+    @property
+    def holds_host_code(self) -> bool:
+        """Is an engine version compatible, which brings a runtime of its own along?"""
+        return any(engine.version_compatible for engine in self.engines)
 
 
 def model_name(folder: Path) -> str:
@@ -169,7 +176,11 @@ def _engines(bundle: Bundle) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
             continue
         capability = f"{match['major']}.{match['minor']}"
         engine = Engine(
-            path=bundle.path / name, precision=match["precision"], capability=capability, profiles=profiles
+            path=bundle.path / name,
+            precision=match["precision"],
+            capability=capability,
+            profiles=profiles,
+            version_compatible=facts[name].version_compatible,
         )
         found.append(engine)
     precisions = {engine.precision for engine in found}
@@ -275,6 +286,7 @@ def write_version(
         "model": _MODEL,
         "packed": _is_packed(served),
         "engines": {engine.capability: engine.plan_name for engine in served.engines},
+        "host_code": [engine.plan_name for engine in served.engines if engine.version_compatible],
         "sha256": {_MODEL: hashlib.sha256(content).hexdigest(), **digests},
         "manifest_sha256": served.manifest_sha256,
     }

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from sparse_export.errors import UsageError
 
-__all__ = ["DEFAULT_MAX_BATCH", "ModelSettings"]
+__all__ = ["DEFAULT_MAX_BATCH", "HOST_CODE", "ModelSettings"]
 
 DEFAULT_MAX_BATCH = 64
+HOST_CODE = "--backend-config=tensorrt,version-compatible=true"
+"""What lets Triton's TensorRT backend load version compatible engines, which hold code for the host (its README)."""
 _LARGEST_BATCH = 65536
 
 

@@ -177,6 +177,11 @@ class _Slot:
     def name(self) -> str:
         return self.served.name
 
+    @property
+    def needs_host_code(self) -> bool:
+        """Must the server's TensorRT backend be allowed to run code that an engine brings along?"""
+        return self.runtime == "tensorrt" and self.served.holds_host_code
+
 
 @dataclass(kw_only=True)
 class _Signals:
@@ -260,6 +265,7 @@ class _Supervisor:
                 poll_s=_POLL_S,
                 exit_timeout_s=_EXIT_TIMEOUT_S,
                 max_body_mb=self._options.max_body_mb,
+                host_code=any(slot.needs_host_code for slot in self._slots),
             )
             try:
                 try:
@@ -367,6 +373,12 @@ class _Supervisor:
             if runtime != "onnxruntime":
                 require_trusted_engines(served, self._options.trust)
             new = replace(slot, served=served, runtime=runtime, version=slot.version + 1)
+            if new.needs_host_code and not any(one.needs_host_code for one in self._slots):
+                raise UsageError(
+                    f"The new {slot.path} has a version compatible engine, which holds code for the host.",
+                    expected="None was expected: the server was started for engines without such code.",
+                    do="Start `serve` anew with this bundle.",
+                )
             loaded = self._promote(process, slot, new)
         except SparseExportError as error:
             if process.exit_code() is not None:

@@ -4,7 +4,7 @@ Copied as `model.py` into a model repository, where it runs by itself: it needs 
 tensorrt and cuda-python, and uses sparse_export only where packed weights are to be expanded, and only when it is there.
 
 Beside it lies `model.json`: `input`, `output`, `threads`, `model` (an ONNX file) and `engines` (file by compute
-capability), `sha256` of each file, and, under `serve` alone, `activity`, a folder for a file that counts executions.
+capability), `host_code` (those of them that bring a runtime of their own along), `sha256` of each file, and, under `serve` alone, `activity`, a folder for a file that counts executions.
 
 It imports `tensorrt` itself, past the one door that the rest of the project has for it: that door is not at hand where
 this file runs. Its calls are type-checked against the same stubs of TensorRT 10.13 as `runtime/tensorrt.py`, whose calls
@@ -57,7 +57,9 @@ class TritonPythonModel:
         engine = facts["engines"].get(_capability(device)) if on_gpu and facts["engines"] else None
         self._network: Any
         if engine is not None:
-            self._network = _Engine(folder / engine, device, self._input, self._output)
+            self._network = _Engine(
+                folder / engine, device, self._input, self._output, engine in facts["host_code"]
+            )
         else:
             self._network = _Onnxruntime(folder / facts["model"], facts["threads"], on_gpu, device, facts)
         self._activity = _Activity(facts.get("activity"), f"{args['model_instance_name']}-{os.getpid()}")
@@ -193,9 +195,12 @@ def _require(status: Any) -> None:
 
 
 class _Engine:
-    """A TensorRT engine, one execution at a time, its buffers grown as batches ask for it."""
+    """A TensorRT engine, one execution at a time, its buffers grown as batches ask for it.
 
-    def __init__(self, path: Path, device: int, input_name: str, output_name: str) -> None:
+    host_code: it is version compatible, and may run what it brings along; whoever packaged it had to trust it.
+    """
+
+    def __init__(self, path: Path, device: int, input_name: str, output_name: str, host_code: bool) -> None:
         if TYPE_CHECKING:
             import tensorrt as trt
         else:
@@ -206,6 +211,7 @@ class _Engine:
         _require(runtime.cudaSetDevice(device)[0])
         version: str = trt.__version__
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        self._runtime.engine_host_code_allowed = host_code  # off by default; then no such engine is loaded
         engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(path.read_bytes())
         context: trt.IExecutionContext | None = None if engine is None else engine.create_execution_context()
         if engine is None or context is None:

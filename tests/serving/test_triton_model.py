@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from sparse_export.serving.package import package
+from tests.card import Card, Profiles
 from tests.serving.conftest import Bundles
-from tests.serving.engines import Card, Profiles, model_of, pretend, with_engines
+from tests.serving.engines import model_of, pretend, with_engines
 
 SAMPLE = (1, 8, 8)
 ENGINE = "tensorrt-fp16-sm90.engine"
@@ -75,6 +76,14 @@ def test_a_batch_that_no_profile_takes_is_an_error_with_the_sizes_and_the_next_o
     assert "a batch of 9 fits no profile of the engine, which takes 1 to 4, 5 to 8" in refused.error
     assert answer.error is None
     assert card.executed == [(8, 1)]
+
+
+@pytest.mark.parametrize("version_compatible", [False, True])
+def test_only_a_version_compatible_engine_may_run_code_that_it_brings_along(
+    version_compatible: bool, make: Make
+) -> None:
+    with make([(1, 8, 32)], version_compatible=version_compatible) as (_, card):
+        assert card.host_code_allowed == [version_compatible]
 
 
 def test_an_engine_that_does_not_load_is_told_of_when_the_model_starts(make: Make) -> None:
