@@ -34,6 +34,7 @@ __all__ = [
     "library",
     "module_name",
     "rtx_runs_on",
+    "rtx_supports",
     "set_architectures",
     "version",
 ]
@@ -137,13 +138,22 @@ def gpu() -> Gpu | None:
     return Gpu(name=text.value.decode(errors="replace"), architecture=f"sm{''.join(capability)}")
 
 
-def rtx_runs_on(architecture: str) -> bool:
-    """Does TensorRT for RTX run on a GPU of this architecture, as in `sm89`?
+def rtx_runs_on(architecture: str, named: Sequence[str] = ()) -> bool:
+    """Does an engine for TensorRT for RTX run on a GPU of this architecture, as in `sm89`?
 
-    On one of 9.0 its version 1.7.1 said: "Supported compute capabilities: 8.0 8.6 8.9 12.0 12.1 >12.0."
+    named: those that it was built for, none for the library's own choice: 8.0, 8.6, 8.9, 12.0 and later. Turing, 7.5, is
+    supported where it is named, and only there (NVIDIA, "CPU-Only AOT and TensorRT-RTX Engines", Compute Capability).
+    On a GPU of 9.0 version 1.7.1 said: "Supported compute capabilities: 8.0 8.6 8.9 12.0 12.1 >12.0."
     """
     number = int(architecture.removeprefix("sm"))
+    if named:
+        return architecture in named and rtx_supports(architecture)
     return number in (80, 86, 89) or number >= 120
+
+
+def rtx_supports(architecture: str) -> bool:
+    """Does TensorRT for RTX run on such a GPU at all, by an engine that is built for it?"""
+    return architecture == "sm75" or rtx_runs_on(architecture)
 
 
 def install_hint(target: str) -> str:

@@ -144,6 +144,11 @@ FULL = {"target": "tensorrt", "architectures": (), "architecture": "sm80"}
         ({}, "sm89", True),
         ({}, "sm86", False),
         ({"architectures": ()}, "sm120", True),
+        ({"architectures": ()}, "sm75", False),  # Turing has to be named
+        ({"architectures": ("sm75",)}, "sm75", True),
+        ({"architectures": ("sm75", "sm89")}, "sm75", True),
+        ({"architectures": ("sm75",)}, "sm89", False),
+        ({}, "sm75", False),
         (FULL, "sm80", True),
         (FULL, "sm86", False),
         ({**FULL, "hardware": "ampere-plus"}, "sm120", True),
@@ -163,7 +168,7 @@ def test_the_gpu_has_to_fit(
         _require(bundle)
 
 
-@pytest.mark.parametrize("here", ["sm75", "sm90", "sm100"])
+@pytest.mark.parametrize("here", ["sm70", "sm90", "sm100"])
 @pytest.mark.parametrize("architectures", [(), ("sm89",)])
 def test_where_tensorrt_for_rtx_does_not_run_no_new_build_is_advised(
     architectures: tuple[str, ...], here: str, make: Make, machine: Machine
@@ -172,6 +177,15 @@ def test_where_tensorrt_for_rtx_does_not_run_no_new_build_is_advised(
     with pytest.raises(MissingCapability, match=f"does not support this GPU, a card \\({here}\\)") as caught:
         _require(make(os.urandom(100), architectures=architectures))
     assert "--target tensorrt " in caught.value.do
+
+
+def test_on_turing_an_engine_that_does_not_name_it_is_to_be_built_anew_for_it(
+    make: Make, machine: Machine
+) -> None:
+    machine("sm75")
+    with pytest.raises(ArtefactError) as caught:
+        _require(make(os.urandom(100), architectures=()))
+    assert "--gpu-arch sm75" in caught.value.do
 
 
 def test_without_a_gpu_an_engine_ends_with_5(make: Make, machine: Machine) -> None:
