@@ -33,6 +33,7 @@ __all__ = [
     "is_installed",
     "library",
     "module_name",
+    "require_architectures",
     "rtx_runs_on",
     "rtx_supports",
     "set_architectures",
@@ -91,12 +92,8 @@ def version(target: str) -> str:
     return str(library(target).__version__)
 
 
-def set_architectures(config: Any, names: Sequence[str]) -> None:
-    """Tell TensorRT for RTX, and only it, which GPUs to make kernels for; `CURRENT`, of the machine, is not asked.
-
-    config: its IBuilderConfig; the stubs, of TensorRT, know nothing of this. Raises UsageError for a GPU that this
-    release does not build for.
-    """
+def require_architectures(names: Sequence[str]) -> None:
+    """Raise UsageError for a GPU that this release of TensorRT for RTX does not build for; else as `library` does."""
     known = library("tensorrt-rtx").ComputeCapability.__members__
     for name in names:
         if name.upper() not in known:
@@ -106,6 +103,15 @@ def set_architectures(config: Any, names: Sequence[str]) -> None:
                 expected=f"Some of {offered} were expected.",
                 do="Leave that GPU out; data-centre GPUs are for the target tensorrt.",
             )
+
+
+def set_architectures(config: Any, names: Sequence[str]) -> None:
+    """Tell TensorRT for RTX, and only it, which GPUs to make kernels for; `CURRENT`, of the machine, is not asked.
+
+    config: its IBuilderConfig; the stubs, of TensorRT, know nothing of this. Raises as `require_architectures` does.
+    """
+    require_architectures(names)
+    known = library("tensorrt-rtx").ComputeCapability.__members__
     config.num_compute_capabilities = len(names)
     for index, name in enumerate(names):
         config.set_compute_capability(known[name.upper()], index)
