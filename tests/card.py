@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -58,7 +60,12 @@ class _Engine:
     def get_tensor_dtype(self, name: str) -> str:
         return "FLOAT"
 
-    def create_execution_context(self) -> _Context:
+    def create_runtime_config(self) -> SimpleNamespace:
+        return SimpleNamespace(cuda_graph_strategy="DISABLED")
+
+    def create_execution_context(self, config: SimpleNamespace | None = None) -> _Context:
+        if config is not None:
+            self._card.strategies.append(config.cuda_graph_strategy)
         return _Context(self._card)
 
 
@@ -89,19 +96,28 @@ class _Context:
     def execute_async_v3(self, stream: int) -> bool:
         if set(self._addresses) != {"input", "logits"} or not self._shape:
             return False
-        size = int(np.prod(self._shape))
+        self._card.last = partial(self._pass, self._shape, self._profile, dict(self._addresses), stream)
+        self._card.last()
+        return True
+
+    def _pass(self, shape: tuple[int, ...], profile: int, addresses: dict[str, int], stream: int) -> None:
+        size = int(np.prod(shape))
         x, y = (
-            np.ctypeslib.as_array((ctypes.c_float * size).from_address(self._addresses[name]))
+            np.ctypeslib.as_array((ctypes.c_float * size).from_address(addresses[name]))
             for name in ("input", "logits")
         )
         y[:] = 2 * x
-        self._card.executed.append((self._shape[0], self._profile))
-        return True
+        self._card.executed.append((shape[0], profile))
+        self._card.streams.append(stream)
 
 
 @dataclass
 class Card:
-    """A GPU that is none. executed: batch and profile of each execution.  host_code_allowed: at each loading."""
+    """A GPU that is none.
+
+    executed: batch and profile of each execution; streams: where.  host_code_allowed: at each loading.  strategies: for
+    CUDA graphs, of each context that TensorRT for RTX was to make with one.
+    """
 
     capability: tuple[int, int]
     profiles: Profiles
@@ -111,6 +127,9 @@ class Card:
     executed: list[tuple[int, int]] = field(default_factory=list)
     host_code_allowed: list[bool] = field(default_factory=list)
     memory: dict[int, Any] = field(default_factory=dict)
+    streams: list[int] = field(default_factory=list)
+    strategies: list[str] = field(default_factory=list)
+    last: Callable[[], object] = bool
 
     def tensorrt(self) -> ModuleType:
         module: Any = ModuleType("tensorrt")
@@ -120,6 +139,7 @@ class Card:
         )
         module.Runtime = lambda logger: _Runtime(self)
         module.TensorIOMode = SimpleNamespace(INPUT="INPUT")
+        module.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="WHOLE_GRAPH_CAPTURE")
         module.nptype = {"FLOAT": np.float32}.__getitem__
         return module  # type: ignore[no-any-return]
 
@@ -161,20 +181,51 @@ class Stream:
         self.done.append("synchronize")
 
 
-def pretend_torch_cuda(monkeypatch: pytest.MonkeyPatch, current: Stream) -> list[Stream]:
-    """Let torch have CUDA streams, of which `current` is in use; gives those that are made later on."""
+class Event:
+    """A CUDA event, whose work is done by the time it is recorded."""
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+        self._at = 0.0
+
+    def record(self) -> None:
+        self._at = time.perf_counter()
+
+    def elapsed_time(self, last: Event) -> float:
+        return 1e3 * (last._at - self._at)
+
+
+class Graph:
+    """A CUDA graph that replays the one launch that was recorded."""
+
+    def __init__(self) -> None:
+        self.replay: Callable[[], object] = bool
+
+
+def pretend_torch_cuda(monkeypatch: pytest.MonkeyPatch, current: Stream, card: Card) -> list[Stream]:
+    """Let torch have the card with CUDA streams, of which `current` is in use; gives those that are made later on."""
     made: list[Stream] = []
 
     def make() -> Stream:
         made.append(Stream())
         return made[-1]
 
+    @contextlib.contextmanager
+    def recording(graph: Graph, *, stream: Stream) -> Iterator[None]:
+        yield
+        graph.replay = card.last
+
     for name, instead in (
+        ("CUDAGraph", Graph),
+        ("graph", recording),
         ("is_available", lambda: True),
         ("Stream", make),
         ("stream", contextlib.nullcontext),
         ("current_stream", lambda device=None: current),
         ("default_stream", lambda device=None: Stream(0)),
+        ("Event", Event),
+        ("synchronize", lambda device=None: None),
     ):
         monkeypatch.setattr(torch.cuda, name, instead)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self, **_: self)
     return made

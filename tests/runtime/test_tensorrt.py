@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,12 +12,11 @@ from sparse_export.artefact import Bundle
 from sparse_export.engine import door
 from sparse_export.engine.door import Gpu
 from sparse_export.errors import ArtefactError, NotTrustedError, UsageError
-from sparse_export.runtime.tensorrt import EngineSession, open_engine
+from sparse_export.runtime.tensorrt import open_engine
 from tests.card import Card, Profiles, Stream, pretend_torch_cuda
-from tests.engine.making import bundle_with_engine
+from tests.engine.making import VERSION, bundle_with_engine
 
 CURRENT = 3
-Open = Callable[..., EngineSession]
 
 
 @pytest.fixture
@@ -31,8 +30,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
 
 
 @pytest.fixture
-def streams(monkeypatch: pytest.MonkeyPatch) -> list[Stream]:
-    return pretend_torch_cuda(monkeypatch, Stream(CURRENT))
+def streams(card: Card, monkeypatch: pytest.MonkeyPatch) -> list[Stream]:
+    return pretend_torch_cuda(monkeypatch, Stream(CURRENT), card)
 
 
 def _bundle(
@@ -91,3 +90,102 @@ def test_each_batch_runs_in_the_profile_that_is_tuned_nearest_to_it(
         with pytest.raises(UsageError, match="1 to 4, 2 to 16, 16 to 32"):
             session.run_torch(torch.randn(33, 16))
     assert card.executed == [(1, 0), (5, 1), (20, 2), (2, 0)]
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_a_run_waits_for_the_stream_that_its_input_comes_from(
+    cuda_graphs: bool, card: Card, streams: list[Stream], tmp_path: Path
+) -> None:
+    bundle = _bundle(tmp_path)
+    with open_engine(bundle, bundle.info.engines[0], cuda_graphs=cuda_graphs) as session:
+        session.run_torch(torch.randn(2, 16))
+        (own,) = streams
+        own.done.clear()
+        session.run_torch(torch.randn(2, 16))
+    assert own.done == [f"wait for {CURRENT}", "synchronize"]
+
+
+def test_a_recorded_graph_reads_each_new_input_and_gives_a_result_of_its_own(
+    card: Card, streams: list[Stream], tmp_path: Path
+) -> None:
+    bundle = _bundle(tmp_path)
+    with open_engine(bundle, bundle.info.engines[0], cuda_graphs=True) as session:
+        inputs = [torch.randn(n, 16) for n in (2, 2, 3, 2)]
+        outputs = [session.run_torch(x) for x in inputs]
+    for x, y in zip(inputs, outputs, strict=True):
+        assert torch.equal(y, 2 * x)
+    assert [n for n, _ in card.executed] == [
+        2,
+        2,
+        2,
+        2,
+        2,
+        3,
+        3,
+        3,
+        3,
+        2,
+    ]  # twice before, recorded, then replayed
+
+
+def test_tensorrt_for_rtx_captures_graphs_by_itself(
+    card: Card, streams: list[Stream], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "gpu", lambda: Gpu(name="a card", architecture="sm89"))
+    monkeypatch.setattr(door, "version", lambda target: VERSION)
+    for cuda_graphs in (False, True):
+        bundle = bundle_with_engine(tmp_path)
+        with open_engine(bundle, bundle.info.engines[0], cuda_graphs=cuda_graphs) as session:
+            x = torch.randn(2, 16)
+            assert torch.equal(session.run_torch(x), 2 * x)
+    assert card.strategies == ["WHOLE_GRAPH_CAPTURE"]
+    assert len(card.executed) == 2
+
+
+def test_no_layer_is_profiled_of_a_session_that_replays(
+    card: Card, streams: list[Stream], tmp_path: Path
+) -> None:
+    bundle = _bundle(tmp_path)
+    with (
+        open_engine(bundle, bundle.info.engines[0], cuda_graphs=True) as session,
+        pytest.raises(UsageError, match="replays CUDA graphs"),
+    ):
+        session.profiled_pass(1)
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_a_launcher_launches_on_the_stream_that_is_current_and_waits_for_nothing(
+    cuda_graphs: bool, card: Card, streams: list[Stream], tmp_path: Path
+) -> None:
+    bundle = _bundle(tmp_path)
+    with open_engine(bundle, bundle.info.engines[0], cuda_graphs=cuda_graphs) as session:
+        launch = session.launcher(np.zeros((4, 16), dtype=np.float32))
+        (own,) = streams
+        own.done.clear()
+        card.executed.clear()
+        card.streams.clear()
+        launch()
+        launch()
+        assert card.executed == [(4, 0)] * 2
+        assert cuda_graphs or card.streams == [CURRENT] * 2  # a replay goes where torch puts it
+        assert own.done == []
+        with pytest.raises(UsageError, match="shape"):
+            session.launcher(np.zeros((4, 15), dtype=np.float32))
+
+
+def test_a_closed_session_is_told_to_be_one(card: Card, streams: list[Stream], tmp_path: Path) -> None:
+    bundle = _bundle(tmp_path)
+    session = open_engine(bundle, bundle.info.engines[0])
+    session.close()
+    session.close()
+    with pytest.raises(UsageError, match="closed"):
+        session.run(np.zeros((1, 16), dtype=np.float32))
+
+
+def test_numpy_goes_in_and_comes_out(card: Card, streams: list[Stream], tmp_path: Path) -> None:
+    bundle = _bundle(tmp_path)
+    x = np.random.default_rng(0).standard_normal((3, 16), dtype=np.float32)
+    with open_engine(bundle, bundle.info.engines[0]) as session:
+        np.testing.assert_array_equal(session.run(x), 2 * x)
+        with pytest.raises(UsageError, match="float64"):
+            session.run(x.astype(np.float64))
