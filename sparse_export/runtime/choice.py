@@ -82,12 +82,17 @@ def runtime_note(bundle: Bundle, name: str) -> str | None:
 
 
 def open_runtime(
-    bundle: Bundle, name: str | None = None, *, n_threads: int | None = None, trust: str | None = None
+    bundle: Bundle,
+    name: str | None = None,
+    *,
+    n_threads: int | None = None,
+    trust: str | None = None,
+    cuda_graphs: bool = False,
 ) -> Session:
     """Load a bundle's ONNX file or engine into a runtime; `session.name` says which it is.
 
     name: one of `RUNTIMES`, None for the best that works here.  n_threads: of onnxruntime.  trust: SHA-256 of the
-    manifest, for an engine that was built elsewhere.
+    manifest, for an engine that was built elsewhere.  cuda_graphs: let an engine replay its launches; nothing else does.
     Raises UnknownNameError, UsageError (no such engine in the bundle), MissingCapability, ArtefactError,
     NotTrustedError.
     """
@@ -101,7 +106,7 @@ def open_runtime(
         raise UnknownNameError("runtime", chosen, RUNTIMES)
     from sparse_export.runtime.tensorrt import open_engine
 
-    return open_engine(bundle, engine_of(bundle, chosen), trust=trust)
+    return open_engine(bundle, engine_of(bundle, chosen), trust=trust, cuda_graphs=cuda_graphs)
 
 
 def _verify_model(bundle: Bundle) -> None:
