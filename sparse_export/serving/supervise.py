@@ -36,6 +36,7 @@ from sparse_export.serving.repository import (
 )
 from sparse_export.serving.server_files import ServerFiles, find_server
 from sparse_export.serving.settings import ModelSettings
+from sparse_export.trust import Given
 
 __all__ = ["Loaded", "ServeOptions", "serve"]
 
@@ -71,7 +72,7 @@ class ServeOptions:
     restarts: int = 3
     start_timeout_s: float = 120.0
     max_body_mb: int = 64
-    trust: str | None = None
+    trust: Given = None
 
 
 @dataclass(frozen=True, kw_only=True)
