@@ -17,7 +17,6 @@ from pathlib import Path
 
 from sparse_export import trust
 from sparse_export.artefact import BUNDLE_FILE, Bundle
-from sparse_export.engine.build import process_ending, process_environment
 from sparse_export.errors import ArtefactError, MissingCapability, OutputError, SparseExportError
 from sparse_export.files import sha256_file
 
@@ -63,6 +62,9 @@ def _try(
     provider: str,
     limit_s: float,
 ) -> None:
+    # Here, since onnx comes with it, and most bundles are trusted.
+    from sparse_export.engine.build import process_ending, process_environment
+
     request = {
         "model": str(model),
         "input": None if golden is None else str(golden),
