@@ -30,6 +30,7 @@ from sparse_export.engine.header import read_header, require_whole
 from sparse_export.engine.options import EngineOptions
 from sparse_export.errors import SparseExportError
 from sparse_export.graph.pack24 import dense_from_file, expand, pack
+from sparse_export.graph.verify import count_parameters, graph_layers
 from sparse_export.graph.weight24 import PackedWeight, unpack_weight
 from sparse_export.inspect import inspect
 from tests.engine.conftest import small_graph
@@ -74,6 +75,14 @@ def _packed() -> bytes:
 
 
 @functools.cache
+def _graphs() -> tuple[bytes, ...]:
+    """Dense ones, which no hash guards, of few weights, so that damage meets the rest."""
+    dividing = small_graph(n_hidden=4)
+    with_division(dividing, 2)
+    return small_graph(n_hidden=4, op="Sigmoid").SerializeToString(), dividing.SerializeToString()
+
+
+@functools.cache
 def _engine() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         build_engine(small_graph(), Path(folder) / "x", EngineOptions(target="tensorrt-rtx"))
@@ -81,10 +90,13 @@ def _engine() -> bytes:
 
 
 @many
-@given(DAMAGE, LENGTH)
-def test_onnx_files(damage: Damage, length: float | None) -> None:
-    with _alone("m.onnx", _damaged(_packed(), damage, length)) as path, suppress(SparseExportError):
-        dense_from_file(path)
+@given(st.sampled_from([0, 1, 2]), DAMAGE, LENGTH)
+def test_onnx_files(which: int, damage: Damage, length: float | None) -> None:
+    content = _damaged((_packed(), *_graphs())[which], damage, length)
+    with _alone("m.onnx", content) as path, suppress(SparseExportError):
+        model = dense_from_file(path)
+        graph_layers(model)
+        count_parameters(model)
 
 
 @many
@@ -153,14 +165,6 @@ def test_graphs_that_reach_the_builder(damage: Damage) -> None:
     content = _damaged(small_graph().SerializeToString(), damage, None)
     with _alone("m.onnx", content) as path, tempfile.TemporaryDirectory() as out, suppress(SparseExportError):
         engine_from_file(path, Path(out) / "x", EngineOptions(target="tensorrt-rtx"))
-
-
-@functools.cache
-def _graphs() -> tuple[bytes, ...]:
-    """Dense ones, which no hash guards, of few weights, so that damage meets the rest."""
-    dividing = small_graph(n_hidden=4)
-    with_division(dividing, 2)
-    return small_graph(n_hidden=4, op="Sigmoid").SerializeToString(), dividing.SerializeToString()
 
 
 @pytest.fixture(scope="module")
