@@ -27,7 +27,7 @@ from sparse_export.cli._common import json_option, print_result, say, timing_opt
     help="tensorrt, tensorrt-rtx, onnxruntime-tensorrt, -cuda or -cpu; may be repeated. Default: all that can run here.",
 )
 @timing_options
-@click.option("--trust", metavar="SHA256", help="Allow the engines of a bundle from elsewhere, by its hash.")
+@click.option("--trust", metavar="SHA256", help="Allow the files of a bundle from elsewhere, by its hash.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write bench.json there.")
 @json_option
 def command(

@@ -73,7 +73,7 @@ def _port(name: str, default: int, what: str) -> Callable[[Callable[..., None]],
     "--trust",
     multiple=True,
     metavar="SHA256",
-    help="Allow the engines of a bundle from elsewhere, by its manifest's hash; may be repeated.",
+    help="Allow the files of a bundle from elsewhere, by its manifest's hash; may be repeated.",
 )
 @json_option
 @click.pass_context
