@@ -27,14 +27,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sparse_export import artefact, models
 from sparse_export.errors import SparseExportError
@@ -48,9 +45,7 @@ from sparse_export.models.search24 import best_algorithms
 from sparse_export.plan.layers import products_of
 from sparse_export.plan.planning import make_plan
 from sparse_export.plan.timing import ProductCalls, Size, measure_timings, product_calls
-from sparse_export.runtime.torch24 import rewrite
-from sparse_export.sparsity.compressed import TWO_FOUR
-from sparse_export.sparsity.pattern import largest_per_group
+from sparse_export.plan.whole import compile_blocks, measure_whole, prepare
 from sparse_export.sparsity.product24 import Backend, why_not
 from sparse_export.sparsity.transposable import transposable_mask
 from sparse_export.train.loop import train
@@ -232,15 +227,6 @@ def difference(made: ProductCalls) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
-def cut(model: nn.Module, names: Sequence[str]) -> None:
-    """Cut weights to 2:4 by magnitude, in place: for times, not for accuracy."""
-    with torch.no_grad():
-        for name in names:
-            value = model.get_parameter(name)
-            flat = value.flatten(1)
-            value.copy_((flat * largest_per_group(flat, 1, TWO_FOUR)).view(value.shape))
-
-
 def inference(setting: Setting) -> Iterator[Case]:
     """Networks with random weights: dense, 2:4 wherever possible, and as a plan chooses."""
     for name, shape, dtype, batches in setting.networks:
@@ -255,18 +241,12 @@ def of_network(
     """One network at one batch size."""
     device, backend = torch.device(setting.device), setting.backends[0]
     torch.manual_seed(0)
-    dense = models.create(name).eval()
-    fold_batch_norms(dense)  # as every engine does it
-    for (
-        layer
-    ) in dense.modules():  # torchvision's heads start at zero, and outputs of zeros would agree with anything
-        if isinstance(layer, nn.Linear) and not layer.weight.any():
-            nn.init.normal_(layer.weight, std=0.02)
-    layers = products_of(dense, shape, batch, dtype, backend)
+    network = models.create(name)
+    layers = products_of(network.eval(), shape, batch, dtype, backend)
     possible = [one.name for one in layers if one.reason is None]
-    cut(dense, possible)
+    prepare(network, possible)
     timings = measure_timings(
-        dense,
+        network,
         shape,
         {(one.n_outputs, one.n_inputs, one.n_rows or 0) for one in layers if one.reason is None},
         name=name,
@@ -279,63 +259,43 @@ def of_network(
         warmup_limit_s=setting.warmup_limit_s / 4,
     )
     plan = make_plan(layers, timings, model=name, batch=batch, weights="random weights")
-    dense = dense.to(device, dtype)
-    x = torch.randn((batch, *shape), device=device, dtype=dtype)
-    if len(shape) == 3:
-        dense = dense.to(memory_format=torch.channels_last)
-        x = x.contiguous(memory_format=torch.channels_last)
-    networks = {"dense": dense, "dense again": copy.deepcopy(dense)}
-    for kind, only in (("2:4", possible), ("planned", plan.sparse)):
-        if only:
-            made = rewrite(copy.deepcopy(dense), dtype=dtype, backend=backend, only=only)
-            made.tune(x)
-            networks[kind] = made.model
-    with torch.inference_mode():
-        outputs = {kind: network(x).double() for kind, network in networks.items()}
-        is_compiled = compiled and all(compile_blocks(network) for network in networks.values())
-        eager = {kind: partial(network, x) for kind, network in networks.items()}
-        on_card = device.type == "cuda"
-        pool = torch.cuda.graph_pool_handle() if on_card else None
-        calls = {kind: replayed(call, pool) if on_card else call for kind, call in eager.items()}
-        case = ratios(measured(setting, calls, batch))
-    size = float(outputs["dense"].norm())
-    assert size > 0, "outputs of zeros would agree with anything"
+    found = measure_whole(
+        network,
+        shape,
+        possible,
+        plan.sparse,
+        name=name,
+        batch=batch,
+        dtype=dtype,
+        backend=backend,
+        device=device,
+        expected=plan.expected_speedup,
+        compiled=compiled,
+        rounds=setting.rounds,
+        block_s=setting.block_s,
+        warmup_limit_s=setting.warmup_limit_s,
+    )
+    ratios_found = {"dense again": found.control, "everywhere": found.everywhere, "planned": found.planned}
     return {
         "network": name,
         "batch": batch,
         "dtype": str(dtype),
         "backend": backend,
-        "how": {kind: "eager" if call is eager[kind] else "cuda graph" for kind, call in calls.items()},
-        "compiled": is_compiled,
-        "layers_24": len(possible),
-        "layers_planned": len(plan.sparse),
-        "expected_speedup": plan.expected_speedup,
+        "how": found.how,
+        "compiled": found.compiled,
+        "layers_24": found.n_possible,
+        "layers_planned": found.n_planned,
+        "expected_speedup": found.expected,
         "products": {
             " x ".join(map(str, product.size)): paired_ratio(product.dense_ms, product.sparse_ms).estimate
             for product in timings.products
         },
-        "relative_difference": {
-            kind: float((output - outputs["dense"]).norm()) / size for kind, output in outputs.items()
-        },
-    } | case
-
-
-def fold_batch_norms(network: nn.Module) -> None:
-    """Fold batch norms into the convolutions that are registered just before them, as in torchvision's ResNets."""
-    for module in list(network.modules()):
-        children = list(module.named_children())
-        for (name, convolution), (name_after, norm) in pairwise(children):
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, name, fuse_conv_bn_eval(convolution, norm))
-                setattr(module, name_after, nn.Identity())
-
-
-def compile_blocks(network: nn.Module) -> bool:
-    """Compile a vision transformer's encoder blocks, all of them by one compilation; False for another network."""
-    blocks = [module for module in network.modules() if type(module).__name__ == "EncoderBlock"]
-    for block in blocks:
-        block.compile()
-    return bool(blocks)
+        "relative_difference": found.relative_difference,
+        "samples_ms": found.samples_ms,
+        "steady": found.steady,
+        "ms": {kind: location(samples).estimate for kind, samples in found.samples_ms.items()},
+        "floor": found.floor,
+    } | {f"dense / {kind}": asdict(ratio) for kind, ratio in ratios_found.items() if ratio is not None}
 
 
 class FixedMasks:
@@ -471,13 +431,16 @@ def masks(setting: Setting) -> Iterator[Case]:
 
 
 def trained(setting: Setting) -> Iterator[Case]:
-    """Short trainings on real data, sparse and dense: that they learn, and how fast. The data folder is in the variable
-    SPARSE_EXPORT_DATA.
+    """Short trainings on real data, sparse and dense, and sparse without a CUDA graph: that they learn, and how fast.
+
+    The data folder is in the variable SPARSE_EXPORT_DATA.
     """
+    graph = setting.device == "cuda"
+    kinds = ((False, graph), (True, graph), *(((False, False),) if graph else ()))
     for recipe, epochs in setting.trained:
-        for dense in (False, True):
+        for dense, cuda_graph in kinds:
             with tempfile.TemporaryDirectory() as folder:
-                changes = {"epochs": epochs, "dense": dense}
+                changes = {"epochs": epochs, "dense": dense, "cuda_graph": cuda_graph}
                 run = train(load_recipe(recipe, changes=changes), Path(folder) / "run", device=setting.device)
                 info = run.info
                 assert info.test is not None
@@ -486,6 +449,7 @@ def trained(setting: Setting) -> Iterator[Case]:
                 yield {
                     "recipe": recipe,
                     "dense": dense,
+                    "cuda_graph": cuda_graph,
                     "epochs": epochs,
                     "n_weights": sum(layer.n_weights for layer in info.layers),
                     "n_active": sum(layer.n_active for layer in info.layers),

@@ -1,4 +1,5 @@
-"""Accuracy of one recipe dense, by ASP, by SR-STE and by sparse momentum under 2:4: the table in docs/results.md.
+"""Accuracy of one recipe dense, by ASP, by SR-STE and by sparse momentum under 2:4, along one axis and along both:
+the tables in docs/results.md.
 
     python -m benchmarks.pattern_accuracy RECIPE --data-dir DIR --json FILE
                                           [--seeds 0,1,2,3,4] [--epochs 20] [--jobs 2] [--work DIR] [--setting NAME]...
@@ -33,6 +34,8 @@ SETTINGS: dict[str, list[str]] = {
     "asp 2:4": ["--pattern", "2:4", "--method", "asp"],
     "sr-ste 2:4": ["--pattern", "2:4", "--method", "sr-ste"],
     "sparse momentum 2:4": ["--pattern", "2:4"],
+    "sparse momentum 2:4 along both axes": ["--pattern", "2:4", "--transposable"],
+    "asp 2:4 along both axes": ["--pattern", "2:4", "--transposable", "--method", "asp"],
     "sparse momentum 2:4, density .2": ["--pattern", "2:4", "--density", "0.2"],
     "sparse momentum 2:4, density .1": ["--pattern", "2:4", "--density", "0.1"],
 }
@@ -40,6 +43,8 @@ PAIRS = [
     *((name, "dense") for name in SETTINGS if name != "dense"),
     ("sparse momentum 2:4", "asp 2:4"),
     ("sparse momentum 2:4", "sr-ste 2:4"),
+    ("sparse momentum 2:4 along both axes", "sparse momentum 2:4"),
+    ("asp 2:4 along both axes", "asp 2:4"),
 ]
 
 
@@ -122,7 +127,7 @@ def main() -> None:
         rows = [runs[setting, seed] for seed in seeds]
         tests = [row["test_percent"] for row in rows]
         print(
-            f"{setting:32} {rows[0]['n_active']:>9,} of {rows[0]['n_masked']:,}  "
+            f"{setting:36} {rows[0]['n_active']:>9,} of {rows[0]['n_masked']:,}  "
             f"test {statistics.mean(tests):.3f} % ({', '.join(f'{value:.2f}' for value in tests)})  "
             f"validation {statistics.mean(row['validation_percent'] for row in rows):.3f} %"
         )

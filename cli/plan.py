@@ -34,6 +34,14 @@ from sparse_export.cli._common import json_option, print_result, say
 @click.option(
     "--keep-timings", type=click.Path(path_type=Path), metavar="FILE", help="Write the measurements there."
 )
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Time the whole network too, dense, 2:4 and planned; exit 4 where the plan may be slower than dense.",
+)
+@click.option(
+    "--keep-verified", type=click.Path(path_type=Path), metavar="FILE", help="Write that measurement there."
+)
 @click.option("--rounds", type=int, default=24, show_default=True, help="Interleaved rounds of each product.")
 @click.option(
     "--trust", metavar="SHA256", help="Allow the code that a run from elsewhere names, by its hash."
@@ -49,6 +57,8 @@ def command(
     backend: Any,
     timings: Path | None,
     keep_timings: Path | None,
+    verify: bool,
+    keep_verified: Path | None,
     rounds: int,
     trust: str | None,
     out: Path | None,
@@ -64,11 +74,14 @@ def command(
     from sparse_export.plan.network import plan_network
     from sparse_export.plan.planning import write_plan
     from sparse_export.plan.timing import write_timings
+    from sparse_export.plan.whole import check_never_slower, write_whole
 
-    for path in (out, keep_timings):
+    if keep_verified is not None and not verify:
+        raise click.UsageError("--keep-verified needs --verify.")
+    for path in (out, keep_timings, keep_verified):
         if path is not None:
             require_writable(path.parent)
-    plan, measured = plan_network(
+    plan, measured, whole = plan_network(
         model,
         batch=batch,
         dtype=dtype,
@@ -77,6 +90,7 @@ def command(
         max_sparse_loss=max_sparse_loss,
         timings=timings,
         rounds=rounds,
+        verify=verify,
         trust=trust,
         on_progress=say,
     )
@@ -86,4 +100,10 @@ def command(
     if out is not None:
         write_plan(out, plan)
         say(f"wrote {out}")
-    print_result(asdict(plan), str(plan), as_json)
+    if whole is not None and keep_verified is not None:
+        write_whole(keep_verified, whole)
+        say(f"wrote {keep_verified}")
+    document = asdict(plan) if whole is None else {**asdict(plan), "whole": asdict(whole)}
+    print_result(document, str(plan) if whole is None else f"{plan}\n\n{whole}", as_json)
+    if whole is not None:
+        check_never_slower(whole)

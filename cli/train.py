@@ -18,12 +18,14 @@ _STARTING = (
     "dense",
     "density",
     "pattern",
+    "transposable",
     "method",
     "products",
     "plan",
     "preset",
     "epochs",
     "seed",
+    "cuda_graph",
 )
 
 
@@ -44,6 +46,9 @@ _BY = {"csr": "by CSR products", "2:4": "by 2:4 products", "dense": "by dense pr
 @click.option("--dense", is_flag=True, help="Train the dense twin: everything else alike.")
 @click.option("--density", type=float, help="Kept / total over the masked weights.")
 @click.option("--pattern", metavar="N:M", help="At most N of every M weights; alone: as many as that allows.")
+@click.option(
+    "--transposable", is_flag=True, help="With --pattern 2:4: along both axes, in layers that are matrices."
+)
 @click.option(
     "--method",
     type=click.Choice(
@@ -68,6 +73,11 @@ _BY = {"csr": "by CSR products", "2:4": "by 2:4 products", "dense": "by dense pr
 )
 @click.option("--epochs", type=int, help="Passes over the training set.")
 @click.option("--seed", type=int, help="Of the weights, the masks and the order of the samples.")
+@click.option(
+    "--cuda-graph",
+    is_flag=True,
+    help="Launch a step on a CUDA device as one graph: faster where it is short.",
+)
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
 @click.option("--download", is_flag=True, help="Fetch the data set when it is not there.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
@@ -85,12 +95,14 @@ def command(
     dense: bool,
     density: float | None,
     pattern: str | None,
+    transposable: bool,
     method: str | None,
     products: str | None,
     plan: Path | None,
     preset: str | None,
     epochs: int | None,
     seed: int | None,
+    cuda_graph: bool,
     data_dir: Path | None,
     download: bool,
     device: str,
@@ -123,6 +135,8 @@ def command(
     ):
         if dense and value is not None and not resume:
             raise click.UsageError(f"--dense and --{name} exclude each other.")
+    if dense and transposable and not resume:
+        raise click.UsageError("--dense and --transposable exclude each other.")
     if plan is not None and (dense or pattern is not None) and not resume:
         raise click.UsageError("--plan excludes --dense and --pattern: it decides which layers are 2:4.")
 
@@ -133,6 +147,10 @@ def command(
     loaded = None
     if recipe is not None:
         changes = _changes(dense, density, pattern if plan is None else "2:4", method, products, epochs, seed)
+        if transposable:
+            changes.setdefault("sparsity", {})["transposable"] = True
+        if cuda_graph:
+            changes["cuda_graph"] = True
         loaded = load_recipe(recipe, preset=preset or "default", changes=changes)
         if plan is not None:
             loaded = _planned(loaded, plan)

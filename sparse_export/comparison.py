@@ -35,6 +35,7 @@ from sparse_export.errors import (
     UsageError,
 )
 from sparse_export.files import sha256_file, write_json
+from sparse_export.measure.card import CardLog, watched_cards
 from sparse_export.measure.interleave import LatencyResult, check_measurable
 from sparse_export.measure.latency import check_batches
 from sparse_export.measure.machine import machine_facts, n_usable_cores
@@ -65,7 +66,7 @@ Outcome = Literal["speed-up", "slow-down", "no difference"]
 class Side:
     """One of the two bundles.
 
-    size_bytes: of model.onnx and its external data.  accuracy: None when nobody measured it.  n_parameters,
+    precision: that the graph computes in.  size_bytes: of model.onnx and its external data.  accuracy: None when nobody measured it.  n_parameters,
     n_nonzero: over the float initializers.  macs, nonzero_macs: for one sample; None when not known.
     """
 
@@ -73,6 +74,7 @@ class Side:
     model: str | None
     method: str
     density: float
+    precision: str
     size_bytes: int
     n_parameters: int
     n_nonzero: int
@@ -110,7 +112,8 @@ class Comparison:
     None.  difference: sparse minus dense on the same samples, only when measured.
     accuracy_drop_points: dense minus sparse, in percentage points.
     runtime: as its sessions name themselves.  passed_over: by name, runtimes that would have been better, and why
-    they could not run both.  cores: that its threads were held to; () where they had every usable one.
+    they could not run both.  cores: that its threads were held to; () where they had every usable one.  cards: what
+    NVML said of cards meanwhile.
     gate_failed, speedup_missed: what to tell when `max_drop_points` or `required_speedup` was not kept.
     """
 
@@ -132,6 +135,7 @@ class Comparison:
     block_s: float
     seed: int
     machine: dict[str, Any]
+    cards: CardLog
     versions: dict[str, str]
     created: str
 
@@ -168,7 +172,8 @@ def compare(
     n_threads: None for the cores this process may use.  rounds, block_s, warmup_limit_s: see
     `measure_interleaved`.  batches: samples in a timed call.
     max_drop: most percentage points of accuracy that sparse may lose.  require_speedup: what the lower end
-    of the interval of dense / sparse must reach at every batch size. `check_gates` raises when either fails.
+    of the interval of dense / sparse must reach at every batch size, for bundles of one precision. `check_gates` raises
+    when either fails.
     runtime: None for the first of `candidates` that opens both; those before it are told of in `passed_over`.
     trust: SHA-256 of manifests, needed once for engines of bundles from elsewhere.
     on_progress: called with a line before each step.
@@ -179,10 +184,12 @@ def compare(
     check_measurable(rounds, block_s)
     dense, sparse = (side if isinstance(side, Bundle) else open_bundle(side) for side in (dense, sparse))
     _check_comparable(dense, sparse)
+    if require_speedup is not None:
+        _require_one_precision(dense, sparse)
     tell = on_progress or (lambda line: None)
     threads = n_usable_cores() if n_threads is None else n_threads
     machine = machine_facts()
-    with contextlib.ExitStack() as stack:
+    with watched_cards() as cards, contextlib.ExitStack() as stack:
         cores = stack.enter_context(pinned(threads))
         sessions, name, passed_over = _opened(stack, dense, sparse, runtime, threads, trust, seed)
         for other, why in passed_over.items():
@@ -234,6 +241,7 @@ def compare(
         block_s=block_s,
         seed=seed,
         machine=machine,
+        cards=cards,
         versions=library_versions(),
         created=now(),
     )
@@ -297,6 +305,16 @@ def _check_comparable(dense: Bundle, sparse: Bundle) -> None:
             )
 
 
+def _require_one_precision(dense: Bundle, sparse: Bundle) -> None:
+    if dense.info.precision != sparse.info.precision:
+        raise UsageError(
+            f"A speed-up is required of {sparse.path}, which computes in {sparse.info.precision}, over {dense.path}, "
+            f"which computes in {dense.info.precision}.",
+            expected="One precision was expected, so that what is gained is gained by sparsity.",
+            do=f"Build the dense bundle with --precision {sparse.info.precision} too, or leave the requirement out.",
+        )
+
+
 def _data_identity(data: Any) -> tuple[Any, ...] | None:
     return None if data is None else (data.name, data.test_sha256[:12], data.mean, data.std)
 
@@ -330,6 +348,7 @@ def _side(bundle: Bundle, accuracy: Accuracy | None) -> Side:
         model=info.model.name,
         method=info.method,
         density=info.density,
+        precision=info.precision,
         size_bytes=sum(sizes.values()),
         n_parameters=info.n_parameters,
         n_nonzero=info.n_nonzero,
@@ -411,6 +430,7 @@ def _compare_latency(
         has_zeros=sparse.info.n_nonzero < sparse.info.n_parameters,
         steady=base.steady and again.steady and other.steady,
         on_sparse_kernels=_on_sparse_kernels(runtime, sparse),
+        precisions=(dense.info.precision, sparse.info.precision),
     )
     return LatencyComparison(
         batch=batch,
@@ -458,13 +478,15 @@ def judge(
     steady: bool,
     share: float | None = None,
     on_sparse_kernels: str | None = None,
+    precisions: tuple[str, str] = ("fp32", "fp32"),
 ) -> tuple[Outcome, str]:
     """The outcome, and the sentences that say it and why, of a ratio dense / sparse and its A/A control.
 
     Either direction is claimed only when the whole interval of the ratio lies beyond 1 and beyond the
     farthest that the control's interval reaches from 1.  share: parameters of the sparse graph / those of the
     dense one where dead channels were taken out, else None.  on_sparse_kernels: of a runtime that has
-    kernels for 2:4, what it tells of them, else None.
+    kernels for 2:4, what it tells of them, else None.  precisions: of the dense and of the sparse graph; where they
+    differ, nothing is said to come from sparsity.
     """
     floor = resolution(control)
     outcome: Outcome = "no difference"
@@ -474,13 +496,14 @@ def judge(
         outcome = "slow-down"
     interval = f"[{ratio.low:.3f}, {ratio.high:.3f}]"
     resolved = f"two copies of the dense file differ here by up to {100 * (floor - 1):.1f} %"
+    one_precision = precisions[0] == precisions[1]
     if outcome == "speed-up":
         parts = [f"Batch {batch}: speed-up of {ratio.estimate:.3f}x {interval}; {resolved}."]
-        if same_shapes and on_sparse_kernels is not None:
+        if same_shapes and on_sparse_kernels is not None and one_precision:
             parts.append(
                 f"Both graphs have the same shapes. The runtime has kernels for 2:4: {on_sparse_kernels}."
             )
-        elif same_shapes:
+        elif same_shapes and one_precision:
             parts.append("Both graphs have the same shapes, so this does not come from skipped zeros.")
     elif outcome == "slow-down":
         slower, low, high = 1 / ratio.estimate, 1 / ratio.high, 1 / ratio.low
@@ -491,7 +514,12 @@ def judge(
         parts = [
             f"Batch {batch}: no speed-up; dense / sparse is {ratio.estimate:.3f} {interval} and {resolved}."
         ]
-    if outcome != "speed-up":
+    if not one_precision:
+        parts.append(
+            f"The dense graph computes in {precisions[0]}, the sparse one in {precisions[1]}: the ratio is of both changes "
+            "together, and says nothing of sparsity alone. Build both in one precision to know."
+        )
+    elif outcome != "speed-up":
         if not same_shapes:
             parts.append("The graphs differ in shape, yet the difference in work does not show as a gain.")
         elif on_sparse_kernels is not None:
@@ -554,6 +582,7 @@ def _table(comparison: Comparison) -> str:
     ]
     rows.append(_accuracy_row(comparison))
     rows.append(("density of masked layers", f"{dense.density:.4f}", f"{sparse.density:.4f}", ""))
+    rows.append(("precision", dense.precision, sparse.precision, ""))
     for title, a, b in (
         ("model.onnx, bytes", dense.size_bytes, sparse.size_bytes),
         ("parameters", dense.n_parameters, sparse.n_parameters),
@@ -578,6 +607,9 @@ def _table(comparison: Comparison) -> str:
         lines += textwrap.wrap(paragraph, _WIDTH, subsequent_indent="  ")
     for name, why in comparison.passed_over.items():
         lines += textwrap.wrap(f"Passed over: {name}: {why}", _WIDTH, subsequent_indent="  ")
+    if comparison.cards.throttled:
+        held = f"The card's clock was held down meanwhile: {', '.join(comparison.cards.throttled)}."
+        lines += textwrap.wrap(held, _WIDTH, subsequent_indent="  ")
     for missed in (comparison.gate_failed, comparison.speedup_missed):
         if missed:
             lines += textwrap.wrap(f"FAILED: {missed}", _WIDTH, subsequent_indent="  ")

@@ -62,12 +62,18 @@ def is_trusted(digest: str) -> bool:
     return _checked(digest) in _read(store_path())
 
 
+def digests(given: Given) -> tuple[str, ...]:
+    """Each of them, in lower case."""
+    words = (given,) if isinstance(given, str) else given or ()
+    return tuple(word.strip().lower() for word in words)
+
+
 def is_vouched_for(digest: str, *, given: Given) -> bool:
     """Is it trusted, or among `given`? Then it is remembered. Raises UsageError, ArtefactError or OutputError."""
     digest = _checked(digest)
     if is_trusted(digest):
         return True
-    if digest not in _digests(given):
+    if digest not in digests(given):
         return False
     remember(digest)
     return True
@@ -96,11 +102,6 @@ def require(digest: str, what: str, *, given: Given) -> None:
         expected="Something that this user made or vouched for was expected.",
         do=f"Look at it, and when you trust it pass --trust {digest} once.",
     )
-
-
-def _digests(given: Given) -> frozenset[str]:
-    words = (given,) if isinstance(given, str) else given or ()
-    return frozenset(word.strip().lower() for word in words)
 
 
 def _checked(digest: str) -> str:

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from benchmarks import gpu_session
-from sparse_export import models
 
 
 @pytest.mark.parametrize("part", list(gpu_session.PARTS))
@@ -75,20 +74,3 @@ def test_without_a_card_nothing_is_measured() -> None:
         cwd=Path(__file__).resolve().parent.parent,
     )
     assert (done.returncode, "no CUDA device" in done.stderr) == (5, True)
-
-
-def test_batch_norms_are_folded_into_the_convolutions() -> None:
-    torch.manual_seed(0)
-    network = models.create("resnet18").eval()
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.uniform_(-1, 1)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
-            torch.nn.init.uniform_(module.weight, 0.5, 2)
-    x = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        wanted = network(x)
-        gpu_session.fold_batch_norms(network)
-        found = network(x)
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
-    assert float((found - wanted).norm() / wanted.norm()) < 1e-5

@@ -84,7 +84,10 @@ def save_state(
     header = {
         "format": FORMAT,
         "position": json.dumps(asdict(position)),
-        "optimizer": json.dumps({"param_groups": optimizer_state["param_groups"], "scalars": scalars}),
+        "optimizer": json.dumps(
+            {"param_groups": optimizer_state["param_groups"], "scalars": scalars},
+            default=float,  # a learning rate that lies on the device
+        ),
         "sparse": json.dumps(sparse_scalars),
         "ema": json.dumps(ema and {"n_steps": ema.n_steps}),
     }

@@ -73,4 +73,5 @@ def make_sparsifier(
         freeze=freeze,
         output_layers=output_layers,
         small_share=settings.small_share,
+        transposable=settings.transposable,
     )

@@ -85,6 +85,8 @@ class SparsityRecipe(_Table):
     prune, redistribution, growth, final_prune_rate: as the method has them, unless another is named.
     density: without one, as much as the pattern allows; without a pattern .05.
     approach, freeze: by default, without a pattern none and as the method has it; with one, see DEFAULT_APPROACH and DEFAULT_FREEZE.
+    transposable: 2:4 along both axes, where a layer can; with products `2:4` the gradient of its inputs is then
+    multiplied sparsely too.
     decay: of masked weights in sr-ste.
     products: `csr` leaves inactive weights out of the products of Linear layers on the CPU, where a short timing at the
     start shows that it wins, see `StepCsr`; `2:4` multiplies by the card's 2:4 products in the forward pass, see `Step24`.
@@ -98,6 +100,7 @@ class SparsityRecipe(_Table):
     approach: tuple[Fraction, Fraction] | None = None
     freeze: Fraction | None = None
     small_share: Fraction = SMALL_SHARE
+    transposable: bool = False
     decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2e-4
     start: Distribution = "erdos-renyi"
     rescale: bool = True
@@ -146,6 +149,12 @@ class SparsityRecipe(_Table):
             )
         if self.approach is not None and pattern is None:
             raise ValueError("approach needs a pattern, like '2:4'")
+        if self.transposable:
+            moved = METHODS.get("sparse-momentum" if self.method == "asp" else self.method)
+            if self.pattern != "2:4" or self.density is not None:
+                raise ValueError("transposable needs the pattern '2:4' and no density")
+            if moved is None or moved.prune != "magnitude" or self.prune not in (None, "magnitude"):
+                raise ValueError(f"transposable and method {self.method!r} exclude each other")
         if self.products == "csr" and (
             pattern is not None or self.method not in METHODS or METHODS[self.method].is_gradual
         ):
@@ -210,6 +219,7 @@ class Recipe(_Table):
     into memory at the start.  image_size: height and width of these pictures; by default what the network takes.
     precision: of the forward and backward pass; `bf16` by autocast, weights and masks stay float32.
     channels_last: memory order of images and convolutions.  compile: by torch.compile.
+    cuda_graph: a step is launched as one CUDA graph, see `CapturedStep`; in one process on CUDA.
     sync_batch_norm: batch statistics over all processes (on CUDA only); else each has its own.
     ema: decay of an average of the weights, which is what is tested and saved; 0 for none.
     """
@@ -228,6 +238,7 @@ class Recipe(_Table):
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
+    cuda_graph: bool = False
     sync_batch_norm: bool = False
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -252,6 +263,11 @@ class Recipe(_Table):
                 raise ValueError("products '2:4' and ema exclude each other")
             if self.precision != "bf16":
                 raise ValueError("products '2:4' need precision 'bf16': there are none in fp32")
+        if self.cuda_graph and not self.dense:
+            if self.sparsity.products != "dense":
+                raise ValueError(f"cuda_graph and products {self.sparsity.products!r} exclude each other")
+            if self.sparsity.method == "sr-ste":
+                raise ValueError("cuda_graph and method 'sr-ste' exclude each other")
         return self
 
 

@@ -24,6 +24,7 @@ from sparse_export.errors import ArtefactError, Interrupted, MissingCapability, 
 from sparse_export.sparsity.product24 import require_backend
 from sparse_export.train import step24
 from sparse_export.train.augment import crop_flip, draw_crops
+from sparse_export.train.captured import CapturedStep, make_capturable, set_rate
 from sparse_export.train.checkpoint import Position, load_state, remove_leftovers, save_state, state_path
 from sparse_export.train.csr_choice import choose_products
 from sparse_export.train.distributed import Agreement, World, masks_sha256
@@ -126,14 +127,18 @@ class Session:
         elif start is not None:
             self._save(self.position)  # a run that is killed early is not resumed from fresh weights
         self.products = self._csr_products(earlier) or self._products_24()
+        make_capturable(self.optimizer, device if recipe.cuda_graph else None)
+        self._captured = CapturedStep(self._whole_step) if recipe.cuda_graph else None
 
     def _products_24(self) -> Step24 | None:
-        """2:4 products in the forward pass, tuned for a batch of the recipe's size."""
+        """2:4 products, tuned for a batch of the recipe's size."""
         if not isinstance(self.sparse, SparseTraining) or self.recipe.sparsity.products != "2:4":
             return None
         n_own = max(1, self.batch_size // self.world.size)  # of a batch, this process's share
         sample = self._laid_out(torch.zeros((n_own, *self.feed.input_shape), device=self.device))
-        products = products_24(self.model, self.sparse, sample)
+        products = products_24(
+            self.model, self.sparse, sample, sparse_backward=self.recipe.sparsity.transposable
+        )
         self.info = replace(self.info, products=product_facts(products, self.sparse.masks))
         return products
 
@@ -395,7 +400,7 @@ class Session:
             step=step,
             train_loss=loss_sum / self.steps_per_epoch,
             validation_percent=None if validation is None else validation.percent,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             density=self.sparse.density_now if self.sparse else 1.0,
             layer_density={fact.name: fact.density for fact in self._layer_facts() if fact.masked},
             prune_rate=rate_used,
@@ -426,18 +431,32 @@ class Session:
         return speed_of(self.model, self._probe(), read_metrics(self.out))
 
     def _step(self, x: Tensor, y: Tensor, step: int) -> Tensor:
-        """Forward and backward. Gives this process's part of the batch's mean loss: the parts add up to it."""
+        """Forward and backward, and where it is captured the weights' step too.
+
+        Gives this process's part of the batch's mean loss: the parts add up to it.
+        """
         self._seed(step)
         rate = learning_rate(*self._place(step), self.recipe.optimizer.lr, self.recipe.learning_rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         if self.recipe.augment == "crop-flip":
             crops = draw_crops(self.batch_size, self._generator(_AUGMENTATION, step))
             x = crop_flip(x, self.world.share(crops.T).T)
+        x = self._laid_out(x)
+        return self._gradients(x, y) if self._captured is None else self._captured(x, y)
+
+    def _whole_step(self, x: Tensor, y: Tensor) -> Tensor:
+        """What a CUDA graph holds: everything of a step but what its number decides."""
+        loss = self._gradients(x, y)
+        self.optimizer.step()
+        if isinstance(self.sparse, SparseTraining):
+            self.sparse.apply_masks()
+        return loss
+
+    def _gradients(self, x: Tensor, y: Tensor) -> Tensor:
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             loss = nn.functional.cross_entropy(
-                self.forward(self._laid_out(x)), y, label_smoothing=self.recipe.label_smoothing
+                self.forward(x), y, label_smoothing=self.recipe.label_smoothing
             )
         if self.world.size == 1:
             loss.backward()
@@ -479,10 +498,14 @@ class Session:
 
     def _step_weights(self, step: int) -> None:
         if self.sparse is None:
-            self.optimizer.step()
+            if self._captured is None:
+                self.optimizer.step()
         else:
             try:
-                self.sparse.step()
+                if self._captured is not None and isinstance(self.sparse, SparseTraining):
+                    self.sparse.advance()
+                else:
+                    self.sparse.step()
             except UsageError:
                 raise
             except ValueError as cause:  # a mask update met weights or momenta that are no numbers
@@ -579,6 +602,12 @@ def _require_possible(recipe: Recipe, device: torch.device, world: World) -> Non
             f"sync_batch_norm is set, and the device is {device.type}.",
             expected="A CUDA device was expected: torch has no such layer elsewhere.",
             do="Leave sync_batch_norm out of the recipe.",
+        )
+    if recipe.cuda_graph and (device.type != "cuda" or world.size > 1):
+        raise UsageError(
+            f"cuda_graph is set, on {device.type} with {world.size} process{'es' if world.size > 1 else ''}.",
+            expected="One process on a CUDA device was expected.",
+            do="Leave cuda_graph out of the recipe.",
         )
     if not recipe.compile:
         return

@@ -33,6 +33,14 @@ from sparse_export.sparsity import (
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import obeys
 from sparse_export.sparsity.prune import FIRST_THRESHOLD
+from sparse_export.sparsity.transposable import (
+    cut_to_transposable,
+    is_transposable,
+    takes_transposable,
+    transposable_mask,
+    update_transposable,
+)
+from sparse_export.sparsity.update import joined
 from sparse_export.train.distributed import masks_sha256, require_same_masks
 from sparse_export.train.growth import forget_momentum, gradient_scores, random_scores
 from sparse_export.train.layers import maskable_parameters, masked_parameters
@@ -73,6 +81,9 @@ class SparseTraining:
     pattern: `2:4` for example: at most N of every M weights along a layer's reduction axis. Only layers that can take
     it are masked; `why_dense` has the reason for each of the others, the output layer and the smallest ones among
     them. Under it the prune rate is also lowered whenever an update changes no fewer mask bits than the one before.
+    transposable: 2:4 along both axes, for layers that are matrices of tiles of 4 x 4, so that the gradient of their
+    inputs can be multiplied sparsely too; other layers under the pattern have it along their inputs. Needs the pattern
+    2:4, whose density it has.
     approach: fractions of total_steps over which the cap falls from M to N, see `sparse_export.sparsity.cap_size`.
     freeze: fraction of total_steps after which masks stand still; the prune rate has then run through its schedule,
     and `magnitude` has come down to the density. Without it the method decides.
@@ -116,6 +127,7 @@ class SparseTraining:
         output_layers: Sequence[str] | None = None,
         small_share: float = SMALL_SHARE,
         masks: Mapping[str, Tensor] | None = None,
+        transposable: bool = False,
     ) -> None:
         model = unwrapped(model)
         if isinstance(pattern, str):
@@ -192,6 +204,7 @@ class SparseTraining:
                 total_steps=total_steps,
             )
             self._parameters = {name: model.get_parameter(name) for name in self._plan.caps}
+        self._both_ways = _both_ways(self._parameters, pattern, density, rule) if transposable else ()
         require_optimizer(optimizer, self._parameters, momentum=rule.reads_momentum)
         self.n_masked = sum(value.numel() for value in self._parameters.values())
         self._wanted = self._count(density, masks)
@@ -258,6 +271,11 @@ class SparseTraining:
     def _caps(self) -> dict[str, Cap]:
         return self._plan.caps_with(self._n_cap) if self._plan is not None else {}
 
+    @property
+    def _is_two_four(self) -> bool:
+        """Has the cap come down?"""
+        return self._plan is not None and self._n_cap == self._plan.pattern.n
+
     def _first_masks(self, start: Distribution, seed: int) -> dict[str, Tensor]:
         shapes = {name: tuple(value.shape) for name, value in self._parameters.items()}
         if self._rule.is_gradual:
@@ -266,7 +284,13 @@ class SparseTraining:
         counts = limits
         if self._wanted is not None:
             counts = layer_counts(shapes, self._wanted / self.n_masked, start, limits=limits)
-        return random_masks(shapes, counts, torch.Generator().manual_seed(seed), caps=self._caps())
+        generator = torch.Generator().manual_seed(seed)
+        drawn = random_masks(shapes, counts, generator, caps=self._caps())
+        if self._is_two_four:
+            for name in self._both_ways:
+                scores = torch.rand(shapes[name], generator=generator)
+                drawn[name] = transposable_mask(scores.flatten(1)).view(shapes[name])
+        return drawn
 
     def _given_masks(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Masks to start with. Raises UsageError when they are others' or over the cap."""
@@ -282,6 +306,14 @@ class SparseTraining:
                 f"The masks of {', '.join(over)} do not obey the pattern.",
                 expected="Masks within the pattern were expected.",
                 do="Leave out the masks, or keep the N largest weights of each group in them.",
+            )
+        halves = [name for name in self._both_ways if 2 * int(masks[name].sum()) != masks[name].numel()]
+        one_way = [name for name in self._both_ways if not is_transposable(masks[name].flatten(1))]
+        if self._is_two_four and (halves or one_way):
+            raise UsageError(
+                f"The masks of {', '.join(dict.fromkeys(halves + one_way))} are not 2:4 along both axes.",
+                expected="Exactly two of every four along both axes were expected.",
+                do="Make them by sparsity.transposable.transposable_mask, or leave out the masks.",
             )
         return {name: mask.bool() for name, mask in masks.items()}
 
@@ -414,7 +446,8 @@ class SparseTraining:
             do()
         before, self._n_cap = self._n_cap, self._n_now()
         rate = self.last_prune_rate = self.prune_rate
-        update = self._pruned_only() if self._rule.is_gradual else self._swapped(rate)
+        is_cut = self._n_cap != before
+        update = self._pruned_only() if self._rule.is_gradual else self._swapped(rate, is_cut=is_cut)
         flips = [torch.count_nonzero(mask ^ self.masks[name]) for name, mask in update.masks.items()]
         self._n_flipped = torch.stack(flips).sum()
         if self._rule.forgets:
@@ -431,8 +464,8 @@ class SparseTraining:
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self._parameters.items()}
 
-    def _swapped(self, rate: float) -> MaskUpdate:
-        """What the method prunes and grows now."""
+    def _swapped(self, rate: float, *, is_cut: bool) -> MaskUpdate:
+        """What the method prunes and grows now. is_cut: the cap has just become smaller."""
         rule = self._rule
         grown_by: dict[str, Tensor] | None = None
         if rule.growth == "random":
@@ -447,20 +480,34 @@ class SparseTraining:
             device = next(iter(self.masks.values())).device
             self._threshold = torch.full((), FIRST_THRESHOLD, dtype=torch.float64, device=device)
         n_active = self._n_now_active = self._count_with(self._n_cap)
+        both: MaskUpdate | None = None
+        if self._both_ways and self._is_two_four:
+            chosen = self._both_ways
+            weights, masks = _of(self._weights(), chosen), _of(self.masks, chosen)
+            wanted = _of(scores if grown_by is None else grown_by, chosen)
+            both = (
+                cut_to_transposable(weights, masks)
+                if is_cut
+                else update_transposable(weights, wanted, masks, prune_rate=rate)
+            )
+            if len(chosen) == len(self.masks):
+                return both
+            n_active -= sum(mask.numel() // 2 for mask in masks.values())
+        others = [name for name in self.masks if both is None or name not in both.masks]
         update = update_masks(
-            self._weights(),
-            scores,
-            self.masks,
+            _of(self._weights(), others),
+            _of(scores, others),
+            _of(self.masks, others),
             prune_rate=rate,
             redistribution=rule.redistribution,
             prune=rule.prune,
             threshold=self._threshold,
-            growth_scores=grown_by,
-            caps=self._caps(),
+            growth_scores=None if grown_by is None else _of(grown_by, others),
+            caps={name: cap for name, cap in self._caps().items() if name in others},
             n_active=n_active,
         )
         self._threshold = update.threshold
-        return update
+        return update if both is None else joined((both, update), list(self.masks))
 
     def _pruned_only(self) -> MaskUpdate:
         """The largest weights, as many as gradual pruning keeps at this step."""
@@ -595,6 +642,36 @@ class SparseTraining:
             model=ModelFact(name=model, input_shape=shape, n_classes=self._n_classes),
             test=test,
         )
+
+
+def _of(values: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    return {name: values[name] for name in names}
+
+
+def _both_ways(
+    parameters: Mapping[str, nn.Parameter], pattern: NMPattern | None, density: float | None, rule: Method
+) -> tuple[str, ...]:
+    """The weights that can be 2:4 along both axes. Raises UsageError where that cannot be meant."""
+    if pattern is None or (pattern.n, pattern.m) != (2, 4) or density is not None:
+        raise UsageError(
+            f"transposable masks were asked for with the pattern {pattern} and the density {density}.",
+            expected="The pattern 2:4 was expected, and no density: they keep half of the weights.",
+            do="Give pattern='2:4' alone.",
+        )
+    if rule.is_gradual or rule.prune != "magnitude":
+        raise UsageError(
+            "transposable masks were asked for, and the method prunes over all layers together.",
+            expected="A method that prunes the smallest weights of each layer was expected.",
+            do="Choose sparse-momentum, set, rigl or static.",
+        )
+    names = tuple(name for name, value in parameters.items() if takes_transposable(tuple(value.shape)))
+    if not names:
+        raise UsageError(
+            "No layer under the pattern is a matrix of tiles of 4 x 4.",
+            expected="At least one with numbers of inputs and outputs that 4 divides was expected.",
+            do="Leave out transposable.",
+        )
+    return names
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

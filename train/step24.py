@@ -40,12 +40,16 @@ class MovingMasks(Protocol):
     n_updates: int
 
 
-def products_24(model: nn.Module, trainer: MovingMasks, sample: Tensor) -> Step24:
-    """The 2:4 products that a recipe asks for: in the forward pass, in bfloat16, tuned for inputs like the sample.
+def products_24(
+    model: nn.Module, trainer: MovingMasks, sample: Tensor, *, sparse_backward: bool = False
+) -> Step24:
+    """The 2:4 products that a recipe asks for: in bfloat16, tuned for inputs like the sample.
 
-    model: in training. Raises as `Step24` does.
+    model: in training.  sparse_backward: see `Step24`. Raises as `Step24` does.
     """
-    products = Step24(model, trainer, dtype=torch.bfloat16, backend=BACKEND_24)
+    products = Step24(
+        model, trainer, dtype=torch.bfloat16, backend=BACKEND_24, sparse_backward=sparse_backward
+    )
     model.eval()  # no layer is to keep statistics of the sample
     with torch.autocast(sample.device.type, torch.bfloat16):
         products.tune(model, sample)

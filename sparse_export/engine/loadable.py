@@ -101,24 +101,25 @@ def _require_gpu(name: str, fact: EngineFact) -> None:
         )
     if _fits(fact, int(gpu.architecture[2:])):
         return
-    if fact.target == "tensorrt-rtx" and not door.rtx_runs_on(gpu.architecture):
+    if fact.target == "tensorrt-rtx" and not door.rtx_supports(gpu.architecture):
         raise MissingCapability(
             f"{name} cannot run here: TensorRT for RTX does not support this GPU, {gpu.name} ({gpu.architecture}).",
-            expected="A GPU of compute capability 8.0, 8.6, 8.9, or 12.0 or later was expected.",
+            expected="A GPU of compute capability 7.5, 8.0, 8.6, 8.9, or 12.0 or later was expected.",
             do="Build with --target tensorrt for this GPU, or run the ONNX file with onnxruntime.",
         )
     wanted = ", ".join(fact.architectures) or fact.architecture or "sm80, sm86, sm89, or sm120 or later"
     raise ArtefactError(
         f"{name} is not for this GPU, {gpu.name} ({gpu.architecture}).",
         expected=f"{wanted} was expected.",
-        do="Build it again here, or for this GPU.",
+        do=f"Build it again with --gpu-arch {gpu.architecture}."
+        if fact.target == "tensorrt-rtx"
+        else "Build it again here, or for this GPU.",
     )
 
 
 def _fits(fact: EngineFact, here: int) -> bool:
     if fact.target == "tensorrt-rtx":
-        named = {int(name[2:]) for name in fact.architectures}
-        return door.rtx_runs_on(f"sm{here}") and (not named or here in named)
+        return door.rtx_runs_on(f"sm{here}", fact.architectures)
     if fact.hardware == "ampere-plus":
         return here >= 80
     return fact.architecture is not None and here == int(fact.architecture[2:])

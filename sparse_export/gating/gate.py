@@ -12,7 +12,7 @@ from pathlib import Path
 from sparse_export import errors
 from sparse_export.artefact import command_line, library_versions, now
 from sparse_export.comparison import Comparison, compare
-from sparse_export.errors import SparseExportError, UnknownNameError, UsageError
+from sparse_export.errors import SparseExportError, SpeedupNotReached, UnknownNameError, UsageError
 from sparse_export.files import write_bytes, write_json
 from sparse_export.gating.case import Case
 from sparse_export.gating.chain import Finding, Link, LinkResult, walk
@@ -28,7 +28,7 @@ from sparse_export.gating.weights import weights_keep_their_pattern
 from sparse_export.measure.interleave import check_measurable
 from sparse_export.measure.latency import check_batches
 from sparse_export.runtime.choice import RUNTIMES
-from sparse_export.trust import Given
+from sparse_export.trust import Given, digests
 from sparse_export.validation import Validation, validate
 
 __all__ = ["MAX_DROP_POINTS", "Gate", "check_gate", "gate", "write_results"]
@@ -44,7 +44,8 @@ _BLOCK_S = 0.02
 class Gate:
     """What became of every link, in their order. passed: none is broken.
 
-    validation, comparison: behind the links of accuracy and speed, None where they were not reached or not asked for.
+    validation, comparisons: behind the links of accuracy and speed, None and () where they were not reached or not asked
+    for; a comparison for each runtime that speed was measured on.
     """
 
     bundle: str
@@ -54,7 +55,7 @@ class Gate:
     exit_code: int
     links: tuple[LinkResult, ...]
     validation: Validation | None
-    comparison: Comparison | None
+    comparisons: tuple[Comparison, ...]
     versions: dict[str, str]
     command: tuple[str, ...]
     created: str
@@ -93,7 +94,8 @@ def gate(
 
     Its files are whole; its weights keep their pattern; so does its graph; its engines were built from that graph;
     its accuracy, measured with those files, is at most max_drop percentage points below that of the dense bundle
-    `against`; and where a speed-up is required, the interval of the interleaved comparison is above it.
+    `against`; and where a speed-up is required, the interval of the interleaved comparison is above it, on each of
+    `runtimes`, by default on the best that opens both bundles.
     The other arguments: see `Case`, `validate` and `compare`.
 
     A broken link is in the result, for `check_gate` to raise. Raises UsageError for what cannot be meant from the start.
@@ -143,11 +145,11 @@ def gate(
         bundle=str(case.bundle_path),
         against=str(case.against_path),
         passed=broken is None,
-        verdict=_verdict(results),
+        verdict=_verdict(results, measured.not_run),
         exit_code=0 if broken is None else broken.exit_code,
         links=results,
         validation=measured.validation,
-        comparison=measured.comparison,
+        comparisons=tuple(measured.comparisons),
         versions=library_versions(),
         command=command_line(),
         created=now(),
@@ -159,9 +161,14 @@ class _Measured:
 
     def __init__(self, case: Case, block_s: float) -> None:
         self.validation: Validation | None = None
-        self.comparison: Comparison | None = None
+        self.comparisons: list[Comparison] = []
         self._case = case
         self._block_s = block_s
+
+    @property
+    def not_run(self) -> tuple[str, ...]:
+        """Runtimes that the bundle was built for, and whose accuracy is not known here."""
+        return () if self.validation is None else tuple(self.validation.not_run)
 
     def accuracy(self) -> Finding:
         case = self._case
@@ -186,21 +193,33 @@ class _Measured:
         case = self._case
         if case.require_speedup is None:
             return Finding(told=("no speed-up was promised, so none was measured",), checked=False)
-        self.comparison = compare(
-            case.dense,
-            case.bundle,
-            batches=case.batches,
-            rounds=case.rounds,
-            block_s=self._block_s,
-            n_threads=case.n_threads,
-            seed=case.seed,
-            require_speedup=case.require_speedup,
-            runtime="onnxruntime-cpu",
-        )
-        return speed_is_reached(case, self.comparison)
+        dense, own = case.dense.info.precision, case.bundle.info.precision
+        if dense != own:
+            problem = SpeedupNotReached(
+                f"The dense bundle computes in {dense}, this one in {own}: what sparsity gains cannot be told from that.",
+                expected="Two bundles of one precision were expected where a speed-up is promised.",
+                do=f"Build the dense bundle with --precision {own} too, or promise no speed-up.",
+            )
+            return Finding(told=(), problem=problem)
+        for runtime in case.runtimes or (None,):
+            self.comparisons.append(
+                compare(
+                    case.dense,
+                    case.bundle,
+                    batches=case.batches,
+                    rounds=case.rounds,
+                    block_s=self._block_s,
+                    n_threads=case.n_threads,
+                    seed=case.seed,
+                    require_speedup=case.require_speedup,
+                    runtime=runtime,
+                    trust=digests(case.trust),
+                )
+            )
+        return speed_is_reached(case, self.comparisons)
 
 
-def _verdict(links: Sequence[LinkResult]) -> str:
+def _verdict(links: Sequence[LinkResult], runtimes_not_run: Sequence[str]) -> str:
     kept = [link.name for link in links if link.outcome == "kept"]
     idle = [link.name for link in links if link.outcome == "nothing to check"]
     behind = [link.name for link in links if link.outcome == "not run"]
@@ -217,6 +236,8 @@ def _verdict(links: Sequence[LinkResult]) -> str:
     ):
         if names:
             parts.append(f"{what}: {', '.join(names)}.")
+    if runtimes_not_run:
+        parts.append(f"Not run here, so not vouched for: {', '.join(runtimes_not_run)}.")
     return " ".join(parts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from sparse_export import trust
@@ -236,30 +237,36 @@ def accuracy_is_kept(case: Case, validation: Validation) -> Finding:
     return Finding(told=tuple(told), figures=figures, problem=problem)
 
 
-def speed_is_reached(case: Case, comparison: Comparison) -> Finding:
-    """At every batch size the whole interval of dense / sparse is at or above what was promised.
+def speed_is_reached(case: Case, comparisons: Sequence[Comparison]) -> Finding:
+    """At every batch size the whole interval of dense / sparse is at or above what was promised, on every runtime.
 
-    comparison: of the dense bundle with this one.
+    comparisons: of the dense bundle with this one, one for each runtime.
     """
     figures: dict[str, Figure] = {"required_speedup": case.require_speedup or 1.0}
-    for at in comparison.latency:
-        figures |= {
-            f"batch_{at.batch}_speedup": at.ratio.estimate,
-            f"batch_{at.batch}_speedup_low": at.ratio.low,
-            f"batch_{at.batch}_speedup_high": at.ratio.high,
-            f"batch_{at.batch}_floor": at.floor,
-        }
-    told = [
-        f"{at.verdict} {at.dense.median_ms:.4g} ms dense, {at.sparse.median_ms:.4g} ms sparse"
-        for at in comparison.latency
-    ]
-    told.append(
-        f"measured with {comparison.runtime}, threads: {comparison.n_threads}, {comparison.rounds} interleaved rounds"
-    )
+    told, missed = [], []
+    for place, comparison in enumerate(comparisons):
+        prefix = f"{comparison.runtime}_" if place else ""
+        for at in comparison.latency:
+            figures |= {
+                f"{prefix}batch_{at.batch}_speedup": at.ratio.estimate,
+                f"{prefix}batch_{at.batch}_speedup_low": at.ratio.low,
+                f"{prefix}batch_{at.batch}_speedup_high": at.ratio.high,
+                f"{prefix}batch_{at.batch}_floor": at.floor,
+            }
+        told += [
+            f"{at.verdict} {at.dense.median_ms:.4g} ms dense, {at.sparse.median_ms:.4g} ms sparse"
+            for at in comparison.latency
+        ]
+        told.append(
+            f"measured with {comparison.runtime}, threads: {comparison.n_threads}, {comparison.rounds} interleaved rounds"
+        )
+        told += [f"{name} is passed over: {why}" for name, why in comparison.passed_over.items()]
+        if comparison.speedup_missed:
+            missed.append(f"With {comparison.runtime}: {comparison.speedup_missed}")
     problem = None
-    if comparison.speedup_missed:
+    if missed:
         problem = SpeedupNotReached(
-            comparison.speedup_missed,
+            " ".join(missed),
             expected=f"At least {case.require_speedup:g}x was promised, at the lower end of the interval, and more than two "
             "copies of the dense file differ by.",
             do="Deploy the dense bundle where it is as fast, or promise no speed-up.",

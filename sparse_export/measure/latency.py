@@ -38,6 +38,8 @@ class BenchRow:
 
     runtime: as the session names itself.  file: of the bundle, that it ran.  latency: the timed session.  latency_ms: of an undisturbed call, with its 95 % interval over rounds.
     samples_per_s: batch / mean time of all calls, disturbed ones included; calls follow one another.
+    device, device_ms: the same of the work on the device alone, by CUDA events, the input lying there already; None
+    where the runtime cannot say.
     control: that session / another one of the same file, which differs from 1 only by what cannot be resolved here;
     floor: the farthest end of its interval from 1.
     """
@@ -51,6 +53,8 @@ class BenchRow:
     samples_per_s: float
     control: Ratio
     floor: float
+    device: LatencyResult | None = None
+    device_ms: Location | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +70,7 @@ class NotTimed:
 class Bench:
     """Everything that `bench` measured; `str()` gives the table for people.
 
-    size_bytes: of model.onnx.  cores: that the threads were held to, () for every usable one.  cards: what NVML said
+    size_bytes: of model.onnx.  cuda_graphs: engines replayed their launches.  cores: that the threads were held to, () for every usable one.  cards: what NVML said
     meanwhile.
     """
 
@@ -87,6 +91,7 @@ class Bench:
     cards: CardLog
     versions: dict[str, str]
     created: str
+    cuda_graphs: bool = False
 
     def __str__(self) -> str:
         return _table(self)
@@ -103,6 +108,7 @@ def bench(
     n_threads: int | None = None,
     seed: int = 0,
     trust: Given = None,
+    cuda_graphs: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> Bench:
     """Time a bundle on standard normal inputs of several batch sizes, on each runtime by itself.
@@ -115,7 +121,7 @@ def bench(
     `not_timed`, with the reason. So is a batch that an engine has no profile for.  n_threads: None for the cores that
     this process may use; with fewer, the threads are held to as many cores, one of each physical core first.
     rounds, block_s, warmup_limit_s: see `measure_interleaved`.  seed: of the inputs and the order.  trust: SHA-256 of
-    the manifest, needed once for engines of a bundle from elsewhere.
+    the manifest, needed once for engines of a bundle from elsewhere.  cuda_graphs: engines replay their launches.
     Raises UnknownNameError, UsageError (options without meaning, or no batch that fits), MissingCapability (a runtime
     that was named cannot run here, or none can), NotTrustedError or ArtefactError.
     """
@@ -128,6 +134,12 @@ def bench(
         raise UsageError(f"The runtimes are {', '.join(runtimes)}.", expected="Each was expected once.")
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     chosen = tuple(runtimes) or candidates(bundle)
+    if cuda_graphs and not set(chosen) & set(TARGETS):
+        raise UsageError(
+            f"CUDA graphs were asked for, and {', '.join(chosen)} replay none.",
+            expected=f"They were expected to go with {' or '.join(TARGETS)}.",
+            do="Leave --cuda-graphs out, or time a bundle with an engine.",
+        )
     tell = on_progress or (lambda line: None)
     threads = n_usable_cores() if n_threads is None else n_threads
     machine = machine_facts()
@@ -136,7 +148,9 @@ def bench(
     broken = False  # that the last one, which runs everywhere, could not run is the fault of the file
     with watched_cards() as cards, pinned(threads) as cores:
         for name in chosen:
-            opener = partial(open_runtime, bundle, name, n_threads=threads, trust=trust)
+            opener = partial(
+                open_runtime, bundle, name, n_threads=threads, trust=trust, cuda_graphs=cuda_graphs
+            )
             with contextlib.ExitStack() as stack:
                 try:
                     sessions = stack.enter_context(TimedSessions({"first": opener, "again": opener}, seed))
@@ -178,6 +192,7 @@ def bench(
         cards=cards,
         versions=library_versions(),
         created=now(),
+        cuda_graphs=cuda_graphs,
     )
 
 
@@ -245,14 +260,20 @@ def _row(
     warmup_limit_s: float,
     seed: int,
 ) -> BenchRow:
-    results = sessions.measure(
-        bundle.info.model.input_shape,
-        batch=batch,
-        rounds=rounds,
-        block_s=block_s,
-        seed=seed,
-        warmup_limit_s=warmup_limit_s,
+    measure, measure_on_device = (
+        partial(
+            way,
+            bundle.info.model.input_shape,
+            batch=batch,
+            rounds=rounds,
+            block_s=block_s,
+            seed=seed,
+            warmup_limit_s=warmup_limit_s,
+        )
+        for way in (sessions.measure, sessions.measure_on_device)
     )
+    results = measure()
+    device = measure_on_device().get("first")
     first, again = results["first"], results["again"]
     control = paired_ratio(first.samples_ms, again.samples_ms)
     found = sessions.open["first"].name
@@ -266,6 +287,8 @@ def _row(
         samples_per_s=1e3 * batch / first.mean_ms,
         control=control,
         floor=resolution(control),
+        device=device,
+        device_ms=None if device is None else location(device.samples_ms),
     )
 
 
@@ -293,6 +316,15 @@ def _table(result: Bench) -> str:
         "percentile is given from 1,000 calls on."
     )
     notes = [explained]
+    for row in result.rows:
+        if row.device_ms is not None:
+            ms = row.device_ms
+            notes.append(
+                f"{row.runtime} at batch {row.batch}: {ms.estimate:.4g} ms [{ms.low:.4g}, {ms.high:.4g}] on the device alone, "
+                "by CUDA events, without copies to and from the host."
+            )
+    if result.cuda_graphs:
+        notes.append("Engines replayed CUDA graphs.")
     if any(not row.latency.steady for row in result.rows):
         notes.append("not steady: times had not settled when warm-up ended; repeat on a quiet machine.")
     if result.cards.throttled:

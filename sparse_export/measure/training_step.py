@@ -201,7 +201,17 @@ def bench_training_step(
         )
     ratio = paired_ratio(dense, step_ms + extra_ms)
     control = paired_ratio(dense, results["dense again"].samples_ms)
-    outcome, verdict = _judge(ratio, control, times, sparse.update_ms, shared, place, products, phases)
+    outcome, verdict = _judge(
+        ratio,
+        control,
+        times,
+        sparse.update_ms,
+        shared,
+        place,
+        products,
+        phases,
+        transposable=loaded.sparsity.transposable,
+    )
     return StepBench(
         recipe=loaded.model_dump(mode="json"),
         model=loaded.model,
@@ -293,7 +303,9 @@ class _Loop:
         self._model = model
         self._products_24: Step24 | None = None
         if isinstance(self._sparse, SparseTraining) and recipe.sparsity.products == "2:4":
-            self._products_24 = products_24(model, self._sparse, self._x)
+            self._products_24 = products_24(
+                model, self._sparse, self._x, sparse_backward=recipe.sparsity.transposable
+            )
         self._optimizer.register_step_pre_hook(lambda *_: self._inside.append(self.stamps.now()))
         self._optimizer.register_step_post_hook(lambda *_: self._inside.append(self.stamps.now()))
         compiled: Any = torch.compile(model) if recipe.compile else model
@@ -359,7 +371,8 @@ class _Loop:
     def update(self) -> None:
         """Update the masks, timed by the host, where this method lets them be updated from outside.
 
-        Where active weights are trained alone: from there and back again, which is all that an interval changes.
+        Where active weights are trained alone: from there and back again, which is all that an interval changes. Where
+        products are 2:4: with the compression of the new patterns.
         """
         if isinstance(self._sparse, SparseTraining) and self._sparse.rule.moves:
             self.stamps.wait()
@@ -369,6 +382,8 @@ class _Loop:
             if self._products is not None:
                 self._products.after_step()
                 self._products.narrow()
+            if self._products_24 is not None:
+                self._products_24.after_step()  # compresses the new patterns
             self.stamps.wait()
             self.update_ms.append(1e3 * watch.seconds(begin, watch.now()))
 
@@ -474,6 +489,8 @@ def _judge(
     device: torch.device,
     products: Sequence[ProductFact],
     phases: Phases | None,
+    *,
+    transposable: bool = False,
 ) -> tuple[str, str]:
     """The outcome, and the sentences that say it and why."""
     floor = resolution(control)
@@ -495,7 +512,12 @@ def _judge(
         )
     elif by_24:
         parts.append(
-            f"Forward products of {len(by_24)} of {len(products)} masked weights are 2:4, both gradients are dense."
+            f"Forward products of {len(by_24)} of {len(products)} masked weights are 2:4, "
+            + (
+                "and those of their inputs' gradients, by masks that are 2:4 along both axes; gradients of weights are dense."
+                if transposable
+                else "both gradients are dense."
+            )
         )
     elif outcome != "speed-up":
         parts.append(

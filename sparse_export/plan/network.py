@@ -15,6 +15,7 @@ from sparse_export.errors import MissingCapability, UsageError
 from sparse_export.plan.layers import Product, products_of
 from sparse_export.plan.planning import Plan, make_plan
 from sparse_export.plan.timing import Size, Timings, measure_timings, read_timings
+from sparse_export.plan.whole import WholeNetwork, fold_batch_norms, measure_whole
 from sparse_export.sparsity.product24 import Backend
 
 __all__ = ["DTYPES", "plan_network"]
@@ -32,24 +33,27 @@ def plan_network(
     max_sparse_loss: float | None = None,
     timings: Path | None = None,
     rounds: int = 24,
+    verify: bool = False,
     trust: str | None = None,
     on_progress: Callable[[str], None] | None = None,
-) -> tuple[Plan, Timings]:
+) -> tuple[Plan, Timings, WholeNetwork | None]:
     """Measure, or read, what each layer's product takes dense and as 2:4, and choose layers by it; see `make_plan`.
 
     model: a network's name, whose random weights then stand for trained ones, or a run.  timings: a file to read in
-    place of measuring; its type and backend count.  trust: see `sparse_export.building.network_of_run`.
+    place of measuring; its type and backend count.  verify: time the whole network too, dense and planned, on the card;
+    see `measure_whole`.  trust: see `sparse_export.building.network_of_run`.
     Raises UsageError, UnknownNameError, ArtefactError, NotTrustedError, SpeedupNotReached, and MissingCapability on a
     machine without a card when no timings are given: nothing but a GPU has a 2:4 product.
     """
     if batch < 1:
         raise UsageError(f"The batch is {batch}.", expected="1 or more was expected.")
     read = None if timings is None else read_timings(_file(timings))
-    if read is None and not torch.cuda.is_available():
+    if (read is None or verify) and not torch.cuda.is_available():
         raise MissingCapability(
             "This machine has no 2:4 product to measure: torch sees no CUDA device.",
             expected="An NVIDIA card of compute capability 8.0 or newer was expected.",
-            do="Plan on the machine that will serve the network, or give its measurements by --timings FILE.",
+            do="Plan on the machine that will serve the network, or give its measurements by --timings FILE, without "
+            "--verify.",
         )
     if read is not None:
         dtype_, backend = _dtype(read.dtype), _backend(read.backend)
@@ -57,6 +61,7 @@ def plan_network(
         dtype_ = DTYPES[dtype]
     network, name, shape, weights = _network(model, trust)
     products = products_of(network, shape, batch, dtype_, backend)
+    fold_batch_norms(network.eval())  # as every engine does it
     if read is None:
         read = measure_timings(
             network,
@@ -79,7 +84,23 @@ def plan_network(
         speedup=speedup,
         max_sparse_loss=max_sparse_loss,
     )
-    return plan, read
+    whole = None
+    if verify:
+        whole = measure_whole(
+            network,
+            shape,
+            [one.name for one in products if one.reason is None],
+            plan.sparse,
+            name=name,
+            batch=batch,
+            dtype=dtype_,
+            backend=backend,
+            device=torch.device("cuda"),
+            expected=plan.expected_speedup,
+            rounds=rounds,
+            on_progress=on_progress,
+        )
+    return plan, read, whole
 
 
 def _file(path: Path) -> Path:

@@ -25,6 +25,7 @@ def figures(comparison: Comparison) -> str:
     rows = [
         [f"accuracy, {comparison.accuracy_source or 'not known'}", *accuracies, change],
         ["density of masked layers", f"{dense.density:.4f}", f"{sparse.density:.4f}", ""],
+        ["precision", dense.precision, sparse.precision, ""],
     ]
     for label, a, b in (
         ("model.onnx, bytes", dense.size_bytes, sparse.size_bytes),
@@ -116,6 +117,7 @@ def environment(comparison: Comparison) -> str:
                 f"seed {comparison.seed}; all intervals are 95 %"
             ),
         ],
+        *([["clock held down", ", ".join(comparison.cards.throttled)]] if comparison.cards.throttled else []),
         *(
             [name.replace("_", " "), _fact(value)]
             for name, value in comparison.machine.items()

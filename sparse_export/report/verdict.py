@@ -10,7 +10,9 @@ __all__ = ["verdict"]
 def verdict(comparison: Comparison) -> str:
     """Speed, accuracy and size of the sparse bundle against the dense one, and a gate that failed, as one sentence."""
     parts = [_speed(comparison), _accuracy(comparison), _size(comparison)]
-    text = f"At density {comparison.sparse.density:.3g} the sparse network {_listed(parts)}"
+    kinds = [side.precision for side in (comparison.dense, comparison.sparse)]
+    unlike = f" in {kinds[1]}, against dense {kinds[0]}," if kinds[0] != kinds[1] else ""
+    text = f"At density {comparison.sparse.density:.3g} the sparse network{unlike} {_listed(parts)}"
     failed = [clause for clause in (comparison.gate_failed, comparison.speedup_missed) if clause]
     if failed:
         text += f", which fails what was required: {' '.join(failed).rstrip('.')}"

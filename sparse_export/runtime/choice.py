@@ -83,13 +83,18 @@ def runtime_note(bundle: Bundle, name: str) -> str | None:
 
 
 def open_runtime(
-    bundle: Bundle, name: str | None = None, *, n_threads: int | None = None, trust: Given = None
+    bundle: Bundle,
+    name: str | None = None,
+    *,
+    n_threads: int | None = None,
+    trust: Given = None,
+    cuda_graphs: bool = False,
 ) -> Session:
     """Load a bundle's ONNX file or engine into a runtime; `session.name` says which it is.
 
     name: one of `RUNTIMES`, None for the best that works here.  n_threads: of onnxruntime.  trust: SHA-256 of the
     manifest of a bundle that was built elsewhere; its engines are not loaded without, and its ONNX file only after
-    `require_tried`.
+    `require_tried`.  cuda_graphs: let an engine replay its launches; nothing else does.
     Raises UnknownNameError, UsageError (no such engine in the bundle), MissingCapability, ArtefactError,
     NotTrustedError.
     """
@@ -106,7 +111,7 @@ def open_runtime(
         raise UnknownNameError("runtime", chosen, RUNTIMES)
     from sparse_export.runtime.tensorrt import open_engine
 
-    return open_engine(bundle, engine_of(bundle, chosen), trust=trust)
+    return open_engine(bundle, engine_of(bundle, chosen), trust=trust, cuda_graphs=cuda_graphs)
 
 
 def _verify_model(bundle: Bundle) -> None:

@@ -29,8 +29,10 @@ from sparse_export.serving.repository import (
     RUNTIMES,
     Runtime,
     Served,
+    largest_batch,
     open_served,
     require_distinct,
+    require_engine,
     require_trusted_engines,
     write_config,
     write_version,
@@ -155,12 +157,8 @@ def _runtime(served: Served, server: ServerFiles, asked: str) -> Runtime:
                     expected="The backend of the runtime that was asked for was expected.",
                     do="Use --runtime auto, or NVIDIA's container, which has them all.",
                 )
-            if not has[runtime]:
-                raise UsageError(
-                    f"{served.bundle.path} has no engine of TensorRT.",
-                    expected="engines/tensorrt-PRECISION-smXX.engine was expected.",
-                    do="Build it with `--target tensorrt`, or leave --runtime out.",
-                )
+            if runtime == "tensorrt":
+                require_engine(served)
             return runtime
     if asked != "auto":
         raise UnknownNameError("runtime", asked, ["auto", *RUNTIMES])
@@ -187,6 +185,11 @@ class _Slot:
     @property
     def name(self) -> str:
         return self.served.name
+
+    @property
+    def needs_host_code(self) -> bool:
+        """Must the server's TensorRT backend be allowed to run code that an engine brings along?"""
+        return self.runtime == "tensorrt" and self.served.holds_host_code
 
 
 @dataclass(kw_only=True)
@@ -271,6 +274,7 @@ class _Supervisor:
                 poll_s=_POLL_S,
                 exit_timeout_s=_EXIT_TIMEOUT_S,
                 max_body_mb=self._options.max_body_mb,
+                host_code=any(slot.needs_host_code for slot in self._slots),
             )
             try:
                 try:
@@ -309,7 +313,7 @@ class _Supervisor:
             slot.served,
             model=model,
             version=version,
-            max_batch=self._options.settings.max_batch,
+            max_batch=largest_batch(slot.served, slot.runtime, self._options.settings),
             timeout_s=self._options.start_timeout_s,
         )
         return Loaded(
@@ -379,6 +383,12 @@ class _Supervisor:
                 require_trusted_engines(served, self._options.trust)
             _require_tried(served, runtime, self._options)
             new = replace(slot, served=served, runtime=runtime, version=slot.version + 1)
+            if new.needs_host_code and not any(one.needs_host_code for one in self._slots):
+                raise UsageError(
+                    f"The new {slot.path} has a version compatible engine, which holds code for the host.",
+                    expected="None was expected: the server was started for engines without such code.",
+                    do="Start `serve` anew with this bundle.",
+                )
             loaded = self._promote(process, slot, new)
         except SparseExportError as error:
             if process.exit_code() is not None:

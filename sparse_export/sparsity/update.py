@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -46,6 +46,26 @@ class MaskUpdate:
     n_removed: dict[str, Tensor]
     n_grown: dict[str, Tensor]
     threshold: Tensor | None = None
+
+
+def joined(updates: Sequence[MaskUpdate], names: Sequence[str]) -> MaskUpdate:
+    """The updates of different layers as one, in the order of names. shares: of all that was grown."""
+    n_grown = {name: count for update in updates for name, count in update.n_grown.items()}
+    total = torch.stack(list(n_grown.values())).sum().clamp(min=1).double()
+
+    def ordered(field: str) -> dict[str, Tensor]:
+        every = {name: value for update in updates for name, value in getattr(update, field).items()}
+        return {name: every[name] for name in names}
+
+    return MaskUpdate(
+        masks=ordered("masks"),
+        pruned=ordered("pruned"),
+        shares={name: n_grown[name].double() / total for name in names},
+        prune_rates=ordered("prune_rates"),
+        n_removed=ordered("n_removed"),
+        n_grown={name: n_grown[name] for name in names},
+        threshold=next((update.threshold for update in updates if update.threshold is not None), None),
+    )
 
 
 def _check(

@@ -72,6 +72,7 @@ def test_a_resumed_run_ends_with_the_figures_in_one_json_document(interrupted: P
         (["digits", "--density", "1.5"], "sparsity.density is 1.5"),
         (["digits", "--epochs", "0"], "epochs is 0"),
         (["digitz"], "Did you mean 'digits'"),
+        (["digits", "--cuda-graph", "--device", "cpu"], "cuda_graph is set, on cpu"),
         (["--resume", "--out", "no/such/run"], "no/such/run does not exist"),
     ],
 )

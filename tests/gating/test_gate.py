@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,10 +23,12 @@ from torch import nn
 from sparse_export import artefact
 from sparse_export.artefact import Bundle, EngineFact, Run
 from sparse_export.building import build
+from sparse_export.comparison import Comparison, compare
 from sparse_export.errors import ArtefactError, GateFailed, SpeedupNotReached, UnknownNameError, UsageError
 from sparse_export.files import sha256_file
 from sparse_export.gating import Gate, check_gate, gate, write_results
 from sparse_export.gating.junit import junit_xml
+from sparse_export.validation import Validation, validate
 from tests.gating.conftest import QUICK, Spoil, rewrite
 from tests.making_runs import digits_accuracy, digits_fact, digits_run, save_run
 
@@ -315,8 +319,8 @@ def test_data_that_are_not_here_break_the_accuracy(copied: Path, dense: Bundle, 
 def test_a_speed_that_is_not_reached_breaks_the_speed(sparse: Bundle, dense: Bundle, tmp_path: Path) -> None:
     found = gate(sparse.path, dense.path, require_speedup=5.0, **QUICK)
     assert "at batch 1" in broken_at(found, "speed", 4)
-    assert found.comparison is not None
-    low = found.comparison.latency[0].ratio.low
+    (comparison,) = found.comparisons
+    low = comparison.latency[0].ratio.low
     assert found.links[5].figures["batch_1_speedup_low"] == low
     with pytest.raises(SpeedupNotReached):
         check_gate(found)
@@ -336,6 +340,55 @@ def test_a_speed_that_is_reached_passes(sparse: Bundle, tmp_path: Path) -> None:
     found = gate(sparse.path, slow.path, max_drop=100.0, require_speedup=1.01, **QUICK)
     assert found.passed, found.verdict
     assert f"{found.links[5].figures['batch_1_speedup']:.3f}x" in str(found)
+
+
+def test_speed_is_measured_where_it_is_deployed_and_nowhere_in_silence(
+    sparse: Bundle, dense: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By each runtime that is named, else by whatever `compare` finds best; engines that did not run are named."""
+    asked: list[str | None] = []
+    asked_of = importlib.import_module("sparse_export.gating.gate")
+
+    def played(*bundles: Bundle, runtime: str | None, **options: Any) -> Comparison:
+        asked.append(runtime)
+        found = compare(*bundles, runtime="onnxruntime-cpu", **options)
+        low, name = (1.5, "tensorrt") if runtime is None else (1.0, runtime)
+        (at,) = found.latency
+        at = replace(at, ratio=replace(at.ratio, low=low, estimate=1.6))
+        missed = None if low > 1 else "The speed-up is as played."
+        return replace(found, runtime=name, latency=(at,), speedup_missed=missed, passed_over={"a": "of b"})
+
+    def with_engine(*args: Any, **options: Any) -> Validation:
+        found = validate(*args, **options)
+        return replace(found, not_run={"tensorrt-rtx": "there is no GPU"})
+
+    monkeypatch.setattr(asked_of, "compare", played)
+    monkeypatch.setattr(asked_of, "validate", with_engine)
+    best = gate(sparse.path, dense.path, require_speedup=1.2, max_drop=100.0, **QUICK)
+    assert (asked, best.passed) == ([None], True)
+    assert "measured with tensorrt," in str(best)
+    assert "a is passed over: of b" in str(best)
+    assert "Not run here, so not vouched for: tensorrt-rtx." in best.verdict
+    named = gate(
+        sparse.path,
+        dense.path,
+        require_speedup=1.2,
+        max_drop=100.0,
+        runtimes=["onnxruntime-cpu", "onnxruntime-cpu"],
+        **QUICK,
+    )
+    assert asked == [None, "onnxruntime-cpu", "onnxruntime-cpu"]
+    assert "With onnxruntime-cpu: The speed-up is as played." in broken_at(named, "speed", 4)
+    assert {"batch_1_speedup_low", "onnxruntime-cpu_batch_1_speedup_low"} <= set(named.links[5].figures)
+
+
+def test_a_speed_up_over_another_precision_is_no_promise_that_can_be_kept(
+    sparse: Bundle, copied: Path
+) -> None:
+    rewrite(copied, precision="int8")
+    found = gate(copied, sparse.path, require_speedup=1.2, max_drop=100.0, **QUICK)
+    assert "this one in int8" in broken_at(found, "speed", 4)
+    assert found.comparisons == ()
 
 
 def test_junit_keeps_what_xml_cannot_hold_out(passed: Gate) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -234,6 +235,31 @@ def test_forward_products_by_the_card_are_timed_and_said(monkeypatch: pytest.Mon
         in found.verdict
     )
     assert "dense ones" not in found.verdict
+
+
+def test_compressing_moved_masks_belongs_to_the_update_and_not_to_the_step_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow_s = 0.03
+    compress = step24.Step24._compress
+    calls: list[str] = []
+
+    def slowly(self: step24.Step24, name: str, *rest: Any) -> None:
+        if calls:  # the first ones, before anything is timed, need no sleep
+            time.sleep(slow_s)
+        calls.append(name)
+        compress(self, name, *rest)
+
+    monkeypatch.setattr(step24, "BACKEND_24", "reference")
+    monkeypatch.setattr(step24.Step24, "_compress", slowly)
+    sparsity = {"pattern": "2:4", "density": None, "products": "2:4"}
+    recipe = load_recipe("digits", changes={"precision": "bf16", "sparsity": sparsity})
+    found = bench_training_step(
+        recipe, device="cpu", rounds=20, block_s=0.0005, warmup_limit_s=0.01, n_threads=1, batch_size=2
+    )
+    n_layers = len(set(calls))
+    assert min(found.update_ms) >= 1e3 * slow_s * n_layers
+    assert found.sparse.latency.median_ms < 1e3 * slow_s * n_layers
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
