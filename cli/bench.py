@@ -28,7 +28,7 @@ from sparse_export.cli._common import json_option, print_result, say, timing_opt
 )
 @click.option("--cuda-graphs", is_flag=True, help="Let engines replay their launches as CUDA graphs.")
 @timing_options
-@click.option("--trust", metavar="SHA256", help="Allow the engines of a bundle from elsewhere, by its hash.")
+@click.option("--trust", metavar="SHA256", help="Allow the files of a bundle from elsewhere, by its hash.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write bench.json there.")
 @json_option
 def command(

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     "--trust",
     multiple=True,
     metavar="SHA256",
-    help="Allow the engines of a bundle from elsewhere, by its hash; may be repeated.",
+    help="Allow the files of a bundle from elsewhere, by its hash; may be repeated.",
 )
 @click.option("--cuda-graphs", is_flag=True, help="Let engines replay their launches as CUDA graphs.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")

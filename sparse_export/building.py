@@ -71,7 +71,7 @@ from sparse_export.runtime.onnxruntime import open_session
 from sparse_export.runtime.tolerance import outside_tolerance, spread
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern
-from sparse_export.trust import remember
+from sparse_export.trust import Given, remember
 
 __all__ = [
     "DENSE_MODEL_FILE",
@@ -453,7 +453,7 @@ def _require_nothing_else(out: Path, listed: set[str]) -> None:
                 )
 
 
-def network_of_run(run: Run, *, given: str | None = None) -> nn.Module:
+def network_of_run(run: Run, *, given: Given = None) -> nn.Module:
     """The trained network of a finished run, on the CPU, in eval mode; a copy of the one in memory, if any.
 
     given: SHA-256 of `run.json`, as `build` takes it.  Nothing is unpickled; a factory that this user does not
@@ -487,7 +487,7 @@ def network_of_run(run: Run, *, given: str | None = None) -> nn.Module:
     return network
 
 
-def _fresh_network(run: Run, given: str | None) -> nn.Module:
+def _fresh_network(run: Run, given: Given) -> nn.Module:
     name = run.info.model.name
     if name is None:
         raise UsageError(

@@ -33,6 +33,7 @@ from sparse_export.errors import (
     NotTrustedError,
     SpeedupNotReached,
     UsageError,
+    what_and_do,
 )
 from sparse_export.files import sha256_file, write_json
 from sparse_export.measure.card import CardLog, watched_cards
@@ -394,7 +395,7 @@ def _opened(
         except NotTrustedError as cause:
             if runtime is not None:
                 raise
-            passed_over[name] = cause.what
+            passed_over[name] = what_and_do(cause)
             continue
         for role, side in (("dense", dense), ("dense again", dense), ("sparse", sparse)):
             vouched = _vouched(side, trust, given)
@@ -406,7 +407,7 @@ def _opened(
         except (MissingCapability, ArtefactError) as cause:
             if runtime is not None or name == "onnxruntime-cpu":
                 raise
-            passed_over[name] = cause.what
+            passed_over[name] = what_and_do(cause)
     raise AssertionError  # the CPU is among the candidates
 
 

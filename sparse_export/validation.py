@@ -40,6 +40,8 @@ from sparse_export.runtime.choice import RUNTIMES, open_runtime, runtime_states
 from sparse_export.runtime.logits import Array, onnx_logits, session_logits, torch_logits
 from sparse_export.runtime.logits import accuracy as accuracy_of
 from sparse_export.runtime.tolerance import spread
+from sparse_export.runtime.trial import require_tried
+from sparse_export.trust import Given
 
 __all__ = [
     "AgainstDense",
@@ -202,7 +204,7 @@ def validate(
     against: str | Path | None = None,
     n_threads: int | None = None,
     runtimes: Sequence[str] | None = None,
-    trust: str | None = None,
+    trust: Given = None,
 ) -> Validation:
     """Run the file that ships over the test set, by onnxruntime, and its network by PyTorch.
 
@@ -211,7 +213,8 @@ def validate(
     accuracy, on every runtime that ran, may lie below the run's own record, and below the dense bundle.  against: a dense bundle of the
     same data.  n_threads: of onnxruntime.  runtimes: that are to run it besides
     onnxruntime on the CPU; None for all that can here, of those that it has an engine for and onnxruntime's.
-    trust: SHA-256 of a `run.json` whose factory may be imported, or of a manifest whose engines may be loaded.
+    trust: SHA-256 of a `run.json` whose factory may be imported, of manifests whose engines may be loaded and whose
+    ONNX files need no process of their own to be tried in first.
 
     A missed gate is in the result, for `check_gates` to raise. Raises GateFailed for NaN in the logits,
     ArtefactError for files or test data other than those on record, UsageError, DataNotFound, NotTrustedError, and
@@ -221,15 +224,16 @@ def validate(
     info = bundle.info
     _require_listed(bundle)
     _require_gate_possible(bundle, max_drop, against)
-    names, not_run = _runtimes(bundle, runtimes)
+    names, not_run = _runtimes(bundle, runtimes, trust)
+    require_tried(bundle, given=trust)
     for name in names:  # before the work, so that one that cannot be opened ends it at once
         open_runtime(bundle, name, n_threads=n_threads, trust=trust).close()
-    dense = None if against is None else _open_dense(bundle, Path(against))
+    dense = None if against is None else _open_dense(bundle, Path(against), trust)
     network, run_missing = _network(bundle, None if run is None else Path(run), trust)
     test = None if info.data is None else data.load_test_set(info.data, info.model.input_shape, data_dir)
 
     golden_input, golden_output = (_golden(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
-    golden = golden_parity(bundle, n_threads=n_threads)
+    golden = golden_parity(bundle, n_threads=n_threads, trust=trust)
     accuracy = torch_accuracy = parity = difference = logits = dense_correct = None
     if test is not None and info.data is not None:
         inputs, labels = test
@@ -252,7 +256,7 @@ def validate(
         )
     others = tuple(
         _by_runtime(
-            open_runtime(bundle, name, n_threads=n_threads),
+            open_runtime(bundle, name, n_threads=n_threads, trust=trust),
             bundle,
             golden_input,
             golden_output,
@@ -287,7 +291,7 @@ def validate(
     )
 
 
-def _runtimes(bundle: Bundle, wanted: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+def _runtimes(bundle: Bundle, wanted: Sequence[str] | None, trust: Given) -> tuple[list[str], dict[str, str]]:
     """The runtimes to run besides onnxruntime on the CPU, and why others are not."""
     if wanted is not None:
         for name in wanted:
@@ -295,7 +299,7 @@ def _runtimes(bundle: Bundle, wanted: Sequence[str] | None) -> tuple[list[str], 
                 raise UnknownNameError("runtime", name, RUNTIMES)
         return [name for name in dict.fromkeys(wanted) if name != _CPU], {}
     targets = {fact.target for fact in bundle.info.engines}
-    states = [one for one in runtime_states(bundle) if one.name in targets]
+    states = [one for one in runtime_states(bundle, trust=trust) if one.name in targets]
     return [one.name for one in states if one.problem is None], {
         one.name: one.problem for one in states if one.problem is not None
     }
@@ -365,7 +369,7 @@ def _require_gate_possible(bundle: Bundle, max_drop: float | None, against: str 
         )
 
 
-def _open_dense(bundle: Bundle, path: Path) -> Bundle:
+def _open_dense(bundle: Bundle, path: Path, trust: Given) -> Bundle:
     dense = open_bundle(path)
     _require_listed(dense)
     ours, theirs = bundle.info.data, dense.info.data
@@ -375,6 +379,7 @@ def _open_dense(bundle: Bundle, path: Path) -> Bundle:
             expected=f"The test data of {ours.name if ours else 'no data set'} were expected, the very same samples.",
             do="Give a dense bundle of the same data.",
         )
+    require_tried(dense, given=trust)
     return dense
 
 
@@ -399,7 +404,7 @@ def run_of_bundle(bundle: Bundle, given: Path | None = None) -> Run | None:
     return run
 
 
-def _network(bundle: Bundle, given: Path | None, trust: str | None) -> tuple[nn.Module | None, str | None]:
+def _network(bundle: Bundle, given: Path | None, trust: Given) -> tuple[nn.Module | None, str | None]:
     """The network of the run, or why there is none. A run that was asked for by path must be there."""
     run = run_of_bundle(bundle, given)
     if run is None:
@@ -412,11 +417,21 @@ def _network(bundle: Bundle, given: Path | None, trust: str | None) -> tuple[nn.
     return network, None
 
 
-def golden_parity(bundle: Bundle, *, n_threads: int | None = None) -> Parity:
-    """The ONNX file by onnxruntime on the CPU against the stored answer. Raises GateFailed (NaN, or logits of another
-    shape) or ArtefactError."""
+def golden_parity(bundle: Bundle, *, n_threads: int | None = None, trust: Given = None) -> Parity:
+    """The ONNX file by onnxruntime on the CPU against the stored answer, after `require_tried`.
+
+    Raises GateFailed (NaN, or logits of another shape) or ArtefactError."""
+    require_tried(bundle, given=trust)
     golden_input, golden_output = (_golden(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
-    return _parity(onnx_logits(bundle.onnx_path, golden_input, n_threads=n_threads), golden_output, bundle)
+    try:
+        found = onnx_logits(bundle.onnx_path, golden_input, n_threads=n_threads)
+    except UsageError as cause:
+        raise ArtefactError(
+            f"{bundle.path / GOLDEN_INPUT} does not fit {bundle.onnx_path}. {cause.what}",
+            expected=cause.expected,
+            do="Build the bundle again.",
+        ) from cause
+    return _parity(found, golden_output, bundle)
 
 
 def _golden(bundle: Bundle, name: str) -> Array:

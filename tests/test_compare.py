@@ -14,7 +14,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from sparse_export import trust
 from sparse_export.artefact import (
+    BUNDLE_FILE,
     Accuracy,
     Bundle,
     BundleInfo,
@@ -40,6 +42,7 @@ from sparse_export.errors import (
     UnknownNameError,
     UsageError,
 )
+from sparse_export.files import sha256_file
 from sparse_export.measure.card import CardLog, CardSample
 from sparse_export.measure.statistics import Ratio, log_location_interval
 from sparse_export.report.verdict import verdict as verdict_of
@@ -127,6 +130,7 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
             files=file_facts(folder, ["model.onnx"]),
         )
         save_bundle_info(folder, info)
+        trust.remember(sha256_file(folder / BUNDLE_FILE))
         return folder
 
     return make

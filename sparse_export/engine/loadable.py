@@ -29,7 +29,7 @@ def engine_of(bundle: Bundle, target: str) -> EngineFact:
     )
 
 
-def require_loadable(bundle: Bundle, fact: EngineFact, *, given: str | None = None) -> None:
+def require_loadable(bundle: Bundle, fact: EngineFact, *, given: trust.Given = None) -> None:
     """Return when the engine may be loaded into this process.
 
     given: SHA-256 of the bundle's manifest, which vouches for it from now on.
@@ -42,7 +42,7 @@ def require_loadable(bundle: Bundle, fact: EngineFact, *, given: str | None = No
     _require_gpu(name, fact)
 
 
-def require_genuine(bundle: Bundle, fact: EngineFact, *, given: str | None = None) -> None:
+def require_genuine(bundle: Bundle, fact: EngineFact, *, given: trust.Given = None) -> None:
     """Return when the engine is the file that its manifest tells of, and this user vouches for that manifest.
 
     What can be said without the library or a GPU. given: as of `require_loadable`.
@@ -68,10 +68,10 @@ def require_genuine(bundle: Bundle, fact: EngineFact, *, given: str | None = Non
     trust.require(sha256_file(bundle.path / BUNDLE_FILE), f"The engine {path}", given=given)
 
 
-def problem_with(bundle: Bundle, fact: EngineFact) -> SparseExportError | None:
+def problem_with(bundle: Bundle, fact: EngineFact, *, given: trust.Given = None) -> SparseExportError | None:
     """Why `require_loadable` would refuse, None when it would not."""
     try:
-        require_loadable(bundle, fact)
+        require_loadable(bundle, fact, given=given)
     except SparseExportError as cause:
         return cause
     return None

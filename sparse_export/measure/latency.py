@@ -15,7 +15,7 @@ import numpy as np
 from sparse_export.artefact import Bundle, library_versions, now, open_bundle
 from sparse_export.engine.door import TARGETS
 from sparse_export.engine.loadable import engine_of
-from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError
+from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError, what_and_do
 from sparse_export.files import write_json
 from sparse_export.measure.card import CardLog, watched_cards
 from sparse_export.measure.interleave import LatencyResult, check_measurable
@@ -24,6 +24,7 @@ from sparse_export.measure.pinning import pinned
 from sparse_export.measure.sessions import TimedSessions
 from sparse_export.measure.statistics import Location, Ratio, location, paired_ratio, resolution
 from sparse_export.runtime.choice import RUNTIMES, candidates, open_runtime, runtime_note
+from sparse_export.trust import Given
 
 __all__ = ["Bench", "BenchRow", "NotTimed", "bench", "check_batches", "write_bench"]
 
@@ -106,7 +107,7 @@ def bench(
     warmup_limit_s: float = 5.0,
     n_threads: int | None = None,
     seed: int = 0,
-    trust: str | None = None,
+    trust: Given = None,
     cuda_graphs: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> Bench:
@@ -144,6 +145,7 @@ def bench(
     machine = machine_facts()
     rows: list[BenchRow] = []
     not_timed: list[NotTimed] = []
+    broken = False  # that the last one, which runs everywhere, could not run is the fault of the file
     with watched_cards() as cards, pinned(threads) as cores:
         for name in chosen:
             opener = partial(
@@ -155,8 +157,10 @@ def bench(
                 except (MissingCapability, ArtefactError) as cause:
                     if runtimes:
                         raise
-                    tell(f"{name} is not timed: {cause.what}")
-                    not_timed.append(NotTimed(runtime=name, batch=None, why=cause.what))
+                    told = what_and_do(cause)
+                    tell(f"{name} is not timed: {told}")
+                    not_timed.append(NotTimed(runtime=name, batch=None, why=told))
+                    broken = isinstance(cause, ArtefactError)
                     continue
                 note = runtime_note(bundle, name)
                 if note is not None:
@@ -169,7 +173,7 @@ def bench(
                         continue
                     tell(f"{name} at batch {batch}, {rounds} rounds")
                     rows.append(_row(sessions, bundle, name, batch, rounds, block_s, warmup_limit_s, seed))
-    _require_some(bundle, rows, not_timed)
+    _require_some(bundle, rows, not_timed, broken=broken)
     return Bench(
         path=str(bundle.path),
         model=bundle.info.model.name,
@@ -218,10 +222,17 @@ def _why_not(sessions: TimedSessions, bundle: Bundle, batch: int) -> str | None:
     return None
 
 
-def _require_some(bundle: Bundle, rows: Sequence[BenchRow], not_timed: Sequence[NotTimed]) -> None:
+def _require_some(
+    bundle: Bundle, rows: Sequence[BenchRow], not_timed: Sequence[NotTimed], *, broken: bool
+) -> None:
     if rows:
         return
     told = "; ".join(f"{one.runtime}{_at(one.batch)}: {one.why}" for one in not_timed)
+    if broken:
+        raise ArtefactError(
+            f"Nothing can run {bundle.path}: {told}",
+            expected="A model.onnx that onnxruntime runs on the CPU was expected.",
+        )
     if all(one.batch is None for one in not_timed):
         raise MissingCapability(
             f"Nothing here can run {bundle.path}: {told}",

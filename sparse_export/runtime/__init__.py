@@ -28,7 +28,8 @@ class Session(Protocol):
     def run(self, x: np.ndarray) -> np.ndarray:
         """Logits, float32 (batch, n_classes), for a float32 batch (batch, *input_shape).
 
-        Raises UsageError when the shape or the dtype does not fit the network.
+        Raises UsageError when the shape or the dtype does not fit the network, ArtefactError when the runtime fails
+        at it, MissingCapability when there is too little memory.
         """
         ...
 

@@ -16,6 +16,7 @@ from sparse_export.artefact import Bundle, EngineFact
 from sparse_export.engine import door
 from sparse_export.engine.loadable import require_loadable
 from sparse_export.errors import ArtefactError, MissingCapability, UsageError
+from sparse_export.trust import Given
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -24,7 +25,7 @@ __all__ = ["EngineSession", "open_engine", "profiler"]
 
 
 def open_engine(
-    bundle: Bundle, fact: EngineFact, *, trust: str | None = None, cuda_graphs: bool = False
+    bundle: Bundle, fact: EngineFact, *, trust: Given = None, cuda_graphs: bool = False
 ) -> EngineSession:
     """Load an engine of a bundle, after `require_loadable` has let it pass.
 

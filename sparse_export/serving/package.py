@@ -27,6 +27,7 @@ from sparse_export.serving.repository import (
     write_version,
 )
 from sparse_export.serving.settings import ModelSettings
+from sparse_export.trust import Given
 
 __all__ = ["Package", "PackagedModel", "package"]
 
@@ -72,13 +73,13 @@ def package(
     settings: ModelSettings | None = None,
     image: str | None = None,
     max_body_mb: int = 64,
-    trust: str | None = None,
+    trust: Given = None,
 ) -> Package:
     """Write the package of one or more bundles, whole or not at all; a package that stands at `out` is replaced.
 
     runtimes: some of `tensorrt`, `onnxruntime` and `python`, by default all that the bundles have; each makes a model
     `NAME-RUNTIME`.  image: reference that the Docker image gets, default the first bundle's name and manifest.
-    trust: SHA-256 of the manifest of a bundle from elsewhere whose engines may be packaged.
+    trust: SHA-256 of the manifests of bundles from elsewhere whose engines may be packaged.
     Every config.pbtxt is parsed by Triton's own schema and every manifest checked before anything takes its name.
     Raises UsageError, ArtefactError, NotTrustedError, MissingCapability or OutputError.
     """

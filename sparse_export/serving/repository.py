@@ -231,10 +231,10 @@ def _preferred(precisions: set[str]) -> str:
     return min(precisions, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
-def require_trusted_engines(served: Served, given: str | None) -> None:
+def require_trusted_engines(served: Served, given: trust.Given) -> None:
     """An engine is native code. Raises NotTrustedError where this user has not vouched for the bundle's manifest.
 
-    given: SHA-256 of the manifest, which vouches for it from now on.
+    given: digests, of which that of the manifest vouches for it from now on.
     """
     if served.engines:
         trust.require(served.manifest_sha256, f"The engine {served.engines[0].path}", given=given)

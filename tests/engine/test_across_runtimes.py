@@ -15,9 +15,11 @@ import pytest
 from sparse_export.artefact import Bundle, Run
 from sparse_export.building import build
 from sparse_export.engine import door
+from sparse_export.engine.door import Gpu
 from sparse_export.engine.options import PRECISIONS, Precision
 from sparse_export.engine.precision import TOLERANCE
 from sparse_export.errors import GateFailed, MissingCapability, UnknownNameError, UsageError
+from sparse_export.files import sha256_file
 from sparse_export.inspect import inspect
 from sparse_export.runtime import Session
 from sparse_export.runtime.onnxruntime import open_session
@@ -134,6 +136,20 @@ def test_without_a_gpu_the_engine_is_named_as_not_run_with_the_reason(
     assert found.runtimes == ()
     assert "no CUDA device" in found.not_run["tensorrt-rtx"]
     assert "not run: " in str(found)
+
+
+def test_an_engine_from_elsewhere_is_run_when_its_digest_is_given_and_else_it_is_told(
+    int8: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr(door, "gpu", lambda: Gpu(name="a card", architecture="sm89"))
+    _play(monkeypatch, 0.0)
+    digest = sha256_file(int8.path / "manifest.json")
+    found = validate(int8, trust="0" * 64)
+    assert (found.runtimes, list(found.not_run)) == ((), ["tensorrt-rtx"])
+    assert f"--trust {digest}" in str(found)
+    run_digest = sha256_file(Path(int8.info.run.path) / "run.json")
+    assert [one.name for one in validate(int8, trust=[run_digest, digest]).runtimes] == ["tensorrt-rtx"]
 
 
 def test_a_runtime_that_is_asked_for_and_cannot_work_ends_with_5(

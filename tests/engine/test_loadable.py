@@ -261,3 +261,15 @@ def test_a_runtime_that_was_named_is_never_replaced(make: Make, machine: Machine
 
 def test_an_engine_goes_before_onnxruntime_where_it_can_run(make: Make, machine: Machine) -> None:
     assert best_runtime(make()) == "tensorrt-rtx"
+
+
+def test_a_runtime_that_nobody_vouched_for_says_what_to_do_and_works_with_the_digest(
+    make: Make, machine: Machine
+) -> None:
+    bundle = make(known=False, architectures=("sm89", "sm120"))
+    digest = sha256_file(bundle.path / BUNDLE_FILE)
+    assert best_runtime(bundle) == "onnxruntime-cpu"
+    (problem,) = (one.problem for one in runtime_states(bundle) if one.name == "tensorrt-rtx")
+    assert problem is not None
+    assert f"--trust {digest}" in problem
+    assert best_runtime(bundle, trust=("0" * 64, digest)) == "tensorrt-rtx"

@@ -76,7 +76,7 @@ def test_every_runtime_that_should_run_here_is_timed_by_default_and_a_failure_is
 ) -> None:
     def opened(found: Bundle, name: str, **_: Any) -> Session:
         if name != "onnxruntime-cpu":
-            raise MissingCapability(f"{name} does not work.")
+            raise MissingCapability(f"{name} does not work.", expected="More.", do="Mend it.")
         return open_session(found.onnx_path, n_threads=1)
 
     monkeypatch.setattr("sparse_export.runtime.choice.gpu", lambda: "a card" if card else None)
@@ -85,7 +85,7 @@ def test_every_runtime_that_should_run_here_is_timed_by_default_and_a_failure_is
     found = bench(_with_engines(bundle, targets), batches=(1,), **QUICK, on_progress=told.append)
     assert [*(one.runtime for one in found.not_timed), *(row.runtime for row in found.rows)] == wanted
     for one in found.not_timed:
-        assert one.why == f"{one.runtime} does not work."
+        assert one.why == f"{one.runtime} does not work. Mend it."
         assert f"Not timed: {one.runtime}: {one.why}" in str(found)
         assert f"{one.runtime} is not timed: {one.why}" in told
 
