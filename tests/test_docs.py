@@ -1,0 +1,92 @@
+"""The documents that list what the code has."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from sparse_export.train.recipe import (
+    LearningRateRecipe,
+    OptimizerRecipe,
+    Recipe,
+    SparsityRecipe,
+    recipe_from_table,
+)
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+RECIPE_PAGE = (DOCS / "recipe.md").read_text()
+TABLES: dict[str, type[BaseModel]] = {
+    "Top level": Recipe,
+    "`[optimizer]`": OptimizerRecipe,
+    "`[learning_rate]`": LearningRateRecipe,
+    "`[sparsity]`": SparsityRecipe,
+}
+
+
+def told(heading: str) -> dict[str, tuple[str, str]]:
+    """The table below a heading: key -> default, meaning."""
+    (section,) = re.findall(
+        rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", RECIPE_PAGE, re.DOTALL | re.MULTILINE
+    )
+    return {
+        key: (default, text)
+        for key, default, text in re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", section, re.MULTILINE)
+    }
+
+
+def keys_of(table: type[BaseModel]) -> set[str]:
+    return {
+        name
+        for name, field in table.model_fields.items()
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel))
+    }
+
+
+def words_of(annotation: Any) -> list[str]:
+    """The words that a key can have, those of a choice within an optional one too."""
+    if get_origin(annotation) is Literal:
+        return [word for word in get_args(annotation) if isinstance(word, str)]
+    return [word for part in get_args(annotation) for word in words_of(part)]
+
+
+@pytest.mark.parametrize("heading", TABLES)
+def test_the_recipe_page_has_a_line_for_every_key_and_no_other(heading: str) -> None:
+    assert told(heading).keys() == keys_of(TABLES[heading])
+
+
+@pytest.mark.parametrize("heading", TABLES)
+def test_the_recipe_page_tells_every_default(heading: str) -> None:
+    for key, (default, _) in told(heading).items():
+        wanted = TABLES[heading].model_fields[key].default
+        if wanted is PydanticUndefined:
+            assert default == "needed", key
+        elif wanted is None:
+            assert default == "not set", key
+        else:
+            found = tomllib.loads(f"x = {default.strip('`')}")["x"]
+            assert found == json.loads(json.dumps(wanted)), key
+
+
+@pytest.mark.parametrize("heading", TABLES)
+def test_the_recipe_page_names_every_word_that_a_key_can_have(heading: str) -> None:
+    for key, (default, meaning) in told(heading).items():
+        for word in words_of(TABLES[heading].model_fields[key].annotation):
+            assert f'`"{word}"`' in f"{default} {meaning}", (key, word)
+
+
+def test_the_example_of_the_recipe_page_has_every_key_and_each_default() -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", RECIPE_PAGE, re.DOTALL)
+    table = tomllib.loads(example)
+    recipe = recipe_from_table(table, source="the example")
+    assert recipe == Recipe(model=recipe.model, data=recipe.data, epochs=recipe.epochs)
+    everything = tomllib.loads(re.sub(r"^# (?=\w+ = )", "", example, flags=re.MULTILINE))
+    for heading, kind in TABLES.items():
+        part = everything if kind is Recipe else everything[heading.strip("`[]")]
+        assert {key for key, value in part.items() if not isinstance(value, dict)} == keys_of(kind)
