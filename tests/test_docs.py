@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -90,3 +92,30 @@ def test_the_example_of_the_recipe_page_has_every_key_and_each_default() -> None
     for heading, kind in TABLES.items():
         part = everything if kind is Recipe else everything[heading.strip("`[]")]
         assert {key for key, value in part.items() if not isinstance(value, dict)} == keys_of(kind)
+
+
+def test_the_examples_of_the_python_page_run_as_they_stand(tmp_path: Path) -> None:
+    blocks = re.findall(
+        r"```(?:python|toml)\n(?:# (\w+\.py)\n)?(.*?)```", (DOCS / "python.md").read_text(), re.DOTALL
+    )
+    for name, code in blocks:
+        (tmp_path / (name or "grid.toml")).write_text(code)
+    # Timing and whole sweeps have tests of their own, and take longer than all the rest.
+    names = [name for name, _ in blocks if name not in ("", "nets.py", "work.py")]
+    assert names == ["loop.py", "resume.py", "deploy.py", "stages.py", "look.py", "infer.py", "client.py"]
+    code = f"""
+import sys
+from types import SimpleNamespace
+sys.path[:0] = [{str(DOCS.parent)!r}, "."]
+import sparse_export
+import sparse_export.sweep.sweep
+sparse_export.compare = lambda *_, **__: None
+sparse_export.sweep.sweep.sweep = lambda *_, **__: SimpleNamespace(rows=[])
+seen = dict()
+for name in {names!r}:
+    seen[name] = dict(__name__="__main__")
+    exec(open(name).read(), seen[name])
+trained, resumed = (seen[name]["model"].state_dict() for name in ("loop.py", "resume.py"))
+assert all((trained[key] == resumed[key]).all() for key in trained)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
