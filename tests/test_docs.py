@@ -119,3 +119,30 @@ trained, resumed = (seen[name]["model"].state_dict() for name in ("loop.py", "re
 assert all((trained[key] == resumed[key]).all() for key in trained)
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def anchors_of(page: str) -> set[str]:
+    """What a link can name after #: the headings, without marks, in small letters, blanks as hyphens."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(DOCS.glob("*.md"))])
+def test_every_file_that_a_document_links_to_is_there(name: str) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (DOCS / name).read_text())
+    assert [link for link in links if "://" not in link and not (DOCS / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["recipe.md", "data.md", "python.md", "troubleshooting.md"])
+def test_every_heading_that_a_page_for_users_links_to_is_there(name: str) -> None:
+    links = re.findall(r"\]\(([^)#\s]*\.md)?#([^)\s]+)\)", (DOCS / name).read_text())
+    assert [
+        (page, anchor)
+        for page, anchor in links
+        if anchor not in anchors_of((DOCS / (page or name)).read_text())
+    ] == []
+
+
+def test_readme_links_to_every_document() -> None:
+    readme = (DOCS.parent / "README.md").read_text()
+    assert [path.name for path in sorted(DOCS.glob("*.md")) if f"(docs/{path.name})" not in readme] == []
