@@ -133,7 +133,7 @@ def test_every_file_that_a_document_links_to_is_there(name: str) -> None:
     assert [link for link in links if "://" not in link and not (DOCS / link).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["recipe.md", "data.md", "python.md", "troubleshooting.md"])
+@pytest.mark.parametrize("name", ["recipe.md", "data.md", "python.md", "troubleshooting.md", "results.md"])
 def test_every_heading_that_a_page_for_users_links_to_is_there(name: str) -> None:
     links = re.findall(r"\]\(([^)#\s]*\.md)?#([^)\s]+)\)", (DOCS / name).read_text())
     assert [
