@@ -8,7 +8,7 @@ from types import ModuleType
 
 from torch import nn
 
-from sparse_export.errors import MissingCapability, UsageError
+from sparse_export.errors import MissingCapability, UsageError, how_to_get
 
 
 def create(name: str, n_classes: int | None = None) -> nn.Module:
@@ -60,7 +60,7 @@ def _timm(name: str) -> ModuleType:
         raise MissingCapability(
             f"The network timm:{name} needs the package timm, which cannot be imported: {cause}.",
             expected="The extra `timm` of sparse-export was expected.",
-            do="Install it: pip install 'sparse-export[timm]'.",
+            do=f"Install it: {how_to_get('timm')}.",
         ) from cause
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)

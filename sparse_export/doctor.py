@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparse_export.engine import door
-from sparse_export.errors import SparseExportError
+from sparse_export.errors import SparseExportError, how_to_get
 from sparse_export.measure.machine import machine_facts
 from sparse_export.trust import store_path
 
@@ -197,12 +197,12 @@ def _tensorrt(target: door.Target, has_gpu: bool) -> Finding:
 
 # distribution, what it is for, how it is had
 _LIBRARIES = (
-    ("torchvision", "the MNIST, CIFAR-10 and image folder data sets", "torchvision"),
-    ("onnx", "the export", "onnx"),
-    ("onnxscript", "the export", "onnxscript"),
-    ("scikit-learn", "the digits data set", "scikit-learn"),
-    ("rich-click", "coloured help", "rich-click"),
-    ("tensorboard", "TensorBoard events of a training run", "sparse-export[tensorboard]"),
+    ("torchvision", "the MNIST, CIFAR-10 and image folder data sets", "pip install torchvision"),
+    ("onnx", "the export", "pip install onnx"),
+    ("onnxscript", "the export", "pip install onnxscript"),
+    ("scikit-learn", "the digits data set", "pip install scikit-learn"),
+    ("rich-click", "coloured help", "pip install rich-click"),
+    ("tensorboard", "TensorBoard events of a training run", how_to_get("tensorboard")),
 )
 
 
@@ -216,7 +216,7 @@ def _libraries() -> Iterator[Finding]:
                 name=name,
                 state="missing",
                 value=f"not installed, for {purpose}",
-                hint=f"pip install '{source}'",
+                hint=source,
             )
         else:
             yield Finding(group="Libraries", name=name, state="ok", value=version)

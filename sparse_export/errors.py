@@ -43,6 +43,11 @@ class SparseExportError(Exception):
         super().__init__(" ".join(part for part in (what, expected, do) if part))
 
 
+def how_to_get(extra: str) -> str:
+    """What to type for an optional part, told for a checkout: the package need not be on a registry."""
+    return f"pip install '.[{extra}]' in a checkout of sparse-export"
+
+
 def what_and_do(error: SparseExportError) -> str:
     """What happened and the way out, for a line that tells why something was left out."""
     return " ".join(part for part in (error.what, error.do) if part)

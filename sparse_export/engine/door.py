@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_args
 
-from sparse_export.errors import MissingCapability, UnknownNameError, UsageError
+from sparse_export.errors import MissingCapability, UnknownNameError, UsageError, how_to_get
 
 __all__ = [
     "LOWEST_VERSION",
@@ -164,7 +164,7 @@ def rtx_supports(architecture: str) -> bool:
 
 def install_hint(target: str) -> str:
     """What to type, and where it is described."""
-    return f"pip install 'sparse-export[{_EXTRAS[target]}]' ({_SOURCES[target]}; see NVIDIA's {_GUIDES[target]!r})"
+    return f"{how_to_get(_EXTRAS[target])} ({_SOURCES[target]}; see NVIDIA's {_GUIDES[target]!r})"
 
 
 def _missing(target: str, why: str) -> MissingCapability:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from sparse_export.errors import ArtefactError, MissingCapability
+from sparse_export.errors import ArtefactError, MissingCapability, how_to_get
 
 __all__ = ["check_deployment"]
 
@@ -514,7 +514,7 @@ def _yaml(name: str, text: str) -> str | None:
         raise MissingCapability(
             f"Manifests cannot be checked: {cause}.",
             expected="PyYAML was expected: nothing is written unchecked.",
-            do="Run `pip install 'sparse-export[serve]'`.",
+            do=f"Run {how_to_get('serve')}.",
         ) from cause
     try:
         documents = list(yaml.safe_load_all(text))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparse_export.errors import ArtefactError, MissingCapability
+from sparse_export.errors import ArtefactError, MissingCapability, how_to_get
 from sparse_export.serving.settings import ModelSettings
 
 __all__ = ["TensorSpec", "check_config", "config_text"]
@@ -135,7 +135,7 @@ def check_config(text: str, where: Path | str) -> Any:
         raise MissingCapability(
             f"Model configurations cannot be checked: {cause}.",
             expected="tritonclient was expected: nothing is written or served unchecked.",
-            do="Run `pip install 'sparse-export[serve]'`.",
+            do=f"Run {how_to_get('serve')}.",
         ) from cause
     try:
         return text_format.Parse(text, model_config_pb2.ModelConfig())

@@ -53,7 +53,7 @@ def call() -> Callable[..., Result]:
 def rtx() -> None:
     """Skip, with the reason, where TensorRT for RTX is not installed."""
     if not door.is_installed("tensorrt-rtx"):
-        pytest.skip("no TensorRT for RTX: pip install 'sparse-export[rtx]'")
+        pytest.skip("no TensorRT for RTX: pip install '.[rtx]'")
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ def test_a_network_of_timm_is_no_factory_of_the_users_and_has_no_facts_beforehan
 
 
 def test_the_real_timm_makes_a_network_of_the_shape_that_it_tells() -> None:
-    pytest.importorskip("timm", reason="timm is not installed: pip install 'sparse-export[timm]'")
+    pytest.importorskip("timm", reason="timm is not installed: pip install '.[timm]'")
     shape = models.input_shape("timm:resnet10t")
     assert shape is not None
     network = models.create("timm:resnet10t", 10).eval()
