@@ -12,7 +12,7 @@ import json
 import platform
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -115,7 +115,7 @@ class SpeedFact:
     estimate_channels: dense time / the time that convolutions would take without their empty channels.
     estimate_macs: the same without any multiplication by zero.  See `sparse_export.train.speed.estimate`. None where
     there is no convolution.  all_layers_*: the same with linear layers counted too, which the paper does not do.
-    n_moments: epochs that the estimates were taken over.
+    n_moments: epochs that the estimates were taken over.  left_out: layers that could not be looked at, with a reason.
     """
 
     step_ms: float
@@ -124,6 +124,7 @@ class SpeedFact:
     all_layers_estimate_channels: float | None
     all_layers_estimate_macs: float | None
     n_moments: int
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

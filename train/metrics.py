@@ -102,9 +102,16 @@ def _scalars(metrics: EpochMetrics) -> dict[str, float]:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, whole ones only."""
+    """The lines of a run's `metrics.jsonl` that can be read, in their order.
+
+    Nothing is decided by them, so a damaged line, as a disk or an editor may leave one, is passed over. Raises OSError.
+    """
     lines = []
-    for line in (run / "metrics.jsonl").read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            lines.append(json.loads(line))
+    for line in (run / "metrics.jsonl").read_bytes().split(b"\n")[:-1]:
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            lines.append(found)
     return lines

@@ -320,19 +320,23 @@ class Session:
             test=self._accuracy("test"),
             layers=self._layer_facts(),
             seconds=self.position.seconds,
-            speed=self._speed() if first else None,
         )
         return self._finish(info)
 
     def _finish(self, info: RunInfo) -> Run:
-        """Write the run, with the averaged weights where there are any; every process returns it."""
+        """Write the run, with the averaged weights where there are any; every process returns it.
+
+        The run is complete before its speed is looked at: nothing that only estimates may cost a training.
+        """
         masks = self.sparse.masks if self.sparse else {}
         with self.ema.swapped_in() if self.ema else nullcontext():
-            if self.world.size == 1:
-                return finish_run(self.out, self.model, masks, info)
-            whole: list[Any] = [None]
-            if self.world.is_first:
-                whole = [finish_run(self.out, self.model, masks, info).info]
+            run = finish_run(self.out, self.model, masks, info) if self.world.is_first else None
+        if run is not None:
+            run = replace(run, info=replace(run.info, speed=self._speed()))
+            write_run_info(self.out, run.info)
+        if self.world.size == 1 and run is not None:
+            return run
+        whole: list[Any] = [None if run is None else run.info]
         dist.broadcast_object_list(whole, src=0, group=self.world.control)
         return Run(path=self.out, info=whole[0])
 
