@@ -22,10 +22,14 @@ def load_weights(module: torch.nn.Module, file: Path) -> None:
 
     file: safetensors, or what `torch.save` wrote of a mapping of tensors (or of one with such a mapping under
     `state_dict`, `model` or `model_state_dict`). Read with weights_only: nothing in it is run.
-    Raises UsageError when it is not there; ArtefactError when it cannot be read, or holds other names or shapes.
+    Raises UsageError when it is not there, or when a layer of the network has no shape yet; ArtefactError when it cannot
+    be read, or holds other names or shapes.
     """
     import torch
 
+    from sparse_export.models.lazy import require_shapes
+
+    require_shapes(module)
     state = _tensors(file)
     wanted = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
     problems = sorted(
