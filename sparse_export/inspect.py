@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +34,14 @@ from sparse_export.files import sha256_file
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["InspectedEngine", "InspectedLayer", "Inspection", "inspect", "require_promises"]
+__all__ = [
+    "InspectedEngine",
+    "InspectedLayer",
+    "Inspection",
+    "inspect",
+    "require_promises",
+    "require_unchanged",
+]
 
 _GRAPH_FILE = "model.onnx"
 _LAYERS_FILE = "layers.json"
@@ -211,6 +219,16 @@ def _aligned(cells: Sequence[Sequence[str]], *, left: int) -> str:
     )
 
 
+def require_unchanged(found: Inspection) -> None:
+    """Raise ArtefactError when a file is not the one that was written."""
+    if found.problem is not None:
+        raise ArtefactError(
+            f"The {found.kind} {found.path} is not what was written: {found.problem.rstrip('.')}.",
+            expected="Every file was expected as it was listed with its size and SHA-256.",
+            do="Copy it again, or make it again.",
+        )
+
+
 def require_promises(found: Inspection) -> None:
     """Raise GateFailed when the graph breaks a promised pattern, ArtefactError when that could not be seen."""
     if found.broken:
@@ -235,7 +253,7 @@ def inspect(path: str | Path) -> Inspection:
     An engine is not loaded, for that would run its code: what its bundle and its first bytes tell is shown.
 
     Files that are not what was written are told in the result. Raises UsageError for a path that is none of
-    these, ArtefactError for a description or a graph that cannot be read.
+    these, and for another file of a run or a bundle; ArtefactError for a description or a graph that cannot be read.
     """
     path = Path(path)
     if path.is_dir() and (path / RUN_FILE).is_file():
@@ -243,13 +261,30 @@ def inspect(path: str | Path) -> Inspection:
     if path.is_dir() and (path / BUNDLE_FILE).is_file():
         return _of_bundle(path)
     if path.is_file():
-        return _of_engine(path) if path.suffix in _ENGINE_SUFFIXES else _of_onnx(path)
+        if path.suffix in _ENGINE_SUFFIXES:
+            return _of_engine(path)
+        _require_no_part(path)
+        return _of_onnx(path)
     what = f"{path} is neither a run nor a bundle" if path.exists() else f"{path} does not exist"
     raise UsageError(
         f"{what}.",
         expected=f"A run folder (with {RUN_FILE}), a bundle (with {BUNDLE_FILE}), an .onnx file or an .engine was expected.",
         do="Correct the path.",
     )
+
+
+def _require_no_part(path: Path) -> None:
+    """Raise UsageError for a file of a run or a bundle that is no graph: only the folder tells what it is."""
+    if path.suffix == ".onnx":
+        return
+    for folder in path.absolute().parents[:2]:
+        for file, kind in ((RUN_FILE, "run"), (BUNDLE_FILE, "bundle")):
+            if (folder / file).is_file():
+                raise UsageError(
+                    f"{path} is a file in the {kind} {folder}.",
+                    expected=f"The folder of a {kind}, an .onnx file or an .engine was expected.",
+                    do=f"Give the folder: sparse-export inspect {shlex.quote(str(folder))}",
+                )
 
 
 def _of_run(path: Path) -> Inspection:
