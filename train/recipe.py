@@ -82,7 +82,9 @@ class SparsityRecipe(_Table):
     of the recipe; and two that need a pattern: `sr-ste`, see `SrSte`, and `asp`, which trains dense for half of the
     steps, cuts to the pattern by magnitude once, and trains again by the same learning rate schedule with the masks
     as they are.
-    prune, redistribution, growth, final_prune_rate: as the method has them, unless another is named.
+    prune, redistribution, growth: as the method has them, unless another is named.
+    final_prune_rate: where the prune schedule ends: cosine by default as the method has it, linear at 0; constant has
+    none.
     density: without one, as much as the pattern allows; without a pattern .05.
     approach, freeze: by default, without a pattern none and as the method has it; with one, see DEFAULT_APPROACH and DEFAULT_FREEZE.
     transposable: 2:4 along both axes, where a layer can; with products `2:4` the gradient of its inputs is then
@@ -141,6 +143,8 @@ class SparsityRecipe(_Table):
                 raise ValueError(f"method {self.method!r} takes no density: the pattern decides it")
             if self.density > pattern.density:
                 raise ValueError(f"the pattern {pattern} allows a density of {pattern.density:g} at most")
+        if self.final_prune_rate is not None and self.prune_schedule == "constant":
+            raise ValueError("final_prune_rate and prune_schedule 'constant' exclude each other")
         first, last = self.approach or (0.0, 0.0)
         if not first <= last <= self.wanted_freeze:
             raise ValueError(

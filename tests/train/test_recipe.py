@@ -57,6 +57,10 @@ def test_preset_and_changes_are_laid_over_the_file() -> None:
         ("[optimizer]\nlr = inf", r"optimizer\.lr is inf"),
         ('[sparsity]\nstart = "er"', r"sparsity\.start is 'er'.*'uniform'"),
         ('seed = "a"', r"seed is 'a'"),
+        (
+            '[sparsity]\nprune_schedule = "constant"\nfinal_prune_rate = 0.1',
+            r"final_prune_rate and prune_schedule 'constant' exclude each other",
+        ),
         ("sparsity = 3", r"sparsity is 3"),
         ("epochs = [", r"is not TOML"),
     ],
