@@ -141,6 +141,7 @@ def command(
         raise click.UsageError("--plan excludes --dense and --pattern: it decides which layers are 2:4.")
 
     from sparse_export.cli._progress import training_observer
+    from sparse_export.inspect import told_speed
     from sparse_export.train.loop import train
     from sparse_export.train.recipe import load_recipe
 
@@ -183,6 +184,7 @@ def command(
         "patterns": {layer.name: layer.pattern for layer in info.layers if layer.pattern is not None},
         "why_dense": {layer.name: layer.why_dense for layer in info.layers if layer.why_dense is not None},
         "products": [asdict(fact) for fact in info.products],
+        "speed": asdict(info.speed) if info.speed else None,
         "seconds": info.seconds,
         "epochs": info.epochs,
         "steps": info.n_steps,
@@ -203,6 +205,7 @@ def command(
                 *dense_layers,
                 *products_used,
                 f"{accuracy}{info.n_active:,} of {info.n_masked:,} weights ({info.density:.4g}), {info.seconds:.1f} s",
+                *(f"{label}: {text}" for label, text in told_speed(info.speed).items()),
                 str(run.path),
             ]
         ),

@@ -110,8 +110,8 @@ class Accuracy:
 class SpeedFact:
     """What was measured of a run's speed, and beside it the paper's two estimates, which are no measurements.
 
-    step_ms: median over the epochs of the mean wall time of a training step, data and mask passes included, tests not;
-    other processes on the machine lengthen it.
+    step_ms: median over the epochs of the mean wall time of a training step, data, mask passes and mask updates included
+    (those once an epoch by the epoch's number of steps), tests not; other processes on the machine lengthen it.
     estimate_channels: dense time / the time that convolutions would take without their empty channels.
     estimate_macs: the same without any multiplication by zero.  See `sparse_export.train.speed.estimate`. None where
     there is no convolution.  all_layers_*: the same with linear layers counted too, which the paper does not do.

@@ -22,6 +22,7 @@ from sparse_export.artefact import (
     GraphLayer,
     LayerFact,
     LayerTiming,
+    SpeedFact,
     read_bundle_info,
     read_engine_layers,
     read_engine_times,
@@ -41,6 +42,7 @@ __all__ = [
     "inspect",
     "require_promises",
     "require_unchanged",
+    "told_speed",
 ]
 
 _GRAPH_FILE = "model.onnx"
@@ -100,7 +102,7 @@ class Inspection:
     are listed with a hash; problem: the first that is not what was written, None when all are.  facts: the rest,
     in words.  graph: the layers of a bundle's or a file's graph as they are now, whatever was recorded of them.
     broken: a clause for each promised pattern that the graph does not keep; unchecked: why the promises could
-    not be looked at, None when they were or there are none.
+    not be looked at, None when they were or there are none.  speed: of a run's training, where it was timed.
     """
 
     path: str
@@ -118,12 +120,14 @@ class Inspection:
     engines: tuple[InspectedEngine, ...] = ()
     broken: tuple[str, ...] = ()
     unchecked: str | None = None
+    speed: SpeedFact | None = None
 
     def __str__(self) -> str:
         rows = [("path", self.path), ("kind", self.kind), *self.facts.items()]
         if self.accuracy is not None:
             found = self.accuracy
             rows.append(("test accuracy", f"{found.percent:.3f} % ({found.n_correct}/{found.n_samples})"))
+        rows += told_speed(self.speed).items()
         if self.kind != "engine":
             rows.append(("parameters", f"{self.n_parameters:,}"))
         if self.problem is not None:
@@ -219,6 +223,23 @@ def _aligned(cells: Sequence[Sequence[str]], *, left: int) -> str:
     )
 
 
+def told_speed(speed: SpeedFact | None) -> dict[str, str]:
+    """In words: what was measured of a training's speed, and apart from it what is only estimated. Empty for None."""
+    if speed is None:
+        return {}
+    told = {"time of a step": f"{speed.step_ms:.4g} ms, measured, mask updates included"}
+    of, channels, macs = "convolutions", speed.estimate_channels, speed.estimate_macs
+    if channels is None or macs is None:
+        of = "all layers, there being no convolution"
+        channels, macs = speed.all_layers_estimate_channels, speed.all_layers_estimate_macs
+    if channels is not None and macs is not None:
+        told["estimates"] = (
+            f"{channels:.3g}x without empty channels, {macs:.3g}x without multiplications by zero, of {of}; "
+            "counted as the paper does, not measured"
+        )
+    return told
+
+
 def require_unchanged(found: Inspection) -> None:
     """Raise ArtefactError when a file is not the one that was written."""
     if found.problem is not None:
@@ -298,7 +319,8 @@ def _of_run(path: Path) -> Inspection:
     }
     kind = "run" if info.status == "complete" else "unfinished run"
     layers = _kept(info.layers)
-    return _inspection(path, kind, layers, info.n_parameters, info.test, facts, info.files)
+    found = _inspection(path, kind, layers, info.n_parameters, info.test, facts, info.files)
+    return replace(found, speed=info.speed)
 
 
 def _of_bundle(path: Path) -> Inspection:

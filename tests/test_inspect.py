@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export import artefact
-from sparse_export.artefact import Run
+from sparse_export.artefact import Run, SpeedFact
 from sparse_export.building import build
 from sparse_export.cli.main import cli
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
-from sparse_export.inspect import inspect, require_promises, require_unchanged
+from sparse_export.inspect import inspect, require_promises, require_unchanged, told_speed
 from tests.making_runs import digits_run
 
 
@@ -272,3 +272,35 @@ def test_a_broken_promise_ends_the_command_with_3_after_the_table(made: Run, tmp
     reasons = {layer["weight"]: layer["reasons"] for layer in document["graph"]}
     assert reasons["conv1.weight"][0]["code"] == "indivisible"
     assert "fc1.weight, promised 2:4" in result.stderr
+
+
+SPEED = SpeedFact(
+    step_ms=1.25,
+    estimate_channels=1.1,
+    estimate_macs=3.0,
+    all_layers_estimate_channels=1.2,
+    all_layers_estimate_macs=4.0,
+    n_moments=2,
+)
+
+
+def test_a_run_tells_the_measured_time_of_a_step_and_apart_from_it_the_estimates(run: Run) -> None:
+    assert inspect(run.path).speed is None
+    artefact.save_run_info(run.path, replace(run.info, speed=SPEED))
+    result = CliRunner().invoke(cli, ["inspect", str(run.path), "--json"])
+    assert json.loads(result.stdout)["speed"]["step_ms"] == 1.25
+    rows = str(inspect(run.path)).splitlines()
+    (measured,) = (row for row in rows if row.startswith("time of a step"))
+    assert measured.endswith("1.25 ms, measured, mask updates included")
+    (estimated,) = (row for row in rows if row.startswith("estimates"))
+    assert "1.1x without empty channels, 3x without multiplications by zero, of convolutions" in estimated
+    assert "not measured" in estimated
+
+
+def test_without_a_convolution_the_estimates_are_those_of_all_layers() -> None:
+    linear = replace(SPEED, estimate_channels=None, estimate_macs=None)
+    assert "1.2x without empty channels, 4x" in told_speed(linear)["estimates"]
+    assert "of all layers" in told_speed(linear)["estimates"]
+    nothing = replace(linear, all_layers_estimate_channels=None, all_layers_estimate_macs=None)
+    assert set(told_speed(nothing)) == {"time of a step"}
+    assert told_speed(None) == {}

@@ -93,9 +93,15 @@ def speed_of(model: nn.Module, x: Tensor | None, lines: Sequence[Mapping[str, An
 
 
 def _step_ms(line: Mapping[str, Any]) -> float | None:
-    """Wall time of a step in one epoch; None where none was timed."""
-    ms = _number(line.get("step_ms"))
-    return ms if ms is not None and ms > 0 else None
+    """Wall time of a step in one epoch, its part of the update that is made once an epoch included; None where no step was
+    timed."""
+    ms, update_ms = _number(line.get("step_ms")), _number(line.get("update_ms"))
+    if ms is None or ms <= 0 or update_ms is None:
+        return ms if ms is not None and ms > 0 else None
+    step, epoch = _number(line.get("step")), _number(line.get("epoch"))
+    if not step or not epoch or step < 0 or epoch < 0:
+        return None
+    return ms + update_ms * epoch / step  # all epochs have as many steps, and both are counted from the start
 
 
 def _number(value: object) -> float | None:

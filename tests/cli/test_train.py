@@ -59,6 +59,11 @@ def test_a_resumed_run_ends_with_the_figures_in_one_json_document(interrupted: P
     assert (document["n_active"], document["seed"]) == (8042, 0)
     assert document["density"] == pytest.approx(0.2, abs=1e-4)
     assert document["seconds"] > 0
+    assert document["speed"]["step_ms"] > 0
+    assert document["speed"]["estimate_macs"] > 1
+    text = program("train", "--resume", "--out", str(interrupted)).stdout  # of a complete run: it is shown
+    assert f"time of a step: {document['speed']['step_ms']:.4g} ms, measured, mask updates included" in text
+    assert "estimates: " in text
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from sparse_export.train.loop import train
 from sparse_export.train.metrics import read_metrics
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.recipe import OptimizerRecipe, Recipe, load_recipe
+from sparse_export.train.sparse_training import SparseTraining
 from tests.train.test_loop import InterruptAtStep, outcome, small
 
 
@@ -326,3 +328,31 @@ def test_the_weights_are_written_before_anything_is_estimated(
     run = se.open_run(tmp_path / "run")
     assert run.info.speed is None
     assert run.info.test is not None
+
+
+@pytest.mark.parametrize("update_every", [0, 5])
+def test_an_update_once_an_epoch_is_timed_apart_from_the_steps(
+    update_every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = SparseTraining.update
+
+    def slow(self: SparseTraining) -> None:
+        time.sleep(0.5)
+        update(self)
+
+    monkeypatch.setattr(SparseTraining, "update", slow)
+    recipe = small(epochs=2, batch_size=128, sparsity={"update_every": update_every})
+    run = train(recipe, tmp_path / "run", device="cpu")
+    lines = read_metrics(run.path)
+    n_steps = lines[0]["step"]
+    n_within = n_steps // update_every if update_every else 0
+    assert lines[0]["step_ms"] * n_steps > 500 * n_within
+    assert lines[1]["update_ms"] is None
+    assert run.info.speed is not None
+    if update_every:
+        assert n_within
+        assert lines[0]["update_ms"] is None
+    else:
+        assert lines[0]["update_ms"] >= 500
+        charged = lines[0]["step_ms"] + lines[0]["update_ms"] / n_steps
+        assert run.info.speed.step_ms == pytest.approx((charged + lines[1]["step_ms"]) / 2)

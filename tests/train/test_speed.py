@@ -177,3 +177,20 @@ def test_lines_that_say_nothing_usable_are_left_out() -> None:
     assert (fact.step_ms, fact.n_moments, fact.estimate_macs) == (2.0, 1, None)
     assert fact.all_layers_estimate_macs == pytest.approx(2.0)
     assert speed_of(nn.Linear(4, 2), None, lines[1:]) is None
+
+
+def test_a_step_is_charged_its_part_of_the_update_that_is_made_once_an_epoch() -> None:
+    model = nn.Linear(4, 2)
+    lines: list[dict[str, Any]] = [
+        {"epoch": 1, "step": 10, "step_ms": 2.0, "update_ms": 30.0},
+        {"epoch": 2, "step": 20, "step_ms": 4.0, "update_ms": 10.0},
+        {"epoch": 3, "step": 30, "step_ms": 1.0, "update_ms": None},
+        {"epoch": 4, "step": 40, "step_ms": None, "update_ms": 90.0},
+    ]
+    once = speed_of(model, None, lines)
+    assert once is not None
+    assert once.step_ms == pytest.approx(5.0)  # the median of 5, 5 and 1
+    old = speed_of(model, None, [{"epoch": 1, "step": 10, "step_ms": 2.0}])
+    assert old is not None
+    assert old.step_ms == 2.0
+    assert speed_of(model, None, [{"step_ms": 2.0, "update_ms": 1.0}]) is None
