@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
@@ -187,7 +188,7 @@ class SparsityRecipe(_Table):
         try:
             return None if self.pattern is None else pattern_from_text(self.pattern)
         except UsageError as cause:
-            raise ValueError(f"pattern: {cause}") from cause
+            raise ValueError(f"pattern is {self.pattern!r}: {cause.expected or cause.what}") from cause
 
     @property
     def wanted_density(self) -> float | None:
@@ -347,5 +348,14 @@ def _first_fault(error: ValidationError) -> str:
             f"It has an unknown key {where!r}; the nearest known one is {near!r} (all: {', '.join(known)})."
         )
     if fault["type"] == "missing":
+        if fault["loc"] and isinstance(fault["loc"][-1], int):
+            return f"{where.rpartition('.')[0]} has too few values."
         return f"It lacks the key {where!r}."
-    return f"{where} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+    if fault["type"] == "value_error":  # of our own checks, whose words are whole sentences
+        reason = str(fault["ctx"]["error"]).rstrip(".")
+        return f"In [{where}], {reason}." if where else f"{reason[0].upper()}{reason[1:]}."
+    given = fault["input"]
+    if isinstance(given, float) and not math.isfinite(given):
+        return f"{where} is {given!r}: a finite number was expected."
+    shown = "a table" if isinstance(given, Mapping) else repr(given)
+    return f"{where} is {shown}: {fault['msg'][0].lower()}{fault['msg'][1:].rstrip('.')}."

@@ -53,8 +53,21 @@ def test_preset_and_changes_are_laid_over_the_file() -> None:
         ('epochs = "20"', r"epochs is '20': input should be a valid integer"),
         ("epochs = 0", r"epochs is 0: input should be greater than or equal to 1"),
         ("[sparsity]\ndensity = 1.5", r"sparsity\.density is 1\.5"),
-        ("[sparsity]\ndensity = nan", r"sparsity\.density is nan"),
-        ("[optimizer]\nlr = inf", r"optimizer\.lr is inf"),
+        ("[sparsity]\ndensity = nan", r"sparsity\.density is nan: a finite number was expected\.$"),
+        ("[sparsity]\ndensity = -inf", r"sparsity\.density is -inf: a finite number was expected\.$"),
+        ("[optimizer]\nlr = inf", r"optimizer\.lr is inf: a finite number was expected\.$"),
+        (
+            '[sparsity]\npattern = "4:2"',
+            r"right\. In \[sparsity\], pattern is '4:2': N:M with 1 <= N < M was expected, like 2:4\.$",
+        ),
+        ('[sparsity]\nmethod = "asp"', r"In \[sparsity\], method 'asp' needs a pattern, like '2:4'\.$"),
+        (
+            'ema = 0.5\n[sparsity]\nmethod = "sr-ste"\npattern = "2:4"',
+            r"right\. Ema and method 'sr-ste' exclude each other: [a-z ]+\.$",
+        ),
+        ('[sparsity]\nmethod = "static"\ngrowth = "random"', r"In \[sparsity\], growth is.* method\.$"),
+        ("[sparsity]\napproach = [0.1]", r"sparsity\.approach has too few values\.$"),
+        ("epochs = {a = 1}", r"epochs is a table: input should be a valid integer\.$"),
         ('[sparsity]\nstart = "er"', r"sparsity\.start is 'er'.*'uniform'"),
         ('seed = "a"', r"seed is 'a'"),
         (
