@@ -177,7 +177,7 @@ class SparseTraining:
         self.model = model
         self.optimizer = optimizer
         self.method, self._rule = method, rule
-        self._start, self._seed = start, seed
+        self._start, self.seed = start, seed
         self.total_steps = total_steps
         self.update_every = update_every
         self.prune_schedule: PruneSchedule = prune_schedule or ("cosine" if total_steps else "constant")
@@ -469,7 +469,7 @@ class SparseTraining:
         rule = self._rule
         grown_by: dict[str, Tensor] | None = None
         if rule.growth == "random":
-            grown_by = random_scores(self._parameters, self._seed, self.n_steps)
+            grown_by = random_scores(self._parameters, self.seed, self.n_steps)
         elif rule.growth == "gradient":
             grown_by = gradient_scores(self._parameters)
         if rule.reads_momentum or grown_by is None:

@@ -233,9 +233,12 @@ def test_a_run_of_a_users_loop_can_be_saved_and_keeps_plus_zero(tmp_path: Path) 
     from safetensors.torch import load_file
 
     model = network()
-    trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.1, total_steps=20)
+    trainer = se.SparseTraining(
+        model, OPTIMIZERS["sgd"](model.parameters()), density=0.1, total_steps=20, seed=7
+    )
     take_steps(trainer, 10)
     run = trainer.run(tmp_path / "mine")
+    assert run.info.seed == 7
     assert run.info.model.input_shape == (20,)
     assert run.info.model.n_classes == 4
     weights = load_file(run.path / "model.safetensors")
