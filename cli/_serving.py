@@ -13,7 +13,7 @@ __all__ = ["model_options", "paired"]
 
 # option, default, help, in the order of --help; each is a field of ModelSettings.
 _NUMBERS = (
-    ("max-batch", 64, "Samples in one execution, and in one request."),
+    ("max-batch", None, "Samples in one execution, and in one request.  [default: 64, or what engines take]"),
     ("batch-delay-us", 0, "How long a request may wait for others to share an execution."),
     ("instances", 2, "Copies of each model that work at the same time."),
     ("threads", 1, "Of onnxruntime, inside one of them."),

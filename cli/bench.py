@@ -26,14 +26,16 @@ from sparse_export.cli._common import json_option, print_result, say, timing_opt
     metavar="NAME",
     help="tensorrt, tensorrt-rtx, onnxruntime-tensorrt, -cuda or -cpu; may be repeated. Default: all that can run here.",
 )
+@click.option("--cuda-graphs", is_flag=True, help="Let engines replay their launches as CUDA graphs.")
 @timing_options
-@click.option("--trust", metavar="SHA256", help="Allow the engines of a bundle from elsewhere, by its hash.")
+@click.option("--trust", metavar="SHA256", help="Allow the files of a bundle from elsewhere, by its hash.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write bench.json there.")
 @json_option
 def command(
     bundle: Path,
     batches: tuple[int, ...],
     runtimes: tuple[str, ...],
+    cuda_graphs: bool,
     rounds: int,
     threads: int | None,
     seed: int,
@@ -60,6 +62,7 @@ def command(
         n_threads=threads,
         seed=seed,
         trust=trust,
+        cuda_graphs=cuda_graphs,
         on_progress=say,
     )
     if out is not None:

@@ -152,12 +152,6 @@ def command(
         hardware=hardware,
         version_compatible=version_compatible,
     )
-    if dry_run:
-        from sparse_export.engine.plan import planned_build
-
-        plan = planned_build(run, out, targets=targets, engines=engines, form=form, precision=precision)
-        print_result(asdict(plan), str(plan), as_json)
-        return
     planned_dense = None
     if plan_file is not None:
         from sparse_export.artefact import read_run_info
@@ -166,6 +160,24 @@ def command(
         pattern = pattern or "2:4"
         name = read_run_info(run).model.name
         planned_dense = dense_by_plan(plan_file, name, instead="Build without a plan.")
+    if dry_run:
+        from sparse_export.building import dry_run as planned
+
+        plan = planned(
+            run,
+            out,
+            targets=targets,
+            onnx=form,
+            precision=precision,
+            pattern=pattern,
+            max_cut=max_cut,
+            gather=gather,
+            planned_dense=planned_dense,
+            engines=engines,
+            time_layers=time_layers,
+        )
+        print_result(asdict(plan), str(plan), as_json)
+        return
     with engine_observer() as progress:
         bundle = build(
             run,

@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     "--trust",
     multiple=True,
     metavar="SHA256",
-    help="Allow the engines of a bundle from elsewhere, by its hash; may be repeated.",
+    help="Allow the files of a bundle from elsewhere, by its hash; may be repeated.",
 )
+@click.option("--cuda-graphs", is_flag=True, help="Let engines replay their launches as CUDA graphs.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write comparison.json there.")
 @click.option(
@@ -65,6 +66,7 @@ def command(
     seed: int,
     runtime: str | None,
     trust: tuple[str, ...],
+    cuda_graphs: bool,
     data_dir: Path | None,
     out: Path | None,
     html: Path | None,
@@ -95,6 +97,7 @@ def command(
         require_speedup=require_speedup,
         runtime=runtime,
         trust=trust,
+        cuda_graphs=cuda_graphs,
         on_progress=say,
     )
     if out is not None:

@@ -54,8 +54,9 @@ from sparse_export.cli._common import json_option, print_result, say, timing_opt
 )
 @click.option(
     "--trust",
+    multiple=True,
     metavar="SHA256",
-    help="Allow the code of a run, or the engines of a bundle, from elsewhere, by its hash.",
+    help="Allow the code of a run, or the files of a bundle, from elsewhere, by its hash; may be repeated.",
 )
 @click.option(
     "--out",
@@ -76,7 +77,7 @@ def command(
     data_dir: Path | None,
     run: Path | None,
     runtimes: tuple[str, ...],
-    trust: str | None,
+    trust: tuple[str, ...],
     out: Path | None,
     as_json: bool,
 ) -> None:

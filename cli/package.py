@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     help="Largest HTTP body that the ingress lets through.",
 )
 @click.option(
-    "--trust", metavar="SHA256", help="Allow the engines of a bundle from elsewhere, by its manifest's hash."
+    "--trust",
+    multiple=True,
+    metavar="SHA256",
+    help="Allow the engines of a bundle from elsewhere, by its manifest's hash; may be repeated.",
 )
 @json_option
 def command(
@@ -49,7 +52,7 @@ def command(
     settings: ModelSettings,
     image: str | None,
     max_body_mb: int,
-    trust: str | None,
+    trust: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Write BUNDLEs as a model repository of Triton, with the files to deploy it.

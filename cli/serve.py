@@ -70,7 +70,10 @@ def _port(name: str, default: int, what: str) -> Callable[[Callable[..., None]],
     help="Largest HTTP body, where the server can limit it.",
 )
 @click.option(
-    "--trust", metavar="SHA256", help="Allow the engines of a bundle from elsewhere, by its manifest's hash."
+    "--trust",
+    multiple=True,
+    metavar="SHA256",
+    help="Allow the files of a bundle from elsewhere, by its manifest's hash; may be repeated.",
 )
 @json_option
 @click.pass_context
@@ -90,7 +93,7 @@ def command(
     restarts: int,
     start_timeout: float,
     max_body_mb: int,
-    trust: str | None,
+    trust: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Serve BUNDLEs on this machine with Triton, each held to its golden answer first.

@@ -36,8 +36,9 @@ from sparse_export.cli._common import json_option, print_result, say
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write validation.json there.")
 @click.option(
     "--trust",
+    multiple=True,
     metavar="SHA256",
-    help="Allow the code of a run, or the engines of a bundle, from elsewhere, by its hash.",
+    help="Allow the code of a run, or the files of a bundle, from elsewhere, by its hash; may be repeated.",
 )
 @json_option
 def command(
@@ -49,7 +50,7 @@ def command(
     threads: int | None,
     runtimes: tuple[str, ...],
     out: Path | None,
-    trust: str | None,
+    trust: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Check that BUNDLE computes what was trained, and as well.

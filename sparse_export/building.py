@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ from sparse_export.artefact import (
 from sparse_export.engine.bundle import EngineProgress, Engines, add_engines
 from sparse_export.engine.door import TARGETS as ENGINE_TARGETS
 from sparse_export.engine.options import EngineOptions, Precision, require_buildable
+from sparse_export.engine.plan import BuildPlan, planned_build, require_timeable
 from sparse_export.engine.precision import CALIBRATED, TOLERANCE, at_precision
 from sparse_export.errors import ArtefactError, GateFailed, SparseExportError, UnknownNameError, UsageError
 from sparse_export.files import require_writable, sha256_file, staged_folder, write_bytes, write_json
@@ -65,13 +66,13 @@ from sparse_export.graph.verify import (
     promised_patterns,
     require_patterns,
 )
-from sparse_export.measure.twin import TimedEngines, require_timeable, time_engines
+from sparse_export.measure.twin import TimedEngines, time_engines
 from sparse_export.models.lazy import give_shapes
 from sparse_export.runtime.onnxruntime import open_session
 from sparse_export.runtime.tolerance import outside_tolerance, spread
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern
-from sparse_export.trust import remember
+from sparse_export.trust import Given, remember
 
 __all__ = [
     "DENSE_MODEL_FILE",
@@ -79,6 +80,7 @@ __all__ = [
     "GOLDEN_OUTPUT",
     "MODEL_FILE",
     "build",
+    "dry_run",
     "masks_of_run",
     "network_of_run",
     "outside_tolerance",
@@ -146,35 +148,27 @@ def build(
     not that of the network, or when no weight is 2:4 that could be packed.  MissingCapability or EngineBuildFailed
     for a target that could not be built comes last: the bundle is there, with the others.
     """
-    _require_targets(targets)
-    engine_options = _engine_options(targets, engines)
-    for one in engine_options:
-        require_buildable(precision, one.architectures)
-    if time_layers:
-        require_timeable(engine_options)
-    _require_form(onnx)
-    wanted = wanted_pattern(pattern, max_cut, gather)
-    if planned_dense is not None and str(wanted) != "2:4":
-        raise UsageError(
-            f"A plan was given, and the pattern {wanted}.",
-            expected="2:4 was expected: a plan decides which layers are worth that.",
-            do="Ask for 2:4, or leave the plan out.",
-        )
     run_folder = Path(run.path if isinstance(run, Run) else run)
     module = run.module if isinstance(run, Run) else None
-    opened = Run(path=run_folder, info=open_run(run_folder).info, module=module)
-    out = (
-        run_folder.absolute().with_name(f"{run_folder.absolute().name}-bundle") if out is None else Path(out)
+    possible = _possible(
+        run_folder,
+        out,
+        targets=targets,
+        engines=engines,
+        onnx=onnx,
+        precision=precision,
+        time_layers=time_layers,
+        pattern=pattern,
+        max_cut=max_cut,
+        gather=gather,
+        planned_dense=planned_dense,
     )
-    target = Path(os.path.realpath(out)) if out.is_symlink() else out
-    _require_replaceable(target)
+    engine_options, wanted, out, target = possible.engines, possible.wanted, possible.out, possible.target
     require_writable(target.absolute().parent)
+    opened = Run(path=run_folder, info=possible.info, module=module)
     info = opened.info
     network = network_of_run(opened, given=trust)
     masks = masks_of_run(opened, network)
-    require_no_other_promise(info.layers, wanted)
-    if planned_dense is not None:
-        require_in_plan(info.layers, planned_dense)
     before = copy.deepcopy(network) if wanted is not None else None
     fitted = None
     if wanted is not None:
@@ -256,6 +250,98 @@ def build(
         remember(sha256_file(stage / BUNDLE_FILE))
     _require_all_built({**built.failures, **timed.failures}, out)
     return Bundle(path=out, info=bundle_info)
+
+
+def dry_run(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    targets: Sequence[str] = ("onnx",),
+    onnx: str = "dense",
+    pattern: str | NMPattern | None = None,
+    max_cut: float = 0.0,
+    gather: Gather = "input",
+    planned_dense: Mapping[str, str] | None = None,
+    precision: Precision = "fp32",
+    engines: Sequence[EngineOptions] = (),
+    time_layers: bool = False,
+) -> BuildPlan:
+    """What `build` would write with the same arguments; nothing is loaded but what the libraries say of themselves.
+
+    Raises what `build` would raise before it looks at the weights or any data.
+    """
+    possible = _possible(
+        Path(run),
+        out,
+        targets=targets,
+        engines=engines,
+        onnx=onnx,
+        precision=precision,
+        time_layers=time_layers,
+        pattern=pattern,
+        max_cut=max_cut,
+        gather=gather,
+        planned_dense=planned_dense,
+    )
+    return planned_build(
+        Path(run),
+        possible.info,
+        possible.out,
+        engines=possible.engines,
+        form=onnx,
+        precision=precision,
+        time_layers=time_layers,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Possible:
+    """A build that nothing is known against. out: the bundle; target: the same, links followed."""
+
+    info: RunInfo
+    engines: list[EngineOptions]
+    wanted: NMPattern | None
+    out: Path
+    target: Path
+
+
+def _possible(
+    run: Path,
+    out: str | Path | None,
+    *,
+    targets: Sequence[str],
+    engines: Sequence[EngineOptions],
+    onnx: str,
+    precision: Precision,
+    time_layers: bool,
+    pattern: str | NMPattern | None,
+    max_cut: float,
+    gather: Gather,
+    planned_dense: Mapping[str, str] | None,
+) -> _Possible:
+    """Whatever `build` can refuse by its arguments and the run's record."""
+    _require_targets(targets)
+    engine_options = _engine_options(targets, engines)
+    for one in engine_options:
+        require_buildable(precision, one.architectures)
+    if time_layers:
+        require_timeable(engine_options)
+    _require_form(onnx)
+    wanted = wanted_pattern(pattern, max_cut, gather)
+    if planned_dense is not None and str(wanted) != "2:4":
+        raise UsageError(
+            f"A plan was given, and the pattern {wanted}.",
+            expected="2:4 was expected: a plan decides which layers are worth that.",
+            do="Ask for 2:4, or leave the plan out.",
+        )
+    info = open_run(run).info
+    out = run.absolute().with_name(f"{run.absolute().name}-bundle") if out is None else Path(out)
+    target = Path(os.path.realpath(out)) if out.is_symlink() else out
+    _require_replaceable(target)
+    require_no_other_promise(info.layers, wanted)
+    if planned_dense is not None:
+        require_in_plan(info.layers, planned_dense)
+    return _Possible(info=info, engines=engine_options, wanted=wanted, out=out, target=target)
 
 
 def _engine_options(targets: Sequence[str], engines: Sequence[EngineOptions]) -> list[EngineOptions]:
@@ -368,7 +454,7 @@ def _require_nothing_else(out: Path, listed: set[str]) -> None:
                 )
 
 
-def network_of_run(run: Run, *, given: str | None = None) -> nn.Module:
+def network_of_run(run: Run, *, given: Given = None) -> nn.Module:
     """The trained network of a finished run, on the CPU, in eval mode; a copy of the one in memory, if any.
 
     given: SHA-256 of `run.json`, as `build` takes it.  Nothing is unpickled; a factory that this user does not
@@ -403,7 +489,7 @@ def network_of_run(run: Run, *, given: str | None = None) -> nn.Module:
     return network
 
 
-def _fresh_network(run: Run, given: str | None) -> nn.Module:
+def _fresh_network(run: Run, given: Given) -> nn.Module:
     name = run.info.model.name
     if name is None:
         raise UsageError(

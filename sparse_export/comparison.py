@@ -7,7 +7,7 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from sparse_export.errors import (
     NotTrustedError,
     SpeedupNotReached,
     UsageError,
+    what_and_do,
 )
 from sparse_export.files import sha256_file, write_json
 from sparse_export.measure.card import CardLog, watched_cards
@@ -91,6 +92,8 @@ class LatencyComparison:
     which differs from 1 only by what this machine cannot resolve.  floor: the farthest end of the control's
     interval from 1, as a ratio above 1; outcome: of ratio's interval against floor.
     verdict: the outcome in words.
+    on_device: the same three of the work on the device alone, by CUDA events, `dense`, `dense again` and `sparse`, with
+    device_ratio and device_control; empty and None where the runtime cannot say. No outcome rests on these.
     """
 
     batch: int
@@ -102,6 +105,9 @@ class LatencyComparison:
     floor: float
     outcome: Outcome
     verdict: str
+    on_device: dict[str, LatencyResult] = field(default_factory=dict)
+    device_ratio: Ratio | None = None
+    device_control: Ratio | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +164,7 @@ def compare(
     require_speedup: float | None = None,
     runtime: str | None = None,
     trust: Sequence[str] = (),
+    cuda_graphs: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Run both bundles on one runtime, their engines or model.onnx, and compare them.
@@ -176,6 +183,7 @@ def compare(
     when either fails.
     runtime: None for the first of `candidates` that opens both; those before it are told of in `passed_over`.
     trust: SHA-256 of manifests, needed once for engines of bundles from elsewhere.
+    cuda_graphs: engines replay their launches; other runtimes have none.
     on_progress: called with a line before each step.
     Raises UsageError (bundles that cannot be compared, options without meaning), UnknownNameError, MissingCapability
     (the runtime cannot work here), NotTrustedError or ArtefactError.
@@ -191,7 +199,15 @@ def compare(
     machine = machine_facts()
     with watched_cards() as cards, contextlib.ExitStack() as stack:
         cores = stack.enter_context(pinned(threads))
-        sessions, name, passed_over = _opened(stack, dense, sparse, runtime, threads, trust, seed)
+        sessions, name, passed_over = _opened(
+            stack, dense, sparse, runtime, threads, trust, seed, cuda_graphs
+        )
+        if cuda_graphs and name not in TARGETS:
+            raise UsageError(
+                f"CUDA graphs were asked for, and {name} replays none.",
+                expected=f"They were expected to go with {' or '.join(TARGETS)}.",
+                do="Leave --cuda-graphs out, or compare bundles with engines.",
+            )
         for other, why in passed_over.items():
             tell(f"{other} is passed over: {why}")
         for note in filter(None, (runtime_note(side, name) for side in (dense, sparse))):
@@ -366,6 +382,7 @@ def _opened(
     n_threads: int,
     trust: Sequence[str],
     seed: int,
+    cuda_graphs: bool,
 ) -> tuple[TimedSessions, str, dict[str, str]]:
     """Sessions of a runtime that opens both, its name, and why better ones did not."""
     given = {sha256_file(side.path / BUNDLE_FILE): side for side in (dense, sparse)}
@@ -378,17 +395,19 @@ def _opened(
         except NotTrustedError as cause:
             if runtime is not None:
                 raise
-            passed_over[name] = cause.what
+            passed_over[name] = what_and_do(cause)
             continue
         for role, side in (("dense", dense), ("dense again", dense), ("sparse", sparse)):
             vouched = _vouched(side, trust, given)
-            openers[role] = partial(open_runtime, side, name, n_threads=n_threads, trust=vouched)
+            openers[role] = partial(
+                open_runtime, side, name, n_threads=n_threads, trust=vouched, cuda_graphs=cuda_graphs
+            )
         try:
             return stack.enter_context(TimedSessions(openers, seed)), name, passed_over
         except (MissingCapability, ArtefactError) as cause:
             if runtime is not None or name == "onnxruntime-cpu":
                 raise
-            passed_over[name] = cause.what
+            passed_over[name] = what_and_do(cause)
     raise AssertionError  # the CPU is among the candidates
 
 
@@ -410,13 +429,16 @@ def _compare_latency(
     tell: Callable[[str], None],
 ) -> LatencyComparison:
     tell(f"latency at batch {batch}, {rounds} rounds")
-    results = sessions.measure(
-        dense.info.model.input_shape,
-        batch=batch,
-        rounds=rounds,
-        block_s=block_s,
-        seed=seed,
-        warmup_limit_s=warmup_limit_s,
+    results, on_device = (
+        way(
+            dense.info.model.input_shape,
+            batch=batch,
+            rounds=rounds,
+            block_s=block_s,
+            seed=seed,
+            warmup_limit_s=warmup_limit_s,
+        )
+        for way in (sessions.measure, sessions.measure_on_device)
     )
     base, again, other = (results[name] for name in ("dense", "dense again", "sparse"))
     ratio = paired_ratio(base.samples_ms, other.samples_ms)
@@ -442,7 +464,14 @@ def _compare_latency(
         floor=resolution(control),
         outcome=outcome,
         verdict=verdict,
+        on_device=on_device,
+        device_ratio=_over_dense(on_device, "sparse"),
+        device_control=_over_dense(on_device, "dense again"),
     )
+
+
+def _over_dense(results: Mapping[str, LatencyResult], name: str) -> Ratio | None:
+    return paired_ratio(results["dense"].samples_ms, results[name].samples_ms) if results else None
 
 
 def _on_sparse_kernels(runtime: str, bundle: Bundle) -> str | None:
@@ -600,6 +629,16 @@ def _table(comparison: Comparison) -> str:
         rows.append(("  timed calls", _count(at.dense.n_calls), _count(at.sparse.n_calls), ""))
         medians = _milliseconds(at.dense.median_ms), _milliseconds(at.dense_again.median_ms)
         rows.append(("  control: dense twice, ms", *medians, f"{_ratio(at.control)} should hold 1"))
+        if at.device_ratio is not None and at.device_control is not None:
+            dense_ms, again_ms, sparse_ms = (
+                _milliseconds(at.on_device[name].median_ms) for name in ("dense", "dense again", "sparse")
+            )
+            alone, control = (
+                f"{_ratio(at.device_ratio)} as fast",
+                f"{_ratio(at.device_control)} should hold 1",
+            )
+            rows.append(("  on the device alone, ms", dense_ms, sparse_ms, alone))
+            rows.append(("    control: dense twice", dense_ms, again_ms, control))
     lines = [f"dense   {dense.path}", f"sparse  {sparse.path}", ""]
     lines += [f"{a:<26}{b:>14}{c:>14}   {d}".rstrip() for a, b, c, d in rows]
     lines.append("")

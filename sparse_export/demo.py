@@ -26,6 +26,7 @@ RECIPE = "digits"
 DENSITY = 0.2
 PATTERN = "2:4"
 REPORT_FILE = "report.html"
+_ENGINE_DROP = 1.0  # percentage points
 _MARK = ".sparse-export-demo"
 
 
@@ -72,7 +73,10 @@ def demo(
         targets = ["onnx", *(_engine_targets(say) if form == "packed" else ())]
         bundles[kind] = build(run, out / "bundles" / kind, targets=targets, onnx=form)
         say(f"validating {kind}")
-        validations[kind] = validate(bundles[kind], max_drop=0.0)
+        # A graph on the CPU flips no sample; an engine may flip one or another.
+        validations[kind] = validate(
+            bundles[kind], max_drop=_ENGINE_DROP if bundles[kind].info.engines else 0.0
+        )
         check_gates(validations[kind])
     info = bundles["dense"].info
     samples = None if info.data is None else data.load_test_set(info.data, info.model.input_shape)

@@ -190,7 +190,7 @@ def _tensorrt(target: door.Target, has_gpu: bool) -> Finding:
         "tensorrt-rtx": "builds and runs engines" if has_gpu else "builds engines; to run them takes a GPU",
     }
     card = door.gpu() if has_gpu and target == "tensorrt-rtx" else None
-    if card is not None and not door.rtx_runs_on(card.architecture):
+    if card is not None and not door.rtx_supports(card.architecture):
         builds[target] = f"builds engines; it does not run on this GPU ({card.architecture})"
     return Finding(group="Runtimes", name=name, state="ok", value=f"{version}, {builds[target]}")
 

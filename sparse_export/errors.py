@@ -43,6 +43,11 @@ class SparseExportError(Exception):
         super().__init__(" ".join(part for part in (what, expected, do) if part))
 
 
+def what_and_do(error: SparseExportError) -> str:
+    """What happened and the way out, for a line that tells why something was left out."""
+    return " ".join(part for part in (error.what, error.do) if part)
+
+
 class OutputError(SparseExportError):
     """A result could not be written; nothing half-written is left behind."""
 

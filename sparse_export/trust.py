@@ -6,12 +6,16 @@ import json
 import os
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from sparse_export.errors import ArtefactError, NotTrustedError, UsageError
 from sparse_export.files import json_bytes, output_error, write_bytes
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+Given = str | Sequence[str] | None
+"""What the user passed with --trust: one digest, several of which each is some file's, or none."""
 
 
 def store_path() -> Path:
@@ -58,28 +62,46 @@ def is_trusted(digest: str) -> bool:
     return _checked(digest) in _read(store_path())
 
 
-def require(digest: str, what: str, *, given: str | None) -> None:
-    """Return when `digest` is trusted; a `given` that equals it is remembered.
+def digests(given: Given) -> tuple[str, ...]:
+    """Each of them, in lower case."""
+    words = (given,) if isinstance(given, str) else given or ()
+    return tuple(word.strip().lower() for word in words)
+
+
+def is_vouched_for(digest: str, *, given: Given) -> bool:
+    """Is it trusted, or among `given`? Then it is remembered. Raises UsageError, ArtefactError or OutputError."""
+    digest = _checked(digest)
+    if is_trusted(digest):
+        return True
+    if digest not in digests(given):
+        return False
+    remember(digest)
+    return True
+
+
+def require(digest: str, what: str, *, given: Given) -> None:
+    """Return when `digest` is trusted, or among `given`, which is remembered then.
 
     digest: of the file that would run code.  what: said in the error, like "the factory a:b in runs/x".
-    given: what the user passed with --trust, or None.
+    given: of this file or of others that one command uses; those others vouch for nothing here.
     Raises NotTrustedError, naming the digest to vouch for.
     """
     digest = _checked(digest)
-    if given is not None:
-        if given.strip().lower() != digest:
-            raise NotTrustedError(
-                f"{what} has SHA-256 {digest}, not {given!r}.",
-                expected="The digest given with --trust was expected to be that of the file.",
-                do="It was changed, or the digest is another file's. Do not use it before you know which.",
-            )
-        remember(digest)
-    elif not is_trusted(digest):
+    if is_vouched_for(digest, given=given):
+        return
+    others = (given,) if isinstance(given, str) else tuple(given or ())
+    if others:
         raise NotTrustedError(
-            f"{what} would run code that was not made here.",
-            expected="Something that this user made or vouched for was expected.",
-            do=f"Look at it, and when you trust it pass --trust {digest} once.",
+            f"{what} has SHA-256 {digest}, not {' or '.join(map(repr, others))}.",
+            expected="A digest given with --trust was expected to be that of the file.",
+            do="It was changed, or the digest is another file's. Do not use it before you know which; "
+            f"when you trust it, pass --trust {digest} too.",
         )
+    raise NotTrustedError(
+        f"{what} would run code that was not made here.",
+        expected="Something that this user made or vouched for was expected.",
+        do=f"Look at it, and when you trust it pass --trust {digest} once.",
+    )
 
 
 def _checked(digest: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,8 @@ from sparse_export.runtime.choice import RUNTIMES, open_runtime, runtime_states
 from sparse_export.runtime.logits import Array, onnx_logits, session_logits, torch_logits
 from sparse_export.runtime.logits import accuracy as accuracy_of
 from sparse_export.runtime.tolerance import spread
+from sparse_export.runtime.trial import require_tried
+from sparse_export.trust import Given
 
 __all__ = [
     "AgainstDense",
@@ -54,6 +57,7 @@ __all__ = [
 
 RESULT_FILE = "validation.json"
 _CPU = "onnxruntime-cpu"
+BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,7 @@ class Parity:
 class AgainstDense:
     """Accuracy of the bundle minus that of a dense one on the same samples, in percentage points.
 
+    accuracy: of the dense one, by onnxruntime on the CPU, whatever runs the bundle.
     low, high: paired 95 % interval.  mcnemar_p: of McNemar's exact test.
     """
 
@@ -93,13 +98,16 @@ class RuntimeResult:
     """What another runtime than onnxruntime on the CPU made of the bundle.
 
     name: as the session has it.  golden: against the stored outputs.  parity: against onnxruntime on the CPU, on the
-    test set; None, as accuracy, where there is none.
+    test set; None, as accuracy, where there is none.  drop_points: recorded minus accuracy.  against: what this runtime
+    made of the bundle against the dense one.
     """
 
     name: str
     golden: Parity
     parity: Parity | None
     accuracy: Accuracy | None
+    drop_points: float | None = None
+    against: AgainstDense | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,14 +159,14 @@ class Validation:
             rows.append(("", f"{self.run_missing} Parity rests on the golden pair alone."))
         if self.against is not None:
             rows.append(("accuracy, dense", _accuracy_text(self.against.accuracy)))
-            interval = f"[{self.against.low:+.3f}, {self.against.high:+.3f}]"
-            p = f"McNemar p {self.against.mcnemar_p:.3g}"
-            rows.append(("minus dense", f"{self.against.points:+.3f} points, 95 % interval {interval}, {p}"))
+            rows.append(("minus dense", _against_text(self.against)))
         for one in self.runtimes:
             rows.append((one.name, f"accuracy {_accuracy_text(one.accuracy)}"))
             rows.append(("", f"golden pair {_parity_text(one.golden)}"))
             if one.parity is not None:
                 rows.append(("", f"against onnxruntime-cpu {_parity_text(one.parity)}"))
+            if one.against is not None:
+                rows.append(("", f"minus dense {_against_text(one.against)}"))
         rows += [(name, f"not run: {why}") for name, why in self.not_run.items()]
         failed = _failures(self)
         if self.max_drop is not None:
@@ -172,6 +180,11 @@ def _accuracy_text(accuracy: Accuracy | None) -> str:
     if accuracy is None:
         return "not known"
     return f"{accuracy.percent:.3f} % ({accuracy.n_correct}/{accuracy.n_samples})"
+
+
+def _against_text(against: AgainstDense) -> str:
+    interval = f"[{against.low:+.3f}, {against.high:+.3f}]"
+    return f"{against.points:+.3f} points, 95 % interval {interval}, McNemar p {against.mcnemar_p:.3g}"
 
 
 def _parity_text(parity: Parity) -> str:
@@ -191,16 +204,17 @@ def validate(
     against: str | Path | None = None,
     n_threads: int | None = None,
     runtimes: Sequence[str] | None = None,
-    trust: str | None = None,
+    trust: Given = None,
 ) -> Validation:
     """Run the file that ships over the test set, by onnxruntime, and its network by PyTorch.
 
     bundle: opened anew, every file checked by hash.  data_dir: where the data sets lie.  run: the run it was
     built from, where that is not at its path in the manifest any more.  max_drop: percentage points that the
-    accuracy may lie below the run's own record, and below the dense bundle.  against: a dense bundle of the
+    accuracy, on every runtime that ran, may lie below the run's own record, and below the dense bundle.  against: a dense bundle of the
     same data.  n_threads: of onnxruntime.  runtimes: that are to run it besides
     onnxruntime on the CPU; None for all that can here, of those that it has an engine for and onnxruntime's.
-    trust: SHA-256 of a `run.json` whose factory may be imported, or of a manifest whose engines may be loaded.
+    trust: SHA-256 of a `run.json` whose factory may be imported, of manifests whose engines may be loaded and whose
+    ONNX files need no process of their own to be tried in first.
 
     A missed gate is in the result, for `check_gates` to raise. Raises GateFailed for NaN in the logits,
     ArtefactError for files or test data other than those on record, UsageError, DataNotFound, NotTrustedError, and
@@ -210,16 +224,17 @@ def validate(
     info = bundle.info
     _require_listed(bundle)
     _require_gate_possible(bundle, max_drop, against)
-    names, not_run = _runtimes(bundle, runtimes)
+    names, not_run = _runtimes(bundle, runtimes, trust)
+    require_tried(bundle, given=trust)
     for name in names:  # before the work, so that one that cannot be opened ends it at once
         open_runtime(bundle, name, n_threads=n_threads, trust=trust).close()
-    dense = None if against is None else _open_dense(bundle, Path(against))
+    dense = None if against is None else _open_dense(bundle, Path(against), trust)
     network, run_missing = _network(bundle, None if run is None else Path(run), trust)
     test = None if info.data is None else data.load_test_set(info.data, info.model.input_shape, data_dir)
 
     golden_input, golden_output = (_golden(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
-    golden = golden_parity(bundle, n_threads=n_threads)
-    accuracy = torch_accuracy = parity = difference = logits = None
+    golden = golden_parity(bundle, n_threads=n_threads, trust=trust)
+    accuracy = torch_accuracy = parity = difference = logits = dense_correct = None
     if test is not None and info.data is not None:
         inputs, labels = test
         logits = onnx_logits(bundle.onnx_path, inputs, n_threads=n_threads)
@@ -230,7 +245,9 @@ def validate(
             torch_accuracy = accuracy_of(wanted.argmax(axis=1) == labels)
             parity = _parity(logits, wanted, bundle)
         if dense is not None:
-            difference = _against(dense, correct, inputs, labels, n_threads)
+            dense_logits = onnx_logits(dense.onnx_path, inputs, n_threads=n_threads)
+            dense_correct = dense_logits.argmax(axis=1) == labels
+            difference = _against(dense, dense_correct, correct)
     elif network is not None:
         parity = _parity(
             onnx_logits(bundle.onnx_path, golden_input, n_threads=n_threads),
@@ -239,19 +256,24 @@ def validate(
         )
     others = tuple(
         _by_runtime(
-            open_runtime(bundle, name, n_threads=n_threads), bundle, golden_input, golden_output, test, logits
+            open_runtime(bundle, name, n_threads=n_threads, trust=trust),
+            bundle,
+            golden_input,
+            golden_output,
+            test,
+            logits,
+            None if dense is None or dense_correct is None else partial(_against, dense, dense_correct),
         )
         for name in names
     )
-    recorded = info.accuracy
     return Validation(
         bundle=str(bundle.path),
         onnx_sha256=sha256_file(bundle.onnx_path),
         data=None if info.data is None else info.data.name,
         accuracy=accuracy,
         torch_accuracy=torch_accuracy,
-        recorded=recorded,
-        drop_points=None if accuracy is None or recorded is None else recorded.percent - accuracy.percent,
+        recorded=info.accuracy,
+        drop_points=_drop(bundle, accuracy),
         golden=golden,
         parity=parity,
         run_missing=run_missing,
@@ -269,7 +291,7 @@ def validate(
     )
 
 
-def _runtimes(bundle: Bundle, wanted: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+def _runtimes(bundle: Bundle, wanted: Sequence[str] | None, trust: Given) -> tuple[list[str], dict[str, str]]:
     """The runtimes to run besides onnxruntime on the CPU, and why others are not."""
     if wanted is not None:
         for name in wanted:
@@ -277,7 +299,7 @@ def _runtimes(bundle: Bundle, wanted: Sequence[str] | None) -> tuple[list[str], 
                 raise UnknownNameError("runtime", name, RUNTIMES)
         return [name for name in dict.fromkeys(wanted) if name != _CPU], {}
     targets = {fact.target for fact in bundle.info.engines}
-    states = [one for one in runtime_states(bundle) if one.name in targets]
+    states = [one for one in runtime_states(bundle, trust=trust) if one.name in targets]
     return [one.name for one in states if one.problem is None], {
         one.name: one.problem for one in states if one.problem is not None
     }
@@ -290,20 +312,31 @@ def _by_runtime(
     golden_output: Array,
     test: tuple[data.Inputs, np.ndarray[tuple[int, ...], np.dtype[np.int64]]] | None,
     cpu_logits: Array | None,
+    against: Callable[[BoolArray], AgainstDense] | None,
 ) -> RuntimeResult:
-    """Run the golden input and the test set, then close the session."""
+    """Run the golden input and the test set, then close the session. against: compares which answers are right."""
     with session:
         golden = _parity(session_logits(session, golden_input), golden_output, bundle)
         if test is None or cpu_logits is None:
             return RuntimeResult(name=session.name, golden=golden, parity=None, accuracy=None)
         inputs, labels = test
         logits = session_logits(session, inputs)
+        correct = logits.argmax(axis=1) == labels
+        accuracy = accuracy_of(correct)
         return RuntimeResult(
             name=session.name,
             golden=golden,
             parity=_parity(logits, cpu_logits, bundle),
-            accuracy=accuracy_of(logits.argmax(axis=1) == labels),
+            accuracy=accuracy,
+            drop_points=_drop(bundle, accuracy),
+            against=None if against is None else against(correct),
         )
+
+
+def _drop(bundle: Bundle, accuracy: Accuracy | None) -> float | None:
+    """Percentage points below the record, None where either is not known."""
+    recorded = bundle.info.accuracy
+    return None if accuracy is None or recorded is None else recorded.percent - accuracy.percent
 
 
 def _require_listed(bundle: Bundle) -> None:
@@ -336,7 +369,7 @@ def _require_gate_possible(bundle: Bundle, max_drop: float | None, against: str 
         )
 
 
-def _open_dense(bundle: Bundle, path: Path) -> Bundle:
+def _open_dense(bundle: Bundle, path: Path, trust: Given) -> Bundle:
     dense = open_bundle(path)
     _require_listed(dense)
     ours, theirs = bundle.info.data, dense.info.data
@@ -346,6 +379,7 @@ def _open_dense(bundle: Bundle, path: Path) -> Bundle:
             expected=f"The test data of {ours.name if ours else 'no data set'} were expected, the very same samples.",
             do="Give a dense bundle of the same data.",
         )
+    require_tried(dense, given=trust)
     return dense
 
 
@@ -370,7 +404,7 @@ def run_of_bundle(bundle: Bundle, given: Path | None = None) -> Run | None:
     return run
 
 
-def _network(bundle: Bundle, given: Path | None, trust: str | None) -> tuple[nn.Module | None, str | None]:
+def _network(bundle: Bundle, given: Path | None, trust: Given) -> tuple[nn.Module | None, str | None]:
     """The network of the run, or why there is none. A run that was asked for by path must be there."""
     run = run_of_bundle(bundle, given)
     if run is None:
@@ -383,11 +417,21 @@ def _network(bundle: Bundle, given: Path | None, trust: str | None) -> tuple[nn.
     return network, None
 
 
-def golden_parity(bundle: Bundle, *, n_threads: int | None = None) -> Parity:
-    """The ONNX file by onnxruntime on the CPU against the stored answer. Raises GateFailed (NaN, or logits of another
-    shape) or ArtefactError."""
+def golden_parity(bundle: Bundle, *, n_threads: int | None = None, trust: Given = None) -> Parity:
+    """The ONNX file by onnxruntime on the CPU against the stored answer, after `require_tried`.
+
+    Raises GateFailed (NaN, or logits of another shape) or ArtefactError."""
+    require_tried(bundle, given=trust)
     golden_input, golden_output = (_golden(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
-    return _parity(onnx_logits(bundle.onnx_path, golden_input, n_threads=n_threads), golden_output, bundle)
+    try:
+        found = onnx_logits(bundle.onnx_path, golden_input, n_threads=n_threads)
+    except UsageError as cause:
+        raise ArtefactError(
+            f"{bundle.path / GOLDEN_INPUT} does not fit {bundle.onnx_path}. {cause.what}",
+            expected=cause.expected,
+            do="Build the bundle again.",
+        ) from cause
+    return _parity(found, golden_output, bundle)
 
 
 def _golden(bundle: Bundle, name: str) -> Array:
@@ -418,14 +462,7 @@ def _parity(found: Array, wanted: Array, bundle: Bundle) -> Parity:
     )
 
 
-def _against(
-    dense: Bundle,
-    correct: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
-    inputs: data.Inputs,
-    labels: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
-    n_threads: int | None,
-) -> AgainstDense:
-    dense_correct = onnx_logits(dense.onnx_path, inputs, n_threads=n_threads).argmax(axis=1) == labels
+def _against(dense: Bundle, dense_correct: BoolArray, correct: BoolArray) -> AgainstDense:
     difference = paired_accuracy_difference(dense_correct, correct)
     return AgainstDense(
         path=str(dense.path),
@@ -465,16 +502,21 @@ def _failures(validation: Validation) -> list[str]:
             )
     if validation.max_drop is None:
         return failed
-    lost = validation.drop_points
-    if lost is not None and _exceeds(lost, validation.max_drop):
+    failed += _lost("", validation.drop_points, validation.against, validation.max_drop)
+    for one in validation.runtimes:
+        failed += _lost(f" on {one.name}", one.drop_points, one.against, validation.max_drop)
+    return failed
+
+
+def _lost(where: str, drop: float | None, against: AgainstDense | None, allowed: float) -> list[str]:
+    """What is to be said of accuracy that was lost. where: on which runtime, in words."""
+    failed = []
+    if drop is not None and _exceeds(drop, allowed):
+        failed.append(f"accuracy{where} is {drop:.3f} points below the recorded one, more than {allowed:g}")
+    if against is not None and _exceeds(-against.points, allowed):
         failed.append(
-            f"accuracy is {lost:.3f} points below the recorded one, more than {validation.max_drop:g}"
-        )
-    if validation.against is not None and _exceeds(-validation.against.points, validation.max_drop):
-        failed.append(
-            f"accuracy is {-validation.against.points:.3f} points below the dense bundle's, more than "
-            f"{validation.max_drop:g} (95 % interval of sparse minus dense "
-            f"{validation.against.low:+.3f} to {validation.against.high:+.3f})"
+            f"accuracy{where} is {-against.points:.3f} points below the dense bundle's, more than "
+            f"{allowed:g} (95 % interval of sparse minus dense {against.low:+.3f} to {against.high:+.3f})"
         )
     return failed
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from sparse_export import trust
 from sparse_export.artefact import (
+    BUNDLE_FILE,
     Accuracy,
     Bundle,
     BundleInfo,
@@ -39,10 +42,12 @@ from sparse_export.errors import (
     UnknownNameError,
     UsageError,
 )
+from sparse_export.files import sha256_file
 from sparse_export.measure.card import CardLog, CardSample
 from sparse_export.measure.statistics import Ratio, log_location_interval
 from sparse_export.report.verdict import verdict as verdict_of
 from sparse_export.runtime.onnxruntime import open_session
+from tests.card import Card, Stream, pretend_torch_cuda
 from tests.measure.test_statistics import _common_drift, _independent, _outliers_in_one, _rho_06
 
 DATA = DataFact(
@@ -125,6 +130,7 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
             files=file_facts(folder, ["model.onnx"]),
         )
         save_bundle_info(folder, info)
+        trust.remember(sha256_file(folder / BUNDLE_FILE))
         return folder
 
     return make
@@ -266,6 +272,52 @@ def test_noise_hardly_ever_makes_a_claim_and_a_gain_nearly_always_does(
         assert outcomes.count("slow-down") / len(outcomes) <= 0.01
     else:
         assert share >= 0.95, share
+
+
+class _OnDevice:
+    """A session whose passes can be launched by themselves: those of the first bundle take twice as long."""
+
+    name, max_batch = "played", None
+
+    def __init__(self, bundle: Bundle, slow: bool) -> None:
+        self._session = open_session(bundle.onnx_path, n_threads=1)
+        self._s = 4e-4 if slow else 2e-4
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        time.sleep(1e-3)
+        return self._session.run(x)
+
+    def launcher(self, x: np.ndarray) -> Callable[[], object]:
+        return lambda: time.sleep(self._s)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def test_where_a_session_can_say_the_device_alone_is_timed_too(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = compare(*pair, **QUICK).latency[0]
+    assert (plain.on_device, plain.device_ratio, plain.device_control) == ({}, None, None)
+    dense, sparse = (open_bundle(path) for path in pair)
+    monkeypatch.setattr(
+        COMPARISON, "open_runtime", lambda side, name, **_: _OnDevice(side, slow=side.path == dense.path)
+    )
+    pretend_torch_cuda(monkeypatch, Stream(), Card(capability=(8, 9), profiles=(), sample=()))
+    found = compare(dense, sparse, runtime="onnxruntime-cpu", **QUICK)
+    (at,) = found.latency
+    assert at.device_ratio is not None
+    assert at.device_control is not None
+    assert 1.5 < at.device_ratio.estimate < 2.2
+    assert 0.8 < at.device_control.estimate < 1.25
+    assert set(at.on_device) == {"dense", "dense again", "sparse"}
+    assert at.outcome != "speed-up"  # which goes by the caller's time
+    assert "on the device alone, ms" in str(found)
+
+
+def test_cuda_graphs_go_with_engines_alone(pair: tuple[Path, Path]) -> None:
+    with pytest.raises(UsageError, match="onnxruntime-cpu replays none"):
+        compare(*pair, cuda_graphs=True, **QUICK)
 
 
 def test_clocks_that_were_held_down_are_told(pair: tuple[Path, Path]) -> None:

@@ -91,11 +91,31 @@ def test_a_matching_digest_is_remembered() -> None:
     trust.require(A, "it", given=None)
 
 
-def test_a_digest_that_does_not_match_is_refused_even_when_the_file_is_trusted() -> None:
-    trust.remember(A)
-    with pytest.raises(NotTrustedError, match=f"it has SHA-256 {A}, not '{B}'"):
-        trust.require(A, "it", given=B)
+@pytest.mark.parametrize("given", [B, (B,), [B, "c" * 64]])
+def test_digests_of_other_files_vouch_for_nothing(given: str | list[str]) -> None:
+    with pytest.raises(NotTrustedError, match=f"it has SHA-256 {A}, not '{B}'.*--trust {A}"):
+        trust.require(A, "it", given=given)
+    assert not trust.is_trusted(A)
     assert not trust.is_trusted(B)
+
+
+def test_a_trusted_file_stays_so_when_the_digest_of_another_is_given() -> None:
+    trust.remember(A)
+    trust.require(A, "it", given=B)
+    assert not trust.is_trusted(B)
+
+
+def test_one_of_several_digests_is_enough_and_only_that_is_remembered() -> None:
+    trust.require(A, "it", given=(B, f" {A.upper()}"))
+    assert trust.is_trusted(A)
+    assert not trust.is_trusted(B)
+
+
+@pytest.mark.parametrize("given", [None, (), ""])
+def test_without_a_digest_only_what_is_known_is_vouched_for(given: str | tuple[str, ...] | None) -> None:
+    assert not trust.is_vouched_for(A, given=given)
+    trust.remember(A)
+    assert trust.is_vouched_for(A, given=given)
 
 
 @pytest.mark.parametrize("digest", ["", "abc", "g" * 64, "a" * 65])

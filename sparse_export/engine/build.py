@@ -30,7 +30,7 @@ from sparse_export.errors import (
 from sparse_export.files import move_file, output_error, write_bytes
 from sparse_export.graph.pack24 import dense_from_file
 
-__all__ = ["BuiltEngine", "build_engine", "engine_from_file", "process_environment"]
+__all__ = ["BuiltEngine", "build_engine", "engine_from_file", "process_ending", "process_environment"]
 
 _TAIL_LINES = 12
 # TensorRT for RTX numbers inner values in an order that hangs on addresses: of 40 builds of one ResNet-18 with
@@ -281,7 +281,7 @@ def _error(outcome: _Outcome, options: EngineOptions, work: Path, folder: Path) 
     kept = _keep(work, folder)
     tail = "".join(f"\n    {line}" for line in log.strip().splitlines()[-_TAIL_LINES:])
     if failed is None:
-        what = f"The process that built for {options.target} {_ending(outcome.returncode)}."
+        what = f"The process that built for {options.target} {process_ending(outcome.returncode)}."
         do = f"Report it to NVIDIA with that folder, or build with another --opt-level; {install_hint(options.target)}."
     elif failed["kind"] == "graph":
         what = f"{options.target} cannot read the graph: {failed['what']}."
@@ -296,7 +296,8 @@ def _error(outcome: _Outcome, options: EngineOptions, work: Path, folder: Path) 
     )
 
 
-def _ending(returncode: int) -> str:
+def process_ending(returncode: int) -> str:
+    """How a process that did not end with 0 did end, as a sentence about it goes on."""
     if returncode < 0:
         with contextlib.suppress(ValueError):
             return f"was ended by {signal.Signals(-returncode).name}"

@@ -33,7 +33,9 @@ __all__ = [
     "is_installed",
     "library",
     "module_name",
+    "require_architectures",
     "rtx_runs_on",
+    "rtx_supports",
     "set_architectures",
     "version",
 ]
@@ -90,12 +92,8 @@ def version(target: str) -> str:
     return str(library(target).__version__)
 
 
-def set_architectures(config: Any, names: Sequence[str]) -> None:
-    """Tell TensorRT for RTX, and only it, which GPUs to make kernels for; `CURRENT`, of the machine, is not asked.
-
-    config: its IBuilderConfig; the stubs, of TensorRT, know nothing of this. Raises UsageError for a GPU that this
-    release does not build for.
-    """
+def require_architectures(names: Sequence[str]) -> None:
+    """Raise UsageError for a GPU that this release of TensorRT for RTX does not build for; else as `library` does."""
     known = library("tensorrt-rtx").ComputeCapability.__members__
     for name in names:
         if name.upper() not in known:
@@ -105,6 +103,15 @@ def set_architectures(config: Any, names: Sequence[str]) -> None:
                 expected=f"Some of {offered} were expected.",
                 do="Leave that GPU out; data-centre GPUs are for the target tensorrt.",
             )
+
+
+def set_architectures(config: Any, names: Sequence[str]) -> None:
+    """Tell TensorRT for RTX, and only it, which GPUs to make kernels for; `CURRENT`, of the machine, is not asked.
+
+    config: its IBuilderConfig; the stubs, of TensorRT, know nothing of this. Raises as `require_architectures` does.
+    """
+    require_architectures(names)
+    known = library("tensorrt-rtx").ComputeCapability.__members__
     config.num_compute_capabilities = len(names)
     for index, name in enumerate(names):
         config.set_compute_capability(known[name.upper()], index)
@@ -137,13 +144,22 @@ def gpu() -> Gpu | None:
     return Gpu(name=text.value.decode(errors="replace"), architecture=f"sm{''.join(capability)}")
 
 
-def rtx_runs_on(architecture: str) -> bool:
-    """Does TensorRT for RTX run on a GPU of this architecture, as in `sm89`?
+def rtx_runs_on(architecture: str, named: Sequence[str] = ()) -> bool:
+    """Does an engine for TensorRT for RTX run on a GPU of this architecture, as in `sm89`?
 
-    On one of 9.0 its version 1.7.1 said: "Supported compute capabilities: 8.0 8.6 8.9 12.0 12.1 >12.0."
+    named: those that it was built for, none for the library's own choice: 8.0, 8.6, 8.9, 12.0 and later. Turing, 7.5, is
+    supported where it is named, and only there (NVIDIA, "CPU-Only AOT and TensorRT-RTX Engines", Compute Capability).
+    On a GPU of 9.0 version 1.7.1 said: "Supported compute capabilities: 8.0 8.6 8.9 12.0 12.1 >12.0."
     """
     number = int(architecture.removeprefix("sm"))
+    if named:
+        return architecture in named and rtx_supports(architecture)
     return number in (80, 86, 89) or number >= 120
+
+
+def rtx_supports(architecture: str) -> bool:
+    """Does TensorRT for RTX run on such a GPU at all, by an engine that is built for it?"""
+    return architecture == "sm75" or rtx_runs_on(architecture)
 
 
 def install_hint(target: str) -> str:

@@ -29,7 +29,7 @@ def engine_of(bundle: Bundle, target: str) -> EngineFact:
     )
 
 
-def require_loadable(bundle: Bundle, fact: EngineFact, *, given: str | None = None) -> None:
+def require_loadable(bundle: Bundle, fact: EngineFact, *, given: trust.Given = None) -> None:
     """Return when the engine may be loaded into this process.
 
     given: SHA-256 of the bundle's manifest, which vouches for it from now on.
@@ -42,7 +42,7 @@ def require_loadable(bundle: Bundle, fact: EngineFact, *, given: str | None = No
     _require_gpu(name, fact)
 
 
-def require_genuine(bundle: Bundle, fact: EngineFact, *, given: str | None = None) -> None:
+def require_genuine(bundle: Bundle, fact: EngineFact, *, given: trust.Given = None) -> None:
     """Return when the engine is the file that its manifest tells of, and this user vouches for that manifest.
 
     What can be said without the library or a GPU. given: as of `require_loadable`.
@@ -68,10 +68,10 @@ def require_genuine(bundle: Bundle, fact: EngineFact, *, given: str | None = Non
     trust.require(sha256_file(bundle.path / BUNDLE_FILE), f"The engine {path}", given=given)
 
 
-def problem_with(bundle: Bundle, fact: EngineFact) -> SparseExportError | None:
+def problem_with(bundle: Bundle, fact: EngineFact, *, given: trust.Given = None) -> SparseExportError | None:
     """Why `require_loadable` would refuse, None when it would not."""
     try:
-        require_loadable(bundle, fact)
+        require_loadable(bundle, fact, given=given)
     except SparseExportError as cause:
         return cause
     return None
@@ -101,24 +101,25 @@ def _require_gpu(name: str, fact: EngineFact) -> None:
         )
     if _fits(fact, int(gpu.architecture[2:])):
         return
-    if fact.target == "tensorrt-rtx" and not door.rtx_runs_on(gpu.architecture):
+    if fact.target == "tensorrt-rtx" and not door.rtx_supports(gpu.architecture):
         raise MissingCapability(
             f"{name} cannot run here: TensorRT for RTX does not support this GPU, {gpu.name} ({gpu.architecture}).",
-            expected="A GPU of compute capability 8.0, 8.6, 8.9, or 12.0 or later was expected.",
+            expected="A GPU of compute capability 7.5, 8.0, 8.6, 8.9, or 12.0 or later was expected.",
             do="Build with --target tensorrt for this GPU, or run the ONNX file with onnxruntime.",
         )
     wanted = ", ".join(fact.architectures) or fact.architecture or "sm80, sm86, sm89, or sm120 or later"
     raise ArtefactError(
         f"{name} is not for this GPU, {gpu.name} ({gpu.architecture}).",
         expected=f"{wanted} was expected.",
-        do="Build it again here, or for this GPU.",
+        do=f"Build it again with --gpu-arch {gpu.architecture}."
+        if fact.target == "tensorrt-rtx"
+        else "Build it again here, or for this GPU.",
     )
 
 
 def _fits(fact: EngineFact, here: int) -> bool:
     if fact.target == "tensorrt-rtx":
-        named = {int(name[2:]) for name in fact.architectures}
-        return door.rtx_runs_on(f"sm{here}") and (not named or here in named)
+        return door.rtx_runs_on(f"sm{here}", fact.architectures)
     if fact.hardware == "ampere-plus":
         return here >= 80
     return fact.architecture is not None and here == int(fact.architecture[2:])

@@ -1,17 +1,17 @@
-"""What a build would write, without building anything."""
+"""What a build would write, or refuse, without building anything."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparse_export.artefact import read_run_info
+from sparse_export.artefact import RunInfo
 from sparse_export.engine import door
 from sparse_export.engine.options import EngineOptions, Precision, engine_file
-from sparse_export.errors import SparseExportError
+from sparse_export.errors import MissingCapability, UsageError
 
-__all__ = ["BuildPlan", "PlannedFile", "planned_build"]
+__all__ = ["BuildPlan", "PlannedFile", "planned_build", "require_timeable"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +43,46 @@ class BuildPlan:
         return "\n".join(lines)
 
 
+def require_timeable(options: Collection[EngineOptions]) -> None:
+    """Raise UsageError where no engine is to be built, MissingCapability where none can be run here."""
+    if not options:
+        raise UsageError(
+            "Layers of engines were to be timed, and no engine is built.",
+            expected="A target that is an engine was expected.",
+            do=f"Add --target {' or '.join(door.TARGETS)}, or leave --time-layers out.",
+        )
+    if door.gpu() is None:
+        raise MissingCapability(
+            "Layers of engines cannot be timed here: there is no CUDA device.",
+            expected="An NVIDIA GPU with its driver was expected, the one that the engine is for.",
+            do="Build on that machine, or leave --time-layers out.",
+        )
+    import torch
+
+    if not torch.cuda.is_available():
+        raise MissingCapability(
+            f"Layers of engines cannot be timed here: torch {torch.__version__} sees no CUDA device.",
+            expected="A torch built for CUDA was expected, on whose tensors engines run.",
+            do="Install that torch, or leave --time-layers out.",
+        )
+
+
 def planned_build(
     run: Path,
-    out: Path | None,
+    info: RunInfo,
+    bundle: Path,
     *,
-    targets: Sequence[str],
     engines: Sequence[EngineOptions],
     form: str,
     precision: Precision = "fp32",
+    time_layers: bool = False,
 ) -> BuildPlan:
-    """What `build` would write. Raises UsageError or ArtefactError for a run that cannot be read."""
-    info = read_run_info(run)
+    """What `build` would write. A target that cannot be built here is told of with its file.
+
+    info: of the run.  engines: of every target that is one.  Raises UsageError for a GPU that a library does not build
+    for.
+    """
     name = info.model.name or "the network"
-    bundle = out or run.absolute().with_name(f"{run.absolute().name}-bundle")
     files = [
         PlannedFile(
             file="model.onnx", how=f"{precision}, {form}" if form != "both" else f"{precision}, packed"
@@ -63,11 +90,11 @@ def planned_build(
     ]
     if form == "both":
         files.append(PlannedFile(file="model-dense.onnx", how=f"{precision}, dense"))
-    files += [_planned_engine(one, precision) for one in engines if one.target in targets]
+    files += [_planned_engine(one, precision, time_layers) for one in engines]
     return BuildPlan(run=str(run), bundle=str(bundle), model=name, precision=precision, files=tuple(files))
 
 
-def _planned_engine(options: EngineOptions, precision: Precision) -> PlannedFile:
+def _planned_engine(options: EngineOptions, precision: Precision, time_layers: bool) -> PlannedFile:
     parts = [f"profiles {', '.join(map(str, options.profiles))}"]
     if options.workspace_bytes is not None:
         parts.append(f"workspace {options.workspace_bytes >> 20} MiB")
@@ -77,6 +104,8 @@ def _planned_engine(options: EngineOptions, precision: Precision) -> PlannedFile
         parts.append(f"hardware compatibility {options.hardware}")
     if options.version_compatible:
         parts.append("version compatible")
+    if time_layers:
+        parts.append("each layer timed against a twin without sparse kernels")
     gpu = door.gpu()
     architectures = options.architectures
     if options.target == "tensorrt" and gpu is not None:
@@ -84,9 +113,11 @@ def _planned_engine(options: EngineOptions, precision: Precision) -> PlannedFile
     problem = None
     try:
         version = door.version(options.target)
+        if options.architectures:
+            door.require_architectures(options.architectures)
         if options.target == "tensorrt" and gpu is None:
             problem = "TensorRT builds on the GPU that the engine is for, and there is none here."
-    except SparseExportError as cause:
+    except MissingCapability as cause:
         version, problem = "not here", f"{cause.what} {cause.do}"
     return PlannedFile(
         file=engine_file(options.target, precision, architectures),

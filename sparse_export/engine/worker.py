@@ -127,7 +127,7 @@ def _build(request: dict[str, Any], tell: Tell, cancelled: threading.Event) -> N
         build_s=build_s,
         n_layers=network.num_layers,
         cache_used=cache_used,
-        inspection=_inspection(logger, plan),
+        inspection=_inspection(logger, plan, request["version_compatible"]),
     )
 
 
@@ -221,11 +221,16 @@ def _monitor(tell: Tell, cancelled: threading.Event) -> trt.IProgressMonitor:
     return Monitor()
 
 
-def _inspection(logger: trt.ILogger, plan: trt.IHostMemory) -> str | None:
-    """What the inspector says of the engine, as JSON; None where it cannot be loaded, as without a GPU."""
+def _inspection(logger: trt.ILogger, plan: trt.IHostMemory, version_compatible: bool) -> str | None:
+    """What the inspector says of the engine, as JSON; None where it cannot be loaded, as without a GPU.
+
+    version_compatible: it brings a runtime of its own along, which may run here: it was just built.
+    """
     if door.gpu() is None:
         return None
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    runtime = trt.Runtime(logger)
+    runtime.engine_host_code_allowed = version_compatible
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return None
     text: str = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)

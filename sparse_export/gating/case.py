@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sparse_export.artefact import Bundle, GraphLayer, open_bundle
 from sparse_export.graph.pack24 import dense_from_file
 from sparse_export.graph.verify import graph_layers
+from sparse_export.trust import Given
 
 if TYPE_CHECKING:
     import onnx
@@ -24,7 +25,7 @@ class Case:
     max_drop: percentage points of accuracy.  require_speedup: what the lower end of the interval of dense / sparse has
     to reach at every one of `batches`, None where nothing was promised.  run: where the run of the bundle is now.
     runtimes: that have to run the bundle besides onnxruntime on the CPU, None for those of its engines that work here.
-    trust: SHA-256 of a manifest or a `run.json`, as `validate` takes it.  rounds, n_threads, seed: of the timing.
+    trust: SHA-256 of manifests and a `run.json`, as `validate` takes it.  rounds, n_threads, seed: of the timing.
 
     What is read from the files is read when it is first asked for, and checked by hash before.
     """
@@ -40,7 +41,7 @@ class Case:
     data_dir: Path | None
     run: Path | None
     runtimes: tuple[str, ...] | None
-    trust: str | None
+    trust: Given
 
     @cached_property
     def bundle(self) -> Bundle:

@@ -65,7 +65,8 @@ def walk(
     """Check one link after the other; those behind the first that is broken are not run.
 
     tell: is told of each link before it is checked.  clock: seconds.
-    Raises UsageError, as a check raises it: what was asked for cannot be meant, and nothing was found out.
+    Raises UsageError of the first check: what was asked for cannot be meant, and nothing was found out. From the second
+    one on it breaks the link, so that what was found out by then is written.
     """
     results: list[LinkResult] = []
     for link in links:
@@ -76,9 +77,9 @@ def walk(
         start = clock()
         try:
             found = link.check()
-        except UsageError:
-            raise
         except SparseExportError as cause:
+            if isinstance(cause, UsageError) and not results:
+                raise
             found = Finding(told=(), problem=cause)
         results.append(_result(link, found, clock() - start))
     return tuple(results)

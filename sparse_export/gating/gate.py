@@ -12,7 +12,7 @@ from pathlib import Path
 from sparse_export import errors
 from sparse_export.artefact import command_line, library_versions, now
 from sparse_export.comparison import Comparison, compare
-from sparse_export.errors import SparseExportError, SpeedupNotReached, UsageError
+from sparse_export.errors import SparseExportError, SpeedupNotReached, UnknownNameError, UsageError
 from sparse_export.files import write_bytes, write_json
 from sparse_export.gating.case import Case
 from sparse_export.gating.chain import Finding, Link, LinkResult, walk
@@ -27,6 +27,8 @@ from sparse_export.gating.links import (
 from sparse_export.gating.weights import weights_keep_their_pattern
 from sparse_export.measure.interleave import check_measurable
 from sparse_export.measure.latency import check_batches
+from sparse_export.runtime.choice import RUNTIMES
+from sparse_export.trust import Given, digests
 from sparse_export.validation import Validation, validate
 
 __all__ = ["MAX_DROP_POINTS", "Gate", "check_gate", "gate", "write_results"]
@@ -85,7 +87,7 @@ def gate(
     data_dir: str | Path | None = None,
     run: str | Path | None = None,
     runtimes: Sequence[str] | None = None,
-    trust: str | None = None,
+    trust: Given = None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Gate:
     """Hold a bundle to everything that deploying it rests on, link by link, up to the first that is broken.
@@ -96,11 +98,14 @@ def gate(
     `runtimes`, by default on the best that opens both bundles.
     The other arguments: see `Case`, `validate` and `compare`.
 
-    A broken link is in the result, for `check_gate` to raise. Raises UsageError for what cannot be meant.
+    A broken link is in the result, for `check_gate` to raise. Raises UsageError for what cannot be meant from the start.
     """
     _check_options(max_drop, require_speedup)
     check_batches(batches)
     check_measurable(rounds, block_s)
+    for name in runtimes or ():
+        if name not in RUNTIMES:
+            raise UnknownNameError("runtime", name, RUNTIMES)
     case = Case(
         bundle_path=Path(bundle),
         against_path=Path(against),
@@ -208,7 +213,7 @@ class _Measured:
                     seed=case.seed,
                     require_speedup=case.require_speedup,
                     runtime=runtime,
-                    trust=() if case.trust is None else (case.trust,),
+                    trust=digests(case.trust),
                 )
             )
         return speed_is_reached(case, self.comparisons)
@@ -255,6 +260,8 @@ def check_gate(found: Gate) -> None:
     for link in found.links:
         if link.outcome == "broken":
             kind = getattr(errors, link.error or "", SparseExportError)
+            if kind is UnknownNameError:  # is made of a name, not of a sentence
+                kind = UsageError
             raise kind(f"The link {link.name!r} is broken: {link.reason}")
 
 

@@ -87,7 +87,7 @@ def graph_keeps_its_pattern(case: Case) -> Finding:
             expected="The same network in both files was expected.",
             do="Build the bundle again with --onnx both.",
         )
-    golden = golden_parity(case.bundle, n_threads=case.n_threads)
+    golden = golden_parity(case.bundle, n_threads=case.n_threads, trust=case.trust)
     usable = Counter(layer.eligible for layer in case.layers)
     holds = sum(layer.pattern_holds is True for layer in case.layers)
     told = (

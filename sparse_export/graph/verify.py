@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import onnx.inliner
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from sparse_export.artefact import GraphLayer, LayerFact, Reason
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
@@ -67,9 +67,9 @@ def onnx_from_file(path: str | Path, *, check: bool = True) -> onnx.ModelProto:
             f"{path} is not a file.", expected="An .onnx file was expected.", do="Correct the path."
         )
     try:
-        model = onnx.load(
-            path, format="protobuf"
-        )  # by default a suffix decides, also for onnx's forms of text
+        # By default a suffix decides, also for onnx's forms of text.
+        model = onnx.load(path, format="protobuf")
+        _require_text(model)
         if check:
             _check(model, path)
     except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as cause:
@@ -80,6 +80,26 @@ def onnx_from_file(path: str | Path, *, check: bool = True) -> onnx.ModelProto:
             do="Copy it again, or export it again.",
         ) from cause
     return model
+
+
+def _require_text(message: Message) -> None:
+    """Raise UnicodeDecodeError, a ValueError, for a name that is no UTF-8: protobuf gives bytes for it, without a word."""
+    parts: list[Message] = []
+    texts: list[str | bytes] = []
+    if isinstance(message, onnx.TensorProto):  # whose data would be copied by ListFields
+        texts += [message.name, message.doc_string]
+        parts += message.external_data
+    else:
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                parts += [value] if isinstance(value, Message) else value
+            elif field.type == field.TYPE_STRING:
+                texts += [value] if isinstance(value, str | bytes) else value
+    for text in texts:
+        if isinstance(text, bytes):
+            text.decode()
+    for part in parts:
+        _require_text(part)
 
 
 def _check(model: onnx.ModelProto, path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from sparse_export.artefact import Bundle, library_versions, now, open_bundle
 from sparse_export.engine.door import TARGETS
 from sparse_export.engine.loadable import engine_of
-from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError
+from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError, what_and_do
 from sparse_export.files import write_json
 from sparse_export.measure.card import CardLog, watched_cards
 from sparse_export.measure.interleave import LatencyResult, check_measurable
@@ -24,6 +24,7 @@ from sparse_export.measure.pinning import pinned
 from sparse_export.measure.sessions import TimedSessions
 from sparse_export.measure.statistics import Location, Ratio, location, paired_ratio, resolution
 from sparse_export.runtime.choice import RUNTIMES, candidates, open_runtime, runtime_note
+from sparse_export.trust import Given
 
 __all__ = ["Bench", "BenchRow", "NotTimed", "bench", "check_batches", "write_bench"]
 
@@ -37,6 +38,8 @@ class BenchRow:
 
     runtime: as the session names itself.  file: of the bundle, that it ran.  latency: the timed session.  latency_ms: of an undisturbed call, with its 95 % interval over rounds.
     samples_per_s: batch / mean time of all calls, disturbed ones included; calls follow one another.
+    device, device_ms: the same of the work on the device alone, by CUDA events, the input lying there already; None
+    where the runtime cannot say.
     control: that session / another one of the same file, which differs from 1 only by what cannot be resolved here;
     floor: the farthest end of its interval from 1.
     """
@@ -50,6 +53,8 @@ class BenchRow:
     samples_per_s: float
     control: Ratio
     floor: float
+    device: LatencyResult | None = None
+    device_ms: Location | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +70,7 @@ class NotTimed:
 class Bench:
     """Everything that `bench` measured; `str()` gives the table for people.
 
-    size_bytes: of model.onnx.  cores: that the threads were held to, () for every usable one.  cards: what NVML said
+    size_bytes: of model.onnx.  cuda_graphs: engines replayed their launches.  cores: that the threads were held to, () for every usable one.  cards: what NVML said
     meanwhile.
     """
 
@@ -86,6 +91,7 @@ class Bench:
     cards: CardLog
     versions: dict[str, str]
     created: str
+    cuda_graphs: bool = False
 
     def __str__(self) -> str:
         return _table(self)
@@ -101,7 +107,8 @@ def bench(
     warmup_limit_s: float = 5.0,
     n_threads: int | None = None,
     seed: int = 0,
-    trust: str | None = None,
+    trust: Given = None,
+    cuda_graphs: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> Bench:
     """Time a bundle on standard normal inputs of several batch sizes, on each runtime by itself.
@@ -114,7 +121,7 @@ def bench(
     `not_timed`, with the reason. So is a batch that an engine has no profile for.  n_threads: None for the cores that
     this process may use; with fewer, the threads are held to as many cores, one of each physical core first.
     rounds, block_s, warmup_limit_s: see `measure_interleaved`.  seed: of the inputs and the order.  trust: SHA-256 of
-    the manifest, needed once for engines of a bundle from elsewhere.
+    the manifest, needed once for engines of a bundle from elsewhere.  cuda_graphs: engines replay their launches.
     Raises UnknownNameError, UsageError (options without meaning, or no batch that fits), MissingCapability (a runtime
     that was named cannot run here, or none can), NotTrustedError or ArtefactError.
     """
@@ -127,22 +134,33 @@ def bench(
         raise UsageError(f"The runtimes are {', '.join(runtimes)}.", expected="Each was expected once.")
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     chosen = tuple(runtimes) or candidates(bundle)
+    if cuda_graphs and not set(chosen) & set(TARGETS):
+        raise UsageError(
+            f"CUDA graphs were asked for, and {', '.join(chosen)} replay none.",
+            expected=f"They were expected to go with {' or '.join(TARGETS)}.",
+            do="Leave --cuda-graphs out, or time a bundle with an engine.",
+        )
     tell = on_progress or (lambda line: None)
     threads = n_usable_cores() if n_threads is None else n_threads
     machine = machine_facts()
     rows: list[BenchRow] = []
     not_timed: list[NotTimed] = []
+    broken = False  # that the last one, which runs everywhere, could not run is the fault of the file
     with watched_cards() as cards, pinned(threads) as cores:
         for name in chosen:
-            opener = partial(open_runtime, bundle, name, n_threads=threads, trust=trust)
+            opener = partial(
+                open_runtime, bundle, name, n_threads=threads, trust=trust, cuda_graphs=cuda_graphs
+            )
             with contextlib.ExitStack() as stack:
                 try:
                     sessions = stack.enter_context(TimedSessions({"first": opener, "again": opener}, seed))
                 except (MissingCapability, ArtefactError) as cause:
                     if runtimes:
                         raise
-                    tell(f"{name} is not timed: {cause.what}")
-                    not_timed.append(NotTimed(runtime=name, batch=None, why=cause.what))
+                    told = what_and_do(cause)
+                    tell(f"{name} is not timed: {told}")
+                    not_timed.append(NotTimed(runtime=name, batch=None, why=told))
+                    broken = isinstance(cause, ArtefactError)
                     continue
                 note = runtime_note(bundle, name)
                 if note is not None:
@@ -155,7 +173,7 @@ def bench(
                         continue
                     tell(f"{name} at batch {batch}, {rounds} rounds")
                     rows.append(_row(sessions, bundle, name, batch, rounds, block_s, warmup_limit_s, seed))
-    _require_some(bundle, rows, not_timed)
+    _require_some(bundle, rows, not_timed, broken=broken)
     return Bench(
         path=str(bundle.path),
         model=bundle.info.model.name,
@@ -174,6 +192,7 @@ def bench(
         cards=cards,
         versions=library_versions(),
         created=now(),
+        cuda_graphs=cuda_graphs,
     )
 
 
@@ -203,10 +222,17 @@ def _why_not(sessions: TimedSessions, bundle: Bundle, batch: int) -> str | None:
     return None
 
 
-def _require_some(bundle: Bundle, rows: Sequence[BenchRow], not_timed: Sequence[NotTimed]) -> None:
+def _require_some(
+    bundle: Bundle, rows: Sequence[BenchRow], not_timed: Sequence[NotTimed], *, broken: bool
+) -> None:
     if rows:
         return
     told = "; ".join(f"{one.runtime}{_at(one.batch)}: {one.why}" for one in not_timed)
+    if broken:
+        raise ArtefactError(
+            f"Nothing can run {bundle.path}: {told}",
+            expected="A model.onnx that onnxruntime runs on the CPU was expected.",
+        )
     if all(one.batch is None for one in not_timed):
         raise MissingCapability(
             f"Nothing here can run {bundle.path}: {told}",
@@ -234,14 +260,20 @@ def _row(
     warmup_limit_s: float,
     seed: int,
 ) -> BenchRow:
-    results = sessions.measure(
-        bundle.info.model.input_shape,
-        batch=batch,
-        rounds=rounds,
-        block_s=block_s,
-        seed=seed,
-        warmup_limit_s=warmup_limit_s,
+    measure, measure_on_device = (
+        partial(
+            way,
+            bundle.info.model.input_shape,
+            batch=batch,
+            rounds=rounds,
+            block_s=block_s,
+            seed=seed,
+            warmup_limit_s=warmup_limit_s,
+        )
+        for way in (sessions.measure, sessions.measure_on_device)
     )
+    results = measure()
+    device = measure_on_device().get("first")
     first, again = results["first"], results["again"]
     control = paired_ratio(first.samples_ms, again.samples_ms)
     found = sessions.open["first"].name
@@ -255,6 +287,8 @@ def _row(
         samples_per_s=1e3 * batch / first.mean_ms,
         control=control,
         floor=resolution(control),
+        device=device,
+        device_ms=None if device is None else location(device.samples_ms),
     )
 
 
@@ -282,6 +316,15 @@ def _table(result: Bench) -> str:
         "percentile is given from 1,000 calls on."
     )
     notes = [explained]
+    for row in result.rows:
+        if row.device_ms is not None:
+            ms = row.device_ms
+            notes.append(
+                f"{row.runtime} at batch {row.batch}: {ms.estimate:.4g} ms [{ms.low:.4g}, {ms.high:.4g}] on the device alone, "
+                "by CUDA events, without copies to and from the host."
+            )
+    if result.cuda_graphs:
+        notes.append("Engines replayed CUDA graphs.")
     if any(not row.latency.steady for row in result.rows):
         notes.append("not steady: times had not settled when warm-up ended; repeat on a quiet machine.")
     if result.cards.throttled:

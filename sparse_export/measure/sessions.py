@@ -9,12 +9,22 @@ from typing import Self
 
 import numpy as np
 
+from sparse_export.measure.device import CudaStamps
 from sparse_export.measure.interleave import LatencyResult, measure_interleaved
-from sparse_export.runtime import Session
+from sparse_export.runtime import DeviceSession, Session
 
 __all__ = ["TimedSessions"]
 
 _CALLS_AFTER_OPENING = 3
+
+
+def _inputs(input_shape: tuple[int, ...], batch: int, seed: int) -> np.ndarray:
+    x: np.ndarray = np.random.default_rng(seed).standard_normal((batch, *input_shape), dtype=np.float32)
+    return x
+
+
+def _launch(launchers: Mapping[str, Callable[[], object]], name: str) -> object:
+    return launchers[name]()  # looked up at each call: they are renewed with their sessions
 
 
 class TimedSessions:
@@ -66,7 +76,7 @@ class TimedSessions:
 
         input_shape: of one sample.  The rest: see `measure_interleaved`.
         """
-        x = np.random.default_rng(seed).standard_normal((batch, *input_shape), dtype=np.float32)
+        x = _inputs(input_shape, batch, seed)
         return measure_interleaved(
             {name: partial(self.run, name, x) for name in self.open},
             batch=batch,
@@ -76,6 +86,47 @@ class TimedSessions:
             warmup_limit_s=warmup_limit_s,
             before_round=partial(self.renew, x),
         )
+
+    def measure_on_device(
+        self,
+        input_shape: tuple[int, ...],
+        *,
+        batch: int,
+        rounds: int,
+        block_s: float,
+        seed: int,
+        warmup_limit_s: float,
+    ) -> dict[str, LatencyResult]:
+        """As `measure`, of the work on the device alone, by CUDA events; nothing where a session cannot say.
+
+        The input lies on the device and the logits stay there; passes are launched one after another without a pause,
+        so that the host's time is hidden where a pass takes longer than its launch.
+        """
+        if not all(isinstance(session, DeviceSession) for session in self.open.values()):
+            return {}
+        import torch
+
+        x = _inputs(input_shape, batch, seed)
+        launchers: dict[str, Callable[[], object]] = {}
+
+        def renew() -> None:
+            self.renew(x)
+            for name, session in self.open.items():
+                if isinstance(session, DeviceSession):
+                    launchers[name] = session.launcher(x)
+
+        renew()
+        with torch.cuda.stream(torch.cuda.Stream()):  # on the default one TensorRT would wait each time
+            return measure_interleaved(
+                {name: partial(_launch, launchers, name) for name in self.open},
+                batch=batch,
+                rounds=rounds,
+                block_s=block_s,
+                seed=seed,
+                warmup_limit_s=warmup_limit_s,
+                before_round=renew,
+                time_calls=CudaStamps(torch.cuda).time_calls,
+            )
 
     def close(self) -> None:
         for session in self.open.values():

@@ -13,17 +13,16 @@ from pathlib import Path
 import onnx
 
 from sparse_export.artefact import EngineFact, EngineLayer, EngineTimes
-from sparse_export.engine import door
 from sparse_export.engine.build import build_engine, process_environment
 from sparse_export.engine.bundle import EngineProgress, Engines
 from sparse_export.engine.options import EngineOptions
 from sparse_export.engine.tactics import kernels_from_inspection
-from sparse_export.errors import EngineBuildFailed, MissingCapability, SparseExportError, UsageError
+from sparse_export.errors import EngineBuildFailed, MissingCapability, SparseExportError
 from sparse_export.files import sha256_file, write_json
 from sparse_export.measure.layer_times import TimedLayers, compare_layers
 from sparse_export.measure.layer_worker import timed_from_document
 
-__all__ = ["TimedEngines", "require_timeable", "time_engines", "timed_in_child"]
+__all__ = ["TimedEngines", "time_engines", "timed_in_child"]
 
 TimeEngines = Callable[[Mapping[str, Path], EngineFact, int], dict[str, TimedLayers]]
 """Times engines, by name, at a batch size."""
@@ -47,30 +46,6 @@ class TimedEngines:
     times: Mapping[str, tuple[EngineTimes, ...]]
     files: tuple[str, ...]
     failures: Mapping[str, SparseExportError]
-
-
-def require_timeable(options: Collection[EngineOptions]) -> None:
-    """Raise UsageError where no engine is to be built, MissingCapability where none can be run here."""
-    if not options:
-        raise UsageError(
-            "Layers of engines were to be timed, and no engine is built.",
-            expected="A target that is an engine was expected.",
-            do=f"Add --target {' or '.join(door.TARGETS)}, or leave --time-layers out.",
-        )
-    if door.gpu() is None:
-        raise MissingCapability(
-            "Layers of engines cannot be timed here: there is no CUDA device.",
-            expected="An NVIDIA GPU with its driver was expected, the one that the engine is for.",
-            do="Build on that machine, or leave --time-layers out.",
-        )
-    import torch
-
-    if not torch.cuda.is_available():
-        raise MissingCapability(
-            f"Layers of engines cannot be timed here: torch {torch.__version__} sees no CUDA device.",
-            expected="A torch built for CUDA was expected, on whose tensors engines run.",
-            do="Install that torch, or leave --time-layers out.",
-        )
 
 
 def time_engines(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 
-__all__ = ["Session"]
+__all__ = ["DeviceSession", "Session"]
 
 
 class Session(Protocol):
@@ -27,7 +28,8 @@ class Session(Protocol):
     def run(self, x: np.ndarray) -> np.ndarray:
         """Logits, float32 (batch, n_classes), for a float32 batch (batch, *input_shape).
 
-        Raises UsageError when the shape or the dtype does not fit the network.
+        Raises UsageError when the shape or the dtype does not fit the network, ArtefactError when the runtime fails
+        at it, MissingCapability when there is too little memory.
         """
         ...
 
@@ -43,3 +45,15 @@ class Session(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+@runtime_checkable
+class DeviceSession(Protocol):
+    """A session whose work on a CUDA device can be launched by itself, to be timed there."""
+
+    def launcher(self, x: np.ndarray) -> Callable[[], object]:
+        """A function that launches one pass over a batch, already on the device, and neither copies nor waits.
+
+        It goes to the stream of torch that is current when it is called. Raises UsageError as `run` does.
+        """
+        ...

@@ -8,8 +8,9 @@ from pathlib import Path
 from sparse_export.artefact import Bundle, verify_files
 from sparse_export.engine.door import TARGETS, gpu
 from sparse_export.engine.loadable import engine_of, problem_with
-from sparse_export.errors import MissingCapability, SparseExportError, UnknownNameError
+from sparse_export.errors import MissingCapability, SparseExportError, UnknownNameError, what_and_do
 from sparse_export.runtime import Session
+from sparse_export.trust import Given
 
 __all__ = [
     "KNOW_TWO_FOUR",
@@ -35,15 +36,15 @@ KNOW_TWO_FOUR: tuple[str, ...] = (*TARGETS, "onnxruntime-tensorrt")
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeState:
-    """A runtime and whether a bundle can run on it here. problem: why not, None when it can."""
+    """A runtime and whether a bundle can run on it here. problem: why not and what to do, None when it can."""
 
     name: str
     problem: str | None
 
 
-def runtime_states(bundle: Bundle) -> tuple[RuntimeState, ...]:
-    """Every runtime, the best first; nothing is loaded."""
-    return tuple(RuntimeState(name=name, problem=_problem(bundle, name)) for name in RUNTIMES)
+def runtime_states(bundle: Bundle, *, trust: Given = None) -> tuple[RuntimeState, ...]:
+    """Every runtime, the best first; nothing is loaded. trust: as of `open_runtime`."""
+    return tuple(RuntimeState(name=name, problem=_problem(bundle, name, trust)) for name in RUNTIMES)
 
 
 def candidates(*bundles: Bundle) -> tuple[str, ...]:
@@ -59,9 +60,9 @@ def candidates(*bundles: Bundle) -> tuple[str, ...]:
     return (*found, *(name for name in _PROVIDERS if name not in on_card))
 
 
-def best_runtime(bundle: Bundle) -> str:
+def best_runtime(bundle: Bundle, *, trust: Given = None) -> str:
     """The first runtime that can run the bundle here. Raises MissingCapability when there is none."""
-    states = runtime_states(bundle)
+    states = runtime_states(bundle, trust=trust)
     for state in states:
         if state.problem is None:
             return state.name
@@ -82,26 +83,35 @@ def runtime_note(bundle: Bundle, name: str) -> str | None:
 
 
 def open_runtime(
-    bundle: Bundle, name: str | None = None, *, n_threads: int | None = None, trust: str | None = None
+    bundle: Bundle,
+    name: str | None = None,
+    *,
+    n_threads: int | None = None,
+    trust: Given = None,
+    cuda_graphs: bool = False,
 ) -> Session:
     """Load a bundle's ONNX file or engine into a runtime; `session.name` says which it is.
 
     name: one of `RUNTIMES`, None for the best that works here.  n_threads: of onnxruntime.  trust: SHA-256 of the
-    manifest, for an engine that was built elsewhere.
+    manifest of a bundle that was built elsewhere; its engines are not loaded without, and its ONNX file only after
+    `require_tried`.  cuda_graphs: let an engine replay its launches; nothing else does.
     Raises UnknownNameError, UsageError (no such engine in the bundle), MissingCapability, ArtefactError,
     NotTrustedError.
     """
-    chosen = best_runtime(bundle) if name is None else name
+    chosen = best_runtime(bundle, trust=trust) if name is None else name
     if chosen in _PROVIDERS:
-        from sparse_export.runtime.onnxruntime import open_session
+        from sparse_export.runtime.onnxruntime import open_session, require_provider
+        from sparse_export.runtime.trial import require_tried
 
+        require_provider(_PROVIDERS[chosen])
         _verify_model(bundle)
+        require_tried(bundle, provider=_PROVIDERS[chosen], given=trust)
         return open_session(bundle.onnx_path, n_threads=n_threads, provider=_PROVIDERS[chosen])
     if chosen not in TARGETS:
         raise UnknownNameError("runtime", chosen, RUNTIMES)
     from sparse_export.runtime.tensorrt import open_engine
 
-    return open_engine(bundle, engine_of(bundle, chosen), trust=trust)
+    return open_engine(bundle, engine_of(bundle, chosen), trust=trust, cuda_graphs=cuda_graphs)
 
 
 def _verify_model(bundle: Bundle) -> None:
@@ -110,14 +120,14 @@ def _verify_model(bundle: Bundle) -> None:
         verify_files(bundle.path, {name: bundle.info.files[name]})
 
 
-def _problem(bundle: Bundle, name: str) -> str | None:
+def _problem(bundle: Bundle, name: str, trust: Given) -> str | None:
     try:
         if name in TARGETS:
-            cause = problem_with(bundle, engine_of(bundle, name))
-            return None if cause is None else cause.what
+            cause = problem_with(bundle, engine_of(bundle, name), given=trust)
+            return None if cause is None else what_and_do(cause)
         from sparse_export.runtime.onnxruntime import require_provider
 
         require_provider(_PROVIDERS[name])
     except SparseExportError as cause:
-        return cause.what
+        return what_and_do(cause)
     return None

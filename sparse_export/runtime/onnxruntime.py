@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +15,14 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from sparse_export.engine.door import gpu
-from sparse_export.errors import ArtefactError, MissingCapability, OutputError, UnknownNameError, UsageError
+from sparse_export.errors import (
+    ArtefactError,
+    MissingCapability,
+    OutputError,
+    SparseExportError,
+    UnknownNameError,
+    UsageError,
+)
 from sparse_export.graph.pack24 import dense_from_file, may_be_packed
 from sparse_export.graph.precision import value_types, with_bfloat16_emulated
 from sparse_export.runtime import Session
@@ -29,6 +37,7 @@ _PROVIDERS = {
 }
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 _ONLY_FATAL = 4
+_NO_MEMORY = ("bad_alloc", "failed to allocate", "out of memory")
 
 
 def open_session(model_path: Path, *, n_threads: int | None = None, provider: str = "cpu") -> Session:
@@ -114,6 +123,59 @@ def _missing(provider: str, why: str) -> MissingCapability:
     )
 
 
+def _not_run(model_path: Path, name: str, x: np.ndarray, cause: Exception) -> SparseExportError:
+    """The error to raise where a session that was open did not run a batch that fits it."""
+    what = f"onnxruntime {ort.__version__} cannot run {model_path} on {len(x)} samples: {cause}."
+    if any(sign in str(cause).lower() for sign in _NO_MEMORY):
+        return MissingCapability(
+            what,
+            expected=f"Enough memory for {name} was expected.",
+            do="Take a smaller batch, or a machine with more.",
+        )
+    return ArtefactError(
+        what,
+        expected="A file that can be run on every input of its declared shape was expected.",
+        do="Build the bundle again from its run.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ends:
+    """The one input of a session and its one output. shape: a name or None where a size is free."""
+
+    input: str
+    shape: tuple[int | str | None, ...]
+    dtype: np.dtype[Any]
+    output: str
+
+
+def _ends(session: Any, model_path: Path) -> _Ends:
+    """Read from a session. Raises ArtefactError for others than one input and one output, both of floats."""
+    try:
+        inputs = [(one.name, one.type, tuple(one.shape)) for one in session.get_inputs()]
+        outputs = [(one.name, one.type) for one in session.get_outputs()]
+    except (UnicodeDecodeError, RuntimeError) as cause:
+        raise ArtefactError(
+            f"{model_path} names its inputs or outputs by what is no text: {cause}.",
+            expected="Names in UTF-8 were expected.",
+            do="Build the bundle again.",
+        ) from cause
+    if (
+        len(inputs) != 1
+        or len(outputs) != 1
+        or inputs[0][1] not in _DTYPES
+        or outputs[0][1] not in (*_DTYPES, "tensor(bfloat16)")
+    ):
+        raise ArtefactError(
+            f"{model_path} has inputs {[(name, kind) for name, kind, _ in inputs]} and {len(outputs)} outputs, "
+            f"{outputs}.",
+            expected="One floating point input and one output, floating point too, were expected.",
+            do="Export the network with one input and its logits as the only output.",
+        )
+    name, kind, shape = inputs[0]
+    return _Ends(input=name, shape=shape, dtype=np.dtype(_DTYPES[kind]), output=outputs[0][0])
+
+
 class _OnnxruntimeSession:
     """Owns one onnxruntime session."""
 
@@ -150,19 +212,14 @@ class _OnnxruntimeSession:
             ) from cause
         if session.get_providers()[0] != wanted:
             raise _missing(provider, f"the session came up on {session.get_providers()[0]}")
-        inputs, outputs = session.get_inputs(), session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type not in _DTYPES:
-            raise ArtefactError(
-                f"{model_path} has inputs {[(i.name, i.type) for i in inputs]} and {len(outputs)} outputs.",
-                expected="One floating point input and one output were expected.",
-                do="Export the network with one input and its logits as the only output.",
-            )
+        ends = _ends(session, model_path)
         self.name = f"onnxruntime-{provider}{'-emulating-bfloat16' if emulated else ''}"
         self._session: Any = session
-        self._input: str = inputs[0].name
-        self._shape: tuple[Any, ...] = tuple(inputs[0].shape)
-        self._dtype = np.dtype(_DTYPES[inputs[0].type])
-        self._outputs: list[str] = [outputs[0].name]
+        self._path = model_path
+        self._input = ends.input
+        self._shape = ends.shape
+        self._dtype = ends.dtype
+        self._outputs = [ends.output]
 
     def run(self, x: np.ndarray) -> np.ndarray:
         if self._session is None:
@@ -175,7 +232,16 @@ class _OnnxruntimeSession:
                 expected=f"{self._dtype} of shape {self._described()} was expected.",
                 do="Cast or reshape it; the first axis is the batch.",
             )
-        y: np.ndarray = self._session.run(self._outputs, {self._input: x})[0]
+        try:
+            y: np.ndarray = self._session.run(self._outputs, {self._input: x})[0]
+        except Exception as cause:  # as above
+            raise _not_run(self._path, self.name, x, cause) from cause
+        if y.ndim < 2 or len(y) != len(x):
+            raise ArtefactError(
+                f"{self._path} answers {len(x)} samples by an output of shape {y.shape}.",
+                expected=f"One row of logits for each was expected, ({len(x)}, classes).",
+                do="Export the network with the batch as the first axis of its output.",
+            )
         return y
 
     def _fits(self, shape: tuple[int, ...]) -> bool:

@@ -16,6 +16,7 @@ from sparse_export.artefact import Bundle, EngineFact
 from sparse_export.engine import door
 from sparse_export.engine.loadable import require_loadable
 from sparse_export.errors import ArtefactError, MissingCapability, UsageError
+from sparse_export.trust import Given
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -24,12 +25,12 @@ __all__ = ["EngineSession", "open_engine", "profiler"]
 
 
 def open_engine(
-    bundle: Bundle, fact: EngineFact, *, trust: str | None = None, cuda_graphs: bool = False
+    bundle: Bundle, fact: EngineFact, *, trust: Given = None, cuda_graphs: bool = False
 ) -> EngineSession:
     """Load an engine of a bundle, after `require_loadable` has let it pass.
 
     trust: SHA-256 of the manifest, needed once for a bundle that was built elsewhere.  cuda_graphs: record the
-    launches for each batch size at its first use, and replay them.
+    launches for each batch size at its first use, and replay them; TensorRT for RTX does that itself.
     Raises as `require_loadable` does, and ArtefactError when the library refuses the engine.
     """
     require_loadable(bundle, fact, given=trust)
@@ -70,7 +71,11 @@ def _sizes(dims: trt.Dims) -> tuple[int, ...]:
 
 
 class EngineSession:
-    """Owns an engine with one context on one stream, and the memory of its inputs and outputs."""
+    """Owns an engine with one context on one stream, and the memory of its inputs and outputs.
+
+    plan: its content, which must be trusted: where `fact` says that it is version compatible, it brings a runtime of its
+    own along, code that is run in this process.
+    """
 
     def __init__(self, plan: bytes, fact: EngineFact, *, cuda_graphs: bool) -> None:
         import torch
@@ -78,8 +83,11 @@ class EngineSession:
         library: Any = door.library(fact.target)
         self._trt = library
         self._runtime: trt.Runtime = library.Runtime(library.Logger(library.Logger.ERROR))
+        # Off by default, and then no version compatible engine is loaded (NVIDIA's documentation of the attribute, and
+        # "Version Compatibility" in the TensorRT documentation).
+        self._runtime.engine_host_code_allowed = fact.version_compatible
         engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
-        context: trt.IExecutionContext | None = None if engine is None else engine.create_execution_context()
+        context = None if engine is None else self._new_context(engine, fact.target, cuda_graphs)
         if engine is None or context is None:
             raise ArtefactError(
                 f"{fact.target} {fact.version} cannot load {fact.file}.",
@@ -94,8 +102,22 @@ class EngineSession:
         self._shape = _sizes(engine.get_tensor_shape(self._input))
         self._stream = torch.cuda.Stream()
         self._uses_graphs = cuda_graphs
+        self._replays = cuda_graphs and fact.target == "tensorrt"
         self._recorded: dict[int, tuple[Any, Any, Any]] = {}
         self._closed = False
+
+    def _new_context(
+        self, engine: trt.ICudaEngine, target: str, cuda_graphs: bool
+    ) -> trt.IExecutionContext | None:
+        if target == "tensorrt" or not cuda_graphs:
+            return engine.create_execution_context()
+        # TensorRT for RTX compiles kernels for a shape while it runs, and knows by itself from when on a graph can be
+        # captured (NVIDIA, "Working with RTX CUDA Graphs").
+        rtx: Any = engine  # the stubs, of TensorRT, know nothing of this
+        config = rtx.create_runtime_config()
+        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        context: trt.IExecutionContext | None = rtx.create_execution_context(config)
+        return context
 
     def _ends(self, engine: trt.ICudaEngine) -> tuple[str, str]:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -119,32 +141,63 @@ class EngineSession:
         import torch
 
         self._require_open()
+        self._require_fitting(x)
+        y = self.run_torch(torch.from_numpy(np.ascontiguousarray(x)).cuda(non_blocking=True))
+        result: np.ndarray = y.cpu().numpy()
+        return result
+
+    def run_torch(self, x: Any) -> Any:
+        """Logits on the GPU, for a contiguous float32 CUDA tensor; ready when this returns.
+
+        What was launched on the current stream of torch before, and may still be writing x, is waited for.
+        """
+        import torch
+
+        self._require_open()
+        n = int(x.shape[0])
+        self._select_profile(n)
+        caller = torch.cuda.current_stream(x.device)
+        if self._replays:
+            graph, kept, recorded = self._recording(x)
+            self._stream.wait_stream(caller)
+            with torch.cuda.stream(self._stream):
+                kept.copy_(x)
+                graph.replay()
+            self._stream.synchronize()
+            return recorded.clone()
+        y = self._bind(x)  # memory of the caller's stream, which goes on to use it
+        self._stream.wait_stream(caller)
+        self._launch(self._stream)
+        self._stream.synchronize()
+        return y
+
+    def launcher(self, x: np.ndarray) -> Callable[[], object]:
+        """As `DeviceSession.launcher`; good until the next `run`. Raises UsageError as `run` does."""
+        import torch
+
+        self._require_open()
+        self._require_fitting(x)
+        self._select_profile(len(x))
+        on_device = torch.from_numpy(np.ascontiguousarray(x)).cuda()
+        if self._replays:
+            replay: Callable[[], object] = self._recording(on_device)[0].replay
+            return replay
+        self._launched = (on_device, self._bind(on_device))
+        self._stream.synchronize()  # the profile is there, whatever stream comes next
+
+        def once() -> None:
+            self._require_open()
+            self._launch(torch.cuda.current_stream())
+
+        return once
+
+    def _require_fitting(self, x: np.ndarray) -> None:
         if x.dtype != np.float32 or x.shape[1:] != self._shape[1:] or x.ndim != len(self._shape):
             raise UsageError(
                 f"The input is {x.dtype} of shape {x.shape}.",
                 expected=f"float32 of shape (any, {', '.join(map(str, self._shape[1:]))}) was expected.",
                 do="Cast or reshape it; the first axis is the batch.",
             )
-        y = self.run_torch(torch.from_numpy(np.ascontiguousarray(x)).cuda(non_blocking=True))
-        result: np.ndarray = y.cpu().numpy()
-        return result
-
-    def run_torch(self, x: Any) -> Any:
-        """Logits on the GPU, for a contiguous float32 CUDA tensor; ready when this returns."""
-        import torch
-
-        self._require_open()
-        n = int(x.shape[0])
-        self._select_profile(n)
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_stream(torch.cuda.default_stream())
-            if self._uses_graphs:
-                y = self._replay(n, x)
-            else:
-                y = self._bind(x)
-                self._launch()
-        self._stream.synchronize()
-        return y
 
     def profiled_pass(self, n: int) -> Callable[[], list[tuple[str, float]]]:
         """A function that runs n standard normal samples, and gives the name of each layer and its ms on the device.
@@ -174,7 +227,7 @@ class EngineSession:
         def once() -> list[tuple[str, float]]:
             self._require_open()
             told.clear()
-            self._launch()
+            self._launch(self._stream)
             self._stream.synchronize()
             return list(told)
 
@@ -192,7 +245,12 @@ class EngineSession:
         # The one that is tuned for a size nearest to this.
         best = min(fitting, key=lambda at: abs(self._profiles[at][1] - n))
         if best != self._profile:
-            self._context.set_optimization_profile_async(best, self._stream.cuda_stream)
+            if not self._context.set_optimization_profile_async(best, self._stream.cuda_stream):
+                raise ArtefactError(
+                    f"{self.name} did not take profile {best} of the engine.",
+                    expected=f"It was expected to have {len(self._profiles)}, as the manifest tells.",
+                    do="Build the engine again.",
+                )
             self._profile = best
 
     def _bind(self, x: Any) -> Any:
@@ -207,31 +265,31 @@ class EngineSession:
         self._context.set_tensor_address(self._output, y.data_ptr())
         return y
 
-    def _launch(self) -> None:
-        if not self._context.execute_async_v3(self._stream.cuda_stream):
+    def _launch(self, stream: Any) -> None:
+        if not self._context.execute_async_v3(stream.cuda_stream):
             raise ArtefactError(
                 f"{self.name} could not run the engine.",
                 expected="An engine that was built for this GPU was expected.",
                 do="Look at what the library wrote to stderr; build the engine again here.",
             )
 
-    def _replay(self, n: int, x: Any) -> Any:
+    def _recording(self, x: Any) -> tuple[Any, Any, Any]:
+        """The graph for batches of the size of x, with the tensors that it reads and writes; recorded at first use."""
         import torch
 
+        n = int(x.shape[0])
         if n not in self._recorded:
             kept = x.clone()
             y = self._bind(kept)
+            self._stream.wait_stream(torch.cuda.current_stream(x.device))
             for _ in range(2):  # what is set up at the first launches must not be recorded
-                self._launch()
+                self._launch(self._stream)
             self._stream.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=self._stream):
-                self._launch()
+                self._launch(self._stream)
             self._recorded[n] = (graph, kept, y)
-        graph, kept, y = self._recorded[n]
-        kept.copy_(x)
-        graph.replay()
-        return y.clone()
+        return self._recorded[n]
 
     def _require_open(self) -> None:
         if self._closed:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparse_export.serving.containers import Container
+from sparse_export.serving.settings import HOST_CODE
 
 __all__ = ["Deployment", "deployment_files"]
 
@@ -21,6 +22,7 @@ class Deployment:
 
     name: of the workload, a DNS label.  image: what the Dockerfile builds.  python_models: is there a model of the
     Python backend?  requirements: of it, as pip writes them.  needs_gpu: is there an engine?
+    host_code: is one version compatible?
     max_body_mb: largest request that the ingress lets through.
     """
 
@@ -30,6 +32,7 @@ class Deployment:
     python_models: bool
     requirements: tuple[str, ...]
     needs_gpu: bool
+    host_code: bool
     max_body_mb: int
 
 
@@ -44,7 +47,7 @@ def deployment_files(facts: Deployment) -> dict[str, str]:
     }
 
 
-def _arguments(repository: str) -> list[str]:
+def _arguments(repository: str, facts: Deployment) -> list[str]:
     return [
         f"--model-repository={repository}",
         "--model-control-mode=none",
@@ -52,6 +55,7 @@ def _arguments(repository: str) -> list[str]:
         "--allow-sagemaker=false",
         "--allow-vertex-ai=false",
         f"--exit-timeout-secs={_GRACE_S - _DRAIN_S - 5}",
+        *([HOST_CODE] if facts.host_code else []),
         f"--http-restricted-api={_CLOSED}",
         f"--grpc-restricted-protocol={_CLOSED}",
     ]
@@ -89,7 +93,7 @@ def _dockerfile(facts: Deployment) -> str:
             "# Of the models of the Python backend.",
             f"RUN pip install --no-cache-dir --break-system-packages {words}",
         ]
-    command = ", ".join(f'"{word}"' for word in ["tritonserver", *_arguments("/models")])
+    command = ", ".join(f'"{word}"' for word in ["tritonserver", *_arguments("/models", facts)])
     lines += [
         "",
         "COPY --chown=1000:1000 model_repository /models",
@@ -181,7 +185,7 @@ spec:
           imagePullPolicy: IfNotPresent
           command: ["tritonserver"]
           args:
-{_quoted(_arguments("/models"), 12)}
+{_quoted(_arguments("/models", facts), 12)}
           ports:
             - name: http
               containerPort: 8000
@@ -395,6 +399,8 @@ def _kserve(facts: Deployment) -> str:
         if facts.python_models
         else f"      runtimeVersion: {facts.container.tag}\n"
     )
+    # Added to those of the runtime.
+    arguments = f"      args:\n{_quoted([HOST_CODE], 8)}\n" if facts.host_code else ""
     return f"""\
 # kubectl apply -f kubernetes/kserve.yaml. Copy model_repository/ to the storage first, and name that under storageUri.
 {python}{_warning(facts)}apiVersion: serving.kserve.io/v1beta1
@@ -417,7 +423,7 @@ spec:
         version: "2"
       protocolVersion: v2
       runtime: kserve-tritonserver
-{image}      storageUri: pvc://models/{facts.name}
+{image}{arguments}      storageUri: pvc://models/{facts.name}
       lifecycle:
         preStop:
           exec:

@@ -334,6 +334,7 @@ class _KserveModel(_Strict):
     runtime: DnsName
     runtimeVersion: str | None = None  # noqa: N815
     image: Image | None = None
+    args: list[str] | None = None
     storageUri: Annotated[str, Field(pattern=r"^(pvc|s3|gs|https)://.+")]  # noqa: N815
     lifecycle: _Lifecycle
     resources: _Resources

@@ -37,25 +37,28 @@ def config_text(
     inputs: TensorSpec,
     outputs: TensorSpec,
     settings: ModelSettings,
+    max_batch: int,
     parameters: Mapping[str, str],
     plans: Mapping[str, str] | None = None,
+    n_profiles: int = 1,
 ) -> str:
     """The content of a `config.pbtxt`.
 
-    runtime: `python`, `onnxruntime` or `tensorrt`.  parameters: free strings that come along, as the hash of the
-    manifest.  plans: for `tensorrt`, file name by compute capability, as in {"9.0": "model-sm90.plan"}.
+    runtime: `python`, `onnxruntime` or `tensorrt`.  max_batch: samples in one execution, which those of the settings
+    come to for this model.  parameters: free strings that come along, as the hash of the manifest.  plans: for
+    `tensorrt`, file name by compute capability, as in {"9.0": "model-sm90.plan"}; n_profiles: of each.
     """
     blocks = [
         f"# {name}: written by sparse-export. https://github.com/triton-inference-server/server documents the fields.",
         f"name: {json.dumps(name)}",
         _BACKENDS[runtime],
-        f"max_batch_size: {settings.max_batch}",
+        f"max_batch_size: {max_batch}",
         f"input [{_tensor(inputs)}]",
         f"output [{_tensor(outputs)}]",
-        _instance_group(runtime, settings),
+        _instance_group(runtime, settings, n_profiles),
         *([_batching(settings)] if settings.batching else []),
         "version_policy { latest { num_versions: 1 } }",
-        *([_warmup(inputs, settings)] if settings.warmup else []),
+        *([_warmup(inputs, max_batch)] if settings.warmup else []),
     ]
     if runtime == "onnxruntime":
         parameters = {**parameters, "intra_op_thread_count": str(settings.threads)}
@@ -76,10 +79,13 @@ def _tensor(spec: TensorSpec) -> str:
     return f" {{ name: {json.dumps(spec.name)} data_type: TYPE_{spec.dtype} dims: [ {_dims(spec.dims)} ] }} "
 
 
-def _instance_group(runtime: str, settings: ModelSettings) -> str:
+def _instance_group(runtime: str, settings: ModelSettings, n_profiles: int) -> str:
     # KIND_AUTO is a GPU where there is one, else the CPU.  An engine runs nowhere but on a GPU.
     kind = "KIND_GPU" if runtime == "tensorrt" else "KIND_AUTO"
-    return f"instance_group [ {{ kind: {kind} count: {settings.instances} }} ]"
+    profiles = ""
+    if runtime == "tensorrt" and n_profiles > 1:  # else the server takes the first for every batch
+        profiles = f" profile: [ {', '.join(json.dumps(str(at)) for at in range(n_profiles))} ]"
+    return f"instance_group [ {{ kind: {kind} count: {settings.instances}{profiles} }} ]"
 
 
 def _batching(settings: ModelSettings) -> str:
@@ -95,11 +101,11 @@ def _batching(settings: ModelSettings) -> str:
     return "\n".join(["dynamic_batching {", *lines, "}"])
 
 
-def _warmup(inputs: TensorSpec, settings: ModelSettings) -> str:
+def _warmup(inputs: TensorSpec, max_batch: int) -> str:
     tensor = f"data_type: TYPE_{inputs.dtype} dims: [ {_dims(inputs.dims)} ] zero_data: true"
     samples = [
         f'  {{ name: "batch of {n}" batch_size: {n} inputs {{ key: {json.dumps(inputs.name)} value {{ {tensor} }} }} }}'
-        for n in sorted({1, settings.max_batch})
+        for n in sorted({1, max_batch})
     ]
     return "model_warmup [\n" + ",\n".join(samples) + "\n]"
 

@@ -18,13 +18,16 @@ from sparse_export.serving.repository import (
     RUNTIMES,
     Runtime,
     Served,
+    largest_batch,
     open_served,
     require_distinct,
+    require_engine,
     require_trusted_engines,
     write_config,
     write_version,
 )
 from sparse_export.serving.settings import ModelSettings
+from sparse_export.trust import Given
 
 __all__ = ["Package", "PackagedModel", "package"]
 
@@ -37,10 +40,14 @@ _TENSORRT = ("tensorrt-cu13", "tensorrt")
 
 @dataclass(frozen=True, kw_only=True)
 class PackagedModel:
-    """A model of the repository. golden: folder in the package with its stored input and output."""
+    """A model of the repository.
+
+    max_batch: samples in one execution.  golden: folder in the package with its stored input and output.
+    """
 
     name: str
     runtime: str
+    max_batch: int
     bundle: str
     manifest_sha256: str
     golden: str
@@ -66,13 +73,13 @@ def package(
     settings: ModelSettings | None = None,
     image: str | None = None,
     max_body_mb: int = 64,
-    trust: str | None = None,
+    trust: Given = None,
 ) -> Package:
     """Write the package of one or more bundles, whole or not at all; a package that stands at `out` is replaced.
 
     runtimes: some of `tensorrt`, `onnxruntime` and `python`, by default all that the bundles have; each makes a model
     `NAME-RUNTIME`.  image: reference that the Docker image gets, default the first bundle's name and manifest.
-    trust: SHA-256 of the manifest of a bundle from elsewhere whose engines may be packaged.
+    trust: SHA-256 of the manifests of bundles from elsewhere whose engines may be packaged.
     Every config.pbtxt is parsed by Triton's own schema and every manifest checked before anything takes its name.
     Raises UsageError, ArtefactError, NotTrustedError, MissingCapability or OutputError.
     """
@@ -136,12 +143,8 @@ def _require_replaceable(out: Path) -> None:
 
 def _chosen(served: Served, asked: Sequence[str], notes: list[str]) -> tuple[Runtime, ...]:
     has_engine = bool(served.engines)
-    if not has_engine and "tensorrt" in asked:
-        raise UsageError(
-            f"{served.bundle.path} has no engine of TensorRT.",
-            expected="engines/tensorrt-PRECISION-smXX.engine was expected.",
-            do="Build it with `--target tensorrt`, or leave --runtime tensorrt out.",
-        )
+    if "tensorrt" in asked:
+        require_engine(served)
     if not has_engine:
         notes.append(f"{served.name}: no model for tensorrt, the bundle has no engine of it")
     wanted = asked or RUNTIMES
@@ -191,6 +194,7 @@ def _deployment(
         python_models=python_models,
         requirements=tuple(requirements),
         needs_gpu=needs_gpu,
+        host_code=needs_gpu and any(one.holds_host_code for one in served),
         max_body_mb=max_body_mb,
     )
 
@@ -203,6 +207,7 @@ def _write_model(stage: Path, served: Served, runtime: Runtime, settings: ModelS
     return PackagedModel(
         name=name,
         runtime=runtime,
+        max_batch=largest_batch(served, runtime, settings),
         bundle=str(served.bundle.path),
         manifest_sha256=served.manifest_sha256,
         golden=f"golden/{served.name}",

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from sparse_export.errors import MissingCapability, OutputError, UsageError
 from sparse_export.serving.server_files import ServerFiles, python_backend
+from sparse_export.serving.settings import HOST_CODE
 
 __all__ = ["Ports", "Process", "WorkFolder", "free_ports", "start", "work_folder"]
 
@@ -213,13 +214,17 @@ def start(
     poll_s: int = 1,
     exit_timeout_s: int = 10,
     max_body_mb: int = 64,
+    host_code: bool = False,
 ) -> Process:
     """Start the server on the folder's repository; it logs to our stderr. Call it from the main thread.
 
+    host_code: its TensorRT backend may load version compatible engines, which hold code for the host.
     It is the first of a process group of its own, so that Ctrl-C on a terminal reaches us alone, and is killed by
     the kernel when we end in whatever way.
     """
     words = _words(server, folder, ports, poll_s=poll_s, exit_timeout_s=exit_timeout_s)
+    if host_code:
+        words.append(HOST_CODE)
     if _can_limit_bodies(server):
         words.append(f"{_BODY_LIMIT}={max_body_mb << 20}")
     for file in folder.activity.iterdir():  # of a server that was killed

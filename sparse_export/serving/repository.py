@@ -17,7 +17,7 @@ from sparse_export.artefact import BUNDLE_FILE, Bundle, open_bundle
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.files import json_bytes, sha256_file, write_bytes
 from sparse_export.serving.model_config import TensorSpec, check_config, config_text
-from sparse_export.serving.settings import ModelSettings
+from sparse_export.serving.settings import DEFAULT_MAX_BATCH, ModelSettings
 
 __all__ = [
     "CONFIG_FILE",
@@ -25,9 +25,11 @@ __all__ = [
     "Engine",
     "Runtime",
     "Served",
+    "largest_batch",
     "model_name",
     "open_served",
     "require_distinct",
+    "require_engine",
     "require_trusted_engines",
     "write_config",
     "write_version",
@@ -48,11 +50,17 @@ _TEMPLATE = Path(__file__).with_name("triton_model.py")
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """A TensorRT engine of a bundle. capability: of the GPU it was built for, as in `9.0`."""
+    """A TensorRT engine of a bundle.
+
+    capability: of the GPU it was built for, as in `9.0`.  profiles: batch sizes (min, opt, max).
+    version_compatible: it brings a runtime of its own along, code for the host.
+    """
 
     path: Path
     precision: str
     capability: str
+    profiles: tuple[tuple[int, int, int], ...]
+    version_compatible: bool
 
     @property
     def plan_name(self) -> str:
@@ -77,6 +85,11 @@ class Served:
     golden_output: np.ndarray
     engines: tuple[Engine, ...]
     left_out: tuple[str, ...]
+
+    @property
+    def holds_host_code(self) -> bool:
+        """Is an engine version compatible, which brings a runtime of its own along?"""
+        return any(engine.version_compatible for engine in self.engines)
 
 
 def model_name(folder: Path) -> str:
@@ -145,6 +158,7 @@ def _spec(name: str, batch: np.ndarray) -> TensorSpec:
 
 def _engines(bundle: Bundle) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
     found, left_out = [], []
+    facts = {fact.file: fact for fact in bundle.info.engines}
     for name in sorted(bundle.info.files):
         if not name.endswith(".engine"):
             continue
@@ -152,8 +166,23 @@ def _engines(bundle: Bundle) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
         if match is None:
             left_out.append(f"{name}: Triton runs engines that are named tensorrt-PRECISION-smXX.engine")
             continue
+        if name not in facts:
+            left_out.append(f"{name}: the manifest does not tell which batches it takes")
+            continue
+        profiles = facts[name].profiles
+        if not _taken(profiles):
+            sizes = ", ".join(f"{least} to {most}" for least, _, most in profiles)
+            left_out.append(f"{name}: its profiles, {sizes}, take no batch of 1, which requests bring")
+            continue
         capability = f"{match['major']}.{match['minor']}"
-        found.append(Engine(path=bundle.path / name, precision=match["precision"], capability=capability))
+        engine = Engine(
+            path=bundle.path / name,
+            precision=match["precision"],
+            capability=capability,
+            profiles=profiles,
+            version_compatible=facts[name].version_compatible,
+        )
+        found.append(engine)
     precisions = {engine.precision for engine in found}
     if len(precisions) > 1:
         keep = _preferred(precisions)
@@ -162,16 +191,50 @@ def _engines(bundle: Bundle) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
     return tuple(found), tuple(left_out)
 
 
+def _taken(profiles: Sequence[tuple[int, int, int]]) -> int:
+    """The largest M such that each batch of 1 to M is in a profile: a server merges requests to any of them."""
+    taken = 0
+    for least, _, most in sorted(profiles):
+        if least > taken + 1:
+            break
+        taken = max(taken, most)
+    return taken
+
+
+def _n_profiles(served: Served) -> int:
+    """How many profiles each of the engines has."""
+    return min((len(engine.profiles) for engine in served.engines), default=1)
+
+
+def largest_batch(served: Served, runtime: Runtime, settings: ModelSettings) -> int:
+    """Samples in one execution of a bundle's model. Raises UsageError for more than its engines take, if asked for."""
+    if runtime == "onnxruntime" or not served.engines:
+        return settings.max_batch or DEFAULT_MAX_BATCH
+    n_profiles = _n_profiles(served)
+    narrowest = min(served.engines, key=lambda engine: _taken(engine.profiles[:n_profiles]))
+    most = _taken(narrowest.profiles[:n_profiles])
+    if settings.max_batch is None:
+        return min(DEFAULT_MAX_BATCH, most)
+    if settings.max_batch > most:
+        profiles = ", ".join(":".join(map(str, sizes)) for sizes in narrowest.profiles)
+        raise UsageError(
+            f"Batches of up to {settings.max_batch} were asked for, and {narrowest.path} takes up to {most}.",
+            expected=f"At most that was expected: its profiles are {profiles}.",
+            do="Ask for less with --max-batch, serve by onnxruntime, or build with another --profile.",
+        )
+    return settings.max_batch
+
+
 def _preferred(precisions: set[str]) -> str:
     """The precision to serve where a bundle has several: the widest, whose answers are nearest to the golden ones."""
     order = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
     return min(precisions, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
-def require_trusted_engines(served: Served, given: str | None) -> None:
+def require_trusted_engines(served: Served, given: trust.Given) -> None:
     """An engine is native code. Raises NotTrustedError where this user has not vouched for the bundle's manifest.
 
-    given: SHA-256 of the manifest, which vouches for it from now on.
+    given: digests, of which that of the manifest vouches for it from now on.
     """
     if served.engines:
         trust.require(served.manifest_sha256, f"The engine {served.engines[0].path}", given=given)
@@ -204,7 +267,8 @@ def write_version(
     activity: for the Python backend under `serve`, where it counts its executions.
     Raises UsageError when the bundle has nothing for the runtime.
     """
-    _require_runtime(served, runtime)
+    if runtime == "tensorrt":
+        require_engine(served)
     if runtime == "onnxruntime":
         write_bytes(folder / _MODEL, _dense_onnx(served))
         return
@@ -222,6 +286,7 @@ def write_version(
         "model": _MODEL,
         "packed": _is_packed(served),
         "engines": {engine.capability: engine.plan_name for engine in served.engines},
+        "host_code": [engine.plan_name for engine in served.engines if engine.version_compatible],
         "sha256": {_MODEL: hashlib.sha256(content).hexdigest(), **digests},
         "manifest_sha256": served.manifest_sha256,
     }
@@ -234,12 +299,14 @@ def write_version(
     write_bytes(folder / "model.py", _TEMPLATE.read_bytes())
 
 
-def _require_runtime(served: Served, runtime: Runtime) -> None:
-    if runtime == "tensorrt" and not served.engines:
+def require_engine(served: Served) -> None:
+    """Raises UsageError for a bundle without an engine that can be served, and says what was left out and why."""
+    if not served.engines:
+        left_out = f" Left out: {'; '.join(served.left_out)}." if served.left_out else ""
         raise UsageError(
-            f"{served.bundle.path} has no engine of TensorRT.",
-            expected="engines/tensorrt-PRECISION-smXX.engine was expected.",
-            do="Build it with `--target tensorrt`, or serve it with another runtime.",
+            f"{served.bundle.path} has no engine of TensorRT that can be served.{left_out}",
+            expected="engines/tensorrt-PRECISION-smXX.engine, with a profile from 1 on, was expected.",
+            do="Build it with `--target tensorrt`, or choose another runtime.",
         )
 
 
@@ -251,13 +318,18 @@ def write_config(
     settings: ModelSettings,
     parameters: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `config.pbtxt` into the folder of a model, after it was parsed by Triton's own schema."""
+    """Write `config.pbtxt` into the folder of a model, after it was parsed by Triton's own schema.
+
+    Raises UsageError for larger batches than an engine takes.
+    """
     text = config_text(
         name,
         runtime=runtime,
         inputs=served.inputs,
         outputs=served.outputs,
         settings=settings,
+        max_batch=largest_batch(served, runtime, settings),
+        n_profiles=_n_profiles(served),
         parameters={"manifest_sha256": served.manifest_sha256, **(parameters or {})},
         plans={engine.capability: engine.plan_name for engine in served.engines}
         if runtime == "tensorrt"

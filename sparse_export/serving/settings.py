@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from sparse_export.errors import UsageError
 
-__all__ = ["ModelSettings"]
+__all__ = ["DEFAULT_MAX_BATCH", "HOST_CODE", "ModelSettings"]
 
+DEFAULT_MAX_BATCH = 64
+HOST_CODE = "--backend-config=tensorrt,version-compatible=true"
+"""What lets Triton's TensorRT backend load version compatible engines, which hold code for the host (its README)."""
 _LARGEST_BATCH = 65536
 
 
@@ -15,7 +18,8 @@ _LARGEST_BATCH = 65536
 class ModelSettings:
     """What the server is told of every model.
 
-    max_batch: samples in one execution, requests merged; a single request may not bring more.
+    max_batch: samples in one execution, requests merged; a single request may not bring more.  None: 64, or as many as
+    the engines of a model have profiles for, where that is less.
     batching: merge waiting requests into one execution.  batch_delay_us: how long a request may wait for others.
     instances: copies of the model that work at the same time; two, because with one the server's batcher sleeps up to
     half a second now and then where the queue has a limit (docs/serving.md).  threads: of onnxruntime inside one of
@@ -24,7 +28,7 @@ class ModelSettings:
     Raises UsageError for a number out of range.
     """
 
-    max_batch: int = 64
+    max_batch: int | None = None
     batching: bool = True
     batch_delay_us: int = 0
     instances: int = 2
@@ -43,5 +47,5 @@ class ModelSettings:
             ("queue_timeout_ms", 0, 3_600_000),
         ):
             value = getattr(self, name)
-            if not least <= value <= most:
+            if value is not None and not least <= value <= most:
                 raise UsageError(f"{name} is {value}.", expected=f"{least} to {most} was expected.")

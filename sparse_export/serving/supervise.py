@@ -21,6 +21,7 @@ from sparse_export.errors import (
     UnknownNameError,
     UsageError,
 )
+from sparse_export.runtime.trial import require_tried
 from sparse_export.serving.health import Readiness, health_endpoint
 from sparse_export.serving.probe import counters, is_ready, require_golden
 from sparse_export.serving.process import Ports, Process, WorkFolder, free_ports, start, work_folder
@@ -28,14 +29,17 @@ from sparse_export.serving.repository import (
     RUNTIMES,
     Runtime,
     Served,
+    largest_batch,
     open_served,
     require_distinct,
+    require_engine,
     require_trusted_engines,
     write_config,
     write_version,
 )
 from sparse_export.serving.server_files import ServerFiles, find_server
 from sparse_export.serving.settings import ModelSettings
+from sparse_export.trust import Given
 
 __all__ = ["Loaded", "ServeOptions", "serve"]
 
@@ -71,7 +75,7 @@ class ServeOptions:
     restarts: int = 3
     start_timeout_s: float = 120.0
     max_body_mb: int = 64
-    trust: str | None = None
+    trust: Given = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +116,7 @@ def serve(
     for one, runtime in zip(served, runtimes, strict=True):
         if runtime != "onnxruntime":
             require_trusted_engines(one, options.trust)
+        _require_tried(one, runtime, options)
         for reason in one.left_out:
             say(f"{one.name}: left out {reason}")
     ports = free_ports(
@@ -152,18 +157,20 @@ def _runtime(served: Served, server: ServerFiles, asked: str) -> Runtime:
                     expected="The backend of the runtime that was asked for was expected.",
                     do="Use --runtime auto, or NVIDIA's container, which has them all.",
                 )
-            if not has[runtime]:
-                raise UsageError(
-                    f"{served.bundle.path} has no engine of TensorRT.",
-                    expected="engines/tensorrt-PRECISION-smXX.engine was expected.",
-                    do="Build it with `--target tensorrt`, or leave --runtime out.",
-                )
+            if runtime == "tensorrt":
+                require_engine(served)
             return runtime
     if asked != "auto":
         raise UnknownNameError("runtime", asked, ["auto", *RUNTIMES])
     raise MissingCapability(
         f"{server.binary} has no backend that serves a bundle.", do="Install NVIDIA's build."
     )
+
+
+def _require_tried(served: Served, runtime: Runtime, options: ServeOptions) -> None:
+    """A file that ends the process that runs it would take the server with it, and all its models."""
+    if runtime != "tensorrt":
+        require_tried(served.bundle, given=options.trust, limit_s=options.start_timeout_s)
 
 
 @dataclass(kw_only=True)
@@ -178,6 +185,11 @@ class _Slot:
     @property
     def name(self) -> str:
         return self.served.name
+
+    @property
+    def needs_host_code(self) -> bool:
+        """Must the server's TensorRT backend be allowed to run code that an engine brings along?"""
+        return self.runtime == "tensorrt" and self.served.holds_host_code
 
 
 @dataclass(kw_only=True)
@@ -262,6 +274,7 @@ class _Supervisor:
                 poll_s=_POLL_S,
                 exit_timeout_s=_EXIT_TIMEOUT_S,
                 max_body_mb=self._options.max_body_mb,
+                host_code=any(slot.needs_host_code for slot in self._slots),
             )
             try:
                 try:
@@ -300,7 +313,7 @@ class _Supervisor:
             slot.served,
             model=model,
             version=version,
-            max_batch=self._options.settings.max_batch,
+            max_batch=largest_batch(slot.served, slot.runtime, self._options.settings),
             timeout_s=self._options.start_timeout_s,
         )
         return Loaded(
@@ -368,7 +381,14 @@ class _Supervisor:
             runtime = _runtime(served, self._server, self._options.runtime)
             if runtime != "onnxruntime":
                 require_trusted_engines(served, self._options.trust)
+            _require_tried(served, runtime, self._options)
             new = replace(slot, served=served, runtime=runtime, version=slot.version + 1)
+            if new.needs_host_code and not any(one.needs_host_code for one in self._slots):
+                raise UsageError(
+                    f"The new {slot.path} has a version compatible engine, which holds code for the host.",
+                    expected="None was expected: the server was started for engines without such code.",
+                    do="Start `serve` anew with this bundle.",
+                )
             loaded = self._promote(process, slot, new)
         except SparseExportError as error:
             if process.exit_code() is not None:

@@ -4,7 +4,11 @@ Copied as `model.py` into a model repository, where it runs by itself: it needs 
 tensorrt and cuda-python, and uses sparse_export only where packed weights are to be expanded, and only when it is there.
 
 Beside it lies `model.json`: `input`, `output`, `threads`, `model` (an ONNX file) and `engines` (file by compute
-capability), `sha256` of each file, and, under `serve` alone, `activity`, a folder for a file that counts executions.
+capability), `host_code` (those of them that bring a runtime of their own along), `sha256` of each file, and, under `serve` alone, `activity`, a folder for a file that counts executions.
+
+It imports `tensorrt` itself, past the one door that the rest of the project has for it: that door is not at hand where
+this file runs. Its calls are type-checked against the same stubs of TensorRT 10.13 as `runtime/tensorrt.py`, whose calls
+they are; TensorRT 11 keeps all of them.
 
 Tensors go in and out by DLPack. The server may have been compiled against numpy 1, and then reads no data at all from
 the arrays of numpy 2 that `pb_utils.Tensor` would be given: it answers 200, the right shape, and zero bytes.
@@ -20,9 +24,12 @@ import mmap
 import os
 import struct
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 _USED = b"used_dltensor"  # kept: a capsule stores a pointer to its name
 _SetName = ctypes.pythonapi.PyCapsule_SetName
@@ -50,7 +57,9 @@ class TritonPythonModel:
         engine = facts["engines"].get(_capability(device)) if on_gpu and facts["engines"] else None
         self._network: Any
         if engine is not None:
-            self._network = _Engine(folder / engine, device, self._input, self._output)
+            self._network = _Engine(
+                folder / engine, device, self._input, self._output, engine in facts["host_code"]
+            )
         else:
             self._network = _Onnxruntime(folder / facts["model"], facts["threads"], on_gpu, device, facts)
         self._activity = _Activity(facts.get("activity"), f"{args['model_instance_name']}-{os.getpid()}")
@@ -186,30 +195,54 @@ def _require(status: Any) -> None:
 
 
 class _Engine:
-    """A TensorRT engine, one execution at a time, its buffers grown as batches ask for it."""
+    """A TensorRT engine, one execution at a time, its buffers grown as batches ask for it.
 
-    def __init__(self, path: Path, device: int, input_name: str, output_name: str) -> None:
-        trt: Any = importlib.import_module(
-            "tensorrt"
-        )  # typed loosely: no release that has types runs everywhere
+    host_code: it is version compatible, and may run what it brings along; whoever packaged it had to trust it.
+    """
+
+    def __init__(self, path: Path, device: int, input_name: str, output_name: str, host_code: bool) -> None:
+        if TYPE_CHECKING:
+            import tensorrt as trt
+        else:
+            trt = importlib.import_module("tensorrt")
         from cuda.bindings import runtime
 
         self._cuda = runtime
         _require(runtime.cudaSetDevice(device)[0])
-        self._logger = trt.Logger(trt.Logger.WARNING)
-        engine = trt.Runtime(self._logger).deserialize_cuda_engine(path.read_bytes())
-        if engine is None:
+        version: str = trt.__version__
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        self._runtime.engine_host_code_allowed = host_code  # off by default; then no such engine is loaded
+        engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        context: trt.IExecutionContext | None = None if engine is None else engine.create_execution_context()
+        if engine is None or context is None:
             raise RuntimeError(
-                f"TensorRT {trt.__version__} cannot load {path}: it was built by another version or GPU"
+                f"TensorRT {version} cannot load {path}: it was built by another version or GPU"
             )
-        self._engine = engine
-        self._context = engine.create_execution_context()
+        self._engine, self._context = engine, context
         self._input, self._output = input_name, output_name
-        self._dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(output_name)))
+        self._profiles = [
+            tuple(int(dims[0]) for dims in engine.get_tensor_profile_shape(input_name, index))
+            for index in range(engine.num_optimization_profiles)
+        ]
+        self._profile = 0
+        nptype: Any = trt.nptype  # it is written in Python, without types
+        self._dtype = np.dtype(nptype(engine.get_tensor_dtype(output_name)))
         status, self._stream = runtime.cudaStreamCreate()
         _require(status)
         self._buffers: dict[str, tuple[int, int]] = {}
-        self.name = f"tensorrt {trt.__version__}"
+        self.name = f"tensorrt {version}"
+
+    def _select_profile(self, n: int) -> None:
+        """Take the profile that is tuned for a size nearest to a batch of n."""
+        fitting = [at for at, (least, _, most) in enumerate(self._profiles) if least <= n <= most]
+        if not fitting:
+            sizes = ", ".join(f"{least} to {most}" for least, _, most in self._profiles)
+            raise ValueError(f"a batch of {n} fits no profile of the engine, which takes {sizes}")
+        best = min(fitting, key=lambda at: abs(self._profiles[at][1] - n))
+        if best != self._profile:
+            if not self._context.set_optimization_profile_async(best, int(self._stream)):
+                raise RuntimeError(f"TensorRT did not take profile {best}")
+            self._profile = best
 
     def _buffer(self, name: str, size: int) -> int:
         pointer, room = self._buffers.get(name, (0, 0))
@@ -219,16 +252,18 @@ class _Engine:
             status, pointer = self._cuda.cudaMalloc(size)
             _require(status)
             self._buffers[name] = (pointer, size)
-            self._context.set_tensor_address(name, pointer)
+        self._context.set_tensor_address(name, pointer)
         return pointer
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         batch = np.ascontiguousarray(batch)
+        self._select_profile(len(batch))
         cuda, kind = self._cuda, self._cuda.cudaMemcpyKind
         if not self._context.set_input_shape(self._input, batch.shape):
-            raise ValueError(f"the engine has no profile for inputs of shape {batch.shape}")
+            raise ValueError(f"the engine takes no inputs of shape {batch.shape}")
         source = self._buffer(self._input, batch.nbytes)
-        logits = np.empty(tuple(self._context.get_tensor_shape(self._output)), self._dtype)
+        shape = self._context.get_tensor_shape(self._output)
+        logits = np.empty([int(shape[at]) for at in range(len(shape))], self._dtype)
         target = self._buffer(self._output, logits.nbytes)
         up, down = kind.cudaMemcpyHostToDevice, kind.cudaMemcpyDeviceToHost
         _require(cuda.cudaMemcpyAsync(source, batch.ctypes.data, batch.nbytes, up, self._stream)[0])
@@ -242,5 +277,5 @@ class _Engine:
         for pointer, _ in self._buffers.values():
             self._cuda.cudaFree(pointer)
         self._buffers.clear()
-        self._context = self._engine = None
+        del self._context, self._engine, self._runtime  # in this order, as the library wants
         self._cuda.cudaStreamDestroy(self._stream)

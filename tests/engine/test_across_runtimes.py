@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,9 +15,11 @@ import pytest
 from sparse_export.artefact import Bundle, Run
 from sparse_export.building import build
 from sparse_export.engine import door
+from sparse_export.engine.door import Gpu
 from sparse_export.engine.options import PRECISIONS, Precision
 from sparse_export.engine.precision import TOLERANCE
 from sparse_export.errors import GateFailed, MissingCapability, UnknownNameError, UsageError
+from sparse_export.files import sha256_file
 from sparse_export.inspect import inspect
 from sparse_export.runtime import Session
 from sparse_export.runtime.onnxruntime import open_session
@@ -135,6 +138,20 @@ def test_without_a_gpu_the_engine_is_named_as_not_run_with_the_reason(
     assert "not run: " in str(found)
 
 
+def test_an_engine_from_elsewhere_is_run_when_its_digest_is_given_and_else_it_is_told(
+    int8: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr(door, "gpu", lambda: Gpu(name="a card", architecture="sm89"))
+    _play(monkeypatch, 0.0)
+    digest = sha256_file(int8.path / "manifest.json")
+    found = validate(int8, trust="0" * 64)
+    assert (found.runtimes, list(found.not_run)) == ((), ["tensorrt-rtx"])
+    assert f"--trust {digest}" in str(found)
+    run_digest = sha256_file(Path(int8.info.run.path) / "run.json")
+    assert [one.name for one in validate(int8, trust=[run_digest, digest]).runtimes] == ["tensorrt-rtx"]
+
+
 def test_a_runtime_that_is_asked_for_and_cannot_work_ends_with_5(
     int8: Bundle, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
@@ -156,6 +173,49 @@ def test_another_runtime_is_held_against_the_cpu_on_every_sample(
     assert (result.parity.n_samples, result.parity.max_abs_difference) == (400, 0.0)
     assert result.accuracy == found.accuracy
     check_gates(found)
+
+
+def test_what_a_runtime_made_of_the_bundle_is_held_against_the_dense_one_too(
+    int8: Bundle, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = build(run.path, tmp_path / "b")
+    _play(monkeypatch, 0.0)
+    found = validate(int8, against=plain.path, runtimes=["tensorrt-rtx"])
+    (result,) = found.runtimes
+    assert result.against is not None
+    assert result.against == found.against  # the same answers
+    assert result.drop_points == found.drop_points
+    assert str(found).count("McNemar p") == 2
+
+
+@pytest.mark.parametrize(
+    ("lost", "against", "passes"), [(0.9, 0.9, True), (1.1, 0.9, False), (0.9, 1.1, False)]
+)
+def test_accuracy_that_a_runtime_lost_fails_the_gate_when_the_file_itself_lost_none(
+    lost: float,
+    against: float,
+    passes: bool,
+    int8: Bundle,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = build(run.path, tmp_path / "b")
+    _play(monkeypatch, 0.0)
+    found = validate(int8, against=plain.path, max_drop=1.0, runtimes=["tensorrt-rtx"])
+    (result,) = found.runtimes
+    assert found.against is not None
+    below = replace(found.against, points=-against, low=-3.0, high=2.0)
+    kept = replace(found.against, points=0.0)
+    drifted = replace(
+        found, drop_points=0.0, against=kept, runtimes=(replace(result, drop_points=lost, against=below),)
+    )
+    if passes:
+        check_gates(drifted)
+        return
+    with pytest.raises(GateFailed, match=r"accuracy on tensorrt-rtx is 1\.100 points below"):
+        check_gates(drifted)
+    check_gates(replace(drifted, max_drop=None))
 
 
 def test_a_runtime_that_computes_something_else_fails_the_gate(

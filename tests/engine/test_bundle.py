@@ -141,6 +141,41 @@ def test_a_dry_run_writes_nothing_and_says_what_is_missing(
     assert "not installed" in problems["engines/tensorrt-fp32-default.engine"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--target", "tensorrt-rtx", "--precision", "fp8", "--gpu-arch", "sm80"), "no fp8 arithmetic"),
+        (("--target", "tensorrt-rtx", "--gpu-arch", "sm90"), "does not build for sm90"),
+        (("--target", "onnx", "--time-layers"), "no engine is built"),
+        (("--target", "tensorrtx"), "tensorrt-rtx"),
+        (("--max-cut", "0.1"), "no pattern"),
+        (("--pattern", "2:4", "--out", "."), "not a bundle"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, tuple) else "",
+)
+def test_a_dry_run_ends_as_the_build_would(
+    words: tuple[str, ...], said: str, run: Run, tmp_path: Path, call: Call
+) -> None:
+    out = () if "--out" in words else ("--out", tmp_path / "b")
+    wanted, found = (call("build", run.path, *out, *words, *dry) for dry in ((), ("--dry-run",)))
+    assert (wanted.exit_code, found.exit_code) == (2, 2)
+    assert said in found.stderr
+    assert found.stderr == wanted.stderr
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_dry_run_tells_of_timing_and_what_that_needs(
+    run: Run, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("build", run.path, "--out", tmp_path / "b", "--target", "tensorrt-rtx", "--time-layers")
+    monkeypatch.setattr("sparse_export.engine.door.gpu", lambda: None)
+    assert call(*words, "--dry-run").exit_code == call(*words).exit_code == 5
+    monkeypatch.setattr("sparse_export.building.require_timeable", lambda options: None)
+    told = call(*words, "--dry-run")
+    assert told.exit_code == 0
+    assert "each layer timed" in told.stdout
+
+
 def test_a_dry_run_of_nothing_is_an_error(tmp_path: Path, call: Call) -> None:
     assert call("build", str(tmp_path / "none"), "--dry-run").exit_code == 2
 

@@ -1,8 +1,9 @@
 """Bytes of anybody's making: no crash, no hang, nothing written outside the output folder.
 
-ONNX files, packed tensors, manifests and engines; none of them may reach a native library in this process. A thousand
-cases by default; FUZZ_CASES=2500 in the environment makes it ten thousand, a number for each of the four. The
-processes that build engines are tried with fewer, since each takes a while.
+ONNX files, packed tensors, manifests and engines; none of them may reach a native library in this process. Ten thousand
+cases, a quarter for each of the four; FUZZ_CASES in the environment is another number for each. What native libraries
+make of files is tried in processes of their own, with fewer cases: onnxruntime with an eighth of that number, the
+builder of TensorRT for RTX with ten. Engines are not loaded: whoever vouches for one runs its code.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,11 +30,14 @@ from sparse_export.engine.header import read_header, require_whole
 from sparse_export.engine.options import EngineOptions
 from sparse_export.errors import SparseExportError
 from sparse_export.graph.pack24 import dense_from_file, expand, pack
+from sparse_export.graph.verify import count_parameters, graph_layers
 from sparse_export.graph.weight24 import PackedWeight, unpack_weight
 from sparse_export.inspect import inspect
 from tests.engine.conftest import small_graph
+from tests.engine.opener import DIED, RAN, REFUSED, Opener
+from tests.graph.dividing import with_division
 
-N = int(os.environ.get("FUZZ_CASES", "250"))
+N = int(os.environ.get("FUZZ_CASES", "2500"))
 many = settings(max_examples=N, suppress_health_check=list(HealthCheck))
 
 Damage = list[tuple[float, int]]
@@ -70,6 +75,14 @@ def _packed() -> bytes:
 
 
 @functools.cache
+def _graphs() -> tuple[bytes, ...]:
+    """Dense ones, which no hash guards, of few weights, so that damage meets the rest."""
+    dividing = small_graph(n_hidden=4)
+    with_division(dividing, 2)
+    return small_graph(n_hidden=4, op="Sigmoid").SerializeToString(), dividing.SerializeToString()
+
+
+@functools.cache
 def _engine() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         build_engine(small_graph(), Path(folder) / "x", EngineOptions(target="tensorrt-rtx"))
@@ -77,10 +90,13 @@ def _engine() -> bytes:
 
 
 @many
-@given(DAMAGE, LENGTH)
-def test_onnx_files(damage: Damage, length: float | None) -> None:
-    with _alone("m.onnx", _damaged(_packed(), damage, length)) as path, suppress(SparseExportError):
-        dense_from_file(path)
+@given(st.sampled_from([0, 1, 2]), DAMAGE, LENGTH)
+def test_onnx_files(which: int, damage: Damage, length: float | None) -> None:
+    content = _damaged((_packed(), *_graphs())[which], damage, length)
+    with _alone("m.onnx", content) as path, suppress(SparseExportError):
+        model = dense_from_file(path)
+        graph_layers(model)
+        count_parameters(model)
 
 
 @many
@@ -149,6 +165,40 @@ def test_graphs_that_reach_the_builder(damage: Damage) -> None:
     content = _damaged(small_graph().SerializeToString(), damage, None)
     with _alone("m.onnx", content) as path, tempfile.TemporaryDirectory() as out, suppress(SparseExportError):
         engine_from_file(path, Path(out) / "x", EngineOptions(target="tensorrt-rtx"))
+
+
+@pytest.fixture(scope="module")
+def opener() -> Iterator[Opener]:
+    with Opener() as opener:
+        yield opener
+
+
+@settings(max_examples=max(1, N // 8), suppress_health_check=list(HealthCheck))
+@given(st.sampled_from([0, 1]), DAMAGE, LENGTH)
+def test_graphs_that_reach_onnxruntime(
+    opener: Opener, which: int, damage: Damage, length: float | None
+) -> None:
+    """They may be run, be refused by an error that says why, or end the process that opens them, which is not this."""
+    with _alone("m.onnx", _damaged(_graphs()[which], damage, length)) as path:
+        state, told = opener.open(path)
+        assert state in (RAN, REFUSED, DIED), told
+
+
+def test_a_graph_that_ends_its_process_is_told_from_others(opener: Opener, tmp_path: Path) -> None:
+    """The fuzzing above sees an end, and goes on."""
+    path = tmp_path / "m.onnx"
+    found = []
+    for divisor in (2, -1, 0, 3):
+        model = small_graph()
+        with_division(model, divisor)
+        onnx.save(model, path)
+        found.append(opener.open(path))
+    assert found == [
+        (RAN, ""),
+        (DIED, str(-signal.SIGFPE)),
+        (REFUSED, "ArtefactError"),
+        (RAN, ""),
+    ]
 
 
 def _external(location: str) -> onnx.ModelProto:

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_export import trust
-from sparse_export.artefact import (
-    BUNDLE_FILE,
-    Bundle,
-    BundleInfo,
-    EngineFact,
-    ModelFact,
-    RunReference,
-    file_facts,
-    read_bundle_info,
-    save_bundle_info,
-)
+from sparse_export.artefact import BUNDLE_FILE, Bundle
 from sparse_export.engine import door
 from sparse_export.engine.build import build_engine
 from sparse_export.engine.door import Gpu
@@ -34,75 +23,13 @@ from sparse_export.errors import ArtefactError, MissingCapability, NotTrustedErr
 from sparse_export.files import sha256_file
 from sparse_export.runtime.choice import RUNTIMES, best_runtime, open_runtime, runtime_states
 from tests.engine.conftest import small_graph
-
-VERSION = "1.7.1.116"
-FILE = "engines/x.engine"
-
-
-def _header(size: int = 64, version: str = VERSION) -> bytes:
-    numbers = bytes(int(part) for part in version.split("."))
-    return (b"vtrt" + bytes(12) + struct.pack("<Q", size) + numbers).ljust(size, b"\0")
-
-
-def _fact(**changes: object) -> EngineFact:
-    fact = EngineFact(
-        file=FILE,
-        target="tensorrt-rtx",
-        precision="fp32",
-        version=VERSION,
-        gpu=None,
-        architecture=None,
-        architectures=("sm89",),
-        hardware="none",
-        version_compatible=False,
-        profiles=((1, 8, 32),),
-        sparse=True,
-        parse_s=0.0,
-        build_s=0.0,
-        onnx_sha256="0" * 64,
-    )
-    return replace(fact, **changes)  # type: ignore[arg-type]
+from tests.engine.making import FILE, VERSION, bundle_with_engine, engine_fact, header
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Bundle]:
     """Write a bundle with one engine, vouched for unless `known` is false."""
-
-    def make(content: bytes = _header(100), *, known: bool = True, **changes: object) -> Bundle:
-        (tmp_path / "engines").mkdir(exist_ok=True)
-        (tmp_path / FILE).write_bytes(content)
-        info = BundleInfo(
-            method="dense",
-            model=ModelFact(name="small", input_shape=(16,), n_classes=8),
-            data=None,
-            run=RunReference(path="", run_sha256=""),
-            precision="fp32",
-            targets=("onnx", "tensorrt-rtx"),
-            opset=20,
-            ir_version=10,
-            input_name="input",
-            output_name="output",
-            density=1.0,
-            layers=(),
-            n_parameters=1,
-            n_nonzero=1,
-            macs=1,
-            nonzero_macs=1,
-            accuracy=None,
-            atol=0.0,
-            rtol=0.0,
-            versions={},
-            command=(),
-            created="",
-            files=file_facts(tmp_path, (FILE,)),
-            engines=(_fact(**changes),),
-        )
-        save_bundle_info(tmp_path, info)
-        if known:
-            trust.remember(sha256_file(tmp_path / BUNDLE_FILE))
-        return Bundle(path=tmp_path, info=read_bundle_info(tmp_path))
-
-    return make
+    return partial(bundle_with_engine, tmp_path)
 
 
 @pytest.fixture
@@ -156,7 +83,7 @@ def test_an_engine_that_climbs_out_of_its_bundle_is_refused(make: Make, machine:
     bundle = make()
     facts = {"../x.engine": bundle.info.files[FILE]}
     bundle = Bundle(
-        path=bundle.path, info=replace(bundle.info, files=facts, engines=(_fact(file="../x.engine"),))
+        path=bundle.path, info=replace(bundle.info, files=facts, engines=(engine_fact(file="../x.engine"),))
     )
     with pytest.raises(ArtefactError, match="lies outside"):
         _require(bundle)
@@ -217,6 +144,11 @@ FULL = {"target": "tensorrt", "architectures": (), "architecture": "sm80"}
         ({}, "sm89", True),
         ({}, "sm86", False),
         ({"architectures": ()}, "sm120", True),
+        ({"architectures": ()}, "sm75", False),  # Turing has to be named
+        ({"architectures": ("sm75",)}, "sm75", True),
+        ({"architectures": ("sm75", "sm89")}, "sm75", True),
+        ({"architectures": ("sm75",)}, "sm89", False),
+        ({}, "sm75", False),
         (FULL, "sm80", True),
         (FULL, "sm86", False),
         ({**FULL, "hardware": "ampere-plus"}, "sm120", True),
@@ -236,7 +168,7 @@ def test_the_gpu_has_to_fit(
         _require(bundle)
 
 
-@pytest.mark.parametrize("here", ["sm75", "sm90", "sm100"])
+@pytest.mark.parametrize("here", ["sm70", "sm90", "sm100"])
 @pytest.mark.parametrize("architectures", [(), ("sm89",)])
 def test_where_tensorrt_for_rtx_does_not_run_no_new_build_is_advised(
     architectures: tuple[str, ...], here: str, make: Make, machine: Machine
@@ -245,6 +177,15 @@ def test_where_tensorrt_for_rtx_does_not_run_no_new_build_is_advised(
     with pytest.raises(MissingCapability, match=f"does not support this GPU, a card \\({here}\\)") as caught:
         _require(make(os.urandom(100), architectures=architectures))
     assert "--target tensorrt " in caught.value.do
+
+
+def test_on_turing_an_engine_that_does_not_name_it_is_to_be_built_anew_for_it(
+    make: Make, machine: Machine
+) -> None:
+    machine("sm75")
+    with pytest.raises(ArtefactError) as caught:
+        _require(make(os.urandom(100), architectures=()))
+    assert "--gpu-arch sm75" in caught.value.do
 
 
 def test_without_a_gpu_an_engine_ends_with_5(make: Make, machine: Machine) -> None:
@@ -256,7 +197,7 @@ def test_without_a_gpu_an_engine_ends_with_5(make: Make, machine: Machine) -> No
 
 def test_an_engine_of_another_library_than_told_is_refused(make: Make, machine: Machine) -> None:
     with pytest.raises(ArtefactError, match=r"is an engine of tensorrt-rtx 1\.2\.0\.54"):
-        _require(make(_header(100, "1.2.0.54")))
+        _require(make(header(100, "1.2.0.54")))
 
 
 def test_a_bundle_without_an_engine_for_a_target_says_which_it_has(make: Make) -> None:
@@ -320,3 +261,15 @@ def test_a_runtime_that_was_named_is_never_replaced(make: Make, machine: Machine
 
 def test_an_engine_goes_before_onnxruntime_where_it_can_run(make: Make, machine: Machine) -> None:
     assert best_runtime(make()) == "tensorrt-rtx"
+
+
+def test_a_runtime_that_nobody_vouched_for_says_what_to_do_and_works_with_the_digest(
+    make: Make, machine: Machine
+) -> None:
+    bundle = make(known=False, architectures=("sm89", "sm120"))
+    digest = sha256_file(bundle.path / BUNDLE_FILE)
+    assert best_runtime(bundle) == "onnxruntime-cpu"
+    (problem,) = (one.problem for one in runtime_states(bundle) if one.name == "tensorrt-rtx")
+    assert problem is not None
+    assert f"--trust {digest}" in problem
+    assert best_runtime(bundle, trust=("0" * 64, digest)) == "tensorrt-rtx"

@@ -16,6 +16,7 @@ from sparse_export.engine import door
 from sparse_export.engine.loadable import engine_of
 from sparse_export.engine.options import EngineOptions, Profile
 from sparse_export.engine.tactics import kernels_from_inspection, read_sparsity
+from sparse_export.measure.latency import bench
 from sparse_export.runtime.choice import open_runtime
 from sparse_export.runtime.tensorrt import open_engine
 from sparse_export.runtime.tolerance import outside_tolerance
@@ -130,3 +131,39 @@ def test_a_profiled_pass_tells_of_the_layers_that_the_inspector_names(bundle: Bu
     told = (bundle.path / f"{fact.file}.json").read_text()
     named = {one.layer for one in kernels_from_inspection(told)}
     assert named & {name for name, _ in second}
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_an_engine_is_timed_on_its_device(cuda_graphs: bool, bundle: Bundle) -> None:
+    target = bundle.info.engines[0].target
+    found = bench(bundle, batches=(4, 64), runtimes=(target,), rounds=20, cuda_graphs=cuda_graphs)
+    assert [row.batch for row in found.rows] == [4, 64]
+    for row in found.rows:
+        assert row.device is not None
+        assert 0 < row.device.median_ms < row.latency.median_ms
+
+
+def test_an_engine_sees_what_another_stream_is_still_writing(bundle: Bundle) -> None:
+    (fact,) = bundle.info.engines
+    x = np.random.default_rng(0).standard_normal((8, 1, 8, 8), dtype=np.float32)
+    source, stream = torch.from_numpy(x).cuda(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with open_engine(bundle, fact) as session, torch.cuda.stream(stream):
+        late = torch.zeros(8, 1, 8, 8, device="cuda")
+        torch.cuda._sleep(200_000_000)
+        late.copy_(source)  # on the device, so that the host goes ahead
+        found = session.run_torch(late).cpu().numpy()
+    assert _near(found, _wanted(bundle, x), bundle)
+
+
+def test_a_version_compatible_engine_is_inspected_and_runs(run: Run) -> None:
+    if not door.is_installed("tensorrt"):
+        pytest.skip("TensorRT is not installed")
+    options = EngineOptions(target="tensorrt", version_compatible=True)
+    out = run.path.with_name("version-compatible")
+    bundle = build(run.path, out, targets=["tensorrt"], precision="fp16", engines=[options])
+    (fact,) = bundle.info.engines
+    assert (bundle.path / f"{fact.file}.json").is_file()
+    x = np.random.default_rng(0).standard_normal((8, 1, 8, 8), dtype=np.float32)
+    with open_engine(bundle, fact) as session:
+        assert _near(session.run(x), _wanted(bundle, x), bundle)

@@ -24,7 +24,7 @@ from sparse_export import artefact
 from sparse_export.artefact import Bundle, EngineFact, Run
 from sparse_export.building import build
 from sparse_export.comparison import Comparison, compare
-from sparse_export.errors import ArtefactError, GateFailed, SpeedupNotReached, UsageError
+from sparse_export.errors import ArtefactError, GateFailed, SpeedupNotReached, UnknownNameError, UsageError
 from sparse_export.files import sha256_file
 from sparse_export.gating import Gate, check_gate, gate, write_results
 from sparse_export.gating.junit import junit_xml
@@ -410,9 +410,27 @@ def test_a_bundle_that_is_not_there_is_wrong_usage(dense: Bundle, tmp_path: Path
         gate(tmp_path / "nothing", dense.path)
 
 
-def test_a_dense_bundle_of_other_data_is_wrong_usage(sparse: Bundle, copied: Path) -> None:
+def test_a_runtime_that_is_none_is_refused_before_the_work(sparse: Bundle, dense: Bundle) -> None:
+    with pytest.raises(UnknownNameError, match="no runtime named 'onnxrt'"):
+        gate(sparse.path, dense.path, runtimes=["onnxrt"])
+
+
+def test_wrong_usage_that_is_found_on_the_way_breaks_its_link_and_is_written(
+    sparse: Bundle, copied: Path, tmp_path: Path
+) -> None:
     info = artefact.read_bundle_info(copied)
     assert info.data is not None
     rewrite(copied, data=replace(info.data, test_sha256="0" * 64))
-    with pytest.raises(UsageError, match="the very same samples"):
-        gate(sparse.path, copied)
+    found = gate(sparse.path, copied)
+    assert "the very same samples" in broken_at(found, "accuracy", 2)
+    (error,) = ElementTree.parse(write_results(tmp_path, found)[1]).getroot().iter("error")
+    assert error.get("type") == "UsageError"
+    with pytest.raises(UsageError, match="The link 'accuracy' is broken"):
+        check_gate(found)
+
+
+def test_an_unknown_name_that_breaks_a_link_is_told_as_it_was(passed: Gate) -> None:
+    """Its class makes its own sentence of a name, and takes none."""
+    broken = replace(passed.links[4], outcome="broken", error="UnknownNameError", reason="No such thing.")
+    with pytest.raises(UsageError, match="The link 'accuracy' is broken: No such thing"):
+        check_gate(replace(passed, links=(broken,)))

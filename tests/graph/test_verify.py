@@ -146,6 +146,23 @@ def test_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
         onnx_from_file(tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize("name", [b"batch", b"fc1", b"first"])
+@pytest.mark.parametrize("check", [False, True])
+def test_names_that_are_no_text_are_told(name: bytes, check: bool, tmp_path: Path) -> None:
+    """Of a size, a tensor and a node; protobuf hands them over as bytes."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "fc1"], ["y"], name="first")],
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1])],
+        [numpy_helper.from_array(np.ones((1, 1), dtype=np.float32), "fc1")],
+    )
+    content = helper.make_model(graph).SerializeToString()
+    (tmp_path / "m.onnx").write_bytes(content.replace(name, b"\xff" + name[1:]))
+    with pytest.raises(ArtefactError, match=r"cannot be read as ONNX"):
+        onnx_from_file(tmp_path / "m.onnx", check=check)
+
+
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a file"):
         onnx_from_file(tmp_path / "absent.onnx")

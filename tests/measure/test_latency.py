@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from sparse_export.measure.latency import bench, write_bench
 from sparse_export.measure.machine import machine_facts
 from sparse_export.runtime import Session
 from sparse_export.runtime.onnxruntime import open_session
+from tests.card import Card, Stream, pretend_torch_cuda
 from tests.making_runs import digits_run
 
 QUICK: dict[str, Any] = {"rounds": 20, "block_s": 0.001, "warmup_limit_s": 0.05, "n_threads": 1}
@@ -73,7 +76,7 @@ def test_every_runtime_that_should_run_here_is_timed_by_default_and_a_failure_is
 ) -> None:
     def opened(found: Bundle, name: str, **_: Any) -> Session:
         if name != "onnxruntime-cpu":
-            raise MissingCapability(f"{name} does not work.")
+            raise MissingCapability(f"{name} does not work.", expected="More.", do="Mend it.")
         return open_session(found.onnx_path, n_threads=1)
 
     monkeypatch.setattr("sparse_export.runtime.choice.gpu", lambda: "a card" if card else None)
@@ -82,7 +85,7 @@ def test_every_runtime_that_should_run_here_is_timed_by_default_and_a_failure_is
     found = bench(_with_engines(bundle, targets), batches=(1,), **QUICK, on_progress=told.append)
     assert [*(one.runtime for one in found.not_timed), *(row.runtime for row in found.rows)] == wanted
     for one in found.not_timed:
-        assert one.why == f"{one.runtime} does not work."
+        assert one.why == f"{one.runtime} does not work. Mend it."
         assert f"Not timed: {one.runtime}: {one.why}" in str(found)
         assert f"{one.runtime} is not timed: {one.why}" in told
 
@@ -144,6 +147,52 @@ def test_an_engine_is_timed_at_the_batches_that_it_has_a_profile_for(
     assert "tensorrt-rtx ran engines/tensorrt-rtx.engine." in str(found)
     with pytest.raises(UsageError, match=r"No batch .* could be timed.*A batch of 16 fits no profile"):
         bench(engines, batches=(16,), runtimes=("tensorrt-rtx",), **QUICK)
+
+
+class _OnDevice(_Engine):
+    """An engine whose passes can be launched by themselves; each takes a tenth of a call."""
+
+    def launcher(self, x: np.ndarray) -> Callable[[], object]:
+        return lambda: time.sleep(1e-4)
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        time.sleep(1e-3)
+        return super().run(x)
+
+
+def test_an_engine_is_timed_on_its_device_too_where_that_can_be_said(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def opened(found: Bundle, name: str, *, cuda_graphs: bool, **_: Any) -> Session:
+        asked.append(cuda_graphs)
+        session: Any = (
+            _OnDevice(found) if name == "tensorrt-rtx" else open_session(found.onnx_path, n_threads=1)
+        )
+        return session  # type: ignore[no-any-return]
+
+    monkeypatch.setattr("sparse_export.measure.latency.open_runtime", opened)
+    card = Card(capability=(8, 9), profiles=(), sample=())
+    pretend_torch_cuda(monkeypatch, Stream(), card)
+    engines = _with_engines(bundle, ("tensorrt-rtx",))
+    runtimes = ("tensorrt-rtx", "onnxruntime-cpu")
+    found = bench(engines, batches=(4,), runtimes=runtimes, cuda_graphs=True, **QUICK)
+    engine, other = found.rows
+    assert engine.device is not None
+    assert engine.device_ms is not None
+    assert len(engine.device.samples_ms) == 20
+    assert 0.1 <= engine.device.median_ms < engine.latency.median_ms
+    assert (other.device, other.device_ms) == (None, None)
+    assert all(asked)
+    text = " ".join(str(found).split())
+    assert f"tensorrt-rtx at batch 4: {engine.device_ms.estimate:.4g} ms" in text
+    assert "Engines replayed CUDA graphs." in text
+
+
+def test_cuda_graphs_of_no_engine_are_refused(bundle: Path) -> None:
+    with pytest.raises(UsageError, match="onnxruntime-cpu replay none"):
+        bench(bundle, batches=(1,), runtimes=("onnxruntime-cpu",), cuda_graphs=True, **QUICK)
 
 
 def test_where_nothing_runs_every_reason_is_given(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

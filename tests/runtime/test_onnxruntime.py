@@ -12,6 +12,7 @@ from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameEr
 from sparse_export.graph.pack24 import pack
 from sparse_export.runtime import Session
 from sparse_export.runtime.onnxruntime import open_session
+from tests.graph.dividing import divides
 from tests.graph.packed import gemm, initializer, two_four
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -168,3 +169,60 @@ def test_the_words_of_the_format_alone_do_not_make_a_file_packed(model_path: Pat
     onnx.save(model, model_path)
     with open_session(model_path) as session:
         assert session.run(np.zeros((1, 4), dtype=np.float32)).shape == (1, 3)
+
+
+def test_what_onnxruntime_raises_at_a_run_is_told_with_the_file(tmp_path: Path) -> None:
+    path = divides(tmp_path / "model.onnx", 0)
+    with (
+        open_session(path) as session,
+        pytest.raises(ArtefactError, match=r"cannot run .*model\.onnx.*division"),
+    ):
+        session.run(np.zeros((2, 4), dtype=np.float32))
+
+
+def test_too_little_memory_is_no_fault_of_the_file(tmp_path: Path) -> None:
+    path = _save_of(
+        tmp_path / "large.onnx", helper.make_node("Expand", ["x", "sizes"], ["y"]), sizes=[2**42, 1, 4]
+    )
+    with open_session(path) as session, pytest.raises(MissingCapability, match="memory"):
+        session.run(np.zeros((2, 4), dtype=np.float32))
+
+
+@pytest.mark.parametrize("node", ["ReduceSum", "Transpose"])
+def test_an_answer_without_a_row_for_each_sample_is_refused(tmp_path: Path, node: str) -> None:
+    path = _save_of(tmp_path / "model.onnx", helper.make_node(node, ["x"], ["y"]))
+    with (
+        open_session(path) as session,
+        pytest.raises(ArtefactError, match="answers 2 samples by an output of shape"),
+    ):
+        session.run(np.zeros((2, 4), dtype=np.float32))
+
+
+def test_an_output_of_whole_numbers_is_refused(tmp_path: Path) -> None:
+    node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.INT64)
+    with pytest.raises(ArtefactError, match="floating point too"):
+        open_session(_save_of(tmp_path / "model.onnx", node, kind=TensorProto.INT64))
+
+
+def test_names_that_are_no_text_are_refused(model_path: Path) -> None:
+    """As a few changed bytes make them."""
+    content = model_path.read_bytes()
+    assert content.count(b"batch") == 2
+    model_path.write_bytes(content.replace(b"batch", b"ba\xffch"))
+    with pytest.raises(ArtefactError, match=r"model\.onnx"):
+        open_session(model_path)
+
+
+def _save_of(
+    path: Path, node: onnx.NodeProto, *, kind: int = TensorProto.FLOAT, sizes: list[int] | None = None
+) -> Path:
+    """A graph of one node from x, float32 (batch, 4), to y of unknown shape."""
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", kind, None)],
+        [] if sizes is None else [numpy_helper.from_array(np.array(sizes, dtype=np.int64), "sizes")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path

@@ -12,7 +12,7 @@ from sparse_export.serving.deployment import Deployment, deployment_files
 from sparse_export.serving.manifests import check_deployment
 
 
-def _files(*, tensorrt: str | None = None, python: bool = True) -> dict[str, str]:
+def _files(*, tensorrt: str | None = None, python: bool = True, host_code: bool = False) -> dict[str, str]:
     return deployment_files(
         Deployment(
             name="net-triton",
@@ -21,6 +21,7 @@ def _files(*, tensorrt: str | None = None, python: bool = True) -> dict[str, str
             python_models=python,
             requirements=("numpy>=1.26", "onnxruntime==1.31.1"),
             needs_gpu=tensorrt is not None,
+            host_code=host_code,
             max_body_mb=64,
         )
     )
@@ -36,6 +37,14 @@ def test_every_file_that_is_emitted_passes(tensorrt: str | None, python: bool) -
         check_deployment(name, text)
     assert ("nvidia.com/gpu" in files["kubernetes/triton.yaml"]) == (tensorrt is not None)
     assert ("pip install" in files["docker/Dockerfile"]) == python
+
+
+def test_only_for_engines_that_hold_host_code_the_server_may_run_it() -> None:
+    for host_code in (False, True):
+        files = _files(tensorrt="10.14.1.48", host_code=host_code)
+        for name in ("docker/Dockerfile", "kubernetes/triton.yaml", "kubernetes/kserve.yaml"):
+            check_deployment(name, files[name])
+            assert ("--backend-config=tensorrt,version-compatible=true" in files[name]) == host_code, name
 
 
 MISTAKES = [

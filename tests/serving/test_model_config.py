@@ -16,13 +16,14 @@ INPUT = TensorSpec(name="input", dtype="FP32", dims=(3, 32, 32))
 OUTPUT = TensorSpec(name="logits", dtype="FP16", dims=(10,))
 
 
-def _text(runtime: str = "python", **changes: object) -> str:
+def _text(runtime: str = "python", max_batch: int = 64, **changes: object) -> str:
     return config_text(
         "net",
         runtime=runtime,
         inputs=INPUT,
         outputs=OUTPUT,
         settings=ModelSettings(**changes),  # type: ignore[arg-type]
+        max_batch=max_batch,
         parameters={"manifest_sha256": "ab" * 32},
         plans={"9.0": "model-sm90.plan", "12.0": "model-sm120.plan", "8.6": "model-sm86.plan"},
     )

@@ -19,32 +19,18 @@ from sparse_export.runtime.onnxruntime import open_session
 from sparse_export.serving.model_config import check_config
 from sparse_export.serving.package import Package, package
 from sparse_export.serving.repository import model_name, open_served, require_name, require_trusted_engines
+from sparse_export.serving.settings import ModelSettings
 from sparse_export.trust import remember
 from tests.cli.conftest import Call
 from tests.serving.conftest import Bundles
+from tests.serving.engines import with_engines
+
+ENGINE = "tensorrt-fp16-sm90.engine"
 
 
 @pytest.fixture(scope="module")
 def packaged(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Package:
     return package([bundles.dense, bundles.sparse], [None, None], tmp_path_factory.mktemp("packaged") / "out")
-
-
-def _with_engines(
-    bundle: Path, to: Path, *names: str, tensorrt: str = "10.14.1.48", trusted: bool = True
-) -> Path:
-    """A copy with files that are named as engines, listed in its manifest, which this user vouches for."""
-    shutil.copytree(bundle, to)
-    (to / "engines").mkdir()
-    manifest = json.loads((to / BUNDLE_FILE).read_text())
-    for name in names:
-        path = to / "engines" / name
-        path.write_bytes(name.encode())
-        manifest["files"][f"engines/{name}"] = {"size_bytes": len(name), "sha256": sha256_file(path)}
-    manifest["versions"]["tensorrt-cu13"] = tensorrt
-    (to / BUNDLE_FILE).write_text(json.dumps(manifest))
-    if trusted:
-        remember(sha256_file(to / BUNDLE_FILE))
-    return to
 
 
 def test_it_holds_a_model_for_each_bundle_and_runtime(packaged: Package) -> None:
@@ -86,7 +72,7 @@ def test_native_backends_get_dense_weights_and_ours_the_packed_ones(
 
 def test_engines_become_plans_for_each_type_of_gpu(bundles: Bundles, tmp_path: Path) -> None:
     names = ("tensorrt-fp16-sm86.engine", "tensorrt-fp16-sm90.engine", "tensorrt-fp16-sm120.engine")
-    bundle = _with_engines(
+    bundle = with_engines(
         bundles.sparse, tmp_path / "net", *names, "tensorrt-int8-sm90.engine", "rtx-fp16-sm89.engine"
     )
     made = package([bundle], [None], tmp_path / "out")
@@ -106,21 +92,91 @@ def test_engines_become_plans_for_each_type_of_gpu(bundles: Bundles, tmp_path: P
     assert "nvidia.com/gpu: 1" in (made.path / "kubernetes" / "triton.yaml").read_text()
 
 
+def _config(made: Package, model: str) -> Any:
+    path = made.path / "model_repository" / model / "config.pbtxt"
+    return check_config(path.read_text(), path)
+
+
+def test_a_model_takes_no_larger_batches_than_its_engine_has_profiles_for(
+    bundles: Bundles, tmp_path: Path
+) -> None:
+    bundle = with_engines(bundles.dense, tmp_path / "net", ENGINE, profiles=((1, 8, 32),))
+    made = package([bundle], [None], tmp_path / "out")
+    largest = {model.runtime: model.max_batch for model in made.models}
+    assert largest == {"tensorrt": 32, "onnxruntime": 64, "python": 32}
+    for runtime, most in largest.items():
+        message = _config(made, f"net-{runtime}")
+        assert message.max_batch_size == most
+        assert [sample.batch_size for sample in message.model_warmup] == [1, most]
+
+
+@pytest.mark.parametrize(
+    ("profiles", "most"),
+    [
+        (((1, 1, 4), (8, 8, 8)), 4),  # 5 to 7 are in neither, and requests are merged to any number
+        (((5, 8, 32), (1, 1, 4)), 32),
+        (((1, 8, 32), (1, 64, 128)), 64),
+        (((1, 1, 1),), 1),
+    ],
+)
+def test_every_smaller_batch_is_in_a_profile_too(
+    profiles: tuple[tuple[int, int, int], ...], most: int, bundles: Bundles, tmp_path: Path
+) -> None:
+    bundle = with_engines(bundles.dense, tmp_path / "net", ENGINE, profiles=profiles)
+    made = package([bundle], [None], tmp_path / "out", runtimes=["tensorrt"])
+    message = _config(made, "net-tensorrt")
+    assert message.max_batch_size == most
+    names = [str(at) for at in range(len(profiles))] if len(profiles) > 1 else []
+    assert list(message.instance_group[0].profile) == names
+
+
+@pytest.mark.parametrize("runtime", ["tensorrt", "python"])
+def test_larger_batches_than_the_engine_takes_are_refused_when_they_are_asked_for(
+    runtime: str, bundles: Bundles, call: Call, tmp_path: Path
+) -> None:
+    bundle = with_engines(bundles.dense, tmp_path / "net", ENGINE, profiles=((1, 8, 32),))
+    words = ("package", bundle, "--runtime", runtime, "--out", tmp_path / "out", "--max-batch")
+    refused = call(*words, 33)
+    assert refused.exit_code == 2
+    assert "takes up to 32" in refused.stderr
+    assert "1:8:32" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    assert call(*words, 32).exit_code == 0
+    settings = ModelSettings(max_batch=33)
+    made = package([bundle], [None], tmp_path / "onnx", runtimes=["onnxruntime"], settings=settings)
+    assert [model.max_batch for model in made.models] == [33]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"profiles": ((8, 8, 8),)}, "no batch of 1"), ({"told": False}, "does not tell which batches")],
+)
+def test_an_engine_that_cannot_take_what_requests_bring_is_left_out_and_said_why(
+    changes: dict[str, Any], why: str, bundles: Bundles, tmp_path: Path
+) -> None:
+    bundle = with_engines(bundles.dense, tmp_path / "net", ENGINE, **changes)
+    made = package([bundle], [None], tmp_path / "out")
+    assert [model.runtime for model in made.models] == ["onnxruntime", "python"]
+    assert any(why in note for note in made.notes)
+    with pytest.raises(UsageError, match=why):
+        package([bundle], [None], tmp_path / "out", runtimes=["tensorrt"])
+
+
 def test_engines_of_an_unknown_tensorrt_are_packaged_with_a_warning(bundles: Bundles, tmp_path: Path) -> None:
-    bundle = _with_engines(bundles.dense, tmp_path / "net", "tensorrt-fp16-sm90.engine", tensorrt="11.9.1.2")
+    bundle = with_engines(bundles.dense, tmp_path / "net", "tensorrt-fp16-sm90.engine", tensorrt="11.9.1.2")
     made = package([bundle], [None], tmp_path / "out", runtimes=["tensorrt"])
     assert any("TensorRT 11.9.1.2" in note for note in made.notes)
 
 
 def test_engines_of_two_tensorrts_are_refused(bundles: Bundles, tmp_path: Path) -> None:
-    one = _with_engines(bundles.dense, tmp_path / "one", "tensorrt-fp16-sm90.engine")
-    two = _with_engines(bundles.sparse, tmp_path / "two", "tensorrt-fp16-sm90.engine", tensorrt="10.9.0.34")
+    one = with_engines(bundles.dense, tmp_path / "one", "tensorrt-fp16-sm90.engine")
+    two = with_engines(bundles.sparse, tmp_path / "two", "tensorrt-fp16-sm90.engine", tensorrt="10.9.0.34")
     with pytest.raises(UsageError, match=r"10\.14\.1\.48 and 10\.9\.0\.34"):
         package([one, two], [None, None], tmp_path / "out")
 
 
 def test_an_engine_is_served_only_when_it_is_trusted(bundles: Bundles, tmp_path: Path) -> None:
-    folder = _with_engines(bundles.dense, tmp_path / "net", "tensorrt-fp16-sm70.engine", trusted=False)
+    folder = with_engines(bundles.dense, tmp_path / "net", "tensorrt-fp16-sm70.engine", trusted=False)
     served = open_served(folder)
     with pytest.raises(NotTrustedError) as error:
         require_trusted_engines(served, None)

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sparse_export.errors import MissingCapability, UsageError
-from sparse_export.serving import launch
+from sparse_export.serving import launch, process
 from sparse_export.serving.health import Readiness, health_endpoint
 from sparse_export.serving.process import free_ports, work_folder
-from sparse_export.serving.server_files import find_server
+from sparse_export.serving.server_files import ServerFiles, find_server
+from sparse_export.serving.settings import HOST_CODE
 from tests.serving.serving import get, until
 
 
@@ -163,3 +165,24 @@ def test_the_wait_for_something_that_does_not_come_is_bounded() -> None:
     with pytest.raises(AssertionError, match="never"):
         until(lambda: False, "never", 0.2)
     assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("host_code", [False, True])
+def test_the_server_may_run_host_code_of_engines_only_where_that_is_wanted(
+    host_code: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words: list[str] = []
+
+    def popen(command: list[str], **_: object) -> SimpleNamespace:
+        words.extend(command)
+        return SimpleNamespace(pid=0)
+
+    monkeypatch.setattr(process, "_can_limit_bodies", lambda server: False)
+    monkeypatch.setattr("subprocess.Popen", popen)
+    server = ServerFiles(
+        binary=tmp_path, backends=frozenset(), backend_folder=tmp_path, libraries=(), is_wheel=False
+    )
+    with work_folder() as folder:
+        ports = free_ports("127.0.0.1", http=0, grpc=0, metrics=0, health=0)
+        process.start(server, folder, ports, host_code=host_code)
+    assert (HOST_CODE in words) == host_code

@@ -1,0 +1,152 @@
+"""What this user does not vouch for is opened and run by another process first, once."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparse_export import artefact, trust
+from sparse_export.artefact import BUNDLE_FILE, Bundle, BundleInfo, ModelFact, RunReference
+from sparse_export.errors import ArtefactError, MissingCapability, OutputError
+from sparse_export.files import sha256_file
+from sparse_export.runtime import trial
+from sparse_export.runtime.choice import open_runtime
+from sparse_export.runtime.trial import require_tried
+from tests.graph.dividing import divides
+
+GOLDEN = "golden/input.npy"
+
+
+def _bundle(folder: Path, divisor: int, golden: np.ndarray | bytes | None = None) -> Bundle:
+    """From somebody else. golden: its input, none without."""
+    folder.mkdir()
+    divides(folder / "model.onnx", divisor)
+    if golden is not None:
+        (folder / GOLDEN).parent.mkdir()
+        if isinstance(golden, bytes):
+            (folder / GOLDEN).write_bytes(golden)
+        else:
+            np.save(folder / GOLDEN, golden)
+    info = BundleInfo(
+        method="dense",
+        model=ModelFact(name="small", input_shape=(4,), n_classes=3),
+        data=None,
+        run=RunReference(path="", run_sha256=""),
+        precision="fp32",
+        targets=("onnx",),
+        opset=20,
+        ir_version=10,
+        input_name="x",
+        output_name="y",
+        density=1.0,
+        layers=(),
+        n_parameters=12,
+        n_nonzero=12,
+        macs=12,
+        nonzero_macs=12,
+        accuracy=None,
+        atol=0.0,
+        rtol=0.0,
+        versions={},
+        command=(str(folder),),  # so that no two of these tests have the same manifest
+        created="",
+        files=artefact.file_facts(folder, ("model.onnx", *([] if golden is None else [GOLDEN]))),
+        engines=(),
+    )
+    artefact.save_bundle_info(folder, info)
+    return Bundle(path=folder, info=artefact.read_bundle_info(folder))
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What processes were started."""
+    words: list[Any] = []
+    genuine = subprocess.run
+
+    def run(*args: Any, **options: Any) -> Any:
+        words.append(args)
+        return genuine(*args, **options)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return words
+
+
+@pytest.mark.parametrize("golden", [None, np.ones((8, 4), dtype=np.float32)])
+def test_a_file_that_runs_is_tried_once_however_often_it_is_opened(
+    golden: np.ndarray | None, tmp_path: Path, started: list[Any]
+) -> None:
+    bundle = _bundle(tmp_path / "b", 2, golden)
+    for _ in range(3):
+        with open_runtime(bundle, "onnxruntime-cpu") as session:
+            assert session.run(np.ones((2, 4), dtype=np.float32)).shape == (2, 3)
+    assert len(started) == 1
+    assert not trust.is_trusted(sha256_file(bundle.path / BUNDLE_FILE))
+
+
+def test_another_file_of_the_same_name_is_tried_again(tmp_path: Path, started: list[Any]) -> None:
+    bundle = _bundle(tmp_path / "b", 2)
+    require_tried(bundle)
+    artefact.save_bundle_info(bundle.path, replace(bundle.info, created="later"))
+    require_tried(bundle)
+    assert len(started) == 2
+
+
+def test_what_this_user_vouches_for_is_not_tried(tmp_path: Path, started: list[Any]) -> None:
+    bundle = _bundle(tmp_path / "b", 2)
+    digest = sha256_file(bundle.path / BUNDLE_FILE)
+    open_runtime(bundle, "onnxruntime-cpu", trust=digest).close()
+    require_tried(bundle)
+    assert trust.is_trusted(digest)
+    assert not started
+
+
+def test_a_signal_is_an_error_each_time(tmp_path: Path, started: list[Any]) -> None:
+    bundle = _bundle(tmp_path / "b", -1, np.ones((8, 4), dtype=np.float32))
+    for _ in range(2):
+        with pytest.raises(ArtefactError, match=r"b/model\.onnx comes from elsewhere.*ended by SIGFPE"):
+            open_runtime(bundle, "onnxruntime-cpu")
+    assert len(started) == 2
+
+
+def test_what_takes_too_long_is_ended_and_may_be_vouched_for(tmp_path: Path) -> None:
+    bundle = _bundle(tmp_path / "b", 2)
+    digest = sha256_file(bundle.path / BUNDLE_FILE)
+    with pytest.raises(ArtefactError, match=rf"was not done after 0\.01 s.*--trust {digest}"):
+        require_tried(bundle, limit_s=0.01)
+
+
+@pytest.mark.parametrize(
+    ("divisor", "golden", "told"),
+    [
+        (0, None, "division by zero"),
+        (2, b"no array", r"input\.npy cannot be read"),
+        (2, np.ones((8, 5), dtype=np.float32), r"does not take .*input\.npy.*\(8, 5\)"),
+        (2, np.ones((8, 4), dtype=np.float64), r"does not take .*input\.npy.*float64"),
+    ],
+)
+def test_an_error_of_the_other_process_is_an_error_of_the_bundle(
+    divisor: int, golden: np.ndarray | bytes | None, told: str, tmp_path: Path
+) -> None:
+    bundle = _bundle(tmp_path / "b", divisor, golden)
+    with pytest.raises(ArtefactError, match=f"(?i){told}"):
+        require_tried(bundle)
+
+
+def test_what_the_machine_lacks_is_no_fault_of_the_bundle() -> None:
+    assert trial._error("MissingCapability") is MissingCapability
+    assert trial._error("OutputError") is OutputError
+    assert trial._error("UsageError") is ArtefactError
+    assert trial._error("no such class") is ArtefactError
+
+
+def test_a_process_that_cannot_start_tells_the_end_of_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "_WORKER", ("-S", "-m", "sparse_export.runtime.no_such_module"))
+    with pytest.raises(ArtefactError, match=r"ended with 1, without a word: .*no_such_module"):
+        require_tried(_bundle(tmp_path / "b", 2))

@@ -1,0 +1,148 @@
+"""The documents that list what the code has."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from sparse_export.train.recipe import (
+    LearningRateRecipe,
+    OptimizerRecipe,
+    Recipe,
+    SparsityRecipe,
+    recipe_from_table,
+)
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+RECIPE_PAGE = (DOCS / "recipe.md").read_text()
+TABLES: dict[str, type[BaseModel]] = {
+    "Top level": Recipe,
+    "`[optimizer]`": OptimizerRecipe,
+    "`[learning_rate]`": LearningRateRecipe,
+    "`[sparsity]`": SparsityRecipe,
+}
+
+
+def told(heading: str) -> dict[str, tuple[str, str]]:
+    """The table below a heading: key -> default, meaning."""
+    (section,) = re.findall(
+        rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", RECIPE_PAGE, re.DOTALL | re.MULTILINE
+    )
+    return {
+        key: (default, text)
+        for key, default, text in re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", section, re.MULTILINE)
+    }
+
+
+def keys_of(table: type[BaseModel]) -> set[str]:
+    return {
+        name
+        for name, field in table.model_fields.items()
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel))
+    }
+
+
+def words_of(annotation: Any) -> list[str]:
+    """The words that a key can have, those of a choice within an optional one too."""
+    if get_origin(annotation) is Literal:
+        return [word for word in get_args(annotation) if isinstance(word, str)]
+    return [word for part in get_args(annotation) for word in words_of(part)]
+
+
+@pytest.mark.parametrize("heading", TABLES)
+def test_the_recipe_page_has_a_line_for_every_key_and_no_other(heading: str) -> None:
+    assert told(heading).keys() == keys_of(TABLES[heading])
+
+
+@pytest.mark.parametrize("heading", TABLES)
+def test_the_recipe_page_tells_every_default(heading: str) -> None:
+    for key, (default, _) in told(heading).items():
+        wanted = TABLES[heading].model_fields[key].default
+        if wanted is PydanticUndefined:
+            assert default == "needed", key
+        elif wanted is None:
+            assert default == "not set", key
+        else:
+            found = tomllib.loads(f"x = {default.strip('`')}")["x"]
+            assert found == json.loads(json.dumps(wanted)), key
+
+
+@pytest.mark.parametrize("heading", TABLES)
+def test_the_recipe_page_names_every_word_that_a_key_can_have(heading: str) -> None:
+    for key, (default, meaning) in told(heading).items():
+        for word in words_of(TABLES[heading].model_fields[key].annotation):
+            assert f'`"{word}"`' in f"{default} {meaning}", (key, word)
+
+
+def test_the_example_of_the_recipe_page_has_every_key_and_each_default() -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", RECIPE_PAGE, re.DOTALL)
+    table = tomllib.loads(example)
+    recipe = recipe_from_table(table, source="the example")
+    assert recipe == Recipe(model=recipe.model, data=recipe.data, epochs=recipe.epochs)
+    everything = tomllib.loads(re.sub(r"^# (?=\w+ = )", "", example, flags=re.MULTILINE))
+    for heading, kind in TABLES.items():
+        part = everything if kind is Recipe else everything[heading.strip("`[]")]
+        assert {key for key, value in part.items() if not isinstance(value, dict)} == keys_of(kind)
+
+
+def test_the_examples_of_the_python_page_run_as_they_stand(tmp_path: Path) -> None:
+    blocks = re.findall(
+        r"```(?:python|toml)\n(?:# (\w+\.py)\n)?(.*?)```", (DOCS / "python.md").read_text(), re.DOTALL
+    )
+    for name, code in blocks:
+        (tmp_path / (name or "grid.toml")).write_text(code)
+    # Timing and whole sweeps have tests of their own, and take longer than all the rest.
+    names = [name for name, _ in blocks if name not in ("", "nets.py", "work.py")]
+    assert names == ["loop.py", "resume.py", "deploy.py", "stages.py", "look.py", "infer.py", "client.py"]
+    code = f"""
+import sys
+from types import SimpleNamespace
+sys.path[:0] = [{str(DOCS.parent)!r}, "."]
+import sparse_export
+import sparse_export.sweep.sweep
+sparse_export.compare = lambda *_, **__: None
+sparse_export.sweep.sweep.sweep = lambda *_, **__: SimpleNamespace(rows=[])
+seen = dict()
+for name in {names!r}:
+    seen[name] = dict(__name__="__main__")
+    exec(open(name).read(), seen[name])
+trained, resumed = (seen[name]["model"].state_dict() for name in ("loop.py", "resume.py"))
+assert all((trained[key] == resumed[key]).all() for key in trained)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def anchors_of(page: str) -> set[str]:
+    """What a link can name after #: the headings, without marks, in small letters, blanks as hyphens."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(DOCS.glob("*.md"))])
+def test_every_file_that_a_document_links_to_is_there(name: str) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (DOCS / name).read_text())
+    assert [link for link in links if "://" not in link and not (DOCS / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["recipe.md", "data.md", "python.md", "troubleshooting.md", "results.md"])
+def test_every_heading_that_a_page_for_users_links_to_is_there(name: str) -> None:
+    links = re.findall(r"\]\(([^)#\s]*\.md)?#([^)\s]+)\)", (DOCS / name).read_text())
+    assert [
+        (page, anchor)
+        for page, anchor in links
+        if anchor not in anchors_of((DOCS / (page or name)).read_text())
+    ] == []
+
+
+def test_readme_links_to_every_document() -> None:
+    readme = (DOCS.parent / "README.md").read_text()
+    assert [path.name for path in sorted(DOCS.glob("*.md")) if f"(docs/{path.name})" not in readme] == []
