@@ -34,9 +34,13 @@ def _headline(info: RunInfo, total_steps: int, step: int) -> str:
     origin = f", from step {step:,}" if step else ""
     data = info.data.name if info.data else "unknown data"
     return (
-        f"{info.model.name} on {data}, {what}, {info.epochs} epochs, {total_steps:,} steps{origin}, "
-        f"{info.device}, {info.n_threads} thread{'s' if info.n_threads > 1 else ''}, seed {info.seed}"
+        f"{info.model.name} on {data}, {what}, {info.epochs} epoch{_s(info.epochs)}, {total_steps:,} step{_s(total_steps)}{origin}, "
+        f"{info.device}, {info.n_threads} thread{_s(info.n_threads)}, seed {info.seed}"
     )
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
 
 
 def _epoch_text(metrics: EpochMetrics, epochs: int) -> str:

@@ -14,13 +14,14 @@ from sparse_export.cli._common import json_option, print_result
 def command(path: Path, as_json: bool) -> None:
     """Show what a run, a bundle, an .onnx file or an engine holds, layer by layer.
 
-    Of a graph also which layers are 2:4, whether hardware can use that, and why not. A bundle whose graph breaks a
-    pattern that its manifest promises ends with 3.
+    Of a graph also which layers are 2:4, whether hardware can use that, and why not. A run or a bundle with a file that
+    is missing or was changed ends with 6, a bundle whose graph breaks a pattern that its manifest promises with 3.
     """
     from dataclasses import asdict
 
-    from sparse_export.inspect import inspect, require_promises
+    from sparse_export.inspect import inspect, require_promises, require_unchanged
 
     inspection = inspect(path)
     print_result(asdict(inspection), str(inspection), as_json)
+    require_unchanged(inspection)  # a changed file can break promises that were kept
     require_promises(inspection)

@@ -86,7 +86,9 @@ _BY = {"csr": "by CSR products", "2:4": "by 2:4 products", "dense": "by dense pr
 )
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run in --out.")
 @click.option(
-    "--trust", metavar="SHA256", help="Allow the code that a run from elsewhere names, by its hash."
+    "--trust",
+    metavar="SHA256",
+    help="With --resume: allow the code that a run from elsewhere names, by its hash.",
 )
 @json_option
 def command(
@@ -127,20 +129,29 @@ def command(
         recipe = None
     if not resume and recipe is None:
         raise click.UsageError("Missing argument 'RECIPE'. Name a shipped recipe or give a TOML file.")
-    for name, value in (
-        ("density", density),
-        ("pattern", pattern),
-        ("method", method),
-        ("products", products),
-    ):
-        if dense and value is not None and not resume:
-            raise click.UsageError(f"--dense and --{name} exclude each other.")
-    if dense and transposable and not resume:
-        raise click.UsageError("--dense and --transposable exclude each other.")
-    if plan is not None and (dense or pattern is not None) and not resume:
-        raise click.UsageError("--plan excludes --dense and --pattern: it decides which layers are 2:4.")
+    if dense and method is not None and not resume:
+        raise click.UsageError("--dense and --method exclude each other.")
+    if (dense or method == "dense") and not resume:
+        word = "--dense" if dense else "--method dense"
+        for name, value in (
+            ("density", density),
+            ("pattern", pattern),
+            ("products", products),
+            ("plan", plan),
+        ):
+            if value is not None:
+                raise click.UsageError(f"{word} and --{name} exclude each other.")
+        if transposable:
+            raise click.UsageError(f"{word} and --transposable exclude each other.")
+    if plan is not None and pattern is not None and not resume:
+        raise click.UsageError("--plan excludes --pattern: it decides which layers are 2:4.")
+    if trust is not None and _typed("trust") and not resume:
+        raise click.UsageError(
+            "--trust belongs to --resume: a run that is started now is of your own making."
+        )
 
     from sparse_export.cli._progress import training_observer
+    from sparse_export.inspect import told_speed
     from sparse_export.train.loop import train
     from sparse_export.train.recipe import load_recipe
 
@@ -183,6 +194,7 @@ def command(
         "patterns": {layer.name: layer.pattern for layer in info.layers if layer.pattern is not None},
         "why_dense": {layer.name: layer.why_dense for layer in info.layers if layer.why_dense is not None},
         "products": [asdict(fact) for fact in info.products],
+        "speed": asdict(info.speed) if info.speed else None,
         "seconds": info.seconds,
         "epochs": info.epochs,
         "steps": info.n_steps,
@@ -203,6 +215,7 @@ def command(
                 *dense_layers,
                 *products_used,
                 f"{accuracy}{info.n_active:,} of {info.n_masked:,} weights ({info.density:.4g}), {info.seconds:.1f} s",
+                *(f"{label}: {text}" for label, text in told_speed(info.speed).items()),
                 str(run.path),
             ]
         ),

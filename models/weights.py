@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 _NESTED = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights in their files
+_FORBIDDEN = re.compile(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)")
 _SHOWN = 8
 _TIMM = "timm:"
 
@@ -22,10 +24,14 @@ def load_weights(module: torch.nn.Module, file: Path) -> None:
 
     file: safetensors, or what `torch.save` wrote of a mapping of tensors (or of one with such a mapping under
     `state_dict`, `model` or `model_state_dict`). Read with weights_only: nothing in it is run.
-    Raises UsageError when it is not there; ArtefactError when it cannot be read, or holds other names or shapes.
+    Raises UsageError when it is not there, or when a layer of the network has no shape yet; ArtefactError when it cannot
+    be read, or holds other names or shapes.
     """
     import torch
 
+    from sparse_export.models.lazy import require_shapes
+
+    require_shapes(module)
     state = _tensors(file)
     wanted = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
     problems = sorted(
@@ -115,14 +121,23 @@ def _from_torch(file: Path) -> dict[str, torch.Tensor]:
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as cause:  # a damaged pickle raises whatever its bytes happen to ask for
-        reason = next(iter(str(cause).splitlines()), "") or type(cause).__name__
-        raise _unreadable(file, reason) from cause
+        raise _unreadable(file, _why_not_torch(cause)) from cause
     if isinstance(content, Mapping):
         nested = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content)
         found = {str(key): value for key, value in nested.items() if isinstance(value, torch.Tensor)}
         if found and len(found) == len(nested):
             return found
     raise _unreadable(file, f"it holds a {type(content).__name__} that is no mapping of names to tensors")
+
+
+def _why_not_torch(cause: Exception) -> str:
+    """In our words: torch's are a number or a hint to load without weights_only, which would run what is in the file."""
+    if isinstance(cause, OSError):
+        return cause.strerror or str(cause)
+    found = _FORBIDDEN.search(str(cause))
+    if found is not None:
+        return f"it holds a {found[1]}, which is no tensor"
+    return "it is neither safetensors nor a whole file of torch.save"
 
 
 def _unreadable(file: Path, reason: str) -> ArtefactError:

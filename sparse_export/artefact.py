@@ -12,7 +12,7 @@ import json
 import platform
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -110,12 +110,12 @@ class Accuracy:
 class SpeedFact:
     """What was measured of a run's speed, and beside it the paper's two estimates, which are no measurements.
 
-    step_ms: median over the epochs of the mean wall time of a training step, data and mask passes included, tests not;
-    other processes on the machine lengthen it.
+    step_ms: median over the epochs of the mean wall time of a training step, data, mask passes and mask updates included
+    (those once an epoch by the epoch's number of steps), tests not; other processes on the machine lengthen it.
     estimate_channels: dense time / the time that convolutions would take without their empty channels.
     estimate_macs: the same without any multiplication by zero.  See `sparse_export.train.speed.estimate`. None where
     there is no convolution.  all_layers_*: the same with linear layers counted too, which the paper does not do.
-    n_moments: epochs that the estimates were taken over.
+    n_moments: epochs that the estimates were taken over.  left_out: layers that could not be looked at, with a reason.
     """
 
     step_ms: float
@@ -124,6 +124,7 @@ class SpeedFact:
     all_layers_estimate_channels: float | None
     all_layers_estimate_macs: float | None
     n_moments: int
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,7 @@ from sparse_export.graph.verify import (
     require_patterns,
 )
 from sparse_export.measure.twin import TimedEngines, time_engines
+from sparse_export.models.lazy import give_shapes
 from sparse_export.runtime.onnxruntime import open_session
 from sparse_export.runtime.tolerance import outside_tolerance, spread
 from sparse_export.sparsity.eligible import SMALL_SHARE
@@ -463,6 +464,7 @@ def network_of_run(run: Run, *, given: Given = None) -> nn.Module:
     file = run.path / WEIGHTS_FILE
     network = copy.deepcopy(run.module) if run.module is not None else _fresh_network(run, given)
     network = network.cpu().eval()
+    give_shapes(network, run.info.model.input_shape)
     state = _tensors(run, WEIGHTS_FILE)
     wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     name = run.info.model.name or type(network).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from sparse_export.artefact import (
     GraphLayer,
     LayerFact,
     LayerTiming,
+    SpeedFact,
     read_bundle_info,
     read_engine_layers,
     read_engine_times,
@@ -33,7 +35,15 @@ from sparse_export.files import sha256_file
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["InspectedEngine", "InspectedLayer", "Inspection", "inspect", "require_promises"]
+__all__ = [
+    "InspectedEngine",
+    "InspectedLayer",
+    "Inspection",
+    "inspect",
+    "require_promises",
+    "require_unchanged",
+    "told_speed",
+]
 
 _GRAPH_FILE = "model.onnx"
 _LAYERS_FILE = "layers.json"
@@ -92,7 +102,7 @@ class Inspection:
     are listed with a hash; problem: the first that is not what was written, None when all are.  facts: the rest,
     in words.  graph: the layers of a bundle's or a file's graph as they are now, whatever was recorded of them.
     broken: a clause for each promised pattern that the graph does not keep; unchecked: why the promises could
-    not be looked at, None when they were or there are none.
+    not be looked at, None when they were or there are none.  speed: of a run's training, where it was timed.
     """
 
     path: str
@@ -110,12 +120,14 @@ class Inspection:
     engines: tuple[InspectedEngine, ...] = ()
     broken: tuple[str, ...] = ()
     unchecked: str | None = None
+    speed: SpeedFact | None = None
 
     def __str__(self) -> str:
         rows = [("path", self.path), ("kind", self.kind), *self.facts.items()]
         if self.accuracy is not None:
             found = self.accuracy
             rows.append(("test accuracy", f"{found.percent:.3f} % ({found.n_correct}/{found.n_samples})"))
+        rows += told_speed(self.speed).items()
         if self.kind != "engine":
             rows.append(("parameters", f"{self.n_parameters:,}"))
         if self.problem is not None:
@@ -211,6 +223,33 @@ def _aligned(cells: Sequence[Sequence[str]], *, left: int) -> str:
     )
 
 
+def told_speed(speed: SpeedFact | None) -> dict[str, str]:
+    """In words: what was measured of a training's speed, and apart from it what is only estimated. Empty for None."""
+    if speed is None:
+        return {}
+    told = {"time of a step": f"{speed.step_ms:.4g} ms, measured, mask updates included"}
+    of, channels, macs = "convolutions", speed.estimate_channels, speed.estimate_macs
+    if channels is None or macs is None:
+        of = "all layers, there being no convolution"
+        channels, macs = speed.all_layers_estimate_channels, speed.all_layers_estimate_macs
+    if channels is not None and macs is not None:
+        told["estimates"] = (
+            f"{channels:.3g}x without empty channels, {macs:.3g}x without multiplications by zero, of {of}; "
+            "counted as the paper does, not measured"
+        )
+    return told
+
+
+def require_unchanged(found: Inspection) -> None:
+    """Raise ArtefactError when a file is not the one that was written."""
+    if found.problem is not None:
+        raise ArtefactError(
+            f"The {found.kind} {found.path} is not what was written: {found.problem.rstrip('.')}.",
+            expected="Every file was expected as it was listed with its size and SHA-256.",
+            do="Copy it again, or make it again.",
+        )
+
+
 def require_promises(found: Inspection) -> None:
     """Raise GateFailed when the graph breaks a promised pattern, ArtefactError when that could not be seen."""
     if found.broken:
@@ -235,7 +274,7 @@ def inspect(path: str | Path) -> Inspection:
     An engine is not loaded, for that would run its code: what its bundle and its first bytes tell is shown.
 
     Files that are not what was written are told in the result. Raises UsageError for a path that is none of
-    these, ArtefactError for a description or a graph that cannot be read.
+    these, and for another file of a run or a bundle; ArtefactError for a description or a graph that cannot be read.
     """
     path = Path(path)
     if path.is_dir() and (path / RUN_FILE).is_file():
@@ -243,13 +282,30 @@ def inspect(path: str | Path) -> Inspection:
     if path.is_dir() and (path / BUNDLE_FILE).is_file():
         return _of_bundle(path)
     if path.is_file():
-        return _of_engine(path) if path.suffix in _ENGINE_SUFFIXES else _of_onnx(path)
+        if path.suffix in _ENGINE_SUFFIXES:
+            return _of_engine(path)
+        _require_no_part(path)
+        return _of_onnx(path)
     what = f"{path} is neither a run nor a bundle" if path.exists() else f"{path} does not exist"
     raise UsageError(
         f"{what}.",
         expected=f"A run folder (with {RUN_FILE}), a bundle (with {BUNDLE_FILE}), an .onnx file or an .engine was expected.",
         do="Correct the path.",
     )
+
+
+def _require_no_part(path: Path) -> None:
+    """Raise UsageError for a file of a run or a bundle that is no graph: only the folder tells what it is."""
+    if path.suffix == ".onnx":
+        return
+    for folder in path.absolute().parents[:2]:
+        for file, kind in ((RUN_FILE, "run"), (BUNDLE_FILE, "bundle")):
+            if (folder / file).is_file():
+                raise UsageError(
+                    f"{path} is a file in the {kind} {folder}.",
+                    expected=f"The folder of a {kind}, an .onnx file or an .engine was expected.",
+                    do=f"Give the folder: sparse-export inspect {shlex.quote(str(folder))}",
+                )
 
 
 def _of_run(path: Path) -> Inspection:
@@ -263,7 +319,8 @@ def _of_run(path: Path) -> Inspection:
     }
     kind = "run" if info.status == "complete" else "unfinished run"
     layers = _kept(info.layers)
-    return _inspection(path, kind, layers, info.n_parameters, info.test, facts, info.files)
+    found = _inspection(path, kind, layers, info.n_parameters, info.test, facts, info.files)
+    return replace(found, speed=info.speed)
 
 
 def _of_bundle(path: Path) -> Inspection:

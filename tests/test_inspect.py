@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export import artefact
-from sparse_export.artefact import Run
+from sparse_export.artefact import Run, SpeedFact
 from sparse_export.building import build
 from sparse_export.cli.main import cli
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
-from sparse_export.inspect import inspect, require_promises
+from sparse_export.inspect import inspect, require_promises, require_unchanged, told_speed
 from tests.making_runs import digits_run
 
 
@@ -106,11 +106,41 @@ def test_the_file_that_was_changed_is_named(run: Run, folder: str, file: str) ->
     assert found.problem is not None
     assert str(path / file) in found.problem
     assert "NOT verified" in str(found)
+    result = CliRunner().invoke(cli, ["inspect", str(path), "--json"])
+    assert result.exit_code == 6
+    assert json.loads(result.stdout)["problem"] == found.problem
+    assert f"is not what was written: {found.problem}" in result.stderr
 
 
 def test_the_file_that_is_missing_is_named(run: Run) -> None:
     (run.path / "masks.safetensors").unlink()
-    assert inspect(run.path).problem == f"{run.path / 'masks.safetensors'} is missing."
+    found = inspect(run.path)
+    assert found.problem == f"{run.path / 'masks.safetensors'} is missing."
+    with pytest.raises(ArtefactError, match=r"masks\.safetensors is missing\. Every"):
+        require_unchanged(found)
+
+
+def test_what_is_whole_passes(made: Run) -> None:
+    for path in (made.path, made.path.with_name("run-bundle")):
+        require_unchanged(inspect(path))
+        assert CliRunner().invoke(cli, ["inspect", str(path)]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("folder", "file"),
+    [
+        ("run", "run.json"),
+        ("run", "model.safetensors"),
+        ("run-bundle", "manifest.json"),
+        ("run-bundle", "SHA256SUMS"),
+        ("run-bundle", "golden/input.npy"),
+    ],
+)
+def test_a_file_of_a_folder_is_answered_with_the_folder_to_give(made: Run, folder: str, file: str) -> None:
+    path = made.path.with_name(folder)
+    kind = folder.rpartition("-")[2]
+    with pytest.raises(UsageError, match=rf"is a file in the {kind} .*Give the folder: .*{folder}$"):
+        inspect(path / file)
 
 
 def test_the_table_has_a_line_for_each_layer_and_the_total(made: Run) -> None:
@@ -140,9 +170,15 @@ def test_a_truncated_onnx_file_is_told(run: Run) -> None:
 
 
 def test_another_file_is_told(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("buy milk")
-    with pytest.raises(ArtefactError, match=r"notes\.txt cannot be read as ONNX"):
-        inspect(tmp_path / "notes.txt")
+    for suffix in ("txt", "json", "textproto", "pbtxt", "onnxtxt", "onnxjson", "bin"):
+        (tmp_path / f"notes.{suffix}").write_text("buy milk")
+        with pytest.raises(ArtefactError, match=rf"notes\.{suffix} cannot be read as ONNX"):
+            inspect(tmp_path / f"notes.{suffix}")
+
+
+def test_a_graph_is_read_whatever_its_file_is_called(made: Run, tmp_path: Path) -> None:
+    shutil.copy(made.path.with_name("run-bundle") / "model.onnx", tmp_path / "model.txt")
+    assert inspect(tmp_path / "model.txt").n_nonzero == made.info.n_active
 
 
 def test_another_folder_is_told(tmp_path: Path) -> None:
@@ -236,3 +272,35 @@ def test_a_broken_promise_ends_the_command_with_3_after_the_table(made: Run, tmp
     reasons = {layer["weight"]: layer["reasons"] for layer in document["graph"]}
     assert reasons["conv1.weight"][0]["code"] == "indivisible"
     assert "fc1.weight, promised 2:4" in result.stderr
+
+
+SPEED = SpeedFact(
+    step_ms=1.25,
+    estimate_channels=1.1,
+    estimate_macs=3.0,
+    all_layers_estimate_channels=1.2,
+    all_layers_estimate_macs=4.0,
+    n_moments=2,
+)
+
+
+def test_a_run_tells_the_measured_time_of_a_step_and_apart_from_it_the_estimates(run: Run) -> None:
+    assert inspect(run.path).speed is None
+    artefact.save_run_info(run.path, replace(run.info, speed=SPEED))
+    result = CliRunner().invoke(cli, ["inspect", str(run.path), "--json"])
+    assert json.loads(result.stdout)["speed"]["step_ms"] == 1.25
+    rows = str(inspect(run.path)).splitlines()
+    (measured,) = (row for row in rows if row.startswith("time of a step"))
+    assert measured.endswith("1.25 ms, measured, mask updates included")
+    (estimated,) = (row for row in rows if row.startswith("estimates"))
+    assert "1.1x without empty channels, 3x without multiplications by zero, of convolutions" in estimated
+    assert "not measured" in estimated
+
+
+def test_without_a_convolution_the_estimates_are_those_of_all_layers() -> None:
+    linear = replace(SPEED, estimate_channels=None, estimate_macs=None)
+    assert "1.2x without empty channels, 4x" in told_speed(linear)["estimates"]
+    assert "of all layers" in told_speed(linear)["estimates"]
+    nothing = replace(linear, all_layers_estimate_channels=None, all_layers_estimate_macs=None)
+    assert set(told_speed(nothing)) == {"time of a step"}
+    assert told_speed(None) == {}

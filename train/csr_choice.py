@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparse_export.artefact import ProductFact
 from sparse_export.models.layers_csr import why_not_linear
 from sparse_export.sparsity.csr import csr_form, gather, gradient_at, multiply, multiply_transposed
+from sparse_export.train.speed import input_of
 
 __all__ = ["MOST_DENSITY", "choose_products"]
 
@@ -50,7 +51,7 @@ def choose_products(
         if reason is None and density > most_density:
             reason = f"its density is {density:.3g}, above {most_density:g}"
         if reason is None and not n_rows:
-            reason = "the network does not call its layer"
+            reason = "the network does not call its layer with a tensor"
         if reason is not None or not n_rows:
             facts.append(_fact(name, density, n_rows, None, reason or ""))
             continue
@@ -86,12 +87,14 @@ def _rows(model: nn.Module, sample: Tensor) -> dict[str, int]:
     """Rows of activations that each Linear layer gets, by the layer's name; of one called more often, at the last call."""
     rows: dict[str, int] = {}
 
-    def note(name: str, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0]
-        rows[name] = x.numel() // x.shape[-1]
+    def note(name: str, x: object) -> None:
+        if isinstance(x, Tensor) and x.ndim > 0:
+            rows[name] = x.numel() // x.shape[-1]
 
     handles = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs))
+        module.register_forward_pre_hook(
+            lambda _, inputs, named, name=name: note(name, input_of(inputs, named)), with_kwargs=True
+        )
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     ]

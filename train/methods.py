@@ -22,7 +22,7 @@ class Method:
     start: of the masks: `random`; `sensitivity`, the largest |weight * gradient| of one batch; `dense`, everything.
     forgets: a weight that is grown starts without the momentum that it gathered while it was inactive.
     freeze: fraction of the training after which masks stand still, unless another is asked for; 0: they never move.
-    final_prune_rate: where the prune schedule ends, unless another is asked for.
+    final_prune_rate: where a cosine prune schedule ends, unless another is asked for.
     """
 
     prune: Prune = "magnitude"

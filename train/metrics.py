@@ -20,8 +20,9 @@ class EpochMetrics:
     density: active / masked weights.  layer_density: by parameter name, after the epoch's mask update.
     flip_rate: mask bits changed by that update / masked weights; None when there was none.
     prune_rate: of that update.  masks_sha256: of the masks after it, see `distributed.masks_sha256`; None for a
-    dense run.  seconds: trained so far.  step_ms: mean wall time of this epoch's steps, None where it was resumed
-    after the last of them.  layer_use: what each layer had to do in a batch, see `sparse_export.train.speed`.
+    dense run.  seconds: trained so far.  step_ms: mean wall time of this epoch's steps, with the mask updates that are made
+    every so many steps; None where it was resumed after the last of them.  update_ms: wall time of the mask update that is
+    made once an epoch, which is not in step_ms; None where there was none.  layer_use: what each layer had to do in a batch, see `sparse_export.train.speed`.
     """
 
     epoch: int
@@ -37,6 +38,7 @@ class EpochMetrics:
     seconds: float
     step_ms: float | None
     layer_use: dict[str, LayerUse]
+    update_ms: float | None = None
 
 
 class MetricsLog:
@@ -102,9 +104,16 @@ def _scalars(metrics: EpochMetrics) -> dict[str, float]:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, whole ones only."""
+    """The lines of a run's `metrics.jsonl` that can be read, in their order.
+
+    Nothing is decided by them, so a damaged line, as a disk or an editor may leave one, is passed over. Raises OSError.
+    """
     lines = []
-    for line in (run / "metrics.jsonl").read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            lines.append(json.loads(line))
+    for line in (run / "metrics.jsonl").read_bytes().split(b"\n")[:-1]:
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            lines.append(found)
     return lines

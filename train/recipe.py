@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
@@ -82,7 +83,9 @@ class SparsityRecipe(_Table):
     of the recipe; and two that need a pattern: `sr-ste`, see `SrSte`, and `asp`, which trains dense for half of the
     steps, cuts to the pattern by magnitude once, and trains again by the same learning rate schedule with the masks
     as they are.
-    prune, redistribution, growth, final_prune_rate: as the method has them, unless another is named.
+    prune, redistribution, growth: as the method has them, unless another is named.
+    final_prune_rate: where the prune schedule ends: cosine by default as the method has it, linear at 0; constant has
+    none.
     density: without one, as much as the pattern allows; without a pattern .05.
     approach, freeze: by default, without a pattern none and as the method has it; with one, see DEFAULT_APPROACH and DEFAULT_FREEZE.
     transposable: 2:4 along both axes, where a layer can; with products `2:4` the gradient of its inputs is then
@@ -141,6 +144,8 @@ class SparsityRecipe(_Table):
                 raise ValueError(f"method {self.method!r} takes no density: the pattern decides it")
             if self.density > pattern.density:
                 raise ValueError(f"the pattern {pattern} allows a density of {pattern.density:g} at most")
+        if self.final_prune_rate is not None and self.prune_schedule == "constant":
+            raise ValueError("final_prune_rate and prune_schedule 'constant' exclude each other")
         first, last = self.approach or (0.0, 0.0)
         if not first <= last <= self.wanted_freeze:
             raise ValueError(
@@ -183,7 +188,7 @@ class SparsityRecipe(_Table):
         try:
             return None if self.pattern is None else pattern_from_text(self.pattern)
         except UsageError as cause:
-            raise ValueError(f"pattern: {cause}") from cause
+            raise ValueError(f"pattern is {self.pattern!r}: {cause.expected or cause.what}") from cause
 
     @property
     def wanted_density(self) -> float | None:
@@ -343,5 +348,14 @@ def _first_fault(error: ValidationError) -> str:
             f"It has an unknown key {where!r}; the nearest known one is {near!r} (all: {', '.join(known)})."
         )
     if fault["type"] == "missing":
+        if fault["loc"] and isinstance(fault["loc"][-1], int):
+            return f"{where.rpartition('.')[0]} has too few values."
         return f"It lacks the key {where!r}."
-    return f"{where} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+    if fault["type"] == "value_error":  # of our own checks, whose words are whole sentences
+        reason = str(fault["ctx"]["error"]).rstrip(".")
+        return f"In [{where}], {reason}." if where else f"{reason[0].upper()}{reason[1:]}."
+    given = fault["input"]
+    if isinstance(given, float) and not math.isfinite(given):
+        return f"{where} is {given!r}: a finite number was expected."
+    shown = "a table" if isinstance(given, Mapping) else repr(given)
+    return f"{where} is {shown}: {fault['msg'][0].lower()}{fault['msg'][1:].rstrip('.')}."

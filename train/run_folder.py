@@ -88,7 +88,7 @@ def save_user_run(folder: Path, trainer: SparseTraining, *, model: ModelFact, te
         layers=facts,
         validation=None,
         test=test,
-        seed=0,
+        seed=trainer.seed,
         n_threads=torch.get_num_threads(),
         device=str(next(iter(trainer.masks.values())).device),
         epochs=0,

@@ -320,19 +320,23 @@ class Session:
             test=self._accuracy("test"),
             layers=self._layer_facts(),
             seconds=self.position.seconds,
-            speed=self._speed() if first else None,
         )
         return self._finish(info)
 
     def _finish(self, info: RunInfo) -> Run:
-        """Write the run, with the averaged weights where there are any; every process returns it."""
+        """Write the run, with the averaged weights where there are any; every process returns it.
+
+        The run is complete before its speed is looked at: nothing that only estimates may cost a training.
+        """
         masks = self.sparse.masks if self.sparse else {}
         with self.ema.swapped_in() if self.ema else nullcontext():
-            if self.world.size == 1:
-                return finish_run(self.out, self.model, masks, info)
-            whole: list[Any] = [None]
-            if self.world.is_first:
-                whole = [finish_run(self.out, self.model, masks, info).info]
+            run = finish_run(self.out, self.model, masks, info) if self.world.is_first else None
+        if run is not None:
+            run = replace(run, info=replace(run.info, speed=self._speed()))
+            write_run_info(self.out, run.info)
+        if self.world.size == 1 and run is not None:
+            return run
+        whole: list[Any] = [None if run is None else run.info]
         dist.broadcast_object_list(whole, src=0, group=self.world.control)
         return Run(path=self.out, info=whole[0])
 
@@ -394,7 +398,8 @@ class Session:
         if self.products is not None:
             self.products.sync()
         validation = self._accuracy("validation")
-        rate_used, flip_rate = self._end_of_epoch_update(epoch)
+        update_ms = self._end_of_epoch_update(epoch)
+        rate_used, flip_rate = self._last_update()
         metrics = EpochMetrics(
             epoch=epoch + 1,
             step=step,
@@ -409,6 +414,7 @@ class Session:
             seconds=at.seconds + time.monotonic() - started,
             step_ms=step_ms,
             layer_use=self._layer_uses(),
+            update_ms=update_ms,
         )
         if log is not None:
             log.write(metrics)
@@ -526,27 +532,33 @@ class Session:
             self.ema.mask(self.sparse.masks)
             self._n_updates_averaged = self.sparse.n_updates
 
-    def _end_of_epoch_update(self, epoch: int) -> tuple[float | None, float | None]:
-        """Update the masks where the recipe says once an epoch, but not after the last.
-
-        (prune rate, flip rate) of the epoch's last update, wherever in the epoch it was; None where there was none.
-        """
+    def _end_of_epoch_update(self, epoch: int) -> float | None:
+        """Update the masks where the recipe says once an epoch, but not after the last: wall time in ms, None without."""
         sparse = self.sparse
-        if sparse is None:
-            return None, None
-        if isinstance(sparse, SparseTraining) and self._is_update_due(sparse, epoch):
-            try:
-                sparse.update()
-            except UsageError:
-                raise
-            except ValueError as cause:
-                raise self._diverged(
-                    sparse.n_steps - 1, f"The weights are no longer numbers: {cause}"
-                ) from cause
-            if self.products is not None:
-                self.products.after_step()
-            self._mask_average()
-        if sparse.n_updates > self._n_updates_before_epoch:
+        if not isinstance(sparse, SparseTraining) or not self._is_update_due(sparse, epoch):
+            return None
+        began = self._now()
+        try:
+            sparse.update()
+        except UsageError:
+            raise
+        except ValueError as cause:
+            raise self._diverged(sparse.n_steps - 1, f"The weights are no longer numbers: {cause}") from cause
+        if self.products is not None:
+            self.products.after_step()
+        self._mask_average()
+        return 1000 * (self._now() - began)
+
+    def _now(self) -> float:
+        """Seconds on a monotonic clock, when the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.monotonic()
+
+    def _last_update(self) -> tuple[float | None, float | None]:
+        """(prune rate, flip rate) of the epoch's last update, wherever in the epoch it was; None where there was none."""
+        sparse = self.sparse
+        if sparse is not None and sparse.n_updates > self._n_updates_before_epoch:
             return sparse.last_prune_rate, sparse.flip_rate
         return None, None
 

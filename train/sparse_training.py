@@ -89,7 +89,8 @@ class SparseTraining:
     and `magnitude` has come down to the density. Without it the method decides.
     output_layers: weights that give the outputs, which a pattern leaves dense; by default the layer registered last.
     small_share: see `sparse_export.sparsity.eligible.SMALL_SHARE`.
-    final_prune_rate: where the prune schedule ends; without it the method decides.
+    final_prune_rate: where the prune schedule ends, at most prune_rate; none for `constant`. Without it `linear`
+    ends at 0, and the method decides where `cosine` does.
     masks: to start with, by parameter name, in place of random ones; they then decide the density.
     process_group: the processes that hold the same weights, as data parallelism has them; by default all, where
     torch.distributed is initialised. Their masks are held against each other after every update.
@@ -139,7 +140,6 @@ class SparseTraining:
                 do="Leave out freeze, or choose another method.",
             )
         freeze = rule.freeze if freeze is None else freeze
-        final_prune_rate = rule.final_prune_rate if final_prune_rate is None else final_prune_rate
         _require_start_of(method, rule, masks, pattern, total_steps if freeze > 0 else None)
         if density is None and pattern is None and masks is None:
             raise UsageError(
@@ -149,7 +149,7 @@ class SparseTraining:
             raise UsageError(f"density is {density}.", expected="A number above 0 and up to 1 was expected.")
         for name, rate in (
             ("prune_rate", prune_rate),
-            ("final_prune_rate", final_prune_rate),
+            ("final_prune_rate", 0.0 if final_prune_rate is None else final_prune_rate),
             ("freeze", freeze),
             ("small_share", small_share),
         ):
@@ -177,14 +177,14 @@ class SparseTraining:
         self.model = model
         self.optimizer = optimizer
         self.method, self._rule = method, rule
-        self._start, self._seed = start, seed
+        self._start, self.seed = start, seed
         self.total_steps = total_steps
         self.update_every = update_every
         self.prune_schedule: PruneSchedule = prune_schedule or ("cosine" if total_steps else "constant")
         self.n_steps = 0
         self.n_updates = 0
         self._initial_rate = prune_rate
-        self._final_rate = min(final_prune_rate, prune_rate)
+        self._final_rate = _final_rate(self.prune_schedule, prune_rate, final_prune_rate, rule)
         self._threshold: Tensor | None = None
         self._approach, self._freeze = approach, freeze
         self._calm, self._n_flipped_before = 1.0, -1
@@ -469,7 +469,7 @@ class SparseTraining:
         rule = self._rule
         grown_by: dict[str, Tensor] | None = None
         if rule.growth == "random":
-            grown_by = random_scores(self._parameters, self._seed, self.n_steps)
+            grown_by = random_scores(self._parameters, self.seed, self.n_steps)
         elif rule.growth == "gradient":
             grown_by = gradient_scores(self._parameters)
         if rule.reads_momentum or grown_by is None:
@@ -642,6 +642,21 @@ class SparseTraining:
             model=ModelFact(name=model, input_shape=shape, n_classes=self._n_classes),
             test=test,
         )
+
+
+def _final_rate(schedule: PruneSchedule, initial: float, asked: float | None, rule: Method) -> float | None:
+    """Where the prune rate ends: as asked, else by schedule and method. Raises UsageError for an end of `constant`."""
+    if schedule == "constant":
+        if asked is not None:
+            raise UsageError(
+                f"final_prune_rate is {asked}, and the prune schedule is 'constant'.",
+                expected="No final_prune_rate was expected: that schedule stays at prune_rate.",
+                do="Leave it out, or choose prune_schedule='cosine' or 'linear' with total_steps.",
+            )
+        return None
+    if asked is None:
+        asked = 0.0 if schedule == "linear" else rule.final_prune_rate
+    return min(asked, initial)
 
 
 def _of(values: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:

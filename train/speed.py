@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import median
 from typing import Any
 
@@ -70,18 +71,14 @@ def estimate(
 def speed_of(model: nn.Module, x: Tensor | None, lines: Sequence[Mapping[str, Any]]) -> SpeedFact | None:
     """The measured time of a step and, apart from it, the estimates, over all epochs.
 
-    x: a batch to time the layers with; without one there are no estimates.  lines: of `metrics.jsonl`.
-    None where no step was timed.
+    x: a batch to time the layers with; without one there are no estimates.  lines: of `metrics.jsonl`; what cannot be
+    made out in one of them is left out.  None where no step was timed.
     """
-    steps_ms = [line["step_ms"] for line in lines if line.get("step_ms") is not None]
+    steps_ms = [ms for ms in map(_step_ms, lines) if ms is not None]
     if not steps_ms:
         return None
     times_ms = {} if x is None else layer_times_ms(model, x)
-    uses = [
-        {name: LayerUse(**use) for name, use in line["layer_use"].items()}
-        for line in lines
-        if line.get("layer_use")
-    ]
+    uses = [use for use in map(_uses, lines) if use]
     convolutions = estimate(times_ms, uses, convolutions_of(model))
     every = estimate(times_ms, uses, layers_of(model))
     return SpeedFact(
@@ -91,7 +88,38 @@ def speed_of(model: nn.Module, x: Tensor | None, lines: Sequence[Mapping[str, An
         all_layers_estimate_channels=every.channels if every else None,
         all_layers_estimate_macs=every.macs if every else None,
         n_moments=len(uses),
+        left_out={} if x is None else look(model, x).left_out,
     )
+
+
+def _step_ms(line: Mapping[str, Any]) -> float | None:
+    """Wall time of a step in one epoch, its part of the update that is made once an epoch included; None where no step was
+    timed."""
+    ms, update_ms = _number(line.get("step_ms")), _number(line.get("update_ms"))
+    if ms is None or ms <= 0 or update_ms is None:
+        return ms if ms is not None and ms > 0 else None
+    step, epoch = _number(line.get("step")), _number(line.get("epoch"))
+    if not step or not epoch or step < 0 or epoch < 0:
+        return None
+    return ms + update_ms * epoch / step  # all epochs have as many steps, and both are counted from the start
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _uses(line: Mapping[str, Any]) -> dict[str, LayerUse]:
+    """What layers had to do by one line; without those whose shares are not all there."""
+    found: dict[str, LayerUse] = {}
+    uses = line.get("layer_use")
+    for name, shares in uses.items() if isinstance(uses, Mapping) else ():
+        if isinstance(shares, Mapping):
+            numbers = [_number(shares.get(share.name)) for share in fields(LayerUse)]
+            if all(number is not None and 0 <= number <= 1 for number in numbers):
+                found[name] = LayerUse(**{share.name: shares[share.name] for share in fields(LayerUse)})
+    return found
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -104,14 +132,35 @@ def convolutions_of(model: nn.Module) -> list[str]:
     return [name for name, module in layers_of(model).items() if isinstance(module, _ConvNd)]
 
 
-def layer_uses(model: nn.Module, x: Tensor) -> dict[str, LayerUse]:
-    """What the layers do with a batch, by name. The network is run once, in evaluation; nothing of it changes."""
-    seen: dict[str, LayerUse] = {}
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """uses: what layers do with a batch, by name.  left_out: of the other layers, why that is not known."""
+
+    uses: dict[str, LayerUse]
+    left_out: dict[str, str]
+
+
+def look(model: nn.Module, x: Tensor) -> Look:
+    """Look at what the layers do with a batch. The network is run once, in evaluation; nothing of it changes."""
+    uses: dict[str, LayerUse] = {}
+    layers = layers_of(model)
+    left_out = dict.fromkeys(layers, "the network does not call it")
+
+    def note(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        weight, features = getattr(module, "weight", None), input_of(inputs, named)
+        reason = _why_not(weight, "weight") or _why_not(features, "input")
+        if isinstance(weight, Tensor) and isinstance(features, Tensor) and reason is None:
+            uses[name] = _use(module, weight.detach(), features.detach())
+            left_out.pop(name, None)
+        elif name not in uses:
+            left_out[name] = str(reason)
+
     handles = [
         module.register_forward_hook(
-            lambda module, inputs, _output, name=name: seen.__setitem__(name, _use(module, inputs[0]))
+            lambda module, inputs, named, _output, name=name: note(name, module, inputs, named),
+            with_kwargs=True,
         )
-        for name, module in layers_of(model).items()
+        for name, module in layers.items()
     ]
     try:
         with _evaluated(model):
@@ -119,7 +168,27 @@ def layer_uses(model: nn.Module, x: Tensor) -> dict[str, LayerUse]:
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return Look(uses=uses, left_out=left_out)
+
+
+def layer_uses(model: nn.Module, x: Tensor) -> dict[str, LayerUse]:
+    """What the layers do with a batch, by name, without those that cannot be looked at: see `look`."""
+    return look(model, x).uses
+
+
+def input_of(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> object:
+    """What a layer was called with, by place or by keyword: `input`, which is the name that torch's layers have for it,
+    else the first; None where it was called with nothing."""
+    return inputs[0] if inputs else named.get("input", next(iter(named.values()), None))
+
+
+def _why_not(values: object, what: str) -> str | None:
+    """Why entries cannot be counted; None where they can."""
+    if not isinstance(values, Tensor):
+        return f"its {what} is no tensor"
+    if values.layout is not torch.strided or values.is_nested or values.is_quantized:
+        return f"its {what} is no plain tensor"
+    return None if values.ndim > 0 and values.numel() > 0 else f"its {what} is empty"
 
 
 def layer_times_ms(model: nn.Module, x: Tensor) -> dict[str, float]:
@@ -161,10 +230,8 @@ def _clock(x: Tensor) -> float:
     return time.perf_counter()
 
 
-def _use(module: nn.Module, x: Tensor) -> LayerUse:
-    weight = module.get_parameter("weight").detach()
+def _use(module: nn.Module, weight: Tensor, features: Tensor) -> LayerUse:
     axis = 0 if isinstance(module, _ConvTransposeNd) else 1
-    features = x.detach()
     channel_axis = 1 if isinstance(module, _ConvNd) else features.ndim - 1
     if isinstance(module, _ConvNd) and features.ndim == weight.ndim - 1:
         channel_axis = 0  # a convolution takes one sample without the batch axis too

@@ -77,7 +77,7 @@ def _read(path: Path) -> dict[str, _Array]:
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as cause:
         raise damaged(
             path,
-            f"cannot be read as a NumPy archive: {cause}",
+            f"cannot be read as a NumPy archive: {_why(cause)}",
             expected="A whole file written by numpy.savez, without Python objects in it, was expected.",
             do="Get or write the file again.",
         ) from cause
@@ -90,6 +90,15 @@ def _read(path: Path) -> dict[str, _Array]:
             do="Write it with numpy.savez(FILE, x_train=…, y_train=…, x_test=…, y_test=…).",
         )
     return arrays
+
+
+def _why(cause: Exception) -> str:
+    """In our words where NumPy's are about pickles: it takes any other file for one, and tells how to load it unsafely."""
+    if "Object arrays" in str(cause):
+        return "it holds Python objects, which are never loaded"
+    if "pickle" in str(cause):
+        return "it is no file of NumPy's"
+    return str(cause).rstrip(".") or type(cause).__name__
 
 
 def _samples(path: Path, arrays: dict[str, _Array], part: str) -> tuple[Tensor, Tensor]:

@@ -73,13 +73,13 @@ def _input_ranks(module: nn.Module, sample: Tensor) -> dict[str, int]:
     ranks: dict[str, int] = {}
 
     def note(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            ranks[name] = inputs[0].dim()
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            ranks[name] = (inputs[0] if inputs else named["input"]).dim()
 
         return hook
 
     norms = [(name, part) for name, part in module.named_modules() if type(part) in _NORMS]
-    handles = [part.register_forward_pre_hook(note(name)) for name, part in norms]
+    handles = [part.register_forward_pre_hook(note(name), with_kwargs=True) for name, part in norms]
     try:
         with torch.no_grad():
             module(sample)

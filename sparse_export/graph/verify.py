@@ -57,7 +57,7 @@ Shape = tuple[int, ...]
 
 
 def onnx_from_file(path: str | Path, *, check: bool = True) -> onnx.ModelProto:
-    """Read an ONNX model with its external data.
+    """Read an ONNX model with its external data, from protobuf whatever the file is called.
 
     check: by onnx's checker too, which takes longer than all the rest. Raises UsageError when there is no such file, ArtefactError when it is truncated or something else.
     """
@@ -67,7 +67,8 @@ def onnx_from_file(path: str | Path, *, check: bool = True) -> onnx.ModelProto:
             f"{path} is not a file.", expected="An .onnx file was expected.", do="Correct the path."
         )
     try:
-        model = onnx.load(path)
+        # By default a suffix decides, also for onnx's forms of text.
+        model = onnx.load(path, format="protobuf")
         _require_text(model)
         if check:
             _check(model, path)

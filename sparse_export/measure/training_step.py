@@ -23,6 +23,7 @@ from sparse_export.measure.interleave import LatencyResult, check_measurable, me
 from sparse_export.measure.machine import machine_facts
 from sparse_export.measure.pinning import pinned
 from sparse_export.measure.statistics import Ratio, paired_ratio, resolution
+from sparse_export.models.lazy import give_shapes
 from sparse_export.train.csr_choice import choose_products
 from sparse_export.train.layers import output_layers
 from sparse_export.train.making import make_sparsifier
@@ -161,7 +162,7 @@ def bench_training_step(
     place = _device(device)
     shape = _shape(loaded, input_shape)
     batch = batch_size or loaded.batch_size
-    threads = n_threads or loaded.threads or n_threads_for(models.create(loaded.model), batch)
+    threads = n_threads or loaded.threads or n_threads_for(_network(loaded, shape), batch)
     machine = machine_facts()
     with watched_cards() as cards, pinned(threads) as cores, cpu_settings(threads):
         loops = {name: _Loop(loaded, name == "sparse", place, batch, shape, seed) for name in _SIDES}
@@ -262,6 +263,13 @@ def write_step_bench(folder: Path, result: StepBench) -> Path:
     return path
 
 
+def _network(recipe: Recipe, shape: tuple[int, ...]) -> nn.Module:
+    """The recipe's network with fresh weights, for samples of a shape."""
+    network = models.create(recipe.model)
+    give_shapes(network, shape)
+    return network
+
+
 class _Loop:
     """One network in training, and the times of the parts of its steps."""
 
@@ -282,7 +290,7 @@ class _Loop:
         self._recipe, self._device = recipe, device
         layout = torch.channels_last if recipe.channels_last and len(shape) == 3 else torch.contiguous_format
         self._x = torch.randn((batch, *shape), device=device).contiguous(memory_format=layout)
-        model = models.create(recipe.model).to(device)
+        model = _network(recipe, shape).to(device)
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)
         model.eval()

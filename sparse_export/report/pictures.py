@@ -254,7 +254,8 @@ def _number(value: Any) -> float | None:
 
 def _told(title: str, series: Sequence[Series]) -> str:
     parts = [
-        f"{one.name} from {one.points[0].y:.4g} to {one.points[-1].y:.4g} over {len(one.points)} epochs"
+        f"{one.name} from {one.points[0].y:.4g} to {one.points[-1].y:.4g} over {len(one.points)} "
+        f"epoch{'' if len(one.points) == 1 else 's'}"
         for one in series
     ]
     return f"{title}: {'; '.join(parts)}."

@@ -15,27 +15,32 @@ def prune_rate(
     total_steps: int | None,
     *,
     initial: float,
-    final: float = 0.005,
+    final: float | None = None,
     schedule: PruneSchedule = "cosine",
 ) -> float:
     """The prune rate after `step` of `total_steps` training steps.
 
     cosine: final + (initial - final) * (1 + cos(pi * step / total)) / 2, the reference's default, which ends at
-    0.005.  linear: initial * (1 - step / total), as there.  constant: initial; needs no total.
-    Past the end the rate stays at its end. Raises ValueError for cosine and linear without a total, and for a
-    schedule that is none of these.
+    0.005.  linear: final + (initial - final) * (1 - step / total), which ends at 0, as there.  constant: initial; needs
+    no total.  final: where cosine and linear end, in place of these numbers.
+    Past the end the rate stays at its end. Raises ValueError for cosine and linear without a total, for constant with a
+    final, and for a schedule that is none of these.
     """
     if schedule not in get_args(PruneSchedule):
         raise ValueError(
             f"schedule is {schedule!r}; one of {', '.join(get_args(PruneSchedule))} was expected."
         )
     if schedule == "constant":
+        if final is not None:
+            raise ValueError(f"The constant prune schedule ends at {initial}, and final is {final}.")
         return initial
     if total_steps is None:
         raise ValueError(f"The {schedule} prune schedule needs the total number of steps.")
     progress = min(step / total_steps, 1.0)
     if schedule == "linear":
-        return initial * (1 - progress)
+        end = 0.0 if final is None else final
+        return end + (initial - end) * (1 - progress)
+    final = 0.005 if final is None else final
     return final + (initial - final) * (1 + math.cos(math.pi * progress)) / 2
 
 

@@ -59,6 +59,11 @@ def test_a_resumed_run_ends_with_the_figures_in_one_json_document(interrupted: P
     assert (document["n_active"], document["seed"]) == (8042, 0)
     assert document["density"] == pytest.approx(0.2, abs=1e-4)
     assert document["seconds"] > 0
+    assert document["speed"]["step_ms"] > 0
+    assert document["speed"]["estimate_macs"] > 1
+    text = program("train", "--resume", "--out", str(interrupted)).stdout  # of a complete run: it is shown
+    assert f"time of a step: {document['speed']['step_ms']:.4g} ms, measured, mask updates included" in text
+    assert "estimates: " in text
 
 
 @pytest.mark.parametrize(
@@ -69,6 +74,11 @@ def test_a_resumed_run_ends_with_the_figures_in_one_json_document(interrupted: P
         (["--resume", "--out", "x", "--density", "0"], "leave out density"),
         ([], "Missing argument 'RECIPE'"),
         (["digits", "--dense", "--density", "0.1"], "exclude each other"),
+        (
+            ["digits", "--method", "dense", "--density", "0.1"],
+            "--method dense and --density exclude each other",
+        ),
+        (["digits", "--trust", "ab" * 32], "--trust belongs to --resume"),
         (["digits", "--density", "1.5"], "sparsity.density is 1.5"),
         (["digits", "--epochs", "0"], "epochs is 0"),
         (["digitz"], "Did you mean 'digits'"),
@@ -87,6 +97,7 @@ def test_asked_for_csr_products_every_weight_is_listed_with_its_reason(tmp_path:
     words = ("train", "digits", "--epochs", "1", "--products", "csr", "--device", "cpu")
     done = program(*words, "--out", str(tmp_path / "run"), "--json")
     assert done.returncode == 0, done.stderr
+    assert ", 1 epoch, 19 steps, cpu, " in done.stderr
     facts = {fact["name"]: fact for fact in json.loads(done.stdout)["products"]}
     assert set(facts) == {"conv1.weight", "conv2.weight", "conv3.weight", "fc1.weight", "fc2.weight"}
     assert facts["conv1.weight"]["by"] == "dense"

@@ -153,6 +153,16 @@ def test_a_truncated_archive_is_named(keep: int, tmp_path: Path) -> None:
         load(path)
 
 
+@pytest.mark.parametrize("content", [b"garbage not zip", b"PK\x03\x04", b"\x93NUMPY", b"x"])
+def test_nobody_is_told_how_to_load_a_file_unsafely(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "own.npz"
+    path.write_bytes(content)
+    with pytest.raises(ArtefactError, match=r"own\.npz cannot be read as a NumPy archive: \w+") as caught:
+        load(path)
+    assert "pickle" not in str(caught.value)
+    assert ".." not in str(caught.value)
+
+
 def test_an_archive_with_a_changed_byte_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "own.npz")
     content = bytearray(path.read_bytes())

@@ -268,3 +268,15 @@ def test_without_a_card_24_products_are_not_timed() -> None:
     recipe = load_recipe("digits", changes={"precision": "bf16", "sparsity": sparsity})
     with pytest.raises(MissingCapability, match="on cpu"):
         bench_training_step(recipe, device="cpu", rounds=20, block_s=0.0005, warmup_limit_s=0.01)
+
+
+def test_a_network_whose_layers_get_their_shapes_from_the_input_can_be_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lazy_for_bench.py").write_text(
+        "from torch import nn\n"
+        "def make():\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = _digits(model="lazy_for_bench:make", sparsity={"density": 0.2})
+    assert bench_training_step(recipe, **QUICK, input_shape=(1, 8, 8)).density == pytest.approx(0.2, abs=0.01)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.error
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,28 @@ def test_what_is_no_plain_mapping_of_tensors_is_refused_and_never_run(
     with pytest.raises(ArtefactError, match=r"cannot be read as weights.*never unpickled"):
         weights.load_weights(network(1), file)
     assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"junk junk junk", "it is neither safetensors nor a whole file of torch.save"),
+        (b"garbage not zip", "it is neither safetensors nor a whole file of torch.save"),
+        (b"", "it is neither safetensors nor a whole file of torch.save"),
+        (network, "it holds a sparse_export.models.digits.DigitsCNN, which is no tensor"),
+    ],
+)
+def test_the_reason_is_told_in_words_and_without_a_way_to_run_what_is_in_the_file(
+    content: bytes | Callable[[int], nn.Module], reason: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "junk.npz"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content(1), file)
+    with pytest.raises(ArtefactError) as caught:
+        weights.load_weights(network(1), file)
+    assert caught.value.what == f"{file} cannot be read as weights: {reason}."
 
 
 def test_names_and_shapes_of_another_network_are_listed(tmp_path: Path) -> None:

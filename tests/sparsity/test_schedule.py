@@ -40,8 +40,21 @@ def test_start_middle_and_end(schedule: PruneSchedule, start: float, middle: flo
     assert at == pytest.approx([start, middle, end], abs=1e-15)
 
 
-def test_the_final_rate_of_the_cosine_can_be_chosen() -> None:
-    assert prune_rate(10, 10, initial=0.5, final=0.1) == pytest.approx(0.1)
+@given(steps, initial_rates, st.floats(0, 1))
+def test_linear_falls_to_the_final_rate_that_is_asked_for(step: int, initial: float, share: float) -> None:
+    final = share * initial
+    rate = prune_rate(step, 10_000, initial=initial, final=final, schedule="linear")
+    assert rate == pytest.approx(initial * (1 - step / 10_000) + final * step / 10_000, abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_final_rate_can_be_chosen(schedule: PruneSchedule) -> None:
+    assert prune_rate(10, 10, initial=0.5, final=0.1, schedule=schedule) == pytest.approx(0.1)
+
+
+def test_constant_has_no_other_end_than_its_start() -> None:
+    with pytest.raises(ValueError, match=r"ends at 0\.5, and final is 0\.1"):
+        prune_rate(0, None, initial=0.5, final=0.1, schedule="constant")
 
 
 @given(st.integers(100, 10_000), st.sampled_from(("cosine", "linear", "constant")))

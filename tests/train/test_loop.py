@@ -42,7 +42,7 @@ def outcome(run: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
     """Weights, masks and metrics of a run, without the wall time."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
-        del line["seconds"], line["step_ms"]
+        del line["seconds"], line["step_ms"], line["update_ms"]
     return (run / "model.safetensors").read_bytes(), (run / "masks.safetensors").read_bytes(), lines
 
 

@@ -7,13 +7,13 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 import sparse_export as se
 from sparse_export.artefact import ProductFact
@@ -22,6 +22,7 @@ from sparse_export.train import session as session_module
 from sparse_export.train import step24
 from sparse_export.train.csr_choice import choose_products
 from sparse_export.train.distributed import ALONE
+from sparse_export.train.layers import maskable_parameters
 from sparse_export.train.loop import train
 from sparse_export.train.recipe import Recipe, load_recipe
 from sparse_export.train.session import Session
@@ -80,6 +81,31 @@ def narrow_steps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setattr(Session, "_step_weights", watched)
     return seen
+
+
+def test_layers_that_are_called_by_keyword_are_timed_and_others_are_told_why_not() -> None:
+    class ByKeyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.unused = nn.Linear(8, 6), nn.Linear(6, 4), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return cast(Tensor, self.b(input=self.a(input=x)))
+
+    model = ByKeyword()
+    masks = {
+        name: torch.zeros_like(value, dtype=torch.bool) for name, value in maskable_parameters(model).items()
+    }
+    for mask in masks.values():
+        mask[0, 0] = True
+    facts = {fact.name: fact for fact in choose_products(model, masks, torch.ones(5, 8), most_density=1.0)}
+    assert {name: fact.n_rows for name, fact in facts.items()} == {
+        "a.weight": 5,
+        "b.weight": 5,
+        "unused.weight": None,
+    }
+    assert facts["b.weight"].csr_ms is not None
+    assert facts["unused.weight"].reason == "the network does not call its layer with a tensor"
 
 
 @pytest.mark.usefixtures("fc1_by_csr")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +18,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 import sparse_export as se
-from sparse_export.errors import DataNotFound, MissingCapability, RecipeError, UsageError
+from sparse_export.errors import DataNotFound, Interrupted, MissingCapability, RecipeError, UsageError
 from sparse_export.train import session as session_module
 from sparse_export.train.layers import maskable_parameters
 from sparse_export.train.loop import train
+from sparse_export.train.metrics import read_metrics
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.recipe import OptimizerRecipe, Recipe, load_recipe
-from tests.train.test_loop import outcome, small
+from sparse_export.train.sparse_training import SparseTraining
+from tests.train.test_loop import InterruptAtStep, outcome, small
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +244,115 @@ def test_networks_of_every_origin_train_build_and_validate_on_real_pictures(
     validation = se.validate(bundle, data_dir=home, max_drop=0.0)
     assert validation.parity_ok
     assert validation.accuracy == run.info.test
+
+
+UNUSUAL = """
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+class Keyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Linear(32, 10)
+    def forward(self, x):
+        return self.b(input=self.norm(input=self.a(input=x.flatten(1))).relu())
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(32), nn.ReLU(), nn.LazyLinear(10))
+
+def weighted():
+    return nn.Sequential(nn.Flatten(), weight_norm(nn.Linear(64, 32)), nn.ReLU(), nn.Linear(32, 10))
+
+def spectral():
+    return nn.Sequential(nn.Flatten(), spectral_norm(nn.Linear(64, 32)), nn.ReLU(), nn.Linear(32, 10))
+
+def old():
+    return nn.Sequential(nn.Flatten(), nn.utils.spectral_norm(nn.Linear(64, 32)), nn.ReLU(), nn.Linear(32, 10))
+"""
+
+
+@pytest.fixture
+def unusual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "unusual_nets.py").write_text(UNUSUAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("unusual_nets", None)
+
+
+@pytest.mark.usefixtures("unusual")
+@pytest.mark.parametrize("factory", ["Keyword", "weighted", "spectral", "old"])
+def test_networks_with_computed_weights_or_calls_by_keyword_are_trained_to_the_end(
+    factory: str, tmp_path: Path
+) -> None:
+    run = train(small(model=f"unusual_nets:{factory}", epochs=2), tmp_path / "run", device="cpu")
+    assert run.info.speed is not None
+    assert run.info.speed.n_moments == 2
+    assert run.info.speed.left_out == {}
+    assert run.info.speed.all_layers_estimate_macs is not None
+    assert percent(run) > 50
+    if factory == "Keyword":
+        assert se.validate(se.build(run.path, tmp_path / "bundle")).parity_ok
+
+
+@pytest.mark.usefixtures("unusual")
+def test_lazy_layers_get_through_from_training_to_validation(tmp_path: Path) -> None:
+    run = train(small(model="unusual_nets:lazy", epochs=1), tmp_path / "run", device="cpu")
+    bundle = se.build(run.path, tmp_path / "bundle")
+    assert [layer.shape for layer in bundle.info.layers] == [(32, 64), (10, 32)]
+    assert se.validate(bundle, max_drop=0.0).parity_ok
+
+
+def test_a_damaged_record_of_epochs_does_not_cost_the_training(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(small(epochs=3), out, device="cpu", observer=InterruptAtStep(45, signal.SIGINT))
+    damaged = (out / "metrics.jsonl").read_bytes()
+    assert damaged.count(b"\n") == 2
+    (out / "metrics.jsonl").write_bytes(b"\xff{" + damaged[2:])
+    run = train(None, out, device="cpu", resume=True)
+    assert (run.info.status, len(read_metrics(out))) == ("complete", 2)
+    assert run.info.speed is not None
+    assert run.info.speed.n_moments == 2
+
+
+def test_the_weights_are_written_before_anything_is_estimated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError("an estimate failed")
+
+    monkeypatch.setattr(session_module, "speed_of", breaks)
+    with pytest.raises(RuntimeError, match="an estimate failed"):
+        train(small(epochs=1), tmp_path / "run", device="cpu")
+    run = se.open_run(tmp_path / "run")
+    assert run.info.speed is None
+    assert run.info.test is not None
+
+
+@pytest.mark.parametrize("update_every", [0, 5])
+def test_an_update_once_an_epoch_is_timed_apart_from_the_steps(
+    update_every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = SparseTraining.update
+
+    def slow(self: SparseTraining) -> None:
+        time.sleep(0.5)
+        update(self)
+
+    monkeypatch.setattr(SparseTraining, "update", slow)
+    recipe = small(epochs=2, batch_size=128, sparsity={"update_every": update_every})
+    run = train(recipe, tmp_path / "run", device="cpu")
+    lines = read_metrics(run.path)
+    n_steps = lines[0]["step"]
+    n_within = n_steps // update_every if update_every else 0
+    assert lines[0]["step_ms"] * n_steps > 500 * n_within
+    assert lines[1]["update_ms"] is None
+    assert run.info.speed is not None
+    if update_every:
+        assert n_within
+        assert lines[0]["update_ms"] is None
+    else:
+        assert lines[0]["update_ms"] >= 500
+        charged = lines[0]["step_ms"] + lines[0]["update_ms"] / n_steps
+        assert run.info.speed.step_ms == pytest.approx((charged + lines[1]["step_ms"]) / 2)

@@ -211,6 +211,11 @@ def test_an_update_before_the_first_step_is_refused() -> None:
         ({"density": 1e-6}, "none at all"),
         ({"density": 0.1, "prune_rate": -0.1}, "prune_rate is -0.1"),
         ({"density": 0.1, "final_prune_rate": float("nan")}, "final_prune_rate is nan"),
+        (
+            {"density": 0.1, "final_prune_rate": 0.1, "prune_schedule": "constant", "total_steps": 9},
+            "final_prune_rate is 0.1, and the prune schedule is 'constant'",
+        ),
+        ({"density": 0.1, "final_prune_rate": 0.1}, "the prune schedule is 'constant'"),
         ({"density": 0.1, "update_every": 0}, "update_every is 0"),
         ({"density": 0.1, "prune_schedule": "cosine"}, "total_steps"),
         ({"density": 0.1, "prune_schedule": "cosin"}, "prune_schedule is 'cosin'"),
@@ -228,9 +233,12 @@ def test_a_run_of_a_users_loop_can_be_saved_and_keeps_plus_zero(tmp_path: Path) 
     from safetensors.torch import load_file
 
     model = network()
-    trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.1, total_steps=20)
+    trainer = se.SparseTraining(
+        model, OPTIMIZERS["sgd"](model.parameters()), density=0.1, total_steps=20, seed=7
+    )
     take_steps(trainer, 10)
     run = trainer.run(tmp_path / "mine")
+    assert run.info.seed == 7
     assert run.info.model.input_shape == (20,)
     assert run.info.model.n_classes == 4
     weights = load_file(run.path / "model.safetensors")
@@ -255,3 +263,31 @@ def test_a_closure_is_passed_on() -> None:
     with torch.no_grad():
         expected = float(nn.functional.cross_entropy(model(x), y))
     assert trainer.step(closure) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "end"),
+    [
+        ({}, 0.005),
+        ({"method": "rigl"}, 0.0),
+        ({"final_prune_rate": 0.1}, 0.1),
+        ({"prune_schedule": "linear"}, 0.0),
+        ({"prune_schedule": "linear", "final_prune_rate": 0.1}, 0.1),
+        ({"prune_schedule": "constant"}, 0.4),
+        ({"final_prune_rate": 0.9}, 0.4),
+    ],
+)
+def test_the_prune_rate_ends_where_schedule_and_method_say(settings: dict[str, Any], end: float) -> None:
+    model = network()
+    trainer = se.SparseTraining(
+        model,
+        OPTIMIZERS["sgd"](model.parameters()),
+        density=0.1,
+        total_steps=4,
+        prune_rate=0.4,
+        freeze=1.0,
+        **settings,
+    )
+    assert trainer.prune_rate == pytest.approx(0.4)
+    take_steps(trainer, 4)
+    assert trainer.prune_rate == pytest.approx(end)
