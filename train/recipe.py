@@ -353,7 +353,7 @@ def _first_fault(error: ValidationError) -> str:
         return f"It lacks the key {where!r}."
     if fault["type"] == "value_error":  # of our own checks, whose words are whole sentences
         reason = str(fault["ctx"]["error"]).rstrip(".")
-        return f"In [{where}], {reason}." if where else f"{reason[0].upper()}{reason[1:]}."
+        return f"In [{where}], {reason}." if where else f"It is refused: {reason}."
     given = fault["input"]
     if isinstance(given, float) and not math.isfinite(given):
         return f"{where} is {given!r}: a finite number was expected."

@@ -38,9 +38,7 @@ def test_an_absent_library_ends_with_5_and_says_what_to_install(
     target: door.Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(door, "is_installed", lambda _: False)
-    with pytest.raises(
-        MissingCapability, match=r"pip install '\.\[\w+\]'.*Installation Guide"
-    ) as caught:
+    with pytest.raises(MissingCapability, match=r"pip install '\.\[\w+\]'.*Installation Guide") as caught:
         door.library(target)
     assert caught.value.exit_code == 5
 

@@ -64,9 +64,7 @@ def no_timm(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("ask", [models.create, models.input_shape])
 def test_without_timm_the_extra_to_install_is_named(ask: object) -> None:
     assert callable(ask)
-    with pytest.raises(
-        MissingCapability, match=r"timm:resnet10t needs the package timm.*'\.\[timm\]'"
-    ):
+    with pytest.raises(MissingCapability, match=r"timm:resnet10t needs the package timm.*'\.\[timm\]'"):
         ask("timm:resnet10t")
 
 

@@ -63,7 +63,7 @@ def test_preset_and_changes_are_laid_over_the_file() -> None:
         ('[sparsity]\nmethod = "asp"', r"In \[sparsity\], method 'asp' needs a pattern, like '2:4'\.$"),
         (
             'ema = 0.5\n[sparsity]\nmethod = "sr-ste"\npattern = "2:4"',
-            r"right\. Ema and method 'sr-ste' exclude each other: [a-z ]+\.$",
+            r"It is refused: ema and method 'sr-ste' exclude each other: [a-z ]+\.$",
         ),
         ('[sparsity]\nmethod = "static"\ngrowth = "random"', r"In \[sparsity\], growth is.* method\.$"),
         ("[sparsity]\napproach = [0.1]", r"sparsity\.approach has too few values\.$"),
