@@ -16,7 +16,7 @@ from sparse_export.artefact import RUN_FILE, read_run_info
 from sparse_export.errors import ArtefactError, MissingCapability, SparseExportError, UsageError
 from sparse_export.files import write_json
 from sparse_export.measure.machine import n_usable_cores
-from sparse_export.sweep.grid import Cell
+from sparse_export.sweep.cells import Cell
 from sparse_export.train.stopping import Stop, stop_signals
 
 _LOOK_EVERY_S = 0.1

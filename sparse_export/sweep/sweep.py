@@ -17,7 +17,8 @@ from sparse_export.errors import (
 )
 from sparse_export.files import json_bytes, require_writable, write_bytes
 from sparse_export.measure.machine import machine_facts
-from sparse_export.sweep.grid import cells_of, load_grid
+from sparse_export.sweep.cells import cells_of
+from sparse_export.sweep.grid import load_grid
 from sparse_export.sweep.page import page
 from sparse_export.sweep.running import Finding, default_jobs, run_cells
 from sparse_export.sweep.table import Row, rows_of

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sparse_export.errors import RecipeError, UnknownNameError, UsageError
-from sparse_export.sweep.grid import Cell, cells_of, load_grid
+from sparse_export.sweep.cells import Cell, cells_of
+from sparse_export.sweep.grid import load_grid
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "grids"
 

@@ -120,7 +120,8 @@ def test_two_sweeps_do_not_train_one_cell_at_once(tmp_path: Path) -> None:
     grid, out = tmp_path / "grid.toml", tmp_path / "out"
     grid.write_text('recipe = "digits"\nmethods = ["static"]\ndensities = [0.1]\nchanges = { epochs = 1 }\n')
     from sparse_export.sweep.cell import main
-    from sparse_export.sweep.grid import cells_of, load_grid
+    from sparse_export.sweep.cells import cells_of
+    from sparse_export.sweep.grid import load_grid
 
     (cell,) = cells_of(load_grid(grid))
     job = out / f"{cell.name}.json"
