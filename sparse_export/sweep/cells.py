@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_export.errors import RecipeError, UsageError
-from sparse_export.sweep.grid import DENSE, Grid, MethodTable, Value
+from sparse_export.sweep.grid import DENSE, Grid, MethodTable, Value, require_meant
 from sparse_export.train.recipe import Recipe, load_recipe, merged
 
 _MAX_CELLS = 10_000
@@ -38,17 +38,12 @@ def cells_of(grid: Grid, folder: Path = Path()) -> list[Cell]:
 
     folder: where the grid lies.  A setting that a dense twin has not, one of sparsity, makes no second dense twin.
     Raises RecipeError, naming the cell, for a recipe that cannot be meant; UsageError for a grid of no or too many
-    cells, or one that says something of a method it does not run.
+    cells, or one that contradicts itself, see `require_meant`.
     """
+    require_meant(grid)
     beside = folder / grid.recipe
     source: str | Path = beside if beside.is_file() else grid.recipe
     load_recipe(source)  # that it is there, before anything is said of cells
-    strangers = [name for name in grid.method if name not in grid.methods]
-    if strangers:
-        raise UsageError(
-            f"The grid has [method.{strangers[0]}].",
-            expected=f"Tables for its methods were expected: {', '.join(grid.methods)}.",
-        )
     settings = [
         tuple(zip(grid.vary, values, strict=True)) for values in itertools.product(*grid.vary.values())
     ]
@@ -109,10 +104,24 @@ def _cell(
     if recipe.threads == 0:
         # Cells run side by side: one thread each keeps every core at work, and a cell the same on every machine.
         recipe = recipe.model_copy(update={"threads": 1})
+    for key, value in setting:
+        if (trained := _value_of(recipe, key)) != value:
+            raise UsageError(
+                f"The cell {label} of the grid would be trained with {key} = {trained!r}.",
+                expected="What its name says was expected.",
+                do=f"Leave {value!r} out of {key}.",
+            )
     document = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
     digest = hashlib.sha256(document.encode()).hexdigest()[:10]
     name = re.sub(r"[^\w.=+-]", "_", f"{label}-{digest}")
     return Cell(name=name, method=method, density=density, seed=seed, setting=setting, recipe=recipe)
+
+
+def _value_of(recipe: Recipe, key: str) -> object:
+    value: object = recipe
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
 
 
 def _nested(key: str, value: Value) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,13 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Value = bool | int | float | str
 
 DENSE = "dense"
+_LISTS = {
+    "sparsity.density": "densities = [...]",
+    "sparsity.method": "methods = [...]",
+    "seed": "seeds = [...]",
+    "dense": 'methods = ["dense", ...]',
+}
+"""Keys of a recipe that a grid has lists for. A cell is named by these lists, so nothing else may set them."""
 
 
 class _Table(BaseModel):
@@ -60,6 +68,48 @@ def load_grid(path: Path) -> Grid:
         return Grid.model_validate_json(json.dumps(table, default=str))
     except ValidationError as cause:
         raise RecipeError(f"The grid {path} is not right.", expected=_first_fault(cause)) from cause
+
+
+def require_meant(grid: Grid) -> None:
+    """Raise UsageError for what contradicts a list of the grid, or belongs to a method that it does not run."""
+    strangers = [name for name in grid.method if name not in grid.methods]
+    if strangers:
+        raise UsageError(
+            f"The grid has [method.{strangers[0]}].",
+            expected=f"Tables for its methods were expected: {', '.join(grid.methods)}.",
+        )
+    if DENSE in grid.method and grid.method[DENSE].densities is not None:
+        raise UsageError(
+            "The grid has densities in [method.dense].",
+            expected="None were expected: a dense twin has none.",
+            do="Leave them out.",
+        )
+    changes = {"changes": grid.changes} | {
+        f"method.{m}.changes": own.changes for m, own in grid.method.items()
+    }
+    keys = [("vary", key) for key in grid.vary]
+    keys += [(where, key) for where, table in changes.items() for key in leaves(table)]
+    for where, key in keys:
+        if key in _LISTS:
+            raise UsageError(
+                f"The grid has {key} in {where}.",
+                expected=f"{_LISTS[key]} was expected, which is where a grid says this.",
+                do=f"Move it to {_LISTS[key].partition(' ')[0]}.",
+            )
+        if key == "sparsity":
+            raise UsageError(
+                f"The grid has sparsity, without a key below it, in {where}.",
+                expected="Something like sparsity.prune_rate was expected.",
+            )
+
+
+def leaves(table: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """The dotted keys of a nested mapping that hold values; an empty table holds none."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}"
 
 
 def _first_fault(error: ValidationError) -> str:

@@ -42,6 +42,43 @@ def test_a_grid_is_the_product_of_what_it_lists(tmp_path: Path) -> None:
     assert len({cell.name for cell in found}) == len(found)
 
 
+def test_a_cell_is_trained_by_what_its_label_says(tmp_path: Path) -> None:
+    """Every key of the label, looked up in the recipe that the cell is trained by."""
+    found = cells(
+        tmp_path,
+        'recipe = "digits"\nmethods = ["dense", "set", "rigl"]\ndensities = [0.1, 0.3]\nseeds = [3, 4]\n'
+        '[vary]\n"sparsity.prune_rate" = [0.3, 0.5]\n"sparsity.prune_schedule" = ["cosine", "linear"]\n'
+        '"optimizer.momentum" = [0.5, 0.9]\n"learning_rate.schedule" = ["step", "cosine"]\n'
+        'epochs = [2, 3]\nema = [0.0, 0.9]\n"optimizer.nesterov" = [true, false]\n'
+        "[method.rigl]\ndensities = [0.2]\nchanges = { sparsity = { prune_rate = 0.1 } }\n",
+    )
+    n_settings = {"dense": 2**5, "set": 2**7, "rigl": 2**7}
+    n_densities = {"dense": 1, "set": 2, "rigl": 1}
+    for method, n in n_settings.items():
+        assert sum(cell.method == method for cell in found) == n * n_densities[method] * 2
+    for cell in found:
+        recipe = cell.recipe
+        assert recipe.seed == cell.seed
+        assert recipe.dense == (cell.method == "dense")
+        if not recipe.dense:
+            assert (recipe.sparsity.method, recipe.sparsity.density) == (cell.method, cell.density)
+        for key, value in cell.setting:
+            table = recipe.model_dump()
+            for part in key.split("."):
+                table = table[part]
+            assert table == value, key
+
+
+@pytest.mark.parametrize("key", ["sparsity.density", "sparsity.method", "seed", "dense"])
+@pytest.mark.parametrize("where", ["vary", "changes", "method.set.changes"])
+def test_what_a_grid_has_lists_for_is_set_by_them_alone(tmp_path: Path, key: str, where: str) -> None:
+    way = {"sparsity.density": "densities", "sparsity.method": "methods", "seed": "seeds", "dense": "methods"}
+    line = f'[vary]\n"{key}" = [0.1, 0.2]\n' if where == "vary" else f"[{where}]\n{key} = 1\n"
+    with pytest.raises(UsageError, match=rf"has {key} in {where}\. {way[key]} = \[") as caught:
+        cells(tmp_path, f'recipe = "digits"\nmethods = ["set"]\ndensities = [0.1]\n{line}')
+    assert f"Move it to {way[key]}." in str(caught.value)
+
+
 def test_dense_twins_are_run_once_a_seed_whatever_of_sparsity_varies(tmp_path: Path) -> None:
     head = 'recipe = "digits"\nmethods = ["dense"]\nseeds = [3, 4]\n[vary]\n'
     of_sparsity = cells(tmp_path, head + '"sparsity.prune_rate" = [0.3, 0.5]\n')
@@ -100,6 +137,26 @@ def test_a_recipe_beside_the_grid_is_found(tmp_path: Path) -> None:
             'recipe = "digits"\nmethods = ["set"]\ndensities = [0.1]\n[method.rigl]\ndensities = [0.2]',
             UsageError,
             r"\[method.rigl\]",
+        ),
+        (
+            'recipe = "digits"\nmethods = ["dense"]\n[method.dense]\ndensities = [0.2]',
+            UsageError,
+            "a dense twin has none",
+        ),
+        (
+            'recipe = "digits"\nmethods = ["set"]\ndensities = [0.1]\n[vary]\nthreads = [0, 2]',
+            UsageError,
+            "would be trained with threads = 1",
+        ),
+        (
+            'recipe = "digits"\nmethods = ["set"]\ndensities = [0.1]\n[vary]\nsparsity = [0.5]',
+            UsageError,
+            "sparsity, without a key below it, in vary",
+        ),
+        (
+            'recipe = "digits"\nmethods = ["set"]\ndensities = [0.1]\nchanges = { sparsity = 0.5 }',
+            UsageError,
+            "sparsity, without a key below it, in changes",
         ),
         (
             'recipe = "digits"\nmethods = ["static"]\ndensities = [0.1]\n[vary]\n"sparsity.growth" = ["random"]',
