@@ -13,14 +13,18 @@ from typing import Any
 
 from sparse_export.errors import RecipeError, UsageError
 from sparse_export.sweep.grid import DENSE, Grid, MethodTable, Value, require_meant
-from sparse_export.train.recipe import Recipe, load_recipe, merged
+from sparse_export.train.recipe import Recipe, SparsityRecipe, load_recipe, merged
+
+VERSION = 1
+"""Raise it by hand where the same recipe no longer trains the same: where a default of a recipe changes, or what a
+method does. All cells then get new names, and no earlier run stands for one."""
 
 _MAX_CELLS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One training run of a grid. name: of its folder; it changes with whatever changes its result.
+    """One training run of a grid. name: of its folder; it ends with a hash of what its recipe has other than the defaults.
 
     density: None for a dense twin.  setting: the varied keys that matter to it, with their values.
     """
@@ -111,10 +115,19 @@ def _cell(
                 expected="What its name says was expected.",
                 do=f"Leave {value!r} out of {key}.",
             )
-    document = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
-    digest = hashlib.sha256(document.encode()).hexdigest()[:10]
-    name = re.sub(r"[^\w.=+-]", "_", f"{label}-{digest}")
+    name = re.sub(r"[^\w.=+-]", "_", f"{label}-{_digest(recipe)}")
     return Cell(name=name, method=method, density=density, seed=seed, setting=setting, recipe=recipe)
+
+
+def essence(recipe: Recipe) -> Recipe:
+    """The recipe without what changes nothing: dense training knows nothing of sparsity."""
+    return recipe.model_copy(update={"sparsity": SparsityRecipe()}) if recipe.dense else recipe
+
+
+def _digest(recipe: Recipe) -> str:
+    # Without the defaults, so that a key that recipes get later renames no cell.
+    table = essence(recipe).model_dump(mode="json", exclude_defaults=True)
+    return hashlib.sha256(f"{VERSION} {json.dumps(table, sort_keys=True)}".encode()).hexdigest()[:10]
 
 
 def _value_of(recipe: Recipe, key: str) -> object:

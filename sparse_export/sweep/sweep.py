@@ -49,7 +49,7 @@ def sweep(
     """Train every cell of a grid that is not complete in `out` yet, and write `results.json` and `report.html` there.
 
     n_jobs: processes at a time; by default as many as the machine has cores for, or CUDA devices.
-    What is complete is not trained again, what was stopped goes on. The two files are written of what there is,
+    What is complete is not trained again, also where an earlier version named it otherwise; what was stopped goes on. The two files are written of what there is,
     also when cells fail or the sweep is stopped.
     Raises RecipeError and UsageError for a grid before anything is trained, OutputError, Interrupted on SIGINT or
     SIGTERM, and at the end, when a cell failed, SparseExportError, or the kind that every cell would have failed by:
@@ -115,6 +115,7 @@ def document_of(result: Sweep, *, n_jobs: int) -> dict[str, Any]:
         if finding.status == "complete":
             info = artefact.read_run_info(finding.run)
             entry |= {
+                "run": f"runs/{finding.run.name}",
                 "test_percent": info.test.percent if info.test else None,
                 "validation_percent": info.validation.percent if info.validation else None,
                 "n_active": info.n_active,

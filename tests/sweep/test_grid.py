@@ -3,12 +3,72 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import sparse_export.sweep.cells
 from sparse_export.errors import RecipeError, UnknownNameError, UsageError
 from sparse_export.sweep.cells import Cell, cells_of
 from sparse_export.sweep.grid import load_grid
+from sparse_export.train.recipe import (
+    DEFAULT_APPROACH,
+    DEFAULT_DENSITY,
+    DEFAULT_FREEZE,
+    Recipe,
+    SparsityRecipe,
+    load_recipe,
+)
+
+DEFAULTS: dict[str, Any] = {
+    "batch_size": 100,
+    "seed": 0,
+    "validation_fraction": 0.1,
+    "threads": 0,
+    "dense": False,
+    "augment": "none",
+    "workers": 0,
+    "image_size": None,
+    "precision": "fp32",
+    "channels_last": False,
+    "compile": False,
+    "cuda_graph": False,
+    "sync_batch_norm": False,
+    "ema": 0.0,
+    "label_smoothing": 0.0,
+    "optimizer.name": "sgd",
+    "optimizer.lr": 0.1,
+    "optimizer.momentum": 0.9,
+    "optimizer.nesterov": True,
+    "optimizer.betas": [0.9, 0.999],
+    "optimizer.weight_decay": 0.0005,
+    "optimizer.decay_vectors": True,
+    "learning_rate.schedule": "step",
+    "learning_rate.drops": [0.463, 0.926],
+    "learning_rate.factor": 0.1,
+    "learning_rate.warmup": 0.0,
+    "sparsity.method": "sparse-momentum",
+    "sparsity.density": None,
+    "sparsity.pattern": None,
+    "sparsity.approach": None,
+    "sparsity.freeze": None,
+    "sparsity.small_share": 0.01,
+    "sparsity.transposable": False,
+    "sparsity.decay": 0.0002,
+    "sparsity.start": "erdos-renyi",
+    "sparsity.rescale": True,
+    "sparsity.prune_rate": 0.5,
+    "sparsity.final_prune_rate": None,
+    "sparsity.prune_schedule": "cosine",
+    "sparsity.prune": None,
+    "sparsity.redistribution": None,
+    "sparsity.growth": None,
+    "sparsity.update_every": 0,
+    "sparsity.keep_dense": [],
+    "sparsity.products": "dense",
+    "sparsity.window": None,
+}
+"""Of every key of a recipe, under `cells.VERSION` 1; a later key need not be listed."""
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "grids"
 
@@ -108,6 +168,62 @@ def test_a_cells_name_changes_with_what_changes_its_result_and_with_nothing_else
     (same, _) = cells(tmp_path, text.replace("[0.1]", "[0.1, 0.2]"))
     (other,) = cells(tmp_path, text + "changes = { epochs = 2 }\n")
     assert cell.name == same.name != other.name
+
+
+@pytest.mark.parametrize("method", ["set", "dense"])
+def test_a_key_that_recipes_get_later_renames_no_cell(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recipes with one more key, at the top and below sparsity, with a default each."""
+    text = f'recipe = "digits"\nmethods = ["{method}"]\ndensities = [0.1]\n'
+    (cell,) = cells(tmp_path, text)
+
+    class LaterSparsity(SparsityRecipe):
+        later: float = 0.5
+
+    class LaterRecipe(Recipe):
+        later: tuple[int, ...] = (1, 2)
+        sparsity: SparsityRecipe = LaterSparsity()
+
+    def later_recipe(*args: Any, **settings: Any) -> Recipe:
+        table = load_recipe(*args, **settings).model_dump()
+        return LaterRecipe(**{**table, "sparsity": LaterSparsity(**table["sparsity"])})
+
+    monkeypatch.setattr(sparse_export.sweep.cells, "load_recipe", later_recipe)
+    monkeypatch.setattr(sparse_export.sweep.cells, "SparsityRecipe", LaterSparsity)
+    (later,) = cells(tmp_path, text)
+    assert "later" in later.recipe.model_dump()
+    assert later.name == cell.name
+
+
+def test_a_raised_version_renames_every_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = 'recipe = "digits"\nmethods = ["set"]\ndensities = [0.1]\n'
+    (cell,) = cells(tmp_path, text)
+    monkeypatch.setattr(sparse_export.sweep.cells, "VERSION", 2)
+    (raised,) = cells(tmp_path, text)
+    assert raised.name != cell.name
+    assert raised.recipe == cell.recipe
+
+
+def test_defaults_of_recipes_are_those_that_the_version_stands_for() -> None:
+    """A changed default trains a cell of the same name otherwise: raise `cells.VERSION`, and write it down here."""
+    recipe = Recipe(model="digits-cnn", data="digits", epochs=1).model_dump(mode="json")
+    now = {
+        f"{key}.{below}" if below else key: value
+        for key, held in recipe.items()
+        for below, value in (held.items() if isinstance(held, dict) else [("", held)])
+    }
+    assert sparse_export.sweep.cells.VERSION == 1
+    assert {key: now.get(key, "gone") for key in DEFAULTS} == DEFAULTS
+    assert (DEFAULT_DENSITY, DEFAULT_APPROACH, DEFAULT_FREEZE) == (0.05, (0.0, 0.0), 0.75)
+
+
+def test_sparsity_does_not_change_the_name_of_a_dense_twin(tmp_path: Path) -> None:
+    text = 'recipe = "digits"\nmethods = ["dense", "set"]\ndensities = [0.1]\n'
+    dense, sparse = cells(tmp_path, text)
+    same, other = cells(tmp_path, text + "changes = { sparsity = { prune_rate = 0.1 } }\n")
+    assert same.name == dense.name
+    assert other.name != sparse.name
 
 
 def test_a_recipe_beside_the_grid_is_found(tmp_path: Path) -> None:
