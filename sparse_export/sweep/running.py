@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sparse_export
-from sparse_export.errors import ArtefactError, MissingCapability, UsageError
+from sparse_export.errors import MissingCapability
 from sparse_export.files import write_json
 from sparse_export.measure.machine import n_usable_cores
 from sparse_export.sweep.cells import VERSION, Cell, essence
@@ -21,8 +21,8 @@ from sparse_export.train.recipe import Recipe
 from sparse_export.train.stopping import Stop, stop_signals
 
 _LOOK_EVERY_S = 0.1
-# Codes after which every other cell would end alike.
-_HOPELESS = (UsageError.exit_code, MissingCapability.exit_code, ArtefactError.exit_code)
+# Of lack of a data set, a device or a library: every other cell would end alike.
+_HOPELESS = MissingCapability.exit_code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def run_cells(
 
     A complete run in folder that was trained by the recipe of a cell stands for it, whatever it is called.
     Writes below folder: runs/CELL, jobs/CELL.json, logs/CELL.log. A cell that fails does not stop the others, unless
-    they would fail alike. SIGINT and SIGTERM stop all cells, with their states saved.
+    they would fail alike, for lack of a data set, a device or a library. SIGINT and SIGTERM stop all cells, with their states saved.
     """
     earlier = complete_runs(folder)
     waiting = [cell for cell in cells if not run_of(cell, folder, earlier)[1]]
@@ -100,7 +100,7 @@ def run_cells(
                         reason = _last_words(job.log, code)
                         reasons[job.cell.name] = reason, code
                         say(f"failed: {job.cell.name}: {reason}")
-                        if code in _HOPELESS:
+                        if code == _HOPELESS:
                             waiting.clear()
         finally:
             _stop(running)

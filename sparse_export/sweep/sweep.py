@@ -9,7 +9,6 @@ from typing import Any
 
 from sparse_export import artefact
 from sparse_export.errors import (
-    ArtefactError,
     Interrupted,
     MissingCapability,
     SparseExportError,
@@ -52,8 +51,8 @@ def sweep(
     What is complete is not trained again, also where an earlier version named it otherwise; what was stopped goes on. The two files are written of what there is,
     also when cells fail or the sweep is stopped.
     Raises RecipeError and UsageError for a grid before anything is trained, OutputError, Interrupted on SIGINT or
-    SIGTERM, and at the end, when a cell failed, SparseExportError, or the kind that every cell would have failed by:
-    MissingCapability, UsageError or ArtefactError; the others are then not tried.
+    SIGTERM, and at the end, when a cell failed, SparseExportError, or MissingCapability where every cell would have failed
+    by lack of a data set, a device or a library; the others are then not tried.
     """
     grid_file, out = Path(grid_file), Path(out)
     grid = load_grid(grid_file)
@@ -89,9 +88,10 @@ def sweep(
         )
     failed = [finding for finding in findings if finding.status == "failed"]
     if failed:
-        kinds = {kind.exit_code: kind for kind in (UsageError, MissingCapability, ArtefactError)}
-        raise kinds.get(failed[0].exit_code, SparseExportError)(
-            f"{len(failed)} of {len(cells)} cells failed. The first, {failed[0].cell.name}: {failed[0].reason}",
+        lacking = [finding for finding in failed if finding.exit_code == MissingCapability.exit_code]
+        told = (lacking or failed)[0]
+        raise (MissingCapability if lacking else SparseExportError)(
+            f"{len(failed)} of {len(cells)} cells failed. One of them, {told.cell.name}: {told.reason}",
             expected="Every cell was expected to end well.",
             do=f"Their logs are in {out / 'logs'}; the same command tries them again, and {out / RESULTS_FILE} holds "
             "the others.",

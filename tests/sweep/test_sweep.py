@@ -98,18 +98,25 @@ def test_a_stopped_sweep_goes_on_and_trains_nothing_twice(tmp_path: Path) -> Non
     assert "dense" in drawings[0]
 
 
-def test_a_cell_that_fails_is_told_with_its_reason_and_the_others_are_kept(tmp_path: Path) -> None:
-    grid = tmp_path / "grid.toml"
+def test_cells_that_fail_are_told_with_their_reasons_and_the_others_are_kept(tmp_path: Path) -> None:
+    """One after the other: a density of no weight at all, a damaged run, and one that is well."""
+    grid, out = tmp_path / "grid.toml", tmp_path / "out"
     grid.write_text(
-        'recipe = "digits"\nmethods = ["static"]\ndensities = [0.1]\nchanges = { epochs = 1 }\n'
-        '[vary]\n"optimizer.lr" = [1e30, 0.05]\n'
+        'recipe = "digits"\nmethods = ["static", "dsr", "set"]\ndensities = [0.1]\n'
+        "changes = { epochs = 1 }\n[method.static]\ndensities = [1e-6]\n"
     )
-    with pytest.raises(SparseExportError, match=r"1 of 2 cells failed.*no longer") as caught:
-        sweep(grid, tmp_path / "out", n_jobs=2, device="cpu")
+    damaged = out / "runs" / cells.cells_of(load_grid(grid))[1].name / "run.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    with pytest.raises(SparseExportError, match=r"2 of 3 cells failed. One of them, static") as caught:
+        sweep(grid, out, n_jobs=1, device="cpu")
     assert caught.value.exit_code == 1
-    document = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert sorted(run["status"] for run in document["runs"]) == ["complete", "failed"]
-    assert "Runs that failed" in (tmp_path / "out" / "report.html").read_text()
+    runs = json.loads((out / "results.json").read_text())["runs"]
+    assert [run["status"] for run in runs] == ["failed", "failed", "complete"]
+    for run, said in zip(runs[:2], ("is none at all", "run.json"), strict=True):
+        assert said in run["reason"]
+        assert said in (out / "report.html").read_text()
+    assert "Runs that failed" in (out / "report.html").read_text()
 
 
 def test_what_every_cell_would_fail_by_is_told_after_the_first(tmp_path: Path) -> None:
