@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from sparse_export.errors import RecipeError, UsageError
-from sparse_export.sweep.grid import DENSE, Grid, MethodTable, Value, require_meant
+from sparse_export.sweep.grid import DENSE, WITHOUT_DENSITY, Grid, MethodTable, Value, require_meant
 from sparse_export.train.recipe import Recipe, SparsityRecipe, load_recipe, merged
 
 VERSION = 1
 """Raise it by hand where the same recipe no longer trains the same: where a default of a recipe changes, or what a
 method does. All cells then get new names, and no earlier run stands for one."""
 
+PATTERN = "sparsity.pattern"
+Setting = tuple[tuple[str, Value], ...]
 _MAX_CELLS = 10_000
 
 
@@ -26,14 +29,16 @@ _MAX_CELLS = 10_000
 class Cell:
     """One training run of a grid. name: of its folder; it ends with a hash of what its recipe has other than the defaults.
 
-    density: None for a dense twin.  setting: the varied keys that matter to it, with their values.
+    pattern: None for a dense twin, and without one.  density: None for a dense twin, and for as much as the pattern
+    allows.  setting: the varied keys that matter to it, with their values.
     """
 
     name: str
     method: str
+    pattern: str | None
     density: float | None
     seed: int
-    setting: tuple[tuple[str, Value], ...]
+    setting: Setting
     recipe: Recipe
 
 
@@ -48,16 +53,18 @@ def cells_of(grid: Grid, folder: Path = Path()) -> list[Cell]:
     beside = folder / grid.recipe
     source: str | Path = beside if beside.is_file() else grid.recipe
     load_recipe(source)  # that it is there, before anything is said of cells
-    settings = [
-        tuple(zip(grid.vary, values, strict=True)) for values in itertools.product(*grid.vary.values())
-    ]
-    n_cells = len(grid.methods) * max(len(grid.densities), 1) * len(grid.seeds) * len(settings)
+    densities = {name: _densities(name, grid, grid.method.get(name, MethodTable())) for name in grid.methods}
+    n_settings = math.prod(len(values) for values in grid.vary.values())
+    n_cells = sum(len(densities[name]) for name in grid.methods) * len(grid.seeds) * n_settings
     if n_cells > _MAX_CELLS:
         raise UsageError(f"The grid has {n_cells} cells.", expected=f"At most {_MAX_CELLS} were expected.")
+    settings: list[Setting] = [
+        tuple(zip(grid.vary, values, strict=True)) for values in itertools.product(*grid.vary.values())
+    ]
     cells: dict[str, Cell] = {}
     for method in grid.methods:
         own = grid.method.get(method, MethodTable())
-        for density in _densities(method, grid, own):
+        for density in densities[method]:
             for setting in settings:
                 for seed in grid.seeds:
                     cell = _cell(source, grid, own, method, density, setting, seed)
@@ -66,15 +73,9 @@ def cells_of(grid: Grid, folder: Path = Path()) -> list[Cell]:
 
 
 def _densities(method: str, grid: Grid, own: MethodTable) -> Sequence[float | None]:
-    if method == DENSE:
+    if method in WITHOUT_DENSITY:
         return (None,)
-    densities = grid.densities if own.densities is None else own.densities
-    if not densities:
-        raise UsageError(
-            f"The grid has no densities for {method}.",
-            expected="densities = [...] was expected, for all methods or below [method.NAME].",
-        )
-    return densities
+    return (grid.densities if own.densities is None else own.densities) or (None,)
 
 
 def _cell(
@@ -83,28 +84,32 @@ def _cell(
     own: MethodTable,
     method: str,
     density: float | None,
-    setting: tuple[tuple[str, Value], ...],
+    setting: Setting,
     seed: int,
 ) -> Cell:
-    sparsity: dict[str, Any] = {"method": method, "density": density}
-    if density is None:
+    is_dense = method == DENSE
+    if is_dense:
         setting = tuple((key, value) for key, value in setting if not key.startswith("sparsity."))
-        sparsity = {}
     changes = merged(grid.changes, own.changes)
     for key, value in setting:
         changes = merged(changes, _nested(key, value))
-    changes = merged(changes, {"seed": seed, "dense": density is None, "sparsity": sparsity})
-    label = "-".join(
-        [
-            method if density is None else f"{method}-{density:g}",
-            *(f"{key.rpartition('.')[2]}={value}" for key, value in setting),
-            f"seed{seed}",
-        ]
-    )
+    changes = merged(changes, {"seed": seed, "dense": is_dense})
+    if is_dense:
+        changes.pop("sparsity", None)  # one may be meant for the others alone, and dense training reads none
+    else:
+        changes = merged(changes, {"sparsity": {"method": method, "density": density}})
+    label = _label(method, None, density, setting, seed)
     try:
         recipe = load_recipe(source, changes=changes)
     except RecipeError as cause:
         raise RecipeError(f"The cell {label} of the grid cannot be meant: {cause}") from cause
+    pattern = None if is_dense else recipe.sparsity.pattern
+    if density is None and pattern is None and not is_dense:
+        raise UsageError(
+            f"The grid has no densities for {method}.",
+            expected="densities = [...] was expected, for all methods or below [method.NAME], or a sparsity.pattern.",
+        )
+    label = _label(method, pattern, density, setting, seed)
     if recipe.threads == 0:
         # Cells run side by side: one thread each keeps every core at work, and a cell the same on every machine.
         recipe = recipe.model_copy(update={"threads": 1})
@@ -116,7 +121,34 @@ def _cell(
                 do=f"Leave {value!r} out of {key}.",
             )
     name = re.sub(r"[^\w.=+-]", "_", f"{label}-{_digest(recipe)}")
-    return Cell(name=name, method=method, density=density, seed=seed, setting=setting, recipe=recipe)
+    return Cell(
+        name=name,
+        method=method,
+        pattern=pattern,
+        density=density,
+        seed=seed,
+        setting=setting,
+        recipe=recipe,
+    )
+
+
+def heading(method: str, pattern: str | None, density: float | None) -> str:
+    """For people: "asp 2:4", "set 0.1", "set 2:4 0.1"."""
+    return " ".join([method, *([pattern] if pattern else []), *([] if density is None else [f"{density:g}"])])
+
+
+def setting_text(setting: Setting, *, without: str = "") -> str:
+    """For people, behind a heading: ", prune_rate 0.3"; the pattern stands in the heading. without: a key."""
+    return "".join(
+        f", {key.rpartition('.')[2]} {value}" for key, value in setting if key not in (PATTERN, without)
+    )
+
+
+def _label(method: str, pattern: str | None, density: float | None, setting: Setting, seed: int) -> str:
+    """As a folder is called: "asp-2of4-seed0", "set-0.1-prune_rate=0.3-seed0"."""
+    parts = [heading(method, pattern, density).replace(":", "of").replace(" ", "-")]
+    parts += [f"{key.rpartition('.')[2]}={value}" for key, value in setting if key != PATTERN]
+    return "-".join([*parts, f"seed{seed}"])
 
 
 def essence(recipe: Recipe) -> Recipe:

@@ -17,6 +17,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Value = bool | int | float | str
 
 DENSE = "dense"
+WITHOUT_DENSITY = (DENSE, "sr-ste", "asp")
+"""Methods that have none: the dense twins, and those that a pattern tells everything."""
+
 _LISTS = {
     "sparsity.density": "densities = [...]",
     "sparsity.method": "methods = [...]",
@@ -31,7 +34,11 @@ class _Table(BaseModel):
 
 
 class MethodTable(_Table):
-    """[method.NAME]: what is different for one method. densities: in place of the grid's.  changes: of the recipe."""
+    """[method.NAME]: what is different for one method.
+
+    densities: in place of the grid's; under a pattern an empty list stands for as much as it allows.  changes: of the
+    recipe.
+    """
 
     densities: tuple[Density, ...] | None = None
     changes: dict[str, Any] = {}
@@ -40,9 +47,10 @@ class MethodTable(_Table):
 class Grid(_Table):
     """The file. recipe: a shipped name, or a TOML file, looked for beside the grid first.
 
-    methods: of recipes; `dense` stands for the dense twins, which have no density.  densities, seeds: each method is
-    run at each of them.  changes: of the recipe, in every cell.  vary: dotted keys of the recipe, like
-    "sparsity.prune_rate", with the values to try; several make a product.  method: see `MethodTable`.
+    methods: of recipes; `dense` stands for the dense twins.  densities, seeds: each method is run at each of them, those
+    of WITHOUT_DENSITY once a seed.  Under a pattern, densities may be left out: each method then has as much as it
+    allows.  changes: of the recipe, in every cell.  vary: dotted keys of the recipe, like "sparsity.prune_rate", with
+    the values to try; several make a product.  method: see `MethodTable`.
     """
 
     recipe: str
@@ -78,12 +86,14 @@ def require_meant(grid: Grid) -> None:
             f"The grid has [method.{strangers[0]}].",
             expected=f"Tables for its methods were expected: {', '.join(grid.methods)}.",
         )
-    if DENSE in grid.method and grid.method[DENSE].densities is not None:
-        raise UsageError(
-            "The grid has densities in [method.dense].",
-            expected="None were expected: a dense twin has none.",
-            do="Leave them out.",
-        )
+    for method in WITHOUT_DENSITY:
+        if method in grid.method and grid.method[method].densities is not None:
+            why = "a dense twin has none" if method == DENSE else f"the pattern decides that of {method}"
+            raise UsageError(
+                f"The grid has densities in [method.{method}].",
+                expected=f"None were expected: {why}.",
+                do="Leave them out.",
+            )
     changes = {"changes": grid.changes} | {
         f"method.{m}.changes": own.changes for m, own in grid.method.items()
     }

@@ -10,6 +10,8 @@ from sparse_export.errors import SparseExportError
 from sparse_export.measure.statistics import Mean
 from sparse_export.offline.charts import Point, Series, line_chart
 from sparse_export.offline.document import document, table
+from sparse_export.sparsity import pattern_from_text
+from sparse_export.sweep.cells import PATTERN, heading, setting_text
 from sparse_export.sweep.grid import DENSE, Grid
 from sparse_export.sweep.running import Finding
 from sparse_export.sweep.table import Row, accuracy_text, ratio_text
@@ -81,9 +83,11 @@ def accuracy_chart(rows: Sequence[Row]) -> str:
     """Test accuracy against density, a line for each method and setting, and the best dense mean across."""
     lines: dict[str, list[Point]] = {}
     for row in rows:
-        if row.density is not None and row.test is not None:
-            setting = "".join(f", {key.rpartition('.')[2]} {value}" for key, value in row.setting)
-            lines.setdefault(row.method + setting, []).append(_point(row.density, row.test))
+        if row.method != DENSE and row.test is not None:
+            # A varied pattern is the density of a point where no other was asked for, and no part of the line's name.
+            is_point = row.density is None and PATTERN in dict(row.setting)
+            name = heading(row.method, None if is_point else row.pattern, None) + setting_text(row.setting)
+            lines.setdefault(name, []).append(_point(_density_of(row), row.test))
     dense = [row.test for row in rows if row.method == DENSE and row.test is not None]
     level = None
     if dense:
@@ -99,6 +103,13 @@ def accuracy_chart(rows: Sequence[Row]) -> str:
     )
 
 
+def _density_of(row: Row) -> float:
+    """What was asked for, or what the pattern allows."""
+    if row.density is None and row.pattern is not None:
+        return pattern_from_text(row.pattern).density
+    return row.density or 1.0
+
+
 def sensitivity_chart(rows: Sequence[Row], key: str) -> str:
     """Test accuracy against the values of one varied key; a line for each method, density and other setting."""
     values = sorted({dict(row.setting)[key] for row in rows if key in dict(row.setting)}, key=_order)
@@ -108,10 +119,10 @@ def sensitivity_chart(rows: Sequence[Row], key: str) -> str:
         setting = dict(row.setting)
         if key not in setting or row.test is None:
             continue
-        rest = "".join(f", {k.rpartition('.')[2]} {v}" for k, v in row.setting if k != key)
-        density = "" if row.density is None else f" {row.density:g}"
+        name = heading(row.method, None if key == PATTERN else row.pattern, row.density)
+        name += setting_text(row.setting, without=key)
         x = float(setting[key]) if numeric else float(values.index(setting[key]))
-        lines.setdefault(f"{row.method}{density}{rest}", []).append(_point(x, row.test))
+        lines.setdefault(name, []).append(_point(x, row.test))
     names = "" if numeric else ": " + ", ".join(f"{n} is {value}" for n, value in enumerate(values))
     return line_chart(
         [Series(name=name, points=sorted(points, key=lambda one: one.x)) for name, points in lines.items()],
@@ -134,12 +145,12 @@ def _courses(findings: Sequence[Finding]) -> list[str]:
     for finding in findings:
         cell = finding.cell
         key = (cell.method, cell.density, cell.setting)
-        if finding.status != "complete" or cell.density is None or key in seen:
+        if finding.status != "complete" or cell.method == DENSE or key in seen:
             continue
         seen.add(key)
         if len(charts) < _MOST_COURSES:
-            setting = "".join(f", {name.rpartition('.')[2]} {value}" for name, value in cell.setting)
-            charts.append(_course(finding.run, f"{cell.method} {cell.density:g}{setting}, seed {cell.seed}"))
+            name = heading(cell.method, cell.pattern, cell.density) + setting_text(cell.setting)
+            charts.append(_course(finding.run, f"{name}, seed {cell.seed}"))
     left_out = len(seen) - len(charts)
     if left_out:
         charts.append(f"<p>{left_out} more are in metrics.jsonl of their runs.</p>")

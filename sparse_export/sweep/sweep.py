@@ -107,6 +107,7 @@ def document_of(result: Sweep, *, n_jobs: int) -> dict[str, Any]:
         entry: dict[str, Any] = {
             "cell": cell.name,
             "method": cell.method,
+            "pattern": cell.pattern,
             "density": cell.density,
             "seed": cell.seed,
             "setting": dict(cell.setting),

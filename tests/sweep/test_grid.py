@@ -170,6 +170,58 @@ def test_a_cells_name_changes_with_what_changes_its_result_and_with_nothing_else
     assert cell.name == same.name != other.name
 
 
+def test_under_a_pattern_densities_may_be_left_out(tmp_path: Path) -> None:
+    methods = ("dense", "sparse-momentum", "rigl", "sr-ste", "asp")
+    found = cells(
+        tmp_path,
+        f'recipe = "digits"\nmethods = {list(methods)}\nchanges = {{ sparsity = {{ pattern = "2:4" }} }}\n',
+    )
+    assert [cell.method for cell in found] == list(methods)
+    for cell in found:
+        assert cell.density is None
+        if cell.method == "dense":
+            assert (cell.pattern, cell.recipe.dense) == (None, True)
+            assert cell.name.startswith("dense-seed0-")
+        else:
+            settings = cell.recipe.sparsity
+            assert (settings.method, settings.pattern, settings.density) == (cell.method, "2:4", None)
+            assert cell.pattern == "2:4"
+            assert cell.name.startswith(f"{cell.method}-2of4-seed0-")
+
+
+def test_what_a_pattern_decides_alone_is_run_once_beside_densities_and_patterns_may_vary(
+    tmp_path: Path,
+) -> None:
+    found = cells(
+        tmp_path,
+        'recipe = "digits"\nmethods = ["sparse-momentum", "set", "asp"]\ndensities = [0.1, 0.2]\n'
+        '[vary]\n"sparsity.pattern" = ["2:4", "1:4"]\n[method.set]\ndensities = []\n',
+    )
+    assert [(cell.method, cell.pattern, cell.density) for cell in found] == [
+        ("sparse-momentum", "2:4", 0.1),
+        ("sparse-momentum", "1:4", 0.1),
+        ("sparse-momentum", "2:4", 0.2),
+        ("sparse-momentum", "1:4", 0.2),
+        ("set", "2:4", None),
+        ("set", "1:4", None),
+        ("asp", "2:4", None),
+        ("asp", "1:4", None),
+    ]
+    for cell in found:
+        assert cell.recipe.sparsity.pattern == dict(cell.setting)["sparsity.pattern"] == cell.pattern
+        assert cell.recipe.sparsity.density == cell.density
+    assert found[0].name.startswith("sparse-momentum-2of4-0.1-seed0-")
+
+
+def test_a_pattern_may_be_one_methods_alone(tmp_path: Path) -> None:
+    set_, asp = cells(
+        tmp_path,
+        'recipe = "digits"\nmethods = ["set", "asp"]\ndensities = [0.1]\n'
+        '[method.asp.changes]\nsparsity = { pattern = "2:4" }\n',
+    )
+    assert (set_.pattern, set_.density, asp.pattern, asp.density) == (None, 0.1, "2:4", None)
+
+
 @pytest.mark.parametrize("method", ["set", "dense"])
 def test_a_key_that_recipes_get_later_renames_no_cell(
     tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
@@ -258,6 +310,30 @@ def test_a_recipe_beside_the_grid_is_found(tmp_path: Path) -> None:
             'recipe = "digits"\nmethods = ["dense"]\n[method.dense]\ndensities = [0.2]',
             UsageError,
             "a dense twin has none",
+        ),
+        (
+            'recipe = "digits"\nmethods = ["asp"]\n[method.asp]\ndensities = [0.2]',
+            UsageError,
+            "the pattern decides that of asp",
+        ),
+        ('recipe = "digits"\nmethods = ["asp"]\ndensities = [0.2]', RecipeError, "'asp' needs a pattern"),
+        (
+            'recipe = "digits"\nmethods = ["set"]\ndensities = [0.6]\n[vary]\n"sparsity.pattern" = ["2:4"]',
+            RecipeError,
+            "allows a density of 0.5 at most",
+        ),
+        (
+            'recipe = "digits"\nmethods = ["snip"]\n[vary]\n"sparsity.pattern" = ["2:4"]',
+            RecipeError,
+            "takes no pattern",
+        ),
+        (
+            'recipe = "digits"\nmethods = ["set"]\ndensities = [0.1]\n[vary]\n'
+            + "".join(
+                f'"{key}" = {list(range(100))}\n' for key in ("epochs", "batch_size", "workers", "threads")
+            ),
+            UsageError,
+            "has 100000000 cells",
         ),
         (
             'recipe = "digits"\nmethods = ["set"]\ndensities = [0.1]\n[vary]\nthreads = [0, 2]',

@@ -198,6 +198,38 @@ def test_a_run_of_another_recipe_in_a_cells_folder_is_not_gone_on_with(
     assert (run / "run.json").read_bytes() == before
 
 
+def test_methods_that_need_a_pattern_are_swept_and_told_with_it(tmp_path: Path) -> None:
+    """Cells are trained in this process, one after the other, as those of a sweep are in theirs."""
+    grid, out = tmp_path / "grid.toml", tmp_path / "out"
+    grid.write_text(
+        'recipe = "digits"\nmethods = ["sr-ste", "asp", "sparse-momentum"]\nchanges = { epochs = 1 }\n'
+        '[vary]\n"sparsity.pattern" = ["2:4", "1:4"]\n'
+    )
+    for cell in cells.cells_of(load_grid(grid)):
+        job = out / "jobs" / f"{cell.name}.json"
+        recipe = cell.recipe.model_dump(mode="json")
+        folders = {"out": str(out / "runs" / cell.name), "data_dir": None, "download": False}
+        write_json(job, {"recipe": recipe, **folders, "device": "cpu", "parent": os.getppid()})
+        assert main(job) == 0
+    result = sweep(grid, out, n_jobs=1, device="cpu")
+    assert [row.label for row in result.rows] == [
+        f"{method} {pattern}" for method in ("sr-ste", "asp", "sparse-momentum") for pattern in ("2:4", "1:4")
+    ]
+    runs = json.loads((out / "results.json").read_text())["runs"]
+    for run in runs:
+        allowed = {"2:4": 1 / 2, "1:4": 1 / 4}[run["pattern"]]
+        assert run["n_active"] == pytest.approx(allowed * run["n_masked"], rel=0.01)
+    by_density, by_pattern, *courses = re.findall(
+        r"<svg.*?</svg>", (out / "report.html").read_text(), re.DOTALL
+    )
+    assert len(courses) == len(runs)
+    for drawing in (by_density, by_pattern):
+        assert "2:4" not in re.sub(
+            r"0 is [^<]*", "", drawing
+        )  # lines are of methods, and patterns their points
+        assert drawing.count("<circle") == len(runs)
+
+
 def test_two_sweeps_do_not_train_one_cell_at_once(tmp_path: Path) -> None:
     import fcntl
 
