@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sparse_export.errors import RecipeError, UsageError
-from sparse_export.sweep.grid import DENSE, WITHOUT_DENSITY, Grid, MethodTable, Value, require_meant
+from sparse_export.sweep.grid import DENSE, WITHOUT_DENSITY, Grid, MethodTable, Value, leaves, require_meant
+from sparse_export.sweep.unused import unused_keys
 from sparse_export.train.recipe import Recipe, SparsityRecipe, load_recipe, merged
 
 VERSION = 1
@@ -45,9 +46,9 @@ class Cell:
 def cells_of(grid: Grid, folder: Path = Path()) -> list[Cell]:
     """Every cell once, in the order of the file: methods, then densities, settings and seeds.
 
-    folder: where the grid lies.  A setting that a dense twin has not, one of sparsity, makes no second dense twin.
+    folder: where the grid lies.  A varied key that a method does not read makes no second cell of it.
     Raises RecipeError, naming the cell, for a recipe that cannot be meant; UsageError for a grid of no or too many
-    cells, or one that contradicts itself, see `require_meant`.
+    cells, one that contradicts itself, see `require_meant`, or one that says what none of its methods reads.
     """
     require_meant(grid)
     beside = folder / grid.recipe
@@ -62,14 +63,35 @@ def cells_of(grid: Grid, folder: Path = Path()) -> list[Cell]:
         tuple(zip(grid.vary, values, strict=True)) for values in itertools.product(*grid.vary.values())
     ]
     cells: dict[str, Cell] = {}
+    unread: dict[str, set[str]] = {}  # by method: the grid's keys that none of its cells reads
     for method in grid.methods:
         own = grid.method.get(method, MethodTable())
+        unread[method] = {*grid.vary, *leaves(grid.changes), *leaves(own.changes)}
         for density in densities[method]:
             for setting in settings:
                 for seed in grid.seeds:
-                    cell = _cell(source, grid, own, method, density, setting, seed)
+                    cell, ignored = _cell(source, grid, own, method, density, setting, seed)
                     cells.setdefault(cell.name, cell)
+                    unread[method] &= ignored
+    _require_read(grid, unread)
     return list(cells.values())
+
+
+def _require_read(grid: Grid, unread: Mapping[str, set[str]]) -> None:
+    """Raise UsageError for what the grid says to methods that do not read it."""
+    by_nobody = set.intersection(*unread.values())
+    everybody = ", ".join(grid.methods)
+    said = [("vary", key, by_nobody, everybody) for key in grid.vary]
+    said += [("changes", key, by_nobody, everybody) for key in leaves(grid.changes)]
+    for method, own in grid.method.items():
+        said += [(f"method.{method}.changes", key, unread[method], method) for key in leaves(own.changes)]
+    for where, key, ignored, methods in said:
+        if key in ignored:
+            raise UsageError(
+                f"The grid has {key} in {where}, which makes no difference to {methods}.",
+                expected="A key that the training reads was expected.",
+                do="Leave it out, or choose another method.",
+            )
 
 
 def _densities(method: str, grid: Grid, own: MethodTable) -> Sequence[float | None]:
@@ -86,25 +108,20 @@ def _cell(
     density: float | None,
     setting: Setting,
     seed: int,
-) -> Cell:
-    is_dense = method == DENSE
-    if is_dense:
-        setting = tuple((key, value) for key, value in setting if not key.startswith("sparsity."))
-    changes = merged(grid.changes, own.changes)
-    for key, value in setting:
-        changes = merged(changes, _nested(key, value))
-    changes = merged(changes, {"seed": seed, "dense": is_dense})
-    if is_dense:
-        changes.pop("sparsity", None)  # one may be meant for the others alone, and dense training reads none
-    else:
-        changes = merged(changes, {"sparsity": {"method": method, "density": density}})
-    label = _label(method, None, density, setting, seed)
-    try:
-        recipe = load_recipe(source, changes=changes)
-    except RecipeError as cause:
-        raise RecipeError(f"The cell {label} of the grid cannot be meant: {cause}") from cause
-    pattern = None if is_dense else recipe.sparsity.pattern
-    if density is None and pattern is None and not is_dense:
+) -> tuple[Cell, set[str]]:
+    """One cell, and the keys of the grid that it does not read; where they are varied its setting is without them."""
+    recipe = _recipe(source, grid, own, method, density, setting, seed)
+    unused = unused_keys(recipe)
+    ignored = {
+        key
+        for key in (*grid.vary, *leaves(grid.changes), *leaves(own.changes))
+        if key in unused or (recipe.dense and key.startswith("sparsity."))
+    }
+    if not ignored.isdisjoint(grid.vary):
+        setting = tuple((key, value) for key, value in setting if key not in ignored)
+        recipe = _recipe(source, grid, own, method, density, setting, seed)
+    pattern = None if recipe.dense else recipe.sparsity.pattern
+    if density is None and pattern is None and not recipe.dense:
         raise UsageError(
             f"The grid has no densities for {method}.",
             expected="densities = [...] was expected, for all methods or below [method.NAME], or a sparsity.pattern.",
@@ -121,7 +138,7 @@ def _cell(
                 do=f"Leave {value!r} out of {key}.",
             )
     name = re.sub(r"[^\w.=+-]", "_", f"{label}-{_digest(recipe)}")
-    return Cell(
+    cell = Cell(
         name=name,
         method=method,
         pattern=pattern,
@@ -130,6 +147,34 @@ def _cell(
         setting=setting,
         recipe=recipe,
     )
+    return cell, ignored
+
+
+def _recipe(
+    source: str | Path,
+    grid: Grid,
+    own: MethodTable,
+    method: str,
+    density: float | None,
+    setting: Setting,
+    seed: int,
+) -> Recipe:
+    is_dense = method == DENSE
+    changes = merged(grid.changes, own.changes)
+    for key, value in setting:
+        changes = merged(changes, _nested(key, value))
+    changes = merged(changes, {"seed": seed, "dense": is_dense})
+    if is_dense:
+        changes.pop(
+            "sparsity", None
+        )  # it may be meant for the others alone, and dense training reads none of it
+    else:
+        changes = merged(changes, {"sparsity": {"method": method, "density": density}})
+    try:
+        return load_recipe(source, changes=changes)
+    except RecipeError as cause:
+        label = _label(method, None, density, setting, seed)
+        raise RecipeError(f"The cell {label} of the grid cannot be meant: {cause}") from cause
 
 
 def heading(method: str, pattern: str | None, density: float | None) -> str:

@@ -139,14 +139,30 @@ def test_what_a_grid_has_lists_for_is_set_by_them_alone(tmp_path: Path, key: str
     assert f"Move it to {way[key]}." in str(caught.value)
 
 
-def test_dense_twins_are_run_once_a_seed_whatever_of_sparsity_varies(tmp_path: Path) -> None:
-    head = 'recipe = "digits"\nmethods = ["dense"]\nseeds = [3, 4]\n[vary]\n'
-    of_sparsity = cells(tmp_path, head + '"sparsity.prune_rate" = [0.3, 0.5]\n')
-    assert [(cell.seed, cell.setting, cell.recipe.dense) for cell in of_sparsity] == [
-        (3, (), True),
-        (4, (), True),
+@pytest.mark.parametrize("method", ["dense", "static", "snip", "magnitude"])
+def test_a_method_is_run_once_a_seed_whatever_varies_that_it_does_not_read(
+    tmp_path: Path, method: str
+) -> None:
+    head = f'recipe = "digits"\nmethods = ["{method}", "set"]\ndensities = [0.1]\nseeds = [3, 4]\n[vary]\n'
+    rates = cells(tmp_path, head + '"sparsity.prune_rate" = [0.3, 0.5]\n')
+    assert [(cell.seed, cell.setting) for cell in rates if cell.method == method] == [(3, ()), (4, ())]
+    assert sum(cell.method == "set" for cell in rates) == 4
+    momenta = cells(tmp_path, head + '"optimizer.momentum" = [0.5, 0.9]\n')
+    assert sum(cell.method == method for cell in momenta) == 4
+
+
+def test_a_key_that_is_read_under_some_settings_only_is_varied_under_these(tmp_path: Path) -> None:
+    found = cells(
+        tmp_path,
+        'recipe = "digits"\nmethods = ["set"]\ndensities = [0.1]\n[vary]\n'
+        '"sparsity.prune_schedule" = ["linear", "cosine"]\n"sparsity.final_prune_rate" = [0.1, 0.2]\n',
+    )
+    assert [tuple(dict(cell.setting).values()) for cell in found] == [
+        ("linear",),
+        ("cosine", 0.1),
+        ("cosine", 0.2),
     ]
-    assert len(cells(tmp_path, head + '"optimizer.momentum" = [0.5, 0.9]\n')) == 4
+    assert found[0].recipe.sparsity.final_prune_rate is None
 
 
 def test_a_method_may_have_its_own_densities_and_changes(tmp_path: Path) -> None:
@@ -315,6 +331,26 @@ def test_a_recipe_beside_the_grid_is_found(tmp_path: Path) -> None:
             'recipe = "digits"\nmethods = ["asp"]\n[method.asp]\ndensities = [0.2]',
             UsageError,
             "the pattern decides that of asp",
+        ),
+        (
+            'recipe = "digits"\nmethods = ["static", "dense"]\ndensities = [0.1]\nvary = { "sparsity.prune_rate" = [0.1] }',
+            UsageError,
+            "has sparsity.prune_rate in vary, which makes no difference to static, dense",
+        ),
+        (
+            'recipe = "digits"\nmethods = ["asp"]\nchanges = { sparsity = { pattern = "2:4", update_every = 7 } }',
+            UsageError,
+            "has sparsity.update_every in changes, which makes no difference to asp",
+        ),
+        (
+            'recipe = "digits"\nmethods = ["static", "set"]\ndensities = [0.1]\n[method.static.changes]\nsparsity = { prune_rate = 0.1 }',
+            UsageError,
+            r"has sparsity.prune_rate in method.static.changes, which makes no difference to static",
+        ),
+        (
+            'recipe = "digits"\nmethods = ["dense"]\n[vary]\n"sparsity.nothing" = [1]',
+            UsageError,
+            "sparsity.nothing in vary, which makes no difference to dense",
         ),
         ('recipe = "digits"\nmethods = ["asp"]\ndensities = [0.2]', RecipeError, "'asp' needs a pattern"),
         (
