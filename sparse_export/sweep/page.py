@@ -80,7 +80,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def accuracy_chart(rows: Sequence[Row]) -> str:
-    """Test accuracy against density, a line for each method and setting, and the best dense mean across."""
+    """Test accuracy against density, a line for each method and setting, and the dense mean across."""
     lines: dict[str, list[Point]] = {}
     for row in rows:
         if row.method != DENSE and row.test is not None:
@@ -88,12 +88,8 @@ def accuracy_chart(rows: Sequence[Row]) -> str:
             is_point = row.density is None and PATTERN in dict(row.setting)
             name = heading(row.method, None if is_point else row.pattern, None) + setting_text(row.setting)
             lines.setdefault(name, []).append(_point(_density_of(row), row.test))
-    dense = [row.test for row in rows if row.method == DENSE and row.test is not None]
-    level = None
-    if dense:
-        best = max(dense, key=lambda mean: mean.mean)
-        level = Series(name="dense", points=[_point(1.0, best)])
-    return line_chart(
+    level, note = _dense_line(rows)
+    chart = line_chart(
         [Series(name=name, points=sorted(points, key=lambda one: one.x)) for name, points in lines.items()],
         title="Test accuracy against density",
         x_label="density",
@@ -101,6 +97,23 @@ def accuracy_chart(rows: Sequence[Row]) -> str:
         log_x=True,
         level=level,
     )
+    return chart + note
+
+
+def _dense_line(rows: Sequence[Row]) -> tuple[Series | None, str]:
+    """The dense mean, called by its setting, and how it was chosen of several: by validation; by test where one has none."""
+    dense = [(row, row.test) for row in rows if row.method == DENSE and row.test is not None]
+    if not dense:
+        return None, ""
+    by_validation = [row.validation.mean for row, _ in dense if row.validation is not None]
+    has_validation = len(by_validation) == len(dense)
+    marks = by_validation if has_validation else [test.mean for _, test in dense]
+    row, test = dense[marks.index(max(marks))]
+    note = ""
+    if len(dense) > 1:
+        part = "validation" if has_validation else "test, as not all have a validation part"
+        note = f"<p>The line across is {escape(row.label)}: the best of {len(dense)} dense settings by {part}.</p>"
+    return Series(name=row.label, points=[_point(1.0, test)]), note
 
 
 def _density_of(row: Row) -> float:
