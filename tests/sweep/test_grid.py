@@ -123,7 +123,7 @@ def test_a_cell_is_trained_by_what_its_label_says(tmp_path: Path) -> None:
         if not recipe.dense:
             assert (recipe.sparsity.method, recipe.sparsity.density) == (cell.method, cell.density)
         for key, value in cell.setting:
-            table = recipe.model_dump()
+            table: Any = recipe.model_dump()
             for part in key.split("."):
                 table = table[part]
             assert table == value, key
