@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparse_export.artefact import RUN_FILE
+from sparse_export.artefact import RUN_FILE, read_run_info
 from sparse_export.errors import SparseExportError, UsageError
+from sparse_export.sweep.cells import essence
+from sparse_export.sweep.earlier import recorded_recipe
 from sparse_export.train.loop import train
 from sparse_export.train.observer import SilentObserver
-from sparse_export.train.recipe import recipe_from_table
+from sparse_export.train.recipe import Recipe, recipe_from_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,11 +52,13 @@ def main(job_file: Path) -> int:
             print(f"Another process is training {job_file.stem}.", file=sys.stderr)
             return UsageError.exit_code
         out = Path(job["out"])
-        resume = (out / RUN_FILE).is_file()
-        recipe = None if resume else recipe_from_table(job["recipe"], source=str(job_file))
         try:
+            recipe = recipe_from_table(job["recipe"], source=str(job_file))
+            resume = (out / RUN_FILE).is_file()
+            if resume:
+                _require_same(recipe, out)
             train(
-                recipe,
+                None if resume else recipe,
                 out,
                 data_dir=Path(job["data_dir"]) if job["data_dir"] else None,
                 download=job["download"],
@@ -66,6 +70,17 @@ def main(job_file: Path) -> int:
             print(error, file=sys.stderr)
             return error.exit_code
     return 0
+
+
+def _require_same(recipe: Recipe, run: Path) -> None:
+    """Raise UsageError for a run that was begun by another recipe; ArtefactError for one that is damaged."""
+    recorded = recorded_recipe(read_run_info(run))
+    if recorded is not None and recorded != essence(recipe):
+        raise UsageError(
+            f"{run} holds a run that was begun by another recipe.",
+            expected="This cell's run was expected there.",
+            do="Move it away, or sweep into another folder.",
+        )
 
 
 if __name__ == "__main__":

@@ -1,28 +1,32 @@
-"""A grid of training runs: a TOML file, checked key by key, and the cells that it stands for."""
+"""A grid of training runs: a TOML file, checked key by key."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
-import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparse_export.errors import RecipeError, UsageError
-from sparse_export.train.recipe import Recipe, load_recipe, merged
 
 Density = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Value = bool | int | float | str
 
 DENSE = "dense"
-_MAX_CELLS = 10_000
+WITHOUT_DENSITY = (DENSE, "sr-ste", "asp")
+"""Methods that have none: the dense twins, and those that a pattern tells everything."""
+
+_LISTS = {
+    "sparsity.density": "densities = [...]",
+    "sparsity.method": "methods = [...]",
+    "seed": "seeds = [...]",
+    "dense": 'methods = ["dense", ...]',
+}
+"""Keys of a recipe that a grid has lists for. A cell is named by these lists, so nothing else may set them."""
 
 
 class _Table(BaseModel):
@@ -30,7 +34,11 @@ class _Table(BaseModel):
 
 
 class MethodTable(_Table):
-    """[method.NAME]: what is different for one method. densities: in place of the grid's.  changes: of the recipe."""
+    """[method.NAME]: what is different for one method.
+
+    densities: in place of the grid's; under a pattern an empty list stands for as much as it allows.  changes: of the
+    recipe.
+    """
 
     densities: tuple[Density, ...] | None = None
     changes: dict[str, Any] = {}
@@ -39,9 +47,10 @@ class MethodTable(_Table):
 class Grid(_Table):
     """The file. recipe: a shipped name, or a TOML file, looked for beside the grid first.
 
-    methods: of recipes; `dense` stands for the dense twins, which have no density.  densities, seeds: each method is
-    run at each of them.  changes: of the recipe, in every cell.  vary: dotted keys of the recipe, like
-    "sparsity.prune_rate", with the values to try; several make a product.  method: see `MethodTable`.
+    methods: of recipes; `dense` stands for the dense twins.  densities, seeds: each method is run at each of them, those
+    of WITHOUT_DENSITY once a seed.  Under a pattern, densities may be left out: each method then has as much as it
+    allows.  changes: of the recipe, in every cell.  vary: dotted keys of the recipe, like "sparsity.prune_rate", with
+    the values to try; several make a product.  method: see `MethodTable`.
     """
 
     recipe: str
@@ -51,21 +60,6 @@ class Grid(_Table):
     changes: dict[str, Any] = {}
     vary: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = {}
     method: dict[str, MethodTable] = {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One training run of a grid. name: of its folder; it changes with whatever changes its result.
-
-    density: None for a dense twin.  setting: the varied keys that matter to it, with their values.
-    """
-
-    name: str
-    method: str
-    density: float | None
-    seed: int
-    setting: tuple[tuple[str, Value], ...]
-    recipe: Recipe
 
 
 def load_grid(path: Path) -> Grid:
@@ -84,93 +78,48 @@ def load_grid(path: Path) -> Grid:
         raise RecipeError(f"The grid {path} is not right.", expected=_first_fault(cause)) from cause
 
 
-def cells_of(grid: Grid, folder: Path = Path()) -> list[Cell]:
-    """Every cell once, in the order of the file: methods, then densities, settings and seeds.
-
-    folder: where the grid lies.  A setting that a dense twin has not, one of sparsity, makes no second dense twin.
-    Raises RecipeError, naming the cell, for a recipe that cannot be meant; UsageError for a grid of no or too many
-    cells, or one that says something of a method it does not run.
-    """
-    beside = folder / grid.recipe
-    source: str | Path = beside if beside.is_file() else grid.recipe
-    load_recipe(source)  # that it is there, before anything is said of cells
+def require_meant(grid: Grid) -> None:
+    """Raise UsageError for what contradicts a list of the grid, or belongs to a method that it does not run."""
     strangers = [name for name in grid.method if name not in grid.methods]
     if strangers:
         raise UsageError(
             f"The grid has [method.{strangers[0]}].",
             expected=f"Tables for its methods were expected: {', '.join(grid.methods)}.",
         )
-    settings = [
-        tuple(zip(grid.vary, values, strict=True)) for values in itertools.product(*grid.vary.values())
-    ]
-    n_cells = len(grid.methods) * max(len(grid.densities), 1) * len(grid.seeds) * len(settings)
-    if n_cells > _MAX_CELLS:
-        raise UsageError(f"The grid has {n_cells} cells.", expected=f"At most {_MAX_CELLS} were expected.")
-    cells: dict[str, Cell] = {}
-    for method in grid.methods:
-        own = grid.method.get(method, MethodTable())
-        for density in _densities(method, grid, own):
-            for setting in settings:
-                for seed in grid.seeds:
-                    cell = _cell(source, grid, own, method, density, setting, seed)
-                    cells.setdefault(cell.name, cell)
-    return list(cells.values())
+    for method in WITHOUT_DENSITY:
+        if method in grid.method and grid.method[method].densities is not None:
+            why = "a dense twin has none" if method == DENSE else f"the pattern decides that of {method}"
+            raise UsageError(
+                f"The grid has densities in [method.{method}].",
+                expected=f"None were expected: {why}.",
+                do="Leave them out.",
+            )
+    changes = {"changes": grid.changes} | {
+        f"method.{m}.changes": own.changes for m, own in grid.method.items()
+    }
+    keys = [("vary", key) for key in grid.vary]
+    keys += [(where, key) for where, table in changes.items() for key in leaves(table)]
+    for where, key in keys:
+        if key in _LISTS:
+            raise UsageError(
+                f"The grid has {key} in {where}.",
+                expected=f"{_LISTS[key]} was expected, which is where a grid says this.",
+                do=f"Move it to {_LISTS[key].partition(' ')[0]}.",
+            )
+        if key == "sparsity":
+            raise UsageError(
+                f"The grid has sparsity, without a key below it, in {where}.",
+                expected="Something like sparsity.prune_rate was expected.",
+            )
 
 
-def _densities(method: str, grid: Grid, own: MethodTable) -> Sequence[float | None]:
-    if method == DENSE:
-        return (None,)
-    densities = grid.densities if own.densities is None else own.densities
-    if not densities:
-        raise UsageError(
-            f"The grid has no densities for {method}.",
-            expected="densities = [...] was expected, for all methods or below [method.NAME].",
-        )
-    return densities
-
-
-def _cell(
-    source: str | Path,
-    grid: Grid,
-    own: MethodTable,
-    method: str,
-    density: float | None,
-    setting: tuple[tuple[str, Value], ...],
-    seed: int,
-) -> Cell:
-    sparsity: dict[str, Any] = {"method": method, "density": density}
-    if density is None:
-        setting = tuple((key, value) for key, value in setting if not key.startswith("sparsity."))
-        sparsity = {}
-    changes = merged(grid.changes, own.changes)
-    for key, value in setting:
-        changes = merged(changes, _nested(key, value))
-    changes = merged(changes, {"seed": seed, "dense": density is None, "sparsity": sparsity})
-    label = "-".join(
-        [
-            method if density is None else f"{method}-{density:g}",
-            *(f"{key.rpartition('.')[2]}={value}" for key, value in setting),
-            f"seed{seed}",
-        ]
-    )
-    try:
-        recipe = load_recipe(source, changes=changes)
-    except RecipeError as cause:
-        raise RecipeError(f"The cell {label} of the grid cannot be meant: {cause}") from cause
-    if recipe.threads == 0:
-        # Cells run side by side: one thread each keeps every core at work, and a cell the same on every machine.
-        recipe = recipe.model_copy(update={"threads": 1})
-    document = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
-    digest = hashlib.sha256(document.encode()).hexdigest()[:10]
-    name = re.sub(r"[^\w.=+-]", "_", f"{label}-{digest}")
-    return Cell(name=name, method=method, density=density, seed=seed, setting=setting, recipe=recipe)
-
-
-def _nested(key: str, value: Value) -> Mapping[str, Any]:
-    table: Any = value
-    for part in reversed(key.split(".")):
-        table = {part: table}
-    return dict(table)
+def leaves(table: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """The dotted keys of a nested mapping that hold values; an empty table holds none."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}"
 
 
 def _first_fault(error: ValidationError) -> str:

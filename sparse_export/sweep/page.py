@@ -10,6 +10,8 @@ from sparse_export.errors import SparseExportError
 from sparse_export.measure.statistics import Mean
 from sparse_export.offline.charts import Point, Series, line_chart
 from sparse_export.offline.document import document, table
+from sparse_export.sparsity import pattern_from_text
+from sparse_export.sweep.cells import PATTERN, heading, setting_text
 from sparse_export.sweep.grid import DENSE, Grid
 from sparse_export.sweep.running import Finding
 from sparse_export.sweep.table import Row, accuracy_text, ratio_text
@@ -78,18 +80,16 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def accuracy_chart(rows: Sequence[Row]) -> str:
-    """Test accuracy against density, a line for each method and setting, and the best dense mean across."""
+    """Test accuracy against density, a line for each method and setting, and the dense mean across."""
     lines: dict[str, list[Point]] = {}
     for row in rows:
-        if row.density is not None and row.test is not None:
-            setting = "".join(f", {key.rpartition('.')[2]} {value}" for key, value in row.setting)
-            lines.setdefault(row.method + setting, []).append(_point(row.density, row.test))
-    dense = [row.test for row in rows if row.method == DENSE and row.test is not None]
-    level = None
-    if dense:
-        best = max(dense, key=lambda mean: mean.mean)
-        level = Series(name="dense", points=[_point(1.0, best)])
-    return line_chart(
+        if row.method != DENSE and row.test is not None:
+            # A varied pattern is the density of a point where no other was asked for, and no part of the line's name.
+            is_point = row.density is None and PATTERN in dict(row.setting)
+            name = heading(row.method, None if is_point else row.pattern, None) + setting_text(row.setting)
+            lines.setdefault(name, []).append(_point(_density_of(row), row.test))
+    level, note = _dense_line(rows)
+    chart = line_chart(
         [Series(name=name, points=sorted(points, key=lambda one: one.x)) for name, points in lines.items()],
         title="Test accuracy against density",
         x_label="density",
@@ -97,6 +97,30 @@ def accuracy_chart(rows: Sequence[Row]) -> str:
         log_x=True,
         level=level,
     )
+    return chart + note
+
+
+def _dense_line(rows: Sequence[Row]) -> tuple[Series | None, str]:
+    """The dense mean, called by its setting, and how it was chosen of several: by validation; by test where one has none."""
+    dense = [(row, row.test) for row in rows if row.method == DENSE and row.test is not None]
+    if not dense:
+        return None, ""
+    by_validation = [row.validation.mean for row, _ in dense if row.validation is not None]
+    has_validation = len(by_validation) == len(dense)
+    marks = by_validation if has_validation else [test.mean for _, test in dense]
+    row, test = dense[marks.index(max(marks))]
+    note = ""
+    if len(dense) > 1:
+        part = "validation" if has_validation else "test, as not all have a validation part"
+        note = f"<p>The line across is {escape(row.label)}: the best of {len(dense)} dense settings by {part}.</p>"
+    return Series(name=row.label, points=[_point(1.0, test)]), note
+
+
+def _density_of(row: Row) -> float:
+    """What was asked for, or what the pattern allows."""
+    if row.density is None and row.pattern is not None:
+        return pattern_from_text(row.pattern).density
+    return row.density or 1.0
 
 
 def sensitivity_chart(rows: Sequence[Row], key: str) -> str:
@@ -108,10 +132,10 @@ def sensitivity_chart(rows: Sequence[Row], key: str) -> str:
         setting = dict(row.setting)
         if key not in setting or row.test is None:
             continue
-        rest = "".join(f", {k.rpartition('.')[2]} {v}" for k, v in row.setting if k != key)
-        density = "" if row.density is None else f" {row.density:g}"
+        name = heading(row.method, None if key == PATTERN else row.pattern, row.density)
+        name += setting_text(row.setting, without=key)
         x = float(setting[key]) if numeric else float(values.index(setting[key]))
-        lines.setdefault(f"{row.method}{density}{rest}", []).append(_point(x, row.test))
+        lines.setdefault(name, []).append(_point(x, row.test))
     names = "" if numeric else ": " + ", ".join(f"{n} is {value}" for n, value in enumerate(values))
     return line_chart(
         [Series(name=name, points=sorted(points, key=lambda one: one.x)) for name, points in lines.items()],
@@ -134,12 +158,12 @@ def _courses(findings: Sequence[Finding]) -> list[str]:
     for finding in findings:
         cell = finding.cell
         key = (cell.method, cell.density, cell.setting)
-        if finding.status != "complete" or cell.density is None or key in seen:
+        if finding.status != "complete" or cell.method == DENSE or key in seen:
             continue
         seen.add(key)
         if len(charts) < _MOST_COURSES:
-            setting = "".join(f", {name.rpartition('.')[2]} {value}" for name, value in cell.setting)
-            charts.append(_course(finding.run, f"{cell.method} {cell.density:g}{setting}, seed {cell.seed}"))
+            name = heading(cell.method, cell.pattern, cell.density) + setting_text(cell.setting)
+            charts.append(_course(finding.run, f"{name}, seed {cell.seed}"))
     left_out = len(seen) - len(charts)
     if left_out:
         charts.append(f"<p>{left_out} more are in metrics.jsonl of their runs.</p>")

@@ -7,21 +7,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import sparse_export
-from sparse_export.artefact import RUN_FILE, read_run_info
-from sparse_export.errors import ArtefactError, MissingCapability, SparseExportError, UsageError
+from sparse_export.errors import MissingCapability
 from sparse_export.files import write_json
 from sparse_export.measure.machine import n_usable_cores
-from sparse_export.sweep.grid import Cell
+from sparse_export.sweep.cells import VERSION, Cell, essence
+from sparse_export.sweep.earlier import complete_recipe, complete_runs
+from sparse_export.train.recipe import Recipe
 from sparse_export.train.stopping import Stop, stop_signals
 
 _LOOK_EVERY_S = 0.1
-# Codes after which every other cell would end alike.
-_HOPELESS = (UsageError.exit_code, MissingCapability.exit_code, ArtefactError.exit_code)
+# Of lack of a data set, a device or a library: every other cell would end alike.
+_HOPELESS = MissingCapability.exit_code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +48,16 @@ def run_folder(folder: Path, cell: Cell) -> Path:
     return folder / "runs" / cell.name
 
 
-def is_complete(run: Path) -> bool:
-    """Has this run ended well?"""
-    try:
-        return (run / RUN_FILE).is_file() and read_run_info(run).status == "complete"
-    except SparseExportError:
-        return False
+def run_of(cell: Cell, folder: Path, earlier: Mapping[Recipe, Path]) -> tuple[Path, bool]:
+    """The run that is or will be this cell's, and: is it complete?
+
+    earlier: see `complete_runs`; one of them stands for a cell of the same recipe, whatever its folder is called.
+    """
+    own, recipe = run_folder(folder, cell), essence(cell.recipe)
+    if complete_recipe(own) == recipe:
+        return own, True
+    found = earlier.get(recipe)
+    return (own, False) if found is None else (found, True)
 
 
 def run_cells(
@@ -67,10 +72,12 @@ def run_cells(
 ) -> tuple[list[Finding], bool]:
     """Train what is not complete yet, at most `n_jobs` at a time. Gives how each cell stands, and: was it stopped?
 
+    A complete run in folder that was trained by the recipe of a cell stands for it, whatever it is called.
     Writes below folder: runs/CELL, jobs/CELL.json, logs/CELL.log. A cell that fails does not stop the others, unless
-    they would fail alike. SIGINT and SIGTERM stop all cells, with their states saved.
+    they would fail alike, for lack of a data set, a device or a library. SIGINT and SIGTERM stop all cells, with their states saved.
     """
-    waiting = [cell for cell in cells if not is_complete(run_folder(folder, cell))]
+    earlier = complete_runs(folder)
+    waiting = [cell for cell in cells if not run_of(cell, folder, earlier)[1]]
     n_done, n_all = len(cells) - len(waiting), len(cells)
     if n_done:
         say(f"{n_done} of {n_all} cells are complete already")
@@ -93,15 +100,15 @@ def run_cells(
                         reason = _last_words(job.log, code)
                         reasons[job.cell.name] = reason, code
                         say(f"failed: {job.cell.name}: {reason}")
-                        if code in _HOPELESS:
+                        if code == _HOPELESS:
                             waiting.clear()
         finally:
             _stop(running)
     findings = []
     for cell in cells:
-        run = run_folder(folder, cell)
+        run, is_complete = run_of(cell, folder, earlier)
         reason, code = reasons.get(cell.name, ("", 0))
-        status = "complete" if is_complete(run) else "failed" if code else "waiting"
+        status = "complete" if is_complete else "failed" if code else "waiting"
         findings.append(Finding(cell=cell, run=run, status=status, reason=reason, exit_code=code))
     return findings, stop.requested
 
@@ -126,6 +133,7 @@ def _started(cell: Cell, folder: Path, slot: int, data_dir: Path | None, downloa
     write_json(
         job_file,
         {
+            "version": VERSION,
             "recipe": cell.recipe.model_dump(mode="json"),
             "out": str(run_folder(folder, cell)),
             "data_dir": str(data_dir) if data_dir else None,

@@ -9,7 +9,6 @@ from typing import Any
 
 from sparse_export import artefact
 from sparse_export.errors import (
-    ArtefactError,
     Interrupted,
     MissingCapability,
     SparseExportError,
@@ -17,7 +16,8 @@ from sparse_export.errors import (
 )
 from sparse_export.files import json_bytes, require_writable, write_bytes
 from sparse_export.measure.machine import machine_facts
-from sparse_export.sweep.grid import cells_of, load_grid
+from sparse_export.sweep.cells import cells_of
+from sparse_export.sweep.grid import load_grid
 from sparse_export.sweep.page import page
 from sparse_export.sweep.running import Finding, default_jobs, run_cells
 from sparse_export.sweep.table import Row, rows_of
@@ -48,11 +48,11 @@ def sweep(
     """Train every cell of a grid that is not complete in `out` yet, and write `results.json` and `report.html` there.
 
     n_jobs: processes at a time; by default as many as the machine has cores for, or CUDA devices.
-    What is complete is not trained again, what was stopped goes on. The two files are written of what there is,
+    What is complete is not trained again, also where an earlier version named it otherwise; what was stopped goes on. The two files are written of what there is,
     also when cells fail or the sweep is stopped.
     Raises RecipeError and UsageError for a grid before anything is trained, OutputError, Interrupted on SIGINT or
-    SIGTERM, and at the end, when a cell failed, SparseExportError, or the kind that every cell would have failed by:
-    MissingCapability, UsageError or ArtefactError; the others are then not tried.
+    SIGTERM, and at the end, when a cell failed, SparseExportError, or MissingCapability where every cell would have failed
+    by lack of a data set, a device or a library; the others are then not tried.
     """
     grid_file, out = Path(grid_file), Path(out)
     grid = load_grid(grid_file)
@@ -88,9 +88,10 @@ def sweep(
         )
     failed = [finding for finding in findings if finding.status == "failed"]
     if failed:
-        kinds = {kind.exit_code: kind for kind in (UsageError, MissingCapability, ArtefactError)}
-        raise kinds.get(failed[0].exit_code, SparseExportError)(
-            f"{len(failed)} of {len(cells)} cells failed. The first, {failed[0].cell.name}: {failed[0].reason}",
+        lacking = [finding for finding in failed if finding.exit_code == MissingCapability.exit_code]
+        told = (lacking or failed)[0]
+        raise (MissingCapability if lacking else SparseExportError)(
+            f"{len(failed)} of {len(cells)} cells failed. One of them, {told.cell.name}: {told.reason}",
             expected="Every cell was expected to end well.",
             do=f"Their logs are in {out / 'logs'}; the same command tries them again, and {out / RESULTS_FILE} holds "
             "the others.",
@@ -106,6 +107,7 @@ def document_of(result: Sweep, *, n_jobs: int) -> dict[str, Any]:
         entry: dict[str, Any] = {
             "cell": cell.name,
             "method": cell.method,
+            "pattern": cell.pattern,
             "density": cell.density,
             "seed": cell.seed,
             "setting": dict(cell.setting),
@@ -114,6 +116,7 @@ def document_of(result: Sweep, *, n_jobs: int) -> dict[str, Any]:
         if finding.status == "complete":
             info = artefact.read_run_info(finding.run)
             entry |= {
+                "run": f"runs/{finding.run.name}",
                 "test_percent": info.test.percent if info.test else None,
                 "validation_percent": info.validation.percent if info.validation else None,
                 "n_active": info.n_active,

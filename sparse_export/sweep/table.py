@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 from sparse_export.artefact import read_run_info
 from sparse_export.measure.statistics import Mean, mean_interval
-from sparse_export.sweep.grid import Value
+from sparse_export.sweep.cells import Setting, heading, setting_text
 from sparse_export.sweep.running import Finding
 
 
@@ -21,8 +21,9 @@ class Row:
     """
 
     method: str
+    pattern: str | None
     density: float | None
-    setting: tuple[tuple[str, Value], ...]
+    setting: Setting
     n_cells: int
     n_complete: int
     test: Mean | None
@@ -35,8 +36,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        parts = [self.method if self.density is None else f"{self.method} {self.density:g}"]
-        return ", ".join([*parts, *(f"{key.rpartition('.')[2]} {value}" for key, value in self.setting)])
+        return heading(self.method, self.pattern, self.density) + setting_text(self.setting)
 
 
 def rows_of(findings: Sequence[Finding]) -> list[Row]:
@@ -60,6 +60,7 @@ def _row(group: Sequence[Finding]) -> Row:
     steps = [info.speed.step_ms for info in infos if info.speed is not None]
     return Row(
         method=cell.method,
+        pattern=cell.pattern,
         density=cell.density,
         setting=cell.setting,
         n_cells=len(group),

@@ -12,13 +12,22 @@ import time
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sparse_export.errors import MissingCapability, SparseExportError
-from sparse_export.sweep.running import is_complete
+from sparse_export.files import write_json
+from sparse_export.sweep import cells
+from sparse_export.sweep.cell import main
+from sparse_export.sweep.cells import Cell
+from sparse_export.sweep.earlier import complete_recipe, complete_runs
+from sparse_export.sweep.grid import load_grid
+from sparse_export.sweep.running import run_of
 from sparse_export.sweep.sweep import sweep
 from sparse_export.sweep.table import table_text
+from sparse_export.train.recipe import Recipe
+from tests.making_runs import network_and_masks, save_run
 
 CHECKOUT = Path(__file__).parents[2]
 GRID = (
@@ -52,7 +61,7 @@ def test_a_stopped_sweep_goes_on_and_trains_nothing_twice(tmp_path: Path) -> Non
     said, _ = first.communicate(timeout=120)
     assert first.returncode == 130
     assert json.loads(said)["error"]["type"] == "Interrupted"
-    done = [run for run in out.glob("runs/*") if is_complete(run)]
+    done = [run for run in out.glob("runs/*") if complete_recipe(run) is not None]
     assert len(done) < 4
 
     result = sweep(grid, out, n_jobs=2, device="cpu")
@@ -89,18 +98,25 @@ def test_a_stopped_sweep_goes_on_and_trains_nothing_twice(tmp_path: Path) -> Non
     assert "dense" in drawings[0]
 
 
-def test_a_cell_that_fails_is_told_with_its_reason_and_the_others_are_kept(tmp_path: Path) -> None:
-    grid = tmp_path / "grid.toml"
+def test_cells_that_fail_are_told_with_their_reasons_and_the_others_are_kept(tmp_path: Path) -> None:
+    """One after the other: a density of no weight at all, a damaged run, and one that is well."""
+    grid, out = tmp_path / "grid.toml", tmp_path / "out"
     grid.write_text(
-        'recipe = "digits"\nmethods = ["static"]\ndensities = [0.1]\nchanges = { epochs = 1 }\n'
-        '[vary]\n"optimizer.lr" = [1e30, 0.05]\n'
+        'recipe = "digits"\nmethods = ["static", "dsr", "set"]\ndensities = [0.1]\n'
+        "changes = { epochs = 1 }\n[method.static]\ndensities = [1e-6]\n"
     )
-    with pytest.raises(SparseExportError, match=r"1 of 2 cells failed.*no longer") as caught:
-        sweep(grid, tmp_path / "out", n_jobs=2, device="cpu")
+    damaged = out / "runs" / cells.cells_of(load_grid(grid))[1].name / "run.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    with pytest.raises(SparseExportError, match=r"2 of 3 cells failed. One of them, static") as caught:
+        sweep(grid, out, n_jobs=1, device="cpu")
     assert caught.value.exit_code == 1
-    document = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert sorted(run["status"] for run in document["runs"]) == ["complete", "failed"]
-    assert "Runs that failed" in (tmp_path / "out" / "report.html").read_text()
+    runs = json.loads((out / "results.json").read_text())["runs"]
+    assert [run["status"] for run in runs] == ["failed", "failed", "complete"]
+    for run, said in zip(runs[:2], ("is none at all", "run.json"), strict=True):
+        assert said in run["reason"]
+        assert said in (out / "report.html").read_text()
+    assert "Runs that failed" in (out / "report.html").read_text()
 
 
 def test_what_every_cell_would_fail_by_is_told_after_the_first(tmp_path: Path) -> None:
@@ -114,15 +130,112 @@ def test_what_every_cell_would_fail_by_is_told_after_the_first(tmp_path: Path) -
     assert [run["status"] for run in document["runs"]] == ["failed", "waiting", "waiting"]
 
 
+def made_run(folder: Path, recipe: Recipe, **changes: Any) -> Path:
+    """A run as training by this recipe leaves it, untrained."""
+    module, masks = network_and_masks(density=0.1)
+    run = save_run(folder, module, masks, recipe=recipe.model_dump(mode="json"), **changes)
+    return run.path
+
+
+def only_cell(tmp_path: Path) -> tuple[Path, Cell]:
+    grid = tmp_path / "grid.toml"
+    grid.write_text('recipe = "digits"\nmethods = ["static"]\ndensities = [0.1]\nchanges = { epochs = 1 }\n')
+    (cell,) = cells.cells_of(load_grid(grid))
+    return grid, cell
+
+
+def test_a_complete_run_of_an_earlier_version_stands_for_its_cell_under_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier version called the folder otherwise, and its recipes lacked keys that have their defaults now."""
+    (grid, cell), out = only_cell(tmp_path), tmp_path / "out"
+    run = made_run(out / "runs" / "static-0.1-seed0-0123456789", cell.recipe)
+    record = json.loads((run / "run.json").read_text())
+    del record["recipe"]["label_smoothing"], record["recipe"]["sparsity"]["transposable"]
+    (run / "run.json").write_text(json.dumps(record))
+
+    result = sweep(grid, out, n_jobs=1, device="cpu")
+    assert [(one.status, one.run.name) for one in result.findings] == [("complete", run.name)]
+    assert result.rows[0].n_complete == 1
+    assert [path.name for path in out.glob("runs/*")] == [run.name]
+    (entry,) = json.loads((out / "results.json").read_text())["runs"]
+    assert (entry["cell"], entry["run"]) == (cell.name, f"runs/{run.name}")
+
+    assert complete_runs(out) == {cell.recipe: run}
+    monkeypatch.setattr(cells, "VERSION", 2)
+    assert complete_runs(out) == {}
+    write_json(out / "jobs" / f"{run.name}.json", {"version": 2})
+    assert complete_runs(out) == {cell.recipe: run}
+
+
+@pytest.mark.parametrize("fault", ["other recipe", "no recipe any more", "unfinished", "damaged"])
+def test_no_other_run_stands_for_a_cell(tmp_path: Path, fault: str) -> None:
+    (_, cell), out = only_cell(tmp_path), tmp_path / "out"
+    run = made_run(
+        out / "runs" / "old", cell.recipe, status="running" if fault == "unfinished" else "complete"
+    )
+    record = json.loads((run / "run.json").read_text())
+    if fault == "other recipe":
+        record["recipe"]["label_smoothing"] = 0.1
+    if fault == "no recipe any more":
+        record["recipe"]["forgotten"] = 1
+    (run / "run.json").write_text("{" if fault == "damaged" else json.dumps(record))
+    assert cell.recipe not in complete_runs(out)
+    assert run_of(cell, out, complete_runs(out)) == (out / "runs" / cell.name, False)
+
+
+def test_a_run_of_another_recipe_in_a_cells_folder_is_not_gone_on_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, cell = only_cell(tmp_path)
+    other = cell.recipe.model_copy(update={"label_smoothing": 0.1})
+    run = made_run(tmp_path / "run", other, status="running")
+    before = (run / "run.json").read_bytes()
+    job = tmp_path / "job.json"
+    write_json(job, {"recipe": cell.recipe.model_dump(mode="json"), "out": str(run)})
+    assert main(job) == 2
+    assert "begun by another recipe" in capsys.readouterr().err
+    assert (run / "run.json").read_bytes() == before
+
+
+def test_methods_that_need_a_pattern_are_swept_and_told_with_it(tmp_path: Path) -> None:
+    """Cells are trained in this process, one after the other, as those of a sweep are in theirs."""
+    grid, out = tmp_path / "grid.toml", tmp_path / "out"
+    grid.write_text(
+        'recipe = "digits"\nmethods = ["sr-ste", "asp", "sparse-momentum"]\nchanges = { epochs = 1 }\n'
+        '[vary]\n"sparsity.pattern" = ["2:4", "1:4"]\n'
+    )
+    for cell in cells.cells_of(load_grid(grid)):
+        job = out / "jobs" / f"{cell.name}.json"
+        recipe = cell.recipe.model_dump(mode="json")
+        folders = {"out": str(out / "runs" / cell.name), "data_dir": None, "download": False}
+        write_json(job, {"recipe": recipe, **folders, "device": "cpu", "parent": os.getppid()})
+        assert main(job) == 0
+    result = sweep(grid, out, n_jobs=1, device="cpu")
+    assert [row.label for row in result.rows] == [
+        f"{method} {pattern}" for method in ("sr-ste", "asp", "sparse-momentum") for pattern in ("2:4", "1:4")
+    ]
+    runs = json.loads((out / "results.json").read_text())["runs"]
+    for run in runs:
+        allowed = {"2:4": 1 / 2, "1:4": 1 / 4}[run["pattern"]]
+        assert run["n_active"] == pytest.approx(allowed * run["n_masked"], rel=0.01)
+    by_density, by_pattern, *courses = re.findall(
+        r"<svg.*?</svg>", (out / "report.html").read_text(), re.DOTALL
+    )
+    assert len(courses) == len(runs)
+    for drawing in (by_density, by_pattern):
+        assert "2:4" not in re.sub(
+            r"0 is [^<]*", "", drawing
+        )  # lines are of methods, and patterns their points
+        assert drawing.count("<circle") == len(runs)
+
+
 def test_two_sweeps_do_not_train_one_cell_at_once(tmp_path: Path) -> None:
     import fcntl
 
     grid, out = tmp_path / "grid.toml", tmp_path / "out"
     grid.write_text('recipe = "digits"\nmethods = ["static"]\ndensities = [0.1]\nchanges = { epochs = 1 }\n')
-    from sparse_export.sweep.cell import main
-    from sparse_export.sweep.grid import cells_of, load_grid
-
-    (cell,) = cells_of(load_grid(grid))
+    (cell,) = cells.cells_of(load_grid(grid))
     job = out / f"{cell.name}.json"
     job.parent.mkdir()
     job.write_text(json.dumps({"out": str(out / "run"), "parent": os.getpid()}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any, get_args
 
@@ -235,14 +236,24 @@ def test_magnitude_arrives_even_when_no_update_falls_on_the_end() -> None:
     assert sum(counts(sparse)) == sparse.n_active
 
 
-@pytest.mark.parametrize("growth", ["momentum", "random", "gradient"])
-@pytest.mark.parametrize("redistribution", ["momentum", "magnitude", "nonzeros", "none", "own"])
-def test_every_switch_of_sparse_momentum_keeps_the_count(growth: Any, redistribution: Any) -> None:
-    sparse = trainer("sparse-momentum", growth=growth, redistribution=redistribution)
-    wanted = sum(counts(sparse))
-    take_steps(sparse, 2 * EVERY)
-    assert sparse.n_updates == 2
-    assert sum(counts(sparse)) == wanted
+def test_every_switch_of_sparse_momentum_keeps_the_count_and_changes_the_masks() -> None:
+    """From the same start and the same batches, no two choices end at the same masks.
+
+    Dense enough that a layer is full: `nonzeros` gives back what each layer lost, as `own` does, but spares that one.
+    """
+    ends: dict[tuple[str, str], Tensor] = {}
+    for growth in ("momentum", "random", "gradient"):
+        for redistribution in ("momentum", "magnitude", "nonzeros", "none", "own"):
+            settings: dict[str, Any] = {"growth": growth, "redistribution": redistribution}
+            sparse = trainer("sparse-momentum", density=0.5, **settings)
+            assert any(mask.all() for mask in sparse.masks.values())
+            wanted = sum(counts(sparse))
+            take_steps(sparse, 2 * EVERY)
+            assert sparse.n_updates == 2
+            assert sum(counts(sparse)) == wanted
+            ends[growth, redistribution] = torch.cat([mask.flatten() for mask in sparse.masks.values()])
+    alike = [(a, b) for a, b in combinations(ends, 2) if torch.equal(ends[a], ends[b])]
+    assert alike == []
 
 
 @pytest.mark.parametrize("method", [*MOVING, "static"])
