@@ -244,7 +244,7 @@ def of_network(
     network = models.create(name)
     layers = products_of(network.eval(), shape, batch, dtype, backend)
     possible = [one.name for one in layers if one.reason is None]
-    prepare(network, possible)
+    prepare(network, possible, shape)
     timings = measure_timings(
         network,
         shape,

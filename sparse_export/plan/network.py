@@ -61,7 +61,7 @@ def plan_network(
         dtype_ = DTYPES[dtype]
     network, name, shape, weights = _network(model, trust)
     products = products_of(network, shape, batch, dtype_, backend)
-    fold_batch_norms(network.eval())  # as every engine does it
+    fold_batch_norms(network.eval(), shape)  # as every engine does it
     if read is None:
         read = measure_timings(
             network,

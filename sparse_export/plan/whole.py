@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import textwrap
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sparse_export.artefact import SCHEMA_VERSION, command_line, library_versions, now
-from sparse_export.errors import SpeedupNotReached, UsageError
+from sparse_export.errors import GateFailed, SpeedupNotReached, UsageError
 from sparse_export.files import write_json
 from sparse_export.measure.card import CardLog, watched_cards
 from sparse_export.measure.device import CudaStamps, replayed, stamps_for
@@ -42,6 +43,9 @@ __all__ = [
 
 NEVER_SLOWER = 0.99
 """What the lower end of dense / planned has to reach."""
+_FOLDED = 1e-3  # most that folding may change outputs by, by their norm
+# Most that 2:4 products may change outputs by, by their norm: both sides round, in other orders.
+_TOLERANCE = {torch.float16: 0.03, torch.bfloat16: 0.1}
 _WIDTH = 98
 
 
@@ -143,11 +147,12 @@ def measure_whole(
     network: is changed, see `prepare`, then copied, cast and moved. On a card images lie channels last, each
     network is one CUDA graph where it can be captured, and times are the device's own.
     compiled: encoder blocks of vision transformers by torch.compile.
-    Raises UsageError for outputs that say nothing, MissingCapability where the device has no such product.
+    Raises UsageError for outputs that say nothing, GateFailed where 2:4 products give others than dense ones,
+    MissingCapability where the device has no such product.
     """
     tell = on_progress or (lambda line: None)
     machine = machine_facts()
-    prepare(network, possible)
+    prepare(network, possible, input_shape)
     dense = network.to(device, dtype)
     x = torch.randn((batch, *input_shape), device=device, dtype=dtype)
     if len(input_shape) == 3:
@@ -162,7 +167,7 @@ def measure_whole(
             networks[kind] = made.model
     stamps = stamps_for(device.type)
     with watched_cards() as cards, torch.inference_mode():
-        outputs = {kind: one(x).double() for kind, one in networks.items()}
+        difference = _difference({kind: one(x).double() for kind, one in networks.items()}, dtype)
         is_compiled = compiled and {compile_blocks(one) for one in networks.values()} == {True}
         calls, how = _calls(networks, x)
         tell(f"{', '.join(calls)}: {rounds} rounds at batch {batch}")
@@ -173,12 +178,6 @@ def measure_whole(
             block_s=block_s,
             warmup_limit_s=warmup_limit_s,
             time_calls=stamps.time_calls if isinstance(stamps, CudaStamps) else None,
-        )
-    size = float(outputs["dense"].norm())
-    if size == 0:
-        raise UsageError(
-            "The network answers random inputs with zeros, which would agree with anything.",
-            expected="Outputs other than zero were expected.",
         )
     control = _ratio(found, "dense again")
     assert control is not None
@@ -199,9 +198,7 @@ def measure_whole(
         steady=all(one.steady for one in found.values()),
         how=how,
         compiled=is_compiled,
-        relative_difference={
-            kind: float((output - outputs["dense"]).norm()) / size for kind, output in outputs.items()
-        },
+        relative_difference=difference,
         samples_ms={kind: one.samples_ms for kind, one in found.items()},
         machine=machine,
         cards=cards,
@@ -209,6 +206,28 @@ def measure_whole(
         command=command_line(),
         created=now(),
     )
+
+
+def _difference(outputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, float]:
+    """Of each from the dense network's, by the norm of that. Raises UsageError or GateFailed, as `measure_whole`."""
+    size = float(outputs["dense"].norm())
+    if size == 0 or not math.isfinite(size):
+        raise UsageError(
+            f"The norm of what the network answers to random inputs is {size:g}, which would agree with anything.",
+            expected="Outputs other than zero, and within the range of the type, were expected.",
+            do="Use another type, or a trained network.",
+        )
+    found = {kind: float((output - outputs["dense"]).norm()) / size for kind, output in outputs.items()}
+    limit = _TOLERANCE.get(dtype, 1e-3)
+    wrong = {kind: value for kind, value in found.items() if not value <= limit}
+    if wrong:
+        told = ", ".join(f"{kind} by {value:.3g}" for kind, value in wrong.items())
+        raise GateFailed(
+            f"The network with 2:4 products answers otherwise than the dense one: {told} of the outputs' norm.",
+            expected=f"At most {limit:g} was expected, since the weights are the same.",
+            do="Do not use these products; report the card and the versions of torch and cuSPARSELt.",
+        )
+    return found
 
 
 def check_never_slower(found: WholeNetwork) -> None:
@@ -246,14 +265,14 @@ def _ratio(found: dict[str, LatencyResult], kind: str) -> Ratio | None:
 
 
 @torch.no_grad()
-def prepare(network: nn.Module, possible: Sequence[str]) -> None:
+def prepare(network: nn.Module, possible: Sequence[str], input_shape: tuple[int, ...]) -> None:
     """Make a network ready to be timed, in place, twice as well as once.
 
     In evaluation mode; batch norms folded, as every engine does it; heads of zeros drawn, for outputs of zeros would
     agree with anything; possible layers cut to 2:4, for times, not for accuracy.
     """
     network.eval()
-    fold_batch_norms(network)
+    fold_batch_norms(network, input_shape)
     for layer in network.modules():
         if isinstance(layer, nn.Linear) and not layer.weight.any():
             nn.init.normal_(layer.weight, std=0.02)
@@ -269,14 +288,42 @@ def cut_to_pattern(network: nn.Module, names: Sequence[str]) -> None:
         value.copy_((flat * largest_per_group(flat, 1, TWO_FOUR)).view(value.shape))
 
 
-def fold_batch_norms(network: nn.Module) -> None:
-    """Fold batch norms into the convolutions that are registered just before them, as in torchvision's ResNets."""
+@torch.no_grad()
+def fold_batch_norms(network: nn.Module, input_shape: tuple[int, ...]) -> bool:
+    """Fold batch norms into the convolutions that are registered just before them, in place, in evaluation mode.
+
+    As in torchvision's ResNets. input_shape: of one sample. Where that changes what the network computes, as it does
+    where a norm is not what follows its neighbour, nothing is folded. Gives whether the network is folded now.
+    """
+    if not any(_pairs(network)):
+        return True
+    first = next(network.parameters())
+    x = torch.randn((2, *input_shape), device=first.device, dtype=first.dtype)
+    folded = copy.deepcopy(network)
+    _fold(folded)
+    wanted, found = (one(x).double() for one in (network, folded))
+    if not float((found - wanted).norm()) <= _FOLDED * float(wanted.norm()):
+        return False
+    _fold(network)
+    return True
+
+
+def _pairs(network: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """Modules with the names of a convolution in them and of the plain batch norm registered after it."""
     for module in list(network.modules()):
-        children = list(module.named_children())
-        for (name, convolution), (name_after, norm) in pairwise(children):
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, name, fuse_conv_bn_eval(convolution, norm))
-                setattr(module, name_after, nn.Identity())
+        for (name, convolution), (name_after, norm) in pairwise(list(module.named_children())):
+            plain = type(norm) is nn.BatchNorm2d and norm.running_mean is not None
+            if isinstance(convolution, nn.Conv2d) and plain:
+                yield module, name, name_after
+
+
+def _fold(network: nn.Module) -> None:
+    for module, name, name_after in list(_pairs(network)):
+        convolution, norm = module.get_submodule(name), module.get_submodule(name_after)
+        assert isinstance(convolution, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        setattr(module, name, fuse_conv_bn_eval(convolution, norm))
+        setattr(module, name_after, nn.Identity())
 
 
 def compile_blocks(network: nn.Module) -> bool:

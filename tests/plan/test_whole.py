@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparse_export import models
-from sparse_export.errors import MissingCapability, SpeedupNotReached, UsageError
+from sparse_export.errors import GateFailed, MissingCapability, SpeedupNotReached, UsageError
 from sparse_export.measure.card import CardLog
 from sparse_export.measure.statistics import Ratio
 from sparse_export.plan.network import plan_network
@@ -24,6 +24,7 @@ from sparse_export.plan.whole import (
     prepare,
     write_whole,
 )
+from sparse_export.runtime.torch24 import Rewritten, rewrite
 from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import groups_over
 from tests.cli.conftest import Call
@@ -99,19 +100,73 @@ def test_a_network_is_made_ready_the_same_once_and_twice() -> None:
     network = net()
     with torch.no_grad():
         network.get_parameter("4.weight").zero_()
-    prepare(network, ["0.weight"])
+    prepare(network, ["0.weight"], (16,))
     first = {name: value.clone() for name, value in network.state_dict().items()}
     assert int(groups_over(network.get_parameter("0.weight"), 1, TWO_FOUR)) == 0
     assert int(groups_over(network.get_parameter("2.weight"), 1, TWO_FOUR)) > 0
     assert network.get_parameter("4.weight").any()
-    prepare(network, ["0.weight"])
+    prepare(network, ["0.weight"], (16,))
     assert all(torch.equal(value, first[name]) for name, value in network.state_dict().items())
 
 
-def test_outputs_of_zeros_are_no_evidence() -> None:
-    network = nn.Sequential(nn.Linear(16, 32), nn.Threshold(1e9, 0.0))
-    with pytest.raises(UsageError, match="zeros"):
+@pytest.mark.parametrize("last", [nn.Threshold(1e9, 0.0), nn.Threshold(1e9, float("inf"))])
+def test_outputs_of_zeros_or_infinities_are_no_evidence(last: nn.Module) -> None:
+    network = nn.Sequential(nn.Linear(16, 32), last)
+    with pytest.raises(UsageError, match="norm of what the network answers"):
         measure_whole(network, (16,), ["0.weight"], (), name=None, **QUICK)
+
+
+def test_products_that_compute_something_else_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(model: nn.Module, **options: Any) -> Rewritten:
+        made = rewrite(model, **options)
+        with torch.no_grad():
+            made.model.get_parameter("4.bias").add_(1.0)
+        return made
+
+    monkeypatch.setattr("sparse_export.plan.whole.rewrite", wrong)
+    with pytest.raises(GateFailed, match="answers otherwise than the dense one: everywhere by"):
+        measure_whole(net(), (16,), ["0.weight"], (), name=None, **QUICK)
+
+
+class _WithActivation(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+class _Crossed(nn.Module):
+    """Norms that are registered behind another convolution than the one they follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.bn1, self.bn2 = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        for norm in (self.bn1, self.bn2):
+            nn.init.uniform_(norm.weight, 0.5, 2)
+            nn.init.uniform_(norm.bias, 0.5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return y
+
+
+@pytest.mark.parametrize(
+    ("network", "is_folded"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 3), _WithActivation(4)), True),  # which leaves nothing to fold
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), True),
+        (_Crossed(), False),
+    ],
+)
+def test_norms_that_cannot_be_folded_stay_and_the_network_computes_what_it_did(
+    network: nn.Module, is_folded: bool
+) -> None:
+    network.eval()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        wanted = network(x)
+        assert fold_batch_norms(network, (3, 8, 8)) == is_folded
+        torch.testing.assert_close(network(x), wanted)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
 def test_without_a_card_nothing_is_verified_and_it_says_so(tmp_path: Path, call: Call) -> None:
@@ -145,7 +200,7 @@ def test_batch_norms_are_folded_into_the_convolutions() -> None:
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         wanted = network(x)
-        fold_batch_norms(network)
+        assert fold_batch_norms(network, (3, 64, 64))
         found = network(x)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
     assert float((found - wanted).norm() / wanted.norm()) < 1e-5
