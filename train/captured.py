@@ -74,9 +74,17 @@ class CapturedStep:
     def _captured(self, x: Tensor, y: Tensor) -> tuple[Callable[[], None], Tensor]:
         try:
             return self._capture(lambda: self._work(x, y))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as cause:
+            first: BaseException = (
+                cause  # what ends a capture is followed by errors that say only that it ended
+            )
+            while first.__context__ is not None:
+                first = first.__context__
+            reason = next(iter(str(first).splitlines()), type(first).__name__)
             raise UsageError(
-                f"The training step cannot be captured as a CUDA graph: {str(cause).splitlines()[0]}",
+                f"The training step cannot be captured as a CUDA graph: {reason}",
                 expected="A step that reads nothing back to the host was expected.",
                 do="Leave cuda_graph out of the recipe.",
             ) from cause
@@ -84,9 +92,12 @@ class CapturedStep:
 
 def cuda_capture(call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
     """A `Capture` of CUDA. Only this thread is watched: another one may pin memory for pictures meanwhile."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = call()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = call()
+    finally:
+        torch.cuda.set_stream(stream)  # a capture that fails may leave its own behind
     return graph.replay, result
 
 

@@ -213,6 +213,10 @@ def bench_training_step(
         phases,
         transposable=loaded.sparsity.transposable,
     )
+    if loaded.cuda_graph:
+        verdict += (
+            " The recipe launches a step as one CUDA graph; these steps were launched kernel by kernel."
+        )
     return StepBench(
         recipe=loaded.model_dump(mode="json"),
         model=loaded.model,

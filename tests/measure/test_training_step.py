@@ -237,6 +237,11 @@ def test_forward_products_by_the_card_are_timed_and_said(monkeypatch: pytest.Mon
     assert "dense ones" not in found.verdict
 
 
+def test_steps_that_training_launches_as_one_graph_are_said_to_be_timed_one_by_one() -> None:
+    recipe = load_recipe("digits", changes={"cuda_graph": True})
+    assert "launched kernel by kernel" in bench_training_step(recipe, **QUICK).verdict
+
+
 def test_compressing_moved_masks_belongs_to_the_update_and_not_to_the_step_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

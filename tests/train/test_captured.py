@@ -148,6 +148,42 @@ def test_other_shapes_and_what_reads_from_the_device_are_refused(on_cpu: list[in
     assert "cuda_graph" in str(caught.value.do)
 
 
+def test_the_first_error_of_a_failed_capture_is_the_reason() -> None:
+    def fails(call: Any) -> Any:
+        try:
+            raise ValueError("a value was read back\nand more")
+        except ValueError:
+            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904 - as torch does
+
+    step = CapturedStep(lambda x, y: x.sum(), fails)
+    for _ in range(N_LAUNCHED):
+        step(torch.ones(1), torch.ones(1))
+    with pytest.raises(UsageError, match="as a CUDA graph: a value was read back"):
+        step(torch.ones(1), torch.ones(1))
+
+    def too_large(call: Any) -> Any:
+        raise torch.OutOfMemoryError("too large")
+
+    step = CapturedStep(lambda x, y: x.sum(), too_large)
+    for _ in range(N_LAUNCHED):
+        step(torch.ones(1), torch.ones(1))
+    with pytest.raises(torch.OutOfMemoryError):
+        step(torch.ones(1), torch.ones(1))
+
+
+@pytest.mark.gpu
+def test_on_a_card_a_failed_capture_says_why_and_leaves_the_stream_as_it_was() -> None:
+    stream = torch.cuda.current_stream()
+    step = CapturedStep(lambda x, y: x.sum() * y.sum().item())
+    ones = torch.ones(3, device="cuda")
+    for _ in range(N_LAUNCHED):
+        step(ones, ones)
+    with pytest.raises(UsageError, match="cannot be captured as a CUDA graph") as caught:
+        step(ones, ones)
+    assert "previous error" not in str(caught.value)
+    assert torch.cuda.current_stream() == stream
+
+
 def test_learning_rates_go_to_the_device_and_back() -> None:
     optimizer = SGD([nn.Parameter(torch.ones(2))], lr=0.5)
     make_capturable(optimizer, torch.device("cpu"))
