@@ -309,10 +309,10 @@ class SparseTraining:
             )
         halves = [name for name in self._both_ways if 2 * int(masks[name].sum()) != masks[name].numel()]
         one_way = [name for name in self._both_ways if not is_transposable(masks[name].flatten(1))]
-        if self._is_two_four and (halves or one_way):
+        if halves or one_way:
             raise UsageError(
                 f"The masks of {', '.join(dict.fromkeys(halves + one_way))} are not 2:4 along both axes.",
-                expected="Exactly two of every four along both axes were expected.",
+                expected="Exactly two of every four along both axes were expected, from the start on.",
                 do="Make them by sparsity.transposable.transposable_mask, or leave out the masks.",
             )
         return {name: mask.bool() for name, mask in masks.items()}

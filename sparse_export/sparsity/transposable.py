@@ -22,6 +22,8 @@ __all__ = [
     "update_transposable",
 ]
 
+_AT_ONCE = 2**16  # tiles, whose 90 totals each are 47 MB
+
 
 @cache
 def _tiles() -> tuple[tuple[int, ...], ...]:
@@ -65,17 +67,23 @@ def takes_transposable(shape: tuple[int, ...]) -> bool:
 
 
 def _best(scores_OI: Tensor, kept_OI: Tensor | None) -> Tensor:
-    """The tiles of largest total |score|, among those that keep what is to be kept: part of one tile everywhere."""
+    """The tiles of largest total |score|, among those that keep what is to be kept: part of one tile everywhere.
+
+    In float64, which neither autocast nor TF32 rounds.
+    """
     n_out, n_in = scores_OI.shape
     tiles = _tiles_on(scores_OI.device)
-    blocks = _tiled(scores_OI.abs())
-    totals = blocks @ tiles.to(blocks.dtype).T
-    if kept_OI is not None:
-        kept = _tiled(kept_OI).to(totals.dtype)
-        lost = kept @ (~tiles).to(totals.dtype).T
-        totals = totals.masked_fill_(lost > 0, -1)
-    chosen = tiles[totals.argmax(1)].reshape(n_out // 4, n_in // 4, 4, 4)
-    return chosen.permute(0, 2, 1, 3).reshape(n_out, n_in).contiguous()
+    inside, outside = tiles.double().T, (~tiles).double().T
+    scores = _tiled(scores_OI).split(_AT_ONCE)
+    kept = [None] * len(scores) if kept_OI is None else _tiled(kept_OI).split(_AT_ONCE)
+    chosen = []
+    for some, held in zip(scores, kept, strict=True):
+        totals = some.abs().double() @ inside
+        if held is not None:
+            totals = totals.masked_fill_(held.double() @ outside > 0, -1)
+        chosen.append(tiles[totals.argmax(1)])
+    mask = torch.cat(chosen).reshape(n_out // 4, n_in // 4, 4, 4)
+    return mask.permute(0, 2, 1, 3).reshape(n_out, n_in).contiguous()
 
 
 def _tiled(values_OI: Tensor) -> Tensor:

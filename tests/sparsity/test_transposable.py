@@ -94,6 +94,23 @@ def test_an_update_keeps_the_largest_and_fills_every_tile_as_well_as_any_could(
     assert float(tile[chosen].sum()) == pytest.approx(max(totals), rel=1e-5)
 
 
+def test_autocast_does_not_round_the_choice() -> None:
+    scores = 1 + 0.01 * torch.rand((64, 64), generator=torch.Generator().manual_seed(0))
+    wanted = transposable_mask(scores)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(transposable_mask(scores), wanted)
+
+
+def test_a_weight_of_more_tiles_than_are_looked_at_at_once_is_chosen_for_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight, score, mask = _drawn(9, (32, 24))
+    whole = update_transposable({"a": weight}, {"a": score}, {"a": mask}, prune_rate=0.5)
+    monkeypatch.setattr("sparse_export.sparsity.transposable._AT_ONCE", 5)
+    parts = update_transposable({"a": weight}, {"a": score}, {"a": mask}, prune_rate=0.5)
+    assert torch.equal(whole.masks["a"], parts.masks["a"])
+
+
 def test_a_rate_of_nothing_changes_nothing_and_of_everything_takes_the_best_tiles() -> None:
     weight, score, mask = _drawn(3)
     still = update_transposable({"a": weight}, {"a": score}, {"a": mask}, prune_rate=0.0)

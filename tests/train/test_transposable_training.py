@@ -91,6 +91,14 @@ def test_given_masks_have_to_be_so_along_both_axes() -> None:
     settings: dict[str, Any] = {"pattern": "2:4", "transposable": True, "small_share": 0.0}
     kept = SparseTraining(model, optimizer, masks=masks, **settings).masks
     assert all(torch.equal(kept[name], masks[name]) for name in masks)
+    with pytest.raises(
+        UsageError, match="not 2:4 along both axes"
+    ):  # not half, though a cap is still to come
+        few = {
+            name: mask & (torch.arange(mask.shape[0]) % 2 > 0).view(-1, *[1] * (mask.ndim - 1))
+            for name, mask in masks.items()
+        }
+        SparseTraining(model, optimizer, masks=few, total_steps=100, approach=(0.2, 0.6), **settings)
     masks["6.weight"] = torch.tensor([1, 1, 0, 0], dtype=torch.bool).repeat(32, 4)
     with pytest.raises(UsageError, match=r"6\.weight are not 2:4 along both axes"):
         SparseTraining(model, optimizer, masks=masks, **settings)
