@@ -8,6 +8,7 @@ that was raised, where it could not be run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import signal
@@ -24,6 +25,7 @@ from sparse_export.runtime.onnxruntime import open_session
 
 __all__ = ["main"]
 
+_BATCHES = (1, 32)  # as commands time them by default
 _GRACE_S = 5  # whoever asks waits that much less
 
 
@@ -35,6 +37,7 @@ def main(words: list[str]) -> int:
         x = _input(request)
         with open_session(Path(request["model"]), provider=request["provider"]) as session:
             _run(session, x, request)
+            _run_others(session, request)
     except SparseExportError as error:
         told = {"what": error.what, "expected": error.expected, "do": error.do}
         write_json(Path(words[1]), {"kind": type(error).__name__, "error": told})
@@ -62,6 +65,14 @@ def _run(session: Session, x: np.ndarray, request: dict[str, Any]) -> None:
             expected=cause.expected,
             do="Build the bundle again.",
         ) from cause
+
+
+def _run_others(session: Session, request: dict[str, Any]) -> None:
+    """Noise in other batches: what they answer does not matter, nor whether the file takes them."""
+    for batch in _BATCHES:
+        shape = (batch, *request["input_shape"])
+        with contextlib.suppress(SparseExportError):
+            session.run(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
 
 
 def _input(request: dict[str, Any]) -> np.ndarray:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from sparse_export import artefact, trust
 from sparse_export.artefact import BUNDLE_FILE, Bundle, BundleInfo, ModelFact, RunReference
@@ -111,6 +113,56 @@ def test_a_signal_is_an_error_each_time(tmp_path: Path, started: list[Any]) -> N
         with pytest.raises(ArtefactError, match=r"b/model\.onnx comes from elsewhere.*ended by SIGFPE"):
             open_runtime(bundle, "onnxruntime-cpu")
     assert len(started) == 2
+
+
+def test_a_file_that_waits_for_another_batch_than_the_golden_one_is_found_out(tmp_path: Path) -> None:
+    """It divides by its batch less 2: which ends no process at 8, and one at 1."""
+    bundle = _bundle(tmp_path / "b", -2, np.ones((8, 4), dtype=np.float32))
+    model = onnx.load(bundle.onnx_path)
+    (once,) = (tensor for tensor in model.graph.initializer if tensor.name == "div_zero")
+    once.CopyFrom(numpy_helper.from_array(np.array(np.int64(1)), "div_zero"))
+    onnx.save(model, bundle.onnx_path)
+    files = artefact.file_facts(bundle.path, ("model.onnx", GOLDEN))
+    artefact.save_bundle_info(bundle.path, replace(bundle.info, files=files))
+    with pytest.raises(ArtefactError, match="ended by SIGFPE"):
+        require_tried(Bundle(path=bundle.path, info=artefact.read_bundle_info(bundle.path)))
+
+
+def test_a_process_that_says_nothing_has_tried_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "_WORKER", ("-c", "pass"))
+    bundle = _bundle(tmp_path / "b", 2)
+    for _ in range(2):
+        with pytest.raises(ArtefactError, match="ended without a result"):
+            require_tried(bundle)
+
+
+def test_a_manifest_that_does_not_list_the_file_vouches_for_nothing(
+    tmp_path: Path, started: list[Any]
+) -> None:
+    bundle = _bundle(tmp_path / "b", -1)
+    artefact.save_bundle_info(bundle.path, replace(bundle.info, files={}))
+    bundle = Bundle(path=bundle.path, info=artefact.read_bundle_info(bundle.path))
+    trust.remember(sha256_file(bundle.path / BUNDLE_FILE))
+    with pytest.raises(ArtefactError, match="ended by SIGFPE"):
+        require_tried(bundle)
+
+
+def test_a_store_that_cannot_be_used_vouches_for_nothing_and_stops_nothing(
+    tmp_path: Path, started: list[Any]
+) -> None:
+    bundle = _bundle(tmp_path / "b", 2)
+    digest = sha256_file(bundle.path / BUNDLE_FILE)
+    trust.remember(digest)
+    trust.store_path().chmod(0o644)
+    try:
+        require_tried(bundle)
+        assert len(started) == 1
+        require_tried(bundle, given=digest)
+        assert len(started) == 1
+    finally:
+        trust.store_path().chmod(0o600)
 
 
 def test_what_takes_too_long_is_ended_and_may_be_vouched_for(tmp_path: Path) -> None:
