@@ -22,11 +22,10 @@ def give_shapes(module: nn.Module, input_shape: Sequence[int]) -> None:
     values = [*module.parameters(), *module.buffers()]
     if not any(is_lazy(value) for value in values):
         return
-    known = next((value.device for value in values if not is_lazy(value)), torch.device("cpu"))
-    was_training = module.training
+    training = {part: part.training for part in module.modules()}
     try:
         with torch.no_grad():
-            module.eval()(torch.zeros((1, *input_shape), device=known))
+            module.eval()(torch.zeros((1, *input_shape), device=values[0].device))
     except Exception as cause:  # whatever a network raises: some assert, some index
         reason = next(iter(str(cause).splitlines()), type(cause).__name__)
         raise UsageError(
@@ -36,7 +35,8 @@ def give_shapes(module: nn.Module, input_shape: Sequence[int]) -> None:
             do="Give its layers their sizes in the code.",
         ) from cause
     finally:
-        module.train(was_training)
+        for part, was_training in training.items():
+            part.training = was_training
     require_shapes(module)
 
 

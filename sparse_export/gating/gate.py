@@ -27,7 +27,7 @@ from sparse_export.gating.links import (
 from sparse_export.gating.weights import weights_keep_their_pattern
 from sparse_export.measure.interleave import check_measurable
 from sparse_export.measure.latency import check_batches
-from sparse_export.runtime.choice import RUNTIMES
+from sparse_export.runtime.choice import RUNTIMES, open_runtime
 from sparse_export.trust import Given, digests
 from sparse_export.validation import Validation, validate
 
@@ -145,7 +145,7 @@ def gate(
         bundle=str(case.bundle_path),
         against=str(case.against_path),
         passed=broken is None,
-        verdict=_verdict(results, measured.not_run),
+        verdict=_verdict(results, measured.not_run, measured.not_timed),
         exit_code=0 if broken is None else broken.exit_code,
         links=results,
         validation=measured.validation,
@@ -169,6 +169,15 @@ class _Measured:
     def not_run(self) -> tuple[str, ...]:
         """Runtimes that the bundle was built for, and whose accuracy is not known here."""
         return () if self.validation is None else tuple(self.validation.not_run)
+
+    @property
+    def not_timed(self) -> tuple[str, ...]:
+        """Engines of the bundle that speed was promised of and not measured on."""
+        if self._case.require_speedup is None or not self.comparisons:
+            return ()
+        timed = {one.runtime for one in self.comparisons}
+        engines = dict.fromkeys(fact.target for fact in self._case.bundle.info.engines)
+        return tuple(name for name in engines if not any(one.startswith(name) for one in timed))
 
     def accuracy(self) -> Finding:
         case = self._case
@@ -201,6 +210,10 @@ class _Measured:
                 do=f"Build the dense bundle with --precision {own} too, or promise no speed-up.",
             )
             return Finding(told=(), problem=problem)
+        # All of them before anything is timed, so that one that is missing hides no speed that was missed.
+        for named in case.runtimes or ():
+            for side in (case.dense, case.bundle):
+                open_runtime(side, named, n_threads=case.n_threads, trust=digests(case.trust)).close()
         for runtime in case.runtimes or (None,):
             self.comparisons.append(
                 compare(
@@ -219,7 +232,9 @@ class _Measured:
         return speed_is_reached(case, self.comparisons)
 
 
-def _verdict(links: Sequence[LinkResult], runtimes_not_run: Sequence[str]) -> str:
+def _verdict(
+    links: Sequence[LinkResult], runtimes_not_run: Sequence[str], runtimes_not_timed: Sequence[str]
+) -> str:
     kept = [link.name for link in links if link.outcome == "kept"]
     idle = [link.name for link in links if link.outcome == "nothing to check"]
     behind = [link.name for link in links if link.outcome == "not run"]
@@ -238,6 +253,8 @@ def _verdict(links: Sequence[LinkResult], runtimes_not_run: Sequence[str]) -> st
             parts.append(f"{what}: {', '.join(names)}.")
     if runtimes_not_run:
         parts.append(f"Not run here, so not vouched for: {', '.join(runtimes_not_run)}.")
+    if runtimes_not_timed:
+        parts.append(f"The speed is not that of its engines: not timed on {', '.join(runtimes_not_timed)}.")
     return " ".join(parts)
 
 

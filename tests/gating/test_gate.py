@@ -369,6 +369,7 @@ def test_speed_is_measured_where_it_is_deployed_and_nowhere_in_silence(
     assert "measured with tensorrt," in str(best)
     assert "a is passed over: of b" in str(best)
     assert "Not run here, so not vouched for: tensorrt-rtx." in best.verdict
+    assert "not timed" not in best.verdict  # the engine that was played
     named = gate(
         sparse.path,
         dense.path,
@@ -380,6 +381,19 @@ def test_speed_is_measured_where_it_is_deployed_and_nowhere_in_silence(
     assert asked == [None, "onnxruntime-cpu", "onnxruntime-cpu"]
     assert "With onnxruntime-cpu: The speed-up is as played." in broken_at(named, "speed", 4)
     assert {"batch_1_speedup_low", "onnxruntime-cpu_batch_1_speedup_low"} <= set(named.links[5].figures)
+
+
+def test_an_engine_that_was_not_timed_is_named_beside_a_speed_that_was_kept(
+    sparse: Bundle, dense: Bundle, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fast(*bundles: Bundle, **options: Any) -> Comparison:
+        return replace(compare(*bundles, **options), speedup_missed=None)
+
+    monkeypatch.setattr(importlib.import_module("sparse_export.gating.gate"), "compare", fast)
+    with_engine(copied, sha256_file(copied / "model.onnx"))
+    found = gate(copied, dense.path, require_speedup=1.2, max_drop=100.0, **QUICK)
+    assert found.passed, found.verdict
+    assert "The speed is not that of its engines: not timed on tensorrt-rtx." in found.verdict
 
 
 def test_a_speed_up_over_another_precision_is_no_promise_that_can_be_kept(
