@@ -35,8 +35,6 @@ def _of_sparsity(recipe: Recipe) -> set[str]:
         keys.add("small_share")
     elif settings.density is None:
         keys.add("start")  # as many in each layer as the pattern allows
-    if settings.prune_schedule != "cosine":
-        keys.add("final_prune_rate")
     if settings.method == "sr-ste":
         return keys | {*_RATE, *_START, "update_every"}
     keys.add("decay")

@@ -155,14 +155,14 @@ def test_a_key_that_is_read_under_some_settings_only_is_varied_under_these(tmp_p
     found = cells(
         tmp_path,
         'recipe = "digits"\nmethods = ["set"]\ndensities = [0.1]\n[vary]\n'
-        '"sparsity.prune_schedule" = ["linear", "cosine"]\n"sparsity.final_prune_rate" = [0.1, 0.2]\n',
+        '"learning_rate.schedule" = ["cosine", "step"]\n"learning_rate.factor" = [0.2, 0.3]\n',
     )
     assert [tuple(dict(cell.setting).values()) for cell in found] == [
-        ("linear",),
-        ("cosine", 0.1),
-        ("cosine", 0.2),
+        ("cosine",),
+        ("step", 0.2),
+        ("step", 0.3),
     ]
-    assert found[0].recipe.sparsity.final_prune_rate is None
+    assert found[0].recipe.learning_rate.factor == load_recipe("digits").learning_rate.factor
 
 
 def test_a_method_may_have_its_own_densities_and_changes(tmp_path: Path) -> None:

@@ -435,7 +435,7 @@ def test_asp_trains_dense_then_cuts_once_and_runs_the_learning_rate_again(tmp_pa
         ({"sparsity": {"method": "asp"}}, "'asp' needs a pattern"),
         ({"sparsity": {"method": "sr-ste", "pattern": "2:4"}}, "takes no density"),
         ({"sparsity": {"pattern": "2:4", "density": 0.7}}, "a density of 0.5 at most"),
-        ({"sparsity": {"pattern": "2of4"}}, "not a pattern"),
+        ({"sparsity": {"pattern": "2of4"}}, "pattern is '2of4'"),
         ({"sparsity": {"approach": [0.1, 0.2]}}, "approach needs a pattern"),
         ({"sparsity": {"pattern": "2:4", "approach": [0.3, 0.2]}}, "no later than its last"),
         ({"sparsity": {"pattern": "2:4", "approach": [0.5, 0.9]}}, "which is 0.75"),
