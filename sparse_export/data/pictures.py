@@ -108,13 +108,26 @@ def workers_watched() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as cause:
-        if not _tells_of_a_worker(cause):
+        try:
+            error = _ended(cause)
+        except (
+            RuntimeError
+        ) as late:  # the signal may come after the connection broke, while that is looked at
+            error = _ended(late)
+        if error is None:
             raise
-        raise SparseExportError(
-            f"A process that reads pictures ended: {str(cause).rstrip('. ') or type(cause).__name__}.",
-            expected="It was expected to live as long as the training.",
-            do="Use fewer workers if memory ran out, then go on with --resume.",
-        ) from cause
+        raise error from cause
+
+
+def _ended(cause: Exception) -> SparseExportError | None:
+    """What to say where a worker has ended, else None."""
+    if not _tells_of_a_worker(cause):
+        return None
+    return SparseExportError(
+        f"A process that reads pictures ended: {str(cause).rstrip('. ') or type(cause).__name__}.",
+        expected="It was expected to live as long as the training.",
+        do="Use fewer workers if memory ran out, then go on with --resume.",
+    )
 
 
 def _tells_of_a_worker(cause: Exception) -> bool:

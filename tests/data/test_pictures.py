@@ -116,6 +116,20 @@ def test_a_worker_that_is_killed_ends_in_an_error_that_says_so(files: Pictures) 
         all_of(batches)
 
 
+def test_a_signal_that_comes_while_a_broken_connection_is_looked_at_is_told_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr("sparse_export.data.pictures.traceback.extract_tb", interrupted)
+    with (
+        pytest.raises(SparseExportError, match=r"ended: DataLoader worker .pid 7. is killed"),
+        workers_watched(),
+    ):
+        raise ConnectionResetError
+
+
 def test_workers_do_not_draw_from_the_random_numbers_of_the_training(files: Pictures) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
