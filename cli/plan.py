@@ -71,17 +71,19 @@ def command(
     from dataclasses import asdict
 
     from sparse_export.files import require_writable
-    from sparse_export.plan.network import plan_network
+    from sparse_export.plan.network import plan_network, require_card, verify_plan
     from sparse_export.plan.planning import write_plan
     from sparse_export.plan.timing import write_timings
     from sparse_export.plan.whole import check_never_slower, write_whole
 
     if keep_verified is not None and not verify:
         raise click.UsageError("--keep-verified needs --verify.")
+    if verify:
+        require_card()  # before anything is measured
     for path in (out, keep_timings, keep_verified):
         if path is not None:
             require_writable(path.parent)
-    plan, measured, whole = plan_network(
+    plan, measured = plan_network(
         model,
         batch=batch,
         dtype=dtype,
@@ -90,7 +92,6 @@ def command(
         max_sparse_loss=max_sparse_loss,
         timings=timings,
         rounds=rounds,
-        verify=verify,
         trust=trust,
         on_progress=say,
     )
@@ -100,10 +101,12 @@ def command(
     if out is not None:
         write_plan(out, plan)
         say(f"wrote {out}")
-    if whole is not None and keep_verified is not None:
+    if not verify:
+        print_result(asdict(plan), str(plan), as_json)
+        return
+    whole = verify_plan(model, plan, rounds=rounds, trust=trust, on_progress=say)
+    if keep_verified is not None:
         write_whole(keep_verified, whole)
         say(f"wrote {keep_verified}")
-    document = asdict(plan) if whole is None else {**asdict(plan), "whole": asdict(whole)}
-    print_result(document, str(plan) if whole is None else f"{plan}\n\n{whole}", as_json)
-    if whole is not None:
-        check_never_slower(whole)
+    print_result({**asdict(plan), "whole": asdict(whole)}, f"{plan}\n\n{whole}", as_json)
+    check_never_slower(whole)

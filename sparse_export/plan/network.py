@@ -12,13 +12,14 @@ from sparse_export import models
 from sparse_export.artefact import open_run
 from sparse_export.building import network_of_run
 from sparse_export.errors import MissingCapability, UsageError
+from sparse_export.graph.fold import fold_batch_norm
 from sparse_export.plan.layers import Product, products_of
 from sparse_export.plan.planning import Plan, make_plan
 from sparse_export.plan.timing import Size, Timings, measure_timings, read_timings
-from sparse_export.plan.whole import WholeNetwork, fold_batch_norms, measure_whole
+from sparse_export.plan.whole import WholeNetwork, measure_whole
 from sparse_export.sparsity.product24 import Backend
 
-__all__ = ["DTYPES", "plan_network"]
+__all__ = ["DTYPES", "plan_network", "require_card", "verify_plan"]
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -33,36 +34,29 @@ def plan_network(
     max_sparse_loss: float | None = None,
     timings: Path | None = None,
     rounds: int = 24,
-    verify: bool = False,
     trust: str | None = None,
     on_progress: Callable[[str], None] | None = None,
-) -> tuple[Plan, Timings, WholeNetwork | None]:
+) -> tuple[Plan, Timings]:
     """Measure, or read, what each layer's product takes dense and as 2:4, and choose layers by it; see `make_plan`.
 
     model: a network's name, whose random weights then stand for trained ones, or a run.  timings: a file to read in
-    place of measuring; its type and backend count.  verify: time the whole network too, dense and planned, on the card;
-    see `measure_whole`.  trust: see `sparse_export.building.network_of_run`.
+    place of measuring; its type and backend count.  trust: see `sparse_export.building.network_of_run`.
     Raises UsageError, UnknownNameError, ArtefactError, NotTrustedError, SpeedupNotReached, and MissingCapability on a
     machine without a card when no timings are given: nothing but a GPU has a 2:4 product.
     """
     if batch < 1:
         raise UsageError(f"The batch is {batch}.", expected="1 or more was expected.")
     read = None if timings is None else read_timings(_file(timings))
-    if (read is None or verify) and not torch.cuda.is_available():
-        raise MissingCapability(
-            "This machine has no 2:4 product to measure: torch sees no CUDA device.",
-            expected="An NVIDIA card of compute capability 8.0 or newer was expected.",
-            do="Plan on the machine that will serve the network, or give its measurements by --timings FILE, without "
-            "--verify.",
-        )
+    if read is None:
+        require_card()
     if read is not None:
         dtype_, backend = _dtype(read.dtype), _backend(read.backend)
     else:
         dtype_ = DTYPES[dtype]
     network, name, shape, weights = _network(model, trust)
     products = products_of(network, shape, batch, dtype_, backend)
-    fold_batch_norms(network.eval(), shape)  # as every engine does it
     if read is None:
+        fold_batch_norm(network.eval(), torch.zeros((1, *shape)))  # as every engine does it
         read = measure_timings(
             network,
             shape,
@@ -84,23 +78,50 @@ def plan_network(
         speedup=speedup,
         max_sparse_loss=max_sparse_loss,
     )
-    whole = None
-    if verify:
-        whole = measure_whole(
-            network,
-            shape,
-            [one.name for one in products if one.reason is None],
-            plan.sparse,
-            name=name,
-            batch=batch,
-            dtype=dtype_,
-            backend=backend,
-            device=torch.device("cuda"),
-            expected=plan.expected_speedup,
-            rounds=rounds,
-            on_progress=on_progress,
+    return plan, read
+
+
+def verify_plan(
+    model: str | Path,
+    plan: Plan,
+    *,
+    rounds: int = 24,
+    trust: str | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> WholeNetwork:
+    """Time the whole network on the card, dense and as the plan has it; see `measure_whole`.
+
+    model, trust: as of `plan_network`, which made the plan. Raises what that and `measure_whole` raise.
+    """
+    require_card()
+    dtype, backend = _dtype(plan.dtype), _backend(plan.backend)
+    network, name, shape, _ = _network(model, trust)
+    products = products_of(network, shape, plan.batch, dtype, backend)
+    return measure_whole(
+        network,
+        shape,
+        [one.name for one in products if one.reason is None],
+        plan.sparse,
+        name=name,
+        batch=plan.batch,
+        dtype=dtype,
+        backend=backend,
+        device=torch.device("cuda"),
+        expected=plan.expected_speedup,
+        rounds=rounds,
+        on_progress=on_progress,
+    )
+
+
+def require_card() -> None:
+    """Raise MissingCapability where torch sees no CUDA device: nothing but a GPU has a 2:4 product."""
+    if not torch.cuda.is_available():
+        raise MissingCapability(
+            "This machine has no 2:4 product to measure: torch sees no CUDA device.",
+            expected="An NVIDIA card of compute capability 8.0 or newer was expected.",
+            do="Plan on the machine that will serve the network, or give its measurements by --timings FILE, without "
+            "--verify.",
         )
-    return plan, read, whole
 
 
 def _file(path: Path) -> Path:

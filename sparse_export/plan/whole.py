@@ -5,20 +5,19 @@ from __future__ import annotations
 import copy
 import math
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sparse_export.artefact import SCHEMA_VERSION, command_line, library_versions, now
 from sparse_export.errors import GateFailed, SpeedupNotReached, UsageError
 from sparse_export.files import write_json
+from sparse_export.graph.fold import fold_batch_norm
 from sparse_export.measure.card import CardLog, watched_cards
 from sparse_export.measure.device import CudaStamps, replayed, stamps_for
 from sparse_export.measure.interleave import LatencyResult, measure_interleaved
@@ -35,7 +34,6 @@ __all__ = [
     "check_never_slower",
     "compile_blocks",
     "cut_to_pattern",
-    "fold_batch_norms",
     "measure_whole",
     "prepare",
     "write_whole",
@@ -43,7 +41,6 @@ __all__ = [
 
 NEVER_SLOWER = 0.99
 """What the lower end of dense / planned has to reach."""
-_FOLDED = 1e-3  # most that folding may change outputs by, by their norm
 # Most that 2:4 products may change outputs by, by their norm: both sides round, in other orders.
 _TOLERANCE = {torch.float16: 0.03, torch.bfloat16: 0.1}
 _WIDTH = 98
@@ -272,7 +269,8 @@ def prepare(network: nn.Module, possible: Sequence[str], input_shape: tuple[int,
     agree with anything; possible layers cut to 2:4, for times, not for accuracy.
     """
     network.eval()
-    fold_batch_norms(network, input_shape)
+    first = next(network.parameters())
+    fold_batch_norm(network, torch.zeros((1, *input_shape), device=first.device, dtype=first.dtype))
     for layer in network.modules():
         if isinstance(layer, nn.Linear) and not layer.weight.any():
             nn.init.normal_(layer.weight, std=0.02)
@@ -286,44 +284,6 @@ def cut_to_pattern(network: nn.Module, names: Sequence[str]) -> None:
         value = network.get_parameter(name)
         flat = value.flatten(1)
         value.copy_((flat * largest_per_group(flat, 1, TWO_FOUR)).view(value.shape))
-
-
-@torch.no_grad()
-def fold_batch_norms(network: nn.Module, input_shape: tuple[int, ...]) -> bool:
-    """Fold batch norms into the convolutions that are registered just before them, in place, in evaluation mode.
-
-    As in torchvision's ResNets. input_shape: of one sample. Where that changes what the network computes, as it does
-    where a norm is not what follows its neighbour, nothing is folded. Gives whether the network is folded now.
-    """
-    if not any(_pairs(network)):
-        return True
-    first = next(network.parameters())
-    x = torch.randn((2, *input_shape), device=first.device, dtype=first.dtype)
-    folded = copy.deepcopy(network)
-    _fold(folded)
-    wanted, found = (one(x).double() for one in (network, folded))
-    if not float((found - wanted).norm()) <= _FOLDED * float(wanted.norm()):
-        return False
-    _fold(network)
-    return True
-
-
-def _pairs(network: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
-    """Modules with the names of a convolution in them and of the plain batch norm registered after it."""
-    for module in list(network.modules()):
-        for (name, convolution), (name_after, norm) in pairwise(list(module.named_children())):
-            plain = type(norm) is nn.BatchNorm2d and norm.running_mean is not None
-            if isinstance(convolution, nn.Conv2d) and plain:
-                yield module, name, name_after
-
-
-def _fold(network: nn.Module) -> None:
-    for module, name, name_after in list(_pairs(network)):
-        convolution, norm = module.get_submodule(name), module.get_submodule(name_after)
-        assert isinstance(convolution, nn.Conv2d)
-        assert isinstance(norm, nn.BatchNorm2d)
-        setattr(module, name, fuse_conv_bn_eval(convolution, norm))
-        setattr(module, name_after, nn.Identity())
 
 
 def compile_blocks(network: nn.Module) -> bool:

@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from sparse_export.artefact import open_bundle, open_run
+from sparse_export.errors import GateFailed
+from sparse_export.plan import network as plan_of_network
+from sparse_export.plan.network import verify_plan
+from sparse_export.plan.planning import read_plan
 from sparse_export.plan.timing import ProductTiming, Timings, write_timings
 from tests.cli.conftest import Call, Made
 
@@ -189,3 +194,26 @@ def test_training_takes_only_a_plan_for_its_own_network_and_one_that_chose_somet
     assert call("train", "digits", "--plan", tmp_path / "no.json", "--out", tmp_path / "run").exit_code == 2
     for words in (("--dense",), ("--pattern", "1:4")):
         assert call("train", "digits", "--plan", plan, *words, "--out", tmp_path / "run").exit_code == 2
+
+
+def test_a_plan_is_verified_by_what_it_was_made_for_and_written_before(
+    timings: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = tmp_path / "plan.json", []
+
+    def fails(network: nn.Module, shape: tuple[int, ...], possible: Any, planned: Any, **options: Any) -> Any:
+        asked.append((shape, tuple(possible), tuple(planned), options))
+        raise GateFailed("Something else was computed.")
+
+    monkeypatch.setattr(plan_of_network, "require_card", lambda: None)
+    monkeypatch.setattr(plan_of_network, "measure_whole", fails)
+    result = _plan(call, timings, "--out", out, "--verify", "--rounds", 21)
+    assert (result.exit_code, "Something else was computed" in result.stderr) == (3, True)
+    plan = read_plan(out)  # which is not lost with its verification
+    ((shape, possible, planned, options),) = asked
+    assert (shape, planned) == ((1, 8, 8), plan.sparse)
+    assert planned == possible == ("fc1.weight",)
+    assert (options["batch"], options["rounds"], options["backend"]) == (plan.batch, 21, plan.backend)
+    assert options["dtype"] == getattr(torch, plan.dtype)
+    with pytest.raises(GateFailed):
+        verify_plan("digits-cnn", plan)

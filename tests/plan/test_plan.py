@@ -251,8 +251,7 @@ def test_a_run_is_planned_by_its_own_weights(tmp_path: Path) -> None:
     products = products_of(models.create("digits-cnn"), (1, 8, 8), 8, **HALF)
     file = tmp_path / "timings.json"
     write_timings(file, _timings(products, lambda _: 1.5, model="digits-cnn"))
-    plan, _, whole = plan_network(run.path, batch=8, timings=file)
-    assert whole is None
+    plan, _ = plan_network(run.path, batch=8, timings=file)
     assert (plan.weights, plan.model) == (str(run.path), "digits-cnn")
     with pytest.raises(UsageError, match="not a file"):
         plan_network(run.path, timings=tmp_path / "nothing.json")
