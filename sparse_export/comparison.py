@@ -41,7 +41,7 @@ from sparse_export.measure.interleave import LatencyResult, check_measurable
 from sparse_export.measure.latency import check_batches
 from sparse_export.measure.machine import machine_facts, n_usable_cores
 from sparse_export.measure.pinning import pinned
-from sparse_export.measure.sessions import TimedSessions
+from sparse_export.measure.sessions import TimedSessions, Timing
 from sparse_export.measure.statistics import (
     AccuracyDifference,
     Ratio,
@@ -233,7 +233,18 @@ def compare(
             )
         latency = tuple(
             _compare_latency(
-                sessions, name, dense, sparse, batch, rounds, block_s, warmup_limit_s, seed, tell
+                sessions,
+                name,
+                dense,
+                sparse,
+                {
+                    "batch": batch,
+                    "rounds": rounds,
+                    "block_s": block_s,
+                    "seed": seed,
+                    "warmup_limit_s": warmup_limit_s,
+                },
+                tell,
             )
             for batch in batches
         )
@@ -421,25 +432,13 @@ def _compare_latency(
     runtime: str,
     dense: Bundle,
     sparse: Bundle,
-    batch: int,
-    rounds: int,
-    block_s: float,
-    warmup_limit_s: float,
-    seed: int,
+    timing: Timing,
     tell: Callable[[str], None],
 ) -> LatencyComparison:
-    tell(f"latency at batch {batch}, {rounds} rounds")
-    results, on_device = (
-        way(
-            dense.info.model.input_shape,
-            batch=batch,
-            rounds=rounds,
-            block_s=block_s,
-            seed=seed,
-            warmup_limit_s=warmup_limit_s,
-        )
-        for way in (sessions.measure, sessions.measure_on_device)
-    )
+    batch = timing["batch"]
+    tell(f"latency at batch {batch}, {timing['rounds']} rounds")
+    shape = dense.info.model.input_shape
+    results, on_device = sessions.measure(shape, **timing), sessions.measure_on_device(shape, **timing)
     base, again, other = (results[name] for name in ("dense", "dense again", "sparse"))
     ratio = paired_ratio(base.samples_ms, other.samples_ms)
     control = paired_ratio(base.samples_ms, again.samples_ms)

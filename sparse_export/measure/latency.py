@@ -21,7 +21,7 @@ from sparse_export.measure.card import CardLog, watched_cards
 from sparse_export.measure.interleave import LatencyResult, check_measurable
 from sparse_export.measure.machine import machine_facts, n_usable_cores
 from sparse_export.measure.pinning import pinned
-from sparse_export.measure.sessions import TimedSessions
+from sparse_export.measure.sessions import TimedSessions, Timing
 from sparse_export.measure.statistics import Location, Ratio, location, paired_ratio, resolution
 from sparse_export.runtime.choice import RUNTIMES, candidates, open_runtime, runtime_note
 from sparse_export.trust import Given
@@ -172,7 +172,14 @@ def bench(
                         not_timed.append(NotTimed(runtime=name, batch=batch, why=why))
                         continue
                     tell(f"{name} at batch {batch}, {rounds} rounds")
-                    rows.append(_row(sessions, bundle, name, batch, rounds, block_s, warmup_limit_s, seed))
+                    timing: Timing = {
+                        "batch": batch,
+                        "rounds": rounds,
+                        "block_s": block_s,
+                        "seed": seed,
+                        "warmup_limit_s": warmup_limit_s,
+                    }
+                    rows.append(_row(sessions, bundle, name, timing))
     _require_some(bundle, rows, not_timed, broken=broken)
     return Bench(
         path=str(bundle.path),
@@ -250,30 +257,10 @@ def _at(batch: int | None) -> str:
     return "" if batch is None else f" at batch {batch}"
 
 
-def _row(
-    sessions: TimedSessions,
-    bundle: Bundle,
-    runtime: str,
-    batch: int,
-    rounds: int,
-    block_s: float,
-    warmup_limit_s: float,
-    seed: int,
-) -> BenchRow:
-    measure, measure_on_device = (
-        partial(
-            way,
-            bundle.info.model.input_shape,
-            batch=batch,
-            rounds=rounds,
-            block_s=block_s,
-            seed=seed,
-            warmup_limit_s=warmup_limit_s,
-        )
-        for way in (sessions.measure, sessions.measure_on_device)
-    )
-    results = measure()
-    device = measure_on_device().get("first")
+def _row(sessions: TimedSessions, bundle: Bundle, runtime: str, timing: Timing) -> BenchRow:
+    shape, batch = bundle.info.model.input_shape, timing["batch"]
+    results = sessions.measure(shape, **timing)
+    device = sessions.measure_on_device(shape, **timing).get("first")
     first, again = results["first"], results["again"]
     control = paired_ratio(first.samples_ms, again.samples_ms)
     found = sessions.open["first"].name

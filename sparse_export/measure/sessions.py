@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypedDict, Unpack
 
 import numpy as np
 
@@ -13,9 +13,19 @@ from sparse_export.measure.device import CudaStamps
 from sparse_export.measure.interleave import LatencyResult, measure_interleaved
 from sparse_export.runtime import DeviceSession, Session
 
-__all__ = ["TimedSessions"]
+__all__ = ["TimedSessions", "Timing"]
 
 _CALLS_AFTER_OPENING = 3
+
+
+class Timing(TypedDict):
+    """How calls are timed, see `measure_interleaved`. batch: samples of a call.  seed: of the inputs and the order."""
+
+    batch: int
+    rounds: int
+    block_s: float
+    seed: int
+    warmup_limit_s: float
 
 
 def _inputs(input_shape: tuple[int, ...], batch: int, seed: int) -> np.ndarray:
@@ -65,37 +75,23 @@ class TimedSessions:
     def measure(
         self,
         input_shape: tuple[int, ...],
-        *,
-        batch: int,
-        rounds: int,
-        block_s: float,
-        seed: int,
-        warmup_limit_s: float,
+        **timing: Unpack[Timing],
     ) -> dict[str, LatencyResult]:
         """Time a call of every session on one batch of standard normal inputs, interleaved, all renewed in each round.
 
         input_shape: of one sample.  The rest: see `measure_interleaved`.
         """
-        x = _inputs(input_shape, batch, seed)
+        x = _inputs(input_shape, timing["batch"], timing["seed"])
         return measure_interleaved(
             {name: partial(self.run, name, x) for name in self.open},
-            batch=batch,
-            rounds=rounds,
-            block_s=block_s,
-            seed=seed,
-            warmup_limit_s=warmup_limit_s,
+            **timing,
             before_round=partial(self.renew, x),
         )
 
     def measure_on_device(
         self,
         input_shape: tuple[int, ...],
-        *,
-        batch: int,
-        rounds: int,
-        block_s: float,
-        seed: int,
-        warmup_limit_s: float,
+        **timing: Unpack[Timing],
     ) -> dict[str, LatencyResult]:
         """As `measure`, of the work on the device alone, by CUDA events; nothing where a session cannot say.
 
@@ -106,7 +102,7 @@ class TimedSessions:
             return {}
         import torch
 
-        x = _inputs(input_shape, batch, seed)
+        x = _inputs(input_shape, timing["batch"], timing["seed"])
         launchers: dict[str, Callable[[], object]] = {}
 
         def renew() -> None:
@@ -119,11 +115,7 @@ class TimedSessions:
         with torch.cuda.stream(torch.cuda.Stream()):  # on the default one TensorRT would wait each time
             return measure_interleaved(
                 {name: partial(_launch, launchers, name) for name in self.open},
-                batch=batch,
-                rounds=rounds,
-                block_s=block_s,
-                seed=seed,
-                warmup_limit_s=warmup_limit_s,
+                **timing,
                 before_round=renew,
                 time_calls=CudaStamps(torch.cuda).time_calls,
             )
