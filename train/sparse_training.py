@@ -33,14 +33,14 @@ from sparse_export.sparsity import (
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import obeys
 from sparse_export.sparsity.prune import FIRST_THRESHOLD
-from sparse_export.sparsity.transposable import (
-    cut_to_transposable,
-    is_transposable,
-    takes_transposable,
-    transposable_mask,
-    update_transposable,
-)
 from sparse_export.sparsity.update import joined
+from sparse_export.train.both_axes import (
+    drawn_both_ways,
+    only,
+    require_both_ways,
+    swapped_both_ways,
+    weights_both_ways,
+)
 from sparse_export.train.distributed import masks_sha256, require_same_masks
 from sparse_export.train.growth import forget_momentum, gradient_scores, random_scores
 from sparse_export.train.layers import maskable_parameters, masked_parameters
@@ -204,7 +204,7 @@ class SparseTraining:
                 total_steps=total_steps,
             )
             self._parameters = {name: model.get_parameter(name) for name in self._plan.caps}
-        self._both_ways = _both_ways(self._parameters, pattern, density, rule) if transposable else ()
+        self._both_ways = weights_both_ways(self._parameters, pattern, density, rule) if transposable else ()
         require_optimizer(optimizer, self._parameters, momentum=rule.reads_momentum)
         self.n_masked = sum(value.numel() for value in self._parameters.values())
         self._wanted = self._count(density, masks)
@@ -288,8 +288,7 @@ class SparseTraining:
         drawn = random_masks(shapes, counts, generator, caps=self._caps())
         if self._is_two_four:
             for name in self._both_ways:
-                scores = torch.rand(shapes[name], generator=generator)
-                drawn[name] = transposable_mask(scores.flatten(1)).view(shapes[name])
+                drawn[name] = drawn_both_ways(shapes[name], generator)
         return drawn
 
     def _given_masks(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -307,14 +306,7 @@ class SparseTraining:
                 expected="Masks within the pattern were expected.",
                 do="Leave out the masks, or keep the N largest weights of each group in them.",
             )
-        halves = [name for name in self._both_ways if 2 * int(masks[name].sum()) != masks[name].numel()]
-        one_way = [name for name in self._both_ways if not is_transposable(masks[name].flatten(1))]
-        if halves or one_way:
-            raise UsageError(
-                f"The masks of {', '.join(dict.fromkeys(halves + one_way))} are not 2:4 along both axes.",
-                expected="Exactly two of every four along both axes were expected, from the start on.",
-                do="Make them by sparsity.transposable.transposable_mask, or leave out the masks.",
-            )
+        require_both_ways(masks, self._both_ways)
         return {name: mask.bool() for name, mask in masks.items()}
 
     @torch.no_grad()
@@ -480,34 +472,34 @@ class SparseTraining:
             device = next(iter(self.masks.values())).device
             self._threshold = torch.full((), FIRST_THRESHOLD, dtype=torch.float64, device=device)
         n_active = self._n_now_active = self._count_with(self._n_cap)
-        both: MaskUpdate | None = None
+        updates: list[MaskUpdate] = []
+        others = list(self.masks)
         if self._both_ways and self._is_two_four:
-            chosen = self._both_ways
-            weights, masks = _of(self._weights(), chosen), _of(self.masks, chosen)
-            wanted = _of(scores if grown_by is None else grown_by, chosen)
-            both = (
-                cut_to_transposable(weights, masks)
-                if is_cut
-                else update_transposable(weights, wanted, masks, prune_rate=rate)
+            wanted = scores if grown_by is None else grown_by
+            updates.append(
+                swapped_both_ways(
+                    self._weights(), wanted, self.masks, self._both_ways, prune_rate=rate, is_cut=is_cut
+                )
             )
-            if len(chosen) == len(self.masks):
-                return both
-            n_active -= sum(mask.numel() // 2 for mask in masks.values())
-        others = [name for name in self.masks if both is None or name not in both.masks]
-        update = update_masks(
-            _of(self._weights(), others),
-            _of(scores, others),
-            _of(self.masks, others),
-            prune_rate=rate,
-            redistribution=rule.redistribution,
-            prune=rule.prune,
-            threshold=self._threshold,
-            growth_scores=None if grown_by is None else _of(grown_by, others),
-            caps={name: cap for name, cap in self._caps().items() if name in others},
-            n_active=n_active,
-        )
-        self._threshold = update.threshold
-        return update if both is None else joined((both, update), list(self.masks))
+            others = [name for name in others if name not in self._both_ways]
+            n_active -= sum(self.masks[name].numel() // 2 for name in self._both_ways)
+        if others:
+            updates.append(
+                update_masks(
+                    only(self._weights(), others),
+                    only(scores, others),
+                    only(self.masks, others),
+                    prune_rate=rate,
+                    redistribution=rule.redistribution,
+                    prune=rule.prune,
+                    threshold=self._threshold,
+                    growth_scores=None if grown_by is None else only(grown_by, others),
+                    caps={name: cap for name, cap in self._caps().items() if name in others},
+                    n_active=n_active,
+                )
+            )
+            self._threshold = updates[-1].threshold
+        return updates[0] if len(updates) == 1 else joined(updates, list(self.masks))
 
     def _pruned_only(self) -> MaskUpdate:
         """The largest weights, as many as gradual pruning keeps at this step."""
@@ -657,36 +649,6 @@ def _final_rate(schedule: PruneSchedule, initial: float, asked: float | None, ru
     if asked is None:
         asked = 0.0 if schedule == "linear" else rule.final_prune_rate
     return min(asked, initial)
-
-
-def _of(values: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    return {name: values[name] for name in names}
-
-
-def _both_ways(
-    parameters: Mapping[str, nn.Parameter], pattern: NMPattern | None, density: float | None, rule: Method
-) -> tuple[str, ...]:
-    """The weights that can be 2:4 along both axes. Raises UsageError where that cannot be meant."""
-    if pattern is None or (pattern.n, pattern.m) != (2, 4) or density is not None:
-        raise UsageError(
-            f"transposable masks were asked for with the pattern {pattern} and the density {density}.",
-            expected="The pattern 2:4 was expected, and no density: they keep half of the weights.",
-            do="Give pattern='2:4' alone.",
-        )
-    if rule.is_gradual or rule.prune != "magnitude":
-        raise UsageError(
-            "transposable masks were asked for, and the method prunes over all layers together.",
-            expected="A method that prunes the smallest weights of each layer was expected.",
-            do="Choose sparse-momentum, set, rigl or static.",
-        )
-    names = tuple(name for name, value in parameters.items() if takes_transposable(tuple(value.shape)))
-    if not names:
-        raise UsageError(
-            "No layer under the pattern is a matrix of tiles of 4 x 4.",
-            expected="At least one with numbers of inputs and outputs that 4 divides was expected.",
-            do="Leave out transposable.",
-        )
-    return names
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
