@@ -8,8 +8,8 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -503,24 +503,26 @@ class Session:
             raise self._diverged(step - 1, "The weights are no longer numbers.")
 
     def _step_weights(self, step: int) -> None:
-        if self.sparse is None:
+        with self._numbers_expected(step):
             if self._captured is None:
-                self.optimizer.step()
-        else:
-            try:
-                if self._captured is not None and isinstance(self.sparse, SparseTraining):
-                    self.sparse.advance()
-                else:
-                    self.sparse.step()
-            except UsageError:
-                raise
-            except ValueError as cause:  # a mask update met weights or momenta that are no numbers
-                raise self._diverged(step, f"The weights are no longer numbers: {cause}") from cause
-            if self.products is not None:
-                self.products.after_step()
+                (self.optimizer if self.sparse is None else self.sparse).step()
+            elif isinstance(self.sparse, SparseTraining):
+                self.sparse.advance()
+        if self.products is not None:
+            self.products.after_step()
         if self.ema is not None:
             self.ema.step()
             self._mask_average()
+
+    @contextmanager
+    def _numbers_expected(self, step: int) -> Iterator[None]:
+        """A mask update that meets weights or momenta that are no numbers ends the training as diverged."""
+        try:
+            yield
+        except UsageError:
+            raise
+        except ValueError as cause:
+            raise self._diverged(step, f"The weights are no longer numbers: {cause}") from cause
 
     def _mask_average(self) -> None:
         """The average holds the past of a weight that was pruned: zero it, once after each mask update."""
@@ -538,12 +540,8 @@ class Session:
         if not isinstance(sparse, SparseTraining) or not self._is_update_due(sparse, epoch):
             return None
         began = self._now()
-        try:
+        with self._numbers_expected(sparse.n_steps - 1):
             sparse.update()
-        except UsageError:
-            raise
-        except ValueError as cause:
-            raise self._diverged(sparse.n_steps - 1, f"The weights are no longer numbers: {cause}") from cause
         if self.products is not None:
             self.products.after_step()
         self._mask_average()
