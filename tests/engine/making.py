@@ -50,19 +50,15 @@ def engine_fact(**changes: object) -> EngineFact:
     return replace(fact, **changes)  # type: ignore[arg-type]
 
 
-def bundle_with_engine(
-    folder: Path, content: bytes | None = None, *, known: bool = True, **changes: object
-) -> Bundle:
-    """Write a bundle with one engine, vouched for unless `known` is false. changes: of the `EngineFact`."""
-    (folder / "engines").mkdir(exist_ok=True)
-    (folder / FILE).write_bytes(header(100) if content is None else content)
+def bundle_info(**changes: object) -> BundleInfo:
+    """The manifest of a bundle of nothing. changes: of its fields."""
     info = BundleInfo(
         method="dense",
         model=ModelFact(name="small", input_shape=(16,), n_classes=8),
         data=None,
         run=RunReference(path="", run_sha256=""),
         precision="fp32",
-        targets=("onnx", "tensorrt-rtx"),
+        targets=("onnx",),
         opset=20,
         ir_version=10,
         input_name="input",
@@ -79,8 +75,20 @@ def bundle_with_engine(
         versions={},
         command=(),
         created="",
-        files=file_facts(folder, (FILE,)),
-        engines=(engine_fact(**changes),),
+        files={},
+        engines=(),
+    )
+    return replace(info, **changes)  # type: ignore[arg-type]
+
+
+def bundle_with_engine(
+    folder: Path, content: bytes | None = None, *, known: bool = True, **changes: object
+) -> Bundle:
+    """Write a bundle with one engine, vouched for unless `known` is false. changes: of the `EngineFact`."""
+    (folder / "engines").mkdir(exist_ok=True)
+    (folder / FILE).write_bytes(header(100) if content is None else content)
+    info = bundle_info(
+        targets=("onnx", "tensorrt-rtx"), files=file_facts(folder, (FILE,)), engines=(engine_fact(**changes),)
     )
     save_bundle_info(folder, info)
     if known:

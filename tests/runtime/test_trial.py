@@ -13,12 +13,13 @@ import pytest
 from onnx import numpy_helper
 
 from sparse_export import artefact, trust
-from sparse_export.artefact import BUNDLE_FILE, Bundle, BundleInfo, ModelFact, RunReference
+from sparse_export.artefact import BUNDLE_FILE, Bundle, ModelFact
 from sparse_export.errors import ArtefactError, MissingCapability, OutputError
 from sparse_export.files import sha256_file
 from sparse_export.runtime import trial
 from sparse_export.runtime.choice import open_runtime
 from sparse_export.runtime.trial import require_tried
+from tests.engine.making import bundle_info
 from tests.graph.dividing import divides
 
 GOLDEN = "golden/input.npy"
@@ -34,31 +35,12 @@ def _bundle(folder: Path, divisor: int, golden: np.ndarray | bytes | None = None
             (folder / GOLDEN).write_bytes(golden)
         else:
             np.save(folder / GOLDEN, golden)
-    info = BundleInfo(
-        method="dense",
+    info = bundle_info(
         model=ModelFact(name="small", input_shape=(4,), n_classes=3),
-        data=None,
-        run=RunReference(path="", run_sha256=""),
-        precision="fp32",
-        targets=("onnx",),
-        opset=20,
-        ir_version=10,
         input_name="x",
         output_name="y",
-        density=1.0,
-        layers=(),
-        n_parameters=12,
-        n_nonzero=12,
-        macs=12,
-        nonzero_macs=12,
-        accuracy=None,
-        atol=0.0,
-        rtol=0.0,
-        versions={},
         command=(str(folder),),  # so that no two of these tests have the same manifest
-        created="",
         files=artefact.file_facts(folder, ("model.onnx", *([] if golden is None else [GOLDEN]))),
-        engines=(),
     )
     artefact.save_bundle_info(folder, info)
     return Bundle(path=folder, info=artefact.read_bundle_info(folder))
