@@ -76,7 +76,7 @@ _BY = {"csr": "by CSR products", "2:4": "by 2:4 products", "dense": "by dense pr
 @click.option(
     "--cuda-graph",
     is_flag=True,
-    help="Launch a step on a CUDA device as one graph: faster where it is short.",
+    help="Launch a step on a CUDA device as one graph; for networks whose steps are short.",
 )
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
 @click.option("--download", is_flag=True, help="Fetch the data set when it is not there.")
