@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.bench_engine import measure
+from benchmarks.bench_engine import measure, renumbered
 from sparse_export.measure.statistics import paired_ratio
 
 pytestmark = [pytest.mark.tensorrt, pytest.mark.usefixtures("rtx")]
@@ -24,3 +26,15 @@ def test_a_build_takes_at_most_1_3_times_as_long_as_by_the_bare_library() -> Non
     for ours, bare in ((found.ours_s, found.bare_s), (found.ours_cpu_s, found.bare_cpu_s)):
         ratio = paired_ratio(ours, bare)
         assert ratio.low <= LIMIT, f"{ratio}: {ours} s, bare {bare} s"
+
+
+def test_engines_are_one_but_for_numbers_in_given_names(tmp_path: Path) -> None:
+    def read(text: bytes) -> bytes:
+        (tmp_path / "e").write_bytes(text)
+        return renumbered(tmp_path / "e")
+
+    one = read(b'a "__mye12" "proxy___mye12" __mye7_shape kernel1')
+    assert one == read(b'a "__mye40" "proxy___mye40" __mye9_shape kernel1')
+    assert one != read(b'a "__mye40" "proxy___mye40" __mye40_shape kernel1')  # one value where there were two
+    assert one != read(b'a "__mye40" "proxy___mye9" __mye9_shape kernel1')
+    assert one != read(b'a "__mye12" "proxy___mye12" __mye7_shape kernel2')
