@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -135,6 +135,57 @@ def _statistic(
     return values.abs_().sum(dtype=torch.float64) / n_active.clamp(min=1).double()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Pruned:
+    """masks: what survived.  n_kept: int64, of each layer.  rates: float64, as used.  threshold: for the next update."""
+
+    masks: dict[str, Tensor]
+    n_kept: Tensor
+    rates: Tensor
+    threshold: Tensor | None
+
+
+def _pruned_by_layer(
+    weights: Mapping[str, Tensor],
+    allowed: Mapping[str, Tensor],
+    n_before: Tensor,
+    rates: Tensor,
+    *,
+    capped: Container[str],
+) -> _Pruned:
+    """The smallest weights of every layer by its rate, and no fewer than the caps ask for."""
+    counts = [
+        torch.count_nonzero(mask) if name in capped else before
+        for (name, mask), before in zip(allowed.items(), n_before.unbind(), strict=True)
+    ]
+    n_kept = torch.minimum(n_before - prune_counts(rates, n_before), torch.stack(counts))
+    return _Pruned(masks=survivors(weights, allowed, n_kept), n_kept=n_kept, rates=rates, threshold=None)
+
+
+def _pruned_by_threshold(
+    weights: Mapping[str, Tensor],
+    allowed: Mapping[str, Tensor],
+    n_before: Tensor,
+    prune_rate: float,
+    prune: Prune,
+    threshold: Tensor | None,
+) -> _Pruned:
+    """What one threshold for all layers leaves: the one given, or that which prunes at the rate."""
+    n_all = n_before.sum()
+    n_wanted = (prune_rate * n_all.double()).ceil().long()
+    if prune == "threshold" and threshold is not None:
+        masks = {name: survivors_above(weights[name], allowed[name], threshold) for name in weights}
+    else:
+        n_allowed = torch.stack([torch.count_nonzero(mask) for mask in allowed.values()])
+        masks = largest_of_all(weights, allowed, torch.minimum(n_all - n_wanted, n_allowed.sum()))
+    n_kept = torch.stack([torch.count_nonzero(mask) for mask in masks.values()])
+    n_removed = n_before - n_kept
+    if prune == "threshold" and threshold is not None:
+        threshold = next_threshold(threshold, n_removed.sum(), n_wanted)
+    rates = n_removed.double() / n_before.clamp(min=1).double()
+    return _Pruned(masks=masks, n_kept=n_kept, rates=rates, threshold=threshold)
+
+
 @torch.no_grad()
 def update_masks(
     weights: Mapping[str, Tensor],
@@ -162,8 +213,10 @@ def update_masks(
     (`global-magnitude`), or those below one `threshold`, which then follows the rate from update to update, see
     `sparse_export.sparsity.prune.next_threshold`.  threshold: float64, shape (), on the layers' device.
     growth_scores: what growth goes by, where that is another statistic than `scores`.
+    caps: of each layer named, how many may be active in a group; what is over is pruned first.
+    n_active: how many weights are to be active over all layers afterwards; None: as many as before.
 
-    The number of active weights over all layers is exactly that. A position that is pruned may be
+    The number of active weights over all layers is exactly what was asked for. A position that is pruned may be
     grown again in the same update. On ties the lower index is kept, and grown. On an accelerator nothing here
     waits for the device.
     Raises ValueError for inputs that do not fit together, for a cap whose M does not divide its axis, for a number
@@ -205,26 +258,11 @@ def update_masks(
         name: under_cap(weights[name], masks[name], caps[name]) if name in caps else masks[name]
         for name in names
     }
-    n_allowed = n_before
-    if caps:
-        counts = [torch.count_nonzero(allowed[name]) if name in caps else active[name] for name in names]
-        n_allowed = torch.stack(counts)
     if prune == "magnitude":
-        n_kept = torch.minimum(n_before - prune_counts(rates, n_before), n_allowed)
-        pruned = survivors(weights, allowed, n_kept)
-        n_removed = n_before - n_kept
+        done = _pruned_by_layer(weights, allowed, n_before, rates, capped=set(caps))
     else:
-        n_all = n_before.sum()
-        n_wanted = (prune_rate * n_all.double()).ceil().long()
-        if threshold is not None and prune == "threshold":
-            pruned = {name: survivors_above(weights[name], allowed[name], threshold) for name in names}
-        else:
-            pruned = largest_of_all(weights, allowed, torch.minimum(n_all - n_wanted, n_allowed.sum()))
-        n_kept = torch.stack([torch.count_nonzero(mask) for mask in pruned.values()])
-        n_removed = n_before - n_kept
-        rates = n_removed.double() / n_before.clamp(min=1).double()
-        if threshold is not None and prune == "threshold":
-            threshold = next_threshold(threshold, n_removed.sum(), n_wanted)
+        done = _pruned_by_threshold(weights, allowed, n_before, prune_rate, prune, threshold)
+    pruned, n_kept, n_removed = done.masks, done.n_kept, n_before - done.n_kept
     if redistribution in _AFTER_PRUNING:
         claims = n_removed if redistribution == "own" else n_kept.clamp(min=1)
         shares = shares_from_statistic(claims.double(), n_before)
@@ -257,8 +295,8 @@ def update_masks(
         masks=updated,
         pruned=pruned,
         shares=by_name(shares),
-        prune_rates=by_name(rates),
+        prune_rates=by_name(done.rates),
         n_removed=by_name(n_removed),
         n_grown=by_name(n_grown),
-        threshold=threshold,
+        threshold=done.threshold,
     )
