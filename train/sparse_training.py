@@ -400,6 +400,8 @@ class SparseTraining:
     @property
     def is_frozen(self) -> bool:
         """Do the masks stand still from now on?"""
+        if not self._rule.moves:
+            return True
         return self.total_steps is not None and self.n_steps >= self._freeze * self.total_steps
 
     @property

@@ -178,9 +178,10 @@ def test_the_threshold_of_dsr_finds_the_rate() -> None:
     assert max(removed) > 0.1 * sparse.n_active
 
 
+@pytest.mark.parametrize("total_steps", [STEPS, None])
 @pytest.mark.parametrize("method", ["static", "snip"])
-def test_masks_of_static_and_snip_never_move(method: str) -> None:
-    sparse = trainer(method)
+def test_masks_of_static_and_snip_never_move(method: str, total_steps: int | None) -> None:
+    sparse = trainer(method, total_steps=total_steps)
     start = copies(sparse.masks)
     take_steps(sparse, STEPS)
     assert sparse.n_updates == 0
