@@ -185,6 +185,11 @@ def masks_sha256(masks: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def train_together(group: Any = None) -> bool:
+    """Are there several processes, of all or of a group, that torch.distributed has joined?"""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
 def require_same_masks(digest: str, group: Any = None) -> None:
     """Raise RanksDiverged, in every process, unless all of them came with the same digest.
 

@@ -1,17 +1,29 @@
-"""Which parameters of a network take part in sparse training."""
+"""The layers of a network as sparse training sees them: which parameters take part, and what is said of each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
+from sparse_export.artefact import LayerFact
 from sparse_export.errors import UsageError
 
 _ATTENTION_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel, DataParallel and torch.compile, in whatever order."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def maskable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -96,6 +108,30 @@ def output_layers(model: nn.Module, forward: Callable[[], object] | None = None)
                 handle.remove()
         last = called[-1] if called else last
     return tuple(owners[last]) if last is not None else ()
+
+
+def layer_facts(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    promised: Mapping[str, str] | None = None,
+    why_dense: Mapping[str, str] | None = None,
+) -> tuple[LayerFact, ...]:
+    """Every maskable weight of a network: kept entries by its mask, all of them where there is none.
+
+    promised: the patterns that layers obey, by name.  why_dense: the reasons of those that got none.
+    """
+    return tuple(
+        LayerFact(
+            name=name,
+            shape=tuple(value.shape),
+            n_weights=value.numel(),
+            n_active=int(masks[name].sum()) if name in masks else value.numel(),
+            masked=name in masks,
+            pattern=(promised or {}).get(name),
+            why_dense=(why_dense or {}).get(name),
+        )
+        for name, value in maskable_parameters(model).items()
+    )
 
 
 def _matches(name: str, pattern: str) -> bool:

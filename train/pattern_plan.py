@@ -56,6 +56,20 @@ class PatternPlan:
         return sum(self.limits_with(n).values())
 
 
+def require_approach(approach: tuple[float, float], freeze: float, pattern: NMPattern | None) -> None:
+    """Raise UsageError for fractions that cannot be meant."""
+    if not 0 <= approach[0] <= approach[1] <= freeze:
+        raise UsageError(
+            f"approach is {approach} and freeze is {freeze}.",
+            expected="Two fractions of the training were expected, the second no earlier than the first and no "
+            "later than freeze.",
+        )
+    if approach[1] > 0 and pattern is None:
+        raise UsageError(
+            f"approach is {approach}, and there is no pattern.", expected="One was expected with it."
+        )
+
+
 def plan_pattern(
     pattern: NMPattern,
     model: nn.Module,

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from sparse_export import artefact, trust
-from sparse_export.artefact import Accuracy, ModelFact, Run, RunInfo
+from sparse_export.artefact import Run, RunInfo
 from sparse_export.errors import UsageError
-from sparse_export.files import staged_folder, write_bytes
+from sparse_export.files import write_bytes
 from sparse_export.models import is_factory
-
-if TYPE_CHECKING:
-    from sparse_export.train.sparse_training import SparseTraining
 
 WEIGHTS_FILE = "model.safetensors"
 MASKS_FILE = "masks.safetensors"
@@ -69,37 +65,3 @@ def _plain(value: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None:
         value = torch.where(mask, value, 0)
     return value.cpu().clone(memory_format=torch.contiguous_format)
-
-
-def save_user_run(folder: Path, trainer: SparseTraining, *, model: ModelFact, test: Accuracy | None) -> Run:
-    """A run folder for a network that a user's own loop trained."""
-    require_empty(folder)
-    facts = trainer.layer_facts()
-    info = RunInfo(
-        status="running",
-        method=trainer.method,
-        model=model,
-        data=None,
-        target_density=trainer.density,
-        density=trainer.density_now,
-        n_active=sum(fact.n_active for fact in facts if fact.masked),
-        n_masked=trainer.n_masked,
-        n_parameters=sum(value.numel() for value in trainer.model.parameters()),
-        layers=facts,
-        validation=None,
-        test=test,
-        seed=trainer.seed,
-        n_threads=torch.get_num_threads(),
-        device=str(next(iter(trainer.masks.values())).device),
-        epochs=0,
-        n_steps=trainer.n_steps,
-        seconds=0.0,
-        recipe={},
-        versions=artefact.library_versions(),
-        command=artefact.command_line(),
-        created=artefact.now(),
-        files={},
-    )
-    with staged_folder(folder) as stage:
-        run = finish_run(stage, trainer.model, trainer.masks, info)
-    return replace(run, path=folder)

@@ -30,7 +30,7 @@ from sparse_export.train.csr_choice import choose_products
 from sparse_export.train.distributed import Agreement, World, masks_sha256
 from sparse_export.train.ema import Ema
 from sparse_export.train.feed import Feed, Part, feed
-from sparse_export.train.layers import maskable_parameters, output_layers
+from sparse_export.train.layers import layer_facts, maskable_parameters, output_layers
 from sparse_export.train.making import ASP_CUT, make_sparsifier
 from sparse_export.train.metrics import EpochMetrics, MetricsLog, read_metrics
 from sparse_export.train.observer import Observer, SilentObserver
@@ -39,7 +39,7 @@ from sparse_export.train.rates import learning_rate
 from sparse_export.train.recipe import Recipe
 from sparse_export.train.run_folder import finish_run, require_empty, write_run_info
 from sparse_export.train.snip import snip_masks
-from sparse_export.train.sparse_training import SparseTraining, layer_facts
+from sparse_export.train.sparse_training import SparseTraining
 from sparse_export.train.sparsifier import Sparsifier
 from sparse_export.train.speed import LayerUse, layer_uses, speed_of
 from sparse_export.train.starting_point import STARTED, StartingPoint

@@ -14,8 +14,8 @@ from sparse_export.errors import UsageError
 from sparse_export.sparsity import NMPattern
 from sparse_export.sparsity.caps import under_cap
 from sparse_export.sparsity.eligible import SMALL_SHARE
+from sparse_export.train.layers import layer_facts, unwrapped
 from sparse_export.train.pattern_plan import plan_pattern
-from sparse_export.train.sparse_training import layer_facts, unwrapped
 
 
 class SrSte:

@@ -1,0 +1,76 @@
+"""What a sparse training saves of itself beside weights and optimiser, as a dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sparse_export.errors import UsageError
+from sparse_export.train.update_schedule import Calm
+
+__all__ = ["MaskState"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskState:
+    """Masks and the position in the schedule.
+
+    n_steps, n_updates: so far.  last_prune_rate, n_flipped: of the last update, which changed so many mask bits; None
+    before the first.  threshold: of the next update, where pruning goes by one.
+    gradients: of the last step, by parameter name, where growth goes by them: an update may come next.
+    """
+
+    masks: Mapping[str, Tensor]
+    n_steps: int
+    n_updates: int
+    calm: Calm
+    last_prune_rate: float | None
+    n_flipped: int | None
+    threshold: float | None
+    gradients: Mapping[str, Tensor] | None
+
+    def table(self) -> dict[str, Any]:
+        """Numbers, and mappings from names to tensors."""
+        extra: dict[str, Any] = {}
+        if self.gradients is not None:
+            extra["gradients"] = dict(self.gradients)
+        if self.threshold is not None:
+            extra["threshold"] = self.threshold
+        return extra | {
+            "masks": dict(self.masks),
+            "n_steps": self.n_steps,
+            "n_updates": self.n_updates,
+            "calm": self.calm.factor,
+            "last_prune_rate": self.last_prune_rate,
+            "n_flipped": self.n_flipped,
+            "n_flipped_before": self.calm.n_flipped,
+        }
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], own: Mapping[str, Tensor]) -> MaskState:
+        """The state that a table holds. own: masks of the training that it is for.
+
+        Raises UsageError when it belongs to other layers.
+        """
+        have = {name: tuple(mask.shape) for name, mask in own.items()}
+        got = {name: tuple(mask.shape) for name, mask in table["masks"].items()}
+        if have != got:
+            raise UsageError(
+                f"The saved masks are for {got}.",
+                expected=f"Masks for {have} were expected.",
+                do="Use another file.",
+            )
+        rate, n_flipped = table["last_prune_rate"], table["n_flipped"]
+        return cls(
+            masks=table["masks"],
+            n_steps=int(table["n_steps"]),
+            n_updates=int(table["n_updates"]),
+            calm=Calm(factor=float(table["calm"]), n_flipped=int(table["n_flipped_before"])),
+            last_prune_rate=None if rate is None else float(rate),
+            n_flipped=None if n_flipped is None else int(n_flipped),
+            threshold=float(table["threshold"]) if "threshold" in table else None,
+            gradients=table.get("gradients"),
+        )
