@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
+
+from sparse_export.artefact import LayerFact, RunInfo
 
 STARTED = "sparsify-"
 """What the method of a run begins with that began at given weights."""
@@ -27,3 +29,30 @@ class StartingPoint:
     method: str
     patterns: Mapping[str, str]
     why_dense: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promises:
+    """What a run that began at given weights says of its layers, whatever its recipe does: see `StartingPoint`."""
+
+    patterns: Mapping[str, str]
+    why_dense: Mapping[str, str]
+
+    def said_of(self, facts: Iterable[LayerFact]) -> tuple[LayerFact, ...]:
+        """The facts of layers, with these in place of what they say of patterns."""
+        return tuple(
+            replace(fact, pattern=self.patterns.get(fact.name), why_dense=self.why_dense.get(fact.name))
+            for fact in facts
+        )
+
+
+def promises_of(earlier: RunInfo | None, start: StartingPoint | None) -> Promises | None:
+    """Of a run that is resumed or begun at given weights; None where those of its recipe hold."""
+    if earlier is None:
+        return Promises(patterns=start.patterns, why_dense=start.why_dense) if start is not None else None
+    if not earlier.method.startswith(STARTED):
+        return None
+    return Promises(
+        patterns={layer.name: layer.pattern for layer in earlier.layers if layer.pattern is not None},
+        why_dense={layer.name: layer.why_dense for layer in earlier.layers if layer.why_dense is not None},
+    )

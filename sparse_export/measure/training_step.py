@@ -27,9 +27,9 @@ from sparse_export.models.lazy import give_shapes
 from sparse_export.train.csr_choice import choose_products
 from sparse_export.train.layers import output_layers
 from sparse_export.train.making import make_sparsifier
+from sparse_export.train.network import n_threads_for
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.recipe import Recipe, load_recipe
-from sparse_export.train.session import n_threads_for
 from sparse_export.train.sparse_training import SparseTraining
 from sparse_export.train.sparsifier import Sparsifier
 from sparse_export.train.step24 import Step24, product_facts, products_24

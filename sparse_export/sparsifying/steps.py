@@ -37,11 +37,11 @@ from sparse_export.train.distributed import ALONE
 from sparse_export.train.feed import Feed, Part, feed
 from sparse_export.train.layers import layer_facts, maskable_parameters, output_layers
 from sparse_export.train.loop import device_of, train
+from sparse_export.train.network import n_threads_for
 from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.pattern_plan import plan_pattern
 from sparse_export.train.recipe import Recipe, recipe_from_table
 from sparse_export.train.run_folder import finish_run, require_empty
-from sparse_export.train.session import n_threads_for
 from sparse_export.train.starting_point import STARTED, StartingPoint
 from sparse_export.train.stopping import cpu_settings
 

@@ -397,7 +397,7 @@ class Poison(SilentObserver):
             self.parameters.extend(model.parameters())
             return model
 
-        patch.setattr("sparse_export.train.session.models.create", spied)
+        patch.setattr("sparse_export.train.network.models.create", spied)
 
     def stepped(self, step: int, loss: torch.Tensor) -> None:
         if step == self.step:

@@ -18,15 +18,16 @@ from torch import Tensor, nn
 import sparse_export as se
 from sparse_export.artefact import ProductFact
 from sparse_export.errors import Interrupted, MissingCapability, RecipeError, UsageError
-from sparse_export.train import session as session_module
+from sparse_export.train import products as products_module
 from sparse_export.train import step24
 from sparse_export.train.csr_choice import choose_products
+from sparse_export.train.device_limits import require_possible
 from sparse_export.train.distributed import ALONE
 from sparse_export.train.layers import maskable_parameters
 from sparse_export.train.loop import train
 from sparse_export.train.recipe import Recipe, load_recipe
-from sparse_export.train.session import Session
 from sparse_export.train.step_csr import StepCsr
+from sparse_export.train.stepper import Stepper
 from tests.train.test_loop import InterruptAtStep, outcome
 
 
@@ -65,21 +66,21 @@ def _forced(by: dict[str, str]) -> Callable[..., tuple[ProductFact, ...]]:
 
 @pytest.fixture
 def fc1_by_csr(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "choose_products", _forced({"fc1.weight": "csr"}))
+    monkeypatch.setattr(products_module, "choose_products", _forced({"fc1.weight": "csr"}))
 
 
 @pytest.fixture
 def narrow_steps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For each step of a run, whether it trained active weights alone."""
     seen: list[bool] = []
-    real = Session._step_weights
+    real = Stepper.step_weights
 
-    def watched(self: Session, step: int) -> None:
+    def watched(self: Stepper, step: int) -> None:
         assert isinstance(self.products, StepCsr)
         seen.append(self.products.is_narrow)
         real(self, step)
 
-    monkeypatch.setattr(Session, "_step_weights", watched)
+    monkeypatch.setattr(Stepper, "step_weights", watched)
     return seen
 
 
@@ -150,13 +151,13 @@ def test_a_run_that_is_resumed_has_the_bits_of_an_unbroken_one_and_chooses_nothi
     stops: tuple[int, int], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choose = _forced({"fc1.weight": "csr", "fc2.weight": "csr"})
-    monkeypatch.setattr(session_module, "choose_products", choose)
+    monkeypatch.setattr(products_module, "choose_products", choose)
     recipe = _recipe(pictures)
     train(recipe, tmp_path / "whole", device="cpu")
     out = tmp_path / "broken"
     with pytest.raises(Interrupted):
         train(recipe, out, device="cpu", observer=InterruptAtStep(stops[0], signal.SIGINT))
-    monkeypatch.setattr(session_module, "choose_products", lambda *_: pytest.fail("chosen anew"))
+    monkeypatch.setattr(products_module, "choose_products", lambda *_: pytest.fail("chosen anew"))
     with pytest.raises(Interrupted):
         train(None, out, device="cpu", resume=True, observer=InterruptAtStep(stops[1], signal.SIGINT))
     train(None, out, device="cpu", resume=True)
@@ -166,7 +167,7 @@ def test_a_run_that_is_resumed_has_the_bits_of_an_unbroken_one_and_chooses_nothi
 def test_where_nothing_wins_training_is_dense_to_the_bit_and_says_so(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "choose_products", _forced({}))
+    monkeypatch.setattr(products_module, "choose_products", _forced({}))
     run = train(_recipe(pictures), tmp_path / "csr", device="cpu")
     train(_recipe(pictures, products="dense", window=None), tmp_path / "dense", device="cpu")
     assert outcome(tmp_path / "csr") == outcome(tmp_path / "dense")
@@ -198,7 +199,7 @@ def test_recipes_that_contradict_such_products_are_refused(changes: dict[str, An
 
 def test_on_another_device_csr_products_are_refused(pictures: Path) -> None:
     with pytest.raises(UsageError, match="on meta"):
-        session_module._require_possible(_recipe(pictures), torch.device("meta"), ALONE)
+        require_possible(_recipe(pictures), torch.device("meta"), ALONE)
 
 
 def _recipe_24(pictures: Path, products: str, **changes: Any) -> Recipe:

@@ -26,6 +26,7 @@ from sparse_export.train.metrics import read_metrics
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.recipe import OptimizerRecipe, Recipe, load_recipe
 from sparse_export.train.sparse_training import SparseTraining
+from sparse_export.train.stepper import Stepper
 from tests.train.test_loop import InterruptAtStep, outcome, small
 
 
@@ -51,9 +52,9 @@ def test_channels_last_keeps_the_order_through_a_resume_and_changes_only_roundin
     plain: se.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
-    step = session_module.Session._step_weights
+    step = Stepper.step_weights
 
-    def watched(self: session_module.Session, done: int) -> None:
+    def watched(self: Stepper, done: int) -> None:
         step(self, done)
         weights = {name: value for name, value in maskable_parameters(self.model).items() if value.ndim == 4}
         assert self.sparse is not None
@@ -64,7 +65,7 @@ def test_channels_last_keeps_the_order_through_a_resume_and_changes_only_roundin
                 seen.append(weight.is_contiguous(memory_format=torch.channels_last))
                 seen.append(momentum.is_contiguous(memory_format=torch.channels_last))
 
-    monkeypatch.setattr(session_module.Session, "_step_weights", watched)
+    monkeypatch.setattr(Stepper, "step_weights", watched)
     run = train(small(channels_last=True), tmp_path / "run", device="cpu")
     assert seen
     assert all(seen)
@@ -116,10 +117,10 @@ def test_what_a_network_draws_hangs_on_the_step_and_not_on_what_was_drawn_before
 ) -> None:
     """So a run resumes to the same bits with no random state saved."""
     drawn: dict[str, list[float]] = {"a": [], "b": []}
-    step = session_module.Session._step_weights
+    step = Stepper.step_weights
 
     def noting(key: str) -> Any:
-        def noted(self: session_module.Session, done: int) -> None:
+        def noted(self: Stepper, done: int) -> None:
             drawn[key].append(float(torch.rand(())))
             if key == "b":
                 torch.rand(done)  # somebody draws more than before
@@ -128,7 +129,7 @@ def test_what_a_network_draws_hangs_on_the_step_and_not_on_what_was_drawn_before
         return noted
 
     for key in drawn:
-        monkeypatch.setattr(session_module.Session, "_step_weights", noting(key))
+        monkeypatch.setattr(Stepper, "step_weights", noting(key))
         train(small(epochs=1), tmp_path / key, device="cpu")
     assert drawn["a"] == drawn["b"]
     assert len(set(drawn["a"])) == len(drawn["a"])

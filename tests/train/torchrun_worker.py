@@ -18,8 +18,8 @@ from sparse_export.train.distributed import masks_sha256
 from sparse_export.train.loop import train
 from sparse_export.train.observer import SilentObserver
 from sparse_export.train.recipe import Recipe, load_recipe
-from sparse_export.train.session import Session
 from sparse_export.train.sparse_training import SparseTraining
+from sparse_export.train.stepper import Stepper
 
 RANK = int(os.environ["RANK"])
 
@@ -41,14 +41,14 @@ class AtStep(SilentObserver):
 
 def killed(out: str, victim: str, step: str) -> None:
     """One process is killed, for good, when it has done so many steps."""
-    step_weights = Session._step_weights
+    step_weights = Stepper.step_weights
 
-    def then_die(self: Session, done: int) -> None:
+    def then_die(self: Stepper, done: int) -> None:
         step_weights(self, done)
         if int(victim) == RANK and done + 1 == int(step):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Session._step_weights = then_die  # type: ignore[method-assign, assignment]
+    Stepper.step_weights = then_die  # type: ignore[method-assign, assignment]
     train(recipe(), out, device="cpu")
 
 
@@ -68,13 +68,13 @@ def diverged(out: str) -> None:
 
 def long(out: str, marker: str) -> None:
     """Goes on for long, slowly, until it is told to stop."""
-    step_weights = Session._step_weights
+    step_weights = Stepper.step_weights
 
-    def slowly(self: Session, done: int) -> None:
+    def slowly(self: Stepper, done: int) -> None:
         step_weights(self, done)
         time.sleep(0.02)
 
-    Session._step_weights = slowly  # type: ignore[method-assign, assignment]
+    Stepper.step_weights = slowly  # type: ignore[method-assign, assignment]
     train(recipe(epochs=30), out, device="cpu", observer=AtStep(25, marker))
 
 

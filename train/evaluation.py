@@ -1,0 +1,56 @@
+"""How many samples of a part of the data a network in training gets right."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+from sparse_export.artefact import Accuracy
+from sparse_export.train.distributed import World
+from sparse_export.train.ema import Ema
+from sparse_export.train.feed import Feed, Part
+from sparse_export.train.network import laid_out
+from sparse_export.train.products import Products
+from sparse_export.train.recipe import Recipe
+from sparse_export.train.step24 import Step24
+
+__all__ = ["accuracy"]
+
+_BATCH, _BATCH_VALUES = 1000, 16 * 2**20  # samples, and input values, at most at once
+
+
+@torch.no_grad()
+def accuracy(
+    name: Part,
+    feed: Feed,
+    recipe: Recipe,
+    model: nn.Module,
+    ema: Ema | None,
+    products: Products | None,
+    *,
+    device: torch.device,
+    world: World,
+) -> Accuracy | None:
+    """Of the network as it would be saved, in float32, over all processes; None for an empty part.
+
+    The model is left in eval mode.
+    """
+    n_samples = feed.fact.n_validation if name == "validation" else feed.fact.n_test
+    if n_samples == 0:
+        return None
+    model.eval()
+    # Batch statistics are each process's own until the next step copies those of rank 0; so does a resumed run.
+    world.copy_from_first([value for value in model.buffers() if value.numel()])
+    if ema is not None:
+        world.copy_from_first(list(ema.average.values()))
+    size = max(1, min(_BATCH, _BATCH_VALUES // max(1, math.prod(feed.input_shape))))
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    exact = products.paused() if isinstance(products, Step24) else nullcontext()
+    with ema.swapped_in() if ema else nullcontext(), exact:
+        for x, y in feed.part(name, size):
+            correct += (model(laid_out(recipe, x)).argmax(1) == y).sum()
+    (n_correct,) = world.sum([float(correct)])
+    return Accuracy(n_correct=round(n_correct), n_samples=n_samples)

@@ -1,0 +1,98 @@
+"""The network of a training run: made as its recipe says, and held against its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sparse_export import models
+from sparse_export.errors import UsageError
+from sparse_export.train.distributed import World
+from sparse_export.train.layers import output_layers
+from sparse_export.train.recipe import Recipe
+
+__all__ = ["Outputs", "as_trained", "laid_out", "make_network", "n_threads_for", "require_fit"]
+
+_SINGLE_THREAD_WORK = 50e6  # weights x batch size; see n_threads_for
+
+
+def make_network(recipe: Recipe, n_outputs: int, device: torch.device, world: World) -> nn.Module:
+    """Fresh weights, drawn from torch's own generator, on the device and in the memory order of the recipe."""
+    model = models.create(recipe.model, n_outputs)
+    if recipe.sync_batch_norm and world.size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(device)
+    if recipe.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return model
+
+
+def laid_out(recipe: Recipe, x: Tensor) -> Tensor:
+    """Inputs in the memory order that the recipe asks for."""
+    if recipe.channels_last and x.ndim == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What a network answers with. n: logits.  layers: the weights of the layer that gives them."""
+
+    n: int
+    layers: tuple[str, ...]
+
+
+def require_fit(
+    model: nn.Module, recipe: Recipe, input_shape: tuple[int, ...], n_classes: int, device: torch.device
+) -> Outputs:
+    """Run two samples of zeros through the network, which is left in eval mode; lazy layers have shapes from here on.
+
+    Raises UsageError when it cannot take this data.
+    """
+    model.eval()
+    try:
+        sample = laid_out(recipe, torch.zeros((2, *input_shape), device=device))
+        with torch.no_grad():
+            output = model(sample)
+            layers = output_layers(model, lambda: model(sample))
+    except Exception as cause:  # whatever a network raises: some assert, some index
+        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+        raise UsageError(
+            f"The model {recipe.model} cannot take inputs of shape {input_shape} from {recipe.data}: {reason}.",
+            expected="A model and a data set of one shape were expected.",
+            do="Choose another model or data set.",
+        ) from cause
+    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[-1] < n_classes:
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UsageError(
+            f"The model {recipe.model} answers two inputs with {got}.",
+            expected=f"Logits of shape (2, {n_classes}) were expected for {recipe.data}.",
+            do="Choose a model with as many outputs as there are classes.",
+        )
+    return Outputs(n=output.shape[-1], layers=layers)
+
+
+def as_trained(
+    model: nn.Module, recipe: Recipe, device: torch.device, world: World
+) -> Callable[[Tensor], Tensor]:
+    """The network as it is called in training: it exchanges gradients, and is compiled, where that is asked."""
+    forward: Any = model
+    if world.size > 1:
+        forward = nn.parallel.DistributedDataParallel(
+            forward, device_ids=[device.index] if device.type == "cuda" else None
+        )
+    compiled: Any = torch.compile(forward) if recipe.compile else forward
+    return cast(Callable[[Tensor], Tensor], compiled)
+
+
+def n_threads_for(model: nn.Module, batch_size: int) -> int:
+    """One thread for a network whose step is too short to share, else torch's own choice.
+
+    A function of the network, not of a timing, so that a recipe gives the same bits on every run.
+    """
+    n_weights = sum(value.numel() for value in model.parameters())
+    return 1 if n_weights * batch_size <= _SINGLE_THREAD_WORK else torch.get_num_threads()

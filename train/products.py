@@ -1,0 +1,54 @@
+"""What a run multiplies by in its steps, where its recipe asks for other than dense products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from sparse_export.artefact import ProductFact
+from sparse_export.train.csr_choice import choose_products
+from sparse_export.train.recipe import Recipe
+from sparse_export.train.sparse_training import SparseTraining
+from sparse_export.train.sparsifier import Sparsifier
+from sparse_export.train.step24 import Step24, product_facts, products_24
+from sparse_export.train.step_csr import StepCsr
+from sparse_export.train.stopping import cpu_settings
+
+__all__ = ["Products", "make_products"]
+
+Products = StepCsr | Step24
+
+
+def make_products(
+    recipe: Recipe,
+    model: nn.Module,
+    sparse: Sparsifier | None,
+    sample: Callable[[], Tensor],
+    *,
+    earlier: Sequence[ProductFact],
+    n_threads: int,
+    steps_per_epoch: int,
+) -> tuple[Products | None, tuple[ProductFact, ...]]:
+    """The products, None for dense ones everywhere, and what is on record of them. Changes layers in place.
+
+    sample: makes inputs like those of a step in this process.  earlier: of the record of a run that is resumed, which
+    chooses nothing anew.
+    """
+    if not isinstance(sparse, SparseTraining):
+        return None, ()
+    settings = recipe.sparsity
+    if settings.products == "2:4":
+        by_24 = products_24(model, sparse, sample(), sparse_backward=settings.transposable)
+        return by_24, product_facts(by_24, sparse.masks)
+    if settings.products != "csr":
+        return None, ()
+    facts = tuple(earlier)
+    if not facts:
+        with cpu_settings(n_threads):
+            facts = choose_products(model, sparse.masks, sample())
+    layers = [fact.name for fact in facts if fact.by == "csr"]
+    if not layers:
+        return None, facts
+    by_csr = StepCsr(model, sparse, layers=layers, window=settings.window, update_every=steps_per_epoch)
+    return by_csr, facts

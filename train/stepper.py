@@ -1,0 +1,151 @@
+"""One step of a training run: the gradients of a batch, the weights by them, the masks when it is time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparse_export.train.augment import crop_flip, draw_crops
+from sparse_export.train.captured import CapturedStep, make_capturable, set_rate
+from sparse_export.train.distributed import World
+from sparse_export.train.divergence import FiniteNumbers
+from sparse_export.train.ema import Ema
+from sparse_export.train.making import ASP_CUT
+from sparse_export.train.network import laid_out
+from sparse_export.train.products import Products
+from sparse_export.train.randomness import augmentation_generator, seed_step
+from sparse_export.train.rates import learning_rate
+from sparse_export.train.recipe import Recipe
+from sparse_export.train.sparse_training import SparseTraining
+from sparse_export.train.sparsifier import Sparsifier
+
+__all__ = ["Stepper"]
+
+
+class Stepper:
+    """Takes the steps of one training run; `step` in its methods counts from 0.
+
+    forward: the model as it is called in training.  sparse, ema, products: None where the recipe asks for none.
+    batch_size: over all processes.  Make it when states are loaded: it makes the optimiser ready for a CUDA graph.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        forward: Callable[[Tensor], Tensor],
+        optimizer: Optimizer,
+        sparse: Sparsifier | None,
+        ema: Ema | None,
+        products: Products | None,
+        *,
+        device: torch.device,
+        world: World,
+        batch_size: int,
+        numbers: FiniteNumbers,
+    ) -> None:
+        self.model, self.optimizer, self.sparse = model, optimizer, sparse
+        self.ema, self.products = ema, products
+        self._recipe, self._forward = recipe, forward
+        self._device, self._world = device, world
+        self._batch_size, self._numbers = batch_size, numbers
+        self._n_updates_averaged = 0
+        make_capturable(optimizer, device if recipe.cuda_graph else None)
+        self._captured = CapturedStep(self._whole_step) if recipe.cuda_graph else None
+
+    def step_gradients(self, x: Tensor, y: Tensor, step: int) -> Tensor:
+        """Forward and backward, and where it is captured the weights' step too.
+
+        Gives this process's part of the batch's mean loss: the parts add up to it.
+        """
+        recipe = self._recipe
+        seed_step(recipe.seed, step, self._world.rank, self._device)
+        set_rate(self.optimizer, self._learning_rate(step))
+        if recipe.augment == "crop-flip":
+            crops = draw_crops(self._batch_size, augmentation_generator(recipe.seed, step))
+            x = crop_flip(x, self._world.share(crops.T).T)
+        x = laid_out(recipe, x)
+        return self._gradients(x, y) if self._captured is None else self._captured(x, y)
+
+    def step_weights(self, step: int) -> None:
+        """What the gradients of this step are for: weights, masks, products and averages."""
+        with self._numbers.expected(step):
+            if self._captured is None:
+                (self.optimizer if self.sparse is None else self.sparse).step()
+            elif isinstance(self.sparse, SparseTraining):
+                self.sparse.advance()
+        if self.products is not None:
+            self.products.after_step()
+        if self.ema is not None:
+            self.ema.step()
+            self._mask_average()
+
+    def update_after_epoch(self, epoch: int) -> float | None:
+        """Update the masks where the recipe says once an epoch, but not after the last: wall time in ms, None without."""
+        sparse = self.sparse
+        if not isinstance(sparse, SparseTraining) or not self._is_update_due(sparse, epoch):
+            return None
+        began = self._now()
+        with self._numbers.expected(sparse.n_steps - 1):
+            sparse.update()
+        if self.products is not None:
+            self.products.after_step()
+        self._mask_average()
+        return 1000 * (self._now() - began)
+
+    def _whole_step(self, x: Tensor, y: Tensor) -> Tensor:
+        """What a CUDA graph holds: everything of a step but what its number decides."""
+        loss = self._gradients(x, y)
+        self.optimizer.step()
+        if isinstance(self.sparse, SparseTraining):
+            self.sparse.apply_masks()
+        return loss
+
+    def _gradients(self, x: Tensor, y: Tensor) -> Tensor:
+        self.optimizer.zero_grad()
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._recipe.precision == "bf16"):
+            loss = nn.functional.cross_entropy(
+                self._forward(x), y, label_smoothing=self._recipe.label_smoothing
+            )
+        if self._world.size == 1:
+            loss.backward()
+            return loss
+        part = loss * (len(y) / self._batch_size)
+        # Gradients are averaged over the processes, which divides by their number.
+        (part * self._world.size).backward()
+        return part
+
+    def _learning_rate(self, step: int) -> float:
+        """The schedule's rate; asp runs through the schedule twice."""
+        return learning_rate(*self._place(step), self._recipe.optimizer.lr, self._recipe.learning_rate)
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """(step, of how many) in the learning rate's schedule."""
+        n_steps = self._numbers.n_steps
+        if self._recipe.dense or self._recipe.sparsity.method != "asp":
+            return step, n_steps
+        cut = round(ASP_CUT * n_steps)
+        return (step, cut) if step < cut else (step - cut, n_steps - cut)
+
+    def _mask_average(self) -> None:
+        """The average holds the past of a weight that was pruned: zero it, once after each mask update."""
+        if (
+            self.ema is not None
+            and self.sparse is not None
+            and self.sparse.n_updates != self._n_updates_averaged
+        ):
+            self.ema.mask(self.sparse.masks)
+            self._n_updates_averaged = self.sparse.n_updates
+
+    def _is_update_due(self, sparse: SparseTraining, epoch: int) -> bool:
+        return sparse.update_every is None and epoch + 1 < self._recipe.epochs and not sparse.is_frozen
+
+    def _now(self) -> float:
+        """Seconds on a monotonic clock, when the device has done what it was given."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.monotonic()
