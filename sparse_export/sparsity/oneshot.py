@@ -54,8 +54,8 @@ def by_activation(
     """
     scores = weight_OK.abs().double() * squares_K.double().sqrt()
     # Inputs that were never on leave their weights at 0, all alike: then the larger weight is kept.
-    tie = torch.finfo(torch.float64).tiny
-    return _kept(weight_OK, _mask(scores + tie * weight_OK.abs(), pattern, allowed))
+    tie = torch.finfo(torch.float64).tiny  # 0 in float32, so that the weight has to be float64 first
+    return _kept(weight_OK, _mask(scores + tie * weight_OK.abs().double(), pattern, allowed))
 
 
 def by_reconstruction(

@@ -57,6 +57,13 @@ def test_activation_keeps_the_largest_products_of_each_group(
     assert torch.equal(found.weight, weight * found.mask)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_of_weights_whose_inputs_were_never_on_activation_keeps_the_larger(dtype: torch.dtype) -> None:
+    weight = torch.tensor([[0.01, -0.02, 0.03, -0.04], [4.0, 1.0, 2.0, 3.0]], dtype=dtype)
+    found = by_activation(weight, torch.zeros(4, dtype=torch.float64), TWO_FOUR)
+    assert found.mask.tolist() == [[False, False, True, True], [True, False, False, True]]
+
+
 @given(layers)
 @settings(max_examples=60)
 def test_reconstruction_is_two_four_and_in_no_row_worse_than_magnitude(made: tuple[Tensor, Tensor]) -> None:
