@@ -244,11 +244,12 @@ def multiply(
 def quantized_rows(x_NI: Tensor) -> tuple[Tensor, Tensor]:
     """Each row as int8 times a scale of its own: int8 (N, I), symmetric, and float32 (N,).
 
-    The scale is the row's largest magnitude / 127; a row of zeros has scale 1. Halves are rounded to even.
+    The scale is the row's largest magnitude / 127; a row of zeros has scale 1. Halves are rounded to even. Of a row that
+    holds NaN or infinity the scale is that, so that products by it are not finite either.
     """
     x = x_NI.float()
     largest = x.abs().amax(1) if x.shape[1] else x.new_zeros(x.shape[0])
-    scale = torch.where(largest > 0, largest / 127, 1.0)
+    scale = torch.where(largest == 0, 1.0, largest / 127)
     return (x / scale[:, None]).round().to(torch.int8), scale
 
 

@@ -159,6 +159,18 @@ def test_quantized_rows_are_off_by_half_a_step_at_most(seed: int, size: float) -
     assert ((integers * scale[:, None] - x).abs() <= 0.5001 * scale[:, None]).all()
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_not_hidden_by_integers(wrong: float) -> None:
+    _, mask = _weight(4, 8, 0)
+    made = compress(mask, torch.int8, "reference")
+    fill(made, mask.to(torch.int8))
+    x = torch.ones(3, 8)
+    x[1, 5] = wrong
+    integers, scale = quantized_rows(x)
+    y = multiply_integers(integers, made.packed, made.meta, shape=made.shape, backend="reference")
+    assert (y.float() * scale[:, None]).isfinite().all(1).tolist() == [True, False, True]
+
+
 def test_integer_products_ask_the_hardware_for_whole_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[torch.dtype, tuple[int, ...]]] = []
 
