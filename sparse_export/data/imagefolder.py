@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sparse_export.data.dataset import DataSet
+from sparse_export.data.dataset import UINT8_MAX, DataSet
 from sparse_export.data.places import damaged
 from sparse_export.errors import ArtefactError, DataNotFound, UsageError
 
@@ -22,6 +22,7 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 DEFAULT_SIZE = (64, 64)
 MAX_BYTES = 8 * 2**30
+_STEP = 257  # 65,535 / 255: from one value of 8 bits to the next in 16
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"})
 
 
@@ -189,12 +190,33 @@ def middle(file: Path, size: tuple[int, int], crop_ratio: float = 1.0) -> Tensor
 
 
 def opened(file: Path) -> Image.Image:
-    """A picture in RGB. Raises ArtefactError when it cannot be decoded."""
+    """A picture in RGB, of 8 bits; grey ones of 16 are scaled to that.
+
+    Raises ArtefactError when it cannot be decoded, or holds numbers that no range is known of.
+    """
     try:
         with Image.open(file) as source:
+            if source.mode in ("I", "F") or source.mode.startswith("I;"):
+                return _grey(file, source).convert("RGB")
             return source.convert("RGB")
+    except ArtefactError:
+        raise
     except Exception as cause:  # decoders meet bad bytes with errors of any kind
         raise _unreadable(file, cause) from cause
+
+
+def _grey(file: Path, source: Image.Image) -> Image.Image:
+    """A grey picture of more than 8 bits in 8. Pillow's own conversion makes white of all that is above 255."""
+    # Pillow has grey PNG (before its release 11) and PGM files of 16 bits as whole numbers of 32.
+    if source.mode == "F" or (source.mode == "I" and source.format not in ("PNG", "PPM")):
+        raise damaged(
+            file,
+            f"holds {'floats' if source.mode == 'F' else 'whole numbers of 32 bits'}, of which no range is known",
+            expected="A picture of 8 or 16 bits was expected.",
+            do="Scale its values and save it so, or remove it.",
+        )
+    values = np.asarray(source).astype(np.int64)
+    return Image.fromarray(((values + _STEP // 2) // _STEP).clip(0, UINT8_MAX).astype(np.uint8))
 
 
 def _unreadable(file: Path, cause: Exception) -> ArtefactError:

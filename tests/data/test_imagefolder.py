@@ -89,6 +89,22 @@ def test_grey_palette_and_transparent_pictures_become_rgb(fruit: Path) -> None:
     assert got.y_train.bincount().tolist() == [7, 4, 4]
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_grey_pictures_of_16_bits_keep_their_greys(suffix: str, tmp_path: Path) -> None:
+    greys = np.arange(256).reshape(16, 16)
+    file = tmp_path / f"deep.{suffix}"
+    Image.fromarray((greys * 257).astype(np.uint16)).save(file)
+    assert imagefolder.middle(file, (16, 16)).tolist() == [greys.tolist()] * 3
+
+
+@pytest.mark.parametrize(("dtype", "told"), [(np.float32, "floats"), (np.int32, "whole numbers of 32 bits")])
+def test_a_picture_of_no_known_range_is_refused(dtype: type[np.generic], told: str, tmp_path: Path) -> None:
+    file = tmp_path / "measured.tif"
+    Image.fromarray(np.arange(256).reshape(16, 16).astype(dtype)).save(file)
+    with pytest.raises(ArtefactError, match=f"measured.tif holds {told}.*8 or 16 bits"):
+        imagefolder.middle(file, (16, 16))
+
+
 def test_other_files_and_hidden_folders_are_passed_over(fruit: Path) -> None:
     (fruit / "train" / "apple" / "notes.txt").write_text("not a picture")
     (fruit / "train" / "README").write_text("not a class")
