@@ -166,7 +166,9 @@ def _graph_weight(
     """The node that uses a parameter, the name of its weight, and the weight in torch's axis order.
 
     names: all names of the parameter; others: those of the other parameters. The exporter keeps the name,
-    except where it stores a linear weight transposed: then the node still tells the torch module it is from.
+    except where it stores a linear weight transposed: then the node still tells the torch module it is from. That is
+    another module where one multiplies by a layer's weight past the layer, as torchvision's Swin does in its attention:
+    such a weight is known by its values.
     """
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     users = [(node, *found) for node in model.graph.node if (found := layer_weight(node, initializers))]
@@ -174,14 +176,15 @@ def _graph_weight(
         if weight in names:
             return node, weight, numpy_helper.to_array(initializers[weight])
     owners = {name.rpartition(".")[0] for name in names}
+    turned_shape = list(expected.shape[::-1])
     transposed = {
         weight: (node, weight, numpy_helper.to_array(initializers[weight]).T)
         for node, weight, axis in users
-        if weight not in others and axis == 0 and owners.intersection(_scopes(node)[-2:-1])
+        if weight not in others and axis == 0 and list(initializers[weight].dims) == turned_shape
     }
-    fitting = [found for found in transposed.values() if found[2].shape == expected.shape]
-    if len(fitting) > 1:  # a module that multiplies by several parameters of its own
-        fitting = [found for found in fitting if np.array_equal(found[2], expected)]
+    fitting = [found for found in transposed.values() if owners.intersection(_scopes(found[0])[-2:-1])]
+    if len(fitting) != 1:  # none, or a module that multiplies by several parameters of its own
+        fitting = [found for found in fitting or transposed.values() if np.array_equal(found[2], expected)]
     return fitting[0] if len(fitting) == 1 else None
 
 
@@ -199,7 +202,8 @@ def _check_layer(
         raise GateFailed(
             f"{name} is not the weight of a Conv, ConvTranspose, Gemm or MatMul in the exported graph.",
             expected="Each masked parameter was expected to be the weight of one, so that its zeros can be seen.",
-            do="Leave it out of the masks, or use it in such a layer.",
+            do="Keep it dense (`keep_dense` in a recipe, --keep-dense for sparsify), above all where the network does not "
+            "use it in evaluation, like an auxiliary head; or use it in such a layer.",
         )
     node, stored, weight = found
     n_wrong = int(np.count_nonzero((weight[~mask] != 0) | np.signbit(weight[~mask])))
