@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,18 @@ def load_weights(module: torch.nn.Module, file: Path) -> None:
             expected=f"The {len(wanted)} weights and buffers of the network were expected.",
             do="Choose the network that they belong to, or rename them in the file.",
         )
-    module.load_state_dict(state)
+    put_state(module, state)
+
+
+def put_state(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """`load_state_dict` of tensors from a file that does not hold which version of each layer wrote them.
+
+    They are taken for those of the network as it is: some layers, like torchvision's MNASNet, refuse tensors of a
+    version that is not told. Raises what `load_state_dict` raises.
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+    module.load_state_dict(versioned)
 
 
 def pretrained(name: str) -> torch.nn.Module:

@@ -40,6 +40,28 @@ def test_weights_are_read_whatever_the_file_is_called(form: str, tmp_path: Path)
     assert same(got, wanted)
 
 
+class Versioned(nn.Linear):
+    """Takes tensors of its own version only, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state: Any, prefix: str, local: dict[str, Any], *rest: Any) -> None:
+        if local.get("version") != 2:
+            raise ValueError(f"version should be 2, not {local.get('version')}")
+        super()._load_from_state_dict(state, prefix, local, *rest)
+
+
+def test_tensors_are_those_of_the_layers_version(tmp_path: Path) -> None:
+    wanted, got, file = (
+        nn.Sequential(Versioned(3, 4)),
+        nn.Sequential(Versioned(3, 4)),
+        tmp_path / "weights.st",
+    )
+    save_file(dict(wanted.state_dict()), file)
+    weights.load_weights(got, file)
+    assert same(got, wanted)
+
+
 class Malice:
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path("harmed"),)
