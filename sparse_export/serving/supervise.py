@@ -227,11 +227,17 @@ def _write_model(
     folder: WorkFolder, target: Path, slot: _Slot, options: ServeOptions, *, version: int
 ) -> None:
     """A whole model, written aside and moved to `target` in one step."""
-    stage = folder.staging / "model"
+    stage = _emptied(folder.staging / "model")
     stage.mkdir()
     write_version(stage / str(version), slot.served, slot.runtime, options.settings, str(folder.activity))
     write_config(stage, target.name, slot.served, slot.runtime, options.settings)
     stage.rename(target)
+
+
+def _emptied(place: Path) -> Path:
+    """A place to write aside, without what an attempt left there that failed."""
+    shutil.rmtree(place, ignore_errors=True)
+    return place
 
 
 class _Stopped(Exception):  # noqa: N818 - control flow, never shown
@@ -390,7 +396,7 @@ class _Supervisor:
                     do="Start `serve` anew with this bundle.",
                 )
             loaded = self._promote(process, slot, new)
-        except SparseExportError as error:
+        except (SparseExportError, OSError) as error:  # OSError: a file that went away, or may not be read
             if process.exit_code() is not None:
                 return  # the server died, which is told where it is watched
             self._say(f"Error: {slot.name}: version {slot.version} stays. {error}")
@@ -416,7 +422,7 @@ class _Supervisor:
         for old in model.iterdir():
             if old.name.isdigit() and int(old.name) < slot.version:
                 self._remove(old)
-        stage, version = self._folder.staging / "version", model / str(new.version)
+        stage, version = _emptied(self._folder.staging / "version"), model / str(new.version)
         write_version(stage, new.served, new.runtime, self._options.settings, str(self._folder.activity))
         try:
             stage.rename(version)
@@ -433,7 +439,7 @@ class _Supervisor:
 
     def _remove(self, path: Path) -> None:
         """Take it out of the server's sight in one step, then delete it."""
-        aside = self._folder.staging / f"old-{path.name}"
+        aside = _emptied(self._folder.staging / f"old-{path.name}")
         path.rename(aside)
         shutil.rmtree(aside)
 
