@@ -42,6 +42,7 @@ def in_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
         if tensor.data_type == TensorProto.FLOAT:
             tensor.CopyFrom(_rounded(tensor, precision))
     for node in graph.node:
+        _tell_value(node)
         for attribute in node.attribute:
             if attribute.HasField("t") and attribute.t.data_type == TensorProto.FLOAT:
                 attribute.t.CopyFrom(_rounded(attribute.t, precision))
@@ -65,6 +66,20 @@ def in_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
     graph.node.extend(copies)
     _require_consistent(half, precision)
     return half
+
+
+def _tell_value(node: onnx.NodeProto) -> None:
+    """Give a node that makes float32 without a tensor to tell it that tensor, in place."""
+    values: Array | None = None
+    if node.op_type == "ConstantOfShape" and not node.attribute:  # 0.0 by ONNX's default
+        values = np.zeros(1, np.float32)
+    elif node.op_type == "Constant":
+        for found in node.attribute:
+            if found.name in ("value_float", "value_floats"):
+                values = np.array(found.f if found.name == "value_float" else found.floats, np.float32)
+    if values is not None:
+        del node.attribute[:]
+        node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(values)))
 
 
 def _raise_opset(model: onnx.ModelProto) -> None:

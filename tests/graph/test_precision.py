@@ -129,6 +129,25 @@ def test_a_cast_to_float_becomes_one_to_half() -> None:
     assert casts == [TensorProto.FLOAT16, TensorProto.FLOAT16, TensorProto.FLOAT]
 
 
+@pytest.mark.parametrize("precision", HALVES)
+def test_constants_that_are_float_without_a_tensor_become_half(precision: str, tmp_path: Path) -> None:
+    columns = helper.make_node("Constant", [], ["columns"], value_ints=[32])
+    zeros = helper.make_node("ConstantOfShape", ["columns"], ["zeros"], name="zeros")
+    one = helper.make_node("Constant", [], ["one"], value_float=0.25, name="one")
+    more = helper.make_node("Constant", [], ["more"], value_floats=[0.5] * 32, name="more")
+    sums = [
+        helper.make_node("Add", [a, b], [c])
+        for a, b, c in (("v", "zeros", "s"), ("s", "one", "t"), ("t", "more", "u"))
+    ]
+    model = _conv_graph([columns, zeros, one, more, *sums])
+    next(node for node in model.graph.node if node.name == "fc").input[0] = "u"
+    x = np.random.default_rng(1).standard_normal((3, 4, 6, 6), dtype=np.float32)
+    wanted, _ = _run(model, x, tmp_path)
+    half = in_half(model, precision)  # type: ignore[arg-type]
+    found, _ = _run(half, x, tmp_path)
+    assert np.abs(found - wanted).max() / np.abs(wanted).max() < 4 * EPSILON[precision]
+
+
 def test_float_constants_are_rounded_and_integers_are_not() -> None:
     value = numpy_helper.from_array(np.array([0.1], dtype=np.float32))
     extra = [
