@@ -31,7 +31,7 @@ def data_not_found(name: str, path: Path, layout: str, *, downloadable: bool = F
 
     layout: what was expected, as a path below the data folder.  downloadable: is there a download for it?
     """
-    fetch = ", or fetch it with --download" if downloadable else ""
+    fetch = ", or let `train --download` fetch it" if downloadable else ""
     return DataNotFound(
         f"Data set {name} is not there: {path.absolute()} does not exist.",
         expected=f"{layout} was expected below the data folder.",

@@ -111,7 +111,7 @@ def _idx(file: Path, reader: Any) -> Tensor:
             file,
             f"({file.stat().st_size} bytes) is truncated or garbled: {cause or 'its header is not of the idx format'}",
             expected="An unpacked idx file of unsigned bytes was expected.",
-            do="Delete it and get it again, from its home or with --download.",
+            do="Delete it and get it again, from its home or by `train --download`.",
         ) from cause
     return tensor
 
@@ -127,7 +127,7 @@ def _cifar10_from_batches(data_dir: Path, folder: Path) -> DataSet:
                 folder / file,
                 "is truncated or garbled",
                 expected=f"Its MD5 was expected to be {md5}.",
-                do=f"Delete {folder} and get it again, from its home or with --download.",
+                do=f"Delete {folder} and get it again, from its home or by `train --download`.",
             )
     train = datasets.CIFAR10(data_dir, train=True)
     test = datasets.CIFAR10(data_dir, train=False)
