@@ -129,7 +129,7 @@ def load_test_set(
 def load_training_sample(
     fact: DataFact, input_shape: tuple[int, ...], n: int, data_dir: str | Path | None = None
 ) -> Array:
-    """At most n inputs of the training set as the network takes them, (n, *input_shape): always the same ones.
+    """At most n inputs of the training part as the network takes them, (n, *input_shape): always the same ones.
 
     Chosen by chance from arrays; of a folder of pictures the first, whose order mixes the classes. Not augmented.
     Raises what `load` raises.
@@ -140,7 +140,9 @@ def load_training_sample(
     if listing is not None and image_size is not None:
         from sparse_export.data.pictures import Inputs as Decoded
 
-        return Decoded(listing.train, image_size, fact.crop_ratio, fact.mean, fact.std)[:n]
+        return Decoded(listing.train, image_size, fact.crop_ratio, fact.mean, fact.std)[
+            : min(n, fact.n_train)
+        ]
     found = load(fact.name, folder, image_size=image_size)
     n_train = min(fact.n_train, len(found.x_train))
     rows = np.random.default_rng(_SAMPLE_SEED).permutation(n_train)[:n]
@@ -197,4 +199,11 @@ def _own_path(name: str, place: str, data_dir: Path | None) -> Path:
             expected=f"{' or '.join(_FORMS)} was expected.",
             do="Write the path after the colon.",
         )
-    return (data_dir or Path()) / Path(place).expanduser()
+    try:
+        return (data_dir or Path()) / Path(place).expanduser()
+    except RuntimeError as cause:
+        raise UsageError(
+            f"{name!r} starts in a home folder that is not known: {cause}",
+            expected="A path was expected; ~ is this user's home, ~NAME another's.",
+            do="Write the whole path after the colon.",
+        ) from cause

@@ -45,6 +45,12 @@ def test_a_form_without_a_path_is_refused(name: str) -> None:
         data.load(name)
 
 
+@pytest.mark.parametrize("name", ["npz:~nobody-of-that-name/own.npz", "imagefolder:~nobody-of-that-name"])
+def test_a_path_in_an_unknown_home_is_told(name: str) -> None:
+    with pytest.raises(UsageError, match=r"~nobody-of-that-name.*home folder.*whole path"):
+        data.load(name)
+
+
 def test_a_relative_file_starts_at_the_data_folder_when_one_is_given(archive: Path) -> None:
     assert data.load("npz:own.npz", archive.parent).name == "npz:own.npz"
 

@@ -58,6 +58,21 @@ def wanted(epoch: int, n: int = 18, size: int = 4) -> list[list[tuple[int, int]]
     return [[(place, epoch) for place in places[start : start + size]] for start in range(0, n, size)]
 
 
+def test_a_sample_of_the_training_part_has_nothing_of_the_validation_part(folder: Path) -> None:
+    found = imagefolder.listed("noise", folder)
+    fact = DataFact(
+        name=f"imagefolder:{folder}",
+        mean=MEAN,
+        std=STD,
+        n_train=15,
+        n_validation=3,
+        n_test=10,
+        test_sha256=found.test.sha256(),
+    )
+    sample = data.load_training_sample(fact, (3, *SIZE), 100)
+    assert np.array_equal(sample, Inputs(found.train, SIZE, 1.0, MEAN, STD)[:15])
+
+
 def test_without_random_crops_workers_give_what_decoding_into_memory_gives(
     folder: Path, files: Pictures
 ) -> None:
