@@ -10,7 +10,7 @@ from sparse_export.cli._click import click
 from sparse_export.cli._common import json_option, print_result
 
 if TYPE_CHECKING:
-    from sparse_export.artefact import Accuracy, BundleInfo, CompactFact, PatternFact
+    from sparse_export.artefact import Accuracy, Bundle, BundleInfo, CompactFact, PatternFact
     from sparse_export.engine.options import Precision
     from sparse_export.graph.lossless import Gather
 
@@ -139,7 +139,8 @@ def command(
     """
     from dataclasses import asdict
 
-    from sparse_export.building import build
+    from sparse_export.building import BuildRequest, build_as_asked
+    from sparse_export.building import dry_run as planned
     from sparse_export.cli._progress import engine_observer
     from sparse_export.engine.options import engine_options
 
@@ -152,51 +153,39 @@ def command(
         hardware=hardware,
         version_compatible=version_compatible,
     )
-    planned_dense = None
-    if plan_file is not None:
-        from sparse_export.artefact import read_run_info
-        from sparse_export.plan.planning import dense_by_plan
-
-        pattern = pattern or "2:4"
-        name = read_run_info(run).model.name
-        planned_dense = dense_by_plan(plan_file, name, instead="Build without a plan.")
+    asked = BuildRequest(
+        targets=targets,
+        compact=compact,
+        onnx=form,
+        pattern=pattern if plan_file is None else pattern or "2:4",
+        max_cut=max_cut,
+        gather=gather,
+        planned_dense=None if plan_file is None else _planned_dense(run, plan_file),
+        precision=precision,
+        n_calibration=calibrate,
+        engines=engines,
+        time_layers=time_layers,
+    )
     if dry_run:
-        from sparse_export.building import dry_run as planned
-
-        plan = planned(
-            run,
-            out,
-            targets=targets,
-            onnx=form,
-            precision=precision,
-            pattern=pattern,
-            max_cut=max_cut,
-            gather=gather,
-            planned_dense=planned_dense,
-            engines=engines,
-            time_layers=time_layers,
-        )
+        plan = planned(run, out, asked)
         print_result(asdict(plan), str(plan), as_json)
         return
     with engine_observer() as progress:
-        bundle = build(
-            run,
-            out,
-            targets=targets,
-            compact=compact,
-            onnx=form,
-            precision=precision,
-            n_calibration=calibrate,
-            pattern=pattern,
-            max_cut=max_cut,
-            gather=gather,
-            planned_dense=planned_dense,
-            data_dir=data_dir,
-            engines=engines,
-            time_layers=time_layers,
-            progress=progress,
-            trust=trust,
-        )
+        bundle = build_as_asked(run, out, asked, data_dir=data_dir, progress=progress, trust=trust)
+    document = {"bundle": str(bundle.path), "manifest": asdict(bundle.info)}
+    print_result(document, _bundle_text(bundle, form), as_json)
+
+
+def _planned_dense(run: Path, plan_file: Path) -> dict[str, str]:
+    """The weights of the run that a plan leaves dense."""
+    from sparse_export.artefact import read_run_info
+    from sparse_export.plan.planning import dense_by_plan
+
+    return dense_by_plan(plan_file, read_run_info(run).model.name, instead="Build without a plan.")
+
+
+def _bundle_text(bundle: Bundle, form: str) -> str:
+    """What was written, below what became of channels and layers."""
     info = bundle.info
     sizes = [
         f"{name} {fact.size_bytes:,} bytes{' packed' if form != 'dense' and name == bundle.onnx_path.name else ''}"
@@ -211,7 +200,7 @@ def command(
         text = f"{_compact_table(info.compacted)}\n\n{text}"
     if info.fitted is not None:
         text = f"{_pattern_table(info.fitted)}\n\n{text}"
-    print_result({"bundle": str(bundle.path), "manifest": asdict(info)}, text, as_json)
+    return text
 
 
 def _engines_text(info: BundleInfo) -> str:

@@ -23,13 +23,7 @@ from sparse_export.artefact import (
     open_bundle,
     open_run,
 )
-from sparse_export.building import (
-    GOLDEN_INPUT,
-    GOLDEN_OUTPUT,
-    MODEL_FILE,
-    network_of_run,
-    outside_tolerance,
-)
+from sparse_export.building import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL_FILE, network_of_run
 from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError, UsageError
 from sparse_export.files import sha256_file, write_json
 from sparse_export.fitting import orders_of_bundle
@@ -39,7 +33,7 @@ from sparse_export.runtime import Session
 from sparse_export.runtime.choice import RUNTIMES, open_runtime, runtime_states
 from sparse_export.runtime.logits import Array, onnx_logits, session_logits, torch_logits
 from sparse_export.runtime.logits import accuracy as accuracy_of
-from sparse_export.runtime.tolerance import spread
+from sparse_export.runtime.tolerance import outside_tolerance, spread
 from sparse_export.runtime.trial import require_tried
 from sparse_export.trust import Given
 

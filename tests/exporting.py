@@ -15,8 +15,8 @@ from torch import nn
 @contextmanager
 def exported_once() -> Iterator[None]:
     """While it lasts, `building` exports a network of the same weights once, and copies after that."""
-    building: Any = importlib.import_module("sparse_export.building")
-    genuine, made = building.onnx_from_module, {}
+    graph: Any = importlib.import_module("sparse_export.building.graph")
+    genuine, made = graph.onnx_from_module, {}
 
     def export(module: nn.Module, *args: Any, **options: Any) -> onnx.ModelProto:
         weights = b"".join(value.numpy().tobytes() for value in module.state_dict().values())
@@ -27,5 +27,5 @@ def exported_once() -> Iterator[None]:
         return copy
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "onnx_from_module", export)
+        patch.setattr(graph, "onnx_from_module", export)
         yield

@@ -246,7 +246,7 @@ def test_a_full_disk_leaves_nothing_behind(
 def test_a_graph_that_computes_something_else_is_not_written(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_module: Any = importlib.import_module("sparse_export.building")
+    build_module: Any = importlib.import_module("sparse_export.building.graph")
     genuine = build_module.onnx_from_module
 
     def spoilt(*args: Any, **options: Any) -> onnx.ModelProto:

@@ -232,7 +232,7 @@ def test_the_layer_that_gives_the_outputs_is_never_cut_wherever_it_is_registered
     def stop(*_: Any, uncut: Mapping[str, str], **__: Any) -> None:
         raise FittedUpTo(dict(uncut))
 
-    monkeypatch.setattr("sparse_export.building.fit_pattern", stop)
+    monkeypatch.setattr("sparse_export.building.graph.fit_pattern", stop)
     torch.manual_seed(4)
     run = save_run(tmp_path / "run", HeadFirst().eval(), {}, name="tests.test_build_pattern:HeadFirst")
     assert run.info.layers[-1].name == "fc2.weight"

@@ -51,7 +51,7 @@ SIDEWAYS = {
     ("artefact", "files"): "hashes and whole writes are what both are made of",
     ("trust", "files"): "the store is written whole",
     ("building", "measure"): "layers of engines are timed while the bundle that tells of them is written",
-    ("validation", "building"): "the network of a run is made, and tolerance judged, the same way in both",
+    ("validation", "building"): "the network of a run is made the same way in both",
     ("validation", "measure"): "the interval of a difference is a formula of measure.statistics",
 }
 

@@ -170,7 +170,7 @@ def test_a_dry_run_tells_of_timing_and_what_that_needs(
     words = ("build", run.path, "--out", tmp_path / "b", "--target", "tensorrt-rtx", "--time-layers")
     monkeypatch.setattr("sparse_export.engine.door.gpu", lambda: None)
     assert call(*words, "--dry-run").exit_code == call(*words).exit_code == 5
-    monkeypatch.setattr("sparse_export.building.require_timeable", lambda options: None)
+    monkeypatch.setattr("sparse_export.building.request.require_timeable", lambda options: None)
     told = call(*words, "--dry-run")
     assert told.exit_code == 0
     assert "each layer timed" in told.stdout

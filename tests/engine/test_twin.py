@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if there were a GPU, for whoever asks whether engines can be timed."""
-    monkeypatch.setattr("sparse_export.building.require_timeable", lambda options: None)
+    monkeypatch.setattr("sparse_export.building.request.require_timeable", lambda options: None)
 
 
 def _made_up(engines: Mapping[str, Path], fact: EngineFact, batch: int) -> dict[str, TimedLayers]:

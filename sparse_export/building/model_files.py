@@ -1,0 +1,40 @@
+"""The model files of a bundle: the graph dense, its 2:4 weights packed, or both."""
+
+from __future__ import annotations
+
+import onnx
+
+from sparse_export.errors import GateFailed, UnknownNameError
+from sparse_export.graph.pack24 import pack, pack_choices
+
+__all__ = ["DENSE_MODEL_FILE", "MODEL_FILE", "model_files", "require_form"]
+
+MODEL_FILE = "model.onnx"
+DENSE_MODEL_FILE = "model-dense.onnx"
+
+_FORMS = ("dense", "packed", "both")
+_REASONS_SHOWN = 8
+
+
+def require_form(form: str) -> None:
+    """Raise UnknownNameError for a form that `model_files` does not know."""
+    if form not in _FORMS:
+        raise UnknownNameError("form of the ONNX file", form, _FORMS)
+
+
+def model_files(model: onnx.ModelProto, form: str) -> dict[str, bytes]:
+    """The content of each model file, by name. Raises GateFailed when there is nothing to pack."""
+    dense: bytes = model.SerializeToString(deterministic=True)
+    if form == "dense":
+        return {MODEL_FILE: dense}
+    choices = pack_choices(model)
+    if all(choice.reason is not None for choice in choices):
+        reasons = "; ".join(f"{choice.weight}: {choice.reason}" for choice in choices[:_REASONS_SHOWN])
+        more = f"; and {len(choices) - _REASONS_SHOWN} more" if len(choices) > _REASONS_SHOWN else ""
+        raise GateFailed(
+            f"No weight can be packed: {reasons or 'the graph has no layer with a weight'}{more}.",
+            expected="At least one weight was expected to be 2:4 along its reduction axis.",
+            do="Train with a 2:4 pattern, or build with the dense ONNX file.",
+        )
+    packed: bytes = pack(model).SerializeToString(deterministic=True)
+    return {MODEL_FILE: packed} | ({DENSE_MODEL_FILE: dense} if form == "both" else {})
