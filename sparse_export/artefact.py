@@ -23,6 +23,7 @@ from sparse_export.files import json_bytes, sha256_file, write_json
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
 BUNDLE_FILE = "manifest.json"
+LAYERS_FILE = "layers.json"
 CACHE_FOLDER = "cache/onnxruntime-tensorrt"
 """Of a bundle: what may come to be there after it was built, and is no part of it."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 from sparse_export.artefact import (
     BUNDLE_FILE,
+    LAYERS_FILE,
     RUN_FILE,
     Accuracy,
     BundleInfo,
@@ -46,7 +47,6 @@ __all__ = [
 ]
 
 _GRAPH_FILE = "model.onnx"
-_LAYERS_FILE = "layers.json"
 _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
@@ -350,14 +350,14 @@ def _of_bundle(path: Path) -> Inspection:
 
 def _inspected_engine(path: Path, info: BundleInfo, fact: EngineFact) -> InspectedEngine:
     """With no layers where the table is not the one that was written; the problem with it is told elsewhere."""
-    listed = info.files.get(_LAYERS_FILE)
+    listed = info.files.get(LAYERS_FILE)
     if listed is None:
         return InspectedEngine(fact=fact, layers=())
     try:
-        verify_files(path, {_LAYERS_FILE: listed})
+        verify_files(path, {LAYERS_FILE: listed})
     except ArtefactError:
         return InspectedEngine(fact=fact, layers=())
-    file = path / _LAYERS_FILE
+    file = path / LAYERS_FILE
     return InspectedEngine(
         fact=fact, layers=read_engine_layers(file, fact.file), times=read_engine_times(file, fact.file)
     )

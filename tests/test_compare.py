@@ -61,7 +61,7 @@ QUICK: dict[str, Any] = {
     "n_threads": 1,
 }
 MakeBundle = Callable[..., Path]
-COMPARISON: Any = sys.modules["sparse_export.comparison"]
+OPENING: Any = sys.modules["sparse_export.comparison.opening"]
 
 
 def _identity_with_noise(n: int, density: float) -> np.ndarray:
@@ -301,7 +301,7 @@ def test_where_a_session_can_say_the_device_alone_is_timed_too(
     assert (plain.on_device, plain.device_ratio, plain.device_control) == ({}, None, None)
     dense, sparse = (open_bundle(path) for path in pair)
     monkeypatch.setattr(
-        COMPARISON, "open_runtime", lambda side, name, **_: _OnDevice(side, slow=side.path == dense.path)
+        OPENING, "open_runtime", lambda side, name, **_: _OnDevice(side, slow=side.path == dense.path)
     )
     pretend_torch_cuda(monkeypatch, Stream(), Card(capability=(8, 9), profiles=(), sample=()))
     found = compare(dense, sparse, runtime="onnxruntime-cpu", **QUICK)
@@ -554,8 +554,8 @@ def test_engines_are_compared_where_both_bundles_have_one_that_runs(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dense, sparse = (_with_engine(folder, "picked") for folder in pair)
-    monkeypatch.setattr(COMPARISON, "open_runtime", lambda bundle, name, **_: _Played(bundle))
-    monkeypatch.setattr(COMPARISON, "require_genuine", lambda *_, **__: None)
+    monkeypatch.setattr(OPENING, "open_runtime", lambda bundle, name, **_: _Played(bundle))
+    monkeypatch.setattr(OPENING, "require_genuine", lambda *_, **__: None)
     found = compare(dense, sparse, **QUICK, samples=_samples())
     assert (found.runtime, found.passed_over) == ("tensorrt-rtx", {})
     assert "of its layers 1 picked" in found.latency[0].verdict
@@ -574,9 +574,9 @@ def test_a_better_runtime_that_cannot_run_is_named_and_one_that_was_asked_for_is
     def nobodys(*_: object, **__: object) -> None:
         raise NotTrustedError("Nobody vouches for it.")
 
-    monkeypatch.setattr(COMPARISON, "require_genuine", nobodys)
+    monkeypatch.setattr(OPENING, "require_genuine", nobodys)
     assert compare(dense, sparse, **QUICK).passed_over == {"tensorrt-rtx": "Nobody vouches for it."}
-    monkeypatch.setattr(COMPARISON, "require_genuine", lambda *_, **__: None)
+    monkeypatch.setattr(OPENING, "require_genuine", lambda *_, **__: None)
     found = compare(dense, sparse, **QUICK)
     assert found.runtime == "onnxruntime-cpu"
     assert set(found.passed_over) == {"tensorrt-rtx"}

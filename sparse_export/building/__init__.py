@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from sparse_export.building.bundle import build, build_as_asked, dry_run
 from sparse_export.building.golden import GOLDEN_INPUT, GOLDEN_OUTPUT
-from sparse_export.building.manifest import LAYERS_FILE
 from sparse_export.building.model_files import DENSE_MODEL_FILE, MODEL_FILE
 from sparse_export.building.request import BuildRequest
 from sparse_export.building.trained import masks_of_run, network_of_run
@@ -13,7 +12,6 @@ __all__ = [
     "DENSE_MODEL_FILE",
     "GOLDEN_INPUT",
     "GOLDEN_OUTPUT",
-    "LAYERS_FILE",
     "MODEL_FILE",
     "BuildRequest",
     "build",

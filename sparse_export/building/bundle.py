@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sparse_export.artefact import (
     BUNDLE_FILE,
+    LAYERS_FILE,
     Bundle,
     PatternFact,
     Run,
@@ -16,7 +17,7 @@ from sparse_export.artefact import (
 )
 from sparse_export.building.golden import GOLDEN_INPUT, GOLDEN_OUTPUT, require_parity, write_golden
 from sparse_export.building.graph import MadeGraph, graph_of_run
-from sparse_export.building.manifest import LAYERS_FILE, bundle_info, layers_document
+from sparse_export.building.manifest import bundle_info, layers_document
 from sparse_export.building.model_files import MODEL_FILE, model_files
 from sparse_export.building.request import BuildRequest, PossibleBuild, possible_build
 from sparse_export.engine.bundle import EngineProgress, Engines, add_engines

@@ -26,9 +26,7 @@ from sparse_export.files import sha256_file
 from sparse_export.graph.export import INPUT_NAME, IR_VERSION, OUTPUT_NAME
 from sparse_export.measure.twin import TimedEngines
 
-__all__ = ["LAYERS_FILE", "bundle_info", "layers_document"]
-
-LAYERS_FILE = "layers.json"
+__all__ = ["bundle_info", "layers_document"]
 
 
 def layers_document(layers: Sequence[GraphLayer], built: Engines, timed: TimedEngines) -> dict[str, object]:

@@ -27,6 +27,7 @@ from sparse_export.gating.links import (
 from sparse_export.gating.weights import weights_keep_their_pattern
 from sparse_export.measure.interleave import check_measurable
 from sparse_export.measure.latency import check_batches
+from sparse_export.measure.outcome import require_possible_speedup
 from sparse_export.runtime.choice import RUNTIMES, open_runtime
 from sparse_export.trust import Given, digests
 from sparse_export.validation import Validation, validate
@@ -256,12 +257,7 @@ def _check_options(max_drop: float, require_speedup: float | None) -> None:
             f"The largest drop is {max_drop!r}.",
             expected="A number of percentage points, 0 or more, was expected.",
         )
-    if require_speedup is not None and not (math.isfinite(require_speedup) and require_speedup >= 1):
-        raise UsageError(
-            f"The required speed-up is {require_speedup}.",
-            expected="A finite ratio of at least 1 was expected.",
-            do="Write 1.2 for a fifth more speed.",
-        )
+    require_possible_speedup(require_speedup, example="Write 1.2 for a fifth more speed.")
 
 
 def check_gate(found: Gate) -> None:

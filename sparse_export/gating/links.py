@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from sparse_export import trust
-from sparse_export.artefact import BUNDLE_FILE, EngineFact, GraphLayer, read_engine_layers
+from sparse_export.artefact import BUNDLE_FILE, LAYERS_FILE, EngineFact, GraphLayer, read_engine_layers
 from sparse_export.building import (
     DENSE_MODEL_FILE,
     GOLDEN_INPUT,
     GOLDEN_OUTPUT,
-    LAYERS_FILE,
     MODEL_FILE,
 )
 from sparse_export.comparison import Comparison

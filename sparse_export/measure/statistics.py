@@ -47,6 +47,9 @@ class Ratio:
     n_outliers: int
     autocorrelation: float
 
+    def __str__(self) -> str:
+        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:

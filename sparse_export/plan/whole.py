@@ -22,6 +22,7 @@ from sparse_export.measure.card import CardLog, watched_cards
 from sparse_export.measure.device import CudaStamps, replayed, stamps_for
 from sparse_export.measure.interleave import LatencyResult, measure_interleaved
 from sparse_export.measure.machine import machine_facts
+from sparse_export.measure.outcome import outcome_of
 from sparse_export.measure.statistics import Ratio, location, paired_ratio, resolution
 from sparse_export.runtime.torch24 import rewrite
 from sparse_export.sparsity.compressed import TWO_FOUR
@@ -99,8 +100,7 @@ class WholeNetwork:
                 texts.append(f"{what[0].upper()}{what[1:]} it has no 2:4 layer, and is the dense network.")
                 continue
             texts.append(
-                f"{_outcome(ratio, self.floor)} {what} ({n_layers} layers): dense / 2:4 is {ratio.estimate:.3f} "
-                f"[{ratio.low:.3f}, {ratio.high:.3f}]."
+                f"{outcome_of(ratio, self.floor).capitalize()}, {what} ({n_layers} layers): dense / 2:4 is {ratio}."
             )
         if self.planned is not None:
             texts.append(f"Single products let expect {self.expected:.3f}.")
@@ -112,12 +112,6 @@ class WholeNetwork:
         if not self.steady:
             texts.append("Times had not become steady when warm-up ended.")
         return "\n".join(line for text in texts for line in textwrap.wrap(text, _WIDTH))
-
-
-def _outcome(ratio: Ratio, floor: float) -> str:
-    if ratio.low > floor:
-        return "Speed-up,"
-    return "Slow-down," if ratio.high < 1 / floor else "No difference,"
 
 
 @torch.no_grad()
