@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparse_export.artefact import ProductFact
 from sparse_export.errors import MissingCapability, RecipeError, SpeedupNotReached, UsageError
-from sparse_export.measure import training_step
+from sparse_export.measure import training_loop
 from sparse_export.measure.statistics import Ratio
 from sparse_export.measure.training_step import (
     PARTS,
@@ -141,7 +141,7 @@ def csr_recipe() -> Recipe:
 def test_csr_products_are_timed_in_both_kinds_of_steps_and_count_by_their_shares(
     csr_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_step, "choose_products", _by_csr(2.0))
+    monkeypatch.setattr(training_loop, "choose_products", _by_csr(2.0))
     found = bench_training_step(csr_recipe, **QUICK)
     phases = found.phases
     assert phases is not None
@@ -161,7 +161,7 @@ def test_csr_products_are_timed_in_both_kinds_of_steps_and_count_by_their_shares
 def test_where_csr_products_win_nowhere_the_step_is_the_masked_one_and_says_so(
     csr_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_step, "choose_products", _by_csr(None))
+    monkeypatch.setattr(training_loop, "choose_products", _by_csr(None))
     found = bench_training_step(csr_recipe, **QUICK)
     assert found.phases is None
     assert len(found.products) == 3
@@ -171,7 +171,7 @@ def test_where_csr_products_win_nowhere_the_step_is_the_masked_one_and_says_so(
 def test_masks_that_never_move_have_no_update_and_no_window(
     csr_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_step, "choose_products", _by_csr(2.0))
+    monkeypatch.setattr(training_loop, "choose_products", _by_csr(2.0))
     static = csr_recipe.sparsity.model_copy(update={"method": "static"})
     found = bench_training_step(csr_recipe.model_copy(update={"sparsity": static}), **QUICK)
     assert found.phases is not None
