@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparse_export.artefact import Accuracy
+from sparse_export.train.starting_point import STARTED
 
 REPORT_FILE = "sparsify.json"
 
@@ -126,3 +127,18 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def method_name(report: SparsifyReport) -> str:
+    """As the run's record names it."""
+    return f"{STARTED}{report.method}"
+
+
+def promised(report: SparsifyReport) -> dict[str, str]:
+    """The pattern of each weight that keeps one."""
+    return {layer.name: layer.pattern for layer in report.layers if layer.pattern is not None}
+
+
+def why_dense(report: SparsifyReport) -> dict[str, str]:
+    """Why each of the others keeps none."""
+    return {layer.name: layer.reason for layer in report.layers if layer.pattern is None}

@@ -17,7 +17,7 @@ from sparse_export import data, models
 from sparse_export.errors import ArtefactError, DataNotFound, GateFailed, NotTrustedError, UsageError
 from sparse_export.graph import input_statistics
 from sparse_export.graph.permutation import permute_network
-from sparse_export.sparsifying import Sparsified, Stage, sparsify, steps
+from sparse_export.sparsifying import Sparsified, Stage, sparsify, steps, work
 from sparse_export.sparsifying.source import Source, open_source
 from sparse_export.sparsity import permute
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group, obeys
@@ -155,13 +155,13 @@ def test_masks_without_a_pattern_do_not_move_and_that_is_told_before_any_work(
     sparse: se.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began: list[str] = []
-    stage = steps._Work.stage
+    stage = work.Work.stage
 
-    def noted(work: steps._Work, name: str, seconds: float) -> Stage:
+    def noted(own: work.Work, name: str, seconds: float) -> Stage:
         began.append(name)
-        return stage(work, name, seconds)
+        return stage(own, name, seconds)
 
-    monkeypatch.setattr(steps._Work, "stage", noted)
+    monkeypatch.setattr(work.Work, "stage", noted)
     with pytest.raises(UsageError, match="are sparse without a pattern"):
         sparsify(sparse.path, tmp_path / "run", finetune=1, moving=True, device="cpu")
     assert began == []
@@ -271,7 +271,7 @@ def test_a_layer_too_wide_for_its_gram_matrix_goes_without_and_the_report_says_s
         asked.extend((name, gram) for name in names)
         return found
 
-    monkeypatch.setattr(steps, "input_statistics", noted)
+    monkeypatch.setattr(work, "input_statistics", noted)
     done = sparsify(
         "wide_first:factory",
         tmp_path / "run",
@@ -489,7 +489,7 @@ def test_a_permutation_that_changes_what_is_answered_is_not_accepted(
             next(iter(maskable_parameters(module).values())).mul_(-1)
         return report
 
-    monkeypatch.setattr("sparse_export.sparsifying.steps.permute_network", wrong)
+    monkeypatch.setattr("sparse_export.sparsifying.work.permute_network", wrong)
     with pytest.raises(GateFailed, match="With its channels permuted"):
         sparsify(dense.path, tmp_path / "run", permute=True, device="cpu")
     assert not (tmp_path / "run").exists()
