@@ -23,6 +23,7 @@ from sparse_export.graph.permutation import (
     permute_network,
     preview,
     reduction_axis,
+    require_finite,
     summed_parts,
 )
 from sparse_export.graph.reorder import apply_record, reordered
@@ -81,6 +82,7 @@ def fit_pattern(
     The function stays what it was but for cuts; `permute_network` proves it. A layer that obeys the pattern already
     still does afterwards. Raises GateFailed as `permute_network` does.
     """
+    require_finite({name: module.get_parameter(name) for name in names})
     work = _Work(module, pattern, names, max_cut, uncut or {}, dense or {}, masks)
     channels = find_channels(module, sample)
     search = _remembered(cutting=max_cut > 0, live_first=live_first, seed=seed)

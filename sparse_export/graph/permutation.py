@@ -97,12 +97,14 @@ def permute_network(
         the parameter's shape, moved alike: momentum, exp_avg, exp_avg_sq. So are gradients.
     scores: what a weight's entries are worth, of its shape, in place of |weight|; the report tells of it then.
     Before anything is touched, the outputs of a float64 copy are compared before and after, on the sample and on
-    random inputs, with its weights and with random ones. Raises GateFailed when they differ, and UsageError for a
-    name that the network does not have, an extra of another shape, or a search that gives no permutation.
+    random inputs, with its weights and with random ones. Raises GateFailed when they differ, or weights are NaN or
+    infinite, and UsageError for a name that the network does not have, an extra of another shape, or a search that
+    gives no permutation.
     """
     masks, scores = masks or {}, scores or {}
     tensors = tensors_of(module)
     check_names(module, layers, masks, [*extra, scores])
+    require_finite({name: tensors[name] for name in layers})
     channels = find_channels(module, sample)
     weights = {name: _searched_weight(scores.get(name, tensors[name]), masks.get(name)) for name in layers}
     axes = {name: reduction_axis(module, name) for name in layers}
@@ -131,6 +133,18 @@ def permute_network(
         difference=difference,
         untraced=channels.untraced,
     )
+
+
+def require_finite(weights: Mapping[str, Tensor]) -> None:
+    """Raise GateFailed for weights that are NaN or infinite, of which no order is better than another."""
+    wrong = [name for name, weight in weights.items() if not bool(weight.isfinite().all())]
+    if wrong:
+        raise GateFailed(
+            f"{', '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''} {'holds' if len(wrong) == 1 else 'hold'} NaN or "
+            "infinity.",
+            expected="Finite weights were expected.",
+            do="Look at the training, which may have diverged.",
+        )
 
 
 def preview(

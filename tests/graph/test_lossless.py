@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sparse_export.artefact import PatternLayer
-from sparse_export.errors import ArtefactError
+from sparse_export.errors import ArtefactError, GateFailed
 from sparse_export.graph.lossless import Fitted, fit_pattern, replay
+from sparse_export.graph.permutation import permute_network
 from sparse_export.sparsity.lossless import cut_share
 from sparse_export.sparsity.pattern import NMPattern, groups_over, largest_per_group, obeys
+from sparse_export.sparsity.permute import find_permutation
 from sparse_export.train.layers import maskable_parameters
 from tests.graph.networks import Residual
 
@@ -294,6 +296,18 @@ def test_layers_that_have_no_groups_say_so() -> None:
     assert "sums over 2 channels" in layers["grouped.weight"].reason
     assert "MultiheadAttention, and has no mask" in layers["attention.in_proj_weight"].reason
     assert layers["attention.in_proj_weight"].n_groups is None
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_weights_that_diverged_are_told(wrong: float) -> None:
+    module = perceptron()
+    sparsified(module, {"2.weight": 0.2})
+    with torch.no_grad():
+        module.get_parameter("2.weight")[0, 0] = wrong
+    with pytest.raises(GateFailed, match=r"2\.weight holds NaN or infinity.*may have diverged"):
+        fitted(module, X)
+    with pytest.raises(GateFailed, match=r"2\.weight holds NaN or infinity.*may have diverged"):
+        permute_network(module, X, {"2.weight": TWO_FOUR}, find_permutation)
 
 
 def test_only_what_is_allowed_is_cut_and_the_smallest_go() -> None:
