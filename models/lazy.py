@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from sparse_export.errors import UsageError
+from sparse_export.models.modes import modes_kept
 
 __all__ = ["give_shapes", "require_shapes"]
 
@@ -22,9 +23,8 @@ def give_shapes(module: nn.Module, input_shape: Sequence[int]) -> None:
     values = [*module.parameters(), *module.buffers()]
     if not any(is_lazy(value) for value in values):
         return
-    training = {part: part.training for part in module.modules()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), modes_kept(module):
             module.eval()(torch.zeros((1, *input_shape), device=values[0].device))
     except Exception as cause:  # whatever a network raises: some assert, some index
         reason = next(iter(str(cause).splitlines()), type(cause).__name__)
@@ -34,9 +34,6 @@ def give_shapes(module: nn.Module, input_shape: Sequence[int]) -> None:
             expected="The shape that it was trained on was expected.",
             do="Give its layers their sizes in the code.",
         ) from cause
-    finally:
-        for part, was_training in training.items():
-            part.training = was_training
     require_shapes(module)
 
 

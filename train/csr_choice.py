@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparse_export.artefact import ProductFact
 from sparse_export.models.layers_csr import why_not_linear
+from sparse_export.models.modes import modes_kept
 from sparse_export.sparsity.csr import csr_form, gather, gradient_at, multiply, multiply_transposed
 from sparse_export.train.speed import input_of
 
@@ -98,12 +99,10 @@ def _rows(model: nn.Module, sample: Tensor) -> dict[str, int]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     ]
-    was_training = model.training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), modes_kept(model):
             model.eval()(sample)
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()
     return rows

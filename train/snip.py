@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
+from sparse_export.models.modes import modes_kept
 from sparse_export.sparsity import largest_of_all
 from sparse_export.train.layers import masked_parameters
 
@@ -35,12 +36,11 @@ def snip_masks(
             f"density is {density}.", expected="A number up to 1 that keeps at least one weight was expected."
         )
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    was_training = model.training
-    model.train()
     try:
-        gradients = torch.autograd.grad(loss(), list(parameters.values()))
+        with modes_kept(model):
+            model.train()
+            gradients = torch.autograd.grad(loss(), list(parameters.values()))
     finally:
-        model.train(was_training)
         with torch.no_grad():
             for name, value in model.named_buffers():
                 value.copy_(buffers[name])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparse_export.artefact import SpeedFact
+from sparse_export.models.modes import modes_kept
 
 _TIMED_FOR_S = 0.5
 _MIN_TIMED, _MAX_TIMED = 3, 30
@@ -255,10 +256,6 @@ def _empty_share(values: Tensor, axis: int) -> float:
 
 @contextmanager
 def _evaluated(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+    with torch.no_grad(), modes_kept(model):
+        model.eval()
+        yield

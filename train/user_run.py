@@ -14,6 +14,7 @@ from sparse_export import artefact
 from sparse_export.artefact import Accuracy, ModelFact, Run, RunInfo
 from sparse_export.errors import UsageError
 from sparse_export.files import staged_folder
+from sparse_export.models.modes import modes_kept
 from sparse_export.train.run_folder import finish_run, require_empty
 
 if TYPE_CHECKING:
@@ -73,9 +74,8 @@ def _n_classes(model: nn.Module, input_shape: tuple[int, ...], weight_name: str)
     """Entries of the last axis of what the network answers. Raises UsageError when that is no tensor."""
     weight = model.get_parameter(weight_name)
     probe = torch.zeros((1, *input_shape), dtype=weight.dtype, device=weight.device)
-    was_training = model.training
-    output = model.eval()(probe)
-    model.train(was_training)
+    with modes_kept(model):
+        output = model.eval()(probe)
     if not isinstance(output, Tensor):
         raise UsageError(
             f"The network answers with {type(output).__name__}.",

@@ -192,12 +192,14 @@ def test_masks_of_static_and_snip_never_move(method: str, total_steps: int | Non
 
 
 def test_snip_keeps_the_largest_product_of_weight_and_gradient_of_all_layers() -> None:
-    model = nn.Sequential(network(), nn.BatchNorm1d(4))
+    frozen = nn.Identity()
+    model = nn.Sequential(network(), nn.BatchNorm1d(4), frozen.eval())
     x, y = batch(0)
     statistics = {name: value.clone() for name, value in model.named_buffers()}
     masks = snip_masks(model, lambda: nn.functional.cross_entropy(model(x), y), density=0.1)
     assert all(torch.equal(value, statistics[name]) for name, value in model.named_buffers())
     assert all(value.grad is None for value in model.parameters())
+    assert [part for part in model.modules() if not part.training] == [frozen]
     nn.functional.cross_entropy(model(x), y).backward()
     scores = torch.cat(
         [

@@ -250,6 +250,16 @@ def test_a_run_of_a_users_loop_can_be_saved_and_keeps_plus_zero(tmp_path: Path) 
         trainer.run(tmp_path / "mine")
 
 
+def test_a_run_saved_in_the_midst_of_training_leaves_frozen_parts_frozen(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(20, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(), nn.Linear(12, 4))
+    trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.5)
+    model[1].eval()
+    run = trainer.run(tmp_path / "run", input_shape=(20,))
+    assert run.info.model.n_classes == 4
+    assert [part.training for part in model] == [True, False, True, True, True]
+    assert model.training
+
+
 def test_a_closure_is_passed_on() -> None:
     model = network()
     trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.1)
