@@ -63,13 +63,13 @@ def first_masks(layers: MaskedLayers, method: Method, start: Distribution, seed:
 
 
 def checked_masks(layers: MaskedLayers, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Masks that were given, as bool. Raises UsageError when they are others' or over the cap."""
+    """Masks that were given, bool. Raises UsageError when they are others' or over the cap."""
     have = layers.shapes
     got = {name: tuple(mask.shape) for name, mask in masks.items()}
     if have != got:
         raise UsageError(f"The masks are for {got}.", expected=f"Masks for {have} were expected.")
     caps = layers.caps(layers.n_at(0))
-    over = [name for name, cap in caps.items() if not obeys(masks[name].bool(), cap.axis, cap.pattern)]
+    over = [name for name, cap in caps.items() if not obeys(masks[name], cap.axis, cap.pattern)]
     if over:
         raise UsageError(
             f"The masks of {', '.join(over)} do not obey the pattern.",
@@ -77,7 +77,7 @@ def checked_masks(layers: MaskedLayers, masks: Mapping[str, Tensor]) -> dict[str
             do="Leave out the masks, or keep the N largest weights of each group in them.",
         )
     require_both_ways(masks, layers.both_ways)
-    return {name: mask.bool() for name, mask in masks.items()}
+    return dict(masks)
 
 
 @torch.no_grad()

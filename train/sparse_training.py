@@ -118,6 +118,8 @@ class SparseTraining:
         model = unwrapped(model)
         if isinstance(pattern, str):
             pattern = pattern_from_text(pattern)
+        if masks is not None:
+            masks = {name: mask.bool() for name, mask in masks.items()}  # of whatever type they were given
         rule = chosen_method(method, prune=prune, redistribution=redistribution, growth=growth)
         require_steps("update_every", update_every)
         require_one_of("start", start, get_args(Distribution))

@@ -250,6 +250,22 @@ def test_a_run_of_a_users_loop_can_be_saved_and_keeps_plus_zero(tmp_path: Path) 
         trainer.run(tmp_path / "mine")
 
 
+@pytest.mark.parametrize("value", [torch.tensor(255, dtype=torch.uint8), torch.tensor(0.5)])
+def test_given_masks_of_another_type_keep_what_is_not_zero(value: torch.Tensor) -> None:
+    model = network()
+    kept = {
+        name: torch.rand_like(weight) < 0.3 for name, weight in model.named_parameters() if weight.dim() > 1
+    }
+    masks = {name: mask * value for name, mask in kept.items()}
+    trainer = se.SparseTraining(
+        model, OPTIMIZERS["sgd"](model.parameters()), masks=masks, total_steps=20, update_every=5
+    )
+    assert all(torch.equal(mask, kept[name]) for name, mask in trainer.masks.items())
+    assert trainer.n_active == sum(int(mask.sum()) for mask in kept.values())
+    take_steps(trainer, 20)
+    assert sum(int(mask.sum()) for mask in trainer.masks.values()) == trainer.n_active
+
+
 def test_a_run_saved_in_the_midst_of_training_leaves_frozen_parts_frozen(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(20, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(), nn.Linear(12, 4))
     trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.5)
