@@ -4,12 +4,6 @@ from __future__ import annotations
 
 from sparse_export.comparison.comparing import compare
 from sparse_export.comparison.judging import judge
-from sparse_export.comparison.result import (
-    Comparison,
-    LatencyComparison,
-    Side,
-    check_gates,
-    write_results,
-)
+from sparse_export.comparison.result import Comparison, LatencyComparison, Side, check_gates, write_results
 
 __all__ = ["Comparison", "LatencyComparison", "Side", "check_gates", "compare", "judge", "write_results"]

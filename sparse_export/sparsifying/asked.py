@@ -10,9 +10,7 @@ from torch import Tensor
 from sparse_export import models
 from sparse_export.artefact import DataFact, Run
 from sparse_export.errors import ArtefactError, UsageError
-from sparse_export.graph.oneshot import (
-    Method,
-)
+from sparse_export.graph.oneshot import Method
 from sparse_export.sparsifying.source import Source
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.train.feed import Feed

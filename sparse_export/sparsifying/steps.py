@@ -9,9 +9,7 @@ from pathlib import Path
 from sparse_export import artefact
 from sparse_export.artefact import ModelFact, Run, RunInfo
 from sparse_export.files import require_writable, staged_folder, write_json
-from sparse_export.graph.oneshot import (
-    require_method,
-)
+from sparse_export.graph.oneshot import require_method
 from sparse_export.sparsifying.asked import (
     data_name,
     input_shape_of,

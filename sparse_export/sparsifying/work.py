@@ -12,13 +12,7 @@ from torch import Tensor
 from sparse_export.artefact import Accuracy
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph.input_statistics import input_statistics, why_no_gram, why_not_calibrated
-from sparse_export.graph.oneshot import (
-    Method,
-    PrunedWeight,
-    prune_weight,
-    reestimate_norms,
-    worth_of_weight,
-)
+from sparse_export.graph.oneshot import Method, PrunedWeight, prune_weight, reestimate_norms, worth_of_weight
 from sparse_export.graph.permutation import PermutationReport, permute_network
 from sparse_export.sparsifying.report import SparsifiedLayer, SparsifyReport, Stage
 from sparse_export.sparsifying.source import Source

@@ -30,7 +30,7 @@ from tests.exporting import exported_once
 from tests.making_runs import digits_accuracy, digits_fact, network_and_masks, save_run
 
 pytestmark = [pytest.mark.tensorrt, pytest.mark.usefixtures("rtx")]
-VALIDATION: Any = sys.modules["sparse_export.validation"]
+VALIDATING: Any = sys.modules["sparse_export.validation.validating"]
 ENGINE = "engines/tensorrt-rtx-int8-sm89.engine"
 
 
@@ -84,7 +84,7 @@ class Played:
 
 
 def _play(monkeypatch: pytest.MonkeyPatch, offset: float) -> None:
-    monkeypatch.setattr(VALIDATION, "open_runtime", lambda bundle, name, **_: Played(bundle, offset))
+    monkeypatch.setattr(VALIDATING, "open_runtime", lambda bundle, name, **_: Played(bundle, offset))
 
 
 def test_int8_is_calibrated_on_the_training_data_and_near_the_network(int8: Bundle) -> None:
