@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from sparse_export.artefact import Bundle, library_versions, now, open_bundle
+from sparse_export.artefact import Bundle, open_bundle
 from sparse_export.engine.door import TARGETS
 from sparse_export.engine.loadable import engine_of
 from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError, what_and_do
 from sparse_export.files import write_json
-from sparse_export.measure.card import CardLog, watched_cards
+from sparse_export.measure.card import CardLog
+from sparse_export.measure.conditions import how_timed, measuring
 from sparse_export.measure.interleave import LatencyResult, check_measurable
-from sparse_export.measure.machine import machine_facts, n_usable_cores
-from sparse_export.measure.pinning import pinned
+from sparse_export.measure.machine import n_usable_cores
 from sparse_export.measure.sessions import TimedSessions, Timing
 from sparse_export.measure.statistics import Location, Ratio, location, paired_ratio, resolution
 from sparse_export.runtime.choice import RUNTIMES, candidates, open_runtime, runtime_note
@@ -127,26 +127,27 @@ def bench(
     """
     check_batches(batches)
     check_measurable(rounds, block_s)
-    for name in runtimes:
-        if name not in RUNTIMES:
-            raise UnknownNameError("runtime", name, RUNTIMES)
-    if len(set(runtimes)) != len(runtimes):
-        raise UsageError(f"The runtimes are {', '.join(runtimes)}.", expected="Each was expected once.")
+    _check_runtimes(runtimes)
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     chosen = tuple(runtimes) or candidates(bundle)
-    if cuda_graphs and not set(chosen) & set(TARGETS):
-        raise UsageError(
-            f"CUDA graphs were asked for, and {', '.join(chosen)} replay none.",
-            expected=f"They were expected to go with {' or '.join(TARGETS)}.",
-            do="Leave --cuda-graphs out, or time a bundle with an engine.",
-        )
+    if cuda_graphs:
+        _require_replayed(chosen)
     tell = on_progress or (lambda line: None)
     threads = n_usable_cores() if n_threads is None else n_threads
-    machine = machine_facts()
+    timings: list[Timing] = [
+        {
+            "batch": batch,
+            "rounds": rounds,
+            "block_s": block_s,
+            "seed": seed,
+            "warmup_limit_s": warmup_limit_s,
+        }
+        for batch in batches
+    ]
     rows: list[BenchRow] = []
     not_timed: list[NotTimed] = []
     broken = False  # that the last one, which runs everywhere, could not run is the fault of the file
-    with watched_cards() as cards, pinned(threads) as cores:
+    with measuring(n_threads=threads, rounds=rounds, block_s=block_s, seed=seed) as conditions:
         for name in chosen:
             opener = partial(
                 open_runtime, bundle, name, n_threads=threads, trust=trust, cuda_graphs=cuda_graphs
@@ -157,29 +158,18 @@ def bench(
                 except (MissingCapability, ArtefactError) as cause:
                     if runtimes:
                         raise
-                    told = what_and_do(cause)
-                    tell(f"{name} is not timed: {told}")
-                    not_timed.append(NotTimed(runtime=name, batch=None, why=told))
+                    not_timed.append(_told(NotTimed(runtime=name, batch=None, why=what_and_do(cause)), tell))
                     broken = isinstance(cause, ArtefactError)
                     continue
                 note = runtime_note(bundle, name)
                 if note is not None:
                     tell(note)
-                for batch in batches:
-                    why = _why_not(sessions, bundle, batch)
-                    if why is not None:
-                        tell(f"{name} at batch {batch} is not timed: {why}")
-                        not_timed.append(NotTimed(runtime=name, batch=batch, why=why))
-                        continue
-                    tell(f"{name} at batch {batch}, {rounds} rounds")
-                    timing: Timing = {
-                        "batch": batch,
-                        "rounds": rounds,
-                        "block_s": block_s,
-                        "seed": seed,
-                        "warmup_limit_s": warmup_limit_s,
-                    }
-                    rows.append(_row(sessions, bundle, name, timing))
+                for timing in timings:
+                    found = _row(sessions, bundle, name, timing, tell)
+                    if isinstance(found, NotTimed):
+                        not_timed.append(found)
+                    else:
+                        rows.append(found)
     _require_some(bundle, rows, not_timed, broken=broken)
     return Bench(
         path=str(bundle.path),
@@ -190,16 +180,8 @@ def bench(
         size_bytes=bundle.onnx_path.stat().st_size,
         rows=tuple(rows),
         not_timed=tuple(not_timed),
-        n_threads=threads,
-        cores=cores,
-        rounds=rounds,
-        block_s=block_s,
-        seed=seed,
-        machine=machine,
-        cards=cards,
-        versions=library_versions(),
-        created=now(),
         cuda_graphs=cuda_graphs,
+        **conditions,
     )
 
 
@@ -217,6 +199,29 @@ def check_batches(batches: Sequence[int]) -> None:
             f"The batch sizes are {tuple(batches)}.",
             expected="Different numbers of at least 1 were expected.",
         )
+
+
+def _check_runtimes(runtimes: Sequence[str]) -> None:
+    for name in runtimes:
+        if name not in RUNTIMES:
+            raise UnknownNameError("runtime", name, RUNTIMES)
+    if len(set(runtimes)) != len(runtimes):
+        raise UsageError(f"The runtimes are {', '.join(runtimes)}.", expected="Each was expected once.")
+
+
+def _require_replayed(runtimes: Sequence[str]) -> None:
+    """Raise UsageError where none of the runtimes replays CUDA graphs."""
+    if not set(runtimes) & set(TARGETS):
+        raise UsageError(
+            f"CUDA graphs were asked for, and {', '.join(runtimes)} replay none.",
+            expected=f"They were expected to go with {' or '.join(TARGETS)}.",
+            do="Leave --cuda-graphs out, or time a bundle with an engine.",
+        )
+
+
+def _told(one: NotTimed, tell: Callable[[str], None]) -> NotTimed:
+    tell(f"{one.runtime}{_at(one.batch)} is not timed: {one.why}")
+    return one
 
 
 def _why_not(sessions: TimedSessions, bundle: Bundle, batch: int) -> str | None:
@@ -257,8 +262,14 @@ def _at(batch: int | None) -> str:
     return "" if batch is None else f" at batch {batch}"
 
 
-def _row(sessions: TimedSessions, bundle: Bundle, runtime: str, timing: Timing) -> BenchRow:
+def _row(
+    sessions: TimedSessions, bundle: Bundle, runtime: str, timing: Timing, tell: Callable[[str], None]
+) -> BenchRow | NotTimed:
     shape, batch = bundle.info.model.input_shape, timing["batch"]
+    why = _why_not(sessions, bundle, batch)
+    if why is not None:
+        return _told(NotTimed(runtime=runtime, batch=batch, why=why), tell)
+    tell(f"{runtime} at batch {batch}, {timing['rounds']} rounds")
     results = sessions.measure(shape, **timing)
     device = sessions.measure_on_device(shape, **timing).get("first")
     first, again = results["first"], results["again"]
@@ -298,6 +309,13 @@ def _table(result: Bench) -> str:
             f"{100 * (row.floor - 1):>4.1f} %{'' if at.steady and row.again.steady else '  not steady'}"
         )
     lines.append("")
+    for note in _notes(result):
+        lines += textwrap.wrap(note, _WIDTH)
+    return "\n".join(lines)
+
+
+def _notes(result: Bench) -> list[str]:
+    """What is to be said below the figures, a paragraph each."""
     explained = (
         "floor: by how much two copies of this very file differ here; smaller differences mean nothing. A 99th "
         "percentile is given from 1,000 calls on."
@@ -319,10 +337,7 @@ def _table(result: Bench) -> str:
     notes += [f"Not timed: {one.runtime}{_at(one.batch)}: {one.why}" for one in result.not_timed]
     engines = dict.fromkeys((row.runtime, row.file) for row in result.rows if row.file.startswith("engines/"))
     notes += [f"{runtime} ran {file}." for runtime, file in engines]
-    notes.append(_conditions(result))
-    for note in notes:
-        lines += textwrap.wrap(note, _WIDTH)
-    return "\n".join(lines)
+    return [*notes, _conditions(result)]
 
 
 def _conditions(result: Bench) -> str:
@@ -332,8 +347,4 @@ def _conditions(result: Bench) -> str:
     where = [machine["cpu_model"] or "unknown CPU", f"{machine['n_cores_usable']} cores"]
     where += [gpu["name"] for gpu in machine["gpus"]]
     where += [f"load {load[0]}"] if load else []
-    held = f" on core {', '.join(map(str, result.cores))}" if result.cores else ""
-    return (
-        f"onnxruntime {version}, threads: {result.n_threads}{held}, {result.rounds} interleaved rounds of blocks of "
-        f"{1e3 * result.block_s:g} ms, seed {result.seed}; {', '.join(where)}."
-    )
+    return f"onnxruntime {version}, {how_timed(result)}; {', '.join(where)}."
