@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -47,6 +48,7 @@ from sparse_export.measure.card import CardLog, CardSample
 from sparse_export.measure.statistics import Ratio, log_location_interval
 from sparse_export.report.verdict import verdict as verdict_of
 from sparse_export.runtime.onnxruntime import open_session
+from sparse_export.trust import Given
 from tests.card import Card, Stream, pretend_torch_cuda
 from tests.measure.test_statistics import _common_drift, _independent, _outliers_in_one, _rho_06
 
@@ -589,6 +591,23 @@ def test_a_better_runtime_that_cannot_run_is_named_and_one_that_was_asked_for_is
         compare(*pair, **QUICK, runtime="onnxruntime-cuda")
     with pytest.raises(UnknownNameError):
         compare(*pair, **QUICK, runtime="onnxruntime")
+
+
+def test_a_manifest_that_is_vouched_for_counts_for_both_of_two_copies(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(pair[0], tmp_path / "copy")
+    first, second = (_with_engine(folder, "picked") for folder in (pair[0], tmp_path / "copy"))
+    digest = sha256_file(first.path / BUNDLE_FILE)
+    vouched: list[bool] = []
+
+    def note(*_: object, given: Given) -> None:
+        vouched.append(digest in trust.digests(given))
+
+    monkeypatch.setattr(OPENING, "open_runtime", lambda bundle, name, **_: _Played(bundle))
+    monkeypatch.setattr(OPENING, "require_genuine", note)
+    compare(first, second, **QUICK, trust=("ab" * 32, digest.upper()))
+    assert vouched == [True, True]
 
 
 def test_progress_names_each_step(pair: tuple[Path, Path]) -> None:

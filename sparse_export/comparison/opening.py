@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from sparse_export.artefact import BUNDLE_FILE, Bundle
+from sparse_export.artefact import Bundle
 from sparse_export.engine.door import TARGETS
 from sparse_export.engine.loadable import engine_of, require_genuine
 from sparse_export.errors import ArtefactError, MissingCapability, NotTrustedError, UsageError, what_and_do
-from sparse_export.files import sha256_file
 from sparse_export.measure.sessions import TimedSessions
 from sparse_export.runtime.choice import candidates, open_runtime
 
@@ -45,23 +44,22 @@ def opened_both(
     Raises what a runtime that was asked for cannot do, NotTrustedError, ArtefactError, or UsageError where CUDA graphs
     were asked for and the runtime replays none.
     """
-    vouched = _vouched(dense, sparse, trust)
     passed_over: dict[str, str] = {}
     for name in candidates(dense, sparse) if runtime is None else (runtime,):
         try:  # a file that was changed ends it; one that nobody vouches for is like one that cannot run
-            for side, given in vouched if name in TARGETS else ():
-                require_genuine(side, engine_of(side, name), given=given)
+            for side in (dense, sparse) if name in TARGETS else ():
+                require_genuine(side, engine_of(side, name), given=trust)
         except NotTrustedError as cause:
             if runtime is not None:
                 raise
             passed_over[name] = what_and_do(cause)
             continue
-        again, other = (
-            partial(open_runtime, side, name, n_threads=n_threads, trust=given, cuda_graphs=cuda_graphs)
-            for side, given in vouched
+        first, other = (
+            partial(open_runtime, side, name, n_threads=n_threads, trust=trust, cuda_graphs=cuda_graphs)
+            for side in (dense, sparse)
         )
         with contextlib.ExitStack() as stack:
-            openers = {"dense": again, "dense again": again, "sparse": other}
+            openers = {"dense": first, "dense again": first, "sparse": other}
             try:
                 sessions = stack.enter_context(TimedSessions(openers, seed))
             except (MissingCapability, ArtefactError) as cause:
@@ -74,15 +72,6 @@ def opened_both(
             yield Opened(sessions=sessions, runtime=name, passed_over=passed_over)
             return
     raise AssertionError  # the CPU is among the candidates
-
-
-def _vouched(dense: Bundle, sparse: Bundle, trust: Sequence[str]) -> list[tuple[Bundle, str | None]]:
-    """Both bundles, each with the digest among `trust` that is its manifest's, if one is."""
-    given = {sha256_file(side.path / BUNDLE_FILE): side for side in (dense, sparse)}
-    return [
-        (side, next((digest for digest in trust if given.get(digest) is side), None))
-        for side in (dense, sparse)
-    ]
 
 
 def _require_replayed(runtime: str) -> None:
