@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +13,17 @@ from typing import Any, TextIO
 from sparse_export.cli._click import click
 from sparse_export.files import json_bytes
 
-__all__ = ["Output", "json_option", "print_result", "say", "timing_options", "whole_numbers"]
+__all__ = ["Output", "json_option", "print_result", "say", "timing_options", "visible", "whole_numbers"]
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def visible(text: str) -> str:
+    """The text with control characters as escapes, but for tabs and line ends.
+
+    Names come out of files of other people, and a terminal obeys what they hold.
+    """
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 @dataclass(kw_only=True)
@@ -53,12 +64,12 @@ def json_option(function: Callable[..., None]) -> Callable[..., None]:
 
 def print_result(document: Any, text: str, as_json: bool) -> None:
     """Put a command's result on stdout: `document`, JSON-able, as the one JSON document, or `text`."""
-    _output().write(json_bytes(document).decode().rstrip() if as_json else text)
+    _output().write(json_bytes(document).decode().rstrip() if as_json else visible(text))
 
 
 def say(text: str) -> None:
     """Tell people about the progress, on stderr."""
-    click.echo(text, err=True)
+    click.echo(visible(text), err=True)
 
 
 def whole_numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:

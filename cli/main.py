@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from sparse_export.cli._click import Group, click
-from sparse_export.cli._common import Output
+from sparse_export.cli._common import Output, visible
 from sparse_export.errors import SparseExportError, UnknownNameError
 from sparse_export.files import json_bytes
 
@@ -119,7 +119,7 @@ def _exit_code(call: Any, output: Output, *, as_json: bool) -> int:
         error.show()
         return _report(output, as_json, error, error.format_message(), error.exit_code)
     except SparseExportError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {visible(str(error))}", err=True)
         return _report(output, as_json, error, str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:
         click.echo("Interrupted.", err=True)

@@ -178,6 +178,21 @@ def test_the_threshold_of_dsr_finds_the_rate() -> None:
     assert max(removed) > 0.1 * sparse.n_active
 
 
+def test_a_state_from_before_the_first_threshold_starts_it_anew() -> None:
+    once = trainer("dsr")
+    weights = {name: value.clone() for name, value in once.model.state_dict().items()}
+    start = once.state_dict() | {"masks": copies(once.masks)}
+    take_steps(once, STEPS)
+    again = trainer("dsr")
+    take_steps(again, 2 * EVERY)
+    again.optimizer.state.clear()
+    again.model.load_state_dict(weights)
+    again.load_state_dict(start)
+    take_steps(again, STEPS)
+    assert again.n_updates == once.n_updates > 2
+    assert all(torch.equal(mask, once.masks[name]) for name, mask in again.masks.items())
+
+
 @pytest.mark.parametrize("total_steps", [STEPS, None])
 @pytest.mark.parametrize("method", ["static", "snip"])
 def test_masks_of_static_and_snip_never_move(method: str, total_steps: int | None) -> None:
