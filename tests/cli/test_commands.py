@@ -7,8 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from click.testing import Result
+from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.data import dataset
 from tests.cli.conftest import Call, Made
@@ -54,6 +57,22 @@ def test_inspect_shows_layers_of_a_run_a_bundle_and_a_graph(part: str, made: Mad
     assert (text.exit_code, "density" in text.stdout) == (0, True)
     document = _document(call("inspect", path, "--json"))
     assert (document["path"], len(document["layers"]) > 1) == (str(path), True)
+
+
+def test_a_graph_that_names_a_weight_by_a_terminals_commands_shows_them(tmp_path: Path, call: Call) -> None:
+    name = "\x1b[31mfc"
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", name], ["y"])],
+        "one",
+        [value("x", TensorProto.FLOAT, [1, 4])],
+        [value("y", TensorProto.FLOAT, [1, 2])],
+        [numpy_helper.from_array(np.ones((4, 2), np.float32), name)],
+    )
+    file = tmp_path / "odd.onnx"
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]), file)
+    assert "\\x1b[31mfc" in call("inspect", file).stdout
+    assert _document(call("inspect", file, "--json"))["layers"][0]["name"] == name
 
 
 def test_inspect_of_a_run_and_its_bundle_agree_on_the_weights_kept(made: Made, call: Call) -> None:

@@ -206,6 +206,13 @@ def test_a_name_that_the_encoding_has_not_is_written_as_an_escape(encoding: str)
     assert written.getvalue() == b"runs/caf\\udce9\n"
 
 
+def test_what_a_terminal_would_obey_is_written_as_an_escape(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _raise(monkeypatch, errors.ArtefactError("The layer \x1b[2Jfc\x07\x9b1m is\tdamaged\n."))
+    assert call("doctor").stderr == "Error: The layer \\x1b[2Jfc\\x07\\x9b1m is\tdamaged\n.\n"
+
+
 def test_an_interruption_ends_with_130(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     _raise(monkeypatch, KeyboardInterrupt())
     result = call("doctor")
