@@ -74,7 +74,10 @@ def _read(path: Path) -> dict[str, _Array]:
             archive = np.load(stream, allow_pickle=False)
             held = archive.files if isinstance(archive, np.lib.npyio.NpzFile) else None
             arrays = {key: archive[key] for key in KEYS if key in held} if held else {}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as cause:
+    except (
+        *(OSError, EOFError, ValueError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error),
+        RuntimeError,  # zipfile's word for a password, and NotImplementedError for a way to compress
+    ) as cause:
         raise damaged(
             path,
             f"cannot be read as a NumPy archive: {_why(cause)}",

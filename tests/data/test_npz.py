@@ -172,6 +172,24 @@ def test_an_archive_with_a_changed_byte_is_named(tmp_path: Path) -> None:
         load(path)
 
 
+@pytest.mark.parametrize(
+    ("offset", "value", "reason"),
+    [(8, 1, "password"), (10, 97, "compression"), (6, 200, "zip file version")],
+    ids=["a password", "a way to compress", "a version"],
+)
+def test_what_a_zip_asks_for_that_python_has_not_is_told(
+    offset: int, value: int, reason: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "own.npz")
+    content = bytearray(path.read_bytes())
+    directory = content.index(b"PK\x01\x02")  # the first entry's fields: x_train
+    content[directory + offset] = value
+    content[offset - 2] = value  # and again in front of the data
+    path.write_bytes(content)
+    with pytest.raises(ArtefactError, match=rf"own\.npz cannot be read as a NumPy archive: .*{reason}"):
+        load(path)
+
+
 def test_a_file_with_a_single_array_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "own.npy", np.zeros(3))
     with pytest.raises(ArtefactError, match=r"has no x_train.*it holds none by name"):
