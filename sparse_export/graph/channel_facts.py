@@ -15,6 +15,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from sparse_export.errors import GateFailed
+from sparse_export.graph.constants import array_of
 from sparse_export.graph.verify import FLOATS
 
 Array = np.ndarray[Any, Any]
@@ -133,13 +134,13 @@ class Graph:
 
     @staticmethod
     def of(model: onnx.ModelProto) -> Graph:
-        """A copy; a constant that callers may override is not among the arrays."""
+        """A copy; a constant that callers may override is not among the arrays. Raises ArtefactError for a damaged one."""
         given = {value.name for value in model.graph.input}
-        arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name not in given}
+        arrays = {t.name: array_of(t) for t in model.graph.initializer if t.name not in given}
         nodes = []
         for node in model.graph.node:
             if node.op_type == "Constant" and [a.name for a in node.attribute] == ["value"]:
-                arrays[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+                arrays[node.output[0]] = array_of(node.attribute[0].t)
                 continue
             copy = onnx.NodeProto()
             copy.CopyFrom(node)

@@ -76,7 +76,8 @@ def compact(
     together or not at all, so that groups of an N:M pattern stay whole.  unpicked: weights whose inputs that have
     to stay are not to be left out.
     Equal but for rounding, as long as no activation is infinite or NaN.
-    Raises GateFailed when the sizes of the result do not fit; `require_same_output` compares what it computes.
+    Raises GateFailed when the sizes of the result do not fit, ArtefactError for a constant that is damaged or was not
+    loaded; `require_same_output` compares what it computes.
     """
     graph = Graph.of(model)
     channels = Channels.of(graph)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from sparse_export import models
-from sparse_export.errors import GateFailed
+from sparse_export.errors import ArtefactError, GateFailed
 from sparse_export.graph.compact import Compacted, compact
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.runtime.equality import require_same_output
@@ -216,6 +217,25 @@ def test_where_nothing_can_go_the_very_same_graph_comes_back() -> None:
     assert found.model is model
     assert (found.n_removed, found.n_inputs_dropped) == (0, 0)
     assert {layer.why for layer in found.layers} == {"every channel left has weights"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda tensor: tensor.dims.append(7), "The tensor w1 cannot be read"),
+        (lambda tensor: setattr(tensor, "data_type", 99), "The tensor w1 cannot be read"),
+        (
+            lambda tensor: setattr(tensor, "data_location", TensorProto.EXTERNAL),
+            "w1 lies in a file beside the model",
+        ),
+    ],
+    ids=["shape", "type", "not loaded"],
+)
+def test_a_weight_that_cannot_be_read_is_told(damage: Callable[[TensorProto], None], told: str) -> None:
+    model = chain(normal(6, 4), normal(3, 6))
+    damage(next(tensor for tensor in model.graph.initializer if tensor.name == "w1"))
+    with pytest.raises(ArtefactError, match=told):
+        compact(model)
 
 
 def test_channels_of_an_output_stay() -> None:
