@@ -71,14 +71,8 @@ def compare(
         _require_one_precision(dense, sparse)
     tell = on_progress or (lambda line: None)
     threads = n_usable_cores() if n_threads is None else n_threads
-    timings: list[Timing] = [
-        {
-            "batch": batch,
-            "rounds": rounds,
-            "block_s": block_s,
-            "seed": seed,
-            "warmup_limit_s": warmup_limit_s,
-        }
+    timings = [
+        Timing(batch=batch, rounds=rounds, block_s=block_s, seed=seed, warmup_limit_s=warmup_limit_s)
         for batch in batches
     ]
     with (

@@ -86,13 +86,7 @@ def bench_training_step(
         loops, products = _loops(loaded, place, batch, shape, seed, every)
         sparse = loops["sparse"]
         tell(f"{loaded.model}, batches of {batch} on {place.type}, {rounds} rounds")
-        timing: Timing = {
-            "batch": batch,
-            "rounds": rounds,
-            "block_s": block_s,
-            "seed": seed,
-            "warmup_limit_s": warmup_limit_s,
-        }
+        timing = Timing(batch=batch, rounds=rounds, block_s=block_s, seed=seed, warmup_limit_s=warmup_limit_s)
         times = _timed(loops, timing)
     shared = every if sparse.update_ms else None
     step_ms, phases = _over_an_interval(times, sparse, every)
