@@ -63,6 +63,7 @@ def onnx_from_module(
             do="Run torch.export.export on it to see the whole reason.",
         ) from cause
     _require_one_tensor(model, module)
+    _unshare(model, dict(network.named_parameters(remove_duplicate=False)))
     positive_zeros(model)
     stored = {}
     for name, mask in masks.items():
@@ -142,6 +143,56 @@ def _require_one_tensor(model: onnx.ModelProto, module: nn.Module) -> None:
             expected="One tensor of logits (batch, classes) was expected.",
             do="Wrap it in a module that returns the logits alone.",
         )
+
+
+def _unshare(model: onnx.ModelProto, parameters: Mapping[str, Tensor]) -> None:
+    """Give layers a weight of their own again, in place, where the exporter made one of several that are equal.
+
+    It does so with those of up to 1,024 entries: of layers that are all zero, or copies that nobody has trained.
+    parameters: of the network that was exported, by all their names.
+    """
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    taken = {*initializers, *(name for node in model.graph.node for name in node.output)}
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        found = layer_weight(node, initializers)
+        if found is not None:
+            users.setdefault(found[0], []).append(node)
+    for weight, nodes in users.items():
+        if len(nodes) < 2:
+            continue
+        values = numpy_helper.to_array(initializers[weight])
+        stored = {id(parameters[weight]): weight} if weight in parameters else {}
+        for node in nodes:
+            name = _parameter_of(node, values, parameters)
+            if name is None:
+                continue
+            if stored and id(parameters[name]) not in stored:
+                # Stored transposed it has a name that is no parameter's, and is found by where it is used.
+                copied = numpy_helper.from_array(values, name if weight in parameters else weight)
+                while copied.name in taken:
+                    copied.name += "_"
+                taken.add(copied.name)
+                model.graph.initializer.append(copied)
+                stored[id(parameters[name])] = copied.name
+            here = stored.setdefault(id(parameters[name]), weight)
+            node.input[:] = [here if one == weight else one for one in node.input]
+
+
+def _parameter_of(
+    node: onnx.NodeProto, values: np.ndarray[Any, Any], parameters: Mapping[str, Tensor]
+) -> str | None:
+    """The parameter of these values that belongs to the torch module a node comes from; None when that is not sure."""
+    scope = next(iter(_scopes(node)[-2:-1]), "")
+    equal = [
+        name
+        for name, parameter in parameters.items()
+        if any(np.array_equal(parameter.numpy(), form) for form in (values, values.T))
+    ]
+    own = [name for name in equal if name.rpartition(".")[0] == scope]
+    below = [name for name in equal if not scope or name.startswith(f"{scope}.")]
+    found = own or below
+    return found[0] if len({id(parameters[name]) for name in found}) == 1 else None
 
 
 def positive_zeros(model: onnx.ModelProto) -> None:

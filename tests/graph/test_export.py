@@ -340,6 +340,38 @@ def test_networks_of_other_shapes_keep_their_function_and_zeros(
     assert sum(int((values.view(np.uint32) == 0).sum()) for values in stored) == n_masked
 
 
+class Copies(nn.Module):
+    """Layers that nobody has trained: torch's encoder begins with copies of one layer. And two that are all zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.dead = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encoder(x).mean(1)
+        logits: Tensor = self.head(x + self.dead(x))
+        return logits
+
+
+def test_each_layer_has_its_own_weight_where_several_are_equal() -> None:
+    torch.manual_seed(3)
+    module = Copies().eval()
+    masks = {
+        name: torch.ones_like(p, dtype=torch.bool) for name, p in module.named_parameters() if p.dim() > 1
+    }
+    with torch.no_grad():
+        for name in ("dead.0.weight", "dead.2.weight"):
+            masks[name].zero_()
+            module.get_parameter(name).zero_()
+    model = onnx_from_module(module, (5, 8), masks=masks)
+    used = [one for node in model.graph.node for one in node.input]
+    assert {name: used.count(name) for name in masks} == dict.fromkeys(masks, 1)
+    assert_same_output(model, module, (5, 8))
+
+
 def test_a_channel_that_batch_norm_scales_by_zero_may_vanish() -> None:
     module, masks = network_and_masks()
     with torch.no_grad():
