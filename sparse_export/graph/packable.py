@@ -63,6 +63,8 @@ def _why_not(tensor: TensorProto, axis: int) -> str | None:
     shape = tuple(tensor.dims)
     if tensor.data_type not in BITS:
         return f"it is {type_name(tensor.data_type)}"
+    if 0 in shape:
+        return "it has no entries"
     if not has_groups(shape, axis):
         return f"axis {axis} has {shape[axis]} entries, no multiple of 4"
     if tensor.data_location == TensorProto.EXTERNAL:

@@ -311,6 +311,12 @@ def reasons(model: onnx.ModelProto) -> dict[str, str | None]:
     return {choice.weight: choice.reason for choice in pack_choices(model)}
 
 
+def test_a_weight_without_entries_is_told_as_such() -> None:
+    empty = {"w": np.zeros((16, 0), np.float32)}
+    model = model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], empty, inputs={"x": ["n", 16]})
+    assert reasons(model) == {"w": "it has no entries"}
+
+
 def test_what_is_packed_is_what_is_said_and_the_rest_is_untouched() -> None:
     model = convolutional()
     assert [(c.weight, c.axis) for c in pack_choices(model) if c.reason is None] == [
