@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparse_export.artefact import Accuracy, LayerFact, Run, RunInfo, SpeedFact
 from sparse_export.errors import ArtefactError, Interrupted, UsageError
+from sparse_export.models.weights import put_state
 from sparse_export.train.checkpoint import Position, load_state, remove_leftovers, save_state, state_path
 from sparse_export.train.device_limits import require_possible
 from sparse_export.train.distributed import Agreement, World, masks_sha256
@@ -152,7 +153,7 @@ class Session:
         )
 
     def _begin_at(self, start: StartingPoint) -> None:
-        self.model.load_state_dict(dict(start.weights))
+        put_state(self.model, start.weights)
         if self.sparse is not None:
             self.sparse.load_state_dict(self.sparse.state_dict() | {"masks": dict(start.masks)})
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from sparse_export.artefact import RUN_FILE, Run
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.files import sha256_file
 from sparse_export.models.lazy import give_shapes
+from sparse_export.models.weights import put_state
 from sparse_export.train.run_folder import MASKS_FILE, WEIGHTS_FILE
 from sparse_export.trust import Given
 
@@ -52,7 +54,7 @@ def network_of_run(run: Run, *, given: Given = None) -> nn.Module:
             expected=f"The weights of {name} were expected.",
             do="Use the code that the run was trained with, or the run that belongs to this code.",
         )
-    network.load_state_dict(state)
+    put_state(network, state)
     return network
 
 
@@ -66,7 +68,8 @@ def _fresh_network(run: Run, given: Given) -> nn.Module:
         )
     if models.is_factory(name):
         trust.require(sha256_file(run.path / RUN_FILE), f"The factory {name} in {run.path}", given=given)
-    return models.create(name, run.info.model.n_classes)
+    with torch.no_grad():  # weights that a layer computes from others must be copied like the others
+        return models.create(name, run.info.model.n_classes)
 
 
 def _tensors(run: Run, name: str) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from sparse_export import models
 from sparse_export.artefact import DataFact, Run
@@ -22,6 +23,7 @@ __all__ = [
     "require_numbers",
     "require_plan_for",
     "require_same_data",
+    "require_usable_weights",
 ]
 
 _NO_DATA = "none"
@@ -45,6 +47,25 @@ def require_numbers(calibration_samples: int, finetune: int, seed: int) -> None:
     ):
         if value < least:
             raise UsageError(f"{name} is {value}.", expected=f"At least {least} was expected.")
+
+
+def require_usable_weights(source: Source) -> None:
+    """Raise UsageError for weights that are not float32, and ArtefactError for such as are not finite."""
+    for name, weight in source.network.named_parameters():
+        if is_lazy(weight):
+            continue
+        if weight.dtype != torch.float32:
+            raise UsageError(
+                f"{name} of the model {source.name} is {str(weight.dtype).removeprefix('torch.')}.",
+                expected="A network in float32 was expected; --precision of build makes another type of it.",
+                do="Call .float() on the network where it is made.",
+            )
+        if not bool(weight.isfinite().all()):
+            raise ArtefactError(
+                f"{name} of the model {source.name} holds NaN or infinity.",
+                expected="Finite weights were expected.",
+                do="Look at the training that they come from, which may have diverged.",
+            )
 
 
 def data_name(

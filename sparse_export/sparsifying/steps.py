@@ -17,6 +17,7 @@ from sparse_export.sparsifying.asked import (
     require_numbers,
     require_plan_for,
     require_same_data,
+    require_usable_weights,
 )
 from sparse_export.sparsifying.fine_tuning import feeding_recipe, fine_tuned, require_patterns
 from sparse_export.sparsifying.report import REPORT_FILE, SparsifyReport, method_name, promised, why_dense
@@ -106,6 +107,7 @@ def sparsify(
         require_same_data(run, stream.fact)
     n_classes = None if stream is None else stream.n_classes
     source = open_source(model, run, weights, n_classes=n_classes, seed=seed, trust=trust)
+    require_usable_weights(source)
     shape = input_shape_of(source, run, stream, input_shape)
     n_outputs = n_outputs_of(source, shape, n_classes)
     work = Work(source, shape, n_outputs, stream, place, calibration_samples, seed)

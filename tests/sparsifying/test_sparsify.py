@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,52 @@ def test_the_test_set_decides_nothing(tmp_path: Path) -> None:
         )
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "told"),
+    [
+        ("network.double()", UsageError, "1.weight .* is float64"),
+        ("network[1].weight.data[0, 0] = float('nan')", ArtefactError, "1.weight .* holds NaN or infinity"),
+    ],
+)
+def test_weights_of_another_type_or_without_a_number_are_told(
+    change: str, error: type[Exception], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd_weights.py").write_text(
+        "from torch import nn\n"
+        "def factory():\n"
+        "    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))\n"
+        f"    {change}\n"
+        "    return network\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd_weights", raising=False)
+    with pytest.raises(error, match=told):
+        sparsify("odd_weights:factory", tmp_path / "run", input_shape=(1, 4, 4))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.filterwarnings("ignore:The tensor attribute self.1.weight was assigned during export")
+def test_layers_of_a_version_and_weights_computed_from_others_are_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "special_layers.py").write_text(
+        "from torch import nn\n"
+        "from tests.models.test_weights import Versioned\n"
+        "def factory():\n"
+        "    return nn.Sequential(\n"
+        "        nn.Flatten(), nn.utils.weight_norm(nn.Linear(16, 32)), nn.ReLU(), Versioned(32, 32), nn.ReLU(),\n"
+        "        nn.Linear(32, 4),\n"
+        "    )\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    done = sparsify("special_layers:factory", tmp_path / "run", input_shape=(1, 4, 4))
+    for pattern in (None, "2:4"):
+        bundle = se.build(tmp_path / "run", tmp_path / f"bundle-{pattern}", pattern=pattern)
+        assert {fact.name for fact in bundle.info.layers} >= {"3.weight"}
+    assert done.run.info.n_active == 32 * 32 // 2
 
 
 def test_a_factory_with_its_own_weights_needs_no_data_but_a_shape(
