@@ -12,16 +12,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from sparse_export.artefact import CompactedLayer, GraphLayer
-from sparse_export.graph.channel_facts import (
-    Array,
-    Channels,
-    Graph,
-    Layer,
-    attribute,
-    classes,
-    slice_range,
-    title,
-)
+from sparse_export.graph.compact_channels import Channels, Layer
+from sparse_export.graph.compact_graph import Array, Graph, attribute, title
+from sparse_export.graph.compact_moves import classes, slice_range
+from sparse_export.graph.compact_rules import channels_of
 from sparse_export.graph.picking import PICKING, picking
 from sparse_export.graph.verify import count_parameters, graph_layers
 
@@ -80,13 +74,13 @@ def compact(
     loaded; `require_same_output` compares what it computes.
     """
     graph = Graph.of(model)
-    channels = Channels.of(graph)
+    channels = channels_of(graph)
     whole = _Whole(together or {})
     changed = False
     while not (alive := _alive(channels, whole)).all():
         whole.remove(channels, alive)
         _remove(channels, alive)
-        channels = Channels.of(graph)
+        channels = channels_of(graph)
         changed = True
     why = _reasons(channels)
     dropped = _narrow(channels, whole, unpicked) if inputs else {}

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from sparse_export.errors import GateFailed
-from sparse_export.graph.channel_facts import Array, Graph
+from sparse_export.graph.compact_graph import Array, Graph
 from sparse_export.graph.picking import PICKING, picking
 from sparse_export.graph.verify import layer_weight
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from sparse_export.errors import GateFailed
-from sparse_export.graph.channel_facts import Array
+from sparse_export.graph.compact_graph import Array
 from sparse_export.graph.gather import gathered
 
 
