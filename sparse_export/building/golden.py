@@ -69,7 +69,7 @@ def golden_pair(
     golden = outputs.numpy()
     if not np.isfinite(golden).all():
         raise GateFailed(
-            f"The network {type(network).__name__} gives NaN or infinity for standard normal inputs.",
+            f"The network {type(network).__name__} gives NaN or infinity for {'calibration samples' if samples else 'standard normal inputs'}.",
             expected="Finite logits were expected.",
             do="Look at its weights: training may have diverged.",
         )

@@ -77,7 +77,7 @@ def onnx_from_file(path: str | Path, *, check: bool = True) -> onnx.ModelProto:
         raise ArtefactError(
             f"{path} cannot be read as ONNX: {reason}.",
             expected="A whole, valid ONNX model was expected; this one is truncated or something else.",
-            do="Copy it again, or export it again.",
+            do="Copy it again, with the files beside it that hold its weights if it has any, or export it again.",
         ) from cause
     return model
 
