@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparse_export.artefact import Accuracy
 from sparse_export.errors import GateFailed, UsageError
@@ -29,7 +30,22 @@ __all__ = ["CALIBRATION_BATCH", "Work"]
 
 CALIBRATION_BATCH = 128  # samples at once, at most
 _TEST_VALUES = 16 * 2**20  # input values of a batch of an evaluation
+_UNUSED = "the outputs do not hang on it in evaluation"
 _SAME_SHARE = 1e-4  # of the samples, whose label float32 may turn when sums run in another order
+
+
+def _unused(network: nn.Module, sample: Tensor) -> list[str]:
+    """Weights that the outputs do not hang on in evaluation, like those of heads that only training has.
+
+    Weights that are frozen count as used.
+    """
+    weights = {name: weight for name, weight in maskable_parameters(network).items() if weight.requires_grad}
+    with torch.enable_grad():
+        outputs = network(sample)
+    if not outputs.requires_grad:
+        return []
+    found = torch.autograd.grad(outputs.sum(), list(weights.values()), allow_unused=True)
+    return [name for name, gradient in zip(weights, found, strict=True) if gradient is None]
 
 
 class Work:
@@ -91,14 +107,15 @@ class Work:
     ) -> tuple[dict[str, Cap], dict[str, str]]:
         """Which layers get the pattern, and why the others do not. Raises UsageError when none does."""
         sample = torch.zeros((2, *self.input_shape))
+        left_out = dict.fromkeys(_unused(self.network, sample), _UNUSED) | dict(planned_dense or {})
         plan = plan_pattern(
             pattern,
             self.network,
-            keep_dense=[*keep_dense, *(planned_dense or ())],
+            keep_dense=[*keep_dense, *map(glob.escape, left_out)],
             outputs=output_layers(self.network, lambda: self.network(sample)),
             small_share=SMALL_SHARE if planned_dense is None else 0.0,
         )
-        return plan.caps, plan.why_dense | dict(planned_dense or {})
+        return plan.caps, plan.why_dense | left_out
 
     def permute(self, caps: Mapping[str, Cap], method: Method) -> PermutationReport:
         """Put channels in an order that loses less. Raises GateFailed when that changes the function."""

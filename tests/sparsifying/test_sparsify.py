@@ -245,6 +245,30 @@ def test_weights_of_another_type_or_without_a_number_are_told(
     assert not (tmp_path / "run").exists()
 
 
+def test_heads_that_only_training_has_stay_dense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "two_heads.py").write_text(
+        "from torch import nn\n"
+        "class TwoHeads(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.body = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())\n"
+        "        self.aux = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))\n"
+        "        self.head = nn.Linear(32, 4)\n"
+        "    def forward(self, x):\n"
+        "        hidden = self.body(x)\n"
+        "        return (self.head(hidden), self.aux(hidden)) if self.training else self.head(hidden)\n"
+        "def factory():\n"
+        "    return TwoHeads()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    done = sparsify("two_heads:factory", tmp_path / "run", input_shape=(1, 4, 4))
+    assert capped(done) == ["body.1.weight", "body.3.weight"]
+    reasons = {layer.name: layer.reason for layer in done.report.layers if layer.name.startswith("aux")}
+    assert set(reasons) == {"aux.0.weight", "aux.2.weight"}
+    assert all(reason == "the outputs do not hang on it in evaluation" for reason in reasons.values())
+    se.build(tmp_path / "run", tmp_path / "bundle", onnx="packed")
+
+
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 @pytest.mark.filterwarnings("ignore:The tensor attribute self.1.weight was assigned during export")
 def test_layers_of_a_version_and_weights_computed_from_others_are_built(
