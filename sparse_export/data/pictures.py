@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from sparse_export.data.imagefolder import Pictures, middle, opened, pixels
 from sparse_export.errors import ArtefactError, SparseExportError
 
 _PREFETCHED = 4  # batches that each worker keeps ready
+_SIGNAL_S = 2.0  # between the end of a worker's connection and the signal of its end
 
 Wanted = tuple[int, int]  # a picture's place in its split, and the epoch that it is wanted for
 
@@ -109,14 +111,23 @@ def workers_watched() -> Iterator[None]:
         yield
     except (RuntimeError, ConnectionError, EOFError) as cause:
         try:
+            if not isinstance(cause, RuntimeError):
+                _await_signal()
             error = _ended(cause)
         except (
             RuntimeError
-        ) as late:  # the signal may come after the connection broke, while that is looked at
+        ) as late:  # the signal, which tells more than the connection that broke before it came
             error = _ended(late)
         if error is None:
             raise
         raise error from cause
+
+
+def _await_signal() -> None:
+    """Give torch's signal the time to come. It would else raise its RuntimeError wherever the program is by then."""
+    deadline = time.monotonic() + _SIGNAL_S
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _ended(cause: Exception) -> SparseExportError | None:

@@ -145,6 +145,25 @@ def test_a_signal_that_comes_while_a_broken_connection_is_looked_at_is_told_too(
         raise ConnectionResetError
 
 
+def test_the_signal_that_follows_a_broken_connection_is_waited_for() -> None:
+    """Else it would end the program wherever that is by then."""
+
+    def tell(*_: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    before = signal.signal(signal.SIGALRM, tell)
+    try:
+        with (
+            pytest.raises(SparseExportError, match=r"ended: DataLoader worker .pid 7. is killed"),
+            workers_watched(),
+        ):
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            raise ConnectionResetError
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_workers_do_not_draw_from_the_random_numbers_of_the_training(files: Pictures) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
