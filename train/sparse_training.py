@@ -371,9 +371,12 @@ class SparseTraining:
         self._n_flipped = None if saved.n_flipped is None else torch.tensor(saved.n_flipped)
         self._n_cap = self._layers.n_at(self.n_steps)
         self._n_now_active = sum(int(mask.sum()) for mask in saved.masks.values())
-        if saved.threshold is not None:
-            device = next(iter(self.masks.values())).device
-            self._threshold = torch.tensor(saved.threshold, dtype=torch.float64, device=device)
+        device = next(iter(self.masks.values())).device
+        self._threshold = (
+            None
+            if saved.threshold is None
+            else torch.tensor(saved.threshold, dtype=torch.float64, device=device)
+        )
         for name, gradient in (saved.gradients or {}).items():
             value = self._layers.parameters[name]
             value.grad = torch.empty_like(value, requires_grad=False).copy_(gradient)
