@@ -121,6 +121,8 @@ def test_a_picture_that_cannot_be_decoded_is_named_by_the_worker_that_met_it(
     assert caught.value.do == "Get the file again, or remove it."
 
 
+# torch's signal may strike while something is finalised, where Python can only note it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_worker_that_is_killed_ends_in_an_error_that_says_so(files: Pictures) -> None:
     many = loader(files)
     batches = many.batches([[(place % 18, 0)] for place in range(4000)])
