@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from sparse_export.artefact import Accuracy
 from sparse_export.comparison.table import table
 from sparse_export.errors import GateFailed, SpeedupNotReached
 from sparse_export.files import write_json
-from sparse_export.measure.card import CardLog
+from sparse_export.measure.conditions import Timed
 from sparse_export.measure.interleave import LatencyResult
 from sparse_export.measure.outcome import Outcome
 from sparse_export.measure.statistics import AccuracyDifference, Ratio
@@ -68,7 +68,7 @@ class LatencyComparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(Timed):
     """Everything that `compare` found; `str()` gives the table for people.
 
     accuracy_source: `measured` here with the very files that were timed, `recorded` in the manifests, or
@@ -92,15 +92,6 @@ class Comparison:
     speedup_missed: str | None
     runtime: str
     passed_over: dict[str, str]
-    n_threads: int
-    cores: tuple[int, ...]
-    rounds: int
-    block_s: float
-    seed: int
-    machine: dict[str, Any]
-    cards: CardLog
-    versions: dict[str, str]
-    created: str
 
     def __str__(self) -> str:
         return table(self)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypedDict
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 from sparse_export.artefact import library_versions, now
 from sparse_export.measure.card import CardLog, watched_cards
@@ -53,19 +54,19 @@ def measuring(*, n_threads: int, rounds: int, block_s: float, seed: int) -> Iter
     conditions["created"] = now()
 
 
-class Timed(Protocol):
-    """A result that has `Conditions` for fields."""
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """What every timed result tells: the `Conditions`, as fields."""
 
-    @property
-    def n_threads(self) -> int: ...
-    @property
-    def cores(self) -> tuple[int, ...]: ...
-    @property
-    def rounds(self) -> int: ...
-    @property
-    def block_s(self) -> float: ...
-    @property
-    def seed(self) -> int: ...
+    n_threads: int
+    cores: tuple[int, ...]
+    rounds: int
+    block_s: float
+    seed: int
+    machine: dict[str, Any]
+    cards: CardLog
+    versions: dict[str, str]
+    created: str
 
 
 def how_timed(result: Timed) -> str:

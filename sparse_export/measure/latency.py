@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,8 +16,7 @@ from sparse_export.engine.door import TARGETS
 from sparse_export.engine.loadable import engine_of
 from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError, what_and_do
 from sparse_export.files import write_json
-from sparse_export.measure.card import CardLog
-from sparse_export.measure.conditions import how_timed, measuring
+from sparse_export.measure.conditions import Timed, how_timed, measuring
 from sparse_export.measure.interleave import LatencyResult, check_measurable
 from sparse_export.measure.machine import n_usable_cores
 from sparse_export.measure.sessions import TimedSessions, Timing
@@ -67,7 +65,7 @@ class NotTimed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class Bench(Timed):
     """Everything that `bench` measured; `str()` gives the table for people.
 
     size_bytes: of model.onnx.  cuda_graphs: engines replayed their launches.  cores: that the threads were held to, () for every usable one.  cards: what NVML said
@@ -82,15 +80,6 @@ class Bench:
     size_bytes: int
     rows: tuple[BenchRow, ...]
     not_timed: tuple[NotTimed, ...]
-    n_threads: int
-    cores: tuple[int, ...]
-    rounds: int
-    block_s: float
-    seed: int
-    machine: dict[str, Any]
-    cards: CardLog
-    versions: dict[str, str]
-    created: str
     cuda_graphs: bool = False
 
     def __str__(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from sparse_export.artefact import ProductFact
 from sparse_export.errors import SpeedupNotReached
 from sparse_export.files import write_json
-from sparse_export.measure.card import CardLog
+from sparse_export.measure.conditions import Timed
 from sparse_export.measure.interleave import LatencyResult
 from sparse_export.measure.outcome import reaches
 from sparse_export.measure.statistics import Ratio
@@ -52,7 +52,7 @@ class Phases:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepBench:
+class StepBench(Timed):
     """Everything that `bench-train` measured; `str()` gives the table for people.
 
     update_ms: one mask update a round; update_every: steps that share one.  ratio: dense / sparse, each sparse step
@@ -80,15 +80,6 @@ class StepBench:
     outcome: str
     verdict: str
     required_speedup: float | None
-    n_threads: int
-    cores: tuple[int, ...]
-    rounds: int
-    block_s: float
-    seed: int
-    machine: dict[str, Any]
-    cards: CardLog
-    versions: dict[str, str]
-    created: str
     products: tuple[ProductFact, ...] = ()
     phases: Phases | None = None
 
