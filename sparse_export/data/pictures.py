@@ -114,10 +114,8 @@ def workers_watched() -> Iterator[None]:
             if not isinstance(cause, RuntimeError):
                 _await_signal()
             error = _ended(cause)
-        except (
-            RuntimeError
-        ) as late:  # the signal, which tells more than the connection that broke before it came
-            error = _ended(late)
+        except RuntimeError as late:
+            error = _ended(late)  # the signal tells more than the connection that broke before it came
         if error is None:
             raise
         raise error from cause

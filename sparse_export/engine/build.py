@@ -35,7 +35,9 @@ __all__ = ["BuiltEngine", "build_engine", "engine_from_file", "process_ending", 
 _TAIL_LINES = 12
 # TensorRT for RTX numbers inner values in an order that hangs on addresses: of 40 builds of one ResNet-18 with
 # addresses drawn by chance 15 differed in three such names, of 40 at fixed addresses none (1.7.1, 2026-11-25). So the
-# process starts itself anew at fixed addresses where the system lets it (Linux; some containers do not).
+# process starts itself anew at fixed addresses where the system lets it (Linux; some containers do not). Another
+# process, or another environment, has other things there: of 25 bare builds, each with more in its environment, 3 differed
+# from the other 22 in such names.
 _AT_FIXED_ADDRESSES = (
     "import ctypes, os, sys\n"
     "try:\n"
