@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 import torchvision
 from torch import nn
@@ -32,6 +31,7 @@ from sparse_export.artefact import library_versions, now
 from sparse_export.graph.export import IR_VERSION, OPSET, positive_zeros
 from sparse_export.graph.pack24 import expand, pack, packed_weights
 from sparse_export.measure.machine import machine_facts
+from sparse_export.onnxruntime_import import load_onnxruntime
 from sparse_export.sparsity.pattern import NMPattern, fits, largest_per_group
 
 TWO_FOUR = NMPattern(n=2, m=4)
@@ -107,6 +107,7 @@ def measure(name: str, n_rounds: int, n_threads: int) -> Sizes:
     dense_file, packed_file = model.SerializeToString(), packed.SerializeToString()
     expanded = expand(packed)
 
+    ort = load_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = n_threads
     options.log_severity_level = 4

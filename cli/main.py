@@ -15,6 +15,7 @@ from sparse_export.cli._click import Group, click
 from sparse_export.cli._common import Output, visible
 from sparse_export.errors import SparseExportError, UnknownNameError
 from sparse_export.files import json_bytes
+from sparse_export.telemetry import turn_telemetry_off
 
 __all__ = ["COMMANDS", "cli", "main"]
 
@@ -199,5 +200,6 @@ def cli(ctx: click.Context) -> None:
 
 def main() -> NoReturn:
     """Entry point of the console script."""
+    turn_telemetry_off()
     cli.main()
     raise AssertionError("standalone click exits by itself")

@@ -15,6 +15,7 @@ from typing import Literal
 from sparse_export.engine import door
 from sparse_export.errors import SparseExportError, how_to_get
 from sparse_export.measure.machine import machine_facts
+from sparse_export.onnxruntime_import import load_onnxruntime
 from sparse_export.trust import store_path
 
 __all__ = ["Examination", "Finding", "examine"]
@@ -160,7 +161,7 @@ def _torch(has_gpu: bool) -> Finding:
 
 def _onnxruntime(has_gpu: bool) -> Finding:
     try:
-        ort = importlib.import_module("onnxruntime")
+        ort = load_onnxruntime()
         providers = [name.removesuffix("ExecutionProvider") for name in ort.get_available_providers()]
     except Exception as cause:  # noqa: BLE001 - whatever is wrong with it is what was asked
         return _broken("Runtimes", "onnxruntime", cause, "pip install --force-reinstall onnxruntime-gpu")

@@ -29,6 +29,11 @@ _LEFT_OUT = [] if importlib.util.find_spec("tritonclient") else ["serving"]
 collect_ignore = list(_LEFT_OUT)
 
 
+def pytest_configure() -> None:
+    """Before a test module imports onnxruntime, and for every process that a test starts: no telemetry."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def pytest_report_header() -> list[str]:
     return [f"left out: tests/{name}, for tritonclient is not installed" for name in _LEFT_OUT]
 

@@ -40,8 +40,8 @@ LINES = (
     {"fitting"},
     {"train", "runtime", "engine"},
     {"graph", "models", "data"},
-    {"artefact", "trust", "files", "sparsity", "offline"},
-    {"errors"},
+    {"artefact", "trust", "files", "sparsity", "offline", "onnxruntime_import"},
+    {"errors", "telemetry"},
 )
 SIDEWAYS = {
     (

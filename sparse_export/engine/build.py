@@ -29,6 +29,7 @@ from sparse_export.errors import (
 )
 from sparse_export.files import move_file, output_error, write_bytes
 from sparse_export.graph.pack24 import dense_from_file
+from sparse_export.telemetry import telemetry_environment
 
 __all__ = ["BuiltEngine", "build_engine", "engine_from_file", "process_ending", "process_environment"]
 
@@ -255,11 +256,14 @@ def _take(line: str, outcome: _Outcome, phases: Phases, progress: Progress | Non
 
 
 def process_environment() -> dict[str, str]:
-    """That of this process, with every module found where this process has it."""
+    """That of this process, with every module found where this process has it, and telemetry off.
+
+    Whether this process has imported onnxruntime, which sets the same variables, changes nothing in it.
+    """
     home = str(Path(__file__).resolve().parents[2])
     first = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     paths = [path for path in (*first, home, *sys.path) if path]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    return {**os.environ, **telemetry_environment(), "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
 def _log(work: Path) -> str:

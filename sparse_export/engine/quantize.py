@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph.constants import Array
 from sparse_export.graph.verify import graph_layers
+from sparse_export.onnxruntime_import import load_onnxruntime
 
 __all__ = ["quantized", "require_zeros_kept"]
 
@@ -66,11 +67,11 @@ def quantized(model: onnx.ModelProto, samples: Sequence[np.ndarray], precision: 
 
 
 def _int8(model: onnx.ModelProto, samples: Sequence[np.ndarray]) -> onnx.ModelProto:
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
+    quantization = load_onnxruntime("onnxruntime.quantization")
+    base: Any = quantization.CalibrationDataReader
     name = model.graph.input[0].name
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    class Reader(base):  # type: ignore[misc]  # onnxruntime has no types
         def __init__(self) -> None:
             self._batches: Iterator[np.ndarray] = iter(samples)
 
@@ -85,15 +86,15 @@ def _int8(model: onnx.ModelProto, samples: Sequence[np.ndarray]) -> onnx.ModelPr
         out = Path(folder) / "int8.onnx"
         try:
             logging.getLogger().setLevel(logging.ERROR)  # it advises to pre-process, which the export did
-            quantize_static(
+            quantization.quantize_static(
                 copy,
                 out,
                 Reader(),
-                quant_format=QuantFormat.QDQ,
+                quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=_OPERATORS,
                 per_channel=True,
-                activation_type=QuantType.QInt8,
-                weight_type=QuantType.QInt8,
+                activation_type=quantization.QuantType.QInt8,
+                weight_type=quantization.QuantType.QInt8,
                 extra_options=_OPTIONS,
             )
         finally:

@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
@@ -25,6 +24,7 @@ from sparse_export.errors import (
 )
 from sparse_export.graph.pack24 import dense_from_file, may_be_packed
 from sparse_export.graph.precision import value_types, with_bfloat16_emulated
+from sparse_export.onnxruntime_import import load_onnxruntime
 from sparse_export.runtime import Session
 from sparse_export.runtime.engine_cache import EngineCache, open_cache
 
@@ -64,8 +64,9 @@ def require_provider(provider: str) -> None:
     """Raise UnknownNameError, or MissingCapability for a provider that cannot work here."""
     if provider not in _PROVIDERS:
         raise UnknownNameError("onnxruntime provider", provider, _PROVIDERS)
-    if _PROVIDERS[provider] not in ort.get_available_providers():
-        raise _missing(provider, f"it offers {', '.join(ort.get_available_providers())}")
+    offered = load_onnxruntime().get_available_providers()
+    if _PROVIDERS[provider] not in offered:
+        raise _missing(provider, f"it offers {', '.join(offered)}")
     if provider != "cpu" and gpu() is None:
         raise _missing(provider, "there is no CUDA device")
 
@@ -73,7 +74,7 @@ def require_provider(provider: str) -> None:
 def _load_cuda_libraries() -> None:
     """Make onnxruntime find the CUDA libraries that came with torch, which has the same major versions."""
     importlib.import_module("torch")
-    ort.preload_dlls()
+    load_onnxruntime().preload_dlls()
 
 
 def _provider(provider: str, cache: EngineCache | None) -> str | tuple[str, dict[str, str]]:
@@ -117,7 +118,7 @@ def _content(model_path: Path, emulated: bool) -> Path | bytes:
 
 def _missing(provider: str, why: str) -> MissingCapability:
     return MissingCapability(
-        f"onnxruntime {ort.__version__} cannot run on {provider!r} here: {why}.",
+        f"onnxruntime {load_onnxruntime().__version__} cannot run on {provider!r} here: {why}.",
         expected=f"{_PROVIDERS[provider]} was expected to work.",
         do="Install an onnxruntime with it, and the libraries that it needs, or use the provider 'cpu'.",
     )
@@ -125,7 +126,9 @@ def _missing(provider: str, why: str) -> MissingCapability:
 
 def _not_run(model_path: Path, name: str, x: np.ndarray, cause: Exception) -> SparseExportError:
     """The error to raise where a session that was open did not run a batch that fits it."""
-    what = f"onnxruntime {ort.__version__} cannot run {model_path} on {len(x)} samples: {cause}."
+    what = (
+        f"onnxruntime {load_onnxruntime().__version__} cannot run {model_path} on {len(x)} samples: {cause}."
+    )
     if any(sign in str(cause).lower() for sign in _NO_MEMORY):
         return MissingCapability(
             what,
@@ -180,6 +183,7 @@ class _OnnxruntimeSession:
     """Owns one onnxruntime session."""
 
     def __init__(self, model_path: Path, n_threads: int | None, provider: str) -> None:
+        ort = load_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = _ONLY_FATAL
         options.intra_op_num_threads = n_threads or 0

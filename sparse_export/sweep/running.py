@@ -17,6 +17,7 @@ from sparse_export.files import write_json
 from sparse_export.measure.machine import n_usable_cores
 from sparse_export.sweep.cells import VERSION, Cell, essence
 from sparse_export.sweep.earlier import complete_recipe, complete_runs
+from sparse_export.telemetry import telemetry_environment
 from sparse_export.train.recipe import Recipe
 from sparse_export.train.stopping import Stop, stop_signals
 
@@ -146,7 +147,12 @@ def _started(cell: Cell, folder: Path, slot: int, data_dir: Path | None, downloa
     log.parent.mkdir(parents=True, exist_ok=True)
     home = str(Path(sparse_export.__file__).parents[1])  # a checkout may run without being installed
     path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, **_device_of(slot, device)}
+    environment = {
+        **os.environ,
+        **telemetry_environment(),
+        "PYTHONPATH": path,
+        **_device_of(slot, device),
+    }
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "sparse_export.sweep.cell", str(job_file)],
