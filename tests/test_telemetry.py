@@ -86,6 +86,18 @@ def test_the_process_that_tries_a_file_leaves_nothing_there(model_path: Path, tm
     assert json.loads((tmp_path / "result.json").read_text()) == {}
 
 
+def test_the_model_that_runs_inside_the_server_leaves_nothing_there(model_path: Path, tmp_path: Path) -> None:
+    code = """
+import runpy, sys
+from pathlib import Path
+import numpy as np
+names = runpy.run_path(sys.argv[1])
+network = names["_Onnxruntime"](Path(sys.argv[2]), 1, False, 0, {"packed": False, "input": "x", "output": "y"})
+assert network.run(np.full((1, 2), -1, dtype=np.float32)).tolist() == [[0, 0]]
+"""
+    assert _left_by(tmp_path, "-c", code, TRITON_MODEL, model_path) == []
+
+
 def test_the_program_turns_it_off_before_a_users_module_can_import_onnxruntime(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparse_export.serving.workload import DRAIN_S, GRACE_S, Deployment, arguments, warning
+from sparse_export.telemetry import OFF, ONNXRUNTIME_VARIABLE
 
 __all__ = ["compose", "dockerfile"]
 
@@ -29,6 +30,8 @@ def dockerfile(facts: Deployment) -> str:
     command = ", ".join(f'"{word}"' for word in ["tritonserver", *arguments("/models", facts)])
     lines += [
         "",
+        "# onnxruntime is not to report to its maker.",
+        f"ENV {ONNXRUNTIME_VARIABLE}={OFF}",
         "COPY --chown=1000:1000 model_repository /models",
         "USER 1000",
         "EXPOSE 8000 8001 8002",
@@ -61,6 +64,8 @@ def compose(facts: Deployment) -> str:
       - "127.0.0.1:8000:8000"
       - "127.0.0.1:8001:8001"
       - "127.0.0.1:8002:8002"
+    environment:
+      {ONNXRUNTIME_VARIABLE}: "${{{ONNXRUNTIME_VARIABLE}-{OFF}}}"
     user: "1000"
     read_only: true
     tmpfs:

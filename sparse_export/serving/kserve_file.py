@@ -5,7 +5,15 @@ from __future__ import annotations
 from textwrap import indent
 
 from sparse_export.serving.settings import HOST_CODE
-from sparse_export.serving.workload import GRACE_S, Deployment, pre_stop, quoted, resources, warning
+from sparse_export.serving.workload import (
+    GRACE_S,
+    Deployment,
+    environment,
+    pre_stop,
+    quoted,
+    resources,
+    warning,
+)
 
 __all__ = ["inference_service"]
 
@@ -47,7 +55,7 @@ spec:
       protocolVersion: v2
       runtime: kserve-tritonserver
 {image}{arguments}      storageUri: pvc://models/{facts.name}
-{indent(pre_stop() + resources(facts), " " * 6)}      securityContext:
+{indent(environment() + pre_stop() + resources(facts), " " * 6)}      securityContext:
         allowPrivilegeEscalation: false
         capabilities:
           drop: ["ALL"]

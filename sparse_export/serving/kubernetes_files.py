@@ -9,6 +9,7 @@ from sparse_export.serving.workload import (
     GRACE_S,
     Deployment,
     arguments,
+    environment,
     pre_stop,
     quoted,
     resources,
@@ -113,7 +114,7 @@ imagePullPolicy: IfNotPresent
 command: ["tritonserver"]
 args:
 {quoted(arguments("/models", facts), 2)}
-ports:
+{environment()}ports:
   - name: http
     containerPort: 8000
   - name: grpc

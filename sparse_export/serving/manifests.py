@@ -109,6 +109,11 @@ class _ContainerPort(_Strict):
     containerPort: Port  # noqa: N815
 
 
+class _Variable(_Strict):
+    name: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
+    value: str
+
+
 class _Mount(_Strict):
     name: DnsLabel
     mountPath: Path  # noqa: N815
@@ -120,6 +125,7 @@ class _Container(_Strict):
     imagePullPolicy: Literal["Always", "IfNotPresent", "Never"]  # noqa: N815
     command: list[str]
     args: list[str]
+    env: list[_Variable]
     ports: list[_ContainerPort]
     startupProbe: _Probe  # noqa: N815
     readinessProbe: _Probe  # noqa: N815
@@ -335,6 +341,7 @@ class _KserveModel(_Strict):
     runtimeVersion: str | None = None  # noqa: N815
     image: Image | None = None
     args: list[str] | None = None
+    env: list[_Variable]
     storageUri: Annotated[str, Field(pattern=r"^(pvc|s3|gs|https)://.+")]  # noqa: N815
     lifecycle: _Lifecycle
     resources: _Resources
@@ -397,6 +404,7 @@ class _ComposeService(_Strict):
     image: Image
     build: _Build
     ports: list[Annotated[str, Field(pattern=r"^127\.0\.0\.1:\d+:\d+$")]]
+    environment: dict[str, str]
     user: str
     read_only: Literal[True]
     tmpfs: list[Path]
@@ -478,7 +486,7 @@ def _dockerfile(text: str) -> str | None:
     lines = [
         line for line in text.replace("\\\n", "").splitlines() if line.strip() and not line.startswith("#")
     ]
-    known = {"FROM", "RUN", "COPY", "USER", "EXPOSE", "HEALTHCHECK", "CMD"}
+    known = {"FROM", "RUN", "ENV", "COPY", "USER", "EXPOSE", "HEALTHCHECK", "CMD"}
     wrong = [line for line in lines if line.split()[0] not in known]
     if wrong:
         return f"{wrong[0]!r} is no instruction that we write"

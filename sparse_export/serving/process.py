@@ -22,6 +22,7 @@ from pathlib import Path
 from sparse_export.errors import MissingCapability, OutputError, UsageError
 from sparse_export.serving.server_files import ServerFiles, python_backend
 from sparse_export.serving.settings import HOST_CODE
+from sparse_export.telemetry import telemetry_environment
 
 __all__ = ["Ports", "Process", "WorkFolder", "free_ports", "start", "work_folder"]
 
@@ -33,7 +34,8 @@ _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]+")
 # Calls that change the server or make it open files. Clients get none of them: the key that they would have to send
 # holds a line break, which neither an HTTP header nor gRPC metadata can carry.
 _CLOSED = "model-repository,shared-memory,trace,logging"
-# Of the user's environment the server gets what its libraries and the driver look at, and nothing else.
+# Of the user's environment the server gets what its libraries and the driver look at, what the user says of telemetry,
+# and nothing else.
 _KEPT = re.compile(r"(PATH|LANG|LC_\w+|TZ|TMPDIR|CUDA_\w+|NVIDIA_\w+|OMP_\w+|LD_LIBRARY_PATH)")
 
 
@@ -284,4 +286,4 @@ def _environment(server: ServerFiles) -> dict[str, str]:
     libraries = [str(path) for path in server.libraries if path.is_dir()]
     kept["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, *filter(None, [kept.get("LD_LIBRARY_PATH")])])
     kept["PYTHONDONTWRITEBYTECODE"] = "1"
-    return kept
+    return kept | telemetry_environment()

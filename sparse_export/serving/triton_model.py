@@ -141,6 +141,8 @@ class _Onnxruntime:
     """An ONNX file under onnxruntime."""
 
     def __init__(self, path: Path, threads: int, on_gpu: bool, device: int, facts: dict[str, Any]) -> None:
+        # As sparse_export.telemetry, which is not at hand. It has to be set before the import; the user's own value stays.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime as ort
 
         options = ort.SessionOptions()

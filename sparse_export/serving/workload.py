@@ -7,8 +7,19 @@ from dataclasses import dataclass
 
 from sparse_export.serving.containers import Container
 from sparse_export.serving.settings import HOST_CODE
+from sparse_export.telemetry import OFF, ONNXRUNTIME_VARIABLE
 
-__all__ = ["DRAIN_S", "GRACE_S", "Deployment", "arguments", "pre_stop", "quoted", "resources", "warning"]
+__all__ = [
+    "DRAIN_S",
+    "GRACE_S",
+    "Deployment",
+    "arguments",
+    "environment",
+    "pre_stop",
+    "quoted",
+    "resources",
+    "warning",
+]
 
 DRAIN_S = 15
 GRACE_S = 60
@@ -59,6 +70,15 @@ def quoted(words: Sequence[str], indent: int) -> str:
 def warning(facts: Deployment) -> str:
     """A comment, where the engine may not load in this container."""
     return f"# WARNING: {facts.container.warning}\n" if facts.container.warning else ""
+
+
+def environment() -> str:
+    """Of a container, as YAML without indentation."""
+    return f"""\
+env:
+  - name: {ONNXRUNTIME_VARIABLE}
+    value: "{OFF}"
+"""
 
 
 def resources(facts: Deployment) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from sparse_export.errors import ArtefactError
 from sparse_export.serving.containers import container_for
@@ -47,6 +50,33 @@ def test_only_for_engines_that_hold_host_code_the_server_may_run_it() -> None:
             assert ("--backend-config=tensorrt,version-compatible=true" in files[name]) == host_code, name
 
 
+def test_in_every_container_onnxruntime_reports_nothing_to_its_maker() -> None:
+    files = _files()
+    for name in ("kubernetes/triton.yaml", "kubernetes/kserve.yaml"):
+        variables = [variable for part in yaml.safe_load_all(files[name]) for variable in _variables(part)]
+        assert variables == [{"name": "ORT_DISABLE_TELEMETRY", "value": "1"}], name
+    compose = yaml.safe_load(files["docker/compose.yaml"])
+    # Compose takes the value of whoever starts it, where there is one, be it empty.
+    assert compose["services"]["triton"]["environment"] == {
+        "ORT_DISABLE_TELEMETRY": "${ORT_DISABLE_TELEMETRY-1}"
+    }
+    lines = files["docker/Dockerfile"].splitlines()
+    assert lines.index("ENV ORT_DISABLE_TELEMETRY=1") < next(
+        at for at, line in enumerate(lines) if line.startswith("CMD")
+    )
+
+
+def _variables(part: Any) -> Iterator[Any]:
+    """What stands under `env`, anywhere in a YAML document."""
+    if isinstance(part, dict):
+        yield from part.get("env", [])
+        for value in part.values():
+            yield from _variables(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _variables(value)
+
+
 MISTAKES = [
     ("kubernetes/triton.yaml", "readinessProbe:", "readynessProbe:"),
     ("kubernetes/triton.yaml", "containerPort: 8000", "containerPort: 80000"),
@@ -74,6 +104,9 @@ MISTAKES = [
     ("docker/compose.yaml", "read_only: true", "readonly: true"),
     ("docker/compose.yaml", "stop_grace_period: 60s", "stop_grace_period: 60"),
     ("docker/Dockerfile", "USER 1000", "USER root"),
+    ("docker/compose.yaml", "ORT_DISABLE_TELEMETRY: ", "- ORT_DISABLE_TELEMETRY="),
+    ("kubernetes/triton.yaml", 'value: "1"', "value: 1"),
+    ("kubernetes/kserve.yaml", "env:", "environment:"),
     ("docker/Dockerfile", "USER 1000\n", ""),
     ("docker/Dockerfile", ":26.07-py3", ""),
     ("docker/Dockerfile", ":26.07-py3", ":latest"),

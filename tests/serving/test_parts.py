@@ -186,3 +186,29 @@ def test_the_server_may_run_host_code_of_engines_only_where_that_is_wanted(
         ports = free_ports("127.0.0.1", http=0, grpc=0, metrics=0, health=0)
         process.start(server, folder, ports, host_code=host_code)
     assert (HOST_CODE in words) == host_code
+
+
+@pytest.mark.parametrize(("of_user", "of_server"), [(None, "1"), ("0", "0")])
+def test_the_server_gets_the_users_word_on_telemetry_or_none_is_sent(
+    of_user: str | None, of_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environments: list[dict[str, str]] = []
+
+    def popen(command: list[str], *, env: dict[str, str], **_: object) -> SimpleNamespace:
+        environments.append(env)
+        return SimpleNamespace(pid=0)
+
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    if of_user is not None:
+        monkeypatch.setenv("ORT_DISABLE_TELEMETRY", of_user)
+    monkeypatch.setenv("SECRET", "of the user")
+    monkeypatch.setattr(process, "_can_limit_bodies", lambda server: False)
+    monkeypatch.setattr("subprocess.Popen", popen)
+    server = ServerFiles(
+        binary=tmp_path, backends=frozenset(), backend_folder=tmp_path, libraries=(), is_wheel=False
+    )
+    with work_folder() as folder:
+        process.start(server, folder, free_ports("127.0.0.1", http=0, grpc=0, metrics=0, health=0))
+    (environment,) = environments
+    assert environment["ORT_DISABLE_TELEMETRY"] == of_server
+    assert "SECRET" not in environment
