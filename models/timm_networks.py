@@ -9,6 +9,7 @@ from types import ModuleType
 from torch import nn
 
 from sparse_export.errors import MissingCapability, UsageError, how_to_get
+from sparse_export.telemetry import turn_telemetry_off
 
 
 def create(name: str, n_classes: int | None = None) -> nn.Module:
@@ -54,6 +55,7 @@ def input_shape(name: str) -> tuple[int, ...] | None:
 
 def _timm(name: str) -> ModuleType:
     """The library, once it is sure that it knows the network: other names may be addresses that it would fetch."""
+    turn_telemetry_off()
     try:
         timm = importlib.import_module("timm")
     except ImportError as cause:

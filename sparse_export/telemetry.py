@@ -2,7 +2,8 @@
 
 onnxruntime writes a device id and a database into the user's cache folder as soon as it is imported, and later looks for
 its maker's collector (1.31.1, Linux). It reads its variable only while it is imported: `disable_telemetry_events` comes
-too late for the files, and does not stop the uploads.
+too late for the files, and does not stop the uploads. huggingface_hub, by which timm downloads weights, tells in every
+request which torch and which coding agent are there, unless its variable is set before its import (2.4.0).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ __all__ = ["OFF", "ONNXRUNTIME_VARIABLE", "telemetry_environment", "turn_telemet
 
 ONNXRUNTIME_VARIABLE = "ORT_DISABLE_TELEMETRY"
 OFF = "1"
-_VARIABLES = (ONNXRUNTIME_VARIABLE,)
+_VARIABLES = (ONNXRUNTIME_VARIABLE, "HF_HUB_DISABLE_TELEMETRY")
 
 
 def telemetry_environment() -> dict[str, str]:

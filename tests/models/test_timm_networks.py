@@ -15,10 +15,12 @@ from sparse_export.errors import MissingCapability, UnknownNameError, UsageError
 
 # What sparse-export uses of timm 1.0, in the shape that it has there.
 STAND_IN = """
+import os
 from types import SimpleNamespace
 from torch import nn
 
 __version__ = "1.0.0"
+said_of_telemetry = os.environ.get("HF_HUB_DISABLE_TELEMETRY")
 _SIDES = {"tiny_net": 6, "tiny_net.small": 4, "bare_net": None}
 
 def list_models():
@@ -73,6 +75,18 @@ def test_without_timm_the_extra_to_install_is_named(ask: object) -> None:
 def test_a_network_of_timm_has_as_many_classes_as_asked_for(n_classes: int | None, n_logits: int) -> None:
     network = models.create("timm:tiny_net", n_classes)
     assert network(torch.zeros(2, 3, 6, 6)).shape == (2, n_logits)
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize(("of_user", "said"), [(None, "1"), ("0", "0")])
+def test_timm_is_imported_where_its_downloads_report_only_what_the_user_allows(
+    of_user: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+    if of_user is not None:
+        monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", of_user)
+    models.create("timm:tiny_net")
+    assert sys.modules["timm"].said_of_telemetry == said
 
 
 @pytest.mark.usefixtures("stand_in")
