@@ -186,9 +186,11 @@ def _planned_dense(run: Path, plan_file: Path) -> dict[str, str]:
 
 def _bundle_text(bundle: Bundle, form: str) -> str:
     """What was written, below what became of channels and layers."""
+    from sparse_export.artefact import MODEL_FILE
+
     info = bundle.info
     sizes = [
-        f"{name} {fact.size_bytes:,} bytes{' packed' if form != 'dense' and name == bundle.onnx_path.name else ''}"
+        f"{name} {fact.size_bytes:,} bytes{' packed' if form != 'dense' and name == MODEL_FILE else ''}"
         for name, fact in info.files.items()
         if name.endswith(".onnx")
     ]

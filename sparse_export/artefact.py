@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,21 +19,24 @@ from typing import Any, Literal
 
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.files import json_bytes, sha256_file, write_json
+from sparse_export.listed import FileFact as FileFact  # noqa: PLC0414 - handed on by this module
+from sparse_export.listed import file_facts as file_facts  # noqa: PLC0414 - handed on by this module
+from sparse_export.listed import listed_bytes, listed_file, listed_graph, require_listed
+from sparse_export.listed import verify_files as verify_files  # noqa: PLC0414 - handed on by this module
 
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
 BUNDLE_FILE = "manifest.json"
+SUMS_FILE = "SHA256SUMS"
+WEIGHTS_FILE = "model.safetensors"
+MASKS_FILE = "masks.safetensors"
+MODEL_FILE = "model.onnx"
 LAYERS_FILE = "layers.json"
+ORDERS_FILE = "orders.json"
+GOLDEN_INPUT = "golden/input.npy"
+GOLDEN_OUTPUT = "golden/output.npy"
 CACHE_FOLDER = "cache/onnxruntime-tensorrt"
 """Of a bundle: what may come to be there after it was built, and is no part of it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileFact:
-    """What a file must be: its length and the hex SHA-256 of its bytes."""
-
-    size_bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -500,7 +503,35 @@ class Bundle:
 
     @property
     def onnx_path(self) -> Path:
-        return self.path / "model.onnx"
+        """The path of `model.onnx`, which is checked each time.
+
+        Raises:
+            ArtefactError: the manifest does not list it, or a file with its external data; or one of them is not
+                the file that was written.
+        """
+        return listed_graph(self.path, self.info.files, MODEL_FILE, described_by=BUNDLE_FILE)
+
+
+def file_of(artefact: Run | Bundle, name: str) -> Path:
+    """The path of a file of a run or a bundle, checked now; nothing opens one by any other way.
+
+    Args:
+        artefact: an opened run or bundle.
+        name: as its description lists the file.
+
+    Raises:
+        ArtefactError: the description does not list it, or it is not the file that was written.
+    """
+    return listed_file(artefact.path, artefact.info.files, name, described_by=_description(artefact))
+
+
+def bytes_of(artefact: Run | Bundle, name: str) -> bytes:
+    """The content of a file of a run or a bundle, the very bytes that were checked. As `file_of`."""
+    return listed_bytes(artefact.path, artefact.info.files, name, described_by=_description(artefact))
+
+
+def _description(artefact: Run | Bundle) -> str:
+    return RUN_FILE if isinstance(artefact, Run) else BUNDLE_FILE
 
 
 def now() -> str:
@@ -531,52 +562,26 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-def file_facts(folder: Path, names: Iterable[str]) -> dict[str, FileFact]:
-    """Size and hash of the named files of a folder, by their path relative to it."""
-    return {
-        name: FileFact(size_bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
-        for name in sorted(names)
-    }
-
-
-def verify_files(folder: Path, files: Mapping[str, FileFact]) -> None:
-    """Raise ArtefactError for the first file that is missing or is not what was written."""
-    for name, fact in files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise ArtefactError(
-                f"{folder} lists {name!r}, which lies outside it.", do="Do not use this folder."
-            )
-        if not path.is_file():
-            raise ArtefactError(
-                f"{path} is missing.",
-                expected=f"{folder} lists it.",
-                do="Copy the folder again, whole, or rebuild it.",
-            )
-        size = path.stat().st_size
-        if size != fact.size_bytes:
-            raise ArtefactError(
-                f"{path} has {size} bytes.",
-                expected=f"{fact.size_bytes} were written: it is truncated or was changed.",
-                do="Copy the folder again, or rebuild it.",
-            )
-        if sha256_file(path) != fact.sha256:
-            raise ArtefactError(
-                f"{path} is not the file that was written: its SHA-256 differs.",
-                expected=f"{fact.sha256} was expected.",
-                do="Copy the folder again, or rebuild it.",
-            )
-
-
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a key that comes twice would be read by others as the other one."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{twice!r} comes twice in one object")
+    return found
 
 
 def _parse(path: Path, kind: str, cls: type[Any]) -> Any:
     import pydantic
 
     try:
-        document = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        document = json.loads(
+            path.read_bytes(), parse_constant=_refuse_constant, object_pairs_hook=_without_repetition
+        )
     except OSError as cause:
         raise ArtefactError(
             f"{path} cannot be read: {cause.strerror or cause}.",
@@ -628,6 +633,27 @@ def _described(path: Path, file: str, kind: str, made_by: str) -> Path:
     return path / file
 
 
+def required_files(info: RunInfo | BundleInfo) -> tuple[str, ...]:
+    """The files that a finished run, or a bundle, cannot do without; every release has listed them.
+
+    Of a run weights and masks, none while it is unfinished. Of a bundle the graph, the golden pair, the table of
+    layers, the orders of one that was fitted to a pattern, and what its engines name.
+    """
+    if isinstance(info, RunInfo):
+        return (WEIGHTS_FILE, MASKS_FILE) if info.status == "complete" else ()
+    names = [MODEL_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT, LAYERS_FILE]
+    names += [ORDERS_FILE] if info.fitted is not None else []
+    for fact in info.engines:
+        names += [fact.file] if fact.timing_cache is None else [fact.file, fact.timing_cache]
+    return tuple(dict.fromkeys(names))
+
+
+def require_complete(folder: Path, info: RunInfo | BundleInfo) -> None:
+    """Raise ArtefactError for the first of `required_files` that the description of a folder does not list."""
+    described_by = RUN_FILE if isinstance(info, RunInfo) else BUNDLE_FILE
+    require_listed(folder, info.files, required_files(info), described_by=described_by)
+
+
 def run_digest(info: RunInfo) -> str:
     """Hex SHA-256 of the `run.json` that `save_run_info` writes, known before it is written."""
     return hashlib.sha256(json_bytes(asdict(info))).hexdigest()
@@ -646,7 +672,7 @@ def read_run_info(folder: Path) -> RunInfo:
 
 
 def open_run(folder: Path) -> Run:
-    """Read a finished run and check the hash of every file. Raises UsageError or ArtefactError."""
+    """Read a finished run; weights and masks have to be listed, and every listed file whole. Raises UsageError or ArtefactError."""
     folder = Path(folder)
     info = read_run_info(folder)
     if info.status != "complete":
@@ -655,6 +681,7 @@ def open_run(folder: Path) -> Run:
             expected="A finished run was expected.",
             do=f"Go on with `sparse-export train --resume --out {folder}`.",
         )
+    require_complete(folder, info)
     verify_files(folder, info.files)
     return Run(path=folder, info=info)
 
@@ -665,7 +692,7 @@ def save_bundle_info(folder: Path, info: BundleInfo) -> None:
     sums = {name: fact.sha256 for name, fact in info.files.items()}
     sums[BUNDLE_FILE] = sha256_file(folder / BUNDLE_FILE)
     lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
-    (folder / "SHA256SUMS").write_text("".join(lines))
+    (folder / SUMS_FILE).write_text("".join(lines))
 
 
 def read_bundle_info(folder: Path) -> BundleInfo:
@@ -703,8 +730,9 @@ def _told_of_engine(file: Path, key: str, engine: str, cls: Any) -> Any:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Read a bundle and check the hash of every file. Raises UsageError or ArtefactError."""
+    """Read a bundle; `required_files` have to be listed, and every listed file whole. Raises UsageError or ArtefactError."""
     folder = Path(folder)
     info = read_bundle_info(folder)
+    require_complete(folder, info)
     verify_files(folder, info.files)
     return Bundle(path=folder, info=info)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export import data
-from sparse_export.artefact import Bundle, CompactFact, LayerFact, RunInfo
+from sparse_export.artefact import ORDERS_FILE, Bundle, CompactFact, LayerFact, RunInfo, bytes_of
 from sparse_export.errors import ArtefactError, DataNotFound, MissingCapability, UnknownNameError, UsageError
 from sparse_export.graph.compact import Compacted, with_gathers
 from sparse_export.graph.compact import compact as compacted_graph
@@ -42,8 +42,6 @@ __all__ = [
     "rewritten",
     "wanted_pattern",
 ]
-
-ORDERS_FILE = "orders.json"
 
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
@@ -238,8 +236,8 @@ def _compact_fact(found: Compacted) -> CompactFact:
 def orders_of_bundle(bundle: Bundle) -> dict[str, Any]:
     """The record of a bundle whose channels were put in another order, as `replay` takes it. Raises ArtefactError."""
     try:
-        document = json.loads((bundle.path / ORDERS_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError) as cause:
+        document = json.loads(bytes_of(bundle, ORDERS_FILE))
+    except (ValueError, RecursionError) as cause:
         raise ArtefactError(
             f"{bundle.path / ORDERS_FILE} cannot be read: {cause}.",
             expected="The record of what was permuted and cut was expected.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING, get_args
 
 from sparse_export.artefact import (
     BUNDLE_FILE,
+    CACHE_FOLDER,
     LAYERS_FILE,
     RUN_FILE,
+    SUMS_FILE,
     Accuracy,
+    Bundle,
     BundleInfo,
     EngineFact,
     EngineLayer,
@@ -23,11 +27,14 @@ from sparse_export.artefact import (
     GraphLayer,
     LayerFact,
     LayerTiming,
+    RunInfo,
     SpeedFact,
+    file_of,
     read_bundle_info,
     read_engine_layers,
     read_engine_times,
     read_run_info,
+    require_complete,
     verify_files,
 )
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
@@ -46,7 +53,7 @@ __all__ = [
     "told_speed",
 ]
 
-_GRAPH_FILE = "model.onnx"
+_NAMES_SHOWN = 5
 _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
@@ -99,8 +106,9 @@ class Inspection:
     """What was found. kind: `run`, `unfinished run`, `bundle`, `onnx` or `engine`.
 
     n_parameters: over the whole network; n_weights, n_nonzero, density: over `layers`.  n_files: how many files
-    are listed with a hash; problem: the first that is not what was written, None when all are.  facts: the rest,
-    in words.  graph: the layers of a bundle's or a file's graph as they are now, whatever was recorded of them.
+    are listed with a hash; problem: the first that is not what was written, or that has to be listed and is not, None
+    when there is none.  unlisted: files in the folder of a bundle that its manifest does not list; nothing uses them.
+    facts: the rest, in words.  graph: the layers of a bundle's or a file's graph as they are now, whatever was recorded of them.
     broken: a clause for each promised pattern that the graph does not keep; unchecked: why the promises could
     not be looked at, None when they were or there are none.  speed: of a run's training, where it was timed.
     """
@@ -121,6 +129,7 @@ class Inspection:
     broken: tuple[str, ...] = ()
     unchecked: str | None = None
     speed: SpeedFact | None = None
+    unlisted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rows = [("path", self.path), ("kind", self.kind), *self.facts.items()]
@@ -134,6 +143,8 @@ class Inspection:
             rows.append(("files", f"NOT verified: {self.problem}"))
         elif self.n_files:
             rows.append(("files", f"{self.n_files} verified by SHA-256"))
+        if self.unlisted:
+            rows.append(("not listed", _unlisted_text(self.unlisted)))
         width = max(len(label) for label, _ in rows)
         head = "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
         table = self._graph_table() if self.graph else self._table() if self.layers else ""
@@ -177,6 +188,12 @@ class Inspection:
             f"{self.n_nonzero:,} of {self.n_weights:,} weights."
         )
         return "\n".join((text, *(f"BROKEN PROMISE: {clause}." for clause in self.broken)))
+
+
+def _unlisted_text(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return f"{shown}{more}: in the folder, not in the manifest, and not used"
 
 
 def _times_table(times: EngineTimes) -> str:
@@ -319,7 +336,7 @@ def _of_run(path: Path) -> Inspection:
     }
     kind = "run" if info.status == "complete" else "unfinished run"
     layers = _kept(info.layers)
-    found = _inspection(path, kind, layers, info.n_parameters, info.test, facts, info.files)
+    found = _inspection(path, kind, layers, info.n_parameters, info.test, facts, info.files, info)
     return replace(found, speed=info.speed)
 
 
@@ -337,27 +354,52 @@ def _of_bundle(path: Path) -> Inspection:
         facts["multiply-accumulates"] = (
             f"{info.macs:,} for one sample, {info.nonzero_macs:,} by non-zero weights"
         )
-    graph, broken, unchecked = _graph_of_bundle(path, info)
+    bundle = Bundle(path=path, info=info)
+    graph, broken, unchecked = _graph_of_bundle(bundle)
     if info.compacted is not None:
         facts["compacted"] = (
             f"{info.compacted.n_weights_after:,} of {info.compacted.n_weights_before:,} parameters left"
         )
     layers = _kept(info.layers)
-    found = _inspection(path, "bundle", layers, info.n_parameters, info.accuracy, facts, info.files)
-    engines = tuple(_inspected_engine(path, info, fact) for fact in info.engines)
-    return replace(found, graph=graph, engines=engines, broken=broken, unchecked=unchecked)
+    found = _inspection(path, "bundle", layers, info.n_parameters, info.accuracy, facts, info.files, info)
+    engines = tuple(_inspected_engine(bundle, fact) for fact in info.engines)
+    return replace(
+        found,
+        graph=graph,
+        engines=engines,
+        broken=broken,
+        unchecked=unchecked,
+        problem=found.problem or _problem_with_graph(bundle),
+        unlisted=_unlisted(path, info),
+    )
 
 
-def _inspected_engine(path: Path, info: BundleInfo, fact: EngineFact) -> InspectedEngine:
-    """With no layers where the table is not the one that was written; the problem with it is told elsewhere."""
-    listed = info.files.get(LAYERS_FILE)
-    if listed is None:
-        return InspectedEngine(fact=fact, layers=())
+def _problem_with_graph(bundle: Bundle) -> str | None:
+    """Why the graph, with all the files that it refers to, is not used."""
     try:
-        verify_files(path, {LAYERS_FILE: listed})
+        _ = bundle.onnx_path
+    except ArtefactError as cause:
+        return cause.what
+    return None
+
+
+def _unlisted(path: Path, info: BundleInfo) -> tuple[str, ...]:
+    """Files in the folder of a bundle that its manifest does not list, what running it left there apart."""
+    own = {BUNDLE_FILE, SUMS_FILE, *info.files}
+    found = []
+    for folder, _, files in os.walk(path):
+        below = Path(folder).relative_to(path)
+        if not below.is_relative_to(CACHE_FOLDER):
+            found += [(below / name).as_posix() for name in files]
+    return tuple(sorted(os.fsencode(name).decode(errors="backslashreplace") for name in set(found) - own))
+
+
+def _inspected_engine(bundle: Bundle, fact: EngineFact) -> InspectedEngine:
+    """With no layers where the table is not the one that was written; the problem with it is told elsewhere."""
+    try:
+        file = file_of(bundle, LAYERS_FILE)
     except ArtefactError:
         return InspectedEngine(fact=fact, layers=())
-    file = path / LAYERS_FILE
     return InspectedEngine(
         fact=fact, layers=read_engine_layers(file, fact.file), times=read_engine_times(file, fact.file)
     )
@@ -387,25 +429,29 @@ def _of_engine(path: Path) -> Inspection:
         facts["bundle"] = str(bundle) if found else f"{bundle}, which does not list it"
     if found is None:
         return replace(_inspection(path, "engine", (), 0, None, facts, {}), problem=problem)
-    files = {found.file: info.files[found.file]} if found.file in info.files else {}
-    inspection = _inspection(bundle, "engine", (), 0, None, facts, files)
+    opened = Bundle(path=bundle, info=info)
+    try:
+        file_of(opened, found.file)
+    except ArtefactError as cause:
+        problem = cause.what
+    listed = found.file in info.files
     return replace(
-        inspection,
-        path=str(path),
-        problem=inspection.problem or problem,
-        engines=(_inspected_engine(bundle, info, found),),
+        _inspection(path, "engine", (), 0, None, facts, {}),
+        n_files=int(listed),
+        problem=problem,
+        engines=(_inspected_engine(opened, found),),
     )
 
 
 def _graph_of_bundle(
-    path: Path, info: BundleInfo
+    bundle: Bundle,
 ) -> tuple[tuple[GraphLayer, ...], tuple[str, ...], str | None]:
     """The layers, the promises that they break, and why these could not be looked at."""
     from sparse_export.graph.verify import broken_patterns, graph_layers, promised_patterns
 
-    promised = promised_patterns(info.layers)
+    promised = promised_patterns(bundle.info.layers)
     try:
-        model = _whole_graph(path / _GRAPH_FILE)
+        model = _whole_graph(bundle.onnx_path)
         return graph_layers(model), broken_patterns(model, promised), None
     except (ArtefactError, UsageError) as cause:  # which file is wrong is told with the others
         return (), (), cause.what if promised else None
@@ -466,9 +512,13 @@ def _inspection(
     accuracy: Accuracy | None,
     facts: dict[str, str],
     files: dict[str, FileFact],
+    described: RunInfo | BundleInfo | None = None,
 ) -> Inspection:
+    """described: what the folder's description says, which then has to list what makes it whole."""
     problem = None
     try:
+        if described is not None:
+            require_complete(path, described)
         verify_files(path, files)
     except ArtefactError as cause:
         problem = cause.what

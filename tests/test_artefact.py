@@ -60,9 +60,9 @@ COMMON: dict[str, Any] = {
 
 
 def _save_run(folder: Path) -> None:
-    (folder / "resume").mkdir(parents=True)
-    (folder / "weights").write_bytes(b"weights")
-    (folder / "resume" / "state").write_bytes(b"state")
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "masks.safetensors").write_bytes(b"masks")
     info = RunInfo(
         **COMMON,
         status="complete",
@@ -78,14 +78,16 @@ def _save_run(folder: Path) -> None:
         n_steps=10,
         seconds=1.5,
         recipe={"epochs": 2, "nested": {"density": 0.25}},
-        files=file_facts(folder, ["weights", "resume/state"]),
+        files=file_facts(folder, ["model.safetensors", "masks.safetensors"]),
     )
     save_run_info(folder, info)
 
 
 def _save_bundle(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "model.onnx").write_bytes(b"graph")
+    (folder / "golden").mkdir(parents=True)
+    names = ("model.onnx", "golden/input.npy", "golden/output.npy", "layers.json")
+    for name in names:
+        (folder / name).write_bytes(b"content")
     info = BundleInfo(
         **COMMON,
         run=RunReference(path="run", run_sha256="1" * 64),
@@ -101,7 +103,7 @@ def _save_bundle(folder: Path) -> None:
         accuracy=None,
         atol=1e-4,
         rtol=1e-4,
-        files=file_facts(folder, ["model.onnx"]),
+        files=file_facts(folder, names),
     )
     save_bundle_info(folder, info)
 
@@ -148,7 +150,7 @@ def test_sha256sums_lists_every_file_of_a_bundle_and_its_manifest(tmp_path: Path
     lines = {name: digest for digest, name in pairs}
     assert lines == {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in ("manifest.json", "model.onnx")
+        for name in ("manifest.json", "model.onnx", "golden/input.npy", "golden/output.npy", "layers.json")
     }
 
 
@@ -257,7 +259,7 @@ def test_a_run_that_is_not_finished_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def _listed(described: Path) -> Path:
-    return described.parent / ("model.onnx" if described.name == "manifest.json" else "weights")
+    return described.parent / ("model.onnx" if described.name == "manifest.json" else "model.safetensors")
 
 
 def test_a_listed_file_that_is_missing_is_named(described: Path) -> None:

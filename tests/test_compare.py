@@ -30,6 +30,7 @@ from sparse_export.artefact import (
     library_versions,
     now,
     open_bundle,
+    read_bundle_info,
     save_bundle_info,
 )
 from sparse_export.comparison import check_gates, compare, judge, write_results
@@ -96,6 +97,10 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
         onnx.save(model, folder / "model.onnx")
+        (folder / "golden").mkdir()
+        rest = ("golden/input.npy", "golden/output.npy", "layers.json")
+        for other in rest:  # which a comparison without engines does not open
+            (folder / other).write_bytes(b"")
         total, nonzero = sum(w.size for w in weights), sum(int(np.count_nonzero(w)) for w in weights)
         info = BundleInfo(
             method="test",
@@ -129,7 +134,7 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
             versions=library_versions(),
             command=("test",),
             created=now(),
-            files=file_facts(folder, ["model.onnx"]),
+            files=file_facts(folder, ["model.onnx", *rest]),
         )
         save_bundle_info(folder, info)
         trust.remember(sha256_file(folder / BUNDLE_FILE))
@@ -548,8 +553,11 @@ def _with_engine(folder: Path, state: str) -> Bundle:
         build_s=0.0,
         onnx_sha256="00" * 32,
     )
-    bundle = open_bundle(folder)
-    return replace(bundle, info=replace(bundle.info, engines=(fact,)))
+    info = read_bundle_info(folder)
+    info = replace(info, files=info.files | file_facts(folder, ["layers.json"]))
+    save_bundle_info(folder, info)
+    trust.remember(sha256_file(folder / BUNDLE_FILE))
+    return Bundle(path=folder, info=replace(info, engines=(fact,)))
 
 
 def test_engines_are_compared_where_both_bundles_have_one_that_runs(

@@ -40,7 +40,7 @@ LINES = (
     {"fitting"},
     {"train", "runtime", "engine"},
     {"graph", "models", "data"},
-    {"artefact", "trust", "files", "sparsity", "offline", "onnxruntime_import"},
+    {"artefact", "listed", "trust", "files", "sparsity", "offline", "onnxruntime_import"},
     {"errors", "telemetry"},
 )
 SIDEWAYS = {
@@ -49,6 +49,8 @@ SIDEWAYS = {
         "engine",
     ): "whatever runs an engine asks the one door for the library, and whether it may be loaded",
     ("artefact", "files"): "hashes and whole writes are what both are made of",
+    ("artefact", "listed"): "a description is what lists the files of its folder",
+    ("listed", "files"): "hashes, the same",
     ("trust", "files"): "the store is written whole",
     ("building", "measure"): "layers of engines are timed while the bundle that tells of them is written",
     ("validation", "building"): "the network of a run is made the same way in both",

@@ -11,13 +11,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sparse_export import artefact, trust
-from sparse_export.artefact import Run, RunInfo
+from sparse_export.artefact import MASKS_FILE, WEIGHTS_FILE, Run, RunInfo
 from sparse_export.errors import UsageError
 from sparse_export.files import write_bytes
 from sparse_export.models import is_factory
-
-WEIGHTS_FILE = "model.safetensors"
-MASKS_FILE = "masks.safetensors"
 
 
 def require_empty(folder: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparse_export.artefact import RUN_FILE
+from sparse_export.artefact import GOLDEN_INPUT, GOLDEN_OUTPUT, RUN_FILE
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.files import write_bytes
 from sparse_export.runtime.onnxruntime import open_session
@@ -28,8 +28,6 @@ __all__ = [
     "write_golden",
 ]
 
-GOLDEN_INPUT = "golden/input.npy"
-GOLDEN_OUTPUT = "golden/output.npy"
 GOLDEN_SAMPLES = 8
 ATOL = 1e-6  # for logits that are all but equal; else the spread decides
 _SEED = 20

@@ -6,12 +6,10 @@ import json
 import os
 from pathlib import Path
 
-from sparse_export.artefact import BUNDLE_FILE, CACHE_FOLDER
+from sparse_export.artefact import BUNDLE_FILE, CACHE_FOLDER, SUMS_FILE
 from sparse_export.errors import UsageError
 
 __all__ = ["require_replaceable"]
-
-_SUMS_FILE = "SHA256SUMS"
 
 
 def require_replaceable(out: Path) -> None:
@@ -41,7 +39,7 @@ def _listed_files(folder: Path) -> set[str] | None:
     if not isinstance(document, dict) or document.get("kind") != "bundle":
         return None
     files = document.get("files")
-    return {BUNDLE_FILE, _SUMS_FILE, *(files if isinstance(files, dict) else ())}
+    return {BUNDLE_FILE, SUMS_FILE, *(files if isinstance(files, dict) else ())}
 
 
 def _require_nothing_else(out: Path, listed: set[str]) -> None:

@@ -12,12 +12,11 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from sparse_export import models, trust
-from sparse_export.artefact import RUN_FILE, Run
+from sparse_export.artefact import MASKS_FILE, RUN_FILE, WEIGHTS_FILE, Run, bytes_of
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.files import sha256_file
 from sparse_export.models.lazy import give_shapes
 from sparse_export.models.weights import put_state
-from sparse_export.train.run_folder import MASKS_FILE, WEIGHTS_FILE
 from sparse_export.trust import Given
 
 __all__ = ["density_of", "masks_of_run", "network_of_run"]
@@ -30,7 +29,6 @@ def network_of_run(run: Run, *, given: Given = None) -> nn.Module:
     vouch for is not imported.
     Raises NotTrustedError, UsageError (no way to make the network) or ArtefactError (weights of another one).
     """
-    file = run.path / WEIGHTS_FILE
     network = copy.deepcopy(run.module) if run.module is not None else _fresh_network(run, given)
     network = network.cpu().eval()
     give_shapes(network, run.info.model.input_shape)
@@ -50,7 +48,7 @@ def network_of_run(run: Run, *, given: Given = None) -> nn.Module:
         shown = sorted(problems)[:8]
         more = f"; and {len(problems) - len(shown)} more" if len(problems) > len(shown) else ""
         raise ArtefactError(
-            f"{file} holds the weights of another network than {name}: {'; '.join(shown)}{more}.",
+            f"{run.path / WEIGHTS_FILE} holds the weights of another network than {name}: {'; '.join(shown)}{more}.",
             expected=f"The weights of {name} were expected.",
             do="Use the code that the run was trained with, or the run that belongs to this code.",
         )
@@ -73,18 +71,12 @@ def _fresh_network(run: Run, given: Given) -> nn.Module:
 
 
 def _tensors(run: Run, name: str) -> dict[str, Tensor]:
-    file = run.path / name
-    if name not in run.info.files:
-        raise ArtefactError(
-            f"{run.path / RUN_FILE} lists no {name}.",
-            expected="Its hash was expected, so that the file can be checked.",
-            do="Copy the run again, or train it again.",
-        )
+    content = bytes_of(run, name)
     try:
-        return load(file.read_bytes())
-    except (SafetensorError, OSError) as cause:
+        return load(content)
+    except SafetensorError as cause:
         raise ArtefactError(
-            f"{file} cannot be read: {cause}.",
+            f"{run.path / name} cannot be read: {cause}.",
             expected="A safetensors file was expected.",
             do="Copy the run again, or train it again.",
         ) from cause
@@ -95,8 +87,8 @@ def masks_of_run(run: Run, network: nn.Module) -> dict[str, Tensor]:
 
     network: the trained one. Raises ArtefactError when masks, weights and `run.json` contradict each other.
     """
-    file = run.path / MASKS_FILE
     masks = {name: mask.bool() for name, mask in _tensors(run, MASKS_FILE).items()}
+    file = f"{run.path / MASKS_FILE}"  # for messages alone
     parameters = dict(network.named_parameters(remove_duplicate=False))
     facts = {layer.name: layer for layer in run.info.layers if layer.masked}
     if masks.keys() != facts.keys():

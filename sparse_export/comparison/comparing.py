@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_export.artefact import Accuracy, Bundle, open_bundle
+from sparse_export.artefact import MODEL_FILE, Accuracy, Bundle, open_bundle
 from sparse_export.comparison.accuracies import Samples, gate_failed, measured_accuracies, require_known
 from sparse_export.comparison.latencies import compare_latency, speedup_missed
 from sparse_export.comparison.opening import Opened, opened_both
@@ -165,9 +165,7 @@ def _tell_of_runtime(opened: Opened, dense: Bundle, sparse: Bundle, tell: Callab
 
 def _side(bundle: Bundle, accuracy: Accuracy | None) -> Side:
     info = bundle.info
-    file = bundle.onnx_path.name
-    sizes = {name: fact.size_bytes for name, fact in info.files.items() if name.startswith(file)}
-    sizes[file] = bundle.onnx_path.stat().st_size
+    sizes = {name: fact.size_bytes for name, fact in info.files.items() if name.startswith(MODEL_FILE)}
     return Side(
         path=str(bundle.path),
         model=info.model.name,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sparse_export.artefact import LAYERS_FILE, Bundle, read_engine_layers
+from sparse_export.artefact import LAYERS_FILE, Bundle, file_of, read_engine_layers
 from sparse_export.comparison.judging import judge
 from sparse_export.comparison.opening import Opened
 from sparse_export.comparison.result import LatencyComparison
@@ -69,7 +69,7 @@ def _on_sparse_kernels(runtime: str, bundle: Bundle) -> str | None:
         return None
     if runtime not in TARGETS:
         return "it does not tell which layers it runs on them"
-    rows = read_engine_layers(bundle.path / LAYERS_FILE, engine_of(bundle, runtime).file)
+    rows = read_engine_layers(file_of(bundle, LAYERS_FILE), engine_of(bundle, runtime).file)
     counts = Counter(row.state for row in rows)
     told = ", ".join(f"{n} {state}" for state, n in counts.items())
     return f"of its layers {told or 'nothing is known'} (`inspect` says why)"

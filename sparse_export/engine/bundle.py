@@ -12,11 +12,12 @@ import onnx
 from sparse_export import trust
 from sparse_export.artefact import (
     BUNDLE_FILE,
+    Bundle,
     EngineFact,
     EngineLayer,
     GraphLayer,
+    bytes_of,
     read_bundle_info,
-    verify_files,
 )
 from sparse_export.engine.build import BuiltEngine, build_engine
 from sparse_export.engine.options import EngineOptions, Precision, engine_file
@@ -136,10 +137,6 @@ def _own_file(bundle: Path, name: str) -> bytes | None:
     try:
         if not trust.is_trusted(sha256_file(bundle / BUNDLE_FILE)):
             return None
-        fact = read_bundle_info(bundle).files.get(name)
-        if fact is None:
-            return None
-        verify_files(bundle, {name: fact})
-        return (bundle / name).read_bytes()
+        return bytes_of(Bundle(path=bundle, info=read_bundle_info(bundle)), name)
     except (SparseExportError, OSError):
         return None

@@ -6,8 +6,10 @@ one can change the other; so the manifest's own digest has to be one that this u
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sparse_export import trust
-from sparse_export.artefact import BUNDLE_FILE, Bundle, EngineFact, verify_files
+from sparse_export.artefact import BUNDLE_FILE, Bundle, EngineFact, file_of
 from sparse_export.engine import door
 from sparse_export.engine.header import read_header, require_whole
 from sparse_export.errors import ArtefactError, MissingCapability, SparseExportError, UsageError
@@ -37,7 +39,7 @@ def require_loadable(bundle: Bundle, fact: EngineFact, *, given: trust.Given = N
     MissingCapability (no library, no GPU). Nothing is deserialised.
     """
     require_genuine(bundle, fact, given=given)
-    name = (bundle.path / fact.file).name
+    name = Path(fact.file).name
     _require_version(name, fact, door.version(fact.target))
     _require_gpu(name, fact)
 
@@ -48,15 +50,7 @@ def require_genuine(bundle: Bundle, fact: EngineFact, *, given: trust.Given = No
     What can be said without the library or a GPU. given: as of `require_loadable`.
     Raises ArtefactError or NotTrustedError.
     """
-    path = bundle.path / fact.file
-    listed = bundle.info.files.get(fact.file)
-    if listed is None:
-        raise ArtefactError(
-            f"The manifest of {bundle.path} lists no {fact.file}.",
-            expected="Its hash was expected, so that the file can be checked.",
-            do="Build the bundle again.",
-        )
-    verify_files(bundle.path, {fact.file: listed})
+    path = file_of(bundle, fact.file)
     header = read_header(path)
     require_whole(path, header)
     if header.target is not None and (header.target, header.version) != (fact.target, fact.version):

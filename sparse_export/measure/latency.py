@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparse_export.artefact import Bundle, open_bundle
+from sparse_export.artefact import MODEL_FILE, Bundle, open_bundle
 from sparse_export.engine.door import TARGETS
 from sparse_export.engine.loadable import engine_of
 from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError, what_and_do
@@ -160,7 +160,7 @@ def bench(
         method=bundle.info.method,
         density=bundle.info.density,
         precision=bundle.info.precision,
-        size_bytes=bundle.onnx_path.stat().st_size,
+        size_bytes=bundle.info.files[MODEL_FILE].size_bytes,
         rows=tuple(rows),
         not_timed=tuple(not_timed),
         cuda_graphs=cuda_graphs,
@@ -260,7 +260,7 @@ def _row(
     found = sessions.open["first"].name
     return BenchRow(
         runtime=found,
-        file=engine_of(bundle, runtime).file if runtime in TARGETS else bundle.onnx_path.name,
+        file=engine_of(bundle, runtime).file if runtime in TARGETS else MODEL_FILE,
         batch=batch,
         latency=first,
         again=again,

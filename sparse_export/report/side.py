@@ -9,7 +9,7 @@ from typing import Any
 
 from sparse_export.artefact import Bundle, BundleInfo, RunInfo
 from sparse_export.errors import SparseExportError
-from sparse_export.inspect import Inspection, inspect
+from sparse_export.inspect import Inspection, inspect, require_unchanged
 from sparse_export.train.metrics import read_metrics
 from sparse_export.validation import run_of_bundle
 
@@ -46,10 +46,12 @@ def side_of(name: str, bundle: Bundle) -> BundleSide:
             missing = f"The run {found.path} has no record of its epochs that can be read."
     elif missing is None:
         missing = f"The run {bundle.info.run.path} is no longer there."
+    inspection = inspect(bundle.path)
+    require_unchanged(inspection)
     return BundleSide(
         name=name,
         info=bundle.info,
-        inspection=inspect(bundle.path),
+        inspection=inspection,
         run=run,
         metrics=metrics,
         missing=missing,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from sparse_export.artefact import Bundle, verify_files
+from sparse_export.artefact import Bundle
 from sparse_export.engine.door import TARGETS, gpu
 from sparse_export.engine.loadable import engine_of, problem_with
 from sparse_export.errors import MissingCapability, SparseExportError, UnknownNameError, what_and_do
@@ -104,7 +103,6 @@ def open_runtime(
         from sparse_export.runtime.trial import require_tried
 
         require_provider(_PROVIDERS[chosen])
-        _verify_model(bundle)
         require_tried(bundle, provider=_PROVIDERS[chosen], given=trust)
         return open_session(bundle.onnx_path, n_threads=n_threads, provider=_PROVIDERS[chosen])
     if chosen not in TARGETS:
@@ -112,12 +110,6 @@ def open_runtime(
     from sparse_export.runtime.tensorrt import open_engine
 
     return open_engine(bundle, engine_of(bundle, chosen), trust=trust, cuda_graphs=cuda_graphs)
-
-
-def _verify_model(bundle: Bundle) -> None:
-    name = Path(bundle.onnx_path).name
-    if name in bundle.info.files:
-        verify_files(bundle.path, {name: bundle.info.files[name]})
 
 
 def _problem(bundle: Bundle, name: str, trust: Given) -> str | None:

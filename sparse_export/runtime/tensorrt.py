@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from sparse_export.artefact import Bundle, EngineFact
+from sparse_export.artefact import Bundle, EngineFact, bytes_of
 from sparse_export.engine import door
 from sparse_export.engine.loadable import require_loadable
 from sparse_export.errors import ArtefactError, MissingCapability, UsageError
@@ -42,7 +42,7 @@ def open_engine(
             expected="A torch built for CUDA, and a driver for it, were expected.",
             do="Install that torch, or use the ONNX file with onnxruntime.",
         )
-    return EngineSession((bundle.path / fact.file).read_bytes(), fact, cuda_graphs=cuda_graphs)
+    return EngineSession(bytes_of(bundle, fact.file), fact, cuda_graphs=cuda_graphs)
 
 
 def profiler(library: Any, tell: Callable[[str, float], None]) -> trt.IProfiler:

@@ -17,14 +17,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sparse_export import trust
-from sparse_export.artefact import BUNDLE_FILE, Bundle
+from sparse_export.artefact import BUNDLE_FILE, GOLDEN_INPUT, Bundle, file_of
 from sparse_export.errors import ArtefactError, MissingCapability, OutputError, SparseExportError
 from sparse_export.files import sha256_file
 
 __all__ = ["require_tried"]
 
 _WORKER = ("-S", "-m", "sparse_export.runtime.trial_worker", "request.json", "result.json")
-_GOLDEN_INPUT = "golden/input.npy"
 _LIMIT_S = {"cpu": 300.0, "cuda": 300.0, "tensorrt": 1800.0}  # TensorRT builds its engines first
 _TAIL_LINES = 3
 
@@ -40,17 +39,18 @@ def require_tried(
     a batch of its own choosing passes it. A trust store that cannot be used vouches for nothing here.
     given: digests that the user passed with --trust.  limit_s: seconds that the other process gets.
 
-    Raises ArtefactError (that process was ended by a signal, took too long, or could not run the file),
+    Raises ArtefactError (the manifest does not list the file, or it was changed; that process was ended by a signal, took too long, or could not run the file),
     MissingCapability, OutputError, or what the trust store raises.
     """
+    model = bundle.onnx_path
     digest = sha256_file(bundle.path / BUNDLE_FILE)
-    if not _is_vouched_for(digest, given) or bundle.onnx_path.name not in bundle.info.files:
-        golden = _GOLDEN_INPUT if _GOLDEN_INPUT in bundle.info.files else None
+    if not _is_vouched_for(digest, given):
+        listed = GOLDEN_INPUT in bundle.info.files
         _try(
-            bundle.onnx_path.absolute(),
+            model.absolute(),
             digest,
             bundle.info.model.input_shape,
-            None if golden is None else (bundle.path / golden).absolute(),
+            file_of(bundle, GOLDEN_INPUT).absolute() if listed else None,
             provider,
             _LIMIT_S[provider] if limit_s is None else limit_s,
         )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sparse_export.artefact import command_line, file_facts, now
+from sparse_export.artefact import GOLDEN_INPUT, GOLDEN_OUTPUT, bytes_of, command_line, file_facts, now
 from sparse_export.errors import UnknownNameError, UsageError
 from sparse_export.files import staged_folder, write_bytes, write_json
 from sparse_export.serving.containers import Container, container_for
@@ -105,9 +105,9 @@ def package(
             _write_model(stage, one, runtime, settings) for one in served for runtime in chosen[one.name]
         ]
         for one in served:
-            for part in ("input", "output"):
-                source = one.bundle.path / "golden" / f"{part}.npy"
-                write_bytes(stage / "golden" / one.name / source.name, source.read_bytes())
+            for name in (GOLDEN_INPUT, GOLDEN_OUTPUT):
+                target = stage / "golden" / one.name / Path(name).name
+                write_bytes(target, bytes_of(one.bundle, name))
         for name, text in deployment_files(facts).items():
             check_deployment(name, text)
             write_bytes(stage / name, text.encode())

@@ -13,7 +13,15 @@ from typing import Literal
 import numpy as np
 
 from sparse_export import trust
-from sparse_export.artefact import BUNDLE_FILE, Bundle, open_bundle
+from sparse_export.artefact import (
+    BUNDLE_FILE,
+    GOLDEN_INPUT,
+    GOLDEN_OUTPUT,
+    MODEL_FILE,
+    Bundle,
+    bytes_of,
+    open_bundle,
+)
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.files import json_bytes, sha256_file, write_bytes
 from sparse_export.serving.model_config import TensorSpec, check_config, config_text
@@ -43,20 +51,19 @@ CONFIG_FILE = "config.pbtxt"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _ENGINE = re.compile(r"tensorrt-(?P<precision>[a-z0-9]+)-sm(?P<major>\d{1,2})(?P<minor>\d)\.engine")
 _DTYPES = {"float32": "FP32", "float16": "FP16", "float64": "FP64"}
-_MODEL = "model.onnx"
 _DENSE_MODEL = "model-dense.onnx"
 _TEMPLATE = Path(__file__).with_name("triton_model.py")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """A TensorRT engine of a bundle.
+    """A TensorRT engine of a bundle. file: as the manifest lists it.
 
     capability: of the GPU it was built for, as in `9.0`.  profiles: batch sizes (min, opt, max).
     version_compatible: it brings a runtime of its own along, code for the host.
     """
 
-    path: Path
+    file: str
     precision: str
     capability: str
     profiles: tuple[tuple[int, int, int], ...]
@@ -131,16 +138,10 @@ def open_served(folder: Path, name: str | None = None) -> Served:
 
 
 def _golden(bundle: Bundle, part: str) -> np.ndarray:
-    name = f"golden/{part}.npy"
-    path = bundle.path / name
-    if name not in bundle.info.files:
-        raise ArtefactError(
-            f"{bundle.path} has no {name}.",
-            expected="A stored input and output were expected: no server is ready before it was held to them.",
-            do="Build the bundle again.",
-        )
+    name = {"input": GOLDEN_INPUT, "output": GOLDEN_OUTPUT}[part]
+    path = f"{bundle.path / name}"
     try:
-        array: np.ndarray = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        array: np.ndarray = np.load(io.BytesIO(bytes_of(bundle, name)), allow_pickle=False)
     except ValueError as cause:
         raise ArtefactError(f"{path} is damaged: {cause}.", do="Build the bundle again.") from cause
     if array.dtype.name not in _DTYPES or array.ndim < 2 or not len(array) or not np.isfinite(array).all():
@@ -176,7 +177,7 @@ def _engines(bundle: Bundle) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
             continue
         capability = f"{match['major']}.{match['minor']}"
         engine = Engine(
-            path=bundle.path / name,
+            file=name,
             precision=match["precision"],
             capability=capability,
             profiles=profiles,
@@ -186,7 +187,7 @@ def _engines(bundle: Bundle) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
     precisions = {engine.precision for engine in found}
     if len(precisions) > 1:
         keep = _preferred(precisions)
-        left_out += [f"{e.path.name}: {keep} is served" for e in found if e.precision != keep]
+        left_out += [f"{Path(e.file).name}: {keep} is served" for e in found if e.precision != keep]
         found = [engine for engine in found if engine.precision == keep]
     return tuple(found), tuple(left_out)
 
@@ -218,7 +219,7 @@ def largest_batch(served: Served, runtime: Runtime, settings: ModelSettings) -> 
     if settings.max_batch > most:
         profiles = ", ".join(":".join(map(str, sizes)) for sizes in narrowest.profiles)
         raise UsageError(
-            f"Batches of up to {settings.max_batch} were asked for, and {narrowest.path} takes up to {most}.",
+            f"Batches of up to {settings.max_batch} were asked for, and {served.bundle.path / narrowest.file} takes up to {most}.",
             expected=f"At most that was expected: its profiles are {profiles}.",
             do="Ask for less with --max-batch, serve by onnxruntime, or build with another --profile.",
         )
@@ -237,16 +238,20 @@ def require_trusted_engines(served: Served, given: trust.Given) -> None:
     given: digests, of which that of the manifest vouches for it from now on.
     """
     if served.engines:
-        trust.require(served.manifest_sha256, f"The engine {served.engines[0].path}", given=given)
+        trust.require(
+            served.manifest_sha256,
+            f"The engine {served.bundle.path / served.engines[0].file}",
+            given=given,
+        )
 
 
 def _dense_onnx(served: Served) -> bytes:
     """The ONNX file with dense weights, which is what the servers' native backends read."""
     bundle = served.bundle
     if _DENSE_MODEL in bundle.info.files:
-        return (bundle.path / _DENSE_MODEL).read_bytes()
+        return bytes_of(bundle, _DENSE_MODEL)
     if not _is_packed(served):
-        return bundle.onnx_path.read_bytes()
+        return bytes_of(bundle, MODEL_FILE)
     from sparse_export.graph.pack24 import dense_from_file
 
     content: bytes = dense_from_file(bundle.onnx_path).SerializeToString(deterministic=True)
@@ -270,24 +275,24 @@ def write_version(
     if runtime == "tensorrt":
         require_engine(served)
     if runtime == "onnxruntime":
-        write_bytes(folder / _MODEL, _dense_onnx(served))
+        write_bytes(folder / MODEL_FILE, _dense_onnx(served))
         return
     for engine in served.engines:
-        write_bytes(folder / engine.plan_name, engine.path.read_bytes())
+        write_bytes(folder / engine.plan_name, bytes_of(served.bundle, engine.file))
     if runtime == "tensorrt":
         return
-    content = served.bundle.onnx_path.read_bytes()
-    write_bytes(folder / _MODEL, content)
+    content = bytes_of(served.bundle, MODEL_FILE)
+    write_bytes(folder / MODEL_FILE, content)
     digests = {engine.plan_name: sha256_file(folder / engine.plan_name) for engine in served.engines}
     facts: dict[str, object] = {
         "input": served.inputs.name,
         "output": served.outputs.name,
         "threads": settings.threads,
-        "model": _MODEL,
+        "model": MODEL_FILE,
         "packed": _is_packed(served),
         "engines": {engine.capability: engine.plan_name for engine in served.engines},
         "host_code": [engine.plan_name for engine in served.engines if engine.version_compatible],
-        "sha256": {_MODEL: hashlib.sha256(content).hexdigest(), **digests},
+        "sha256": {MODEL_FILE: hashlib.sha256(content).hexdigest(), **digests},
         "manifest_sha256": served.manifest_sha256,
     }
     if activity is not None:

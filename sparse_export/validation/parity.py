@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 
-from sparse_export.artefact import Bundle
-from sparse_export.building import GOLDEN_INPUT, GOLDEN_OUTPUT
+from sparse_export.artefact import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL_FILE, Bundle, bytes_of
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.runtime.logits import Array, onnx_logits
 from sparse_export.runtime.tolerance import outside_tolerance, spread
@@ -26,7 +27,7 @@ def golden_parity(bundle: Bundle, *, n_threads: int | None = None, trust: Given 
         found = onnx_logits(bundle.onnx_path, golden_input, n_threads=n_threads)
     except UsageError as cause:
         raise ArtefactError(
-            f"{bundle.path / GOLDEN_INPUT} does not fit {bundle.onnx_path}. {cause.what}",
+            f"{bundle.path / GOLDEN_INPUT} does not fit {bundle.path / MODEL_FILE}. {cause.what}",
             expected=cause.expected,
             do="Build the bundle again.",
         ) from cause
@@ -35,7 +36,7 @@ def golden_parity(bundle: Bundle, *, n_threads: int | None = None, trust: Given 
 
 def golden(bundle: Bundle, name: str) -> Array:
     try:
-        array: Array = np.load(bundle.path / name, allow_pickle=False)
+        array: Array = np.load(io.BytesIO(bytes_of(bundle, name)), allow_pickle=False)
     except (ValueError, EOFError, OSError) as cause:
         raise ArtefactError(
             f"{bundle.path / name} cannot be read: {cause}.",
@@ -48,7 +49,8 @@ def golden(bundle: Bundle, name: str) -> Array:
 def parity_of(found: Array, wanted: Array, bundle: Bundle) -> Parity:
     if found.shape != wanted.shape:
         raise GateFailed(
-            f"{bundle.onnx_path} gives logits {found.shape}.", expected=f"{wanted.shape} was expected."
+            f"{bundle.path / MODEL_FILE} gives logits {found.shape}.",
+            expected=f"{wanted.shape} was expected.",
         )
     largest, outside = outside_tolerance(found, wanted, atol=bundle.info.atol, rtol=bundle.info.rtol)
     whole = spread(wanted)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from sparse_export.artefact import RUN_FILE, Bundle, Run, open_bundle, open_run
-from sparse_export.building import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL_FILE, network_of_run
+from sparse_export.building import network_of_run
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.files import sha256_file
 from sparse_export.fitting import orders_of_bundle
@@ -20,7 +20,7 @@ from sparse_export.runtime.trial import require_tried
 from sparse_export.trust import Given
 from sparse_export.validation.result import AgainstDense
 
-__all__ = ["against_dense", "network_of_bundle", "open_dense", "require_listed", "run_of_bundle"]
+__all__ = ["against_dense", "network_of_bundle", "open_dense", "run_of_bundle"]
 
 BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
@@ -63,7 +63,6 @@ def network_of_bundle(
 
 def open_dense(bundle: Bundle, path: Path, trust: Given) -> Bundle:
     dense = open_bundle(path)
-    require_listed(dense)
     ours, theirs = bundle.info.data, dense.info.data
     if ours is None or theirs is None or ours.test_sha256 != theirs.test_sha256:
         raise UsageError(
@@ -73,16 +72,6 @@ def open_dense(bundle: Bundle, path: Path, trust: Given) -> Bundle:
         )
     require_tried(dense, given=trust)
     return dense
-
-
-def require_listed(bundle: Bundle) -> None:
-    for name in (MODEL_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT):
-        if name not in bundle.info.files:
-            raise ArtefactError(
-                f"The manifest of {bundle.path} lists no {name}.",
-                expected="Its hash was expected, so that the file can be checked.",
-                do="Build the bundle again.",
-            )
 
 
 def against_dense(dense: Bundle, dense_correct: BoolArray, correct: BoolArray) -> AgainstDense:

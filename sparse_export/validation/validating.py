@@ -28,7 +28,6 @@ from sparse_export.validation.references import (
     against_dense,
     network_of_bundle,
     open_dense,
-    require_listed,
 )
 from sparse_export.validation.result import AgainstDense, Parity, RuntimeResult, Validation
 
@@ -65,7 +64,6 @@ def validate(
     """
     bundle = open_bundle(Path(bundle.path if isinstance(bundle, Bundle) else bundle))
     info = bundle.info
-    require_listed(bundle)
     _require_gate_possible(bundle, max_drop, against)
     names, not_run = _runtimes(bundle, runtimes, trust)
     require_tried(bundle, given=trust)
