@@ -47,6 +47,9 @@ class TritonPythonModel:
         self._pb = pb_utils
         folder = Path(args["model_repository"]) / args["model_version"]
         facts = json.loads((folder / "model.json").read_text())
+        for name in (facts["model"], *facts["engines"].values()):
+            if name not in facts["sha256"]:
+                raise RuntimeError(f"{folder / 'model.json'} has no SHA-256 of {name}, so it is not used")
         for name, digest in facts["sha256"].items():
             if _sha256(folder / name) != digest:
                 raise RuntimeError(f"{folder / name} is not the file that was packaged: its SHA-256 differs")

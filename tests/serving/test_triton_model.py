@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,4 +89,23 @@ def test_only_a_version_compatible_engine_may_run_code_that_it_brings_along(
 
 def test_an_engine_that_does_not_load_is_told_of_when_the_model_starts(make: Make) -> None:
     with pytest.raises(RuntimeError, match=r"TensorRT 11\.1\.0 cannot load"), make([(1, 8, 32)], loads=False):
+        pass
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model-sm90.plan"])
+def test_a_file_that_it_has_no_hash_of_is_not_loaded(
+    name: str, bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Card(capability=(9, 0), profiles=[(1, 8, 32)], sample=SAMPLE)
+    pretend(card, monkeypatch)
+    bundle = with_engines(bundles.dense, tmp_path / "net", ENGINE, profiles=[(1, 8, 32)])
+    made = package([bundle], [None], tmp_path / "out", runtimes=["python"])
+    model = made.path / "model_repository" / "net-python"
+    facts = json.loads((model / "1" / "model.json").read_text())
+    del facts["sha256"][name]
+    (model / "1" / "model.json").write_text(json.dumps(facts))
+    with (
+        pytest.raises(RuntimeError, match=f"model.json has no SHA-256 of {name}, so it is not used"),
+        contextlib.contextmanager(model_of)(model),
+    ):
         pass
