@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_export.data.labels import require_labels
 from sparse_export.errors import UsageError
 
 UINT8_MAX = 255
@@ -22,7 +23,8 @@ UINT8_MAX = 255
 class DataSet:
     """A data set in memory.
 
-    x_train, x_test: uint8 (N, C, H, W), or float32 (N, C, …).  y_train, y_test: int64 (N,), 0 <= y < n_classes.
+    x_train, x_test: uint8 (N, C, H, W), or float32 (N, C, …).  y_train, y_test: int64 (N,), 0 <= y < n_classes;
+    UsageError is raised for other labels.
     mean, std: per channel, of uint8 inputs after scaling to 0..1; no std is zero.  test_digest: of the test set,
     where that is not taken from its arrays, see `test_sha256`.
     """
@@ -36,6 +38,10 @@ class DataSet:
     std: tuple[float, ...]
     n_classes: int
     test_digest: str = ""
+
+    def __post_init__(self) -> None:
+        for part, x, y in (("training", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
+            require_labels(y, n_samples=len(x), n_outputs=self.n_classes, of=f"the {part} set of {self.name}")
 
     @property
     def input_shape(self) -> tuple[int, ...]:

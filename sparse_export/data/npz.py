@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sparse_export.data.dataset import DataSet, channel_statistics
+from sparse_export.data.labels import label_problem
 from sparse_export.data.places import damaged
 from sparse_export.errors import DataNotFound
 
@@ -106,15 +107,7 @@ def _why(cause: Exception) -> str:
 
 def _samples(path: Path, arrays: dict[str, _Array], part: str) -> tuple[Tensor, Tensor]:
     x = _inputs(path, f"x_{part}", arrays[f"x_{part}"])
-    y = _labels(path, f"y_{part}", arrays[f"y_{part}"])
-    if len(x) != len(y) or len(x) == 0:
-        raise damaged(
-            path,
-            f"has {len(x)} inputs in x_{part} and {len(y)} labels in y_{part}",
-            expected="As many labels as inputs, one at least, were expected.",
-            do="Write the file again with matching arrays.",
-        )
-    return x, y
+    return x, _labels(path, f"y_{part}", arrays[f"y_{part}"], len(x))
 
 
 def _inputs(path: Path, key: str, x: _Array) -> Tensor:
@@ -145,20 +138,11 @@ def _inputs(path: Path, key: str, x: _Array) -> Tensor:
     return torch.from_numpy(x)
 
 
-def _labels(path: Path, key: str, y: _Array) -> Tensor:
-    if y.dtype.kind not in "iu" or y.ndim != 1:
+def _labels(path: Path, key: str, y: _Array, n_samples: int) -> Tensor:
+    problem = label_problem(y, n_samples=n_samples, n_classes=MAX_CLASSES)
+    if problem is not None:
         raise damaged(
-            path,
-            f"has {key} of {_describe(y)}",
-            expected="Class numbers, integers of one axis, were expected.",
-            do="Convert one-hot labels with argmax(1), columns with ravel(), and write the file again.",
-        )
-    if y.size and not (y.min() >= 0 and y.max() < MAX_CLASSES):
-        raise damaged(
-            path,
-            f"has labels from {y.min()} to {y.max()} in {key}",
-            expected=f"Class numbers from 0 up, below {MAX_CLASSES}, were expected.",
-            do="Renumber the classes and write the file again.",
+            path, f"has labels in {key} that {problem.what}", do=f"{problem.do} Then write the file again."
         )
     return torch.from_numpy(y.astype(np.int64))
 

@@ -15,11 +15,13 @@ from torchvision.datasets.utils import check_integrity
 
 from sparse_export.data import npz
 from sparse_export.data.dataset import DataSet
+from sparse_export.data.labels import label_problem
 from sparse_export.data.places import damaged, data_not_found
 from sparse_export.errors import DataNotFound
 
 _IDX_SETS: dict[str, Any] = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}
 _IDX_STATISTICS = {"mnist": ((0.1307,), (0.3081,)), "fashion-mnist": ((0.2860,), (0.3530,))}
+_N_CLASSES = 10
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2023, 0.1994, 0.2010)
 
@@ -49,7 +51,7 @@ def load_idx(name: str, data_dir: Path, *, download: bool = False) -> DataSet:
         y_test=y_test,
         mean=mean,
         std=std,
-        n_classes=10,
+        n_classes=_N_CLASSES,
     )
 
 
@@ -92,14 +94,9 @@ def _read_idx(image_file: Path, label_file: Path) -> tuple[Tensor, Tensor]:
             f"holds images of {tuple(images.shape[1:])}",
             expected="Images of (28, 28) were expected.",
         )
-    if len(images) != len(labels):
-        raise damaged(
-            label_file,
-            f"holds {len(labels)} labels",
-            expected=f"{len(images)} were expected, as many as {image_file.name} has images.",
-        )
-    if int(labels.max()) > 9:
-        raise damaged(label_file, f"holds the label {int(labels.max())}", expected="0 to 9 were expected.")
+    problem = label_problem(labels, n_samples=len(images), n_classes=_N_CLASSES)
+    if problem is not None:
+        raise damaged(label_file, f"holds labels for {image_file.name} that {problem.what}")
     return images.unsqueeze(1), labels
 
 
@@ -144,7 +141,7 @@ def _channels_first(x_NHWC: Any) -> Tensor:
 def _cifar10_from_npz(archive: Path) -> DataSet:
     x_train, y_train, x_test, y_test = npz.read_arrays("cifar10", archive)
     top = int(max(y_train.max(), y_test.max()))
-    if x_train.shape[1:] != (3, 32, 32) or x_train.dtype != torch.uint8 or top > 9:
+    if x_train.shape[1:] != (3, 32, 32) or x_train.dtype != torch.uint8 or top >= _N_CLASSES:
         raise damaged(
             archive,
             f"holds {x_train.dtype} samples of {tuple(x_train.shape[1:])} with labels up to {top}",
@@ -163,5 +160,5 @@ def _cifar10(x_train: Tensor, y_train: Tensor, x_test: Tensor, y_test: Tensor) -
         y_test=y_test,
         mean=CIFAR10_MEAN,
         std=CIFAR10_STD,
-        n_classes=10,
+        n_classes=_N_CLASSES,
     )

@@ -125,5 +125,20 @@ def test_the_hash_of_a_test_set_does_not_hang_on_the_training_set_or_on_memory_l
     assert test_sha256(small(30, x_test=strided)) == test_sha256(base)
 
 
+@pytest.mark.parametrize(
+    ("y_test", "why"),
+    [
+        ([0, 1, 3, 0], "run from 0 to 3, outside the class numbers 0 to 2"),
+        ([0, -1, 2, 0], "run from -1 to 2"),
+        ([0, 1, 2], "3 labels for 4 samples"),
+        ([0.0, 1.0, 2.0, 0.0], "are float32"),
+        ([[1, 0], [0, 1], [1, 0], [0, 1]], "are one-hot"),
+    ],
+)
+def test_no_data_set_holds_labels_that_are_not_class_numbers(y_test: list[object], why: str) -> None:
+    with pytest.raises(UsageError, match=f"The labels of the test set of small .*{why}"):
+        small(y_test=torch.tensor(y_test))
+
+
 def test_printing_a_data_set_prints_no_pixels() -> None:
     assert len(repr(small())) < 200

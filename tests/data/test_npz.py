@@ -101,18 +101,29 @@ NAN_AT_9_4 = np.where(np.arange(50).reshape(10, 5) == 49, np.nan, 1.0)
     [
         ({"y_test": None}, r"has no y_test.*it holds x_train, y_train, x_test\."),
         ({"x_train": None, "y_train": None}, r"has no x_train and no y_train"),
-        ({"y_train": np.zeros(9, int)}, r"10 inputs in x_train and 9 labels in y_train"),
+        (
+            {"y_train": np.zeros(9, int)},
+            r"has labels in y_train that do not match the samples: 9 labels for 10 samples",
+        ),
         (
             {"x_test": np.zeros((0, 6, 5, 3), np.uint8), "y_test": np.zeros(0, int)},
-            r"0 inputs in x_test and 0 labels",
+            r"has labels in y_test that do not match the samples: 0 labels for 0 samples",
         ),
-        ({"y_train": np.linspace(0, 1, 10)}, r"y_train of type float64 and shape \(10,\).*integers"),
-        ({"y_train": np.zeros(10, bool)}, r"y_train of type bool"),
-        ({"y_train": np.eye(10, 3, dtype=int)}, r"y_train of type int64 and shape \(10, 3\).*argmax"),
-        ({"y_test": np.array([0, 1, -1, 2])}, r"labels from -1 to 2 in y_test.*from 0 up"),
+        ({"y_train": np.linspace(0, 1, 10)}, r"has labels in y_train that are float64, .*regression targets"),
+        (
+            {"y_test": np.array([0, np.nan, 1, 2])},
+            r"has labels in y_test that are float64 with NaN, first at",
+        ),
+        ({"y_train": np.zeros(10, bool)}, r"has labels in y_train that are bool\. Convert them"),
+        (
+            {"y_train": np.eye(10, dtype=int)},
+            r"has labels in y_train that are one-hot, .*argmax\(1\)\. Then write",
+        ),
+        ({"y_train": np.zeros((10, 1), int)}, r"has labels in y_train that have shape \(10, 1\)\. .*ravel"),
+        ({"y_test": np.array([0, 1, -1, 2])}, r"has labels in y_test that run from -1 to 2, .*from 0"),
         (
             {"y_test": np.array([0, 1, 2, 2**63], np.uint64)},
-            r"labels from 0 to 9223372036854775808 in y_test",
+            r"has labels in y_test that run from 0 to 9223372036854775808, outside",
         ),
         (
             {"x_train": np.zeros((10, 6, 5, 3), np.int64)},

@@ -94,8 +94,8 @@ GARBLED = [
     (IMAGES["test"], idx(np.arange(20) % 10), r"truncated or garbled: .*3 dimension"),
     (LABELS["test"], idx(np.zeros((20, 28, 28))), r"truncated or garbled: .*1 dimension"),
     (IMAGES["train"], idx(np.zeros((30, 27, 28))), r"holds images of \(27, 28\).*\(28, 28\)"),
-    (LABELS["train"], idx(np.zeros(29)), r"holds 29 labels.*30 were expected, as many as train-images"),
-    (LABELS["test"], idx(np.full(20, 10)), r"holds the label 10.*0 to 9"),
+    (LABELS["train"], idx(np.zeros(29)), r"holds labels for train-images.*: 29 labels for 30 samples"),
+    (LABELS["test"], idx(np.full(20, 10)), r"run from 10 to 10, outside the class numbers 0 to 9"),
 ]
 
 
