@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import operator
 import platform
 import sys
 from collections import Counter
@@ -93,12 +94,26 @@ class LayerFact:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Right answers among samples, of which there is one at least. Raises UsageError for other counts."""
+    """Correct predictions among samples, of which there is one at least.
+
+    Raises:
+        UsageError: numbers that are not whole, like a mean error, or counts that cannot be.
+    """
 
     n_correct: int
     n_samples: int
 
     def __post_init__(self) -> None:
+        for name in ("n_correct", "n_samples"):
+            given = getattr(self, name)
+            try:
+                object.__setattr__(self, name, operator.index(given))
+            except TypeError as cause:
+                raise UsageError(
+                    f"{name} of an accuracy is {given!r}.",
+                    expected="A count of samples was expected.",
+                    do="Record no accuracy for a score that is not a share of samples.",
+                ) from cause
         if self.n_samples < 1 or not 0 <= self.n_correct <= self.n_samples:
             raise UsageError(
                 f"An accuracy has {self.n_correct} right answers among {self.n_samples} samples.",

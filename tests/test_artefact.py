@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydantic
 import pytest
+import torch
 
 import sparse_export
 from sparse_export.artefact import (
@@ -363,3 +365,18 @@ def test_layers_written_before_patterns_were_told_can_still_be_read() -> None:
         (),
     )
     assert pydantic.TypeAdapter(GraphLayer).validate_python(dataclasses.asdict(layer)) == layer
+
+
+@pytest.mark.parametrize("counts", [(97.75, 100), (0.93, 1), (3, 4.0), (None, 4), ("3", 4)])
+def test_an_accuracy_of_something_that_is_not_counted_is_refused(counts: tuple[Any, Any]) -> None:
+    with pytest.raises(UsageError, match=r"_(correct|samples) of an accuracy is .*count of samples"):
+        Accuracy(n_correct=counts[0], n_samples=counts[1])
+
+
+def test_an_accuracy_takes_the_counts_of_arrays_and_tensors() -> None:
+    found = Accuracy(n_correct=torch.tensor([True, False]).sum(), n_samples=np.int64(2))  # type: ignore[arg-type]
+    assert (found, type(found.n_correct), type(found.n_samples)) == (
+        Accuracy(n_correct=1, n_samples=2),
+        int,
+        int,
+    )
