@@ -26,7 +26,8 @@ __all__ = ["SeenShapes", "save_user_run"]
 class SeenShapes:
     """What one sample of a network looks like, by the first batch that goes through it.
 
-    input_shape: of a sample.  n_classes: entries of the last axis of what the network answers. Both None before.
+    input_shape: of a sample.  n_classes: outputs per sample along the last axis, one where there is no axis but that of
+    the batch. Both None before.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -40,7 +41,7 @@ class SeenShapes:
             return
         if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
             self.input_shape = tuple(inputs[0].shape[1:])
-            self.n_classes = output.shape[-1]
+            self.n_classes = _n_outputs(output)
         self._hook.remove()
 
 
@@ -71,7 +72,7 @@ def save_user_run(
 
 @torch.no_grad()
 def _n_classes(model: nn.Module, input_shape: tuple[int, ...], weight_name: str) -> int:
-    """Entries of the last axis of what the network answers. Raises UsageError when that is no tensor."""
+    """Outputs per sample, see `SeenShapes`. Raises UsageError when that is no tensor."""
     weight = model.get_parameter(weight_name)
     probe = torch.zeros((1, *input_shape), dtype=weight.dtype, device=weight.device)
     with modes_kept(model):
@@ -82,7 +83,11 @@ def _n_classes(model: nn.Module, input_shape: tuple[int, ...], weight_name: str)
             expected="One tensor of logits was expected.",
             do="Wrap it in a module that returns its logits alone.",
         )
-    return output.shape[-1]
+    return _n_outputs(output)
+
+
+def _n_outputs(output: Tensor) -> int:
+    return output.shape[-1] if output.ndim > 1 else 1
 
 
 def _info(trainer: SparseTraining, model: ModelFact, test: Accuracy | None) -> RunInfo:

@@ -276,6 +276,17 @@ def test_a_run_saved_in_the_midst_of_training_leaves_frozen_parts_frozen(tmp_pat
     assert model.training
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_network_that_gives_one_number_a_sample_has_one_output_whatever_the_batch(
+    seen: bool, tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 1), nn.Flatten(0))
+    trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.5)
+    if seen:
+        model(torch.zeros(32, 20))
+    assert trainer.run(tmp_path / "run", input_shape=(20,)).info.model.n_classes == 1
+
+
 def test_a_closure_is_passed_on() -> None:
     model = network()
     trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.1)
