@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sparse_export.artefact import Accuracy
+from sparse_export.data.labels import correct_predictions
 from sparse_export.train.distributed import World
 from sparse_export.train.ema import Ema
 from sparse_export.train.feed import Feed, Part
@@ -51,6 +52,6 @@ def accuracy(
     exact = products.paused() if isinstance(products, Step24) else nullcontext()
     with ema.swapped_in() if ema else nullcontext(), exact:
         for x, y in feed.part(name, size):
-            correct += (model(laid_out(recipe, x)).argmax(1) == y).sum()
+            correct += correct_predictions(model(laid_out(recipe, x)), y).sum()
     (n_correct,) = world.sum([float(correct)])
     return Accuracy(n_correct=round(n_correct), n_samples=n_samples)

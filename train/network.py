@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export import models
+from sparse_export.data.labels import require_outputs
 from sparse_export.errors import UsageError
 from sparse_export.train.distributed import World
 from sparse_export.train.layers import output_layers
@@ -66,6 +67,12 @@ def require_fit(
             expected="A model and a data set of one shape were expected.",
             do="Choose another model or data set.",
         ) from cause
+    if isinstance(output, Tensor) and output.ndim == 2:
+        require_outputs(
+            output.shape[1],
+            f"The model {recipe.model}",
+            do="Choose a model with one output per class, two for yes or no, and data with two classes or more.",
+        )
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[-1] < n_classes:
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UsageError(

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from sparse_export import models
 from sparse_export.artefact import DataFact, Run
+from sparse_export.data.labels import require_outputs
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.graph.oneshot import Method
 from sparse_export.sparsifying.source import Source
@@ -143,6 +144,12 @@ def n_outputs_of(source: Source, shape: tuple[int, ...], n_classes: int | None) 
             expected="A model and inputs of one shape were expected.",
             do="Choose other data, or give the right --input-shape.",
         ) from cause
+    if n_classes is not None and isinstance(output, Tensor) and output.ndim == 2:
+        require_outputs(
+            output.shape[1],
+            f"The model {source.name}",
+            do="Give --data none, with --method magnitude, and compute the score of its task outside.",
+        )
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] < (n_classes or 1):
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UsageError(

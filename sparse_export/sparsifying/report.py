@@ -107,6 +107,8 @@ def _summary(report: SparsifyReport) -> str:
     n_sparse = sum(layer.pattern is not None for layer in report.layers)
     found = f"{n_sparse} of {len(report.layers)} layers are {report.pattern} by {report.method}"
     parts = [f"{found}; they keep {report.kept_share:.4f} of their sum of |w|"]
+    if all(stage.validation is None and stage.test is None for stage in report.stages):
+        parts.append("accuracy was not measured: no data were given")
     if report.n_calibration:
         parts.append(f"{report.n_calibration:,} samples of the training part were looked at")
     if report.permute:

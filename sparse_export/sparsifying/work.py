@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.artefact import Accuracy
+from sparse_export.data.labels import correct_predictions
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph.input_statistics import input_statistics, why_no_gram, why_not_calibrated
 from sparse_export.graph.oneshot import Method, PrunedWeight, prune_weight, reestimate_norms, worth_of_weight
@@ -99,7 +100,9 @@ class Work:
             return None
         self.network.to(self.device).eval()
         size = max(1, min(1000, _TEST_VALUES // math.prod(self.input_shape)))
-        n_correct = sum(int((self.network(x).argmax(1) == y).sum()) for x, y in self.stream.part(part, size))
+        n_correct = sum(
+            int(correct_predictions(self.network(x), y).sum()) for x, y in self.stream.part(part, size)
+        )
         return Accuracy(n_correct=n_correct, n_samples=n_samples)
 
     def caps(

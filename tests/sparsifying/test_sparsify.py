@@ -315,6 +315,27 @@ def test_a_factory_with_its_own_weights_needs_no_data_but_a_shape(
         sparsify(tmp_path / "run", tmp_path / "other", pattern="1:4")
 
 
+def test_a_network_with_one_output_is_sparsified_without_a_score_and_not_on_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one_logit.py").write_text(
+        "from torch import nn\n\n"
+        "def factory():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    x = np.zeros((40, 8, 8, 1), np.uint8)
+    for n_classes in (1, 2):
+        y = np.arange(40) % n_classes
+        np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+        with pytest.raises(UsageError, match=r"one_logit:factory has one output, so its top-1 .*--data none"):
+            sparsify("one_logit:factory", tmp_path / "run", data=f"npz:{tmp_path / 'd.npz'}", finetune=1)
+        assert not (tmp_path / "run").exists()
+    done = sparsify("one_logit:factory", tmp_path / "run", data="none", input_shape=(1, 8, 8))
+    assert capped(done) == ["1.weight"]
+    assert "accuracy was not measured: no data were given" in str(done.report)
+
+
 WIDE = """
 import torch
 from torch import nn

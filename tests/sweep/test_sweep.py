@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sparse_export.errors import MissingCapability, SparseExportError
@@ -26,7 +27,7 @@ from sparse_export.sweep.grid import load_grid
 from sparse_export.sweep.running import run_of
 from sparse_export.sweep.sweep import sweep
 from sparse_export.sweep.table import table_text
-from sparse_export.train.recipe import Recipe
+from sparse_export.train.recipe import Recipe, load_recipe
 from tests.making_runs import network_and_masks, save_run
 
 CHECKOUT = Path(__file__).parents[2]
@@ -243,3 +244,24 @@ def test_two_sweeps_do_not_train_one_cell_at_once(tmp_path: Path) -> None:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert main(job) == 2
     assert not (out / "run").exists()
+
+
+def test_a_run_of_a_sweep_that_cannot_be_scored_ends_before_it_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = np.zeros((40, 8, 8, 1), np.uint8)
+    y: np.ndarray = np.zeros(40, int)
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    recipe = load_recipe("digits", changes={"data": f"npz:{tmp_path / 'd.npz'}"})
+    job = {
+        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        "out": str(tmp_path / "run"),
+        "data_dir": None,
+        "download": False,
+        "device": "cpu",
+        "parent": os.getppid(),
+    }
+    write_json(tmp_path / "job.json", job)
+    assert main(tmp_path / "job.json") == 2
+    assert "digits-cnn has one output, so its top-1 accuracy cannot be computed" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

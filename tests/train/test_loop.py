@@ -457,6 +457,24 @@ def test_what_is_no_picture_cannot_be_cropped(tmp_path: Path) -> None:
         train(small(data=f"npz:{tmp_path / 'tiny.npz'}", augment="crop-flip"), tmp_path / "run")
 
 
+@pytest.mark.parametrize("model", ["digits-cnn", "single_output:make"])
+def test_a_network_with_one_output_is_refused_before_it_is_trained(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "single_output.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 1))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    x = np.zeros((40, 8, 8, 1), np.uint8)
+    y: np.ndarray = np.zeros(40, int) if model == "digits-cnn" else np.arange(40) % 2
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    with pytest.raises(
+        UsageError, match=rf"model {model} has one output, so its top-1 .*one output per class"
+    ):
+        train(small(model=model, data=f"npz:{tmp_path / 'd.npz'}"), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_network_gets_as_many_outputs_as_the_data_has_classes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 255, (40, 8, 8, 1), dtype=np.uint8)
