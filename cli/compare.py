@@ -74,7 +74,7 @@ def command(
 ) -> None:
     """Compare a dense with a sparse bundle: accuracy, size and time, with intervals.
 
-    Accuracy is measured on the test set; where that is not found, the recorded accuracies are compared.
+    Accuracy is measured on the test set; where that is not found, the recorded accuracies are compared, if any.
     """
     from dataclasses import asdict
 
@@ -116,7 +116,9 @@ def _test_set(info: BundleInfo, data_dir: Path | None) -> tuple[Inputs, np.ndarr
     from sparse_export.errors import DataNotFound
 
     if info.data is None:
-        say("The bundle names no data: comparing the recorded accuracies.")
+        say(
+            "The bundle names no data, so accuracy is not measured; recorded accuracies are shown where there are any."
+        )
         return None
     try:
         return data.load_test_set(info.data, info.model.input_shape, data_dir)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sparse_export import data
 from sparse_export.artefact import ORDERS_FILE, Bundle, CompactFact, LayerFact, RunInfo, bytes_of
+from sparse_export.data.labels import correct_predictions, predicted_classes, require_labels, require_outputs
 from sparse_export.errors import ArtefactError, DataNotFound, MissingCapability, UnknownNameError, UsageError
 from sparse_export.graph.compact import Compacted, with_gathers
 from sparse_export.graph.compact import compact as compacted_graph
@@ -214,11 +215,21 @@ def measured(info: RunInfo, before: nn.Module, file: Path, data_dir: str | Path 
         inputs, labels = data.load_test_set(info.data, info.model.input_shape, data_dir)
     except (DataNotFound, MissingCapability) as cause:
         return missing | {"not_measured": cause.what.rstrip(".")}
-    answers = [logits.argmax(axis=1) for logits in (torch_logits(before, inputs), onnx_logits(file, inputs))]
+    try:  # the bundle is as good without a score
+        require_outputs(info.model.n_classes, "the network", do="")
+        labels = require_labels(
+            labels,
+            n_samples=len(inputs),
+            n_outputs=info.model.n_classes,
+            of=f"the test set of {info.data.name}",
+        )
+    except UsageError as cause:
+        return missing | {"not_measured": cause.what.rstrip(".")}
+    logits = torch_logits(before, inputs), onnx_logits(file, inputs)
     return {
-        "accuracy_before": accuracy(answers[0] == labels),
-        "accuracy_after": accuracy(answers[1] == labels),
-        "n_changed": int((answers[0] != answers[1]).sum()),
+        "accuracy_before": accuracy(correct_predictions(logits[0], labels)),
+        "accuracy_after": accuracy(correct_predictions(logits[1], labels)),
+        "n_changed": int((predicted_classes(logits[0]) != predicted_classes(logits[1])).sum()),
         "not_measured": None,
     }
 

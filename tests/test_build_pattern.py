@@ -20,6 +20,7 @@ from sparse_export.artefact import Bundle, PatternLayer, Run, open_bundle, read_
 from sparse_export.building import build
 from sparse_export.cli.main import cli
 from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError, UsageError
+from sparse_export.fitting import measured
 from sparse_export.graph.pack24 import packed_weights
 from sparse_export.inspect import inspect
 from sparse_export.sparsity.pattern import NMPattern, obeys
@@ -259,6 +260,21 @@ def test_absent_data_are_told_and_are_no_failure(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "accuracy not measured, because" in done.stdout
     assert str(tmp_path) in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("n_outputs", "why"),
+    [
+        (1, "the network has one output, so its top-1 accuracy cannot be computed; that needs one per class"),
+        (5, "The labels of the test set of digits run from 0 to 9, outside the class numbers 0 to 4"),
+    ],
+)
+def test_labels_that_do_not_fit_the_outputs_are_told_and_not_scored(
+    n_outputs: int, why: str, run: Run, tmp_path: Path
+) -> None:
+    info = replace(run.info, model=replace(run.info.model, n_classes=n_outputs))
+    found = measured(info, nn.Identity(), tmp_path / "is not opened.onnx", None)
+    assert found == {"accuracy_before": None, "accuracy_after": None, "n_changed": None, "not_measured": why}
 
 
 def test_the_command_prints_a_line_a_layer(run: Run, tmp_path: Path) -> None:

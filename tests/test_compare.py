@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export import trust
@@ -34,6 +35,7 @@ from sparse_export.artefact import (
     save_bundle_info,
 )
 from sparse_export.comparison import check_gates, compare, judge, write_results
+from sparse_export.comparison.accuracies import checked_samples
 from sparse_export.engine import door
 from sparse_export.errors import (
     ArtefactError,
@@ -198,7 +200,13 @@ def test_a_comparison_without_any_accuracy_says_so(make_bundle: MakeBundle) -> N
     bundles = [make_bundle(name, [_identity_with_noise(8, 1.0)], data=None) for name in ("a", "b")]
     found = compare(*bundles, **QUICK)
     assert found.accuracy_source is None
-    assert "Accuracy: not known for both bundles." in str(found)
+    text = " ".join(str(found).split())
+    assert (
+        "Accuracy: not measured, as no labelled samples were given; the dense and the sparse bundle record none."
+        in text
+    )
+    assert text.count("accuracy not measured not measured") == 1
+    assert "an accuracy that was not measured" in verdict_of(found)
 
 
 def test_less_work_in_other_shapes_is_a_speed_up(make_bundle: MakeBundle) -> None:
@@ -452,8 +460,72 @@ def test_bundles_of_another_input_shape_or_other_data_are_refused(make_bundle: M
 
 def test_a_test_set_of_another_shape_is_refused(pair: tuple[Path, Path]) -> None:
     x, y = _samples()
-    with pytest.raises(UsageError, match=r"inputs of shape \(300, 15\) and labels of shape \(300,\)"):
+    with pytest.raises(UsageError, match=r"inputs of shape \(300, 15\)\. \(n, 16\) was"):
         compare(*pair, samples=(x[:, :15], y), **QUICK)
+
+
+@pytest.fixture
+def nothing_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        pytest.fail("a runtime was opened")
+
+    monkeypatch.setattr(OPENING, "open_runtime", fail)
+
+
+@pytest.mark.usefixtures("nothing_opens")
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda y: y.astype(np.float32), "are float32, which means regression targets"),
+        (lambda y: torch.from_numpy(y).double(), "are float64, which means regression targets"),
+        (lambda y: y > 7, "are bool"),
+        (lambda y: np.eye(16, dtype=int)[y], "are one-hot"),
+        (lambda y: y[:, None], r"have shape \(300, 1\)"),
+        (lambda y: y + 1, r"run from 1 to 16, .*Subtract 1"),
+        (lambda y: np.where(y == 3, -1, y), "run from -1 to 15"),
+        (lambda y: y[:-1], "299 labels for 300 samples"),
+    ],
+)
+def test_labels_that_are_no_class_numbers_are_refused_before_anything_is_opened(
+    change: Callable[[np.ndarray], Any], why: str, pair: tuple[Path, Path]
+) -> None:
+    x, y = _samples()
+    with pytest.raises(UsageError, match=f"The labels of the test set .*{why}"):
+        compare(*pair, samples=(x, change(y)), **QUICK)
+
+
+@pytest.mark.usefixtures("nothing_opens")
+def test_a_network_with_one_output_is_not_scored(make_bundle: MakeBundle) -> None:
+    bundles = [make_bundle(name, [_identity_with_noise(16, 1.0)[:, :1]], data=None) for name in ("a", "b")]
+    x, _ = _samples()
+    with pytest.raises(UsageError, match=r"a has one output, so its top-1 accuracy .*Leave the test set out"):
+        compare(*bundles, samples=(x, (x[:, 0] > 0).astype(np.int64)), **QUICK)
+
+
+def test_outputs_that_are_not_those_of_the_manifest_are_not_scored(make_bundle: MakeBundle) -> None:
+    bundles = [make_bundle(name, [_identity_with_noise(16, 1.0)[:, :1]], data=None) for name in ("a", "b")]
+    opened = [open_bundle(path) for path in bundles]
+    claimed = [replace(b, info=replace(b.info, model=replace(b.info.model, n_classes=2))) for b in opened]
+    x, _ = _samples()
+    with pytest.raises(UsageError, match=r"outputs of shape \(300, 1\), so its top-1 accuracy"):
+        compare(*claimed, samples=(x, (x[:, 0] > 0).astype(np.int64)), **QUICK)
+
+
+def test_outputs_that_are_no_numbers_are_not_scored(make_bundle: MakeBundle) -> None:
+    weight = _identity_with_noise(16, 1.0)
+    bundles = [make_bundle("a", [weight]), make_bundle("b", [np.where(weight > 0.9, np.nan, weight)])]
+    with pytest.raises(GateFailed, match=r"The sparse bundle gives NaN or infinity for 300 of 300 samples"):
+        compare(*bundles, samples=_samples(), **QUICK)
+
+
+def test_samples_may_be_tensors(pair: tuple[Path, Path]) -> None:
+    x, y = _samples(40)
+    got_x, got_y = checked_samples(
+        (torch.from_numpy(x), torch.from_numpy(y).to(torch.uint8)), open_bundle(pair[0])
+    )
+    assert np.array_equal(np.asarray(got_x), x)
+    assert got_y.dtype == np.int64
+    assert got_y.tolist() == y.tolist()
 
 
 def test_a_changed_file_is_noticed_before_anything_runs(pair: tuple[Path, Path]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,11 @@ from sparse_export.artefact import Accuracy, Bundle
 from sparse_export.building import build
 from sparse_export.errors import ArtefactError, GateFailed, NotTrustedError, UsageError
 from sparse_export.validation import Validation, check_gates, validate, write_results
+from sparse_export.validation.parity import parity_of
+from sparse_export.validation.table import _parity_text
 from tests.making_runs import digits_accuracy, digits_fact, digits_run, network_and_masks, save_run
+
+VALIDATING: Any = sys.modules["sparse_export.validation.validating"]
 
 
 @pytest.fixture(scope="module")
@@ -310,3 +316,38 @@ def test_real_mnist_goes_through_build_and_validation(mnist_dir: Path, tmp_path:
 
 def test_the_helpers_accuracy_is_the_recorded_one(sparse: Bundle) -> None:
     assert sparse.info.accuracy == digits_accuracy(network_and_masks()[0])
+
+
+@pytest.mark.parametrize(
+    ("n_outputs", "why"),
+    [
+        (1, r"bundle has one output, so its top-1 accuracy cannot be computed"),
+        (5, r"The labels of the test set of digits run from 0 to 9, outside the class numbers 0 to 4"),
+    ],
+)
+def test_labels_that_do_not_fit_the_network_are_refused_before_anything_runs(
+    n_outputs: int, why: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = artefact.read_bundle_info(copied).model
+    rewrite(copied, model=replace(model, n_classes=n_outputs))
+    for call in ("onnx_logits", "golden_parity"):
+        monkeypatch.setattr(VALIDATING, call, lambda *_, **__: pytest.fail("the network was run"))
+    with pytest.raises(UsageError, match=why):
+        validate(copied)
+
+
+def test_without_a_test_set_the_table_says_that_accuracy_was_not_measured(copied: Path) -> None:
+    rewrite(copied, data=None, accuracy=None)
+    text = str(validate(copied))
+    assert re.search(
+        r"accuracy, ONNX +not measured\naccuracy, PyTorch +not measured\naccuracy, recorded +none\n", text
+    )
+
+
+def test_one_output_has_no_largest_to_agree_on(sparse: Bundle) -> None:
+    wanted = np.linspace(0, 1, 8, dtype=np.float32)[:, None]
+    for outputs in (wanted, wanted[:, 0]):
+        parity = parity_of(outputs, outputs, sparse)
+        assert (parity.ok, parity.top1_agreement) == (True, None)
+    assert "% of 8" not in _parity_text(parity)
+    assert _parity_text(parity).endswith("spread), 8 samples")

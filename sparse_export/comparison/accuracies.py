@@ -7,21 +7,33 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
 from sparse_export.artefact import Accuracy, Bundle
 from sparse_export.comparison.opening import Opened
 from sparse_export.data import Inputs
+from sparse_export.data.labels import GivenLabels, correct_predictions, require_labels, require_outputs
 from sparse_export.errors import UsageError
 from sparse_export.measure.statistics import AccuracyDifference, paired_accuracy_difference
-from sparse_export.runtime import Session
+from sparse_export.runtime.logits import accuracy, session_logits
 
-__all__ = ["Accuracies", "Samples", "gate_failed", "measured_accuracies", "require_known"]
+__all__ = [
+    "Accuracies",
+    "CheckedSamples",
+    "Samples",
+    "checked_samples",
+    "gate_failed",
+    "measured_accuracies",
+    "require_known",
+]
 
-_BATCH = 256
 _ROUNDING_POINTS = 1e-9
 
-Samples = tuple[Inputs, np.ndarray]
-"""Inputs (n, *input_shape) as the network takes them, and labels (n,)."""
+Samples = tuple[Inputs | Tensor, GivenLabels]
+"""Inputs (n, *input_shape) as the network takes them, and labels (n,), as a caller gives them."""
+
+CheckedSamples = tuple[Inputs, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]
+"""The same, held against a bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,40 +59,55 @@ class Accuracies:
         return "measured" if self.measured else "recorded"
 
 
+def checked_samples(samples: Samples, bundle: Bundle) -> CheckedSamples:
+    """Samples that a bundle can be scored on.
+
+    Raises:
+        UsageError: the bundle's network has one output, or inputs or labels do not fit it.
+    """
+    model = bundle.info.model
+    require_outputs(
+        model.n_classes,
+        f"The network of {bundle.path}",
+        do="Leave the test set out, and compute the score of this task outside.",
+    )
+    x, y = samples
+    if isinstance(x, Tensor):
+        x = x.detach().cpu().numpy()
+    if x.shape[1:] != model.input_shape:
+        raise UsageError(
+            f"The test set has inputs of shape {x.shape}.",
+            expected=f"(n, {', '.join(map(str, model.input_shape))}) was expected.",
+            do="Give the test set that belongs to the bundles.",
+        )
+    return x, require_labels(y, n_samples=len(x), n_outputs=model.n_classes, of="the test set")
+
+
 def measured_accuracies(
-    opened: Opened, dense: Bundle, sparse: Bundle, samples: Samples | None, tell: Callable[[str], None]
+    opened: Opened, dense: Bundle, sparse: Bundle, samples: CheckedSamples | None, tell: Callable[[str], None]
 ) -> Accuracies:
+    """Score both bundles on the samples, or take what their manifests record.
+
+    Raises:
+        UsageError: a network whose outputs are not (samples, classes).
+        GateFailed: outputs that are NaN or infinite.
+    """
     if samples is None:
         return Accuracies(
             dense=dense.info.accuracy, sparse=sparse.info.accuracy, difference=None, measured=False
         )
-    tell(f"accuracy on {len(samples[1])} samples")
-    right, other = (_correct(opened.sessions.open[role], dense, *samples) for role in ("dense", "sparse"))
+    x, y = samples
+    tell(f"accuracy on {len(y)} samples")
+    right, other = (
+        correct_predictions(session_logits(opened.sessions.open[role], x, who=f"The {role} bundle"), y)
+        for role in ("dense", "sparse")
+    )
     return Accuracies(
-        dense=_accuracy(right),
-        sparse=_accuracy(other),
+        dense=accuracy(right),
+        sparse=accuracy(other),
         difference=paired_accuracy_difference(right, other),
         measured=True,
     )
-
-
-def _correct(session: Session, bundle: Bundle, x: Inputs, y: np.ndarray) -> np.ndarray:
-    """Whether each sample is classified rightly, bool (n,)."""
-    wanted = bundle.info.model.input_shape
-    if x.shape[1:] != wanted or y.shape != x.shape[:1] or not len(x):
-        raise UsageError(
-            f"The test set has inputs of shape {x.shape} and labels of shape {y.shape}.",
-            expected=f"Inputs of shape (n, {', '.join(map(str, wanted))}) and labels (n,) were expected.",
-            do="Give the test set that belongs to the bundles.",
-        )
-    step = min(_BATCH, session.max_batch or _BATCH)
-    guesses = [session.run(x[i : i + step]).argmax(axis=1) for i in range(0, len(x), step)]
-    correct: np.ndarray = np.concatenate(guesses) == y
-    return correct
-
-
-def _accuracy(correct: np.ndarray) -> Accuracy:
-    return Accuracy(n_correct=int(correct.sum()), n_samples=correct.size)
 
 
 def require_known(found: Accuracies, max_drop: float) -> None:

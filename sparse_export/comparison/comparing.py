@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sparse_export.artefact import MODEL_FILE, Accuracy, Bundle, open_bundle
-from sparse_export.comparison.accuracies import Samples, gate_failed, measured_accuracies, require_known
+from sparse_export.comparison.accuracies import (
+    Samples,
+    checked_samples,
+    gate_failed,
+    measured_accuracies,
+    require_known,
+)
 from sparse_export.comparison.latencies import compare_latency, speedup_missed
 from sparse_export.comparison.opening import Opened, opened_both
 from sparse_export.comparison.result import Comparison, Side
@@ -49,8 +55,9 @@ def compare(
     anew in random order before each round, and each pair's ratio gets a 95 % interval (`paired_ratio`). Idle threads of a session spin for a moment after its block; the order
     being random and mirrored, that meets all three alike.
 
-    samples: the test set as the network takes it: x float32 (n, *input_shape), normalised, y integer (n,);
-    None takes the accuracies recorded in the manifests and leaves out the paired difference.
+    samples: the test set as the network takes it: x float32 (n, *input_shape), normalised, y integer (n,), class
+    numbers below the number of outputs; arrays or tensors. None takes the accuracies recorded in the manifests and
+    leaves out the paired difference.
     n_threads: None for the cores this process may use.  rounds, block_s, warmup_limit_s: see
     `measure_interleaved`.  batches: samples in a timed call.
     max_drop: most percentage points of accuracy that sparse may lose.  require_speedup: what the lower end
@@ -60,8 +67,9 @@ def compare(
     trust: SHA-256 of manifests, needed once for engines of bundles from elsewhere.
     cuda_graphs: engines replay their launches; other runtimes have none.
     on_progress: called with a line before each step.
-    Raises UsageError (bundles that cannot be compared, options without meaning), UnknownNameError, MissingCapability
-    (the runtime cannot work here), NotTrustedError or ArtefactError.
+    Raises UsageError (bundles that cannot be compared, options without meaning, labels that are not class numbers
+    of a network with several outputs), GateFailed for outputs that are NaN or infinite, UnknownNameError,
+    MissingCapability (the runtime cannot work here), NotTrustedError or ArtefactError.
     """
     _check_options(batches, max_drop, require_speedup)
     check_measurable(rounds, block_s)
@@ -69,6 +77,7 @@ def compare(
     _check_comparable(dense, sparse)
     if require_speedup is not None:
         _require_one_precision(dense, sparse)
+    checked = None if samples is None else checked_samples(samples, dense)
     tell = on_progress or (lambda line: None)
     threads = n_usable_cores() if n_threads is None else n_threads
     timings = [
@@ -88,7 +97,7 @@ def compare(
         ) as opened,
     ):
         _tell_of_runtime(opened, dense, sparse, tell)
-        found = measured_accuracies(opened, dense, sparse, samples, tell)
+        found = measured_accuracies(opened, dense, sparse, checked, tell)
         if max_drop is not None:
             require_known(found, max_drop)
         latency = tuple(compare_latency(opened, dense, sparse, timing, tell) for timing in timings)

@@ -86,7 +86,8 @@ def _notes(comparison: Comparison) -> list[str]:
 
 def _accuracy_row(comparison: Comparison) -> Row:
     percents = [
-        f"{a.percent:.2f} %" if a else "?" for a in (comparison.dense.accuracy, comparison.sparse.accuracy)
+        f"{a.percent:.2f} %" if a else "not measured"
+        for a in (comparison.dense.accuracy, comparison.sparse.accuracy)
     ]
     change = ""
     if comparison.difference:
@@ -108,7 +109,13 @@ def _accuracy_note(comparison: Comparison) -> str:
         return (
             "Accuracy: as recorded when the bundles were built, not measured again, so without an interval."
         )
-    return "Accuracy: not known for both bundles."
+    missing = [
+        n for n, s in (("dense", comparison.dense), ("sparse", comparison.sparse)) if s.accuracy is None
+    ]
+    return (
+        f"Accuracy: not measured, as no labelled samples were given; the {' and the '.join(missing)} bundle "
+        f"record{'s' if len(missing) == 1 else ''} none."
+    )
 
 
 def _conditions(comparison: Comparison) -> str:

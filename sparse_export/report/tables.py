@@ -18,12 +18,14 @@ __all__ = ["commands", "environment", "figures", "latencies", "layer_times", "la
 def figures(comparison: Comparison) -> str:
     """Accuracy, size and work of both, with sparse by dense."""
     dense, sparse = comparison.dense, comparison.sparse
-    accuracies = [f"{side.accuracy.percent:.2f} %" if side.accuracy else "?" for side in (dense, sparse)]
+    accuracies = [
+        f"{side.accuracy.percent:.2f} %" if side.accuracy else "not measured" for side in (dense, sparse)
+    ]
     change = ""
     if comparison.accuracy_drop_points is not None:
         change = f"{0.0 - comparison.accuracy_drop_points:+.2f} points"
     rows = [
-        [f"accuracy, {comparison.accuracy_source or 'not known'}", *accuracies, change],
+        [f"accuracy, {comparison.accuracy_source or 'not measured'}", *accuracies, change],
         ["density of masked layers", f"{dense.density:.4f}", f"{sparse.density:.4f}", ""],
         ["precision", dense.precision, sparse.precision, ""],
     ]

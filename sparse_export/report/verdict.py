@@ -45,7 +45,7 @@ def _batches(at: list[LatencyComparison]) -> str:
 def _accuracy(comparison: Comparison) -> str:
     dense, sparse = comparison.dense.accuracy, comparison.sparse.accuracy
     if dense is None or sparse is None:
-        return ""
+        return "has an accuracy that was not measured against the dense one"
     text = f"has {sparse.percent:.2f} % accuracy against {dense.percent:.2f} %"
     if comparison.difference is not None:
         d = comparison.difference

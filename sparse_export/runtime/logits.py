@@ -56,7 +56,7 @@ def torch_logits(network: nn.Module, inputs: Inputs) -> Array:
 
 
 def _finite(logits: Array, who: str) -> Array:
-    bad = ~np.isfinite(logits).all(axis=1)
+    bad = ~np.isfinite(logits.reshape(len(logits), -1)).all(axis=1)
     if bad.any():
         raise GateFailed(
             f"{who} gives NaN or infinity for {int(bad.sum())} of {len(logits)} samples, first number {bad.argmax()}.",

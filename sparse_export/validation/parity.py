@@ -7,6 +7,7 @@ import io
 import numpy as np
 
 from sparse_export.artefact import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL_FILE, Bundle, bytes_of
+from sparse_export.data.labels import has_class_scores, predicted_classes
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.runtime.logits import Array, onnx_logits
 from sparse_export.runtime.tolerance import outside_tolerance, spread
@@ -52,12 +53,15 @@ def parity_of(found: Array, wanted: Array, bundle: Bundle) -> Parity:
             f"{bundle.path / MODEL_FILE} gives logits {found.shape}.",
             expected=f"{wanted.shape} was expected.",
         )
+    agreement = None
+    if has_class_scores(found):
+        agreement = float((predicted_classes(found) == predicted_classes(wanted)).mean())
     largest, outside = outside_tolerance(found, wanted, atol=bundle.info.atol, rtol=bundle.info.rtol)
     whole = spread(wanted)
     return Parity(
         n_samples=len(wanted),
         max_abs_difference=largest,
         max_relative_difference=largest / whole if whole else 0.0,
-        top1_agreement=float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean()),
+        top1_agreement=agreement,
         ok=not outside,
     )

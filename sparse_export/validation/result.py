@@ -20,13 +20,13 @@ class Parity:
 
     max_relative_difference: the largest absolute one by the spread of the logits that it is held against, their
     standard deviation.
-    top1_agreement: share of samples with the same largest logit.
+    top1_agreement: share of samples with the same largest logit; None for outputs without two classes or more.
     """
 
     n_samples: int
     max_abs_difference: float
     max_relative_difference: float
-    top1_agreement: float
+    top1_agreement: float | None
     ok: bool
 
 

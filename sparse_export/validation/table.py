@@ -18,12 +18,12 @@ Row = tuple[str, str]
 
 def table(validation: Validation) -> str:
     rows = [("bundle", validation.bundle), ("test data", validation.data or "none")]
-    for label, accuracy in (
-        ("accuracy, ONNX", validation.accuracy),
-        ("accuracy, PyTorch", validation.torch_accuracy),
-        ("accuracy, recorded", validation.recorded),
+    for label, accuracy, missing in (
+        ("accuracy, ONNX", validation.accuracy, "not measured"),
+        ("accuracy, PyTorch", validation.torch_accuracy, "not measured"),
+        ("accuracy, recorded", validation.recorded, "none"),
     ):
-        rows.append((label, _accuracy_text(accuracy)))
+        rows.append((label, missing if accuracy is None else _accuracy_text(accuracy)))
     if validation.drop_points is not None:
         rows.append(("drop from recorded", f"{validation.drop_points:+.3f} points"))
     rows.append(("golden pair", _parity_text(validation.golden)))
@@ -56,7 +56,7 @@ def _runtime_rows(one: RuntimeResult) -> list[Row]:
 
 def _accuracy_text(accuracy: Accuracy | None) -> str:
     if accuracy is None:
-        return "not known"
+        return "not measured"
     return f"{accuracy.percent:.3f} % ({accuracy.n_correct}/{accuracy.n_samples})"
 
 
@@ -66,8 +66,10 @@ def _against_text(against: AgainstDense) -> str:
 
 
 def _parity_text(parity: Parity) -> str:
+    agreement = f"{parity.n_samples} samples"
+    if parity.top1_agreement is not None:
+        agreement = f"same prediction for {100 * parity.top1_agreement:.3f} % of {agreement}"
     return (
         f"{'within' if parity.ok else 'OUTSIDE'} tolerance: max difference {parity.max_abs_difference:.3g} "
-        f"({parity.max_relative_difference:.3g} of the logits' spread), "
-        f"same answer for {100 * parity.top1_agreement:.3f} % of {parity.n_samples}"
+        f"({parity.max_relative_difference:.3g} of the logits' spread), {agreement}"
     )

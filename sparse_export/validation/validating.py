@@ -12,8 +12,17 @@ import numpy as np
 from torch import nn
 
 from sparse_export import data
-from sparse_export.artefact import Accuracy, Bundle, library_versions, now, open_bundle
+from sparse_export.artefact import (
+    Accuracy,
+    Bundle,
+    DataFact,
+    ModelFact,
+    library_versions,
+    now,
+    open_bundle,
+)
 from sparse_export.building import GOLDEN_INPUT, GOLDEN_OUTPUT
+from sparse_export.data.labels import correct_predictions, require_labels, require_outputs
 from sparse_export.errors import UnknownNameError, UsageError
 from sparse_export.files import sha256_file
 from sparse_export.runtime import Session
@@ -59,19 +68,26 @@ def validate(
     ONNX files need no process of their own to be tried in first.
 
     A missed gate is in the result, for `check_gates` to raise. Raises GateFailed for NaN in the logits,
-    ArtefactError for files or test data other than those on record, UsageError, DataNotFound, NotTrustedError, and
+    ArtefactError for files or test data other than those on record, UsageError (labels, or a network with one output,
+    that give no top-1 accuracy, too), DataNotFound, NotTrustedError, and
     MissingCapability for a runtime that was named and cannot work here.
     """
     bundle = open_bundle(Path(bundle.path if isinstance(bundle, Bundle) else bundle))
     info = bundle.info
     _require_gate_possible(bundle, max_drop, against)
+    if info.data is not None:
+        require_outputs(
+            info.model.n_classes,
+            f"The network of {bundle.path}",
+            do="Build it from a run without data, and compute the score of its task outside.",
+        )
     names, not_run = _runtimes(bundle, runtimes, trust)
     require_tried(bundle, given=trust)
     for name in names:  # before the work, so that one that cannot be opened ends it at once
         open_runtime(bundle, name, n_threads=n_threads, trust=trust).close()
     dense = None if against is None else open_dense(bundle, Path(against), trust)
     network, run_missing = network_of_bundle(bundle, None if run is None else Path(run), trust)
-    test = None if info.data is None else data.load_test_set(info.data, info.model.input_shape, data_dir)
+    test = None if info.data is None else _test_set(info.data, info.model, data_dir)
 
     golden_pair = golden(bundle, GOLDEN_INPUT), golden(bundle, GOLDEN_OUTPUT)
     on_golden = golden_parity(bundle, n_threads=n_threads, trust=trust)
@@ -116,6 +132,13 @@ def validate(
         versions=library_versions(),
         created=now(),
     )
+
+
+def _test_set(fact: DataFact, model: ModelFact, data_dir: str | Path | None) -> TestSet:
+    """The test set of the run, its labels held against the outputs of the network."""
+    inputs, labels = data.load_test_set(fact, model.input_shape, data_dir)
+    of = f"the test set of {fact.name}"
+    return inputs, require_labels(labels, n_samples=len(inputs), n_outputs=model.n_classes, of=of)
 
 
 def _require_gate_possible(bundle: Bundle, max_drop: float | None, against: str | Path | None) -> None:
@@ -173,15 +196,15 @@ def _on_test_set(
     """The bundle, its run's network and a dense bundle on the same samples."""
     inputs, labels = test
     logits = onnx_logits(bundle.onnx_path, inputs, n_threads=n_threads)
-    correct = logits.argmax(axis=1) == labels
+    correct = correct_predictions(logits, labels)
     torch_accuracy = parity = against = dense_correct = None
     if network is not None:
         wanted = torch_logits(network, inputs)
-        torch_accuracy = accuracy_of(wanted.argmax(axis=1) == labels)
+        torch_accuracy = accuracy_of(correct_predictions(wanted, labels))
         parity = parity_of(logits, wanted, bundle)
     if dense is not None:
         dense_logits = onnx_logits(dense.onnx_path, inputs, n_threads=n_threads)
-        dense_correct = dense_logits.argmax(axis=1) == labels
+        dense_correct = correct_predictions(dense_logits, labels)
         against = against_dense(dense, dense_correct, correct)
     return _OnCpu(
         accuracy=accuracy_of(correct),
@@ -215,7 +238,7 @@ def _by_runtime(
             return RuntimeResult(name=session.name, golden=on_golden, parity=None, accuracy=None)
         inputs, labels = test
         logits = session_logits(session, inputs)
-        correct = logits.argmax(axis=1) == labels
+        correct = correct_predictions(logits, labels)
         accuracy = accuracy_of(correct)
         return RuntimeResult(
             name=session.name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from sparse_export.data.labels import (
     require_outputs,
 )
 from sparse_export.errors import UsageError
+
+CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64", "uint64"])
@@ -108,3 +112,18 @@ def test_labels_that_would_only_broadcast_or_convert_score_nothing(labels: np.nd
         correct_predictions(logits, labels)
     with pytest.raises(UsageError, match="The labels of the samples"):
         correct_predictions(torch.from_numpy(logits), torch.from_numpy(labels))
+
+
+def test_no_other_module_takes_the_largest_output_for_a_prediction() -> None:
+    """Outside of the rooms that see weights alone, `argmax` along an axis would be a score without a check."""
+    found = set()
+    for room in ("sparse_export", "train", "models", "cli"):
+        for path in (CHECKOUT / room).rglob("*.py"):
+            name = path.relative_to(CHECKOUT).as_posix()
+            text = path.read_text()
+            if "argmax" in text and not name.startswith(("sparse_export/graph/", "sparse_export/sparsity/")):
+                calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+                named = [call for call in calls if getattr(call.func, "attr", "") == "argmax"]
+                if any(call.args or call.keywords for call in named):
+                    found.add(name)
+    assert found == {"sparse_export/data/labels.py"}

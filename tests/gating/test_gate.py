@@ -434,3 +434,10 @@ def test_an_unknown_name_that_breaks_a_link_is_told_as_it_was(passed: Gate) -> N
     broken = replace(passed.links[4], outcome="broken", error="UnknownNameError", reason="No such thing.")
     with pytest.raises(UsageError, match="The link 'accuracy' is broken: No such thing"):
         check_gate(replace(passed, links=(broken,)))
+
+
+def test_labels_that_do_not_fit_the_outputs_break_the_link_of_accuracy(copied: Path, dense: Bundle) -> None:
+    model = artefact.read_bundle_info(copied).model
+    rewrite(copied, model=replace(model, n_classes=5))
+    reason = broken_at(gate(copied, dense.path, n_threads=1), "accuracy", 2)
+    assert "The labels of the test set of digits run from 0 to 9, outside the class numbers 0 to 4" in reason

@@ -145,7 +145,7 @@ def test_a_comparison_without_accuracies_has_a_page_too(made: Made, tmp_path: Pa
     )
     text = write_report(tmp_path / "report.html", nothing, made.dense, made.sparse).read_text()
     assert titles(text) == TITLES[1:]
-    assert "accuracy, not known" in text
+    assert "accuracy, not measured" in text
 
 
 def test_times_of_layers_are_shown_where_they_were_measured_and_not_denied(made: Made) -> None:
