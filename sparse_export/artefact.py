@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparse_export.errors import ArtefactError, UsageError
-from sparse_export.files import json_bytes, sha256_file, write_json
+from sparse_export.files import json_bytes, put_back, sha256_file, write_json
 from sparse_export.listed import FileFact as FileFact  # noqa: PLC0414 - handed on by this module
 from sparse_export.listed import file_facts as file_facts  # noqa: PLC0414 - handed on by this module
 from sparse_export.listed import listed_bytes, listed_file, listed_graph, require_listed
@@ -635,6 +635,7 @@ def read_document(path: Path, kind: str, cls: type[Any]) -> Any:
 
 
 def _described(path: Path, file: str, kind: str, made_by: str) -> Path:
+    put_back(path)
     if not path.exists():
         raise UsageError(
             f"{path} does not exist.", expected=f"A {kind} folder, made by `{made_by}`, was expected."

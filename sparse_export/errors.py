@@ -12,6 +12,7 @@ line ends with.
     ├── ServerFailed               1   an inference server ended, or does not become ready
     ├── UsageError                 2   what was asked for cannot be meant
     │   ├── RecipeError            2
+    │   ├── FolderInUse            2   another process is writing there
     │   └── UnknownNameError       2   no such model, data set, recipe, runtime …
     ├── GateFailed                 3   accuracy, parity or pattern is not what was promised
     ├── SpeedupNotReached          4
@@ -25,6 +26,7 @@ line ends with.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class SparseExportError(Exception):
@@ -57,6 +59,15 @@ class OutputError(SparseExportError):
     """A result could not be written; nothing half-written is left behind."""
 
 
+def output_error(path: Path, cause: OSError) -> OutputError:
+    """An OutputError for a failed write to `path`, with the system's reason."""
+    return OutputError(
+        f"Cannot write {path}: {cause.strerror or cause}.",
+        expected="A folder with room that this user may write to was expected.",
+        do="Choose another place with --out, or make room there.",
+    )
+
+
 class TrainingDiverged(SparseExportError):  # noqa: N818 - named by what happened, like KeyboardInterrupt
     """The loss became NaN or infinite."""
 
@@ -85,6 +96,10 @@ class UsageError(SparseExportError, ValueError):
 
 class RecipeError(UsageError):
     """A recipe does not say what a recipe can say."""
+
+
+class FolderInUse(UsageError):  # noqa: N818 - named by what happened
+    """Another process is writing the folder that was asked for."""
 
 
 class UnknownNameError(UsageError):

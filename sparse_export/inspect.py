@@ -38,7 +38,7 @@ from sparse_export.artefact import (
     verify_files,
 )
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
-from sparse_export.files import sha256_file
+from sparse_export.files import put_back, sha256_file
 
 if TYPE_CHECKING:
     import onnx
@@ -294,6 +294,7 @@ def inspect(path: str | Path) -> Inspection:
     these, and for another file of a run or a bundle; ArtefactError for a description or a graph that cannot be read.
     """
     path = Path(path)
+    put_back(path)
     if path.is_dir() and (path / RUN_FILE).is_file():
         return _of_run(path)
     if path.is_dir() and (path / BUNDLE_FILE).is_file():

@@ -20,6 +20,7 @@ EXIT_CODES = {
     "UsageError": 2,
     "RecipeError": 2,
     "UnknownNameError": 2,
+    "FolderInUse": 2,
     "GateFailed": 3,
     "SpeedupNotReached": 4,
     "MissingCapability": 5,

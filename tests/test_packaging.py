@@ -40,7 +40,17 @@ LINES = (
     {"fitting"},
     {"train", "runtime", "engine"},
     {"graph", "models", "data"},
-    {"artefact", "listed", "trust", "files", "sparsity", "offline", "onnxruntime_import"},
+    {
+        "artefact",
+        "listed",
+        "trust",
+        "files",
+        "locks",
+        "exchange",
+        "sparsity",
+        "offline",
+        "onnxruntime_import",
+    },
     {"errors", "telemetry"},
 )
 SIDEWAYS = {
@@ -52,6 +62,8 @@ SIDEWAYS = {
     ("artefact", "listed"): "a description is what lists the files of its folder",
     ("listed", "files"): "hashes, the same",
     ("trust", "files"): "the store is written whole",
+    ("files", "locks"): "a folder is written by one process at a time",
+    ("files", "exchange"): "a folder is replaced by one exchange of names",
     ("building", "measure"): "layers of engines are timed while the bundle that tells of them is written",
     ("validation", "building"): "the network of a run is made the same way in both",
     ("validation", "measure"): "the interval of a difference is a formula of measure.statistics",

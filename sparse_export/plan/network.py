@@ -12,6 +12,7 @@ from sparse_export import models
 from sparse_export.artefact import open_run
 from sparse_export.building import network_of_run
 from sparse_export.errors import MissingCapability, UsageError
+from sparse_export.files import put_back
 from sparse_export.graph.fold import fold_batch_norm
 from sparse_export.plan.layers import Product, products_of
 from sparse_export.plan.planning import Plan, make_plan
@@ -153,6 +154,7 @@ def _network(
     model: str | Path, trust: str | None
 ) -> tuple[torch.nn.Module, str | None, tuple[int, ...], str]:
     """The network, its name, the shape of one sample, and whose weights it has."""
+    put_back(Path(model))
     if Path(model).is_dir():
         run = open_run(Path(model))
         return (

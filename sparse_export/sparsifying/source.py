@@ -12,7 +12,7 @@ from sparse_export import models
 from sparse_export.artefact import RUN_FILE, Run, open_run
 from sparse_export.building import masks_of_run, network_of_run
 from sparse_export.errors import UsageError
-from sparse_export.files import sha256_file
+from sparse_export.files import put_back, sha256_file
 from sparse_export.models.weights import load_weights, pretrained
 
 
@@ -35,6 +35,7 @@ def run_of(model: str) -> Run | None:
     Raises UsageError when it is neither, ArtefactError for a run that is damaged or not finished.
     """
     folder = Path(model)
+    put_back(folder)
     if (folder / RUN_FILE).is_file():
         run = open_run(folder)
         if run.info.model.name is None:
