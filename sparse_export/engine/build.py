@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from sparse_export.errors import (
     SparseExportError,
     UsageError,
 )
-from sparse_export.files import move_file, output_error, write_bytes
+from sparse_export.files import move_file, output_error, temporary_folder, write_bytes
 from sparse_export.graph.pack24 import dense_from_file
 from sparse_export.telemetry import telemetry_environment
 
@@ -102,8 +101,7 @@ def build_engine(
     An interruption cancels the build and leaves nothing behind.
     """
     name, shape = _input(model)
-    with tempfile.TemporaryDirectory(prefix="sparse-export-") as folder:
-        work = Path(folder)
+    with temporary_folder() as work:
         _save(model, work / "model.onnx")
         if timing_cache:
             (work / "timing.cache").write_bytes(timing_cache)

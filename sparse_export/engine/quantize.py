@@ -8,9 +8,7 @@ made from the same ranges: NVIDIA's convention is E4M3 with the largest magnitud
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import GateFailed, UsageError
+from sparse_export.files import temporary_folder
 from sparse_export.graph.constants import Array
 from sparse_export.graph.verify import graph_layers
 from sparse_export.onnxruntime_import import load_onnxruntime
@@ -82,8 +81,8 @@ def _int8(model: onnx.ModelProto, samples: Sequence[np.ndarray]) -> onnx.ModelPr
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     loud = logging.getLogger().level
-    with tempfile.TemporaryDirectory(prefix="sparse-export-") as folder:
-        out = Path(folder) / "int8.onnx"
+    with temporary_folder() as folder:
+        out = folder / "int8.onnx"
         try:
             logging.getLogger().setLevel(logging.ERROR)  # it advises to pre-process, which the export did
             quantization.quantize_static(

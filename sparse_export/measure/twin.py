@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from sparse_export.engine.bundle import EngineProgress, Engines
 from sparse_export.engine.options import EngineOptions
 from sparse_export.engine.tactics import kernels_from_inspection
 from sparse_export.errors import EngineBuildFailed, MissingCapability, SparseExportError
-from sparse_export.files import sha256_file, write_json
+from sparse_export.files import sha256_file, temporary_folder, write_json
 from sparse_export.measure.layer_times import TimedLayers, compare_layers
 from sparse_export.measure.layer_worker import timed_from_document
 
@@ -110,8 +109,8 @@ def _of_engine(
         None if progress is None else (lambda state: progress(f"{fact.target} without sparse kernels", state))
     )
     cache = None if fact.timing_cache is None else (stage / fact.timing_cache).read_bytes()
-    with tempfile.TemporaryDirectory(prefix="sparse-export-") as folder:
-        twin = Path(folder) / "dense.engine"
+    with temporary_folder() as folder:
+        twin = folder / "dense.engine"
         built = build_engine(
             model,
             twin,
@@ -148,8 +147,7 @@ def _not_timed(batch: int, note: str) -> EngineTimes:
 
 def timed_in_child(engines: Mapping[str, Path], fact: EngineFact, batch: int) -> dict[str, TimedLayers]:
     """Time engines in a process of its own. Raises MissingCapability, or EngineBuildFailed when that crashed."""
-    with tempfile.TemporaryDirectory(prefix="sparse-export-") as folder:
-        work = Path(folder)
+    with temporary_folder() as work:
         for at, path in enumerate(engines.values()):
             (work / f"{at}.engine").symlink_to(path.absolute())
         request = {

@@ -8,9 +8,9 @@ may be what a session of another process is about to vouch for.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from pathlib import Path
 from sparse_export import trust
 from sparse_export.artefact import BUNDLE_FILE, CACHE_FOLDER
 from sparse_export.errors import SparseExportError
-from sparse_export.files import cache_folder, output_error, sha256_file
+from sparse_export.files import cache_folder, output_error, sha256_file, temporary_folder
 
 __all__ = ["EngineCache", "cache_for", "open_cache"]
 
@@ -85,8 +85,9 @@ def open_cache(model_path: Path) -> EngineCache:
             else _why_not_there((cache.path.parent.parent, cache.path.parent, cache.path))
         )
         if why is not None:
-            alone = Path(tempfile.mkdtemp(prefix="sparse-export-engines-"))
-            atexit.register(shutil.rmtree, alone, ignore_errors=True)
+            until_the_end = contextlib.ExitStack()
+            alone = until_the_end.enter_context(temporary_folder("engines"))
+            atexit.register(until_the_end.close)
             note = f"onnxruntime's TensorRT engines are built anew each time, since {cache.path} {why}."
             cache = EngineCache(path=alone, in_bundle=False, note=note)
     except OSError as cause:

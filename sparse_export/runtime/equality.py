@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx
 
 from sparse_export.errors import GateFailed
+from sparse_export.files import temporary_folder
 from sparse_export.graph.verify import graph_layers
 from sparse_export.runtime.onnxruntime import open_session
 
@@ -47,8 +46,8 @@ def require_same_output(
     tolerance = float_tolerance(before)
     generator = np.random.default_rng(_SEED)
     worst = 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / name for name in ("before.onnx", "after.onnx")]
+    with temporary_folder() as folder:
+        files = [folder / name for name in ("before.onnx", "after.onnx")]
         for file, model in zip(files, (before, after), strict=True):
             file.write_bytes(model.SerializeToString())
         with open_session(files[0]) as first, open_session(files[1]) as second:

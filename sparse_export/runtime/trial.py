@@ -12,14 +12,13 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sparse_export import trust
 from sparse_export.artefact import BUNDLE_FILE, GOLDEN_INPUT, Bundle, file_of
 from sparse_export.errors import ArtefactError, MissingCapability, OutputError, SparseExportError
-from sparse_export.files import sha256_file
+from sparse_export.files import sha256_file, temporary_folder
 
 __all__ = ["require_tried"]
 
@@ -86,8 +85,7 @@ def _try(
         "provider": provider,
         "limit_s": limit_s,
     }
-    with tempfile.TemporaryDirectory(prefix="sparse-export-") as folder:
-        work = Path(folder)
+    with temporary_folder() as work:
         (work / "request.json").write_text(json.dumps(request))
         try:
             ended = subprocess.run(

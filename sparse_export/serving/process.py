@@ -19,7 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparse_export.errors import MissingCapability, OutputError, UsageError
+from sparse_export.errors import FolderInUse, MissingCapability, OutputError, UsageError
+from sparse_export.files import temporary_folder
+from sparse_export.locks import locked
 from sparse_export.serving.server_files import ServerFiles, python_backend
 from sparse_export.serving.settings import HOST_CODE
 from sparse_export.telemetry import telemetry_environment
@@ -100,28 +102,31 @@ def work_folder() -> Iterator[WorkFolder]:
             expected="A temporary folder named with A-Z, a-z, 0-9, _, ., - and / was expected.",
             do="Set TMPDIR to another folder.",
         )
-    try:
-        path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=os.path.realpath(base)))
-    except OSError as cause:
-        raise OutputError(f"Cannot make a folder in {base}: {cause.strerror}.", do="Set TMPDIR.") from cause
-    folder = WorkFolder(path=path)
-    try:
-        for part in (folder.repository, folder.staging, folder.activity):
-            part.mkdir()
-        yield folder
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        _remove_shared_memory(os.getpid())
+    with temporary_folder(f"serve-{os.getpid()}", Path(os.path.realpath(base))) as path:
+        folder = WorkFolder(path=path)
+        try:
+            for part in (folder.repository, folder.staging, folder.activity):
+                part.mkdir()
+            yield folder
+        finally:
+            _remove_shared_memory(os.getpid())
 
 
 def _sweep() -> None:
-    """Remove what an earlier `serve` of this user left that was killed before it could."""
+    """Remove what an earlier `serve` of this user left that was killed before it could.
+
+    A folder whose lock is held belongs to one that lives, though its process may not be seen from this container.
+    """
     for base in (Path(tempfile.gettempdir()), _SHARED_MEMORY):
         for path in base.glob(f"{_PREFIX}*"):
             match = re.match(rf"{_PREFIX}(\d+)-", path.name)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, OutputError, FolderInUse):
                 if match and path.stat().st_uid == os.getuid() and not Path(f"/proc/{match[1]}").exists():
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    if path.is_dir():
+                        with locked(path, wait_s=0.0):
+                            shutil.rmtree(path)
+                    else:
+                        path.unlink()
 
 
 def _remove_shared_memory(pid: int) -> None:

@@ -8,13 +8,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sparse_export.errors import MissingCapability, OutputError
-from sparse_export.files import staged_folder
+from sparse_export.files import staged_folder, temporary_folder
 from sparse_export.trust import store_path
 
 __all__ = ["ServerFiles", "find_server", "install_folder", "install_server"]
@@ -158,8 +157,8 @@ def install_server(on_progress: Callable[[str], None]) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as cause:
         raise OutputError(f"Cannot make {target.parent}: {cause.strerror}.") from cause
-    with staged_folder(target) as stage, tempfile.TemporaryDirectory() as folder:
-        wanted = Path(folder) / "server.txt"
+    with staged_folder(target) as stage, temporary_folder() as folder:
+        wanted = folder / "server.txt"
         wanted.write_text(f"{_PACKAGE}=={_VERSION} --hash=sha256:{_SHA256}\n")
         words = ["install", "--no-deps", "--require-hashes", "--only-binary=:all:", "--no-compile", "--quiet"]
         words += ["--disable-pip-version-check", "--no-input", "--target", str(stage), "-r", str(wanted)]
