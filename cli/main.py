@@ -6,9 +6,13 @@ import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any, NoReturn
 
 from sparse_export.cli._click import Group, click
@@ -40,6 +44,7 @@ COMMANDS = {
 }
 
 _INTERRUPTED = 130
+_SAME_ORDER_S = 1.0
 _YES = {"1", "true", "t", "yes", "y", "on"}
 # What a disk, a folder or its owner refuses. Other system errors are faults of the program: they keep a traceback.
 _REFUSALS = {
@@ -98,7 +103,37 @@ class LazyGroup(Group):
 
         if not standalone_mode:
             return call()
-        sys.exit(_exit_code(call, output, as_json=_json_is_asked_for(words)))
+        with _sigterm_interrupts():
+            code = _exit_code(call, output, as_json=_json_is_asked_for(words))
+        sys.exit(code)
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: children are ended, temporary files removed.
+
+    Training and `serve` answer it in their own way while they run. A second one that comes at once is the same
+    order: `timeout` sends it to the process, then to its group.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+    ordered = -_SAME_ORDER_S
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal ordered
+        before, ordered = ordered, time.monotonic()
+        if ordered - before > _SAME_ORDER_S:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _json_is_asked_for(words: Sequence[str]) -> bool:
@@ -177,7 +212,7 @@ def _print_versions(ctx: click.Context, _: click.Parameter, asked: bool) -> None
     invoke_without_command=True,
     epilog=(
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a gate failed, 4 required speed-up not reached, 5 this machine "
-        "lacks what was asked for, 6 an artefact is corrupt or not trusted, 130 interrupted."
+        "lacks what was asked for, 6 an artefact is corrupt or not trusted, 130 interrupted (Ctrl-C, SIGTERM)."
     ),
     context_settings={"help_option_names": ["-h", "--help"]},
 )

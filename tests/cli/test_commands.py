@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -273,3 +275,44 @@ def test_gate_ends_with_the_code_of_the_broken_link_after_its_results(
 def test_gate_of_what_is_not_there_leaves_no_folder(made: Made, call: Call, tmp_path: Path) -> None:
     result = call("gate", tmp_path / "nothing", "--against", made.dense, "--out", tmp_path / "results")
     assert (result.exit_code, (tmp_path / "results").exists()) == (2, False)
+
+
+_MOMENTS = {  # command -> a function that it calls when it has temporary files
+    "build": "sparse_export.building.bundle.write_golden",
+    "build engine": "sparse_export.engine.build._run",
+    "sparsify": "sparse_export.sparsifying.steps.finish_run",
+    "package": "sparse_export.serving.package.check_deployment",
+}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(name, marks=[pytest.mark.tensorrt] * name.endswith("engine")) for name in _MOMENTS],
+)
+def test_sigterm_ends_a_command_with_130_and_leaves_no_temporary_file(
+    command: str, made: Made, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, temporary = tmp_path / "place" / "out", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    seen: list[str] = []
+
+    def terminated(*_: object, **__: object) -> None:
+        seen.extend(path.name for folder in (temporary, out.parent) for path in folder.iterdir())
+        for _time in range(2):  # as `timeout` does, to the process and to its group
+            os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(_MOMENTS[command], terminated)
+    words: dict[str, tuple[object, ...]] = {
+        "build": ("build", made.sparse_run),
+        "build engine": ("build", made.sparse_run, "--target", "tensorrt-rtx"),
+        "sparsify": ("sparsify", made.dense_run, "--data", "none"),
+        "package": ("package", made.sparse, "--runtime", "python"),
+    }
+    result = call(*words[command], "--out", out, "--json")
+    assert (result.exit_code, _document(result)["error"]["message"]) == (130, "Interrupted.")
+    assert any(name.endswith(".tmp") for name in seen)
+    assert any(name.startswith("sparse-export-work-") for name in seen) == (command == "build engine")
+    assert (list(temporary.iterdir()), list(out.parent.iterdir())) == ([], [])
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
