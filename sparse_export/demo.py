@@ -15,7 +15,7 @@ from sparse_export.building import build
 from sparse_export.comparison import Comparison, compare, write_results
 from sparse_export.engine import door
 from sparse_export.errors import MissingCapability, UsageError
-from sparse_export.files import require_writable
+from sparse_export.files import claimed, require_writable
 from sparse_export.report import write_report
 from sparse_export.train.loop import train
 from sparse_export.train.observer import Observer
@@ -60,45 +60,46 @@ def demo(
 
     out: folder for everything; one that an earlier demo made is replaced, any other must be new or empty.
     observe: gives the observer of a training run, by its label.  say: is told of each stage.
-    Raises UsageError, OutputError, GateFailed.
+    Raises UsageError, FolderInUse, OutputError, GateFailed.
     """
-    _prepare(out)
-    bundles: dict[str, Bundle] = {}
-    validations: dict[str, Validation] = {}
-    for kind, (changes, form) in _KINDS.items():
-        recipe = load_recipe(RECIPE, changes=changes)
-        with observe(kind) as observer:
-            run: Run = train(recipe, out / "runs" / kind, device="cpu", observer=observer)
-        say(f"building {kind}")
-        targets = ["onnx", *(_engine_targets(say) if form == "packed" else ())]
-        bundles[kind] = build(run, out / "bundles" / kind, targets=targets, onnx=form)
-        say(f"validating {kind}")
-        # A graph on the CPU flips no sample; an engine may flip one or another.
-        engine_runs = bool(bundles[kind].info.engines) and door.gpu() is not None
-        validations[kind] = validate(bundles[kind], max_drop=_ENGINE_DROP if engine_runs else 0.0)
-        check_gates(validations[kind])
-    info = bundles["dense"].info
-    samples = None if info.data is None else data.load_test_set(info.data, info.model.input_shape)
-    comparisons: dict[str, Comparison] = {}
-    reports: dict[str, Path] = {}
-    for kind in _KINDS:
-        if kind != "dense":
-            say(f"comparing dense with {kind}")
-            comparisons[kind] = compare(
-                bundles["dense"], bundles[kind], samples=samples, n_threads=1, runtime="onnxruntime-cpu"
-            )
-            folder = out / "results" / kind
-            write_results(folder, comparisons[kind])
-            reports[kind] = write_report(
-                folder / REPORT_FILE, comparisons[kind], bundles["dense"], bundles[kind]
-            )
-    return Demo(
-        bundles=bundles,
-        validations=validations,
-        comparisons=comparisons,
-        reports=reports,
-        results=out / "results",
-    )
+    with claimed(out):
+        _prepare(out)
+        bundles: dict[str, Bundle] = {}
+        validations: dict[str, Validation] = {}
+        for kind, (changes, form) in _KINDS.items():
+            recipe = load_recipe(RECIPE, changes=changes)
+            with observe(kind) as observer:
+                run: Run = train(recipe, out / "runs" / kind, device="cpu", observer=observer)
+            say(f"building {kind}")
+            targets = ["onnx", *(_engine_targets(say) if form == "packed" else ())]
+            bundles[kind] = build(run, out / "bundles" / kind, targets=targets, onnx=form)
+            say(f"validating {kind}")
+            # A graph on the CPU flips no sample; an engine may flip one or another.
+            engine_runs = bool(bundles[kind].info.engines) and door.gpu() is not None
+            validations[kind] = validate(bundles[kind], max_drop=_ENGINE_DROP if engine_runs else 0.0)
+            check_gates(validations[kind])
+        info = bundles["dense"].info
+        samples = None if info.data is None else data.load_test_set(info.data, info.model.input_shape)
+        comparisons: dict[str, Comparison] = {}
+        reports: dict[str, Path] = {}
+        for kind in _KINDS:
+            if kind != "dense":
+                say(f"comparing dense with {kind}")
+                comparisons[kind] = compare(
+                    bundles["dense"], bundles[kind], samples=samples, n_threads=1, runtime="onnxruntime-cpu"
+                )
+                folder = out / "results" / kind
+                write_results(folder, comparisons[kind])
+                reports[kind] = write_report(
+                    folder / REPORT_FILE, comparisons[kind], bundles["dense"], bundles[kind]
+                )
+        return Demo(
+            bundles=bundles,
+            validations=validations,
+            comparisons=comparisons,
+            reports=reports,
+            results=out / "results",
+        )
 
 
 def _engine_targets(say: Callable[[str], None]) -> tuple[str, ...]:

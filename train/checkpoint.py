@@ -42,12 +42,6 @@ class Position:
     metrics_bytes: int = 0
 
 
-def remove_leftovers(run: Path) -> None:
-    """Remove what a process that was killed while writing the state left behind."""
-    for leftover in state_path(run).parent.glob(".*.tmp"):
-        leftover.unlink()
-
-
 def state_path(run: Path) -> Path:
     return run / "resume" / "state.safetensors"
 

@@ -113,6 +113,13 @@ def torchrun_world_size() -> int:
     return int(text)
 
 
+def is_first_process() -> bool:
+    """Is this the process that writes the run? Known before `joined`. Raises UsageError as `torchrun_world_size` does."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    return torchrun_world_size() == 1 or os.environ.get("RANK", "0") == "0"
+
+
 def was_restarted() -> bool:
     """Did torchrun start these processes again after some of them failed (--max-restarts)?"""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")

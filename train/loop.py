@@ -13,9 +13,17 @@ from sparse_export.artefact import Run, RunInfo
 from sparse_export.data.pictures import workers_watched
 from sparse_export.errors import ArtefactError, MissingCapability, RecipeError, UsageError
 from sparse_export.files import sha256_file
-from sparse_export.train.distributed import ALONE, World, joined, others_reachable, was_restarted
+from sparse_export.train.distributed import (
+    ALONE,
+    World,
+    is_first_process,
+    joined,
+    others_reachable,
+    was_restarted,
+)
 from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.recipe import Recipe, load_recipe, recipe_from_table
+from sparse_export.train.run_folder import claimed_run
 from sparse_export.train.session import Session
 from sparse_export.train.starting_point import StartingPoint
 from sparse_export.train.stopping import cpu_settings, stop_signals
@@ -47,24 +55,61 @@ def train(
     run, and all of them need to see its folder in order to resume. A run may be resumed by another number of
     processes, and on another kind of device. Processes that torchrun has started anew resume by themselves.
 
-    Raises UsageError, DataNotFound, OutputError, TrainingDiverged (the last good state is kept), Interrupted on
+    One process at a time writes a run, under torchrun rank 0 for all of them: see `sparse_export.locks`.
+
+    Raises UsageError, FolderInUse, DataNotFound, OutputError, TrainingDiverged (the last good state is kept), Interrupted on
     SIGINT or SIGTERM (after saving), ProcessLost and RanksDiverged under torchrun, NotTrustedError.
     """
     out = Path(out)
     if was_restarted() and (out / artefact.RUN_FILE).is_file():
         resume = True
-    earlier = artefact.read_run_info(out) if resume else None
-    if earlier is not None:
-        if earlier.status == "complete":
+    if resume and artefact.read_run_info(out).status == "complete":
+        return artefact.open_run(out)  # nothing is written, so nothing is locked
+    if not resume:
+        if recipe is None:
+            raise UsageError(
+                "No recipe was given.", expected="A recipe, or --resume with a run, was expected."
+            )
+        if not isinstance(recipe, Recipe):
+            recipe = load_recipe(recipe)
+    with claimed_run(out) if is_first_process() else nullcontext():
+        earlier = artefact.read_run_info(out) if resume else None
+        if earlier is not None and earlier.status == "complete":  # while this process waited for the lock
             return artefact.open_run(out)
+        return _train(
+            recipe if isinstance(recipe, Recipe) else None,
+            out,
+            earlier,
+            data_dir=data_dir,
+            download=download,
+            device=device,
+            workers=workers,
+            trust=trust,
+            observer=observer,
+            start=start,
+        )
+
+
+def _train(
+    recipe: Recipe | None,
+    out: Path,
+    earlier: RunInfo | None,
+    *,
+    data_dir: Path | None,
+    download: bool,
+    device: str,
+    workers: int | None,
+    trust: str | None,
+    observer: Observer | None,
+    start: StartingPoint | None,
+) -> Run:
+    """`train`, into a folder that this process holds. earlier: of the run to go on with."""
+    if earlier is not None:
         recipe = _recorded_recipe(earlier, out)
         if models.is_factory(recipe.model):
             digest = sha256_file(out / artefact.RUN_FILE)
             trust_store.require(digest, f"the factory {recipe.model} in {out}", given=trust)
-    elif recipe is None:
-        raise UsageError("No recipe was given.", expected="A recipe, or --resume with a run, was expected.")
-    elif not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe)
+    assert recipe is not None  # `train` saw to it
     if workers is not None:
         recipe = recipe_from_table(
             {**recipe.model_dump(mode="json"), "workers": workers}, source="with --workers"

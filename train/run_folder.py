@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +14,16 @@ from torch import Tensor, nn
 from sparse_export import artefact, trust
 from sparse_export.artefact import MASKS_FILE, WEIGHTS_FILE, Run, RunInfo
 from sparse_export.errors import UsageError
-from sparse_export.files import write_bytes
+from sparse_export.files import claimed, is_leftover, remove_leftovers, write_bytes
 from sparse_export.models import is_factory
+from sparse_export.train.checkpoint import state_path
 
 
 def require_empty(folder: Path) -> None:
-    """Raise UsageError when the folder holds something; what a killed write left of `run.json` is removed."""
-    if folder.is_dir():
-        for leftover in folder.glob(f".{artefact.RUN_FILE}.*.tmp"):
-            leftover.unlink()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    """Raise UsageError when the folder holds more than what a killed process left of a file."""
+    if folder.exists() and (
+        not folder.is_dir() or any(not is_leftover(entry.name) for entry in folder.iterdir())
+    ):
         found = "a run" if (folder / artefact.RUN_FILE).is_file() else "something else"
         raise UsageError(
             f"{folder} already holds {found}.",
@@ -30,6 +31,18 @@ def require_empty(folder: Path) -> None:
             do="Choose another one with --out"
             + (", or go on with this run by --resume." if found == "a run" else "."),
         )
+
+
+@contextmanager
+def claimed_run(folder: Path) -> Iterator[None]:
+    """Hold a run's folder that is to be written, without the files that killed processes left in it unfinished.
+
+    Raises FolderInUse where another process is writing it, and OutputError.
+    """
+    with claimed(folder):
+        for place in (folder, state_path(folder).parent):
+            remove_leftovers(place)
+        yield
 
 
 def write_run_info(folder: Path, info: RunInfo) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sparse_export.artefact import Accuracy, LayerFact, Run, RunInfo, SpeedFact
 from sparse_export.errors import ArtefactError, Interrupted, UsageError
 from sparse_export.models.weights import put_state
-from sparse_export.train.checkpoint import Position, load_state, remove_leftovers, save_state, state_path
+from sparse_export.train.checkpoint import Position, load_state, save_state, state_path
 from sparse_export.train.device_limits import require_possible
 from sparse_export.train.distributed import Agreement, World, masks_sha256
 from sparse_export.train.divergence import FiniteNumbers
@@ -179,9 +179,6 @@ class Session:
         self.info = replace(
             self.info, n_threads=self.n_threads, created=earlier.created, command=earlier.command
         )
-        if self.world.is_first:
-            remove_leftovers(self.out)
-        self.world.wait()
         if state_path(self.out).is_file():
             self.position = load_state(self.out, self.model, self.optimizer, self.sparse, self.ema)
         elif earlier.method.startswith(STARTED):

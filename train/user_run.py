@@ -15,7 +15,7 @@ from sparse_export.artefact import Accuracy, ModelFact, Run, RunInfo
 from sparse_export.errors import UsageError
 from sparse_export.files import staged_folder
 from sparse_export.models.modes import modes_kept
-from sparse_export.train.run_folder import finish_run, require_empty
+from sparse_export.train.run_folder import claimed_run, finish_run, require_empty
 
 if TYPE_CHECKING:
     from sparse_export.train.sparse_training import SparseTraining
@@ -63,10 +63,11 @@ def save_user_run(
         )
     if seen.n_classes is None:
         seen.n_classes = _n_classes(trainer.model, shape, next(iter(trainer.masks)))
-    require_empty(folder)
     info = _info(trainer, ModelFact(name=model, input_shape=shape, n_classes=seen.n_classes), test)
-    with staged_folder(folder) as stage:
-        run = finish_run(stage, trainer.model, trainer.masks, info)
+    with claimed_run(folder):
+        require_empty(folder)
+        with staged_folder(folder) as stage:
+            run = finish_run(stage, trainer.model, trainer.masks, info)
     return replace(run, path=folder)
 
 

@@ -19,13 +19,14 @@ from sparse_export.building.golden import GOLDEN_INPUT, GOLDEN_OUTPUT, require_p
 from sparse_export.building.graph import MadeGraph, graph_of_run
 from sparse_export.building.manifest import bundle_info, layers_document
 from sparse_export.building.model_files import MODEL_FILE, model_files
+from sparse_export.building.replaceable import require_replaceable
 from sparse_export.building.request import BuildRequest, PossibleBuild, possible_build
 from sparse_export.engine.bundle import EngineProgress, Engines, add_engines
 from sparse_export.engine.options import EngineOptions, Precision
 from sparse_export.engine.plan import BuildPlan, planned_build
 from sparse_export.engine.precision import TOLERANCE
 from sparse_export.errors import SparseExportError
-from sparse_export.files import require_writable, sha256_file, staged_folder, write_bytes, write_json
+from sparse_export.files import claimed, require_writable, sha256_file, staged_folder, write_bytes, write_json
 from sparse_export.fitting import ORDERS_FILE, measured
 from sparse_export.graph.lossless import Gather
 from sparse_export.measure.twin import TimedEngines, time_engines
@@ -74,7 +75,7 @@ def build(
 
     The ONNX file just written is run by onnxruntime on the golden input before anything takes its name.
     The digest of the manifest is remembered as this user's own.
-    Raises UsageError, ArtefactError, NotTrustedError, OutputError, or GateFailed when the graph or its output is
+    Raises UsageError, FolderInUse, ArtefactError, NotTrustedError, OutputError, or GateFailed when the graph or its output is
     not that of the network, or when no weight is 2:4 that could be packed.  MissingCapability or EngineBuildFailed
     for a target that could not be built comes last: the bundle is there, with the others.
     """
@@ -107,27 +108,29 @@ def build_as_asked(
     folder, module = (Path(run.path), run.module) if isinstance(run, Run) else (Path(run), None)
     possible = possible_build(folder, out, asked)
     require_writable(possible.target.absolute().parent)
-    opened = Run(path=folder, info=possible.info, module=module)
-    made = graph_of_run(opened, asked, possible.wanted, data_dir=data_dir, trust=trust)
-    files = model_files(made.model, asked.onnx)
-    with staged_folder(possible.target) as stage:
-        _write_models(stage, files, made, asked.precision)
-        built, timed = _add_engines(stage, made, possible, asked, progress)
-        write_json(stage / LAYERS_FILE, layers_document(made.layers, built, timed))
-        names = [*files, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT, *built.files, *timed.files]
-        fitted = _write_orders(stage, made, asked, possible.info, data_dir)
-        if fitted is not None:
-            names.append(ORDERS_FILE)
-        info = bundle_info(
-            opened,
-            made,
-            precision=asked.precision,
-            built=built,
-            fitted=fitted,
-            files=file_facts(stage, names),
-        )
-        save_bundle_info(stage, info)
-        remember(sha256_file(stage / BUNDLE_FILE))
+    with claimed(possible.target):
+        require_replaceable(possible.target)  # now that nobody else writes there
+        opened = Run(path=folder, info=possible.info, module=module)
+        made = graph_of_run(opened, asked, possible.wanted, data_dir=data_dir, trust=trust)
+        files = model_files(made.model, asked.onnx)
+        with staged_folder(possible.target) as stage:
+            _write_models(stage, files, made, asked.precision)
+            built, timed = _add_engines(stage, made, possible, asked, progress)
+            write_json(stage / LAYERS_FILE, layers_document(made.layers, built, timed))
+            names = [*files, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT, *built.files, *timed.files]
+            fitted = _write_orders(stage, made, asked, possible.info, data_dir)
+            if fitted is not None:
+                names.append(ORDERS_FILE)
+            info = bundle_info(
+                opened,
+                made,
+                precision=asked.precision,
+                built=built,
+                fitted=fitted,
+                files=file_facts(stage, names),
+            )
+            save_bundle_info(stage, info)
+            remember(sha256_file(stage / BUNDLE_FILE))
     _require_all_built({**built.failures, **timed.failures}, possible.out)
     return Bundle(path=possible.out, info=info)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sparse_export.artefact import GOLDEN_INPUT, GOLDEN_OUTPUT, bytes_of, command_line, file_facts, now
 from sparse_export.errors import UnknownNameError, UsageError
-from sparse_export.files import staged_folder, write_bytes, write_json
+from sparse_export.files import claimed, staged_folder, write_bytes, write_json
 from sparse_export.serving.containers import Container, container_for
 from sparse_export.serving.deployment import Deployment, deployment_files
 from sparse_export.serving.manifests import check_deployment
@@ -81,54 +81,59 @@ def package(
     `NAME-RUNTIME`.  image: reference that the Docker image gets, default the first bundle's name and manifest.
     trust: SHA-256 of the manifests of bundles from elsewhere whose engines may be packaged.
     Every config.pbtxt is parsed by Triton's own schema and every manifest checked before anything takes its name.
-    Raises UsageError, ArtefactError, NotTrustedError, MissingCapability or OutputError.
+    Raises UsageError, FolderInUse, ArtefactError, NotTrustedError, MissingCapability or OutputError.
     """
     settings = settings or ModelSettings()
     for runtime in runtimes:
         if runtime not in RUNTIMES:
             raise UnknownNameError("runtime", runtime, RUNTIMES)
     out = Path(out)
-    _require_replaceable(out)
-    served = [open_served(path, name) for path, name in zip(bundles, names, strict=True)]
-    require_distinct(served)
-    for one in served:
-        if not runtimes or {"tensorrt", "python"} & set(runtimes):
-            require_trusted_engines(one, trust)
-    notes = [f"{one.name}: left out {reason}" for one in served for reason in one.left_out]
-    chosen = {one.name: _chosen(one, runtimes, notes) for one in served}
-    container = (
-        _container(served, notes) if any("tensorrt" in c for c in chosen.values()) else container_for(None)
-    )
-    facts = _deployment(served, chosen, container, image, max_body_mb)
-    with staged_folder(out) as stage:
-        models = [
-            _write_model(stage, one, runtime, settings) for one in served for runtime in chosen[one.name]
-        ]
+    with claimed(out):
+        _require_replaceable(out)
+        served = [open_served(path, name) for path, name in zip(bundles, names, strict=True)]
+        require_distinct(served)
         for one in served:
-            for name in (GOLDEN_INPUT, GOLDEN_OUTPUT):
-                target = stage / "golden" / one.name / Path(name).name
-                write_bytes(target, bytes_of(one.bundle, name))
-        for name, text in deployment_files(facts).items():
-            check_deployment(name, text)
-            write_bytes(stage / name, text.encode())
-        for name, source_name in _CLIENTS.items():
-            (stage / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(_HERE / source_name, stage / name)
-        files = [str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file()]
-        document = {
-            "kind": "package",
-            "schema_version": 1,
-            "models": [asdict(model) for model in models],
-            "container": asdict(container),
-            "image": facts.image,
-            "settings": asdict(settings),
-            "notes": notes,
-            "command": command_line(),
-            "created": now(),
-            "files": {name: asdict(fact) for name, fact in file_facts(stage, files).items()},
-        }
-        write_json(stage / PACKAGE_FILE, document)
-    return Package(path=out, models=tuple(models), container=container, image=facts.image, notes=tuple(notes))
+            if not runtimes or {"tensorrt", "python"} & set(runtimes):
+                require_trusted_engines(one, trust)
+        notes = [f"{one.name}: left out {reason}" for one in served for reason in one.left_out]
+        chosen = {one.name: _chosen(one, runtimes, notes) for one in served}
+        container = (
+            _container(served, notes)
+            if any("tensorrt" in c for c in chosen.values())
+            else container_for(None)
+        )
+        facts = _deployment(served, chosen, container, image, max_body_mb)
+        with staged_folder(out) as stage:
+            models = [
+                _write_model(stage, one, runtime, settings) for one in served for runtime in chosen[one.name]
+            ]
+            for one in served:
+                for name in (GOLDEN_INPUT, GOLDEN_OUTPUT):
+                    target = stage / "golden" / one.name / Path(name).name
+                    write_bytes(target, bytes_of(one.bundle, name))
+            for name, text in deployment_files(facts).items():
+                check_deployment(name, text)
+                write_bytes(stage / name, text.encode())
+            for name, source_name in _CLIENTS.items():
+                (stage / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(_HERE / source_name, stage / name)
+            files = [str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file()]
+            document = {
+                "kind": "package",
+                "schema_version": 1,
+                "models": [asdict(model) for model in models],
+                "container": asdict(container),
+                "image": facts.image,
+                "settings": asdict(settings),
+                "notes": notes,
+                "command": command_line(),
+                "created": now(),
+                "files": {name: asdict(fact) for name, fact in file_facts(stage, files).items()},
+            }
+            write_json(stage / PACKAGE_FILE, document)
+        return Package(
+            path=out, models=tuple(models), container=container, image=facts.image, notes=tuple(notes)
+        )
 
 
 def _require_replaceable(out: Path) -> None:

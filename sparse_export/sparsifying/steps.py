@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparse_export import artefact
 from sparse_export.artefact import ModelFact, Run, RunInfo
-from sparse_export.files import require_writable, staged_folder, write_json
+from sparse_export.files import staged_folder, write_json
 from sparse_export.graph.oneshot import require_method
 from sparse_export.sparsifying.asked import (
     data_name,
@@ -30,7 +30,7 @@ from sparse_export.train.layers import layer_facts
 from sparse_export.train.loop import device_of
 from sparse_export.train.network import n_threads_for
 from sparse_export.train.observer import Observer
-from sparse_export.train.run_folder import finish_run, require_empty
+from sparse_export.train.run_folder import claimed_run, finish_run, require_empty
 from sparse_export.train.stopping import cpu_settings
 
 __all__ = ["CALIBRATION_SAMPLES", "Sparsified", "sparsify"]
@@ -85,7 +85,7 @@ def sparsify(
 
     A run that was trained sparse stays zero where it is zero. Interrupted fine-tuning goes on with
     `train(None, out, resume=True)`.
-    Raises UsageError, DataNotFound, MissingCapability (weights that cannot be fetched), ArtefactError,
+    Raises UsageError, FolderInUse, DataNotFound, MissingCapability (weights that cannot be fetched), ArtefactError,
     NotTrustedError, GateFailed (a permutation that changes the function), OutputError, and what training raises.
     """
     out, model = Path(out), str(model)
@@ -96,38 +96,40 @@ def sparsify(
     run = run_of(model)
     require_weights(model, run, weights)
     data = data_name(data, run, chosen, finetune=finetune, moving=moving, norms=norms)
-    require_empty(out)
-    require_writable(out.absolute().parent)
-    place = device_of(device)
-    recipe = (
-        None if data is None else feeding_recipe(model, run, data, input_shape, epochs=finetune, seed=seed)
-    )
-    stream = None if recipe is None else feed(recipe, data_dir, False, place, ALONE)
-    if stream is not None and run is not None and run.info.data is not None:
-        require_same_data(run, stream.fact)
-    n_classes = None if stream is None else stream.n_classes
-    source = open_source(model, run, weights, n_classes=n_classes, seed=seed, trust=trust)
-    require_usable_weights(source)
-    shape = input_shape_of(source, run, stream, input_shape)
-    n_outputs = n_outputs_of(source, shape, n_classes)
-    work = Work(source, shape, n_outputs, stream, place, calibration_samples, seed)
-    caps, reasons = work.caps(asked, keep_dense, planned_dense)
-    if moving:
-        require_patterns(work.masks, caps)
-    n_threads = n_threads_for(source.network, CALIBRATION_BATCH if recipe is None else recipe.batch_size)
-    with cpu_settings(n_threads):
-        work.stage("original", 0.0)
-        permuted = work.permute(caps, chosen) if permute else None
-        layers = work.prune(caps, reasons, chosen, permuted, norms=norms)
-    report = work.report(
-        layers, permuted, pattern=asked, method=chosen, permute=permute, moving=moving, epochs=finetune
-    )
-    if recipe is None or not finetune:
-        return Sparsified(run=_written(work, report, run, n_threads, out), report=report)
-    finished, report = fine_tuned(
-        work, report, recipe, out, moving=moving, data_dir=data_dir, device=device, observer=observer
-    )
-    return Sparsified(run=finished, report=report)
+    with claimed_run(out):
+        require_empty(out)
+        place = device_of(device)
+        recipe = (
+            None
+            if data is None
+            else feeding_recipe(model, run, data, input_shape, epochs=finetune, seed=seed)
+        )
+        stream = None if recipe is None else feed(recipe, data_dir, False, place, ALONE)
+        if stream is not None and run is not None and run.info.data is not None:
+            require_same_data(run, stream.fact)
+        n_classes = None if stream is None else stream.n_classes
+        source = open_source(model, run, weights, n_classes=n_classes, seed=seed, trust=trust)
+        require_usable_weights(source)
+        shape = input_shape_of(source, run, stream, input_shape)
+        n_outputs = n_outputs_of(source, shape, n_classes)
+        work = Work(source, shape, n_outputs, stream, place, calibration_samples, seed)
+        caps, reasons = work.caps(asked, keep_dense, planned_dense)
+        if moving:
+            require_patterns(work.masks, caps)
+        n_threads = n_threads_for(source.network, CALIBRATION_BATCH if recipe is None else recipe.batch_size)
+        with cpu_settings(n_threads):
+            work.stage("original", 0.0)
+            permuted = work.permute(caps, chosen) if permute else None
+            layers = work.prune(caps, reasons, chosen, permuted, norms=norms)
+        report = work.report(
+            layers, permuted, pattern=asked, method=chosen, permute=permute, moving=moving, epochs=finetune
+        )
+        if recipe is None or not finetune:
+            return Sparsified(run=_written(work, report, run, n_threads, out), report=report)
+        finished, report = fine_tuned(
+            work, report, recipe, out, moving=moving, data_dir=data_dir, device=device, observer=observer
+        )
+        return Sparsified(run=finished, report=report)
 
 
 def _written(work: Work, report: SparsifyReport, run: Run | None, n_threads: int, out: Path) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sparse_export.artefact import RUN_FILE, read_run_info
 from sparse_export.errors import SparseExportError, UsageError
+from sparse_export.files import claimed
 from sparse_export.sweep.cells import essence
 from sparse_export.sweep.earlier import recorded_recipe
 from sparse_export.train.loop import train
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sparse_export.train.metrics import EpochMetrics
+
+_ORPHAN_S = 60.0  # for a cell of a sweep that was killed: it saves its state and ends after a step
 
 
 class _Orphan(SilentObserver):
@@ -44,16 +46,11 @@ class _Orphan(SilentObserver):
 
 def main(job_file: Path) -> int:
     """Train, or go on. Gives the exit code; what went wrong is the last line of stderr."""
-    with job_file.open("rb") as file:
-        job = json.load(file)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            print(f"Another process is training {job_file.stem}.", file=sys.stderr)
-            return UsageError.exit_code
-        out = Path(job["out"])
-        try:
-            recipe = recipe_from_table(job["recipe"], source=str(job_file))
+    job = json.loads(job_file.read_bytes())
+    out = Path(job["out"])
+    try:
+        recipe = recipe_from_table(job["recipe"], source=str(job_file))
+        with claimed(out, wait_s=_ORPHAN_S):
             resume = (out / RUN_FILE).is_file()
             if resume:
                 _require_same(recipe, out)
@@ -66,9 +63,9 @@ def main(job_file: Path) -> int:
                 resume=resume,
                 observer=_Orphan(job["parent"]),
             )
-        except SparseExportError as error:
-            print(error, file=sys.stderr)
-            return error.exit_code
+    except SparseExportError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     return 0
 
 

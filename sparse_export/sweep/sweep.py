@@ -14,7 +14,7 @@ from sparse_export.errors import (
     SparseExportError,
     UsageError,
 )
-from sparse_export.files import json_bytes, require_writable, write_bytes
+from sparse_export.files import claimed, json_bytes, remove_leftovers, require_writable, write_bytes
 from sparse_export.measure.machine import machine_facts
 from sparse_export.sweep.cells import cells_of
 from sparse_export.sweep.grid import load_grid
@@ -50,7 +50,8 @@ def sweep(
     n_jobs: processes at a time; by default as many as the machine has cores for, or CUDA devices.
     What is complete is not trained again, also where an earlier version named it otherwise; what was stopped goes on. The two files are written of what there is,
     also when cells fail or the sweep is stopped.
-    Raises RecipeError and UsageError for a grid before anything is trained, OutputError, Interrupted on SIGINT or
+    One process at a time sweeps into a folder. Raises RecipeError and UsageError for a grid before anything is
+    trained, FolderInUse, OutputError, Interrupted on SIGINT or
     SIGTERM, and at the end, when a cell failed, SparseExportError, or MissingCapability where every cell would have failed
     by lack of a data set, a device or a library; the others are then not tried.
     """
@@ -59,44 +60,47 @@ def sweep(
     cells = cells_of(grid, grid_file.parent)
     if n_jobs is not None and n_jobs < 1:
         raise UsageError(f"n_jobs is {n_jobs}.", expected="A number of processes, 1 or more, was expected.")
-    require_writable(out)
-    n_jobs = min(n_jobs or default_jobs(cells, device), len(cells))
-    say(f"{len(cells)} cells, {n_jobs} at a time, in {out}")
-    findings, stopped = run_cells(
-        cells,
-        out.absolute(),
-        n_jobs=n_jobs,
-        data_dir=data_dir.absolute() if data_dir else None,
-        download=download,
-        device=device,
-        say=say,
-    )
-    result = Sweep(path=out, rows=rows_of(findings), findings=findings)
-    document = document_of(result, n_jobs=n_jobs)
-    write_bytes(out / RESULTS_FILE, json_bytes(document))
-    facts = (
-        f"Written {document['created']}; {n_jobs} at a time on {document['machine']['cpu_model']}, "
-        f"{document['machine']['n_cores_usable']} cores; torch {document['versions'].get('torch')}."
-    )
-    text = grid_file.read_text()
-    write_bytes(out / PAGE_FILE, page(grid, text, findings, result.rows, facts).encode())
-    if stopped:
-        n_left = sum(finding.status != "complete" for finding in findings)
-        raise Interrupted(
-            f"Stopped with {n_left} of {len(cells)} cells to go; nothing is lost.",
-            do="Go on with the same command.",
+    with claimed(out):
+        require_writable(out)
+        for place in (out, out / "jobs"):
+            remove_leftovers(place)
+        n_jobs = min(n_jobs or default_jobs(cells, device), len(cells))
+        say(f"{len(cells)} cells, {n_jobs} at a time, in {out}")
+        findings, stopped = run_cells(
+            cells,
+            out.absolute(),
+            n_jobs=n_jobs,
+            data_dir=data_dir.absolute() if data_dir else None,
+            download=download,
+            device=device,
+            say=say,
         )
-    failed = [finding for finding in findings if finding.status == "failed"]
-    if failed:
-        lacking = [finding for finding in failed if finding.exit_code == MissingCapability.exit_code]
-        told = (lacking or failed)[0]
-        raise (MissingCapability if lacking else SparseExportError)(
-            f"{len(failed)} of {len(cells)} cells failed. One of them, {told.cell.name}: {told.reason}",
-            expected="Every cell was expected to end well.",
-            do=f"Their logs are in {out / 'logs'}; the same command tries them again, and {out / RESULTS_FILE} holds "
-            "the others.",
+        result = Sweep(path=out, rows=rows_of(findings), findings=findings)
+        document = document_of(result, n_jobs=n_jobs)
+        write_bytes(out / RESULTS_FILE, json_bytes(document))
+        facts = (
+            f"Written {document['created']}; {n_jobs} at a time on {document['machine']['cpu_model']}, "
+            f"{document['machine']['n_cores_usable']} cores; torch {document['versions'].get('torch')}."
         )
-    return result
+        text = grid_file.read_text()
+        write_bytes(out / PAGE_FILE, page(grid, text, findings, result.rows, facts).encode())
+        if stopped:
+            n_left = sum(finding.status != "complete" for finding in findings)
+            raise Interrupted(
+                f"Stopped with {n_left} of {len(cells)} cells to go; nothing is lost.",
+                do="Go on with the same command.",
+            )
+        failed = [finding for finding in findings if finding.status == "failed"]
+        if failed:
+            lacking = [finding for finding in failed if finding.exit_code == MissingCapability.exit_code]
+            told = (lacking or failed)[0]
+            raise (MissingCapability if lacking else SparseExportError)(
+                f"{len(failed)} of {len(cells)} cells failed. One of them, {told.cell.name}: {told.reason}",
+                expected="Every cell was expected to end well.",
+                do=f"Their logs are in {out / 'logs'}; the same command tries them again, and {out / RESULTS_FILE} holds "
+                "the others.",
+            )
+        return result
 
 
 def document_of(result: Sweep, *, n_jobs: int) -> dict[str, Any]:

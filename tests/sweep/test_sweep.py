@@ -231,21 +231,6 @@ def test_methods_that_need_a_pattern_are_swept_and_told_with_it(tmp_path: Path) 
         assert drawing.count("<circle") == len(runs)
 
 
-def test_two_sweeps_do_not_train_one_cell_at_once(tmp_path: Path) -> None:
-    import fcntl
-
-    grid, out = tmp_path / "grid.toml", tmp_path / "out"
-    grid.write_text('recipe = "digits"\nmethods = ["static"]\ndensities = [0.1]\nchanges = { epochs = 1 }\n')
-    (cell,) = cells.cells_of(load_grid(grid))
-    job = out / f"{cell.name}.json"
-    job.parent.mkdir()
-    job.write_text(json.dumps({"out": str(out / "run"), "parent": os.getpid()}))
-    with job.open("rb") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        assert main(job) == 2
-    assert not (out / "run").exists()
-
-
 def test_a_run_of_a_sweep_that_cannot_be_scored_ends_before_it_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
