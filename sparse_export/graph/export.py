@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import sparse_export
 from sparse_export.errors import GateFailed, UsageError
+from sparse_export.graph.capture import captured
 from sparse_export.graph.constants import attribute
 from sparse_export.graph.fold import fold_batch_norm
 from sparse_export.graph.verify import FLOATS, layer_weight
@@ -36,13 +37,16 @@ def onnx_from_module(
 ) -> onnx.ModelProto:
     """The network as ONNX, opset 20, IR 10, with input `input` (batch, *input_shape) and output `logits`.
 
+    The graph holds for every batch size, as far as torch.export can tell; see `captured`.
+
     module: float32, on any device, in any mode; it is not changed. It takes one tensor and returns one.
     input_shape: of one sample.  masks: by parameter name, True = kept; applied to the copy that is exported.
     Batch norm is folded into the layer before it. No zero is negative, and the graph holds no source path.
     A masked weight has the name of its parameter in the graph, also where it is stored transposed.
 
-    Raises UsageError when the network cannot be exported, and GateFailed when a layer of the graph is not the
-    layer of the network: a masked weight that is not +0.0, or a kept one that was lost.
+    Raises UsageError when the network cannot be exported or takes a branch that depends on the batch size, and
+    GateFailed when a layer of the graph is not the layer of the network: a masked weight that is not +0.0, or a kept
+    one that was lost.
     """
     _require_exportable(module, masks)
     network = copy.deepcopy(module).cpu().eval().requires_grad_(False)
@@ -55,6 +59,8 @@ def onnx_from_module(
     try:
         fold_batch_norm(network, sample)
         model = _exported(network, sample)
+    except UsageError:  # says itself what is wrong
+        raise
     except Exception as cause:
         raise UsageError(
             f"The network {type(module).__name__} cannot be exported: {_reason(cause)}.",
@@ -111,14 +117,14 @@ def _exported(network: nn.Module, sample: Tensor) -> onnx.ModelProto:
     chatter = io.StringIO()
     with contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter), torch.no_grad():
         program = torch.onnx.export(
-            network,
+            captured(network, sample),
             (sample,),
             input_names=[INPUT_NAME],
             output_names=[OUTPUT_NAME],
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=({0: "batch"},),
             verbose=False,
         )
     if program is None:
