@@ -20,7 +20,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from sparse_export import artefact, models
 from sparse_export.artefact import Run, open_bundle
@@ -30,6 +30,7 @@ from sparse_export.errors import (
     GateFailed,
     NotTrustedError,
     OutputError,
+    SparseExportError,
     UnknownNameError,
     UsageError,
 )
@@ -259,6 +260,47 @@ def test_a_graph_that_computes_something_else_is_not_written(
     monkeypatch.setattr(build_module, "onnx_from_module", spoilt)
     with pytest.raises(GateFailed, match=r"differs from the network by 0\.5"):
         build(run.path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+class Unheard(nn.Module):
+    """Takes another branch for one sample, which torch.export is not shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.linear(x.flatten(1))
+        return logits if torch.compiler.is_exporting() or x.shape[0] > 1 else 2 * logits
+
+
+class Heard(nn.Module):
+    """Takes another branch for one sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.linear(x.flatten(1))
+        return logits if x.shape[0] > 1 else 2 * logits
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "told"),
+    [
+        (Heard, UsageError, r"Heard depends on the batch size at test_build\.py.*false at batch 1"),
+        (Unheard, GateFailed, "at batch 1 and agrees at batch 2, 3 and 8"),
+    ],
+)
+def test_a_network_that_computes_something_else_at_one_batch_size_is_not_built(
+    make: type[nn.Module], error: type[SparseExportError], told: str, tmp_path: Path
+) -> None:
+    module = make().eval()
+    run = save_run(tmp_path / "run", module, {}, name=None)
+    with pytest.raises(error, match=told):
+        build(replace(run, module=module))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.artefact import GOLDEN_INPUT, GOLDEN_OUTPUT, RUN_FILE
-from sparse_export.errors import GateFailed, UsageError
+from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.files import write_bytes
+from sparse_export.runtime import Session
 from sparse_export.runtime.onnxruntime import open_session
 from sparse_export.runtime.tolerance import outside_tolerance, spread
 
@@ -21,7 +23,12 @@ __all__ = [
     "GOLDEN_INPUT",
     "GOLDEN_OUTPUT",
     "GOLDEN_SAMPLES",
+    "SMALLER_BATCHES",
     "Array",
+    "Golden",
+    "answers",
+    "batch_sizes",
+    "difference",
     "golden_input",
     "golden_pair",
     "require_parity",
@@ -30,9 +37,22 @@ __all__ = [
 
 GOLDEN_SAMPLES = 8
 ATOL = 1e-6  # for logits that are all but equal; else the spread decides
+SMALLER_BATCHES = (1, 2, 3)  # a branch on 1, on more than 1, or on an even size shows in one of them
 _SEED = 20
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """Inputs, (8, *input_shape), and what torch makes of them.
+
+    smaller: by n, what torch makes of the first n inputs as a batch of their own.
+    """
+
+    inputs: Array
+    outputs: Array
+    smaller: Mapping[int, Array]
 
 
 def golden_input(input_shape: Sequence[int]) -> Array:
@@ -41,21 +61,42 @@ def golden_input(input_shape: Sequence[int]) -> Array:
     return generator.standard_normal((GOLDEN_SAMPLES, *input_shape), dtype=np.float32)
 
 
-def golden_pair(
-    network: nn.Module, input_shape: Sequence[int], samples: Sequence[Array]
-) -> tuple[Array, Array]:
-    """Inputs (8, *input_shape), and what torch makes of them.
+def golden_pair(network: nn.Module, input_shape: Sequence[int], samples: Sequence[Array]) -> Golden:
+    """Inputs (8, *input_shape), and what torch makes of them, all at once and in smaller batches.
 
     Of a calibrated graph the first samples, since ranges say nothing of other inputs; else the golden input.
     """
     inputs = samples[0][:GOLDEN_SAMPLES] if samples else golden_input(input_shape)
+    outputs = _answer(
+        network, inputs, f"Samples of shape {tuple(input_shape)} were expected to fit, as {RUN_FILE} says."
+    )
+    if not np.isfinite(outputs).all():
+        raise GateFailed(
+            f"The network {type(network).__name__} gives NaN or infinity for {'calibration samples' if samples else 'standard normal inputs'}.",
+            expected="Finite logits were expected.",
+            do="Look at its weights: training may have diverged.",
+        )
+    return Golden(inputs=inputs, outputs=outputs, smaller=answers(network, inputs))
+
+
+def answers(network: nn.Module, inputs: Array, sizes: Sequence[int] = SMALLER_BATCHES) -> dict[int, Array]:
+    """For each batch size n, what torch makes of the first n inputs.
+
+    inputs: at least as many as the largest size.  Raises UsageError where the network does not take n samples.
+    """
+    expected = "Every batch size was expected to fit, the graph's being free."
+    return {n: _answer(network, inputs[:n], expected) for n in sizes}
+
+
+def _answer(network: nn.Module, inputs: Array, expected: str) -> Array:
+    """Logits of a batch. Raises UsageError where there are none, with what was expected of the inputs."""
     try:
         with torch.inference_mode():
             outputs = network(torch.from_numpy(inputs))
     except Exception as cause:
         raise UsageError(
             f"The network {type(network).__name__} does not take inputs {inputs.shape}: {str(cause) or type(cause).__name__}.",
-            expected=f"Samples of shape {tuple(input_shape)} were expected to fit, as {RUN_FILE} says.",
+            expected=expected,
         ) from cause
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
@@ -64,33 +105,59 @@ def golden_pair(
             expected=f"Logits ({len(inputs)}, classes) were expected.",
             do="Wrap it in a module that returns the logits alone.",
         )
-    golden = outputs.numpy()
-    if not np.isfinite(golden).all():
-        raise GateFailed(
-            f"The network {type(network).__name__} gives NaN or infinity for {'calibration samples' if samples else 'standard normal inputs'}.",
-            expected="Finite logits were expected.",
-            do="Look at its weights: training may have diverged.",
-        )
-    return inputs, golden
+    answer: Array = outputs.numpy()
+    return answer
 
 
-def write_golden(folder: Path, inputs: Array, outputs: Array) -> None:
+def write_golden(folder: Path, golden: Golden) -> None:
     """Write the pair into the folder of a bundle. Raises OutputError."""
-    write_bytes(folder / GOLDEN_INPUT, _npy_bytes(inputs))
-    write_bytes(folder / GOLDEN_OUTPUT, _npy_bytes(outputs))
+    write_bytes(folder / GOLDEN_INPUT, _npy_bytes(golden.inputs))
+    write_bytes(folder / GOLDEN_OUTPUT, _npy_bytes(golden.outputs))
 
 
-def require_parity(file: Path, inputs: Array, outputs: Array, rtol: float) -> None:
-    """Run a model file on the golden input. Raises GateFailed where it is not the network, within tolerance."""
+def require_parity(file: Path, golden: Golden, rtol: float) -> None:
+    """Run a model file on the golden input, whole and in smaller batches.
+
+    Raises GateFailed where it is not the network, within the tolerance that the whole input has.
+    """
+    wanted = golden.outputs
+    allowed = ATOL + rtol * spread(wanted)
     with open_session(file) as session:
-        found = session.run(inputs)
-    largest, outside = outside_tolerance(found, outputs, atol=ATOL, rtol=rtol)
-    if outside:
+        found = session.run(golden.inputs)
+        differences = {n: difference(session, golden.inputs[:n], one) for n, one in golden.smaller.items()}
+    # The same samples, as part of the whole batch: what is wrong there as well is no matter of the batch size.
+    in_whole = {n: outside_tolerance(found[:n], wanted[:n], atol=0.0, rtol=0.0)[0] for n in differences}
+    whole = differences[len(wanted)] = outside_tolerance(found, wanted, atol=0.0, rtol=0.0)[0]
+    wrong = [n for n, one in differences.items() if one is None or not one <= allowed]
+    if not wrong:
+        return
+    if all((n in wrong) == (not one <= allowed) for n, one in in_whole.items()):
         raise GateFailed(
-            f"The exported graph differs from the network by {largest:.3g} on {len(inputs)} inputs.",
-            expected=f"At most {ATOL:g} + {rtol:g} * {spread(outputs):.3g} was expected.",
+            f"The exported graph differs from the network by {whole:.3g} on {len(wanted)} inputs.",
+            expected=f"At most {ATOL:g} + {rtol:g} * {spread(wanted):.3g} was expected.",
             do="The export is wrong, or its precision too low for this network; nothing was written.",
         )
+    raise GateFailed(
+        f"The exported graph differs from the network at batch {batch_sizes(wrong)} and agrees at batch "
+        f"{batch_sizes([n for n in differences if n not in wrong])}.",
+        expected=f"At most {ATOL:g} + {rtol:g} * {spread(wanted):.3g} was expected at each.",
+        do="Take what depends on the batch size out of forward, such as a branch on x.shape[0]; nothing was written.",
+    )
+
+
+def difference(session: Session, inputs: Array, wanted: Array) -> float | None:
+    """The largest between what a session makes of a batch and what is wanted; None where it cannot run the batch."""
+    try:
+        found = session.run(inputs)
+    except (ArtefactError, UsageError):
+        return None
+    return outside_tolerance(found, wanted, atol=0.0, rtol=0.0)[0]
+
+
+def batch_sizes(sizes: Sequence[int]) -> str:
+    """In words: `1`, `1 and 2`, `1, 2 and 3`."""
+    *first, last = map(str, sizes)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _npy_bytes(array: Array) -> bytes:

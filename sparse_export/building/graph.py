@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparse_export.artefact import CompactFact, GraphLayer, LayerFact, Run, RunInfo
 from sparse_export.building.calibration import calibration_batches
-from sparse_export.building.golden import Array, golden_input, golden_pair
+from sparse_export.building.golden import Golden, golden_input, golden_pair
 from sparse_export.building.request import BuildRequest
 from sparse_export.building.trained import density_of, masks_of_run, network_of_run
 from sparse_export.engine.precision import at_precision
@@ -42,7 +42,7 @@ class MadeGraph:
     """The graph that ships, dense and in the precision that was asked for.
 
     layers: of the graph.  promising: the run's layers, with the patterns that they promise now.  density: of the
-    masks, after cuts.  golden_inputs, golden_outputs: samples, and what torch makes of them.
+    masks, after cuts.  golden: samples, and what torch makes of them.
     n_parameters, n_nonzero: over the float initializers, before weights become integers.  n_calibration: samples.
     fit: None where no pattern was asked for.
     """
@@ -51,8 +51,7 @@ class MadeGraph:
     layers: tuple[GraphLayer, ...]
     promising: tuple[LayerFact, ...]
     density: float
-    golden_inputs: Array
-    golden_outputs: Array
+    golden: Golden
     n_parameters: int
     n_nonzero: int
     n_calibration: int
@@ -73,7 +72,7 @@ def graph_of_run(
     fit = None if wanted is None else _fit(network, masks, info, wanted, asked)
     fitted = None if fit is None else fit.fitted
     samples = calibration_batches(info, asked.precision, asked.n_calibration, data_dir)
-    golden_inputs, golden_outputs = golden_pair(network, shape, samples)
+    golden = golden_pair(network, shape, samples)
     model = onnx_from_module(network, shape, masks=masks_with_promises(network, masks, fitted))
     promising = layer_facts(info.layers, network, masks, wanted, fitted)
     promised = promised_patterns(promising)
@@ -86,8 +85,7 @@ def graph_of_run(
         layers=graph_layers(model),
         promising=promising,
         density=density_of(masks),
-        golden_inputs=golden_inputs,
-        golden_outputs=golden_outputs,
+        golden=golden,
         n_parameters=n_parameters,
         n_nonzero=n_nonzero,
         n_calibration=sum(map(len, samples)),
