@@ -157,6 +157,40 @@ def test_a_network_that_computes_something_else_is_told_and_fails_the_gate(copie
         check_gates(result)
 
 
+def change_one_batch_size(folder: Path, size: int) -> None:
+    """Add 0.25 to all logits that the network in a bundle gives for a batch of that size."""
+    model = onnx.load(folder / "model.onnx")
+    (last,) = (node for node in model.graph.node if "logits" in node.output)
+    last.output[:] = ["right"]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([size], np.int64), "size"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0.25], np.float32), "quarter"))
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Shape", ["input"], ["n"], start=0, end=1),
+            onnx.helper.make_node("Equal", ["n", "size"], ["same"]),
+            onnx.helper.make_node("Cast", ["same"], ["one"], to=onnx.TensorProto.FLOAT),
+            onnx.helper.make_node("Mul", ["one", "quarter"], ["more"]),
+            onnx.helper.make_node("Add", ["right", "more"], ["logits"]),
+        ]
+    )
+    onnx.save(model, folder / "model.onnx")
+    rewrite(folder)
+
+
+def test_a_graph_that_is_wrong_at_one_batch_size_fails_the_gate_and_names_it(copied: Path) -> None:
+    change_one_batch_size(copied, 1)
+    result = validate(copied)
+    assert result.golden.ok
+    assert result.parity is not None
+    assert result.parity.ok
+    assert not result.parity_ok
+    assert [(one.batch, one.ok) for one in result.batches] == [(1, False), (2, True), (3, True), (8, True)]
+    assert result.batches[0].max_abs_difference == pytest.approx(0.25, abs=0.01)
+    assert "2, 3 and 8: within tolerance; 1: OUTSIDE tolerance" in str(result)
+    with pytest.raises(GateFailed, match="differ from PyTorch at batch 1 and agree at batch 2, 3 and 8"):
+        check_gates(result)
+
+
 def test_a_golden_output_that_is_not_reproduced_fails_the_gate(copied: Path) -> None:
     golden = np.load(copied / "golden" / "output.npy")
     np.save(copied / "golden" / "output.npy", golden + 1)

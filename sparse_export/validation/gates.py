@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sparse_export.building.golden import batch_sizes
 from sparse_export.errors import GateFailed
 
 if TYPE_CHECKING:
@@ -38,12 +39,23 @@ def failures(validation: Validation) -> list[str]:
                 f"the logits differ from {label} by {parity.max_abs_difference:.3g}, more than "
                 f"{validation.atol:g} + {validation.rtol:g} * the logits' spread"
             )
+    failed += _at_some_sizes(validation)
     if validation.max_drop is None:
         return failed
     failed += _lost("", validation.drop_points, validation.against, validation.max_drop)
     for one in validation.runtimes:
         failed += _lost(f" on {one.name}", one.drop_points, one.against, validation.max_drop)
     return failed
+
+
+def _at_some_sizes(validation: Validation) -> list[str]:
+    """What is to be said of batch sizes at which the logits are not PyTorch's."""
+    wrong = [one.batch for one in validation.batches if not one.ok]
+    agreeing = [one.batch for one in validation.batches if one.ok]
+    if not wrong:
+        return []
+    others = f" and agree at batch {batch_sizes(agreeing)}" if agreeing else ""
+    return [f"the logits differ from PyTorch at batch {batch_sizes(wrong)}{others}"]
 
 
 def _lost(where: str, drop: float | None, against: AgainstDense | None, allowed: float) -> list[str]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 
 import numpy as np
+from torch import nn
 
 from sparse_export.artefact import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL_FILE, Bundle, bytes_of
+from sparse_export.building.golden import SMALLER_BATCHES, answers, difference
 from sparse_export.data.labels import has_class_scores, predicted_classes
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.runtime.logits import Array, onnx_logits
+from sparse_export.runtime.onnxruntime import open_session
 from sparse_export.runtime.tolerance import outside_tolerance, spread
 from sparse_export.runtime.trial import require_tried
 from sparse_export.trust import Given
-from sparse_export.validation.result import Parity
+from sparse_export.validation.result import BatchParity, Parity
 
-__all__ = ["golden", "golden_parity", "parity_of"]
+__all__ = ["golden", "golden_parity", "parity_by_batch", "parity_of"]
 
 
 def golden_parity(bundle: Bundle, *, n_threads: int | None = None, trust: Given = None) -> Parity:
@@ -45,6 +48,26 @@ def golden(bundle: Bundle, name: str) -> Array:
             do="Rebuild it.",
         ) from cause
     return array
+
+
+def parity_by_batch(
+    bundle: Bundle, network: nn.Module, *, n_threads: int | None = None
+) -> tuple[BatchParity, ...]:
+    """The ONNX file by onnxruntime on the CPU against its network, on the golden input in batches of each size.
+
+    Raises UsageError where the network does not take a batch."""
+    inputs, outputs = (golden(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
+    allowed = bundle.info.atol + bundle.info.rtol * spread(outputs)
+    sizes = (*(n for n in SMALLER_BATCHES if n < len(inputs)), len(inputs))
+    with open_session(bundle.onnx_path, n_threads=n_threads) as session:
+        differences = {
+            n: difference(session, inputs[:n], wanted)
+            for n, wanted in answers(network, inputs, sizes).items()
+        }
+    return tuple(
+        BatchParity(batch=n, max_abs_difference=one, ok=one is not None and one <= allowed)
+        for n, one in differences.items()
+    )
 
 
 def parity_of(found: Array, wanted: Array, bundle: Bundle) -> Parity:

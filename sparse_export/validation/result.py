@@ -9,7 +9,7 @@ from sparse_export.artefact import Accuracy
 from sparse_export.files import write_json
 from sparse_export.validation.table import table
 
-__all__ = ["AgainstDense", "Parity", "RuntimeResult", "Validation", "write_results"]
+__all__ = ["AgainstDense", "BatchParity", "Parity", "RuntimeResult", "Validation", "write_results"]
 
 RESULT_FILE = "validation.json"
 
@@ -27,6 +27,18 @@ class Parity:
     max_abs_difference: float
     max_relative_difference: float
     top1_agreement: float | None
+    ok: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchParity:
+    """How far the ONNX file is from PyTorch on one batch of golden samples.
+
+    max_abs_difference: None where onnxruntime cannot run a batch of that size.
+    """
+
+    batch: int
+    max_abs_difference: float | None
     ok: bool
 
 
@@ -71,7 +83,7 @@ class Validation:
     accuracy: of the ONNX file; torch_accuracy: of the network of its run; recorded: what the run reported.
     The three are None where there is no test set, no run, or no record.  drop_points: recorded minus accuracy,
     in percentage points.  parity: None when the run was not there; run_missing then says what was looked for,
-    and parity_ok rests on the golden pair alone.  runtimes: the others that ran it; not_run: those that
+    and parity_ok rests on the golden pair alone.  batches: the same by batch size, empty without the run.  runtimes: the others that ran it; not_run: those that
     could not, and why.  max_drop: the gate, in percentage points, None for none.
     """
 
@@ -92,6 +104,7 @@ class Validation:
     against: AgainstDense | None
     versions: dict[str, str]
     created: str
+    batches: tuple[BatchParity, ...] = ()
     runtimes: tuple[RuntimeResult, ...] = ()
     not_run: dict[str, str] = field(default_factory=dict)
     kind: str = "validation"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sparse_export.artefact import Accuracy
+from sparse_export.building.golden import batch_sizes
 from sparse_export.validation.gates import failures
 
 if TYPE_CHECKING:
-    from sparse_export.validation.result import AgainstDense, Parity, RuntimeResult, Validation
+    from sparse_export.validation.result import AgainstDense, BatchParity, Parity, RuntimeResult, Validation
 
 __all__ = ["table"]
 
@@ -28,6 +30,8 @@ def table(validation: Validation) -> str:
         rows.append(("drop from recorded", f"{validation.drop_points:+.3f} points"))
     rows.append(("golden pair", _parity_text(validation.golden)))
     rows.append(("against PyTorch", _parity_text(validation.parity) if validation.parity else "not compared"))
+    if validation.batches:
+        rows.append(("at batch", _batches_text(validation.batches)))
     if validation.run_missing is not None:
         rows.append(("", f"{validation.run_missing} Parity rests on the golden pair alone."))
     if validation.against is not None:
@@ -63,6 +67,14 @@ def _accuracy_text(accuracy: Accuracy | None) -> str:
 def _against_text(against: AgainstDense) -> str:
     interval = f"[{against.low:+.3f}, {against.high:+.3f}]"
     return f"{against.points:+.3f} points, 95 % interval {interval}, McNemar p {against.mcnemar_p:.3g}"
+
+
+def _batches_text(batches: Sequence[BatchParity]) -> str:
+    """`1, 2, 3 and 8: within tolerance`, and which are not."""
+    wrong = [one.batch for one in batches if not one.ok]
+    right = [one.batch for one in batches if one.ok]
+    parts = [f"{batch_sizes(right)}: within tolerance"] if right else []
+    return "; ".join([*parts, f"{batch_sizes(wrong)}: OUTSIDE tolerance"] if wrong else parts)
 
 
 def _parity_text(parity: Parity) -> str:

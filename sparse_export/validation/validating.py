@@ -31,7 +31,7 @@ from sparse_export.runtime.logits import Array, onnx_logits, session_logits, tor
 from sparse_export.runtime.logits import accuracy as accuracy_of
 from sparse_export.runtime.trial import require_tried
 from sparse_export.trust import Given
-from sparse_export.validation.parity import golden, golden_parity, parity_of
+from sparse_export.validation.parity import golden, golden_parity, parity_by_batch, parity_of
 from sparse_export.validation.references import (
     BoolArray,
     against_dense,
@@ -97,6 +97,7 @@ def validate(
         on_cpu = _OnCpu(parity=_on_golden_input(bundle, network, golden_pair[0], n_threads))
     else:
         on_cpu = _OnCpu()
+    batches = () if network is None else parity_by_batch(bundle, network, n_threads=n_threads)
     others = tuple(
         _by_runtime(
             open_runtime(bundle, name, n_threads=n_threads, trust=trust),
@@ -122,7 +123,9 @@ def validate(
         golden=on_golden,
         parity=on_cpu.parity,
         run_missing=run_missing,
-        parity_ok=all(one.ok and (other is None or other.ok) for one, other in pairs),
+        parity_ok=all(one.ok and (other is None or other.ok) for one, other in pairs)
+        and all(one.ok for one in batches),
+        batches=batches,
         runtimes=others,
         not_run=not_run,
         atol=info.atol,
