@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparse_export.artefact import library_versions, now
-from sparse_export.measure.machine import machine_facts
+from sparse_export.instruments.machine import machine_facts
+from sparse_export.version import library_versions, now
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_export import artefact
-from sparse_export.measure.interleave import measure_interleaved
-from sparse_export.measure.machine import machine_facts
-from sparse_export.measure.pinning import pinned
-from sparse_export.measure.statistics import paired_ratio
+from sparse_export.instruments.interleave import measure_interleaved
+from sparse_export.instruments.machine import machine_facts
+from sparse_export.instruments.pinning import pinned
+from sparse_export.instruments.statistics import paired_ratio
 from sparse_export.sparsity.csr import (
     CsrForm,
     csr_form,
@@ -31,6 +30,7 @@ from sparse_export.sparsity.csr import (
     multiply_transposed,
     scatter,
 )
+from sparse_export.version import command_line, library_versions, now
 
 _CHUNK = 2048  # gathered rows of 128 floats: 2 MB for both factors
 
@@ -106,10 +106,10 @@ def main() -> None:
             products[product] = measured(product, calls, arguments.batch, arguments.rounds)
     if arguments.json:
         facts = {
-            "command": artefact.command_line(),
-            "date": artefact.now(),
+            "command": command_line(),
+            "date": now(),
             "machine": machine,
-            "versions": artefact.library_versions(),
+            "versions": library_versions(),
             "threads": arguments.threads,
             "cores": cores,
             "size": [n_out, n_in],

@@ -30,14 +30,14 @@ import onnx
 import torch
 
 from sparse_export import models
-from sparse_export.artefact import library_versions, now
-from sparse_export.engine.build import build_engine, engine_from_file
-from sparse_export.engine.options import EngineOptions
+from sparse_export.engines.build import build_engine, engine_from_file
+from sparse_export.engines.options import EngineOptions
 from sparse_export.graph.export import onnx_from_module
-from sparse_export.graph.pack24 import pack
-from sparse_export.graph.precision import in_half
-from sparse_export.measure.machine import machine_facts
+from sparse_export.graph.passes.float16 import in_half
+from sparse_export.graph.passes.pack24 import pack
+from sparse_export.instruments.machine import machine_facts
 from sparse_export.sparsity.pattern import NMPattern, fits, largest_per_group
+from sparse_export.version import library_versions, now
 
 SHAPES = {
     "digits-cnn": (1, 8, 8),

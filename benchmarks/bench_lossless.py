@@ -24,15 +24,16 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.bench_compact import Commands
-from sparse_export import data
-from sparse_export.artefact import library_versions, now, open_run
-from sparse_export.building import masks_of_run, network_of_run
-from sparse_export.graph.lossless import Gather, fit_pattern
-from sparse_export.measure.interleave import measure_interleaved
-from sparse_export.measure.machine import machine_facts
-from sparse_export.measure.statistics import paired_ratio
-from sparse_export.runtime.onnxruntime import open_session
+from sparse_export.formats.run import open_run
+from sparse_export.graph.passes.fit_pattern import Gather, fit_pattern
+from sparse_export.instruments.interleave import measure_interleaved
+from sparse_export.instruments.machine import machine_facts
+from sparse_export.instruments.statistics import paired_ratio
+from sparse_export.models.run_network import masks_of_run, network_of_run
+from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.sparsity.pattern import NMPattern
+from sparse_export.tasks import data
+from sparse_export.version import library_versions, now
 
 DENSITIES = (0.05, 0.1, 0.2)
 SMALL_CUT = 0.001

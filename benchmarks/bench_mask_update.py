@@ -27,8 +27,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from sparse_export.artefact import library_versions, now
-from sparse_export.measure.machine import machine_facts
+from sparse_export.instruments.machine import machine_facts
 from sparse_export.sparsity import (
     Cap,
     NMPattern,
@@ -41,6 +40,7 @@ from sparse_export.sparsity import (
 from sparse_export.sparsity.caps import capacity
 from sparse_export.sparsity.prune import layer_prune_rates, prune_counts
 from sparse_export.sparsity.redistribute import growth_budgets, shares_from_statistic
+from sparse_export.version import library_versions, now
 
 Shapes = dict[str, tuple[int, ...]]
 

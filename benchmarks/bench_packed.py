@@ -27,12 +27,12 @@ import torch
 import torchvision
 from torch import nn
 
-from sparse_export.artefact import library_versions, now
 from sparse_export.graph.export import IR_VERSION, OPSET, positive_zeros
-from sparse_export.graph.pack24 import expand, pack, packed_weights
-from sparse_export.measure.machine import machine_facts
+from sparse_export.graph.passes.pack24 import expand, pack, packed_weights
+from sparse_export.instruments.machine import machine_facts
 from sparse_export.onnxruntime_import import load_onnxruntime
 from sparse_export.sparsity.pattern import NMPattern, fits, largest_per_group
+from sparse_export.version import library_versions, now
 
 TWO_FOUR = NMPattern(n=2, m=4)
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], torch.dtype]] = {

@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sparse_export.artefact import library_versions, now
-from sparse_export.measure.machine import machine_facts
+from sparse_export.instruments.machine import machine_facts
 from sparse_export.sparsity.pattern import NMPattern, fits, groups_over
 from sparse_export.sparsity.permute import DEFAULT_ROUNDS, Objective, find_permutation
+from sparse_export.version import library_versions, now
 
 PATTERN = NMPattern(n=2, m=4)
 SIZES = (256, 512, 1024)

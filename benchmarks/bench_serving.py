@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sparse_export.artefact import library_versions, now
 from sparse_export.files import write_json
-from sparse_export.measure.machine import machine_facts
+from sparse_export.instruments.machine import machine_facts
+from sparse_export.version import library_versions, now
 
 CLIENTS = (1, 8, 32)
 MODELS = ("dense", "sparse")

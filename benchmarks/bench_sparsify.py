@@ -20,12 +20,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from sparse_export.artefact import RUN_FILE, library_versions, now
 from sparse_export.files import write_json
-from sparse_export.measure.machine import machine_facts
-from sparse_export.sparsifying import SparsifyReport, sparsify
+from sparse_export.formats.run import RUN_FILE
+from sparse_export.instruments.machine import machine_facts
+from sparse_export.oneshot import SparsifyReport, sparsify
 from sparse_export.train.loop import train
 from sparse_export.train.recipe import load_recipe
+from sparse_export.version import library_versions, now
 
 METHODS = ("magnitude", "activation", "reconstruction")
 

@@ -30,9 +30,11 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from sparse_export import artefact, data, models
-from sparse_export.measure.machine import machine_facts
+from sparse_export import models
+from sparse_export.instruments.machine import machine_facts
+from sparse_export.tasks import data
 from sparse_export.train import SparseTraining
+from sparse_export.version import command_line, library_versions, now
 
 STEPS = 540
 BLOCK = 135
@@ -189,10 +191,10 @@ def main() -> None:
         result = report(steps(arguments.rounds, fused=arguments.fused), "dense")
     if arguments.json:
         facts = {
-            "command": artefact.command_line(),
-            "date": artefact.now(),
+            "command": command_line(),
+            "date": now(),
             "machine": machine_facts(),
-            "versions": artefact.library_versions(),
+            "versions": library_versions(),
         }
         arguments.json.write_text(json.dumps(facts | result, indent=2) + "\n")
 

@@ -21,12 +21,12 @@ import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from sparse_export import artefact
-from sparse_export.measure.machine import machine_facts
+from sparse_export.instruments.machine import machine_facts
 from sparse_export.train import SparseTraining
 from sparse_export.train.csr_choice import choose_products
 from sparse_export.train.step_csr import StepCsr
 from sparse_export.train.stopping import cpu_settings
+from sparse_export.version import command_line, library_versions, now
 
 _TURN, _BATCH = 5, 128
 
@@ -110,10 +110,10 @@ def main() -> None:
     )
     if arguments.json:
         facts = {
-            "command": artefact.command_line(),
-            "date": artefact.now(),
+            "command": command_line(),
+            "date": now(),
             "machine": machine,
-            "versions": artefact.library_versions(),
+            "versions": library_versions(),
             "width": width,
             "threads": arguments.threads,
             "update_every": every,

@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sparse_export import artefact, data, models
-from sparse_export.measure.machine import machine_facts
+from sparse_export import models
+from sparse_export.instruments.machine import machine_facts
 from sparse_export.sparsity import MaskUpdate, update_masks
+from sparse_export.tasks import data
 from sparse_export.train import SparseTraining
 from sparse_export.train.csr_choice import MOST_DENSITY
 from sparse_export.train.momentum import growth_scores
@@ -31,6 +32,7 @@ from sparse_export.train.rates import learning_rate
 from sparse_export.train.recipe import Recipe, load_recipe
 from sparse_export.train.step_csr import StepCsr
 from sparse_export.train.stopping import cpu_settings
+from sparse_export.version import command_line, library_versions, now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,10 +191,10 @@ def main() -> None:
             )
     if arguments.json:
         facts = {
-            "command": artefact.command_line(),
-            "date": artefact.now(),
+            "command": command_line(),
+            "date": now(),
             "machine": machine_facts(),
-            "versions": artefact.library_versions(),
+            "versions": library_versions(),
             "most_density": most_density,
         }
         arguments.json.write_text(json.dumps(facts | {"runs": rows}, indent=2) + "\n")

@@ -33,14 +33,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_export import artefact, models
+from sparse_export import models
 from sparse_export.errors import SparseExportError
-from sparse_export.measure.card import watched_cards
-from sparse_export.measure.device import CudaStamps, replayed, stamps_for
-from sparse_export.measure.interleave import LatencyResult, measure_interleaved
-from sparse_export.measure.machine import machine_facts
-from sparse_export.measure.statistics import location, paired_ratio, resolution
-from sparse_export.measure.training_step import bench_training_step
+from sparse_export.evaluate.bench_train.training_step import bench_training_step
+from sparse_export.instruments.card import watched_cards
+from sparse_export.instruments.device import CudaStamps, replayed, stamps_for
+from sparse_export.instruments.interleave import LatencyResult, measure_interleaved
+from sparse_export.instruments.machine import machine_facts
+from sparse_export.instruments.statistics import location, paired_ratio, resolution
 from sparse_export.models.search24 import best_algorithms
 from sparse_export.plan.layers import products_of
 from sparse_export.plan.planning import make_plan
@@ -52,6 +52,7 @@ from sparse_export.train.loop import train
 from sparse_export.train.mask_pass import MaskPass
 from sparse_export.train.recipe import load_recipe
 from sparse_export.train.step24 import Step24
+from sparse_export.version import command_line, library_versions, now
 
 Case = dict[str, Any]
 
@@ -558,7 +559,7 @@ def _text(output: Any) -> str:
 def session(folder: Path, parts: Sequence[str], minutes: float, *, rehearse: bool) -> Path:
     """Run the parts one after another in processes of their own; the path of the document."""
     card = "rehearsal" if rehearse else torch.cuda.get_device_name(0)
-    date = artefact.now()
+    date = now()
     stem = f"{date[:16].replace(':', '')}-{re.sub(r'[^A-Za-z0-9]+', '-', card).strip('-').lower()}"
     folder.mkdir(parents=True, exist_ok=True)
     note = (
@@ -570,9 +571,9 @@ def session(folder: Path, parts: Sequence[str], minutes: float, *, rehearse: boo
         "card": card,
         "date": date,
         "note": note,
-        "command": artefact.command_line(),
+        "command": command_line(),
         "machine": machine_facts(),
-        "versions": artefact.library_versions(),
+        "versions": library_versions(),
         "parts": {},
     }
     end = time.monotonic() + 60 * minutes

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from sparse_export import artefact
-from sparse_export.measure.machine import machine_facts
+from sparse_export.instruments.machine import machine_facts
+from sparse_export.version import command_line, library_versions, now
 
 SETTINGS: dict[str, list[str]] = {
     "dense": ["--dense"],
@@ -71,10 +71,10 @@ def main() -> None:
             f"{statistics.mean(row['seconds'] for row in rows):.1f} s"
         )
     facts = {
-        "command": artefact.command_line(),
-        "date": artefact.now(),
+        "command": command_line(),
+        "date": now(),
         "machine": machine_facts(),
-        "versions": artefact.library_versions(),
+        "versions": library_versions(),
     }
     for run in runs:
         del run["run"]

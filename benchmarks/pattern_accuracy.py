@@ -26,8 +26,9 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from sparse_export import artefact
-from sparse_export.measure.machine import machine_facts
+from sparse_export.formats.run import open_run, read_run_info
+from sparse_export.instruments.machine import machine_facts
+from sparse_export.version import command_line, library_versions, now
 
 SETTINGS: dict[str, list[str]] = {
     "dense": ["--dense"],
@@ -51,7 +52,7 @@ PAIRS = [
 def train(recipe: str, setting: str, seed: int, epochs: int, data_dir: Path, work: Path) -> dict[str, Any]:
     """One run's facts, trained unless it is there already."""
     out = work / f"{setting.replace(' ', '-').replace(':', 'of').replace(',', '')}-{seed}"
-    finished = (out / "run.json").is_file() and artefact.read_run_info(out).status == "complete"
+    finished = (out / "run.json").is_file() and read_run_info(out).status == "complete"
     resume = (out / "run.json").is_file()
     command = [sys.executable, "-m", "sparse_export", "train", "--data-dir", str(data_dir), "--out", str(out)]
     command += (
@@ -59,7 +60,7 @@ def train(recipe: str, setting: str, seed: int, epochs: int, data_dir: Path, wor
     )
     if not finished:
         subprocess.run(command, check=True, capture_output=True, text=True)
-    info = artefact.open_run(out).info
+    info = open_run(out).info
     if info.test is None or info.validation is None:
         raise SystemExit(f"{out} was trained without a test or a validation part; {recipe} needs both.")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -140,10 +141,10 @@ def main() -> None:
             f"one-sided from {found['one_sided_low']:+.3f}"
         )
     document = {
-        "command": artefact.command_line(),
-        "date": artefact.now(),
+        "command": command_line(),
+        "date": now(),
         "machine": machine_facts(),
-        "versions": artefact.library_versions(),
+        "versions": library_versions(),
         "recipe": arguments.recipe,
         "epochs": arguments.epochs,
         "runs": list(runs.values()),

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from torch import Tensor
 
-    from sparse_export.artefact import RunInfo
-    from sparse_export.engine.progress import BuildProgress
+    from sparse_export.engines.progress import BuildProgress
+    from sparse_export.formats.run import RunInfo
     from sparse_export.train.metrics import EpochMetrics
 
 _EVERY_S = 0.2  # reading the loss makes the host wait for a device

@@ -49,8 +49,8 @@ def command(
     """
     from dataclasses import asdict
 
+    from sparse_export.evaluate.bench.latency import bench, write_bench
     from sparse_export.files import require_writable
-    from sparse_export.measure.latency import bench, write_bench
 
     if out is not None:
         require_writable(out)

@@ -64,8 +64,12 @@ def command(
     """
     from dataclasses import asdict
 
+    from sparse_export.evaluate.bench_train.training_step import (
+        bench_training_step,
+        check_speedup,
+        write_step_bench,
+    )
     from sparse_export.files import require_writable
-    from sparse_export.measure.training_step import bench_training_step, check_speedup, write_step_bench
 
     if out is not None:
         require_writable(out)

@@ -10,9 +10,10 @@ from sparse_export.cli._click import click
 from sparse_export.cli._common import json_option, print_result
 
 if TYPE_CHECKING:
-    from sparse_export.artefact import Accuracy, Bundle, BundleInfo, CompactFact, PatternFact
-    from sparse_export.engine.options import Precision
-    from sparse_export.graph.lossless import Gather
+    from sparse_export.engines.options import Precision
+    from sparse_export.formats.bundle import Bundle, BundleInfo, CompactInfo, PatternInfo
+    from sparse_export.formats.run import Accuracy
+    from sparse_export.graph.passes.fit_pattern import Gather
 
 
 @click.command("build")
@@ -142,7 +143,7 @@ def command(
     from sparse_export.building import BuildRequest, build_as_asked
     from sparse_export.building import dry_run as planned
     from sparse_export.cli._progress import engine_observer
-    from sparse_export.engine.options import engine_options
+    from sparse_export.engines.options import engine_options
 
     engines = engine_options(
         targets,
@@ -178,7 +179,7 @@ def command(
 
 def _planned_dense(run: Path, plan_file: Path) -> dict[str, str]:
     """The weights of the run that a plan leaves dense."""
-    from sparse_export.artefact import read_run_info
+    from sparse_export.formats.run import read_run_info
     from sparse_export.plan.planning import dense_by_plan
 
     return dense_by_plan(plan_file, read_run_info(run).model.name, instead="Build without a plan.")
@@ -186,7 +187,7 @@ def _planned_dense(run: Path, plan_file: Path) -> dict[str, str]:
 
 def _bundle_text(bundle: Bundle, form: str) -> str:
     """What was written, below what became of channels and layers."""
-    from sparse_export.artefact import MODEL_FILE
+    from sparse_export.formats.bundle import MODEL_FILE
 
     info = bundle.info
     sizes = [
@@ -214,7 +215,7 @@ def _engines_text(info: BundleInfo) -> str:
     )
 
 
-def _compact_table(fact: CompactFact) -> str:
+def _compact_table(fact: CompactInfo) -> str:
     """What went, layer by layer, and what kept more from going."""
     rows = [("layer", "whole", "compacted", "what kept it from more")]
     for layer in fact.layers:
@@ -233,7 +234,7 @@ def _compact_table(fact: CompactFact) -> str:
     return "\n".join(lines)
 
 
-def _pattern_table(fact: PatternFact) -> str:
+def _pattern_table(fact: PatternInfo) -> str:
     """What became of each layer, and of the accuracy."""
     rows = [
         (

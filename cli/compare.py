@@ -11,8 +11,8 @@ from sparse_export.cli._common import json_option, print_result, say, timing_opt
 if TYPE_CHECKING:
     import numpy as np
 
-    from sparse_export.artefact import BundleInfo
-    from sparse_export.data import Inputs
+    from sparse_export.formats.bundle import BundleInfo
+    from sparse_export.tasks.data import Inputs
 
 
 @click.command("compare")
@@ -78,9 +78,9 @@ def command(
     """
     from dataclasses import asdict
 
-    from sparse_export.artefact import open_bundle
-    from sparse_export.comparison import check_gates, compare, write_results
+    from sparse_export.evaluate.comparison import check_gates, compare, write_results
     from sparse_export.files import require_writable
+    from sparse_export.formats.bundle import open_bundle
 
     opened = (open_bundle(dense), open_bundle(sparse))
     for folder in (out, None if html is None else html.parent):
@@ -112,8 +112,8 @@ def command(
 
 def _test_set(info: BundleInfo, data_dir: Path | None) -> tuple[Inputs, np.ndarray] | None:
     """The test set as the network takes it, or None, said aloud, where it cannot be had."""
-    from sparse_export import data
     from sparse_export.errors import DataNotFound
+    from sparse_export.tasks import data
 
     if info.data is None:
         say(

@@ -18,8 +18,8 @@ def command(out: Path, as_json: bool) -> None:
     """Train dense, sparse and 2:4, build, validate and compare, on data that is embedded. A minute on two cores."""
     from dataclasses import asdict
 
+    from sparse_export.cli._demo_run import demo
     from sparse_export.cli._progress import training_observer
-    from sparse_export.demo import demo
 
     made = demo(out, observe=training_observer, say=lambda text: print(text, file=sys.stderr, flush=True))
     parts: list[str] = []

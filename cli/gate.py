@@ -88,10 +88,10 @@ def command(
     import contextlib
     from dataclasses import asdict
 
-    from sparse_export.artefact import read_bundle_info
     from sparse_export.errors import ArtefactError
+    from sparse_export.evaluate.gating import check_gate, gate, write_results
     from sparse_export.files import require_writable
-    from sparse_export.gating import check_gate, gate, write_results
+    from sparse_export.formats.bundle import read_bundle_info
 
     if out is not None:
         for path in (bundle, against):  # first, so that no empty folder tells of a bundle that is not there

@@ -200,7 +200,7 @@ def _refused(cause: OSError) -> SparseExportError:
 
 def _print_versions(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     if asked and not ctx.resilient_parsing:
-        from sparse_export.artefact import library_versions
+        from sparse_export.version import library_versions
 
         click.echo("\n".join(f"{name} {version}" for name, version in library_versions().items()))
         ctx.exit()

@@ -86,12 +86,12 @@ def command(
     from dataclasses import asdict
 
     from sparse_export.cli._progress import training_observer
-    from sparse_export.sparsifying import sparsify
+    from sparse_export.oneshot import sparsify
 
     planned_dense = None
     if plan_file is not None:
+        from sparse_export.oneshot.source import name_of
         from sparse_export.plan.planning import dense_by_plan
-        from sparse_export.sparsifying.source import name_of
 
         planned_dense = dense_by_plan(plan_file, name_of(model), instead="There is nothing to sparsify.")
     out = out or Path("runs") / f"{_plain(model)}-sparsified"

@@ -59,9 +59,9 @@ def command(
     """
     from dataclasses import asdict
 
-    from sparse_export.artefact import open_bundle
+    from sparse_export.evaluate.validation import check_gates, validate, write_results
     from sparse_export.files import require_writable
-    from sparse_export.validation import check_gates, validate, write_results
+    from sparse_export.formats.bundle import open_bundle
 
     if out is not None:
         for path in (bundle, against):  # first, so that no empty folder tells of a bundle that is not there

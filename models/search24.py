@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-import sparse_export
+from sparse_export.child import import_root
 from sparse_export.errors import SparseExportError
 from sparse_export.files import cache_folder, write_json
 from sparse_export.sparsity import cusparselt
@@ -143,7 +143,7 @@ def search(sizes: Sequence[ProductSize], lines: Lines) -> dict[ProductSize, int]
 def _child(device: int, sizes: Sequence[ProductSize], done: Sequence[tuple[int, int]]) -> Iterator[str]:
     """Lines of a process of its own, in an empty folder: nothing that lies about where the user is gets imported."""
     request = json.dumps({"device": device, "sizes": [asdict(size) for size in sizes], "done": list(done)})
-    root = Path(sparse_export.__file__).resolve().parents[1]
+    root = import_root()
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as empty:
         try:

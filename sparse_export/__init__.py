@@ -8,16 +8,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from sparse_export.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from sparse_export.artefact import Bundle, Run, open_bundle, open_run
     from sparse_export.building import build
-    from sparse_export.comparison import compare
     from sparse_export.errors import SparseExportError
-    from sparse_export.sparsifying import sparsify
+    from sparse_export.evaluate.comparison import compare
+    from sparse_export.evaluate.validation import validate
+    from sparse_export.formats.bundle import Bundle, open_bundle
+    from sparse_export.formats.run import Run, open_run
+    from sparse_export.oneshot import sparsify
     from sparse_export.train import SparseTraining
-    from sparse_export.validation import validate
 
 __all__ = [
     "Bundle",
@@ -33,16 +34,16 @@ __all__ = [
 ]
 
 _HOME = {
-    "Bundle": "sparse_export.artefact",
-    "Run": "sparse_export.artefact",
+    "Bundle": "sparse_export.formats.bundle",
+    "Run": "sparse_export.formats.run",
     "SparseExportError": "sparse_export.errors",
     "SparseTraining": "sparse_export.train",
     "build": "sparse_export.building",
-    "compare": "sparse_export.comparison",
-    "open_bundle": "sparse_export.artefact",
-    "open_run": "sparse_export.artefact",
-    "sparsify": "sparse_export.sparsifying",
-    "validate": "sparse_export.validation",
+    "compare": "sparse_export.evaluate.comparison",
+    "open_bundle": "sparse_export.formats.bundle",
+    "open_run": "sparse_export.formats.run",
+    "sparsify": "sparse_export.oneshot",
+    "validate": "sparse_export.evaluate.validation",
 }
 
 

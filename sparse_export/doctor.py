@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from sparse_export.engine import door
+from sparse_export.engines import tensorrt_import
 from sparse_export.errors import SparseExportError, how_to_get
-from sparse_export.measure.machine import machine_facts
+from sparse_export.instruments.machine import machine_facts
 from sparse_export.onnxruntime_import import load_onnxruntime
 from sparse_export.trust import store_path
 
@@ -86,7 +86,7 @@ def examine() -> Examination:
             *_gpus(facts),
             _torch(has_gpu),
             _onnxruntime(has_gpu),
-            *(_tensorrt(target, has_gpu) for target in door.TARGETS),
+            *(_tensorrt(target, has_gpu) for target in tensorrt_import.TARGETS),
             *_libraries(),
             *_folders(),
         )
@@ -174,14 +174,14 @@ def _onnxruntime(has_gpu: bool) -> Finding:
     )
 
 
-def _tensorrt(target: door.Target, has_gpu: bool) -> Finding:
-    name = door.module_name(target)
-    if not door.is_installed(target):
+def _tensorrt(target: tensorrt_import.Target, has_gpu: bool) -> Finding:
+    name = tensorrt_import.module_name(target)
+    if not tensorrt_import.is_installed(target):
         gpu = "" if has_gpu else "; its engines run on an NVIDIA GPU"
-        hint = f"{door.install_hint(target)}{gpu}."
+        hint = f"{tensorrt_import.install_hint(target)}{gpu}."
         return Finding(group="Runtimes", name=name, state="missing", value="not installed", hint=hint)
     try:
-        version = door.version(target)
+        version = tensorrt_import.version(target)
     except SparseExportError as cause:
         return Finding(group="Runtimes", name=name, state="broken", value=cause.what, hint=cause.do)
     builds = {
@@ -190,8 +190,8 @@ def _tensorrt(target: door.Target, has_gpu: bool) -> Finding:
         else "without a GPU it neither builds nor runs engines",
         "tensorrt-rtx": "builds and runs engines" if has_gpu else "builds engines; to run them takes a GPU",
     }
-    card = door.gpu() if has_gpu and target == "tensorrt-rtx" else None
-    if card is not None and not door.rtx_supports(card.architecture):
+    card = tensorrt_import.gpu() if has_gpu and target == "tensorrt-rtx" else None
+    if card is not None and not tensorrt_import.rtx_supports(card.architecture):
         builds[target] = f"builds engines; it does not run on this GPU ({card.architecture})"
     return Finding(group="Runtimes", name=name, state="ok", value=f"{version}, {builds[target]}")
 
@@ -230,7 +230,7 @@ def _folders() -> Iterator[Finding]:
 
 def _data_folder() -> Finding:
     try:
-        from sparse_export.data import default_data_dir
+        from sparse_export.tasks.data import default_data_dir
 
         data = default_data_dir()
     except SparseExportError as cause:

@@ -10,35 +10,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from sparse_export.artefact import (
-    BUNDLE_FILE,
-    CACHE_FOLDER,
-    LAYERS_FILE,
-    RUN_FILE,
-    SUMS_FILE,
-    Accuracy,
-    Bundle,
-    BundleInfo,
-    EngineFact,
-    EngineLayer,
-    EngineState,
-    EngineTimes,
-    FileFact,
-    GraphLayer,
-    LayerFact,
-    LayerTiming,
-    RunInfo,
-    SpeedFact,
-    file_of,
-    read_bundle_info,
-    read_engine_layers,
-    read_engine_times,
-    read_run_info,
-    require_complete,
-    verify_files,
-)
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.files import put_back, sha256_file
+from sparse_export.formats.bundle import (
+    BUNDLE_FILE,
+    CACHE_FOLDER,
+    SUMS_FILE,
+    Bundle,
+    BundleInfo,
+    file_of,
+    read_bundle_info,
+    require_complete,
+)
+from sparse_export.formats.engines import EngineInfo
+from sparse_export.formats.layers import (
+    LAYERS_FILE,
+    EngineLayer,
+    EngineState,
+    GraphLayer,
+    read_engine_layers,
+)
+from sparse_export.formats.listed import FileInfo, verify_files
+from sparse_export.formats.run import RUN_FILE, Accuracy, LayerInfo, RunInfo, SpeedInfo, read_run_info
+from sparse_export.formats.timings import EngineTimes, LayerTiming, read_engine_times
 
 if TYPE_CHECKING:
     import onnx
@@ -82,7 +76,7 @@ class InspectedEngine:
     times: of layers against a twin without sparse kernels, where they were measured.
     """
 
-    fact: EngineFact
+    fact: EngineInfo
     layers: tuple[EngineLayer, ...]
     times: tuple[EngineTimes, ...] = ()
 
@@ -128,7 +122,7 @@ class Inspection:
     engines: tuple[InspectedEngine, ...] = ()
     broken: tuple[str, ...] = ()
     unchecked: str | None = None
-    speed: SpeedFact | None = None
+    speed: SpeedInfo | None = None
     unlisted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -240,7 +234,7 @@ def _aligned(cells: Sequence[Sequence[str]], *, left: int) -> str:
     )
 
 
-def told_speed(speed: SpeedFact | None) -> dict[str, str]:
+def told_speed(speed: SpeedInfo | None) -> dict[str, str]:
     """In words: what was measured of a training's speed, and apart from it what is only estimated. Empty for None."""
     if speed is None:
         return {}
@@ -395,7 +389,7 @@ def _unlisted(path: Path, info: BundleInfo) -> tuple[str, ...]:
     return tuple(sorted(os.fsencode(name).decode(errors="backslashreplace") for name in set(found) - own))
 
 
-def _inspected_engine(bundle: Bundle, fact: EngineFact) -> InspectedEngine:
+def _inspected_engine(bundle: Bundle, fact: EngineInfo) -> InspectedEngine:
     """With no layers where the table is not the one that was written; the problem with it is told elsewhere."""
     try:
         file = file_of(bundle, LAYERS_FILE)
@@ -407,7 +401,7 @@ def _inspected_engine(bundle: Bundle, fact: EngineFact) -> InspectedEngine:
 
 
 def _of_engine(path: Path) -> Inspection:
-    from sparse_export.engine.header import read_header
+    from sparse_export.engines.header import read_header
 
     header = read_header(path)
     if header.size_bytes == 0:
@@ -448,7 +442,7 @@ def _graph_of_bundle(
     bundle: Bundle,
 ) -> tuple[tuple[GraphLayer, ...], tuple[str, ...], str | None]:
     """The layers, the promises that they break, and why these could not be looked at."""
-    from sparse_export.graph.verify import broken_patterns, graph_layers, promised_patterns
+    from sparse_export.graph.layers import broken_patterns, graph_layers, promised_patterns
 
     promised = promised_patterns(bundle.info.layers)
     try:
@@ -460,14 +454,14 @@ def _graph_of_bundle(
 
 def _whole_graph(path: Path) -> onnx.ModelProto:
     """A graph from a file, with packed weights expanded, so that they go by the names that they have dense."""
-    from sparse_export.graph.pack24 import expand, is_packed
-    from sparse_export.graph.verify import onnx_from_file
+    from sparse_export.graph.layers import onnx_from_file
+    from sparse_export.graph.passes.pack24 import expand, is_packed
 
     model = onnx_from_file(path)
     return expand(model) if is_packed(model) else model
 
 
-def _kept(layers: tuple[LayerFact, ...]) -> tuple[InspectedLayer, ...]:
+def _kept(layers: tuple[LayerInfo, ...]) -> tuple[InspectedLayer, ...]:
     return tuple(
         InspectedLayer(
             name=layer.name,
@@ -481,7 +475,7 @@ def _kept(layers: tuple[LayerFact, ...]) -> tuple[InspectedLayer, ...]:
 
 
 def _of_onnx(path: Path) -> Inspection:
-    from sparse_export.graph.verify import count_parameters, graph_layers
+    from sparse_export.graph.layers import count_parameters, graph_layers
 
     model = _whole_graph(path)
     found = graph_layers(model)
@@ -512,7 +506,7 @@ def _inspection(
     n_parameters: int,
     accuracy: Accuracy | None,
     facts: dict[str, str],
-    files: dict[str, FileFact],
+    files: dict[str, FileInfo],
     described: RunInfo | BundleInfo | None = None,
 ) -> Inspection:
     """described: what the folder's description says, which then has to list what makes it whole."""

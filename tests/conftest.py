@@ -51,9 +51,9 @@ def _cuda_is_there() -> bool:
 
 
 def _tensorrt_is_there() -> bool:
-    from sparse_export.engine import door
+    from sparse_export.engines import tensorrt_import
 
-    return any(map(door.is_installed, door.TARGETS))
+    return any(map(tensorrt_import.is_installed, tensorrt_import.TARGETS))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,8 +11,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sparse_export import artefact, data, models
-from sparse_export.artefact import Accuracy, DataFact, LayerFact, ModelFact, Run, RunInfo
+from sparse_export import models
+from sparse_export.formats.listed import file_facts
+from sparse_export.formats.run import (
+    Accuracy,
+    DataInfo,
+    LayerInfo,
+    ModelInfo,
+    Run,
+    RunInfo,
+    read_run_info,
+    save_run_info,
+)
+from sparse_export.tasks import data
+from sparse_export.version import library_versions, now
 
 
 def stir_batch_norm(module: nn.Module, seed: int = 3) -> None:
@@ -46,10 +58,10 @@ def network_and_masks(
     return module, masks
 
 
-def digits_fact() -> DataFact:
+def digits_fact() -> DataInfo:
     """The digits data, as a run describes them."""
     digits = data.load("digits")
-    return DataFact(
+    return DataInfo(
         name="digits",
         mean=digits.mean,
         std=digits.std,
@@ -75,7 +87,7 @@ def save_run(
     *,
     name: str | None = "digits-cnn",
     input_shape: tuple[int, ...] = (1, 8, 8),
-    fact: DataFact | None = None,
+    fact: DataInfo | None = None,
     test: Accuracy | None = None,
     **changes: Any,
 ) -> Run:
@@ -92,7 +104,7 @@ def save_run(
     info = RunInfo(
         status="complete",
         method="sparse-momentum" if masks else "dense",
-        model=ModelFact(name=name, input_shape=input_shape, n_classes=10),
+        model=ModelInfo(name=name, input_shape=input_shape, n_classes=10),
         data=fact,
         target_density=density,
         density=density,
@@ -100,7 +112,7 @@ def save_run(
         n_masked=n_masked,
         n_parameters=sum(parameter.numel() for parameter in module.parameters()),
         layers=tuple(
-            LayerFact(
+            LayerInfo(
                 name=key,
                 shape=tuple(parameter.shape),
                 n_weights=parameter.numel(),
@@ -119,13 +131,13 @@ def save_run(
         n_steps=1,
         seconds=0.0,
         recipe={},
-        versions=artefact.library_versions(),
+        versions=library_versions(),
         command=("test",),
-        created=artefact.now(),
-        files=artefact.file_facts(folder, ("model.safetensors", "masks.safetensors")),
+        created=now(),
+        files=file_facts(folder, ("model.safetensors", "masks.safetensors")),
     )
-    artefact.save_run_info(folder, replace(info, **changes))
-    return Run(path=folder, info=artefact.read_run_info(folder))
+    save_run_info(folder, replace(info, **changes))
+    return Run(path=folder, info=read_run_info(folder))
 
 
 def digits_run(folder: Path, *, density: float = 0.3, seed: int = 5) -> Run:

@@ -13,11 +13,12 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
-from sparse_export import artefact
-from sparse_export.artefact import Run, SpeedFact
 from sparse_export.building import build
 from sparse_export.cli.main import cli
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
+from sparse_export.formats.bundle import read_bundle_info, save_bundle_info
+from sparse_export.formats.listed import file_facts
+from sparse_export.formats.run import Run, SpeedInfo, open_run, save_run_info
 from sparse_export.inspect import inspect, require_promises, require_unchanged, told_speed
 from tests.making_runs import digits_run
 
@@ -33,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def run(made: Run, tmp_path: Path) -> Run:
     """A run and its bundle, to be spoilt."""
     shutil.copytree(made.path.parent, tmp_path / "copy")
-    return artefact.open_run(tmp_path / "copy" / "run")
+    return open_run(tmp_path / "copy" / "run")
 
 
 def test_a_run_tells_its_layers_and_accuracy(made: Run) -> None:
@@ -49,7 +50,7 @@ def test_a_run_tells_its_layers_and_accuracy(made: Run) -> None:
 
 
 def test_an_unfinished_run_can_be_looked_at(run: Run) -> None:
-    artefact.save_run_info(run.path, replace(run.info, status="running", files={}, test=None))
+    save_run_info(run.path, replace(run.info, status="running", files={}, test=None))
     (run.path / "model.safetensors").unlink()
     found = inspect(run.path)
     assert (found.kind, found.problem, found.accuracy) == ("unfinished run", None, None)
@@ -195,7 +196,7 @@ def spoilt_promise(made: Run, tmp_path: Path, *, keep: bool) -> Path:
     """A bundle that promises 2:4 for its first linear layer, with a graph that keeps it or does not."""
     bundle = tmp_path / "bundle"
     shutil.copytree(made.path.with_name("run-bundle"), bundle)
-    info = artefact.read_bundle_info(bundle)
+    info = read_bundle_info(bundle)
     if keep:
         model = onnx.load(bundle / "model.onnx")
         tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "fc1.weight")
@@ -204,9 +205,7 @@ def spoilt_promise(made: Run, tmp_path: Path, *, keep: bool) -> Path:
         tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
         onnx.save(model, bundle / "model.onnx")
     layers = tuple(replace(layer, pattern="2:4" if "fc1" in layer.name else None) for layer in info.layers)
-    artefact.save_bundle_info(
-        bundle, replace(info, layers=layers, files=artefact.file_facts(bundle, info.files))
-    )
+    save_bundle_info(bundle, replace(info, layers=layers, files=file_facts(bundle, info.files)))
     return bundle
 
 
@@ -229,7 +228,7 @@ def test_a_graph_tells_of_each_layer_whether_it_is_2_to_4_and_usable(made: Run) 
 def test_a_run_shows_the_pattern_that_a_layer_promises(run: Run) -> None:
     assert "promised" not in str(inspect(run.path))
     layers = (*run.info.layers[:-1], replace(run.info.layers[-1], pattern="2:4"))
-    artefact.save_run_info(run.path, replace(run.info, layers=layers))
+    save_run_info(run.path, replace(run.info, layers=layers))
     found = inspect(run.path)
     assert [layer.pattern for layer in found.layers] == [None, None, None, None, "2:4"]
     rows = str(found).splitlines()
@@ -274,7 +273,7 @@ def test_a_broken_promise_ends_the_command_with_3_after_the_table(made: Run, tmp
     assert "fc1.weight, promised 2:4" in result.stderr
 
 
-SPEED = SpeedFact(
+SPEED = SpeedInfo(
     step_ms=1.25,
     estimate_channels=1.1,
     estimate_macs=3.0,
@@ -286,7 +285,7 @@ SPEED = SpeedFact(
 
 def test_a_run_tells_the_measured_time_of_a_step_and_apart_from_it_the_estimates(run: Run) -> None:
     assert inspect(run.path).speed is None
-    artefact.save_run_info(run.path, replace(run.info, speed=SPEED))
+    save_run_info(run.path, replace(run.info, speed=SPEED))
     result = CliRunner().invoke(cli, ["inspect", str(run.path), "--json"])
     assert json.loads(result.stdout)["speed"]["step_ms"] == 1.25
     rows = str(inspect(run.path)).splitlines()

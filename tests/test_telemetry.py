@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 import sparse_export
 from sparse_export.cli import main as program
-from sparse_export.engine.build import process_environment
+from sparse_export.engines.build import process_environment
 from sparse_export.onnxruntime_import import load_onnxruntime
 from sparse_export.telemetry import ONNXRUNTIME_VARIABLE, telemetry_environment, turn_telemetry_off
 
@@ -64,7 +64,7 @@ import os, sys
 before = dict(os.environ)
 from pathlib import Path
 import numpy as np
-from sparse_export.runtime.onnxruntime import open_session
+from sparse_export.runtimes.onnxruntime import open_session
 assert os.environ == before and "onnxruntime" not in sys.modules  # the import of a module has no effects
 with open_session(Path(sys.argv[1])) as session:
     assert session.run(np.full((1, 2), -1, dtype=np.float32)).tolist() == [[0, 0]]
@@ -81,7 +81,7 @@ def test_the_process_that_tries_a_file_leaves_nothing_there(model_path: Path, tm
         "limit_s": 60,
     }
     (tmp_path / "request.json").write_text(json.dumps(request))
-    worker = ("-m", "sparse_export.runtime.trial_worker", "request.json", "result.json")
+    worker = ("-m", "sparse_export.runtimes.probe_worker", "request.json", "result.json")
     assert _left_by(tmp_path, *worker) == []
     assert json.loads((tmp_path / "result.json").read_text()) == {}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparse_export.artefact import ProductFact
+from sparse_export.formats.run import ProductInfo
 from sparse_export.models.layers_csr import why_not_linear
 from sparse_export.models.modes import modes_kept
 from sparse_export.sparsity.csr import csr_form, gather, gradient_at, multiply, multiply_transposed
@@ -34,7 +34,7 @@ def choose_products(
     *,
     most_density: float = MOST_DENSITY,
     clock: Callable[[], float] = time.perf_counter,
-) -> tuple[ProductFact, ...]:
+) -> tuple[ProductInfo, ...]:
     """What to multiply by for each masked weight of a network in training on the CPU, and why.
 
     sample: a batch of inputs of the size that it is trained with; the network is run on it once, in evaluation.
@@ -68,12 +68,12 @@ class _Times:
     ratio: float
 
 
-def _fact(name: str, density: float, n_rows: int | None, times: _Times | None, reason: str) -> ProductFact:
+def _fact(name: str, density: float, n_rows: int | None, times: _Times | None, reason: str) -> ProductInfo:
     wins = times is not None and times.ratio >= _LEAST_GAIN
     if times is not None:
         than = f"{times.csr_ms:.3g} ms by CSR, {times.dense_ms:.3g} ms dense"
         reason = f"timed at the start: {than}" + ("" if wins else f", not {_LEAST_GAIN:g} times as fast")
-    return ProductFact(
+    return ProductInfo(
         name=name,
         by="csr" if wins else "dense",
         density=density,

@@ -8,11 +8,11 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from sparse_export.artefact import Accuracy
-from sparse_export.data.labels import correct_predictions
+from sparse_export.formats.run import Accuracy
+from sparse_export.tasks.labels import correct_predictions
+from sparse_export.train.batches import Feed, Part
 from sparse_export.train.distributed import World
 from sparse_export.train.ema import Ema
-from sparse_export.train.feed import Feed, Part
 from sparse_export.train.network import laid_out
 from sparse_export.train.products import Products
 from sparse_export.train.recipe import Recipe

@@ -11,9 +11,9 @@ from torch import Tensor
 from sparse_export.errors import UsageError
 from sparse_export.sparsity import Distribution, NMPattern, layer_counts, random_masks
 from sparse_export.sparsity.pattern import obeys
-from sparse_export.train.both_axes import drawn_both_ways, require_both_ways
 from sparse_export.train.masked_layers import MaskedLayers
 from sparse_export.train.methods import Method
+from sparse_export.train.transposable import drawn_both_ways, require_both_ways
 from sparse_export.train.update_schedule import UpdateSchedule
 
 __all__ = ["checked_masks", "first_masks", "require_start", "rescale_weights"]

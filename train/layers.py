@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
-from sparse_export.artefact import LayerFact
 from sparse_export.errors import UsageError
+from sparse_export.formats.run import LayerInfo
 
 _ATTENTION_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -115,13 +115,13 @@ def layer_facts(
     masks: Mapping[str, Tensor],
     promised: Mapping[str, str] | None = None,
     why_dense: Mapping[str, str] | None = None,
-) -> tuple[LayerFact, ...]:
+) -> tuple[LayerInfo, ...]:
     """Every maskable weight of a network: kept entries by its mask, all of them where there is none.
 
     promised: the patterns that layers obey, by name.  why_dense: the reasons of those that got none.
     """
     return tuple(
-        LayerFact(
+        LayerInfo(
             name=name,
             shape=tuple(value.shape),
             n_weights=value.numel(),

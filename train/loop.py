@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from sparse_export import artefact, models
+from sparse_export import models
 from sparse_export import trust as trust_store
-from sparse_export.artefact import Run, RunInfo
-from sparse_export.data.pictures import workers_watched
 from sparse_export.errors import ArtefactError, MissingCapability, RecipeError, UsageError
 from sparse_export.files import sha256_file
+from sparse_export.formats.run import RUN_FILE, Run, RunInfo, open_run, read_run_info
+from sparse_export.tasks.data.pictures import workers_watched
 from sparse_export.train.distributed import (
     ALONE,
     World,
@@ -55,16 +55,16 @@ def train(
     run, and all of them need to see its folder in order to resume. A run may be resumed by another number of
     processes, and on another kind of device. Processes that torchrun has started anew resume by themselves.
 
-    One process at a time writes a run, under torchrun rank 0 for all of them: see `sparse_export.locks`.
+    One process at a time writes a run, under torchrun rank 0 for all of them: see `sparse_export.files.locks`.
 
     Raises UsageError, FolderInUse, DataNotFound, OutputError, TrainingDiverged (the last good state is kept), Interrupted on
     SIGINT or SIGTERM (after saving), ProcessLost and RanksDiverged under torchrun, NotTrustedError.
     """
     out = Path(out)
-    if was_restarted() and (out / artefact.RUN_FILE).is_file():
+    if was_restarted() and (out / RUN_FILE).is_file():
         resume = True
-    if resume and artefact.read_run_info(out).status == "complete":
-        return artefact.open_run(out)  # nothing is written, so nothing is locked
+    if resume and read_run_info(out).status == "complete":
+        return open_run(out)  # nothing is written, so nothing is locked
     if not resume:
         if recipe is None:
             raise UsageError(
@@ -73,9 +73,9 @@ def train(
         if not isinstance(recipe, Recipe):
             recipe = load_recipe(recipe)
     with claimed_run(out) if is_first_process() else nullcontext():
-        earlier = artefact.read_run_info(out) if resume else None
+        earlier = read_run_info(out) if resume else None
         if earlier is not None and earlier.status == "complete":  # while this process waited for the lock
-            return artefact.open_run(out)
+            return open_run(out)
         return _train(
             recipe if isinstance(recipe, Recipe) else None,
             out,
@@ -107,7 +107,7 @@ def _train(
     if earlier is not None:
         recipe = _recorded_recipe(earlier, out)
         if models.is_factory(recipe.model):
-            digest = sha256_file(out / artefact.RUN_FILE)
+            digest = sha256_file(out / RUN_FILE)
             trust_store.require(digest, f"the factory {recipe.model} in {out}", given=trust)
     assert recipe is not None  # `train` saw to it
     if workers is not None:
@@ -129,7 +129,7 @@ def _train(
 
 def _recorded_recipe(info: RunInfo, out: Path) -> Recipe:
     """The recipe in a `run.json`. Raises ArtefactError when it is no recipe, or another network's."""
-    file = out / artefact.RUN_FILE
+    file = out / RUN_FILE
     try:
         recipe = recipe_from_table(info.recipe, source=str(file))
     except RecipeError as cause:

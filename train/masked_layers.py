@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from sparse_export.errors import UsageError
 from sparse_export.sparsity import Cap, NMPattern
 from sparse_export.train.arguments import require_fraction
-from sparse_export.train.both_axes import weights_both_ways
 from sparse_export.train.layers import masked_parameters
 from sparse_export.train.methods import Method
 from sparse_export.train.pattern_plan import PatternPlan, plan_pattern
+from sparse_export.train.transposable import weights_both_ways
 
 __all__ = ["MaskedLayers", "masked_layers"]
 

@@ -18,11 +18,11 @@ from sparse_export.sparsity import (
 )
 from sparse_export.sparsity.prune import FIRST_THRESHOLD
 from sparse_export.sparsity.update import joined
-from sparse_export.train.both_axes import only, swapped_both_ways
 from sparse_export.train.growth import gradient_scores, random_scores
 from sparse_export.train.masked_layers import MaskedLayers
 from sparse_export.train.methods import Method
 from sparse_export.train.momentum import growth_scores
+from sparse_export.train.transposable import only, swapped_both_ways
 
 __all__ = ["n_active_gradually", "pruned_gradually", "swapped"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export import models
-from sparse_export.data.labels import require_outputs
 from sparse_export.errors import UsageError
+from sparse_export.tasks.labels import require_outputs
 from sparse_export.train.distributed import World
 from sparse_export.train.layers import output_layers
 from sparse_export.train.recipe import Recipe

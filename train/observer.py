@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sparse_export.artefact import RunInfo
+from sparse_export.formats.run import RunInfo
 from sparse_export.train.metrics import EpochMetrics
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from sparse_export.errors import UsageError
-from sparse_export.graph.permutation import reduction_axis, summed_parts
+from sparse_export.graph.passes.permute import reduction_axis, summed_parts
 from sparse_export.sparsity import Cap, NMPattern, cap_size, capped_layers
 from sparse_export.sparsity.caps import capacity
 from sparse_export.sparsity.eligible import SMALL_SHARE

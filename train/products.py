@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from sparse_export.artefact import ProductFact
+from sparse_export.formats.run import ProductInfo
 from sparse_export.train.csr_choice import choose_products
 from sparse_export.train.recipe import Recipe
 from sparse_export.train.sparse_training import SparseTraining
@@ -26,10 +26,10 @@ def make_products(
     sparse: Sparsifier | None,
     sample: Callable[[], Tensor],
     *,
-    earlier: Sequence[ProductFact],
+    earlier: Sequence[ProductInfo],
     n_threads: int,
     steps_per_epoch: int,
-) -> tuple[Products | None, tuple[ProductFact, ...]]:
+) -> tuple[Products | None, tuple[ProductInfo, ...]]:
     """The products, None for dense ones everywhere, and what is on record of them. Changes layers in place.
 
     sample: makes inputs like those of a step in this process.  earlier: of the record of a run that is resumed, which

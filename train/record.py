@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sparse_export import artefact
-from sparse_export.artefact import LayerFact, ModelFact, RunInfo
+from sparse_export.formats.run import LayerInfo, ModelInfo, RunInfo
+from sparse_export.train.batches import Feed
 from sparse_export.train.distributed import World
-from sparse_export.train.feed import Feed
 from sparse_export.train.layers import maskable_parameters
 from sparse_export.train.recipe import Recipe
 from sparse_export.train.sparsifier import Sparsifier
+from sparse_export.version import command_line, library_versions, now
 
 __all__ = ["started_info"]
 
@@ -21,7 +21,7 @@ def started_info(
     feed: Feed,
     model: nn.Module,
     sparse: Sparsifier | None,
-    layers: tuple[LayerFact, ...],
+    layers: tuple[LayerInfo, ...],
     *,
     method: str | None,
     n_outputs: int,
@@ -36,7 +36,7 @@ def started_info(
     return RunInfo(
         status="running",
         method=method or (recipe.sparsity.method if sparse else "dense"),
-        model=ModelFact(name=recipe.model, input_shape=feed.input_shape, n_classes=n_outputs),
+        model=ModelInfo(name=recipe.model, input_shape=feed.input_shape, n_classes=n_outputs),
         data=feed.fact,
         target_density=sparse.density if sparse else 1.0,
         density=sparse.n_active / n_masked if sparse else 1.0,
@@ -54,8 +54,8 @@ def started_info(
         n_steps=n_steps,
         seconds=0.0,
         recipe=recipe.model_dump(mode="json"),
-        versions=artefact.library_versions(),
-        command=artefact.command_line(),
-        created=artefact.now(),
+        versions=library_versions(),
+        command=command_line(),
+        created=now(),
         files={},
     )

@@ -11,10 +11,19 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sparse_export import artefact, trust
-from sparse_export.artefact import MASKS_FILE, WEIGHTS_FILE, Run, RunInfo
+from sparse_export import trust
 from sparse_export.errors import UsageError
 from sparse_export.files import claimed, is_leftover, remove_leftovers, write_bytes
+from sparse_export.formats.listed import file_facts
+from sparse_export.formats.run import (
+    MASKS_FILE,
+    RUN_FILE,
+    WEIGHTS_FILE,
+    Run,
+    RunInfo,
+    run_digest,
+    save_run_info,
+)
 from sparse_export.models import is_factory
 from sparse_export.train.checkpoint import state_path
 
@@ -24,7 +33,7 @@ def require_empty(folder: Path) -> None:
     if folder.exists() and (
         not folder.is_dir() or any(not is_leftover(entry.name) for entry in folder.iterdir())
     ):
-        found = "a run" if (folder / artefact.RUN_FILE).is_file() else "something else"
+        found = "a run" if (folder / RUN_FILE).is_file() else "something else"
         raise UsageError(
             f"{folder} already holds {found}.",
             expected="A new or empty folder was expected, so that nothing is lost.",
@@ -48,8 +57,8 @@ def claimed_run(folder: Path) -> Iterator[None]:
 def write_run_info(folder: Path, info: RunInfo) -> None:
     """Write `run.json`; one that names a factory is entered first in this user's own trust store."""
     if info.model.name is not None and is_factory(info.model.name):
-        trust.remember(artefact.run_digest(info))
-    artefact.save_run_info(folder, info)
+        trust.remember(run_digest(info))
+    save_run_info(folder, info)
 
 
 def finish_run(folder: Path, module: nn.Module, masks: Mapping[str, Tensor], info: RunInfo) -> Run:
@@ -63,7 +72,7 @@ def finish_run(folder: Path, module: nn.Module, masks: Mapping[str, Tensor], inf
     state = {name: _plain(value, every.get(name)) for name, value in module.state_dict().items()}
     write_bytes(folder / WEIGHTS_FILE, save(state))
     write_bytes(folder / MASKS_FILE, save({name: mask.cpu().contiguous() for name, mask in masks.items()}))
-    files = artefact.file_facts(folder, (WEIGHTS_FILE, MASKS_FILE))
+    files = file_facts(folder, (WEIGHTS_FILE, MASKS_FILE))
     info = replace(info, status="complete", files=files)
     write_run_info(folder, info)
     return Run(path=folder, info=info, module=module)

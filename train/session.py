@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sparse_export.artefact import Accuracy, LayerFact, Run, RunInfo, SpeedFact
 from sparse_export.errors import ArtefactError, Interrupted, UsageError
+from sparse_export.formats.run import Accuracy, LayerInfo, Run, RunInfo, SpeedInfo
 from sparse_export.models.weights import put_state
+from sparse_export.train.batches import Feed, Part, feed
 from sparse_export.train.checkpoint import Position, load_state, save_state, state_path
 from sparse_export.train.device_limits import require_possible
 from sparse_export.train.distributed import Agreement, World, masks_sha256
@@ -23,9 +24,8 @@ from sparse_export.train.divergence import FiniteNumbers
 from sparse_export.train.ema import Ema
 from sparse_export.train.epoch import EpochSoFar
 from sparse_export.train.evaluation import accuracy
-from sparse_export.train.feed import Feed, Part, feed
+from sparse_export.train.factory import make_sparsifier
 from sparse_export.train.layers import layer_facts
-from sparse_export.train.making import make_sparsifier
 from sparse_export.train.metrics import EpochMetrics, MetricsLog, read_metrics
 from sparse_export.train.network import as_trained, laid_out, make_network, n_threads_for, require_fit
 from sparse_export.train.observer import Observer, SilentObserver
@@ -337,7 +337,7 @@ class Session:
             world=self.world,
         )
 
-    def _layer_facts(self) -> tuple[LayerFact, ...]:
+    def _layer_facts(self) -> tuple[LayerInfo, ...]:
         facts = self.sparse.layer_facts() if self.sparse else layer_facts(self.model, {})
         return facts if self._promises is None else self._promises.said_of(facts)
 
@@ -352,7 +352,7 @@ class Session:
         x = self._probe()
         return {} if x is None else layer_uses(self.model, x)
 
-    def _speed(self) -> SpeedFact | None:
+    def _speed(self) -> SpeedInfo | None:
         return speed_of(self.model, self._probe(), read_metrics(self.out))
 
 

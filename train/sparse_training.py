@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_export.artefact import Accuracy, LayerFact, Run
 from sparse_export.errors import UsageError
+from sparse_export.formats.run import Accuracy, LayerInfo, Run
 from sparse_export.sparsity import (
     Distribution,
     MaskUpdate,
@@ -329,7 +329,7 @@ class SparseTraining:
             self.masks_sha256 = masks_sha256(self.masks)
             require_same_masks(self.masks_sha256, self._process_group)
 
-    def layer_facts(self) -> tuple[LayerFact, ...]:
+    def layer_facts(self) -> tuple[LayerInfo, ...]:
         """Every weight that could be masked, with its active count. Reads from the device."""
         plan = self._layers.plan
         if plan is None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from sparse_export.artefact import LayerFact
+from sparse_export.formats.run import LayerInfo
 
 
 class Sparsifier(Protocol):
@@ -39,7 +39,7 @@ class Sparsifier(Protocol):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Step the optimiser and what belongs to it."""
 
-    def layer_facts(self) -> tuple[LayerFact, ...]:
+    def layer_facts(self) -> tuple[LayerInfo, ...]:
         """Every weight that could be masked, with its active count."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from sparse_export.artefact import SpeedFact
+from sparse_export.formats.run import SpeedInfo
 from sparse_export.models.modes import modes_kept
 
 _TIMED_FOR_S = 0.5
@@ -69,7 +69,7 @@ def estimate(
     return Estimate(channels=dense / channels, macs=dense / macs)
 
 
-def speed_of(model: nn.Module, x: Tensor | None, lines: Sequence[Mapping[str, Any]]) -> SpeedFact | None:
+def speed_of(model: nn.Module, x: Tensor | None, lines: Sequence[Mapping[str, Any]]) -> SpeedInfo | None:
     """The measured time of a step and, apart from it, the estimates, over all epochs.
 
     x: a batch to time the layers with; without one there are no estimates.  lines: of `metrics.jsonl`; what cannot be
@@ -82,7 +82,7 @@ def speed_of(model: nn.Module, x: Tensor | None, lines: Sequence[Mapping[str, An
     uses = [use for use in map(_uses, lines) if use]
     convolutions = estimate(times_ms, uses, convolutions_of(model))
     every = estimate(times_ms, uses, layers_of(model))
-    return SpeedFact(
+    return SpeedInfo(
         step_ms=median(steps_ms),
         estimate_channels=convolutions.channels if convolutions else None,
         estimate_macs=convolutions.macs if convolutions else None,

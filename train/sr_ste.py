@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sparse_export.artefact import LayerFact
 from sparse_export.errors import UsageError
+from sparse_export.formats.run import LayerInfo
 from sparse_export.sparsity import NMPattern
 from sparse_export.sparsity.caps import under_cap
 from sparse_export.sparsity.eligible import SMALL_SHARE
@@ -99,7 +99,7 @@ class SrSte:
         self.n_updates += 1
         return None
 
-    def layer_facts(self) -> tuple[LayerFact, ...]:
+    def layer_facts(self) -> tuple[LayerInfo, ...]:
         """Every weight that could be masked, with its active count."""
         promised = dict.fromkeys(self.masks, str(self._plan.pattern))
         return layer_facts(self.model, self.masks, promised, self._plan.why_dense)

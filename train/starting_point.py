@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from sparse_export.artefact import LayerFact, RunInfo
+from sparse_export.formats.run import LayerInfo, RunInfo
 
 STARTED = "sparsify-"
 """What the method of a run begins with that began at given weights."""
@@ -38,7 +38,7 @@ class Promises:
     patterns: Mapping[str, str]
     why_dense: Mapping[str, str]
 
-    def said_of(self, facts: Iterable[LayerFact]) -> tuple[LayerFact, ...]:
+    def said_of(self, facts: Iterable[LayerInfo]) -> tuple[LayerInfo, ...]:
         """The facts of layers, with these in place of what they say of patterns."""
         return tuple(
             replace(fact, pattern=self.patterns.get(fact.name), why_dense=self.why_dense.get(fact.name))

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sparse_export.artefact import ProductFact
 from sparse_export.errors import UsageError
+from sparse_export.formats.run import ProductInfo
 from sparse_export.models.layers24 import (
     Weight24,
     change_layers,
@@ -57,13 +57,13 @@ def products_24(
     return products
 
 
-def product_facts(products: Step24, masks: Mapping[str, Tensor]) -> tuple[ProductFact, ...]:
+def product_facts(products: Step24, masks: Mapping[str, Tensor]) -> tuple[ProductInfo, ...]:
     """How each masked weight is multiplied by, for a run's record."""
     facts = []
     for name, mask in masks.items():
         reason = products.why_dense.get(name)
         facts.append(
-            ProductFact(
+            ProductInfo(
                 name=name,
                 by="dense" if reason else "2:4",
                 density=int(torch.count_nonzero(mask)) / mask.numel(),

@@ -14,7 +14,7 @@ from sparse_export.train.captured import CapturedStep, make_capturable, set_rate
 from sparse_export.train.distributed import World
 from sparse_export.train.divergence import FiniteNumbers
 from sparse_export.train.ema import Ema
-from sparse_export.train.making import ASP_CUT
+from sparse_export.train.factory import ASP_CUT
 from sparse_export.train.network import laid_out
 from sparse_export.train.products import Products
 from sparse_export.train.randomness import augmentation_generator, seed_step

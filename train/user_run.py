@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sparse_export import artefact
-from sparse_export.artefact import Accuracy, ModelFact, Run, RunInfo
 from sparse_export.errors import UsageError
 from sparse_export.files import staged_folder
+from sparse_export.formats.run import Accuracy, ModelInfo, Run, RunInfo
 from sparse_export.models.modes import modes_kept
 from sparse_export.train.run_folder import claimed_run, finish_run, require_empty
+from sparse_export.version import command_line, library_versions, now
 
 if TYPE_CHECKING:
     from sparse_export.train.sparse_training import SparseTraining
@@ -63,7 +63,7 @@ def save_user_run(
         )
     if seen.n_classes is None:
         seen.n_classes = _n_classes(trainer.model, shape, next(iter(trainer.masks)))
-    info = _info(trainer, ModelFact(name=model, input_shape=shape, n_classes=seen.n_classes), test)
+    info = _info(trainer, ModelInfo(name=model, input_shape=shape, n_classes=seen.n_classes), test)
     with claimed_run(folder):
         require_empty(folder)
         with staged_folder(folder) as stage:
@@ -91,7 +91,7 @@ def _n_outputs(output: Tensor) -> int:
     return output.shape[-1] if output.ndim > 1 else 1
 
 
-def _info(trainer: SparseTraining, model: ModelFact, test: Accuracy | None) -> RunInfo:
+def _info(trainer: SparseTraining, model: ModelInfo, test: Accuracy | None) -> RunInfo:
     facts = trainer.layer_facts()
     return RunInfo(
         status="running",
@@ -113,8 +113,8 @@ def _info(trainer: SparseTraining, model: ModelFact, test: Accuracy | None) -> R
         n_steps=trainer.n_steps,
         seconds=0.0,
         recipe={},
-        versions=artefact.library_versions(),
-        command=artefact.command_line(),
-        created=artefact.now(),
+        versions=library_versions(),
+        command=command_line(),
+        created=now(),
         files={},
     )

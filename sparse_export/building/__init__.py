@@ -6,7 +6,7 @@ from sparse_export.building.bundle import build, build_as_asked, dry_run
 from sparse_export.building.golden import GOLDEN_INPUT, GOLDEN_OUTPUT
 from sparse_export.building.model_files import DENSE_MODEL_FILE, MODEL_FILE
 from sparse_export.building.request import BuildRequest
-from sparse_export.building.trained import masks_of_run, network_of_run
+from sparse_export.models.run_network import masks_of_run, network_of_run
 
 __all__ = [
     "DENSE_MODEL_FILE",

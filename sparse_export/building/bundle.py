@@ -5,31 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sparse_export.artefact import (
-    BUNDLE_FILE,
-    LAYERS_FILE,
-    Bundle,
-    PatternFact,
-    Run,
-    RunInfo,
-    file_facts,
-    save_bundle_info,
-)
+from sparse_export.building.dense_baseline import TimedEngines, time_engines
+from sparse_export.building.engines import EngineProgress, Engines, add_engines
 from sparse_export.building.golden import GOLDEN_INPUT, GOLDEN_OUTPUT, require_parity, write_golden
 from sparse_export.building.graph import MadeGraph, graph_of_run
 from sparse_export.building.manifest import bundle_info, layers_document
 from sparse_export.building.model_files import MODEL_FILE, model_files
+from sparse_export.building.patterns import ORDERS_FILE, measured
 from sparse_export.building.replaceable import require_replaceable
 from sparse_export.building.request import BuildRequest, PossibleBuild, possible_build
-from sparse_export.engine.bundle import EngineProgress, Engines, add_engines
-from sparse_export.engine.options import EngineOptions, Precision
-from sparse_export.engine.plan import BuildPlan, planned_build
-from sparse_export.engine.precision import TOLERANCE
+from sparse_export.engines.dry_run import BuildPlan, planned_build
+from sparse_export.engines.options import EngineOptions, Precision
+from sparse_export.engines.precision import TOLERANCE
 from sparse_export.errors import SparseExportError
 from sparse_export.files import claimed, require_writable, sha256_file, staged_folder, write_bytes, write_json
-from sparse_export.fitting import ORDERS_FILE, measured
-from sparse_export.graph.lossless import Gather
-from sparse_export.measure.twin import TimedEngines, time_engines
+from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, PatternInfo, save_bundle_info
+from sparse_export.formats.layers import LAYERS_FILE
+from sparse_export.formats.listed import file_facts
+from sparse_export.formats.run import Run, RunInfo
+from sparse_export.graph.passes.fit_pattern import Gather
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.trust import remember
 
@@ -189,12 +183,12 @@ def _add_engines(
 
 def _write_orders(
     stage: Path, made: MadeGraph, asked: BuildRequest, info: RunInfo, data_dir: str | Path | None
-) -> PatternFact | None:
+) -> PatternInfo | None:
     """Write what was permuted and cut for a pattern, and measure what that did to the accuracy; None without one."""
     if made.fit is None:
         return None
     write_json(stage / ORDERS_FILE, made.fit.fitted.document)
-    return PatternFact(
+    return PatternInfo(
         pattern=str(made.fit.pattern),
         max_cut=asked.max_cut,
         gather=asked.gather,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparse_export import data
-from sparse_export.artefact import RunInfo
 from sparse_export.building.golden import GOLDEN_SAMPLES, Array
-from sparse_export.engine.options import Precision
-from sparse_export.engine.precision import CALIBRATED
+from sparse_export.engines.options import Precision
+from sparse_export.engines.precision import CALIBRATED
 from sparse_export.errors import UsageError
+from sparse_export.formats.run import RunInfo
+from sparse_export.tasks import data
 
 __all__ = ["calibration_batches"]
 

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparse_export.artefact import GOLDEN_INPUT, GOLDEN_OUTPUT, RUN_FILE
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.files import write_bytes
-from sparse_export.runtime import Session
-from sparse_export.runtime.onnxruntime import open_session
-from sparse_export.runtime.tolerance import outside_tolerance, spread
+from sparse_export.formats.bundle import GOLDEN_INPUT, GOLDEN_OUTPUT
+from sparse_export.formats.run import RUN_FILE
+from sparse_export.runtimes import Session
+from sparse_export.runtimes.onnxruntime import open_session
+from sparse_export.runtimes.tolerance import outside_tolerance, spread
 
 __all__ = [
     "ATOL",

@@ -11,16 +11,23 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from sparse_export.artefact import CompactFact, GraphLayer, LayerFact, Run, RunInfo
 from sparse_export.building.calibration import calibration_batches
 from sparse_export.building.golden import Golden, golden_input, golden_pair
+from sparse_export.building.patterns import layer_facts, masks_with_promises, never_cut, rewritten
 from sparse_export.building.request import BuildRequest
-from sparse_export.building.trained import density_of, masks_of_run, network_of_run
-from sparse_export.engine.precision import at_precision
-from sparse_export.fitting import layer_facts, masks_with_promises, never_cut, rewritten
+from sparse_export.engines.precision import at_precision
+from sparse_export.formats.bundle import CompactInfo
+from sparse_export.formats.layers import GraphLayer
+from sparse_export.formats.run import LayerInfo, Run, RunInfo
 from sparse_export.graph.export import onnx_from_module
-from sparse_export.graph.lossless import Fitted, fit_pattern
-from sparse_export.graph.verify import count_parameters, graph_layers, promised_patterns, require_patterns
+from sparse_export.graph.layers import (
+    count_parameters,
+    graph_layers,
+    promised_patterns,
+    require_patterns,
+)
+from sparse_export.graph.passes.fit_pattern import Fitted, fit_pattern
+from sparse_export.models.run_network import density_of, masks_of_run, network_of_run
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.trust import Given
@@ -49,13 +56,13 @@ class MadeGraph:
 
     model: onnx.ModelProto
     layers: tuple[GraphLayer, ...]
-    promising: tuple[LayerFact, ...]
+    promising: tuple[LayerInfo, ...]
     density: float
     golden: Golden
     n_parameters: int
     n_nonzero: int
     n_calibration: int
-    compacted: CompactFact | None
+    compacted: CompactInfo | None
     fit: FittedNetwork | None
 
 

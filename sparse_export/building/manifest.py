@@ -5,26 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from sparse_export.artefact import (
-    RUN_FILE,
-    BundleInfo,
-    FileFact,
-    GraphLayer,
-    PatternFact,
-    Run,
-    RunReference,
-    command_line,
-    library_versions,
-    now,
-)
+from sparse_export.building.dense_baseline import TimedEngines
+from sparse_export.building.engines import Engines
 from sparse_export.building.golden import ATOL
 from sparse_export.building.graph import MadeGraph
-from sparse_export.engine.bundle import Engines
-from sparse_export.engine.options import Precision
-from sparse_export.engine.precision import TOLERANCE
+from sparse_export.engines.options import Precision
+from sparse_export.engines.precision import TOLERANCE
 from sparse_export.files import sha256_file
+from sparse_export.formats.bundle import BundleInfo, PatternInfo, RunReference
+from sparse_export.formats.layers import GraphLayer
+from sparse_export.formats.listed import FileInfo
+from sparse_export.formats.run import RUN_FILE, Run
 from sparse_export.graph.export import INPUT_NAME, IR_VERSION, OUTPUT_NAME
-from sparse_export.measure.twin import TimedEngines
+from sparse_export.version import command_line, library_versions, now
 
 __all__ = ["bundle_info", "layers_document"]
 
@@ -44,8 +37,8 @@ def bundle_info(
     *,
     precision: Precision,
     built: Engines,
-    fitted: PatternFact | None,
-    files: Mapping[str, FileFact],
+    fitted: PatternInfo | None,
+    files: Mapping[str, FileInfo],
 ) -> BundleInfo:
     """The manifest of the bundle of a run.
 

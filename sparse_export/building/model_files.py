@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx
 
-from sparse_export.artefact import MODEL_FILE
 from sparse_export.errors import GateFailed, UnknownNameError
-from sparse_export.graph.pack24 import pack, pack_choices
+from sparse_export.formats.bundle import MODEL_FILE
+from sparse_export.graph.passes.pack24 import pack, pack_choices
 
 __all__ = ["DENSE_MODEL_FILE", "MODEL_FILE", "model_files", "require_form"]
 

@@ -6,8 +6,8 @@ import json
 import os
 from pathlib import Path
 
-from sparse_export.artefact import BUNDLE_FILE, CACHE_FOLDER, SUMS_FILE
 from sparse_export.errors import UsageError
+from sparse_export.formats.bundle import BUNDLE_FILE, CACHE_FOLDER, SUMS_FILE
 
 __all__ = ["require_replaceable"]
 

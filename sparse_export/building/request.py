@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparse_export.artefact import RunInfo, open_run
 from sparse_export.building.model_files import require_form
+from sparse_export.building.patterns import require_in_plan, require_no_other_promise, wanted_pattern
 from sparse_export.building.replaceable import require_replaceable
-from sparse_export.engine.door import TARGETS as ENGINE_TARGETS
-from sparse_export.engine.options import EngineOptions, Precision, require_buildable
-from sparse_export.engine.plan import require_timeable
+from sparse_export.engines.dry_run import require_timeable
+from sparse_export.engines.options import EngineOptions, Precision, require_buildable
+from sparse_export.engines.tensorrt_import import TARGETS as ENGINE_TARGETS
 from sparse_export.errors import UnknownNameError, UsageError
-from sparse_export.fitting import require_in_plan, require_no_other_promise, wanted_pattern
-from sparse_export.graph.lossless import Gather
+from sparse_export.formats.run import RunInfo, open_run
+from sparse_export.graph.passes.fit_pattern import Gather
 from sparse_export.sparsity.pattern import NMPattern
 
 __all__ = ["BuildRequest", "PossibleBuild", "possible_build"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparse_export.artefact import Eligible, Reason, ReasonCode
+from sparse_export.formats.layers import Eligible, Reason, ReasonCode
 
 __all__ = ["MEANINGS", "WeightUse", "reasons_of", "verdict"]
 

@@ -16,12 +16,12 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-import sparse_export
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph.capture import captured
 from sparse_export.graph.constants import attribute
-from sparse_export.graph.fold import fold_batch_norm
-from sparse_export.graph.verify import FLOATS, layer_weight
+from sparse_export.graph.layers import FLOATS, layer_weight
+from sparse_export.graph.passes.fold_norms import fold_batch_norm
+from sparse_export.version import __version__
 
 OPSET = 20
 IR_VERSION = 10
@@ -331,10 +331,8 @@ def _strip(model: onnx.ModelProto) -> None:
         holder.ClearField("doc_string")
         holder.ClearField("metadata_props")
     model.producer_name = "sparse-export"
-    model.producer_version = sparse_export.__version__
-    onnx.helper.set_model_props(
-        model, {"producer": "sparse-export", "producer_version": sparse_export.__version__}
-    )
+    model.producer_version = __version__
+    onnx.helper.set_model_props(model, {"producer": "sparse-export", "producer_version": __version__})
 
 
 def _annotated(model: onnx.ModelProto) -> Iterator[Any]:

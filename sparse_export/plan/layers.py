@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
-from sparse_export.graph.permutation import reduction_axis
+from sparse_export.graph.passes.permute import reduction_axis
 from sparse_export.models.layers24 import change_layers
 from sparse_export.sparsity import capped_layers
 from sparse_export.sparsity.compressed import TWO_FOUR

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 
 from sparse_export import models
-from sparse_export.artefact import open_run
-from sparse_export.building import network_of_run
 from sparse_export.errors import MissingCapability, UsageError
 from sparse_export.files import put_back
-from sparse_export.graph.fold import fold_batch_norm
+from sparse_export.formats.run import open_run
+from sparse_export.graph.passes.fold_norms import fold_batch_norm
+from sparse_export.models.run_network import network_of_run
 from sparse_export.plan.layers import Product, products_of
 from sparse_export.plan.planning import Plan, make_plan
 from sparse_export.plan.timing import Size, Timings, measure_timings, read_timings
@@ -41,7 +41,7 @@ def plan_network(
     """Measure, or read, what each layer's product takes dense and as 2:4, and choose layers by it; see `make_plan`.
 
     model: a network's name, whose random weights then stand for trained ones, or a run.  timings: a file to read in
-    place of measuring; its type and backend count.  trust: see `sparse_export.building.network_of_run`.
+    place of measuring; its type and backend count.  trust: see `sparse_export.models.run_network.network_of_run`.
     Raises UsageError, UnknownNameError, ArtefactError, NotTrustedError, SpeedupNotReached, and MissingCapability on a
     machine without a card when no timings are given: nothing but a GPU has a 2:4 product.
     """

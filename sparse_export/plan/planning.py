@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from sparse_export.artefact import SCHEMA_VERSION, command_line, library_versions, now, read_document
 from sparse_export.errors import SpeedupNotReached, UsageError
 from sparse_export.files import write_json
-from sparse_export.measure.statistics import Ratio, location, paired_ratio
+from sparse_export.formats.document import SCHEMA_VERSION, read_document
+from sparse_export.instruments.statistics import Ratio, location, paired_ratio
 from sparse_export.plan.choose import least_lost, most_saved
 from sparse_export.plan.layers import Product
 from sparse_export.plan.timing import ProductTiming, Size, Timings
+from sparse_export.version import command_line, library_versions, now
 
 __all__ = ["Plan", "PlannedLayer", "dense_by_plan", "make_plan", "read_plan", "write_plan"]
 

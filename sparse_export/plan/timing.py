@@ -11,17 +11,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sparse_export.artefact import SCHEMA_VERSION, library_versions, now, read_document
 from sparse_export.errors import ArtefactError
 from sparse_export.files import write_json
-from sparse_export.measure.card import CardLog, watched_cards
-from sparse_export.measure.device import CudaStamps, captured, replayed, stamps_for
-from sparse_export.measure.interleave import LatencyResult, measure_interleaved
-from sparse_export.measure.machine import machine_facts
+from sparse_export.formats.document import SCHEMA_VERSION, read_document
+from sparse_export.instruments.card import CardLog, watched_cards
+from sparse_export.instruments.device import CudaStamps, captured, replayed, stamps_for
+from sparse_export.instruments.interleave import LatencyResult, measure_interleaved
+from sparse_export.instruments.machine import machine_facts
 from sparse_export.models.search24 import best_algorithms
 from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import largest_per_group
 from sparse_export.sparsity.product24 import Backend, compress, fill, multiply
+from sparse_export.version import library_versions, now
 
 __all__ = [
     "ProductCalls",

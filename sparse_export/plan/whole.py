@@ -14,20 +14,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sparse_export.artefact import SCHEMA_VERSION, command_line, library_versions, now
 from sparse_export.errors import GateFailed, SpeedupNotReached, UsageError
 from sparse_export.files import write_json
-from sparse_export.graph.fold import fold_batch_norm
-from sparse_export.measure.card import CardLog, watched_cards
-from sparse_export.measure.device import CudaStamps, replayed, stamps_for
-from sparse_export.measure.interleave import LatencyResult, measure_interleaved
-from sparse_export.measure.machine import machine_facts
-from sparse_export.measure.outcome import outcome_of
-from sparse_export.measure.statistics import Ratio, location, paired_ratio, resolution
-from sparse_export.runtime.torch24 import rewrite
+from sparse_export.formats.document import SCHEMA_VERSION
+from sparse_export.graph.passes.fold_norms import fold_batch_norm
+from sparse_export.instruments.card import CardLog, watched_cards
+from sparse_export.instruments.device import CudaStamps, replayed, stamps_for
+from sparse_export.instruments.interleave import LatencyResult, measure_interleaved
+from sparse_export.instruments.machine import machine_facts
+from sparse_export.instruments.outcome import outcome_of
+from sparse_export.instruments.statistics import Ratio, location, paired_ratio, resolution
+from sparse_export.runtimes.torch24 import rewrite
 from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import largest_per_group
 from sparse_export.sparsity.product24 import Backend
+from sparse_export.version import command_line, library_versions, now
 
 __all__ = [
     "NEVER_SLOWER",

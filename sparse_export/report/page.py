@@ -5,14 +5,15 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from sparse_export.artefact import Bundle, command_line
-from sparse_export.comparison import Comparison
+from sparse_export.evaluate.comparison import Comparison
 from sparse_export.files import write_bytes
+from sparse_export.formats.bundle import Bundle
 from sparse_export.graph.eligibility import MEANINGS
-from sparse_export.offline.document import document
+from sparse_export.pages.document import document
 from sparse_export.report import pictures, tables
 from sparse_export.report.side import BundleSide, side_of
 from sparse_export.report.verdict import verdict
+from sparse_export.version import command_line
 
 __all__ = ["page", "write_report"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sparse_export.artefact import GraphLayer
-from sparse_export.comparison import Comparison, LatencyComparison, Side
-from sparse_export.measure.interleave import LatencyResult
-from sparse_export.measure.statistics import location
-from sparse_export.offline.bars import Bar, BarGroup, Interval, bar_chart, interval_chart
-from sparse_export.offline.charts import Point, Series, line_chart
-from sparse_export.offline.document import figure
+from sparse_export.evaluate.comparison import Comparison, LatencyComparison, Side
+from sparse_export.formats.layers import GraphLayer
+from sparse_export.instruments.interleave import LatencyResult
+from sparse_export.instruments.statistics import location
+from sparse_export.pages.bars import Bar, BarGroup, Interval, bar_chart, interval_chart
+from sparse_export.pages.charts import Point, Series, line_chart
+from sparse_export.pages.document import figure
 from sparse_export.report.side import BundleSide
 
 __all__ = ["accuracy", "densities", "latency", "sizes", "speed_ups", "throughput", "training"]

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparse_export.artefact import Bundle, BundleInfo, RunInfo
 from sparse_export.errors import SparseExportError
+from sparse_export.evaluate.validation import run_of_bundle
+from sparse_export.formats.bundle import Bundle, BundleInfo
+from sparse_export.formats.run import RunInfo
 from sparse_export.inspect import Inspection, inspect, require_unchanged
 from sparse_export.train.metrics import read_metrics
-from sparse_export.validation import run_of_bundle
 
 __all__ = ["BundleSide", "side_of"]
 

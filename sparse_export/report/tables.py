@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from sparse_export.artefact import EngineLayer, GraphLayer
-from sparse_export.comparison import Comparison
-from sparse_export.offline.document import table
+from sparse_export.evaluate.comparison import Comparison
+from sparse_export.formats.layers import EngineLayer, GraphLayer
+from sparse_export.pages.document import table
 from sparse_export.report.side import BundleSide
 
 __all__ = ["commands", "environment", "figures", "latencies", "layer_times", "layers"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparse_export.comparison import Comparison, LatencyComparison
+from sparse_export.evaluate.comparison import Comparison, LatencyComparison
 
 __all__ = ["verdict"]
 

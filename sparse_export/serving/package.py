@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sparse_export.artefact import GOLDEN_INPUT, GOLDEN_OUTPUT, bytes_of, command_line, file_facts, now
 from sparse_export.errors import UnknownNameError, UsageError
 from sparse_export.files import claimed, staged_folder, write_bytes, write_json
+from sparse_export.formats.bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, bytes_of
+from sparse_export.formats.listed import file_facts
 from sparse_export.serving.containers import Container, container_for
 from sparse_export.serving.deployment import Deployment, deployment_files
 from sparse_export.serving.manifests import check_deployment
@@ -28,6 +29,7 @@ from sparse_export.serving.repository import (
 )
 from sparse_export.serving.settings import ModelSettings
 from sparse_export.trust import Given
+from sparse_export.version import command_line, now
 
 __all__ = ["Package", "PackagedModel", "package"]
 

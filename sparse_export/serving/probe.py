@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sparse_export.errors import GateFailed
-from sparse_export.runtime.tolerance import outside_tolerance, spread
+from sparse_export.runtimes.tolerance import outside_tolerance, spread
 from sparse_export.serving.repository import Served
 
 __all__ = ["Counters", "counters", "is_ready", "require_golden"]

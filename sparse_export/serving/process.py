@@ -21,7 +21,7 @@ from pathlib import Path
 
 from sparse_export.errors import FolderInUse, MissingCapability, OutputError, UsageError
 from sparse_export.files import temporary_folder
-from sparse_export.locks import locked
+from sparse_export.files.locks import locked
 from sparse_export.serving.server_files import ServerFiles, python_backend
 from sparse_export.serving.settings import HOST_CODE
 from sparse_export.telemetry import telemetry_environment

@@ -13,7 +13,9 @@ from typing import Literal
 import numpy as np
 
 from sparse_export import trust
-from sparse_export.artefact import (
+from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.files import json_bytes, sha256_file, write_bytes
+from sparse_export.formats.bundle import (
     BUNDLE_FILE,
     GOLDEN_INPUT,
     GOLDEN_OUTPUT,
@@ -22,8 +24,6 @@ from sparse_export.artefact import (
     bytes_of,
     open_bundle,
 )
-from sparse_export.errors import ArtefactError, UsageError
-from sparse_export.files import json_bytes, sha256_file, write_bytes
 from sparse_export.serving.model_config import TensorSpec, check_config, config_text
 from sparse_export.serving.settings import DEFAULT_MAX_BATCH, ModelSettings
 
@@ -252,14 +252,14 @@ def _dense_onnx(served: Served) -> bytes:
         return bytes_of(bundle, _DENSE_MODEL)
     if not _is_packed(served):
         return bytes_of(bundle, MODEL_FILE)
-    from sparse_export.graph.pack24 import dense_from_file
+    from sparse_export.graph.passes.pack24 import dense_from_file
 
     content: bytes = dense_from_file(bundle.onnx_path).SerializeToString(deterministic=True)
     return content
 
 
 def _is_packed(served: Served) -> bool:
-    from sparse_export.graph.pack24 import may_be_packed
+    from sparse_export.graph.passes.pack24 import may_be_packed
 
     return may_be_packed(served.bundle.onnx_path)
 

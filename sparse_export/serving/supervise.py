@@ -21,7 +21,7 @@ from sparse_export.errors import (
     UnknownNameError,
     UsageError,
 )
-from sparse_export.runtime.trial import require_tried
+from sparse_export.runtimes.probe import require_tried
 from sparse_export.serving.health import Readiness, health_endpoint
 from sparse_export.serving.probe import counters, is_ready, require_golden
 from sparse_export.serving.process import Ports, Process, WorkFolder, free_ports, start, work_folder

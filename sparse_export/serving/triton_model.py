@@ -178,7 +178,7 @@ def _dense(path: Path, packed: bool) -> str | bytes:
     if not packed:
         return str(path)
     try:
-        from sparse_export.graph.pack24 import dense_from_file
+        from sparse_export.graph.passes.pack24 import dense_from_file
     except ImportError:
         return str(path)
     content: bytes = dense_from_file(path).SerializeToString()

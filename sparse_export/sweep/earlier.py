@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sparse_export.artefact import RUN_FILE, RunInfo, read_run_info
 from sparse_export.errors import RecipeError, SparseExportError
-from sparse_export.sweep import cells
+from sparse_export.formats.run import RUN_FILE, RunInfo, read_run_info
+from sparse_export.sweep import run_list
 from sparse_export.train.recipe import Recipe, recipe_from_table
 
 _FIRST_VERSION = 1  # of sweeps that recorded none
@@ -22,7 +22,7 @@ def complete_runs(folder: Path) -> dict[Recipe, Path]:
     for file in sorted(folder.glob(f"runs/*/{RUN_FILE}")):
         run = file.parent
         recipe = complete_recipe(run)
-        if recipe is not None and _version_of(folder / "jobs" / f"{run.name}.json") == cells.VERSION:
+        if recipe is not None and _version_of(folder / "jobs" / f"{run.name}.json") == run_list.VERSION:
             runs.setdefault(recipe, run)
     return runs
 
@@ -39,7 +39,7 @@ def complete_recipe(run: Path) -> Recipe | None:
 def recorded_recipe(info: RunInfo) -> Recipe | None:
     """What matters of a recorded recipe; None for one that is no recipe any more."""
     try:
-        return cells.essence(recipe_from_table(info.recipe, source=RUN_FILE))
+        return run_list.essence(recipe_from_table(info.recipe, source=RUN_FILE))
     except RecipeError:
         return None
 

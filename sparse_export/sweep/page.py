@@ -7,12 +7,12 @@ from html import escape
 from pathlib import Path
 
 from sparse_export.errors import SparseExportError
-from sparse_export.measure.statistics import Mean
-from sparse_export.offline.charts import Point, Series, line_chart
-from sparse_export.offline.document import document, table
+from sparse_export.instruments.statistics import Mean
+from sparse_export.pages.charts import Point, Series, line_chart
+from sparse_export.pages.document import document, table
 from sparse_export.sparsity import pattern_from_text
-from sparse_export.sweep.cells import PATTERN, heading, setting_text
 from sparse_export.sweep.grid import DENSE, Grid
+from sparse_export.sweep.run_list import PATTERN, heading, setting_text
 from sparse_export.sweep.running import Finding
 from sparse_export.sweep.table import Row, accuracy_text, ratio_text
 from sparse_export.train.metrics import read_metrics

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import sparse_export
+from sparse_export.child import import_root
 from sparse_export.errors import MissingCapability
 from sparse_export.files import write_json
-from sparse_export.measure.machine import n_usable_cores
-from sparse_export.sweep.cells import VERSION, Cell, essence
+from sparse_export.instruments.machine import n_usable_cores
 from sparse_export.sweep.earlier import complete_recipe, complete_runs
+from sparse_export.sweep.run_list import VERSION, Cell, essence
 from sparse_export.telemetry import telemetry_environment
 from sparse_export.train.recipe import Recipe
 from sparse_export.train.stopping import Stop, stop_signals
@@ -145,7 +145,7 @@ def _started(cell: Cell, folder: Path, slot: int, data_dir: Path | None, downloa
     )
     log = folder / "logs" / f"{cell.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    home = str(Path(sparse_export.__file__).parents[1])  # a checkout may run without being installed
+    home = str(import_root())  # a checkout may run without being installed
     path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {
         **os.environ,
@@ -155,7 +155,7 @@ def _started(cell: Cell, folder: Path, slot: int, data_dir: Path | None, downloa
     }
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sparse_export.sweep.cell", str(job_file)],
+            [sys.executable, "-m", "sparse_export.sweep.run_worker", str(job_file)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

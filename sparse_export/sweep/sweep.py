@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sparse_export import artefact
 from sparse_export.errors import (
     Interrupted,
     MissingCapability,
@@ -15,12 +14,14 @@ from sparse_export.errors import (
     UsageError,
 )
 from sparse_export.files import claimed, json_bytes, remove_leftovers, require_writable, write_bytes
-from sparse_export.measure.machine import machine_facts
-from sparse_export.sweep.cells import cells_of
+from sparse_export.formats.run import read_run_info
+from sparse_export.instruments.machine import machine_facts
 from sparse_export.sweep.grid import load_grid
 from sparse_export.sweep.page import page
+from sparse_export.sweep.run_list import cells_of
 from sparse_export.sweep.running import Finding, default_jobs, run_cells
 from sparse_export.sweep.table import Row, rows_of
+from sparse_export.version import command_line, library_versions, now
 
 RESULTS_FILE = "results.json"
 PAGE_FILE = "report.html"
@@ -118,7 +119,7 @@ def document_of(result: Sweep, *, n_jobs: int) -> dict[str, Any]:
             "status": finding.status,
         }
         if finding.status == "complete":
-            info = artefact.read_run_info(finding.run)
+            info = read_run_info(finding.run)
             entry |= {
                 "run": f"runs/{finding.run.name}",
                 "test_percent": info.test.percent if info.test else None,
@@ -135,11 +136,11 @@ def document_of(result: Sweep, *, n_jobs: int) -> dict[str, Any]:
             entry["reason"] = finding.reason
         runs.append(entry)
     return {
-        "created": artefact.now(),
-        "command": list(artefact.command_line()),
+        "created": now(),
+        "command": list(command_line()),
         "n_jobs": n_jobs,
         "machine": machine_facts(),
-        "versions": artefact.library_versions(),
+        "versions": library_versions(),
         "rows": [{**asdict(row), "setting": dict(row.setting)} for row in result.rows],
         "runs": runs,
     }

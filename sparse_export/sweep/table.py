@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from sparse_export.artefact import read_run_info
-from sparse_export.measure.statistics import Mean, mean_interval
-from sparse_export.sweep.cells import Setting, heading, setting_text
+from sparse_export.formats.run import read_run_info
+from sparse_export.instruments.statistics import Mean, mean_interval
+from sparse_export.sweep.run_list import Setting, heading, setting_text
 from sparse_export.sweep.running import Finding
 
 
@@ -16,7 +16,7 @@ from sparse_export.sweep.running import Finding
 class Row:
     """test, validation: accuracy in percent over the seeds; None without such a part, or without a complete cell.
 
-    estimate_*, all_layers_*: means over the seeds of the paper's estimates, see `sparse_export.artefact.SpeedFact`.
+    estimate_*, all_layers_*: means over the seeds of the paper's estimates, see `sparse_export.formats.run.SpeedInfo`.
     step_ms: median over the seeds of the measured time of a step.
     """
 

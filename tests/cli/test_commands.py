@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 from onnx import TensorProto, helper, numpy_helper
 
-from sparse_export.data import dataset
+from sparse_export.tasks.data import dataset
 from tests.cli.conftest import Call, Made
 
 QUICK = ("--batch", "1", "--rounds", "20", "--threads", "1")
@@ -172,7 +172,7 @@ def test_compare_falls_back_to_recorded_accuracies_aloud(made: Made, call: Call,
 
 
 def test_compare_refuses_another_test_set(made: Made, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparse_export import data
+    from sparse_export.tasks import data
 
     load = data.load
 
@@ -279,8 +279,8 @@ def test_gate_of_what_is_not_there_leaves_no_folder(made: Made, call: Call, tmp_
 
 _MOMENTS = {  # command -> a function that it calls when it has temporary files
     "build": "sparse_export.building.bundle.write_golden",
-    "build engine": "sparse_export.engine.build._run",
-    "sparsify": "sparse_export.sparsifying.steps.finish_run",
+    "build engine": "sparse_export.engines.build._run",
+    "sparsify": "sparse_export.oneshot.steps.finish_run",
     "package": "sparse_export.serving.package.check_deployment",
 }
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from sparse_export.artefact import open_bundle, open_run
 from sparse_export.errors import GateFailed
+from sparse_export.formats.bundle import open_bundle
+from sparse_export.formats.run import open_run
 from sparse_export.plan import network as plan_of_network
 from sparse_export.plan.network import verify_plan
 from sparse_export.plan.planning import read_plan

@@ -14,11 +14,20 @@ import pytest
 from click.testing import Result
 from onnx import numpy_helper
 
-from sparse_export import artefact, trust
-from sparse_export.artefact import Bundle
+from sparse_export import trust
 from sparse_export.building import build
 from sparse_export.errors import ArtefactError
 from sparse_export.files import sha256_file
+from sparse_export.formats.bundle import (
+    BUNDLE_FILE,
+    CACHE_FOLDER,
+    Bundle,
+    open_bundle,
+    read_bundle_info,
+    save_bundle_info,
+)
+from sparse_export.formats.listed import file_facts
+from sparse_export.formats.run import read_run_info, save_run_info
 from tests.cli.conftest import Call
 from tests.making_runs import digits_run
 
@@ -59,10 +68,10 @@ def foreign(honest: Honest, tmp_path: Path) -> Callable[[str], Path]:
         folder = tmp_path / "bundle"
         shutil.copytree(honest.bundle, folder)
         _change(folder / name)
-        info = artefact.read_bundle_info(folder)
+        info = read_bundle_info(folder)
         files = {listed: fact for listed, fact in info.files.items() if listed != name}
-        artefact.save_bundle_info(folder, replace(info, files=files))
-        trust.remember(sha256_file(folder / artefact.BUNDLE_FILE))
+        save_bundle_info(folder, replace(info, files=files))
+        trust.remember(sha256_file(folder / BUNDLE_FILE))
         return folder
 
     return made
@@ -75,9 +84,9 @@ def foreign_run(honest: Honest, tmp_path: Path) -> Callable[[str], Path]:
     def made(name: str) -> Path:
         folder = tmp_path / "run"
         shutil.copytree(honest.run, folder)
-        info = artefact.read_run_info(folder)
+        info = read_run_info(folder)
         files = {listed: fact for listed, fact in info.files.items() if listed != name}
-        artefact.save_run_info(folder, replace(info, files=files))
+        save_run_info(folder, replace(info, files=files))
         return folder
 
     return made
@@ -147,7 +156,7 @@ def test_weights_and_masks_that_the_run_does_not_list_are_used_by_no_command(
 
 
 def _with(folder: Path, **changes: Any) -> None:
-    artefact.save_bundle_info(folder, replace(artefact.read_bundle_info(folder), **changes))
+    save_bundle_info(folder, replace(read_bundle_info(folder), **changes))
 
 
 @pytest.mark.parametrize("command", ["inspect", "bench", "validate", "gate", "package"])
@@ -155,15 +164,15 @@ def _with(folder: Path, **changes: Any) -> None:
 def test_an_engine_and_its_timing_cache_have_to_be_listed_where_the_manifest_names_them(
     missing: str, command: str, honest: Honest, tmp_path: Path, call: Call
 ) -> None:
-    from tests.engine.making import engine_fact
+    from tests.engines.making import engine_fact
 
     folder, cache = tmp_path / "bundle", "engines/tensorrt.timing.cache"
     shutil.copytree(honest.bundle, folder)
     (folder / "engines").mkdir()
     for name in (ENGINE, cache):
         (folder / name).write_bytes(b"x")
-    listed = artefact.file_facts(folder, {ENGINE, cache} - {missing})
-    files = artefact.read_bundle_info(folder).files | listed
+    listed = file_facts(folder, {ENGINE, cache} - {missing})
+    files = read_bundle_info(folder).files | listed
     engines = (engine_fact(file=ENGINE, target="tensorrt", timing_cache=cache),)
     _with(folder, files=files, engines=engines)
     _refused(call(*OF_BUNDLES[command](folder, honest, tmp_path / "out")), missing)
@@ -175,7 +184,7 @@ def test_a_file_that_is_only_in_the_folder_is_told_by_inspect_in_one_line_and_is
     folder = tmp_path / "bundle"
     shutil.copytree(honest.bundle, folder)
     (folder / "model-dense.onnx").write_bytes(b"foreign")
-    cache = folder / artefact.CACHE_FOLDER / "x"
+    cache = folder / CACHE_FOLDER / "x"
     cache.parent.mkdir(parents=True)
     cache.write_bytes(b"left by a session")
     result = call("inspect", folder)
@@ -194,9 +203,9 @@ def test_external_data_that_are_not_listed_are_used_by_no_command(
     model = onnx.load(folder / "model.onnx")
     graph = folder / "model.onnx"
     onnx.save(model, graph, save_as_external_data=True, location="weights.bin", size_threshold=0)
-    files = artefact.file_facts(folder, artefact.read_bundle_info(folder).files)
+    files = file_facts(folder, read_bundle_info(folder).files)
     _with(folder, files=files)
-    trust.remember(sha256_file(folder / artefact.BUNDLE_FILE))
+    trust.remember(sha256_file(folder / BUNDLE_FILE))
     result = call(*OF_BUNDLES[command](folder, honest, tmp_path / "out"))
     _refused(result, "weights.bin")
 
@@ -209,7 +218,7 @@ def test_a_dense_model_that_is_not_listed_is_not_packaged(honest: Honest, tmp_pa
     result = call("package", folder, "--runtime", "onnxruntime", "--out", out)
     assert result.exit_code == 0, result.stderr
     packaged = out / "model_repository" / "bundle-onnxruntime" / "1" / "model.onnx"
-    assert sha256_file(packaged) == artefact.read_bundle_info(folder).files["model.onnx"].sha256
+    assert sha256_file(packaged) == read_bundle_info(folder).files["model.onnx"].sha256
 
 
 def test_a_report_shows_no_bundle_that_was_changed_since_it_was_compared(
@@ -219,7 +228,7 @@ def test_a_report_shows_no_bundle_that_was_changed_since_it_was_compared(
 
     folder = tmp_path / "bundle"
     shutil.copytree(honest.bundle, folder)
-    bundle: Bundle = artefact.open_bundle(folder)
+    bundle: Bundle = open_bundle(folder)
     _change(folder / "model.onnx")
     with pytest.raises(ArtefactError, match=r"model\.onnx is not the file that was written"):
         side_of("dense", bundle)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from sparse_export import models
 from sparse_export.errors import ArtefactError, GateFailed
-from sparse_export.graph.compact import Compacted, compact
 from sparse_export.graph.export import onnx_from_module
-from sparse_export.runtime.equality import require_same_output
+from sparse_export.graph.passes.compact import Compacted, compact
+from sparse_export.runtimes.parity import require_same_output
 from tests.making_runs import stir_batch_norm
 
 Array = np.ndarray[Any, Any]

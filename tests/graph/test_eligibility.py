@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from sparse_export.artefact import ReasonCode
+from sparse_export.formats.layers import ReasonCode
 from sparse_export.graph.eligibility import MEANINGS, reason, verdict
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "verifier.md"

@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
-from sparse_export.graph.pack24 import (
+from sparse_export.graph.passes.pack24 import (
     PackedWeight,
     dense_from_file,
     expand,

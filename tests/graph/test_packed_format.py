@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from sparse_export.graph.pack24 import pack
+from sparse_export.graph.passes.pack24 import pack
 from tests.conftest import CHECKOUT
 from tests.graph.packed import BF16, convolutional, gemm, initializer, quantized, two_four
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from sparse_export import models
 from sparse_export.errors import GateFailed, MissingCapability, SpeedupNotReached, UsageError
-from sparse_export.measure.card import CardLog
-from sparse_export.measure.statistics import Ratio
+from sparse_export.instruments.card import CardLog
+from sparse_export.instruments.statistics import Ratio
 from sparse_export.plan.network import require_card
 from sparse_export.plan.whole import (
     WholeNetwork,
@@ -23,7 +23,7 @@ from sparse_export.plan.whole import (
     prepare,
     write_whole,
 )
-from sparse_export.runtime.torch24 import Rewritten, rewrite
+from sparse_export.runtimes.torch24 import Rewritten, rewrite
 from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import groups_over
 from tests.cli.conftest import Call

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from sparse_export import data
-from sparse_export.artefact import Bundle
 from sparse_export.building import build
-from sparse_export.comparison import Comparison, compare
+from sparse_export.evaluate.comparison import Comparison, compare
+from sparse_export.formats.bundle import Bundle
+from sparse_export.tasks import data
 from tests.exporting import exported_once
 from tests.making_runs import digits_run
 

@@ -11,7 +11,9 @@ from re import DOTALL, findall
 
 import pytest
 
-from sparse_export.artefact import EngineFact, EngineTimes, LayerTiming, RunReference
+from sparse_export.formats.bundle import RunReference
+from sparse_export.formats.engines import EngineInfo
+from sparse_export.formats.timings import EngineTimes, LayerTiming
 from sparse_export.inspect import InspectedEngine
 from sparse_export.report import write_report
 from sparse_export.report.page import page as page_of
@@ -181,8 +183,8 @@ def test_times_of_layers_are_shown_where_they_were_measured_and_not_denied(made:
     assert "it is not installed" in text
 
 
-def engine_fact() -> EngineFact:
-    return EngineFact(
+def engine_fact() -> EngineInfo:
+    return EngineInfo(
         file="engines/x.engine",
         target="tensorrt",
         version="10.13.0",

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_export import data
 from sparse_export.building import build
 from sparse_export.errors import MissingCapability
 from sparse_export.serving.server_files import find_server, install_server
 from sparse_export.sparsity.pattern import NMPattern, fits, largest_per_group
+from sparse_export.tasks import data
 from tests.cli.conftest import call  # noqa: F401 - a fixture
 from tests.making_runs import digits_accuracy, digits_fact, network_and_masks, save_run
 from tests.serving.serving import Serving, serving

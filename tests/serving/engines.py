@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparse_export.artefact import BUNDLE_FILE, EngineFact
 from sparse_export.files import sha256_file
+from sparse_export.formats.bundle import BUNDLE_FILE
+from sparse_export.formats.engines import EngineInfo
 from sparse_export.trust import remember
 from tests.card import Card, Profiles
 
@@ -43,7 +44,7 @@ def with_engines(
         path.write_bytes(name.encode())
         file = f"engines/{name}"
         manifest["files"][file] = {"size_bytes": len(name), "sha256": sha256_file(path)}
-        fact = EngineFact(
+        fact = EngineInfo(
             file=file,
             target="tensorrt",
             precision="fp16",

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparse_export.artefact import BUNDLE_FILE
+from sparse_export.formats.bundle import BUNDLE_FILE
 from tests.serving.conftest import Bundles
 from tests.serving.serving import ANY_PORTS, CHECKOUT, Load, Serving, group, serving, until
 

@@ -11,11 +11,12 @@ import onnx
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from sparse_export.artefact import BUNDLE_FILE, FileFact, verify_files
 from sparse_export.errors import ArtefactError, NotTrustedError, UnknownNameError, UsageError
 from sparse_export.files import sha256_file
-from sparse_export.graph.pack24 import may_be_packed
-from sparse_export.runtime.onnxruntime import open_session
+from sparse_export.formats.bundle import BUNDLE_FILE
+from sparse_export.formats.listed import FileInfo, verify_files
+from sparse_export.graph.passes.pack24 import may_be_packed
+from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.serving.model_config import check_config
 from sparse_export.serving.package import Package, package
 from sparse_export.serving.repository import model_name, open_served, require_name, require_trusted_engines
@@ -51,7 +52,7 @@ def test_every_configuration_parses_and_names_its_bundle(packaged: Package, bund
 
 def test_its_list_of_files_is_complete_and_right(packaged: Package) -> None:
     document = json.loads((packaged.path / "package.json").read_text())
-    verify_files(packaged.path, {name: FileFact(**fact) for name, fact in document["files"].items()})
+    verify_files(packaged.path, {name: FileInfo(**fact) for name, fact in document["files"].items()})
     there = {str(path.relative_to(packaged.path)) for path in packaged.path.rglob("*") if path.is_file()}
     assert there == {*document["files"], "package.json"}
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from tritonclient import grpc, http
 
-from sparse_export.artefact import BUNDLE_FILE
 from sparse_export.files import sha256_file
-from sparse_export.runtime.onnxruntime import open_session
+from sparse_export.formats.bundle import BUNDLE_FILE
+from sparse_export.runtimes.onnxruntime import open_session
 from tests.serving.conftest import Bundles
 from tests.serving.serving import CHECKOUT, Serving, get, infer, post
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-import sparse_export.sweep.cells
+import sparse_export.sweep.run_list
 from sparse_export.errors import RecipeError, UnknownNameError, UsageError
-from sparse_export.sweep.cells import Cell, cells_of
 from sparse_export.sweep.grid import load_grid
+from sparse_export.sweep.run_list import Cell, cells_of
 from sparse_export.train.recipe import (
     DEFAULT_APPROACH,
     DEFAULT_DENSITY,
@@ -257,8 +257,8 @@ def test_a_key_that_recipes_get_later_renames_no_cell(
         table = load_recipe(*args, **settings).model_dump()
         return LaterRecipe(**{**table, "sparsity": LaterSparsity(**table["sparsity"])})
 
-    monkeypatch.setattr(sparse_export.sweep.cells, "load_recipe", later_recipe)
-    monkeypatch.setattr(sparse_export.sweep.cells, "SparsityRecipe", LaterSparsity)
+    monkeypatch.setattr(sparse_export.sweep.run_list, "load_recipe", later_recipe)
+    monkeypatch.setattr(sparse_export.sweep.run_list, "SparsityRecipe", LaterSparsity)
     (later,) = cells(tmp_path, text)
     assert "later" in later.recipe.model_dump()
     assert later.name == cell.name
@@ -267,7 +267,7 @@ def test_a_key_that_recipes_get_later_renames_no_cell(
 def test_a_raised_version_renames_every_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = 'recipe = "digits"\nmethods = ["set"]\ndensities = [0.1]\n'
     (cell,) = cells(tmp_path, text)
-    monkeypatch.setattr(sparse_export.sweep.cells, "VERSION", 2)
+    monkeypatch.setattr(sparse_export.sweep.run_list, "VERSION", 2)
     (raised,) = cells(tmp_path, text)
     assert raised.name != cell.name
     assert raised.recipe == cell.recipe
@@ -281,7 +281,7 @@ def test_defaults_of_recipes_are_those_that_the_version_stands_for() -> None:
         for key, held in recipe.items()
         for below, value in (held.items() if isinstance(held, dict) else [("", held)])
     }
-    assert sparse_export.sweep.cells.VERSION == 1
+    assert sparse_export.sweep.run_list.VERSION == 1
     assert {key: now.get(key, "gone") for key in DEFAULTS} == DEFAULTS
     assert (DEFAULT_DENSITY, DEFAULT_APPROACH, DEFAULT_FREEZE) == (0.05, (0.0, 0.0), 0.75)
 

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from sparse_export.measure.statistics import Mean, mean_interval
-from sparse_export.sweep.cells import Setting
+from sparse_export.instruments.statistics import Mean, mean_interval
 from sparse_export.sweep.page import accuracy_chart
+from sparse_export.sweep.run_list import Setting
 from sparse_export.sweep.table import Row
 
 

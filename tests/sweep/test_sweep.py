@@ -19,11 +19,11 @@ import pytest
 
 from sparse_export.errors import MissingCapability, SparseExportError
 from sparse_export.files import write_json
-from sparse_export.sweep import cells
-from sparse_export.sweep.cell import main
-from sparse_export.sweep.cells import Cell
+from sparse_export.sweep import run_list
 from sparse_export.sweep.earlier import complete_recipe, complete_runs
 from sparse_export.sweep.grid import load_grid
+from sparse_export.sweep.run_list import Cell
+from sparse_export.sweep.run_worker import main
 from sparse_export.sweep.running import run_of
 from sparse_export.sweep.sweep import sweep
 from sparse_export.sweep.table import table_text
@@ -106,7 +106,7 @@ def test_cells_that_fail_are_told_with_their_reasons_and_the_others_are_kept(tmp
         'recipe = "digits"\nmethods = ["static", "dsr", "set"]\ndensities = [0.1]\n'
         "changes = { epochs = 1 }\n[method.static]\ndensities = [1e-6]\n"
     )
-    damaged = out / "runs" / cells.cells_of(load_grid(grid))[1].name / "run.json"
+    damaged = out / "runs" / run_list.cells_of(load_grid(grid))[1].name / "run.json"
     damaged.parent.mkdir(parents=True)
     damaged.write_text("{")
     with pytest.raises(SparseExportError, match=r"2 of 3 cells failed. One of them, static") as caught:
@@ -141,7 +141,7 @@ def made_run(folder: Path, recipe: Recipe, **changes: Any) -> Path:
 def only_cell(tmp_path: Path) -> tuple[Path, Cell]:
     grid = tmp_path / "grid.toml"
     grid.write_text('recipe = "digits"\nmethods = ["static"]\ndensities = [0.1]\nchanges = { epochs = 1 }\n')
-    (cell,) = cells.cells_of(load_grid(grid))
+    (cell,) = run_list.cells_of(load_grid(grid))
     return grid, cell
 
 
@@ -163,7 +163,7 @@ def test_a_complete_run_of_an_earlier_version_stands_for_its_cell_under_another_
     assert (entry["cell"], entry["run"]) == (cell.name, f"runs/{run.name}")
 
     assert complete_runs(out) == {cell.recipe: run}
-    monkeypatch.setattr(cells, "VERSION", 2)
+    monkeypatch.setattr(run_list, "VERSION", 2)
     assert complete_runs(out) == {}
     write_json(out / "jobs" / f"{run.name}.json", {"version": 2})
     assert complete_runs(out) == {cell.recipe: run}
@@ -206,7 +206,7 @@ def test_methods_that_need_a_pattern_are_swept_and_told_with_it(tmp_path: Path) 
         'recipe = "digits"\nmethods = ["sr-ste", "asp", "sparse-momentum"]\nchanges = { epochs = 1 }\n'
         '[vary]\n"sparsity.pattern" = ["2:4", "1:4"]\n'
     )
-    for cell in cells.cells_of(load_grid(grid)):
+    for cell in run_list.cells_of(load_grid(grid)):
         job = out / "jobs" / f"{cell.name}.json"
         recipe = cell.recipe.model_dump(mode="json")
         folders = {"out": str(out / "runs" / cell.name), "data_dir": None, "download": False}

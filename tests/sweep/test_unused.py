@@ -10,7 +10,7 @@ from torch import nn
 
 from sparse_export.errors import RecipeError
 from sparse_export.sweep.unused import unused_keys
-from sparse_export.train.making import make_sparsifier
+from sparse_export.train.factory import make_sparsifier
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.rates import learning_rate
 from sparse_export.train.recipe import Recipe, recipe_from_table

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import sparse_export as se
-from sparse_export import artefact, files, models
+from sparse_export import files, models
 from sparse_export.errors import (
     ArtefactError,
     Interrupted,
@@ -25,6 +25,7 @@ from sparse_export.errors import (
     TrainingDiverged,
     UsageError,
 )
+from sparse_export.formats.run import read_run_info
 from sparse_export.train import checkpoint
 from sparse_export.train.loop import train
 from sparse_export.train.metrics import MetricsLog
@@ -188,7 +189,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_bits_of_an_unbroken_one(
 ) -> None:
     out = tmp_path / "run"
     assert in_child(killed_run, str(out), moment) == -signal.SIGKILL
-    assert artefact.read_run_info(out).status == "running"
+    assert read_run_info(out).status == "running"
     with pytest.raises(ArtefactError, match=r"not finished.*train --resume"):
         se.open_run(out)
     assert in_child(finish, str(out)) == 0
@@ -254,7 +255,7 @@ def test_a_resumed_run_keeps_the_command_that_started_it_and_its_hint_can_be_pas
             device="cpu",
             observer=InterruptAtStep(5, signal.SIGINT),
         )
-    command = artefact.read_run_info(out).command
+    command = read_run_info(out).command
     assert train(None, out, resume=True).info.command == command
 
 
@@ -425,14 +426,14 @@ def test_weights_that_are_no_numbers_after_the_last_step_are_not_called_a_finish
     out = tmp_path / "run"
     with pytest.raises(TrainingDiverged, match="Step 19 of 19: The weights are no longer numbers"):
         train(small(epochs=1, dense=dense), out, device="cpu", observer=Poison(19, monkeypatch))
-    assert artefact.read_run_info(out).status == "running"
+    assert read_run_info(out).status == "running"
     assert not checkpoint.state_path(out).exists()
 
 
 def test_a_learning_rate_that_blows_up_ends_with_a_message_and_no_traceback(tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match=r"no longer.*Lower optimizer\.lr"):
         train(small(optimizer={"lr": 1e20}), tmp_path / "run", device="cpu")
-    assert artefact.read_run_info(tmp_path / "run").status == "running"
+    assert read_run_info(tmp_path / "run").status == "running"
 
 
 def test_a_network_that_cannot_take_the_data_is_refused_before_anything_is_written(

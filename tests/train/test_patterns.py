@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import sparse_export as se
-from sparse_export.artefact import LayerFact
 from sparse_export.errors import Interrupted, RecipeError, UsageError
+from sparse_export.formats.run import LayerInfo
 from sparse_export.sparsity import NMPattern, prune_rate
 from sparse_export.sparsity.pattern import largest_per_group, obeys
 from sparse_export.train.layers import output_layers
@@ -342,7 +342,7 @@ METHODS = {
 }
 
 
-def facts_of(run: se.Run) -> dict[str, LayerFact]:
+def facts_of(run: se.Run) -> dict[str, LayerInfo]:
     return {fact.name: fact for fact in run.info.layers}
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import sparse_export as se
-from sparse_export.artefact import ProductFact
 from sparse_export.errors import Interrupted, MissingCapability, RecipeError, UsageError
+from sparse_export.formats.run import ProductInfo
 from sparse_export.train import products as products_module
 from sparse_export.train import step24
 from sparse_export.train.csr_choice import choose_products
@@ -54,10 +54,10 @@ def _recipe(pictures: Path, **sparsity: Any) -> Recipe:
     return load_recipe("mnist-lenet300-100", changes=changes)
 
 
-def _forced(by: dict[str, str]) -> Callable[..., tuple[ProductFact, ...]]:
+def _forced(by: dict[str, str]) -> Callable[..., tuple[ProductInfo, ...]]:
     """Choices that hang on no clock."""
 
-    def choose(*args: Any) -> tuple[ProductFact, ...]:
+    def choose(*args: Any) -> tuple[ProductInfo, ...]:
         facts = choose_products(*args)
         return tuple(replace(fact, by="csr" if by.get(fact.name) == "csr" else "dense") for fact in facts)
 

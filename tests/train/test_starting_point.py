@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import sparse_export as se
-from sparse_export import artefact, models
+from sparse_export import models
 from sparse_export.errors import ArtefactError, Interrupted
+from sparse_export.formats.run import read_run_info
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group, obeys
 from sparse_export.train.layers import maskable_parameters
 from sparse_export.train.loop import train
@@ -120,7 +121,7 @@ def test_the_start_itself_is_saved_so_that_a_killed_run_does_not_begin_at_fresh_
         patch.setattr("sparse_export.train.session.Session._train_epoch", die)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, tmp_path / "run", device="cpu", start=start)
-    assert artefact.read_run_info(tmp_path / "run").status == "running"
+    assert read_run_info(tmp_path / "run").status == "running"
     state = load_file(tmp_path / "run" / "resume" / "state.safetensors")
     (name,) = start.masks
     assert torch.equal(state[f"model.{name}"], start.weights[name] * start.masks[name])

@@ -1,0 +1,132 @@
+"""The network of a finished run and its masks, checked against each other and the record."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from sparse_export import models, trust
+from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.files import sha256_file
+from sparse_export.formats.bundle import bytes_of
+from sparse_export.formats.run import MASKS_FILE, RUN_FILE, WEIGHTS_FILE, Run
+from sparse_export.models.lazy import give_shapes
+from sparse_export.models.weights import put_state
+from sparse_export.trust import Given
+
+__all__ = ["density_of", "masks_of_run", "network_of_run"]
+
+
+def network_of_run(run: Run, *, given: Given = None) -> nn.Module:
+    """The trained network of a finished run, on the CPU, in eval mode; a copy of the one in memory, if any.
+
+    given: SHA-256 of `run.json`, as `build` takes it.  Nothing is unpickled; a factory that this user does not
+    vouch for is not imported.
+    Raises NotTrustedError, UsageError (no way to make the network) or ArtefactError (weights of another one).
+    """
+    network = copy.deepcopy(run.module) if run.module is not None else _fresh_network(run, given)
+    network = network.cpu().eval()
+    give_shapes(network, run.info.model.input_shape)
+    state = _tensors(run, WEIGHTS_FILE)
+    wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    name = run.info.model.name or type(network).__name__
+    problems = [
+        *(f"it lacks {key}" for key in wanted.keys() - state.keys()),
+        *(f"it has {key}, which the network has not" for key in state.keys() - wanted.keys()),
+        *(
+            f"{key} has shape {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
+            for key in wanted.keys() & state.keys()
+            if state[key].shape != wanted[key].shape
+        ),
+    ]
+    if problems:
+        shown = sorted(problems)[:8]
+        more = f"; and {len(problems) - len(shown)} more" if len(problems) > len(shown) else ""
+        raise ArtefactError(
+            f"{run.path / WEIGHTS_FILE} holds the weights of another network than {name}: {'; '.join(shown)}{more}.",
+            expected=f"The weights of {name} were expected.",
+            do="Use the code that the run was trained with, or the run that belongs to this code.",
+        )
+    put_state(network, state)
+    return network
+
+
+def _fresh_network(run: Run, given: Given) -> nn.Module:
+    name = run.info.model.name
+    if name is None:
+        raise UsageError(
+            f"The run in {run.path} does not tell how its network is made.",
+            expected="A known name or package.module:factory was expected, or the run with its network in memory.",
+            do="Build it in the process that trained it, or train it with a factory.",
+        )
+    if models.is_factory(name):
+        trust.require(sha256_file(run.path / RUN_FILE), f"The factory {name} in {run.path}", given=given)
+    with torch.no_grad():  # weights that a layer computes from others must be copied like the others
+        return models.create(name, run.info.model.n_classes)
+
+
+def _tensors(run: Run, name: str) -> dict[str, Tensor]:
+    content = bytes_of(run, name)
+    try:
+        return load(content)
+    except SafetensorError as cause:
+        raise ArtefactError(
+            f"{run.path / name} cannot be read: {cause}.",
+            expected="A safetensors file was expected.",
+            do="Copy the run again, or train it again.",
+        ) from cause
+
+
+def masks_of_run(run: Run, network: nn.Module) -> dict[str, Tensor]:
+    """The masks of a finished run by parameter name, True = kept; empty for a dense run.
+
+    network: the trained one. Raises ArtefactError when masks, weights and `run.json` contradict each other.
+    """
+    masks = {name: mask.bool() for name, mask in _tensors(run, MASKS_FILE).items()}
+    file = f"{run.path / MASKS_FILE}"  # for messages alone
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    facts = {layer.name: layer for layer in run.info.layers if layer.masked}
+    if masks.keys() != facts.keys():
+        raise ArtefactError(
+            f"{file} has masks for {', '.join(sorted(masks)) or 'nothing'}.",
+            expected=f"{RUN_FILE} tells of masks for {', '.join(sorted(facts)) or 'nothing'}.",
+            do="Copy the run again, or train it again.",
+        )
+    for name, mask in masks.items():
+        if name not in parameters or parameters[name].shape != mask.shape:
+            found = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+            raise ArtefactError(
+                f"The mask for {name} in {file} has shape {tuple(mask.shape)}.",
+                expected=f"The network has: {found}.",
+            )
+        n_active = int(mask.sum())
+        if n_active != facts[name].n_active:
+            raise ArtefactError(
+                f"The mask for {name} in {file} keeps {n_active} weights.",
+                expected=f"{RUN_FILE} tells of {facts[name].n_active}.",
+            )
+        if bool((parameters[name][~mask] != 0).any()):
+            raise ArtefactError(
+                f"{name} in {run.path} has weights other than zero where its mask is off.",
+                expected="The accuracy on record was expected to be that of the masked network.",
+                do="Train it again.",
+            )
+    density = density_of(masks)
+    if not math.isclose(density, run.info.density, rel_tol=0.0, abs_tol=1e-9):
+        raise ArtefactError(
+            f"The masks in {file} have density {density:.6f}.",
+            expected=f"{RUN_FILE} tells of {run.info.density:.6f}.",
+        )
+    return masks
+
+
+def density_of(masks: Mapping[str, Tensor]) -> float:
+    """Kept / total over all masks; 1 without any."""
+    n_masked = sum(mask.numel() for mask in masks.values())
+    return sum(int(mask.sum()) for mask in masks.values()) / n_masked if n_masked else 1.0

@@ -1,0 +1,136 @@
+"""The engines of a bundle: built into its folder, and told of in its manifest and its table of layers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from sparse_export import trust
+from sparse_export.engines.build import BuiltEngine, build_engine
+from sparse_export.engines.options import EngineOptions, Precision, engine_file
+from sparse_export.engines.progress import BuildProgress
+from sparse_export.engines.tactics import engine_layers
+from sparse_export.errors import EngineBuildFailed, MissingCapability, SparseExportError
+from sparse_export.files import sha256_file, write_bytes
+from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, bytes_of, read_bundle_info
+from sparse_export.formats.engines import EngineInfo
+from sparse_export.formats.layers import EngineLayer, GraphLayer
+
+__all__ = ["EngineProgress", "Engines", "add_engines"]
+
+EngineProgress = Callable[[str, BuildProgress], None]
+"""Is told the target and how far its build is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engines:
+    """What was built. files: names to list in the manifest.  layers: of each engine, by its file.
+
+    failures: by target, those that a machine or the library is to blame for.
+    """
+
+    facts: tuple[EngineInfo, ...]
+    files: tuple[str, ...]
+    layers: Mapping[str, tuple[EngineLayer, ...]]
+    failures: Mapping[str, SparseExportError]
+
+
+def add_engines(
+    stage: Path,
+    model: onnx.ModelProto,
+    layers: Sequence[GraphLayer],
+    options: Sequence[EngineOptions],
+    *,
+    precision: Precision,
+    previous: Path,
+    progress: EngineProgress | None = None,
+) -> Engines:
+    """Build the engines of a dense graph into the folder of a bundle, one after the other.
+
+    stage: the folder.  previous: where the bundle will stand; a timing cache that this user's own bundle there has
+    is taken up again, and what repeats a failed build is kept beside it.
+    A target that cannot be built is among the failures, and the others are built all the same. Raises UsageError
+    for what no machine could build, and OutputError.
+    """
+    facts: list[EngineInfo] = []
+    files: list[str] = []
+    rows: dict[str, tuple[EngineLayer, ...]] = {}
+    failures: dict[str, SparseExportError] = {}
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest() if options else ""
+    for one in options:
+        observe = None if progress is None else (lambda state, target=one.target: progress(target, state))
+        cache = f"engines/{one.target}.timing.cache"
+        file = engine_file(one.target, precision, one.architectures)
+        try:
+            built = build_engine(
+                model,
+                stage / file,
+                one,
+                timing_cache=_own_file(previous, cache),
+                progress=observe,
+                failure_folder=previous.with_name(f"{previous.name}-{one.target}-failed"),
+            )
+        except (MissingCapability, EngineBuildFailed) as cause:
+            failures[one.target] = cause
+            continue
+        if one.target == "tensorrt" and built.architecture is not None:
+            native = engine_file(one.target, precision, (built.architecture,))
+            (stage / file).rename(stage / native)
+            file = native
+        if built.timing_cache:
+            write_bytes(stage / cache, built.timing_cache)
+        written = {file: None, f"{file}.log": built.log, f"{file}.json": built.inspection}
+        for name, text in written.items():
+            if text is not None:
+                write_bytes(stage / name, text.encode())
+        rows[file] = engine_layers(
+            layers,
+            target=one.target,
+            sparse=one.sparse,
+            lines=built.sparsity_lines,
+            inspection=built.inspection,
+        )
+        files += [name for name in (*written, cache) if (stage / name).is_file()]
+        facts.append(_fact(file, one, precision, built, digest, cache if built.timing_cache else None))
+    return Engines(facts=tuple(facts), files=tuple(files), layers=rows, failures=failures)
+
+
+def _fact(
+    file: str,
+    options: EngineOptions,
+    precision: Precision,
+    built: BuiltEngine,
+    digest: str,
+    cache: str | None,
+) -> EngineInfo:
+    return EngineInfo(
+        file=file,
+        target=options.target,
+        precision=precision,
+        version=built.version,
+        gpu=built.gpu,
+        architecture=built.architecture,
+        architectures=options.architectures,
+        hardware=options.hardware,
+        version_compatible=options.version_compatible,
+        profiles=tuple((one.minimum, one.optimum, one.maximum) for one in options.profiles),
+        sparse=options.sparse,
+        parse_s=built.parse_s,
+        build_s=built.build_s,
+        onnx_sha256=digest,
+        timing_cache=cache,
+    )
+
+
+def _own_file(bundle: Path, name: str) -> bytes | None:
+    """The content of a file of a bundle that this user built and nobody changed; None otherwise."""
+    try:
+        if not trust.is_trusted(sha256_file(bundle / BUNDLE_FILE)):
+            return None
+        return bytes_of(Bundle(path=bundle, info=read_bundle_info(bundle)), name)
+    except (SparseExportError, OSError):
+        return None

@@ -1,0 +1,347 @@
+"""Makes an engine of an ONNX graph, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from sparse_export.engines.options import EngineOptions
+from sparse_export.engines.progress import Phases, Progress
+from sparse_export.engines.tensorrt_import import install_hint, module_name
+from sparse_export.errors import (
+    EngineBuildFailed,
+    MissingCapability,
+    OutputError,
+    SparseExportError,
+    UsageError,
+)
+from sparse_export.files import move_file, output_error, temporary_folder, write_bytes
+from sparse_export.graph.passes.pack24 import dense_from_file
+from sparse_export.telemetry import telemetry_environment
+
+__all__ = ["BuiltEngine", "build_engine", "engine_from_file", "process_ending", "process_environment"]
+
+_TAIL_LINES = 12
+# TensorRT for RTX numbers inner values in an order that hangs on addresses: of 40 builds of one ResNet-18 with
+# addresses drawn by chance 15 differed in three such names, of 40 at fixed addresses none (1.7.1, 2026-11-25). So the
+# process starts itself anew at fixed addresses where the system lets it (Linux; some containers do not). Another
+# process, or another environment, has other things there: of 25 bare builds, each with more in its environment, 3 differed
+# from the other 22 in such names.
+_AT_FIXED_ADDRESSES = (
+    "import ctypes, os, sys\n"
+    "try:\n"
+    "    libc = ctypes.CDLL(None)\n"
+    "    libc.personality(libc.personality(0xFFFFFFFF) | 0x0040000)  # ADDR_NO_RANDOMIZE\n"
+    "except (OSError, AttributeError):\n"
+    "    pass\n"
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+)
+# -S: without looking through the environment's folders again, which PYTHONPATH names, as this process has them.
+_WORKER = ("-S", "-m", "sparse_export.engines.worker", "request.json")
+_CANCEL_S = 20.0  # a step of the builder may be long; after that the process is killed
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltEngine:
+    """What is known of an engine that was just written.
+
+    version: of the library.  gpu, architecture: what it was built on, None without a GPU.  parse_s, build_s:
+    seconds in the library.  cache_used: a timing cache was taken from an earlier build.  timing_cache: the new
+    one, empty where the library has none.  sparsity_lines: what the builder logged of sparse kernels.  inspection: the inspector's JSON, None
+    where the engine could not be loaded.  log: INFO and worse.
+    """
+
+    version: str
+    gpu: str | None
+    architecture: str | None
+    n_layers: int
+    parse_s: float
+    build_s: float
+    cache_used: bool
+    timing_cache: bytes
+    sparsity_lines: tuple[str, ...]
+    inspection: str | None
+    log: str
+
+
+def engine_from_file(
+    onnx_file: Path, out: Path, options: EngineOptions, *, progress: Progress | None = None
+) -> BuiltEngine:
+    """As `build_engine`, of an ONNX file with one input, packed or not."""
+    return build_engine(dense_from_file(onnx_file), out, options, progress=progress)
+
+
+def build_engine(
+    model: onnx.ModelProto,
+    out: Path,
+    options: EngineOptions,
+    *,
+    timing_cache: bytes | None = None,
+    progress: Progress | None = None,
+    failure_folder: Path | None = None,
+) -> BuiltEngine:
+    """Write the engine of a dense graph with one input, whose first axis is the batch, to `out`.
+
+    timing_cache: of an earlier build.  progress: is told of each step.  failure_folder: gets the graph, the log
+    and a script that repeats this build alone when it fails; beside `out` by default.
+
+    Raises MissingCapability (no such library, or no GPU for it), UsageError (profiles that do not fit),
+    EngineBuildFailed (the graph cannot be parsed, nothing was built, the process crashed) and OutputError.
+    An interruption cancels the build and leaves nothing behind.
+    """
+    name, shape = _input(model)
+    with temporary_folder() as work:
+        _save(model, work / "model.onnx")
+        if timing_cache:
+            (work / "timing.cache").write_bytes(timing_cache)
+        request: dict[str, Any] = {
+            **asdict(options),
+            "profiles": [[one.minimum, one.optimum, one.maximum] for one in options.profiles],
+            "onnx": "model.onnx",
+            "input_name": name,
+            "input_shape": list(shape),
+            "engine": "model.engine",
+            "timing_cache_in": "timing.cache" if timing_cache else None,
+            "timing_cache_out": "new-timing.cache",
+        }
+        (work / "request.json").write_text(json.dumps(request, indent=2))
+        outcome = _run(work, progress)
+        if outcome.built is None:
+            failed = failure_folder or out.with_name(f"{out.name}.failed")
+            raise _error(outcome, options, work, failed)
+        move_file(work / request["engine"], out)
+        started, built = outcome.started or {}, outcome.built
+        cache = work / request["timing_cache_out"]
+        return BuiltEngine(
+            version=started["version"],
+            gpu=started["gpu"],
+            architecture=started["architecture"],
+            n_layers=built["n_layers"],
+            parse_s=built["parse_s"],
+            build_s=built["build_s"],
+            cache_used=built["cache_used"],
+            timing_cache=cache.read_bytes() if cache.is_file() else b"",
+            sparsity_lines=tuple(outcome.sparsity_lines),
+            inspection=built["inspection"],
+            log=_log(work),
+        )
+
+
+def _input(model: onnx.ModelProto) -> tuple[str, tuple[int, ...]]:
+    """Name and shape of one sample of the only input."""
+    given = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in given]
+    dims = [list(value.type.tensor_type.shape.dim) for value in inputs]
+    if len(inputs) != 1 or not dims[0] or not all(dim.HasField("dim_value") for dim in dims[0][1:]):
+        found = [
+            (value.name, [d.dim_param or d.dim_value for d in axes])
+            for value, axes in zip(inputs, dims, strict=True)
+        ]
+        raise UsageError(
+            f"The graph has the inputs {found}.",
+            expected="One input was expected, of known sizes but for its first axis, the batch.",
+            do="Export the network with one input.",
+        )
+    return inputs[0].name, tuple(dim.dim_value for dim in dims[0][1:])
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    """Beside the graph lie its weights only where protobuf cannot hold them."""
+    try:
+        if model.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
+            path.write_bytes(model.SerializeToString())
+        else:
+            copy = onnx.ModelProto()
+            copy.CopyFrom(model)
+            onnx.save(copy, path, save_as_external_data=True, location=f"{path.name}.data")
+    except OSError as cause:
+        raise output_error(path, cause) from cause
+
+
+@dataclass(kw_only=True)
+class _Outcome:
+    """What the process told, and how it ended."""
+
+    returncode: int
+    started: dict[str, Any] | None
+    built: dict[str, Any] | None
+    failed: dict[str, Any] | None
+    sparsity_lines: list[str]
+
+
+def _run(work: Path, progress: Progress | None) -> _Outcome:
+    """Run the worker in a folder, and listen until it ends."""
+    reading, writing = os.pipe()
+    try:
+        with (work / "build.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-IS", "-c", _AT_FIXED_ADDRESSES, *_WORKER, str(writing)],
+                cwd=work,
+                env=process_environment(),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(writing,),
+                start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the other in order
+            )
+    except BaseException:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+    outcome = _Outcome(returncode=0, started=None, built=None, failed=None, sparsity_lines=[])
+    with _ended(process), os.fdopen(reading, encoding="utf-8", errors="replace") as events:
+        phases = Phases()
+        for line in events:
+            _take(line, outcome, phases, progress)
+        process.wait()
+    outcome.returncode = process.returncode
+    if process.returncode:
+        outcome.built = None
+    return outcome
+
+
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """See to it that the process is gone afterwards: asked first, killed when it does not listen."""
+    try:
+        yield
+    finally:
+        if process.stdin is not None:
+            process.stdin.close()  # cancels the build
+        try:
+            process.wait(_CANCEL_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _take(line: str, outcome: _Outcome, phases: Phases, progress: Progress | None) -> None:
+    """Note one event of the worker. A line cut off by a crash is none."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return
+    state = None
+    match event["event"]:
+        case "started":
+            outcome.started = event
+        case "built":
+            outcome.built = event
+        case "failed":
+            outcome.failed = event
+        case "sparsity":
+            outcome.sparsity_lines.append(event["line"])
+        case "phase":
+            state = phases.start(event["name"], event["parent"], event["n_steps"])
+        case "step":
+            state = phases.step(event["name"], event["step"])
+        case "finished":
+            state = phases.finish(event["name"])
+    if state is not None and progress is not None:
+        progress(state)
+
+
+def process_environment() -> dict[str, str]:
+    """That of this process, with every module found where this process has it, and telemetry off.
+
+    Whether this process has imported onnxruntime, which sets the same variables, changes nothing in it.
+    """
+    home = str(Path(__file__).resolve().parents[2])
+    first = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = [path for path in (*first, home, *sys.path) if path]
+    return {**os.environ, **telemetry_environment(), "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
+def _log(work: Path) -> str:
+    return (work / "build.log").read_text(encoding="utf-8", errors="replace")
+
+
+def _error(outcome: _Outcome, options: EngineOptions, work: Path, folder: Path) -> SparseExportError:
+    """The error that tells of a build that failed; what repeats it is kept in `folder`."""
+    failed = outcome.failed
+    if failed is not None and failed["kind"] == "missing":
+        return MissingCapability(failed["what"], expected=failed["expected"], do=failed["do"])
+    if failed is not None and failed["kind"] == "usage":
+        return UsageError(failed["what"], expected=failed.get("expected", ""), do=failed.get("do", ""))
+    log = _log(work)
+    if _lacks_gpu(log):
+        return MissingCapability(
+            f"{module_name(options.target)} could not build without a GPU: {_last_error(log)}.",
+            expected="A CUDA device was expected, with a driver that is new enough for the library.",
+            do="Build on the machine that the engine is for, or build for tensorrt-rtx, which needs none.",
+        )
+    kept = _keep(work, folder)
+    tail = "".join(f"\n    {line}" for line in log.strip().splitlines()[-_TAIL_LINES:])
+    if failed is None:
+        what = f"The process that built for {options.target} {process_ending(outcome.returncode)}."
+        do = f"Report it to NVIDIA with that folder, or build with another --opt-level; {install_hint(options.target)}."
+    elif failed["kind"] == "graph":
+        what = f"{options.target} cannot read the graph: {failed['what']}."
+        do = "Export the network without that operator, or build for onnx alone."
+    else:
+        what = f"{options.target} built nothing: {failed['what']}."
+        do = "Look at the log; a smaller profile or another precision may be built."
+    return EngineBuildFailed(
+        what,
+        expected=f"An engine was expected. {kept} The log ended so:{tail or ' it is empty.'}\n",
+        do=do,
+    )
+
+
+def process_ending(returncode: int) -> str:
+    """How a process that did not end with 0 did end, as a sentence about it goes on."""
+    if returncode < 0:
+        with contextlib.suppress(ValueError):
+            return f"was ended by {signal.Signals(-returncode).name}"
+        return f"was ended by signal {-returncode}"
+    return f"ended with {returncode}, without a word"
+
+
+def _keep(work: Path, folder: Path) -> str:
+    """Copy what repeats the build, and say where it lies."""
+    words = [sys.executable, "-IS", "-c", _AT_FIXED_ADDRESSES, *_WORKER]
+    script = (
+        "#!/bin/sh\n# Repeats this build alone. Events go to stdout, the log to stderr.\n"
+        f'cd "$(dirname "$0")" && exec env PYTHONPATH={shlex.quote(process_environment()["PYTHONPATH"])} '
+        f"{shlex.join(words)} </dev/null\n"
+    )
+    try:
+        for path in work.iterdir():
+            if path.name not in ("model.engine", "new-timing.cache"):
+                write_bytes(folder / path.name, path.read_bytes())
+        write_bytes(folder / "repeat.sh", script.encode())
+        (folder / "repeat.sh").chmod(0o755)
+    except (OSError, OutputError) as cause:
+        return f"What repeats the build could not be kept: {cause}"
+    return f"{folder / 'repeat.sh'} repeats this build alone."
+
+
+_NO_GPU = (
+    "no cuda-capable device",
+    "cuda driver version is insufficient",
+    "cuinit failed",
+    "unable to initialize cuda",
+    "cuda initialization failure",
+)
+
+
+def _lacks_gpu(log: str) -> bool:
+    text = log.lower()
+    return any(sign in text for sign in _NO_GPU)
+
+
+def _last_error(log: str) -> str:
+    errors = [line for line in log.splitlines() if line.startswith(("[E]", "[F]"))]
+    return (errors or log.strip().splitlines() or ["no reason was given"])[-1].rstrip(".")

@@ -1,0 +1,91 @@
+"""Which layers of two engines of one graph do the same work.
+
+Engines of one graph need not have the same layers: each fuses nodes as suits its kernels, and puts reformats between
+them ("Reformatting CopyNode for Input Tensor 0 to conv1 + relu1", NVIDIA/TensorRT issues 1293, 2136, 3842). So layers
+are brought together by the nodes of the graph that they stand for, until neither engine has a node in two groups.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from sparse_export.engines.tactics import Kernels, parts_of_name
+
+__all__ = ["LayerGroup", "match_layers"]
+
+_REFORMAT = re.compile(r"Reformatting CopyNode for (?:Input|Output) Tensor \d+ (?:to|from|for) (?P<name>.*)")
+# Myelin, the compiler within TensorRT, numbers its kernels: the same name in another engine may be another kernel.
+_NUMBERED = re.compile(r"__my[el]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerGroup:
+    """The same work in both engines. nodes: of the graph, sorted; dense, sparse: layers of each, in their order."""
+
+    nodes: tuple[str, ...]
+    dense: tuple[str, ...]
+    sparse: tuple[str, ...]
+
+
+def match_layers(
+    dense: Sequence[str],
+    sparse: Sequence[str],
+    *,
+    dense_kernels: Iterable[Kernels],
+    sparse_kernels: Iterable[Kernels],
+    nodes: Collection[str],
+) -> tuple[LayerGroup, ...]:
+    """Bring the layers of two engines together, in the order of the sparse one, then what only the dense one has.
+
+    dense, sparse: names as the profiler gives them, each once.  nodes: names of all nodes of the graph.
+    A layer with no node of the graph is matched by its name, unless that is only a number; a reformat goes with the
+    layer that it is for, whose kernel asked for it.
+    """
+    known = set(nodes)
+    layers = [
+        *(("sparse", name, _keys(name, known, _by_layer(sparse_kernels), "sparse")) for name in sparse),
+        *(("dense", name, _keys(name, known, _by_layer(dense_kernels), "dense")) for name in dense),
+    ]
+    leader: dict[str, str] = {}
+
+    def lead(key: str) -> str:
+        while leader.setdefault(key, key) != key:
+            key = leader[key]
+        return key
+
+    for _, _, keys in layers:
+        first, *others = sorted(keys)
+        for other in others:
+            leader[lead(other)] = lead(first)
+    groups: dict[str, dict[str, list[str]]] = {}
+    for side, name, keys in layers:
+        group = groups.setdefault(lead(min(keys)), {"dense": [], "sparse": [], "nodes": []})
+        group[side].append(name)
+        group["nodes"] += [key.removeprefix("node ") for key in keys if key.startswith("node ")]
+    return tuple(
+        LayerGroup(
+            nodes=tuple(sorted(set(group["nodes"]))),
+            dense=tuple(group["dense"]),
+            sparse=tuple(group["sparse"]),
+        )
+        for group in groups.values()
+    )
+
+
+def _by_layer(kernels: Iterable[Kernels]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for one in kernels:
+        found.setdefault(one.layer, set()).update(one.nodes)
+    return found
+
+
+def _keys(name: str, known: set[str], by_layer: dict[str, set[str]], side: str) -> frozenset[str]:
+    """What a layer is brought together by: `node NAME`, or `layer NAME` where no node of the graph is known."""
+    reformat = _REFORMAT.fullmatch(name)
+    base = name if reformat is None else reformat["name"]
+    nodes = {*by_layer.get(name, ()), *by_layer.get(base, ()), *parts_of_name(base)} & known
+    if nodes:
+        return frozenset(f"node {node}" for node in nodes)
+    return frozenset({f"layer of {side}: {name}" if _NUMBERED.match(name) else f"layer {name}"})

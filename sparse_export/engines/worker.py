@@ -1,0 +1,241 @@
+"""Builds one engine in a process of its own, so that a crash of the library costs nothing else.
+
+    python -m sparse_export.engines.worker REQUEST.json [EVENTS]
+
+REQUEST.json: as `build.py` writes it.  EVENTS: number of an open file descriptor that gets one JSON object a line;
+stdout without it.  The log goes to stderr.  Closing stdin cancels the build, unless it is not a pipe.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sparse_export.engines import tensorrt_import
+from sparse_export.errors import MissingCapability, SparseExportError
+
+if TYPE_CHECKING:
+    import tensorrt as trt  # noqa: TC004 - at run time the library is the one that the request names
+
+__all__ = ["main"]
+
+SPARSITY_MARK = "(Sparsity)"
+Tell = Callable[..., None]
+
+
+class _BuildError(Exception):
+    """No engine, and why. kind: `graph`, `build`, `usage` or `cancelled`."""
+
+    def __init__(self, kind: str, what: str) -> None:
+        self.kind = kind
+        super().__init__(what)
+
+
+def main(words: list[str]) -> int:
+    """Build what a request asks for; 0, or 1 after a `failed` event."""
+    with open(words[0], encoding="utf-8") as file:  # noqa: PTH123 - pathlib would be imported for this alone
+        request = json.load(file)
+    stream = os.fdopen(int(words[1]), "w") if len(words) > 1 else sys.stdout
+    lock = threading.Lock()
+
+    def tell(event: str, **facts: Any) -> None:
+        with lock:
+            stream.write(json.dumps({"event": event, **facts}) + "\n")
+            stream.flush()
+
+    cancelled = threading.Event()
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        threading.Thread(target=_wait_for_end_of_stdin, args=(cancelled,), daemon=True).start()
+    try:
+        _build(request, tell, cancelled)
+    except SparseExportError as error:
+        kind = "missing" if isinstance(error, MissingCapability) else "usage"
+        tell("failed", kind=kind, what=error.what, expected=error.expected, do=error.do)
+        return 1
+    except _BuildError as error:
+        tell("failed", kind=error.kind, what=str(error))
+        return 1
+    return 0
+
+
+def _wait_for_end_of_stdin(cancelled: threading.Event) -> None:
+    while os.read(0, 4096):
+        pass
+    cancelled.set()
+
+
+def _build(request: dict[str, Any], tell: Tell, cancelled: threading.Event) -> None:
+    """The one path for TensorRT 10, TensorRT 11 and TensorRT for RTX."""
+    # One process builds one engine with one library, which mypy knows by the import above.
+    globals()["trt"] = tensorrt_import.library(request["target"])
+    gpu = tensorrt_import.gpu()
+    tell(
+        "started",
+        version=tensorrt_import.version(request["target"]),
+        gpu=gpu and gpu.name,
+        architecture=gpu and gpu.architecture,
+    )
+
+    logger = _logger(tell)
+    builder = trt.Builder(logger)
+    # TensorRT 10 has to be told; in 11 every network is strongly typed, and the flag is still there (NVIDIA,
+    # "Migrating from TensorRT 10.x to 11.x", Strongly Typed Networks Are Now Required).
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    start = time.perf_counter()
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(request["onnx"]):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        told = [
+            f"node {error.node_name()!r} of type {error.node_operator()}: {error.desc()}" for error in errors
+        ]
+        raise _BuildError("graph", "; ".join(told) or "the parser gave no reason")
+    parse_s = time.perf_counter() - start
+
+    config = builder.create_builder_config()
+    _configure(config, request)
+    for sizes in request["profiles"]:
+        profile = builder.create_optimization_profile()
+        smallest, usual, largest = (trt.Dims([size, *request["input_shape"]]) for size in sizes)
+        profile.set_shape(request["input_name"], smallest, usual, largest)
+        if config.add_optimization_profile(profile) < 0:
+            raise _BuildError("usage", f"the batch sizes {sizes} do not fit the graph")
+    # In TensorRT for RTX a timing cache does nothing since 1.2: it times nothing (its own DeprecationWarning).
+    times_kernels = request["target"] == "tensorrt"
+    cache_used = times_kernels and _take_timing_cache(config, request)
+    monitor = _monitor(tell, cancelled)
+    config.progress_monitor = monitor
+
+    start = time.perf_counter()
+    plan = builder.build_serialized_network(network, config)
+    build_s = time.perf_counter() - start
+    if plan is None:
+        raise _BuildError("cancelled" if cancelled.is_set() else "build", "the builder returned no engine")
+    content = memoryview(plan)
+    _write(request["engine"], content)
+    if times_kernels:
+        _give_timing_cache(config, request)
+    tell(
+        "built",
+        parse_s=parse_s,
+        build_s=build_s,
+        n_layers=network.num_layers,
+        cache_used=cache_used,
+        inspection=_inspection(logger, plan, request["version_compatible"]),
+    )
+
+
+def _configure(config: trt.IBuilderConfig, request: dict[str, Any]) -> None:
+    """The builder's options; those of one library only are behind the name of the target."""
+    if request["sparse"]:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    if request["workspace_bytes"] is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
+    if request["optimization_level"] is not None:
+        config.builder_optimization_level = request["optimization_level"]
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector names no kernels
+    if request["hardware"] != "none":
+        level = request["hardware"].upper().replace("-", "_")
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.__members__[level]
+    if request["version_compatible"]:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if request["architectures"]:
+        tensorrt_import.set_architectures(config, request["architectures"])
+
+
+def _take_timing_cache(config: trt.IBuilderConfig, request: dict[str, Any]) -> bool:
+    """Attach the cache of an earlier build, or an empty one when it is for another device or version."""
+    old = request["timing_cache_in"]
+    content = b""
+    if old is not None:
+        with open(old, "rb") as file:  # noqa: PTH123 - as above
+            content = file.read()
+    if content:
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return True
+    config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+    return False
+
+
+def _give_timing_cache(config: trt.IBuilderConfig, request: dict[str, Any]) -> None:
+    cache = config.get_timing_cache()
+    if cache is not None:
+        _write(request["timing_cache_out"], bytes(cache.serialize()))
+
+
+def _write(path: str, content: bytes | memoryview) -> None:
+    with open(path, "wb") as file:  # noqa: PTH123 - as above
+        file.write(content)
+
+
+def _logger(tell: Tell) -> trt.ILogger:
+    """Writes what is INFO or worse to stderr, and passes on whatever tells of sparsity, however quietly."""
+    marks = {
+        trt.ILogger.Severity.INTERNAL_ERROR: "F",
+        trt.ILogger.Severity.ERROR: "E",
+        trt.ILogger.Severity.WARNING: "W",
+        trt.ILogger.Severity.INFO: "I",
+    }
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+            told = SPARSITY_MARK in msg
+            mark = marks.get(severity)
+            if told:
+                tell("sparsity", line=msg)
+            if mark is None and told:
+                mark = "V"
+            if mark is not None:
+                print(f"[{mark}] {msg}", file=sys.stderr, flush=True)
+
+    return Logger()
+
+
+def _monitor(tell: Tell, cancelled: threading.Event) -> trt.IProgressMonitor:
+    """Passes the phases of the build on, and ends it when it is cancelled."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            tell("phase", name=phase_name, parent=parent_phase, n_steps=num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            tell("step", name=phase_name, step=step)
+            return not cancelled.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            tell("finished", name=phase_name)
+
+    return Monitor()
+
+
+def _inspection(logger: trt.ILogger, plan: trt.IHostMemory, version_compatible: bool) -> str | None:
+    """What the inspector says of the engine, as JSON; None where it cannot be loaded, as without a GPU.
+
+    version_compatible: it brings a runtime of its own along, which may run here: it was just built.
+    """
+    if tensorrt_import.gpu() is None:
+        return None
+    runtime = trt.Runtime(logger)
+    runtime.engine_host_code_allowed = version_compatible
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        return None
+    text: str = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

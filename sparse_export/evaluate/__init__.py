@@ -1,0 +1,1 @@
+"""A bundle measured: its score, its answers, its speed, and the verdict."""

@@ -1,0 +1,131 @@
+"""Sessions that are timed against each other, opened anew together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import TracebackType
+from typing import Self, TypedDict, Unpack
+
+import numpy as np
+
+from sparse_export.instruments.device import CudaStamps
+from sparse_export.instruments.interleave import LatencyResult, measure_interleaved
+from sparse_export.runtimes import DeviceSession, Session
+
+__all__ = ["TimedSessions", "Timing"]
+
+_CALLS_AFTER_OPENING = 3
+
+
+class Timing(TypedDict):
+    """How calls are timed, see `measure_interleaved`. batch: samples of a call.  seed: of the inputs and the order."""
+
+    batch: int
+    rounds: int
+    block_s: float
+    seed: int
+    warmup_limit_s: float
+
+
+def _inputs(input_shape: tuple[int, ...], batch: int, seed: int) -> np.ndarray:
+    x: np.ndarray = np.random.default_rng(seed).standard_normal((batch, *input_shape), dtype=np.float32)
+    return x
+
+
+def _launch(launchers: Mapping[str, Callable[[], object]], name: str) -> object:
+    return launchers[name]()  # looked up at each call: they are renewed with their sessions
+
+
+class TimedSessions:
+    """Owns one open session for each name, and opens them anew in random order.
+
+    openers: by name, each loads its network afresh.  seed: of the order.
+    """
+
+    def __init__(self, openers: Mapping[str, Callable[[], Session]], seed: int) -> None:
+        self.open: dict[str, Session] = {}
+        self._openers = dict(openers)
+        self._order = np.random.default_rng(seed)
+
+    def __enter__(self) -> Self:
+        try:
+            for name, opener in self._openers.items():
+                self.open[name] = opener()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def run(self, name: str, x: np.ndarray) -> np.ndarray:
+        return self.open[name].run(x)
+
+    def renew(self, x: np.ndarray) -> None:
+        """Close all, open all in random order, run each on x until it has allocated what it needs."""
+        # Of 32 A/A intervals, 18 held 1 with sessions kept open, 29 with renewed ones, which are about three times
+        # as wide (three 256x256 Gemms, batch 1; two busy AMD EPYC cores, onnxruntime 1.31.1, 2026-11-23).
+        self.close()
+        names = list(self._openers)
+        for i in self._order.permutation(len(names)):
+            self.open[names[i]] = self._openers[names[i]]()
+        for _ in range(_CALLS_AFTER_OPENING):
+            for session in self.open.values():
+                session.run(x)
+
+    def measure(
+        self,
+        input_shape: tuple[int, ...],
+        **timing: Unpack[Timing],
+    ) -> dict[str, LatencyResult]:
+        """Time a call of every session on one batch of standard normal inputs, interleaved, all renewed in each round.
+
+        input_shape: of one sample.  The rest: see `measure_interleaved`.
+        """
+        x = _inputs(input_shape, timing["batch"], timing["seed"])
+        return measure_interleaved(
+            {name: partial(self.run, name, x) for name in self.open},
+            **timing,
+            before_round=partial(self.renew, x),
+        )
+
+    def measure_on_device(
+        self,
+        input_shape: tuple[int, ...],
+        **timing: Unpack[Timing],
+    ) -> dict[str, LatencyResult]:
+        """As `measure`, of the work on the device alone, by CUDA events; nothing where a session cannot say.
+
+        The input lies on the device and the logits stay there; passes are launched one after another without a pause,
+        so that the host's time is hidden where a pass takes longer than its launch.
+        """
+        if not all(isinstance(session, DeviceSession) for session in self.open.values()):
+            return {}
+        import torch
+
+        x = _inputs(input_shape, timing["batch"], timing["seed"])
+        launchers: dict[str, Callable[[], object]] = {}
+
+        def renew() -> None:
+            self.renew(x)
+            for name, session in self.open.items():
+                if isinstance(session, DeviceSession):
+                    launchers[name] = session.launcher(x)
+
+        renew()
+        with torch.cuda.stream(torch.cuda.Stream()):  # on the default one TensorRT would wait each time
+            return measure_interleaved(
+                {name: partial(_launch, launchers, name) for name in self.open},
+                **timing,
+                before_round=renew,
+                time_calls=CudaStamps(torch.cuda).time_calls,
+            )
+
+    def close(self) -> None:
+        for session in self.open.values():
+            session.close()
+        self.open.clear()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

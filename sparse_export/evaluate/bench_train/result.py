@@ -1,0 +1,105 @@
+"""What timing a training step found, as the value that is written and shown."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sparse_export.errors import SpeedupNotReached
+from sparse_export.evaluate.bench_train.table import table
+from sparse_export.files import write_json
+from sparse_export.formats.run import ProductInfo
+from sparse_export.instruments.conditions import Timed
+from sparse_export.instruments.interleave import LatencyResult
+from sparse_export.instruments.outcome import reaches
+from sparse_export.instruments.statistics import Ratio
+
+__all__ = ["PARTS", "Phases", "StepBench", "StepTimes", "check_speedup", "write_step_bench"]
+
+PARTS = ("forward", "backward", "optimizer", "masks")
+RESULT_FILE = "bench-train.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTimes:
+    """One network's steps. samples_per_s: batch / mean time.
+
+    part_ms: mean ms of each of PARTS over all timed steps, which add up where medians do not: forward with the loss, backward, the optimiser with its
+    zeroing of gradients, and whatever keeps the network sparse, mask updates left out.
+    """
+
+    latency: LatencyResult
+    steps_per_s: float
+    samples_per_s: float
+    part_ms: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phases:
+    """The two kinds of steps that training with CSR products has, see `sparse_export.train.step_csr.StepCsr`.
+
+    window: steps with dense gradients before an update, window_steps of them in update_every; all others train active
+    weights alone.  mean_ms: of a step over a whole update interval, the update and the changes between the two kinds
+    included.  between, within: dense / sparse for steps outside and inside the window, without any share of an update.
+    """
+
+    window: StepTimes
+    window_steps: int
+    mean_ms: float
+    between: Ratio
+    within: Ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBench(Timed):
+    """Everything that `bench-train` measured; `str()` gives the table for people.
+
+    update_ms: one mask update a round; update_every: steps that share one.  ratio: dense / sparse, each sparse step
+    with its share of an update, and of dense windows where there are any, above 1 when sparse is faster.
+    products, phases: where the recipe asks for CSR products, what was chosen for each masked weight, and the kinds of
+    steps; no phases where dense products were chosen for all. `sparse` is then a step outside the window.
+    control: dense / another dense network.
+    floor, outcome, verdict: as in `comparison.LatencyComparison`.
+    """
+
+    recipe: dict[str, Any]
+    model: str
+    input_shape: tuple[int, ...]
+    batch: int
+    density: float
+    device: str
+    dense: StepTimes
+    dense_again: StepTimes
+    sparse: StepTimes
+    update_ms: tuple[float, ...]
+    update_every: int | None
+    ratio: Ratio
+    control: Ratio
+    floor: float
+    outcome: str
+    verdict: str
+    required_speedup: float | None
+    products: tuple[ProductInfo, ...] = ()
+    phases: Phases | None = None
+
+    def __str__(self) -> str:
+        return table(self)
+
+
+def check_speedup(result: StepBench) -> None:
+    """Raise SpeedupNotReached when a speed-up was required and not measured."""
+    wanted = result.required_speedup
+    if wanted is not None and not reaches(result.outcome, result.ratio, wanted):
+        raise SpeedupNotReached(
+            f"The training step's speed-up is {result.ratio}.",
+            expected=f"At least {wanted:g}x was required, at the lower end of the interval.",
+            do="Read the verdict: masks alone do not make a step shorter.",
+        )
+
+
+def write_step_bench(folder: Path, result: StepBench) -> Path:
+    """Write `bench-train.json`, raw samples included, into the folder; return its path. Raises OutputError."""
+    path = Path(folder) / RESULT_FILE
+    write_json(path, {"kind": "bench-train", **asdict(result)})
+    return path

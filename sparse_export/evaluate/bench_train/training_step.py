@@ -1,0 +1,267 @@
+"""A training step of a recipe, dense against sparse, in all its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sparse_export import models
+from sparse_export.errors import MissingCapability, UsageError
+from sparse_export.evaluate.bench.sessions import Timing
+from sparse_export.evaluate.bench_train.result import (
+    PARTS,
+    Phases,
+    StepBench,
+    StepTimes,
+    check_speedup,
+    write_step_bench,
+)
+from sparse_export.evaluate.bench_train.training_loop import Loop, fresh_network
+from sparse_export.evaluate.bench_train.verdict import judge_step
+from sparse_export.formats.run import ProductInfo
+from sparse_export.instruments.conditions import measuring
+from sparse_export.instruments.device import CudaStamps
+from sparse_export.instruments.interleave import LatencyResult, check_measurable, measure_interleaved
+from sparse_export.instruments.outcome import require_possible_speedup
+from sparse_export.instruments.statistics import paired_ratio, resolution
+from sparse_export.train.network import n_threads_for
+from sparse_export.train.recipe import Recipe, load_recipe
+from sparse_export.train.stopping import cpu_settings
+
+__all__ = ["PARTS", "StepBench", "StepTimes", "bench_training_step", "check_speedup", "write_step_bench"]
+
+_UPDATE_EVERY = 500  # where the recipe says once an epoch: SparseTraining's own default
+_SIDES = ("dense", "dense again", "sparse")
+_WINDOW = "window"  # the sparse network once more, in steps with dense gradients
+
+
+def bench_training_step(
+    recipe: Recipe | str | Path,
+    *,
+    rounds: int = 24,
+    block_s: float = 0.1,
+    warmup_limit_s: float = 10.0,
+    device: str = "auto",
+    batch_size: int | None = None,
+    input_shape: Sequence[int] | None = None,
+    update_every: int | None = None,
+    n_threads: int | None = None,
+    seed: int = 0,
+    require_speedup: float | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> StepBench:
+    """Time training steps of a recipe's network, its dense twin, and the twin again, in interleaved blocks.
+
+    Every step is forward, loss, backward, optimiser and masks on one batch of random inputs that lies on the device:
+    reading data is no part of it. The learning rate is 0, which costs the same and keeps numbers those of a fresh
+    network. One mask update is timed by itself before each round, and its time spread over update_every steps.
+
+    recipe: a recipe, a shipped name or a TOML file; its precision, memory order, compilation and method count.
+    device: `cpu`, `cuda` (times are then the device's own, by CUDA events) or `auto`.  batch_size: in place of the
+    recipe's.  input_shape: of one sample, needed for a factory of one's own.
+    update_every: in place of the recipe's; where that says once an epoch, 500.
+    n_threads: of torch on the CPU; None for what training takes. With fewer than there are cores, threads are held to
+    as many; those that torch started before are not.
+    require_speedup: what the lower end of the ratio must reach; see `check_speedup`.
+    Raises RecipeError, UnknownNameError, UsageError (a dense recipe, options without meaning) or MissingCapability.
+    """
+    check_measurable(rounds, block_s)
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    _check(loaded, batch_size, update_every, n_threads, require_speedup)
+    loaded = _at_once(loaded)
+    tell = on_progress or (lambda line: None)
+    place = _device(device)
+    shape = _shape(loaded, input_shape)
+    batch = batch_size or loaded.batch_size
+    every = update_every or loaded.sparsity.update_every or _UPDATE_EVERY
+    threads = n_threads or loaded.threads or n_threads_for(fresh_network(loaded, shape), batch)
+    with (
+        measuring(n_threads=threads, rounds=rounds, block_s=block_s, seed=seed) as conditions,
+        cpu_settings(threads),
+    ):
+        loops, products = _loops(loaded, place, batch, shape, seed, every)
+        sparse = loops["sparse"]
+        tell(f"{loaded.model}, batches of {batch} on {place.type}, {rounds} rounds")
+        timing = Timing(batch=batch, rounds=rounds, block_s=block_s, seed=seed, warmup_limit_s=warmup_limit_s)
+        times = _timed(loops, timing)
+    shared = every if sparse.update_ms else None
+    step_ms, phases = _over_an_interval(times, sparse, every)
+    dense_ms = times["dense"].latency.samples_ms
+    ratio = paired_ratio(dense_ms, step_ms)
+    control = paired_ratio(dense_ms, times["dense again"].latency.samples_ms)
+    outcome, verdict = judge_step(
+        loaded,
+        ratio=ratio,
+        control=control,
+        times=times,
+        update_ms=sparse.update_ms,
+        update_every=shared,
+        device=place.type,
+        products=products,
+        phases=phases,
+    )
+    return StepBench(
+        recipe=loaded.model_dump(mode="json"),
+        model=loaded.model,
+        input_shape=shape,
+        batch=batch,
+        density=sparse.density,
+        device=place.type,
+        dense=times["dense"],
+        dense_again=times["dense again"],
+        sparse=times["sparse"],
+        update_ms=tuple(sparse.update_ms),
+        update_every=shared,
+        ratio=ratio,
+        control=control,
+        floor=resolution(control),
+        outcome=outcome,
+        verdict=verdict,
+        required_speedup=require_speedup,
+        products=products,
+        phases=phases,
+        **conditions,
+    )
+
+
+def _at_once(recipe: Recipe) -> Recipe:
+    """The recipe with its steps as they are once the cap of 2:4 products has come down."""
+    if recipe.sparsity.products != "2:4":
+        return recipe
+    sparsity = recipe.sparsity.model_copy(update={"approach": (0.0, 0.0)})
+    return recipe.model_copy(update={"sparsity": sparsity})
+
+
+def _loops(
+    recipe: Recipe, place: torch.device, batch: int, shape: tuple[int, ...], seed: int, every: int
+) -> tuple[dict[str, Loop], tuple[ProductInfo, ...]]:
+    """The networks to time by name, and what products were chosen for each masked weight of the sparse one.
+
+    Where CSR products won somewhere there is one more, which stays in the window of dense gradients.
+    """
+    make = partial(Loop, recipe, device=place, batch=batch, shape=shape, seed=seed)
+    loops = {name: make(sparse=name == "sparse") for name in _SIDES}
+    sparse = loops["sparse"]
+    products = sparse.choose() if recipe.sparsity.products == "csr" else sparse.by_24
+    if any(fact.by == "csr" for fact in products):
+        loops[_WINDOW] = make(sparse=True)
+        for name in ("sparse", _WINDOW):
+            loops[name].multiply_by(products, recipe.sparsity.window, every)
+        sparse.narrow()
+    return loops, products
+
+
+def _timed(loops: dict[str, Loop], timing: Timing) -> dict[str, StepTimes]:
+    stamps = loops["sparse"].stamps
+    results = measure_interleaved(
+        {name: loop.step for name, loop in loops.items()},
+        **timing,
+        before_round=_rounds_of(loops),
+        time_calls=stamps.time_calls if isinstance(stamps, CudaStamps) else None,
+    )
+    return {name: _times(loop, results[name]) for name, loop in loops.items()}
+
+
+def _rounds_of(loops: dict[str, Loop]) -> Callable[[], None]:
+    """What goes before each round: an update, and before the first the warm-up is forgotten."""
+    waiting = [loop.forget for loop in loops.values()]
+
+    def begin() -> None:
+        while waiting:
+            waiting.pop()()
+        loops["sparse"].update()
+
+    return begin
+
+
+def _times(loop: Loop, latency: LatencyResult) -> StepTimes:
+    return StepTimes(
+        latency=latency,
+        steps_per_s=1e3 / latency.mean_ms,
+        samples_per_s=1e3 * latency.batch / latency.mean_ms,
+        part_ms=loop.part_ms(),
+    )
+
+
+def _over_an_interval(
+    times: Mapping[str, StepTimes], sparse: Loop, every: int
+) -> tuple[np.ndarray, Phases | None]:
+    """Ms of a sparse step in each round, with its share of an update and of the window; and the two kinds of steps."""
+    extra_ms = np.array(sparse.update_ms) / every if sparse.update_ms else 0.0
+    dense_ms = times["dense"].latency.samples_ms
+    narrow_ms = np.array(times["sparse"].latency.samples_ms)
+    if _WINDOW not in times:
+        return narrow_ms + extra_ms, None
+    wide_ms = np.array(times[_WINDOW].latency.samples_ms)
+    n_window = min(sparse.window_steps, every) if sparse.update_ms else 0
+    share = n_window / every
+    phases = Phases(
+        window=times[_WINDOW],
+        window_steps=n_window,
+        mean_ms=_mixed(times["sparse"], times[_WINDOW], share) + float(np.mean(extra_ms)),
+        between=paired_ratio(dense_ms, narrow_ms),
+        within=paired_ratio(dense_ms, wide_ms),
+    )
+    return narrow_ms + (wide_ms - narrow_ms) * share + extra_ms, phases
+
+
+def _mixed(narrow: StepTimes, wide: StepTimes, share: float) -> float:
+    """Mean ms of a step of which a share is in the window."""
+    return (1 - share) * narrow.latency.mean_ms + share * wide.latency.mean_ms
+
+
+def _check(
+    recipe: Recipe,
+    batch_size: int | None,
+    update_every: int | None,
+    n_threads: int | None,
+    require_speedup: float | None,
+) -> None:
+    if recipe.dense:
+        raise UsageError(
+            "The recipe is a dense one.",
+            expected="One that trains sparse was expected; its dense twin is timed beside it.",
+            do="Leave dense out of the recipe.",
+        )
+    for name, value in (
+        ("batch size", batch_size),
+        ("update interval", update_every),
+        ("number of threads", n_threads),
+    ):
+        if value is not None and value < 1:
+            raise UsageError(f"The {name} is {value}.", expected="1 or more was expected.")
+    require_possible_speedup(require_speedup, example="Write 1.05 for a step that is a twentieth faster.")
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"The device is {name!r}.", expected="cpu, cuda or auto was expected.")
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise MissingCapability(
+            "torch sees no CUDA device.",
+            expected="One was expected for the device cuda.",
+            do="Time on the CPU, or see what `sparse-export doctor` finds.",
+        )
+    return torch.device("cuda" if there and name != "cpu" else "cpu")
+
+
+def _shape(recipe: Recipe, given: Sequence[int] | None) -> tuple[int, ...]:
+    known = models.input_shape(recipe.model)
+    if given is not None:
+        shape = tuple(given)
+    elif known is not None:
+        shape = known if recipe.image_size is None else (known[0], *recipe.image_size)
+    else:
+        raise UsageError(
+            f"The shape of the inputs of {recipe.model} is not known.",
+            expected="It was expected for a factory of one's own.",
+            do="Give it by --input-shape, for example 3,32,32.",
+        )
+    if not shape or min(shape) < 1:
+        raise UsageError(f"The input shape is {shape}.", expected="Sizes of 1 or more were expected.")
+    return shape

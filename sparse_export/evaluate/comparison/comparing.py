@@ -1,0 +1,191 @@
+"""Runs a dense and a sparse bundle on one runtime, and puts together what was found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparse_export.errors import UsageError
+from sparse_export.evaluate.bench.latency import check_batches
+from sparse_export.evaluate.bench.sessions import Timing
+from sparse_export.evaluate.comparison.accuracies import (
+    Samples,
+    checked_samples,
+    gate_failed,
+    measured_accuracies,
+    require_known,
+)
+from sparse_export.evaluate.comparison.latencies import compare_latency, speedup_missed
+from sparse_export.evaluate.comparison.open import Opened, opened_both
+from sparse_export.evaluate.comparison.result import Comparison, Side
+from sparse_export.formats.bundle import MODEL_FILE, Bundle, open_bundle
+from sparse_export.formats.run import Accuracy
+from sparse_export.instruments.conditions import measuring
+from sparse_export.instruments.interleave import check_measurable
+from sparse_export.instruments.machine import n_usable_cores
+from sparse_export.instruments.outcome import require_possible_speedup
+from sparse_export.runtimes.choice import runtime_note
+
+__all__ = ["compare"]
+
+
+def compare(
+    dense: Bundle | Path,
+    sparse: Bundle | Path,
+    *,
+    batches: Sequence[int] = (1, 32),
+    rounds: int = 24,
+    block_s: float = 0.02,
+    warmup_limit_s: float = 5.0,
+    n_threads: int | None = None,
+    seed: int = 0,
+    samples: Samples | None = None,
+    max_drop: float | None = None,
+    require_speedup: float | None = None,
+    runtime: str | None = None,
+    trust: Sequence[str] = (),
+    cuda_graphs: bool = False,
+    on_progress: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Run both bundles on one runtime, their engines or model.onnx, and compare them.
+
+    The dense file is loaded twice, the sparse one once, all with the same number of threads; the three are
+    timed in interleaved blocks (`measure_interleaved`) on standard normal input, being closed and loaded
+    anew in random order before each round, and each pair's ratio gets a 95 % interval (`paired_ratio`). Idle threads of a session spin for a moment after its block; the order
+    being random and mirrored, that meets all three alike.
+
+    samples: the test set as the network takes it: x float32 (n, *input_shape), normalised, y integer (n,), class
+    numbers below the number of outputs; arrays or tensors. None takes the accuracies recorded in the manifests and
+    leaves out the paired difference.
+    n_threads: None for the cores this process may use.  rounds, block_s, warmup_limit_s: see
+    `measure_interleaved`.  batches: samples in a timed call.
+    max_drop: most percentage points of accuracy that sparse may lose.  require_speedup: what the lower end
+    of the interval of dense / sparse must reach at every batch size, for bundles of one precision. `check_gates` raises
+    when either fails.
+    runtime: None for the first of `candidates` that opens both; those before it are told of in `passed_over`.
+    trust: SHA-256 of manifests, needed once for engines of bundles from elsewhere.
+    cuda_graphs: engines replay their launches; other runtimes have none.
+    on_progress: called with a line before each step.
+    Raises UsageError (bundles that cannot be compared, options without meaning, labels that are not class numbers
+    of a network with several outputs), GateFailed for outputs that are NaN or infinite, UnknownNameError,
+    MissingCapability (the runtime cannot work here), NotTrustedError or ArtefactError.
+    """
+    _check_options(batches, max_drop, require_speedup)
+    check_measurable(rounds, block_s)
+    dense, sparse = (side if isinstance(side, Bundle) else open_bundle(side) for side in (dense, sparse))
+    _check_comparable(dense, sparse)
+    if require_speedup is not None:
+        _require_one_precision(dense, sparse)
+    checked = None if samples is None else checked_samples(samples, dense)
+    tell = on_progress or (lambda line: None)
+    threads = n_usable_cores() if n_threads is None else n_threads
+    timings = [
+        Timing(batch=batch, rounds=rounds, block_s=block_s, seed=seed, warmup_limit_s=warmup_limit_s)
+        for batch in batches
+    ]
+    with (
+        measuring(n_threads=threads, rounds=rounds, block_s=block_s, seed=seed) as conditions,
+        opened_both(
+            dense,
+            sparse,
+            runtime=runtime,
+            n_threads=threads,
+            trust=trust,
+            seed=seed,
+            cuda_graphs=cuda_graphs,
+        ) as opened,
+    ):
+        _tell_of_runtime(opened, dense, sparse, tell)
+        found = measured_accuracies(opened, dense, sparse, checked, tell)
+        if max_drop is not None:
+            require_known(found, max_drop)
+        latency = tuple(compare_latency(opened, dense, sparse, timing, tell) for timing in timings)
+        name = opened.sessions.open["dense"].name
+    return Comparison(
+        dense=_side(dense, found.dense),
+        sparse=_side(sparse, found.sparse),
+        accuracy_source=found.source,
+        accuracy_drop_points=found.drop_points,
+        difference=found.difference,
+        latency=latency,
+        max_drop_points=max_drop,
+        required_speedup=require_speedup,
+        gate_failed=gate_failed(found, max_drop),
+        speedup_missed=speedup_missed(latency, require_speedup),
+        runtime=name,
+        passed_over=opened.passed_over,
+        **conditions,
+    )
+
+
+def _check_options(batches: Sequence[int], max_drop: float | None, require_speedup: float | None) -> None:
+    check_batches(batches)
+    if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
+        raise UsageError(
+            f"The allowed drop is {max_drop} points.", expected="A finite number of at least 0 was expected."
+        )
+    require_possible_speedup(require_speedup, example="Write 1.2 for a fifth more speed.")
+
+
+def _check_comparable(dense: Bundle, sparse: Bundle) -> None:
+    a, b = dense.info, sparse.info
+    same_data = None in (a.data, b.data) or _data_identity(a.data) == _data_identity(b.data)
+    for what, found_a, found_b, same in (
+        (
+            "input shapes",
+            a.model.input_shape,
+            b.model.input_shape,
+            a.model.input_shape == b.model.input_shape,
+        ),
+        ("numbers of classes", a.model.n_classes, b.model.n_classes, a.model.n_classes == b.model.n_classes),
+        ("data", _data_identity(a.data), _data_identity(b.data), same_data),
+    ):
+        if not same:
+            raise UsageError(
+                f"{dense.path} and {sparse.path} have different {what}: {found_a} and {found_b}.",
+                expected="A dense and a sparse bundle of the same task were expected.",
+                do="Train both on the same data.",
+            )
+
+
+def _require_one_precision(dense: Bundle, sparse: Bundle) -> None:
+    if dense.info.precision != sparse.info.precision:
+        raise UsageError(
+            f"A speed-up is required of {sparse.path}, which computes in {sparse.info.precision}, over {dense.path}, "
+            f"which computes in {dense.info.precision}.",
+            expected="One precision was expected, so that what is gained is gained by sparsity.",
+            do=f"Build the dense bundle with --precision {sparse.info.precision} too, or leave the requirement out.",
+        )
+
+
+def _data_identity(data: Any) -> tuple[Any, ...] | None:
+    return None if data is None else (data.name, data.test_sha256[:12], data.mean, data.std)
+
+
+def _tell_of_runtime(opened: Opened, dense: Bundle, sparse: Bundle, tell: Callable[[str], None]) -> None:
+    for other, why in opened.passed_over.items():
+        tell(f"{other} is passed over: {why}")
+    for side in (dense, sparse):
+        note = runtime_note(side, opened.runtime)
+        if note:
+            tell(note)
+
+
+def _side(bundle: Bundle, accuracy: Accuracy | None) -> Side:
+    info = bundle.info
+    sizes = {name: fact.size_bytes for name, fact in info.files.items() if name.startswith(MODEL_FILE)}
+    return Side(
+        path=str(bundle.path),
+        model=info.model.name,
+        method=info.method,
+        density=info.density,
+        precision=info.precision,
+        size_bytes=sum(sizes.values()),
+        n_parameters=info.n_parameters,
+        n_nonzero=info.n_nonzero,
+        macs=info.macs,
+        nonzero_macs=info.nonzero_macs,
+        accuracy=accuracy,
+    )

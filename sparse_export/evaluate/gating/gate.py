@@ -1,0 +1,278 @@
+"""`gate`: the chain from a bundle's weights to its speed, one verdict and one exit code."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from sparse_export import errors
+from sparse_export.errors import SparseExportError, UnknownNameError, UsageError
+from sparse_export.evaluate.bench.latency import check_batches
+from sparse_export.evaluate.comparison import Comparison, compare
+from sparse_export.evaluate.gating.case import Case
+from sparse_export.evaluate.gating.chain import Finding, Link, LinkResult, walk
+from sparse_export.evaluate.gating.junit import junit_xml
+from sparse_export.evaluate.gating.links import (
+    accuracy_is_kept,
+    engines_are_of_the_graph,
+    files_are_whole,
+    graph_keeps_its_pattern,
+    speed_is_reached,
+)
+from sparse_export.evaluate.gating.weights import weights_keep_their_pattern
+from sparse_export.evaluate.validation import Validation, validate
+from sparse_export.files import write_bytes, write_json
+from sparse_export.instruments.interleave import check_measurable
+from sparse_export.instruments.outcome import require_possible_speedup
+from sparse_export.runtimes.choice import RUNTIMES, open_runtime
+from sparse_export.trust import Given, digests
+from sparse_export.version import command_line, library_versions, now
+
+__all__ = ["MAX_DROP_POINTS", "Gate", "check_gate", "gate", "write_results"]
+
+RESULT_FILE = "gate.json"
+JUNIT_FILE = "gate.junit.xml"
+MAX_DROP_POINTS = 1.0
+_WIDTH = 98
+_BLOCK_S = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What became of every link, in their order. passed: none is broken.
+
+    validation, comparisons: behind the links of accuracy and speed, None and () where they were not reached or not asked
+    for; a comparison for each runtime that speed was measured on.
+    """
+
+    bundle: str
+    against: str
+    passed: bool
+    verdict: str
+    exit_code: int
+    links: tuple[LinkResult, ...]
+    validation: Validation | None
+    comparisons: tuple[Comparison, ...]
+    versions: dict[str, str]
+    command: tuple[str, ...]
+    created: str
+    kind: str = "gate"
+    schema_version: int = 1
+
+    def __str__(self) -> str:
+        lines = [f"bundle   {self.bundle}", f"against  {self.against}", ""]
+        for link in self.links:
+            lines.append(f"{link.name:<10}{link.outcome:<18}{link.asks}")
+            for text in (*link.told, *([f"BROKEN: {link.reason}"] if link.reason else [])):
+                lines += textwrap.wrap(
+                    text, _WIDTH, initial_indent="          - ", subsequent_indent=" " * 12
+                )
+        return "\n".join([*lines, "", *textwrap.wrap(self.verdict, _WIDTH)])
+
+
+def gate(
+    bundle: str | Path,
+    against: str | Path,
+    *,
+    max_drop: float = MAX_DROP_POINTS,
+    require_speedup: float | None = None,
+    batches: Sequence[int] = (1, 32),
+    rounds: int = 24,
+    block_s: float = _BLOCK_S,
+    n_threads: int | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    run: str | Path | None = None,
+    runtimes: Sequence[str] | None = None,
+    trust: Given = None,
+    on_progress: Callable[[str], None] = lambda line: None,
+) -> Gate:
+    """Hold a bundle to everything that deploying it rests on, link by link, up to the first that is broken.
+
+    Its files are whole; its weights keep their pattern; so does its graph; its engines were built from that graph;
+    its accuracy, measured with those files, is at most max_drop percentage points below that of the dense bundle
+    `against`; and where a speed-up is required, the interval of the interleaved comparison is above it, on each of
+    `runtimes`, by default on the best that opens both bundles.
+    The other arguments: see `Case`, `validate` and `compare`.
+
+    A broken link is in the result, for `check_gate` to raise. Raises UsageError for what cannot be meant from the start.
+    """
+    _check_options(max_drop, require_speedup)
+    check_batches(batches)
+    check_measurable(rounds, block_s)
+    for name in runtimes or ():
+        if name not in RUNTIMES:
+            raise UnknownNameError("runtime", name, RUNTIMES)
+    case = Case(
+        bundle_path=Path(bundle),
+        against_path=Path(against),
+        max_drop=max_drop,
+        require_speedup=require_speedup,
+        batches=tuple(batches),
+        rounds=rounds,
+        n_threads=n_threads,
+        seed=seed,
+        data_dir=None if data_dir is None else Path(data_dir),
+        run=None if run is None else Path(run),
+        runtimes=None if runtimes is None else tuple(runtimes),
+        trust=trust,
+    )
+    measured = _Measured(case, block_s)
+    links = (
+        Link(
+            name="files", asks="every file is the one that was written", check=partial(files_are_whole, case)
+        ),
+        Link(
+            name="weights",
+            asks="the stored weights keep their pattern",
+            check=partial(weights_keep_their_pattern, case),
+        ),
+        Link(name="graph", asks="the graph keeps it too", check=partial(graph_keeps_its_pattern, case)),
+        Link(
+            name="engines",
+            asks="each engine was built from that graph",
+            check=partial(engines_are_of_the_graph, case),
+        ),
+        Link(name="accuracy", asks="these files keep the accuracy on real data", check=measured.accuracy),
+        Link(name="speed", asks="it is as fast as was promised", check=measured.speed),
+    )
+    results = walk(links, tell=on_progress)
+    broken = next((one for one in results if one.outcome == "broken"), None)
+    return Gate(
+        bundle=str(case.bundle_path),
+        against=str(case.against_path),
+        passed=broken is None,
+        verdict=_verdict(results, measured.not_run, measured.not_timed),
+        exit_code=0 if broken is None else broken.exit_code,
+        links=results,
+        validation=measured.validation,
+        comparisons=tuple(measured.comparisons),
+        versions=library_versions(),
+        command=command_line(),
+        created=now(),
+    )
+
+
+class _Measured:
+    """Owns what the two links that run the files measured, so that it can be written with the verdict."""
+
+    def __init__(self, case: Case, block_s: float) -> None:
+        self.validation: Validation | None = None
+        self.comparisons: list[Comparison] = []
+        self._case = case
+        self._block_s = block_s
+
+    @property
+    def not_run(self) -> tuple[str, ...]:
+        """Runtimes that the bundle was built for, and whose accuracy is not known here."""
+        return () if self.validation is None else tuple(self.validation.not_run)
+
+    @property
+    def not_timed(self) -> tuple[str, ...]:
+        """Engines of the bundle that speed was promised of and not measured on."""
+        if self._case.require_speedup is None or not self.comparisons:
+            return ()
+        timed = {one.runtime for one in self.comparisons}
+        engines = dict.fromkeys(fact.target for fact in self._case.bundle.info.engines)
+        return tuple(name for name in engines if name not in timed)
+
+    def accuracy(self) -> Finding:
+        case = self._case
+        if case.bundle.info.data is None:
+            raise UsageError(
+                f"{case.bundle.path} names no data set, so its accuracy on real data cannot be measured.",
+                expected="A bundle of a run with a data set was expected.",
+                do="Train with a data set, `npz:FILE` for one of your own.",
+            )
+        self.validation = validate(
+            case.bundle,
+            data_dir=case.data_dir,
+            run=case.run,
+            against=case.against_path,
+            n_threads=case.n_threads,
+            runtimes=case.runtimes,
+            trust=case.trust,
+        )
+        return accuracy_is_kept(case, self.validation)
+
+    def speed(self) -> Finding:
+        case = self._case
+        if case.require_speedup is None:
+            return Finding(told=("no speed-up was promised, so none was measured",), checked=False)
+        # All of them before anything is timed, so that one that is missing hides no speed that was missed.
+        for named in case.runtimes or ():
+            for side in (case.dense, case.bundle):
+                open_runtime(side, named, n_threads=case.n_threads, trust=digests(case.trust)).close()
+        for runtime in case.runtimes or (None,):
+            self.comparisons.append(
+                compare(
+                    case.dense,
+                    case.bundle,
+                    batches=case.batches,
+                    rounds=case.rounds,
+                    block_s=self._block_s,
+                    n_threads=case.n_threads,
+                    seed=case.seed,
+                    require_speedup=case.require_speedup,
+                    runtime=runtime,
+                    trust=digests(case.trust),
+                )
+            )
+        return speed_is_reached(case, self.comparisons)
+
+
+def _verdict(
+    links: Sequence[LinkResult], runtimes_not_run: Sequence[str], runtimes_not_timed: Sequence[str]
+) -> str:
+    kept = [link.name for link in links if link.outcome == "kept"]
+    idle = [link.name for link in links if link.outcome == "nothing to check"]
+    behind = [link.name for link in links if link.outcome == "not run"]
+    parts = []
+    broken = next((link for link in links if link.outcome == "broken"), None)
+    if broken is not None:
+        parts.append(f"NOT PASSED: the link {broken.name!r} is broken. {broken.reason}")
+    else:
+        parts.append("PASSED.")
+    for names, what in (
+        (kept, "Kept"),
+        (idle, "Nothing to check"),
+        (behind, "Not run"),
+    ):
+        if names:
+            parts.append(f"{what}: {', '.join(names)}.")
+    if runtimes_not_run:
+        parts.append(f"Not run here, so not vouched for: {', '.join(runtimes_not_run)}.")
+    if runtimes_not_timed:
+        parts.append(f"The speed is not that of its engines: not timed on {', '.join(runtimes_not_timed)}.")
+    return " ".join(parts)
+
+
+def _check_options(max_drop: float, require_speedup: float | None) -> None:
+    if not (math.isfinite(max_drop) and max_drop >= 0):
+        raise UsageError(
+            f"The largest drop is {max_drop!r}.",
+            expected="A number of percentage points, 0 or more, was expected.",
+        )
+    require_possible_speedup(require_speedup, example="Write 1.2 for a fifth more speed.")
+
+
+def check_gate(found: Gate) -> None:
+    """Raise what broke the first broken link, by its class and with its exit code; return when there is none."""
+    for link in found.links:
+        if link.outcome == "broken":
+            kind = getattr(errors, link.error or "", SparseExportError)
+            if kind is UnknownNameError:  # is made of a name, not of a sentence
+                kind = UsageError
+            raise kind(f"The link {link.name!r} is broken: {link.reason}")
+
+
+def write_results(folder: str | Path, found: Gate) -> tuple[Path, Path]:
+    """Write `gate.json`, raw samples included, and `gate.junit.xml` into a folder. Raises OutputError."""
+    paths = Path(folder) / RESULT_FILE, Path(folder) / JUNIT_FILE
+    write_json(paths[0], asdict(found))
+    write_bytes(paths[1], junit_xml(found.bundle, found.links, found.created))
+    return paths

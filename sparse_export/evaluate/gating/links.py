@@ -1,0 +1,260 @@
+"""The links of the chain but the first of weights: each holds a bundle's files to one thing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from sparse_export import trust
+from sparse_export.building import DENSE_MODEL_FILE, MODEL_FILE
+from sparse_export.engines.loadable import require_genuine
+from sparse_export.errors import ArtefactError, GateFailed, SparseExportError, SpeedupNotReached
+from sparse_export.evaluate.comparison import Comparison
+from sparse_export.evaluate.gating.case import Case
+from sparse_export.evaluate.gating.chain import Figure, Finding
+from sparse_export.evaluate.validation import Validation, golden_parity
+from sparse_export.evaluate.validation import check_gates as check_parity
+from sparse_export.files import sha256_file
+from sparse_export.formats.bundle import BUNDLE_FILE, bytes_of, file_of
+from sparse_export.formats.engines import EngineInfo
+from sparse_export.formats.layers import LAYERS_FILE, GraphLayer, read_engine_layers
+from sparse_export.graph.layers import broken_patterns, promised_patterns
+
+__all__ = [
+    "accuracy_is_kept",
+    "engines_are_of_the_graph",
+    "files_are_whole",
+    "graph_keeps_its_pattern",
+    "speed_is_reached",
+]
+
+_ROUNDING_POINTS = 1e-9
+# What is compared of a layer. Reasons are left out: their wording may change from release to release.
+_SAME = (
+    *("node", "op_type", "weight", "shape", "reduction_axis"),
+    *("n_weights", "n_nonzero", "constant", "pattern_holds"),
+)
+
+
+def files_are_whole(case: Case) -> Finding:
+    """Every file of both bundles is the one that its manifest lists, and those that everything rests on are listed."""
+    n_files, n_dense = len(case.bundle.info.files), len(case.dense.info.files)  # opened, and so checked, here
+    n_bytes = sum(fact.size_bytes for fact in case.bundle.info.files.values())
+    digest = sha256_file(case.bundle.path / BUNDLE_FILE)
+    vouched = "this user vouches for" if trust.is_trusted(digest) else "nobody here has vouched for yet"
+    return Finding(
+        told=(
+            f"{n_files} files of {n_bytes:,} bytes have the SHA-256 that the manifest lists",
+            f"the manifest is {digest[:12]}, which {vouched}",
+            f"so have {n_dense} files of the dense bundle",
+        ),
+        figures={"n_files": n_files, "size_bytes": n_bytes, "manifest_sha256": digest},
+    )
+
+
+def graph_keeps_its_pattern(case: Case) -> Finding:
+    """The layers of the graph are those that were built, keep their promises, and still give the golden answer."""
+    info = case.bundle.info
+    promised = promised_patterns(info.layers)
+    if broken := broken_patterns(case.graph, promised):
+        raise GateFailed(
+            f"The graph of {case.bundle.path} does not keep what was promised: {'; '.join(broken[:5])}.",
+            expected="Layers that multiply by those weights, N of M along the axis they sum over, were expected.",
+            do="Build it again from its run.",
+        )
+    _require_same_layers(case)
+    dense = bytes_of(case.bundle, DENSE_MODEL_FILE) if DENSE_MODEL_FILE in info.files else None
+    if dense is not None and hashlib.sha256(dense).hexdigest() != _graph_digest(case):
+        raise ArtefactError(
+            f"{case.bundle.path / DENSE_MODEL_FILE} is not the graph of {MODEL_FILE} with dense weights.",
+            expected="The same network in both files was expected.",
+            do="Build the bundle again with --onnx both.",
+        )
+    golden = golden_parity(case.bundle, n_threads=case.n_threads, trust=case.trust)
+    usable = Counter(layer.eligible for layer in case.layers)
+    holds = sum(layer.pattern_holds is True for layer in case.layers)
+    told = (
+        (
+            f"{len(case.layers)} layers are the ones that were built, {len(promised)} of them with a promised pattern, "
+            "and the graph keeps each"
+        ),
+        f"{holds} hold 2:4, hardware can use the zeros of {usable['yes']}",
+        f"the golden answer differs by {golden.max_abs_difference:.3g} at most",
+    )
+    figures: dict[str, Figure] = {
+        "n_layers": len(case.layers),
+        "n_two_four": holds,
+        "n_eligible": usable["yes"],
+        "golden_difference": golden.max_abs_difference,
+    }
+    problem = None
+    if not golden.ok:
+        problem = GateFailed(
+            f"{case.bundle.path / MODEL_FILE} gives another answer than the stored one, by {golden.max_abs_difference:.3g}.",
+            expected=f"At most {info.atol:g} + {info.rtol:g} * the logits' spread was expected.",
+            do="Build it again from its run.",
+        )
+    return Finding(told=told, figures=figures, problem=problem)
+
+
+def _require_same_layers(case: Case) -> None:
+    """Raise ArtefactError when the layers of the graph are not those that `build` wrote down."""
+    content = bytes_of(case.bundle, LAYERS_FILE)
+    try:
+        rows = json.loads(content)["layers"]
+        recorded = [{key: row[key] for key in _SAME} for row in rows]
+    except (ValueError, KeyError, TypeError, RecursionError) as cause:
+        raise ArtefactError(
+            f"{case.bundle.path / LAYERS_FILE} cannot be read: {cause!r}.",
+            expected="The table of layers that a build writes was expected.",
+            do="Build the bundle again.",
+        ) from cause
+    found = [_row(layer) for layer in case.layers]
+    for wanted, got in zip(recorded, found, strict=False):
+        for key in _SAME:
+            if wanted[key] != got[key]:
+                raise _another_graph(case, f"{wanted['node']} has {key} {got[key]}", f"{wanted[key]}")
+    if len(recorded) != len(found):
+        raise _another_graph(case, f"it has {len(found)} layers", f"{len(recorded)}")
+
+
+def _row(layer: GraphLayer) -> dict[str, object]:
+    row = asdict(layer)
+    return {key: list(row[key]) if isinstance(row[key], tuple) else row[key] for key in _SAME}
+
+
+def _another_graph(case: Case, found: str, wanted: str) -> ArtefactError:
+    return ArtefactError(
+        f"The graph of {case.bundle.path} is not the one that was built: {found}.",
+        expected=f"{LAYERS_FILE}, written by the build, tells of {wanted}.",
+        do="Build it again from its run, and find out who changed the file.",
+    )
+
+
+def _graph_digest(case: Case) -> str:
+    """SHA-256 of the graph with dense weights, as engines are built from it."""
+    return hashlib.sha256(case.graph.SerializeToString(deterministic=True)).hexdigest()
+
+
+def engines_are_of_the_graph(case: Case) -> Finding:
+    """Each engine is the file that was built, this user vouches for it, and it was built from this very graph.
+
+    No library and no GPU is asked. That an engine holds what its manifest says cannot be read from the engine: it is
+    believed because of who vouches for the manifest.
+    """
+    engines = case.bundle.info.engines
+    if not engines:
+        return Finding(told=("the bundle has no engine, only its ONNX file",), checked=False)
+    digest = _graph_digest(case)
+    told = []
+    for fact in engines:
+        require_genuine(case.bundle, fact, given=case.trust)
+        if fact.onnx_sha256 != digest:
+            raise ArtefactError(
+                f"The engine {case.bundle.path / fact.file} was built from the graph {fact.onnx_sha256[:12]}….",
+                expected=f"The graph of {MODEL_FILE} was expected, {digest[:12]}…: its engine computes something else.",
+                do="Build the bundle again, engine and graph together.",
+            )
+        told.append(f"{fact.file} was built from this graph, {digest[:12]}; {_kernels(case, fact)}")
+    return Finding(told=tuple(told), figures={"n_engines": len(engines), "graph_sha256": digest})
+
+
+def _kernels(case: Case, fact: EngineInfo) -> str:
+    rows = read_engine_layers(file_of(case.bundle, LAYERS_FILE), fact.file)
+    counts = Counter(row.state for row in rows)
+    return "sparse kernels: " + (", ".join(f"{n} {state}" for state, n in counts.items()) or "not known")
+
+
+def accuracy_is_kept(case: Case, validation: Validation) -> Finding:
+    """The files give what was trained, and lose no more than max_drop on the test set, whoever runs them.
+
+    validation: of the bundle against the dense one.
+    """
+    against, accuracy = validation.against, validation.accuracy
+    if against is None or accuracy is None:
+        raise GateFailed(f"The accuracy of {validation.bundle} was not measured.")
+    told = [
+        (
+            f"model.onnx has {accuracy.n_correct:,} of {accuracy.n_samples:,} right ({accuracy.percent:.2f} %) on the test "
+            f"set of {validation.data}, the dense bundle {against.accuracy.n_correct:,} ({against.accuracy.percent:.2f} %)"
+        ),
+        (
+            f"that is {against.points:+.2f} points, 95 % interval {against.low:+.2f} to {against.high:+.2f}, McNemar "
+            f"p {against.mcnemar_p:.3g}"
+        ),
+        f"at most {case.max_drop:g} points may be lost",
+    ]
+    figures: dict[str, Figure] = {
+        "accuracy_percent": accuracy.percent,
+        "dense_accuracy_percent": against.accuracy.percent,
+        "points": against.points,
+        "points_low": against.low,
+        "points_high": against.high,
+        "mcnemar_p": against.mcnemar_p,
+        "max_drop_points": case.max_drop,
+    }
+    lost = [("model.onnx", -against.points)]
+    for one in validation.runtimes:
+        if one.accuracy is not None:
+            lost.append((one.name, against.accuracy.percent - one.accuracy.percent))
+            told.append(f"{one.name} has {one.accuracy.percent:.2f} %")
+    told += [f"{name} was not run: {why}" for name, why in validation.not_run.items()]
+    wrong = [
+        f"{name} is {points:.2f} points below the dense bundle ({against.accuracy.percent:.2f} %)"
+        for name, points in lost
+        if points > case.max_drop + _ROUNDING_POINTS
+    ]
+    problem: SparseExportError | None = None
+    if wrong:
+        problem = GateFailed(
+            f"Accuracy was lost: {'; '.join(wrong)}; 95 % interval of sparse minus dense {against.low:+.2f} to "
+            f"{against.high:+.2f} points, McNemar p {against.mcnemar_p:.3g}.",
+            expected=f"At most {case.max_drop:g} points may be lost.",
+            do="Train longer or at a higher density, or allow a larger drop.",
+        )
+    else:
+        try:
+            check_parity(validation)
+        except GateFailed as cause:
+            problem = cause
+    return Finding(told=tuple(told), figures=figures, problem=problem)
+
+
+def speed_is_reached(case: Case, comparisons: Sequence[Comparison]) -> Finding:
+    """At every batch size the whole interval of dense / sparse is at or above what was promised, on every runtime.
+
+    comparisons: of the dense bundle with this one, one for each runtime.
+    """
+    figures: dict[str, Figure] = {"required_speedup": case.require_speedup or 1.0}
+    told, missed = [], []
+    for place, comparison in enumerate(comparisons):
+        prefix = f"{comparison.runtime}_" if place else ""
+        for at in comparison.latency:
+            figures |= {
+                f"{prefix}batch_{at.batch}_speedup": at.ratio.estimate,
+                f"{prefix}batch_{at.batch}_speedup_low": at.ratio.low,
+                f"{prefix}batch_{at.batch}_speedup_high": at.ratio.high,
+                f"{prefix}batch_{at.batch}_floor": at.floor,
+            }
+        told += [
+            f"{at.verdict} {at.dense.median_ms:.4g} ms dense, {at.sparse.median_ms:.4g} ms sparse"
+            for at in comparison.latency
+        ]
+        told.append(
+            f"measured with {comparison.runtime}, threads: {comparison.n_threads}, {comparison.rounds} interleaved rounds"
+        )
+        told += [f"{name} is passed over: {why}" for name, why in comparison.passed_over.items()]
+        if comparison.speedup_missed:
+            missed.append(f"With {comparison.runtime}: {comparison.speedup_missed}")
+    problem = None
+    if missed:
+        problem = SpeedupNotReached(
+            " ".join(missed),
+            expected=f"At least {case.require_speedup:g}x was promised, at the lower end of the interval, and more than two "
+            "copies of the dense file differ by.",
+            do="Deploy the dense bundle where it is as fast, or promise no speed-up.",
+        )
+    return Finding(told=tuple(told), figures=figures, problem=problem)

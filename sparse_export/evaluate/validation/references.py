@@ -1,0 +1,88 @@
+"""What a bundle is held against: the network of its run, and a dense bundle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from sparse_export.building.patterns import orders_of_bundle
+from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.evaluate.validation.result import AgainstDense
+from sparse_export.files import sha256_file
+from sparse_export.formats.bundle import Bundle, open_bundle
+from sparse_export.formats.run import RUN_FILE, Run, open_run
+from sparse_export.graph.passes.fit_pattern import replay
+from sparse_export.instruments.statistics import paired_accuracy_difference
+from sparse_export.models.run_network import network_of_run
+from sparse_export.runtimes.logits import accuracy as accuracy_of
+from sparse_export.runtimes.probe import require_tried
+from sparse_export.trust import Given
+
+__all__ = ["against_dense", "network_of_bundle", "open_dense", "run_of_bundle"]
+
+BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+
+
+def run_of_bundle(bundle: Bundle, given: Path | None = None) -> Run | None:
+    """The run that a bundle was built from, checked by hash; None where it is no longer at its path in the manifest.
+
+    given: where it is now; then it must be there. Raises UsageError or ArtefactError (changed, or another run).
+    """
+    reference = bundle.info.run
+    path = Path(reference.path) if given is None else given
+    # Path.is_file raises for a folder that may not be entered.
+    if given is None and not os.path.isfile(path / RUN_FILE):  # noqa: PTH113
+        return None
+    run: Run = open_run(path)
+    found = sha256_file(path / RUN_FILE)
+    if found != reference.run_sha256:
+        raise ArtefactError(
+            f"{path} is not the run that {bundle.path} was built from: its {RUN_FILE} has SHA-256 {found}.",
+            expected=f"{reference.run_sha256} was expected.",
+            do="Give the right one with --run, or build the bundle again.",
+        )
+    return run
+
+
+def network_of_bundle(
+    bundle: Bundle, given: Path | None, trust: Given
+) -> tuple[nn.Module | None, str | None]:
+    """The network of the run, or why there is none. A run that was asked for by path must be there."""
+    run = run_of_bundle(bundle, given)
+    if run is None:
+        return None, f"The run {Path(bundle.info.run.path)} is no longer there."
+    if run.info.model.name is None:
+        return None, f"The run {run.path} does not tell how its network is made."
+    network = network_of_run(run, given=trust)
+    if bundle.info.fitted is not None and any(layer.n_cut for layer in bundle.info.fitted.layers):
+        replay(network, orders_of_bundle(bundle))  # else it is the same function
+    return network, None
+
+
+def open_dense(bundle: Bundle, path: Path, trust: Given) -> Bundle:
+    dense = open_bundle(path)
+    ours, theirs = bundle.info.data, dense.info.data
+    if ours is None or theirs is None or ours.test_sha256 != theirs.test_sha256:
+        raise UsageError(
+            f"{path} was made with the test data of {theirs.name if theirs else 'no data set'}.",
+            expected=f"The test data of {ours.name if ours else 'no data set'} were expected, the very same samples.",
+            do="Give a dense bundle of the same data.",
+        )
+    require_tried(dense, given=trust)
+    return dense
+
+
+def against_dense(dense: Bundle, dense_correct: BoolArray, correct: BoolArray) -> AgainstDense:
+    difference = paired_accuracy_difference(dense_correct, correct)
+    return AgainstDense(
+        path=str(dense.path),
+        onnx_sha256=sha256_file(dense.onnx_path),
+        accuracy=accuracy_of(dense_correct),
+        points=difference.points,
+        low=difference.low,
+        high=difference.high,
+        mcnemar_p=difference.mcnemar_p,
+    )

@@ -1,0 +1,342 @@
+"""Files and folders written whole or not at all, what killed processes left of such, and hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sparse_export.errors import ArtefactError, FolderInUse, OutputError, output_error
+from sparse_export.files.locks import SHORTLY_S, locked, marked_as_written, was_left
+from sparse_export.files.swap import exchange
+
+__all__ = [
+    "cache_folder",
+    "claimed",
+    "is_leftover",
+    "json_bytes",
+    "move_file",
+    "output_error",
+    "put_back",
+    "remove_leftovers",
+    "require_writable",
+    "sha256_file",
+    "staged_folder",
+    "temporary_folder",
+    "write_bytes",
+    "write_json",
+]
+
+_TOKEN = r"\.(?:[a-z0-9_]{8}|\d+)"  # of earlier versions too, which put a process id there
+_ASIDE = ".old.tmp"
+_REPLACING_S = 2.0  # more than a process that lives needs between two renames
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _opened_aside(path: Path) -> tuple[Path, BinaryIO]:
+    """A new temporary file beside `path`, marked as being written, after what dead processes left of such."""
+    _remove_left_files(path.parent, re.escape(path.name))
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        stream = temporary.open("xb")
+        if marked_as_written(stream):
+            return temporary, stream
+        stream.close()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write to a temporary name in the same folder, flush to disk, rename.
+
+    Whoever reads `path` at any moment, a crash included, sees the old content or the new, never a part.
+    Raises OutputError.
+    """
+    _write(path, lambda stream: stream.write(content))
+
+
+def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, stream = _opened_aside(path)
+        with stream:
+            fill(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+            temporary.replace(path)
+        temporary = None
+        _sync_folder(path.parent)
+    except OSError as cause:
+        raise output_error(path, cause) from cause
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def move_file(source: Path, path: Path) -> None:
+    """As `write_bytes`, of what is in another file, which is gone then. Raises OutputError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with source.open("rb") as content:
+            os.fsync(content.fileno())
+            try:
+                source.replace(path)
+                _sync_folder(path.parent)
+            except OSError as cause:
+                if cause.errno != errno.EXDEV:  # another file system
+                    raise
+                _write(path, lambda stream: shutil.copyfileobj(content, stream))
+                source.unlink()
+    except OSError as cause:
+        raise output_error(path, cause) from cause
+
+
+def json_bytes(value: Any) -> bytes:
+    """Indented JSON with a final newline. NaN and infinities are refused: they are not JSON."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON document by `write_bytes`."""
+    write_bytes(path, json_bytes(value))
+
+
+def cache_folder() -> Path | None:
+    """`$XDG_CACHE_HOME/sparse-export`, under ~/.cache when that is unset or relative; not made here.
+
+    None where there is no home folder either.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:
+            return None
+    return base / "sparse-export"
+
+
+def require_writable(folder: Path) -> None:
+    """Raise OutputError now rather than after the work, when nothing can be written into `folder`.
+
+    Creates the folder, with its parents, when it is absent.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as cause:
+        raise output_error(folder, cause) from cause
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files in a folder of ours that killed processes left; what is being written stays."""
+    _remove_left_files(folder, ".+")
+
+
+def is_leftover(name: str) -> bool:
+    """Is it the name of a file that is being written, or was when its process was killed?"""
+    return re.fullmatch(rf"\..+{_TOKEN}\.tmp", name) is not None
+
+
+def _remove_left_files(folder: Path, name: str) -> None:
+    """name: a pattern of the names that the files were to get."""
+    for entry in _entries(folder):
+        if re.fullmatch(rf"\.{name}{_TOKEN}\.tmp", entry.name) and entry.is_file(follow_symlinks=False):
+            with was_left(Path(entry.path)) as is_left, contextlib.suppress(OSError):
+                if is_left:
+                    Path(entry.path).unlink()
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []
+
+
+@contextmanager
+def claimed(target: Path, *, wait_s: float = SHORTLY_S) -> Iterator[Path]:
+    """Hold the lock of a folder that is to be written, and begin by clearing up after killed processes.
+
+    A folder that one of them had set aside is put back, and its temporary folders and files are removed.
+
+    Args:
+        target: the folder; links are followed.
+        wait_s: how long to wait for another process that writes there; by default it is refused at once.
+
+    Yields:
+        The folder, absolute and without links.
+
+    Raises:
+        FolderInUse: another process is writing there; the message names it.
+        OutputError: nothing can be written beside it.
+    """
+    real = Path(os.path.realpath(target))
+    with locked(real, wait_s=wait_s) as is_held:
+        aside = _staged(real, _ASIDE)
+        if aside and not os.path.lexists(real):
+            try:
+                aside.pop().rename(real)
+                _sync_folder(real.parent)
+            except OSError as cause:
+                raise output_error(real, cause) from cause
+        if is_held:
+            for path in [*aside, *_staged(real)]:
+                _remove(path)
+        yield real
+
+
+def _staged(target: Path, suffix: str = "") -> list[Path]:
+    """The temporary folders of `target`, the oldest first: unfinished ones, or with _ASIDE what it was before."""
+    wanted = re.compile(rf"\.{re.escape(target.name)}{_TOKEN}\.tmp{re.escape(suffix)}")
+    found = (Path(entry.path) for entry in _entries(target.parent) if wanted.fullmatch(entry.name))
+    return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=_changed_ns)
+
+
+def _changed_ns(path: Path) -> int:
+    try:
+        return path.stat().st_ctime_ns
+    except OSError:  # gone by now
+        return 0
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or what else stands there, as far as that can be done."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def put_back(path: Path) -> None:
+    """For a reader: give `path` back the folder that a killed process had set aside to replace it.
+
+    Nothing is done, nor locked, where something stands there, or nothing was set aside.
+    Raises ArtefactError when it cannot be put back, with the place where it lies.
+    """
+    if path.exists():
+        return
+    real = Path(os.path.realpath(path))
+    aside = _staged(real, _ASIDE)
+    if not aside:
+        return
+    try:
+        with claimed(real, wait_s=_REPLACING_S):
+            pass
+    except (FolderInUse, OutputError) as cause:
+        if real.exists():  # a process that lives has put its new one there
+            return
+        raise ArtefactError(
+            f"{path} is gone: a process ended while it replaced it. What stood there is {aside[-1]}, and cannot be "
+            f"put back. {cause.what}",
+            do=f"Rename it to {real}, as a user who may write there.",
+        ) from cause
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target` that takes its name when the block ends without an error.
+
+    A folder that stood there before is replaced in that moment; on an error it is left as it was, and the
+    unfinished one is removed. When the process is killed in that moment, the old or the new one stands there, or,
+    where the file system cannot exchange names, the old one is put back by the next that reads or writes it.
+    Links are followed. Raises FolderInUse and OutputError.
+    """
+    with claimed(target) as real:
+        try:
+            stage = real.with_name(f".{real.name}.{secrets.token_hex(4)}.tmp")
+            stage.mkdir(mode=0o755)
+            stage.chmod(0o755)  # whatever the umask: a server may run as another user
+        except OSError as cause:
+            raise output_error(target, cause) from cause
+        try:
+            yield stage
+            _replace(real, stage)
+        except OSError as cause:
+            raise output_error(target, cause) from cause
+        finally:
+            shutil.rmtree(
+                stage, ignore_errors=True
+            )  # the unfinished folder, or after an exchange the old one
+
+
+def _replace(target: Path, stage: Path) -> None:
+    """Give the stage the name of the target, whatever stands there."""
+    if not os.path.lexists(target):
+        stage.rename(target)
+    elif not exchange(stage, target):
+        aside = stage.with_name(stage.name + _ASIDE)
+        try:
+            target.rename(aside)
+            stage.rename(target)
+        finally:  # an interruption may fall between the two renames, or after them
+            if aside.exists() and not target.exists():
+                aside.rename(target)
+            _remove(aside)
+    _sync_folder(target.parent)
+
+
+@contextmanager
+def temporary_folder(kind: str = "work", base: Path | None = None) -> Iterator[Path]:
+    """An empty private folder in the system's place for such, removed at the end.
+
+    Where this process is killed before that, the next that makes one of the same kind removes it.
+
+    Args:
+        kind: a word in its name, `sparse-export-KIND-…`.
+        base: another place.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    base = Path(tempfile.gettempdir()) if base is None else base
+    _remove_left_folders(base, kind)
+    path = base / f"sparse-export-{kind}-{secrets.token_hex(4)}"
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path))  # before it is there: what is there and not locked was left
+            path.mkdir(mode=0o700)
+        except (OSError, OutputError) as cause:
+            reason = cause.strerror if isinstance(cause, OSError) else cause.what
+            raise OutputError(
+                f"Cannot make a folder in {base}: {reason}.",
+                do="Make room there, or set TMPDIR to another place.",
+            ) from cause
+        stack.callback(shutil.rmtree, path, ignore_errors=True)
+        yield path
+
+
+def _remove_left_folders(base: Path, kind: str) -> None:
+    """Remove the temporary folders of this user whose lock nobody holds."""
+    for entry in _entries(base):
+        match = re.fullmatch(rf"\.(sparse-export-{re.escape(kind)}-[0-9a-f]{{8}})\.lock", entry.name)
+        with contextlib.suppress(OSError, OutputError, FolderInUse):
+            if match and entry.stat(follow_symlinks=False).st_uid == os.getuid():
+                path = base / match[1]
+                with locked(path, wait_s=0.0) as is_held:
+                    if is_held:
+                        shutil.rmtree(path, ignore_errors=True)

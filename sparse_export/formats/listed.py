@@ -1,0 +1,251 @@
+"""Files of a run or a bundle, used only as the description of the folder lists them."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparse_export.errors import ArtefactError
+from sparse_export.files import sha256_file
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message  # type: ignore[import-untyped]
+
+__all__ = [
+    "FileInfo",
+    "file_facts",
+    "listed_bytes",
+    "listed_file",
+    "listed_graph",
+    "require_listed",
+    "verify_files",
+]
+
+# A graph that refers to other files has one of these in its bytes: the key of external data, and the node with an
+# engine of one of onnxruntime's providers.
+_EXTERNAL_KEY, _ENGINE_NODE = b"location", b"EPContext"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInfo:
+    """What a file must be: its length and the hex SHA-256 of its bytes."""
+
+    size_bytes: int
+    sha256: str
+
+
+def file_facts(folder: Path, names: Iterable[str]) -> dict[str, FileInfo]:
+    """Size and hash of the named files of a folder, by their path relative to it."""
+    return {
+        name: FileInfo(size_bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
+        for name in sorted(names)
+    }
+
+
+def verify_files(folder: Path, files: Mapping[str, FileInfo]) -> None:
+    """Check every listed file of a folder.
+
+    Args:
+        folder: a run or a bundle.
+        files: what its description lists, by path relative to the folder.
+
+    Raises:
+        ArtefactError: for the first name that is not a plain path inside the folder, that another entry repeats but
+            for case or Unicode form, or whose file is missing, a link, or not what was written.
+    """
+    seen: dict[str, str] = {}
+    for name in files:
+        _require_plain(folder, name)
+        other = seen.setdefault(_folded(name), name)
+        if other != name:
+            raise ArtefactError(
+                f"{folder} lists {other!r} and {name!r}, which are one file where case or Unicode form does not count.",
+                do="Do not use this folder.",
+            )
+    for name, fact in files.items():
+        _require_written(folder, name, fact)
+
+
+def listed_file(folder: Path, files: Mapping[str, FileInfo], name: str, *, described_by: str) -> Path:
+    """The path of a file, for a reader that takes a path. Every reader of a run or a bundle gets it here.
+
+    Args:
+        folder: a run or a bundle.
+        files: what its description lists.
+        name: the file's path relative to the folder.
+        described_by: file name of the description, for the message.
+
+    Raises:
+        ArtefactError: the description does not list the file, or it is not the file that was written.
+    """
+    _require_written(folder, name, _fact(folder, files, name, described_by))
+    return folder / name
+
+
+def listed_bytes(folder: Path, files: Mapping[str, FileInfo], name: str, *, described_by: str) -> bytes:
+    """The content of a file, hashed as it was read, so that nothing can change in between. As `listed_file`."""
+    fact = _fact(folder, files, name, described_by)
+    path = _regular(folder, name)
+    try:
+        content = path.read_bytes()
+    except OSError as cause:
+        raise _unreadable(path, cause) from cause
+    _require_same(path, fact, len(content), hashlib.sha256(content).hexdigest())
+    return content
+
+
+def listed_graph(folder: Path, files: Mapping[str, FileInfo], name: str, *, described_by: str) -> Path:
+    """The path of an ONNX file, as `listed_file`, after every file that it refers to was checked likewise.
+
+    Raises:
+        ArtefactError: as `listed_file`, of the ONNX file or of one with its external data; or the graph has an
+            EPContext node, by which onnxruntime loads an engine that no manifest covers.
+    """
+    content = listed_bytes(folder, files, name, described_by=described_by)
+    if _EXTERNAL_KEY in content or _ENGINE_NODE in content:
+        for other in sorted(_referred_to(folder / name, content)):
+            listed_file(folder, files, posixpath.normpath(other), described_by=described_by)
+    return folder / name
+
+
+def require_listed(
+    folder: Path, files: Mapping[str, FileInfo], names: Iterable[str], *, described_by: str
+) -> None:
+    """Raise ArtefactError for the first of some names that the description of a folder does not list."""
+    for name in names:
+        if name not in files:
+            raise ArtefactError(
+                f"{folder / described_by} lists no {name}.",
+                expected="Without its hash the file cannot be checked, and is not used.",
+                do="Copy the folder again, whole, or make it again.",
+            )
+
+
+def _fact(folder: Path, files: Mapping[str, FileInfo], name: str, described_by: str) -> FileInfo:
+    require_listed(folder, files, (name,), described_by=described_by)
+    return files[name]
+
+
+def _require_plain(folder: Path, name: str) -> None:
+    """Raise ArtefactError for a name that is not a plain relative path with `/` between its parts."""
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts:
+        how = "lies outside it"
+    elif not name.isprintable():  # NUL, other control characters, lone surrogates
+        how = "has characters that cannot be printed"
+    elif "\\" in name or not all(part not in ("", ".") for part in parts):
+        how = "is not a plain path inside it"
+    else:
+        return
+    raise ArtefactError(f"{folder} lists {name!r}, which {how}.", do="Do not use this folder.")
+
+
+def _folded(name: str) -> str:
+    """Names that some file system takes for the same one have the same."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _regular(folder: Path, name: str) -> Path:
+    """The path of a file that is there, without a link on the way from the folder. Raises ArtefactError."""
+    _require_plain(folder, name)
+    path = folder
+    try:
+        for part in name.split("/"):
+            path = path / part
+            if path.is_symlink():
+                target = path.resolve()
+                outside = not target.is_relative_to(folder.resolve())
+                raise ArtefactError(
+                    f"{folder} lists {name!r}, and {path} is a link{' that lies outside it' if outside else ''}.",
+                    expected="The file itself was expected there.",
+                    do="Copy the folder again with the files in place of links, or rebuild it.",
+                )
+        if path.is_file():
+            return path
+        there = path.exists()
+    except (OSError, RuntimeError) as cause:  # RuntimeError: a loop of links
+        raise _unreadable(path, cause) from cause
+    raise ArtefactError(
+        f"{path} is not a file." if there else f"{path} is missing.",
+        expected=f"{folder} lists it.",
+        do="Copy the folder again, whole, or rebuild it.",
+    )
+
+
+def _require_written(folder: Path, name: str, fact: FileInfo) -> None:
+    path = _regular(folder, name)
+    try:
+        size = path.stat().st_size
+        digest = sha256_file(path) if size == fact.size_bytes else ""
+    except OSError as cause:
+        raise _unreadable(path, cause) from cause
+    _require_same(path, fact, size, digest)
+
+
+def _require_same(path: Path, fact: FileInfo, size: int, digest: str) -> None:
+    if size != fact.size_bytes:
+        raise ArtefactError(
+            f"{path} has {size} bytes.",
+            expected=f"{fact.size_bytes} were written: it is truncated or was changed.",
+            do="Copy the folder again, or rebuild it.",
+        )
+    if digest != fact.sha256:
+        raise ArtefactError(
+            f"{path} is not the file that was written: its SHA-256 differs.",
+            expected=f"{fact.sha256} was expected.",
+            do="Copy the folder again, or rebuild it.",
+        )
+
+
+def _unreadable(path: Path, cause: Exception) -> ArtefactError:
+    reason = cause.strerror if isinstance(cause, OSError) else None
+    return ArtefactError(
+        f"{path} cannot be read: {reason or cause}.",
+        expected="A file that this user may read was expected.",
+        do="Look at its permissions, or copy the folder again.",
+    )
+
+
+def _referred_to(path: Path, content: bytes) -> set[str]:
+    """Files that an ONNX graph has external data in, as it names them; none for what is no graph.
+
+    Raises ArtefactError for an EPContext node.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except (DecodeError, ValueError):
+        return set()  # whoever opens it says so
+    names: set[str] = set()
+    for message in _messages(model):
+        if isinstance(message, onnx.NodeProto) and message.op_type == _ENGINE_NODE.decode():
+            raise ArtefactError(
+                f"{path} has the node EPContext, by which onnxruntime loads an engine of its own.",
+                expected="A graph of layers was expected.",
+                do="Build the bundle again from its run.",
+            )
+        if isinstance(message, onnx.TensorProto):
+            names.update(entry.value for entry in message.external_data if entry.key == "location")
+    return {name for name in names if name}
+
+
+def _messages(message: Message) -> Iterator[Message]:
+    """A message and all within it; of a tensor nothing within, for its data would be copied."""
+    import onnx
+
+    yield message
+    if isinstance(message, onnx.TensorProto):
+        return
+    fields: Any = message.ListFields()
+    for field, value in fields:
+        if field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                yield from _messages(part)

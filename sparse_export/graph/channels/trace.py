@@ -1,0 +1,699 @@
+"""Runs a torch.fx graph on labels: which operation follows which of `channel_rules.py`.
+
+The network runs beside them on a real sample, which gives every shape. An operation that is not known here pins
+the channels it reads, with its name as the reason.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its customary name
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from sparse_export.graph.channels import rules
+from sparse_export.graph.channels.labels import (
+    FIXED,
+    AxisKey,
+    Labels,
+    Ledger,
+    fixed_labels,
+    hash_of,
+    mixed,
+    positions,
+)
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# By name, as method, torch or torch.nn.functional function or operator.
+_MOVES = _names(
+    "view reshape flatten permute transpose swapaxes swapdims movedim moveaxis t adjoint squeeze unsqueeze expand"
+    " expand_as view_as reshape_as repeat tile repeat_interleave chunk split tensor_split unbind narrow select"
+    " index_select flip roll getitem unflatten broadcast_to pixel_shuffle pixel_unshuffle channel_shuffle"
+    " contiguous clone detach pad"
+)
+_CASTS = _names("to type float half double bfloat16 type_as")
+_ELEMENTWISE = _names(
+    "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu celu gelu silu mish sigmoid tanh hardtanh hardswish"
+    " hardsigmoid softplus softsign logsigmoid threshold dropout dropout1d dropout2d dropout3d alpha_dropout"
+    " feature_dropout stochastic_depth abs neg exp log log2 log1p expm1 sqrt rsqrt square reciprocal sin cos erf"
+    " floor ceil round sign clamp clip clamp_ pow add add_ sub sub_ mul mul_ div div_ truediv floordiv multiply"
+    " subtract divide true_divide maximum minimum where eq ne lt le gt ge logical_not logical_and logical_or addcmul"
+    " lerp nan_to_num masked_fill masked_fill_ isnan isinf and_ or_ invert iadd imul isub itruediv tanh_ sigmoid_"
+)
+_SAME_VALUES = _names("zeros_like ones_like full_like new_zeros new_ones new_full")
+_REDUCTIONS = _names("mean sum amax amin prod std var logsumexp")
+_POOLS = _names(
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d"
+    " adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d"
+)
+_FACTS = _names("size dim ndim shape dtype device numel is_floating_point is_cuda ndimension stride nelement")
+_DISPATCHED = {
+    getattr(F, name): name
+    for name in (
+        *(f"max_pool{n}d" for n in (1, 2, 3)),
+        *(f"adaptive_max_pool{n}d" for n in (1, 2, 3)),
+    )
+}
+
+_SOFTMAXES = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
+_POOL_MODULES: dict[type[nn.Module], int] = {
+    kind: n
+    for n in (1, 2, 3)
+    for kind in (
+        getattr(nn, f"MaxPool{n}d"),
+        getattr(nn, f"AvgPool{n}d"),
+        getattr(nn, f"AdaptiveAvgPool{n}d"),
+        getattr(nn, f"AdaptiveMaxPool{n}d"),
+    )
+}
+_ELEMENTWISE_MODULES = (
+    *(
+        nn.ReLU,
+        nn.ReLU6,
+        nn.LeakyReLU,
+        nn.ELU,
+        nn.SELU,
+        nn.CELU,
+        nn.GELU,
+        nn.SiLU,
+        nn.Mish,
+        nn.Sigmoid,
+        nn.Tanh,
+    ),
+    *(nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Threshold),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+    *(nn.Hardshrink, nn.Softshrink, nn.Tanhshrink),
+)
+_MOVE_MODULES = (
+    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d),
+    *(nn.ReplicationPad2d, nn.CircularPad1d, nn.CircularPad2d),
+)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+class UnknownOperation(Exception):  # noqa: N818 - a finding, caught here
+    """No rule says what this does to channels."""
+
+
+@dataclass
+class Undecided:
+    """Entries of a parameter or buffer that the forward reads itself: which axis is channels shows at its first use.
+
+    index: each entry's place in the parameter.  tag: what was done to it on the way.
+    """
+
+    name: str
+    index: Tensor
+    tag: int = 0
+
+
+@dataclass
+class Traced:
+    """A tensor of the real run with its labels."""
+
+    value: Tensor
+    labels: Labels | Undecided
+
+
+class Tracer(fx.Tracer):
+    """Reads of buffers go into the graph as well as those of parameters."""
+
+    proxy_buffer_attributes = True
+
+
+class ChannelTrace(fx.Interpreter):
+    """One run of `graph` over `module`; what it learns is in `ledger`.
+
+    names: id of each parameter and buffer -> its name.  axes: what was decided of those that the forward reads
+    itself; both traces of a network share it.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        graph: fx.Graph,
+        ledger: Ledger,
+        names: dict[int, str],
+        axes: dict[str, int | None],
+    ) -> None:
+        super().__init__(module, graph=graph)
+        self.ledger, self.names, self.axes = ledger, names, axes
+
+    def run_node(self, n: fx.Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        out = getattr(super(), n.op)(n.target, _plain(args), _plain(kwargs))
+        if n.op == "placeholder":
+            return _wrap(out, _fixed(out, "input", n.name))
+        if n.op == "get_attr":
+            return self._attribute(n, out)
+        where = self._where(n)
+        if n.op == "output":
+            self._give_up(args, "an output of the network")
+            return out
+        try:
+            labels = self._labels(n, args, kwargs, out)
+            result = _wrap(out, labels)
+        except Exception as cause:  # noqa: BLE001 - whatever is odd about somebody's call, its channels stay put
+            kind = f"{where} is not a known operation"
+            self._give_up(
+                (args, kwargs), kind if isinstance(cause, UnknownOperation) else f"{kind} ({cause})"
+            )
+            if n.op == "call_module":
+                part = self.submodules_of(n)
+                for tensor in (*part.parameters(), *part.buffers()):
+                    self.ledger.hold(self.names[id(tensor)], kind)
+            result = _wrap(out, _fixed(out, n.name, where))
+        return result
+
+    def submodules_of(self, n: fx.Node) -> nn.Module:
+        return self.module.get_submodule(str(n.target))
+
+    def _where(self, n: fx.Node) -> str:
+        if n.op == "call_module":
+            return f"{n.target} ({type(self.submodules_of(n)).__name__})"
+        return f"{n.name} ({n.target if isinstance(n.target, str) else _function_name(n.target)})"
+
+    def _attribute(self, n: fx.Node, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        name = self.names.get(id(value))
+        if name is None:
+            return Traced(value, fixed_labels(value.shape, n.name))
+        return Traced(value, Undecided(name, positions(value.shape)))
+
+    # What an undecided parameter turns out to be
+
+    def _settle(self, traced: Any, other: Labels | None, where: str) -> Labels:
+        """Labels of a traced tensor; an undecided parameter gets the axis that has `other`'s channels, or none."""
+        found = traced.labels
+        if isinstance(found, Labels):
+            return found
+        shape = self.ledger.shapes[found.name]
+        if found.name not in self.axes:
+            self.axes[found.name] = self._axis_like(found, other, shape) if other is not None else None
+        axis = self.axes[found.name]
+        tag = hash_of("read", found.name, axis, found.tag)
+        if axis is None:
+            self.ledger.hold(found.name, f"{where} reads {found.name}, whose channels are not clear")
+            return Labels(torch.full_like(found.index, FIXED), mixed(found.index, tag))
+        atoms, apart = self.ledger.make(AxisKey(found.name, axis), 0, where)
+        step = 1
+        for size in shape[axis + 1 :]:
+            step *= size
+        at = found.index // step % shape[axis]
+        return Labels(atoms[at], mixed(apart[at], found.index - at * step, tag))
+
+    def _axis_like(self, found: Undecided, other: Labels, shape: tuple[int, ...]) -> int | None:
+        index, atoms = torch.broadcast_tensors(found.index, self.ledger.rooted(other.atoms))
+        index, atoms = index[atoms >= 0], atoms[atoms >= 0]
+        step = 1
+        fitting = None
+        for axis in reversed(range(len(shape))):
+            at = index // step % shape[axis]
+            step *= shape[axis]
+            n_pairs = len((at * (int(atoms.max()) + 1) + atoms).unique()) if len(atoms) else 0
+            # Each channel meets one entry of the axis, and each entry some channel.
+            if shape[axis] > 1 and n_pairs == len(atoms.unique()) and len(at.unique()) == shape[axis]:
+                fitting = axis
+        return fitting
+
+    def _give_up(self, arguments: Any, reason: str) -> None:
+        for traced in _traced(arguments):
+            if isinstance(traced.labels, Undecided):
+                self.axes.setdefault(traced.labels.name, None)
+                self.ledger.hold(traced.labels.name, reason)
+            else:
+                self.ledger.pin(traced.labels.atoms, reason)
+
+    # Which rule
+
+    def _labels(self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        where = self._where(n)
+        if n.op == "call_module":
+            return self._module(n, self.submodules_of(n), args, kwargs, out, where)
+        name = n.target if isinstance(n.target, str) else _function_name(n.target)
+        if name == "getattr":
+            name, args = args[1], args[:1]
+            if name in ("T", "mT"):
+                return self._move(args[0], lambda x: getattr(x, name))
+        inputs = _traced((args, kwargs))
+        if not inputs or name in _FACTS or n.target is torch._assert:
+            return _fixed(out, n.name, where)
+        if name == "getitem" and not isinstance(args[0], Traced):
+            return tree_map(lambda t: t.labels if isinstance(t, Traced) else None, args[0][args[1]])
+        self._refuse_shared_memory(n, name, kwargs, inputs)
+        if name in _MOVES:
+            return self._moved(n, name, args, kwargs)
+        if name in _CASTS:
+            return args[0].labels
+        if name in _ELEMENTWISE:
+            return self._elementwise(inputs, out, where, name)
+        if name in _SAME_VALUES:
+            return Labels(torch.full(out.shape, FIXED), torch.full(out.shape, hash_of(n.name)))
+        if name in ("cat", "concat", "concatenate", "stack"):
+            return self._joined(args, kwargs, where, stacked=name == "stack")
+        if name in ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d"):
+            return self._weighted(name, args, kwargs, out, where)
+        if name in ("matmul", "bmm"):
+            return self._matmul(args, where)
+        return self._functional(name, args, kwargs, out, where)
+
+    def _refuse_shared_memory(
+        self, n: fx.Node, name: str, kwargs: dict[str, Any], inputs: list[Traced]
+    ) -> None:
+        """An operation in place changes every view of its operand, and labels do not follow that."""
+        in_place = name.endswith("_") and name not in ("and_", "or_")
+        in_place = in_place or name in ("iadd", "imul", "isub", "itruediv")
+        if not (in_place or kwargs.get("inplace") is True):
+            return
+        source = n.args[0]
+        if not isinstance(source, fx.Node) or not _is_sole(source, len(inputs) == 1):
+            raise UnknownOperation(name)
+
+    def _moved(self, n: fx.Node, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not args or not isinstance(args[0], Traced) or not name.endswith("_as"):
+            self._only_constants((args[1:], kwargs))
+        rest, rest_kwargs = tree_map(_on_cpu, (_plain(args[1:]), _plain(kwargs)))
+        if any(isinstance(word, torch.dtype) for word in (*rest, *rest_kwargs.values())):
+            raise UnknownOperation(name)
+        if name == "pad":
+            mode = rest_kwargs.get("mode", rest[1] if len(rest) > 1 else "constant")
+            pads = rest_kwargs.get("pad", rest[0] if rest else None)
+            fill = {"value": -1} if mode == "constant" else {}
+            return self._move(args[0], lambda x: F.pad(x, pads, mode, **fill), n.name)
+        if n.op == "call_method":
+            return self._move(args[0], lambda x: getattr(x, name)(*rest, **rest_kwargs))
+        function: Any = n.target
+        return self._move(args[0], lambda x: function(x, *rest, **rest_kwargs))
+
+    def _only_constants(self, arguments: Any) -> None:
+        """Places that are looked up may not depend on the input; a buffer that holds them stays as it is."""
+        found = _traced(arguments)
+        if not all(isinstance(traced.labels, Undecided) for traced in found):
+            raise UnknownOperation("places that are computed")
+        self._give_up(arguments, "it holds places of other values")
+
+    def _move(self, traced: Any, function: Callable[[Tensor], Any], filler: str = "") -> Any:
+        """Whatever only moves values, run on their places. A place of -1 is a value that was filled in."""
+        labels = traced.labels
+        moved = function(positions(traced.value.shape).double())  # exact below 2^53; some take no integers
+
+        def look_up(index: Tensor) -> Labels | Undecided:
+            index = index.long()
+            if isinstance(labels, Undecided):
+                if bool((index < 0).any()):
+                    raise UnknownOperation("padding of a parameter")
+                return Undecided(labels.name, labels.index.reshape(-1)[index], labels.tag)
+            found = labels.moved(index.clamp(min=0))
+            filled, constant = index < 0, hash_of("filled", filler)
+            return Labels(torch.where(filled, FIXED, found.atoms), torch.where(filled, constant, found.subs))
+
+        return tree_map(look_up, moved)
+
+    def _elementwise(self, inputs: list[Traced], out: Tensor, where: str, name: str) -> Labels | Undecided:
+        undecided = [t.labels for t in inputs if isinstance(t.labels, Undecided)]
+        if len(undecided) == len(inputs) == 1:
+            found = undecided[0]
+            return Undecided(found.name, found.index, hash_of(found.tag, where))
+        if len(undecided) == len(inputs):
+            return self._among_parameters(inputs, out, where)
+        others = [t.labels for t in inputs if isinstance(t.labels, Labels)]
+        known = max(others, key=_has_channels)
+        labels = [self._settle(t, known, where) for t in inputs]
+        return rules.elementwise(self.ledger, labels, out.shape)
+
+    def _among_parameters(self, inputs: list[Traced], out: Tensor, where: str) -> Labels:
+        """Parameters with one another: each has one axis longer than 1, or they stay."""
+        first: Labels | None = None
+        settled = []
+        for traced in inputs:
+            name = traced.labels.name  # type: ignore[union-attr]  # all are undecided
+            long = [axis for axis, size in enumerate(self.ledger.shapes[name]) if size > 1]
+            if first is None and name not in self.axes and len(long) == 1:
+                self.axes[name] = long[0]
+            labels = self._settle(traced, first, where)
+            first = labels if first is None else first
+            settled.append(labels)
+        return rules.elementwise(self.ledger, settled, out.shape)
+
+    def _joined(self, args: tuple[Any, ...], kwargs: dict[str, Any], where: str, *, stacked: bool) -> Labels:
+        parts = args[0] if args else kwargs["tensors"]
+        dim = _argument(args, kwargs, 1, "dim", 0)
+        if not isinstance(dim, int) or not all(isinstance(part, Traced) for part in parts):
+            raise UnknownOperation("cat")
+        decided = [t.labels for t in parts if isinstance(t.labels, Labels)]
+        known = max(decided, key=_has_channels) if decided else None
+        example = known
+        if known is not None and not stacked:
+            example = Labels(known.atoms.narrow(dim, 0, 1), known.subs.narrow(dim, 0, 1))
+        labels = []
+        for part in parts:
+            if (
+                isinstance(part.labels, Undecided)
+                and part.labels.name not in self.axes
+                and example is not None
+            ):
+                index = part.labels.index if stacked else part.labels.index.narrow(dim, 0, 1)
+                shape = self.ledger.shapes[part.labels.name]
+                self.axes[part.labels.name] = self._axis_like(
+                    Undecided(part.labels.name, index), example, shape
+                )
+            labels.append(self._settle(part, None, where))
+        return rules.joined(labels, dim, stacked=stacked)
+
+    def _raw(self, argument: Any) -> str | None:
+        """The name of a parameter or buffer that is used as it is; None for None."""
+        if argument is None:
+            return None
+        found = argument.labels if isinstance(argument, Traced) else None
+        if not isinstance(found, Undecided) or found.tag:
+            raise UnknownOperation("a computed parameter")
+        if not torch.equal(found.index, positions(self.ledger.shapes[found.name])):
+            raise UnknownOperation("a rearranged parameter")
+        return found.name
+
+    def _weighted(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor, where: str
+    ) -> Labels:
+        x = self._settle(_argument(args, kwargs, 0, "input"), None, where)
+        weight = self._raw(_argument(args, kwargs, 1, "weight"))
+        bias = self._raw(_argument(args, kwargs, 2, "bias", None))
+        if weight is None:
+            raise UnknownOperation(name)
+        if name == "linear":
+            return rules.linear(self.ledger, x, weight, bias, where)
+        transposed = name.startswith("conv_transpose")
+        groups = _argument(args, kwargs, 6, "groups", 1)
+        return self._convolution(x, weight, bias, groups, transposed, out, where)
+
+    def _convolution(
+        self,
+        x: Labels,
+        weight: str,
+        bias: str | None,
+        groups: int,
+        transposed: bool,
+        out: Tensor,
+        where: str,
+    ) -> Labels:
+        if x.atoms.dim() != len(self.ledger.shapes[weight]):
+            raise UnknownOperation("a convolution without a batch axis")
+        return rules.convolution(
+            self.ledger, x, weight, bias, where, shape=out.shape, groups=groups, transposed=transposed
+        )
+
+    def _matmul(self, args: tuple[Any, ...], where: str) -> Labels:
+        x, y = args
+        if isinstance(y.labels, Undecided) and y.value.dim() == 2 and isinstance(x.labels, Labels):
+            weight = self._raw(y)
+            assert weight is not None
+            return rules.linear(self.ledger, x.labels, weight, None, where, in_axis=0)
+        if min(x.value.dim(), y.value.dim()) < 2:
+            raise UnknownOperation("matmul")
+        return rules.matrix_product(
+            self.ledger, self._settle(x, None, where), self._settle(y, None, where), where
+        )
+
+    def _functional(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, where: str
+    ) -> Any:
+        ledger = self.ledger
+        first = _argument(args, kwargs, 0, "input", None)
+        if not isinstance(first, Traced):
+            raise UnknownOperation(name)
+        raw = self._raw
+
+        def given(i: int, key: str, default: Any = None) -> Any:
+            return _argument(args, kwargs, i, key, default)
+
+        if name == "embedding":
+            weight = raw(given(1, "weight"))
+            if weight is None or len(_traced(args)) + len(_traced(kwargs)) != 2:
+                raise UnknownOperation(name)
+            self._only_fixed(first)
+            return rules.embedding(ledger, out.shape, weight, where)
+        x = self._settle(first, None, where)
+        if name in _REDUCTIONS and len(_traced((args, kwargs))) == 1:
+            dims = given(1, "dim")
+            if isinstance(dims, bool):
+                raise UnknownOperation(name)
+            dims = range(x.atoms.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
+            return rules.reduced(ledger, x, list(dims), out.shape, where)
+        if name in ("softmax", "log_softmax"):
+            return rules.normalised(ledger, x, [_whole(given(1, "dim"))], (), where)
+        if name == "normalize":
+            return rules.normalised(ledger, x, [_whole(given(2, "dim", 1))], (), where)
+        if name == "layer_norm":
+            dims = range(-len(given(1, "normalized_shape")), 0)
+            names = [key for key in (raw(given(2, "weight")), raw(given(3, "bias"))) if key]
+            return rules.normalised(ledger, x, dims, names, where)
+        if name == "batch_norm":
+            keys = [(1, "running_mean"), (2, "running_var"), (3, "weight"), (4, "bias")]
+            return rules.per_channel(
+                ledger, x, 1, [key for i, word in keys if (key := raw(given(i, word)))], where
+            )
+        if name == "group_norm":
+            names = [key for key in (raw(given(2, "weight")), raw(given(3, "bias"))) if key]
+            return rules.per_channel(ledger, x, 1, names, where, groups=_whole(given(1, "num_groups")))
+        if name == "prelu":
+            weight = raw(given(1, "weight"))
+            if weight is None:
+                raise UnknownOperation(name)
+            return self._prelu(x, weight, where)
+        if name in _POOLS and isinstance(out, Tensor):
+            return self._pool(x, int(name[-2]), out, where)
+        if name in ("interpolate", "upsample") and isinstance(out, Tensor):
+            return rules.planes(ledger, x, x.atoms.dim() - 2, out.shape, where)
+        if name == "glu":
+            return self._gated(x, given(1, "dim", -1), out)
+        if name == "scaled_dot_product_attention":
+            return self._attention(args, kwargs, where)
+        raise UnknownOperation(name)
+
+    def _gated(self, x: Labels, dim: int, out: Tensor) -> Labels:
+        """GLU: one half by the sigmoid of the other."""
+        halves = [x.moved(place) for place in positions(x.atoms.shape).chunk(2, dim)]
+        return rules.elementwise(self.ledger, rules.told_apart(halves), out.shape)
+
+    def _only_fixed(self, traced: Traced) -> None:
+        if isinstance(traced.labels, Undecided) or bool((traced.labels.atoms >= 0).any()):
+            raise UnknownOperation("an index that is computed from channels")
+
+    def _pool(self, x: Labels, n_dims: int, out: Tensor, where: str) -> Labels:
+        if x.atoms.dim() < n_dims + 1:
+            raise UnknownOperation("pooling")
+        return rules.planes(self.ledger, x, n_dims, out.shape, where)
+
+    def _prelu(self, x: Labels, weight: str, where: str) -> Labels:
+        if self.ledger.shapes[weight] == (1,) or x.atoms.dim() < 2:
+            self.ledger.hold(weight, f"{where} has one slope")
+            return x
+        return rules.per_channel(self.ledger, x, 1, [weight], where)
+
+    def _attention(self, args: tuple[Any, ...], kwargs: dict[str, Any], where: str) -> Labels:
+        query, key, value = (
+            _argument(args, kwargs, i, word) for i, word in enumerate(("query", "key", "value"))
+        )
+        mask = _argument(args, kwargs, 3, "attn_mask", None)
+        if kwargs.get("enable_gqa"):
+            raise UnknownOperation("grouped-query attention")
+        labels = None if mask is None else self._settle(mask, None, where)
+        settled = [self._settle(t, None, where) for t in (query, key, value)]
+        return rules.scaled_attention(self.ledger, settled[0], settled[1], settled[2], labels, where)
+
+    # Modules
+
+    def _module(
+        self, n: fx.Node, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, where: str
+    ) -> Any:
+        kind = type(part)
+        if part._forward_hooks or part._forward_pre_hooks:
+            raise UnknownOperation("a module with hooks")
+        if getattr(part, "inplace", False) and not _is_sole(n.all_input_nodes[0], True):
+            raise UnknownOperation("in place")
+        if kind is nn.MultiheadAttention:
+            return self._multihead(part, args, kwargs, out, where)
+        inputs = _traced((args, kwargs))
+        if len(inputs) != 1:
+            raise UnknownOperation(kind.__name__)
+        if kind in _MOVE_MODULES:
+            padding = getattr(part, "padding", None)
+            if kind in (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d):
+                return self._move(inputs[0], lambda x: F.pad(x, padding, value=-1), n.name)  # type: ignore[arg-type]
+            return self._move(inputs[0], part)
+        if kind in _ELEMENTWISE_MODULES:
+            return self._elementwise(inputs, out, where, kind.__name__)
+        x = self._settle(inputs[0], None, where)
+        return self._layer(part, x, out, where)
+
+    def _own(self, part: nn.Module, *keys: str) -> list[str]:
+        """Names of those of a module's parameters and buffers that it has."""
+        tensors = [getattr(part, key, None) for key in keys]
+        return [self.names[id(tensor)] for tensor in tensors if tensor is not None]
+
+    def _layer(self, part: nn.Module, x: Labels, out: Any, where: str) -> Labels:
+        ledger, kind = self.ledger, type(part)
+        if not isinstance(out, Tensor):
+            raise UnknownOperation(kind.__name__)
+        if isinstance(part, nn.Linear) and kind is nn.Linear:
+            weight, *bias = self._own(part, "weight", "bias")
+            return rules.linear(ledger, x, weight, bias[0] if bias else None, where)
+        if isinstance(part, _CONVOLUTIONS + _TRANSPOSED) and kind in _CONVOLUTIONS + _TRANSPOSED:
+            weight, *bias = self._own(part, "weight", "bias")
+            return self._convolution(
+                x, weight, bias[0] if bias else None, part.groups, kind in _TRANSPOSED, out, where
+            )
+        if kind in _BATCH_NORMS + _INSTANCE_NORMS:
+            if kind in _INSTANCE_NORMS and x.atoms.dim() != 3 + _INSTANCE_NORMS.index(kind):
+                raise UnknownOperation(kind.__name__)
+            names = self._own(part, "weight", "bias", "running_mean", "running_var")
+            return rules.per_channel(ledger, x, 1, names, where)
+        if isinstance(part, nn.LayerNorm | nn.RMSNorm) and kind in (nn.LayerNorm, nn.RMSNorm):
+            names = self._own(part, "weight", "bias")
+            return rules.normalised(ledger, x, range(-len(part.normalized_shape), 0), names, where)
+        if isinstance(part, nn.GroupNorm) and kind is nn.GroupNorm:
+            names = self._own(part, "weight", "bias")
+            return rules.per_channel(ledger, x, 1, names, where, groups=part.num_groups)
+        if kind is nn.PReLU:
+            return self._prelu(x, self._own(part, "weight")[0], where)
+        if kind in _POOL_MODULES:
+            return self._pool(x, _POOL_MODULES[kind], out, where)
+        if kind in (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d):
+            return rules.planes(ledger, x, x.atoms.dim() - 2, out.shape, where)
+        if isinstance(part, _SOFTMAXES) and kind in _SOFTMAXES:
+            return rules.normalised(ledger, x, [_whole(part.dim)], (), where)
+        if isinstance(part, nn.GLU) and kind is nn.GLU:
+            return self._gated(x, part.dim, out)
+        if isinstance(part, nn.Embedding) and kind is nn.Embedding:
+            self._only_fixed(Traced(out, x))
+            return rules.embedding(ledger, out.shape, self._own(part, "weight")[0], where)
+        raise UnknownOperation(kind.__name__)
+
+    def _multihead(
+        self, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, where: str
+    ) -> Any:
+        assert isinstance(part, nn.MultiheadAttention)
+        words = ("query", "key", "value")
+        traced = [_argument(args, kwargs, i, word) for i, word in enumerate(words)]
+        projection = part.out_proj
+        if part.bias_k is not None or projection._forward_hooks or projection._forward_pre_hooks:
+            raise UnknownOperation("attention with learned keys, or hooks")
+        if type(projection) not in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
+            raise UnknownOperation("attention with another output projection")
+        for extra in _traced((args[3:], {k: v for k, v in kwargs.items() if k not in words})):
+            self._only_fixed(extra)
+        query, key, value = (self._settle(t, None, where) for t in traced)
+        weights: Any = self._own(part, "in_proj_weight")
+        weights = (
+            weights[0]
+            if weights
+            else tuple(self._own(part, "q_proj_weight", "k_proj_weight", "v_proj_weight"))
+        )
+        bias = self._own(part, "in_proj_bias")
+        weight, *out_bias = self._own(projection, "weight", "bias")
+        labels = rules.multihead_attention(
+            self.ledger,
+            (query, key, value),
+            weights,
+            bias[0] if bias else None,
+            (weight, out_bias[0] if out_bias else None),
+            out[0].shape,
+            part.num_heads,
+            where,
+        )
+        return (labels, None if out[1] is None else fixed_labels(out[1].shape, where))
+
+
+def _function_name(function: Any) -> str:
+    if function in _DISPATCHED:
+        return _DISPATCHED[function]
+    home = getattr(function, "__module__", None) or "torch"
+    known = (
+        home.split(".")[0] in ("torch", "_operator", "builtins", "torchvision")
+        or function is operator.getitem
+    )
+    name: str = getattr(function, "__name__", str(function))
+    return name if known else f"{home}.{name}"
+
+
+def _is_sole(node: fx.Node, unary: bool) -> bool:
+    """May this value be overwritten without another node seeing it in a way that labels do not tell?"""
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if name in _MOVES:  # a view, perhaps
+        return len(node.users) == 1 and all(_is_sole(source, False) for source in node.all_input_nodes)
+    return unary or (len(node.users) == 1 and node.op not in ("placeholder", "get_attr"))
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], i: int, key: str, *default: Any) -> Any:
+    if i < len(args):
+        return args[i]
+    if key in kwargs:
+        return kwargs[key]
+    if default:
+        return default[0]
+    raise UnknownOperation(f"without {key}")
+
+
+def _whole(number: Any) -> int:
+    if not isinstance(number, int):
+        raise UnknownOperation(f"{number!r} for a whole number")
+    return number
+
+
+def _has_channels(labels: Labels) -> bool:
+    return bool((labels.atoms >= 0).any())
+
+
+def _on_cpu(leaf: Any) -> Any:
+    return leaf.cpu() if isinstance(leaf, Tensor) else leaf
+
+
+def _traced(arguments: Any) -> list[Traced]:
+    return [leaf for leaf in tree_flatten(arguments)[0] if isinstance(leaf, Traced)]
+
+
+def _plain(arguments: Any) -> Any:
+    return tree_map(lambda leaf: leaf.value if isinstance(leaf, Traced) else leaf, arguments)
+
+
+def _fixed(out: Any, *words: object) -> Any:
+    leaves = tree_flatten(out)[0]
+    return [
+        fixed_labels(leaf.shape, *words, i) if isinstance(leaf, Tensor) else None
+        for i, leaf in enumerate(leaves)
+    ]
+
+
+def _wrap(out: Any, labels: Any) -> Any:
+    """A result with its labels, which come in the same order as its tensors do."""
+    leaves, tree = tree_flatten(out)
+    if not any(isinstance(leaf, Tensor) for leaf in leaves):
+        return out
+    found = tree_flatten(labels)[0]
+    if len(leaves) != len(found):
+        raise UnknownOperation("results of another structure")
+    wrapped = [
+        _with(leaf, label) if isinstance(leaf, Tensor) else leaf
+        for leaf, label in zip(leaves, found, strict=True)
+    ]
+    return tree_unflatten(wrapped, tree)
+
+
+def _with(value: Tensor, labels: Any) -> Traced:
+    places = labels.index if isinstance(labels, Undecided) else labels.atoms
+    if places.shape != value.shape:
+        raise UnknownOperation("results of another shape")
+    return Traced(value, labels)

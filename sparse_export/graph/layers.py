@@ -1,0 +1,656 @@
+"""What the layers of an ONNX graph are: shapes, zeros, multiply-accumulates, N:M and who can use it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
+
+from sparse_export.errors import ArtefactError, GateFailed, UsageError
+from sparse_export.formats.layers import GraphLayer, Reason
+from sparse_export.formats.run import LayerInfo
+from sparse_export.graph.constants import (
+    Array,
+    Constant,
+    Scope,
+    Step,
+    Unevaluated,
+    array_of,
+    attribute,
+    evaluate,
+    is_standard,
+    node_name,
+    nonzeros,
+    scopes,
+)
+from sparse_export.graph.eligibility import GROUP, WeightUse, reason, reasons_of, verdict
+
+if TYPE_CHECKING:  # it loads torch, which reading a graph does not need
+    from sparse_export.sparsity.pattern import NMPattern
+
+FLOATS = frozenset(
+    (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+)
+# Which operands can be the weight, the usual one first.
+_OPERANDS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1, 0), "MatMul": (1, 0)}
+_OTHER_LAYERS = frozenset(
+    (
+        *("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"),
+        *("DeformConv", "Einsum", "LSTM", "GRU", "RNN"),
+    )
+)
+# Operators that change neither values nor their order along an axis, or whose zeros are the stored ones.
+_LAYOUT = frozenset(("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"))
+_PLAIN = _LAYOUT | {"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"}
+_UNPACK = ("sparse24", "Unpack24")
+_SIZES = (2, 4, 8, 16)  # M of the patterns that are told
+MAX_INLINED_NODES = 200_000
+_SMALL = 1024  # entries of an initializer that may tell a shape
+
+Shape = tuple[int, ...]
+
+
+def onnx_from_file(path: str | Path, *, check: bool = True) -> onnx.ModelProto:
+    """Read an ONNX model with its external data, from protobuf whatever the file is called.
+
+    check: by onnx's checker too, which takes longer than all the rest. Raises UsageError when there is no such file, ArtefactError when it is truncated or something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(
+            f"{path} is not a file.", expected="An .onnx file was expected.", do="Correct the path."
+        )
+    try:
+        # By default a suffix decides, also for onnx's forms of text.
+        model = onnx.load(path, format="protobuf")
+        _require_text(model)
+        if check:
+            _check(model, path)
+    except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as cause:
+        reason = str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__
+        raise ArtefactError(
+            f"{path} cannot be read as ONNX: {reason}.",
+            expected="A whole, valid ONNX model was expected; this one is truncated or something else.",
+            do="Copy it again, with the files beside it that hold its weights if it has any, or export it again.",
+        ) from cause
+    return model
+
+
+def _require_text(message: Message) -> None:
+    """Raise UnicodeDecodeError, a ValueError, for a name that is no UTF-8: protobuf gives bytes for it, without a word."""
+    parts: list[Message] = []
+    texts: list[str | bytes] = []
+    if isinstance(message, onnx.TensorProto):  # whose data would be copied by ListFields
+        texts += [message.name, message.doc_string]
+        parts += message.external_data
+    else:
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                parts += [value] if isinstance(value, Message) else value
+            elif field.type == field.TYPE_STRING:
+                texts += [value] if isinstance(value, str | bytes) else value
+    for text in texts:
+        if isinstance(text, bytes):
+            text.decode()
+    for part in parts:
+        _require_text(part)
+
+
+def _check(model: onnx.ModelProto, path: Path) -> None:
+    """By path where the weights lie beside the model: protobuf cannot hold more than 2 GB."""
+    beside = any(tensor.HasField("data_location") for tensor in model.graph.initializer)
+    onnx.checker.check_model(path if beside or model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF else model)
+
+
+def layer_weight(
+    node: onnx.NodeProto, initializers: Mapping[str, onnx.TensorProto]
+) -> tuple[str, int] | None:
+    """Name and reduction axis of the weight of a Conv, ConvTranspose, Gemm or MatMul, else None.
+
+    The axis is that of the weight as it is stored. Only weights that are used as they are stored are found;
+    `graph_layers` looks through the nodes between. Raises ArtefactError for a node that cannot be meant.
+    """
+    for position in _operands(node):
+        name = node.input[position]
+        if name in initializers:
+            return name, _reduction_axis(node, position, len(initializers[name].dims))
+    return None
+
+
+def _operands(node: onnx.NodeProto) -> tuple[int, ...]:
+    """Positions of the inputs that can be the weight of a layer; none for another node."""
+    if node.op_type not in _OPERANDS or not is_standard(node):
+        return ()
+    if len(node.input) < 2 or not all(node.input[:2]) or not node.output:
+        raise _wrong(node, f"has the inputs {list(node.input)}", "two inputs and an output")
+    return _OPERANDS[node.op_type]
+
+
+def _reduction_axis(node: onnx.NodeProto, position: int, rank: int) -> int:
+    """The axis of a weight that is summed over.
+
+    Conv (O, I/groups, ...): 1. ConvTranspose (I, O/groups, ...): 0. Gemm: 1 with transB, else 0; as the left
+    operand 0 with transA, else 1. MatMul: the last but one of the right operand, the last of the left (ONNX
+    operator definitions, opset 13).
+    """
+    expected = {"Conv": rank > 2, "ConvTranspose": rank > 2, "Gemm": rank == 2, "MatMul": rank > 0}
+    if not expected[node.op_type]:
+        raise _wrong(node, f"has a weight of {rank} axes", "a weight that such a node can take")
+    if node.op_type == "Conv":
+        return 1
+    if node.op_type == "ConvTranspose":
+        return 0
+    if node.op_type == "MatMul":
+        return rank - 1 if position == 0 else max(rank - 2, 0)
+    turned = bool(attribute(node, "transB" if position else "transA", 0))
+    return int(turned) if position else int(not turned)
+
+
+def _wrong(node: onnx.NodeProto, found: str, expected: str) -> ArtefactError:
+    return ArtefactError(
+        f"The {node.op_type} {node_name(node)} {found}.",
+        expected=f"{expected[0].upper()}{expected[1:]} was expected.",
+        do="Export the model again.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Use:
+    """A layer that multiplies by a known constant.
+
+    position: of the operand that is the weight.  stored: name of what it is made of.  steps: the nodes between,
+    from the layer up.  packed: is it the output of Unpack24, which is a way of storing and no work?
+    """
+
+    node: onnx.NodeProto
+    scope: Scope
+    position: int
+    weight: Constant
+    stored: str
+    steps: tuple[Step, ...]
+    packed: bool
+
+    @property
+    def where(self) -> str:
+        return f"{self.scope.path}{node_name(self.node)}"
+
+    @property
+    def through(self) -> tuple[str, ...]:
+        return (*(step.node.op_type for step in self.steps), *([_UNPACK[1]] if self.packed else []))
+
+    @property
+    def axis(self) -> int:
+        return _reduction_axis(self.node, self.position, self.weight.values.ndim)
+
+    @property
+    def channel_groups(self) -> int:
+        """Of a convolution, 1 for the rest. Raises ArtefactError when they do not divide the channels."""
+        if self.node.op_type not in ("Conv", "ConvTranspose"):
+            return 1
+        groups = attribute(self.node, "group", 1)
+        n_channels = self.weight.values.shape[0]  # the outputs of Conv, the inputs of ConvTranspose
+        if groups < 1 or n_channels % groups:
+            raise _wrong(
+                self.node,
+                f"has {groups} groups for {n_channels} channels",
+                "a number of groups that divides the channels",
+            )
+        return groups
+
+    @property
+    def n_reduced(self) -> int:
+        """Entries along the reduction axis that are summed together: those of one group of channels."""
+        length: int = self.weight.values.shape[self.axis]
+        return length // self.channel_groups if self.node.op_type == "ConvTranspose" else length
+
+    @property
+    def n_outputs(self) -> int:
+        """Length of the other side of the product: the outputs of one group of channels."""
+        shape = self.weight.values.shape
+        if self.node.op_type == "Conv":
+            return int(shape[0]) // self.channel_groups
+        if self.node.op_type == "ConvTranspose":
+            return int(shape[1])
+        return int(math.prod(shape[-2:])) // max(int(shape[self.axis]), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Other:
+    """A layer whose weight is not known, or not a constant. macs: 0 where no weight works, None when not known."""
+
+    node: onnx.NodeProto
+    scope: Scope
+    name: str
+    why: Reason
+    constant: bool = False
+    macs: int | None = None
+
+    @property
+    def where(self) -> str:
+        return f"{self.scope.path}{node_name(self.node)}"
+
+
+def graph_layers(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
+    """The layers of a graph, in graph order, with their pattern and whether hardware can use it.
+
+    Every Conv, ConvTranspose, Gemm and MatMul, also in branches, loops and model-local functions, and the
+    nodes with weights that are not looked into. A weight that two nodes share gives two layers.
+    Multiply-accumulates are those of one sample: a free leading axis of an input counts as 1, a fixed one is
+    divided out; None where shapes stay unknown. Raises ArtefactError for a graph that cannot be meant.
+    """
+    plain = _inlined(model)
+    shapes, n_samples = _shapes_of_one_sample(plain)
+    layers = [_layer(use, shapes, n_samples) for use in _uses(model, plain)]
+    return tuple(_with_shared(layers, model, plain))
+
+
+def _uses(model: onnx.ModelProto, plain: onnx.ModelProto) -> Iterator[_Use | _Other]:
+    """The layers one after the other, so that one weight at a time is in memory.
+
+    plain: the model without its functions, as far as they could be inlined, and perhaps without its weights.
+    """
+    opset = _opset(model)
+    functions = {(function.domain, function.name) for function in plain.functions}
+    packed = {
+        node.output[0]: node.input[0]
+        for node in model.graph.node
+        if (node.domain, node.op_type) == _UNPACK and node.input and node.output
+    }
+    for scope in scopes(model, plain.graph.node):
+        for node in scope.nodes:
+            positions = _operands(node)
+            position = next((i for i in positions if scope.is_constant(node.input[i])), None)
+            if position is not None:
+                yield _examined(node, scope, position, opset, packed)
+            elif positions:
+                yield _without_constant(node, scope)
+            elif (name := _unknown_weight(node, scope, functions)) is not None:
+                text = f"{_operator(node)} has weights, or may have, and is not looked into."
+                yield _Other(node=node, scope=scope, name=name, why=reason("not-looked-into", text))
+
+
+def _examined(
+    node: onnx.NodeProto, scope: Scope, position: int, opset: int, packed: Mapping[str, str]
+) -> _Use | _Other:
+    name = node.input[position]
+    weight = evaluate(scope, name, opset)
+    if isinstance(weight, Unevaluated):
+        why = reason("not-evaluated", f"The weight {name} {weight.why}.")
+        return _Other(node=node, scope=scope, name=name, why=why, constant=True)
+    names = [name, *(step.source for step in weight.steps)]
+    first = next((i for i, at in enumerate(names) if at in packed), None)
+    return _Use(
+        node=node,
+        scope=scope,
+        position=position,
+        weight=weight,
+        stored=weight.stored if first is None else packed[names[first]],
+        steps=weight.steps[:first],
+        packed=first is not None,
+    )
+
+
+def _without_constant(node: onnx.NodeProto, scope: Scope) -> _Other:
+    name = node.input[1]
+    if node.op_type in ("Conv", "ConvTranspose"):
+        why = reason("not-constant", f"The weight {name} depends on an input of the graph.")
+    else:
+        why = reason("activations")
+    return _Other(node=node, scope=scope, name=name, why=why, macs=0)
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    return node.op_type if is_standard(node) else f"{node.domain}::{node.op_type}"
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+
+
+def _unknown_weight(node: onnx.NodeProto, scope: Scope, functions: set[tuple[str, str]]) -> str | None:
+    """A constant matrix that a node gets which is no layer here but may be one."""
+    is_call = (node.domain, node.op_type) in functions
+    if is_standard(node) and node.op_type not in _OTHER_LAYERS and not is_call:
+        return None
+    for name in node.input:
+        found = scope.find(name) if name else None
+        if found is None:
+            continue
+        what = found[1]
+        if scope.is_constant(name) if isinstance(what, onnx.NodeProto) else len(what.dims) > 1:
+            return str(name)
+    return "" if is_call else None
+
+
+def _layer(use: _Use | _Other, shapes: Mapping[str, Shape], n_samples: int) -> GraphLayer:
+    if isinstance(use, _Other):
+        return GraphLayer(
+            node=use.where,
+            op_type=_operator(use.node),
+            weight=use.name,
+            shape=(),
+            reduction_axis=0,
+            n_weights=0,
+            n_nonzero=0,
+            macs=use.macs,
+            nonzero_macs=use.macs,
+            constant=use.constant,
+            eligible=verdict((use.why,)),
+            reasons=(use.why,),
+        )
+    values = use.weight.values
+    nonzero = nonzeros(values)
+    n_nonzero = int(np.count_nonzero(nonzero))
+    uses = None if use.scope.path else _uses_of_a_weight(use.node, values.shape, use.axis, shapes)
+    uses = uses // n_samples if uses is not None and uses % n_samples == 0 else None
+    over = _over(nonzero, use.axis, use.n_reduced, n=2, m=GROUP)
+    facts = _facts(use, over)
+    reasons = reasons_of(facts)
+    return GraphLayer(
+        node=use.where,
+        op_type=use.node.op_type,
+        weight=use.stored,
+        shape=values.shape,
+        reduction_axis=use.axis,
+        n_weights=values.size,
+        n_nonzero=n_nonzero,
+        macs=None if uses is None else uses * values.size,
+        nonzero_macs=None if uses is None else uses * n_nonzero,
+        through=use.through,
+        dtype=facts.dtype,
+        stored_axis=None if use.packed else use.weight.stored_axis(use.axis),
+        pattern_holds=over is not None and not over[0],
+        n_groups=facts.n_groups,
+        n_groups_over=facts.n_groups_over,
+        obeys=_obeyed(nonzero, use.axis, use.n_reduced),
+        eligible=verdict(reasons),
+        reasons=reasons,
+    )
+
+
+def _facts(use: _Use, over: tuple[int, int] | None) -> WeightUse:
+    shape = use.weight.values.shape
+    quantized = _quantized_type(use)
+    masks = [
+        f"{step.node.op_type} with the mask {step.masked_by}"
+        for step in use.steps
+        if step.masked_by is not None
+    ]
+    work = [
+        step.node.op_type for step in use.steps if step.node.op_type not in _PLAIN and step.masked_by is None
+    ]
+    return WeightUse(
+        op_type=use.node.op_type,
+        shape=shape,
+        dtype=quantized or use.weight.values.dtype.name,
+        n_reduced=use.n_reduced,
+        n_outputs=use.n_outputs,
+        channel_groups=use.channel_groups,
+        n_groups=None if over is None else over[1],
+        n_groups_over=None if over is None else over[0],
+        on_left=use.position == 0,
+        n_matrices=math.prod(shape[:-2]) if use.node.op_type == "MatMul" else 1,
+        weight_only=quantized is None and any(step.node.op_type == "DequantizeLinear" for step in use.steps),
+        zero_point=any(step.zero_point for step in use.steps),
+        masked_by=masks[0] if masks else None,
+        computed_by=tuple(dict.fromkeys(work)),
+        sparse_initializer=use.weight.sparse,
+        overridable=use.weight.overridable,
+        in_subgraph=bool(use.scope.path),
+    )
+
+
+def _quantized_type(use: _Use) -> str | None:
+    """The type that both sides are quantized to; None when one of them is not, or other work comes between."""
+    work = [step for step in use.steps if step.node.op_type not in _LAYOUT]
+    other = use.node.input[0 if use.position else 1]
+    if work and work[0].node.op_type == "DequantizeLinear" and _is_dequantized(use.scope, other):
+        return work[0].dtype
+    return None
+
+
+def _is_dequantized(scope: Scope, name: str) -> bool:
+    """Does a value come out of a DequantizeLinear, but for a change of layout?"""
+    for _ in range(16):  # a wrong graph could send us in a circle
+        found = scope.find(name)
+        if found is None or not isinstance(found[1], onnx.NodeProto):
+            return False
+        scope, node = found
+        if node.op_type == "DequantizeLinear":
+            return True
+        if node.op_type not in _LAYOUT or not node.input:
+            return False
+        name = node.input[0]
+    return False
+
+
+def _over(nonzero: Array, axis: int, n_reduced: int, *, n: int, m: int) -> tuple[int, int] | None:
+    """Groups of m that have more than n nonzeros, and groups; None where m does not divide the sum."""
+    if not n_reduced or n_reduced % m:
+        return None
+    counts = np.moveaxis(nonzero, axis, -1).reshape(-1, m).sum(axis=1, dtype=np.uint16)
+    return int(np.count_nonzero(counts > n)), len(counts)
+
+
+def _obeyed(nonzero: Array, axis: int, n_reduced: int) -> tuple[str, ...]:
+    """The tightest N:M for each M that divides the sum, but those that follow from a smaller M."""
+    found = []
+    counts = np.moveaxis(nonzero, axis, -1).reshape(-1).astype(np.uint8)
+    most = 1  # nonzeros in a group of the size before
+    for m in _SIZES:
+        if not counts.size or n_reduced % m:
+            break
+        counts = counts[0::2] + counts[1::2]
+        implied, most = 2 * most, max(int(counts.max()), 1)
+        if most < min(m, implied):
+            found.append(f"{most}:{m}")
+    return tuple(found)
+
+
+def _with_shared(
+    layers: Sequence[GraphLayer], model: onnx.ModelProto, plain: onnx.ModelProto
+) -> Iterator[GraphLayer]:
+    """Add to each layer who else uses what is stored for it: other layers, and nodes that get it as stored."""
+    users: dict[str, dict[str, None]] = {layer.weight: {} for layer in layers if layer.shape}
+    for layer in layers:
+        users.get(layer.weight, {})[layer.node] = None
+    for scope in scopes(model, plain.graph.node):
+        for node in scope.nodes:
+            if not scope.constant.issuperset(node.output):  # else it is on the way of a weight
+                for name in users.keys() & set(node.input):
+                    users[name][f"{scope.path}{node_name(node)}"] = None
+    for layer in layers:
+        others = [node for node in users.get(layer.weight, ()) if node != layer.node]
+        if others:
+            shared = reason("shared", f"{layer.weight} is used by {', '.join(others[:3])} too.")
+            layer = replace(layer, reasons=(*layer.reasons, shared))
+        yield layer
+
+
+def require_patterns(model: onnx.ModelProto, promised: Mapping[str, NMPattern]) -> None:
+    """Hold a graph to the patterns that were promised, by name of the stored weight.
+
+    Raises GateFailed that names the first weights that break theirs, are not in the graph, or cannot be
+    checked; ArtefactError for a graph that cannot be meant.
+    """
+    broken = broken_patterns(model, promised)
+    if broken:
+        more = f"; and {len(broken) - 5} more" if len(broken) > 5 else ""
+        raise GateFailed(
+            f"{len(broken)} of {len(promised)} weights do not keep their pattern in the graph: "
+            f"{'; '.join(broken[:5])}{more}.",
+            expected="At most N nonzeros in every M along the reduction axis were promised.",
+            do="Run `sparse-export inspect` on the graph to see every layer.",
+        )
+
+
+def broken_patterns(model: onnx.ModelProto, promised: Mapping[str, NMPattern]) -> tuple[str, ...]:
+    """A clause for each promise that a graph does not keep, in the order of the promises. See `require_patterns`."""
+    if not promised:
+        return ()
+    found: dict[str, list[str]] = {}
+    for use in _uses(model, _inlined(model)):
+        name = use.stored if isinstance(use, _Use) else use.name
+        if name in promised:
+            why = _broken(use, promised[name]) if isinstance(use, _Use) else "its values are not known"
+            found.setdefault(name, []).append(why)
+    clauses = []
+    for name, pattern in promised.items():
+        whys = found.get(name, ["it is not the weight of a layer there"])
+        why = next(filter(None, whys), "")
+        if why:
+            clauses.append(f"{name}, promised {pattern}: {why}")
+    return tuple(clauses)
+
+
+def _broken(use: _Use, pattern: NMPattern) -> str:
+    over = _over(nonzeros(use.weight.values), use.axis, use.n_reduced, n=pattern.n, m=pattern.m)
+    if over is None:
+        return f"{pattern.m} does not divide the {use.n_reduced} entries along its reduction axis"
+    return f"{over[0]:,} of {over[1]:,} groups have more than {pattern.n} nonzeros" if over[0] else ""
+
+
+def promised_patterns(layers: Iterable[LayerInfo]) -> dict[str, NMPattern]:
+    """The patterns that layers promise, by name. Raises ArtefactError for text that is no pattern."""
+    promised = {layer.name: layer.pattern for layer in layers if layer.pattern is not None}
+    if not promised:
+        return {}
+    from sparse_export.sparsity.pattern import pattern_from_text
+
+    try:
+        return {name: pattern_from_text(text) for name, text in promised.items()}
+    except UsageError as cause:
+        raise ArtefactError(f"A layer promises a pattern that is none. {cause}") from cause
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with calls of its own functions replaced by what they do, and without the data of its weights.
+
+    Functions that cannot be inlined (of another opset, or making too many nodes) stay.
+    """
+    bare = _without_weights(model)
+    if not model.functions or _n_inlined(model) > MAX_INLINED_NODES:
+        return bare
+    try:
+        return onnx.inliner.inline_local_functions(bare)
+    except onnx.checker.ValidationError as cause:
+        raise ArtefactError(
+            f"The functions of the model cannot be meant: {str(cause).strip().rstrip('.')}.",
+            expected="Functions of different names were expected.",
+            do="Export the model again.",
+        ) from cause
+    except (RuntimeError, ValueError, DecodeError):  # its own words are no use; the calls are told as such
+        return bare
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model that holds the same, but no data of large initializers: shapes are known without."""
+    bare = onnx.ModelProto(ir_version=model.ir_version)
+    bare.opset_import.extend(model.opset_import)
+    bare.functions.extend(model.functions)
+    bare.graph.name = model.graph.name
+    bare.graph.node.extend(model.graph.node)
+    bare.graph.input.extend(model.graph.input)
+    bare.graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _SMALL:
+            bare.graph.initializer.append(tensor)
+        else:
+            bare.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    for sparse in model.graph.sparse_initializer:
+        bare.graph.initializer.add(
+            name=sparse.values.name, data_type=sparse.values.data_type, dims=sparse.dims
+        )
+    return bare
+
+
+def _n_inlined(model: onnx.ModelProto) -> int:
+    """How many nodes there will be. Raises ArtefactError for a function that calls itself."""
+    functions = {(function.domain, function.name): function for function in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+    open_calls: list[tuple[str, str]] = []
+
+    def count(nodes: Iterable[onnx.NodeProto]) -> int:
+        total = 0
+        for node in nodes:
+            key = (node.domain, node.op_type)
+            total += size(key) if key in functions else 1
+            for found in node.attribute:
+                graphs = (*([found.g] if found.HasField("g") else []), *found.graphs)
+                total += sum(count(graph.node) for graph in graphs)
+        return total
+
+    def size(key: tuple[str, str]) -> int:
+        if key in open_calls or len(open_calls) > 100:
+            raise ArtefactError(
+                f"The function {'::'.join(key)} of the model calls itself.",
+                expected="Functions that do not call themselves were expected.",
+                do="Export the model again.",
+            )
+        if key not in sizes:
+            open_calls.append(key)
+            sizes[key] = count(functions[key].node)
+            open_calls.pop()
+        return sizes[key]
+
+    return count(model.graph.node)
+
+
+def _uses_of_a_weight(
+    node: onnx.NodeProto, shape: Shape, axis: int, shapes: Mapping[str, Shape]
+) -> int | None:
+    """How often each weight is multiplied: per output position, for ConvTranspose per input position."""
+    transposed = node.op_type == "ConvTranspose"
+    values = shapes.get(node.input[0] if transposed else node.output[0])
+    if values is None or not math.prod(shape):
+        return None
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return math.prod(values) // shape[0]
+    return math.prod(values) * shape[axis] // math.prod(shape)
+
+
+def _shapes_of_one_sample(model: onnx.ModelProto) -> tuple[dict[str, Shape], int]:
+    """Known shapes with free leading axes of the inputs set to 1, and the leading axis where it is fixed."""
+    one = onnx.ModelProto()
+    one.CopyFrom(model)  # without weights, and without the value_info that somebody else's shapes stand in
+    del one.functions[:]  # inference would go into every call, of calls, of calls
+    initializers = {tensor.name for tensor in one.graph.initializer}
+    inputs = [value for value in one.graph.input if value.name not in initializers]
+    n_samples = 1
+    for index, value in enumerate(inputs):
+        dims = value.type.tensor_type.shape.dim
+        if not dims:
+            continue
+        if dims[0].HasField("dim_value"):
+            n_samples = dims[0].dim_value if index == 0 else n_samples
+        else:
+            dims[0].dim_value = 1
+    for value in one.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        one = onnx.shape_inference.infer_shapes(one, data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError):  # somebody's graph; ValueError: above 2 GB
+        return {}, 1
+    values = (*inputs, *one.graph.value_info, *one.graph.output)
+    return {value.name: shape for value in values if (shape := _shape(value)) is not None}, max(n_samples, 1)
+
+
+def _shape(value: onnx.ValueInfoProto) -> Shape | None:
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape") or any(not dim.HasField("dim_value") for dim in tensor.shape.dim):
+        return None
+    return tuple(dim.dim_value for dim in tensor.shape.dim)
+
+
+def count_parameters(model: onnx.ModelProto) -> tuple[int, int]:
+    """Entries of all float initializers, and how many of them are not zero."""
+    floats = [tensor for tensor in model.graph.initializer if tensor.data_type in FLOATS]
+    n_nonzero = sum(int(np.count_nonzero(array_of(tensor))) for tensor in floats)
+    return sum(math.prod(tensor.dims) for tensor in floats), n_nonzero

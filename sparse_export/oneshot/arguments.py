@@ -1,0 +1,160 @@
+"""What was asked for, held against the data and the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from sparse_export import models
+from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.formats.run import DataInfo, Run
+from sparse_export.oneshot.layers import Method
+from sparse_export.oneshot.source import Source
+from sparse_export.sparsity.pattern import NMPattern
+from sparse_export.tasks.labels import require_outputs
+from sparse_export.train.batches import Feed
+
+__all__ = [
+    "data_name",
+    "input_shape_of",
+    "n_outputs_of",
+    "require_numbers",
+    "require_plan_for",
+    "require_same_data",
+    "require_usable_weights",
+]
+
+_NO_DATA = "none"
+
+
+def require_plan_for(pattern: NMPattern, planned_dense: Mapping[str, str] | None) -> None:
+    """Raise UsageError for a plan beside a pattern that it was not made for."""
+    if planned_dense is not None and str(pattern) != "2:4":
+        raise UsageError(
+            f"A plan was given, and the pattern {pattern}.",
+            expected="2:4 was expected: a plan decides which layers are worth that.",
+            do="Leave out one of them.",
+        )
+
+
+def require_numbers(calibration_samples: int, finetune: int, seed: int) -> None:
+    for name, value, least in (
+        ("calibration_samples", calibration_samples, 1),
+        ("finetune", finetune, 0),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise UsageError(f"{name} is {value}.", expected=f"At least {least} was expected.")
+
+
+def require_usable_weights(source: Source) -> None:
+    """Raise UsageError for weights that are not float32, and ArtefactError for such as are not finite."""
+    for name, weight in source.network.named_parameters():
+        if is_lazy(weight):
+            continue
+        if weight.dtype != torch.float32:
+            raise UsageError(
+                f"{name} of the model {source.name} is {str(weight.dtype).removeprefix('torch.')}.",
+                expected="A network in float32 was expected; --precision of build makes another type of it.",
+                do="Call .float() on the network where it is made.",
+            )
+        if not bool(weight.isfinite().all()):
+            raise ArtefactError(
+                f"{name} of the model {source.name} holds NaN or infinity.",
+                expected="Finite weights were expected.",
+                do="Look at the training that they come from, which may have diverged.",
+            )
+
+
+def data_name(
+    data: str | None, run: Run | None, method: Method, *, finetune: int, moving: bool, norms: bool
+) -> str | None:
+    """The data to use, None for none. Raises UsageError where the other options need some."""
+    if moving and not finetune:
+        raise UsageError(
+            "Masks move while a network is trained, and no fine-tuning was asked for.",
+            expected="--finetune EPOCHS was expected with --moving.",
+        )
+    if data is None and run is not None and run.info.data is not None:
+        data = run.info.data.name
+    if data is not None and data != _NO_DATA:
+        return data
+    for needs, what in (
+        (method != "magnitude", f"The method {method} looks at what each layer meets on real inputs"),
+        (finetune > 0, "Fine-tuning trains on data"),
+        (norms, "Batch norms are re-estimated on data"),
+    ):
+        if needs:
+            raise UsageError(
+                f"{what}, and there are none.",
+                expected="A data set was expected.",
+                do="Give --data NAME, with --data-dir for where it lies"
+                + (", or choose --method magnitude." if method != "magnitude" else "."),
+            )
+    return None
+
+
+def require_same_data(run: Run, found: DataInfo) -> None:
+    wanted = run.info.data
+    if wanted is not None and found.name == wanted.name and found.test_sha256 != wanted.test_sha256:
+        raise ArtefactError(
+            f"The data are others than the run in {run.path} was trained on: {found}.",
+            expected=f"{wanted} was expected.",
+            do="Give the folder with the original data by --data-dir.",
+        )
+
+
+def input_shape_of(
+    source: Source, run: Run | None, stream: Feed | None, given: Sequence[int] | None
+) -> tuple[int, ...]:
+    told = tuple(given) if given is not None else None
+    if stream is not None:
+        if told is not None and told != stream.input_shape:
+            raise UsageError(
+                f"An input shape of {told} was given, and the samples of {stream.fact.name} are "
+                f"{stream.input_shape}.",
+                expected="One shape was expected.",
+                do="Leave out --input-shape.",
+            )
+        return stream.input_shape
+    if run is not None:
+        told = told or run.info.model.input_shape
+    shape = told or models.input_shape(source.name)
+    if shape is None:
+        raise UsageError(
+            f"The shape of the inputs of {source.name} is not known.",
+            expected="Data, or the shape of one sample, was expected.",
+            do="Give --data NAME, or --input-shape like 3,224,224.",
+        )
+    return shape
+
+
+@torch.no_grad()
+def n_outputs_of(source: Source, shape: tuple[int, ...], n_classes: int | None) -> int:
+    """The number of logits. Raises UsageError when the network does not take such inputs, or gives too few."""
+    try:
+        output = source.network(torch.zeros((2, *shape)))
+    except Exception as cause:  # whatever a network raises: some assert, some index
+        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+        raise UsageError(
+            f"The model {source.name} cannot take inputs of shape {shape}: {reason}.",
+            expected="A model and inputs of one shape were expected.",
+            do="Choose other data, or give the right --input-shape.",
+        ) from cause
+    if n_classes is not None and isinstance(output, Tensor) and output.ndim == 2:
+        require_outputs(
+            output.shape[1],
+            f"The model {source.name}",
+            do="Give --data none, with --method magnitude, and compute the score of its task outside.",
+        )
+    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] < (n_classes or 1):
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UsageError(
+            f"The model {source.name} answers two inputs with {got}.",
+            expected=f"Logits of shape (2, {n_classes or 'classes'}) were expected.",
+            do="Choose a model with as many outputs as there are classes, and one that returns logits alone.",
+        )
+    return output.shape[1]

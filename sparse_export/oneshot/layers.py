@@ -1,0 +1,138 @@
+"""Layers of a network pruned to an N:M pattern by what was learnt of their inputs.
+
+The formulas are functions of matrices (`sparsity/oneshot.py`); here a convolution becomes one, a grouped one several.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sparse_export.errors import UnknownNameError
+from sparse_export.oneshot.input_statistics import InputStatistics
+from sparse_export.oneshot.weights import (
+    Pruned,
+    by_activation,
+    by_magnitude,
+    by_reconstruction,
+    columns_from_weight,
+    row_errors,
+    weight_from_columns,
+)
+from sparse_export.sparsity.caps import Cap
+from sparse_export.sparsity.pattern import NMPattern, largest_per_group
+
+Method = Literal["magnitude", "activation", "reconstruction"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedWeight:
+    """A weight after pruning. error: ‖X (W - W')‖ / ‖X W‖ on the calibration data, None without any."""
+
+    weight: Tensor
+    mask: Tensor
+    error: float | None
+
+
+def require_method(name: str) -> Method:
+    """The method of that name. Raises UnknownNameError."""
+    for method in get_args(Method):
+        if name == method:
+            return method  # type: ignore[no-any-return]  # get_args forgets what Method lists
+    raise UnknownNameError("method", name, get_args(Method))
+
+
+def prune_weight(
+    weight: Tensor,
+    cap: Cap,
+    method: Method,
+    statistics: InputStatistics | None = None,
+    *,
+    allowed: Tensor | None = None,
+) -> PrunedWeight:
+    """Bring a weight (O, I, …) under its cap.
+
+    weight: on the CPU.  statistics: of its inputs; Gram matrices for `reconstruction`, any for `activation`; without
+    them only `magnitude` is possible, and there is no error.  allowed: bool, False where a zero must stay.
+    """
+    if statistics is None:
+        if method != "magnitude":
+            raise ValueError(f"{method} needs statistics of the layer's inputs")
+        mask = largest_per_group(weight if allowed is None else weight * allowed, cap.axis, cap.pattern)
+        mask = mask if allowed is None else mask & allowed
+        return PrunedWeight(weight=torch.where(mask, weight, 0), mask=mask, error=None)
+    n_groups = len(statistics.squares)
+    columns = columns_from_weight(weight).chunk(n_groups)
+    allowed_in = [None] * n_groups if allowed is None else columns_from_weight(allowed).chunk(n_groups)
+    parts, error, whole = [], 0.0, 0.0
+    for group, (block, may) in enumerate(zip(columns, allowed_in, strict=True)):
+        gram = None if statistics.gram is None else statistics.gram[group]
+        part = _pruned(block, cap.pattern, method, statistics.squares[group], gram, may)
+        parts.append(part)
+        if gram is not None:
+            error += float(row_errors(block, part.weight, gram).sum())
+            whole += float(row_errors(block, torch.zeros_like(block), gram).sum())
+    shape = tuple(weight.shape)
+    return PrunedWeight(
+        weight=weight_from_columns(torch.cat([part.weight for part in parts]), shape),
+        mask=weight_from_columns(torch.cat([part.mask for part in parts]), shape),
+        error=None if statistics.gram is None else math.sqrt(error / whole) if whole else 0.0,
+    )
+
+
+def _pruned(
+    block: Tensor,
+    pattern: NMPattern,
+    method: Method,
+    squares: Tensor,
+    gram: Tensor | None,
+    allowed: Tensor | None,
+) -> Pruned:
+    if method == "activation":
+        return by_activation(block, squares, pattern, allowed=allowed)
+    if method == "reconstruction" and gram is not None:
+        return by_reconstruction(block, gram, pattern, allowed=allowed)
+    if method == "magnitude":
+        return by_magnitude(block, pattern, allowed=allowed)
+    raise ValueError(f"{method} needs Gram matrices of the layer's inputs")
+
+
+def worth_of_weight(weight: Tensor, statistics: InputStatistics) -> Tensor:
+    """|w| · ‖x‖ for every entry of a weight (O, I, …), of the weight's type: what a search for orders is to keep."""
+    norms = statistics.squares.sqrt()  # (groups, K)
+    norms_OK = norms.repeat_interleave(weight.shape[0] // len(norms), dim=0)
+    return (weight.abs() * weight_from_columns(norms_OK, tuple(weight.shape))).to(weight.dtype)
+
+
+@torch.no_grad()
+def reestimate_norms(module: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Give every batch norm the mean and variance of what it meets now, averaged over the batches.
+
+    The rest of the network stays in eval mode meanwhile, and all of it is left in the mode that it was in.
+    Returns how many norms there were. Those that keep no statistics are left alone.
+    """
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    if not norms:
+        return 0
+    was_training = {part: part.training for part in module.modules()}
+    momenta = {norm: norm.momentum for norm in norms}
+    module.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain average over batches
+            norm.train()
+        for batch in batches:
+            module(batch)
+    finally:
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+        for part, training in was_training.items():
+            part.training = training
+    return len(norms)

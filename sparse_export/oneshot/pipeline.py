@@ -1,0 +1,325 @@
+"""The network on its way to the pattern: permuted, pruned, and how good it is after each step."""
+
+from __future__ import annotations
+
+import glob
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparse_export.errors import GateFailed, UsageError
+from sparse_export.formats.run import Accuracy
+from sparse_export.graph.passes.permute import PermutationReport, permute_network
+from sparse_export.oneshot.input_statistics import input_statistics, why_no_gram, why_not_calibrated
+from sparse_export.oneshot.layers import (
+    Method,
+    PrunedWeight,
+    prune_weight,
+    reestimate_norms,
+    worth_of_weight,
+)
+from sparse_export.oneshot.report import SparsifiedLayer, SparsifyReport, Stage
+from sparse_export.oneshot.source import Source
+from sparse_export.oneshot.weights import kept_share
+from sparse_export.sparsity.caps import Cap
+from sparse_export.sparsity.eligible import SMALL_SHARE
+from sparse_export.sparsity.pattern import NMPattern, largest_per_group
+from sparse_export.sparsity.permute import find_permutation
+from sparse_export.tasks.labels import correct_predictions
+from sparse_export.train.batches import Feed, Part
+from sparse_export.train.layers import maskable_parameters, output_layers
+from sparse_export.train.pattern_plan import plan_pattern
+
+__all__ = ["CALIBRATION_BATCH", "Work"]
+
+CALIBRATION_BATCH = 128  # samples at once, at most
+_TEST_VALUES = 16 * 2**20  # input values of a batch of an evaluation
+_UNUSED = "the outputs do not hang on it in evaluation"
+_SAME_SHARE = 1e-4  # of the samples, whose label float32 may turn when sums run in another order
+
+
+def _unused(network: nn.Module, sample: Tensor) -> list[str]:
+    """Weights that the outputs do not hang on in evaluation, like those of heads that only training has.
+
+    Weights that are frozen count as used.
+    """
+    weights = {name: weight for name, weight in maskable_parameters(network).items() if weight.requires_grad}
+    with torch.enable_grad():
+        outputs = network(sample)
+    if not outputs.requires_grad:
+        return []
+    found = torch.autograd.grad(outputs.sum(), list(weights.values()), allow_unused=True)
+    return [name for name, gradient in zip(weights, found, strict=True) if gradient is None]
+
+
+class Work:
+    """The network on its way, and what was found out on it."""
+
+    def __init__(
+        self,
+        source: Source,
+        input_shape: tuple[int, ...],
+        n_outputs: int,
+        stream: Feed | None,
+        device: torch.device,
+        n_calibration: int,
+        seed: int,
+    ) -> None:
+        self.source, self.network, self.masks = source, source.network, dict(source.masks)
+        self.input_shape, self.n_outputs = input_shape, n_outputs
+        self.stream, self.device, self.seed = stream, device, seed
+        self.n_calibration = 0 if stream is None else _whole_batches(n_calibration, stream.fact.n_train)[0]
+        self.stages: list[Stage] = []
+        self.in_order: dict[str, float] = {}
+        self.n_norms = 0
+
+    def batches(self) -> Iterator[Tensor]:
+        """The calibration inputs: of the training part, the same samples each time."""
+        assert self.stream is not None
+        n_samples, size = _whole_batches(self.n_calibration, self.stream.fact.n_train)
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(self.stream.fact.n_train, generator=generator)[:n_samples]
+        for x, _ in self.stream.training(order, size, 0, 0):
+            yield x
+
+    def stage(self, name: str, seconds: float) -> Stage:
+        """Note how good the network is now."""
+        stage = Stage(
+            name=name,
+            validation=self._accuracy("validation"),
+            test=self._accuracy("test"),
+            seconds=seconds,
+        )
+        self.stages.append(stage)
+        return stage
+
+    @torch.no_grad()
+    def _accuracy(self, part: Part) -> Accuracy | None:
+        if self.stream is None:
+            return None
+        fact = self.stream.fact
+        n_samples = fact.n_validation if part == "validation" else fact.n_test
+        if n_samples == 0:
+            return None
+        self.network.to(self.device).eval()
+        size = max(1, min(1000, _TEST_VALUES // math.prod(self.input_shape)))
+        n_correct = sum(
+            int(correct_predictions(self.network(x), y).sum()) for x, y in self.stream.part(part, size)
+        )
+        return Accuracy(n_correct=n_correct, n_samples=n_samples)
+
+    def caps(
+        self, pattern: NMPattern, keep_dense: Sequence[str], planned_dense: Mapping[str, str] | None
+    ) -> tuple[dict[str, Cap], dict[str, str]]:
+        """Which layers get the pattern, and why the others do not. Raises UsageError when none does."""
+        sample = torch.zeros((2, *self.input_shape))
+        left_out = dict.fromkeys(_unused(self.network, sample), _UNUSED) | dict(planned_dense or {})
+        plan = plan_pattern(
+            pattern,
+            self.network,
+            keep_dense=[*keep_dense, *map(glob.escape, left_out)],
+            outputs=output_layers(self.network, lambda: self.network(sample)),
+            small_share=SMALL_SHARE if planned_dense is None else 0.0,
+        )
+        return plan.caps, plan.why_dense | left_out
+
+    def permute(self, caps: Mapping[str, Cap], method: Method) -> PermutationReport:
+        """Put channels in an order that loses less. Raises GateFailed when that changes the function."""
+        began = time.monotonic()
+        scores: dict[str, Tensor] = {}
+        if method != "magnitude":
+            self.network.to(self.device)
+            found = input_statistics(self.network, self.batches(), list(caps), gram=False)
+            parameters = dict(self.network.cpu().named_parameters())
+            scores = {name: worth_of_weight(parameters[name].detach(), one) for name, one in found.items()}
+        self.network.cpu()
+        for name, cap in caps.items():
+            weight = self.network.get_parameter(name).detach()
+            self.in_order[name] = kept_share(weight, largest_per_group(weight, cap.axis, cap.pattern))
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def search(rows: Tensor, pattern: NMPattern) -> Tensor:
+            return find_permutation(rows, pattern, seed=self.seed)
+
+        report = permute_network(
+            self.network,
+            torch.randn((2, *self.input_shape), generator=generator),
+            {name: cap.pattern for name, cap in caps.items()},
+            search,
+            masks=self.masks,
+            scores=scores,
+        )
+        before = self.stages[-1]
+        after = self.stage("permuted", time.monotonic() - began)
+        for was, now in ((before.validation, after.validation), (before.test, after.test)):
+            if was is not None and now is not None:
+                _require_same_accuracy(was, now)
+        return report
+
+    def prune(
+        self,
+        caps: Mapping[str, Cap],
+        reasons: Mapping[str, str],
+        method: Method,
+        permuted: PermutationReport | None,
+        *,
+        norms: bool,
+    ) -> tuple[SparsifiedLayer, ...]:
+        """Prune layer after layer, each calibrated on what the pruned ones before it give.
+
+        Raises UsageError when no layer could be calibrated, and when no weight is left.
+        """
+        began = time.monotonic()
+        notes = {} if permuted is None else {layer.name: layer.reason for layer in permuted.layers}
+        dense = dict(reasons)
+        found: dict[str, SparsifiedLayer] = {}
+        for name in self._order(caps):
+            weight = self.network.get_parameter(name)
+            pruned = self._pruned(name, weight.detach().cpu(), caps[name], method)
+            if isinstance(pruned, str):
+                dense[name] = pruned
+                continue
+            remarks = [notes.get(name, ""), self._why_no_error(name, pruned)]
+            found[name] = SparsifiedLayer(
+                name=name,
+                shape=tuple(weight.shape),
+                n_weights=weight.numel(),
+                n_active=int(pruned.mask.sum()),
+                pattern=str(caps[name].pattern),
+                reason="; ".join(filter(None, remarks)),
+                kept_in_order=self.in_order.get(name),
+                magnitude=float(weight.detach().double().abs().sum()),
+                kept_share=kept_share(weight.detach().cpu(), pruned.mask),
+                error=pruned.error,
+            )
+            with torch.no_grad():
+                weight.copy_(pruned.weight)
+            self.masks[name] = pruned.mask
+        if not found:
+            raise _none_pruned(self.source.name, method, dense)
+        if not any(bool(mask.any()) for mask in self.masks.values()):
+            raise UsageError(
+                f"The masks of {self.source.name} keep none of its weights: a zero of a sparse run stays one.",
+                expected="A run with weights in its layers was expected.",
+                do="Look at the masks that it began with; train it with a higher density.",
+            )
+        if norms and self.stream is not None:
+            self.n_norms = reestimate_norms(self.network.to(self.device), self.batches())
+        self.stage("sparsified", time.monotonic() - began)
+        self.network.cpu()
+        return tuple(
+            found.get(name) or self._left_dense(name, dense[name])
+            for name in maskable_parameters(self.network)
+        )
+
+    def _order(self, caps: Mapping[str, Cap]) -> list[str]:
+        """The layers in the order of the forward pass, then those that it does not call by themselves."""
+        if self.stream is None:
+            return list(caps)
+        x = next(iter(self.batches()))[:2]
+        called = input_statistics(self.network.to(self.device), [x], list(caps), gram=False)
+        return [*called, *(name for name in caps if name not in called)]
+
+    def _pruned(self, name: str, weight: Tensor, cap: Cap, method: Method) -> PrunedWeight | str:
+        """The weight after pruning, or why it stays dense: the method needs inputs that nobody can tell or hold."""
+        too_large = why_no_gram(self.network, name)
+        if too_large and method == "reconstruction":
+            return f"{too_large}, and reconstruction needs it"
+        statistics = None
+        if self.stream is not None and not (too_large and method == "magnitude"):
+            self.network.to(self.device)
+            gram = not too_large
+            statistics = input_statistics(self.network, self.batches(), [name], gram=gram).get(name)
+        if statistics is None and method != "magnitude":
+            return why_not_calibrated(self.network, name)
+        return prune_weight(weight, cap, method, statistics, allowed=self.masks.get(name))
+
+    def _why_no_error(self, name: str, pruned: PrunedWeight) -> str:
+        """Empty where there is an error, or no data to measure one on."""
+        if pruned.error is not None or self.stream is None:
+            return ""
+        why = why_no_gram(self.network, name) or why_not_calibrated(self.network, name)
+        return f"error not measured: {why}"
+
+    def _left_dense(self, name: str, reason: str) -> SparsifiedLayer:
+        weight = self.network.get_parameter(name)
+        mask = self.masks.get(name)
+        return SparsifiedLayer(
+            name=name,
+            shape=tuple(weight.shape),
+            n_weights=weight.numel(),
+            n_active=weight.numel() if mask is None else int(mask.sum()),
+            pattern=None,
+            reason=reason,
+            magnitude=float(weight.detach().double().abs().sum()),
+            kept_in_order=None,
+            kept_share=None,
+            error=None,
+        )
+
+    def report(
+        self,
+        layers: tuple[SparsifiedLayer, ...],
+        permuted: PermutationReport | None,
+        *,
+        pattern: NMPattern,
+        method: Method,
+        permute: bool,
+        moving: bool,
+        epochs: int,
+    ) -> SparsifyReport:
+        spaces = permuted.spaces if permuted is not None else ()
+        return SparsifyReport(
+            model=self.source.name,
+            weights=self.source.origin,
+            pattern=str(pattern),
+            method=method,
+            permute=permute,
+            moving=moving,
+            epochs=epochs,
+            seed=self.seed,
+            n_calibration=self.n_calibration,
+            n_norms=self.n_norms,
+            permuted_spaces=sum(space.permutation is not None for space in spaces),
+            n_spaces=len(spaces),
+            output_difference=permuted.difference if permuted is not None else 0.0,
+            untraced=permuted.untraced if permuted is not None else "",
+            kept_share=_kept_in_all(layers),
+            layers=layers,
+            stages=tuple(self.stages),
+        )
+
+
+def _whole_batches(n_asked: int, n_train: int) -> tuple[int, int]:
+    """(samples, batch size): as many samples as asked for, or nearly, in batches of one size."""
+    n_samples = min(n_asked, n_train)
+    size = n_samples // math.ceil(n_samples / CALIBRATION_BATCH)
+    return n_samples // size * size, size
+
+
+def _require_same_accuracy(before: Accuracy, after: Accuracy) -> None:
+    if abs(before.n_correct - after.n_correct) > max(1, round(_SAME_SHARE * before.n_samples)):
+        raise GateFailed(
+            f"With its channels permuted the network gets {after.n_correct} of {after.n_samples} samples right.",
+            expected=f"{before.n_correct} as before was expected.",
+            do="Sparsify it without --permute; the rules for one of its operations are wrong.",
+        )
+
+
+def _none_pruned(name: str, method: Method, dense: Mapping[str, str]) -> UsageError:
+    listed = "; ".join(f"{layer}: {reason}" for layer, reason in dense.items())
+    return UsageError(
+        f"The method {method} could prune no layer of {name}: {listed}.",
+        expected="At least one layer that takes the pattern, and that the method can calibrate, was expected.",
+        do="Take --method magnitude, which needs no inputs.",
+    )
+
+
+def _kept_in_all(layers: Sequence[SparsifiedLayer]) -> float:
+    kept = [(layer.kept_share, layer.magnitude) for layer in layers]
+    known = [(share, magnitude) for share, magnitude in kept if share is not None]
+    whole = sum(magnitude for _, magnitude in known)
+    return sum(share * magnitude for share, magnitude in known) / whole if whole else 1.0

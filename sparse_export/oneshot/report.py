@@ -1,0 +1,146 @@
+"""What sparsify did, layer by layer and step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparse_export.formats.run import Accuracy
+from sparse_export.train.starting_point import STARTED
+
+REPORT_FILE = "sparsify.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """The network after a step. name: `original`, `permuted`, `sparsified` or `fine-tuned`.
+
+    validation, test: accuracies, None without data or for an empty part.  seconds: that the step took, without
+    the evaluation.
+    """
+
+    name: str
+    validation: Accuracy | None
+    test: Accuracy | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsifiedLayer:
+    """A weight after sparsifying.
+
+    pattern: that it keeps, or None where it stayed as it was, and `reason` says why.  reason: also why no channel
+    order was searched for it, where one was asked for, and why no error was measured, where there are data.
+    magnitude: the sum of |w| before.
+    kept_in_order: share of it that N of M keep at most in the order that the channels had.
+    kept_share: share of it where the mask is on.
+    error: ‖X (W - W')‖ / ‖X W‖ over the calibration data, X as the layers before it then made it; None without
+    calibration data, and where `reason` says why.  n_active: entries that the mask keeps.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    n_weights: int
+    n_active: int
+    pattern: str | None
+    reason: str
+    magnitude: float
+    kept_in_order: float | None
+    kept_share: float | None
+    error: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsifyReport:
+    """The whole of it; `sparsify.json` in the run's folder.
+
+    weights: where they came from, `sha256` of a file or of a run's `run.json` included.
+    n_calibration: samples of the training part that were looked at; 0 without data.
+    permuted_spaces: spaces of channels that got another order, of `n_spaces`; output_difference: the largest between
+    the outputs before and after, of the largest output, in float64; 0 where nothing was permuted.
+    untraced: why no order could be looked for, or empty.
+    kept_share: over the layers that got the pattern.  n_norms: batch norms that were re-estimated.
+    """
+
+    model: str
+    weights: dict[str, str]
+    pattern: str
+    method: str
+    permute: bool
+    moving: bool
+    epochs: int
+    seed: int
+    n_calibration: int
+    n_norms: int
+    permuted_spaces: int
+    n_spaces: int
+    output_difference: float
+    untraced: str
+    kept_share: float
+    layers: tuple[SparsifiedLayer, ...]
+    stages: tuple[Stage, ...]
+
+    def __str__(self) -> str:
+        return "\n\n".join((_layer_table(self), _stage_table(self), _summary(self)))
+
+
+def _layer_table(report: SparsifyReport) -> str:
+    rows = [("layer", "shape", "pattern", "sum |w| kept", "error", "note")]
+    for layer in report.layers:
+        kept = "" if layer.kept_share is None else f"{layer.kept_share:.4f}"
+        if report.permute and layer.kept_in_order is not None:
+            kept += f" (in order {layer.kept_in_order:.4f})"
+        error = "" if layer.error is None else f"{layer.error:.4f}"
+        shape = "x".join(map(str, layer.shape))
+        rows.append((layer.name, shape, layer.pattern or "dense", kept, error, layer.reason))
+    return _table(rows)
+
+
+def _stage_table(report: SparsifyReport) -> str:
+    rows = [("step", "validation", "test", "seconds")]
+    for stage in report.stages:
+        rows.append((stage.name, _percent(stage.validation), _percent(stage.test), f"{stage.seconds:.1f}"))
+    return _table(rows)
+
+
+def _summary(report: SparsifyReport) -> str:
+    n_sparse = sum(layer.pattern is not None for layer in report.layers)
+    found = f"{n_sparse} of {len(report.layers)} layers are {report.pattern} by {report.method}"
+    parts = [f"{found}; they keep {report.kept_share:.4f} of their sum of |w|"]
+    if all(stage.validation is None and stage.test is None for stage in report.stages):
+        parts.append("accuracy was not measured: no data were given")
+    if report.n_calibration:
+        parts.append(f"{report.n_calibration:,} samples of the training part were looked at")
+    if report.permute:
+        parts.append(
+            report.untraced
+            or f"{report.permuted_spaces} of {report.n_spaces} channel spaces got another order, the outputs differ "
+            f"by {report.output_difference:.1g} of the largest in float64"
+        )
+    return "\n".join(parts)
+
+
+def _percent(accuracy: Accuracy | None) -> str:
+    return "-" if accuracy is None else f"{accuracy.percent:.2f} %"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def method_name(report: SparsifyReport) -> str:
+    """As the run's record names it."""
+    return f"{STARTED}{report.method}"
+
+
+def promised(report: SparsifyReport) -> dict[str, str]:
+    """The pattern of each weight that keeps one."""
+    return {layer.name: layer.pattern for layer in report.layers if layer.pattern is not None}
+
+
+def why_dense(report: SparsifyReport) -> dict[str, str]:
+    """Why each of the others keeps none."""
+    return {layer.name: layer.reason for layer in report.layers if layer.pattern is None}

@@ -1,0 +1,173 @@
+"""The steps of sparsify: original, permuted, sparsified, fine-tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from sparse_export.files import staged_folder, write_json
+from sparse_export.formats.run import ModelInfo, Run, RunInfo
+from sparse_export.oneshot.arguments import (
+    data_name,
+    input_shape_of,
+    n_outputs_of,
+    require_numbers,
+    require_plan_for,
+    require_same_data,
+    require_usable_weights,
+)
+from sparse_export.oneshot.fine_tuning import feeding_recipe, fine_tuned, require_patterns
+from sparse_export.oneshot.layers import require_method
+from sparse_export.oneshot.pipeline import CALIBRATION_BATCH, Work
+from sparse_export.oneshot.report import REPORT_FILE, SparsifyReport, method_name, promised, why_dense
+from sparse_export.oneshot.source import open_source, require_weights, run_of
+from sparse_export.sparsity.pattern import pattern_from_text
+from sparse_export.train.batches import feed
+from sparse_export.train.distributed import ALONE
+from sparse_export.train.layers import layer_facts
+from sparse_export.train.loop import device_of
+from sparse_export.train.network import n_threads_for
+from sparse_export.train.observer import Observer
+from sparse_export.train.run_folder import claimed_run, finish_run, require_empty
+from sparse_export.train.stopping import cpu_settings
+from sparse_export.version import command_line, library_versions, now
+
+__all__ = ["CALIBRATION_SAMPLES", "Sparsified", "sparsify"]
+
+CALIBRATION_SAMPLES = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparsified:
+    """The finished run, and what was done to get it."""
+
+    run: Run
+    report: SparsifyReport
+
+
+def sparsify(
+    model: str | Path,
+    out: str | Path,
+    *,
+    pattern: str = "2:4",
+    weights: str | None = None,
+    method: str = "magnitude",
+    permute: bool = False,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    calibration_samples: int = CALIBRATION_SAMPLES,
+    finetune: int = 0,
+    moving: bool = False,
+    keep_dense: Sequence[str] = (),
+    planned_dense: Mapping[str, str] | None = None,
+    norms: bool = False,
+    input_shape: Sequence[int] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    trust: str | None = None,
+    observer: Observer | None = None,
+) -> Sparsified:
+    """Make a trained network N:M sparse and write it as a finished run, ready for `build`.
+
+    model: folder of a finished run, a known network, `timm:NAME` or `package.module:factory`.
+    weights: `pretrained`, `random`, or a file of them (safetensors, or torch's with nothing but tensors); needed
+    for a known network, None for a run and for a factory that loads its own.
+    method: `magnitude`; `activation` (|w| times the norm of its input) and `reconstruction` (weights corrected so
+    that outputs stay close) need data.  permute: look for an order of channels first that loses less.
+    data: a name as in a recipe, or `none`; a run's own by default.  calibration_samples: of its training part.
+    finetune: epochs of training afterwards, masks fixed, or with `moving` following momentum under the pattern.
+    keep_dense: shell patterns of parameters or layers that stay as they are.  planned_dense: weights that a plan
+    leaves dense, with its reasons (`sparse_export.plan.planning.dense_by_plan`); it decides about small layers too.
+    norms: re-estimate batch norms on the calibration data after pruning.
+    input_shape: of one sample, where neither network nor data tell.  seed: of everything that is drawn.
+    trust: SHA-256 of the run's `run.json`, needed once for a run that names a factory and was made elsewhere.
+
+    A run that was trained sparse stays zero where it is zero. Interrupted fine-tuning goes on with
+    `train(None, out, resume=True)`.
+    Raises UsageError, FolderInUse, DataNotFound, MissingCapability (weights that cannot be fetched), ArtefactError,
+    NotTrustedError, GateFailed (a permutation that changes the function), OutputError, and what training raises.
+    """
+    out, model = Path(out), str(model)
+    asked = pattern_from_text(pattern)
+    chosen = require_method(method)
+    require_plan_for(asked, planned_dense)
+    require_numbers(calibration_samples, finetune, seed)
+    run = run_of(model)
+    require_weights(model, run, weights)
+    data = data_name(data, run, chosen, finetune=finetune, moving=moving, norms=norms)
+    with claimed_run(out):
+        require_empty(out)
+        place = device_of(device)
+        recipe = (
+            None
+            if data is None
+            else feeding_recipe(model, run, data, input_shape, epochs=finetune, seed=seed)
+        )
+        stream = None if recipe is None else feed(recipe, data_dir, False, place, ALONE)
+        if stream is not None and run is not None and run.info.data is not None:
+            require_same_data(run, stream.fact)
+        n_classes = None if stream is None else stream.n_classes
+        source = open_source(model, run, weights, n_classes=n_classes, seed=seed, trust=trust)
+        require_usable_weights(source)
+        shape = input_shape_of(source, run, stream, input_shape)
+        n_outputs = n_outputs_of(source, shape, n_classes)
+        work = Work(source, shape, n_outputs, stream, place, calibration_samples, seed)
+        caps, reasons = work.caps(asked, keep_dense, planned_dense)
+        if moving:
+            require_patterns(work.masks, caps)
+        n_threads = n_threads_for(source.network, CALIBRATION_BATCH if recipe is None else recipe.batch_size)
+        with cpu_settings(n_threads):
+            work.stage("original", 0.0)
+            permuted = work.permute(caps, chosen) if permute else None
+            layers = work.prune(caps, reasons, chosen, permuted, norms=norms)
+        report = work.report(
+            layers, permuted, pattern=asked, method=chosen, permute=permute, moving=moving, epochs=finetune
+        )
+        if recipe is None or not finetune:
+            return Sparsified(run=_written(work, report, run, n_threads, out), report=report)
+        finished, report = fine_tuned(
+            work, report, recipe, out, moving=moving, data_dir=data_dir, device=device, observer=observer
+        )
+        return Sparsified(run=finished, report=report)
+
+
+def _written(work: Work, report: SparsifyReport, run: Run | None, n_threads: int, out: Path) -> Run:
+    """Write the network as a run that was not trained further, with the report."""
+    info = _run_info(work, report, run, n_threads)
+    with staged_folder(out) as stage:
+        finished = finish_run(stage, work.network, work.masks, info)
+        write_json(stage / REPORT_FILE, asdict(report))
+    return replace(finished, path=out)
+
+
+def _run_info(work: Work, report: SparsifyReport, run: Run | None, n_threads: int) -> RunInfo:
+    """Of a run that was not trained."""
+    facts = layer_facts(work.network, work.masks, promised(report), why_dense(report))
+    n_masked = sum(fact.n_weights for fact in facts if fact.masked)
+    n_active = sum(fact.n_active for fact in facts if fact.masked)
+    return RunInfo(
+        status="running",
+        method=method_name(report),
+        model=ModelInfo(name=report.model, input_shape=work.input_shape, n_classes=work.n_outputs),
+        data=None if work.stream is None else work.stream.fact,
+        target_density=n_active / n_masked,
+        density=n_active / n_masked,
+        n_active=n_active,
+        n_masked=n_masked,
+        n_parameters=sum(value.numel() for value in work.network.parameters()),
+        layers=facts,
+        validation=report.stages[-1].validation,
+        test=report.stages[-1].test,
+        seed=report.seed,
+        n_threads=n_threads,
+        device=work.device.type,
+        epochs=0,
+        n_steps=0,
+        seconds=sum(stage.seconds for stage in report.stages),
+        recipe={} if run is None else run.info.recipe,
+        versions=library_versions(),
+        command=command_line(),
+        created=now(),
+        files={},
+    )

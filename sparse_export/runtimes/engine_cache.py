@@ -1,0 +1,130 @@
+"""Where onnxruntime's TensorRT provider keeps the engines that it builds, and which of them may be read back.
+
+What is read back is native code. So a cache within a bundle is used only where nobody else may write, and only with
+the content that this user left there: its digest is in the trust store. Anything else stays unread, and untouched: it
+may be what a session of another process is about to vouch for.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparse_export import trust
+from sparse_export.errors import SparseExportError
+from sparse_export.files import cache_folder, output_error, sha256_file, temporary_folder
+from sparse_export.formats.bundle import BUNDLE_FILE, CACHE_FOLDER
+
+__all__ = ["EngineCache", "cache_for", "open_cache"]
+
+_SALT = "cache of onnxruntime's TensorRT provider"
+# Folders that this process opened: several of its sessions may share one, and the first has not vouched for it before
+# it is closed.
+_opened: set[Path] = set()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineCache:
+    """A folder for the engines of one ONNX file. note: why it is not in the bundle, None where it is.
+
+    in_bundle: only then is its content held against the trust store.
+    """
+
+    path: Path
+    in_bundle: bool
+    note: str | None
+
+    def keep(self) -> None:
+        """Vouch for what is in it now. Where that cannot be entered, the next session makes it anew."""
+        if self.in_bundle and self.path.is_dir():
+            try:
+                trust.remember(_digest(self.path))
+            except (SparseExportError, OSError):  # it may change while it is read
+                return
+
+
+def cache_for(model_path: Path) -> EngineCache:
+    """Where the engines of an ONNX file are to be kept; nothing is made or looked into.
+
+    Of a bundle in its own folder, `cache/onnxruntime-tensorrt`, where this user may write there and nobody else, and what
+    is there was left by this user; else in the user's cache folder.
+    """
+    bundle = model_path.absolute().parent
+    digest = sha256_file(model_path)
+    note = None
+    if (bundle / BUNDLE_FILE).is_file():
+        path = bundle / CACHE_FOLDER / digest
+        why = _why_not_there((bundle, path.parent.parent, path.parent, path))
+        if why is None and (path in _opened or not path.is_dir() or _is_own(path)):
+            return EngineCache(path=path, in_bundle=True, note=None)
+        note = f"{bundle} {why}" if why else f"this user did not leave what is in {path}"
+    base = cache_folder() or Path(tempfile.gettempdir()) / f"sparse-export-{os.getuid()}"
+    path = base / "onnxruntime-tensorrt" / digest
+    told = None if note is None else f"onnxruntime's TensorRT engines are kept in {path}, since {note}."
+    return EngineCache(path=path, in_bundle=False, note=told)
+
+
+def open_cache(model_path: Path) -> EngineCache:
+    """The folder of `cache_for`, made where it is absent; one for this session alone where others may write to it.
+
+    Raises OutputError.
+    """
+    cache = cache_for(model_path)
+    try:
+        cache.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        why = (
+            None
+            if cache.in_bundle
+            else _why_not_there((cache.path.parent.parent, cache.path.parent, cache.path))
+        )
+        if why is not None:
+            until_the_end = contextlib.ExitStack()
+            alone = until_the_end.enter_context(temporary_folder("engines"))
+            atexit.register(until_the_end.close)
+            note = f"onnxruntime's TensorRT engines are built anew each time, since {cache.path} {why}."
+            cache = EngineCache(path=alone, in_bundle=False, note=note)
+    except OSError as cause:
+        raise output_error(cache.path, cause) from cause
+    _opened.add(cache.path)
+    return cache
+
+
+def _why_not_there(folders: Sequence[Path]) -> str | None:
+    """Why a bundle is no place for code that is read back, None where it is one. folders: it, and those within."""
+    for folder in folders:
+        try:
+            fact = folder.lstat()
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISDIR(fact.st_mode):
+            return f"has a {folder.name} that is no folder"
+        if fact.st_uid != os.getuid():
+            return "belongs to another user"
+        if fact.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return "may be written to by others"
+        if not os.access(folder, os.W_OK):
+            return "cannot be written to"
+    return None
+
+
+def _is_own(folder: Path) -> bool:
+    try:
+        return not any(folder.iterdir()) or trust.is_trusted(_digest(folder))
+    except (SparseExportError, OSError):
+        return False
+
+
+def _digest(folder: Path) -> str:
+    """Of the names and contents of its files; of a folder with anything else in it, one that nobody vouches for."""
+    lines = [_SALT, folder.name]
+    for path in sorted(folder.iterdir()):
+        plain = stat.S_ISREG(path.lstat().st_mode)
+        lines.append(f"{path.name} {sha256_file(path) if plain else os.urandom(32).hex()}")
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()

@@ -1,0 +1,71 @@
+"""Logits of a whole data set, batch by batch, and the accuracy that follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from sparse_export.errors import GateFailed
+from sparse_export.formats.run import Accuracy
+from sparse_export.runtimes import Session
+from sparse_export.runtimes.onnxruntime import open_session
+from sparse_export.tasks.data import Inputs
+
+__all__ = ["Array", "accuracy", "onnx_logits", "session_logits", "torch_logits"]
+
+BATCH = 500
+BATCH_VALUES = 16 * 2**20  # of a batch's inputs: large pictures come in smaller batches
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+
+def _batches(inputs: Inputs) -> Iterator[Array]:
+    n_in_batch = max(1, min(BATCH, BATCH_VALUES // max(1, math.prod(inputs.shape[1:]))))
+    for start in range(0, len(inputs), n_in_batch):
+        yield inputs[start : start + n_in_batch]
+
+
+def onnx_logits(file: Path, inputs: Inputs, *, n_threads: int | None = None) -> Array:
+    """What onnxruntime makes of every sample, (N, classes). Raises GateFailed for NaN or infinity."""
+    with open_session(file, n_threads=n_threads) as session:
+        return session_logits(session, inputs, who=f"The ONNX file {file}")
+
+
+def session_logits(session: Session, inputs: Inputs, *, who: str = "") -> Array:
+    """What a session makes of every sample, (N, classes), in batches that it takes. Raises GateFailed likewise.
+
+    who: in the error, the runtime by default.
+    """
+    found = []
+    for batch in _batches(inputs):
+        most = session.max_batch or len(batch)
+        found += [session.run(batch[start : start + most]) for start in range(0, len(batch), most)]
+    return _finite(np.concatenate(found), who or f"The runtime {session.name}")
+
+
+def torch_logits(network: nn.Module, inputs: Inputs) -> Array:
+    """What the network makes of every sample, (N, classes). Raises GateFailed for NaN or infinity."""
+    with torch.inference_mode():
+        logits = np.concatenate([network(torch.from_numpy(batch)).numpy() for batch in _batches(inputs)])
+    return _finite(logits, "The PyTorch network")
+
+
+def _finite(logits: Array, who: str) -> Array:
+    bad = ~np.isfinite(logits.reshape(len(logits), -1)).all(axis=1)
+    if bad.any():
+        raise GateFailed(
+            f"{who} gives NaN or infinity for {int(bad.sum())} of {len(logits)} samples, first number {bad.argmax()}.",
+            expected="Finite logits were expected.",
+            do="Look at the weights: training may have diverged.",
+        )
+    return logits
+
+
+def accuracy(correct: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Accuracy:
+    """Of right and wrong answers, one a sample."""
+    return Accuracy(n_correct=int(correct.sum()), n_samples=int(correct.size))

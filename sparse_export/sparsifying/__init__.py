@@ -1,8 +1,0 @@
-"""Makes a trained network N:M sparse in one shot, step by step with its accuracy, and fine-tunes it."""
-
-from __future__ import annotations
-
-from sparse_export.sparsifying.report import SparsifiedLayer, SparsifyReport, Stage
-from sparse_export.sparsifying.steps import Sparsified, sparsify
-
-__all__ = ["Sparsified", "SparsifiedLayer", "SparsifyReport", "Stage", "sparsify"]

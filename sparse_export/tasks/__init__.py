@@ -1,0 +1,1 @@
+"""What a network is for: its samples and its score."""

@@ -1,0 +1,135 @@
+"""The value that every data set is, with what can be asked of any of them.
+
+Shapes: N samples, C channels, H rows, W columns. Features without a picture are (N, C) or (N, C, …).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparse_export.errors import UsageError
+from sparse_export.tasks.labels import require_labels
+
+UINT8_MAX = 255
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DataSet:
+    """A data set in memory.
+
+    x_train, x_test: uint8 (N, C, H, W), or float32 (N, C, …).  y_train, y_test: int64 (N,), 0 <= y < n_classes;
+    UsageError is raised for other labels.
+    mean, std: per channel, of uint8 inputs after scaling to 0..1; no std is zero.  test_digest: of the test set,
+    where that is not taken from its arrays, see `test_sha256`.
+    """
+
+    name: str
+    x_train: Tensor = field(repr=False)
+    y_train: Tensor = field(repr=False)
+    x_test: Tensor = field(repr=False)
+    y_test: Tensor = field(repr=False)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    n_classes: int
+    test_digest: str = ""
+
+    def __post_init__(self) -> None:
+        for part, x, y in (("training", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
+            require_labels(y, n_samples=len(x), n_outputs=self.n_classes, of=f"the {part} set of {self.name}")
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample, without the batch axis."""
+        return tuple(self.x_train.shape[1:])
+
+
+def normalise(
+    x: Tensor, mean: Sequence[float], std: Sequence[float], *, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """(x - mean) / std per channel, of x / 255 where x is uint8.
+
+    x: (N, C, …), left as it is.  mean, std: C numbers.  Returns `dtype`, on the device of x; the arithmetic is
+    done in float32, or in float64 when that is asked for. Raises UsageError when C is not the length of both.
+    """
+    if not (x.ndim >= 2 and x.shape[1] == len(mean) == len(std)):
+        raise UsageError(
+            f"Inputs of shape {tuple(x.shape)} came with {len(mean)} means and {len(std)} standard deviations.",
+            expected="One of each for every channel (axis 1) was expected.",
+            do="Use the mean and std of the data set that the inputs are from.",
+        )
+    working = torch.float64 if dtype == torch.float64 else torch.float32
+    per_channel = (1, -1) + (1,) * (x.ndim - 2)
+    mean_1C = torch.tensor(mean, dtype=working, device=x.device).view(per_channel)
+    std_1C = torch.tensor(std, dtype=working, device=x.device).view(per_channel)
+    scaled = x.to(working) / UINT8_MAX if x.dtype == torch.uint8 else x.to(working)
+    return ((scaled - mean_1C) / std_1C).to(dtype)
+
+
+def channel_statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and population standard deviation of each channel, the two that `normalise` takes.
+
+    x: (N, C, …), uint8 (exact, from counts of the 256 values, then scaled to 0..1) or float (in float64).
+    A channel that never changes gets the standard deviation 1, so that dividing by it changes nothing.
+    """
+    means, stds = [], []
+    levels = np.arange(UINT8_MAX + 1)
+    for channel in x.unbind(1):
+        values = channel.numpy().ravel()
+        if values.dtype == np.uint8:
+            counts = np.bincount(values, minlength=UINT8_MAX + 1)
+            mean = float(counts @ levels) / values.size
+            std = float(np.sqrt(counts @ (levels - mean) ** 2 / values.size))
+            mean, std = mean / UINT8_MAX, std / UINT8_MAX
+        else:
+            mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+            if bool((values == values[0]).all()):
+                std = 0.0
+        means.append(mean)
+        stds.append(std or 1.0)
+    return tuple(means), tuple(stds)
+
+
+def first_of_validation(n: int, fraction: float, name: str) -> int:
+    """Where the validation part of n training samples begins: it is the last `fraction` of them, rounded.
+
+    One sample at least, unless `fraction` is 0. Raises UsageError when no sample would be left to train on.
+    """
+    n_validation = max(1, round(n * fraction)) if fraction > 0 else 0
+    if not 0 <= fraction < 1 or n_validation >= n:
+        raise UsageError(
+            f"A validation share of {fraction} of the {n} training samples of {name} was asked for.",
+            expected="A share from 0 up to, not including, 1 that leaves a sample to train on was expected.",
+            do="Choose a smaller share.",
+        )
+    return n - n_validation
+
+
+def split(data: DataSet, fraction: float = 0.1) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(x, y) to train on and (x, y) to validate on: views of the training set, see `first_of_validation`."""
+    first = first_of_validation(len(data.y_train), fraction, data.name)
+    return (data.x_train[:first], data.y_train[:first]), (data.x_train[first:], data.y_train[first:])
+
+
+def test_sha256(data: DataSet) -> str:
+    """Hex SHA-256 of the raw test inputs and labels: type, shape and little-endian bytes of each.
+
+    Of a folder of pictures it is that of its files, so that it holds for every size they are decoded to.
+    """
+    if data.test_digest:
+        return data.test_digest
+    digest = hashlib.sha256()
+    for tensor in (data.x_test, data.y_test):
+        array = np.ascontiguousarray(tensor.numpy())
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        digest.update(f"{array.dtype.name} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+test_sha256.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it where a test imports it

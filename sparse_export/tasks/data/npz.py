@@ -1,0 +1,151 @@
+"""Data sets in one NumPy archive: arrays x_train, y_train, x_test and y_test."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparse_export.errors import DataNotFound
+from sparse_export.tasks.data.dataset import DataSet, channel_statistics
+from sparse_export.tasks.data.places import damaged
+from sparse_export.tasks.labels import label_problem
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+MAX_CLASSES = 1_000_000  # a larger label is an identifier or a measurement, not a class
+
+_Array = np.ndarray[Any, Any]
+
+
+def load(name: str, path: Path) -> DataSet:
+    """Read an archive as `read_arrays` does; mean and std are those of its training set.
+
+    The number of classes is the largest label plus one. Samples keep their order: shuffle a training set that is
+    sorted by class before writing it, for validation takes the last part.
+    """
+    x_train, y_train, x_test, y_test = read_arrays(name, path)
+    mean, std = channel_statistics(x_train)
+    return DataSet(
+        name=name,
+        x_train=x_train,
+        y_train=y_train,
+        x_test=x_test,
+        y_test=y_test,
+        mean=mean,
+        std=std,
+        n_classes=int(max(y_train.max(), y_test.max())) + 1,
+    )
+
+
+def read_arrays(name: str, path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x_train, y_train, x_test and y_test, checked: inputs uint8 (N, C, H, W) or float32, labels int64.
+
+    Inputs in the file: uint8 images (N, H, W), (N, C, H, W) or (N, H, W, C), or floats of any shape (N, C, …).
+    Arrays of four axes are taken for channels-last when the last axis has length 1 or 3 and the second has not.
+    Labels in the file: integers (N,), from 0 up.
+    Raises DataNotFound, or ArtefactError when the file or an array in it is not so.
+    """
+    if not path.is_file():
+        raise DataNotFound(
+            f"Data set {name} is not there: {path.absolute()} is not a file.",
+            expected=f"A NumPy archive with {', '.join(KEYS)} was expected.",
+            do="Correct the path; a relative one starts at --data-dir if given, else at the current folder.",
+        )
+    arrays = _read(path)
+    x_train, y_train = _samples(path, arrays, "train")
+    x_test, y_test = _samples(path, arrays, "test")
+    if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
+        raise damaged(
+            path,
+            f"has training inputs of {_describe(x_train)} and test inputs of {_describe(x_test)}",
+            expected="Samples of one shape and type were expected.",
+            do="Write the file again with matching arrays.",
+        )
+    return x_train, y_train, x_test, y_test
+
+
+def _read(path: Path) -> dict[str, _Array]:
+    try:
+        with path.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            held = archive.files if isinstance(archive, np.lib.npyio.NpzFile) else None
+            arrays = {key: archive[key] for key in KEYS if key in held} if held else {}
+    except (
+        *(OSError, EOFError, ValueError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error),
+        RuntimeError,  # zipfile's word for a password, and NotImplementedError for a way to compress
+    ) as cause:
+        raise damaged(
+            path,
+            f"cannot be read as a NumPy archive: {_why(cause)}",
+            expected="A whole file written by numpy.savez, without Python objects in it, was expected.",
+            do="Get or write the file again.",
+        ) from cause
+    missing = [key for key in KEYS if key not in arrays]
+    if missing:
+        raise damaged(
+            path,
+            f"has no {' and no '.join(missing)}",
+            expected=f"{', '.join(KEYS)} were expected; it holds {', '.join(held) if held else 'none by name'}.",
+            do="Write it with numpy.savez(FILE, x_train=…, y_train=…, x_test=…, y_test=…).",
+        )
+    return arrays
+
+
+def _why(cause: Exception) -> str:
+    """In our words where NumPy's are about pickles: it takes any other file for one, and tells how to load it unsafely."""
+    if "Object arrays" in str(cause):
+        return "it holds Python objects, which are never loaded"
+    if "pickle" in str(cause):
+        return "it is no file of NumPy's"
+    return str(cause).rstrip(".") or type(cause).__name__
+
+
+def _samples(path: Path, arrays: dict[str, _Array], part: str) -> tuple[Tensor, Tensor]:
+    x = _inputs(path, f"x_{part}", arrays[f"x_{part}"])
+    return x, _labels(path, f"y_{part}", arrays[f"y_{part}"], len(x))
+
+
+def _inputs(path: Path, key: str, x: _Array) -> Tensor:
+    is_image = x.dtype == np.uint8 and x.ndim in (3, 4)
+    is_float = x.dtype.kind == "f" and x.ndim >= 2
+    if not (is_image or is_float) or 0 in x.shape[1:]:
+        raise damaged(
+            path,
+            f"has {key} of {_describe(x)}",
+            expected="uint8 images of 3 or 4 axes, or floats of 2 axes or more, were expected.",
+            do="Convert the array and write the file again.",
+        )
+    if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
+        x = x.transpose(0, 3, 1, 2)
+    if is_image:
+        return torch.from_numpy(np.ascontiguousarray(x if x.ndim == 4 else x[:, None]))
+    with np.errstate(over="ignore"):  # an overflow becomes infinite and is reported below
+        x = np.ascontiguousarray(x, dtype=np.float32)
+    finite = np.isfinite(x)
+    if not finite.all():
+        first = tuple(int(index) for index in np.argwhere(~finite)[0])
+        raise damaged(
+            path,
+            f"has {int((~finite).sum())} values in {key} that are NaN or infinite, the first at {first}",
+            expected="Finite float32 values were expected.",
+            do="Remove or replace them and write the file again.",
+        )
+    return torch.from_numpy(x)
+
+
+def _labels(path: Path, key: str, y: _Array, n_samples: int) -> Tensor:
+    problem = label_problem(y, n_samples=n_samples, n_classes=MAX_CLASSES)
+    if problem is not None:
+        raise damaged(
+            path, f"has labels in {key} that {problem.what}", do=f"{problem.do} Then write the file again."
+        )
+    return torch.from_numpy(y.astype(np.int64))
+
+
+def _describe(array: _Array | Tensor) -> str:
+    return f"type {str(array.dtype).removeprefix('torch.')} and shape {tuple(array.shape)}"

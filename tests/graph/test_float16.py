@@ -1,0 +1,226 @@
+"""Graphs in 16-bit floats: the same network, rounded, with float32 at its ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from onnx import TensorProto, helper, numpy_helper
+
+from sparse_export.errors import GateFailed, UsageError
+from sparse_export.graph.layers import graph_layers
+from sparse_export.graph.passes.float16 import HALF_TYPES, in_half, value_types, with_bfloat16_emulated
+from sparse_export.graph.passes.pack24 import expand, pack, packed_weights
+from sparse_export.runtimes.onnxruntime import open_session
+from tests.engines.conftest import small_graph
+
+HALVES = ["fp16", "bf16"]
+EPSILON = {"fp16": 2**-11, "bf16": 2**-8}
+
+
+def _conv_graph(extra: list[onnx.NodeProto] | None = None, opset: int = 20) -> onnx.ModelProto:
+    """A convolution, a pool, a shape computation and a Gemm."""
+    generator = np.random.default_rng(0)
+    weights: dict[str, np.ndarray] = {
+        "w": generator.standard_normal((8, 4, 3, 3), dtype=np.float32),
+        "b": generator.standard_normal(8, dtype=np.float32),
+        "fc": generator.standard_normal((5, 32), dtype=np.float32),
+        "shape": np.array([-1, 32], dtype=np.int64),
+    }
+    nodes = [
+        helper.make_node("Conv", ["input", "w", "b"], ["c"], name="conv"),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("MaxPool", ["r"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Reshape", ["p", "shape"], ["v"]),
+        *(extra or []),
+        helper.make_node("Gemm", ["v", "fc"], ["output"], name="fc", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "conv",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 4, 6, 6])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 5])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", opset)])
+
+
+def _run(model: onnx.ModelProto, x: np.ndarray, folder: Path) -> tuple[np.ndarray, str]:
+    file = folder / "m.onnx"
+    file.write_bytes(model.SerializeToString())
+    with open_session(file) as session:
+        return session.run(x), session.name
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_inputs_and_outputs_stay_float32(precision: str) -> None:
+    half = in_half(_conv_graph(), precision)  # type: ignore[arg-type]
+    types = [value.type.tensor_type.elem_type for value in (*half.graph.input, *half.graph.output)]
+    assert types == [TensorProto.FLOAT] * 2
+    assert [value.name for value in (*half.graph.input, *half.graph.output)] == ["input", "output"]
+    onnx.checker.check_model(half, full_check=True)
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_the_outputs_are_those_of_the_network_within_rounding(precision: str, tmp_path: Path) -> None:
+    model = _conv_graph()
+    x = np.random.default_rng(1).standard_normal((3, 4, 6, 6), dtype=np.float32)
+    wanted, _ = _run(model, x, tmp_path)
+    found, name = _run(in_half(model, precision), x, tmp_path)  # type: ignore[arg-type]
+    difference = np.abs(found - wanted).max() / np.abs(wanted).max()
+    assert 0 < difference < 4 * EPSILON[precision]
+    assert name == ("onnxruntime-cpu" if precision == "fp16" else "onnxruntime-cpu-emulating-bfloat16")
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_two_four_weights_stay_so_and_pack(precision: str) -> None:
+    half = in_half(small_graph(), precision)  # type: ignore[arg-type]
+    layers = graph_layers(half)
+    assert [layer.pattern_holds for layer in layers] == [True, True]
+    assert {layer.dtype for layer in layers} == {"float16" if precision == "fp16" else "bfloat16"}
+    packed = pack(half)
+    assert packed_weights(packed) == ("w1", "w2")
+    assert expand(packed).SerializeToString(deterministic=True) == half.SerializeToString(deterministic=True)
+
+
+@settings(max_examples=50)
+@given(arrays.arrays(np.float32, (8, 4, 3, 3), elements=st.floats(-1e4, 1e4, width=32)))
+def test_weights_are_rounded_to_nearest_and_zeros_stay(weight: np.ndarray) -> None:
+    model = _conv_graph()
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
+    for precision, dtype in (("fp16", np.float16), ("bf16", ml_dtypes.bfloat16)):
+        half = in_half(model, precision)  # type: ignore[arg-type]
+        found = numpy_helper.to_array(half.graph.initializer[0])
+        assert (found == weight.astype(dtype)).all()
+        assert (found[weight == 0] == 0).all()
+
+
+@pytest.mark.parametrize("value", [1e5, -7e4])
+def test_a_weight_that_float16_cannot_hold_fails_the_gate(value: float) -> None:
+    model = _conv_graph()
+    weight = np.zeros((8, 4, 3, 3), dtype=np.float32)
+    weight[0, 0, 0, 0] = value
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
+    with pytest.raises(GateFailed, match=r"w holds .* which float16 cannot"):
+        in_half(model, "fp16")
+    in_half(model, "bf16")
+
+
+def test_the_graph_that_is_given_stays_as_it_is() -> None:
+    model = _conv_graph()
+    before = model.SerializeToString()
+    in_half(model, "fp16")
+    in_half(model, "bf16")
+    assert model.SerializeToString() == before
+
+
+def test_a_cast_to_float_becomes_one_to_half() -> None:
+    extra = [helper.make_node("Cast", ["v"], ["v2"], to=TensorProto.FLOAT)]
+    model = _conv_graph(extra)
+    model.graph.node[-1].input[0] = "v2"
+    half = in_half(model, "fp16")
+    casts = [a.i for node in half.graph.node if node.op_type == "Cast" for a in node.attribute]
+    assert casts == [TensorProto.FLOAT16, TensorProto.FLOAT16, TensorProto.FLOAT]
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_constants_that_are_float_without_a_tensor_become_half(precision: str, tmp_path: Path) -> None:
+    columns = helper.make_node("Constant", [], ["columns"], value_ints=[32])
+    zeros = helper.make_node("ConstantOfShape", ["columns"], ["zeros"], name="zeros")
+    one = helper.make_node("Constant", [], ["one"], value_float=0.25, name="one")
+    more = helper.make_node("Constant", [], ["more"], value_floats=[0.5] * 32, name="more")
+    sums = [
+        helper.make_node("Add", [a, b], [c])
+        for a, b, c in (("v", "zeros", "s"), ("s", "one", "t"), ("t", "more", "u"))
+    ]
+    model = _conv_graph([columns, zeros, one, more, *sums])
+    next(node for node in model.graph.node if node.name == "fc").input[0] = "u"
+    x = np.random.default_rng(1).standard_normal((3, 4, 6, 6), dtype=np.float32)
+    wanted, _ = _run(model, x, tmp_path)
+    half = in_half(model, precision)  # type: ignore[arg-type]
+    found, _ = _run(half, x, tmp_path)
+    assert np.abs(found - wanted).max() / np.abs(wanted).max() < 4 * EPSILON[precision]
+
+
+def test_float_constants_are_rounded_and_integers_are_not() -> None:
+    value = numpy_helper.from_array(np.array([0.1], dtype=np.float32))
+    extra = [
+        helper.make_node("Constant", [], ["k"], value=value),
+        helper.make_node("Mul", ["v", "k"], ["v2"]),
+    ]
+    model = _conv_graph(extra)
+    model.graph.node[-1].input[0] = "v2"
+    half = in_half(model, "fp16")
+    assert HALF_TYPES["fp16"] in value_types(half)
+    assert {t.name: t.data_type for t in half.graph.initializer}["shape"] == TensorProto.INT64
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        (
+            helper.make_node("QuantizeLinear", ["v", "s", "z"], ["q"], name="quant"),
+            "quant, which wants float32",
+        ),
+        (
+            helper.make_node(
+                "If",
+                ["k"],
+                ["q"],
+                name="branch",
+                then_branch=helper.make_graph([], "t", [], []),
+                else_branch=helper.make_graph([], "e", [], []),
+            ),
+            "subgraphs of branch",
+        ),
+    ],
+)
+def test_what_is_not_plain_is_refused(node: onnx.NodeProto, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        in_half(_conv_graph([node]), "fp16")
+
+
+def test_a_function_is_refused() -> None:
+    with pytest.raises(UsageError, match="the function sparse24::Unpack24"):
+        in_half(pack(small_graph()), "fp16")
+
+
+def test_an_operator_without_the_type_is_refused() -> None:
+    extra = [helper.make_node("NonMaxSuppression", ["c", "c"], ["d"])]
+    with pytest.raises(UsageError, match="cannot be float16"):
+        in_half(_conv_graph(extra), "fp16")
+
+
+@pytest.mark.parametrize("opset", [17, 19])
+def test_bfloat16_of_an_old_opset_is_refused(opset: int) -> None:
+    with pytest.raises(UsageError, match=f"opset {opset}"):
+        in_half(_conv_graph(opset=opset), "bf16")
+
+
+def test_the_emulation_rounds_every_value_as_bfloat16_does(tmp_path: Path) -> None:
+    """Against a loop over the nodes in NumPy, float32 sums, a rounding behind each."""
+    model = small_graph()
+    x = np.random.default_rng(2).standard_normal((5, 16), dtype=np.float32)
+
+    def rounded(values: np.ndarray) -> np.ndarray:
+        return values.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+    w1, w2 = (rounded(numpy_helper.to_array(tensor)) for tensor in model.graph.initializer)
+    hidden = rounded(rounded(x) @ w1.T)
+    wanted = rounded(rounded(np.maximum(hidden, 0)) @ w2.T)
+    found, _ = _run(in_half(model, "bf16"), x, tmp_path)
+    # Sums in another order may round to the neighbour.
+    assert np.abs(found - wanted).max() <= 2**-7 * np.abs(wanted).max()
+    assert (found == rounded(found)).all()
+
+
+def test_the_emulation_has_float32_at_its_ends() -> None:
+    emulated = with_bfloat16_emulated(in_half(_conv_graph(), "bf16"))
+    onnx.checker.check_model(emulated, full_check=True)
+    assert TensorProto.BFLOAT16 not in {tensor.data_type for tensor in emulated.graph.initializer}

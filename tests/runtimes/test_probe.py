@@ -1,0 +1,189 @@
+"""What this user does not vouch for is opened and run by another process first, once."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from sparse_export import trust
+from sparse_export.errors import ArtefactError, MissingCapability, OutputError
+from sparse_export.files import sha256_file
+from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, read_bundle_info, save_bundle_info
+from sparse_export.formats.listed import file_facts
+from sparse_export.formats.run import ModelInfo
+from sparse_export.runtimes import probe
+from sparse_export.runtimes.choice import open_runtime
+from sparse_export.runtimes.probe import require_tried
+from tests.engines.making import bundle_info
+from tests.graph.dividing import divides
+
+GOLDEN = "golden/input.npy"
+
+
+def _bundle(folder: Path, divisor: int, golden: np.ndarray | bytes | None = None) -> Bundle:
+    """From somebody else. golden: its input, none without."""
+    folder.mkdir()
+    divides(folder / "model.onnx", divisor)
+    if golden is not None:
+        (folder / GOLDEN).parent.mkdir()
+        if isinstance(golden, bytes):
+            (folder / GOLDEN).write_bytes(golden)
+        else:
+            np.save(folder / GOLDEN, golden)
+    info = bundle_info(
+        model=ModelInfo(name="small", input_shape=(4,), n_classes=3),
+        input_name="x",
+        output_name="y",
+        command=(str(folder),),  # so that no two of these tests have the same manifest
+        files=file_facts(folder, ("model.onnx", *([] if golden is None else [GOLDEN]))),
+    )
+    save_bundle_info(folder, info)
+    return Bundle(path=folder, info=read_bundle_info(folder))
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What processes were started."""
+    words: list[Any] = []
+    genuine = subprocess.run
+
+    def run(*args: Any, **options: Any) -> Any:
+        words.append(args)
+        return genuine(*args, **options)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return words
+
+
+@pytest.mark.parametrize("golden", [None, np.ones((8, 4), dtype=np.float32)])
+def test_a_file_that_runs_is_tried_once_however_often_it_is_opened(
+    golden: np.ndarray | None, tmp_path: Path, started: list[Any]
+) -> None:
+    bundle = _bundle(tmp_path / "b", 2, golden)
+    for _ in range(3):
+        with open_runtime(bundle, "onnxruntime-cpu") as session:
+            assert session.run(np.ones((2, 4), dtype=np.float32)).shape == (2, 3)
+    assert len(started) == 1
+    assert not trust.is_trusted(sha256_file(bundle.path / BUNDLE_FILE))
+
+
+def test_another_file_of_the_same_name_is_tried_again(tmp_path: Path, started: list[Any]) -> None:
+    bundle = _bundle(tmp_path / "b", 2)
+    require_tried(bundle)
+    save_bundle_info(bundle.path, replace(bundle.info, created="later"))
+    require_tried(bundle)
+    assert len(started) == 2
+
+
+def test_what_this_user_vouches_for_is_not_tried(tmp_path: Path, started: list[Any]) -> None:
+    bundle = _bundle(tmp_path / "b", 2)
+    digest = sha256_file(bundle.path / BUNDLE_FILE)
+    open_runtime(bundle, "onnxruntime-cpu", trust=digest).close()
+    require_tried(bundle)
+    assert trust.is_trusted(digest)
+    assert not started
+
+
+def test_a_signal_is_an_error_each_time(tmp_path: Path, started: list[Any]) -> None:
+    bundle = _bundle(tmp_path / "b", -1, np.ones((8, 4), dtype=np.float32))
+    for _ in range(2):
+        with pytest.raises(ArtefactError, match=r"b/model\.onnx comes from elsewhere.*ended by SIGFPE"):
+            open_runtime(bundle, "onnxruntime-cpu")
+    assert len(started) == 2
+
+
+def test_a_file_that_waits_for_another_batch_than_the_golden_one_is_found_out(tmp_path: Path) -> None:
+    """It divides by its batch less 2: which ends no process at 8, and one at 1."""
+    bundle = _bundle(tmp_path / "b", -2, np.ones((8, 4), dtype=np.float32))
+    model = onnx.load(bundle.onnx_path)
+    (once,) = (tensor for tensor in model.graph.initializer if tensor.name == "div_zero")
+    once.CopyFrom(numpy_helper.from_array(np.array(np.int64(1)), "div_zero"))
+    onnx.save(model, bundle.onnx_path)
+    files = file_facts(bundle.path, ("model.onnx", GOLDEN))
+    save_bundle_info(bundle.path, replace(bundle.info, files=files))
+    with pytest.raises(ArtefactError, match="ended by SIGFPE"):
+        require_tried(Bundle(path=bundle.path, info=read_bundle_info(bundle.path)))
+
+
+def test_a_process_that_says_nothing_has_tried_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_WORKER", ("-c", "pass"))
+    bundle = _bundle(tmp_path / "b", 2)
+    for _ in range(2):
+        with pytest.raises(ArtefactError, match="ended without a result"):
+            require_tried(bundle)
+
+
+def test_a_file_that_a_trusted_manifest_does_not_list_is_not_opened(
+    tmp_path: Path, started: list[Any]
+) -> None:
+    bundle = _bundle(tmp_path / "b", -1)
+    save_bundle_info(bundle.path, replace(bundle.info, files={}))
+    bundle = Bundle(path=bundle.path, info=read_bundle_info(bundle.path))
+    trust.remember(sha256_file(bundle.path / BUNDLE_FILE))
+    with pytest.raises(ArtefactError, match=r"lists no model\.onnx"):
+        require_tried(bundle)
+    assert started == []
+
+
+def test_a_store_that_cannot_be_used_vouches_for_nothing_and_stops_nothing(
+    tmp_path: Path, started: list[Any]
+) -> None:
+    bundle = _bundle(tmp_path / "b", 2)
+    digest = sha256_file(bundle.path / BUNDLE_FILE)
+    trust.remember(digest)
+    trust.store_path().chmod(0o644)
+    try:
+        require_tried(bundle)
+        assert len(started) == 1
+        require_tried(bundle, given=digest)
+        assert len(started) == 1
+    finally:
+        trust.store_path().chmod(0o600)
+
+
+def test_what_takes_too_long_is_ended_and_may_be_vouched_for(tmp_path: Path) -> None:
+    bundle = _bundle(tmp_path / "b", 2)
+    digest = sha256_file(bundle.path / BUNDLE_FILE)
+    with pytest.raises(ArtefactError, match=rf"was not done after 0\.01 s.*--trust {digest}"):
+        require_tried(bundle, limit_s=0.01)
+
+
+@pytest.mark.parametrize(
+    ("divisor", "golden", "told"),
+    [
+        (0, None, "division by zero"),
+        (2, b"no array", r"input\.npy cannot be read"),
+        (2, np.ones((8, 5), dtype=np.float32), r"does not take .*input\.npy.*\(8, 5\)"),
+        (2, np.ones((8, 4), dtype=np.float64), r"does not take .*input\.npy.*float64"),
+    ],
+)
+def test_an_error_of_the_other_process_is_an_error_of_the_bundle(
+    divisor: int, golden: np.ndarray | bytes | None, told: str, tmp_path: Path
+) -> None:
+    bundle = _bundle(tmp_path / "b", divisor, golden)
+    with pytest.raises(ArtefactError, match=f"(?i){told}"):
+        require_tried(bundle)
+
+
+def test_what_the_machine_lacks_is_no_fault_of_the_bundle() -> None:
+    assert probe._error("MissingCapability") is MissingCapability
+    assert probe._error("OutputError") is OutputError
+    assert probe._error("UsageError") is ArtefactError
+    assert probe._error("no such class") is ArtefactError
+
+
+def test_a_process_that_cannot_start_tells_the_end_of_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_WORKER", ("-S", "-m", "sparse_export.runtimes.no_such_module"))
+    with pytest.raises(ArtefactError, match=r"ended with 1, without a word: .*no_such_module"):
+        require_tried(_bundle(tmp_path / "b", 2))
