@@ -163,7 +163,7 @@ def timed_in_child(engines: Mapping[str, Path], fact: EngineInfo, batch: int) ->
         words = [
             sys.executable,
             "-m",
-            __name__.replace("twin", "layer_worker"),
+            "sparse_export.runtimes.layer_times_worker",
             "request.json",
             "result.json",
         ]

@@ -80,7 +80,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         folder,
         module,
         masks,
-        name="tests.test_build_pattern:Perceptron",
+        name="tests.building.test_build_pattern:Perceptron",
         fact=digits_fact(),
         test=digits_accuracy(module),
     )
@@ -184,7 +184,7 @@ def test_a_cut_is_told_and_the_network_is_cut_alike_when_it_is_validated(tmp_pat
         folder,
         module,
         masks,
-        name="tests.test_build_pattern:Perceptron",
+        name="tests.building.test_build_pattern:Perceptron",
         fact=digits_fact(),
         test=digits_accuracy(module),
     )
@@ -236,7 +236,7 @@ def test_the_layer_that_gives_the_outputs_is_never_cut_wherever_it_is_registered
 
     monkeypatch.setattr("sparse_export.building.graph.fit_pattern", stop)
     torch.manual_seed(4)
-    run = save_run(tmp_path / "run", HeadFirst().eval(), {}, name="tests.test_build_pattern:HeadFirst")
+    run = save_run(tmp_path / "run", HeadFirst().eval(), {}, name="tests.building.test_build_pattern:HeadFirst")
     assert run.info.layers[-1].name == "fc2.weight"
     with pytest.raises(FittedUpTo) as stopped:
         build(run.path, pattern="2:4", max_cut=0.9)
@@ -245,7 +245,7 @@ def test_the_layer_that_gives_the_outputs_is_never_cut_wherever_it_is_registered
 
 def test_a_dense_run_promises_only_what_it_keeps(tmp_path: Path) -> None:
     module, _ = perceptron()
-    run = save_run(tmp_path / "run", module, {}, name="tests.test_build_pattern:Perceptron")
+    run = save_run(tmp_path / "run", module, {}, name="tests.building.test_build_pattern:Perceptron")
     made = build(run.path, pattern="2:4", data_dir=tmp_path)
     assert [layer.pattern for layer in made.info.layers] == ["2:4", "2:4", None]
     assert made.info.fitted is not None
@@ -256,7 +256,7 @@ def test_a_dense_run_promises_only_what_it_keeps(tmp_path: Path) -> None:
 def test_absent_data_are_told_and_are_no_failure(tmp_path: Path) -> None:
     module, masks = perceptron()
     fact = replace(digits_fact(), name="mnist")
-    run = save_run(tmp_path / "run", module, masks, name="tests.test_build_pattern:Perceptron", fact=fact)
+    run = save_run(tmp_path / "run", module, masks, name="tests.building.test_build_pattern:Perceptron", fact=fact)
     done = CliRunner().invoke(cli, ["build", str(run.path), "--pattern", "2:4", "--data-dir", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert "accuracy not measured, because" in done.stdout
@@ -344,7 +344,7 @@ def test_a_run_that_promises_another_pattern_is_refused(tmp_path: Path) -> None:
 
 def test_a_promise_of_the_run_that_does_not_hold_is_not_dropped(tmp_path: Path) -> None:
     module, masks = perceptron()
-    run = save_run(tmp_path / "run", module, masks, name="tests.test_build_pattern:Perceptron")
+    run = save_run(tmp_path / "run", module, masks, name="tests.building.test_build_pattern:Perceptron")
     info = read_run_info(run.path)
     promising = tuple(replace(layer, pattern="2:4") for layer in info.layers)
     save_run_info(run.path, replace(info, layers=promising))

@@ -14,7 +14,7 @@ import pytest
 import sparse_export as se
 from sparse_export.engines import tensorrt_import
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def demo(out: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,6 @@
 """A process that opens ONNX files with onnxruntime, one after the other, and is started again when one ends it.
 
-python -m tests.engine.opener        # a path a line on stdin, what came of it a line on stdout
+python -m tests.engines.opener        # a path a line on stdin, what came of it a line on stdout
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Opener:
     def open(self, path: Path) -> tuple[str, str]:
         """What came of opening and running a file: RAN, REFUSED by an error of ours, ESCAPED by another, or DIED."""
         process = self._process = self._process or subprocess.Popen(
-            [sys.executable, "-m", "tests.engine.opener"],
+            [sys.executable, "-m", "tests.engines.opener"],
             cwd=Path(__file__).resolve().parents[2],
             env=process_environment(),
             stdin=subprocess.PIPE,

@@ -332,7 +332,7 @@ def test_times_are_utc_to_the_second() -> None:
 
 @pytest.mark.parametrize(("file", "cls"), [("run.json", RunInfo), ("manifest.json", BundleInfo)])
 def test_the_document_explains_every_field(file: str, cls: type[RunInfo | BundleInfo]) -> None:
-    text = (Path(__file__).resolve().parent.parent / "docs" / "artefacts.md").read_text()
+    text = (Path(__file__).resolve().parents[2] / "docs" / "artefacts.md").read_text()
     section = text.partition(f"### `{file}`")[2].partition("\n#")[0]
     told = {
         word
