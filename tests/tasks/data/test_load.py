@@ -96,7 +96,7 @@ def test_images_of_a_fixed_size_cannot_be_had_in_another() -> None:
 
 @pytest.mark.parametrize("name", ["digits", "npz:own.npz"])
 def test_sets_that_torchvision_does_not_read_do_not_wait_for_its_import(name: str, archive: Path) -> None:
-    code = f"import sys; from sparse_export import data; data.load({name!r}); sys.exit('torchvision' in sys.modules)"
+    code = f"import sys; from sparse_export.tasks import data; data.load({name!r}); sys.exit('torchvision' in sys.modules)"
     root = Path(data.__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(root)!r}); {code}"],
