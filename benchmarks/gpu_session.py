@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from sparse_export import models
 from sparse_export.errors import SparseExportError
 from sparse_export.evaluate.bench_train.training_step import bench_training_step
+from sparse_export.formats.timings import Size
 from sparse_export.instruments.card import watched_cards
 from sparse_export.instruments.device import CudaStamps, replayed, stamps_for
 from sparse_export.instruments.interleave import LatencyResult, measure_interleaved
@@ -44,7 +45,7 @@ from sparse_export.instruments.statistics import location, paired_ratio, resolut
 from sparse_export.models.search24 import best_algorithms
 from sparse_export.plan.layers import products_of
 from sparse_export.plan.planning import make_plan
-from sparse_export.plan.timing import ProductCalls, Size, measure_timings, product_calls
+from sparse_export.plan.timing import ProductCalls, measure_timings, product_calls
 from sparse_export.plan.whole import compile_blocks, measure_whole, prepare
 from sparse_export.sparsity.product24 import Backend, why_not
 from sparse_export.sparsity.transposable import transposable_mask

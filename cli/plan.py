@@ -71,9 +71,10 @@ def command(
     from dataclasses import asdict
 
     from sparse_export.files import require_writable
+    from sparse_export.formats.layer_plan import write_layer_plan
+    from sparse_export.formats.timings import write_timings
     from sparse_export.plan.network import plan_network, require_card, verify_plan
-    from sparse_export.plan.planning import write_plan
-    from sparse_export.plan.timing import write_timings
+    from sparse_export.plan.table import plan_table
     from sparse_export.plan.whole import check_never_slower, write_whole
 
     if keep_verified is not None and not verify:
@@ -99,14 +100,14 @@ def command(
         write_timings(keep_timings, measured)
         say(f"wrote {keep_timings}")
     if out is not None:
-        write_plan(out, plan)
+        write_layer_plan(out, plan)
         say(f"wrote {out}")
     if not verify:
-        print_result(asdict(plan), str(plan), as_json)
+        print_result(asdict(plan), plan_table(plan), as_json)
         return
     whole = verify_plan(model, plan, rounds=rounds, trust=trust, on_progress=say)
     if keep_verified is not None:
         write_whole(keep_verified, whole)
         say(f"wrote {keep_verified}")
-    print_result({**asdict(plan), "whole": asdict(whole)}, f"{plan}\n\n{whole}", as_json)
+    print_result({**asdict(plan), "whole": asdict(whole)}, f"{plan_table(plan)}\n\n{whole}", as_json)
     check_never_slower(whole)

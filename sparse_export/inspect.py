@@ -27,12 +27,14 @@ from sparse_export.formats.layers import (
     LAYERS_FILE,
     EngineLayer,
     EngineState,
+    EngineTimes,
     GraphLayer,
+    LayerTiming,
     read_engine_layers,
+    read_engine_times,
 )
 from sparse_export.formats.listed import FileInfo, verify_files
 from sparse_export.formats.run import RUN_FILE, Accuracy, LayerInfo, RunInfo, SpeedInfo, read_run_info
-from sparse_export.formats.timings import EngineTimes, LayerTiming, read_engine_times
 
 if TYPE_CHECKING:
     import onnx

@@ -18,8 +18,7 @@ from sparse_export.engines.tactics import kernels_from_inspection
 from sparse_export.errors import EngineBuildFailed, MissingCapability, SparseExportError
 from sparse_export.files import sha256_file, temporary_folder, write_json
 from sparse_export.formats.engines import EngineInfo
-from sparse_export.formats.layers import EngineLayer
-from sparse_export.formats.timings import EngineTimes
+from sparse_export.formats.layers import EngineLayer, EngineTimes
 from sparse_export.runtimes.layer_times import TimedLayers, compare_layers
 from sparse_export.runtimes.layer_times_worker import timed_from_document
 

@@ -1,60 +1,72 @@
-"""Times of an engine's layers against its dense baseline, as `layers.json` keeps them."""
+"""A timings file, by `plan`: dense and 2:4 products of the sizes that a network has, timed on one card."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from sparse_export.formats.layers import _told_of_engine
+from sparse_export.errors import ArtefactError
+from sparse_export.files import write_json
+from sparse_export.formats.document import SCHEMA_VERSION, read_document
 
-TimingOutcome = Literal["speed-up", "slow-down", "no speed-up", "not compared"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerTiming:
-    """The time of the same work in two engines of one graph: one built without sparse kernels, one with them.
-
-    nodes: of the graph, all that the work is; empty for a layer of the engine's own.  weights: that these multiply by.
-    dense_layers, sparse_layers: names in the engines; dense_kernels, sparse_kernels: those that the inspector names.
-    dense_ms, sparse_ms: of an undisturbed pass, None where an engine has no such layer, or one too short to time.
-    ratio: dense / sparse, with its 95 % interval low to high.  floor: the farthest that the same ratio of the dense
-    engine and a second copy of it comes from 1.
-    """
-
-    nodes: tuple[str, ...]
-    weights: tuple[str, ...]
-    dense_layers: tuple[str, ...]
-    sparse_layers: tuple[str, ...]
-    dense_kernels: tuple[str, ...]
-    sparse_kernels: tuple[str, ...]
-    dense_ms: float | None
-    sparse_ms: float | None
-    ratio: float | None
-    low: float | None
-    high: float | None
-    floor: float | None
-    outcome: TimingOutcome
-    verdict: str
+Size = tuple[int, int, int]
+"""Outputs, inputs and rows of a product."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineTimes:
-    """Layers of an engine timed against its twin without sparse kernels, at one batch size.
+class ProductTiming:
+    """One size. dense_ms, sparse_ms: one value a round, of the same rounds, in the order of time."""
 
-    rows: empty where nothing was timed, and `note` says why.  whole: all layers of a pass together.  rounds: of
-    interleaved blocks; steady: whether times had settled when warm-up ended.
+    n_outputs: int
+    n_inputs: int
+    n_rows: int
+    dense_ms: tuple[float, ...]
+    sparse_ms: tuple[float, ...]
+    algorithm: int = 0
+
+    @property
+    def size(self) -> Size:
+        return self.n_outputs, self.n_inputs, self.n_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Content of a timings file.
+
+    device: the card's name.  batch: that rows and model_ms belong to.  model_ms: the whole dense network, one value a
+    round.
     """
 
+    model: str | None
+    device: str
+    dtype: str
+    backend: str
     batch: int
-    rows: tuple[LayerTiming, ...]
-    whole: LayerTiming | None
-    rounds: int
-    steady: bool
-    note: str = ""
+    model_ms: tuple[float, ...]
+    products: tuple[ProductTiming, ...]
+    machine: dict[str, Any]
+    cards: dict[str, Any]
+    versions: dict[str, str]
+    created: str
+    kind: Literal["timings"] = "timings"
+    schema_version: int = SCHEMA_VERSION
 
 
-def read_engine_times(file: Path, engine: str) -> tuple[EngineTimes, ...]:
-    """Likewise the times of its layers, one entry a batch size, none where they were not measured."""
-    times: tuple[EngineTimes, ...] = _told_of_engine(file, "times", engine, tuple[EngineTimes, ...])
-    return times
+def read_timings(path: Path) -> Timings:
+    """Read a timings file. Raises ArtefactError when it is damaged, or its series are not paired."""
+    timings: Timings = read_document(path, "timings", Timings)
+    for product in timings.products:
+        if len(product.dense_ms) != len(product.sparse_ms):
+            raise ArtefactError(
+                f"{path} has {len(product.dense_ms)} dense and {len(product.sparse_ms)} sparse rounds of the size "
+                f"{product.size}.",
+                expected="As many of each were expected, measured side by side.",
+                do="Measure again.",
+            )
+    return timings
+
+
+def write_timings(path: Path, timings: Timings) -> None:
+    """Write a timings file. Raises OutputError."""
+    write_json(path, asdict(timings))

@@ -11,12 +11,14 @@ import torch
 from sparse_export import models
 from sparse_export.errors import MissingCapability, UsageError
 from sparse_export.files import put_back
+from sparse_export.formats.layer_plan import LayerPlan
 from sparse_export.formats.run import open_run
+from sparse_export.formats.timings import Size, Timings, read_timings
 from sparse_export.graph.passes.fold_norms import fold_batch_norm
 from sparse_export.models.run_network import network_of_run
 from sparse_export.plan.layers import Product, products_of
-from sparse_export.plan.planning import Plan, make_plan
-from sparse_export.plan.timing import Size, Timings, measure_timings, read_timings
+from sparse_export.plan.planning import make_plan
+from sparse_export.plan.timing import measure_timings
 from sparse_export.plan.whole import WholeNetwork, measure_whole
 from sparse_export.sparsity.product24 import Backend
 
@@ -37,7 +39,7 @@ def plan_network(
     rounds: int = 24,
     trust: str | None = None,
     on_progress: Callable[[str], None] | None = None,
-) -> tuple[Plan, Timings]:
+) -> tuple[LayerPlan, Timings]:
     """Measure, or read, what each layer's product takes dense and as 2:4, and choose layers by it; see `make_plan`.
 
     model: a network's name, whose random weights then stand for trained ones, or a run.  timings: a file to read in
@@ -84,7 +86,7 @@ def plan_network(
 
 def verify_plan(
     model: str | Path,
-    plan: Plan,
+    plan: LayerPlan,
     *,
     rounds: int = 24,
     trust: str | None = None,
@@ -120,7 +122,7 @@ def require_card() -> None:
         raise MissingCapability(
             "This machine has no 2:4 product to measure: torch sees no CUDA device.",
             expected="An NVIDIA card of compute capability 8.0 or newer was expected.",
-            do="Plan on the machine that will serve the network, or give its measurements by --timings FILE, without "
+            do="LayerPlan on the machine that will serve the network, or give its measurements by --timings FILE, without "
             "--verify.",
         )
 

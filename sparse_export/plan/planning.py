@@ -3,85 +3,19 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from sparse_export.errors import SpeedupNotReached, UsageError
-from sparse_export.files import write_json
-from sparse_export.formats.document import SCHEMA_VERSION, read_document
-from sparse_export.instruments.statistics import Ratio, location, paired_ratio
+from sparse_export.formats.layer_plan import LayerPlan, PlannedLayer, read_layer_plan, write_layer_plan
+from sparse_export.formats.timings import ProductTiming, Size, Timings
+from sparse_export.instruments.statistics import location, paired_ratio
 from sparse_export.plan.choose import least_lost, most_saved
 from sparse_export.plan.layers import Product
-from sparse_export.plan.timing import ProductTiming, Size, Timings
 from sparse_export.version import command_line, library_versions, now
 
-__all__ = ["Plan", "PlannedLayer", "dense_by_plan", "make_plan", "read_plan", "write_plan"]
-
-_WIDTH = 98
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedLayer:
-    """One weight. sparse: is it to be 2:4?  why: in words.
-
-    ratio: dense / 2:4 of its product; None where that was not timed.  saved_ms: of one call of the network, at the
-    low end of the ratio's interval.  lost: share of the magnitude of all weights.
-    """
-
-    name: str
-    n_outputs: int
-    n_inputs: int
-    n_rows: int | None
-    sparse: bool
-    why: str
-    ratio: Ratio | None
-    saved_ms: float
-    lost: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Content of a plan file; `str()` gives the table for people.
-
-    model_ms: of the dense network at `batch` on `device`.  saved_ms, lost: totals of the layers chosen.
-    expected_speedup: model_ms / (model_ms - saved_ms), from times of single products: to be measured, not promised.
-    weights: whose magnitudes were counted, a run's folder or `random`.
-    """
-
-    model: str | None
-    batch: int
-    dtype: str
-    backend: str
-    device: str
-    weights: str
-    speedup: float | None
-    max_sparse_loss: float | None
-    model_ms: float
-    saved_ms: float
-    lost: float
-    expected_speedup: float
-    layers: tuple[PlannedLayer, ...]
-    versions: dict[str, str]
-    command: tuple[str, ...]
-    created: str
-    kind: Literal["plan"] = "plan"
-    schema_version: int = SCHEMA_VERSION
-
-    @property
-    def sparse(self) -> tuple[str, ...]:
-        """Weights that are to be 2:4."""
-        return tuple(layer.name for layer in self.layers if layer.sparse)
-
-    @property
-    def dense(self) -> tuple[str, ...]:
-        """Weights that are to stay dense."""
-        return tuple(layer.name for layer in self.layers if not layer.sparse)
-
-    def __str__(self) -> str:
-        return _table(self)
+__all__ = ["LayerPlan", "PlannedLayer", "dense_by_plan", "make_plan", "read_layer_plan", "write_layer_plan"]
 
 
 def make_plan(
@@ -93,7 +27,7 @@ def make_plan(
     weights: str,
     speedup: float | None = None,
     max_sparse_loss: float | None = None,
-) -> Plan:
+) -> LayerPlan:
     """Choose layers by what they save and what they lose.
 
     A layer can be chosen only where the whole interval of dense / 2:4 lies above 1: no product gets slower. It counts
@@ -127,7 +61,7 @@ def make_plan(
         layer if not layer.sparse or i in kept else _left_out(layer) for i, layer in enumerate(rated)
     )
     saved_ms = sum(layer.saved_ms for layer in layers if layer.sparse)
-    return Plan(
+    return LayerPlan(
         model=model,
         batch=batch,
         dtype=timings.dtype,
@@ -147,31 +81,18 @@ def make_plan(
     )
 
 
-def read_plan(path: Path) -> Plan:
-    """Read a plan file. Raises UsageError when there is none, ArtefactError when it is damaged."""
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(
-            f"{path} is not a file.",
-            expected="A plan was expected.",
-            do="Make one with `sparse-export plan MODEL --out FILE`.",
-        )
-    plan: Plan = read_document(path, "plan", Plan)
-    return plan
-
-
 def dense_by_plan(path: Path, model: str | None, *, instead: str) -> dict[str, str]:
     """The weights of a network that a plan file leaves dense, with its reasons.
 
     model: the network's name.  instead: what to do where the plan leaves all of them dense, a sentence.
     Raises UsageError for another network's plan, one without a layer to make 2:4, or no file; ArtefactError.
     """
-    plan = read_plan(path)
+    plan = read_layer_plan(path)
     if plan.model != model:
         raise UsageError(
             f"{path} is a plan for {plan.model or 'a network without a name'}.",
             expected=f"One for {model or 'a network without a name'} was expected.",
-            do="Plan the network in question.",
+            do="LayerPlan the network in question.",
         )
     if not plan.sparse:
         raise UsageError(
@@ -180,11 +101,6 @@ def dense_by_plan(path: Path, model: str | None, *, instead: str) -> dict[str, s
             do=instead,
         )
     return {layer.name: f"the plan leaves it dense: {layer.why}" for layer in plan.layers if not layer.sparse}
-
-
-def write_plan(path: Path, plan: Plan) -> None:
-    """Write a plan file. Raises OutputError."""
-    write_json(Path(path), asdict(plan))
 
 
 def _check(
@@ -240,26 +156,3 @@ def _rated(product: Product, timed: Mapping[Size, ProductTiming]) -> PlannedLaye
 
 def _left_out(layer: PlannedLayer) -> PlannedLayer:
     return replace(layer, sparse=False, why="what it saves is not worth its weights under the requirement")
-
-
-def _table(plan: Plan) -> str:
-    width = max((len(layer.name) for layer in plan.layers), default=5)
-    lines = [
-        f"{plan.model or 'a network of your own'} at batch {plan.batch}, {plan.dtype} by {plan.backend} on {plan.device}",
-        "",
-        f"{'layer':<{width}}  {'outputs x inputs, rows':>24}  {'':<6}  {'saves us':>8}  {'loses %':>7}  why",
-    ]
-    for layer in plan.layers:
-        size = f"{layer.n_outputs} x {layer.n_inputs}, {layer.n_rows if layer.n_rows is not None else '?'}"
-        lost = "-" if layer.lost is None else f"{100 * layer.lost:.2f}"
-        lines.append(
-            f"{layer.name:<{width}}  {size:>24}  {'2:4' if layer.sparse else 'dense':<6}  "
-            f"{1e3 * layer.saved_ms:>8.1f}  {lost:>7}  {layer.why}"
-        )
-    total = (
-        f"{len(plan.sparse)} of {len(plan.layers)} layers become 2:4. They save {plan.saved_ms:.3g} of "
-        f"{plan.model_ms:.4g} ms, {plan.expected_speedup:.3f}x if single products add up, and cutting them takes "
-        f"{100 * plan.lost:.2f} % of the magnitude of all weights ({plan.weights}). Expected from times of single "
-        "products, not measured on the whole network."
-    )
-    return "\n".join([*lines, "", *textwrap.wrap(total, _WIDTH)])

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparse_export.errors import ArtefactError
-from sparse_export.files import write_json
-from sparse_export.formats.document import SCHEMA_VERSION, read_document
+from sparse_export.formats.timings import ProductTiming, Size, Timings
 from sparse_export.instruments.card import CardLog, watched_cards
 from sparse_export.instruments.device import CudaStamps, captured, replayed, stamps_for
 from sparse_export.instruments.interleave import LatencyResult, measure_interleaved
@@ -26,78 +23,12 @@ from sparse_export.version import library_versions, now
 
 __all__ = [
     "ProductCalls",
-    "ProductTiming",
-    "Size",
-    "Timings",
     "measure_timings",
     "per_product",
     "product_calls",
-    "read_timings",
-    "write_timings",
 ]
 
 _MOST_COPIES = 128
-
-Size = tuple[int, int, int]
-"""Outputs, inputs and rows of a product."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProductTiming:
-    """One size. dense_ms, sparse_ms: one value a round, of the same rounds, in the order of time."""
-
-    n_outputs: int
-    n_inputs: int
-    n_rows: int
-    dense_ms: tuple[float, ...]
-    sparse_ms: tuple[float, ...]
-    algorithm: int = 0
-
-    @property
-    def size(self) -> Size:
-        return self.n_outputs, self.n_inputs, self.n_rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timings:
-    """Content of a timings file.
-
-    device: the card's name.  batch: that rows and model_ms belong to.  model_ms: the whole dense network, one value a
-    round.
-    """
-
-    model: str | None
-    device: str
-    dtype: str
-    backend: str
-    batch: int
-    model_ms: tuple[float, ...]
-    products: tuple[ProductTiming, ...]
-    machine: dict[str, Any]
-    cards: dict[str, Any]
-    versions: dict[str, str]
-    created: str
-    kind: Literal["timings"] = "timings"
-    schema_version: int = SCHEMA_VERSION
-
-
-def read_timings(path: Path) -> Timings:
-    """Read a timings file. Raises ArtefactError when it is damaged, or its series are not paired."""
-    timings: Timings = read_document(path, "timings", Timings)
-    for product in timings.products:
-        if len(product.dense_ms) != len(product.sparse_ms):
-            raise ArtefactError(
-                f"{path} has {len(product.dense_ms)} dense and {len(product.sparse_ms)} sparse rounds of the size "
-                f"{product.size}.",
-                expected="As many of each were expected, measured side by side.",
-                do="Measure again.",
-            )
-    return timings
-
-
-def write_timings(path: Path, timings: Timings) -> None:
-    """Write a timings file. Raises OutputError."""
-    write_json(path, asdict(timings))
 
 
 def measure_timings(

@@ -11,8 +11,7 @@ import numpy as np
 
 from sparse_export.engines.matching import LayerGroup, match_layers
 from sparse_export.engines.tactics import Kernels
-from sparse_export.formats.layers import EngineLayer
-from sparse_export.formats.timings import EngineTimes, LayerTiming, TimingOutcome
+from sparse_export.formats.layers import EngineLayer, EngineTimes, LayerTiming, TimingOutcome
 from sparse_export.instruments.interleave import LatencyResult, measure_interleaved
 from sparse_export.instruments.statistics import Ratio, location, paired_ratio, resolution
 

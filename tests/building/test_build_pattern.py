@@ -236,7 +236,9 @@ def test_the_layer_that_gives_the_outputs_is_never_cut_wherever_it_is_registered
 
     monkeypatch.setattr("sparse_export.building.graph.fit_pattern", stop)
     torch.manual_seed(4)
-    run = save_run(tmp_path / "run", HeadFirst().eval(), {}, name="tests.building.test_build_pattern:HeadFirst")
+    run = save_run(
+        tmp_path / "run", HeadFirst().eval(), {}, name="tests.building.test_build_pattern:HeadFirst"
+    )
     assert run.info.layers[-1].name == "fc2.weight"
     with pytest.raises(FittedUpTo) as stopped:
         build(run.path, pattern="2:4", max_cut=0.9)
@@ -256,7 +258,9 @@ def test_a_dense_run_promises_only_what_it_keeps(tmp_path: Path) -> None:
 def test_absent_data_are_told_and_are_no_failure(tmp_path: Path) -> None:
     module, masks = perceptron()
     fact = replace(digits_fact(), name="mnist")
-    run = save_run(tmp_path / "run", module, masks, name="tests.building.test_build_pattern:Perceptron", fact=fact)
+    run = save_run(
+        tmp_path / "run", module, masks, name="tests.building.test_build_pattern:Perceptron", fact=fact
+    )
     done = CliRunner().invoke(cli, ["build", str(run.path), "--pattern", "2:4", "--data-dir", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert "accuracy not measured, because" in done.stdout

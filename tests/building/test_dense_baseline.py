@@ -19,8 +19,8 @@ from sparse_export.engines import tensorrt_import
 from sparse_export.errors import EngineBuildFailed, MissingCapability, UsageError
 from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.formats.engines import EngineInfo
+from sparse_export.formats.layers import read_engine_times
 from sparse_export.formats.run import Run
-from sparse_export.formats.timings import read_engine_times
 from sparse_export.inspect import inspect
 from sparse_export.runtimes.layer_times import TimedLayers, time_layers
 from sparse_export.runtimes.tensorrt import profiler

@@ -12,11 +12,11 @@ from torch import nn
 
 from sparse_export.errors import GateFailed
 from sparse_export.formats.bundle import open_bundle
+from sparse_export.formats.layer_plan import read_layer_plan
 from sparse_export.formats.run import open_run
+from sparse_export.formats.timings import ProductTiming, Timings, write_timings
 from sparse_export.plan import network as plan_of_network
 from sparse_export.plan.network import verify_plan
-from sparse_export.plan.planning import read_plan
-from sparse_export.plan.timing import ProductTiming, Timings, write_timings
 from tests.cli.conftest import Call, Made
 
 
@@ -210,7 +210,7 @@ def test_a_plan_is_verified_by_what_it_was_made_for_and_written_before(
     monkeypatch.setattr(plan_of_network, "measure_whole", fails)
     result = _plan(call, timings, "--out", out, "--verify", "--rounds", 21)
     assert (result.exit_code, "Something else was computed" in result.stderr) == (3, True)
-    plan = read_plan(out)  # which is not lost with its verification
+    plan = read_layer_plan(out)  # which is not lost with its verification
     ((shape, possible, planned, options),) = asked
     assert (shape, planned) == ((1, 8, 8), plan.sparse)
     assert planned == possible == ("fc1.weight",)

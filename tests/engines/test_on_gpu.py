@@ -18,9 +18,8 @@ from sparse_export.engines.tactics import kernels_from_inspection, read_sparsity
 from sparse_export.evaluate.bench.latency import bench
 from sparse_export.evaluate.validation import check_gates, validate
 from sparse_export.formats.bundle import Bundle
-from sparse_export.formats.layers import read_engine_layers
+from sparse_export.formats.layers import read_engine_layers, read_engine_times
 from sparse_export.formats.run import Run
-from sparse_export.formats.timings import read_engine_times
 from sparse_export.runtimes.choice import open_runtime
 from sparse_export.runtimes.tensorrt import open_engine
 from sparse_export.runtimes.tolerance import outside_tolerance

@@ -13,7 +13,7 @@ import pytest
 
 from sparse_export.formats.bundle import RunReference
 from sparse_export.formats.engines import EngineInfo
-from sparse_export.formats.timings import EngineTimes, LayerTiming
+from sparse_export.formats.layers import EngineTimes, LayerTiming
 from sparse_export.inspect import InspectedEngine
 from sparse_export.report import write_report
 from sparse_export.report.page import page as page_of

@@ -10,8 +10,7 @@ import pytest
 
 from sparse_export.engines.tactics import Kernels
 from sparse_export.errors import UsageError
-from sparse_export.formats.layers import EngineLayer
-from sparse_export.formats.timings import EngineTimes, LayerTiming
+from sparse_export.formats.layers import EngineLayer, EngineTimes, LayerTiming
 from sparse_export.runtimes.layer_times import Pass, TimedLayers, compare_layers, time_layers
 
 NODES = ("stem", "conv", "relu", "fc")
