@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparse_export import models, trust
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.files import sha256_file
-from sparse_export.formats.bundle import bytes_of
+from sparse_export.formats.listed import bytes_of
 from sparse_export.formats.run import MASKS_FILE, RUN_FILE, WEIGHTS_FILE, Run
 from sparse_export.models.lazy import give_shapes
 from sparse_export.models.weights import put_state

@@ -18,9 +18,7 @@ from sparse_export.formats.bundle import (
     SUMS_FILE,
     Bundle,
     BundleInfo,
-    file_of,
     read_bundle_info,
-    require_complete,
 )
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import (
@@ -33,7 +31,7 @@ from sparse_export.formats.layers import (
     read_engine_layers,
     read_engine_times,
 )
-from sparse_export.formats.listed import FileInfo, verify_files
+from sparse_export.formats.listed import FileInfo, file_of, require_complete, verify_files
 from sparse_export.formats.run import RUN_FILE, Accuracy, LayerInfo, RunInfo, SpeedInfo, read_run_info
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from sparse_export.engines.progress import BuildProgress
 from sparse_export.engines.tactics import engine_layers
 from sparse_export.errors import EngineBuildFailed, MissingCapability, SparseExportError
 from sparse_export.files import sha256_file, write_bytes
-from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, bytes_of, read_bundle_info
+from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, read_bundle_info
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import EngineLayer, GraphLayer
+from sparse_export.formats.listed import bytes_of
 
 __all__ = ["EngineProgress", "Engines", "add_engines"]
 

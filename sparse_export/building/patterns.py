@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.errors import ArtefactError, DataNotFound, MissingCapability, UnknownNameError, UsageError
-from sparse_export.formats.bundle import ORDERS_FILE, Bundle, CompactInfo, bytes_of
+from sparse_export.formats.bundle import ORDERS_FILE, Bundle, CompactInfo
+from sparse_export.formats.listed import bytes_of
 from sparse_export.formats.run import LayerInfo, RunInfo
 from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.passes.compact import Compacted, with_gathers

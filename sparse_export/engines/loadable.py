@@ -13,8 +13,9 @@ from sparse_export.engines import tensorrt_import
 from sparse_export.engines.header import read_header, require_whole
 from sparse_export.errors import ArtefactError, MissingCapability, SparseExportError, UsageError
 from sparse_export.files import sha256_file
-from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, file_of
+from sparse_export.formats.bundle import BUNDLE_FILE, Bundle
 from sparse_export.formats.engines import EngineInfo
+from sparse_export.formats.listed import file_of
 
 __all__ = ["engine_of", "problem_with", "require_genuine", "require_loadable"]
 

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from sparse_export.files import sha256_file, write_json
-from sparse_export.formats.document import SCHEMA_VERSION, _described, _parse
+from sparse_export.formats.document import SCHEMA_VERSION, description_path, read_document
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import LAYERS_FILE
 from sparse_export.formats.listed import (
     FileInfo,
-    listed_bytes,
-    listed_file,
     listed_graph,
-    require_listed,
+    require_complete,
     verify_files,
 )
 from sparse_export.formats.run import (
-    MASKS_FILE,
-    RUN_FILE,
-    WEIGHTS_FILE,
     Accuracy,
     DataInfo,
     LayerInfo,
     ModelInfo,
-    Run,
-    RunInfo,
 )
 
 BUNDLE_FILE = "manifest.json"
@@ -166,6 +159,20 @@ class BundleInfo:
     fitted: PatternInfo | None = None
     kind: Literal["bundle"] = "bundle"
     schema_version: int = SCHEMA_VERSION
+    description_file: ClassVar[str] = BUNDLE_FILE
+
+    @property
+    def required_files(self) -> tuple[str, ...]:
+        """The files that a bundle cannot do without; every release has listed them.
+
+        They are the graph, the golden pair, the table of layers, the orders of a bundle that was made to satisfy a
+        pattern, and what its engines name.
+        """
+        names = [MODEL_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT, LAYERS_FILE]
+        names += [ORDERS_FILE] if self.fitted is not None else []
+        for engine in self.engines:
+            names += [engine.file] if engine.timing_cache is None else [engine.file, engine.timing_cache]
+        return tuple(dict.fromkeys(names))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,49 +193,6 @@ class Bundle:
         return listed_graph(self.path, self.info.files, MODEL_FILE, described_by=BUNDLE_FILE)
 
 
-def file_of(artefact: Run | Bundle, name: str) -> Path:
-    """The path of a file of a run or a bundle, checked now; nothing opens one by any other way.
-
-    Args:
-        artefact: an opened run or bundle.
-        name: as its description lists the file.
-
-    Raises:
-        ArtefactError: the description does not list it, or it is not the file that was written.
-    """
-    return listed_file(artefact.path, artefact.info.files, name, described_by=_description(artefact))
-
-
-def bytes_of(artefact: Run | Bundle, name: str) -> bytes:
-    """The content of a file of a run or a bundle, the very bytes that were checked. As `file_of`."""
-    return listed_bytes(artefact.path, artefact.info.files, name, described_by=_description(artefact))
-
-
-def _description(artefact: Run | Bundle) -> str:
-    return RUN_FILE if isinstance(artefact, Run) else BUNDLE_FILE
-
-
-def required_files(info: RunInfo | BundleInfo) -> tuple[str, ...]:
-    """The files that a finished run, or a bundle, cannot do without; every release has listed them.
-
-    Of a run weights and masks, none while it is unfinished. Of a bundle the graph, the golden pair, the table of
-    layers, the orders of one that was fitted to a pattern, and what its engines name.
-    """
-    if isinstance(info, RunInfo):
-        return (WEIGHTS_FILE, MASKS_FILE) if info.status == "complete" else ()
-    names = [MODEL_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT, LAYERS_FILE]
-    names += [ORDERS_FILE] if info.fitted is not None else []
-    for fact in info.engines:
-        names += [fact.file] if fact.timing_cache is None else [fact.file, fact.timing_cache]
-    return tuple(dict.fromkeys(names))
-
-
-def require_complete(folder: Path, info: RunInfo | BundleInfo) -> None:
-    """Raise ArtefactError for the first of `required_files` that the description of a folder does not list."""
-    described_by = RUN_FILE if isinstance(info, RunInfo) else BUNDLE_FILE
-    require_listed(folder, info.files, required_files(info), described_by=described_by)
-
-
 def save_bundle_info(folder: Path, info: BundleInfo) -> None:
     """Write `manifest.json`, then `SHA256SUMS` over it and every file that it lists."""
     write_json(folder / BUNDLE_FILE, asdict(info))
@@ -240,13 +204,14 @@ def save_bundle_info(folder: Path, info: BundleInfo) -> None:
 
 def read_bundle_info(folder: Path) -> BundleInfo:
     """Read `manifest.json`; the other files are not looked at. Raises UsageError or ArtefactError."""
-    file = _described(Path(folder), BUNDLE_FILE, "bundle", "sparse-export build")
-    info: BundleInfo = _parse(file, "bundle", BundleInfo)
+    file = description_path(Path(folder), BUNDLE_FILE, "bundle", "sparse-export build")
+    info: BundleInfo = read_document(file, "bundle", BundleInfo)
     return info
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Read a bundle; `required_files` have to be listed, and every listed file whole. Raises UsageError or ArtefactError."""
+    """Read a bundle; its required files have to be listed, and every listed
+    file has to be whole. Raises UsageError or ArtefactError."""
     folder = Path(folder)
     info = read_bundle_info(folder)
     require_complete(folder, info)

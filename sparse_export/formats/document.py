@@ -1,4 +1,4 @@
-"""A JSON document of ours and the files that it lists: read, checked, listed."""
+"""JSON documents of ours, read into their dataclasses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _parse(path: Path, kind: str, cls: type[Any]) -> Any:
+def read_document(path: Path, kind: str, cls: type[Any]) -> Any:
+    """Read a JSON document of ours into its dataclass, which has `kind` and `schema_version`. Raises ArtefactError."""
     import pydantic
 
     try:
@@ -65,12 +66,8 @@ def _parse(path: Path, kind: str, cls: type[Any]) -> Any:
         ) from cause
 
 
-def read_document(path: Path, kind: str, cls: type[Any]) -> Any:
-    """Read a JSON document of ours into its dataclass, which has `kind` and `schema_version`. Raises ArtefactError."""
-    return _parse(path, kind, cls)
-
-
-def _described(path: Path, file: str, kind: str, made_by: str) -> Path:
+def description_path(path: Path, file: str, kind: str, made_by: str) -> Path:
+    """The path of the document that describes a folder. Raises UsageError or ArtefactError where there is none."""
     put_back(path)
     if not path.exists():
         raise UsageError(

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from sparse_export.errors import ArtefactError
 from sparse_export.files import sha256_file
@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FileInfo",
+    "bytes_of",
     "file_facts",
+    "file_of",
     "listed_bytes",
     "listed_file",
     "listed_graph",
+    "require_complete",
     "require_listed",
     "verify_files",
 ]
@@ -45,6 +48,49 @@ def file_facts(folder: Path, names: Iterable[str]) -> dict[str, FileInfo]:
         name: FileInfo(size_bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
         for name in sorted(names)
     }
+
+
+class Description(Protocol):
+    """The document that describes a folder, `RunInfo` or `BundleInfo`."""
+
+    description_file: ClassVar[str]
+
+    @property
+    def files(self) -> Mapping[str, FileInfo]: ...
+    @property
+    def required_files(self) -> tuple[str, ...]: ...
+
+
+class Described(Protocol):
+    """A folder with its document, `Run` or `Bundle`."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def info(self) -> Description: ...
+
+
+def file_of(folder: Described, name: str) -> Path:
+    """The path of a file of a run or a bundle, checked now; nothing opens one by any other way.
+
+    Args:
+        folder: an opened run or bundle.
+        name: as its description lists the file.
+
+    Raises:
+        ArtefactError: the description does not list it, or it is not the file that was written.
+    """
+    return listed_file(folder.path, folder.info.files, name, described_by=folder.info.description_file)
+
+
+def bytes_of(folder: Described, name: str) -> bytes:
+    """The content of a file of a run or a bundle, the very bytes that were checked. As `file_of`."""
+    return listed_bytes(folder.path, folder.info.files, name, described_by=folder.info.description_file)
+
+
+def require_complete(folder: Path, info: Description) -> None:
+    """Raise ArtefactError for the first required file that the description of a folder does not list."""
+    require_listed(folder, info.files, info.required_files, described_by=info.description_file)
 
 
 def verify_files(folder: Path, files: Mapping[str, FileInfo]) -> None:

@@ -6,13 +6,12 @@ import hashlib
 import operator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.files import json_bytes, write_json
-from sparse_export.formats.bundle import require_complete
-from sparse_export.formats.document import SCHEMA_VERSION, _described, _parse
-from sparse_export.formats.listed import FileInfo, verify_files
+from sparse_export.formats.document import SCHEMA_VERSION, description_path, read_document
+from sparse_export.formats.listed import FileInfo, require_complete, verify_files
 
 RUN_FILE = "run.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -181,6 +180,12 @@ class RunInfo:
     products: tuple[ProductInfo, ...] = ()
     kind: Literal["run"] = "run"
     schema_version: int = SCHEMA_VERSION
+    description_file: ClassVar[str] = RUN_FILE
+
+    @property
+    def required_files(self) -> tuple[str, ...]:
+        """The files that a finished run cannot do without, weights and masks; none while it is unfinished."""
+        return (WEIGHTS_FILE, MASKS_FILE) if self.status == "complete" else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,13 +209,16 @@ def save_run_info(folder: Path, info: RunInfo) -> None:
 
 def read_run_info(folder: Path) -> RunInfo:
     """Read `run.json`, of a finished run or not. Raises UsageError or ArtefactError."""
-    file = _described(Path(folder), RUN_FILE, "run", "sparse-export train")
-    info: RunInfo = _parse(file, "run", RunInfo)
+    file = description_path(Path(folder), RUN_FILE, "run", "sparse-export train")
+    info: RunInfo = read_document(file, "run", RunInfo)
     return info
 
 
 def open_run(folder: Path) -> Run:
-    """Read a finished run; weights and masks have to be listed, and every listed file whole. Raises UsageError or ArtefactError."""
+    """Read a finished run; weights and masks have to be listed, and every listed file has to be whole.
+
+    Raises UsageError or ArtefactError.
+    """
     folder = Path(folder)
     info = read_run_info(folder)
     if info.status != "complete":

@@ -18,7 +18,8 @@ from pathlib import Path
 from sparse_export import trust
 from sparse_export.errors import ArtefactError, MissingCapability, OutputError, SparseExportError
 from sparse_export.files import sha256_file, temporary_folder
-from sparse_export.formats.bundle import BUNDLE_FILE, GOLDEN_INPUT, Bundle, file_of
+from sparse_export.formats.bundle import BUNDLE_FILE, GOLDEN_INPUT, Bundle
+from sparse_export.formats.listed import file_of
 
 __all__ = ["require_tried"]
 

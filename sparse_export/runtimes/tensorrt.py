@@ -15,8 +15,9 @@ import numpy as np
 from sparse_export.engines import tensorrt_import
 from sparse_export.engines.loadable import require_loadable
 from sparse_export.errors import ArtefactError, MissingCapability, UsageError
-from sparse_export.formats.bundle import Bundle, bytes_of
+from sparse_export.formats.bundle import Bundle
 from sparse_export.formats.engines import EngineInfo
+from sparse_export.formats.listed import bytes_of
 from sparse_export.trust import Given
 
 if TYPE_CHECKING:

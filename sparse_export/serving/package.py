@@ -10,8 +10,8 @@ from pathlib import Path
 
 from sparse_export.errors import UnknownNameError, UsageError
 from sparse_export.files import claimed, staged_folder, write_bytes, write_json
-from sparse_export.formats.bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, bytes_of
-from sparse_export.formats.listed import file_facts
+from sparse_export.formats.bundle import GOLDEN_INPUT, GOLDEN_OUTPUT
+from sparse_export.formats.listed import bytes_of, file_facts
 from sparse_export.serving.containers import Container, container_for
 from sparse_export.serving.deployment import Deployment, deployment_files
 from sparse_export.serving.manifests import check_deployment

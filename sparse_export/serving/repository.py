@@ -21,9 +21,9 @@ from sparse_export.formats.bundle import (
     GOLDEN_OUTPUT,
     MODEL_FILE,
     Bundle,
-    bytes_of,
     open_bundle,
 )
+from sparse_export.formats.listed import bytes_of
 from sparse_export.serving.model_config import TensorSpec, check_config, config_text
 from sparse_export.serving.settings import DEFAULT_MAX_BATCH, ModelSettings
 

@@ -17,14 +17,14 @@ import pytest
 from onnx import numpy_helper
 
 from sparse_export.errors import ArtefactError
-from sparse_export.formats.bundle import Bundle, bytes_of, file_of, open_bundle, required_files
-from sparse_export.formats.listed import FileInfo, file_facts, listed_graph, verify_files
+from sparse_export.formats.bundle import Bundle, open_bundle
+from sparse_export.formats.listed import FileInfo, bytes_of, file_facts, file_of, listed_graph, verify_files
 from sparse_export.inspect import inspect
 from sparse_export.runtimes.choice import open_runtime
 from tests.engines.conftest import small_graph
 from tests.engines.making import bundle_info, engine_fact
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 EMPTY = FileInfo(size_bytes=0, sha256=hashlib.sha256(b"").hexdigest())
 Read = Callable[[Bundle, str], object]
 READ: dict[str, Read] = {"file_of": file_of, "bytes_of": bytes_of}
@@ -130,9 +130,9 @@ def test_a_manifest_that_lists_a_file_twice_is_not_read(tmp_path: Path) -> None:
 
 def test_a_bundle_has_to_list_what_its_manifest_names_elsewhere() -> None:
     plain = ("model.onnx", "golden/input.npy", "golden/output.npy", "layers.json")
-    assert required_files(bundle_info()) == plain
+    assert bundle_info().required_files == plain
     engines = (engine_fact(file="a"), engine_fact(file="b", timing_cache="c"))
-    assert required_files(bundle_info(engines=engines)) == (*plain, "a", "b", "c")
+    assert bundle_info(engines=engines).required_files == (*plain, "a", "b", "c")
 
 
 def _external(folder: Path) -> onnx.ModelProto:
@@ -221,7 +221,7 @@ def test_no_module_makes_the_path_of_a_file_of_a_run_or_a_bundle_by_itself() -> 
 
 
 def test_the_look_for_such_a_module_finds_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.test_listed.CHECKOUT", tmp_path)
+    monkeypatch.setattr("tests.formats.test_listed.CHECKOUT", tmp_path)
     module = tmp_path / "module.py"
     module.write_text(
         'x = bundle.path / "model.onnx"\ny = f"{bundle.path / NAME}"\nz = run.path / RUN_FILE\n'

@@ -12,8 +12,9 @@ from sparse_export.evaluate.bench.sessions import Timing
 from sparse_export.evaluate.comparison.open import Opened
 from sparse_export.evaluate.comparison.result import LatencyComparison
 from sparse_export.evaluate.comparison.verdict import judge
-from sparse_export.formats.bundle import Bundle, file_of
+from sparse_export.formats.bundle import Bundle
 from sparse_export.formats.layers import LAYERS_FILE, read_engine_layers
+from sparse_export.formats.listed import file_of
 from sparse_export.instruments.interleave import LatencyResult
 from sparse_export.instruments.outcome import reaches
 from sparse_export.instruments.statistics import Ratio, paired_ratio, resolution

@@ -18,9 +18,10 @@ from sparse_export.evaluate.gating.chain import Figure, Finding
 from sparse_export.evaluate.validation import Validation, golden_parity
 from sparse_export.evaluate.validation import check_gates as check_parity
 from sparse_export.files import sha256_file
-from sparse_export.formats.bundle import BUNDLE_FILE, bytes_of, file_of
+from sparse_export.formats.bundle import BUNDLE_FILE
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import LAYERS_FILE, GraphLayer, read_engine_layers
+from sparse_export.formats.listed import bytes_of, file_of
 from sparse_export.graph.layers import broken_patterns, promised_patterns
 
 __all__ = [

@@ -10,7 +10,8 @@ from torch import nn
 from sparse_export.building.golden import SMALLER_BATCHES, answers, difference
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.evaluate.validation.result import BatchParity, Parity
-from sparse_export.formats.bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL_FILE, Bundle, bytes_of
+from sparse_export.formats.bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL_FILE, Bundle
+from sparse_export.formats.listed import bytes_of
 from sparse_export.runtimes.logits import Array, onnx_logits
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.probe import require_tried
