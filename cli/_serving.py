@@ -1,4 +1,4 @@
-"""What `package` and `serve` share: the options of a model, and names for bundles."""
+"""Options that `package` and `serve` share: settings of models, and names for bundles."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ __all__ = ["model_options", "paired"]
 
 # option, default, help, in the order of --help; each is a field of ModelSettings.
 _NUMBERS = (
-    ("max-batch", None, "Samples in one execution, and in one request.  [default: 64, or what engines take]"),
+    (
+        "max-batch",
+        None,
+        "Maximum number of samples in one execution, and in one request.  [default: 64, or what engines take]",
+    ),
     ("batch-delay-us", 0, "How long a request may wait for others to share an execution."),
-    ("instances", 2, "Copies of each model that work at the same time."),
-    ("threads", 1, "Of onnxruntime, inside one of them."),
-    ("queue-size", 512, "Requests that may wait; one more is refused; 0: any number."),
-    ("queue-timeout-ms", 5000, "How long one may wait before it is refused; 0: any time."),
+    ("instances", 2, "Copies of each model that run at the same time."),
+    ("threads", 1, "Threads of onnxruntime in one instance."),
+    ("queue-size", 512, "Maximum number of waiting requests; 0: no limit."),
+    ("queue-timeout-ms", 5000, "How long a request may wait before it is refused; 0: no limit."),
 )
 
 
 def model_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of ModelSettings to a command, which gets them as the keyword `settings`."""
+    """Add the options of ModelSettings to a command, which gets them as the keyword argument `settings`."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **options: Any) -> None:
@@ -35,9 +39,9 @@ def model_options(function: Callable[..., None]) -> Callable[..., None]:
         settings = ModelSettings(**flags, **numbers)
         function(*args, settings=settings, **options)
 
-    wrapped = click.option("--no-warmup", is_flag=True, help="Run nothing before a model counts as loaded.")(
-        wrapped
-    )
+    wrapped = click.option(
+        "--no-warmup", is_flag=True, help="Do not run a batch before a model counts as loaded."
+    )(wrapped)
     wrapped = click.option("--no-batching", is_flag=True, help="Do not merge waiting requests.")(wrapped)
     for name, default, text in reversed(_NUMBERS):
         wrapped = click.option(f"--{name}", type=int, default=default, show_default=True, help=text)(wrapped)
@@ -45,7 +49,11 @@ def model_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def paired(bundles: Sequence[Path], names: Sequence[str]) -> list[str | None]:
-    """A name for each bundle, None where the folder's is taken."""
+    """Return a name for each bundle, None for that of its folder.
+
+    Raises:
+        click.UsageError: names were given, and not one for each bundle.
+    """
     if not names:
         return [None] * len(bundles)
     if len(names) != len(bundles):

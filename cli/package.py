@@ -17,31 +17,43 @@ if TYPE_CHECKING:
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
 @click.option(
-    "--name", "names", multiple=True, metavar="NAME", help="Of a model; once for each bundle, in order."
+    "--name",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Name of a bundle's models; once for each bundle, in order.",
 )
 @click.option(
     "--runtime",
     "runtimes",
     multiple=True,
     metavar="NAME",
-    help="tensorrt, onnxruntime or python. Default: all there are.",
+    help="tensorrt, onnxruntime or python; may be repeated. Default: all that the bundles have.",
 )
 @model_options
 @click.option(
-    "--image", metavar="REFERENCE", help="Of the Docker image. Default: the first bundle's name and hash."
+    "--base-image",
+    metavar="IMAGE",
+    help="Image of Triton that the Dockerfile begins from. Default: no Dockerfile is written.",
+)
+@click.option(
+    "--image",
+    metavar="REFERENCE",
+    help="Image that the Dockerfile builds, or without --base-image one of your own that holds the models. "
+    "Default: the first bundle's name and hash.",
 )
 @click.option(
     "--max-body-mb",
     type=click.IntRange(1, 2047),
     default=64,
     show_default=True,
-    help="Largest HTTP body that the ingress lets through.",
+    help="Size limit of an HTTP body at the ingress.",
 )
 @click.option(
     "--trust",
     multiple=True,
     metavar="SHA256",
-    help="Allow the engines of a bundle from elsewhere, by its manifest's hash; may be repeated.",
+    help="Vouch for the engines of a bundle from elsewhere, by its manifest's hash; may be repeated.",
 )
 @json_option
 def command(
@@ -50,6 +62,7 @@ def command(
     names: tuple[str, ...],
     runtimes: tuple[str, ...],
     settings: ModelSettings,
+    base_image: str | None,
     image: str | None,
     max_body_mb: int,
     trust: tuple[str, ...],
@@ -57,7 +70,8 @@ def command(
 ) -> None:
     """Write BUNDLEs as a model repository of Triton, with the files to deploy it.
 
-    A model for each bundle and runtime, Docker and Kubernetes files, a client and a load script.
+    The package has a model for each bundle and runtime, Docker and Kubernetes files, a client and a load script.
+    Files that need an image are left out unless --base-image or --image gives one.
     """
     from dataclasses import asdict
 
@@ -70,6 +84,7 @@ def command(
         out,
         runtimes=runtimes,
         settings=settings,
+        base_image=base_image,
         image=image,
         max_body_mb=max_body_mb,
         trust=trust,
@@ -79,9 +94,13 @@ def command(
     document = {
         "package": str(packaged.path),
         "models": [asdict(model) for model in packaged.models],
-        "container": packaged.container.reference,
+        "base_image": packaged.base_image,
         "image": packaged.image,
+        "tensorrt": packaged.tensorrt,
+        "left_out": packaged.left_out,
         "notes": list(packaged.notes),
     }
-    models = "\n".join(f"{model.name}  from {model.bundle}" for model in packaged.models)
-    print_result(document, f"{models}\nfor {packaged.container.reference}\n{packaged.path}", as_json)
+    lines = [f"{model.name}  from {model.bundle}" for model in packaged.models]
+    lines += [f"left out {name}: {reason}" for name, reason in packaged.left_out.items()]
+    lines += [f"for the image {packaged.image}"] if packaged.image is not None else []
+    print_result(document, "\n".join([*lines, str(packaged.path)]), as_json)

@@ -22,7 +22,7 @@ def _port(name: str, default: int, what: str) -> Callable[[Callable[..., None]],
         type=click.IntRange(0, 65535),
         default=default,
         show_default=True,
-        help=f"{what} 0: any.",
+        help=f"{what} 0: any that is free.",
     )
 
 
@@ -32,13 +32,17 @@ def _port(name: str, default: int, what: str) -> Callable[[Callable[..., None]],
     "--install-server", is_flag=True, help="Install the pinned server into a folder of its own, once."
 )
 @click.option(
-    "--name", "names", multiple=True, metavar="NAME", help="Of a model; once for each bundle, in order."
+    "--name",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Name of a bundle's model; once for each bundle, in order.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address that all ports are bound to.")
-@_port("http", 8000, "Of the protocol over HTTP.")
-@_port("grpc", 8001, "Of the protocol over gRPC.")
-@_port("metrics", 8002, "Of Triton's metrics.")
-@_port("health", 8003, "Of /ready and /live, which know of the drain.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address that every port is bound to.")
+@_port("http", 8000, "Port of the protocol over HTTP.")
+@_port("grpc", 8001, "Port of the protocol over gRPC.")
+@_port("metrics", 8002, "Port of Triton's metrics.")
+@_port("health", 8003, "Port of /ready and /live, which know of the drain.")
 @click.option("--runtime", default="auto", show_default=True, help="auto, tensorrt, onnxruntime or python.")
 @model_options
 @click.option(
@@ -46,34 +50,34 @@ def _port(name: str, default: int, what: str) -> Callable[[Callable[..., None]],
     type=click.FloatRange(min=0),
     default=30.0,
     show_default=True,
-    help="Seconds that requests get on SIGTERM.",
+    help="Seconds that running requests get on SIGTERM.",
 )
 @click.option(
     "--restarts",
     type=click.IntRange(min=0),
     default=3,
     show_default=True,
-    help="Of a server that died, within five minutes.",
+    help="How often a server that died is started again within five minutes.",
 )
 @click.option(
     "--start-timeout",
     type=click.FloatRange(min=1),
     default=120.0,
     show_default=True,
-    help="Seconds until it must be ready.",
+    help="Seconds that the server has to become ready.",
 )
 @click.option(
     "--max-body-mb",
     type=click.IntRange(1, 2047),
     default=64,
     show_default=True,
-    help="Largest HTTP body, where the server can limit it.",
+    help="Size limit of an HTTP body, where the server can limit it.",
 )
 @click.option(
     "--trust",
     multiple=True,
     metavar="SHA256",
-    help="Allow the files of a bundle from elsewhere, by its manifest's hash; may be repeated.",
+    help="Vouch for the files of a bundle from elsewhere, by its manifest's hash; may be repeated.",
 )
 @json_option
 @click.pass_context

@@ -1,33 +1,47 @@
-"""The Docker image of a model repository, and a compose file that runs it."""
+"""Write the Dockerfile of a model repository and a compose file that runs it."""
 
 from __future__ import annotations
 
-from sparse_export.serving.workload import DRAIN_S, GRACE_S, Deployment, arguments, warning
+import json
+from typing import Any
+
+from sparse_export.serving.workload import (
+    DRAIN_S,
+    GRACE_S,
+    Workload,
+    server_arguments,
+    tensorrt_comment,
+    yaml_text,
+)
 from sparse_export.telemetry import OFF, ONNXRUNTIME_VARIABLE
 
 __all__ = ["compose", "dockerfile"]
 
 
-def dockerfile(facts: Deployment) -> str:
+def dockerfile(workload: Workload) -> str:
+    """Return the Dockerfile of a workload with a base image.
+
+    Its build fails where the TensorRT of the base image is not that of the engines.
+    """
     lines = [
-        "# Build it in the package's folder: docker build -f docker/Dockerfile -t " + facts.image + " .",
-        warning(facts) + f"FROM {facts.container.reference}",
+        f"# Build it in the package's folder: docker build -f docker/Dockerfile -t {workload.image} .",
+        f"FROM {workload.base_image}",
     ]
-    if facts.needs_gpu:
-        version = facts.container.tensorrt or ""
+    if workload.tensorrt is not None:
+        version = workload.tensorrt
         lines += [
             "",
-            f"# The engines were built by TensorRT {version} and load in no other version: stop here rather than there.",
+            f"# The engines were built by TensorRT {version} and load in no other version, so check it here.",
             f"RUN dpkg-query --show --showformat='${{Version}}\\n' 'libnvinfer1*' | grep -q '^{_escaped(version)}-'",
         ]
-    if facts.python_models:
-        words = " ".join(f"'{one}'" for one in facts.requirements)
+    if workload.has_python_models:
+        words = " ".join(f"'{requirement}'" for requirement in workload.requirements)
         lines += [
             "",
-            "# Of the models of the Python backend.",
+            "# Packages of the models in the Python backend.",
             f"RUN pip install --no-cache-dir --break-system-packages {words}",
         ]
-    command = ", ".join(f'"{word}"' for word in ["tritonserver", *arguments("/models", facts)])
+    command = json.dumps(["tritonserver", *server_arguments("/models", workload)])
     lines += [
         "",
         "# onnxruntime is not to report to its maker.",
@@ -36,49 +50,38 @@ def dockerfile(facts: Deployment) -> str:
         "USER 1000",
         "EXPOSE 8000 8001 8002",
         "HEALTHCHECK --interval=5s --start-period=60s CMD curl -fs http://127.0.0.1:8000/v2/health/ready",
-        f"CMD [{command}]",
+        f"CMD {command}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def compose(facts: Deployment) -> str:
-    gpu = """    deploy:
-      resources:
-        reservations:
-          devices:
-            - driver: nvidia
-              count: 1
-              capabilities: [gpu]
-"""
-    return f"""\
-# docker compose -f docker/compose.yaml up --build, in the package's folder.
-# pre_stop needs Compose 2.30 or newer. Take the container out of whatever sends it requests before you stop it:
-# Triton resets connections that still wait when it ends.
-{warning(facts)}services:
-  triton:
-    image: {facts.image}
-    build:
-      context: ..
-      dockerfile: docker/Dockerfile
-    ports:
-      - "127.0.0.1:8000:8000"
-      - "127.0.0.1:8001:8001"
-      - "127.0.0.1:8002:8002"
-    environment:
-      {ONNXRUNTIME_VARIABLE}: "${{{ONNXRUNTIME_VARIABLE}-{OFF}}}"
-    user: "1000"
-    read_only: true
-    tmpfs:
-      - /tmp
-    shm_size: 1gb
-    cap_drop: [ALL]
-    security_opt:
-      - no-new-privileges:true
-    restart: unless-stopped
-    stop_grace_period: {GRACE_S}s
-    pre_stop:
-      - command: ["sleep", "{DRAIN_S}"]
-{gpu if facts.needs_gpu else ""}"""
+def compose(workload: Workload) -> str:
+    """Return the compose file of a workload with a base image; it builds the image and runs it on one machine."""
+    service: dict[str, Any] = {
+        "image": workload.image,
+        "build": {"context": "..", "dockerfile": "docker/Dockerfile"},
+        "ports": [f"127.0.0.1:{port}:{port}" for port in (8000, 8001, 8002)],
+        "environment": {ONNXRUNTIME_VARIABLE: f"${{{ONNXRUNTIME_VARIABLE}-{OFF}}}"},
+        "user": "1000",
+        "read_only": True,
+        "tmpfs": ["/tmp"],
+        "shm_size": "1gb",
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "restart": "unless-stopped",
+        "stop_grace_period": f"{GRACE_S}s",
+        "pre_stop": [{"command": ["sleep", str(DRAIN_S)]}],
+    }
+    if workload.needs_gpu:
+        device = {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+        service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
+    comments = [
+        "docker compose -f docker/compose.yaml up --build, in the package's folder.",
+        "pre_stop needs Compose 2.30 or newer. Stop sending requests to the container before you stop it: Triton",
+        "resets the connections that are still waiting when it ends.",
+        *tensorrt_comment(workload),
+    ]
+    return yaml_text({"services": {"triton": service}}, comments)
 
 
 def _escaped(version: str) -> str:

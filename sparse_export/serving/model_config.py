@@ -1,4 +1,4 @@
-"""Triton's `config.pbtxt`: written from a few facts, and checked by the real schema."""
+"""Write Triton's `config.pbtxt`, and check it by Triton's own schema."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ _US_PER_MS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """An input or output of a model. dtype: as in `FP32`; dims: of one sample, without the batch axis."""
+    """An input or output of a model.
+
+    Attributes:
+        name: name of the tensor.
+        dtype: Triton's name of its type, as `FP32`.
+        dims: shape of one sample, without the batch axis.
+    """
 
     name: str
     dtype: str
@@ -42,11 +48,18 @@ def config_text(
     plans: Mapping[str, str] | None = None,
     n_profiles: int = 1,
 ) -> str:
-    """The content of a `config.pbtxt`.
+    """Return the content of a `config.pbtxt`.
 
-    runtime: `python`, `onnxruntime` or `tensorrt`.  max_batch: samples in one execution, which those of the settings
-    come to for this model.  parameters: free strings that come along, as the hash of the manifest.  plans: for
-    `tensorrt`, file name by compute capability, as in {"9.0": "model-sm90.plan"}; n_profiles: of each.
+    Args:
+        name: name of the model.
+        runtime: `python`, `onnxruntime` or `tensorrt`.
+        inputs: its input.
+        outputs: its output.
+        settings: how it is served.
+        max_batch: maximum number of samples in one execution; it replaces that of the settings.
+        parameters: strings to store in the configuration, as the hash of the manifest.
+        plans: for `tensorrt`, file name by compute capability, as {"9.0": "model-sm90.plan"}.
+        n_profiles: number of profiles of each plan.
     """
     blocks = [
         f"# {name}: written by sparse-export. https://github.com/triton-inference-server/server documents the fields.",
@@ -80,7 +93,7 @@ def _tensor(spec: TensorSpec) -> str:
 
 
 def _instance_group(runtime: str, settings: ModelSettings, n_profiles: int) -> str:
-    # KIND_AUTO is a GPU where there is one, else the CPU.  An engine runs nowhere but on a GPU.
+    # KIND_AUTO is a GPU where there is one, else the CPU. An engine needs a GPU.
     kind = "KIND_GPU" if runtime == "tensorrt" else "KIND_AUTO"
     profiles = ""
     if runtime == "tensorrt" and n_profiles > 1:  # else the server takes the first for every batch
@@ -123,18 +136,25 @@ def _tensorrt(plans: Mapping[str, str]) -> list[str]:
 
 
 def check_config(text: str, where: Path | str) -> Any:
-    """Parse by the schema of Triton's own client; the message, an `inference.ModelConfig`.
+    """Parse a configuration by the schema of Triton's client.
 
-    where: the file, said in the error with line and column.
-    Raises ArtefactError (not a model configuration) or MissingCapability (no tritonclient).
+    Args:
+        text: content of a `config.pbtxt`.
+        where: its path, for the error.
+
+    Returns:
+        The message, an `inference.ModelConfig`.
+
+    Raises:
+        ArtefactError: the text is not a model configuration; the error has line and column.
+        MissingCapability: tritonclient is not installed.
     """
     try:
         from google.protobuf import text_format  # type: ignore[import-untyped]
         from tritonclient.grpc import model_config_pb2
     except ImportError as cause:
         raise MissingCapability(
-            f"Model configurations cannot be checked: {cause}.",
-            expected="tritonclient was expected: nothing is written or served unchecked.",
+            f"Model configurations cannot be checked without Triton's client: {cause}.",
             do=f"Run {how_to_get('serve')}.",
         ) from cause
     try:
@@ -142,9 +162,7 @@ def check_config(text: str, where: Path | str) -> Any:
     except text_format.ParseError as cause:
         line, column = cause.GetLine(), cause.GetColumn()
         place = f"{where}:{line}:{column}" if line is not None else str(where)
-        told = str(cause).removeprefix(f"{line}:{column} : ")
+        reason = str(cause).removeprefix(f"{line}:{column} : ")
         raise ArtefactError(
-            f"{place} is not a model configuration: {told}",
-            expected="The fields of Triton's ModelConfig were expected.",
-            do="Correct that line.",
+            f"{place} is not a model configuration: {reason}", do="Correct that line."
         ) from cause

@@ -1,4 +1,4 @@
-"""Writes bundles as a model repository of Triton, with what it takes to deploy it."""
+"""Write bundles as a model repository of Triton, with the files to deploy it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sparse_export.errors import UnknownNameError, UsageError
+from sparse_export.errors import ArtefactError, UnknownNameError, UsageError
 from sparse_export.files import claimed, staged_folder, write_bytes, write_json
 from sparse_export.formats.bundle import GOLDEN_INPUT, GOLDEN_OUTPUT
 from sparse_export.formats.listed import bytes_of, file_facts
-from sparse_export.serving.containers import Container, container_for
-from sparse_export.serving.deployment import Deployment, deployment_files
-from sparse_export.serving.manifests import check_deployment
+from sparse_export.serving.deployment import deployment_files, files_left_out
+from sparse_export.serving.images import require_image
+from sparse_export.serving.readme_file import readme
 from sparse_export.serving.repository import (
     RUNTIMES,
     Runtime,
@@ -28,23 +28,34 @@ from sparse_export.serving.repository import (
     write_version,
 )
 from sparse_export.serving.settings import ModelSettings
+from sparse_export.serving.workload import Workload
 from sparse_export.trust import Given
 from sparse_export.version import command_line, now
 
 __all__ = ["Package", "PackagedModel", "package"]
 
 PACKAGE_FILE = "package.json"
+SCHEMA_VERSION = 2
 REPOSITORY = "model_repository"
 _HERE = Path(__file__).parent
 _CLIENTS = {"client/example.py": "client_example.py", "client/load.py": "client_load.py"}
-_TENSORRT = ("tensorrt-cu13", "tensorrt")
+_LARGEST_BODY_MB = 2047
+# Versions go into the words of a shell.
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+!_-]*")
+_TENSORRT_VERSION = re.compile(r"\d+\.\d+\.\d+(\.\d+)?(?![\d])")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackagedModel:
     """A model of the repository.
 
-    max_batch: samples in one execution.  golden: folder in the package with its stored input and output.
+    Attributes:
+        name: name that clients use.
+        runtime: backend of Triton that runs it.
+        max_batch: samples in one execution, at most.
+        bundle: folder that it comes from.
+        manifest_sha256: digest of that bundle's manifest.
+        golden: folder in the package with its stored input and output.
     """
 
     name: str
@@ -57,12 +68,24 @@ class PackagedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """What was written. container: that it is to be deployed in.  notes: what was left out, and warnings."""
+    """What was written.
+
+    Attributes:
+        path: folder of the package.
+        models: models of the repository.
+        base_image: image that the Dockerfile begins from, None where none was given.
+        image: image that the files deploy, None where none can be built or was named.
+        tensorrt: version of TensorRT that the image needs, None without engines.
+        left_out: reason for each deployment file that was not written, by its path.
+        notes: other things to know, as engines that were left out.
+    """
 
     path: Path
     models: tuple[PackagedModel, ...]
-    container: Container
-    image: str
+    base_image: str | None
+    image: str | None
+    tensorrt: str | None
+    left_out: dict[str, str]
     notes: tuple[str, ...]
 
 
@@ -73,22 +96,43 @@ def package(
     *,
     runtimes: Sequence[str] = (),
     settings: ModelSettings | None = None,
+    base_image: str | None = None,
     image: str | None = None,
     max_body_mb: int = 64,
     trust: Given = None,
 ) -> Package:
-    """Write the package of one or more bundles, whole or not at all; a package that stands at `out` is replaced.
+    """Write the package of one or more bundles, whole or not at all; a package at `out` is replaced.
 
-    runtimes: some of `tensorrt`, `onnxruntime` and `python`, by default all that the bundles have; each makes a model
-    `NAME-RUNTIME`.  image: reference that the Docker image gets, default the first bundle's name and manifest.
-    trust: SHA-256 of the manifests of bundles from elsewhere whose engines may be packaged.
-    Every config.pbtxt is parsed by Triton's own schema and every manifest checked before anything takes its name.
-    Raises UsageError, FolderInUse, ArtefactError, NotTrustedError, MissingCapability or OutputError.
+    Triton's own schema parses every config.pbtxt before anything takes its name.
+
+    Args:
+        bundles: folders of the bundles.
+        names: a name for the models of each bundle, None for that of its folder.
+        out: folder to write.
+        runtimes: some of `tensorrt`, `onnxruntime` and `python`, by default all that the bundles have; each makes a
+            model `NAME-RUNTIME`.
+        settings: how the models are served.
+        base_image: image of Triton that the Dockerfile begins from. Without it no Dockerfile is written.
+        image: reference of the image that the Dockerfile builds, by default the first bundle's name and manifest.
+            Without a base image it is an image of the user's own that holds the models.
+        max_body_mb: size limit of a request at the ingress.
+        trust: SHA-256 of the manifests of bundles from elsewhere whose engines may be packaged.
+
+    Raises:
+        UsageError: an argument is out of range, or the bundles do not fit into one package.
+        FolderInUse: another process writes the folder.
+        ArtefactError: a bundle is damaged.
+        NotTrustedError: an engine comes from elsewhere, and nobody vouched for it.
+        MissingCapability: Triton's client, which has the schema, is not installed.
+        OutputError: the folder cannot be written.
     """
     settings = settings or ModelSettings()
     for runtime in runtimes:
         if runtime not in RUNTIMES:
             raise UnknownNameError("runtime", runtime, RUNTIMES)
+    _require_images(base_image, image)
+    if not 1 <= max_body_mb <= _LARGEST_BODY_MB:
+        raise UsageError(f"--max-body-mb is {max_body_mb}.", do=f"Give 1 to {_LARGEST_BODY_MB}.")
     out = Path(out)
     with claimed(out):
         _require_replaceable(out)
@@ -98,13 +142,13 @@ def package(
             if not runtimes or {"tensorrt", "python"} & set(runtimes):
                 require_trusted_engines(one, trust)
         notes = [f"{one.name}: left out {reason}" for one in served for reason in one.left_out]
-        chosen = {one.name: _chosen(one, runtimes, notes) for one in served}
-        container = (
-            _container(served, notes)
-            if any("tensorrt" in c for c in chosen.values())
-            else container_for(None)
-        )
-        facts = _deployment(served, chosen, container, image, max_body_mb)
+        chosen = {one.name: _runtimes(one, runtimes, notes) for one in served}
+        workload = _workload(served, chosen, base_image=base_image, image=image, max_body_mb=max_body_mb)
+        if workload.tensorrt is not None:
+            notes.append(
+                f"the engines were built by TensorRT {workload.tensorrt}, and the image needs that version"
+            )
+        left_out = files_left_out(workload)
         with staged_folder(out) as stage:
             models = [
                 _write_model(stage, one, runtime, settings) for one in served for runtime in chosen[one.name]
@@ -113,8 +157,9 @@ def package(
                 for name in (GOLDEN_INPUT, GOLDEN_OUTPUT):
                     target = stage / "golden" / one.name / Path(name).name
                     write_bytes(target, bytes_of(one.bundle, name))
-            for name, text in deployment_files(facts).items():
-                check_deployment(name, text)
+            deployment = deployment_files(workload)
+            deployment["README.md"] = readme(workload, models, deployment, left_out)
+            for name, text in deployment.items():
                 write_bytes(stage / name, text.encode())
             for name, source_name in _CLIENTS.items():
                 (stage / name).parent.mkdir(exist_ok=True)
@@ -122,10 +167,12 @@ def package(
             files = [str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file()]
             document = {
                 "kind": "package",
-                "schema_version": 1,
+                "schema_version": SCHEMA_VERSION,
                 "models": [asdict(model) for model in models],
-                "container": asdict(container),
-                "image": facts.image,
+                "base_image": workload.base_image,
+                "image": workload.image,
+                "tensorrt": workload.tensorrt,
+                "left_out": left_out,
                 "settings": asdict(settings),
                 "notes": notes,
                 "command": command_line(),
@@ -134,8 +181,26 @@ def package(
             }
             write_json(stage / PACKAGE_FILE, document)
         return Package(
-            path=out, models=tuple(models), container=container, image=facts.image, notes=tuple(notes)
+            path=out,
+            models=tuple(models),
+            base_image=workload.base_image,
+            image=workload.image,
+            tensorrt=workload.tensorrt,
+            left_out=left_out,
+            notes=tuple(notes),
         )
+
+
+def _require_images(base_image: str | None, image: str | None) -> None:
+    if base_image is not None:
+        require_image(base_image, "--base-image")
+    if image is not None:
+        require_image(image, "--image")
+        if base_image is not None and "@" in image:
+            raise UsageError(
+                f"--image {image!r} has a digest, which an image gets only when it is built.",
+                do="Give a repository and a tag, or leave --base-image out to deploy an image that is built.",
+            )
 
 
 def _require_replaceable(out: Path) -> None:
@@ -143,67 +208,87 @@ def _require_replaceable(out: Path) -> None:
         return
     raise UsageError(
         f"{out} exists and is not a package.",
-        expected="A new or empty folder, or a package to replace, was expected.",
-        do="Choose another place with --out.",
+        do="Give --out a new or empty folder, or a package to replace.",
     )
 
 
-def _chosen(served: Served, asked: Sequence[str], notes: list[str]) -> tuple[Runtime, ...]:
+def _runtimes(served: Served, requested: Sequence[str], notes: list[str]) -> tuple[Runtime, ...]:
     has_engine = bool(served.engines)
-    if "tensorrt" in asked:
+    if "tensorrt" in requested:
         require_engine(served)
     if not has_engine:
-        notes.append(f"{served.name}: no model for tensorrt, the bundle has no engine of it")
-    wanted = asked or RUNTIMES
+        notes.append(f"{served.name}: no model for tensorrt, the bundle has no TensorRT engine")
+    requested = requested or RUNTIMES
     return tuple(
-        runtime for runtime in RUNTIMES if runtime in wanted and (has_engine or runtime != "tensorrt")
+        runtime for runtime in RUNTIMES if runtime in requested and (has_engine or runtime != "tensorrt")
     )
 
 
-def _container(served: Sequence[Served], notes: list[str]) -> Container:
-    versions = {_tensorrt_version(one) for one in served if one.engines}
+def _tensorrt_version(served: Sequence[Served]) -> str:
+    """Return the version of TensorRT that built all engines."""
+    versions = set()
+    for bundle, engine in ((one.bundle, engine) for one in served for engine in one.engines):
+        match = _TENSORRT_VERSION.match(engine.tensorrt)
+        if match is None:
+            raise ArtefactError(
+                f"The manifest of {bundle.path} names, for {engine.file}, {engine.tensorrt[:100]!r} as the version of TensorRT.",
+                do="Build the bundle again.",
+            )
+        versions.add(match[0])
     if len(versions) > 1:
         raise UsageError(
-            f"The engines were built by TensorRT {' and '.join(sorted(str(version) for version in versions))}.",
-            expected="One version was expected: a container has one.",
+            f"The engines were built by TensorRT {' and '.join(sorted(versions))}, and an image has one version.",
             do="Package them apart, or build them again by one version.",
         )
-    container = container_for(versions.pop())
-    if container.warning:
-        notes.append(container.warning)
-    return container
+    return versions.pop()
 
 
-def _tensorrt_version(served: Served) -> str:
-    found = served.bundle.info.versions
-    return next((found[name] for name in _TENSORRT if name in found), "unknown")
-
-
-def _deployment(
+def _workload(
     served: Sequence[Served],
     chosen: dict[str, tuple[Runtime, ...]],
-    container: Container,
+    *,
+    base_image: str | None,
     image: str | None,
     max_body_mb: int,
-) -> Deployment:
-    name = re.sub(r"[^a-z0-9-]", "-", served[0].name.lower()).strip("-")[:50].strip("-") or "model"
-    versions = served[0].bundle.info.versions
-    onnxruntime = versions.get("onnxruntime-gpu") or versions.get("onnxruntime")
+) -> Workload:
+    name = _workload_name(served[0].name)
+    has_python_models = any("python" in runtimes for runtimes in chosen.values())
+    has_engines = any("tensorrt" in runtimes for runtimes in chosen.values())
+    tensorrt = _tensorrt_version(served) if has_engines else None
+    onnxruntime = _onnxruntime_version(served[0])
     requirements = ["numpy>=1.26", f"onnxruntime=={onnxruntime}" if onnxruntime else "onnxruntime"]
-    python_models = any("python" in runtimes for runtimes in chosen.values())
-    needs_gpu = any("tensorrt" in runtimes for runtimes in chosen.values())
-    if needs_gpu and python_models:
-        requirements += [f"tensorrt-cu13=={container.tensorrt}", "cuda-python>=12.8"]
-    return Deployment(
-        name=f"{name}-triton",
-        image=image or f"{name}-triton:{served[0].manifest_sha256[:12]}",
-        container=container,
-        python_models=python_models,
+    if tensorrt is not None and has_python_models:
+        requirements += [f"tensorrt-cu13=={tensorrt}", "cuda-python>=12.8"]
+    if image is None and base_image is not None:
+        image = f"{name}:{served[0].manifest_sha256[:12]}"
+    return Workload(
+        name=name,
+        base_image=base_image,
+        image=image,
+        tensorrt=tensorrt,
+        has_python_models=has_python_models,
         requirements=tuple(requirements),
-        needs_gpu=needs_gpu,
-        host_code=needs_gpu and any(one.holds_host_code for one in served),
+        loads_host_code=has_engines and any(one.holds_host_code for one in served),
         max_body_mb=max_body_mb,
     )
+
+
+def _workload_name(model: str) -> str:
+    """Return a DNS label from the name of a model. It begins with a letter, as names of Services have to."""
+    name = re.sub(r"[^a-z0-9-]", "-", model.lower()).strip("-") or "model"
+    name = name if name[0].isalpha() else f"model-{name}"
+    return f"{name[:50].rstrip('-')}-triton"
+
+
+def _onnxruntime_version(served: Served) -> str | None:
+    versions = served.bundle.info.versions
+    version = versions.get("onnxruntime-gpu") or versions.get("onnxruntime")
+    if version is not None and not _VERSION.fullmatch(version):
+        raise ArtefactError(
+            f"{served.bundle.path} names {version[:100]!r} as its version of onnxruntime.",
+            do="Build the bundle again.",
+        )
+    return version
 
 
 def _write_model(stage: Path, served: Served, runtime: Runtime, settings: ModelSettings) -> PackagedModel:

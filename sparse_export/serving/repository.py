@@ -1,4 +1,4 @@
-"""Models of a bundle as Triton keeps them: `NAME/config.pbtxt` and `NAME/VERSION/` with the files."""
+"""Write the models of a bundle into a model repository: `NAME/config.pbtxt`, and the files in `NAME/VERSION/`."""
 
 from __future__ import annotations
 
@@ -57,13 +57,19 @@ _TEMPLATE = Path(__file__).with_name("triton_model.py")
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """A TensorRT engine of a bundle. file: as the manifest lists it.
+    """A TensorRT engine of a bundle.
 
-    capability: of the GPU it was built for, as in `9.0`.  profiles: batch sizes (min, opt, max).
-    version_compatible: it brings a runtime of its own along, code for the host.
+    Attributes:
+        file: as the manifest lists it.
+        tensorrt: version that built it.
+        precision: as in its file name.
+        capability: compute capability of the GPU it was built for, as `9.0`.
+        profiles: batch sizes (min, opt, max) of each profile.
+        version_compatible: whether it holds a runtime of its own, which is code for the host.
     """
 
     file: str
+    tensorrt: str
     precision: str
     capability: str
     profiles: tuple[tuple[int, int, int], ...]
@@ -71,16 +77,24 @@ class Engine:
 
     @property
     def plan_name(self) -> str:
-        """Its file name in a repository."""
+        """File name in a repository."""
         return f"model-sm{self.capability.replace('.', '')}.plan"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """A bundle whose files were checked, and what a server has to know of it.
+    """A bundle to serve, whose files were checked.
 
-    manifest_sha256: of its `manifest.json`, which names it.  golden_input, golden_output: the pair that every answer
-    path is held to.  engines: of TensorRT.  left_out: engines that cannot be used, each with its reason.
+    Attributes:
+        name: name of its model.
+        bundle: the bundle.
+        manifest_sha256: digest of its `manifest.json`, which identifies it.
+        inputs: input of the model.
+        outputs: output of the model.
+        golden_input: stored input that a server's answer is checked with.
+        golden_output: stored output for it.
+        engines: its TensorRT engines that can be served.
+        left_out: other engines, each with the reason.
     """
 
     name: str
@@ -95,29 +109,45 @@ class Served:
 
     @property
     def holds_host_code(self) -> bool:
-        """Is an engine version compatible, which brings a runtime of its own along?"""
+        """Whether an engine is version compatible, so that it holds code for the host."""
         return any(engine.version_compatible for engine in self.engines)
 
 
 def model_name(folder: Path) -> str:
-    """The name of a bundle's model where none is given: that of its folder, other characters than [A-Za-z0-9_.-] as `-`."""
+    """Return the default name of a bundle's model: its folder's, with `-` for characters outside [A-Za-z0-9_.-].
+
+    Raises:
+        UsageError: the name is too long.
+    """
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", folder.absolute().name).lstrip("-._")
     return require_name(name or "model")
 
 
 def require_name(name: str) -> str:
-    """Return it. Raises UsageError for what cannot be the name of a model."""
+    """Return the name of a model.
+
+    Raises:
+        UsageError: it is not 1 to 100 of A-Z, a-z, 0-9, `_`, `.` and `-`, beginning with a letter or a digit.
+    """
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"{name!r} cannot be the name of a model.",
-            expected="Up to 100 of A-Z, a-z, 0-9, _, . and -, a letter or digit first, were expected.",
-            do="Give another one with --name.",
+            f"{name!r} is not the name of a model: up to 100 of A-Z, a-z, 0-9, _, . and -, a letter or digit first.",
+            do="Give another name with --name.",
         )
     return name
 
 
 def open_served(folder: Path, name: str | None = None) -> Served:
-    """Open a bundle for serving: every file is held to its hash. Raises UsageError or ArtefactError."""
+    """Open a bundle for serving, and check every file against its hash.
+
+    Args:
+        folder: the bundle.
+        name: name of its model, None for that of the folder.
+
+    Raises:
+        UsageError: there is no bundle, or the name is invalid.
+        ArtefactError: a file is damaged, or the golden pair is missing.
+    """
     folder = Path(folder)
     bundle = open_bundle(folder)
     name = model_name(folder) if name is None else require_name(name)
@@ -146,8 +176,7 @@ def _golden(bundle: Bundle, part: str) -> np.ndarray:
         raise ArtefactError(f"{path} is damaged: {cause}.", do="Build the bundle again.") from cause
     if array.dtype.name not in _DTYPES or array.ndim < 2 or not len(array) or not np.isfinite(array).all():
         raise ArtefactError(
-            f"{path} holds {array.dtype} of shape {array.shape}.",
-            expected="A batch of finite floating point samples was expected.",
+            f"{path} holds {array.dtype} of shape {array.shape}, not a batch of finite floating-point samples.",
             do="Build the bundle again.",
         )
     return array
@@ -168,7 +197,7 @@ def _engines(bundle: Bundle) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
             left_out.append(f"{name}: Triton runs engines that are named tensorrt-PRECISION-smXX.engine")
             continue
         if name not in facts:
-            left_out.append(f"{name}: the manifest does not tell which batches it takes")
+            left_out.append(f"{name}: the manifest does not say which batches it takes")
             continue
         profiles = facts[name].profiles
         if not _taken(profiles):
@@ -178,6 +207,7 @@ def _engines(bundle: Bundle) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
         capability = f"{match['major']}.{match['minor']}"
         engine = Engine(
             file=name,
+            tensorrt=facts[name].version,
             precision=match["precision"],
             capability=capability,
             profiles=profiles,
@@ -193,7 +223,7 @@ def _engines(bundle: Bundle) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
 
 
 def _taken(profiles: Sequence[tuple[int, int, int]]) -> int:
-    """The largest M such that each batch of 1 to M is in a profile: a server merges requests to any of them."""
+    """Return the largest M such that each batch of 1 to M fits a profile. A server merges requests to any of them."""
     taken = 0
     for least, _, most in sorted(profiles):
         if least > taken + 1:
@@ -203,12 +233,16 @@ def _taken(profiles: Sequence[tuple[int, int, int]]) -> int:
 
 
 def _n_profiles(served: Served) -> int:
-    """How many profiles each of the engines has."""
+    """Return the number of profiles that every engine has."""
     return min((len(engine.profiles) for engine in served.engines), default=1)
 
 
 def largest_batch(served: Served, runtime: Runtime, settings: ModelSettings) -> int:
-    """Samples in one execution of a bundle's model. Raises UsageError for more than its engines take, if asked for."""
+    """Return the maximum number of samples in one execution of a bundle's model.
+
+    Raises:
+        UsageError: the settings ask for more than its engines take.
+    """
     if runtime == "onnxruntime" or not served.engines:
         return settings.max_batch or DEFAULT_MAX_BATCH
     n_profiles = _n_profiles(served)
@@ -219,23 +253,27 @@ def largest_batch(served: Served, runtime: Runtime, settings: ModelSettings) -> 
     if settings.max_batch > most:
         profiles = ", ".join(":".join(map(str, sizes)) for sizes in narrowest.profiles)
         raise UsageError(
-            f"Batches of up to {settings.max_batch} were asked for, and {served.bundle.path / narrowest.file} takes up to {most}.",
-            expected=f"At most that was expected: its profiles are {profiles}.",
-            do="Ask for less with --max-batch, serve by onnxruntime, or build with another --profile.",
+            f"--max-batch is {settings.max_batch}, and {narrowest.file} takes up to {most}: its profiles are {profiles}.",
+            do="Give less to --max-batch, serve by onnxruntime, or build with another --profile.",
         )
     return settings.max_batch
 
 
 def _preferred(precisions: set[str]) -> str:
-    """The precision to serve where a bundle has several: the widest, whose answers are nearest to the golden ones."""
+    """Return the precision to serve where a bundle has several: the widest, nearest to the golden output."""
     order = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
     return min(precisions, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
 def require_trusted_engines(served: Served, given: trust.Given) -> None:
-    """An engine is native code. Raises NotTrustedError where this user has not vouched for the bundle's manifest.
+    """Check that this user vouches for a bundle with engines, which are native code.
 
-    given: digests, of which that of the manifest vouches for it from now on.
+    Args:
+        served: the bundle.
+        given: digests that the user vouches for from now on; that of the bundle's manifest counts.
+
+    Raises:
+        NotTrustedError: the user has not vouched for the bundle's manifest.
     """
     if served.engines:
         trust.require(
@@ -246,7 +284,7 @@ def require_trusted_engines(served: Served, given: trust.Given) -> None:
 
 
 def _dense_onnx(served: Served) -> bytes:
-    """The ONNX file with dense weights, which is what the servers' native backends read."""
+    """Return the ONNX file with dense weights, for the native backends."""
     bundle = served.bundle
     if _DENSE_MODEL in bundle.info.files:
         return bytes_of(bundle, _DENSE_MODEL)
@@ -267,10 +305,17 @@ def _is_packed(served: Served) -> bool:
 def write_version(
     folder: Path, served: Served, runtime: Runtime, settings: ModelSettings, activity: str | None
 ) -> None:
-    """Write the files of one version into `folder`, which is made.
+    """Write the files of one version of a model.
 
-    activity: for the Python backend under `serve`, where it counts its executions.
-    Raises UsageError when the bundle has nothing for the runtime.
+    Args:
+        folder: where to write; it is made.
+        served: the bundle.
+        runtime: backend of Triton that runs the model.
+        settings: how it is served.
+        activity: under `serve`, folder where the Python backend counts its executions.
+
+    Raises:
+        UsageError: the bundle has nothing for the runtime.
     """
     if runtime == "tensorrt":
         require_engine(served)
@@ -284,7 +329,7 @@ def write_version(
     content = bytes_of(served.bundle, MODEL_FILE)
     write_bytes(folder / MODEL_FILE, content)
     digests = {engine.plan_name: sha256_file(folder / engine.plan_name) for engine in served.engines}
-    facts: dict[str, object] = {
+    document: dict[str, object] = {
         "input": served.inputs.name,
         "output": served.outputs.name,
         "threads": settings.threads,
@@ -296,22 +341,25 @@ def write_version(
         "manifest_sha256": served.manifest_sha256,
     }
     if activity is not None:
-        facts["activity"] = activity
+        document["activity"] = activity
         # A file of this name keeps Python from caching its bytecode there. The server, which polls under `serve`,
         # would take that for a change and load the model again.
         write_bytes(folder / "__pycache__", b"")
-    write_bytes(folder / "model.json", json_bytes(facts))
+    write_bytes(folder / "model.json", json_bytes(document))
     write_bytes(folder / "model.py", _TEMPLATE.read_bytes())
 
 
 def require_engine(served: Served) -> None:
-    """Raises UsageError for a bundle without an engine that can be served, and says what was left out and why."""
+    """Check that a bundle has a TensorRT engine that can be served.
+
+    Raises:
+        UsageError: it has none; the error says which engines were left out and why.
+    """
     if not served.engines:
         left_out = f" Left out: {'; '.join(served.left_out)}." if served.left_out else ""
         raise UsageError(
-            f"{served.bundle.path} has no engine of TensorRT that can be served.{left_out}",
-            expected="engines/tensorrt-PRECISION-smXX.engine, with a profile from 1 on, was expected.",
-            do="Build it with `--target tensorrt`, or choose another runtime.",
+            f"{served.bundle.path} has no TensorRT engine that can be served.{left_out}",
+            do="Build one with `--target tensorrt` and a profile that begins at 1, or choose another runtime.",
         )
 
 
@@ -323,9 +371,20 @@ def write_config(
     settings: ModelSettings,
     parameters: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `config.pbtxt` into the folder of a model, after it was parsed by Triton's own schema.
+    """Write the `config.pbtxt` of a model, after Triton's own schema parsed it.
 
-    Raises UsageError for larger batches than an engine takes.
+    Args:
+        folder: folder of the model.
+        name: its name.
+        served: the bundle.
+        runtime: backend of Triton that runs it.
+        settings: how it is served.
+        parameters: strings to store in the configuration.
+
+    Raises:
+        UsageError: the settings ask for larger batches than an engine takes.
+        ArtefactError: the schema reads other names or shapes than the bundle's.
+        MissingCapability: Triton's client, which has the schema, is not installed.
     """
     text = config_text(
         name,
@@ -342,20 +401,25 @@ def write_config(
     )
     path = folder / CONFIG_FILE
     message = check_config(text, path)
-    told = (message.name, message.input[0].name, tuple(message.input[0].dims), message.output[0].name)
-    meant = (name, served.inputs.name, served.inputs.dims, served.outputs.name)
-    if told != meant:
-        raise ArtefactError(f"{path} says {told}.", expected=f"{meant} was meant.", do="Rename the tensors.")
+    parsed = (message.name, message.input[0].name, tuple(message.input[0].dims), message.output[0].name)
+    expected = (name, served.inputs.name, served.inputs.dims, served.outputs.name)
+    if parsed != expected:
+        raise ArtefactError(
+            f"Triton reads {parsed} from {path}, and the bundle has {expected}.", do="Rename the tensors."
+        )
     write_bytes(path, text.encode())
 
 
 def require_distinct(served: Sequence[Served]) -> None:
-    """Raises UsageError when two bundles would have one name."""
+    """Check that every bundle has a name of its own.
+
+    Raises:
+        UsageError: two have the same name.
+    """
     names = [one.name for one in served]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(
-                f"Two bundles would be served as {name!r}.",
-                expected="One name for each was expected.",
+                f"Two bundles have the name {name!r}.",
                 do="Give each a name, in their order: --name dense --name sparse.",
             )

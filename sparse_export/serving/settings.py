@@ -1,4 +1,4 @@
-"""How a model is to be served: batches, queue, instances."""
+"""Settings of a served model: batches, queue, instances."""
 
 from __future__ import annotations
 
@@ -10,22 +10,29 @@ __all__ = ["DEFAULT_MAX_BATCH", "HOST_CODE", "ModelSettings"]
 
 DEFAULT_MAX_BATCH = 64
 HOST_CODE = "--backend-config=tensorrt,version-compatible=true"
-"""What lets Triton's TensorRT backend load version compatible engines, which hold code for the host (its README)."""
+"""Lets Triton's TensorRT backend load version compatible engines, which hold code for the host (its README)."""
 _LARGEST_BATCH = 65536
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """What the server is told of every model.
+    """Settings of every model in a server.
 
-    max_batch: samples in one execution, requests merged; a single request may not bring more.  None: 64, or as many as
-    the engines of a model have profiles for, where that is less.
-    batching: merge waiting requests into one execution.  batch_delay_us: how long a request may wait for others.
-    instances: copies of the model that work at the same time; two, because with one the server's batcher sleeps up to
-    half a second now and then where the queue has a limit (docs/serving.md).  threads: of onnxruntime inside one of
-    them.  queue_size: requests that may wait, one more is refused.  queue_timeout_ms: how long one may wait before it
-    is refused. 0 for either is no limit; neither holds without batching.  warmup: run a batch of one and the largest batch before the model counts as loaded.
-    Raises UsageError for a number out of range.
+    Attributes:
+        max_batch: maximum number of samples in one execution, and in one request. None: 64, or the largest batch of
+            the model's engines where that is less.
+        batching: whether waiting requests are merged into one execution.
+        batch_delay_us: how long a request may wait for others to be merged with.
+        instances: copies of the model that run at the same time. Two, because with one and a limited queue the
+            server's batcher now and then sleeps for up to half a second (docs/serving.md).
+        threads: threads of onnxruntime in one instance.
+        queue_size: maximum number of waiting requests, 0 for no limit.
+        queue_timeout_ms: how long a request may wait before it is refused, 0 for no limit. Neither limit holds
+            without batching.
+        warmup: whether a batch of one and the largest batch run before the model counts as loaded.
+
+    Raises:
+        UsageError: a number is out of range.
     """
 
     max_batch: int | None = None
@@ -48,4 +55,4 @@ class ModelSettings:
         ):
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
-                raise UsageError(f"{name} is {value}.", expected=f"{least} to {most} was expected.")
+                raise UsageError(f"{name} is {value}.", do=f"Give {least} to {most}.")

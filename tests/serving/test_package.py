@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from sparse_export.errors import ArtefactError, NotTrustedError, UnknownNameError, UsageError
 from sparse_export.files import sha256_file
@@ -25,13 +25,19 @@ from sparse_export.trust import remember
 from tests.cli.conftest import Call
 from tests.serving.conftest import Bundles
 from tests.serving.engines import with_engines
+from tests.serving.manifest_checks import problem
 
 ENGINE = "tensorrt-fp16-sm90.engine"
 
 
 @pytest.fixture(scope="module")
 def packaged(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Package:
-    return package([bundles.dense, bundles.sparse], [None, None], tmp_path_factory.mktemp("packaged") / "out")
+    return package(
+        [bundles.dense, bundles.sparse],
+        [None, None],
+        tmp_path_factory.mktemp("packaged") / "out",
+        base_image="registry.example.com/triton:1.0",
+    )
 
 
 def test_it_holds_a_model_for_each_bundle_and_runtime(packaged: Package) -> None:
@@ -76,7 +82,7 @@ def test_engines_become_plans_for_each_type_of_gpu(bundles: Bundles, tmp_path: P
     bundle = with_engines(
         bundles.sparse, tmp_path / "net", *names, "tensorrt-int8-sm90.engine", "rtx-fp16-sm89.engine"
     )
-    made = package([bundle], [None], tmp_path / "out")
+    made = package([bundle], [None], tmp_path / "out", base_image="triton:1")
     assert [model.name for model in made.models] == ["net-tensorrt", "net-onnxruntime", "net-python"]
     folder = made.path / "model_repository" / "net-tensorrt"
     message = check_config((folder / "config.pbtxt").read_text(), "config.pbtxt")
@@ -87,7 +93,7 @@ def test_engines_become_plans_for_each_type_of_gpu(bundles: Bundles, tmp_path: P
     }
     assert (folder / "1" / "model-sm90.plan").read_bytes() == b"tensorrt-fp16-sm90.engine"
     assert sum("left out" in note for note in made.notes) == 2
-    assert made.container.tag == "25.12-py3"
+    assert made.tensorrt == "10.14.1.48"
     facts = json.loads((made.path / "model_repository" / "net-python" / "1" / "model.json").read_text())
     assert facts["engines"] == dict(message.cc_model_filenames)
     assert "nvidia.com/gpu: 1" in (made.path / "kubernetes" / "triton.yaml").read_text()
@@ -150,7 +156,7 @@ def test_larger_batches_than_the_engine_takes_are_refused_when_they_are_asked_fo
 
 @pytest.mark.parametrize(
     ("changes", "why"),
-    [({"profiles": ((8, 8, 8),)}, "no batch of 1"), ({"told": False}, "does not tell which batches")],
+    [({"profiles": ((8, 8, 8),)}, "no batch of 1"), ({"told": False}, "does not say which batches")],
 )
 def test_an_engine_that_cannot_take_what_requests_bring_is_left_out_and_said_why(
     changes: dict[str, Any], why: str, bundles: Bundles, tmp_path: Path
@@ -163,10 +169,13 @@ def test_an_engine_that_cannot_take_what_requests_bring_is_left_out_and_said_why
         package([bundle], [None], tmp_path / "out", runtimes=["tensorrt"])
 
 
-def test_engines_of_an_unknown_tensorrt_are_packaged_with_a_warning(bundles: Bundles, tmp_path: Path) -> None:
-    bundle = with_engines(bundles.dense, tmp_path / "net", "tensorrt-fp16-sm90.engine", tensorrt="11.9.1.2")
-    made = package([bundle], [None], tmp_path / "out", runtimes=["tensorrt"])
-    assert any("TensorRT 11.9.1.2" in note for note in made.notes)
+def test_engines_say_which_tensorrt_the_image_needs(bundles: Bundles, tmp_path: Path) -> None:
+    bundle = with_engines(bundles.dense, tmp_path / "net", ENGINE, tensorrt="11.9.1.2.post1")
+    made = package([bundle], [None], tmp_path / "out", runtimes=["tensorrt"], base_image="triton:1")
+    assert made.tensorrt == "11.9.1.2"
+    assert any("TensorRT 11.9.1.2," in note for note in made.notes)
+    assert "grep -q '^11[.]9[.]1[.]2-'" in (made.path / "docker" / "Dockerfile").read_text()
+    assert "TensorRT 11.9.1.2 " in (made.path / "README.md").read_text()
 
 
 def test_engines_of_two_tensorrts_are_refused(bundles: Bundles, tmp_path: Path) -> None:
@@ -174,6 +183,61 @@ def test_engines_of_two_tensorrts_are_refused(bundles: Bundles, tmp_path: Path) 
     two = with_engines(bundles.sparse, tmp_path / "two", "tensorrt-fp16-sm90.engine", tensorrt="10.9.0.34")
     with pytest.raises(UsageError, match=r"10\.14\.1\.48 and 10\.9\.0\.34"):
         package([one, two], [None, None], tmp_path / "out")
+
+
+def test_a_tensorrt_in_a_manifest_brings_no_words_into_the_dockerfile(
+    bundles: Bundles, tmp_path: Path
+) -> None:
+    bundle = with_engines(bundles.dense, tmp_path / "net", ENGINE, tensorrt="x'; touch /tmp/x; '")
+    with pytest.raises(ArtefactError, match="version of TensorRT"):
+        package([bundle], [None], tmp_path / "out")
+
+
+def test_without_a_base_image_the_rest_is_written_and_what_is_left_out_is_said(
+    bundles: Bundles, call: Call, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    told = call("package", bundles.dense, "--out", out)
+    assert told.exit_code == 0, told.stderr
+    document = json.loads(call("package", bundles.dense, "--out", out, "--json").stdout)
+    package_json = json.loads((out / "package.json").read_text())
+    left_out = {
+        "docker/Dockerfile",
+        "docker/compose.yaml",
+        "kubernetes/triton.yaml",
+        "kubernetes/kserve.yaml",
+    }
+    assert document["left_out"].keys() == package_json["left_out"].keys() == left_out
+    assert document["base_image"] is package_json["base_image"] is document["image"] is None
+    text = (out / "README.md").read_text()
+    for name, reason in document["left_out"].items():
+        assert not (out / name).exists()
+        assert f"left out {name}: {reason}" in told.stdout
+        assert f"- `{name}`: {reason}." in text
+    assert "`onnxruntime==" in text  # what an image of the user's own needs
+    assert (out / "model_repository" / "dense-python" / "config.pbtxt").is_file()
+
+
+def test_with_a_base_image_every_file_is_written(packaged: Package) -> None:
+    assert packaged.left_out == {}
+    text = (packaged.path / "docker" / "Dockerfile").read_text()
+    assert "\nFROM registry.example.com/triton:1.0\n" in text
+    text = (packaged.path / "README.md").read_text()
+    assert packaged.image is not None
+    assert packaged.image in text
+    assert "Left out" not in text
+
+
+def test_an_image_of_ones_own_is_deployed_without_a_dockerfile(bundles: Bundles, tmp_path: Path) -> None:
+    image = f"registry.example.com/net@sha256:{'0' * 64}"
+    made = package([bundles.dense], [None], tmp_path / "out", image=image)
+    assert made.left_out.keys() == {"docker/Dockerfile", "docker/compose.yaml"}
+    for name in ("kubernetes/triton.yaml", "kubernetes/kserve.yaml"):
+        text = (made.path / name).read_text()
+        assert problem(name, text) is None
+        assert f"image: {image}\n" in text
+    with pytest.raises(UsageError, match="digest"):
+        package([bundles.dense], [None], tmp_path / "built", image=image, base_image="triton:1")
 
 
 def test_an_engine_is_served_only_when_it_is_trusted(bundles: Bundles, tmp_path: Path) -> None:
@@ -204,23 +268,52 @@ def test_a_damaged_bundle_leaves_the_package_that_was_there(bundles: Bundles, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged", "out"]
 
 
-def test_nothing_is_written_when_a_manifest_fails_its_check(
-    bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sparse_export.serving import package as module
-
-    monkeypatch.setattr(
-        module, "deployment_files", lambda facts: {"kubernetes/triton.yaml": "kind: Deployment\nspec: {}\n"}
-    )
-    with pytest.raises(ArtefactError, match="Nothing was written"):
-        package([bundles.dense], [None], tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("image", ["net:latest", "net", "net:1 && rm", "NET:1"])
+@pytest.mark.parametrize("image", ["", "net:latest", "net", "net:1 && rm", "net:1\nRUN id", "NET:1"])
 def test_an_image_that_is_not_pinned_is_refused(image: str, bundles: Bundles, tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError):
+    with pytest.raises(UsageError, match="--image"):
         package([bundles.dense], [None], tmp_path / "out", image=image)
+    with pytest.raises(UsageError, match="--base-image"):
+        package([bundles.dense], [None], tmp_path / "out", base_image=image)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("max_body_mb", [0, -1, 2048])
+def test_a_body_limit_that_no_server_takes_is_refused(
+    max_body_mb: int, bundles: Bundles, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="--max-body-mb"):
+        package([bundles.dense], [None], tmp_path / "out", max_body_mb=max_body_mb)
+
+
+def test_a_version_in_a_manifest_brings_no_words_into_the_dockerfile(
+    bundles: Bundles, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "net"
+    shutil.copytree(bundles.dense, bundle)
+    manifest = json.loads((bundle / BUNDLE_FILE).read_text())
+    manifest["versions"] = {"onnxruntime": "1.0'; touch /tmp/x; '"}
+    (bundle / BUNDLE_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError, match="version of onnxruntime"):
+        package([bundle], [None], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("model", "workload"),
+    [
+        ("net", "net-triton"),
+        ("Net_v2.1", "net-v2-1-triton"),
+        ("3d", "model-3d-triton"),
+        ("0" * 100, f"model-{'0' * 44}-triton"),
+        ("a" * 49 + "-b", f"{'a' * 49}-triton"),
+    ],
+)
+def test_the_workload_has_a_name_that_kubernetes_takes(
+    model: str, workload: str, bundles: Bundles, tmp_path: Path
+) -> None:
+    made = package([bundles.dense], [model], tmp_path / "out", runtimes=["onnxruntime"], image="net:1")
+    text = (made.path / "kubernetes" / "triton.yaml").read_text()
+    assert problem("kubernetes/triton.yaml", text) is None
+    assert next(yaml.safe_load_all(text))["metadata"]["name"] == workload
 
 
 def test_a_folder_that_is_no_package_is_not_replaced(bundles: Bundles, tmp_path: Path) -> None:
@@ -250,7 +343,8 @@ def test_a_folder_of_any_name_has_a_name_to_be_served_by(folder: str, name: str,
 
 def test_the_command_prints_models_and_the_path(bundles: Bundles, call: Call, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = call("package", bundles.dense, "--name", "net", "--out", out, "--max-batch", 16, "--json")
+    words = ("--name", "net", "--out", out, "--max-batch", 16, "--base-image", "triton:1", "--json")
+    result = call("package", bundles.dense, *words)
     assert result.exit_code == 0, result.stderr
     document: dict[str, Any] = json.loads(result.stdout)
     assert [model["name"] for model in document["models"]] == ["net-onnxruntime", "net-python"]

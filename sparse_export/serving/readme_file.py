@@ -1,0 +1,79 @@
+"""Write the README of a package: what it holds, how to deploy it, what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from sparse_export.serving.workload import Workload
+
+__all__ = ["readme"]
+
+
+class _Model(Protocol):
+    """What is said of a model."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def runtime(self) -> str: ...
+    @property
+    def max_batch(self) -> int: ...
+    @property
+    def manifest_sha256(self) -> str: ...
+
+
+_CONTENTS = {
+    "docker/Dockerfile": "the server with the models. Here: `{build}`",
+    "docker/compose.yaml": "runs that image on one machine: `docker compose -f docker/compose.yaml up --build`",
+    "kubernetes/triton.yaml": "Deployment, Service, autoscaler, ServiceMonitor and Ingress: "
+    "`kubectl apply -f kubernetes/triton.yaml`",
+    "kubernetes/prometheus-adapter-values.yaml": "makes the time that requests wait a metric for the autoscaler",
+    "kubernetes/kserve.yaml": "InferenceService of KServe: `kubectl apply -f kubernetes/kserve.yaml`",
+}
+
+
+def readme(
+    workload: Workload,
+    models: Sequence[_Model],
+    files: Iterable[str],
+    left_out: Mapping[str, str],
+) -> str:
+    """Return the README.
+
+    Args:
+        workload: what is deployed.
+        models: models of the repository.
+        files: paths of the deployment files that were written.
+        left_out: reason for each one that was not, by its path.
+    """
+    build = f"docker build -f docker/Dockerfile -t {workload.image} ."
+    lines = [
+        f"# {workload.name}",
+        "",
+        "A model repository of Triton and the files to deploy it, written by `sparse-export package`. Read the comments",
+        "at the top of a file before you use it. `package.json` lists every file with its SHA-256.",
+        "",
+        "| model | runtime | largest batch | manifest of its bundle |",
+        "|---|---|---|---|",
+        *(f"| {m.name} | {m.runtime} | {m.max_batch} | {m.manifest_sha256[:12]} |" for m in models),
+        "",
+        "| file | is |",
+        "|---|---|",
+        "| `model_repository/` | the models |",
+        "| `golden/` | an input and its output for each bundle |",
+        "| `client/` | a client that checks the golden output, and a load script |",
+        *(f"| `{name}` | {_CONTENTS[name].format(build=build)} |" for name in files),
+    ]
+    if workload.tensorrt is not None:
+        version = workload.tensorrt
+        lines += ["", f"The engines were built by TensorRT {version} and need an image with that version."]
+    if left_out:
+        lines += ["", "## Left out", "", *(f"- `{name}`: {reason}." for name, reason in left_out.items())]
+    if workload.base_image is None and workload.has_python_models:
+        packages = ", ".join(f"`{requirement}`" for requirement in workload.requirements)
+        lines += [
+            "",
+            f"An image of your own needs these packages for the models of the Python backend: {packages}.",
+        ]
+    return "\n".join(lines) + "\n"
