@@ -23,7 +23,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 _HOLDING = """
 import os, sys
 from pathlib import Path
-from sparse_export.locks import locked
+from sparse_export.files.locks import locked
 with locked(Path(sys.argv[1])):
     if len(sys.argv) > 2 and os.fork() == 0:  # as a worker that reads pictures: it outlives a killed parent
         sys.stdin.read()
@@ -115,7 +115,7 @@ def test_within_a_thread_it_is_taken_again_and_held_to_the_end(tmp_path: Path) -
 _CONTENDING = """
 import sys, time
 from pathlib import Path
-from sparse_export.locks import locked
+from sparse_export.files.locks import locked
 folder = Path(sys.argv[1])
 for _ in range(60):
     with locked(folder, wait_s=30.0):
