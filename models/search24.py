@@ -8,7 +8,6 @@ algorithm is left out and another child goes on behind it.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from sparse_export.child import import_root
+from sparse_export import child
 from sparse_export.errors import SparseExportError
 from sparse_export.files import cache_folder, write_json
 from sparse_export.sparsity import cusparselt
@@ -143,8 +142,6 @@ def search(sizes: Sequence[ProductSize], lines: Lines) -> dict[ProductSize, int]
 def _child(device: int, sizes: Sequence[ProductSize], done: Sequence[tuple[int, int]]) -> Iterator[str]:
     """Lines of a process of its own, in an empty folder: nothing that lies about where the user is gets imported."""
     request = json.dumps({"device": device, "sizes": [asdict(size) for size in sizes], "done": list(done)})
-    root = import_root()
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as empty:
         try:
             ended = subprocess.run(
@@ -155,7 +152,7 @@ def _child(device: int, sizes: Sequence[ProductSize], done: Sequence[tuple[int, 
                 check=False,
                 timeout=_LIMIT_S,
                 cwd=empty,
-                env={**os.environ, "PYTHONPATH": path},
+                env=child.environment(),
             )
         except subprocess.TimeoutExpired as cause:
             output = cause.stdout or b""

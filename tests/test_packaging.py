@@ -36,7 +36,7 @@ FLOORS = {
     "telemetry": 0,
     "onnxruntime_import": 1,
     "files": 1,
-    "child": 1,
+    "child": 2,
     "instruments": 1,
     "pages": 1,
     "sparsity": 1,

@@ -15,8 +15,8 @@ import pytest
 from onnx import TensorProto, helper
 
 import sparse_export
+from sparse_export import child
 from sparse_export.cli import main as program
-from sparse_export.engines.build import process_environment
 from sparse_export.onnxruntime_import import load_onnxruntime
 from sparse_export.telemetry import ONNXRUNTIME_VARIABLE, telemetry_environment, turn_telemetry_off
 
@@ -83,7 +83,7 @@ def test_the_process_that_tries_a_file_leaves_nothing_there(model_path: Path, tm
     (tmp_path / "request.json").write_text(json.dumps(request))
     worker = ("-m", "sparse_export.runtimes.probe_worker", "request.json", "result.json")
     assert _left_by(tmp_path, *worker) == []
-    assert json.loads((tmp_path / "result.json").read_text()) == {}
+    assert json.loads((tmp_path / "result.json").read_text()) == {"result": None}
 
 
 def test_the_model_that_runs_inside_the_server_leaves_nothing_there(model_path: Path, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_the_program_turns_it_off_before_a_users_module_can_import_onnxruntime(
 
 def test_loading_onnxruntime_turns_it_off_for_child_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ONNXRUNTIME_VARIABLE)
-    assert process_environment()[ONNXRUNTIME_VARIABLE] == "1"  # also where this process does not load it
+    assert child.environment()[ONNXRUNTIME_VARIABLE] == "1"  # also where this process does not load it
     assert ONNXRUNTIME_VARIABLE not in os.environ
     assert load_onnxruntime().__name__ == "onnxruntime"
     assert os.environ[ONNXRUNTIME_VARIABLE] == "1"
@@ -123,7 +123,7 @@ def test_the_users_own_setting_is_kept(value: str, monkeypatch: pytest.MonkeyPat
     turn_telemetry_off()
     assert os.environ[ONNXRUNTIME_VARIABLE] == value
     assert telemetry_environment()[ONNXRUNTIME_VARIABLE] == value
-    assert process_environment()[ONNXRUNTIME_VARIABLE] == value
+    assert child.environment()[ONNXRUNTIME_VARIABLE] == value
 
 
 def _imports(text: str) -> Iterator[str]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import onnx
 
+from sparse_export import child
 from sparse_export.building.engines import EngineProgress, Engines
-from sparse_export.engines.build import build_engine, process_environment
+from sparse_export.engines.build import build_engine
 from sparse_export.engines.options import EngineOptions
 from sparse_export.engines.tactics import kernels_from_inspection
 from sparse_export.errors import EngineBuildFailed, MissingCapability, SparseExportError
@@ -29,6 +27,7 @@ TimeEngines = Callable[[Mapping[str, Path], EngineInfo, int], dict[str, TimedLay
 
 _ROUNDS = 24
 _BLOCK_S = 0.02
+_WORKER = "sparse_export.runtimes.layer_times_worker"
 _LIMIT_S = 600.0
 _SAME = (
     "The engine is the same to the byte as one that was built without sparse kernels, so there is nothing to compare: "
@@ -146,48 +145,23 @@ def _not_timed(batch: int, note: str) -> EngineTimes:
     return EngineTimes(batch=batch, rows=(), whole=None, rounds=0, steady=True, note=note)
 
 
-def timed_in_child(engines: Mapping[str, Path], fact: EngineInfo, batch: int) -> dict[str, TimedLayers]:
+def timed_in_child(engines: Mapping[str, Path], engine: EngineInfo, batch: int) -> dict[str, TimedLayers]:
     """Time engines in a process of its own. Raises MissingCapability, or EngineBuildFailed when that crashed."""
-    with temporary_folder() as work:
-        for at, path in enumerate(engines.values()):
-            (work / f"{at}.engine").symlink_to(path.absolute())
-        request = {
-            "engines": {name: f"{at}.engine" for at, name in enumerate(engines)},
-            "fact": asdict(fact),
-            "batch": batch,
-            "rounds": _ROUNDS,
-            "block_s": _BLOCK_S,
-        }
-        write_json(work / "request.json", request)
-        words = [
-            sys.executable,
-            "-m",
-            "sparse_export.runtimes.layer_times_worker",
-            "request.json",
-            "result.json",
-        ]
-        try:
-            ended = subprocess.run(
-                words,
-                cwd=work,
-                env=process_environment(),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=_LIMIT_S,
-                check=False,
-            )
-            tail = ended.stderr.decode(errors="replace").strip().splitlines()[-3:]
-            how = f"ended with {ended.returncode}"
-        except subprocess.TimeoutExpired:
-            tail, how = [], f"was stopped after {_LIMIT_S:g} s"
-        result = work / "result.json"
-        document = json.loads(result.read_bytes()) if result.is_file() else {}
-    if "timed" in document:
-        return timed_from_document(document["timed"])
-    if "failed" in document:
-        raise (MissingCapability if document["missing"] else EngineBuildFailed)(**document["failed"])
-    raise EngineBuildFailed(
-        f"The process that timed the layers of {fact.file} {how}: {' '.join(tail) or 'without a word'}.",
-        expected="The time of each layer was expected.",
-        do="Build without --time-layers.",
-    )
+    links = {f"{at}.engine": path for at, path in enumerate(engines.values())}
+    request = {
+        "engines": dict(zip(engines, links, strict=True)),
+        "engine": asdict(engine),
+        "batch": batch,
+        "rounds": _ROUNDS,
+        "block_s": _BLOCK_S,
+    }
+    try:
+        return timed_from_document(child.call(_WORKER, request, limit_s=_LIMIT_S, links=links))
+    except child.ChildError as error:
+        raise error.as_one_of(MissingCapability, otherwise=EngineBuildFailed) from None
+    except child.ChildFailed as failed:
+        raise EngineBuildFailed(
+            f"The process that timed the layers of {engine.file} {failed.how}.",
+            expected="The time of each layer was expected.",
+            do="Build without --time-layers.",
+        ) from None

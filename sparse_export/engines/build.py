@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import onnx
 
+from sparse_export import child
 from sparse_export.engines.options import EngineOptions
 from sparse_export.engines.progress import Phases, Progress
 from sparse_export.engines.tensorrt_import import install_hint, module_name
@@ -28,9 +28,8 @@ from sparse_export.errors import (
 )
 from sparse_export.files import move_file, output_error, temporary_folder, write_bytes
 from sparse_export.graph.passes.pack24 import dense_from_file
-from sparse_export.telemetry import telemetry_environment
 
-__all__ = ["BuiltEngine", "build_engine", "engine_from_file", "process_ending", "process_environment"]
+__all__ = ["BuiltEngine", "build_engine", "engine_from_file"]
 
 _TAIL_LINES = 12
 # TensorRT for RTX numbers inner values in an order that hangs on addresses: of 40 builds of one ResNet-18 with
@@ -188,7 +187,7 @@ def _run(work: Path, progress: Progress | None) -> _Outcome:
             process = subprocess.Popen(
                 [sys.executable, "-IS", "-c", _AT_FIXED_ADDRESSES, *_WORKER, str(writing)],
                 cwd=work,
-                env=process_environment(),
+                env=child.environment(),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -253,17 +252,6 @@ def _take(line: str, outcome: _Outcome, phases: Phases, progress: Progress | Non
         progress(state)
 
 
-def process_environment() -> dict[str, str]:
-    """That of this process, with every module found where this process has it, and telemetry off.
-
-    Whether this process has imported onnxruntime, which sets the same variables, changes nothing in it.
-    """
-    home = str(Path(__file__).resolve().parents[2])
-    first = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    paths = [path for path in (*first, home, *sys.path) if path]
-    return {**os.environ, **telemetry_environment(), "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
-
-
 def _log(work: Path) -> str:
     return (work / "build.log").read_text(encoding="utf-8", errors="replace")
 
@@ -283,9 +271,9 @@ def _error(outcome: _Outcome, options: EngineOptions, work: Path, folder: Path) 
             do="Build on the machine that the engine is for, or build for tensorrt-rtx, which needs none.",
         )
     kept = _keep(work, folder)
-    tail = "".join(f"\n    {line}" for line in log.strip().splitlines()[-_TAIL_LINES:])
+    tail = "".join(f"\n    {line}" for line in child.last_lines(log, _TAIL_LINES))
     if failed is None:
-        what = f"The process that built for {options.target} {process_ending(outcome.returncode)}."
+        what = f"The process that built for {options.target} {child.ending(outcome.returncode)}."
         do = f"Report it to NVIDIA with that folder, or build with another --opt-level; {install_hint(options.target)}."
     elif failed["kind"] == "graph":
         what = f"{options.target} cannot read the graph: {failed['what']}."
@@ -300,21 +288,12 @@ def _error(outcome: _Outcome, options: EngineOptions, work: Path, folder: Path) 
     )
 
 
-def process_ending(returncode: int) -> str:
-    """How a process that did not end with 0 did end, as a sentence about it goes on."""
-    if returncode < 0:
-        with contextlib.suppress(ValueError):
-            return f"was ended by {signal.Signals(-returncode).name}"
-        return f"was ended by signal {-returncode}"
-    return f"ended with {returncode}, without a word"
-
-
 def _keep(work: Path, folder: Path) -> str:
     """Copy what repeats the build, and say where it lies."""
     words = [sys.executable, "-IS", "-c", _AT_FIXED_ADDRESSES, *_WORKER]
     script = (
         "#!/bin/sh\n# Repeats this build alone. Events go to stdout, the log to stderr.\n"
-        f'cd "$(dirname "$0")" && exec env PYTHONPATH={shlex.quote(process_environment()["PYTHONPATH"])} '
+        f'cd "$(dirname "$0")" && exec env PYTHONPATH={shlex.quote(child.environment()["PYTHONPATH"])} '
         f"{shlex.join(words)} </dev/null\n"
     )
     try:

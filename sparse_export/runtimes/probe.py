@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import signal
-import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sparse_export import trust
+from sparse_export import child, trust
 from sparse_export.errors import ArtefactError, MissingCapability, OutputError, SparseExportError
-from sparse_export.files import sha256_file, temporary_folder
+from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE, GOLDEN_INPUT, Bundle
 from sparse_export.formats.listed import file_of
 
 __all__ = ["require_tried"]
 
-_WORKER = ("-S", "-m", "sparse_export.runtimes.probe_worker", "request.json", "result.json")
+_WORKER = "sparse_export.runtimes.probe_worker"
 _LIMIT_S = {"cpu": 300.0, "cuda": 300.0, "tensorrt": 1800.0}  # TensorRT builds its engines first
-_TAIL_LINES = 3
 
 
 def require_tried(
@@ -76,9 +72,6 @@ def _try(
     provider: str,
     limit_s: float,
 ) -> None:
-    # Here, since onnx comes with it, and most bundles are trusted.
-    from sparse_export.engines.build import process_ending, process_environment
-
     request = {
         "model": str(model),
         "input": None if golden is None else str(golden),
@@ -86,40 +79,14 @@ def _try(
         "provider": provider,
         "limit_s": limit_s,
     }
-    with temporary_folder() as work:
-        (work / "request.json").write_text(json.dumps(request))
-        try:
-            ended = subprocess.run(
-                [sys.executable, *_WORKER],
-                cwd=work,
-                env=process_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                timeout=limit_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as cause:
-            raise _failed(model, manifest_sha256, f"was not done after {limit_s:g} s", large=True) from cause
-        result = work / "result.json"
-        done = not ended.returncode and result.is_file()
-        document = json.loads(result.read_bytes()) if done else {}
-    if "error" in document:
-        raise _error(document["kind"])(**document["error"])
-    if not done:
-        how = process_ending(ended.returncode) if ended.returncode else "ended without a result"
-        tail = ended.stderr.decode(errors="replace").strip().splitlines()[-_TAIL_LINES:]
-        raise _failed(
-            model,
-            manifest_sha256,
-            f"{how}{': ' if tail else ''}{' '.join(tail)}",
-            large=ended.returncode == -signal.SIGKILL,  # as the kernel ends what takes too much memory
-        )
-
-
-def _error(kind: str) -> type[SparseExportError]:
-    """The class to raise for one of the other process: whatever it says of its input is a fault of the bundle."""
-    return {one.__name__: one for one in (MissingCapability, OutputError)}.get(kind, ArtefactError)
+    try:
+        child.call(_WORKER, request, limit_s=limit_s, options=("-S",))
+    except child.ChildError as error:  # whatever it says of its input is a fault of the bundle
+        raise error.as_one_of(MissingCapability, OutputError, otherwise=ArtefactError) from None
+    except child.ChildFailed as failed:
+        # As the kernel ends what takes too much memory; None where its time was up.
+        large = failed.returncode in (None, -signal.SIGKILL)
+        raise _failed(model, manifest_sha256, failed.how, large=large) from None
 
 
 def _failed(model: Path, manifest_sha256: str, how: str, *, large: bool) -> ArtefactError:

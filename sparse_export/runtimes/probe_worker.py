@@ -1,15 +1,8 @@
-"""Opens an ONNX file and runs it once, in a process of its own, which it may end.
-
-    python -m sparse_export.runtimes.probe_worker REQUEST.json RESULT.json
-
-REQUEST.json: as `trial.py` writes it.  RESULT.json: written when it did not end the process; `error`, with the `kind`
-that was raised, where it could not be run.
-"""
+"""Opens an ONNX file and runs it once, in a process of its own, which it may end. The worker of `probe.py`."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import sys
@@ -18,32 +11,24 @@ from typing import Any
 
 import numpy as np
 
+from sparse_export.child import answer
 from sparse_export.errors import ArtefactError, SparseExportError, UsageError
-from sparse_export.files import write_json
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
 
-__all__ = ["main"]
+__all__ = ["probe"]
 
 _BATCHES = (1, 32)  # as commands time them by default
 _GRACE_S = 5  # whoever asks waits that much less
 
 
-def main(words: list[str]) -> int:
-    """Try what a request names; 0 whatever is found out."""
-    request = json.loads(Path(words[0]).read_bytes())
+def probe(request: dict[str, Any]) -> None:
+    """Open the model that a request names, and run it. Raises SparseExportError."""
     _bound(request["limit_s"])
-    try:
-        x = _input(request)
-        with open_session(Path(request["model"]), provider=request["provider"]) as session:
-            _run(session, x, request)
-            _run_others(session, request)
-    except SparseExportError as error:
-        told = {"what": error.what, "expected": error.expected, "do": error.do}
-        write_json(Path(words[1]), {"kind": type(error).__name__, "error": told})
-    else:
-        write_json(Path(words[1]), {})
-    return 0
+    x = _input(request)
+    with open_session(Path(request["model"]), provider=request["provider"]) as session:
+        _run(session, x, request)
+        _run_others(session, request)
 
 
 def _bound(limit_s: float) -> None:
@@ -90,4 +75,4 @@ def _input(request: dict[str, Any]) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answer(sys.argv[1:], probe))

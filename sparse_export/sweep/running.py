@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparse_export.child import import_root
+from sparse_export import child
 from sparse_export.errors import MissingCapability
 from sparse_export.files import write_json
 from sparse_export.instruments.machine import n_usable_cores
 from sparse_export.sweep.earlier import complete_recipe, complete_runs
 from sparse_export.sweep.run_list import VERSION, Cell, essence
-from sparse_export.telemetry import telemetry_environment
 from sparse_export.train.recipe import Recipe
 from sparse_export.train.stopping import Stop, stop_signals
 
@@ -145,21 +144,13 @@ def _started(cell: Cell, folder: Path, slot: int, data_dir: Path | None, downloa
     )
     log = folder / "logs" / f"{cell.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    home = str(import_root())  # a checkout may run without being installed
-    path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {
-        **os.environ,
-        **telemetry_environment(),
-        "PYTHONPATH": path,
-        **_device_of(slot, device),
-    }
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "sparse_export.sweep.run_worker", str(job_file)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=environment,
+            env={**child.environment(), **_device_of(slot, device)},
             start_new_session=True,  # Ctrl-C is for the sweep, which passes it on once
         )
     return _Job(cell=cell, process=process, log=log, slot=slot)

@@ -14,7 +14,7 @@ from typing import Self
 
 import numpy as np
 
-from sparse_export.engines.build import process_environment
+from sparse_export import child
 from sparse_export.errors import SparseExportError
 from sparse_export.runtimes.onnxruntime import open_session
 
@@ -35,7 +35,7 @@ class Opener:
         process = self._process = self._process or subprocess.Popen(
             [sys.executable, "-m", "tests.engines.opener"],
             cwd=Path(__file__).resolve().parents[2],
-            env=process_environment(),
+            env=child.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -13,7 +13,8 @@ import pytest
 from onnx import numpy_helper
 
 from sparse_export import trust
-from sparse_export.errors import ArtefactError, MissingCapability, OutputError
+from sparse_export.child import ChildError
+from sparse_export.errors import ArtefactError, MissingCapability, OutputError, SparseExportError
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, read_bundle_info, save_bundle_info
 from sparse_export.formats.listed import file_facts
@@ -115,7 +116,7 @@ def test_a_file_that_waits_for_another_batch_than_the_golden_one_is_found_out(tm
 def test_a_process_that_says_nothing_has_tried_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_WORKER", ("-c", "pass"))
+    monkeypatch.setattr(probe, "_WORKER", "this")  # a module of the standard library that writes no result
     bundle = _bundle(tmp_path / "b", 2)
     for _ in range(2):
         with pytest.raises(ArtefactError, match="ended without a result"):
@@ -174,16 +175,30 @@ def test_an_error_of_the_other_process_is_an_error_of_the_bundle(
         require_tried(bundle)
 
 
-def test_what_the_machine_lacks_is_no_fault_of_the_bundle() -> None:
-    assert probe._error("MissingCapability") is MissingCapability
-    assert probe._error("OutputError") is OutputError
-    assert probe._error("UsageError") is ArtefactError
-    assert probe._error("no such class") is ArtefactError
+@pytest.mark.parametrize(
+    ("kind", "raised"),
+    [
+        ("MissingCapability", MissingCapability),
+        ("OutputError", OutputError),
+        ("UsageError", ArtefactError),
+        ("no such class", ArtefactError),
+    ],
+)
+def test_what_the_machine_lacks_is_no_fault_of_the_bundle(
+    kind: str, raised: type[SparseExportError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(*_: object, **__: object) -> None:
+        raise ChildError(kind=kind, what="no.", expected="", do="")
+
+    monkeypatch.setattr("sparse_export.child.call", call)
+    with pytest.raises(SparseExportError) as caught:
+        require_tried(_bundle(tmp_path / "b", 2))
+    assert type(caught.value) is raised
 
 
 def test_a_process_that_cannot_start_tells_the_end_of_its_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "_WORKER", ("-S", "-m", "sparse_export.runtimes.no_such_module"))
+    monkeypatch.setattr(probe, "_WORKER", "sparse_export.runtimes.no_such_module")
     with pytest.raises(ArtefactError, match=r"ended with 1, without a word: .*no_such_module"):
         require_tried(_bundle(tmp_path / "b", 2))

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sparse_export.engines.build import process_environment
+from sparse_export import child
 from sparse_export.errors import ArtefactError
 from sparse_export.evaluate.bench.latency import bench
 from sparse_export.evaluate.comparison import compare
@@ -81,7 +81,7 @@ def test_the_program_ends_with_6_and_its_reports(hostile: Path, dense: Bundle, t
     ]
     ended = subprocess.run(
         [sys.executable, "-m", "sparse_export", *words],
-        env=process_environment(),
+        env=child.environment(),
         capture_output=True,
         text=True,
         check=False,
