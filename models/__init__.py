@@ -49,6 +49,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sparse_export.errors import UnknownNameError, UsageError
+from sparse_export.models.names import TIMM, is_factory
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
 __all__ = ["ModelSpec", "create", "input_shape", "is_factory", "names", "spec", "torchvision_constructor"]
 
 _OWN = "For a network of timm, give timm:NAME; for one of your own, package.module:factory."
-_TIMM = "timm:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +169,6 @@ def torchvision_constructor(name: str) -> str | None:
     return None
 
 
-def is_factory(name: str) -> bool:
-    """Is this written as a user's own `package.module:factory`? Nothing is imported. `timm:NAME` is none."""
-    return ":" in name and not name.startswith(_TIMM)
-
-
 def input_shape(name: str) -> tuple[int, ...] | None:
     """(C, H, W) of one sample, without creating the network; None for a user's factory, which is not imported.
 
@@ -182,10 +177,10 @@ def input_shape(name: str) -> tuple[int, ...] | None:
     """
     if is_factory(name):
         return None
-    if name.startswith(_TIMM):
+    if name.startswith(TIMM):
         from sparse_export.models import timm_networks
 
-        return timm_networks.input_shape(name.removeprefix(_TIMM))
+        return timm_networks.input_shape(name.removeprefix(TIMM))
     return spec(name).input_shape
 
 
@@ -205,10 +200,10 @@ def create(name: str, n_classes: int | None = None) -> torch.nn.Module:
         )
     if is_factory(name):
         return _from_factory(name, n_classes)
-    if name.startswith(_TIMM):
+    if name.startswith(TIMM):
         from sparse_export.models import timm_networks
 
-        return timm_networks.create(name.removeprefix(_TIMM), n_classes)
+        return timm_networks.create(name.removeprefix(TIMM), n_classes)
     known = spec(name)
     return known.factory(known.n_classes if n_classes is None else n_classes)
 

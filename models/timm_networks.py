@@ -9,6 +9,8 @@ from types import ModuleType
 from torch import nn
 
 from sparse_export.errors import MissingCapability, UsageError, how_to_get
+from sparse_export.models.names import TIMM
+from sparse_export.models.published import weights_unavailable
 from sparse_export.telemetry import turn_telemetry_off
 
 
@@ -33,13 +35,11 @@ def pretrained(name: str) -> nn.Module:
 
     Raises MissingCapability without timm or when they cannot be had, UsageError when timm has no such network.
     """
-    from sparse_export.models.weights import not_to_be_had
-
     timm = _timm(name)
     try:
         network: nn.Module = timm.create_model(name, pretrained=True)
     except Exception as cause:
-        raise not_to_be_had(f"timm:{name}", cause) from cause
+        raise weights_unavailable(f"{TIMM}{name}", cause) from cause
     return network
 
 

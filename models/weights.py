@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_export.errors import ArtefactError, MissingCapability, UsageError
-from sparse_export.models import is_factory, torchvision_constructor
+from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.models import torchvision_constructor
+from sparse_export.models.names import TIMM, is_factory
+from sparse_export.models.published import weights_unavailable
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 _NESTED = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights in their files
 _FORBIDDEN = re.compile(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)")
 _SHOWN = 8
-_TIMM = "timm:"
 
 
 def load_weights(module: torch.nn.Module, file: Path) -> None:
@@ -72,10 +73,10 @@ def pretrained(name: str) -> torch.nn.Module:
 
     Raises UsageError for a network that has none, MissingCapability when they cannot be had.
     """
-    if name.startswith(_TIMM):
+    if name.startswith(TIMM):
         from sparse_export.models import timm_networks
 
-        return timm_networks.pretrained(name.removeprefix(_TIMM))
+        return timm_networks.pretrained(name.removeprefix(TIMM))
     constructor = None if is_factory(name) else torchvision_constructor(name)
     if constructor is None:
         raise UsageError(
@@ -90,18 +91,8 @@ def pretrained(name: str) -> torch.nn.Module:
     except (
         Exception
     ) as cause:  # the network, the disk, a proxy, a changed file: the library passes on what it meets
-        raise not_to_be_had(name, cause) from cause
+        raise weights_unavailable(name, cause) from cause
     return module
-
-
-def not_to_be_had(name: str, cause: Exception) -> MissingCapability:
-    """The error for published weights that could not be fetched."""
-    reason = next(iter(str(cause).splitlines()), "") or type(cause).__name__
-    return MissingCapability(
-        f"The published weights of {name} could not be fetched: {reason.rstrip('.')}.",
-        expected="A connection to where its library keeps them, or a copy in the library's cache, was expected.",
-        do="Fetch the file on another machine and give it with --weights FILE.",
-    )
 
 
 def _tensors(file: Path) -> dict[str, torch.Tensor]:
