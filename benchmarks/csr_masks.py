@@ -26,8 +26,8 @@ from sparse_export.sparsity import MaskUpdate, update_masks
 from sparse_export.tasks import data
 from sparse_export.train import SparseTraining
 from sparse_export.train.csr_choice import MOST_DENSITY
-from sparse_export.train.momentum import growth_scores
 from sparse_export.train.optimizer import make_optimizer
+from sparse_export.train.optimizer_state import momentum_scores
 from sparse_export.train.rates import learning_rate
 from sparse_export.train.recipe import Recipe, load_recipe
 from sparse_export.train.step_csr import StepCsr
@@ -116,7 +116,7 @@ def trained(
 
         def look() -> None:
             weights = {name: model.get_parameter(name).detach() for name in trainer.masks}
-            found = growth_scores(optimizer, {name: model.get_parameter(name) for name in trainer.masks})
+            found = momentum_scores(optimizer, {name: model.get_parameter(name) for name in trainer.masks})
             wanted = {
                 name: torch.where(trainer.masks[name], score, full.buffers[name])
                 if name in full.buffers

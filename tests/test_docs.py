@@ -7,8 +7,9 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from pydantic import BaseModel
@@ -18,17 +19,17 @@ from sparse_export.train.recipe import (
     LearningRateRecipe,
     OptimizerRecipe,
     Recipe,
-    SparsityRecipe,
     recipe_from_table,
 )
+from sparse_export.train.sparsity_config import SparsityConfig
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RECIPE_PAGE = (DOCS / "recipe.md").read_text()
-TABLES: dict[str, type[BaseModel]] = {
+TABLES: dict[str, Any] = {
     "Top level": Recipe,
     "`[optimizer]`": OptimizerRecipe,
     "`[learning_rate]`": LearningRateRecipe,
-    "`[sparsity]`": SparsityRecipe,
+    "`[sparsity]`": SparsityConfig,
 }
 
 
@@ -43,11 +44,19 @@ def told(heading: str) -> dict[str, tuple[str, str]]:
     }
 
 
-def keys_of(table: type[BaseModel]) -> set[str]:
+def fields_of(table: Any) -> dict[str, tuple[Any, Any]]:
+    """The keys of a table of a recipe: the type of each, and its default."""
+    if is_dataclass(table):
+        types = get_type_hints(table)
+        return {field.name: (types[field.name], field.default) for field in fields(table)}
+    return {name: (field.annotation, field.default) for name, field in table.model_fields.items()}
+
+
+def keys_of(table: Any) -> set[str]:
     return {
         name
-        for name, field in table.model_fields.items()
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel))
+        for name, (kind, _) in fields_of(table).items()
+        if not (isinstance(kind, type) and (issubclass(kind, BaseModel) or is_dataclass(kind)))
     }
 
 
@@ -66,7 +75,7 @@ def test_the_recipe_page_has_a_line_for_every_key_and_no_other(heading: str) -> 
 @pytest.mark.parametrize("heading", TABLES)
 def test_the_recipe_page_tells_every_default(heading: str) -> None:
     for key, (default, _) in told(heading).items():
-        wanted = TABLES[heading].model_fields[key].default
+        _, wanted = fields_of(TABLES[heading])[key]
         if wanted is PydanticUndefined:
             assert default == "needed", key
         elif wanted is None:
@@ -79,7 +88,7 @@ def test_the_recipe_page_tells_every_default(heading: str) -> None:
 @pytest.mark.parametrize("heading", TABLES)
 def test_the_recipe_page_names_every_word_that_a_key_can_have(heading: str) -> None:
     for key, (default, meaning) in told(heading).items():
-        for word in words_of(TABLES[heading].model_fields[key].annotation):
+        for word in words_of(fields_of(TABLES[heading])[key][0]):
             assert f'`"{word}"`' in f"{default} {meaning}", (key, word)
 
 

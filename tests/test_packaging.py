@@ -1,4 +1,4 @@
-"""The package is whole, light to import, and its rooms import only downward."""
+"""The package is whole, light to import, and its modules import only downward."""
 
 from __future__ import annotations
 
@@ -59,6 +59,14 @@ FLOORS = {
     "sweep": 9,
     "cli": 10,
     "__main__": 11,
+}
+
+# Circles that are still to be taken apart. Take a line out when one is gone; none may come in.
+_EVALUATE = "sparse_export.evaluate"
+CIRCLES_LEFT: set[tuple[str, ...]] = {
+    (f"{_EVALUATE}.bench_train.result", f"{_EVALUATE}.bench_train.table"),
+    (f"{_EVALUATE}.comparison.result", f"{_EVALUATE}.comparison.table"),
+    (f"{_EVALUATE}.validation.gates", f"{_EVALUATE}.validation.result", f"{_EVALUATE}.validation.table"),
 }
 
 
@@ -203,6 +211,32 @@ def test_rooms_import_from_lower_floors_only() -> None:
             if there not in (None, here) and there in FLOORS and FLOORS[there] >= FLOORS[here]:
                 wrong.append(f"{name} imports {imported}")
     assert wrong == []
+
+
+def _circles() -> set[frozenset[str]]:
+    """Modules that import each other, directly or not; imports in functions and for types count."""
+    names = {name for name, _ in _modules()}
+
+    def module_of(imported: str) -> str | None:
+        return next((name for name in (imported, imported.rpartition(".")[0]) if name in names), None)
+
+    reached = {
+        name: {found for imported in _imports(path) if (found := module_of(imported)) is not None}
+        for name, path in _modules()
+    }
+    for through in names:
+        for below in reached.values():
+            if through in below:
+                below |= reached[through]
+    return {
+        frozenset(other for other in below if name in reached[other])
+        for name, below in reached.items()
+        if name in below
+    }
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert {tuple(sorted(circle)) for circle in _circles()} == CIRCLES_LEFT
 
 
 @pytest.mark.parametrize("name", [name for name, _ in _modules() if not name.endswith("__main__")])

@@ -1,4 +1,4 @@
-"""How many samples of a part of the data a network in training gets right."""
+"""The accuracy of a network in training on a part of the data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from sparse_export.train.ema import Ema
 from sparse_export.train.network import laid_out
 from sparse_export.train.products import Products
 from sparse_export.train.recipe import Recipe
-from sparse_export.train.step24 import Step24
 
 __all__ = ["accuracy"]
 
@@ -35,21 +34,31 @@ def accuracy(
     device: torch.device,
     world: World,
 ) -> Accuracy | None:
-    """Of the network as it would be saved, in float32, over all processes; None for an empty part.
+    """Accuracy of the network as it would be saved, in float32, over all processes.
 
-    The model is left in eval mode.
+    Args:
+        name: of the part.
+        feed: of the data.
+        recipe: its memory format.
+        model: left in eval mode.
+        ema: the average that is tested in place of the weights; None for none.
+        products: paused meanwhile, where they are not exact.
+        device, world: of this process.
+
+    Returns:
+        None for an empty part.
     """
     n_samples = feed.fact.n_validation if name == "validation" else feed.fact.n_test
     if n_samples == 0:
         return None
     model.eval()
-    # Batch statistics are each process's own until the next step copies those of rank 0; so does a resumed run.
+    # Batch statistics are each process's own until the next step, or a resumed run, copies those of rank 0.
     world.copy_from_first([value for value in model.buffers() if value.numel()])
     if ema is not None:
         world.copy_from_first(list(ema.average.values()))
     size = max(1, min(_BATCH, _BATCH_VALUES // max(1, math.prod(feed.input_shape))))
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    exact = products.paused() if isinstance(products, Step24) else nullcontext()
+    exact = products.paused() if products is not None else nullcontext()
     with ema.swapped_in() if ema else nullcontext(), exact:
         for x, y in feed.part(name, size):
             correct += correct_predictions(model(laid_out(recipe, x)), y).sum()

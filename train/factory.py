@@ -7,13 +7,11 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_export.train.methods import METHODS
-from sparse_export.train.recipe import DEFAULT_APPROACH, Recipe
+from sparse_export.train.recipe import Recipe
 from sparse_export.train.sparse_training import SparseTraining
 from sparse_export.train.sparsifier import Sparsifier
-from sparse_export.train.sr_ste import SrSte
 
-ASP_CUT = 0.5  # fraction of the steps that asp trains dense
+__all__ = ["make_sparsifier"]
 
 
 def make_sparsifier(
@@ -23,55 +21,52 @@ def make_sparsifier(
     total_steps: int,
     *,
     output_layers: Sequence[str] | None = None,
-    sensitivity_masks: Callable[[], dict[str, Tensor]] | None = None,
+    first_loss: Callable[[], Tensor] | None = None,
+    combine: Callable[[Tensor], object] | None = None,
 ) -> Sparsifier:
-    """By the recipe's method. output_layers: see `SparseTraining`.
+    """What trains by the recipe's method.
 
-    sensitivity_masks: the masks that `snip` starts from, see `snip_masks`; without it snip is refused.
-    Raises UsageError, as the classes do.
+    Args:
+        recipe: of a sparse training.
+        model: on the device that it is trained on.
+        optimizer: over its parameters.
+        total_steps: length of the training.
+        output_layers: weights that give the outputs; None for those of the layer registered last.
+        first_loss: of the first batch, for methods that draw their masks from it; without it they are
+            refused.
+        combine: sums a gradient over several processes, in place; None for one process.
+
+    Raises:
+        UsageError: as the classes do.
     """
-    settings = recipe.sparsity
-    pattern = settings.nm_pattern
-    if pattern is not None and settings.method == "sr-ste":
-        return SrSte(
+    config = recipe.sparsity
+    rule = config.rule
+    if rule.sparsifier is not None and config.pattern is not None:
+        made: Sparsifier = rule.sparsifier(
             model,
             optimizer,
-            pattern=pattern,
-            decay=settings.decay,
-            keep_dense=settings.keep_dense,
+            pattern=config.pattern,
+            decay=config.decay,
+            keep_dense=config.keep_dense,
             output_layers=output_layers,
-            small_share=settings.small_share,
+            small_share=config.small_share,
         )
-    asp = settings.method == "asp"
-    approach, freeze = settings.approach, settings.freeze
-    if asp:
-        approach, freeze = (ASP_CUT, ASP_CUT), ASP_CUT
-    elif pattern is not None and METHODS[settings.method].moves:
-        freeze = settings.wanted_freeze
-        approach = DEFAULT_APPROACH if approach is None else approach
-    masks = sensitivity_masks() if settings.method == "snip" and sensitivity_masks is not None else None
-    return SparseTraining(
+        return made
+    masks = None
+    if rule.first_masks is not None and first_loss is not None:
+        masks = rule.first_masks(
+            model,
+            first_loss,
+            density=config.wanted_density or 1.0,
+            keep_dense=config.keep_dense,
+            combine=combine,
+        )
+    return SparseTraining.from_config(
         model,
         optimizer,
-        density=settings.wanted_density if masks is None else None,
-        method="sparse-momentum" if asp else settings.method,
-        masks=masks,
-        pattern=pattern,
+        config,
         total_steps=total_steps,
-        update_every=settings.update_every or None,
-        prune_rate=0.0 if asp else settings.prune_rate,
-        final_prune_rate=settings.final_prune_rate,
-        prune_schedule=settings.prune_schedule,
-        prune=settings.prune,
-        redistribution=settings.redistribution,
-        growth=settings.growth,
-        start=settings.start,
-        rescale=settings.rescale,
-        keep_dense=settings.keep_dense,
         seed=recipe.seed,
-        approach=approach or (0.0, 0.0),
-        freeze=freeze,
         output_layers=output_layers,
-        small_share=settings.small_share,
-        transposable=settings.transposable,
+        masks=masks,
     )

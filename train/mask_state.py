@@ -1,4 +1,4 @@
-"""What a sparse training saves of itself beside weights and optimiser, as a dictionary."""
+"""What a sparse training saves of itself beside weights and optimizer, as a dictionary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sparse_export.errors import UsageError
-from sparse_export.train.update_schedule import Calm
+from sparse_export.train.update_schedule import BackOff
 
 __all__ = ["MaskState"]
 
@@ -18,15 +18,20 @@ __all__ = ["MaskState"]
 class MaskState:
     """Masks and the position in the schedule.
 
-    n_steps, n_updates: so far.  last_prune_rate, n_flipped: of the last update, which changed so many mask bits; None
-    before the first.  threshold: of the next update, where pruning goes by one.
-    gradients: of the last step, by parameter name, where growth goes by them: an update may come next.
+    Args:
+        masks: bool, by parameter name.
+        n_steps, n_updates: so far.
+        back_off: of the prune rate.
+        last_prune_rate: of the last update; None before the first.
+        n_flipped: mask bits that the last update changed; None before the first.
+        threshold: of the next update, where pruning goes by one.
+        gradients: of the last step, by parameter name, where growth goes by them: an update may come next.
     """
 
     masks: Mapping[str, Tensor]
     n_steps: int
     n_updates: int
-    calm: Calm
+    back_off: BackOff
     last_prune_rate: float | None
     n_flipped: int | None
     threshold: float | None
@@ -43,17 +48,22 @@ class MaskState:
             "masks": dict(self.masks),
             "n_steps": self.n_steps,
             "n_updates": self.n_updates,
-            "calm": self.calm.factor,
+            "calm": self.back_off.factor,
             "last_prune_rate": self.last_prune_rate,
             "n_flipped": self.n_flipped,
-            "n_flipped_before": self.calm.n_flipped,
+            "n_flipped_before": self.back_off.n_flipped,
         }
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], own: Mapping[str, Tensor]) -> MaskState:
-        """The state that a table holds. own: masks of the training that it is for.
+        """The state that a table holds.
 
-        Raises UsageError when it belongs to other layers.
+        Args:
+            table: of `table()`.
+            own: masks of the training that it is for.
+
+        Raises:
+            UsageError: it belongs to other layers.
         """
         have = {name: tuple(mask.shape) for name, mask in own.items()}
         got = {name: tuple(mask.shape) for name, mask in table["masks"].items()}
@@ -68,7 +78,7 @@ class MaskState:
             masks=table["masks"],
             n_steps=int(table["n_steps"]),
             n_updates=int(table["n_updates"]),
-            calm=Calm(factor=float(table["calm"]), n_flipped=int(table["n_flipped_before"])),
+            back_off=BackOff(factor=float(table["calm"]), n_flipped=int(table["n_flipped_before"])),
             last_prune_rate=None if rate is None else float(rate),
             n_flipped=None if n_flipped is None else int(n_flipped),
             threshold=float(table["threshold"]) if "threshold" in table else None,

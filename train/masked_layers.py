@@ -8,28 +8,31 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
-from sparse_export.sparsity import Cap, NMPattern
-from sparse_export.train.arguments import require_fraction
+from sparse_export.sparsity import Cap
 from sparse_export.train.layers import masked_parameters
-from sparse_export.train.methods import Method
 from sparse_export.train.pattern_plan import PatternPlan, plan_pattern
-from sparse_export.train.transposable import weights_both_ways
+from sparse_export.train.sparsity_config import SparsityConfig
+from sparse_export.train.transposable import transposable_weights
 
 __all__ = ["MaskedLayers", "masked_layers"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedLayers:
-    """The masked weights by parameter name, and how many may be active.
+    """The masked weights, and how many may be active.
 
-    plan: of the pattern that they are under, if any.  both_ways: those whose masks are 2:4 along both axes.
-    n_wanted: active weights that were asked for; None for as many as the pattern allows.
-    n in the methods stands for the pattern's cap at some moment, n of every M; 0 where there is no pattern.
+    In the methods n stands for the pattern's cap at some moment, n of every M; 0 where there is no pattern.
+
+    Args:
+        parameters: by name.
+        plan: of the pattern that they are under; None without one.
+        transposable: those whose masks are 2:4 along both axes.
+        n_wanted: active weights that are wanted; None for as many as the pattern allows.
     """
 
     parameters: dict[str, nn.Parameter]
     plan: PatternPlan | None
-    both_ways: tuple[str, ...]
+    transposable: tuple[str, ...]
     n_wanted: int | None
 
     @property
@@ -41,7 +44,7 @@ class MaskedLayers:
         return {name: tuple(value.shape) for name, value in self.parameters.items()}
 
     def weights(self) -> dict[str, Tensor]:
-        """Their values, which nothing is to learn from."""
+        """Their values, detached."""
         return {name: value.detach() for name, value in self.parameters.items()}
 
     def n_at(self, step: int) -> int:
@@ -73,35 +76,36 @@ class MaskedLayers:
 
 def masked_layers(
     model: nn.Module,
-    method: Method,
+    config: SparsityConfig,
     *,
-    density: float | None,
-    pattern: NMPattern | None,
     masks: Mapping[str, Tensor] | None,
-    keep_dense: Sequence[str],
     output_layers: Sequence[str] | None,
-    small_share: float,
-    approach: tuple[float, float],
     total_steps: int | None,
-    transposable: bool,
 ) -> MaskedLayers:
-    """Choose them as `SparseTraining` was asked to. Raises UsageError for what cannot be meant."""
-    if density is None and pattern is None and masks is None:
-        raise UsageError("Neither a density nor a pattern was given.", expected="At least one was expected.")
-    if density is not None and not 0 < density <= 1:
-        raise UsageError(f"density is {density}.", expected="A number above 0 and up to 1 was expected.")
-    require_fraction("small_share", small_share)
+    """Choose the weights that are masked.
+
+    Args:
+        model: the network.
+        config: its density, pattern, keep_dense, small_share, approach and transposable.
+        masks: to start with, which then decide the density; None for the configuration's.
+        output_layers: weights that give the outputs; None for those of the layer registered last.
+        total_steps: length of the training; None where it is not known.
+
+    Raises:
+        UsageError: no layer can be masked so, or not as many weights can be active.
+    """
+    pattern = config.pattern
     plan: PatternPlan | None = None
     if pattern is None:
-        parameters = masked_parameters(model, keep_dense)
+        parameters = masked_parameters(model, config.keep_dense)
     else:
         plan = plan_pattern(
             pattern,
             model,
-            keep_dense=keep_dense,
+            keep_dense=config.keep_dense,
             outputs=output_layers,
-            small_share=small_share,
-            approach=approach,
+            small_share=config.small_share,
+            approach=config.wanted_approach,
             total_steps=total_steps,
         )
         parameters = {name: model.get_parameter(name) for name in plan.caps}
@@ -109,18 +113,13 @@ def masked_layers(
     return MaskedLayers(
         parameters=parameters,
         plan=plan,
-        both_ways=weights_both_ways(parameters, pattern, density, method) if transposable else (),
-        n_wanted=_n_of_density(density, n_weights, plan) if masks is None else _n_of(masks, density, plan),
+        transposable=transposable_weights(parameters) if config.transposable else (),
+        n_wanted=_n_of_density(config.wanted_density, n_weights) if masks is None else _n_of(masks, plan),
     )
 
 
-def _n_of(masks: Mapping[str, Tensor], density: float | None, plan: PatternPlan | None) -> int:
-    """Active weights of masks that were given. Raises UsageError for too many, and for a density beside them."""
-    if density is not None:
-        raise UsageError(
-            "Masks and a density were given.",
-            expected="One of them was expected: masks have a density.",
-        )
+def _n_of(masks: Mapping[str, Tensor], plan: PatternPlan | None) -> int:
+    """Active weights of masks that were given. Raises UsageError for more than the pattern allows."""
     n_active = sum(int(mask.sum()) for mask in masks.values())
     if plan is not None and n_active > (room := plan.capacity_with(plan.pattern.n)):
         raise UsageError(
@@ -131,8 +130,8 @@ def _n_of(masks: Mapping[str, Tensor], density: float | None, plan: PatternPlan 
     return n_active
 
 
-def _n_of_density(density: float | None, n_weights: int, plan: PatternPlan | None) -> int | None:
-    """Active weights that a density asks for. Raises UsageError for none, and for more than a pattern allows."""
+def _n_of_density(density: float | None, n_weights: int) -> int | None:
+    """Active weights that a density asks for. Raises UsageError for none at all."""
     if density is None:
         return None
     n_active = round(density * n_weights)
@@ -140,10 +139,5 @@ def _n_of_density(density: float | None, n_weights: int, plan: PatternPlan | Non
         raise UsageError(
             f"Density {density} of {n_weights} weights is none at all.",
             expected=f"At least {1 / n_weights:.2g} was expected.",
-        )
-    if plan is not None and n_active > plan.capacity_with(plan.pattern.n):
-        raise UsageError(
-            f"Density {density} was asked for under the pattern {plan.pattern}.",
-            expected=f"At most {plan.pattern.density:g} was expected, which is all that it allows.",
         )
     return n_active

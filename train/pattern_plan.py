@@ -20,9 +20,15 @@ from sparse_export.train.layers import maskable_parameters, named_dense, output_
 class PatternPlan:
     """The layers under a pattern, and the course of its cap.
 
-    caps: by parameter name, as they are at the end.  why_dense: a reason for each maskable weight without one.
-    shapes: of the weights with a cap.  approach: see `sparse_export.sparsity.cap_size`.
-    n stands for the cap at some moment: n of every M, from M, which is no cap, down to N.
+    In the methods n stands for the cap at some moment: n of every M, from M, which is no cap, down to N.
+
+    Args:
+        pattern: as it is at the end.
+        caps: by parameter name, as they are at the end.
+        why_dense: a reason for each maskable weight without one.
+        shapes: of the weights with a cap.
+        approach: fractions of the training, see `sparse_export.sparsity.cap_size`.
+        total_steps: length of the training; None where it is not known.
     """
 
     pattern: NMPattern
@@ -56,20 +62,6 @@ class PatternPlan:
         return sum(self.limits_with(n).values())
 
 
-def require_approach(approach: tuple[float, float], freeze: float, pattern: NMPattern | None) -> None:
-    """Raise UsageError for fractions that cannot be meant."""
-    if not 0 <= approach[0] <= approach[1] <= freeze:
-        raise UsageError(
-            f"approach is {approach} and freeze is {freeze}.",
-            expected="Two fractions of the training were expected, the second no earlier than the first and no "
-            "later than freeze.",
-        )
-    if approach[1] > 0 and pattern is None:
-        raise UsageError(
-            f"approach is {approach}, and there is no pattern.", expected="One was expected with it."
-        )
-
-
 def plan_pattern(
     pattern: NMPattern,
     model: nn.Module,
@@ -82,9 +74,17 @@ def plan_pattern(
 ) -> PatternPlan:
     """Decide which layers of a network get the pattern, and how the training comes to it.
 
-    keep_dense: shell patterns of layers that stay dense.  outputs: weights that give the network's outputs; by
-    default those of the layer registered last.  small_share: see `sparse_export.sparsity.eligible`.
-    Raises UsageError when no layer can take the pattern, and for an approach without total_steps.
+    Args:
+        pattern: N:M.
+        model: the network.
+        keep_dense: shell patterns of layers that stay dense.
+        outputs: weights that give the network's outputs; None for those of the layer registered last.
+        small_share: see `sparse_export.sparsity.eligible`.
+        approach: fractions of the training over which the cap falls, see `sparse_export.sparsity.cap_size`.
+        total_steps: length of the training.
+
+    Raises:
+        UsageError: no layer can take the pattern, or an approach comes without total_steps.
     """
     if approach[1] > 0 and total_steps is None:
         raise UsageError(
@@ -104,7 +104,8 @@ def plan_pattern(
     if not caps:
         listed = "; ".join(f"{name}: {reason}" for name, reason in why_dense.items())
         raise UsageError(
-            f"{type(model).__name__} has no layer for the pattern {pattern}: {listed or 'it has no layer at all'}.",
+            f"{type(model).__name__} has no layer for the pattern {pattern}: "
+            f"{listed or 'it has no layer at all'}.",
             expected="At least one Linear or Conv layer that can take it was expected.",
             do="Choose another pattern, name fewer layers in keep_dense, or train without a pattern.",
         )

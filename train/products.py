@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from sparse_export.formats.run import ProductInfo
 from sparse_export.train.csr_choice import choose_products
 from sparse_export.train.recipe import Recipe
-from sparse_export.train.sparse_training import SparseTraining
 from sparse_export.train.sparsifier import Sparsifier
 from sparse_export.train.step24 import Step24, product_facts, products_24
 from sparse_export.train.step_csr import StepCsr
@@ -30,12 +29,21 @@ def make_products(
     n_threads: int,
     steps_per_epoch: int,
 ) -> tuple[Products | None, tuple[ProductInfo, ...]]:
-    """The products, None for dense ones everywhere, and what is on record of them. Changes layers in place.
+    """The products of a run, which change layers of the model in place.
 
-    sample: makes inputs like those of a step in this process.  earlier: of the record of a run that is resumed, which
-    chooses nothing anew.
+    Args:
+        recipe: its `sparsity.products`.
+        model: the network.
+        sparse: what holds its masks; None for a dense training.
+        sample: makes inputs like those of a step in this process.
+        earlier: of the record of a run that is resumed, which chooses nothing anew.
+        n_threads: of torch, on the CPU.
+        steps_per_epoch: after which masks are updated where the recipe says once an epoch.
+
+    Returns:
+        The products, None for dense ones everywhere; and what goes on record of them.
     """
-    if not isinstance(sparse, SparseTraining):
+    if sparse is None:
         return None, ()
     settings = recipe.sparsity
     if settings.products == "2:4":
@@ -50,5 +58,7 @@ def make_products(
     layers = [fact.name for fact in facts if fact.by == "csr"]
     if not layers:
         return None, facts
-    by_csr = StepCsr(model, sparse, layers=layers, window=settings.window, update_every=steps_per_epoch)
+    by_csr = StepCsr(
+        model, sparse.csr_trainer(), layers=layers, window=settings.window, update_every=steps_per_epoch
+    )
     return by_csr, facts

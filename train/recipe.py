@@ -1,4 +1,4 @@
-"""What a training run is told to do: a TOML file, checked key by key."""
+"""The recipe of a training run: a TOML file, checked key by key."""
 
 from __future__ import annotations
 
@@ -6,37 +6,21 @@ import difflib
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sparse_export.errors import RecipeError, UnknownNameError, UsageError
-from sparse_export.sparsity import (
-    Distribution,
-    NMPattern,
-    Prune,
-    PruneSchedule,
-    Redistribution,
-    pattern_from_text,
-)
-from sparse_export.sparsity.eligible import SMALL_SHARE
-from sparse_export.train.methods import METHODS, chosen_method
+from sparse_export.errors import RecipeError, UnknownNameError
+from sparse_export.train.methods.dense import DENSE
+from sparse_export.train.sparsity_config import SparsityConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-
-Method = Literal[
-    "sparse-momentum", "set", "rigl", "dsr", "static", "snip", "magnitude", "dense", "sr-ste", "asp"
-]
-_TO_A_PATTERN = ("sr-ste", "asp")  # methods that are nothing without one
-
-DEFAULT_DENSITY = 0.05
-DEFAULT_APPROACH = (0.0, 0.0)
-DEFAULT_FREEZE = 0.75
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -50,9 +34,16 @@ class _Table(BaseModel):
 
 
 class OptimizerRecipe(_Table):
-    """[optimizer]: momentum and nesterov are for sgd, betas for adam and adamw.
+    """[optimizer].
 
-    decay_vectors: whether weight_decay also falls on biases and on the weights of norms.
+    Args:
+        name: torch's optimizer of this name, fused.
+        lr: learning rate that the schedule starts from, above 0.
+        momentum: of sgd, from 0 to below 1.
+        nesterov: of sgd.
+        betas: of adam and adamw, each from 0 to below 1.
+        weight_decay: added to the gradient by sgd and adam, apart from it by adamw; at least 0.
+        decay_vectors: does weight_decay also fall on biases and on the weights of norms?
     """
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -65,9 +56,14 @@ class OptimizerRecipe(_Table):
 
 
 class LearningRateRecipe(_Table):
-    """[learning_rate]: `step` multiplies by `factor` at each of `drops`, fractions of all training steps.
+    """[learning_rate].
 
-    warmup: fraction of all steps over which the rate first rises linearly to where its schedule stands.
+    Args:
+        schedule: `step` multiplies by `factor` at each of `drops`; `cosine` goes to 0 along half a cosine.
+        drops: fractions of all training steps, 0 to 1.
+        factor: above 0.
+        warmup: fraction of all steps over which the rate first rises linearly to where its schedule stands;
+            from 0 to below 1.
     """
 
     schedule: Literal["step", "cosine", "constant"] = "step"
@@ -76,157 +72,37 @@ class LearningRateRecipe(_Table):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class SparsityRecipe(_Table):
-    """[sparsity]: see `sparse_export.train.SparseTraining`. update_every: steps, 0 for once an epoch.
-
-    method: `sparse-momentum`; those of `sparse_export.train.methods` to compare with; `dense`, which is `dense = true`
-    of the recipe; and two that need a pattern: `sr-ste`, see `SrSte`, and `asp`, which trains dense for half of the
-    steps, cuts to the pattern by magnitude once, and trains again by the same learning rate schedule with the masks
-    as they are.
-    prune, redistribution, growth: as the method has them, unless another is named.
-    final_prune_rate: where the prune schedule ends: cosine by default as the method has it, linear at 0; constant has
-    none.
-    density: without one, as much as the pattern allows; without a pattern .05.
-    approach, freeze: by default, without a pattern none and as the method has it; with one, see DEFAULT_APPROACH and DEFAULT_FREEZE.
-    transposable: 2:4 along both axes, where a layer can; with products `2:4` the gradient of its inputs is then
-    multiplied sparsely too.
-    decay: of masked weights in sr-ste.
-    products: `csr` leaves inactive weights out of the products of Linear layers on the CPU, where a short timing at the
-    start shows that it wins, see `StepCsr`; `2:4` multiplies by the card's 2:4 products in the forward pass, see `Step24`.
-    window: steps of dense gradients before each mask update then; by default
-    ln(100) / (1 - momentum).
-    """
-
-    method: Method = "sparse-momentum"
-    density: Annotated[float, Field(gt=0, le=1)] | None = None
-    pattern: str | None = None
-    approach: tuple[Fraction, Fraction] | None = None
-    freeze: Fraction | None = None
-    small_share: Fraction = SMALL_SHARE
-    transposable: bool = False
-    decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2e-4
-    start: Distribution = "erdos-renyi"
-    rescale: bool = True
-    prune_rate: Fraction = 0.5
-    final_prune_rate: Fraction | None = None
-    prune_schedule: PruneSchedule = "cosine"
-    prune: Prune | None = None
-    redistribution: Redistribution | None = None
-    growth: Literal["momentum", "random", "gradient"] | None = None
-    update_every: Annotated[int, Field(ge=0)] = 0
-    keep_dense: tuple[str, ...] = ()
-    products: Literal["dense", "csr", "2:4"] = "dense"
-    window: Count | None = None
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        """Raise ValueError, which pydantic reports, for settings that contradict each other."""
-        pattern = self.nm_pattern
-        if pattern is None and self.method in _TO_A_PATTERN:
-            raise ValueError(f"method {self.method!r} needs a pattern, like '2:4'")
-        choices = {"prune": self.prune, "redistribution": self.redistribution, "growth": self.growth}
-        if self.method in METHODS:
-            method = chosen_method(self.method, **choices)
-            if not method.moves and (self.freeze is not None or self.approach is not None):
-                raise ValueError(
-                    f"method {self.method!r} never moves its masks: leave out freeze and approach"
-                )
-            if method.is_gradual and self.freeze == 0:
-                raise ValueError(f"method {self.method!r} needs a freeze above 0")
-            if pattern is not None and method.start != "random":
-                raise ValueError(
-                    f"method {self.method!r} takes no pattern; asp prunes a dense network to a pattern"
-                )
-        elif any(choices.values()):
-            raise ValueError(f"method {self.method!r} takes no prune, redistribution or growth")
-        if pattern is not None and self.density is not None:
-            if self.method in _TO_A_PATTERN:
-                raise ValueError(f"method {self.method!r} takes no density: the pattern decides it")
-            if self.density > pattern.density:
-                raise ValueError(f"the pattern {pattern} allows a density of {pattern.density:g} at most")
-        if self.final_prune_rate is not None and self.prune_schedule == "constant":
-            raise ValueError("final_prune_rate and prune_schedule 'constant' exclude each other")
-        first, last = self.approach or (0.0, 0.0)
-        if not first <= last <= self.wanted_freeze:
-            raise ValueError(
-                "approach needs its first fraction no later than its last, and both no later than freeze, which is "
-                f"{self.wanted_freeze:g}"
-            )
-        if self.approach is not None and pattern is None:
-            raise ValueError("approach needs a pattern, like '2:4'")
-        if self.transposable:
-            moved = METHODS.get("sparse-momentum" if self.method == "asp" else self.method)
-            if self.pattern != "2:4" or self.density is not None:
-                raise ValueError("transposable needs the pattern '2:4' and no density")
-            if moved is None or moved.prune != "magnitude" or self.prune not in (None, "magnitude"):
-                raise ValueError(f"transposable and method {self.method!r} exclude each other")
-        if self.products == "csr" and (
-            pattern is not None or self.method not in METHODS or METHODS[self.method].is_gradual
-        ):
-            raise ValueError(
-                f"products 'csr' need masks without a pattern that do not start dense, not method {self.method!r}"
-                + (f" with the pattern {pattern}" if pattern is not None else "")
-            )
-        if self.products == "2:4" and (
-            self.pattern != "2:4" or (self.method not in METHODS and self.method != "asp")
-        ):
-            raise ValueError(
-                f"products '2:4' need the pattern '2:4', and masks that move at updates only, not pattern "
-                f"{self.pattern!r} and method {self.method!r}"
-            )
-        if self.window is not None and self.products != "csr":
-            raise ValueError("window belongs to products 'csr'")
-        if self.method in _TO_A_PATTERN:
-            for name, value in (("approach", self.approach), ("freeze", self.freeze)):
-                if value is not None:
-                    raise ValueError(f"method {self.method!r} has no {name}")
-        return self
-
-    @property
-    def nm_pattern(self) -> NMPattern | None:
-        """The pattern. Raises ValueError for a text that is none."""
-        try:
-            return None if self.pattern is None else pattern_from_text(self.pattern)
-        except UsageError as cause:
-            raise ValueError(f"pattern is {self.pattern!r}: {cause.expected or cause.what}") from cause
-
-    @property
-    def wanted_density(self) -> float | None:
-        """The density that training is asked for; None for as much as the pattern allows."""
-        return DEFAULT_DENSITY if self.density is None and self.pattern is None else self.density
-
-    @property
-    def wanted_freeze(self) -> float:
-        """The fraction of the training after which masks that move under a pattern stand still; 1 without one."""
-        if self.freeze is not None:
-            return self.freeze
-        return DEFAULT_FREEZE if self.pattern is not None else 1.0
-
-    @property
-    def label(self) -> str:
-        """The pattern and the density, as a name of a folder has them."""
-        parts = [] if self.pattern is None else [self.pattern.replace(":", "of")]
-        if self.wanted_density is not None:
-            parts.append(f"{self.wanted_density:g}")
-        return "-".join([*([] if self.method == "sparse-momentum" else [self.method]), *parts])
-
-
 class Recipe(_Table):
-    """A training run. epochs: passes over the training set without its validation part, the last tenth of it.
+    """A training run.
 
-    batch_size: over all processes that train together.  threads: torch's, on the CPU; 0 lets the size of the
-    network decide.
-    augment: of the training images. `crop-flip`, on the training device, pads by 4 (reflected), crops back at
-    random and mirrors every other one; `random-resized-crop`, while pictures are decoded, cuts a part of random
-    size and proportions and mirrors every other one, and tests on the middle 7/8.
-    label_smoothing: share of the target spread over all classes.
-    workers: processes that decode the pictures of `imagefolder:DIR` while training runs; 0 decodes all of them
-    into memory at the start.  image_size: height and width of these pictures; by default what the network takes.
-    precision: of the forward and backward pass; `bf16` by autocast, weights and masks stay float32.
-    channels_last: memory order of images and convolutions.  compile: by torch.compile.
-    cuda_graph: a step is launched as one CUDA graph, see `CapturedStep`; in one process on CUDA.
-    sync_batch_norm: batch statistics over all processes (on CUDA only); else each has its own.
-    ema: decay of an average of the weights, which is what is tested and saved; 0 for none.
+    Args:
+        model: a known name, `timm:NAME` or `package.module:factory`.
+        data: a name, see `sparse_export.tasks.data.load`.
+        epochs: passes over the training set without its validation part, at least 1.
+        batch_size: samples of a step over all processes that train together, at least 1.
+        seed: of weights, masks, the order of the samples, crops and dropout; 0 to 2^31 - 1.
+        validation_fraction: of the training set, its end, kept for choices; from 0 to below 1.
+        threads: torch's, on the CPU; 0 lets the size of the network decide.
+        dense: train the dense baseline; `sparsity` is then not read.
+        augment: of the training images. `crop-flip`, on the training device, pads by 4 (reflected), crops
+            back at random and mirrors every other one; `random-resized-crop`, while pictures are decoded,
+            cuts a part of random size and proportions and mirrors every other one, and tests on the middle
+            7/8.
+        workers: processes that decode the pictures of `imagefolder:DIR` while training runs; 0 decodes all of
+            them into memory at the start.
+        image_size: height and width of these pictures; None for what the network takes.
+        precision: of the forward and backward pass; `bf16` by autocast, weights and masks stay float32.
+        channels_last: memory format of images and convolutions.
+        compile: by torch.compile.
+        cuda_graph: a step is launched as one CUDA graph, see `CapturedStep`; in one process on CUDA.
+        sync_batch_norm: batch statistics over all processes (on CUDA only); else each has its own.
+        ema: decay of an average of the weights, which is what is tested and saved; from 0, for none, to below
+            1.
+        label_smoothing: share of the target spread over all classes, from 0 to below 1.
+        optimizer, learning_rate, sparsity: the tables of these names.
+
+    Raises:
+        ValidationError: a value is of another type or out of its range, or two of them contradict each other.
     """
 
     model: str
@@ -249,30 +125,34 @@ class Recipe(_Table):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     optimizer: OptimizerRecipe = OptimizerRecipe()
     learning_rate: LearningRateRecipe = LearningRateRecipe()
-    sparsity: SparsityRecipe = SparsityRecipe()
+    sparsity: SparsityConfig = SparsityConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         """Raise ValueError, which pydantic reports, for settings that contradict each other."""
-        if self.ema and not self.dense and self.sparsity.method == "sr-ste":
+        if self.dense:
+            return self
+        moves_every_step = self.sparsity.rule.moves_every_step
+        method, products = self.sparsity.method, self.sparsity.products
+        if self.ema and moves_every_step:
             raise ValueError(
-                "ema and method 'sr-ste' exclude each other: an average over moving masks obeys none"
+                f"ema and method {method!r} exclude each other: an average over moving masks satisfies none"
             )
-        if self.sparsity.products == "csr" and not self.dense:
+        if products == "csr":
             others = {"ema": self.ema, "compile": self.compile, "precision 'bf16'": self.precision != "fp32"}
             for name, given in others.items():
                 if given:
                     raise ValueError(f"products 'csr' and {name} exclude each other")
-        if self.sparsity.products == "2:4" and not self.dense:
+        if products == "2:4":
             if self.ema:
                 raise ValueError("products '2:4' and ema exclude each other")
             if self.precision != "bf16":
                 raise ValueError("products '2:4' need precision 'bf16': there are none in fp32")
-        if self.cuda_graph and not self.dense:
-            if self.sparsity.products != "dense":
-                raise ValueError(f"cuda_graph and products {self.sparsity.products!r} exclude each other")
-            if self.sparsity.method == "sr-ste":
-                raise ValueError("cuda_graph and method 'sr-ste' exclude each other")
+        if self.cuda_graph:
+            if products != "dense":
+                raise ValueError(f"cuda_graph and products {products!r} exclude each other")
+            if moves_every_step:
+                raise ValueError(f"cuda_graph and method {method!r} exclude each other")
         return self
 
 
@@ -287,9 +167,17 @@ def load_recipe(
 ) -> Recipe:
     """A shipped recipe by name, or a TOML file by path, with a preset and then `changes` laid over it.
 
-    preset: a name in PRESETS.  changes: a nested mapping of recipe keys.
+    Args:
+        name: of `names()`, or the path of a file.
+        preset: a name in PRESETS.
+        changes: a nested mapping of recipe keys.
 
-    Raises UnknownNameError when there is neither, RecipeError when it says what no recipe can say.
+    Returns:
+        The recipe, with its defaults filled in.
+
+    Raises:
+        UnknownNameError: there is neither such a recipe nor such a file, or no such preset.
+        RecipeError: it is no TOML, or says what no recipe can say.
     """
     text = str(name)
     if text in names():
@@ -312,12 +200,20 @@ def load_recipe(
 
 
 def recipe_from_table(table: Mapping[str, Any], *, source: str) -> Recipe:
-    """Check a nested mapping. source: what an error calls it. Raises RecipeError.
+    """Check a nested mapping. sparsity.method = "dense" means dense = true.
 
-    sparsity.method = "dense" is dense = true, said where the other methods are named.
+    Args:
+        table: keys and values as a TOML file has them.
+        source: what an error calls it.
+
+    Returns:
+        The recipe, with its defaults filled in.
+
+    Raises:
+        RecipeError: it says what no recipe can say.
     """
     sparsity = table.get("sparsity")
-    if isinstance(sparsity, Mapping) and sparsity.get("method") == "dense":
+    if isinstance(sparsity, Mapping) and sparsity.get("method") == DENSE.name:
         table = {**table, "dense": True}
     try:
         return Recipe.model_validate_json(json.dumps(table, default=str))
@@ -338,11 +234,8 @@ def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 def _first_fault(error: ValidationError) -> str:
     fault = error.errors()[0]
     where = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        table: Any = Recipe
-        for part in fault["loc"][:-1]:
-            table = table.model_fields[part].annotation
-        known = sorted(table.model_fields)
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = sorted(_keys_of(fault["loc"][:-1]))
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.0)[0]
         return (
             f"It has an unknown key {where!r}; the nearest known one is {near!r} (all: {', '.join(known)})."
@@ -353,9 +246,17 @@ def _first_fault(error: ValidationError) -> str:
         return f"It lacks the key {where!r}."
     if fault["type"] == "value_error":  # of our own checks, whose words are whole sentences
         reason = str(fault["ctx"]["error"]).rstrip(".")
-        return f"In [{where}], {reason}." if where else f"It is refused: {reason}."
+        return f"In [{fault['loc'][0]}], {reason}." if fault["loc"] else f"It is refused: {reason}."
     given = fault["input"]
     if isinstance(given, float) and not math.isfinite(given):
         return f"{where} is {given!r}: a finite number was expected."
     shown = "a table" if isinstance(given, Mapping) else repr(given)
     return f"{where} is {shown}: {fault['msg'][0].lower()}{fault['msg'][1:].rstrip('.')}."
+
+
+def _keys_of(path: Sequence[str | int]) -> Iterable[str]:
+    """The keys of the table at this place of a recipe."""
+    table: Any = Recipe
+    for part in path:
+        table = table.model_fields[part].annotation
+    return table.model_fields if issubclass(table, BaseModel) else (field.name for field in fields(table))

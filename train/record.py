@@ -1,59 +1,86 @@
-"""What the record of a run says of it when it starts."""
+"""The record of a run, before anything is written: what every kind of run says in `run.json`."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
-from sparse_export.formats.run import LayerInfo, ModelInfo, RunInfo
-from sparse_export.train.batches import Feed
-from sparse_export.train.distributed import World
-from sparse_export.train.layers import maskable_parameters
-from sparse_export.train.recipe import Recipe
-from sparse_export.train.sparsifier import Sparsifier
+from sparse_export.formats.run import Accuracy, DataInfo, LayerInfo, ModelInfo, RunInfo
 from sparse_export.version import command_line, library_versions, now
 
-__all__ = ["started_info"]
+__all__ = ["new_run_info"]
 
 
-def started_info(
-    recipe: Recipe,
-    feed: Feed,
-    model: nn.Module,
-    sparse: Sparsifier | None,
-    layers: tuple[LayerInfo, ...],
+def new_run_info(
+    network: nn.Module,
     *,
-    method: str | None,
-    n_outputs: int,
-    n_steps: int,
+    method: str,
+    model: ModelInfo,
+    data: DataInfo | None,
+    layers: tuple[LayerInfo, ...],
+    seed: int,
     n_threads: int,
-    device: torch.device,
-    world: World,
+    device: str,
+    n_active: int | None = None,
+    target_density: float | None = None,
+    validation: Accuracy | None = None,
+    test: Accuracy | None = None,
+    n_processes: int = 1,
+    epochs: int = 0,
+    n_steps: int = 0,
+    seconds: float = 0.0,
+    recipe: Mapping[str, Any] | None = None,
 ) -> RunInfo:
-    """The record, without results. method: by which the run is said to be made; None for the recipe's."""
-    weights = maskable_parameters(model)
-    n_masked = sparse.n_masked if sparse else sum(value.numel() for value in weights.values())
+    """The record of a run that is not finished yet, by this process at this moment.
+
+    Args:
+        network: whose parameters are counted.
+        method: by which the run is said to be made.
+        model: how the network is made again.
+        data: what it was trained on, if that is known.
+        layers: every maskable weight, see `sparse_export.train.layers.layer_facts`.
+        seed: of everything that is drawn.
+        n_threads: of torch, on the CPU.
+        device: as torch writes it.
+        n_active: active weights of the masked layers at the end of the training; None for those of `layers`.
+        target_density: that is wanted; None for the density.
+        validation, test: accuracy on these parts; None where it was not measured.
+        n_processes: that train together.
+        epochs, n_steps: of the whole training.
+        seconds: wall time so far.
+        recipe: of the training, as its document has it.
+
+    Returns:
+        The record with status `running` and no files. A network without masked layers counts as dense.
+    """
+    masked = [layer for layer in layers if layer.masked] or layers
+    n_masked = sum(layer.n_weights for layer in masked)
+    if n_active is None:
+        n_active = sum(layer.n_active for layer in masked)
+    density = n_active / n_masked
     return RunInfo(
         status="running",
-        method=method or (recipe.sparsity.method if sparse else "dense"),
-        model=ModelInfo(name=recipe.model, input_shape=feed.input_shape, n_classes=n_outputs),
-        data=feed.fact,
-        target_density=sparse.density if sparse else 1.0,
-        density=sparse.n_active / n_masked if sparse else 1.0,
-        n_active=sparse.n_active if sparse else n_masked,
+        method=method,
+        model=model,
+        data=data,
+        target_density=density if target_density is None else target_density,
+        density=density,
+        n_active=n_active,
         n_masked=n_masked,
-        n_parameters=sum(value.numel() for value in model.parameters()),
+        n_parameters=sum(value.numel() for value in network.parameters()),
         layers=layers,
-        validation=None,
-        test=None,
-        seed=recipe.seed,
+        validation=validation,
+        test=test,
+        seed=seed,
         n_threads=n_threads,
-        device=device.type,
-        n_processes=world.size,
-        epochs=recipe.epochs,
+        device=device,
+        n_processes=n_processes,
+        epochs=epochs,
         n_steps=n_steps,
-        seconds=0.0,
-        recipe=recipe.model_dump(mode="json"),
+        seconds=seconds,
+        recipe=dict(recipe or {}),
         versions=library_versions(),
         command=command_line(),
         created=now(),

@@ -1,11 +1,11 @@
-"""One training run under way: its epochs, what it saves and records, and how it goes on where it was stopped."""
+"""One training run under way: its epochs, what it saves and records, how it is resumed."""
 
 from __future__ import annotations
 
 import shlex
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparse_export.errors import ArtefactError, Interrupted, UsageError
-from sparse_export.formats.run import Accuracy, LayerInfo, Run, RunInfo, SpeedInfo
+from sparse_export.formats.run import Accuracy, LayerInfo, ModelInfo, Run, RunInfo, SpeedInfo
 from sparse_export.models.weights import put_state
 from sparse_export.train.batches import Feed, Part, feed
 from sparse_export.train.checkpoint import Position, load_state, save_state, state_path
@@ -26,16 +26,22 @@ from sparse_export.train.epoch import EpochSoFar
 from sparse_export.train.evaluation import accuracy
 from sparse_export.train.factory import make_sparsifier
 from sparse_export.train.layers import layer_facts
+from sparse_export.train.methods.dense import DENSE
 from sparse_export.train.metrics import EpochMetrics, MetricsLog, read_metrics
-from sparse_export.train.network import as_trained, laid_out, make_network, n_threads_for, require_fit
+from sparse_export.train.network import (
+    as_trained,
+    laid_out,
+    make_network,
+    n_threads_for,
+    require_fit,
+)
 from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.products import make_products
 from sparse_export.train.randomness import epoch_order, seed_step
 from sparse_export.train.recipe import Recipe
-from sparse_export.train.record import started_info
+from sparse_export.train.record import new_run_info
 from sparse_export.train.run_folder import finish_run, require_empty, write_run_info
-from sparse_export.train.snip import snip_masks
 from sparse_export.train.sparsifier import Sparsifier
 from sparse_export.train.speed import LayerUse, layer_uses, speed_of
 from sparse_export.train.starting_point import STARTED, StartingPoint, promises_of
@@ -61,7 +67,7 @@ class Session:
         earlier: RunInfo | None,
         start: StartingPoint | None = None,
     ) -> None:
-        """Check all that can be checked before anything is written. start: in place of fresh weights and masks."""
+        """Check everything before anything is written. start: in place of fresh weights and masks."""
         self.recipe, self.out, self.data_dir = recipe, out, data_dir
         self.device, self.world = device, world
         require_possible(recipe, device, world)
@@ -119,9 +125,13 @@ class Session:
 
     def _require_same_data(self, earlier: RunInfo) -> None:
         if earlier.data != self.feed.fact:
+            before, now = asdict(earlier.data) if earlier.data else {}, asdict(self.feed.fact)
+            differs = [
+                f"{key} is {now[key]}, not {before.get(key)}" for key in now if now[key] != before.get(key)
+            ]
             raise ArtefactError(
-                f"The data are others than the run in {self.out} was started with: {self.feed.fact}.",
-                expected=f"{earlier.data} was expected.",
+                f"The data differ from those that the run in {self.out} was started with: "
+                f"{', '.join(differs)}.",
                 do="Give the folder with the original data by --data-dir.",
             )
 
@@ -133,24 +143,17 @@ class Session:
             self.optimizer,
             self.total_steps,
             output_layers=self.outputs.layers,
-            sensitivity_masks=self._snip_masks,
+            first_loss=self._first_loss,
+            combine=dist.all_reduce if self.world.size > 1 else None,
         )
 
-    def _snip_masks(self) -> dict[str, Tensor]:
-        """Start masks by the sensitivity of the loss of the first batch."""
-        recipe, settings = self.recipe, self.recipe.sparsity
+    def _first_loss(self) -> Tensor:
+        """This process's part of the mean loss of the first batch."""
+        recipe = self.recipe
         order = epoch_order(recipe.seed, 0, self.feed.fact.n_train)
         x, y = next(iter(self.feed.training(order[: self.batch_size], self.batch_size, 0, 0)))
         seed_step(recipe.seed, 0, self.world.rank, self.device)
-        return snip_masks(
-            self.model,
-            lambda: (
-                nn.functional.cross_entropy(self.model(laid_out(recipe, x)), y) * (len(y) / self.batch_size)
-            ),
-            density=settings.wanted_density or 1.0,
-            keep_dense=settings.keep_dense,
-            combine=dist.all_reduce if self.world.size > 1 else None,
-        )
+        return nn.functional.cross_entropy(self.model(laid_out(recipe, x)), y) * (len(y) / self.batch_size)
 
     def _begin_at(self, start: StartingPoint) -> None:
         put_state(self.model, start.weights)
@@ -158,18 +161,23 @@ class Session:
             self.sparse.load_state_dict(self.sparse.state_dict() | {"masks": dict(start.masks)})
 
     def _started_info(self, method: str | None) -> RunInfo:
-        return started_info(
-            self.recipe,
-            self.feed,
+        """The record, without results. method: by which the run is said to be made; None for the recipe's."""
+        recipe, sparse = self.recipe, self.sparse
+        return new_run_info(
             self.model,
-            self.sparse,
-            self._layer_facts(),
-            method=method,
-            n_outputs=self.outputs.n,
-            n_steps=self.total_steps,
+            method=method or (recipe.sparsity.method if sparse else DENSE.name),
+            model=ModelInfo(name=recipe.model, input_shape=self.feed.input_shape, n_classes=self.outputs.n),
+            data=self.feed.fact,
+            layers=self._layer_facts(),
+            n_active=sparse.n_active if sparse else None,
+            target_density=sparse.density if sparse else None,
+            seed=recipe.seed,
             n_threads=self.n_threads,
-            device=self.device,
-            world=self.world,
+            device=self.device.type,
+            n_processes=self.world.size,
+            epochs=recipe.epochs,
+            n_steps=self.total_steps,
+            recipe=recipe.model_dump(mode="json"),
         )
 
     def _resume(self, earlier: RunInfo) -> None:
@@ -183,7 +191,8 @@ class Session:
             self.position = load_state(self.out, self.model, self.optimizer, self.sparse, self.ema)
         elif earlier.method.startswith(STARTED):
             raise ArtefactError(
-                f"{state_path(self.out)} is missing, and the run in {self.out} did not begin at fresh weights.",
+                f"{state_path(self.out)} is missing, and the run in {self.out} did not begin at fresh "
+                "weights.",
                 expected="The weights that it began at were expected there.",
                 do="Start the run again in another folder.",
             )
@@ -342,7 +351,7 @@ class Session:
         return facts if self._promises is None else self._promises.said_of(facts)
 
     def _probe(self) -> Tensor | None:
-        """A batch of the validation part, for looking at layers; None where there is none, or in other processes."""
+        """A batch of the validation part, for looking at layers; None without one, and in later ranks."""
         if not self.world.is_first:
             return None
         batch = next(iter(self.feed.part("validation", min(self.batch_size, _USE_BATCH))), None)

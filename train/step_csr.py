@@ -1,9 +1,10 @@
-"""A training step on the CPU that leaves inactive weights out, but for a window of dense gradients before mask updates."""
+"""A training step on the CPU without inactive weights, but for a window before each mask update."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from sparse_export.errors import UsageError
 from sparse_export.models.layers_csr import WeightCsr, change_linears, why_not_linear
 from sparse_export.sparsity.csr import CsrForm, gather, scatter
 from sparse_export.train.csr_choice import MOST_DENSITY
-from sparse_export.train.sparse_training import SparseTraining
+from sparse_export.train.sparsifier import CsrTrainer
 
 __all__ = ["StepCsr", "default_window"]
 
@@ -23,7 +24,7 @@ _FORGOTTEN = 0.01  # what the default window leaves of a momentum from before it
 
 
 class StepCsr:
-    """Makes the products of Linear layers in training sparse, and their optimiser's work with them.
+    """Makes the products of Linear layers in training sparse, and their optimizer's work with them.
 
         trainer = SparseTraining(model, optimizer, density=0.05, total_steps=10_000)
         chosen = choose_products(model, trainer.masks, sample)
@@ -33,31 +34,38 @@ class StepCsr:
         trainer.step()
         products.after_step()
 
-    Forward products and gradients of inputs always go by active weights. Between mask updates the gradient of a weight
-    does too: the optimiser then holds the active weights alone, in one flat parameter, and its step is the dense
-    masked one's on them. For `window` steps before an update the optimiser holds the whole weight again, whose gradient is dense,
-    so that growth sees inactive weights. What an inactive weight gathered in earlier windows meanwhile decays as under zero
-    gradients (momentum, Adam's first moment), or stands still (Adam's second moment, for which zero would be no
-    estimate).
+    Forward products and gradients of inputs always go by active weights. Between mask updates the gradient of
+    a weight does too: the optimizer then holds the active weights alone, in one flat parameter, and its step
+    is the dense masked one's on them. For `window` steps before an update the optimizer holds the whole
+    weight again, whose gradient is dense, so that growth sees inactive weights. What an inactive weight
+    gathered in earlier windows meanwhile decays as under zero gradients (momentum, Adam's first moment), or
+    stands still (Adam's second moment, for which zero would be no estimate).
 
-    layers: names of the weights, see `sparse_export.train.csr_choice.choose_products`.
-    window: steps; by default see `default_window`. As long as an update interval, or longer: gradients are always dense.
-    update_every: of updates that the loop makes itself, where the trainer's own `update_every` is None. `after_step`
-    is then called after each of them too.
-    most_density: a layer whose mask has grown denser is multiplied densely until the next update.
+    While active weights are apart, `weight` of a changed layer stands still: `state_dict()` of the network
+    and of the optimizer bring it up to date and have the ordinary shapes; otherwise call `sync` before
+    reading it. States are loaded before this is made. `restore` ends it all and gives the plain layers back.
 
-    While active weights are apart, `weight` of a changed layer stands still: `state_dict()` of the network and of the
-    optimiser bring it up to date and have the ordinary shapes; otherwise call `sync` before reading it. States are
-    loaded before this is made. `restore` ends it all and gives the plain layers back.
+    Make it after the network is on the CPU and the trainer is made or has loaded its state. No
+    DistributedDataParallel, torch.compile or autocast.
 
-    Make it after the network is on the CPU and the trainer is made or has loaded its state. No DistributedDataParallel,
-    torch.compile or autocast. Raises UsageError for what cannot be meant.
+    Args:
+        model: the network.
+        trainer: as `SparseTraining`.
+        layers: names of the weights, see `sparse_export.train.csr_choice.choose_products`.
+        window: steps, at least 1; None for `default_window`. As long as an update interval, or longer:
+            gradients are always dense.
+        update_every: of updates that the loop makes itself, where the trainer's own `update_every` is None.
+            `after_step` is then called after each of them too.
+        most_density: a layer whose mask has grown denser is multiplied densely until the next update.
+
+    Raises:
+        UsageError: the masks, the optimizer or a layer cannot be trained so.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        trainer: SparseTraining,
+        trainer: CsrTrainer,
         *,
         layers: Collection[str],
         window: int | None = None,
@@ -118,7 +126,7 @@ class StepCsr:
 
     @torch.no_grad()
     def narrow(self) -> None:
-        """Train active weights alone from now on; does nothing where that is so. `after_step` decides anew."""
+        """Train active weights alone from now on, unless that is so. `after_step` decides anew."""
         if self._apart:
             return
         for name in self.sparse_layers:
@@ -150,13 +158,18 @@ class StepCsr:
         self._apart = {}
         self._trainer.rest(())
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """These products are in the weights' own type, so they go on."""
+        yield
+
     def sync(self) -> None:
         """Bring the changed layers' weights up to date."""
         for layer in self.layers.values():
             layer.sync()
 
     def restore(self) -> None:
-        """Give the network its plain layers back, and the optimiser their weights, for good."""
+        """Give the network its plain layers back, and the optimizer their weights, for good."""
         self.widen()
         for name, layer in self.layers.items():
             layer.set_mask(None)
@@ -178,7 +191,7 @@ class StepCsr:
         )
 
     def _put(self, old: Tensor, new: Tensor, state: dict[str, Any]) -> None:
-        """Give the optimiser another parameter, in the same place of the same group, with its state."""
+        """Give the optimizer another parameter, in the same place of the same group, with its state."""
         group = self._group(old)
         group["params"] = [new if value is old else value for value in group["params"]]
         self._optimizer.state.pop(old, None)
@@ -187,7 +200,7 @@ class StepCsr:
 
     @torch.no_grad()
     def _show_dense(self, optimizer: Optimizer) -> None:
-        """For as long as a state is read: whole weights. What inactive ones gathered is not decayed in it yet."""
+        """Whole weights while a state is read. What inactive ones gathered is not decayed in it yet."""
         for apart in self._apart.values():
             apart.shown = optimizer.state.pop(apart.values, {})
             self._put(apart.values, apart.layer.weight, apart.whole(apart.shown))
@@ -201,7 +214,7 @@ class StepCsr:
     def _refuse_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         if self._apart:
             raise UsageError(
-                "A state is being loaded into an optimiser that holds active weights alone.",
+                "A state is being loaded into an optimizer that holds active weights alone.",
                 expected="States were expected to be loaded before StepCsr is made.",
                 do="Call restore(), load, and make another StepCsr.",
             )
@@ -209,9 +222,14 @@ class StepCsr:
 
 @dataclass(kw_only=True)
 class _Apart:
-    """A layer whose active weights are trained apart. kept: its optimiser's state, in which inactive weights wait.
+    """A layer whose active weights are trained apart.
 
-    shown: the active weights' state while an optimiser's state is being read.
+    Args:
+        layer: with its whole weight.
+        values: the active weights, in one flat parameter.
+        form: where they lie in the whole weight.
+        kept: the optimizer's state of the whole weight, in which inactive weights wait.
+        shown: the active weights' state while an optimizer's state is being read.
     """
 
     layer: WeightCsr
@@ -232,13 +250,14 @@ class _Apart:
         return self.kept
 
 
-def default_window(trainer: SparseTraining, layers: Collection[str]) -> int:
+def default_window(trainer: CsrTrainer, layers: Collection[str]) -> int:
     """Steps of dense gradients before an update that growth can go by.
 
-    Where it goes by momentum β: ln(100) / (1 - β), after which a hundredth is left of what was there before (Adam's
-    first moment counts). Where it goes by the gradient, or by none: 1.
+    Where it goes by momentum β: ln(100) / (1 - β), after which a hundredth is left of what was there before
+    (Adam's first moment counts). Where it goes by the gradient, or by none: 1.
     """
-    if trainer.rule.growth != "momentum":
+    growth = trainer.rule.growth
+    if growth is None or not growth.reads_momentum:
         return 1
     weights = {id(trainer.model.get_parameter(name)) for name in layers}
     betas = [
@@ -250,7 +269,7 @@ def default_window(trainer: SparseTraining, layers: Collection[str]) -> int:
 
 
 def _decays(group: dict[str, Any]) -> dict[str, float]:
-    """What a statistic is multiplied by in a step with a zero gradient, by its name in the optimiser's state."""
+    """What a step with a zero gradient multiplies a statistic by, by its name in the optimizer's state."""
     if "betas" in group:
         return {"exp_avg": float(group["betas"][0])}
     return {"momentum_buffer": float(group.get("momentum", 0.0))}
@@ -263,13 +282,13 @@ def _gathered(form: CsrForm, entry: Any, weight: Tensor) -> Any:
 
 
 def _require_possible(
-    model: nn.Module, trainer: SparseTraining, layers: Collection[str], update_every: int | None
+    model: nn.Module, trainer: CsrTrainer, layers: Collection[str], update_every: int | None
 ) -> None:
     rule = trainer.rule
     if trainer.has_pattern or rule.is_gradual:
         raise UsageError(
             "CSR products were asked for "
-            + ("under a pattern." if trainer.has_pattern else f"with the method {trainer.method!r}."),
+            + ("under a pattern." if trainer.has_pattern else f"with the method {rule.name!r}."),
             expected="Masks without a pattern, which do not start dense, were expected.",
         )
     if type(trainer.optimizer) not in (SGD, Adam, AdamW):

@@ -14,13 +14,11 @@ from sparse_export.train.captured import CapturedStep, make_capturable, set_rate
 from sparse_export.train.distributed import World
 from sparse_export.train.divergence import FiniteNumbers
 from sparse_export.train.ema import Ema
-from sparse_export.train.factory import ASP_CUT
 from sparse_export.train.network import laid_out
 from sparse_export.train.products import Products
 from sparse_export.train.randomness import augmentation_generator, seed_step
 from sparse_export.train.rates import learning_rate
 from sparse_export.train.recipe import Recipe
-from sparse_export.train.sparse_training import SparseTraining
 from sparse_export.train.sparsifier import Sparsifier
 
 __all__ = ["Stepper"]
@@ -29,8 +27,18 @@ __all__ = ["Stepper"]
 class Stepper:
     """Takes the steps of one training run; `step` in its methods counts from 0.
 
-    forward: the model as it is called in training.  sparse, ema, products: None where the recipe asks for none.
-    batch_size: over all processes.  Make it when states are loaded: it makes the optimiser ready for a CUDA graph.
+    Make it when states are loaded: it makes the optimizer ready for a CUDA graph.
+
+    Args:
+        recipe: of the training.
+        model: the network.
+        forward: the model, wrapped for training.
+        optimizer: over its parameters.
+        sparse, ema, products: None where the recipe asks for none.
+        device: of this process.
+        world: the processes that train together.
+        batch_size: over all processes.
+        numbers: hold the training to finite numbers.
     """
 
     def __init__(
@@ -53,6 +61,7 @@ class Stepper:
         self._recipe, self._forward = recipe, forward
         self._device, self._world = device, world
         self._batch_size, self._numbers = batch_size, numbers
+        self._restart = None if recipe.dense else recipe.sparsity.rule.restart
         self._n_updates_averaged = 0
         make_capturable(optimizer, device if recipe.cuda_graph else None)
         self._captured = CapturedStep(self._whole_step) if recipe.cuda_graph else None
@@ -72,11 +81,11 @@ class Stepper:
         return self._gradients(x, y) if self._captured is None else self._captured(x, y)
 
     def step_weights(self, step: int) -> None:
-        """What the gradients of this step are for: weights, masks, products and averages."""
+        """Apply the gradients of this step: optimizer step, masks, products and averages."""
         with self._numbers.expected(step):
             if self._captured is None:
                 (self.optimizer if self.sparse is None else self.sparse).step()
-            elif isinstance(self.sparse, SparseTraining):
+            elif self.sparse is not None:
                 self.sparse.advance()
         if self.products is not None:
             self.products.after_step()
@@ -85,9 +94,12 @@ class Stepper:
             self._mask_average()
 
     def update_after_epoch(self, epoch: int) -> float | None:
-        """Update the masks where the recipe says once an epoch, but not after the last: wall time in ms, None without."""
+        """Update the masks where the recipe says once an epoch.
+
+        Returns its wall time in ms; None without one.
+        """
         sparse = self.sparse
-        if not isinstance(sparse, SparseTraining) or not self._is_update_due(sparse, epoch):
+        if sparse is None or not self._is_update_due(sparse, epoch):
             return None
         began = self._now()
         with self._numbers.expected(sparse.n_steps - 1):
@@ -101,7 +113,7 @@ class Stepper:
         """What a CUDA graph holds: everything of a step but what its number decides."""
         loss = self._gradients(x, y)
         self.optimizer.step()
-        if isinstance(self.sparse, SparseTraining):
+        if self.sparse is not None:
             self.sparse.apply_masks()
         return loss
 
@@ -120,15 +132,15 @@ class Stepper:
         return part
 
     def _learning_rate(self, step: int) -> float:
-        """The schedule's rate; asp runs through the schedule twice."""
+        """The schedule's rate; some methods run through the schedule twice."""
         return learning_rate(*self._place(step), self._recipe.optimizer.lr, self._recipe.learning_rate)
 
     def _place(self, step: int) -> tuple[int, int]:
         """(step, of how many) in the learning rate's schedule."""
         n_steps = self._numbers.n_steps
-        if self._recipe.dense or self._recipe.sparsity.method != "asp":
+        if self._restart is None:
             return step, n_steps
-        cut = round(ASP_CUT * n_steps)
+        cut = round(self._restart * n_steps)
         return (step, cut) if step < cut else (step - cut, n_steps - cut)
 
     def _mask_average(self) -> None:
@@ -141,7 +153,7 @@ class Stepper:
             self.ema.mask(self.sparse.masks)
             self._n_updates_averaged = self.sparse.n_updates
 
-    def _is_update_due(self, sparse: SparseTraining, epoch: int) -> bool:
+    def _is_update_due(self, sparse: Sparsifier, epoch: int) -> bool:
         return sparse.update_every is None and epoch + 1 < self._recipe.epochs and not sparse.is_frozen
 
     def _now(self) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
-from sparse_export.sparsity import MaskUpdate, NMPattern
+from sparse_export.sparsity import MaskUpdate
 from sparse_export.sparsity.transposable import (
     cut_to_transposable,
     is_transposable,
@@ -16,27 +16,28 @@ from sparse_export.sparsity.transposable import (
     transposable_mask,
     update_transposable,
 )
-from sparse_export.train.methods import Method
 
-__all__ = ["drawn_both_ways", "only", "require_both_ways", "swapped_both_ways", "weights_both_ways"]
+__all__ = [
+    "only",
+    "random_transposable",
+    "require_transposable",
+    "swap_transposable",
+    "transposable_weights",
+]
 
 
-def weights_both_ways(
-    parameters: Mapping[str, nn.Parameter], pattern: NMPattern | None, density: float | None, rule: Method
-) -> tuple[str, ...]:
-    """The weights that can be 2:4 along both axes. Raises UsageError where that cannot be meant."""
-    if pattern is None or (pattern.n, pattern.m) != (2, 4) or density is not None:
-        raise UsageError(
-            f"transposable masks were asked for with the pattern {pattern} and the density {density}.",
-            expected="The pattern 2:4 was expected, and no density: they keep half of the weights.",
-            do="Give pattern='2:4' alone.",
-        )
-    if rule.is_gradual or rule.prune != "magnitude":
-        raise UsageError(
-            "transposable masks were asked for, and the method prunes over all layers together.",
-            expected="A method that prunes the smallest weights of each layer was expected.",
-            do="Choose sparse-momentum, set, rigl or static.",
-        )
+def transposable_weights(parameters: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
+    """The weights that can be 2:4 along both axes.
+
+    Args:
+        parameters: those under the pattern 2:4, by name.
+
+    Returns:
+        Their names.
+
+    Raises:
+        UsageError: there is none.
+    """
     names = tuple(name for name, value in parameters.items() if takes_transposable(tuple(value.shape)))
     if not names:
         raise UsageError(
@@ -47,7 +48,7 @@ def weights_both_ways(
     return names
 
 
-def require_both_ways(masks: Mapping[str, Tensor], names: Sequence[str]) -> None:
+def require_transposable(masks: Mapping[str, Tensor], names: Sequence[str]) -> None:
     """Raise UsageError where one of these masks has not exactly two of every four along both axes."""
     wrong = [
         name
@@ -62,12 +63,12 @@ def require_both_ways(masks: Mapping[str, Tensor], names: Sequence[str]) -> None
         )
 
 
-def drawn_both_ways(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """A mask drawn at random, on the CPU."""
+def random_transposable(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """A mask drawn at random, on the CPU, 2:4 along both axes."""
     return transposable_mask(torch.rand(shape, generator=generator).flatten(1)).view(shape)
 
 
-def swapped_both_ways(
+def swap_transposable(
     weights: Mapping[str, Tensor],
     scores: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
@@ -76,9 +77,13 @@ def swapped_both_ways(
     prune_rate: float,
     is_cut: bool,
 ) -> MaskUpdate:
-    """What is pruned and grown of these weights; see `update_transposable`, or `cut_to_transposable` when is_cut.
+    """One update of these weights; see `update_transposable`, or `cut_to_transposable` when is_cut.
 
-    weights, scores, masks: of these weights and perhaps others. is_cut: the masks were not 2:4 before.
+    Args:
+        weights, scores, masks: of these weights and perhaps others, by name.
+        names: which of them.
+        prune_rate: fraction of its active weights that a layer loses.
+        is_cut: were the masks not 2:4 before?
     """
     own_weights, own_masks = only(weights, names), only(masks, names)
     if is_cut:

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import get_args
 
 from sparse_export.errors import UsageError
 from sparse_export.sparsity import PruneSchedule, prune_rate
-from sparse_export.train.arguments import require_fraction, require_one_of, require_steps
-from sparse_export.train.methods import Method
+from sparse_export.train.arguments import require_steps
+from sparse_export.train.sparsity_config import SparsityConfig
 
-__all__ = ["Calm", "UpdateSchedule", "update_schedule"]
+__all__ = ["BackOff", "UpdateSchedule", "update_schedule"]
 
-_CALMER = (
-    0.7  # what a prune rate is multiplied by when an update changes no fewer mask bits than the one before
-)
+_BACK_OFF = 0.7
+"""What a prune rate is multiplied by when an update changes no fewer mask bits than the one before."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateSchedule:
     """The course of a training's mask updates; `step` in the methods is the number of steps done.
 
-    total_steps: length of the training; None where nobody said.  freeze: fraction of it after which masks stand still.
-    moves: do masks move at all?
-    initial_rate, final_rate: of the prune schedule, see `sparse_export.sparsity.prune_rate`.
+    Args:
+        total_steps: length of the training; None where it is not known.
+        freeze: fraction of it after which masks stand still.
+        moves: do masks move at all?
+        prune_schedule, initial_rate, final_rate: see `sparse_export.sparsity.prune_rate`.
     """
 
     total_steps: int | None
@@ -67,77 +67,61 @@ class UpdateSchedule:
         )
 
 
-def update_schedule(
-    name: str,
-    method: Method,
-    *,
-    total_steps: int | None,
-    freeze: float | None,
-    prune_rate: float,
-    final_prune_rate: float | None,
-    prune_schedule: PruneSchedule | None,
-) -> UpdateSchedule:
-    """What `SparseTraining` was asked for, and what the method decides where it was not.
+def update_schedule(config: SparsityConfig, total_steps: int | None) -> UpdateSchedule:
+    """The course of the mask updates of a training.
 
-    name: of the method.  Raises UsageError for settings that cannot be meant.
+    Args:
+        config: its prune rates, prune schedule, freeze and method.
+        total_steps: length of the training, at least 1; None where it is not known.
+
+    Raises:
+        UsageError: total_steps is out of its range, or the prune schedule needs it.
     """
-    if not method.moves and freeze is not None:
-        raise UsageError(
-            f"freeze is {freeze}, and the method is {name!r}, whose masks never move.",
-            do="Leave out freeze, or choose another method.",
-        )
-    freeze = method.freeze if freeze is None else freeze
-    require_fraction("prune_rate", prune_rate)
-    if final_prune_rate is not None:
-        require_fraction("final_prune_rate", final_prune_rate)
-    require_fraction("freeze", freeze)
     require_steps("total_steps", total_steps)
-    require_one_of("prune_schedule", prune_schedule, get_args(PruneSchedule))
-    if prune_schedule in ("cosine", "linear") and total_steps is None:
+    schedule = config.prune_schedule
+    if schedule != "constant" and total_steps is None:
         raise UsageError(
-            f"prune_schedule={prune_schedule!r} needs to know how long training lasts.",
+            f"prune_schedule={schedule!r} needs to know how long training lasts.",
             do="Give total_steps, or choose prune_schedule='constant'.",
         )
-    schedule: PruneSchedule = prune_schedule or ("cosine" if total_steps else "constant")
+    rule, initial = config.rule, config.first_prune_rate
+    final: float | None = None
+    if schedule != "constant":
+        own = 0.0 if schedule == "linear" else rule.final_prune_rate
+        final = min(own if config.final_prune_rate is None else config.final_prune_rate, initial)
     return UpdateSchedule(
         total_steps=total_steps,
-        freeze=freeze,
-        moves=method.moves,
+        freeze=config.wanted_freeze,
+        moves=rule.moves,
         prune_schedule=schedule,
-        initial_rate=prune_rate,
-        final_rate=_final_rate(schedule, prune_rate, final_prune_rate, method),
+        initial_rate=initial,
+        final_rate=final,
     )
 
 
-def _final_rate(schedule: PruneSchedule, initial: float, asked: float | None, method: Method) -> float | None:
-    """Where the prune rate ends: as asked, else by schedule and method. Raises UsageError for an end of `constant`."""
-    if schedule == "constant":
-        if asked is not None:
-            raise UsageError(
-                f"final_prune_rate is {asked}, and the prune schedule is 'constant'.",
-                expected="No final_prune_rate was expected: that schedule stays at prune_rate.",
-                do="Leave it out, or choose prune_schedule='cosine' or 'linear' with total_steps.",
-            )
-        return None
-    if asked is None:
-        asked = 0.0 if schedule == "linear" else method.final_prune_rate
-    return min(asked, initial)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Calm:
-    """What prune rates under a pattern are lowered by, where swaps do not get fewer by themselves.
+class BackOff:
+    """The prune-rate back-off: rates under a pattern are lowered where swaps do not get fewer by themselves.
 
-    Weights then come and go in turn.  factor: of the scheduled rate.
-    n_flipped: mask bits that the update before changed; -1 where that says nothing.
+    Weights then come and go in turn.
+
+    Args:
+        factor: of the scheduled rate, above 0 and up to 1.
+        n_flipped: mask bits that the update before changed; -1 where that says nothing.
     """
 
     factor: float = 1.0
     n_flipped: int = -1
 
-    def after(self, n_flipped: int, *, same_cap: bool) -> Calm:
-        """What holds after an update. same_cap: the pattern allowed as many weights as before it."""
-        calmer = same_cap and 0 <= self.n_flipped <= n_flipped and n_flipped > 0
-        return Calm(
-            factor=self.factor * _CALMER if calmer else self.factor, n_flipped=n_flipped if same_cap else -1
+    def after(self, n_flipped: int, *, same_cap: bool) -> BackOff:
+        """What holds after an update.
+
+        Args:
+            n_flipped: mask bits that it changed.
+            same_cap: did the pattern allow as many weights as before it?
+        """
+        is_lower = same_cap and 0 <= self.n_flipped <= n_flipped and n_flipped > 0
+        return BackOff(
+            factor=self.factor * _BACK_OFF if is_lower else self.factor,
+            n_flipped=n_flipped if same_cap else -1,
         )

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
 from sparse_export.files import staged_folder
-from sparse_export.formats.run import Accuracy, ModelInfo, Run, RunInfo
+from sparse_export.formats.run import ModelInfo, Run, RunInfo
 from sparse_export.models.modes import modes_kept
 from sparse_export.train.run_folder import claimed_run, finish_run, require_empty
-from sparse_export.version import command_line, library_versions, now
-
-if TYPE_CHECKING:
-    from sparse_export.train.sparse_training import SparseTraining
 
 __all__ = ["SeenShapes", "save_user_run"]
 
 
 class SeenShapes:
-    """What one sample of a network looks like, by the first batch that goes through it.
+    """The shapes of one sample, by the first batch that goes through a network.
 
-    input_shape: of a sample.  n_classes: outputs per sample along the last axis, one where there is no axis but that of
-    the batch. Both None before.
+    Attributes:
+        input_shape: of a sample; None before that batch.
+        n_classes: entries of the last axis of the network's output, 1 where the batch is its only axis; None
+            before that batch.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -47,14 +45,28 @@ class SeenShapes:
 
 def save_user_run(
     folder: Path,
-    trainer: SparseTraining,
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
     seen: SeenShapes,
+    record: Callable[[ModelInfo], RunInfo],
     *,
-    model: str | None,
+    name: str | None,
     input_shape: Sequence[int] | None,
-    test: Accuracy | None,
 ) -> Run:
-    """Write it, as `SparseTraining.run` says."""
+    """Write a network as a finished run.
+
+    Args:
+        folder: new or empty.
+        model, masks: what is written.
+        seen: by the network.
+        record: of the run, for a network of this name and these shapes.
+        name: by which the network can be made again, if any.
+        input_shape: of one sample; None for that which was seen.
+
+    Raises:
+        UsageError: the shape is not known, or the folder holds something already.
+        OutputError: it cannot be written.
+    """
     shape = tuple(input_shape) if input_shape is not None else seen.input_shape
     if shape is None:
         raise UsageError(
@@ -62,18 +74,18 @@ def save_user_run(
             do="Give input_shape, for example input_shape=(1, 28, 28).",
         )
     if seen.n_classes is None:
-        seen.n_classes = _n_classes(trainer.model, shape, next(iter(trainer.masks)))
-    info = _info(trainer, ModelInfo(name=model, input_shape=shape, n_classes=seen.n_classes), test)
+        seen.n_classes = _n_classes(model, shape, next(iter(masks)))
+    info = record(ModelInfo(name=name, input_shape=shape, n_classes=seen.n_classes))
     with claimed_run(folder):
         require_empty(folder)
         with staged_folder(folder) as stage:
-            run = finish_run(stage, trainer.model, trainer.masks, info)
+            run = finish_run(stage, model, masks, info)
     return replace(run, path=folder)
 
 
 @torch.no_grad()
 def _n_classes(model: nn.Module, input_shape: tuple[int, ...], weight_name: str) -> int:
-    """Outputs per sample, see `SeenShapes`. Raises UsageError when that is no tensor."""
+    """Outputs per sample, see `SeenShapes`. Raises UsageError where that is no tensor."""
     weight = model.get_parameter(weight_name)
     probe = torch.zeros((1, *input_shape), dtype=weight.dtype, device=weight.device)
     with modes_kept(model):
@@ -89,32 +101,3 @@ def _n_classes(model: nn.Module, input_shape: tuple[int, ...], weight_name: str)
 
 def _n_outputs(output: Tensor) -> int:
     return output.shape[-1] if output.ndim > 1 else 1
-
-
-def _info(trainer: SparseTraining, model: ModelInfo, test: Accuracy | None) -> RunInfo:
-    facts = trainer.layer_facts()
-    return RunInfo(
-        status="running",
-        method=trainer.method,
-        model=model,
-        data=None,
-        target_density=trainer.density,
-        density=trainer.density_now,
-        n_active=sum(fact.n_active for fact in facts if fact.masked),
-        n_masked=trainer.n_masked,
-        n_parameters=sum(value.numel() for value in trainer.model.parameters()),
-        layers=facts,
-        validation=None,
-        test=test,
-        seed=trainer.seed,
-        n_threads=torch.get_num_threads(),
-        device=str(next(iter(trainer.masks.values())).device),
-        epochs=0,
-        n_steps=trainer.n_steps,
-        seconds=0.0,
-        recipe={},
-        versions=library_versions(),
-        command=command_line(),
-        created=now(),
-        files={},
-    )

@@ -29,9 +29,9 @@ from sparse_export.train.layers import layer_facts
 from sparse_export.train.loop import device_of
 from sparse_export.train.network import n_threads_for
 from sparse_export.train.observer import Observer
+from sparse_export.train.record import new_run_info
 from sparse_export.train.run_folder import claimed_run, finish_run, require_empty
 from sparse_export.train.stopping import cpu_settings
-from sparse_export.version import command_line, library_versions, now
 
 __all__ = ["CALIBRATION_SAMPLES", "Sparsified", "sparsify"]
 
@@ -143,31 +143,17 @@ def _written(work: Work, report: SparsifyReport, run: Run | None, n_threads: int
 
 def _run_info(work: Work, report: SparsifyReport, run: Run | None, n_threads: int) -> RunInfo:
     """Of a run that was not trained."""
-    facts = layer_facts(work.network, work.masks, promised(report), why_dense(report))
-    n_masked = sum(fact.n_weights for fact in facts if fact.masked)
-    n_active = sum(fact.n_active for fact in facts if fact.masked)
-    return RunInfo(
-        status="running",
+    return new_run_info(
+        work.network,
         method=method_name(report),
         model=ModelInfo(name=report.model, input_shape=work.input_shape, n_classes=work.n_outputs),
         data=None if work.stream is None else work.stream.fact,
-        target_density=n_active / n_masked,
-        density=n_active / n_masked,
-        n_active=n_active,
-        n_masked=n_masked,
-        n_parameters=sum(value.numel() for value in work.network.parameters()),
-        layers=facts,
+        layers=layer_facts(work.network, work.masks, promised(report), why_dense(report)),
         validation=report.stages[-1].validation,
         test=report.stages[-1].test,
         seed=report.seed,
         n_threads=n_threads,
         device=work.device.type,
-        epochs=0,
-        n_steps=0,
         seconds=sum(stage.seconds for stage in report.stages),
-        recipe={} if run is None else run.info.recipe,
-        versions=library_versions(),
-        command=command_line(),
-        created=now(),
-        files={},
+        recipe=None if run is None else run.info.recipe,
     )

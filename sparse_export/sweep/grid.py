@@ -11,14 +11,15 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparse_export.errors import RecipeError, UsageError
+from sparse_export.train.methods import METHODS
 
 Density = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Value = bool | int | float | str
 
-DENSE = "dense"
-WITHOUT_DENSITY = (DENSE, "sr-ste", "asp")
-"""Methods that have none: the dense twins, and those that a pattern tells everything."""
+DENSE = METHODS["dense"].name
+WITHOUT_DENSITY = (DENSE, *(name for name, method in METHODS.items() if method.accepts.pattern == "must"))
+"""Methods that have none: the dense baseline, and those whose density a pattern decides."""
 
 _LISTS = {
     "sparsity.density": "densities = [...]",

@@ -15,7 +15,8 @@ from typing import Any
 from sparse_export.errors import RecipeError, UsageError
 from sparse_export.sweep.grid import DENSE, WITHOUT_DENSITY, Grid, MethodTable, Value, leaves, require_meant
 from sparse_export.sweep.unused import unused_keys
-from sparse_export.train.recipe import Recipe, SparsityRecipe, load_recipe, merged
+from sparse_export.train.recipe import Recipe, load_recipe, merged
+from sparse_export.train.sparsity_config import SparsityConfig
 
 VERSION = 1
 """Raise it by hand where the same recipe no longer trains the same: where a default of a recipe changes, or what a
@@ -120,7 +121,7 @@ def _cell(
     if not ignored.isdisjoint(grid.vary):
         setting = tuple((key, value) for key, value in setting if key not in ignored)
         recipe = _recipe(source, grid, own, method, density, setting, seed)
-    pattern = None if recipe.dense else recipe.sparsity.pattern
+    pattern = None if recipe.dense or recipe.sparsity.pattern is None else str(recipe.sparsity.pattern)
     if density is None and pattern is None and not recipe.dense:
         raise UsageError(
             f"The grid has no densities for {method}.",
@@ -198,7 +199,7 @@ def _label(method: str, pattern: str | None, density: float | None, setting: Set
 
 def essence(recipe: Recipe) -> Recipe:
     """The recipe without what changes nothing: dense training knows nothing of sparsity."""
-    return recipe.model_copy(update={"sparsity": SparsityRecipe()}) if recipe.dense else recipe
+    return recipe.model_copy(update={"sparsity": SparsityConfig()}) if recipe.dense else recipe
 
 
 def _digest(recipe: Recipe) -> str:
@@ -208,9 +209,10 @@ def _digest(recipe: Recipe) -> str:
 
 
 def _value_of(recipe: Recipe, key: str) -> object:
-    value: object = recipe
+    """What the recipe's document has at a dotted key."""
+    value: Any = recipe.model_dump(mode="json")
     for part in key.split("."):
-        value = getattr(value, part)
+        value = value[part]
     return value
 
 

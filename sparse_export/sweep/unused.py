@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 
-from sparse_export.train.methods import chosen_method
-from sparse_export.train.recipe import Recipe, SparsityRecipe
-
-_RATE = ("prune_rate", "final_prune_rate", "prune_schedule")
-_START = ("start", "rescale")
+from sparse_export.train.recipe import Recipe
+from sparse_export.train.sparsity_config import SparsityConfig
 
 
 def unused_keys(recipe: Recipe) -> frozenset[str]:
@@ -16,7 +14,7 @@ def unused_keys(recipe: Recipe) -> frozenset[str]:
 
     Keys that a recipe refuses beside the others are not listed.
     """
-    keys = set(_below("sparsity", SparsityRecipe.model_fields if recipe.dense else _of_sparsity(recipe)))
+    keys = set(_below("sparsity", _every_key() if recipe.dense else _of_sparsity(recipe.sparsity)))
     sgd = recipe.optimizer.name == "sgd"
     keys |= set(_below("optimizer", ("betas",) if sgd else ("momentum", "nesterov")))
     if recipe.learning_rate.schedule != "step":
@@ -24,29 +22,18 @@ def unused_keys(recipe: Recipe) -> frozenset[str]:
     return frozenset(keys)
 
 
+def _every_key() -> Iterable[str]:
+    return (field.name for field in fields(SparsityConfig))
+
+
 def _below(table: str, keys: Iterable[str]) -> Iterable[str]:
     return (f"{table}.{key}" for key in keys)
 
 
-def _of_sparsity(recipe: Recipe) -> set[str]:
-    settings = recipe.sparsity
-    keys: set[str] = set()
-    if settings.pattern is None:
+def _of_sparsity(config: SparsityConfig) -> set[str]:
+    keys = set(config.rule.accepts.unread)
+    if config.pattern is None:
         keys.add("small_share")
-    elif settings.density is None:
+    elif config.density is None:
         keys.add("start")  # as many in each layer as the pattern allows
-    if settings.method == "sr-ste":
-        return keys | {*_RATE, *_START, "update_every"}
-    keys.add("decay")
-    if settings.method == "asp":
-        return keys | {*_RATE, *_START, "update_every"}
-    rule = chosen_method(
-        settings.method, prune=settings.prune, redistribution=settings.redistribution, growth=settings.growth
-    )
-    if not rule.moves:
-        keys |= {*_RATE, "update_every"}
-    if rule.is_gradual:
-        keys |= set(_RATE)
-    if rule.start != "random":
-        keys |= set(_START)
     return keys

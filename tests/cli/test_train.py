@@ -79,7 +79,7 @@ def test_a_resumed_run_ends_with_the_figures_in_one_json_document(interrupted: P
             "--method dense and --density exclude each other",
         ),
         (["digits", "--trust", "ab" * 32], "--trust belongs to --resume"),
-        (["digits", "--density", "1.5"], "sparsity.density is 1.5"),
+        (["digits", "--density", "1.5"], "density is 1.5"),
         (["digits", "--epochs", "0"], "epochs is 0"),
         (["digitz"], "Did you mean 'digits'"),
         (["digits", "--cuda-graph", "--device", "cpu"], "cuda_graph is set, on cpu"),

@@ -172,7 +172,7 @@ def test_masks_that_never_move_have_no_update_and_no_window(
     csr_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training_loop, "choose_products", _by_csr(2.0))
-    static = csr_recipe.sparsity.model_copy(update={"method": "static"})
+    static = replace(csr_recipe.sparsity, method="static")
     found = bench_training_step(csr_recipe.model_copy(update={"sparsity": static}), **QUICK)
     assert found.phases is not None
     assert (found.update_ms, found.update_every, found.phases.window_steps) == ((), None, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,12 @@ import sparse_export.sweep.run_list
 from sparse_export.errors import RecipeError, UnknownNameError, UsageError
 from sparse_export.sweep.grid import load_grid
 from sparse_export.sweep.run_list import Cell, cells_of
-from sparse_export.train.recipe import (
+from sparse_export.train.recipe import Recipe, load_recipe
+from sparse_export.train.sparsity_config import (
     DEFAULT_APPROACH,
     DEFAULT_DENSITY,
     DEFAULT_FREEZE,
-    Recipe,
-    SparsityRecipe,
-    load_recipe,
+    SparsityConfig,
 )
 
 DEFAULTS: dict[str, Any] = {
@@ -200,7 +200,7 @@ def test_under_a_pattern_densities_may_be_left_out(tmp_path: Path) -> None:
             assert cell.name.startswith("dense-seed0-")
         else:
             settings = cell.recipe.sparsity
-            assert (settings.method, settings.pattern, settings.density) == (cell.method, "2:4", None)
+            assert (settings.method, str(settings.pattern), settings.density) == (cell.method, "2:4", None)
             assert cell.pattern == "2:4"
             assert cell.name.startswith(f"{cell.method}-2of4-seed0-")
 
@@ -224,7 +224,7 @@ def test_what_a_pattern_decides_alone_is_run_once_beside_densities_and_patterns_
         ("asp", "1:4", None),
     ]
     for cell in found:
-        assert cell.recipe.sparsity.pattern == dict(cell.setting)["sparsity.pattern"] == cell.pattern
+        assert str(cell.recipe.sparsity.pattern) == dict(cell.setting)["sparsity.pattern"] == cell.pattern
         assert cell.recipe.sparsity.density == cell.density
     assert found[0].name.startswith("sparse-momentum-2of4-0.1-seed0-")
 
@@ -246,19 +246,20 @@ def test_a_key_that_recipes_get_later_renames_no_cell(
     text = f'recipe = "digits"\nmethods = ["{method}"]\ndensities = [0.1]\n'
     (cell,) = cells(tmp_path, text)
 
-    class LaterSparsity(SparsityRecipe):
+    @dataclass(frozen=True, kw_only=True)
+    class LaterSparsity(SparsityConfig):
         later: float = 0.5
 
     class LaterRecipe(Recipe):
         later: tuple[int, ...] = (1, 2)
-        sparsity: SparsityRecipe = LaterSparsity()
+        sparsity: SparsityConfig = LaterSparsity()
 
     def later_recipe(*args: Any, **settings: Any) -> Recipe:
         table = load_recipe(*args, **settings).model_dump()
         return LaterRecipe(**{**table, "sparsity": LaterSparsity(**table["sparsity"])})
 
     monkeypatch.setattr(sparse_export.sweep.run_list, "load_recipe", later_recipe)
-    monkeypatch.setattr(sparse_export.sweep.run_list, "SparsityRecipe", LaterSparsity)
+    monkeypatch.setattr(sparse_export.sweep.run_list, "SparsityConfig", LaterSparsity)
     (later,) = cells(tmp_path, text)
     assert "later" in later.recipe.model_dump()
     assert later.name == cell.name

@@ -14,7 +14,6 @@ from sparse_export.train.factory import make_sparsifier
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.rates import learning_rate
 from sparse_export.train.recipe import Recipe, recipe_from_table
-from sparse_export.train.snip import snip_masks
 from sparse_export.train.stopping import cpu_settings
 
 STEPS = 24
@@ -82,15 +81,7 @@ def trained(recipe: Recipe) -> list[torch.Tensor]:
 
     optimizer: Any = make_optimizer(recipe.optimizer, model)
     if not recipe.dense:
-        optimizer = make_sparsifier(
-            recipe,
-            model,
-            optimizer,
-            STEPS,
-            sensitivity_masks=lambda: snip_masks(
-                model, loss, density=0.2, keep_dense=recipe.sparsity.keep_dense
-            ),
-        )
+        optimizer = make_sparsifier(recipe, model, optimizer, STEPS, first_loss=loss)
     inner = getattr(optimizer, "optimizer", optimizer)
     with cpu_settings(1):  # threads would wait for each other longer than they work
         for step in range(STEPS):

@@ -291,7 +291,7 @@ def test_a_resume_on_other_data_is_refused(tmp_path: Path) -> None:
         recipe = small(data=f"npz:{tmp_path / 'd.npz'}", batch_size=20)
         train(recipe, out, device="cpu", observer=InterruptAtStep(5, signal.SIGINT))
     write(300)
-    with pytest.raises(ArtefactError, match="data are others"):
+    with pytest.raises(ArtefactError, match="data differ"):
         train(None, out, resume=True)
 
 

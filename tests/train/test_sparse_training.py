@@ -198,7 +198,7 @@ def test_a_weight_that_is_not_trained_is_refused() -> None:
 def test_an_update_before_the_first_step_is_refused() -> None:
     model = network()
     trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.1)
-    with pytest.raises(UsageError, match="after at least one optimiser step"):
+    with pytest.raises(UsageError, match="after at least one optimizer step"):
         trainer.update()
 
 

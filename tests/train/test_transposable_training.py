@@ -109,8 +109,8 @@ def test_given_masks_have_to_be_so_along_both_axes() -> None:
     [
         ({"pattern": "1:4"}, "the pattern 1:4"),
         ({"pattern": "2:4", "density": 0.3}, "density 0.3"),
-        ({"density": 0.3}, "the pattern None"),
-        ({"pattern": "2:4", "method": "dsr"}, "over all layers together"),
+        ({"density": 0.3}, "no pattern and the density 0.3"),
+        ({"pattern": "2:4", "method": "dsr"}, "smallest weights of each layer"),
     ],
 )
 def test_what_has_no_such_masks_is_refused(settings: dict[str, Any], message: str) -> None:

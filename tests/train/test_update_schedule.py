@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparse_export.errors import UsageError
-from sparse_export.train.methods import METHODS
-from sparse_export.train.update_schedule import Calm, UpdateSchedule, update_schedule
+from sparse_export.train.methods import METHODS, OWN_LOOP_METHODS
+from sparse_export.train.sparsity_config import SparsityConfig
+from sparse_export.train.update_schedule import BackOff, UpdateSchedule, update_schedule
 
 STEPS = st.integers(0, 300)
 EVERY = st.integers(1, 40)
@@ -18,17 +19,13 @@ LENGTHS = st.one_of(st.none(), st.integers(1, 250))
 
 
 def scheduled(method: str = "sparse-momentum", **settings: Any) -> UpdateSchedule:
-    every: dict[str, Any] = {
-        "total_steps": 100,
-        "freeze": None,
-        "prune_rate": 0.5,
-        "final_prune_rate": None,
-        "prune_schedule": None,
-    }
-    return update_schedule(method, METHODS[method], **(every | settings))
+    total_steps = settings.pop("total_steps", 100)
+    schedule = "constant" if total_steps is None else "cosine"
+    config = SparsityConfig(**{"method": method, "prune_schedule": schedule} | settings)
+    return update_schedule(config, total_steps)
 
 
-@given(st.sampled_from(sorted(METHODS)), LENGTHS, STEPS, EVERY)
+@given(st.sampled_from(sorted(OWN_LOOP_METHODS)), LENGTHS, STEPS, EVERY)
 def test_the_next_update_is_the_first_step_at_which_one_is_due(
     method: str, total_steps: int | None, step: int, every: int
 ) -> None:
@@ -38,7 +35,7 @@ def test_the_next_update_is_the_first_step_at_which_one_is_due(
     assert due == ([] if found is None else [found])
 
 
-@given(st.sampled_from(sorted(METHODS)), st.integers(1, 250), EVERY)
+@given(st.sampled_from(sorted(OWN_LOOP_METHODS)), st.integers(1, 250), EVERY)
 def test_no_update_is_due_once_masks_stand_still_or_within_the_last_stretch(
     method: str, total_steps: int, every: int
 ) -> None:
@@ -58,17 +55,17 @@ def test_the_rate_has_run_its_course_when_masks_begin_to_stand_still(method: str
 
 
 def test_an_explicit_freeze_of_masks_that_never_move_is_refused() -> None:
-    with pytest.raises(UsageError, match="masks never move"):
+    with pytest.raises(UsageError, match="never moves its masks"):
         scheduled("static", freeze=1.0)
 
 
 def test_a_rate_is_lowered_only_where_swaps_do_not_get_fewer_under_one_cap() -> None:
-    first = Calm().after(10, same_cap=True)
+    first = BackOff().after(10, same_cap=True)
     assert (first.factor, first.n_flipped) == (1.0, 10)
     assert first.after(9, same_cap=True).factor == 1.0
     lowered = first.after(10, same_cap=True)
     assert lowered.factor < 1.0
     assert lowered.after(11, same_cap=True).factor == pytest.approx(lowered.factor**2)
     cut = first.after(50, same_cap=False)
-    assert cut == Calm()
-    assert Calm().after(0, same_cap=True).after(0, same_cap=True).factor == 1.0
+    assert cut == BackOff()
+    assert BackOff().after(0, same_cap=True).after(0, same_cap=True).factor == 1.0

@@ -20,7 +20,6 @@ from sparse_export.train.factory import make_sparsifier
 from sparse_export.train.layers import output_layers
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.recipe import Recipe
-from sparse_export.train.sparse_training import SparseTraining
 from sparse_export.train.sparsifier import Sparsifier
 from sparse_export.train.step24 import Step24, product_facts, products_24
 from sparse_export.train.step_csr import StepCsr
@@ -73,11 +72,10 @@ class Loop:
         self._products: StepCsr | None = None
         if sparse:
             self._sparse = make_sparsifier(recipe, model, self._optimizer, _TOTAL_STEPS, output_layers=last)
-        if isinstance(self._sparse, SparseTraining):
             self._sparse.update_every = None  # updates are timed apart
         self._model = model
         self._products_24: Step24 | None = None
-        if isinstance(self._sparse, SparseTraining) and recipe.sparsity.products == "2:4":
+        if self._sparse is not None and recipe.sparsity.products == "2:4":
             self._products_24 = products_24(
                 model, self._sparse, self._x, sparse_backward=recipe.sparsity.transposable
             )
@@ -114,7 +112,7 @@ class Loop:
     @property
     def by_24(self) -> tuple[ProductInfo, ...]:
         """The masked weights, by 2:4 products or why not; none where the recipe does not ask for them."""
-        if self._products_24 is None or not isinstance(self._sparse, SparseTraining):
+        if self._products_24 is None or self._sparse is None:
             return ()
         return product_facts(self._products_24, self._sparse.masks)
 
@@ -124,14 +122,15 @@ class Loop:
 
     def choose(self) -> tuple[ProductInfo, ...]:
         """What products win for each masked weight, timed as training does at its start."""
-        assert isinstance(self._sparse, SparseTraining)
+        assert self._sparse is not None
         return choose_products(self._model, self._sparse.masks, self._x)
 
     def multiply_by(self, products: Sequence[ProductInfo], window: int | None, every: int) -> None:
         """Take the chosen products, with whole weights in training."""
-        assert isinstance(self._sparse, SparseTraining)
+        assert self._sparse is not None
         layers = [fact.name for fact in products if fact.by == "csr"]
-        self._products = StepCsr(self._model, self._sparse, layers=layers, window=window, update_every=every)
+        trainer = self._sparse.csr_trainer()
+        self._products = StepCsr(self._model, trainer, layers=layers, window=window, update_every=every)
         self._products.widen()
 
     def narrow(self) -> None:
@@ -149,7 +148,7 @@ class Loop:
         Where active weights are trained alone: from there and back again, which is all that an interval changes. Where
         products are 2:4: with the compression of the new patterns.
         """
-        if isinstance(self._sparse, SparseTraining) and self._sparse.rule.moves:
+        if self._sparse is not None and self._sparse.moves_at_updates:
             self.stamps.wait()
             watch = stamps_for("cpu")
             begin = watch.now()

@@ -1,9 +1,17 @@
-"""SR-STE: masks that follow the magnitude of dense weights, which go on training behind them."""
+"""SR-STE: masks follow the magnitude of dense weights, which go on training behind them.
+
+Prune: in every step, in each group of M the smallest |weight|, down to N. Growth: whatever becomes large
+enough again, for the dense weight of a masked entry is trained by the gradient at the masked weights, and
+decays.
+
+Source: Zhou et al. 2021, "Learning N:M fine-grained structured sparse neural networks from scratch", equation
+9. On purpose different: groups run along input channels, as hardware has them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -15,27 +23,39 @@ from sparse_export.sparsity import NMPattern
 from sparse_export.sparsity.caps import under_cap
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.train.layers import layer_facts, unwrapped
+from sparse_export.train.methods.method import NO_CHOICE, RATE_KEYS, START_KEYS, Accepts, Method
 from sparse_export.train.pattern_plan import plan_pattern
+
+__all__ = ["SR_STE", "SrSte"]
 
 
 class SrSte:
     """Trains a network to an N:M pattern by the straight-through estimator with a decay of what is masked.
 
-    In place of the optimiser's step, as `SparseTraining`. Between steps the network holds the masked weights, so what
-    is tested or saved obeys the pattern. A step takes the gradient at these, puts the dense weights back, adds
-    decay * weight to the gradient of every masked one, steps the optimiser, and masks anew: of each group the N of
-    largest |weight|.
+    It stands in place of the optimizer's step, as `SparseTraining` does. Between steps the network holds the
+    masked weights, so what is tested or saved has the pattern. A step takes the gradient at these, puts the
+    dense weights back, adds decay * weight to the gradient of every masked one, steps the optimizer, and
+    masks anew: of each group the N of largest |weight|.
 
-    decay: lambda of the paper, 2e-4.  keep_dense, output_layers, small_share: as for `SparseTraining`.
-    Source: Zhou et al. 2021, "Learning N:M fine-grained structured sparse neural networks from scratch", equation 9.
-    Where several processes train together, each draws the masks from its own weights, which are the same bits as long
-    as gradients are averaged alike; they are not compared after every step, as those of `SparseTraining` are after
-    every update. On purpose different: groups run along input channels, as hardware has them. Raises UsageError.
+    Where several processes train together, each draws the masks from its own weights, which are the same bits
+    as long as gradients are averaged alike; they are not compared after every step, as those of
+    `SparseTraining` are after every update.
+
+    Args:
+        model: on the device that it is trained on.
+        optimizer: over its parameters.
+        pattern: N:M.
+        decay: lambda of the paper, at least 0.
+        keep_dense, output_layers, small_share: as for `SparseTraining`.
+
+    Raises:
+        UsageError: decay is negative, or no layer can take the pattern.
     """
 
-    update_every = 1
+    update_every: int | None = 1
     last_prune_rate = 0.0
     is_frozen = False
+    moves_at_updates = False
 
     def __init__(
         self,
@@ -77,10 +97,40 @@ class SrSte:
             value.copy_(self._dense[name] * mask)
         self.flip_rate = n_flipped / self.n_masked
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Step the optimiser on the dense weights, then mask them. Raises UsageError for a closure.
+    def update(self) -> None:
+        """Draw the masks anew from the dense weights."""
+        self._mask()
+        self.n_updates += 1
 
-        A closure would compute gradients at the dense weights, where this method wants them at the masked ones.
+    @torch.no_grad()
+    def apply_masks(self) -> None:
+        """Set the inactive weights to zero."""
+        for name, value in self._parameters.items():
+            value.copy_(self._dense[name] * self.masks[name])
+
+    def advance(self) -> None:
+        """Take over the network's weights as the dense ones, mask them and count the step."""
+        for name, value in self._parameters.items():
+            self._dense[name].copy_(value.detach())
+        self.update()
+        self.n_steps += 1
+
+    def csr_trainer(self) -> NoReturn:
+        """Products without inactive weights are for masks that move at updates. Raises UsageError."""
+        raise UsageError(
+            "CSR products were asked for under a pattern.",
+            expected="Masks without a pattern, which do not start dense, were expected.",
+        )
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Step the optimizer on the dense weights, then mask them.
+
+        Args:
+            closure: None. It would compute gradients at the dense weights, where this method needs them at
+                the masked ones.
+
+        Raises:
+            UsageError: a closure is given.
         """
         if closure is not None:
             raise UsageError(
@@ -92,11 +142,7 @@ class SrSte:
                 if value.grad is not None:
                     value.grad.add_(value * ~self.masks[name], alpha=self._decay)
         self.optimizer.step()
-        for name, value in self._parameters.items():
-            self._dense[name].copy_(value.detach())
-        self._mask()
-        self.n_steps += 1
-        self.n_updates += 1
+        self.advance()
         return None
 
     def layer_facts(self) -> tuple[LayerInfo, ...]:
@@ -121,3 +167,20 @@ class SrSte:
         self._mask()
         self.n_steps, self.n_updates = int(state["n_steps"]), int(state["n_updates"])
         self.flip_rate = state["flip_rate"]
+
+
+SR_STE = Method(
+    name="sr-ste",
+    sparsifier=SrSte,
+    moves_every_step=True,
+    accepts=Accepts(
+        **NO_CHOICE,
+        freeze=False,
+        no_freeze="sets freeze and approach itself",
+        pattern="must",
+        transposable=False,
+        products=("dense",),
+        own_loop=False,
+        unread=(*RATE_KEYS, *START_KEYS, "update_every"),
+    ),
+)

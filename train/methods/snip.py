@@ -1,4 +1,11 @@
-"""Start masks by connection sensitivity: the weights whose loss the first batch would miss most."""
+"""SNIP: masks by connection sensitivity, drawn from one batch before the first step and never moved.
+
+Prune: before training, all but the weights of largest |weight * gradient| of one batch, of all layers
+together. Growth: none. Nothing is rescaled.
+
+Source: Lee, Ajanthan & Torr 2019, "SNIP: single-shot network pruning based on connection sensitivity",
+algorithm 1.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +18,9 @@ from sparse_export.errors import UsageError
 from sparse_export.models.modes import modes_kept
 from sparse_export.sparsity import largest_of_all
 from sparse_export.train.layers import masked_parameters
+from sparse_export.train.methods.method import NO_CHOICE, RATE_KEYS, START_KEYS, Accepts, Method
+
+__all__ = ["SNIP", "snip_masks"]
 
 
 def snip_masks(
@@ -21,13 +31,22 @@ def snip_masks(
     keep_dense: Sequence[str] = (),
     combine: Callable[[Tensor], object] | None = None,
 ) -> dict[str, Tensor]:
-    """Keep the largest |weight * gradient| of all layers together, round(density * weights) of them.
+    """Keep the largest |weight * gradient| of all layers together.
 
-    loss: that of one batch through the model, which is in training mode then; its buffers are put back after it.
-    combine: sums a gradient over several processes, in place.
-    Returns bool by parameter name. Gradients of the parameters are left as they were.
-    Raises UsageError when a sensitivity is not finite, or when nothing would be kept.
-    Source: Lee, Ajanthan & Torr 2019, "SNIP", algorithm 1.
+    Gradients and buffers of the network are left as they were.
+
+    Args:
+        model: on the device that it is trained on.
+        loss: of one batch through the model, which is in training mode then.
+        density: kept / total over the masked weights, above 0 and up to 1.
+        keep_dense: shell patterns of parameters or layers that stay dense and are not counted.
+        combine: sums a gradient over several processes, in place; None for one process.
+
+    Returns:
+        bool by parameter name, round(density * weights) of them True.
+
+    Raises:
+        UsageError: a sensitivity is not finite, or nothing would be kept.
     """
     parameters = masked_parameters(model, keep_dense)
     n_kept = round(density * sum(value.numel() for value in parameters.values()))
@@ -58,3 +77,14 @@ def snip_masks(
     everywhere = {name: torch.ones_like(value, dtype=torch.bool) for name, value in scores.items()}
     count = torch.tensor(n_kept, device=next(iter(scores.values())).device)
     return largest_of_all(scores, everywhere, count)
+
+
+SNIP = Method(
+    name="snip",
+    start="sensitivity",
+    first_masks=snip_masks,
+    freeze=0.0,
+    accepts=Accepts(
+        **NO_CHOICE, freeze=False, pattern="no", unread=("decay", *RATE_KEYS, "update_every", *START_KEYS)
+    ),
+)

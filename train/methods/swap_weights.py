@@ -1,0 +1,66 @@
+"""One update that prunes and grows: what the methods that move weights have in common."""
+
+from __future__ import annotations
+
+import torch
+
+from sparse_export.sparsity import MaskUpdate, update_masks
+from sparse_export.sparsity.prune import FIRST_THRESHOLD
+from sparse_export.sparsity.update import joined
+from sparse_export.train.methods.method import Method, Moment
+from sparse_export.train.optimizer_state import momentum_scores
+from sparse_export.train.transposable import only, swap_transposable
+
+__all__ = ["swap_weights"]
+
+
+def swap_weights(method: Method, at: Moment) -> MaskUpdate:
+    """Prune, and grow as many by the method's three answers; fewer where a pattern's cap has become smaller.
+
+    Args:
+        method: its prune, redistribution and growth.
+        at: where the training stands.
+
+    Returns:
+        The update of all layers together.
+
+    Raises:
+        UsageError: the optimizer or the gradients lack what growth goes by.
+        ValueError: weights or scores are not finite, see `sparse_export.sparsity.update_masks`.
+    """
+    weights, masks = at.weights(), at.masks
+    growth = method.growth
+    grown_by = None if growth is None or growth.reads_momentum else growth.scores(at)
+    scores = (
+        grown_by if grown_by and not method.reads_momentum else momentum_scores(at.optimizer, at.parameters)
+    )
+    threshold = at.threshold
+    if method.prune == "threshold" and threshold is None:
+        device = next(iter(masks.values())).device
+        threshold = torch.full((), FIRST_THRESHOLD, dtype=torch.float64, device=device)
+    updates: list[MaskUpdate] = []
+    if at.transposable:
+        wanted = scores if grown_by is None else grown_by
+        updates.append(
+            swap_transposable(
+                weights, wanted, masks, at.transposable, prune_rate=at.prune_rate, is_cut=at.is_cut
+            )
+        )
+    rest = [name for name in masks if name not in at.transposable]
+    if rest:
+        n_in_tiles = sum(masks[name].numel() // 2 for name in at.transposable)
+        updates.append(
+            update_masks(
+                only(weights, rest),
+                only(scores, rest),
+                only(masks, rest),
+                prune_rate=at.prune_rate,
+                redistribution=method.redistribution,
+                prune=method.prune,
+                threshold=threshold,
+                growth_scores=None if grown_by is None else only(grown_by, rest),
+                caps={name: cap for name, cap in at.caps.items() if name in rest},
+                n_active=at.n_wanted - n_in_tiles,
+            )
+        )
+    return updates[0] if len(updates) == 1 else joined(updates, list(masks))
