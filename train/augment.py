@@ -10,20 +10,30 @@ PADDING = 4
 
 
 def draw_crops(n: int, generator: torch.Generator, padding: int = PADDING) -> Tensor:
-    """Where n images are cropped, and which of them are mirrored: int64 (3, n), rows row, column, mirrored.
+    """Draw where n images are cropped, and which of them are mirrored.
 
-    generator: of the CPU, so that a seed draws the same crops on every device. Drawn for a whole batch, of which
-    a process takes its share.
+    Args:
+        n: images of a whole batch, of which a process takes its share.
+        generator: of the CPU, so that a seed draws the same crops on every device.
+        padding: on each side.
+
+    Returns:
+        int64 (3, n), with the rows row, column, mirrored.
     """
     offsets = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
     return torch.cat((offsets, torch.randint(0, 2, (1, n), generator=generator)))
 
 
 def crop_flip(x_NCHW: Tensor, crops_3N: Tensor, padding: int = PADDING) -> Tensor:
-    """Each image padded by reflection, cropped back to its size at the place drawn for it, and mirrored or not.
+    """Pad each image by reflection, crop it back to its size where it was drawn, and mirror it or not.
 
-    x_NCHW: float, height and width above `padding`.  crops_3N: of `draw_crops`, on any device.
-    Returns a new tensor of the same shape. One gather for the whole batch.
+    Args:
+        x_NCHW: float, height and width above `padding`.
+        crops_3N: of `draw_crops`, on any device.
+        padding: on each side.
+
+    Returns:
+        A new tensor of the same shape, made by one gather for the whole batch.
     """
     n, _, height, width = x_NCHW.shape
     device = x_NCHW.device

@@ -1,4 +1,4 @@
-"""Batches of a data set on the training device: from arrays in memory, or from pictures that workers decode."""
+"""Batches of a data set on the training device, from arrays in memory or from decoded pictures."""
 
 from __future__ import annotations
 
@@ -27,20 +27,27 @@ Part = Literal["validation", "test"]
 Batch = tuple[Tensor, Tensor]
 
 
-class Feed(Protocol):
-    """What training takes its batches from. A process gets its own share of everything.
+class BatchLoader(Protocol):
+    """Batches of a data set. A process gets its own share of everything.
 
-    fact: which data.  input_shape: of one sample.
+    Attributes:
+        info: which data.
+        input_shape: of one sample.
+        n_classes: of the labels.
     """
 
-    fact: DataInfo
+    info: DataInfo
     input_shape: tuple[int, ...]
     n_classes: int
 
     def training(self, order: Tensor, batch_size: int, epoch: int, first: int) -> Iterator[Batch]:
-        """Inputs and labels of the batches from number `first` on. order: int64, places in the training part.
+        """Inputs and labels of the batches of one epoch.
 
-        batch_size: over all processes; a last, smaller batch is left out.
+        Args:
+            order: int64, places in the training part.
+            batch_size: over all processes; a last, smaller batch is left out.
+            epoch: from 0.
+            first: number of the first batch.
         """
         ...
 
@@ -49,10 +56,21 @@ class Feed(Protocol):
         ...
 
 
-def feed(recipe: Recipe, data_dir: Path | None, download: bool, device: torch.device, world: World) -> Feed:
-    """The feed that a recipe asks for.
+def batch_loader(
+    recipe: Recipe, data_dir: Path | None, download: bool, device: torch.device, world: World
+) -> BatchLoader:
+    """The batches of a recipe's data.
 
-    Raises what `data.load` raises, and UsageError for workers or an augmentation that this data cannot have.
+    Args:
+        recipe: its data, workers, augmentation and validation fraction.
+        data_dir: where the data sets lie; None for their usual place.
+        download: fetch the data set when it is not there.
+        device: which the batches lie on.
+        world: the processes that share them.
+
+    Raises:
+        UsageError: this data cannot have such workers or such an augmentation, or is no such data set.
+        DataNotFound: the data set is not there.
     """
     if recipe.workers:
         listing = data.picture_files(recipe.data, data_dir)
@@ -62,14 +80,14 @@ def feed(recipe: Recipe, data_dir: Path | None, download: bool, device: torch.de
                 expected="Data imagefolder:DIR were expected, which worker processes decode.",
                 do="Leave workers out.",
             )
-        return PictureFeed(recipe, listing, device, world)
+        return ImageFolderLoader(recipe, listing, device, world)
     if recipe.augment == "random-resized-crop":
         raise UsageError(
             "augment = 'random-resized-crop' cuts pictures while they are decoded.",
             expected="workers was expected to be 1 or more, with data imagefolder:DIR.",
             do="Set workers in the recipe or by --workers, or choose augment = 'crop-flip'.",
         )
-    return MemoryFeed(
+    return MemoryLoader(
         recipe,
         data.load(recipe.data, data_dir, image_size=image_size(recipe), download=download),
         device,
@@ -78,7 +96,7 @@ def feed(recipe: Recipe, data_dir: Path | None, download: bool, device: torch.de
 
 
 def image_size(recipe: Recipe) -> tuple[int, int] | None:
-    """Height and width that pictures of any size are cut to: the recipe's, else what the network takes, if known."""
+    """Height and width that pictures are cut to: the recipe's, else what the network takes, if known."""
     if not recipe.data.startswith("imagefolder:"):
         return None
     if recipe.image_size is not None:
@@ -102,27 +120,27 @@ class _Split:
 
     x: Tensor
     y: Tensor
-    fact: DataInfo
+    info: DataInfo
     ready: bool
 
     @classmethod
-    def load(cls, x: Tensor, y: Tensor, fact: DataInfo, device: torch.device) -> _Split:
+    def load(cls, x: Tensor, y: Tensor, info: DataInfo, device: torch.device) -> _Split:
         ready = 4 * x.numel() <= _FLOAT_LIMIT_BYTES
-        x = data.normalise(x.to(device), fact.mean, fact.std) if ready else x
-        return cls(x=x, y=y.to(device), fact=fact, ready=ready)
+        x = data.normalise(x.to(device), info.mean, info.std) if ready else x
+        return cls(x=x, y=y.to(device), info=info, ready=ready)
 
     def rows(self, rows: Tensor) -> Batch:
-        """The samples of these rows; int64, on the inputs' device. index_select is 3 times as fast as x[rows]."""
+        """The samples of these rows; int64, on the inputs' device. index_select: 3 times as fast as x[rows]."""
         return self._normalised(self.x.index_select(0, rows)), self.y.index_select(0, rows.to(self.y.device))
 
     def span(self, start: int, stop: int) -> Batch:
         return self._normalised(self.x[start:stop]), self.y[start:stop]
 
     def _normalised(self, x: Tensor) -> Tensor:
-        return x if self.ready else data.normalise(x.to(self.y.device), self.fact.mean, self.fact.std)
+        return x if self.ready else data.normalise(x.to(self.y.device), self.info.mean, self.info.std)
 
 
-class MemoryFeed:
+class MemoryLoader:
     """A data set in memory, on the training device."""
 
     def __init__(self, recipe: Recipe, dataset: data.DataSet, device: torch.device, world: World) -> None:
@@ -130,7 +148,7 @@ class MemoryFeed:
         self.n_classes = dataset.n_classes
         _require_croppable(recipe, self.input_shape)
         train, validation = data.split(dataset, recipe.validation_fraction)
-        self.fact = DataInfo(
+        self.info = DataInfo(
             name=dataset.name,
             mean=dataset.mean,
             std=dataset.std,
@@ -140,10 +158,10 @@ class MemoryFeed:
             test_sha256=data.test_sha256(dataset),
         )
         self._world = world
-        self._train = _Split.load(*train, self.fact, device)
+        self._train = _Split.load(*train, self.info, device)
         self._parts: dict[Part, _Split] = {
-            "validation": _Split.load(*validation, self.fact, device),
-            "test": _Split.load(dataset.x_test, dataset.y_test, self.fact, device),
+            "validation": _Split.load(*validation, self.info, device),
+            "test": _Split.load(dataset.x_test, dataset.y_test, self.info, device),
         }
 
     def training(self, order: Tensor, batch_size: int, epoch: int, first: int) -> Iterator[Batch]:
@@ -157,7 +175,7 @@ class MemoryFeed:
             yield split.span(start, stop)
 
 
-class PictureFeed:
+class ImageFolderLoader:
     """A folder of pictures, decoded by worker processes while training runs."""
 
     def __init__(
@@ -176,7 +194,7 @@ class PictureFeed:
             "validation": listing.train.part(first_validation, len(listing.train)),
             "test": listing.test,
         }
-        self.fact = DataInfo(
+        self.info = DataInfo(
             name=recipe.data,
             mean=imagefolder.MEAN,
             std=imagefolder.STD,
@@ -206,11 +224,11 @@ class PictureFeed:
         pictures = self._parts[name]
         for start, stop in _spans(len(pictures), size, self._world):
             some = pictures.part(start, stop)
-            x = decoded(some, self._size, self.fact.crop_ratio)
+            x = decoded(some, self._size, self.info.crop_ratio)
             yield self._ready(x), some.labels.to(self._device)
 
     def _ready(self, x: Tensor) -> Tensor:
-        return data.normalise(x.to(self._device, non_blocking=True), self.fact.mean, self.fact.std)
+        return data.normalise(x.to(self._device, non_blocking=True), self.info.mean, self.info.std)
 
 
 def _spans(n: int, size: int, world: World) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """A training step as one CUDA graph: launched kernel by kernel a few times, then replayed whole.
 
-A step of a small network is hundreds of kernels of a few microseconds, which a host may launch more slowly than a card
-runs them. A graph is launched at once. What that gains on a card was not measured yet.
+A step of a small network is hundreds of kernels of a few microseconds, which a host may launch more slowly
+than a card runs them. A graph is launched at once. What that gains on a card was not measured yet.
 """
 
 from __future__ import annotations
@@ -18,20 +18,23 @@ from sparse_export.errors import UsageError
 __all__ = ["Capture", "CapturedStep", "cuda_capture", "make_capturable", "set_rate"]
 
 N_LAUNCHED = 3
-"""Steps before the capture: lazy state is made in them (momenta, cuDNN's choices, the tables of the mask launch)."""
+"""Steps before the capture, which make lazy state: momenta, cuDNN's choices, the mask launch's tables."""
 
 Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
-"""Records what a call does on the device, without doing it; gives what repeats it, and the tensor that it fills."""
+"""Records a call's work on the device without doing it; gives what repeats it, and the tensor it fills."""
 
 
 class CapturedStep:
     """Makes the steps of a training that all have one shape; owns the graph and the memory of its inputs.
 
-    work: takes inputs and labels and gives the loss (a scalar): gradients, the optimiser's step and the masks. It must
-    read whatever changes between steps from tensors that stay where they are, the learning rate among them (see
-    `make_capturable`), and must read nothing back to the host. Gradients stand in `.grad` after each step as ever.
-    What happens only sometimes, as a mask update does, belongs outside; it changes tensors in place.
-    capture: `cuda_capture`, but for tests.
+    Gradients stand in `.grad` after each step as ever. What happens only sometimes, as a mask update does,
+    belongs outside; it changes tensors in place.
+
+    Args:
+        work: takes inputs and labels and gives the loss (a scalar): gradients, the optimizer's step and the
+            masks. It must read whatever changes between steps from tensors that stay where they are, the
+            learning rate among them (see `make_capturable`), and must read nothing back to the host.
+        capture: `cuda_capture`, but for tests.
     """
 
     def __init__(self, work: Callable[[Tensor, Tensor], Tensor], capture: Capture | None = None) -> None:
@@ -47,9 +50,16 @@ class CapturedStep:
         return self._replay is not None
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """One step. x, y: of the same shapes, types and strides every time. Gives the loss, as a copy.
+        """One step.
 
-        Raises UsageError for inputs of another shape, and where something in the work cannot be captured.
+        Args:
+            x, y: of the same shapes, types and strides every time.
+
+        Returns:
+            The loss, as a copy.
+
+        Raises:
+            UsageError: the inputs have another shape, or something in the work cannot be captured.
         """
         if self._n_launched < N_LAUNCHED:
             self._n_launched += 1
@@ -115,9 +125,13 @@ def _aside(device: torch.device) -> Iterator[None]:
 
 
 def make_capturable(optimizer: Optimizer, device: torch.device | None) -> None:
-    """Let an optimiser read its learning rates from the device, so that a graph sees them change.
+    """Let an optimizer read its learning rates from the device, so that a graph sees them change.
 
-    device: of the parameters; None for the opposite, numbers on the host. Call it after a state was loaded.
+    Call it after a state was loaded.
+
+    Args:
+        optimizer: changed in place.
+        device: of the parameters; None for the opposite, numbers on the host.
     """
     for group in optimizer.param_groups:
         rate = float(group["lr"])

@@ -27,10 +27,15 @@ FORMAT = "3"
 class Position:
     """Where in its run the training stands.
 
-    step: optimiser steps done.  epoch: epochs finished.  step_in_epoch: steps done in the current one.
-    n_updates_before: mask updates before the current epoch.
-    loss_sum: of the current epoch's steps so far, over all processes.  seconds: trained so far.  metrics_bytes: length of
-    `metrics.jsonl` that belongs to this state; what lies beyond was written after it.
+    Args:
+        step: optimizer steps done.
+        epoch: epochs finished.
+        step_in_epoch: steps done in the current one.
+        n_updates_before: mask updates before the current epoch.
+        loss_sum: of the current epoch's steps so far, over all processes.
+        seconds: trained so far.
+        metrics_bytes: length of `metrics.jsonl` that belongs to this state; what lies beyond was written
+            after it.
     """
 
     step: int = 0
@@ -54,10 +59,18 @@ def save_state(
     sparse: Sparsifier | None,
     ema: Ema | None = None,
 ) -> None:
-    """Write `resume/state.safetensors`: weights, optimiser, masks, average and position. Raises OutputError.
+    """Write `resume/state.safetensors`: weights, optimizer, masks, average and position.
 
     No random state: what training draws follows from the seed and the step. So the state can be taken up on
     another kind of device and by another number of processes.
+
+    Args:
+        run: its folder.
+        position: where the training stands.
+        model, optimizer, sparse, ema: of the training; None where there is none.
+
+    Raises:
+        OutputError: it cannot be written.
     """
     tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in model.state_dict().items()}
     optimizer_state = optimizer.state_dict()
@@ -101,7 +114,18 @@ def load_state(
     sparse: Sparsifier | None,
     ema: Ema | None = None,
 ) -> Position:
-    """Put a saved state back in place. Raises ArtefactError for a file that does not fit."""
+    """Put a saved state back in place.
+
+    Args:
+        run: its folder.
+        model, optimizer, sparse, ema: of the training, as at its start; changed in place.
+
+    Returns:
+        Where the training stands.
+
+    Raises:
+        ArtefactError: the file cannot be read, or belongs to another network.
+    """
     path = state_path(run)
     try:
         with safe_open(path, framework="pt") as file:

@@ -1,4 +1,4 @@
-"""Which layers of a network are trained faster by CSR products: measured, shortly, on the machine that trains."""
+"""Which layers of a network train faster by CSR products, measured on the machine that trains."""
 
 from __future__ import annotations
 
@@ -35,12 +35,22 @@ def choose_products(
     most_density: float = MOST_DENSITY,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[ProductInfo, ...]:
-    """What to multiply by for each masked weight of a network in training on the CPU, and why.
+    """Choose what to multiply by for each masked weight of a network in training on the CPU.
 
-    sample: a batch of inputs of the size that it is trained with; the network is run on it once, in evaluation.
-    A layer is timed where it is a Linear of a density up to most_density: the forward product, the gradient of the
-    input and that of the weight, dense and by CSR in turn, with the threads that torch has now. CSR is chosen where it
-    takes at most 1/1.1 of the dense time, in the median of five rounds. clock: seconds, monotonic.
+    A layer is timed where it is a Linear of a density up to most_density: the forward product, the gradient
+    of the input and that of the weight, dense and by CSR in turn, with the threads that torch has now. CSR is
+    chosen where it takes at most 1/1.1 of the dense time, in the median of five rounds.
+
+    Args:
+        model: the network.
+        masks: bool, by parameter name.
+        sample: a batch of inputs of the size that it is trained with; the network is run on it once, in
+            evaluation.
+        most_density: above this density products stay dense.
+        clock: seconds, monotonic.
+
+    Returns:
+        For each masked weight the choice, its times and the reason.
     """
     reasons = why_not_linear(model)
     rows = _rows(model, sample)
@@ -85,7 +95,7 @@ def _fact(name: str, density: float, n_rows: int | None, times: _Times | None, r
 
 
 def _rows(model: nn.Module, sample: Tensor) -> dict[str, int]:
-    """Rows of activations that each Linear layer gets, by the layer's name; of one called more often, at the last call."""
+    """Rows of activations of each Linear layer by its name, at its last call."""
     rows: dict[str, int] = {}
 
     def note(name: str, x: object) -> None:

@@ -24,8 +24,11 @@ _TIMEOUT = timedelta(minutes=10)  # longer than any pause between two steps, an 
 class World:
     """This process among those that train together.
 
-    rank: 0 to size - 1; rank 0 writes the run.  local_rank: among the processes of this machine.
-    control: a group on the CPU for what must not wait for a device; None when alone.
+    Args:
+        rank: 0 to size - 1; rank 0 writes the run.
+        size: number of processes.
+        local_rank: among the processes of this machine.
+        control: a group on the CPU for what must not wait for a device; None when alone.
     """
 
     rank: int = 0
@@ -102,7 +105,10 @@ class Agreement:
 
 
 def torchrun_world_size() -> int:
-    """How many processes torchrun says there are; 1 outside of it. Raises UsageError for what is no number."""
+    """How many processes torchrun says there are; 1 outside of it.
+
+    Raises UsageError for what is no number.
+    """
     text = os.environ.get("WORLD_SIZE", "1")
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise UsageError(
@@ -129,8 +135,14 @@ def was_restarted() -> bool:
 def joined(device_type: str) -> Iterator[World]:
     """The world that torchrun made, or that the caller has initialised already; alone where neither is so.
 
-    device_type: `cuda` exchanges gradients by NCCL, anything else by gloo. What is opened here is closed again.
-    Raises UsageError when torchrun's variables are not whole, ProcessLost when the others cannot be reached.
+    What is opened here is closed again.
+
+    Args:
+        device_type: `cuda` exchanges gradients by NCCL, anything else by gloo.
+
+    Raises:
+        UsageError: torchrun's variables are not whole.
+        ProcessLost: the others cannot be reached.
     """
     mine = not (dist.is_available() and dist.is_initialized())
     size = torchrun_world_size() if mine else dist.get_world_size()
@@ -184,7 +196,10 @@ def others_reachable(do: str = "") -> Iterator[None]:
 
 
 def masks_sha256(masks: Mapping[str, Tensor]) -> str:
-    """Hex SHA-256 of masks: for each layer in order its name, its shape and its bits, packed. Reads the device."""
+    """Hex SHA-256 of masks: for each layer in order its name, its shape and its bits, packed.
+
+    Reads the device.
+    """
     digest = hashlib.sha256()
     for name, mask in masks.items():
         digest.update(f"{name} {tuple(mask.shape)}\n".encode())
@@ -198,9 +213,14 @@ def train_together(group: Any = None) -> bool:
 
 
 def require_same_masks(digest: str, group: Any = None) -> None:
-    """Raise RanksDiverged, in every process, unless all of them came with the same digest.
+    """Hold the masks of all processes to each other.
 
-    digest: of `masks_sha256`.  group: the processes that hold the same weights; None for all.
+    Args:
+        digest: of `masks_sha256`.
+        group: the processes that hold the same weights; None for all.
+
+    Raises:
+        RanksDiverged: in every process, where not all came with the same digest.
     """
     gathered: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(gathered, digest, group=group)
@@ -209,6 +229,6 @@ def require_same_masks(digest: str, group: Any = None) -> None:
         raise RanksDiverged(
             f"The masks of rank {', '.join(map(str, odd))} differ from those of rank 0.",
             expected="Every process was expected to hold the same weights, momentum and masks.",
-            do="Give every process the same network and optimiser, reduce all gradients before the step, and use "
-            "one release of torch on one kind of device.",
+            do="Give every process the same network and optimizer, reduce all gradients before the step, and "
+            "use one release of torch on one kind of device.",
         )

@@ -19,9 +19,13 @@ __all__ = ["FiniteNumbers"]
 
 @dataclass(frozen=True, kw_only=True)
 class FiniteNumbers:
-    """Holds a training run to finite numbers. All methods raise TrainingDiverged; `step` in them counts from 0.
+    """Holds a training run to finite numbers.
 
-    run: its folder, where the last good state may lie.  n_steps: of the whole training.
+    All methods raise TrainingDiverged; `step` in them counts from 0.
+
+    Args:
+        run: its folder, where the last good state may lie.
+        n_steps: of the whole training.
     """
 
     run: Path

@@ -12,9 +12,13 @@ from torch import Tensor, nn
 class Ema:
     """Owns an average of every float parameter and buffer: average = decay * average + (1 - decay) * now.
 
-    model: averaged over its own steps; it starts as its own average.  decay: 0 to 1; over the first steps it is
-    held to (1 + steps) / (10 + steps), so that the start is forgotten.
-    torch's own AveragedModel reads a counter from the device at every step; this makes no host synchronisation.
+    torch's own AveragedModel reads a counter from the device at every step; this makes no host
+    synchronisation.
+
+    Args:
+        model: averaged over its own steps; it starts as its own average.
+        decay: 0 to 1; over the first steps it is held to (1 + steps) / (10 + steps), so that the start is
+            forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

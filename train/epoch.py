@@ -17,10 +17,13 @@ __all__ = ["EpochSoFar"]
 class EpochSoFar:
     """An epoch in one process.
 
-    at: where it was taken up, at its start or within it.  n_updates_before: mask updates before it.
-    step: steps done since the start of the training.
-    loss_here: sum over this process's steps of the epoch: a number on the CPU, whose loss is read at every step; a
-    tensor on an accelerator, float64, so that the host need not wait.
+    Args:
+        at: where it was taken up, at its start or within it.
+        n_updates_before: mask updates before it.
+        step: steps done since the start of the training.
+        loss_here: sum over this process's steps of the epoch: a number on the CPU, whose loss is read at
+            every step; a tensor on an accelerator, float64, so that the host need not wait.
+        began: seconds on a monotonic clock.
     """
 
     at: Position
@@ -31,7 +34,14 @@ class EpochSoFar:
 
     @classmethod
     def taken_up(cls, at: Position, n_updates: int, *, is_first: bool, device: torch.device) -> EpochSoFar:
-        """n_updates: of the masks so far.  is_first: is this the process that the saved sum of losses belongs to?"""
+        """The epoch that a position lies in.
+
+        Args:
+            at: the position.
+            n_updates: of the masks so far.
+            is_first: is this the process that the saved sum of losses belongs to?
+            device: of this process.
+        """
         loss = at.loss_sum if is_first else 0.0
         return cls(
             at=at,

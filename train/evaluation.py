@@ -10,10 +10,10 @@ from torch import nn
 
 from sparse_export.formats.run import Accuracy
 from sparse_export.tasks.labels import correct_predictions
-from sparse_export.train.batches import Feed, Part
+from sparse_export.train.batches import BatchLoader, Part
 from sparse_export.train.distributed import World
 from sparse_export.train.ema import Ema
-from sparse_export.train.network import laid_out
+from sparse_export.train.network import in_memory_format
 from sparse_export.train.products import Products
 from sparse_export.train.recipe import Recipe
 
@@ -25,7 +25,7 @@ _BATCH, _BATCH_VALUES = 1000, 16 * 2**20  # samples, and input values, at most a
 @torch.no_grad()
 def accuracy(
     name: Part,
-    feed: Feed,
+    loader: BatchLoader,
     recipe: Recipe,
     model: nn.Module,
     ema: Ema | None,
@@ -38,7 +38,7 @@ def accuracy(
 
     Args:
         name: of the part.
-        feed: of the data.
+        loader: of the data.
         recipe: its memory format.
         model: left in eval mode.
         ema: the average that is tested in place of the weights; None for none.
@@ -48,7 +48,7 @@ def accuracy(
     Returns:
         None for an empty part.
     """
-    n_samples = feed.fact.n_validation if name == "validation" else feed.fact.n_test
+    n_samples = loader.info.n_validation if name == "validation" else loader.info.n_test
     if n_samples == 0:
         return None
     model.eval()
@@ -56,11 +56,11 @@ def accuracy(
     world.copy_from_first([value for value in model.buffers() if value.numel()])
     if ema is not None:
         world.copy_from_first(list(ema.average.values()))
-    size = max(1, min(_BATCH, _BATCH_VALUES // max(1, math.prod(feed.input_shape))))
+    size = max(1, min(_BATCH, _BATCH_VALUES // max(1, math.prod(loader.input_shape))))
     correct = torch.zeros((), dtype=torch.int64, device=device)
     exact = products.paused() if products is not None else nullcontext()
     with ema.swapped_in() if ema else nullcontext(), exact:
-        for x, y in feed.part(name, size):
-            correct += correct_predictions(model(laid_out(recipe, x)), y).sum()
+        for x, y in loader.part(name, size):
+            correct += correct_predictions(model(in_memory_format(recipe, x)), y).sum()
     (n_correct,) = world.sum([float(correct)])
     return Accuracy(n_correct=round(n_correct), n_samples=n_samples)

@@ -1,4 +1,4 @@
-"""The layers of a network as sparse training sees them: which parameters take part, and what is said of each."""
+"""The layers of a network that sparse training can mask, and the record of each."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ def maskable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Weights of Linear and Conv layers and the input projections of MultiheadAttention, by name.
 
     In the order of `named_parameters()`. Never biases, norms or embeddings, nor a weight that an embedding
-    shares; a weight that two layers share appears once. Raises UsageError for a lazy layer that has not seen an
-    input yet.
+    shares; a weight that two layers share appears once.
+
+    Raises:
+        UsageError: a lazy layer has not seen an input yet.
     """
     chosen: set[int] = set()
     embedded: set[int] = set()
@@ -57,8 +59,12 @@ def maskable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def masked_parameters(model: nn.Module, keep_dense: Sequence[str] = ()) -> dict[str, nn.Parameter]:
     """The maskable parameters, without those that a pattern of `keep_dense` names.
 
-    keep_dense: shell patterns for a parameter (`fc3.weight`) or its layer (`fc3`, `classifier.*`).
-    Raises UsageError when a pattern names no maskable parameter, or when nothing is left.
+    Args:
+        model: the network.
+        keep_dense: shell patterns for a parameter (`fc3.weight`) or its layer (`fc3`, `classifier.*`).
+
+    Raises:
+        UsageError: a pattern names no maskable parameter, or nothing is left.
     """
     parameters = maskable_parameters(model)
     _require_known(parameters, keep_dense)
@@ -77,7 +83,10 @@ def masked_parameters(model: nn.Module, keep_dense: Sequence[str] = ()) -> dict[
 
 
 def named_dense(model: nn.Module, keep_dense: Sequence[str]) -> set[str]:
-    """The maskable parameters that `keep_dense` names. Raises as `masked_parameters` does, save when none is left."""
+    """The maskable parameters that `keep_dense` names.
+
+    Raises as `masked_parameters` does, save when none is left.
+    """
     parameters = maskable_parameters(model)
     if not keep_dense:
         return set()
@@ -88,7 +97,10 @@ def named_dense(model: nn.Module, keep_dense: Sequence[str]) -> set[str]:
 def output_layers(model: nn.Module, forward: Callable[[], object] | None = None) -> tuple[str, ...]:
     """The maskable parameters of the layer that gives the network's outputs.
 
-    forward: runs the network once; the layer that it calls last is the one. Without it, the layer registered last.
+    Args:
+        model: the network.
+        forward: runs the network once; the layer that it calls last is the one. None for the layer registered
+            last.
     """
     parameters = maskable_parameters(model)
     owners: dict[nn.Module, list[str]] = {}
@@ -118,7 +130,11 @@ def layer_facts(
 ) -> tuple[LayerInfo, ...]:
     """Every maskable weight of a network: kept entries by its mask, all of them where there is none.
 
-    promised: the patterns that layers obey, by name.  why_dense: the reasons of those that got none.
+    Args:
+        model: the network.
+        masks: bool, by parameter name.
+        promised: the patterns that weights satisfy, by name.
+        why_dense: the reasons of those that satisfy none, by name.
     """
     return tuple(
         LayerInfo(
@@ -143,5 +159,5 @@ def _require_known(parameters: Collection[str], keep_dense: Sequence[str]) -> No
         if not any(_matches(name, pattern) for name in parameters):
             raise UsageError(
                 f"keep_dense names {pattern!r}, which is no weight of a Linear or Conv layer here.",
-                expected=f"One of these, or a pattern for them, was expected: {', '.join(parameters) or 'none'}.",
+                expected=f"One of these, or a pattern, was expected: {', '.join(parameters) or 'none'}.",
             )

@@ -44,21 +44,41 @@ def train(
 ) -> Run:
     """Train by a recipe (an object, a shipped name or a TOML path) into the run folder `out`.
 
-    workers: processes that decode pictures, in place of the recipe's number.
-    resume: go on with the unfinished run in `out` instead, by the recipe that it was started with; a finished
-    one is returned as it is. On the CPU a resumed run ends with the bits of an unbroken one.
-    trust: SHA-256 of a `run.json` whose factory may be imported though this user did not write it.
-    start: weights and masks to begin at; a resumed run has them in its saved state.
-    The last tenth of the training set (`validation_fraction`) is for choices; the test set is read once, at the end.
+    The last tenth of the training set (`validation_fraction`) is for choices; the test set is read once, at
+    the end.
 
-    Under torchrun the processes train one network together: each takes its share of every batch, rank 0 writes the
-    run, and all of them need to see its folder in order to resume. A run may be resumed by another number of
-    processes, and on another kind of device. Processes that torchrun has started anew resume by themselves.
+    Under torchrun the processes train one network together: each takes its share of every batch, rank 0
+    writes the run, and all of them need to see its folder in order to resume. A run may be resumed by another
+    number of processes, and on another kind of device. Processes that torchrun has started anew resume by
+    themselves.
 
     One process at a time writes a run, under torchrun rank 0 for all of them: see `sparse_export.files.locks`.
 
-    Raises UsageError, FolderInUse, DataNotFound, OutputError, TrainingDiverged (the last good state is kept), Interrupted on
-    SIGINT or SIGTERM (after saving), ProcessLost and RanksDiverged under torchrun, NotTrustedError.
+    Args:
+        recipe: an object, a shipped name or a TOML path; None with `resume`.
+        out: folder of the run.
+        data_dir: where the data sets lie.
+        download: fetch the data set when it is not there.
+        device: `auto`, `cpu` or `cuda`.
+        workers: processes that decode pictures, in place of the recipe's number.
+        resume: go on with the unfinished run in `out` instead, by the recipe that it was started with; a
+            finished one is returned as it is. On the CPU a resumed run ends with the bits of an unbroken one.
+        trust: SHA-256 of a `run.json` whose factory may be imported though this user did not write it.
+        observer: is called while training goes on.
+        start: weights and masks to begin at; a resumed run has them in its saved state.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UsageError: the recipe, the data and the machine do not go together.
+        FolderInUse: another process writes the folder.
+        DataNotFound: the data set is not there.
+        OutputError: the folder cannot be written.
+        TrainingDiverged: numbers are no longer finite; the last good state is kept.
+        Interrupted: on SIGINT or SIGTERM, after saving.
+        ProcessLost, RanksDiverged: under torchrun.
+        NotTrustedError: a resumed run names a factory that nobody vouches for.
     """
     out = Path(out)
     if was_restarted() and (out / RUN_FILE).is_file():
@@ -146,7 +166,10 @@ def _recorded_recipe(info: RunInfo, out: Path) -> Recipe:
 
 
 def device_of(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a device for one process. Raises MissingCapability when there is no CUDA device."""
+    """`auto`, `cpu` or `cuda` as a device for one process.
+
+    Raises MissingCapability when there is no CUDA device.
+    """
     return _device(_device_type(name), ALONE)
 
 
@@ -164,7 +187,10 @@ def _device_type(name: str) -> str:
 
 
 def _device(kind: str, world: World) -> torch.device:
-    """This process's device. Raises MissingCapability when there are fewer cards than processes on a machine."""
+    """This process's device.
+
+    Raises MissingCapability when there are fewer cards than processes on a machine.
+    """
     if kind != "cuda" or world.size == 1:
         return torch.device(kind)
     if world.local_rank >= torch.cuda.device_count():
@@ -176,6 +202,6 @@ def _device(kind: str, world: World) -> torch.device:
     return torch.device(kind, world.local_rank)
 
 
-def _resumes_on(earlier: str, asked: str) -> bool:
-    """Does a resumed run stay on the device that it was started on? `auto` does where that device is there."""
-    return asked == "auto" and (earlier == "cpu" or torch.cuda.is_available())
+def _resumes_on(earlier: str, device: str) -> bool:
+    """Does a resumed run stay on the device that it was started on? `auto` does where there is one."""
+    return device == "auto" and (earlier == "cpu" or torch.cuda.is_available())

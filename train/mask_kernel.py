@@ -1,4 +1,4 @@
-"""One launch that zeroes the inactive weights of all layers. Needs triton, which torch brings along for CUDA."""
+"""One launch that zeroes the inactive weights of all layers. Needs triton, which torch has for CUDA."""
 
 from __future__ import annotations
 
@@ -35,9 +35,12 @@ def _zero_inactive(weights, masks, sizes, layers, starts, DTYPE: tl.constexpr, B
 class ZeroInactive:
     """Zeroes every weight whose mask is off. Owns the tables of addresses on the device.
 
-    weights: of one dtype, on one device.  masks: bool, with the shapes and strides of the weights, which are dense
-    in memory. Reads a byte a weight and writes only the zeros: a weight that is kept is not touched. The tables
-    stand until `fits` says that a tensor moved; a captured CUDA graph must not outlive that.
+    Reads a byte a weight and writes only the zeros: a weight that is kept is not touched. The tables stand
+    until `fits` says that a tensor moved; a captured CUDA graph must not outlive that.
+
+    Args:
+        weights: of one dtype, on one device, dense in memory.
+        masks: bool, with the shapes and strides of the weights.
     """
 
     def __init__(self, weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:

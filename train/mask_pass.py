@@ -1,4 +1,4 @@
-"""Sets the inactive weights of all layers to zero, after every step of the optimiser."""
+"""Sets the inactive weights of all layers to zero, after every step of the optimizer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from torch import Tensor
 class MaskPass:
     """Owns the masks of a network in the form in which they are applied.
 
-    masks: bool tensors by name, on the weights' device, with their strides; they are overwritten in place, so that
-    a captured CUDA graph goes on reading the same memory. On CUDA they are applied by one launch for all layers,
-    which needs triton, and no weight costs more than this one byte. On the CPU a float copy is kept beside them,
-    because multiplying by bool costs five times as much there.
+    On CUDA they are applied by one launch for all layers, which needs triton, and no weight costs more than
+    one byte. On the CPU a float copy is kept beside them, because multiplying by bool costs five times as
+    much there.
+
+    Args:
+        weights: of one device, by name.
+        masks: bool, of the same names and shapes, on any device.
+
+    Attributes:
+        masks: bool tensors by name, on the weights' device, with their strides; they are overwritten in
+            place, so that a captured CUDA graph goes on reading the same memory.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
@@ -43,7 +50,10 @@ class MaskPass:
                 multiplier.copy_(masks[name])
 
     def rest(self, names: Collection[str]) -> None:
-        """Leave these weights, and no others, out of `apply`. Only on the CPU, where every weight costs time."""
+        """Leave these weights, and no others, out of `apply`.
+
+        Only on the CPU, where every weight costs time.
+        """
         assert self._on_cpu
         pairs = [
             pair
@@ -81,7 +91,7 @@ def _kernel_class(weights: Sequence[Tensor]) -> Any:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Does it fill its memory without gaps or overlap, in whatever order of axes? empty_like keeps such strides."""
+    """Does it fill its memory without gaps or overlap, in any order of axes? empty_like keeps that."""
     reach = 1
     for size, stride in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda pair: pair[1]):
         if size > 1 and stride != reach:

@@ -1,4 +1,4 @@
-"""The course of a training run, epoch by epoch: `metrics.jsonl`, and TensorBoard events where it is installed."""
+"""Metrics of each epoch: `metrics.jsonl`, and TensorBoard events where it is installed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,25 @@ from sparse_export.train.speed import LayerUse
 
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
-    """One epoch. epoch: from 1.  train_loss: mean over its steps.  validation_percent: None without a split.
+    """One epoch.
 
-    density: active / masked weights.  layer_density: by parameter name, after the epoch's mask update.
-    flip_rate: mask bits changed by that update / masked weights; None when there was none.
-    prune_rate: of that update.  masks_sha256: of the masks after it, see `distributed.masks_sha256`; None for a
-    dense run.  seconds: trained so far.  step_ms: mean wall time of this epoch's steps, with the mask updates that are made
-    every so many steps; None where it was resumed after the last of them.  update_ms: wall time of the mask update that is
-    made once an epoch, which is not in step_ms; None where there was none.  layer_use: what each layer had to do in a batch, see `sparse_export.train.speed`.
+    Args:
+        epoch: from 1.
+        step: optimizer steps done at its end.
+        train_loss: mean over its steps.
+        validation_percent: right answers; None without a validation part.
+        learning_rate: of the last step.
+        density: active / masked weights.
+        layer_density: by parameter name, after the epoch's mask update.
+        prune_rate: of that update; None when there was none.
+        flip_rate: mask bits changed by that update / masked weights; None when there was none.
+        masks_sha256: of the masks after it, see `distributed.masks_sha256`; None for a dense run.
+        seconds: trained so far.
+        step_ms: mean wall time of this epoch's steps, with the mask updates that are made every so many
+            steps; None where it was resumed after the last of them.
+        layer_use: what each layer had to do in a batch, see `sparse_export.train.speed`.
+        update_ms: wall time of the mask update that is made once an epoch, which is not in step_ms; None
+            where there was none.
     """
 
     epoch: int
@@ -82,7 +93,7 @@ class MetricsLog:
 
 
 def _event_writer(folder: Path, epoch: int) -> Any:
-    """A TensorBoard writer that hides events after `epoch` of an earlier attempt; None without the library."""
+    """A TensorBoard writer that hides later events of an earlier attempt; None without the library."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -106,7 +117,8 @@ def _scalars(metrics: EpochMetrics) -> dict[str, float]:
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl` that can be read, in their order.
 
-    Nothing is decided by them, so a damaged line, as a disk or an editor may leave one, is passed over. Raises OSError.
+    Nothing is decided by them, so a damaged line, as a disk or an editor may leave one, is passed over.
+    Raises OSError.
     """
     lines = []
     for line in (run / "metrics.jsonl").read_bytes().split(b"\n")[:-1]:

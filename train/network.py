@@ -1,4 +1,4 @@
-"""The network of a training run: made as its recipe says, and held against its data."""
+"""The network of a training run: made as its recipe says, and checked with its data."""
 
 from __future__ import annotations
 
@@ -16,13 +16,20 @@ from sparse_export.train.distributed import World
 from sparse_export.train.layers import output_layers
 from sparse_export.train.recipe import Recipe
 
-__all__ = ["Outputs", "as_trained", "laid_out", "make_network", "n_threads_for", "require_fit"]
+__all__ = [
+    "Outputs",
+    "in_memory_format",
+    "make_network",
+    "n_threads_for",
+    "require_fit",
+    "wrapped_for_training",
+]
 
 _SINGLE_THREAD_WORK = 50e6  # weights x batch size; see n_threads_for
 
 
 def make_network(recipe: Recipe, n_outputs: int, device: torch.device, world: World) -> nn.Module:
-    """Fresh weights, drawn from torch's own generator, on the device and in the memory order of the recipe."""
+    """Fresh weights, from torch's own generator, on the device and in the memory format of the recipe."""
     model = models.create(recipe.model, n_outputs)
     if recipe.sync_batch_norm and world.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -32,8 +39,8 @@ def make_network(recipe: Recipe, n_outputs: int, device: torch.device, world: Wo
     return model
 
 
-def laid_out(recipe: Recipe, x: Tensor) -> Tensor:
-    """Inputs in the memory order that the recipe asks for."""
+def in_memory_format(recipe: Recipe, x: Tensor) -> Tensor:
+    """Inputs in the memory format of the recipe."""
     if recipe.channels_last and x.ndim == 4:
         return x.contiguous(memory_format=torch.channels_last)
     return x
@@ -41,7 +48,12 @@ def laid_out(recipe: Recipe, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What a network answers with. n: logits.  layers: the weights of the layer that gives them."""
+    """The outputs of a network.
+
+    Args:
+        n: logits.
+        layers: the weights of the layer that gives them.
+    """
 
     n: int
     layers: tuple[str, ...]
@@ -50,20 +62,29 @@ class Outputs:
 def require_fit(
     model: nn.Module, recipe: Recipe, input_shape: tuple[int, ...], n_classes: int, device: torch.device
 ) -> Outputs:
-    """Run two samples of zeros through the network, which is left in eval mode; lazy layers have shapes from here on.
+    """Run two samples of zeros through the network. Lazy layers have shapes from here on.
 
-    Raises UsageError when it cannot take this data.
+    Args:
+        model: changed to eval mode.
+        recipe: its names are in the errors.
+        input_shape: of one sample.
+        n_classes: of the data, at most as many as the network has logits.
+        device: of the network.
+
+    Raises:
+        UsageError: the network cannot take this data.
     """
     model.eval()
     try:
-        sample = laid_out(recipe, torch.zeros((2, *input_shape), device=device))
+        sample = in_memory_format(recipe, torch.zeros((2, *input_shape), device=device))
         with torch.no_grad():
             output = model(sample)
             layers = output_layers(model, lambda: model(sample))
     except Exception as cause:  # whatever a network raises: some assert, some index
         reason = next(iter(str(cause).splitlines()), type(cause).__name__)
         raise UsageError(
-            f"The model {recipe.model} cannot take inputs of shape {input_shape} from {recipe.data}: {reason}.",
+            f"The model {recipe.model} cannot take inputs of shape {input_shape} from {recipe.data}: "
+            f"{reason}.",
             expected="A model and a data set of one shape were expected.",
             do="Choose another model or data set.",
         ) from cause
@@ -83,10 +104,10 @@ def require_fit(
     return Outputs(n=output.shape[-1], layers=layers)
 
 
-def as_trained(
+def wrapped_for_training(
     model: nn.Module, recipe: Recipe, device: torch.device, world: World
 ) -> Callable[[Tensor], Tensor]:
-    """The network as it is called in training: it exchanges gradients, and is compiled, where that is asked."""
+    """The network wrapped for training: by DistributedDataParallel and torch.compile, where needed."""
     forward: Any = model
     if world.size > 1:
         forward = nn.parallel.DistributedDataParallel(

@@ -1,4 +1,4 @@
-"""Who is told how training goes."""
+"""Observers: they are called while training goes on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparse_export.train.metrics import EpochMetrics
 
 
 class Observer(Protocol):
-    """Is told how training goes. The default says nothing."""
+    """Called at the start of a training, after every step and after every epoch."""
 
     def started(self, info: RunInfo, total_steps: int, step: int) -> None: ...
 
@@ -21,7 +21,7 @@ class Observer(Protocol):
 
 
 class SilentObserver:
-    """Says nothing."""
+    """Does nothing."""
 
     def started(self, info: RunInfo, total_steps: int, step: int) -> None:
         pass

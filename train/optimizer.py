@@ -1,4 +1,4 @@
-"""The optimiser that a recipe asks for."""
+"""The optimizer of a recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from sparse_export.train.recipe import OptimizerRecipe
 
 
 def make_optimizer(settings: OptimizerRecipe, model: nn.Module) -> Optimizer:
-    """A fused optimiser over every parameter that wants a gradient; biases and norms apart where they do not decay."""
+    """A fused optimizer over every parameter with a gradient.
+
+    Biases and norms have a group of their own where they do not decay.
+
+    Args:
+        settings: of the recipe.
+        model: on its device.
+    """
     parameters = [value for value in model.parameters() if value.requires_grad]
     groups: list[dict[str, Any]] = [{"params": parameters}]
     if not settings.decay_vectors:

@@ -1,4 +1,4 @@
-"""Randomness that follows from a run's seed and a place in the run alone: nothing to save, nothing to restore."""
+"""Randomness that follows from a run's seed and a place in the run alone, so that no state is saved."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def epoch_order(seed: int, epoch: int, n_samples: int) -> Tensor:
 
 
 def augmentation_generator(seed: int, step: int) -> torch.Generator:
-    """What a step's augmentation draws from, on the CPU, the same in every process."""
+    """The generator of a step's augmentation, on the CPU, the same in every process."""
     return _generator(seed, _AUGMENTATION, step)
 
 
 def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
-    """Seed what the network itself draws in a step, as dropout does; every process, by its rank, draws its own."""
+    """Seed what the network itself draws in a step, as dropout does; each rank draws its own."""
     key = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
     number = int.from_bytes(key[:7], "big")
     torch.default_generator.manual_seed(number)

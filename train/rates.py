@@ -8,7 +8,14 @@ from sparse_export.train.recipe import LearningRateRecipe
 
 
 def learning_rate(step: int, total_steps: int, initial: float, recipe: LearningRateRecipe) -> float:
-    """The learning rate of step `step` (from 0) of `total_steps`; a function of the step alone."""
+    """The learning rate of a step, a function of its number alone.
+
+    Args:
+        step: from 0.
+        total_steps: of the schedule.
+        initial: the rate that it starts from.
+        recipe: the schedule.
+    """
     rate = initial
     if recipe.schedule == "cosine":
         rate = initial * (1 + math.cos(math.pi * step / total_steps)) / 2

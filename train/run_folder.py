@@ -65,6 +65,18 @@ def finish_run(folder: Path, module: nn.Module, masks: Mapping[str, Tensor], inf
     """Write weights and masks, then `run.json` over them with status `complete`.
 
     Masked-out weights are written as +0.0, whatever sign their zero had, under every name that they have.
+
+    Args:
+        folder: of the run.
+        module: whose weights are written.
+        masks: bool, by parameter name.
+        info: the record, without files.
+
+    Returns:
+        The finished run, which holds the module.
+
+    Raises:
+        OutputError: it cannot be written.
     """
     mask_of = {id(value): masks[name] for name, value in module.named_parameters() if name in masks}
     names = module.named_parameters(remove_duplicate=False)

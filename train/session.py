@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sparse_export.errors import ArtefactError, Interrupted, UsageError
 from sparse_export.formats.run import Accuracy, LayerInfo, ModelInfo, Run, RunInfo, SpeedInfo
 from sparse_export.models.weights import put_state
-from sparse_export.train.batches import Feed, Part, feed
+from sparse_export.train.batches import BatchLoader, Part, batch_loader
 from sparse_export.train.checkpoint import Position, load_state, save_state, state_path
 from sparse_export.train.device_limits import require_possible
 from sparse_export.train.distributed import Agreement, World, masks_sha256
@@ -29,11 +29,11 @@ from sparse_export.train.layers import layer_facts
 from sparse_export.train.methods.dense import DENSE
 from sparse_export.train.metrics import EpochMetrics, MetricsLog, read_metrics
 from sparse_export.train.network import (
-    as_trained,
-    laid_out,
+    in_memory_format,
     make_network,
     n_threads_for,
     require_fit,
+    wrapped_for_training,
 )
 from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.optimizer import make_optimizer
@@ -74,15 +74,17 @@ class Session:
         if earlier is None:
             require_empty(out)
         world.wait()  # nobody writes before everybody has looked
-        self.feed: Feed = feed(recipe, data_dir, download, device, world)
+        self.loader: BatchLoader = batch_loader(recipe, data_dir, download, device, world)
         if earlier is not None:
             self._require_same_data(earlier)
         torch.manual_seed(recipe.seed)
-        n_outputs = earlier.model.n_classes if earlier else start.n_outputs if start else self.feed.n_classes
+        n_outputs = (
+            earlier.model.n_classes if earlier else start.n_outputs if start else self.loader.n_classes
+        )
         self.model = make_network(recipe, n_outputs, device, world)
-        self.outputs = require_fit(self.model, recipe, self.feed.input_shape, self.feed.n_classes, device)
-        self.batch_size = _whole_batch(recipe, self.feed, world)
-        self.steps_per_epoch = self.feed.fact.n_train // self.batch_size
+        self.outputs = require_fit(self.model, recipe, self.loader.input_shape, self.loader.n_classes, device)
+        self.batch_size = _whole_batch(recipe, self.loader, world)
+        self.steps_per_epoch = self.loader.info.n_train // self.batch_size
         self.total_steps = self.steps_per_epoch * recipe.epochs
         self.numbers = FiniteNumbers(run=out, n_steps=self.total_steps)
         self.optimizer = make_optimizer(recipe.optimizer, self.model)
@@ -91,7 +93,7 @@ class Session:
         if start is not None:
             self._begin_at(start)
         self.ema = Ema(self.model, recipe.ema) if recipe.ema else None
-        forward = as_trained(self.model, recipe, device, world)
+        forward = wrapped_for_training(self.model, recipe, device, world)
         self.position = Position()
         self.n_threads = recipe.threads or n_threads_for(self.model, self.batch_size)
         self.info = self._started_info(earlier.method if earlier else start.method if start else None)
@@ -124,8 +126,8 @@ class Session:
         )
 
     def _require_same_data(self, earlier: RunInfo) -> None:
-        if earlier.data != self.feed.fact:
-            before, now = asdict(earlier.data) if earlier.data else {}, asdict(self.feed.fact)
+        if earlier.data != self.loader.info:
+            before, now = asdict(earlier.data) if earlier.data else {}, asdict(self.loader.info)
             differs = [
                 f"{key} is {now[key]}, not {before.get(key)}" for key in now if now[key] != before.get(key)
             ]
@@ -150,10 +152,12 @@ class Session:
     def _first_loss(self) -> Tensor:
         """This process's part of the mean loss of the first batch."""
         recipe = self.recipe
-        order = epoch_order(recipe.seed, 0, self.feed.fact.n_train)
-        x, y = next(iter(self.feed.training(order[: self.batch_size], self.batch_size, 0, 0)))
+        order = epoch_order(recipe.seed, 0, self.loader.info.n_train)
+        x, y = next(iter(self.loader.training(order[: self.batch_size], self.batch_size, 0, 0)))
         seed_step(recipe.seed, 0, self.world.rank, self.device)
-        return nn.functional.cross_entropy(self.model(laid_out(recipe, x)), y) * (len(y) / self.batch_size)
+        return nn.functional.cross_entropy(self.model(in_memory_format(recipe, x)), y) * (
+            len(y) / self.batch_size
+        )
 
     def _begin_at(self, start: StartingPoint) -> None:
         put_state(self.model, start.weights)
@@ -166,8 +170,8 @@ class Session:
         return new_run_info(
             self.model,
             method=method or (recipe.sparsity.method if sparse else DENSE.name),
-            model=ModelInfo(name=recipe.model, input_shape=self.feed.input_shape, n_classes=self.outputs.n),
-            data=self.feed.fact,
+            model=ModelInfo(name=recipe.model, input_shape=self.loader.input_shape, n_classes=self.outputs.n),
+            data=self.loader.info,
             layers=self._layer_facts(),
             n_active=sparse.n_active if sparse else None,
             target_density=sparse.density if sparse else None,
@@ -200,7 +204,9 @@ class Session:
     def _sample(self) -> Tensor:
         """Zeros like the inputs of a step: of a batch, this process's share."""
         n_own = max(1, self.batch_size // self.world.size)
-        return laid_out(self.recipe, torch.zeros((n_own, *self.feed.input_shape), device=self.device))
+        return in_memory_format(
+            self.recipe, torch.zeros((n_own, *self.loader.input_shape), device=self.device)
+        )
 
     def how_to_go_on(self) -> str:
         """The command that resumes this run."""
@@ -234,13 +240,13 @@ class Session:
     def _train_epoch(self, observer: Observer, stop: Stop, log: MetricsLog | None) -> None:
         at, world = self.position, self.world
         # The order of an epoch follows from the seed and the epoch alone, so it can be made again on resume.
-        order = epoch_order(self.recipe.seed, at.epoch, self.feed.fact.n_train)
+        order = epoch_order(self.recipe.seed, at.epoch, self.loader.info.n_train)
         n_updates = self.sparse.n_updates if self.sparse else 0
         epoch = EpochSoFar.taken_up(at, n_updates, is_first=world.is_first, device=self.device)
         saved = epoch.began
         agreement = Agreement(world)
         self.model.train()
-        batches = self.feed.training(order, self.batch_size, at.epoch, at.step_in_epoch)
+        batches = self.loader.training(order, self.batch_size, at.epoch, at.step_in_epoch)
         for place, (x, y) in enumerate(batches, start=at.step_in_epoch):
             loss = self.stepper.step_gradients(x, y, epoch.step)
             here = epoch.add(loss)
@@ -337,7 +343,7 @@ class Session:
         """See `accuracy`."""
         return accuracy(
             name,
-            self.feed,
+            self.loader,
             self.recipe,
             self.model,
             self.ema,
@@ -354,8 +360,8 @@ class Session:
         """A batch of the validation part, for looking at layers; None without one, and in later ranks."""
         if not self.world.is_first:
             return None
-        batch = next(iter(self.feed.part("validation", min(self.batch_size, _USE_BATCH))), None)
-        return None if batch is None else laid_out(self.recipe, batch[0])
+        batch = next(iter(self.loader.part("validation", min(self.batch_size, _USE_BATCH))), None)
+        return None if batch is None else in_memory_format(self.recipe, batch[0])
 
     def _layer_uses(self) -> dict[str, LayerUse]:
         x = self._probe()
@@ -365,9 +371,9 @@ class Session:
         return speed_of(self.model, self._probe(), read_metrics(self.out))
 
 
-def _whole_batch(recipe: Recipe, feed: Feed, world: World) -> int:
+def _whole_batch(recipe: Recipe, loader: BatchLoader, world: World) -> int:
     """Samples of a step over all processes. Raises UsageError when a process would get none."""
-    size = min(recipe.batch_size, feed.fact.n_train)
+    size = min(recipe.batch_size, loader.info.n_train)
     if size < world.size:
         raise UsageError(
             f"A batch of {size} samples is to be shared by {world.size} processes.",

@@ -1,4 +1,4 @@
-"""The paper's two estimates of what sparse training could save. They are counts, not times of anything sparse."""
+"""The paper's two estimates of what sparse training could save: counts, not times of anything sparse."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ _MIN_TIMED, _MAX_TIMED = 3, 30
 class LayerUse:
     """What a layer had to do in one batch, as shares from 0 to 1.
 
-    empty_inputs: input channels of its weight that are all zero.  empty_features: input channels that are zero for
-    the whole batch.  activation_density, weight_density: nonzero entries of its input, and of its weight.
+    Args:
+        empty_inputs: input channels of its weight that are all zero.
+        empty_features: input channels that are zero for the whole batch.
+        activation_density, weight_density: nonzero entries of its input, and of its weight.
     """
 
     empty_inputs: float
@@ -37,8 +39,12 @@ class LayerUse:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Dense time / estimated time. channels: had empty channels been left out.  macs: had every multiplication by zero
-    been left out, of weights and of activations."""
+    """Dense time / estimated time.
+
+    Args:
+        channels: had empty channels been left out.
+        macs: had every multiplication by zero been left out, of weights and of activations.
+    """
 
     channels: float
     macs: float
@@ -49,10 +55,17 @@ def estimate(
 ) -> Estimate | None:
     """The two estimates, over `layers` and all of the training that `uses` was taken in.
 
-    times_ms: dense forward time of each layer.  uses: of the layers at moments spread evenly over the training.
-    None where there is nothing to estimate by, or where nothing would be left to do.
-    Source: the reference implementation's SparseSpeedupBench: with t a layer's dense time, sum of t over the sum of
-    t * (1 - empty_inputs) * (1 - empty_features), and over the sum of t * activation_density * weight_density.
+    Args:
+        times_ms: dense forward time of each layer.
+        uses: of the layers at moments spread evenly over the training.
+        layers: their names.
+
+    Returns:
+        None where there is nothing to estimate by, or where nothing would be left to do.
+
+    Source: the reference implementation's SparseSpeedupBench: with t a layer's dense time, sum of t over the
+    sum of t * (1 - empty_inputs) * (1 - empty_features), and over the sum of t * activation_density *
+    weight_density.
     """
     names = list(layers)
     dense = channels = macs = 0.0
@@ -72,8 +85,13 @@ def estimate(
 def speed_of(model: nn.Module, x: Tensor | None, lines: Sequence[Mapping[str, Any]]) -> SpeedInfo | None:
     """The measured time of a step and, apart from it, the estimates, over all epochs.
 
-    x: a batch to time the layers with; without one there are no estimates.  lines: of `metrics.jsonl`; what cannot be
-    made out in one of them is left out.  None where no step was timed.
+    Args:
+        model: the network.
+        x: a batch to time the layers with; None for no estimates.
+        lines: of `metrics.jsonl`; what cannot be read in one of them is left out.
+
+    Returns:
+        None where no step was timed.
     """
     steps_ms = [ms for ms in map(_step_ms, lines) if ms is not None]
     if not steps_ms:
@@ -94,8 +112,9 @@ def speed_of(model: nn.Module, x: Tensor | None, lines: Sequence[Mapping[str, An
 
 
 def _step_ms(line: Mapping[str, Any]) -> float | None:
-    """Wall time of a step in one epoch, its part of the update that is made once an epoch included; None where no step was
-    timed."""
+    """Wall time of a step in one epoch, its part of the update that is made once an epoch included; None
+    where no step was timed.
+    """
     ms, update_ms = _number(line.get("step_ms")), _number(line.get("update_ms"))
     if ms is None or ms <= 0 or update_ms is None:
         return ms if ms is not None and ms > 0 else None
@@ -142,7 +161,10 @@ class Look:
 
 
 def look(model: nn.Module, x: Tensor) -> Look:
-    """Look at what the layers do with a batch. The network is run once, in evaluation; nothing of it changes."""
+    """Look at what the layers do with a batch.
+
+    The network is run once, in evaluation; nothing of it changes.
+    """
     uses: dict[str, LayerUse] = {}
     layers = layers_of(model)
     left_out = dict.fromkeys(layers, "the network does not call it")
@@ -178,8 +200,9 @@ def layer_uses(model: nn.Module, x: Tensor) -> dict[str, LayerUse]:
 
 
 def input_of(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> object:
-    """What a layer was called with, by place or by keyword: `input`, which is the name that torch's layers have for it,
-    else the first; None where it was called with nothing."""
+    """What a layer was called with, by place or by keyword: `input`, which is the name that torch's layers
+    have for it, else the first; None where it was called with nothing.
+    """
     return inputs[0] if inputs else named.get("input", next(iter(named.values()), None))
 
 
@@ -193,7 +216,9 @@ def _why_not(values: object, what: str) -> str | None:
 
 
 def layer_times_ms(model: nn.Module, x: Tensor) -> dict[str, float]:
-    """Median forward time of each layer in ms, dense, as it runs on this device; of a layer called twice, the sum."""
+    """Median forward time of each layer in ms, dense, as it runs on this device; of a layer called twice, the
+    sum.
+    """
     times: dict[str, list[float]] = {name: [] for name in layers_of(model)}
     begun: dict[str, float] = {}
     now: dict[str, float] = {}

@@ -17,10 +17,13 @@ STARTED = "sparsify-"
 class StartingPoint:
     """Weights and masks that training goes on from.
 
-    weights: the whole state of the network.  masks: by parameter name, for every weight that `keep_dense` of the
-    recipe does not name.  n_outputs: of the network, which may have more than the data have classes.
-    method: what the run is said to be made by, `STARTED` and something.  patterns: N:M patterns that weights promise, by name.
-    why_dense: reasons of those that promise none.
+    Args:
+        weights: the whole state of the network.
+        masks: by parameter name, for every weight that `keep_dense` of the recipe does not name.
+        n_outputs: of the network, which may have more than the data have classes.
+        method: of the run's record, `STARTED` and something.
+        patterns: N:M patterns that weights promise, by name.
+        why_dense: reasons of those that promise none, by name.
     """
 
     weights: Mapping[str, Tensor] = field(repr=False)
@@ -33,13 +36,13 @@ class StartingPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Promises:
-    """What a run that began at given weights says of its layers, whatever its recipe does: see `StartingPoint`."""
+    """The patterns of a run that began at given weights, whatever its recipe has: see `StartingPoint`."""
 
     patterns: Mapping[str, str]
     why_dense: Mapping[str, str]
 
     def said_of(self, facts: Iterable[LayerInfo]) -> tuple[LayerInfo, ...]:
-        """The facts of layers, with these in place of what they say of patterns."""
+        """The records of layers, with these patterns and reasons in place of their own."""
         return tuple(
             replace(fact, pattern=self.patterns.get(fact.name), why_dense=self.why_dense.get(fact.name))
             for fact in facts

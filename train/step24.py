@@ -1,4 +1,4 @@
-"""A training step whose products are 2:4: patterns are compressed when masks move, values are gathered each step."""
+"""A training step by 2:4 products: patterns are compressed when masks move, values gathered each step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ BACKEND_24: Backend = "cusparselt"
 class MovingMasks(Protocol):
     """What moves masks and holds weights to them, as `SparseTraining` does.
 
-    masks: bool, by parameter name.  n_updates: of them so far.
+    Attributes:
+        masks: bool, by parameter name.
+        n_updates: of them so far.
     """
 
     masks: dict[str, Tensor]
@@ -43,9 +45,16 @@ class MovingMasks(Protocol):
 def products_24(
     model: nn.Module, trainer: MovingMasks, sample: Tensor, *, sparse_backward: bool = False
 ) -> Step24:
-    """The 2:4 products that a recipe asks for: in bfloat16, tuned for inputs like the sample.
+    """The 2:4 products of a recipe: in bfloat16, tuned for inputs like the sample.
 
-    model: in training.  sparse_backward: see `Step24`. Raises as `Step24` does.
+    Args:
+        model: in training.
+        trainer: holds the masks.
+        sample: inputs of a step.
+        sparse_backward: see `Step24`.
+
+    Raises:
+        UsageError, MissingCapability: as `Step24` does.
     """
     products = Step24(
         model, trainer, dtype=torch.bfloat16, backend=BACKEND_24, sparse_backward=sparse_backward
@@ -92,17 +101,26 @@ class Step24:
         trainer.step()
         products.after_step()
 
-    Before the network is wrapped by DistributedDataParallel or compiled: its layers are changed in place. Parameters,
-    their names and their gradients stay what they are, gradients of inactive weights included.
+    Before the network is wrapped by DistributedDataParallel or compiled: its layers are changed in place.
+    Parameters, their names and their gradients stay what they are, gradients of inactive weights included.
 
-    model: on the device that it is trained on.  masks: weights have to be zero outside them after every step.
-    dtype: of the products; autocast to the same type, or none, is expected around the network.
-    sparse_backward: also compute the gradient of each layer's input by the compressed transpose. Masks then have to be
-    2:4 along both axes, see `sparse_export.sparsity.transposable`. The gradient of the weight is always dense.
-    A layer whose masks are not 2:4 yet, while a cap is approached, multiplies densely until they are.
+    A layer whose masks are not 2:4 yet, while a cap is approached, multiplies densely until they are. The
+    gradient of the weight is always dense.
 
-    why_dense: the reason for each masked weight whose product stays dense for good.
-    Raises UsageError when no layer can be changed, MissingCapability where the device has no such product.
+    Args:
+        model: on the device that it is trained on.
+        masks: weights have to be zero outside them after every step.
+        dtype: of the products; autocast to the same type, or none, is expected around the network.
+        backend: whose products they are.
+        sparse_backward: also compute the gradient of each layer's input by the compressed transpose. Masks
+            then have to be 2:4 along both axes, see `sparse_export.sparsity.transposable`.
+
+    Attributes:
+        why_dense: the reason for each masked weight whose product stays dense for good.
+
+    Raises:
+        UsageError: no layer can be changed.
+        MissingCapability: the device has no such product.
     """
 
     def __init__(
@@ -147,8 +165,8 @@ class Step24:
     def after_step(self) -> None:
         """After every change of the weights: compress where masks have moved, and gather the values.
 
-        Makes no host synchronisation while masks stand still. Raises UsageError for masks that sparse_backward cannot
-        take.
+        Makes no host synchronisation while masks stand still. Raises UsageError for masks that
+        sparse_backward cannot take.
         """
         if self._masks.n_updates != self._seen:
             self._seen = self._masks.n_updates
@@ -160,10 +178,11 @@ class Step24:
         self._fill()
 
     def tune(self, model: nn.Module, x: Tensor) -> None:
-        """Choose the fastest algorithms for inputs like x, of the network as it was given, not compiled. Times the device.
+        """Choose the fastest algorithms for inputs like x, of the network as it was given, not compiled.
+        Times the device.
 
-        Runs the network once, forward, as it is: in training, layers that keep statistics take x into them. A layer whose
-        mask is not 2:4 yet is tuned when it becomes so.
+        Runs the network once, forward, as it is: in training, layers that keep statistics take x into them. A
+        layer whose mask is not 2:4 yet is tuned when it becomes so.
         """
         tune_layers(model, self.layers, lambda: model(x))
 
@@ -200,7 +219,7 @@ class Step24:
         if self.sparse_backward and not is_transposable(mask.flatten(1)):
             raise UsageError(
                 f"The mask of {name} is 2:4 along its inputs only.",
-                expected="A mask that is 2:4 along outputs too was expected for a sparse gradient of the input.",
+                expected="A sparse gradient of the input needs one that is 2:4 along outputs too.",
                 do="Leave sparse_backward out, or train with transposable masks.",
             )
         layer.set_mask(mask, sparse_backward=self.sparse_backward)
@@ -220,7 +239,9 @@ def _one_launch(device: torch.device) -> FillAtOnce | None:
 def _possible(
     weights: Mapping[str, Tensor], dtype: torch.dtype, backend: Backend, sparse_backward: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """Weights that are matrices of four columns, and with sparse_backward whose transposes can be multiplied too."""
+    """Weights that are matrices of four columns, and with sparse_backward whose transposes can be multiplied
+    too.
+    """
     possible, reasons = [], {}
     for name, weight in weights.items():
         shape = tuple(weight.flatten(1).shape)

@@ -14,7 +14,7 @@ from sparse_export.train.captured import CapturedStep, make_capturable, set_rate
 from sparse_export.train.distributed import World
 from sparse_export.train.divergence import FiniteNumbers
 from sparse_export.train.ema import Ema
-from sparse_export.train.network import laid_out
+from sparse_export.train.network import in_memory_format
 from sparse_export.train.products import Products
 from sparse_export.train.randomness import augmentation_generator, seed_step
 from sparse_export.train.rates import learning_rate
@@ -77,7 +77,7 @@ class Stepper:
         if recipe.augment == "crop-flip":
             crops = draw_crops(self._batch_size, augmentation_generator(recipe.seed, step))
             x = crop_flip(x, self._world.share(crops.T).T)
-        x = laid_out(recipe, x)
+        x = in_memory_format(recipe, x)
         return self._gradients(x, y) if self._captured is None else self._captured(x, y)
 
     def step_weights(self, step: int) -> None:

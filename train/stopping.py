@@ -12,7 +12,7 @@ import torch
 
 
 class Stop:
-    """Whether somebody asked training to stop."""
+    """Has a signal requested the end of the training?"""
 
     requested = False
 
@@ -21,8 +21,10 @@ class Stop:
 def stop_signals(*, patient: bool = False) -> Iterator[Stop]:
     """Turn SIGINT and SIGTERM into a request.
 
-    A second signal acts as it did before, unless patient: a launcher sends one after the other to processes that
-    are still saving, and has SIGKILL for those that take too long.
+    Args:
+        patient: take further signals as the same request: a launcher sends one after the other to processes
+            that are still saving, and has SIGKILL for those that take too long. Otherwise a second one acts
+            as it did before.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -46,7 +48,7 @@ def stop_signals(*, patient: bool = False) -> Iterator[Stop]:
 
 @contextmanager
 def cpu_settings(n_threads: int) -> Iterator[None]:
-    """Train with so many threads and without denormals; then with the process's threads, and denormals, again.
+    """Train with so many threads and without denormals; then as the process was before.
 
     The momentum of a dead unit decays into denormals and stays there, which slows a CPU down many times.
     """

@@ -15,7 +15,7 @@ from sparse_export.oneshot.layers import Method
 from sparse_export.oneshot.source import Source
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.tasks.labels import require_outputs
-from sparse_export.train.batches import Feed
+from sparse_export.train.batches import BatchLoader
 
 __all__ = [
     "data_name",
@@ -108,18 +108,18 @@ def require_same_data(run: Run, found: DataInfo) -> None:
 
 
 def input_shape_of(
-    source: Source, run: Run | None, stream: Feed | None, given: Sequence[int] | None
+    source: Source, run: Run | None, loader: BatchLoader | None, given: Sequence[int] | None
 ) -> tuple[int, ...]:
     told = tuple(given) if given is not None else None
-    if stream is not None:
-        if told is not None and told != stream.input_shape:
+    if loader is not None:
+        if told is not None and told != loader.input_shape:
             raise UsageError(
-                f"An input shape of {told} was given, and the samples of {stream.fact.name} are "
-                f"{stream.input_shape}.",
+                f"An input shape of {told} was given, and the samples of {loader.info.name} are "
+                f"{loader.input_shape}.",
                 expected="One shape was expected.",
                 do="Leave out --input-shape.",
             )
-        return stream.input_shape
+        return loader.input_shape
     if run is not None:
         told = told or run.info.model.input_shape
     shape = told or models.input_shape(source.name)

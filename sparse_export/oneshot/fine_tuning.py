@@ -26,7 +26,7 @@ from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.recipe import Recipe, recipe_from_table
 from sparse_export.train.starting_point import StartingPoint
 
-__all__ = ["feeding_recipe", "fine_tuned", "require_patterns"]
+__all__ = ["fine_tuned", "loader_recipe", "require_patterns"]
 
 _FINE_TUNING: dict[str, Any] = {
     "batch_size": 100,
@@ -38,11 +38,11 @@ _MOVING_PRUNE_RATE = 0.1
 _UPDATES_PER_EPOCH = 5
 
 
-def feeding_recipe(
+def loader_recipe(
     model: str, run: Run | None, data: str, input_shape: Sequence[int] | None, *, epochs: int, seed: int
 ) -> Recipe:
     """How data are fed and the network is fine-tuned: as the run was trained, at a tenth of its learning rate, or
-    by defaults. Without epochs it is for feeding alone."""
+    by defaults. Without epochs it is for the data loader alone."""
     info = None if run is None else run.info
     name = model if info is None else str(info.model.name)
     shape = input_shape if input_shape is not None or info is None else info.model.input_shape
@@ -71,7 +71,7 @@ def fine_tuned(
 ) -> tuple[Run, SparsifyReport]:
     """Train on from the pruned network into a run's folder, and leave the report there.
 
-    recipe: of `feeding_recipe`.  moving: let the masks move under the pattern.  Raises what training raises.
+    recipe: of `loader_recipe`.  moving: let the masks move under the pattern.  Raises what training raises.
     """
     start = StartingPoint(
         weights=work.network.state_dict(),
@@ -123,8 +123,8 @@ def _fine_tuning(recipe: Recipe, work: Work, report: SparsifyReport, *, moving: 
     if moving:
         # Again, after `sparsify` asked it of the caps: a layer with one may have gone without calibration.
         require_patterns(work.masks, promised(report))
-        assert work.stream is not None
-        n_train = work.stream.fact.n_train
+        assert work.loader is not None
+        n_train = work.loader.info.n_train
         steps_per_epoch = n_train // min(recipe.batch_size, n_train)
         sparsity |= {
             "pattern": report.pattern,

@@ -29,7 +29,7 @@ from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group
 from sparse_export.sparsity.permute import find_permutation
 from sparse_export.tasks.labels import correct_predictions
-from sparse_export.train.batches import Feed, Part
+from sparse_export.train.batches import BatchLoader, Part
 from sparse_export.train.layers import maskable_parameters, output_layers
 from sparse_export.train.pattern_plan import plan_pattern
 
@@ -63,26 +63,26 @@ class Work:
         source: Source,
         input_shape: tuple[int, ...],
         n_outputs: int,
-        stream: Feed | None,
+        loader: BatchLoader | None,
         device: torch.device,
         n_calibration: int,
         seed: int,
     ) -> None:
         self.source, self.network, self.masks = source, source.network, dict(source.masks)
         self.input_shape, self.n_outputs = input_shape, n_outputs
-        self.stream, self.device, self.seed = stream, device, seed
-        self.n_calibration = 0 if stream is None else _whole_batches(n_calibration, stream.fact.n_train)[0]
+        self.loader, self.device, self.seed = loader, device, seed
+        self.n_calibration = 0 if loader is None else _whole_batches(n_calibration, loader.info.n_train)[0]
         self.stages: list[Stage] = []
         self.in_order: dict[str, float] = {}
         self.n_norms = 0
 
     def batches(self) -> Iterator[Tensor]:
         """The calibration inputs: of the training part, the same samples each time."""
-        assert self.stream is not None
-        n_samples, size = _whole_batches(self.n_calibration, self.stream.fact.n_train)
+        assert self.loader is not None
+        n_samples, size = _whole_batches(self.n_calibration, self.loader.info.n_train)
         generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(self.stream.fact.n_train, generator=generator)[:n_samples]
-        for x, _ in self.stream.training(order, size, 0, 0):
+        order = torch.randperm(self.loader.info.n_train, generator=generator)[:n_samples]
+        for x, _ in self.loader.training(order, size, 0, 0):
             yield x
 
     def stage(self, name: str, seconds: float) -> Stage:
@@ -98,16 +98,16 @@ class Work:
 
     @torch.no_grad()
     def _accuracy(self, part: Part) -> Accuracy | None:
-        if self.stream is None:
+        if self.loader is None:
             return None
-        fact = self.stream.fact
+        fact = self.loader.info
         n_samples = fact.n_validation if part == "validation" else fact.n_test
         if n_samples == 0:
             return None
         self.network.to(self.device).eval()
         size = max(1, min(1000, _TEST_VALUES // math.prod(self.input_shape)))
         n_correct = sum(
-            int(correct_predictions(self.network(x), y).sum()) for x, y in self.stream.part(part, size)
+            int(correct_predictions(self.network(x), y).sum()) for x, y in self.loader.part(part, size)
         )
         return Accuracy(n_correct=n_correct, n_samples=n_samples)
 
@@ -206,7 +206,7 @@ class Work:
                 expected="A run with weights in its layers was expected.",
                 do="Look at the masks that it began with; train it with a higher density.",
             )
-        if norms and self.stream is not None:
+        if norms and self.loader is not None:
             self.n_norms = reestimate_norms(self.network.to(self.device), self.batches())
         self.stage("sparsified", time.monotonic() - began)
         self.network.cpu()
@@ -217,7 +217,7 @@ class Work:
 
     def _order(self, caps: Mapping[str, Cap]) -> list[str]:
         """The layers in the order of the forward pass, then those that it does not call by themselves."""
-        if self.stream is None:
+        if self.loader is None:
             return list(caps)
         x = next(iter(self.batches()))[:2]
         called = input_statistics(self.network.to(self.device), [x], list(caps), gram=False)
@@ -229,7 +229,7 @@ class Work:
         if too_large and method == "reconstruction":
             return f"{too_large}, and reconstruction needs it"
         statistics = None
-        if self.stream is not None and not (too_large and method == "magnitude"):
+        if self.loader is not None and not (too_large and method == "magnitude"):
             self.network.to(self.device)
             gram = not too_large
             statistics = input_statistics(self.network, self.batches(), [name], gram=gram).get(name)
@@ -239,7 +239,7 @@ class Work:
 
     def _why_no_error(self, name: str, pruned: PrunedWeight) -> str:
         """Empty where there is an error, or no data to measure one on."""
-        if pruned.error is not None or self.stream is None:
+        if pruned.error is not None or self.loader is None:
             return ""
         why = why_no_gram(self.network, name) or why_not_calibrated(self.network, name)
         return f"error not measured: {why}"

@@ -17,13 +17,13 @@ from sparse_export.oneshot.arguments import (
     require_same_data,
     require_usable_weights,
 )
-from sparse_export.oneshot.fine_tuning import feeding_recipe, fine_tuned, require_patterns
+from sparse_export.oneshot.fine_tuning import fine_tuned, loader_recipe, require_patterns
 from sparse_export.oneshot.layers import require_method
 from sparse_export.oneshot.pipeline import CALIBRATION_BATCH, Work
 from sparse_export.oneshot.report import REPORT_FILE, SparsifyReport, method_name, promised, why_dense
 from sparse_export.oneshot.source import open_source, require_weights, run_of
 from sparse_export.sparsity.pattern import pattern_from_text
-from sparse_export.train.batches import feed
+from sparse_export.train.batches import batch_loader
 from sparse_export.train.distributed import ALONE
 from sparse_export.train.layers import layer_facts
 from sparse_export.train.loop import device_of
@@ -100,19 +100,17 @@ def sparsify(
         require_empty(out)
         place = device_of(device)
         recipe = (
-            None
-            if data is None
-            else feeding_recipe(model, run, data, input_shape, epochs=finetune, seed=seed)
+            None if data is None else loader_recipe(model, run, data, input_shape, epochs=finetune, seed=seed)
         )
-        stream = None if recipe is None else feed(recipe, data_dir, False, place, ALONE)
-        if stream is not None and run is not None and run.info.data is not None:
-            require_same_data(run, stream.fact)
-        n_classes = None if stream is None else stream.n_classes
+        loader = None if recipe is None else batch_loader(recipe, data_dir, False, place, ALONE)
+        if loader is not None and run is not None and run.info.data is not None:
+            require_same_data(run, loader.info)
+        n_classes = None if loader is None else loader.n_classes
         source = open_source(model, run, weights, n_classes=n_classes, seed=seed, trust=trust)
         require_usable_weights(source)
-        shape = input_shape_of(source, run, stream, input_shape)
+        shape = input_shape_of(source, run, loader, input_shape)
         n_outputs = n_outputs_of(source, shape, n_classes)
-        work = Work(source, shape, n_outputs, stream, place, calibration_samples, seed)
+        work = Work(source, shape, n_outputs, loader, place, calibration_samples, seed)
         caps, reasons = work.caps(asked, keep_dense, planned_dense)
         if moving:
             require_patterns(work.masks, caps)
@@ -147,7 +145,7 @@ def _run_info(work: Work, report: SparsifyReport, run: Run | None, n_threads: in
         work.network,
         method=method_name(report),
         model=ModelInfo(name=report.model, input_shape=work.input_shape, n_classes=work.n_outputs),
-        data=None if work.stream is None else work.stream.fact,
+        data=None if work.loader is None else work.loader.info,
         layers=layer_facts(work.network, work.masks, promised(report), why_dense(report)),
         validation=report.stages[-1].validation,
         test=report.stages[-1].test,
