@@ -255,9 +255,10 @@ class SparseTraining:
     def next_update(self, every: int | None = None) -> int | None:
         """How many steps will be done when masks are next updated; None for never.
 
-        every: of updates that are made from outside, where `update_every` is None. Nothing is known here of
-            those that
-        a pattern's approach or gradual pruning adds.
+        Updates that a pattern's approach or gradual pruning adds are not known here.
+
+        Args:
+            every: steps between updates that are made from outside, where `update_every` is None.
         """
         every = self.update_every or every
         return None if every is None else self._schedule.next_update(self.n_steps, every)
@@ -265,7 +266,11 @@ class SparseTraining:
     def before_update(self, do: Callable[[], None]) -> Callable[[], None]:
         """Have something done before every update, while masks, weights and optimizer are still as they were.
 
-        Returns what ends that.
+        Args:
+            do: is called.
+
+        Returns:
+            What ends that.
         """
         self._before_update.append(do)
         return lambda: self._before_update.remove(do)
@@ -332,7 +337,12 @@ class SparseTraining:
     def update(self) -> MaskUpdate:
         """Prune and grow now. A newly active weight starts at 0, a pruned and regrown one keeps its value.
 
-        Raises RanksDiverged where several processes train together and no longer have one mask.
+        Returns:
+            What was pruned and grown.
+
+        Raises:
+            UsageError: the masks of this method never move.
+            RanksDiverged: several processes train together and no longer have one mask.
         """
         decide = self._rule.update
         if decide is None:

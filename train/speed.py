@@ -154,7 +154,12 @@ def convolutions_of(model: nn.Module) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """uses: what layers do with a batch, by name.  left_out: of the other layers, why that is not known."""
+    """What layers do with a batch.
+
+    Args:
+        uses: by the layer's name.
+        left_out: of the other layers, why that is not known.
+    """
 
     uses: dict[str, LayerUse]
     left_out: dict[str, str]
