@@ -37,7 +37,7 @@ def new_run_info(
 
     Args:
         network: whose parameters are counted.
-        method: by which the run is said to be made.
+        method: of the record, for example the name of a recipe's method.
         model: how the network is made again.
         data: what it was trained on, if that is known.
         layers: every maskable weight, see `sparse_export.train.layers.layer_facts`.

@@ -165,7 +165,7 @@ class Session:
             self.sparse.load_state_dict(self.sparse.state_dict() | {"masks": dict(start.masks)})
 
     def _started_info(self, method: str | None) -> RunInfo:
-        """The record, without results. method: by which the run is said to be made; None for the recipe's."""
+        """The record, without results. method: of the record; None for the recipe's."""
         recipe, sparse = self.recipe, self.sparse
         return new_run_info(
             self.model,

@@ -298,8 +298,8 @@ def _require_possible(
         )
     if rule.moves and trainer.update_every is None and update_every is None:
         raise UsageError(
-            "Masks are updated from outside, and nobody said how often.",
-            expected="update_every was expected: gradients have to be dense before an update.",
+            "Masks are updated from outside, and update_every is not given.",
+            do="Give it: gradients have to be dense before an update.",
         )
     reasons = why_not_linear(model)
     for name in layers:

@@ -309,7 +309,7 @@ def test_copies_of_a_changed_network_are_apart_from_it() -> None:
         ({}, {"window": 0}, "window is 0"),
         ({}, {"layers": ()}, "No layer"),
         ({}, {"layers": ("4.bias",)}, "no masked weight"),
-        ({"update_every": None}, {}, "how often"),
+        ({"update_every": None}, {}, "update_every is not given"),
         ({"density": None, "pattern": "2:4"}, {}, "under a pattern"),
         ({"method": "magnitude"}, {}, "magnitude"),
     ],
