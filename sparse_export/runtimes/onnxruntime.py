@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,6 +26,7 @@ from sparse_export.graph.passes.pack24 import dense_from_file, may_be_packed
 from sparse_export.onnxruntime_import import load_onnxruntime
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.engine_cache import EngineCache, open_cache
+from sparse_export.runtimes.session import BaseSession
 
 __all__ = ["open_session", "require_provider"]
 
@@ -179,7 +179,7 @@ def _ends(session: Any, model_path: Path) -> _Ends:
     return _Ends(input=name, shape=shape, dtype=np.dtype(_DTYPES[kind]), output=outputs[0][0])
 
 
-class _OnnxruntimeSession:
+class _OnnxruntimeSession(BaseSession):
     """Owns one onnxruntime session."""
 
     def __init__(self, model_path: Path, n_threads: int | None, provider: str) -> None:
@@ -217,25 +217,14 @@ class _OnnxruntimeSession:
         if session.get_providers()[0] != wanted:
             raise _missing(provider, f"the session came up on {session.get_providers()[0]}")
         ends = _ends(session, model_path)
-        self.name = f"onnxruntime-{provider}{'-emulating-bfloat16' if emulated else ''}"
+        name = f"onnxruntime-{provider}{'-emulating-bfloat16' if emulated else ''}"
+        super().__init__(name, ends.dtype, ends.shape)
         self._session: Any = session
         self._path = model_path
         self._input = ends.input
-        self._shape = ends.shape
-        self._dtype = ends.dtype
         self._outputs = [ends.output]
 
-    def run(self, x: np.ndarray) -> np.ndarray:
-        if self._session is None:
-            raise UsageError(
-                "This session is closed.", expected="An open one was expected.", do="Open the model again."
-            )
-        if x.dtype != self._dtype or not self._fits(x.shape):
-            raise UsageError(
-                f"The input is {x.dtype} of shape {x.shape}.",
-                expected=f"{self._dtype} of shape {self._described()} was expected.",
-                do="Cast or reshape it; the first axis is the batch.",
-            )
+    def _run(self, x: np.ndarray) -> np.ndarray:
         try:
             y: np.ndarray = self._session.run(self._outputs, {self._input: x})[0]
         except Exception as cause:  # as above
@@ -248,33 +237,7 @@ class _OnnxruntimeSession:
             )
         return y
 
-    def _fits(self, shape: tuple[int, ...]) -> bool:
-        return len(shape) == len(self._shape) and all(
-            not isinstance(wanted, int) or wanted == found
-            for wanted, found in zip(self._shape, shape, strict=True)
-        )
-
-    def _described(self) -> str:
-        return f"({', '.join(str(n) if isinstance(n, int) else 'any' for n in self._shape)})"
-
-    @property
-    def max_batch(self) -> int | None:
-        return None
-
-    def close(self) -> None:
-        if self._session is None:
-            return
+    def _free(self) -> None:
         self._session = None  # which writes the timing cache
         if self._cache is not None:
             self._cache.keep()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -7,8 +7,7 @@ from TensorRT 10.x to 11.x", Removed Python APIs). Nothing of this has run on a 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from sparse_export.errors import ArtefactError, MissingCapability, UsageError
 from sparse_export.formats.bundle import Bundle
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.listed import bytes_of
+from sparse_export.runtimes.session import BaseSession
 from sparse_export.trust import Given
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _sizes(dims: trt.Dims) -> tuple[int, ...]:
     return tuple(int(dims[at]) for at in range(len(dims)))
 
 
-class EngineSession:
+class EngineSession(BaseSession):
     """Owns an engine with one context on one stream, and the memory of its inputs and outputs.
 
     plan: its content, which must be trusted: where `fact` says that it is version compatible, it brings a runtime of its
@@ -96,17 +96,16 @@ class EngineSession:
                 expected="An engine for this GPU, built by that version, was expected.",
                 do="Build it again here.",
             )
-        self.name = fact.target
         self._engine, self._context = engine, context
         self._input, self._output = self._ends(engine)
+        self._sample_shape = _sizes(engine.get_tensor_shape(self._input))[1:]
+        super().__init__(fact.target, np.float32, (None, *self._sample_shape))
         self._profiles = fact.profiles
         self._profile = 0
-        self._shape = _sizes(engine.get_tensor_shape(self._input))
         self._stream = torch.cuda.Stream()
         self._uses_graphs = cuda_graphs
         self._replays = cuda_graphs and fact.target == "tensorrt"
         self._recorded: dict[int, tuple[Any, Any, Any]] = {}
-        self._closed = False
 
     def _new_context(
         self, engine: trt.ICudaEngine, target: str, cuda_graphs: bool
@@ -138,12 +137,10 @@ class EngineSession:
         """The most samples that one call takes."""
         return max(largest for _, _, largest in self._profiles)
 
-    def run(self, x: np.ndarray) -> np.ndarray:
-        """As `Session.run`. Raises UsageError for a batch that is in no profile of the engine."""
+    def _run(self, x: np.ndarray) -> np.ndarray:
+        """Raises UsageError for a batch that is in no profile of the engine, too."""
         import torch
 
-        self._require_open()
-        self._require_fitting(x)
         y = self.run_torch(torch.from_numpy(np.ascontiguousarray(x)).cuda(non_blocking=True))
         result: np.ndarray = y.cpu().numpy()
         return result
@@ -193,14 +190,6 @@ class EngineSession:
 
         return once
 
-    def _require_fitting(self, x: np.ndarray) -> None:
-        if x.dtype != np.float32 or x.shape[1:] != self._shape[1:] or x.ndim != len(self._shape):
-            raise UsageError(
-                f"The input is {x.dtype} of shape {x.shape}.",
-                expected=f"float32 of shape (any, {', '.join(map(str, self._shape[1:]))}) was expected.",
-                do="Cast or reshape it; the first axis is the batch.",
-            )
-
     def profiled_pass(self, n: int) -> Callable[[], list[tuple[str, float]]]:
         """A function that runs n standard normal samples, and gives the name of each layer and its ms on the device.
 
@@ -222,7 +211,7 @@ class EngineSession:
         )
         self._context.enqueue_emits_profile = True  # each launch waits, and tells
         generator = torch.Generator("cuda").manual_seed(0)
-        x = torch.randn((n, *self._shape[1:]), generator=generator, device="cuda")
+        x = torch.randn((n, *self._sample_shape), generator=generator, device="cuda")
         self._select_profile(n)
         self._profiled = (x, self._bind(x))
 
@@ -293,25 +282,6 @@ class EngineSession:
             self._recorded[n] = (graph, kept, y)
         return self._recorded[n]
 
-    def _require_open(self) -> None:
-        if self._closed:
-            raise UsageError(
-                "This session is closed.", expected="An open one was expected.", do="Open the engine again."
-            )
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._recorded.clear()
-            del self._context, self._engine, self._runtime  # in this order, as the library wants
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    def _free(self) -> None:
+        self._recorded.clear()
+        del self._context, self._engine, self._runtime  # in this order, as the library wants

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
 from sparse_export.models.layers24 import Weight24, change_layers, tune_layers
+from sparse_export.runtimes.session import BaseSession
 from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import fits, groups_over
 from sparse_export.sparsity.product24 import Backend
@@ -100,7 +100,7 @@ def _not_24(weight: Tensor) -> str | None:
     return None
 
 
-class Torch24Session:
+class Torch24Session(BaseSession):
     """A rewritten network behind the one interface of all runtimes. Owns the network until `close`.
 
     compiled: by torch.compile, for inputs of changing sizes anew.
@@ -108,39 +108,15 @@ class Torch24Session:
 
     def __init__(self, rewritten: Rewritten, *, compiled: bool = False) -> None:
         first = next(rewritten.model.parameters())
-        self.name = f"torch24-{first.device.type}"
-        self._device, self._dtype = first.device, first.dtype
+        super().__init__(f"torch24-{first.device.type}", np.float32)
+        self._device, self._computed_in = first.device, first.dtype
         self._call: Any = torch.compile(rewritten.model) if compiled else rewritten.model
 
-    @property
-    def max_batch(self) -> int | None:
-        return None
-
-    def run(self, x: np.ndarray) -> np.ndarray:
-        """Logits, float32, of a float32 batch. Raises UsageError after `close`, or for another type."""
-        if self._call is None:
-            raise UsageError(
-                "This session is closed.",
-                expected="An open one was expected.",
-                do="Rewrite the network again.",
-            )
-        if x.dtype != np.float32:
-            raise UsageError(f"The input is {x.dtype}.", expected="float32 was expected.", do="Cast it.")
+    def _run(self, x: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            y: Tensor = self._call(torch.from_numpy(x).to(self._device, self._dtype))
+            y: Tensor = self._call(torch.from_numpy(x).to(self._device, self._computed_in))
         logits: np.ndarray = y.float().cpu().numpy()
         return logits
 
-    def close(self) -> None:
+    def _free(self) -> None:
         self._call = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
