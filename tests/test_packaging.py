@@ -37,6 +37,7 @@ FLOORS = {
     "onnxruntime_import": 1,
     "files": 1,
     "child": 2,
+    "tables": 1,
     "instruments": 1,
     "pages": 1,
     "sparsity": 1,
