@@ -6,7 +6,7 @@ Every score goes through this module: `require_outputs` and `require_labels` bef
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from sparse_export.errors import UsageError
+from sparse_export.formats.run import Accuracy
 
 __all__ = [
     "GivenLabels",
     "LabelProblem",
+    "accuracy_of",
     "correct_predictions",
+    "count_correct",
     "has_class_scores",
     "label_problem",
     "predicted_classes",
@@ -177,6 +180,33 @@ def correct_predictions(logits: Any, labels: Any) -> Any:
         return (predicted == labels) & logits.isfinite().all(1)
     known = require_labels(labels, n_samples=len(logits), n_outputs=logits.shape[1], of="the samples")
     return (predicted == known) & np.isfinite(logits).all(axis=1)
+
+
+def accuracy_of(correct: _Bools) -> Accuracy:
+    """The accuracy of a set, from which of its samples are right, as `correct_predictions` gives them."""
+    return Accuracy(n_correct=int(correct.sum()), n_samples=int(correct.size))
+
+
+def count_correct(
+    network: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> Tensor:
+    """Count the correct predictions of a torch network over a set, batch by batch.
+
+    Args:
+        network: gives logits (N, classes) for a batch.
+        batches: inputs and class numbers (N,), on `device`.
+        device: of the count.
+
+    Returns:
+        A scalar of type int64, which nothing has been read from: a CUDA device is not waited for.
+
+    Raises:
+        UsageError: as `correct_predictions`.
+    """
+    n_correct = torch.zeros((), dtype=torch.int64, device=device)
+    for x, y in batches:
+        n_correct += correct_predictions(network(x), y).sum()
+    return n_correct
 
 
 def _array_of(labels: GivenLabels) -> tuple[_Array, str]:

@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from sparse_export.errors import UsageError
+from sparse_export.formats.run import Accuracy
 from sparse_export.tasks.labels import (
+    accuracy_of,
     correct_predictions,
+    count_correct,
     label_problem,
     predicted_classes,
     require_labels,
@@ -127,3 +130,13 @@ def test_no_other_module_takes_the_largest_output_for_a_prediction() -> None:
                 if any(call.args or call.keywords for call in named):
                     found.add(name)
     assert found == {"sparse_export/tasks/labels.py"}
+
+
+def test_correct_predictions_are_counted_over_all_batches() -> None:
+    weight = torch.eye(3)
+    x = torch.eye(3)[[0, 1, 2, 1]]
+    y = torch.tensor([0, 1, 0, 1])
+    found = count_correct(lambda one: one @ weight, [(x[:3], y[:3]), (x[3:], y[3:])], torch.device("cpu"))
+    assert (found.dtype, int(found)) == (torch.int64, 3)
+    correct = correct_predictions(x.numpy(), y.numpy())
+    assert accuracy_of(correct) == Accuracy(n_correct=3, n_samples=4)

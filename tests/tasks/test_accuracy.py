@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+
+from sparse_export.errors import UsageError
+from sparse_export.formats.run import Accuracy
+from sparse_export.instruments.statistics import AccuracyDifference, Mean
+from sparse_export.tasks.accuracy import (
+    accuracy_text,
+    difference_text,
+    drop_points,
+    lost_too_much,
+    mean_percent_text,
+    percent_text,
+    points_text,
+    require_possible_drop,
+)
+
+FOUND = Accuracy(n_correct=982, n_samples=1000)
+
+
+def _difference(points: float, low: float, high: float) -> AccuracyDifference:
+    return AccuracyDifference(
+        points=points, low=low, high=high, n_samples=1000, n_only_a=3, n_only_b=1, mcnemar_p=0.0389
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        (percent_text(FOUND), "98.20 %"),
+        (percent_text(None), "not measured"),
+        (percent_text(None, "-"), "-"),
+        (accuracy_text(FOUND), "98.20 % (982/1000)"),
+        (accuracy_text(None, "none"), "none"),
+        (mean_percent_text(Mean(mean=98.204, half_width=0.0749, n=3)), "98.20 ± 0.07"),
+        (mean_percent_text(Mean(mean=98.2, half_width=None, n=1)), "98.20"),
+        (mean_percent_text(None), "-"),
+        (points_text(-0.2), "-0.20 points"),
+        (points_text(0.0), "+0.00 points"),
+        (points_text(-0.0021), "-0.002 points"),
+        (difference_text(_difference(-0.2, -0.35, 0.049)), "-0.20 points [-0.35, +0.05]"),
+        (
+            difference_text(_difference(-0.2, -0.35, -0.05), p_value=True),
+            "-0.20 points [-0.35, -0.05], McNemar p 0.0389",
+        ),
+    ],
+)
+def test_accuracies_in_words(found: str, wanted: str) -> None:
+    assert found == wanted
+
+
+def test_a_drop_is_the_reference_minus_the_accuracy() -> None:
+    assert drop_points(FOUND, Accuracy(n_correct=992, n_samples=1000)) == pytest.approx(1.0)
+    assert drop_points(None, FOUND) is None
+    assert drop_points(FOUND, None) is None
+
+
+@pytest.mark.parametrize(
+    ("lost", "allowed", "wanted"),
+    [
+        (1.0, 0.5, "accuracy is 1.00 points below the recorded one, more than 0.5"),
+        (0.004, 0.0, "accuracy is 0.004 points below the recorded one, more than 0"),
+        (0.5, 0.5, None),
+        (0.5 + 1e-12, 0.5, None),  # what percentages round
+        (-3.0, 0.0, None),
+        (9.0, None, None),
+        (None, 0.0, None),
+    ],
+)
+def test_more_is_lost_than_may_be_only_beyond_rounding(
+    lost: float | None, allowed: float | None, wanted: str | None
+) -> None:
+    assert lost_too_much("accuracy", lost, "the recorded one", allowed) == wanted
+
+
+@pytest.mark.parametrize("bound", [-0.1, float("nan"), float("inf")])
+def test_a_bound_that_is_no_bound_is_refused(bound: float) -> None:
+    with pytest.raises(UsageError, match=f"allowed drop is {bound} points"):
+        require_possible_drop(bound)
+    require_possible_drop(None)
+    require_possible_drop(0.0)
