@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from sparse_export import models
 from sparse_export.errors import SparseExportError
-from sparse_export.evaluate.bench_train.training_step import bench_training_step
+from sparse_export.evaluate.bench_train import bench_training_step
 from sparse_export.formats.timings import Size
 from sparse_export.instruments.card import watched_cards
 from sparse_export.instruments.device import CudaStamps, replayed, stamps_for

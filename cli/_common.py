@@ -1,29 +1,40 @@
-"""What every command shares: `--json`, and the one place where results go to stdout."""
+"""What commands share: the one place where results go to stdout, and options that several of them have."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TextIO
 
 from sparse_export.cli._click import click
 from sparse_export.files import json_bytes
+from sparse_export.tables import Shown, visible
 
-__all__ = ["Output", "json_option", "print_result", "say", "timing_options", "visible", "whole_numbers"]
+__all__ = [
+    "Output",
+    "batches_option",
+    "code_trust_option",
+    "cuda_graphs_option",
+    "data_dir_option",
+    "device_option",
+    "download_option",
+    "json_option",
+    "print_result",
+    "results_option",
+    "run_option",
+    "say",
+    "speedup_option",
+    "threads_option",
+    "timing_options",
+    "trust_option",
+    "whole_numbers",
+]
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def visible(text: str) -> str:
-    """The text with control characters as escapes, but for tabs and line ends.
-
-    Names come out of files of other people, and a terminal obeys what they hold.
-    """
-    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+Command = Callable[..., None]
 
 
 @dataclass(kw_only=True)
@@ -41,7 +52,7 @@ class Output:
         self.printed = True
 
 
-def json_option(function: Callable[..., None]) -> Callable[..., None]:
+def json_option(function: Command) -> Command:
     """Add `--json` to a command, which gets it as the keyword `as_json`.
 
     While it runs with `--json`, whatever else prints to stdout, a library for example, goes to stderr.
@@ -62,9 +73,21 @@ def json_option(function: Callable[..., None]) -> Callable[..., None]:
     )(wrapped)
 
 
-def print_result(document: Any, text: str, as_json: bool) -> None:
-    """Put a command's result on stdout: `document`, JSON-able, as the one JSON document, or `text`."""
-    _output().write(json_bytes(document).decode().rstrip() if as_json else visible(text))
+def print_result(document: Any, shown: Shown | str, as_json: bool, *, path: Path | None = None) -> None:
+    """Put a command's result on stdout.
+
+    Args:
+        document: JSON-able, the one document with `--json`.
+        shown: what people see instead, drawn for the terminal that there is; a string goes out as it is.
+        as_json: whether `--json` was given.
+        path: what was written, on a line of its own below.
+    """
+    output = _output()
+    if as_json:
+        output.write(json_bytes(document).decode().rstrip())
+        return
+    text = visible(shown) if isinstance(shown, str) else shown.draw_for(output.stream)
+    output.write(text if path is None else f"{text}\n{visible(str(path))}")
 
 
 def say(text: str) -> None:
@@ -84,22 +107,59 @@ def _output() -> Output:
     return click.get_current_context().find_root().ensure_object(Output)
 
 
-def timing_options(function: Callable[..., None]) -> Callable[..., None]:
+def batches_option(default: str) -> Callable[[Command], Command]:
+    """--batch of the commands that time calls of several sizes."""
+    return click.option(
+        "--batch",
+        "batches",
+        callback=whole_numbers,
+        metavar="SIZES",
+        default=default,
+        show_default=True,
+        help="Samples in a timed call.",
+    )
+
+
+def results_option(files: str) -> Callable[[Command], Command]:
+    """--out of the commands that write what they found into a folder."""
+    path = click.Path(path_type=Path)
+    return click.option("--out", type=path, metavar="FOLDER", help=f"Write {files} there.")
+
+
+data_dir_option = click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
+download_option = click.option("--download", is_flag=True, help="Fetch the data set when it is not there.")
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+run_option = click.option(
+    "--run", type=click.Path(path_type=Path), help="The run it was built from, when it was moved since."
+)
+trust_option = click.option(
+    "--trust",
+    multiple=True,
+    metavar="SHA256",
+    help="Allow the code of a run, or the files of a bundle, from elsewhere, by its hash; may be repeated.",
+)
+code_trust_option = click.option(
+    "--trust", metavar="SHA256", help="Allow the code that a run from elsewhere names, by its hash."
+)
+cuda_graphs_option = click.option(
+    "--cuda-graphs", is_flag=True, help="Let engines replay their launches as CUDA graphs."
+)
+speedup_option = click.option(
+    "--require-speedup", type=float, metavar="RATIO", help="Least speed-up, at the low end of its interval."
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads inside an operator. Default: one a core."
+)
+_rounds_option = click.option(
+    "--rounds", type=int, default=24, show_default=True, help="Interleaved rounds of blocks of calls."
+)
+_seed_option = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the timed inputs and the order of the blocks."
+)
+
+
+def timing_options(function: Command) -> Command:
     """--rounds, --threads and --seed of the commands that time whole calls."""
-    for option in (
-        click.option(
-            "--seed",
-            type=int,
-            default=0,
-            show_default=True,
-            help="Of the timed inputs and the order of the blocks.",
-        ),
-        click.option(
-            "--threads", type=click.IntRange(min=1), help="Threads inside an operator. Default: one a core."
-        ),
-        click.option(
-            "--rounds", type=int, default=24, show_default=True, help="Interleaved rounds of blocks of calls."
-        ),
-    ):
-        function = option(function)
-    return function
+    return _rounds_option(threads_option(_seed_option(function)))

@@ -12,8 +12,10 @@ from typing import Any
 from sparse_export.building import build
 from sparse_export.engines import tensorrt_import
 from sparse_export.errors import MissingCapability, UsageError
-from sparse_export.evaluate.comparison import Comparison, compare, write_results
-from sparse_export.evaluate.validation import Validation, check_gates, validate
+from sparse_export.evaluate.compare import compare
+from sparse_export.evaluate.comparison import Comparison, write_results
+from sparse_export.evaluate.validate import validate
+from sparse_export.evaluate.validation import Validation, check_gates
 from sparse_export.files import claimed, require_writable
 from sparse_export.formats.bundle import Bundle
 from sparse_export.formats.run import Run

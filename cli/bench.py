@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import json_option, print_result, say, timing_options, whole_numbers
+from sparse_export.cli._common import (
+    batches_option,
+    cuda_graphs_option,
+    json_option,
+    print_result,
+    results_option,
+    say,
+    timing_options,
+)
 
 
 @click.command("bench")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--batch",
-    "batches",
-    callback=whole_numbers,
-    metavar="SIZES",
-    default="1,8,32,128",
-    show_default=True,
-    help="Samples in a timed call.",
-)
+@batches_option("1,8,32,128")
 @click.option(
     "--runtime",
     "runtimes",
@@ -26,10 +26,10 @@ from sparse_export.cli._common import json_option, print_result, say, timing_opt
     metavar="NAME",
     help="tensorrt, tensorrt-rtx, onnxruntime-tensorrt, -cuda or -cpu; may be repeated. Default: all that can run here.",
 )
-@click.option("--cuda-graphs", is_flag=True, help="Let engines replay their launches as CUDA graphs.")
+@cuda_graphs_option
 @timing_options
 @click.option("--trust", metavar="SHA256", help="Allow the files of a bundle from elsewhere, by its hash.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write bench.json there.")
+@results_option("bench.json")
 @json_option
 def command(
     bundle: Path,
@@ -49,7 +49,8 @@ def command(
     """
     from dataclasses import asdict
 
-    from sparse_export.evaluate.bench.latency import bench, write_bench
+    from sparse_export.evaluate.bench import bench
+    from sparse_export.evaluate.latency import write_bench
     from sparse_export.files import require_writable
 
     if out is not None:
@@ -67,4 +68,4 @@ def command(
     )
     if out is not None:
         say(f"wrote {write_bench(out, result)}")
-    print_result(asdict(result), str(result), as_json)
+    print_result(asdict(result), result.shown(), as_json)

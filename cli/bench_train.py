@@ -5,14 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import json_option, print_result, say, whole_numbers
+from sparse_export.cli._common import (
+    device_option,
+    json_option,
+    print_result,
+    results_option,
+    say,
+    speedup_option,
+    whole_numbers,
+)
 
 
 @click.command("bench-train")
 @click.argument("recipe")
-@click.option(
-    "--require-speedup", type=float, metavar="RATIO", help="Least speed-up, at the low end of its interval."
-)
+@speedup_option
 @click.option(
     "--batch", "batch_size", type=click.IntRange(min=1), help="Samples of a step. Default: the recipe's."
 )
@@ -40,10 +46,8 @@ from sparse_export.cli._common import json_option, print_result, say, whole_numb
     show_default=True,
     help="Of weights, masks, inputs and the order of the blocks.",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write bench-train.json there."
-)
+@device_option
+@results_option("bench-train.json")
 @json_option
 def command(
     recipe: str,
@@ -64,11 +68,8 @@ def command(
     """
     from dataclasses import asdict
 
-    from sparse_export.evaluate.bench_train.training_step import (
-        bench_training_step,
-        check_speedup,
-        write_step_bench,
-    )
+    from sparse_export.evaluate.bench_train import bench_training_step
+    from sparse_export.evaluate.training_step import check_speedup, write_step_bench
     from sparse_export.files import require_writable
 
     if out is not None:
@@ -87,5 +88,5 @@ def command(
     )
     if out is not None:
         say(f"wrote {write_step_bench(out, result)}")
-    print_result(asdict(result), str(result), as_json)
+    print_result(asdict(result), result.shown(), as_json)
     check_speedup(result)

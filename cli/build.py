@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import json_option, print_result
+from sparse_export.cli._common import code_trust_option, json_option, print_result
 
 if TYPE_CHECKING:
     from sparse_export.engines.options import Precision
     from sparse_export.formats.bundle import Bundle, BundleInfo, CompactInfo, PatternInfo
-    from sparse_export.formats.run import Accuracy
     from sparse_export.graph.passes.fit_pattern import Gather
 
 
@@ -105,9 +104,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Where the data sets lie, to measure accuracy around --pattern and to calibrate.",
 )
-@click.option(
-    "--trust", metavar="SHA256", help="Allow the code that a run from elsewhere names, by its hash."
-)
+@code_trust_option
 @json_option
 def command(
     run: Path,
@@ -267,10 +264,8 @@ def _pattern_table(fact: PatternInfo) -> str:
     if fact.accuracy_before is None or fact.accuracy_after is None:
         lines.append(f"accuracy not measured, because {fact.not_measured}")
     else:
-        before, after = (_accuracy(found) for found in (fact.accuracy_before, fact.accuracy_after))
+        from sparse_export.tasks.accuracy import accuracy_text
+
+        before, after = (accuracy_text(found) for found in (fact.accuracy_before, fact.accuracy_after))
         lines.append(f"test accuracy {before} before, {after} after; {fact.n_changed:,} answers are others")
     return "\n".join(lines)
-
-
-def _accuracy(found: Accuracy) -> str:
-    return f"{found.percent:.3f} % ({found.n_correct}/{found.n_samples})"

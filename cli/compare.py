@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import json_option, print_result, say, timing_options, whole_numbers
+from sparse_export.cli._common import (
+    batches_option,
+    cuda_graphs_option,
+    data_dir_option,
+    json_option,
+    print_result,
+    results_option,
+    say,
+    speedup_option,
+    timing_options,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,18 +31,8 @@ if TYPE_CHECKING:
 @click.option(
     "--max-drop", type=float, metavar="POINTS", help="Percentage points of accuracy that sparse may lose."
 )
-@click.option(
-    "--require-speedup", type=float, metavar="RATIO", help="Least speed-up, at the low end of its interval."
-)
-@click.option(
-    "--batch",
-    "batches",
-    callback=whole_numbers,
-    metavar="SIZES",
-    default="1,32",
-    show_default=True,
-    help="Samples in a timed call.",
-)
+@speedup_option
+@batches_option("1,32")
 @timing_options
 @click.option(
     "--runtime",
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     metavar="SHA256",
     help="Allow the files of a bundle from elsewhere, by its hash; may be repeated.",
 )
-@click.option("--cuda-graphs", is_flag=True, help="Let engines replay their launches as CUDA graphs.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write comparison.json there.")
+@cuda_graphs_option
+@data_dir_option
+@results_option("comparison.json")
 @click.option(
     "--html",
     type=click.Path(path_type=Path),
@@ -78,7 +78,8 @@ def command(
     """
     from dataclasses import asdict
 
-    from sparse_export.evaluate.comparison import check_gates, compare, write_results
+    from sparse_export.evaluate.compare import compare
+    from sparse_export.evaluate.comparison import check_gates, write_results
     from sparse_export.files import require_writable
     from sparse_export.formats.bundle import open_bundle
 
@@ -106,7 +107,7 @@ def command(
         from sparse_export.report import write_report
 
         say(f"wrote {write_report(html, comparison, *opened)}")
-    print_result(asdict(comparison), str(comparison), as_json)
+    print_result(asdict(comparison), comparison.shown(), as_json)
     check_gates(comparison)
 
 

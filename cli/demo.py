@@ -20,19 +20,21 @@ def command(out: Path, as_json: bool) -> None:
 
     from sparse_export.cli._demo_run import demo
     from sparse_export.cli._progress import training_observer
+    from sparse_export.tables import Shown, Table
 
     made = demo(out, observe=training_observer, say=lambda text: print(text, file=sys.stderr, flush=True))
-    parts: list[str] = []
+    shown = Shown([])
     for kind, validation in made.validations.items():
-        parts += [f"{kind}, PyTorch against the ONNX file:", str(validation), ""]
+        shown += Shown([f"{kind}, PyTorch against the ONNX file:"]) + validation.shown()
     for comparison in made.comparisons.values():
-        parts += [str(comparison), ""]
-    parts += [f"Runs, bundles and raw measurements: {out}", f"Results: {made.results}"]
-    parts += [f"Report, {kind}: {path}" for kind, path in made.reports.items()]
+        shown += comparison.shown()
+    files = [("Runs, bundles and raw measurements", str(out)), ("Results", str(made.results))]
+    files += [(f"Report, {kind}", str(path)) for kind, path in made.reports.items()]
+    shown += Shown([Table(rows=files)])
     document = {
         "bundles": {kind: str(bundle.path) for kind, bundle in made.bundles.items()},
         "results": str(made.results),
         "reports": {kind: str(path) for kind, path in made.reports.items()},
         "comparisons": {kind: asdict(comparison) for kind, comparison in made.comparisons.items()},
     }
-    print_result(document, "\n".join(parts), as_json)
+    print_result(document, shown, as_json)

@@ -18,4 +18,4 @@ def command(as_json: bool) -> None:
     from sparse_export.doctor import examine
 
     examination = examine()
-    print_result(asdict(examination), str(examination), as_json)
+    print_result(asdict(examination), examination.shown(), as_json)

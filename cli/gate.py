@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import json_option, print_result, say, timing_options, whole_numbers
+from sparse_export.cli._common import (
+    batches_option,
+    data_dir_option,
+    json_option,
+    print_result,
+    results_option,
+    run_option,
+    say,
+    timing_options,
+    trust_option,
+)
 
 
 @click.command("gate")
@@ -31,20 +41,10 @@ from sparse_export.cli._common import json_option, print_result, say, timing_opt
     metavar="RATIO",
     help="Speed-up that is promised, at the low end of its interval. Without it none is measured.",
 )
-@click.option(
-    "--batch",
-    "batches",
-    callback=whole_numbers,
-    metavar="SIZES",
-    default="1,32",
-    show_default=True,
-    help="Samples in a timed call.",
-)
+@batches_option("1,32")
 @timing_options
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
-@click.option(
-    "--run", type=click.Path(path_type=Path), help="The run it was built from, when it was moved since."
-)
+@data_dir_option
+@run_option
 @click.option(
     "--runtime",
     "runtimes",
@@ -52,18 +52,8 @@ from sparse_export.cli._common import json_option, print_result, say, timing_opt
     metavar="NAME",
     help="Runtime besides onnxruntime-cpu that has to run it. Default: those of its engines that work here.",
 )
-@click.option(
-    "--trust",
-    multiple=True,
-    metavar="SHA256",
-    help="Allow the code of a run, or the files of a bundle, from elsewhere, by its hash; may be repeated.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="Write gate.json and gate.junit.xml there.",
-)
+@trust_option
+@results_option("gate.json and gate.junit.xml")
 @json_option
 def command(
     bundle: Path,
@@ -89,7 +79,7 @@ def command(
     from dataclasses import asdict
 
     from sparse_export.errors import ArtefactError
-    from sparse_export.evaluate.gating import check_gate, gate, write_results
+    from sparse_export.evaluate.gate import check_gate, gate, write_results
     from sparse_export.files import require_writable
     from sparse_export.formats.bundle import read_bundle_info
 
@@ -116,5 +106,5 @@ def command(
     if out is not None:
         for path in write_results(out, found):
             say(f"wrote {path}")
-    print_result(asdict(found), str(found), as_json)
+    print_result(asdict(found), found.shown(), as_json)
     check_gate(found)

@@ -19,9 +19,10 @@ def command(path: Path, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from sparse_export.inspect import inspect, require_promises, require_unchanged
+    from sparse_export.inspect import inspect
+    from sparse_export.inspection import require_promises, require_unchanged
 
     inspection = inspect(path)
-    print_result(asdict(inspection), str(inspection), as_json)
+    print_result(asdict(inspection), inspection.shown(), as_json)
     require_unchanged(inspection)  # a changed file can break promises that were kept
     require_promises(inspection)

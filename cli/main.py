@@ -16,9 +16,10 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from sparse_export.cli._click import Group, click
-from sparse_export.cli._common import Output, visible
+from sparse_export.cli._common import Output
 from sparse_export.errors import SparseExportError, UnknownNameError
 from sparse_export.files import json_bytes
+from sparse_export.tables import visible
 from sparse_export.telemetry import turn_telemetry_off
 
 __all__ = ["COMMANDS", "cli", "main"]

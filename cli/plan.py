@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import json_option, print_result, say
+from sparse_export.cli._common import code_trust_option, json_option, print_result, say
 
 
 @click.command("plan")
@@ -43,9 +43,7 @@ from sparse_export.cli._common import json_option, print_result, say
     "--keep-verified", type=click.Path(path_type=Path), metavar="FILE", help="Write that measurement there."
 )
 @click.option("--rounds", type=int, default=24, show_default=True, help="Interleaved rounds of each product.")
-@click.option(
-    "--trust", metavar="SHA256", help="Allow the code that a run from elsewhere names, by its hash."
-)
+@code_trust_option
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan there.")
 @json_option
 def command(
@@ -74,7 +72,7 @@ def command(
     from sparse_export.formats.layer_plan import write_layer_plan
     from sparse_export.formats.timings import write_timings
     from sparse_export.plan.network import plan_network, require_card, verify_plan
-    from sparse_export.plan.table import plan_table
+    from sparse_export.plan.table import plan_shown
     from sparse_export.plan.whole import check_never_slower, write_whole
 
     if keep_verified is not None and not verify:
@@ -103,11 +101,11 @@ def command(
         write_layer_plan(out, plan)
         say(f"wrote {out}")
     if not verify:
-        print_result(asdict(plan), plan_table(plan), as_json)
+        print_result(asdict(plan), plan_shown(plan), as_json)
         return
     whole = verify_plan(model, plan, rounds=rounds, trust=trust, on_progress=say)
     if keep_verified is not None:
         write_whole(keep_verified, whole)
         say(f"wrote {keep_verified}")
-    print_result({**asdict(plan), "whole": asdict(whole)}, f"{plan_table(plan)}\n\n{whole}", as_json)
+    print_result({**asdict(plan), "whole": asdict(whole)}, plan_shown(plan) + whole.shown(), as_json)
     check_never_slower(whole)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import json_option, print_result
+from sparse_export.cli._common import (
+    code_trust_option,
+    data_dir_option,
+    device_option,
+    json_option,
+    print_result,
+)
 
 
 @click.command("sparsify")
@@ -23,7 +29,7 @@ from sparse_export.cli._common import json_option, print_result
 )
 @click.option("--permute", is_flag=True, help="Look for an order of channels first that loses less.")
 @click.option("--data", help="Data set, or none. Default: that of the run.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
+@data_dir_option
 @click.option(
     "--calibration-samples",
     type=click.IntRange(1),
@@ -51,10 +57,8 @@ from sparse_export.cli._common import json_option, print_result
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything that is drawn."
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option(
-    "--trust", metavar="SHA256", help="Allow the code that a run from elsewhere names, by its hash."
-)
+@device_option
+@code_trust_option
 @json_option
 def command(
     model: str,
@@ -118,7 +122,7 @@ def command(
             observer=observer,
         )
     document = {"run": str(done.run.path), **asdict(done.report)}
-    print_result(document, f"{done.report}\n{done.run.path}", as_json)
+    print_result(document, done.report.shown(), as_json, path=done.run.path)
 
 
 def _shape(text: str) -> tuple[int, ...]:

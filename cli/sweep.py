@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import json_option, print_result, say
+from sparse_export.cli._common import (
+    data_dir_option,
+    device_option,
+    download_option,
+    json_option,
+    print_result,
+    say,
+)
 
 
 @click.command("sweep")
@@ -17,9 +24,9 @@ from sparse_export.cli._common import json_option, print_result, say
     type=click.IntRange(1),
     help="Runs at a time. Default: as many as there are cores, or CUDA devices.",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
-@click.option("--download", is_flag=True, help="Fetch the data set when it is not there.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@data_dir_option
+@download_option
+@device_option
 @json_option
 def command(
     grid: Path,
@@ -35,10 +42,10 @@ def command(
     Ctrl-C saves; the same command goes on. What is complete is not trained again.
     """
     from sparse_export.sweep.sweep import PAGE_FILE, RESULTS_FILE, sweep
-    from sparse_export.sweep.table import table_text
+    from sparse_export.sweep.table import shown
 
     out = out or Path("sweeps") / grid.stem
     result = sweep(grid, out, n_jobs=jobs, data_dir=data_dir, download=download, device=device, say=say)
     report = out / PAGE_FILE
     document = {"sweep": str(out), "report": str(report), **json.loads((out / RESULTS_FILE).read_text())}
-    print_result(document, f"{table_text(result.rows)}\n{report}", as_json)
+    print_result(document, shown(result.rows), as_json, path=report)

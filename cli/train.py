@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import json_option, print_result
+from sparse_export.cli._common import (
+    data_dir_option,
+    device_option,
+    download_option,
+    json_option,
+    print_result,
+)
 
 if TYPE_CHECKING:
     from sparse_export.train.recipe import Recipe
@@ -78,9 +84,9 @@ _BY = {"csr": "by CSR products", "2:4": "by 2:4 products", "dense": "by dense pr
     is_flag=True,
     help="Launch a step on a CUDA device as one graph; for networks whose steps are short.",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
-@click.option("--download", is_flag=True, help="Fetch the data set when it is not there.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@data_dir_option
+@download_option
+@device_option
 @click.option(
     "--workers", type=click.IntRange(0), help="Processes that decode the pictures of imagefolder:DIR."
 )
@@ -151,7 +157,8 @@ def command(
         )
 
     from sparse_export.cli._progress import training_observer
-    from sparse_export.inspect import told_speed
+    from sparse_export.inspection import told_speed
+    from sparse_export.tasks.accuracy import percent_text
     from sparse_export.train.loop import train
     from sparse_export.train.recipe import load_recipe
 
@@ -207,7 +214,7 @@ def command(
         f"{layer.name} stays dense: {layer.why_dense}" for layer in info.layers if layer.why_dense is not None
     ]
     products_used = [f"{fact.name} {_BY[fact.by]}: {fact.reason}" for fact in info.products]
-    accuracy = f"test accuracy {info.test.percent:.2f} %, " if info.test else ""
+    accuracy = f"test accuracy {percent_text(info.test)}, " if info.test else ""
     print_result(
         document,
         "\n".join(

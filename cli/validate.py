@@ -5,15 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import json_option, print_result, say
+from sparse_export.cli._common import (
+    data_dir_option,
+    json_option,
+    print_result,
+    results_option,
+    run_option,
+    say,
+    threads_option,
+    trust_option,
+)
 
 
 @click.command("validate")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets lie.")
-@click.option(
-    "--run", type=click.Path(path_type=Path), help="The run it was built from, when it was moved since."
-)
+@data_dir_option
+@run_option
 @click.option(
     "--max-drop", type=float, metavar="POINTS", help="Percentage points of accuracy that may be lost."
 )
@@ -23,9 +30,7 @@ from sparse_export.cli._common import json_option, print_result, say
     metavar="BUNDLE",
     help="Dense bundle to count the drop from.",
 )
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads inside an operator. Default: one a core."
-)
+@threads_option
 @click.option(
     "--runtime",
     "runtimes",
@@ -33,13 +38,8 @@ from sparse_export.cli._common import json_option, print_result, say
     metavar="NAME",
     help="Runtime besides onnxruntime-cpu. Default: those of its engines that work here.",
 )
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Write validation.json there.")
-@click.option(
-    "--trust",
-    multiple=True,
-    metavar="SHA256",
-    help="Allow the code of a run, or the files of a bundle, from elsewhere, by its hash; may be repeated.",
-)
+@results_option("validation.json")
+@trust_option
 @json_option
 def command(
     bundle: Path,
@@ -59,7 +59,8 @@ def command(
     """
     from dataclasses import asdict
 
-    from sparse_export.evaluate.validation import check_gates, validate, write_results
+    from sparse_export.evaluate.validate import validate
+    from sparse_export.evaluate.validation import check_gates, write_results
     from sparse_export.files import require_writable
     from sparse_export.formats.bundle import open_bundle
 
@@ -80,5 +81,5 @@ def command(
     )
     if out is not None:
         say(f"wrote {write_results(out, validation)}")
-    print_result(asdict(validation), str(validation), as_json)
+    print_result(asdict(validation), validation.shown(), as_json)
     check_gates(validation)

@@ -13,8 +13,8 @@ from sparse_export.version import __version__ as __version__
 if TYPE_CHECKING:
     from sparse_export.building import build
     from sparse_export.errors import SparseExportError
-    from sparse_export.evaluate.comparison import compare
-    from sparse_export.evaluate.validation import validate
+    from sparse_export.evaluate.compare import compare
+    from sparse_export.evaluate.validate import validate
     from sparse_export.formats.bundle import Bundle, open_bundle
     from sparse_export.formats.run import Run, open_run
     from sparse_export.oneshot import sparsify
@@ -39,11 +39,11 @@ _HOME = {
     "SparseExportError": "sparse_export.errors",
     "SparseTraining": "sparse_export.train",
     "build": "sparse_export.building",
-    "compare": "sparse_export.evaluate.comparison",
+    "compare": "sparse_export.evaluate.compare",
     "open_bundle": "sparse_export.formats.bundle",
     "open_run": "sparse_export.formats.run",
     "sparsify": "sparse_export.oneshot",
-    "validate": "sparse_export.evaluate.validation",
+    "validate": "sparse_export.evaluate.validate",
 }
 
 

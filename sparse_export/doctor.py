@@ -7,20 +7,20 @@ import importlib.metadata
 import os
 import platform
 import sys
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 from sparse_export.engines import tensorrt_import
 from sparse_export.errors import SparseExportError, how_to_get
 from sparse_export.instruments.machine import machine_facts
 from sparse_export.onnxruntime_import import load_onnxruntime
+from sparse_export.tables import Shown, Table
 from sparse_export.trust import store_path
 
 __all__ = ["Examination", "Finding", "examine"]
 
-_WIDTH = 100
 _GIB = 1024**3
 _MARKS = {"ok": " ", "missing": "-", "broken": "!"}
 
@@ -46,30 +46,20 @@ class Examination:
 
     findings: tuple[Finding, ...]
 
+    def shown(self) -> Shown:
+        """A table for each group of findings, with a mark for what is missing or broken, and hints below it."""
+        parts: list[str | Table] = []
+        for group, findings in groupby(self.findings, key=lambda found: found.group):
+            rows = [(_MARKS[found.state], found.name, _value(found)) for found in findings]
+            parts.append(Table(title=group, rows=rows))
+        return Shown([*parts, "- not here; only what needs it cannot be used    ! here, but does not work"])
+
     def __str__(self) -> str:
-        lines: list[str] = []
-        group = ""
-        width = max(len(found.name) for found in self.findings)
-        for found in self.findings:
-            if found.group != group:
-                group = found.group
-                lines += ["", group] if lines else [group]
-            lines += textwrap.wrap(
-                f"{_MARKS[found.state]} {found.name:<{width}}  {found.value}",
-                _WIDTH,
-                subsequent_indent=" " * (width + 4),
-            )
-            if found.hint:
-                indent = " " * (width + 4) + "> "
-                lines += textwrap.wrap(
-                    found.hint,
-                    _WIDTH,
-                    initial_indent=indent,
-                    subsequent_indent=" " * len(indent),
-                    break_long_words=False,
-                )
-        lines += ["", "- not here; only what needs it cannot be used    ! here, but does not work"]
-        return "\n".join(lines)
+        return self.shown().draw()
+
+
+def _value(found: Finding) -> str:
+    return f"{found.value}\n> {found.hint}" if found.hint else found.value
 
 
 def examine() -> Examination:

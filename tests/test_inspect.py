@@ -19,7 +19,8 @@ from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.formats.bundle import read_bundle_info, save_bundle_info
 from sparse_export.formats.listed import file_facts
 from sparse_export.formats.run import Run, SpeedInfo, open_run, save_run_info
-from sparse_export.inspect import inspect, require_promises, require_unchanged, told_speed
+from sparse_export.inspect import inspect
+from sparse_export.inspection import require_promises, require_unchanged, told_speed
 from tests.making_runs import digits_run
 
 

@@ -51,6 +51,7 @@ FLOORS = {
     "train": 5,
     "oneshot": 6,
     "building": 7,
+    "inspection": 7,
     "evaluate": 8,
     "inspect": 8,
     "doctor": 9,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sparse_export.formats.run import Accuracy
-from sparse_export.tasks.labels import correct_predictions
+from sparse_export.tasks.labels import count_correct
 from sparse_export.train.batches import BatchLoader, Part
 from sparse_export.train.distributed import World
 from sparse_export.train.ema import Ema
@@ -57,10 +57,8 @@ def accuracy(
     if ema is not None:
         world.copy_from_first(list(ema.average.values()))
     size = max(1, min(_BATCH, _BATCH_VALUES // max(1, math.prod(loader.input_shape))))
-    correct = torch.zeros((), dtype=torch.int64, device=device)
     exact = products.paused() if products is not None else nullcontext()
     with ema.swapped_in() if ema else nullcontext(), exact:
-        for x, y in loader.part(name, size):
-            correct += correct_predictions(model(in_memory_format(recipe, x)), y).sum()
+        correct = count_correct(lambda x: model(in_memory_format(recipe, x)), loader.part(name, size), device)
     (n_correct,) = world.sum([float(correct)])
     return Accuracy(n_correct=round(n_correct), n_samples=n_samples)

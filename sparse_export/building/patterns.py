@@ -24,18 +24,13 @@ from sparse_export.graph.passes.compact import compact as compacted_graph
 from sparse_export.graph.passes.fit_pattern import Fitted, Gather
 from sparse_export.graph.passes.permute import reduction_axis, summed_parts
 from sparse_export.graph.passes.reorder_input import gathered
-from sparse_export.runtimes.logits import accuracy, onnx_logits, torch_logits
+from sparse_export.runtimes.logits import onnx_logits, torch_logits
 from sparse_export.runtimes.parity import require_same_output
 from sparse_export.sparsity import capped_layers
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern, pattern_from_text
-from sparse_export.tasks import data
-from sparse_export.tasks.labels import (
-    correct_predictions,
-    predicted_classes,
-    require_labels,
-    require_outputs,
-)
+from sparse_export.tasks.labels import accuracy_of, correct_predictions, predicted_classes
+from sparse_export.tasks.samples import load_test_set
 from sparse_export.train.layers import output_layers
 
 __all__ = [
@@ -218,24 +213,14 @@ def measured(info: RunInfo, before: nn.Module, file: Path, data_dir: str | Path 
     missing: dict[str, Any] = {"accuracy_before": None, "accuracy_after": None, "n_changed": None}
     if info.data is None:
         return missing | {"not_measured": "the run names no data set"}
-    try:
-        inputs, labels = data.load_test_set(info.data, info.model.input_shape, data_dir)
-    except (DataNotFound, MissingCapability) as cause:
-        return missing | {"not_measured": cause.what.rstrip(".")}
     try:  # the bundle is as good without a score
-        require_outputs(info.model.n_classes, "the network", do="")
-        labels = require_labels(
-            labels,
-            n_samples=len(inputs),
-            n_outputs=info.model.n_classes,
-            of=f"the test set of {info.data.name}",
-        )
-    except UsageError as cause:
+        inputs, labels = load_test_set(info.data, info.model, data_dir, network="the network", do="")
+    except (DataNotFound, MissingCapability, UsageError) as cause:
         return missing | {"not_measured": cause.what.rstrip(".")}
     logits = torch_logits(before, inputs), onnx_logits(file, inputs)
     return {
-        "accuracy_before": accuracy(correct_predictions(logits[0], labels)),
-        "accuracy_after": accuracy(correct_predictions(logits[1], labels)),
+        "accuracy_before": accuracy_of(correct_predictions(logits[0], labels)),
+        "accuracy_after": accuracy_of(correct_predictions(logits[1], labels)),
         "n_changed": int((predicted_classes(logits[0]) != predicted_classes(logits[1])).sum()),
         "not_measured": None,
     }

@@ -28,7 +28,7 @@ from sparse_export.sparsity.caps import Cap
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group
 from sparse_export.sparsity.permute import find_permutation
-from sparse_export.tasks.labels import correct_predictions
+from sparse_export.tasks.labels import count_correct
 from sparse_export.train.batches import BatchLoader, Part
 from sparse_export.train.layers import maskable_parameters, output_layers
 from sparse_export.train.pattern_plan import plan_pattern
@@ -106,10 +106,8 @@ class Work:
             return None
         self.network.to(self.device).eval()
         size = max(1, min(1000, _TEST_VALUES // math.prod(self.input_shape)))
-        n_correct = sum(
-            int(correct_predictions(self.network(x), y).sum()) for x, y in self.loader.part(part, size)
-        )
-        return Accuracy(n_correct=n_correct, n_samples=n_samples)
+        n_correct = count_correct(self.network, self.loader.part(part, size), self.device)
+        return Accuracy(n_correct=int(n_correct), n_samples=n_samples)
 
     def caps(
         self, pattern: NMPattern, keep_dense: Sequence[str], planned_dense: Mapping[str, str] | None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparse_export.formats.run import Accuracy
+from sparse_export.tables import Shown, Table, shape_text
+from sparse_export.tasks.accuracy import percent_text
 from sparse_export.train.starting_point import STARTED
 
 REPORT_FILE = "sparsify.json"
@@ -80,27 +81,37 @@ class SparsifyReport:
     layers: tuple[SparsifiedLayer, ...]
     stages: tuple[Stage, ...]
 
+    def shown(self) -> Shown:
+        """What each layer kept, how good the network was after each step, and a summary."""
+        return Shown([_layer_table(self), _stage_table(self), _summary(self)])
+
     def __str__(self) -> str:
-        return "\n\n".join((_layer_table(self), _stage_table(self), _summary(self)))
+        return self.shown().draw()
 
 
-def _layer_table(report: SparsifyReport) -> str:
-    rows = [("layer", "shape", "pattern", "sum |w| kept", "error", "note")]
+def _layer_table(report: SparsifyReport) -> Table:
+    rows = []
     for layer in report.layers:
         kept = "" if layer.kept_share is None else f"{layer.kept_share:.4f}"
         if report.permute and layer.kept_in_order is not None:
             kept += f" (in order {layer.kept_in_order:.4f})"
         error = "" if layer.error is None else f"{layer.error:.4f}"
-        shape = "x".join(map(str, layer.shape))
+        shape = shape_text(layer.shape)
         rows.append((layer.name, shape, layer.pattern or "dense", kept, error, layer.reason))
-    return _table(rows)
+    return Table(head=("layer", "shape", "pattern", "sum |w| kept", "error", "note"), rows=rows)
 
 
-def _stage_table(report: SparsifyReport) -> str:
-    rows = [("step", "validation", "test", "seconds")]
-    for stage in report.stages:
-        rows.append((stage.name, _percent(stage.validation), _percent(stage.test), f"{stage.seconds:.1f}"))
-    return _table(rows)
+def _stage_table(report: SparsifyReport) -> Table:
+    rows = [
+        (
+            stage.name,
+            percent_text(stage.validation, "-"),
+            percent_text(stage.test, "-"),
+            f"{stage.seconds:.1f}",
+        )
+        for stage in report.stages
+    ]
+    return Table(head=("step", "validation", "test", "seconds"), rows=rows)
 
 
 def _summary(report: SparsifyReport) -> str:
@@ -118,17 +129,6 @@ def _summary(report: SparsifyReport) -> str:
             f"by {report.output_difference:.1g} of the largest in float64"
         )
     return "\n".join(parts)
-
-
-def _percent(accuracy: Accuracy | None) -> str:
-    return "-" if accuracy is None else f"{accuracy.percent:.2f} %"
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
 
 
 def method_name(report: SparsifyReport) -> str:

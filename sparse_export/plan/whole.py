@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import textwrap
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,20 +13,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sparse_export.errors import GateFailed, SpeedupNotReached, UsageError
+from sparse_export.errors import GateFailed, UsageError
+from sparse_export.evaluate.verdict import floor_text, outcome_text, speedup_not_reached, times_text
 from sparse_export.files import write_json
 from sparse_export.formats.document import SCHEMA_VERSION
 from sparse_export.graph.passes.fold_norms import fold_batch_norm
 from sparse_export.instruments.card import CardLog, watched_cards
+from sparse_export.instruments.conditions import clock_notes
 from sparse_export.instruments.device import CudaStamps, replayed, stamps_for
 from sparse_export.instruments.interleave import LatencyResult, measure_interleaved
 from sparse_export.instruments.machine import machine_facts
-from sparse_export.instruments.outcome import outcome_of
 from sparse_export.instruments.statistics import Ratio, location, paired_ratio, resolution
 from sparse_export.runtimes.torch24 import rewrite
 from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import largest_per_group
 from sparse_export.sparsity.product24 import Backend
+from sparse_export.tables import Shown, ms_text
 from sparse_export.version import command_line, library_versions, now
 
 __all__ = [
@@ -45,7 +46,6 @@ NEVER_SLOWER = 0.99
 """What the lower end of dense / planned has to reach."""
 # Most that 2:4 products may change outputs by, by their norm: both sides round, in other orders.
 _TOLERANCE = {torch.float16: 0.03, torch.bfloat16: 0.1}
-_WIDTH = 98
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,33 +86,30 @@ class WholeNetwork:
     kind: Literal["whole-network"] = "whole-network"
     schema_version: int = SCHEMA_VERSION
 
-    def __str__(self) -> str:
-        texts = [
-            (
-                f"The whole network, measured through torch: dense takes {self.dense_ms:.4g} ms; two dense copies differ by "
-                f"up to {100 * (self.floor - 1):.1f} %."
-            )
-        ]
+    def shown(self) -> Shown:
+        """What was measured, a sentence each."""
+        dense = f"The whole network, measured through torch: dense takes {ms_text(self.dense_ms)} ms"
+        texts = [f"{dense}; {floor_text(self.floor, 'two dense copies')}."]
         for what, n_layers, ratio in (
             ("2:4 wherever it can be", self.n_possible, self.everywhere),
-            ("as planned", self.n_planned, self.planned),
+            ("As planned", self.n_planned, self.planned),
         ):
             if ratio is None:
-                texts.append(f"{what[0].upper()}{what[1:]} it has no 2:4 layer, and is the dense network.")
-                continue
-            texts.append(
-                f"{outcome_of(ratio, self.floor).capitalize()}, {what} ({n_layers} layers): dense / 2:4 is {ratio}."
-            )
+                texts.append(f"{what} it has no 2:4 layer, and is the dense network.")
+            else:
+                texts.append(f"{what} ({n_layers} layers): {outcome_text(ratio, self.floor, sparse='2:4')}.")
         if self.planned is not None:
             texts.append(f"Single products let expect {self.expected:.3f}.")
         eager = [kind for kind, how in self.how.items() if how == "eager"]
         if eager and self.device != "cpu":
             texts.append(f"Launched call by call, for want of a CUDA graph: {', '.join(eager)}.")
-        if self.cards.throttled:
-            texts.append(f"The card's clock was held down meanwhile: {', '.join(self.cards.throttled)}.")
+        texts += clock_notes(self.cards)
         if not self.steady:
             texts.append("Times had not become steady when warm-up ended.")
-        return "\n".join(line for text in texts for line in textwrap.wrap(text, _WIDTH))
+        return Shown(["\n".join(texts)])
+
+    def __str__(self) -> str:
+        return self.shown().draw()
 
 
 @torch.no_grad()
@@ -225,10 +222,9 @@ def _difference(outputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, flo
 def check_never_slower(found: WholeNetwork) -> None:
     """Raise SpeedupNotReached where the planned network may be slower than the dense one: below NEVER_SLOWER."""
     if found.planned is not None and found.planned.low < NEVER_SLOWER:
-        raise SpeedupNotReached(
-            f"The planned network is {found.planned.estimate:.3f}x [{found.planned.low:.3f}, {found.planned.high:.3f}] as "
-            "fast as the dense one.",
-            expected=f"At least {NEVER_SLOWER:g}x was expected, at the lower end of the interval.",
+        raise speedup_not_reached(
+            f"The planned network is {times_text(found.planned)} as fast as the dense one.",
+            NEVER_SLOWER,
             do="Serve the dense network at this batch, or plan for a larger one.",
         )
 

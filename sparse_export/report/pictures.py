@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sparse_export.evaluate.comparison import Comparison, LatencyComparison, Side
+from sparse_export.evaluate.verdict import times_text
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.instruments.interleave import LatencyResult
 from sparse_export.instruments.statistics import location
@@ -13,6 +14,7 @@ from sparse_export.pages.bars import Bar, BarGroup, Interval, bar_chart, interva
 from sparse_export.pages.charts import Point, Series, line_chart
 from sparse_export.pages.document import figure
 from sparse_export.report.side import BundleSide
+from sparse_export.tasks.accuracy import difference_text
 
 __all__ = ["accuracy", "densities", "latency", "sizes", "speed_ups", "throughput", "training"]
 
@@ -25,7 +27,7 @@ def accuracy(comparison: Comparison) -> str:
     d = comparison.difference
     if d is None:
         return ""
-    text = f"{d.points:+.2f} points, {d.low:+.2f} to {d.high:+.2f}"
+    text = difference_text(d)
     drawing = interval_chart(
         [Interval(label="sparse minus dense", estimate=d.points, low=d.low, high=d.high, text=text)],
         none=0.0,
@@ -108,7 +110,7 @@ def speed_ups(comparison: Comparison) -> str:
             estimate=at.ratio.estimate,
             low=at.ratio.low,
             high=at.ratio.high,
-            text=f"{at.ratio.estimate:.3f}x [{at.ratio.low:.3f}, {at.ratio.high:.3f}]",
+            text=times_text(at.ratio),
             band=(1 / at.floor, at.floor),
         )
         for at in comparison.latency

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sparse_export.errors import SparseExportError
-from sparse_export.evaluate.validation import run_of_bundle
+from sparse_export.evaluate.references import run_of_bundle
 from sparse_export.formats.bundle import Bundle, BundleInfo
 from sparse_export.formats.run import RunInfo
-from sparse_export.inspect import Inspection, inspect, require_unchanged
+from sparse_export.inspect import inspect
+from sparse_export.inspection import Inspection, require_unchanged
 from sparse_export.train.metrics import read_metrics
 
 __all__ = ["BundleSide", "side_of"]

@@ -11,6 +11,8 @@ from sparse_export.evaluate.comparison import Comparison
 from sparse_export.formats.layers import EngineLayer, GraphLayer
 from sparse_export.pages.document import table
 from sparse_export.report.side import BundleSide
+from sparse_export.tables import count_text, ms_text, shape_text
+from sparse_export.tasks.accuracy import percent_text, points_text
 
 __all__ = ["commands", "environment", "figures", "latencies", "layer_times", "layers"]
 
@@ -18,12 +20,10 @@ __all__ = ["commands", "environment", "figures", "latencies", "layer_times", "la
 def figures(comparison: Comparison) -> str:
     """Accuracy, size and work of both, with sparse by dense."""
     dense, sparse = comparison.dense, comparison.sparse
-    accuracies = [
-        f"{side.accuracy.percent:.2f} %" if side.accuracy else "not measured" for side in (dense, sparse)
-    ]
+    accuracies = [percent_text(side.accuracy) for side in (dense, sparse)]
     change = ""
     if comparison.accuracy_drop_points is not None:
-        change = f"{0.0 - comparison.accuracy_drop_points:+.2f} points"
+        change = points_text(0.0 - comparison.accuracy_drop_points)
     rows = [
         [f"accuracy, {comparison.accuracy_source or 'not measured'}", *accuracies, change],
         ["density of masked layers", f"{dense.density:.4f}", f"{sparse.density:.4f}", ""],
@@ -37,12 +37,8 @@ def figures(comparison: Comparison) -> str:
         ("by a weight not zero", dense.nonzero_macs, sparse.nonzero_macs),
     ):
         share = f"{b / a:.4f}" if a and b is not None else ""
-        rows.append([label, _count(a), _count(b), share])
+        rows.append([label, count_text(a), count_text(b), share])
     return table(["", "dense", "sparse", "sparse / dense"], rows, wrap=True)
-
-
-def _count(n: int | None) -> str:
-    return "?" if n is None else f"{n:,}"
 
 
 def latencies(comparison: Comparison) -> str:
@@ -51,7 +47,7 @@ def latencies(comparison: Comparison) -> str:
     for at in comparison.latency:
         for name, result in (("dense", at.dense), ("dense again", at.dense_again), ("sparse", at.sparse)):
             ms = (result.median_ms, result.mean_ms, result.p90_ms, result.p99_ms)
-            texts = ["-" if value is None else f"{value:.4g}" for value in ms]
+            texts = map(ms_text, ms)
             rate = f"{1e3 * at.batch / result.mean_ms:,.0f}"
             rows.append([f"batch {at.batch}, {name}", *texts, rate, f"{result.n_calls:,}"])
     head = ["", "median ms", "mean ms", "90 % ms", "99 % ms", "samples/s", "calls"]
@@ -76,7 +72,7 @@ def _layer(layer: GraphLayer, promised: str) -> list[str]:
     density = f"{layer.n_nonzero / layer.n_weights:.4f}" if layer.n_weights else "-"
     holds = "-" if layer.pattern_holds is None else "yes" if layer.pattern_holds else "no"
     why = ", ".join(dict.fromkeys(reason.code for reason in layer.reasons)) or "-"
-    shape = "x".join(map(str, layer.shape)) or "-"
+    shape = shape_text(layer.shape) or "-"
     return [layer.weight or layer.node, layer.op_type, shape, density, promised, holds, layer.eligible, why]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from sparse_export.evaluate.comparison import Comparison, LatencyComparison
+from sparse_export.evaluate.verdict import times_text
+from sparse_export.tasks.accuracy import difference_text, percent_text
 
 __all__ = ["verdict"]
 
@@ -13,6 +15,8 @@ def verdict(comparison: Comparison) -> str:
     kinds = [side.precision for side in (comparison.dense, comparison.sparse)]
     unlike = f" in {kinds[1]}, against dense {kinds[0]}," if kinds[0] != kinds[1] else ""
     text = f"At density {comparison.sparse.density:.3g} the sparse network{unlike} {_listed(parts)}"
+    if "[" in "".join(parts):
+        text += ", with 95 % intervals in brackets"
     failed = [clause for clause in (comparison.gate_failed, comparison.speedup_missed) if clause]
     if failed:
         text += f", which fails what was required: {' '.join(failed).rstrip('.')}"
@@ -36,20 +40,16 @@ def _speed(comparison: Comparison) -> str:
 
 
 def _batches(at: list[LatencyComparison]) -> str:
-    return ", ".join(
-        f"batch {one.batch} ({one.ratio.estimate:.2f}x, 95 % interval {one.ratio.low:.2f} to {one.ratio.high:.2f})"
-        for one in at
-    )
+    return ", ".join(f"batch {one.batch} ({times_text(one.ratio)})" for one in at)
 
 
 def _accuracy(comparison: Comparison) -> str:
     dense, sparse = comparison.dense.accuracy, comparison.sparse.accuracy
     if dense is None or sparse is None:
         return "has an accuracy that was not measured against the dense one"
-    text = f"has {sparse.percent:.2f} % accuracy against {dense.percent:.2f} %"
+    text = f"has {percent_text(sparse)} accuracy against {percent_text(dense)}"
     if comparison.difference is not None:
-        d = comparison.difference
-        return f"{text} ({d.points:+.2f} points, 95 % interval {d.low:+.2f} to {d.high:+.2f})"
+        return f"{text} ({difference_text(comparison.difference)})"
     return f"{text} as recorded"
 
 

@@ -1,4 +1,4 @@
-"""Logits of a whole data set, batch by batch, and the accuracy that follows."""
+"""Logits of a whole data set, batch by batch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from sparse_export.errors import GateFailed
-from sparse_export.formats.run import Accuracy
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.tasks.data import Inputs
 
-__all__ = ["Array", "accuracy", "onnx_logits", "session_logits", "torch_logits"]
+__all__ = ["Array", "onnx_logits", "session_logits", "torch_logits"]
 
 BATCH = 500
 BATCH_VALUES = 16 * 2**20  # of a batch's inputs: large pictures come in smaller batches
@@ -64,8 +63,3 @@ def _finite(logits: Array, who: str) -> Array:
             do="Look at the weights: training may have diverged.",
         )
     return logits
-
-
-def accuracy(correct: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Accuracy:
-    """Of right and wrong answers, one a sample."""
-    return Accuracy(n_correct=int(correct.sum()), n_samples=int(correct.size))

@@ -14,7 +14,8 @@ from sparse_export.sparsity import pattern_from_text
 from sparse_export.sweep.grid import DENSE, Grid
 from sparse_export.sweep.run_list import PATTERN, heading, setting_text
 from sparse_export.sweep.running import Finding
-from sparse_export.sweep.table import Row, accuracy_text, ratio_text
+from sparse_export.sweep.table import Row, ratio_text
+from sparse_export.tasks.accuracy import mean_percent_text
 from sparse_export.train.metrics import read_metrics
 
 _MOST_COURSES = 24
@@ -66,8 +67,8 @@ def _table(rows: Sequence[Row]) -> str:
         (
             row.label,
             f"{row.n_complete}/{row.n_cells}",
-            accuracy_text(row.test),
-            accuracy_text(row.validation),
+            mean_percent_text(row.test),
+            mean_percent_text(row.validation),
             ratio_text(row.estimate_channels),
             ratio_text(row.estimate_macs),
             ratio_text(row.all_layers_estimate_channels),

@@ -10,6 +10,8 @@ from sparse_export.formats.run import read_run_info
 from sparse_export.instruments.statistics import Mean, mean_interval
 from sparse_export.sweep.run_list import Setting, heading, setting_text
 from sparse_export.sweep.running import Finding
+from sparse_export.tables import Shown, Table
+from sparse_export.tasks.accuracy import mean_percent_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,37 +81,22 @@ def _mean(values: Sequence[float]) -> Mean | None:
     return mean_interval(values) if values else None
 
 
-def accuracy_text(mean: Mean | None) -> str:
-    """Like "98.20 ± 0.07"; without an interval for a single run."""
-    if mean is None:
-        return "-"
-    return f"{mean.mean:.2f}" if mean.half_width is None else f"{mean.mean:.2f} ± {mean.half_width:.2f}"
-
-
 def ratio_text(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def table_text(rows: Sequence[Row]) -> str:
-    """The table for a terminal."""
+def shown(rows: Sequence[Row]) -> Shown:
+    """The table for people."""
     head = ("", "runs", "test %", "validation %", "est. channels", "est. MACs", "step ms")
-    lines = [head, *(_columns(row) for row in rows)]
-    widths = [max(len(line[n]) for line in lines) for n in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            text.ljust(width) if n == 0 else text.rjust(width)
-            for n, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    return Shown([Table(head=head, rows=[_columns(row) for row in rows], right=range(1, len(head)))])
 
 
 def _columns(row: Row) -> tuple[str, ...]:
     return (
         row.label,
         f"{row.n_complete}/{row.n_cells}",
-        accuracy_text(row.test),
-        accuracy_text(row.validation),
+        mean_percent_text(row.test),
+        mean_percent_text(row.validation),
         ratio_text(row.estimate_channels),
         ratio_text(row.estimate_macs),
         "-" if row.step_ms is None else f"{row.step_ms:.3g}",

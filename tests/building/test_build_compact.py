@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from sparse_export.building import build
 from sparse_export.cli.build import command
 from sparse_export.errors import GateFailed
-from sparse_export.evaluate.comparison import compare
-from sparse_export.evaluate.validation import check_gates, validate
+from sparse_export.evaluate.compare import compare
+from sparse_export.evaluate.validate import validate
+from sparse_export.evaluate.validation import check_gates
 from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.formats.run import Run
 from sparse_export.graph.passes.compact import Compacted, compact

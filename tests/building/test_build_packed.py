@@ -17,9 +17,10 @@ from click.testing import CliRunner, Result
 from sparse_export.building import build
 from sparse_export.cli.main import cli
 from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError
-from sparse_export.evaluate.bench.latency import bench
-from sparse_export.evaluate.comparison import compare
-from sparse_export.evaluate.validation import check_gates, validate
+from sparse_export.evaluate.bench import bench
+from sparse_export.evaluate.compare import compare
+from sparse_export.evaluate.validate import validate
+from sparse_export.evaluate.validation import check_gates
 from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.formats.run import Run
 from sparse_export.graph.passes.pack24 import expand, packed_weights

@@ -20,7 +20,8 @@ from sparse_export.building import build
 from sparse_export.building.patterns import measured
 from sparse_export.cli.main import cli
 from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError, UsageError
-from sparse_export.evaluate.validation import check_gates, validate
+from sparse_export.evaluate.validate import validate
+from sparse_export.evaluate.validation import check_gates
 from sparse_export.formats.bundle import Bundle, PatternLayer, open_bundle
 from sparse_export.formats.run import Run, read_run_info, save_run_info
 from sparse_export.graph.passes.pack24 import packed_weights

@@ -15,8 +15,9 @@ from sparse_export.engines import tensorrt_import
 from sparse_export.engines.loadable import engine_of
 from sparse_export.engines.options import EngineOptions, Profile
 from sparse_export.engines.tactics import kernels_from_inspection, read_sparsity
-from sparse_export.evaluate.bench.latency import bench
-from sparse_export.evaluate.validation import check_gates, validate
+from sparse_export.evaluate.bench import bench
+from sparse_export.evaluate.validate import validate
+from sparse_export.evaluate.validation import check_gates
 from sparse_export.formats.bundle import Bundle
 from sparse_export.formats.layers import read_engine_layers, read_engine_times
 from sparse_export.formats.run import Run

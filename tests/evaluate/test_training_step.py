@@ -12,14 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.errors import MissingCapability, RecipeError, SpeedupNotReached, UsageError
-from sparse_export.evaluate.bench_train import training_loop
-from sparse_export.evaluate.bench_train.training_step import (
-    PARTS,
-    StepBench,
-    bench_training_step,
-    check_speedup,
-    write_step_bench,
-)
+from sparse_export.evaluate import training_loop
+from sparse_export.evaluate.bench_train import bench_training_step
+from sparse_export.evaluate.training_step import PARTS, StepBench, check_speedup, write_step_bench
 from sparse_export.formats.run import ProductInfo
 from sparse_export.instruments.statistics import Ratio
 from sparse_export.train import step24

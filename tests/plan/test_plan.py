@@ -18,7 +18,7 @@ from sparse_export.formats.timings import ProductTiming, Timings, read_timings, 
 from sparse_export.plan.layers import Product, products_of
 from sparse_export.plan.network import plan_network
 from sparse_export.plan.planning import make_plan
-from sparse_export.plan.table import plan_table
+from sparse_export.plan.table import plan_shown
 from sparse_export.plan.timing import measure_timings
 from sparse_export.sparsity.product24 import Backend
 from tests.making_runs import digits_run
@@ -123,7 +123,7 @@ def test_without_a_requirement_the_expected_speed_up_follows_from_what_is_saved(
     saved = sum(layer.saved_ms for layer in plan.layers if layer.sparse)
     assert plan.expected_speedup == pytest.approx(plan.model_ms / (plan.model_ms - saved))
     assert 1.25 < plan.expected_speedup < 1.40
-    text = " ".join(plan_table(plan).split())
+    text = " ".join(plan_shown(plan).draw().split())
     assert "48 of 50 layers become 2:4" in text
     assert "not measured on the whole network" in text
 

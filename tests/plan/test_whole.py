@@ -65,14 +65,16 @@ def test_it_is_told_in_words_and_written_with_every_round(found: WholeNetwork, t
     fast = Ratio(estimate=1.2, low=1.15, high=1.25, n_rounds=24, n_outliers=0, autocorrelation=0.0)
     slow = replace(fast, estimate=0.8, low=0.75, high=0.85)
     told = " ".join(str(replace(found, everywhere=slow, planned=fast, floor=1.01, steady=False)).split())
-    assert "Slow-down, 2:4 wherever it can be (2 layers): dense / 2:4 is 0.800 [0.750, 0.850]." in told
-    assert "Speed-up, as planned (1 layers): dense / 2:4 is 1.200 [1.150, 1.250]." in told
+    assert "2:4 wherever it can be (2 layers): slow-down, 2:4 takes 1.250x as long [1.176, 1.333]." in told
+    assert "As planned (1 layers): speed-up of 1.200x [1.150, 1.250]." in told
     assert "Single products let expect 1.100." in told
     assert "not become steady" in told
     assert "CUDA graph" not in told
     launched = replace(found, device="a card", how={"dense": "cuda graph", "planned": "eager"})
     assert "for want of a CUDA graph: planned" in " ".join(str(launched).split())
-    assert "No difference," in str(replace(found, planned=replace(fast, low=1.0), floor=1.01))
+    assert "As planned (1 layers): no speed-up; dense / 2:4 is 1.200" in str(
+        replace(found, planned=replace(fast, low=1.0), floor=1.01)
+    )
     write_whole(tmp_path / "whole.json", found)
     document = json.loads((tmp_path / "whole.json").read_text())
     assert document["kind"] == "whole-network"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import pytest
 
 from sparse_export.building import build
-from sparse_export.evaluate.comparison import Comparison, compare
+from sparse_export.evaluate.compare import compare
+from sparse_export.evaluate.comparison import Comparison
 from sparse_export.formats.bundle import Bundle
 from sparse_export.tasks import data
 from tests.exporting import exported_once

@@ -14,7 +14,7 @@ import pytest
 from sparse_export.formats.bundle import RunReference
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import EngineTimes, LayerTiming
-from sparse_export.inspect import InspectedEngine
+from sparse_export.inspection import InspectedEngine
 from sparse_export.report import write_report
 from sparse_export.report.page import page as page_of
 from sparse_export.report.side import side_of
@@ -114,9 +114,9 @@ def test_the_verdict_is_one_sentence_with_the_figures(made: Made) -> None:
     d, ratio = made.comparison.difference, made.comparison.latency[0].ratio
     assert d is not None
     assert text.startswith(f"At density {made.sparse.info.density:.3g} the sparse network is ")
-    assert f"batch 1 ({ratio.estimate:.2f}x, 95 % interval {ratio.low:.2f} to {ratio.high:.2f})" in text
-    assert f"({d.points:+.2f} points, 95 % interval {d.low:+.2f} to {d.high:+.2f})" in text
-    assert text.endswith(" of the bytes.")
+    assert f"batch 1 ({ratio.estimate:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}])" in text
+    assert f"({d.points:+.2f} points [{d.low:+.2f}, {d.high:+.2f}])" in text
+    assert text.endswith(" of the bytes, with 95 % intervals in brackets.")
     assert ". " not in text
 
 

@@ -26,7 +26,7 @@ from sparse_export.sweep.run_list import Cell
 from sparse_export.sweep.run_worker import main
 from sparse_export.sweep.running import run_of
 from sparse_export.sweep.sweep import sweep
-from sparse_export.sweep.table import table_text
+from sparse_export.sweep.table import shown
 from sparse_export.train.recipe import Recipe, load_recipe
 from tests.making_runs import network_and_masks, save_run
 
@@ -86,7 +86,7 @@ def test_a_stopped_sweep_goes_on_and_trains_nothing_twice(tmp_path: Path) -> Non
     sparse = document["rows"][1]
     assert sparse["estimate_macs"] > 1.5
     assert sparse["estimate_macs"] > sparse["estimate_channels"] >= 1
-    assert "set 0.1, prune_rate 0.3" in table_text(result.rows)
+    assert "set 0.1, prune_rate 0.3" in shown(result.rows).draw()
 
     page = (out / "report.html").read_text()
     links = _Links()

@@ -14,7 +14,7 @@ import torch
 
 from sparse_export import trust
 from sparse_export.building import build
-from sparse_export.evaluate.gating import Gate, gate
+from sparse_export.evaluate.gate import Gate, gate
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, read_bundle_info, save_bundle_info
 from sparse_export.formats.listed import file_facts

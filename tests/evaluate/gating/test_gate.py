@@ -21,14 +21,17 @@ from torch import nn
 
 from sparse_export.building import build
 from sparse_export.errors import ArtefactError, GateFailed, SpeedupNotReached, UnknownNameError, UsageError
-from sparse_export.evaluate.comparison import Comparison, compare
-from sparse_export.evaluate.gating import Gate, check_gate, gate, write_results
-from sparse_export.evaluate.gating.junit import junit_xml
-from sparse_export.evaluate.validation import Validation, validate
+from sparse_export.evaluate.compare import compare
+from sparse_export.evaluate.comparison import Comparison
+from sparse_export.evaluate.gate import Gate, check_gate, gate, write_results
+from sparse_export.evaluate.links.junit import junit_xml
+from sparse_export.evaluate.validate import validate
+from sparse_export.evaluate.validation import Validation
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle, read_bundle_info, save_bundle_info
 from sparse_export.formats.listed import file_facts
 from sparse_export.formats.run import Run, save_run_info
+from sparse_export.tasks.accuracy import accuracy_text
 from tests.engines.making import engine_fact, header
 from tests.evaluate.gating.conftest import QUICK, Spoil, rewrite
 from tests.making_runs import digits_accuracy, digits_fact, digits_run, save_run
@@ -84,7 +87,7 @@ def test_a_good_bundle_passes_and_every_link_tells_its_figures(passed: Gate) -> 
     text = " ".join(str(passed).split())
     assert passed.validation is not None
     assert passed.validation.accuracy is not None
-    assert f"{passed.validation.accuracy.n_correct:,} of" in text
+    assert f"model.onnx has {accuracy_text(passed.validation.accuracy)} on the test set" in text
     assert "4 stored weights hold 2:4" in text
     assert "of the run's own weights 4 keep their pattern" in text
     assert "McNemar p 1" in text
@@ -332,7 +335,7 @@ def test_speed_is_measured_where_it_is_deployed_and_nowhere_in_silence(
 ) -> None:
     """By each runtime that is named, else by whatever `compare` finds best; engines that did not run are named."""
     asked: list[str | None] = []
-    asked_of = importlib.import_module("sparse_export.evaluate.gating.gate")
+    asked_of = importlib.import_module("sparse_export.evaluate.gate")
 
     def played(*bundles: Bundle, runtime: str | None, **options: Any) -> Comparison:
         asked.append(runtime)
@@ -375,7 +378,7 @@ def test_an_engine_that_was_not_timed_is_named_beside_a_speed_that_was_kept(
     def fast(*bundles: Bundle, **options: Any) -> Comparison:
         return replace(compare(*bundles, **options), speedup_missed=None, runtime=timed)
 
-    monkeypatch.setattr(importlib.import_module("sparse_export.evaluate.gating.gate"), "compare", fast)
+    monkeypatch.setattr(importlib.import_module("sparse_export.evaluate.gate"), "compare", fast)
     with_engine(copied, sha256_file(copied / "model.onnx"))
     found = gate(copied, dense.path, require_speedup=1.2, max_drop=100.0, **QUICK)
     assert found.passed, found.verdict

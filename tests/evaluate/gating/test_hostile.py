@@ -13,10 +13,10 @@ import pytest
 
 from sparse_export import child
 from sparse_export.errors import ArtefactError
-from sparse_export.evaluate.bench.latency import bench
-from sparse_export.evaluate.comparison import compare
-from sparse_export.evaluate.gating import gate, write_results
-from sparse_export.evaluate.validation import validate
+from sparse_export.evaluate.bench import bench
+from sparse_export.evaluate.compare import compare
+from sparse_export.evaluate.gate import gate, write_results
+from sparse_export.evaluate.validate import validate
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle
 from tests.evaluate.gating.conftest import QUICK, Spoil

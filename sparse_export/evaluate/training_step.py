@@ -1,4 +1,4 @@
-"""What timing a training step found, as the value that is written and shown."""
+"""What timing a training step found: the value that is written and shown."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sparse_export.errors import SpeedupNotReached
-from sparse_export.evaluate.bench_train.table import table
+from sparse_export.evaluate.verdict import speedup_not_reached, times_text
 from sparse_export.files import write_json
 from sparse_export.formats.run import ProductInfo
-from sparse_export.instruments.conditions import Timed
+from sparse_export.instruments.conditions import Conditions, conditions_text
 from sparse_export.instruments.interleave import LatencyResult
 from sparse_export.instruments.outcome import reaches
 from sparse_export.instruments.statistics import Ratio
+from sparse_export.tables import Shown, Table, ms_text
 
 __all__ = ["PARTS", "Phases", "StepBench", "StepTimes", "check_speedup", "write_step_bench"]
 
@@ -52,7 +52,7 @@ class Phases:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepBench(Timed):
+class StepBench(Conditions):
     """Everything that `bench-train` measured; `str()` gives the table for people.
 
     update_ms: one mask update a round; update_every: steps that share one.  ratio: dense / sparse, each sparse step
@@ -60,7 +60,7 @@ class StepBench(Timed):
     products, phases: where the recipe asks for CSR products, what was chosen for each masked weight, and the kinds of
     steps; no phases where dense products were chosen for all. `sparse` is then a step outside the window.
     control: dense / another dense network.
-    floor, outcome, verdict: as in `comparison.LatencyComparison`.
+    floor, outcome, verdict: as in `sparse_export.evaluate.comparison.LatencyComparison`.
     """
 
     recipe: dict[str, Any]
@@ -83,18 +83,52 @@ class StepBench(Timed):
     products: tuple[ProductInfo, ...] = ()
     phases: Phases | None = None
 
+    def shown(self) -> Shown:
+        """Dense beside sparse, part by part, then which products were chosen, the verdict and the conditions."""
+        compiled = ", compiled" if self.recipe["compile"] else ""
+        title = (
+            f"{self.model}, batches of {self.batch} of {self.input_shape}, density {self.density:.4g}, "
+            f"{self.recipe['precision']}{compiled}, on {self.device}"
+        )
+        rows = [(name, ms_text(dense), ms_text(sparse), note) for name, dense, sparse, note in _rows(self)]
+        table = Table(head=("", "dense", "sparse", ""), rows=rows, right=(1, 2))
+        products = "\n".join(f"{fact.name} by {fact.by}: {fact.reason}" for fact in self.products)
+        by = f"torch {self.versions['torch']}"
+        conditions = conditions_text(self, by, "random inputs", "learning rate 0", "95 % intervals")
+        return Shown([title, table, *([products] if products else []), self.verdict, conditions])
+
     def __str__(self) -> str:
-        return table(self)
+        return self.shown().draw()
+
+
+def _rows(result: StepBench) -> list[tuple[str, float, float, str]]:
+    dense, sparse = result.dense, result.sparse
+    one, other = dense.latency, sparse.latency
+    rows: list[tuple[str, float, float, str]] = [
+        ("steps/s", dense.steps_per_s, sparse.steps_per_s, ""),
+        ("samples/s", dense.samples_per_s, sparse.samples_per_s, ""),
+        ("median ms a step", one.median_ms, other.median_ms, f"{result.ratio} as fast"),
+        ("mean ms a step", one.mean_ms, other.mean_ms, ""),
+        *((f"  {name}", dense.part_ms[name], sparse.part_ms[name], "") for name in dense.part_ms),
+        ("90th percentile ms", one.p90_ms, other.p90_ms, ""),
+    ]
+    if result.phases is not None:
+        phases = result.phases
+        window = phases.window.latency.mean_ms
+        rows.append(("in the window, mean ms", one.mean_ms, window, f"{phases.window_steps} steps"))
+        rows.append(("all in all, mean ms", one.mean_ms, phases.mean_ms, "with its share of an update"))
+    again = result.dense_again.latency.median_ms
+    rows.append(("control: dense twice", one.median_ms, again, f"{result.control} should hold 1"))
+    return rows
 
 
 def check_speedup(result: StepBench) -> None:
     """Raise SpeedupNotReached when a speed-up was required and not measured."""
     wanted = result.required_speedup
     if wanted is not None and not reaches(result.outcome, result.ratio, wanted):
-        raise SpeedupNotReached(
-            f"The training step's speed-up is {result.ratio}.",
-            expected=f"At least {wanted:g}x was required, at the lower end of the interval.",
-            do="Read the verdict: masks alone do not make a step shorter.",
+        what = f"The training step's speed-up is {times_text(result.ratio)}."
+        raise speedup_not_reached(
+            what, wanted, do="Read the verdict: masks alone do not make a step shorter."
         )
 
 

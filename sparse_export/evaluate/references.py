@@ -5,31 +5,34 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
 from sparse_export.building.patterns import orders_of_bundle
 from sparse_export.errors import ArtefactError, UsageError
-from sparse_export.evaluate.validation.result import AgainstDense
+from sparse_export.evaluate.evaluator import Scored
+from sparse_export.evaluate.validation import AgainstDense
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.formats.run import RUN_FILE, Run, open_run
 from sparse_export.graph.passes.fit_pattern import replay
 from sparse_export.instruments.statistics import paired_accuracy_difference
 from sparse_export.models.run_network import network_of_run
-from sparse_export.runtimes.logits import accuracy as accuracy_of
 from sparse_export.runtimes.probe import require_tried
 from sparse_export.trust import Given
 
 __all__ = ["against_dense", "network_of_bundle", "open_dense", "run_of_bundle"]
 
-BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-
 
 def run_of_bundle(bundle: Bundle, given: Path | None = None) -> Run | None:
     """The run that a bundle was built from, checked by hash; None where it is no longer at its path in the manifest.
 
-    given: where it is now; then it must be there. Raises UsageError or ArtefactError (changed, or another run).
+    Args:
+        bundle: names the run and its hash.
+        given: where the run is now; then it must be there.
+
+    Raises:
+        UsageError: there is no run where it was given.
+        ArtefactError: it was changed, or is another run.
     """
     reference = bundle.info.run
     path = Path(reference.path) if given is None else given
@@ -63,6 +66,12 @@ def network_of_bundle(
 
 
 def open_dense(bundle: Bundle, path: Path, trust: Given) -> Bundle:
+    """Open the dense bundle that another one is held against.
+
+    Raises:
+        UsageError: it was made with other test data.
+        ArtefactError: it is damaged.
+    """
     dense = open_bundle(path)
     ours, theirs = bundle.info.data, dense.info.data
     if ours is None or theirs is None or ours.test_sha256 != theirs.test_sha256:
@@ -75,12 +84,13 @@ def open_dense(bundle: Bundle, path: Path, trust: Given) -> Bundle:
     return dense
 
 
-def against_dense(dense: Bundle, dense_correct: BoolArray, correct: BoolArray) -> AgainstDense:
-    difference = paired_accuracy_difference(dense_correct, correct)
+def against_dense(dense: Bundle, of_dense: Scored, scored: Scored) -> AgainstDense:
+    """The accuracy of a bundle minus that of the dense one, both scored on the same samples."""
+    difference = paired_accuracy_difference(of_dense.correct, scored.correct)
     return AgainstDense(
         path=str(dense.path),
         onnx_sha256=sha256_file(dense.onnx_path),
-        accuracy=accuracy_of(dense_correct),
+        accuracy=of_dense.accuracy,
         points=difference.points,
         low=difference.low,
         high=difference.high,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from sparse_export.evaluate.gating.chain import LinkResult
+from sparse_export.evaluate.links.chain import LinkResult
 
 __all__ = ["junit_xml"]
 

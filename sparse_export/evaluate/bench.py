@@ -1,11 +1,9 @@
-"""Latency and throughput of one bundle, on each runtime and at several batch sizes."""
+"""`bench`: latency and throughput of one bundle, on each runtime and at several batch sizes."""
 
 from __future__ import annotations
 
 import contextlib
-import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,76 +12,17 @@ import numpy as np
 from sparse_export.engines.loadable import engine_of
 from sparse_export.engines.tensorrt_import import TARGETS
 from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError, what_and_do
-from sparse_export.evaluate.bench.sessions import TimedSessions, Timing
-from sparse_export.files import write_json
+from sparse_export.evaluate.latency import Bench, BenchRow, NotTimed, at_batch
+from sparse_export.evaluate.sessions import TimedSessions, Timing, require_cuda_graphs
 from sparse_export.formats.bundle import MODEL_FILE, Bundle, open_bundle
-from sparse_export.instruments.conditions import Timed, how_timed, measuring
-from sparse_export.instruments.interleave import LatencyResult, check_measurable
+from sparse_export.instruments.conditions import measuring
+from sparse_export.instruments.interleave import check_measurable
 from sparse_export.instruments.machine import n_usable_cores
-from sparse_export.instruments.statistics import Location, Ratio, location, paired_ratio, resolution
+from sparse_export.instruments.statistics import location, paired_ratio, resolution
 from sparse_export.runtimes.choice import RUNTIMES, candidates, open_runtime, runtime_note
 from sparse_export.trust import Given
 
-__all__ = ["Bench", "BenchRow", "NotTimed", "bench", "check_batches", "write_bench"]
-
-RESULT_FILE = "bench.json"
-_WIDTH = 98
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchRow:
-    """One runtime at one batch size; every call is of `batch` samples and ends with the logits in host memory.
-
-    runtime: as the session names itself.  file: of the bundle, that it ran.  latency: the timed session.  latency_ms: of an undisturbed call, with its 95 % interval over rounds.
-    samples_per_s: batch / mean time of all calls, disturbed ones included; calls follow one another.
-    device, device_ms: the same of the work on the device alone, by CUDA events, the input lying there already; None
-    where the runtime cannot say.
-    control: that session / another one of the same file, which differs from 1 only by what cannot be resolved here;
-    floor: the farthest end of its interval from 1.
-    """
-
-    runtime: str
-    file: str
-    batch: int
-    latency: LatencyResult
-    again: LatencyResult
-    latency_ms: Location
-    samples_per_s: float
-    control: Ratio
-    floor: float
-    device: LatencyResult | None = None
-    device_ms: Location | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class NotTimed:
-    """A runtime, or one batch size of it, that was to be timed and could not be. why: in words."""
-
-    runtime: str
-    batch: int | None
-    why: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench(Timed):
-    """Everything that `bench` measured; `str()` gives the table for people.
-
-    size_bytes: of model.onnx.  cuda_graphs: engines replayed their launches.  cores: that the threads were held to, () for every usable one.  cards: what NVML said
-    meanwhile.
-    """
-
-    path: str
-    model: str | None
-    method: str
-    density: float
-    precision: str
-    size_bytes: int
-    rows: tuple[BenchRow, ...]
-    not_timed: tuple[NotTimed, ...]
-    cuda_graphs: bool = False
-
-    def __str__(self) -> str:
-        return _table(self)
+__all__ = ["bench", "check_batches"]
 
 
 def bench(
@@ -120,7 +59,7 @@ def bench(
     bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     chosen = tuple(runtimes) or candidates(bundle)
     if cuda_graphs:
-        _require_replayed(chosen)
+        require_cuda_graphs(*chosen)
     tell = on_progress or (lambda line: None)
     threads = n_usable_cores() if n_threads is None else n_threads
     timings = [
@@ -148,7 +87,7 @@ def bench(
                 if note is not None:
                     tell(note)
                 for timing in timings:
-                    found = _row(sessions, bundle, name, timing, tell)
+                    found = _timed(sessions, bundle, name, timing, tell)
                     if isinstance(found, NotTimed):
                         not_timed.append(found)
                     else:
@@ -164,15 +103,8 @@ def bench(
         rows=tuple(rows),
         not_timed=tuple(not_timed),
         cuda_graphs=cuda_graphs,
-        **conditions,
+        **vars(conditions()),
     )
-
-
-def write_bench(folder: Path, result: Bench) -> Path:
-    """Write `bench.json`, raw samples included, into the folder; return its path. Raises OutputError."""
-    path = Path(folder) / RESULT_FILE
-    write_json(path, {"kind": "bench", **asdict(result)})
-    return path
 
 
 def check_batches(batches: Sequence[int]) -> None:
@@ -192,18 +124,8 @@ def _check_runtimes(runtimes: Sequence[str]) -> None:
         raise UsageError(f"The runtimes are {', '.join(runtimes)}.", expected="Each was expected once.")
 
 
-def _require_replayed(runtimes: Sequence[str]) -> None:
-    """Raise UsageError where none of the runtimes replays CUDA graphs."""
-    if not set(runtimes) & set(TARGETS):
-        raise UsageError(
-            f"CUDA graphs were asked for, and {', '.join(runtimes)} replay none.",
-            expected=f"They were expected to go with {' or '.join(TARGETS)}.",
-            do="Leave --cuda-graphs out, or time a bundle with an engine.",
-        )
-
-
 def _told(one: NotTimed, tell: Callable[[str], None]) -> NotTimed:
-    tell(f"{one.runtime}{_at(one.batch)} is not timed: {one.why}")
+    tell(f"{one.runtime}{at_batch(one.batch)} is not timed: {one.why}")
     return one
 
 
@@ -222,7 +144,7 @@ def _require_some(
 ) -> None:
     if rows:
         return
-    told = "; ".join(f"{one.runtime}{_at(one.batch)}: {one.why}" for one in not_timed)
+    told = "; ".join(f"{one.runtime}{at_batch(one.batch)}: {one.why}" for one in not_timed)
     if broken:
         raise ArtefactError(
             f"Nothing can run {bundle.path}: {told}",
@@ -241,11 +163,7 @@ def _require_some(
     )
 
 
-def _at(batch: int | None) -> str:
-    return "" if batch is None else f" at batch {batch}"
-
-
-def _row(
+def _timed(
     sessions: TimedSessions, bundle: Bundle, runtime: str, timing: Timing, tell: Callable[[str], None]
 ) -> BenchRow | NotTimed:
     shape, batch = bundle.info.model.input_shape, timing["batch"]
@@ -271,63 +189,3 @@ def _row(
         device=device,
         device_ms=None if device is None else location(device.samples_ms),
     )
-
-
-def _table(result: Bench) -> str:
-    what = result.model or "a network of your own"
-    head = f"{result.path}: {what}, {result.method}, density {result.density:.4g}, {result.precision}"
-    width = max(18, *(len(row.runtime) + 2 for row in result.rows))
-    titles = f"{'runtime':<{width}}{'batch':>6}{'p50 ms':>10}{'p90 ms':>10}{'p99 ms':>10}{'calls':>9}{'samples/s':>12}"
-    lines = [
-        f"{head}, model.onnx {result.size_bytes:,} bytes",
-        "",
-        f"{titles}   {'undisturbed ms [95 %]':<26}{'floor':>6}",
-    ]
-    for row in result.rows:
-        at, ms = row.latency, row.latency_ms
-        lines.append(
-            f"{row.runtime:<{width}}{row.batch:>6}{at.median_ms:>10.4g}{at.p90_ms:>10.4g}"
-            f"{'-' if at.p99_ms is None else format(at.p99_ms, '.4g'):>10}{at.n_calls:>9,}"
-            f"{row.samples_per_s:>12,.0f}   {f'{ms.estimate:.4g} [{ms.low:.4g}, {ms.high:.4g}]':<26}"
-            f"{100 * (row.floor - 1):>4.1f} %{'' if at.steady and row.again.steady else '  not steady'}"
-        )
-    lines.append("")
-    for note in _notes(result):
-        lines += textwrap.wrap(note, _WIDTH)
-    return "\n".join(lines)
-
-
-def _notes(result: Bench) -> list[str]:
-    """What is to be said below the figures, a paragraph each."""
-    explained = (
-        "floor: by how much two copies of this very file differ here; smaller differences mean nothing. A 99th "
-        "percentile is given from 1,000 calls on."
-    )
-    notes = [explained]
-    for row in result.rows:
-        if row.device_ms is not None:
-            ms = row.device_ms
-            notes.append(
-                f"{row.runtime} at batch {row.batch}: {ms.estimate:.4g} ms [{ms.low:.4g}, {ms.high:.4g}] on the device alone, "
-                "by CUDA events, without copies to and from the host."
-            )
-    if result.cuda_graphs:
-        notes.append("Engines replayed CUDA graphs.")
-    if any(not row.latency.steady for row in result.rows):
-        notes.append("not steady: times had not settled when warm-up ended; repeat on a quiet machine.")
-    if result.cards.throttled:
-        notes.append(f"The card's clock was held down meanwhile: {', '.join(result.cards.throttled)}.")
-    notes += [f"Not timed: {one.runtime}{_at(one.batch)}: {one.why}" for one in result.not_timed]
-    engines = dict.fromkeys((row.runtime, row.file) for row in result.rows if row.file.startswith("engines/"))
-    notes += [f"{runtime} ran {file}." for runtime, file in engines]
-    return [*notes, _conditions(result)]
-
-
-def _conditions(result: Bench) -> str:
-    machine = result.machine
-    version = next((v for k, v in result.versions.items() if k.startswith("onnxruntime")), "")
-    load = machine["load_average"]
-    where = [machine["cpu_model"] or "unknown CPU", f"{machine['n_cores_usable']} cores"]
-    where += [gpu["name"] for gpu in machine["gpus"]]
-    where += [f"load {load[0]}"] if load else []
-    return f"onnxruntime {version}, {how_timed(result)}; {', '.join(where)}."

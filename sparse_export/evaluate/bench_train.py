@@ -1,4 +1,4 @@
-"""A training step of a recipe, dense against sparse, in all its parts."""
+"""`bench-train`: a training step of a recipe, dense against sparse, in all its parts."""
 
 from __future__ import annotations
 
@@ -12,28 +12,21 @@ import torch
 
 from sparse_export import models
 from sparse_export.errors import MissingCapability, UsageError
-from sparse_export.evaluate.bench.sessions import Timing
-from sparse_export.evaluate.bench_train.result import (
-    PARTS,
-    Phases,
-    StepBench,
-    StepTimes,
-    check_speedup,
-    write_step_bench,
-)
-from sparse_export.evaluate.bench_train.training_loop import Loop, fresh_network
-from sparse_export.evaluate.bench_train.verdict import judge_step
+from sparse_export.evaluate.sessions import Timing
+from sparse_export.evaluate.training_loop import Loop, fresh_network
+from sparse_export.evaluate.training_step import Phases, StepBench, StepTimes
+from sparse_export.evaluate.verdict import Verdict, verdict_of
 from sparse_export.formats.run import ProductInfo
 from sparse_export.instruments.conditions import measuring
 from sparse_export.instruments.device import CudaStamps
 from sparse_export.instruments.interleave import LatencyResult, check_measurable, measure_interleaved
-from sparse_export.instruments.outcome import require_possible_speedup
-from sparse_export.instruments.statistics import paired_ratio, resolution
+from sparse_export.instruments.outcome import Outcome, outcome_of, require_possible_speedup
+from sparse_export.instruments.statistics import Ratio, paired_ratio, resolution
 from sparse_export.train.network import n_threads_for
 from sparse_export.train.recipe import Recipe, load_recipe
 from sparse_export.train.stopping import cpu_settings
 
-__all__ = ["PARTS", "StepBench", "StepTimes", "bench_training_step", "check_speedup", "write_step_bench"]
+__all__ = ["bench_training_step"]
 
 _UPDATE_EVERY = 500  # where the recipe says once an epoch: SparseTraining's own default
 _SIDES = ("dense", "dense again", "sparse")
@@ -94,7 +87,7 @@ def bench_training_step(
     dense_ms = times["dense"].latency.samples_ms
     ratio = paired_ratio(dense_ms, step_ms)
     control = paired_ratio(dense_ms, times["dense again"].latency.samples_ms)
-    outcome, verdict = judge_step(
+    verdict = _judge(
         loaded,
         ratio=ratio,
         control=control,
@@ -119,14 +112,84 @@ def bench_training_step(
         update_every=shared,
         ratio=ratio,
         control=control,
-        floor=resolution(control),
-        outcome=outcome,
-        verdict=verdict,
+        floor=verdict.floor,
+        outcome=verdict.outcome,
+        verdict=verdict.text,
         required_speedup=require_speedup,
         products=products,
         phases=phases,
-        **conditions,
+        **vars(conditions()),
     )
+
+
+def _judge(
+    recipe: Recipe,
+    *,
+    ratio: Ratio,
+    control: Ratio,
+    times: Mapping[str, StepTimes],
+    update_ms: Sequence[float],
+    update_every: int | None,
+    device: str,
+    products: Sequence[ProductInfo],
+    phases: Phases | None,
+) -> Verdict:
+    """The verdict on a step, with what its products let expect.
+
+    times: of every network.  update_ms: of one update.  update_every: steps that share one, None where masks do not
+    move.  device: its type.
+    """
+    outcome = outcome_of(ratio, resolution(control))
+    parts: list[str] = []
+    if phases is not None:
+        parts.append(_of_phases(phases, products, update_every))
+    else:
+        parts += _of_products(products, outcome, device, transposable=recipe.sparsity.transposable)
+    if update_every:
+        parts.append(
+            f"Masks cost {times['sparse'].part_ms['masks']:.3g} ms a step, and an update {np.median(update_ms):.3g} ms "
+            f"once in {update_every} steps."
+        )
+    if recipe.cuda_graph:
+        parts.append(
+            "The recipe launches a step as one CUDA graph; these steps were launched kernel by kernel."
+        )
+    steady = all(one.latency.steady for one in times.values())
+    return verdict_of(ratio, control, copies="two dense networks", steady=steady, why=parts)
+
+
+def _of_phases(phases: Phases, products: Sequence[ProductInfo], update_every: int | None) -> str:
+    n_csr = sum(fact.by == "csr" for fact in products)
+    return (
+        f"Of {len(products)} masked weights {n_csr} are multiplied without their inactive entries. Steps that "
+        f"train active weights alone are {phases.between} as fast as dense ones, and those with dense "
+        f"gradients, {phases.window_steps} of {update_every or 'none'}, {phases.within}."
+    )
+
+
+def _of_products(
+    products: Sequence[ProductInfo], outcome: Outcome, device: str, *, transposable: bool
+) -> list[str]:
+    """Of steps of one kind: by which products they are made, and what that lets expect."""
+    n_24 = sum(fact.by == "2:4" for fact in products)
+    if n_24:
+        backward = (
+            "and those of their inputs' gradients, by masks that are 2:4 along both axes; gradients of weights are dense."
+            if transposable
+            else "both gradients are dense."
+        )
+        return [f"Forward products of {n_24} of {len(products)} masked weights are 2:4, {backward}"]
+    if outcome == "speed-up":
+        told = ["The products are the same dense ones in both, so this does not come from skipped zeros."]
+    else:
+        why = "so sparsity takes no work away and masks add theirs"
+        told = [
+            f"Products are dense on this {device}: a masked weight is multiplied like any other, forward and backward, {why}."
+        ]
+    if products:
+        reasons = "; ".join(f"{fact.name}, {fact.reason}" for fact in products)
+        told.append(f"CSR products were asked for, and won for no layer: {reasons}.")
+    return told
 
 
 def _at_once(recipe: Recipe) -> Recipe:

@@ -1,4 +1,4 @@
-"""How far what a bundle gives is from what was stored with it or computed beside it."""
+"""How far the outputs of a session are from those that were stored with the bundle, or computed beside it."""
 
 from __future__ import annotations
 
@@ -9,27 +9,42 @@ from torch import nn
 
 from sparse_export.building.golden import SMALLER_BATCHES, answers, difference
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
-from sparse_export.evaluate.validation.result import BatchParity, Parity
+from sparse_export.evaluate.validation import BatchParity, Parity
 from sparse_export.formats.bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL_FILE, Bundle
 from sparse_export.formats.listed import bytes_of
-from sparse_export.runtimes.logits import Array, onnx_logits
+from sparse_export.runtimes import Session
+from sparse_export.runtimes.logits import Array, session_logits
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.probe import require_tried
 from sparse_export.runtimes.tolerance import outside_tolerance, spread
 from sparse_export.tasks.labels import has_class_scores, predicted_classes
 from sparse_export.trust import Given
 
-__all__ = ["golden", "golden_parity", "parity_by_batch", "parity_of"]
+__all__ = ["golden_array", "golden_parity", "golden_parity_of_file", "parity_by_batch", "parity_of"]
 
 
 def golden_parity(bundle: Bundle, *, n_threads: int | None = None, trust: Given = None) -> Parity:
-    """The ONNX file by onnxruntime on the CPU against the stored answer, after `require_tried`.
+    """Hold the ONNX file, by onnxruntime on the CPU, against the stored answer, after `require_tried`.
 
-    Raises GateFailed (NaN, or logits of another shape) or ArtefactError."""
+    Args:
+        bundle: to be checked.
+        n_threads: of onnxruntime.
+        trust: SHA-256 of a manifest that is vouched for.
+
+    Raises:
+        GateFailed: NaN, or logits of another shape.
+        ArtefactError: files that cannot be read, or that do not fit each other.
+    """
     require_tried(bundle, given=trust)
-    golden_input, golden_output = (golden(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
+    with open_session(bundle.onnx_path, n_threads=n_threads) as session:
+        return golden_parity_of_file(session, bundle)
+
+
+def golden_parity_of_file(session: Session, bundle: Bundle) -> Parity:
+    """As `golden_parity`, of a session of the bundle's own ONNX file, which was declared to take that input."""
+    golden_input, golden_output = (golden_array(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
     try:
-        found = onnx_logits(bundle.onnx_path, golden_input, n_threads=n_threads)
+        found = session_logits(session, golden_input, who=f"The ONNX file {bundle.onnx_path}")
     except UsageError as cause:
         raise ArtefactError(
             f"{bundle.path / GOLDEN_INPUT} does not fit {bundle.path / MODEL_FILE}. {cause.what}",
@@ -39,7 +54,12 @@ def golden_parity(bundle: Bundle, *, n_threads: int | None = None, trust: Given 
     return parity_of(found, golden_output, bundle)
 
 
-def golden(bundle: Bundle, name: str) -> Array:
+def golden_array(bundle: Bundle, name: str) -> Array:
+    """Read the golden input or output.
+
+    Raises:
+        ArtefactError: the file is not the one that was written, or no array.
+    """
     try:
         array: Array = np.load(io.BytesIO(bytes_of(bundle, name)), allow_pickle=False)
     except (ValueError, EOFError, OSError) as cause:
@@ -51,20 +71,18 @@ def golden(bundle: Bundle, name: str) -> Array:
     return array
 
 
-def parity_by_batch(
-    bundle: Bundle, network: nn.Module, *, n_threads: int | None = None
-) -> tuple[BatchParity, ...]:
-    """The ONNX file by onnxruntime on the CPU against its network, on the golden input in batches of each size.
+def parity_by_batch(session: Session, bundle: Bundle, network: nn.Module) -> tuple[BatchParity, ...]:
+    """How far a session is from the bundle's network, on the golden input in batches of each size.
 
-    Raises UsageError where the network does not take a batch."""
-    inputs, outputs = (golden(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
+    Raises:
+        UsageError: the network does not take a batch.
+    """
+    inputs, outputs = (golden_array(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
     allowed = bundle.info.atol + bundle.info.rtol * spread(outputs)
     sizes = (*(n for n in SMALLER_BATCHES if n < len(inputs)), len(inputs))
-    with open_session(bundle.onnx_path, n_threads=n_threads) as session:
-        differences = {
-            n: difference(session, inputs[:n], wanted)
-            for n, wanted in answers(network, inputs, sizes).items()
-        }
+    differences = {
+        n: difference(session, inputs[:n], wanted) for n, wanted in answers(network, inputs, sizes).items()
+    }
     return tuple(
         BatchParity(batch=n, max_abs_difference=one, ok=one is not None and one <= allowed)
         for n, one in differences.items()
@@ -72,6 +90,11 @@ def parity_by_batch(
 
 
 def parity_of(found: Array, wanted: Array, bundle: Bundle) -> Parity:
+    """How far logits are from those that they should be, by the tolerances of the bundle.
+
+    Raises:
+        GateFailed: they have another shape.
+    """
     if found.shape != wanted.shape:
         raise GateFailed(
             f"{bundle.path / MODEL_FILE} gives logits {found.shape}.",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export import models
-from sparse_export.evaluate.bench_train.result import PARTS
+from sparse_export.evaluate.training_step import PARTS
 from sparse_export.formats.run import ProductInfo
 from sparse_export.instruments.device import stamps_for
 from sparse_export.models.lazy import give_shapes

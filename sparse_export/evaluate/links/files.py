@@ -1,22 +1,19 @@
-"""The links of the chain but the first of weights: each holds a bundle's files to one thing."""
+"""The links that are looked up in files: they are whole, the graph keeps its pattern, engines are of that graph."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from sparse_export import trust
 from sparse_export.building import DENSE_MODEL_FILE, MODEL_FILE
 from sparse_export.engines.loadable import require_genuine
-from sparse_export.errors import ArtefactError, GateFailed, SparseExportError, SpeedupNotReached
-from sparse_export.evaluate.comparison import Comparison
-from sparse_export.evaluate.gating.case import Case
-from sparse_export.evaluate.gating.chain import Figure, Finding
-from sparse_export.evaluate.validation import Validation, golden_parity
-from sparse_export.evaluate.validation import check_gates as check_parity
+from sparse_export.errors import ArtefactError, GateFailed
+from sparse_export.evaluate.links.case import Case
+from sparse_export.evaluate.links.chain import Figure, Finding
+from sparse_export.evaluate.parity import golden_parity
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE
 from sparse_export.formats.engines import EngineInfo
@@ -24,15 +21,8 @@ from sparse_export.formats.layers import LAYERS_FILE, GraphLayer, read_engine_la
 from sparse_export.formats.listed import bytes_of, file_of
 from sparse_export.graph.layers import broken_patterns, promised_patterns
 
-__all__ = [
-    "accuracy_is_kept",
-    "engines_are_of_the_graph",
-    "files_are_whole",
-    "graph_keeps_its_pattern",
-    "speed_is_reached",
-]
+__all__ = ["engines_are_of_the_graph", "files_are_whole", "graph_keeps_its_pattern"]
 
-_ROUNDING_POINTS = 1e-9
 # What is compared of a layer. Reasons are left out: their wording may change from release to release.
 _SAME = (
     *("node", "op_type", "weight", "shape", "reduction_axis"),
@@ -167,95 +157,3 @@ def _kernels(case: Case, fact: EngineInfo) -> str:
     rows = read_engine_layers(file_of(case.bundle, LAYERS_FILE), fact.file)
     counts = Counter(row.state for row in rows)
     return "sparse kernels: " + (", ".join(f"{n} {state}" for state, n in counts.items()) or "not known")
-
-
-def accuracy_is_kept(case: Case, validation: Validation) -> Finding:
-    """The files give what was trained, and lose no more than max_drop on the test set, whoever runs them.
-
-    validation: of the bundle against the dense one.
-    """
-    against, accuracy = validation.against, validation.accuracy
-    if against is None or accuracy is None:
-        raise GateFailed(f"The accuracy of {validation.bundle} was not measured.")
-    told = [
-        (
-            f"model.onnx has {accuracy.n_correct:,} of {accuracy.n_samples:,} right ({accuracy.percent:.2f} %) on the test "
-            f"set of {validation.data}, the dense bundle {against.accuracy.n_correct:,} ({against.accuracy.percent:.2f} %)"
-        ),
-        (
-            f"that is {against.points:+.2f} points, 95 % interval {against.low:+.2f} to {against.high:+.2f}, McNemar "
-            f"p {against.mcnemar_p:.3g}"
-        ),
-        f"at most {case.max_drop:g} points may be lost",
-    ]
-    figures: dict[str, Figure] = {
-        "accuracy_percent": accuracy.percent,
-        "dense_accuracy_percent": against.accuracy.percent,
-        "points": against.points,
-        "points_low": against.low,
-        "points_high": against.high,
-        "mcnemar_p": against.mcnemar_p,
-        "max_drop_points": case.max_drop,
-    }
-    lost = [("model.onnx", -against.points)]
-    for one in validation.runtimes:
-        if one.accuracy is not None:
-            lost.append((one.name, against.accuracy.percent - one.accuracy.percent))
-            told.append(f"{one.name} has {one.accuracy.percent:.2f} %")
-    told += [f"{name} was not run: {why}" for name, why in validation.not_run.items()]
-    wrong = [
-        f"{name} is {points:.2f} points below the dense bundle ({against.accuracy.percent:.2f} %)"
-        for name, points in lost
-        if points > case.max_drop + _ROUNDING_POINTS
-    ]
-    problem: SparseExportError | None = None
-    if wrong:
-        problem = GateFailed(
-            f"Accuracy was lost: {'; '.join(wrong)}; 95 % interval of sparse minus dense {against.low:+.2f} to "
-            f"{against.high:+.2f} points, McNemar p {against.mcnemar_p:.3g}.",
-            expected=f"At most {case.max_drop:g} points may be lost.",
-            do="Train longer or at a higher density, or allow a larger drop.",
-        )
-    else:
-        try:
-            check_parity(validation)
-        except GateFailed as cause:
-            problem = cause
-    return Finding(told=tuple(told), figures=figures, problem=problem)
-
-
-def speed_is_reached(case: Case, comparisons: Sequence[Comparison]) -> Finding:
-    """At every batch size the whole interval of dense / sparse is at or above what was promised, on every runtime.
-
-    comparisons: of the dense bundle with this one, one for each runtime.
-    """
-    figures: dict[str, Figure] = {"required_speedup": case.require_speedup or 1.0}
-    told, missed = [], []
-    for place, comparison in enumerate(comparisons):
-        prefix = f"{comparison.runtime}_" if place else ""
-        for at in comparison.latency:
-            figures |= {
-                f"{prefix}batch_{at.batch}_speedup": at.ratio.estimate,
-                f"{prefix}batch_{at.batch}_speedup_low": at.ratio.low,
-                f"{prefix}batch_{at.batch}_speedup_high": at.ratio.high,
-                f"{prefix}batch_{at.batch}_floor": at.floor,
-            }
-        told += [
-            f"{at.verdict} {at.dense.median_ms:.4g} ms dense, {at.sparse.median_ms:.4g} ms sparse"
-            for at in comparison.latency
-        ]
-        told.append(
-            f"measured with {comparison.runtime}, threads: {comparison.n_threads}, {comparison.rounds} interleaved rounds"
-        )
-        told += [f"{name} is passed over: {why}" for name, why in comparison.passed_over.items()]
-        if comparison.speedup_missed:
-            missed.append(f"With {comparison.runtime}: {comparison.speedup_missed}")
-    problem = None
-    if missed:
-        problem = SpeedupNotReached(
-            " ".join(missed),
-            expected=f"At least {case.require_speedup:g}x was promised, at the lower end of the interval, and more than two "
-            "copies of the dense file differ by.",
-            do="Deploy the dense bundle where it is as fast, or promise no speed-up.",
-        )
-    return Finding(told=tuple(told), figures=figures, problem=problem)

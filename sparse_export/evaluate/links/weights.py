@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from sparse_export.engines.precision import CALIBRATED
 from sparse_export.errors import GateFailed, SparseExportError
-from sparse_export.evaluate.gating.case import Case
-from sparse_export.evaluate.gating.chain import Figure, Finding
-from sparse_export.evaluate.validation import run_of_bundle
+from sparse_export.evaluate.links.case import Case
+from sparse_export.evaluate.links.chain import Figure, Finding
+from sparse_export.evaluate.references import run_of_bundle
 from sparse_export.graph.layers import broken_patterns, count_parameters, promised_patterns
 from sparse_export.graph.passes.permute import reduction_axis
 from sparse_export.models.run_network import masks_of_run, network_of_run

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
 import numpy as np
 
+from sparse_export.engines.loadable import engine_of, require_genuine
+from sparse_export.engines.tensorrt_import import TARGETS
+from sparse_export.errors import ArtefactError, MissingCapability, NotTrustedError, UsageError, what_and_do
+from sparse_export.formats.bundle import Bundle
 from sparse_export.instruments.device import CudaStamps
 from sparse_export.instruments.interleave import LatencyResult, measure_interleaved
 from sparse_export.runtimes import DeviceSession, Session
+from sparse_export.runtimes.choice import candidates, open_runtime
 
-__all__ = ["TimedSessions", "Timing"]
+__all__ = ["Opened", "TimedSessions", "Timing", "opened_both", "require_cuda_graphs"]
 
 _CALLS_AFTER_OPENING = 3
 
@@ -129,3 +136,85 @@ class TimedSessions:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """sessions: `dense`, `dense again` and `sparse`.  runtime: as `candidates` names it.  passed_over: better ones, and
+    why they could not run both."""
+
+    sessions: TimedSessions
+    runtime: str
+    passed_over: dict[str, str]
+
+
+@contextlib.contextmanager
+def opened_both(
+    dense: Bundle,
+    sparse: Bundle,
+    *,
+    runtime: str | None,
+    n_threads: int,
+    trust: Sequence[str],
+    seed: int,
+    cuda_graphs: bool,
+) -> Iterator[Opened]:
+    """The dense bundle opened twice and the sparse one once, until the end of the block.
+
+    Args:
+        dense: opened twice.
+        sparse: opened once.
+        runtime: None for the first of `candidates` that opens both.
+        n_threads: of onnxruntime.
+        trust: SHA-256 of manifests that are vouched for.
+        seed: of the order in which they are opened anew.
+        cuda_graphs: engines replay their launches.
+
+    Raises:
+        UsageError: CUDA graphs were asked for, and the runtime replays none.
+        MissingCapability: the runtime that was asked for cannot work here.
+        NotTrustedError: nobody vouches for engines of that runtime.
+        ArtefactError: a file was changed.
+    """
+    passed_over: dict[str, str] = {}
+    for name in candidates(dense, sparse) if runtime is None else (runtime,):
+        try:  # a file that was changed ends it; one that nobody vouches for is like one that cannot run
+            for side in (dense, sparse) if name in TARGETS else ():
+                require_genuine(side, engine_of(side, name), given=trust)
+        except NotTrustedError as cause:
+            if runtime is not None:
+                raise
+            passed_over[name] = what_and_do(cause)
+            continue
+        first, other = (
+            partial(open_runtime, side, name, n_threads=n_threads, trust=trust, cuda_graphs=cuda_graphs)
+            for side in (dense, sparse)
+        )
+        with contextlib.ExitStack() as stack:
+            openers = {"dense": first, "dense again": first, "sparse": other}
+            try:
+                sessions = stack.enter_context(TimedSessions(openers, seed))
+            except (MissingCapability, ArtefactError) as cause:
+                if runtime is not None or name == "onnxruntime-cpu":
+                    raise
+                passed_over[name] = what_and_do(cause)
+                continue
+            if cuda_graphs:
+                require_cuda_graphs(name)
+            yield Opened(sessions=sessions, runtime=name, passed_over=passed_over)
+            return
+    raise AssertionError  # the CPU is among the candidates
+
+
+def require_cuda_graphs(*runtimes: str) -> None:
+    """Check that one of the runtimes replays CUDA graphs.
+
+    Raises:
+        UsageError: none does.
+    """
+    if not set(runtimes) & set(TARGETS):
+        raise UsageError(
+            f"CUDA graphs were asked for, and {', '.join(runtimes)} {'replays' if len(runtimes) == 1 else 'replay'} none.",
+            expected=f"They were expected to go with {' or '.join(TARGETS)}.",
+            do="Leave --cuda-graphs out, or give bundles with engines.",
+        )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,24 +9,27 @@ from pathlib import Path
 
 from sparse_export import errors
 from sparse_export.errors import SparseExportError, UnknownNameError, UsageError
-from sparse_export.evaluate.bench.latency import check_batches
-from sparse_export.evaluate.comparison import Comparison, compare
-from sparse_export.evaluate.gating.case import Case
-from sparse_export.evaluate.gating.chain import Finding, Link, LinkResult, walk
-from sparse_export.evaluate.gating.junit import junit_xml
-from sparse_export.evaluate.gating.links import (
-    accuracy_is_kept,
+from sparse_export.evaluate.bench import check_batches
+from sparse_export.evaluate.compare import compare
+from sparse_export.evaluate.comparison import Comparison
+from sparse_export.evaluate.links.case import Case
+from sparse_export.evaluate.links.chain import Finding, Link, LinkResult, walk
+from sparse_export.evaluate.links.files import (
     engines_are_of_the_graph,
     files_are_whole,
     graph_keeps_its_pattern,
-    speed_is_reached,
 )
-from sparse_export.evaluate.gating.weights import weights_keep_their_pattern
-from sparse_export.evaluate.validation import Validation, validate
+from sparse_export.evaluate.links.junit import junit_xml
+from sparse_export.evaluate.links.measured import accuracy_is_kept, speed_is_reached
+from sparse_export.evaluate.links.weights import weights_keep_their_pattern
+from sparse_export.evaluate.validate import validate
+from sparse_export.evaluate.validation import Validation
 from sparse_export.files import write_bytes, write_json
 from sparse_export.instruments.interleave import check_measurable
 from sparse_export.instruments.outcome import require_possible_speedup
 from sparse_export.runtimes.choice import RUNTIMES, open_runtime
+from sparse_export.tables import Shown, Table
+from sparse_export.tasks.accuracy import require_possible_drop
 from sparse_export.trust import Given, digests
 from sparse_export.version import command_line, library_versions, now
 
@@ -37,7 +38,6 @@ __all__ = ["MAX_DROP_POINTS", "Gate", "check_gate", "gate", "write_results"]
 RESULT_FILE = "gate.json"
 JUNIT_FILE = "gate.junit.xml"
 MAX_DROP_POINTS = 1.0
-_WIDTH = 98
 _BLOCK_S = 0.02
 
 
@@ -63,15 +63,18 @@ class Gate:
     kind: str = "gate"
     schema_version: int = 1
 
-    def __str__(self) -> str:
-        lines = [f"bundle   {self.bundle}", f"against  {self.against}", ""]
+    def shown(self) -> Shown:
+        """A row for each link with what it found, and the verdict."""
+        paths = Table(rows=[("bundle", self.bundle), ("against", self.against)])
+        rows = []
         for link in self.links:
-            lines.append(f"{link.name:<10}{link.outcome:<18}{link.asks}")
-            for text in (*link.told, *([f"BROKEN: {link.reason}"] if link.reason else [])):
-                lines += textwrap.wrap(
-                    text, _WIDTH, initial_indent="          - ", subsequent_indent=" " * 12
-                )
-        return "\n".join([*lines, "", *textwrap.wrap(self.verdict, _WIDTH)])
+            broken = [f"BROKEN: {link.reason}"] if link.reason else []
+            found = [f"- {text}" for text in (*link.told, *broken)]
+            rows.append((link.name, link.outcome, "\n".join((link.asks, *found))))
+        return Shown([paths, Table(head=("link", "outcome", "what has to hold"), rows=rows), self.verdict])
+
+    def __str__(self) -> str:
+        return self.shown().draw()
 
 
 def gate(
@@ -101,7 +104,8 @@ def gate(
 
     A broken link is in the result, for `check_gate` to raise. Raises UsageError for what cannot be meant from the start.
     """
-    _check_options(max_drop, require_speedup)
+    require_possible_drop(max_drop)
+    require_possible_speedup(require_speedup, example="Write 1.2 for a fifth more speed.")
     check_batches(batches)
     check_measurable(rounds, block_s)
     for name in runtimes or ():
@@ -249,15 +253,6 @@ def _verdict(
     if runtimes_not_timed:
         parts.append(f"The speed is not that of its engines: not timed on {', '.join(runtimes_not_timed)}.")
     return " ".join(parts)
-
-
-def _check_options(max_drop: float, require_speedup: float | None) -> None:
-    if not (math.isfinite(max_drop) and max_drop >= 0):
-        raise UsageError(
-            f"The largest drop is {max_drop!r}.",
-            expected="A number of percentage points, 0 or more, was expected.",
-        )
-    require_possible_speedup(require_speedup, example="Write 1.2 for a fifth more speed.")
 
 
 def check_gate(found: Gate) -> None:

@@ -1,32 +1,28 @@
-"""Runs a dense and a sparse bundle on one runtime, and puts together what was found."""
+"""`compare`: a dense and a sparse bundle on one runtime: accuracy, size and time."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sparse_export.errors import UsageError
-from sparse_export.evaluate.bench.latency import check_batches
-from sparse_export.evaluate.bench.sessions import Timing
-from sparse_export.evaluate.comparison.accuracies import (
-    Samples,
-    checked_samples,
-    gate_failed,
-    measured_accuracies,
-    require_known,
-)
-from sparse_export.evaluate.comparison.latencies import compare_latency, speedup_missed
-from sparse_export.evaluate.comparison.open import Opened, opened_both
-from sparse_export.evaluate.comparison.result import Comparison, Side
+from sparse_export.evaluate.bench import check_batches
+from sparse_export.evaluate.compare_times import compare_latency, speedup_missed
+from sparse_export.evaluate.comparison import Comparison, Side
+from sparse_export.evaluate.evaluator import Samples, checked_samples, score
+from sparse_export.evaluate.sessions import Opened, Timing, opened_both
 from sparse_export.formats.bundle import MODEL_FILE, Bundle, open_bundle
 from sparse_export.formats.run import Accuracy
 from sparse_export.instruments.conditions import measuring
 from sparse_export.instruments.interleave import check_measurable
 from sparse_export.instruments.machine import n_usable_cores
 from sparse_export.instruments.outcome import require_possible_speedup
+from sparse_export.instruments.statistics import AccuracyDifference, paired_accuracy_difference
 from sparse_export.runtimes.choice import runtime_note
+from sparse_export.tasks.accuracy import drop_points, lost_too_much, percent_text, require_possible_drop
+from sparse_export.tasks.samples import LabelledSamples
 
 __all__ = ["compare"]
 
@@ -53,26 +49,44 @@ def compare(
 
     The dense file is loaded twice, the sparse one once, all with the same number of threads; the three are
     timed in interleaved blocks (`measure_interleaved`) on standard normal input, being closed and loaded
-    anew in random order before each round, and each pair's ratio gets a 95 % interval (`paired_ratio`). Idle threads of a session spin for a moment after its block; the order
-    being random and mirrored, that meets all three alike.
+    anew in random order before each round, and each pair's ratio gets a 95 % interval (`paired_ratio`). Idle threads
+    of a session spin for a moment after its block; the order being random and mirrored, that meets all three alike.
 
-    samples: the test set as the network takes it: x float32 (n, *input_shape), normalised, y integer (n,), class
-    numbers below the number of outputs; arrays or tensors. None takes the accuracies recorded in the manifests and
-    leaves out the paired difference.
-    n_threads: None for the cores this process may use.  rounds, block_s, warmup_limit_s: see
-    `measure_interleaved`.  batches: samples in a timed call.
-    max_drop: most percentage points of accuracy that sparse may lose.  require_speedup: what the lower end
-    of the interval of dense / sparse must reach at every batch size, for bundles of one precision. `check_gates` raises
-    when either fails.
-    runtime: None for the first of `candidates` that opens both; those before it are told of in `passed_over`.
-    trust: SHA-256 of manifests, needed once for engines of bundles from elsewhere.
-    cuda_graphs: engines replay their launches; other runtimes have none.
-    on_progress: called with a line before each step.
-    Raises UsageError (bundles that cannot be compared, options without meaning, labels that are not class numbers
-    of a network with several outputs), GateFailed for outputs that are NaN or infinite, UnknownNameError,
-    MissingCapability (the runtime cannot work here), NotTrustedError or ArtefactError.
+    Args:
+        dense: a bundle, or its folder.
+        sparse: likewise, of the same task.
+        batches: samples in a timed call.
+        rounds: see `measure_interleaved`.
+        block_s: see `measure_interleaved`.
+        warmup_limit_s: see `measure_interleaved`.
+        n_threads: None for the cores this process may use.
+        seed: of the timed inputs, and of the order.
+        samples: the test set as the network takes it: x float32 (n, *input_shape), normalised, y integer (n,), class
+            numbers below the number of outputs; arrays or tensors. None takes the accuracies recorded in the manifests
+            and leaves out the paired difference.
+        max_drop: most percentage points of accuracy that sparse may lose.
+        require_speedup: what the lower end of the interval of dense / sparse must reach at every batch size, for
+            bundles of one precision.
+        runtime: None for the first of `candidates` that opens both; those before it are in `passed_over`.
+        trust: SHA-256 of manifests, needed once for engines of bundles from elsewhere.
+        cuda_graphs: engines replay their launches; other runtimes have none.
+        on_progress: called with a line before each step.
+
+    Returns:
+        What was found; a requirement that was not kept is in it, for `check_gates` to raise.
+
+    Raises:
+        UsageError: bundles that cannot be compared, options without meaning, labels that are not class numbers of a
+            network with several outputs.
+        GateFailed: outputs that are NaN or infinite.
+        UnknownNameError: no such runtime.
+        MissingCapability: the runtime cannot work here.
+        NotTrustedError: nobody vouches for engines of that runtime.
+        ArtefactError: a file was changed or is damaged.
     """
-    _check_options(batches, max_drop, require_speedup)
+    check_batches(batches)
+    require_possible_drop(max_drop)
+    require_possible_speedup(require_speedup, example="Write 1.2 for a fifth more speed.")
     check_measurable(rounds, block_s)
     dense, sparse = (side if isinstance(side, Bundle) else open_bundle(side) for side in (dense, sparse))
     _check_comparable(dense, sparse)
@@ -98,35 +112,77 @@ def compare(
         ) as opened,
     ):
         _tell_of_runtime(opened, dense, sparse, tell)
-        found = measured_accuracies(opened, dense, sparse, checked, tell)
+        found = _accuracies(opened, dense, sparse, checked, tell)
+        drop = drop_points(found.sparse, found.dense)
         if max_drop is not None:
-            require_known(found, max_drop)
+            _require_known(drop, max_drop)
         latency = tuple(compare_latency(opened, dense, sparse, timing, tell) for timing in timings)
         name = opened.sessions.open["dense"].name
     return Comparison(
         dense=_side(dense, found.dense),
         sparse=_side(sparse, found.sparse),
         accuracy_source=found.source,
-        accuracy_drop_points=found.drop_points,
+        accuracy_drop_points=drop,
         difference=found.difference,
         latency=latency,
         max_drop_points=max_drop,
         required_speedup=require_speedup,
-        gate_failed=gate_failed(found, max_drop),
+        gate_failed=_gate_failed(found, drop, max_drop),
         speedup_missed=speedup_missed(latency, require_speedup),
         runtime=name,
         passed_over=opened.passed_over,
-        **conditions,
+        **vars(conditions()),
     )
 
 
-def _check_options(batches: Sequence[int], max_drop: float | None, require_speedup: float | None) -> None:
-    check_batches(batches)
-    if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
+@dataclass(frozen=True, kw_only=True)
+class _Accuracies:
+    """Of both bundles, and where they are from; source: None where one is not known."""
+
+    dense: Accuracy | None
+    sparse: Accuracy | None
+    difference: AccuracyDifference | None
+    source: Literal["measured", "recorded"] | None
+
+
+def _accuracies(
+    opened: Opened,
+    dense: Bundle,
+    sparse: Bundle,
+    samples: LabelledSamples | None,
+    tell: Callable[[str], None],
+) -> _Accuracies:
+    """Score the sessions that are timed, or take what the manifests record."""
+    if samples is None:
+        recorded = dense.info.accuracy, sparse.info.accuracy
+        source: Literal["recorded"] | None = None if None in recorded else "recorded"
+        return _Accuracies(dense=recorded[0], sparse=recorded[1], difference=None, source=source)
+    tell(f"accuracy on {len(samples.labels)} samples")
+    of_dense, of_sparse = (
+        score(opened.sessions.open[role], samples, f"The {role} bundle") for role in ("dense", "sparse")
+    )
+    return _Accuracies(
+        dense=of_dense.accuracy,
+        sparse=of_sparse.accuracy,
+        difference=paired_accuracy_difference(of_dense.correct, of_sparse.correct),
+        source="measured",
+    )
+
+
+def _require_known(drop: float | None, max_drop: float) -> None:
+    """Raise UsageError where nobody can say how much accuracy is lost."""
+    if drop is None:
         raise UsageError(
-            f"The allowed drop is {max_drop} points.", expected="A finite number of at least 0 was expected."
+            f"A drop of at most {max_drop} points is required, but no accuracy is known for both bundles.",
+            expected="A test set, or manifests that record an accuracy, were expected.",
+            do="Give the test set, or leave the requirement out.",
         )
-    require_possible_speedup(require_speedup, example="Write 1.2 for a fifth more speed.")
+
+
+def _gate_failed(found: _Accuracies, drop: float | None, max_drop: float | None) -> str | None:
+    what, than = f"The sparse accuracy of {percent_text(found.sparse)}", percent_text(found.dense)
+    clause = lost_too_much(what, drop, f"the dense one of {than}", max_drop)
+    return None if clause is None else f"{clause}."
 
 
 def _check_comparable(dense: Bundle, sparse: Bundle) -> None:

@@ -1,1 +1,0 @@
-"""A training step, dense against sparse."""

@@ -1,0 +1,221 @@
+"""What a comparison found, as the value that is written and shown."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sparse_export.errors import GateFailed
+from sparse_export.evaluate.verdict import speedup_not_reached
+from sparse_export.files import write_json
+from sparse_export.formats.run import Accuracy
+from sparse_export.instruments.conditions import Conditions, clock_notes, conditions_text, onnxruntime_text
+from sparse_export.instruments.interleave import LatencyResult
+from sparse_export.instruments.outcome import Outcome
+from sparse_export.instruments.statistics import AccuracyDifference, Ratio
+from sparse_export.tables import Shown, Table, count_text, ms_text
+from sparse_export.tasks.accuracy import difference_text, percent_text, points_text
+
+RESULT_FILE = "comparison.json"
+Row = tuple[str, str, str, str]
+
+__all__ = ["Comparison", "LatencyComparison", "Side", "check_gates", "write_results"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of the two bundles.
+
+    precision: that the graph computes in.  size_bytes: of model.onnx and its external data.  accuracy: None when nobody measured it.  n_parameters,
+    n_nonzero: over the float initializers.  macs, nonzero_macs: for one sample; None when not known.
+    """
+
+    path: str
+    model: str | None
+    method: str
+    density: float
+    precision: str
+    size_bytes: int
+    n_parameters: int
+    n_nonzero: int
+    macs: int | None
+    nonzero_macs: int | None
+    accuracy: Accuracy | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyComparison:
+    """Times at one batch size.
+
+    ratio: dense / sparse, above 1 when sparse is faster.  control: dense / the same dense file loaded again,
+    which differs from 1 only by what this machine cannot resolve.  floor: the farthest end of the control's
+    interval from 1, as a ratio above 1; outcome: of ratio's interval against floor.
+    verdict: the outcome in words.
+    on_device: the same three of the work on the device alone, by CUDA events, `dense`, `dense again` and `sparse`, with
+    device_ratio and device_control; empty and None where the runtime cannot say. No outcome rests on these.
+    """
+
+    batch: int
+    dense: LatencyResult
+    dense_again: LatencyResult
+    sparse: LatencyResult
+    ratio: Ratio
+    control: Ratio
+    floor: float
+    outcome: Outcome
+    verdict: str
+    on_device: dict[str, LatencyResult] = field(default_factory=dict)
+    device_ratio: Ratio | None = None
+    device_control: Ratio | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Conditions):
+    """Everything that `compare` found; `str()` gives the table for people.
+
+    accuracy_source: `measured` here with the very files that were timed, `recorded` in the manifests, or
+    None.  difference: sparse minus dense on the same samples, only when measured.
+    accuracy_drop_points: dense minus sparse, in percentage points.
+    runtime: as its sessions name themselves.  passed_over: by name, runtimes that would have been better, and why
+    they could not run both.  cores: that its threads were held to; () where they had every usable one.  cards: what
+    NVML said of cards meanwhile.
+    gate_failed, speedup_missed: what to tell when `max_drop_points` or `required_speedup` was not kept.
+    """
+
+    dense: Side
+    sparse: Side
+    accuracy_source: Literal["measured", "recorded"] | None
+    accuracy_drop_points: float | None
+    difference: AccuracyDifference | None
+    latency: tuple[LatencyComparison, ...]
+    max_drop_points: float | None
+    required_speedup: float | None
+    gate_failed: str | None
+    speedup_missed: str | None
+    runtime: str
+    passed_over: dict[str, str]
+
+    def shown(self) -> Shown:
+        """Both bundles side by side, what is to be said of them, and under which conditions it was measured."""
+        rows = [_accuracy_row(self), *_size_rows(self)]
+        for at in self.latency:
+            rows += [("", "", "", ""), *_latency_rows(at)]
+        paths = Table(rows=[("dense", self.dense.path), ("sparse", self.sparse.path)])
+        head = ("", "dense", "sparse", "sparse against dense")
+        conditions = conditions_text(self, onnxruntime_text(self, self.runtime), "95 % intervals")
+        return Shown([paths, Table(head=head, rows=rows, right=(1, 2)), *_notes(self), conditions])
+
+    def __str__(self) -> str:
+        return self.shown().draw()
+
+
+def _size_rows(comparison: Comparison) -> list[Row]:
+    dense, sparse = comparison.dense, comparison.sparse
+    rows = [
+        ("density of masked layers", f"{dense.density:.4f}", f"{sparse.density:.4f}", ""),
+        ("precision", dense.precision, sparse.precision, ""),
+    ]
+    for title, a, b in (
+        ("model.onnx, bytes", dense.size_bytes, sparse.size_bytes),
+        ("parameters", dense.n_parameters, sparse.n_parameters),
+        ("  of them not zero", dense.n_nonzero, sparse.n_nonzero),
+        ("multiply-adds a sample", dense.macs, sparse.macs),
+        ("  by a weight not zero", dense.nonzero_macs, sparse.nonzero_macs),
+    ):
+        rows.append(
+            (title, count_text(a), count_text(b), f"{b / a:.4f} of dense" if a and b is not None else "")
+        )
+    return rows
+
+
+def _latency_rows(at: LatencyComparison) -> list[Row]:
+    again = at.dense_again
+    rows = [
+        (
+            f"batch {at.batch}, median ms",
+            *_ms(at.dense.median_ms, at.sparse.median_ms),
+            f"{at.ratio} as fast",
+        ),
+        ("  mean ms", *_ms(at.dense.mean_ms, at.sparse.mean_ms), ""),
+        ("  90th percentile ms", *_ms(at.dense.p90_ms, at.sparse.p90_ms), ""),
+        ("  99th percentile ms", *_ms(at.dense.p99_ms, at.sparse.p99_ms), ""),
+        ("  timed calls", count_text(at.dense.n_calls), count_text(at.sparse.n_calls), ""),
+        (
+            "  control: dense twice, ms",
+            *_ms(at.dense.median_ms, again.median_ms),
+            f"{at.control} should hold 1",
+        ),
+    ]
+    if at.device_ratio is not None and at.device_control is not None:
+        dense, again, sparse = (at.on_device[name] for name in ("dense", "dense again", "sparse"))
+        alone, control = f"{at.device_ratio} as fast", f"{at.device_control} should hold 1"
+        rows.append(("  on the device alone, ms", *_ms(dense.median_ms, sparse.median_ms), alone))
+        rows.append(("    control: dense twice", *_ms(dense.median_ms, again.median_ms), control))
+    return rows
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    """What is to be said below the figures, a paragraph each."""
+    notes = [*(at.verdict for at in comparison.latency), _accuracy_note(comparison)]
+    notes += [f"Passed over: {name}: {why}" for name, why in comparison.passed_over.items()]
+    notes += clock_notes(comparison.cards)
+    failed = (comparison.gate_failed, comparison.speedup_missed)
+    return notes + [f"FAILED: {missed}" for missed in failed if missed]
+
+
+def _accuracy_row(comparison: Comparison) -> Row:
+    change = ""
+    if comparison.difference is not None:
+        change = difference_text(comparison.difference)
+    elif comparison.accuracy_drop_points is not None:
+        change = points_text(0.0 - comparison.accuracy_drop_points)
+    dense, sparse = comparison.dense.accuracy, comparison.sparse.accuracy
+    return "accuracy", percent_text(dense), percent_text(sparse), change
+
+
+def _accuracy_note(comparison: Comparison) -> str:
+    if comparison.difference:
+        d = comparison.difference
+        return (
+            f"Accuracy: measured with these files on {d.n_samples:,} samples, the same for both; "
+            f"{d.n_only_a:,} only dense has right, {d.n_only_b:,} only sparse."
+        )
+    if comparison.accuracy_source == "recorded":
+        return (
+            "Accuracy: as recorded when the bundles were built, not measured again, so without an interval."
+        )
+    missing = [
+        n for n, s in (("dense", comparison.dense), ("sparse", comparison.sparse)) if s.accuracy is None
+    ]
+    return (
+        f"Accuracy: not measured, as no labelled samples were given; the {' and the '.join(missing)} bundle "
+        f"record{'s' if len(missing) == 1 else ''} none."
+    )
+
+
+def _ms(a: float | None, b: float | None) -> tuple[str, str]:
+    return ms_text(a), ms_text(b)
+
+
+def check_gates(comparison: Comparison) -> None:
+    """Raise GateFailed, or else SpeedupNotReached, when a requirement given to `compare` was not kept."""
+    if comparison.gate_failed:
+        raise GateFailed(
+            comparison.gate_failed,
+            expected=f"At most {comparison.max_drop_points:g} points were allowed.",
+            do="Train longer or at a higher density, or allow a larger drop.",
+        )
+    if comparison.speedup_missed:
+        raise speedup_not_reached(
+            comparison.speedup_missed,
+            comparison.required_speedup or 1.0,
+            do="Read the verdicts: zeros alone do not make this runtime faster.",
+        )
+
+
+def write_results(folder: Path, comparison: Comparison) -> Path:
+    """Write `comparison.json`, raw samples included, into the folder; return its path. Raises OutputError."""
+    path = Path(folder) / RESULT_FILE
+    write_json(path, {"kind": "comparison", **asdict(comparison)})
+    return path

@@ -1,0 +1,108 @@
+"""The links that take a measurement: accuracy is kept, speed is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparse_export.errors import GateFailed, SparseExportError
+from sparse_export.evaluate.comparison import Comparison
+from sparse_export.evaluate.links.case import Case
+from sparse_export.evaluate.links.chain import Figure, Finding
+from sparse_export.evaluate.validation import Validation, check_gates
+from sparse_export.evaluate.verdict import speedup_not_reached
+from sparse_export.tasks.accuracy import (
+    accuracy_text,
+    difference_text,
+    drop_points,
+    lost_too_much,
+    percent_text,
+)
+
+__all__ = ["accuracy_is_kept", "speed_is_reached"]
+
+
+def accuracy_is_kept(case: Case, validation: Validation) -> Finding:
+    """The files give what was trained, and lose no more than max_drop on the test set, whoever runs them.
+
+    validation: of the bundle against the dense one.
+    """
+    against, accuracy = validation.against, validation.accuracy
+    if against is None or accuracy is None:
+        raise GateFailed(f"The accuracy of {validation.bundle} was not measured.")
+    told = [
+        (
+            f"model.onnx has {accuracy_text(accuracy)} on the test set of {validation.data}, the dense bundle "
+            f"{accuracy_text(against.accuracy)}"
+        ),
+        f"that is {difference_text(against, p_value=True)}; 95 % interval",
+        f"at most {case.max_drop:g} points may be lost",
+    ]
+    figures: dict[str, Figure] = {
+        "accuracy_percent": accuracy.percent,
+        "dense_accuracy_percent": against.accuracy.percent,
+        "points": against.points,
+        "points_low": against.low,
+        "points_high": against.high,
+        "mcnemar_p": against.mcnemar_p,
+        "max_drop_points": case.max_drop,
+    }
+    lost = [("model.onnx", -against.points)]
+    for one in validation.runtimes:
+        points = drop_points(one.accuracy, against.accuracy)
+        if points is not None:
+            lost.append((one.name, points))
+            told.append(f"{one.name} has {percent_text(one.accuracy)}")
+    told += [f"{name} was not run: {why}" for name, why in validation.not_run.items()]
+    than = f"the dense bundle ({percent_text(against.accuracy)})"
+    found = [lost_too_much(name, points, than, case.max_drop) for name, points in lost]
+    wrong = [clause for clause in found if clause]
+    problem: SparseExportError | None = None
+    if wrong:
+        problem = GateFailed(
+            f"Accuracy was lost: {'; '.join(wrong)}; sparse minus dense is "
+            f"{difference_text(against, p_value=True)}; 95 % interval.",
+            expected=f"At most {case.max_drop:g} points may be lost.",
+            do="Train longer or at a higher density, or allow a larger drop.",
+        )
+    else:
+        try:
+            check_gates(validation)
+        except GateFailed as cause:
+            problem = cause
+    return Finding(told=tuple(told), figures=figures, problem=problem)
+
+
+def speed_is_reached(case: Case, comparisons: Sequence[Comparison]) -> Finding:
+    """At every batch size the whole interval of dense / sparse is at or above what was promised, on every runtime.
+
+    comparisons: of the dense bundle with this one, one for each runtime.
+    """
+    figures: dict[str, Figure] = {"required_speedup": case.require_speedup or 1.0}
+    told, missed = [], []
+    for place, comparison in enumerate(comparisons):
+        prefix = f"{comparison.runtime}_" if place else ""
+        for at in comparison.latency:
+            figures |= {
+                f"{prefix}batch_{at.batch}_speedup": at.ratio.estimate,
+                f"{prefix}batch_{at.batch}_speedup_low": at.ratio.low,
+                f"{prefix}batch_{at.batch}_speedup_high": at.ratio.high,
+                f"{prefix}batch_{at.batch}_floor": at.floor,
+            }
+        told += [
+            f"{at.verdict} {at.dense.median_ms:.4g} ms dense, {at.sparse.median_ms:.4g} ms sparse"
+            for at in comparison.latency
+        ]
+        told.append(
+            f"measured with {comparison.runtime}, threads: {comparison.n_threads}, {comparison.rounds} interleaved rounds"
+        )
+        told += [f"{name} is passed over: {why}" for name, why in comparison.passed_over.items()]
+        if comparison.speedup_missed:
+            missed.append(f"With {comparison.runtime}: {comparison.speedup_missed}")
+    problem = None
+    if missed:
+        problem = speedup_not_reached(
+            " ".join(missed),
+            case.require_speedup or 1.0,
+            do="Deploy the dense bundle where it is as fast, or promise no speed-up.",
+        )
+    return Finding(told=tuple(told), figures=figures, problem=problem)

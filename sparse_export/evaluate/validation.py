@@ -1,0 +1,251 @@
+"""What validating a bundle found: the value that is written and shown, and its gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from sparse_export.building.golden import batch_sizes
+from sparse_export.errors import GateFailed
+from sparse_export.files import write_json
+from sparse_export.formats.run import Accuracy
+from sparse_export.tables import Shown, Table
+from sparse_export.tasks.accuracy import accuracy_text, difference_text, lost_too_much, points_text
+
+__all__ = [
+    "AgainstDense",
+    "BatchParity",
+    "Parity",
+    "RuntimeResult",
+    "Validation",
+    "check_gates",
+    "write_results",
+]
+
+RESULT_FILE = "validation.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far the ONNX file is from PyTorch on the same samples.
+
+    max_relative_difference: the largest absolute one by the spread of the logits that it is held against, their
+    standard deviation.
+    top1_agreement: share of samples with the same largest logit; None for outputs without two classes or more.
+    """
+
+    n_samples: int
+    max_abs_difference: float
+    max_relative_difference: float
+    top1_agreement: float | None
+    ok: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchParity:
+    """How far the ONNX file is from PyTorch on one batch of golden samples.
+
+    max_abs_difference: None where onnxruntime cannot run a batch of that size.
+    """
+
+    batch: int
+    max_abs_difference: float | None
+    ok: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstDense:
+    """Accuracy of the bundle minus that of a dense one on the same samples, in percentage points.
+
+    accuracy: of the dense one, by onnxruntime on the CPU, whatever runs the bundle.
+    low, high: paired 95 % interval.  mcnemar_p: of McNemar's exact test.
+    """
+
+    path: str
+    onnx_sha256: str
+    accuracy: Accuracy
+    points: float
+    low: float
+    high: float
+    mcnemar_p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeResult:
+    """What another runtime than onnxruntime on the CPU made of the bundle.
+
+    name: as the session has it.  golden: against the stored outputs.  parity: against onnxruntime on the CPU, on the
+    test set; None, as accuracy, where there is none.  drop_points: recorded minus accuracy.  against: what this runtime
+    made of the bundle against the dense one.
+    """
+
+    name: str
+    golden: Parity
+    parity: Parity | None
+    accuracy: Accuracy | None
+    drop_points: float | None = None
+    against: AgainstDense | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What validating a bundle found. A gate that failed is told by `check_gates`.
+
+    accuracy: of the ONNX file; torch_accuracy: of the network of its run; recorded: what the run reported.
+    The three are None where there is no test set, no run, or no record.  drop_points: recorded minus accuracy,
+    in percentage points.  parity: None when the run was not there; run_missing then says what was looked for,
+    and parity_ok rests on the golden pair alone.  runtimes: the others that ran it; not_run: those that
+    could not, and why.  max_drop: the gate, in percentage points, None for none.
+    """
+
+    bundle: str
+    onnx_sha256: str
+    data: str | None
+    accuracy: Accuracy | None
+    torch_accuracy: Accuracy | None
+    recorded: Accuracy | None
+    drop_points: float | None
+    golden: Parity
+    parity: Parity | None
+    run_missing: str | None
+    parity_ok: bool
+    atol: float
+    rtol: float
+    max_drop: float | None
+    against: AgainstDense | None
+    versions: dict[str, str]
+    created: str
+    batches: tuple[BatchParity, ...] = ()
+    runtimes: tuple[RuntimeResult, ...] = ()
+    not_run: dict[str, str] = field(default_factory=dict)
+    kind: str = "validation"
+    schema_version: int = 1
+
+    def shown(self) -> Shown:
+        """Every figure, and the gates that failed."""
+        rows = [("bundle", self.bundle), ("test data", self.data or "none")]
+        rows.append(("accuracy, ONNX", accuracy_text(self.accuracy)))
+        rows.append(("accuracy, PyTorch", accuracy_text(self.torch_accuracy)))
+        rows.append(("accuracy, recorded", accuracy_text(self.recorded, "none")))
+        if self.drop_points is not None:
+            rows.append(("drop from recorded", points_text(self.drop_points)))
+        rows.append(("golden pair", parity_text(self.golden)))
+        rows.append(("against PyTorch", parity_text(self.parity) if self.parity else "not compared"))
+        if self.batches:
+            rows.append(("at batch", _batches_text(self.batches)))
+        if self.run_missing is not None:
+            rows.append(("", f"{self.run_missing} Parity rests on the golden pair alone."))
+        if self.against is not None:
+            rows.append(("accuracy, dense", accuracy_text(self.against.accuracy)))
+            rows.append(("minus dense", _minus_dense(self.against)))
+        for one in self.runtimes:
+            rows += _runtime_rows(one)
+        rows += [(name, f"not run: {why}") for name, why in self.not_run.items()]
+        if self.max_drop is not None:
+            rows.append(("gate", f"at most {self.max_drop:g} points lost"))
+        rows.append(("result", "; ".join(failures(self)) or "passed"))
+        return Shown([Table(rows=rows)])
+
+    def __str__(self) -> str:
+        return self.shown().draw()
+
+
+def _runtime_rows(one: RuntimeResult) -> list[tuple[str, str]]:
+    rows = [(one.name, f"accuracy {accuracy_text(one.accuracy)}")]
+    rows.append(("", f"golden pair {parity_text(one.golden)}"))
+    if one.parity is not None:
+        rows.append(("", f"against onnxruntime-cpu {parity_text(one.parity)}"))
+    if one.against is not None:
+        rows.append(("", f"minus dense {_minus_dense(one.against)}"))
+    return rows
+
+
+def _minus_dense(against: AgainstDense) -> str:
+    return f"{difference_text(against, p_value=True)}; 95 % interval"
+
+
+def _batches_text(batches: Sequence[BatchParity]) -> str:
+    """`1, 2, 3 and 8: within tolerance`, and which are not."""
+    right, wrong = ([one.batch for one in batches if one.ok is ok] for ok in (True, False))
+    parts = [f"{batch_sizes(right)}: within tolerance"] if right else []
+    return "; ".join([*parts, f"{batch_sizes(wrong)}: OUTSIDE tolerance"] if wrong else parts)
+
+
+def parity_text(parity: Parity) -> str:
+    """Whether outputs are within tolerance, and by how much they differ."""
+    agreement = f"{parity.n_samples} samples"
+    if parity.top1_agreement is not None:
+        agreement = f"same prediction for {100 * parity.top1_agreement:.3f} % of {agreement}"
+    return (
+        f"{'within' if parity.ok else 'OUTSIDE'} tolerance: max difference {parity.max_abs_difference:.3g} "
+        f"({parity.max_relative_difference:.3g} of the logits' spread), {agreement}"
+    )
+
+
+def check_gates(validation: Validation) -> None:
+    """Check parity and accuracy against their bounds.
+
+    Raises:
+        GateFailed: one is not within them, with the figures.
+    """
+    failed = failures(validation)
+    if failed:
+        raise GateFailed(
+            f"{validation.bundle}: {'; '.join(failed)}.",
+            expected="Every gate was expected to hold.",
+            do="Do not ship this bundle before the cause is known.",
+        )
+
+
+def failures(validation: Validation) -> list[str]:
+    """What is not within its bounds, a clause each."""
+    failed = []
+    checks = [("the golden pair", validation.golden), ("PyTorch", validation.parity)]
+    for one in validation.runtimes:
+        checks += [
+            (f"the golden pair on {one.name}", one.golden),
+            (f"onnxruntime-cpu on {one.name}", one.parity),
+        ]
+    for label, parity in checks:
+        if parity is not None and not parity.ok:
+            failed.append(
+                f"the logits differ from {label} by {parity.max_abs_difference:.3g}, more than "
+                f"{validation.atol:g} + {validation.rtol:g} * the logits' spread"
+            )
+    wrong, agreeing = ([one.batch for one in validation.batches if one.ok is ok] for ok in (False, True))
+    if wrong:
+        others = f" and agree at batch {batch_sizes(agreeing)}" if agreeing else ""
+        failed.append(f"the logits differ from PyTorch at batch {batch_sizes(wrong)}{others}")
+    found: list[tuple[str, Validation | RuntimeResult]] = [("accuracy", validation)]
+    found += [(f"accuracy on {one.name}", one) for one in validation.runtimes]
+    for what, scored in found:
+        failed += _lost(what, scored.drop_points, scored.against, validation.max_drop)
+    return failed
+
+
+def _lost(
+    what: str, drop_points: float | None, against: AgainstDense | None, allowed: float | None
+) -> list[str]:
+    """Clauses on accuracy that was lost against the record and against the dense bundle."""
+    below_record = lost_too_much(what, drop_points, "the recorded one", allowed)
+    below_dense = None
+    if against is not None:
+        below_dense = lost_too_much(what, -against.points, "the dense bundle's", allowed)
+        if below_dense is not None:
+            below_dense += f" (sparse minus dense {_minus_dense(against)})"
+    return [clause for clause in (below_record, below_dense) if clause]
+
+
+def write_results(folder: str | Path, validation: Validation) -> Path:
+    """Write `validation.json` into a folder, which is made when absent.
+
+    Returns:
+        Its path.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = Path(folder) / RESULT_FILE
+    write_json(path, asdict(validation))
+    return path
