@@ -29,8 +29,10 @@ _MARKS = {"ok": " ", "missing": "-", "broken": "!"}
 class Finding:
     """One thing that was looked for.
 
-    state: `missing` is no fault, only something that cannot be used here; `broken` is there and does not work.
-    hint: what to do about it, empty when nothing need be done.
+    Attributes:
+        state: `missing` is no fault, only something that cannot be used here; `broken` is there and does not
+            work.
+        hint: what to do about it, empty when nothing need be done.
     """
 
     group: str
@@ -47,7 +49,7 @@ class Examination:
     findings: tuple[Finding, ...]
 
     def shown(self) -> Shown:
-        """A table for each group of findings, with a mark for what is missing or broken, and hints below it."""
+        """A table for each group of findings, with marks for what is missing or broken, and hints."""
         parts: list[str | Table] = []
         for group, findings in groupby(self.findings, key=lambda found: found.group):
             rows = [(_MARKS[found.state], found.name, _value(found)) for found in findings]
@@ -65,8 +67,8 @@ def _value(found: Finding) -> str:
 def examine() -> Examination:
     """Look at the machine, the runtimes, the libraries and the user's folders.
 
-    Imports torch, onnxruntime and TensorRT where they are installed; one that cannot be imported is a finding,
-    whatever it raises. Changes nothing.
+    Imports torch, onnxruntime and TensorRT where they are installed; one that cannot be imported is a
+    finding, whatever it raises. Changes nothing.
     """
     facts = machine_facts()
     has_gpu = bool(facts["gpus"])
@@ -240,7 +242,10 @@ def _data_folder() -> Finding:
         name="data",
         state="missing",
         value=f"{data} does not exist",
-        hint="The digits come along. For others set SPARSE_EXPORT_DATA, give --data-dir, or train with --download.",
+        hint=(
+            "The digits come along. For others set SPARSE_EXPORT_DATA, give --data-dir, or train with "
+            "--download."
+        ),
     )
 
 

@@ -40,8 +40,8 @@ _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 def inspect(path: str | Path) -> Inspection:
     """Look at a run folder (finished or not), a bundle, or an ONNX file or an engine of anybody's making.
 
-    An engine is not loaded, for that would run its code: what its bundle and its first bytes tell is shown. Files that
-    are not what was written are in the result.
+    An engine is not loaded, for that would run its code: what its bundle and its first bytes tell is shown.
+    Files that are not what was written are in the result.
 
     Raises:
         UsageError: a path that is none of these, or another file of a run or a bundle.
@@ -61,7 +61,10 @@ def inspect(path: str | Path) -> Inspection:
     what = f"{path} is neither a run nor a bundle" if path.exists() else f"{path} does not exist"
     raise UsageError(
         f"{what}.",
-        expected=f"A run folder (with {RUN_FILE}), a bundle (with {BUNDLE_FILE}), an .onnx file or an .engine was expected.",
+        expected=(
+            f"A run folder (with {RUN_FILE}), a bundle (with {BUNDLE_FILE}), an .onnx file or an "
+            ".engine was expected."
+        ),
         do="Correct the path.",
     )
 
@@ -150,7 +153,7 @@ def _unlisted(path: Path, info: BundleInfo) -> tuple[str, ...]:
 
 
 def _inspected_engine(bundle: Bundle, fact: EngineInfo) -> InspectedEngine:
-    """With no layers where the table is not the one that was written; the problem with it is told elsewhere."""
+    """With no layers where the table is not the one that was written, which `problem` reports."""
     try:
         file = file_of(bundle, LAYERS_FILE)
     except ArtefactError:
@@ -213,7 +216,7 @@ def _graph_of_bundle(
 
 
 def _whole_graph(path: Path) -> onnx.ModelProto:
-    """A graph from a file, with packed weights expanded, so that they go by the names that they have dense."""
+    """A graph from a file, with packed weights expanded under the names that they have dense."""
     from sparse_export.graph.layers import onnx_from_file
     from sparse_export.graph.passes.pack24 import expand, is_packed
 
@@ -269,7 +272,10 @@ def _inspection(
     files: dict[str, FileInfo],
     described: RunInfo | BundleInfo | None = None,
 ) -> Inspection:
-    """described: what the folder's description says, which then has to list what makes it whole."""
+    """What all kinds have in common; files of a folder are checked.
+
+    described: what the folder's description says, which then has to list what makes it whole.
+    """
     problem = None
     try:
         if described is not None:

@@ -30,9 +30,11 @@ _NAMES_SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class InspectedLayer:
-    """One weight. n_nonzero: entries that are not zero; of a run or a bundle, those that the mask keeps.
+    """One weight.
 
-    pattern: the N:M that a run or a bundle promises for it, or None.
+    Attributes:
+        n_nonzero: entries that are not zero; of a run or a bundle, those that the mask keeps.
+        pattern: the N:M that a run or a bundle promises for it, or None.
     """
 
     name: str
@@ -50,7 +52,8 @@ class InspectedLayer:
 class InspectedEngine:
     """An engine as its bundle tells of it, and what became of each layer.
 
-    times: of layers against a twin without sparse kernels, where they were measured.
+    Attributes:
+        times: of layers against a twin without sparse kernels, where they were measured.
     """
 
     fact: EngineInfo
@@ -74,14 +77,21 @@ class InspectedEngine:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What was found. kind: `run`, `unfinished run`, `bundle`, `onnx` or `engine`.
+    """What was found.
 
-    n_parameters: over the whole network; n_weights, n_nonzero, density: over `layers`.  n_files: how many files
-    are listed with a hash; problem: the first that is not what was written, or that has to be listed and is not, None
-    when there is none.  unlisted: files in the folder of a bundle that its manifest does not list; nothing uses them.
-    facts: the rest, in words.  graph: the layers of a bundle's or a file's graph as they are now, whatever was recorded of them.
-    broken: a clause for each promised pattern that the graph does not keep; unchecked: why the promises could
-    not be looked at, None when they were or there are none.  speed: of a run's training, where it was timed.
+    Attributes:
+        kind: `run`, `unfinished run`, `bundle`, `onnx` or `engine`.
+        n_parameters: over the whole network.
+        n_weights, n_nonzero, density: over `layers`.
+        n_files: how many files are listed with a hash.
+        problem: the first that is not what was written, or that has to be listed and is not, None when there
+            is none.
+        unlisted: files in the folder of a bundle that its manifest does not list; nothing uses them.
+        facts: the rest, in words.
+        graph: the layers of a bundle's or a file's graph as they are now, whatever was recorded of them.
+        broken: a clause for each promised pattern that the graph does not keep.
+        unchecked: why the promises could not be looked at, None when they were or there are none.
+        speed: of a run's training, where it was timed.
     """
 
     path: str
@@ -213,7 +223,7 @@ def _two_four(layer: GraphLayer) -> str:
 
 
 def told_speed(speed: SpeedInfo | None) -> dict[str, str]:
-    """In words: what was measured of a training's speed, and apart from it what is only estimated. Empty for None."""
+    """What was measured of a training's speed, and apart from it what is only estimated, in words."""
     if speed is None:
         return {}
     told = {"time of a step": f"{speed.step_ms:.4g} ms, measured, mask updates included"}

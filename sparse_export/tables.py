@@ -51,8 +51,8 @@ class Shown:
     """What a person is shown of a result: paragraphs and tables, a blank line between two of them.
 
     Attributes:
-        parts: a string is a paragraph, or several on lines of their own. Text and cells are plain: neither rich's
-            markup nor control characters in them are obeyed.
+        parts: a string is a paragraph, or several on lines of their own. Text and cells are plain: neither
+            rich's markup nor control characters in them are obeyed.
     """
 
     parts: Sequence[str | Table]
@@ -111,7 +111,7 @@ def _renderable(part: str | Table, width: int) -> RenderableType:
 
 
 def _layout(table: Table, width: int) -> tuple[int, list[int]]:
-    """The space between columns and their widths: words are broken only where they do not fit, the longest first."""
+    """The space between columns, and their widths: words are broken last, the longest first."""
     from rich.cells import cell_len
 
     rows = [*([table.head] if table.head else []), *table.rows]

@@ -41,17 +41,26 @@ def bench(
 ) -> Bench:
     """Time a bundle on standard normal inputs of several batch sizes, on each runtime by itself.
 
-    Where the runtime is one of engines, the bundle's engine is loaded, else model.onnx, whose packed weights are
-    expanded in memory. That is done twice, and both sessions are timed in interleaved blocks, being loaded anew in
-    random order before each round, as `compare` does it; the second one is the control.
+    Where the runtime is one of engines, the bundle's engine is loaded, else model.onnx, whose packed weights
+    are expanded in memory. That is done twice, and both sessions are timed in interleaved blocks, being
+    loaded anew in random order before each round, as `compare` does it; the second one is the control.
 
-    runtimes: names in RUNTIMES; none for all `candidates`, of which those that do not work are told of in
-    `not_timed`, with the reason. So is a batch that an engine has no profile for.  n_threads: None for the cores that
-    this process may use; with fewer, the threads are held to as many cores, one of each physical core first.
-    rounds, block_s, warmup_limit_s: see `measure_interleaved`.  seed: of the inputs and the order.  trust: SHA-256 of
-    the manifest, needed once for engines of a bundle from elsewhere.  cuda_graphs: engines replay their launches.
-    Raises UnknownNameError, UsageError (options without meaning, or no batch that fits), MissingCapability (a runtime
-    that was named cannot run here, or none can), NotTrustedError or ArtefactError.
+    Args:
+        runtimes: names in RUNTIMES; none for all `candidates`, of which those that do not work are told of in
+            `not_timed`, with the reason. So is a batch that an engine has no profile for.
+        rounds, block_s, warmup_limit_s: see `measure_interleaved`.
+        n_threads: None for the cores that this process may use; with fewer, the threads are held to as many
+            cores, one of each physical core first.
+        seed: of the inputs and the order.
+        trust: SHA-256 of the manifest, needed once for engines of a bundle from elsewhere.
+        cuda_graphs: engines replay their launches.
+
+    Raises:
+        UnknownNameError: no such runtime.
+        UsageError: options without meaning, or no batch that fits.
+        MissingCapability: a runtime that was named cannot run here, or none can.
+        NotTrustedError: nobody vouches for the engines.
+        ArtefactError: a file was changed or is damaged.
     """
     check_batches(batches)
     check_measurable(rounds, block_s)
@@ -108,7 +117,11 @@ def bench(
 
 
 def check_batches(batches: Sequence[int]) -> None:
-    """Raise UsageError unless these are different numbers of at least 1."""
+    """Check batch sizes.
+
+    Raises:
+        UsageError: they are not different numbers of at least 1.
+    """
     if not batches or min(batches) < 1 or len(set(batches)) != len(batches):
         raise UsageError(
             f"The batch sizes are {tuple(batches)}.",

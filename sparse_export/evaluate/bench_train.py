@@ -48,20 +48,29 @@ def bench_training_step(
     require_speedup: float | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> StepBench:
-    """Time training steps of a recipe's network, its dense twin, and the twin again, in interleaved blocks.
+    """Time training steps of a recipe's network, its dense baseline, and that again, in interleaved blocks.
 
-    Every step is forward, loss, backward, optimiser and masks on one batch of random inputs that lies on the device:
-    reading data is no part of it. The learning rate is 0, which costs the same and keeps numbers those of a fresh
-    network. One mask update is timed by itself before each round, and its time spread over update_every steps.
+    Every step is forward, loss, backward, optimiser and masks on one batch of random inputs that lies on the
+    device: reading data is no part of it. The learning rate is 0, which costs the same and keeps numbers
+    those of a fresh network. One mask update is timed by itself before each round, and its time spread over
+    update_every steps.
 
-    recipe: a recipe, a shipped name or a TOML file; its precision, memory order, compilation and method count.
-    device: `cpu`, `cuda` (times are then the device's own, by CUDA events) or `auto`.  batch_size: in place of the
-    recipe's.  input_shape: of one sample, needed for a factory of one's own.
-    update_every: in place of the recipe's; where that says once an epoch, 500.
-    n_threads: of torch on the CPU; None for what training takes. With fewer than there are cores, threads are held to
-    as many; those that torch started before are not.
-    require_speedup: what the lower end of the ratio must reach; see `check_speedup`.
-    Raises RecipeError, UnknownNameError, UsageError (a dense recipe, options without meaning) or MissingCapability.
+    Args:
+        recipe: a recipe, a shipped name or a TOML file; its precision, memory order, compilation and method
+            count.
+        device: `cpu`, `cuda` (times are then the device's own, by CUDA events) or `auto`.
+        batch_size: in place of the recipe's.
+        input_shape: of one sample, needed for a factory of one's own.
+        update_every: in place of the recipe's; where that says once an epoch, 500.
+        n_threads: of torch on the CPU; None for what training takes. With fewer than there are cores, threads
+            are held to as many; those that torch started before are not.
+        require_speedup: what the lower end of the ratio must reach; see `check_speedup`.
+
+    Raises:
+        RecipeError: a recipe that cannot be.
+        UnknownNameError: no such recipe or network.
+        UsageError: a dense recipe, or options without meaning.
+        MissingCapability: no such device here.
     """
     check_measurable(rounds, block_s)
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
@@ -136,8 +145,11 @@ def _judge(
 ) -> Verdict:
     """The verdict on a step, with what its products let expect.
 
-    times: of every network.  update_ms: of one update.  update_every: steps that share one, None where masks do not
-    move.  device: its type.
+    Args:
+        times: of every network.
+        update_ms: of one update.
+        update_every: steps that share one, None where masks do not move.
+        device: its type.
     """
     outcome = outcome_of(ratio, resolution(control))
     parts: list[str] = []
@@ -147,8 +159,8 @@ def _judge(
         parts += _of_products(products, outcome, device, transposable=recipe.sparsity.transposable)
     if update_every:
         parts.append(
-            f"Masks cost {times['sparse'].part_ms['masks']:.3g} ms a step, and an update {np.median(update_ms):.3g} ms "
-            f"once in {update_every} steps."
+            f"Masks cost {times['sparse'].part_ms['masks']:.3g} ms a step, and an update "
+            f"{np.median(update_ms):.3g} ms once in {update_every} steps."
         )
     if recipe.cuda_graph:
         parts.append(
@@ -161,8 +173,8 @@ def _judge(
 def _of_phases(phases: Phases, products: Sequence[ProductInfo], update_every: int | None) -> str:
     n_csr = sum(fact.by == "csr" for fact in products)
     return (
-        f"Of {len(products)} masked weights {n_csr} are multiplied without their inactive entries. Steps that "
-        f"train active weights alone are {phases.between} as fast as dense ones, and those with dense "
+        f"Of {len(products)} masked weights {n_csr} are multiplied without their inactive entries. Steps "
+        f"that train active weights alone are {phases.between} as fast as dense ones, and those with dense "
         f"gradients, {phases.window_steps} of {update_every or 'none'}, {phases.within}."
     )
 
@@ -174,7 +186,8 @@ def _of_products(
     n_24 = sum(fact.by == "2:4" for fact in products)
     if n_24:
         backward = (
-            "and those of their inputs' gradients, by masks that are 2:4 along both axes; gradients of weights are dense."
+            "and those of their inputs' gradients, by masks that are 2:4 along both axes; gradients of "
+            "weights are dense."
             if transposable
             else "both gradients are dense."
         )
@@ -184,7 +197,10 @@ def _of_products(
     else:
         why = "so sparsity takes no work away and masks add theirs"
         told = [
-            f"Products are dense on this {device}: a masked weight is multiplied like any other, forward and backward, {why}."
+            (
+                f"Products are dense on this {device}: a masked weight is multiplied like any other, forward "
+                f"and backward, {why}."
+            )
         ]
     if products:
         reasons = "; ".join(f"{fact.name}, {fact.reason}" for fact in products)
@@ -253,7 +269,7 @@ def _times(loop: Loop, latency: LatencyResult) -> StepTimes:
 def _over_an_interval(
     times: Mapping[str, StepTimes], sparse: Loop, every: int
 ) -> tuple[np.ndarray, Phases | None]:
-    """Ms of a sparse step in each round, with its share of an update and of the window; and the two kinds of steps."""
+    """Ms of a sparse step in each round, with its share of an update and the window, and both kinds of steps."""
     extra_ms = np.array(sparse.update_ms) / every if sparse.update_ms else 0.0
     dense_ms = times["dense"].latency.samples_ms
     narrow_ms = np.array(times["sparse"].latency.samples_ms)
@@ -287,7 +303,7 @@ def _check(
     if recipe.dense:
         raise UsageError(
             "The recipe is a dense one.",
-            expected="One that trains sparse was expected; its dense twin is timed beside it.",
+            expected="One that trains sparse was expected; the dense network is timed beside it.",
             do="Leave dense out of the recipe.",
         )
     for name, value in (

@@ -48,9 +48,10 @@ def compare(
     """Run both bundles on one runtime, their engines or model.onnx, and compare them.
 
     The dense file is loaded twice, the sparse one once, all with the same number of threads; the three are
-    timed in interleaved blocks (`measure_interleaved`) on standard normal input, being closed and loaded
-    anew in random order before each round, and each pair's ratio gets a 95 % interval (`paired_ratio`). Idle threads
-    of a session spin for a moment after its block; the order being random and mirrored, that meets all three alike.
+    timed in interleaved blocks (`measure_interleaved`) on standard normal input, being closed and loaded anew
+    in random order before each round, and each pair's ratio gets a 95 % interval (`paired_ratio`). Idle
+    threads of a session spin for a moment after its block; the order being random and mirrored, that meets
+    all three alike.
 
     Args:
         dense: a bundle, or its folder.
@@ -61,12 +62,12 @@ def compare(
         warmup_limit_s: see `measure_interleaved`.
         n_threads: None for the cores this process may use.
         seed: of the timed inputs, and of the order.
-        samples: the test set as the network takes it: x float32 (n, *input_shape), normalised, y integer (n,), class
-            numbers below the number of outputs; arrays or tensors. None takes the accuracies recorded in the manifests
-            and leaves out the paired difference.
+        samples: the test set as the network takes it: x float32 (n, *input_shape), normalised, y integer
+            (n,), class numbers below the number of outputs; arrays or tensors. None takes the accuracies
+            recorded in the manifests and leaves out the paired difference.
         max_drop: most percentage points of accuracy that sparse may lose.
-        require_speedup: what the lower end of the interval of dense / sparse must reach at every batch size, for
-            bundles of one precision.
+        require_speedup: what the lower end of the interval of dense / sparse must reach at every batch size,
+            for bundles of one precision.
         runtime: None for the first of `candidates` that opens both; those before it are in `passed_over`.
         trust: SHA-256 of manifests, needed once for engines of bundles from elsewhere.
         cuda_graphs: engines replay their launches; other runtimes have none.
@@ -76,8 +77,8 @@ def compare(
         What was found; a requirement that was not kept is in it, for `check_gates` to raise.
 
     Raises:
-        UsageError: bundles that cannot be compared, options without meaning, labels that are not class numbers of a
-            network with several outputs.
+        UsageError: bundles that cannot be compared, options without meaning, labels that are not class
+            numbers of a network with several outputs.
         GateFailed: outputs that are NaN or infinite.
         UnknownNameError: no such runtime.
         MissingCapability: the runtime cannot work here.
@@ -137,7 +138,11 @@ def compare(
 
 @dataclass(frozen=True, kw_only=True)
 class _Accuracies:
-    """Of both bundles, and where they are from; source: None where one is not known."""
+    """The accuracies of both bundles.
+
+    Attributes:
+        source: where they are from; None where one is not known.
+    """
 
     dense: Accuracy | None
     sparse: Accuracy | None
@@ -209,10 +214,13 @@ def _check_comparable(dense: Bundle, sparse: Bundle) -> None:
 def _require_one_precision(dense: Bundle, sparse: Bundle) -> None:
     if dense.info.precision != sparse.info.precision:
         raise UsageError(
-            f"A speed-up is required of {sparse.path}, which computes in {sparse.info.precision}, over {dense.path}, "
-            f"which computes in {dense.info.precision}.",
+            f"A speed-up is required of {sparse.path}, which computes in {sparse.info.precision}, over "
+            f"{dense.path}, which computes in {dense.info.precision}.",
             expected="One precision was expected, so that what is gained is gained by sparsity.",
-            do=f"Build the dense bundle with --precision {sparse.info.precision} too, or leave the requirement out.",
+            do=(
+                f"Build the dense bundle with --precision {sparse.info.precision} too, or leave the "
+                "requirement out."
+            ),
         )
 
 

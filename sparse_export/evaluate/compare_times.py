@@ -25,7 +25,11 @@ __all__ = ["compare_latency", "judge", "speedup_missed"]
 def compare_latency(
     opened: Opened, dense: Bundle, sparse: Bundle, timing: Timing, tell: Callable[[str], None]
 ) -> LatencyComparison:
-    """Time the open sessions at one batch size, and judge the ratio. tell: is told before."""
+    """Time the open sessions at one batch size, and judge the ratio.
+
+    Args:
+        tell: is told before.
+    """
     batch = timing["batch"]
     tell(f"latency at batch {batch}, {timing['rounds']} rounds")
     shape = dense.info.model.input_shape
@@ -109,9 +113,11 @@ def judge(
         same_shapes: whether both graphs have the same shapes.
         has_zeros: whether the sparse graph has.
         steady: whether times had settled when warm-up ended.
-        share: parameters of the sparse graph / those of the dense one where dead channels were taken out, else None.
+        share: parameters of the sparse graph / those of the dense one where dead channels were taken out,
+            else None.
         on_sparse_kernels: of a runtime that has kernels for 2:4, what it tells of them, else None.
-        precisions: of the dense and of the sparse graph; where they differ, nothing is said to come from sparsity.
+        precisions: of the dense and of the sparse graph; where they differ, nothing is said to come from
+            sparsity.
     """
     outcome = outcome_of(ratio, resolution(control))
     why = _why(
@@ -124,7 +130,8 @@ def judge(
     reasons = [] if why is None else [why]
     if share is not None and not same_shapes:
         reasons.append(
-            f"Dead channels were taken out of the sparse graph: it has {share:.3f} of the dense one's parameters"
+            f"Dead channels were taken out of the sparse graph: it has {share:.3f} of the dense one's "
+            "parameters"
             f"{', and zeros among them are still multiplied' if has_zeros else ''}."
         )
     copies = "two copies of the dense file"
@@ -139,11 +146,12 @@ def _why(
     on_sparse_kernels: str | None,
     precisions: tuple[str, str],
 ) -> str | None:
-    """What the graphs let say of the outcome; None of a speed-up of a graph of other shapes, which needs no reason."""
+    """What the graphs say of the outcome; None of a speed-up of other shapes, which needs no reason."""
     if precisions[0] != precisions[1]:
         return (
-            f"The dense graph computes in {precisions[0]}, the sparse one in {precisions[1]}: the ratio is of both changes "
-            "together, and says nothing of sparsity alone. Build both in one precision to know."
+            f"The dense graph computes in {precisions[0]}, the sparse one in {precisions[1]}: the ratio is "
+            "of both changes together, and says nothing of sparsity alone. Build both in one precision to "
+            "know."
         )
     if not same_shapes:
         if outcome == "speed-up":
@@ -155,8 +163,8 @@ def _why(
         return "Both graphs have the same shapes, so this does not come from skipped zeros."
     if has_zeros:
         return (
-            "Both graphs have the same shapes: onnxruntime multiplies a zero like any other weight, also where "
-            "a packed file stores none, so zeros do not make it faster."
+            "Both graphs have the same shapes: onnxruntime multiplies a zero like any other weight, also "
+            "where a packed file stores none, so zeros do not make it faster."
         )
     return "Both graphs have the same shapes and hold no zeros to skip."
 

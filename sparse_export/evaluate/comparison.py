@@ -27,8 +27,12 @@ __all__ = ["Comparison", "LatencyComparison", "Side", "check_gates", "write_resu
 class Side:
     """One of the two bundles.
 
-    precision: that the graph computes in.  size_bytes: of model.onnx and its external data.  accuracy: None when nobody measured it.  n_parameters,
-    n_nonzero: over the float initializers.  macs, nonzero_macs: for one sample; None when not known.
+    Attributes:
+        precision: that the graph computes in.
+        size_bytes: of model.onnx and its external data.
+        accuracy: None when nobody measured it.
+        n_parameters, n_nonzero: over the float initializers.
+        macs, nonzero_macs: for one sample; None when not known.
     """
 
     path: str
@@ -48,12 +52,16 @@ class Side:
 class LatencyComparison:
     """Times at one batch size.
 
-    ratio: dense / sparse, above 1 when sparse is faster.  control: dense / the same dense file loaded again,
-    which differs from 1 only by what this machine cannot resolve.  floor: the farthest end of the control's
-    interval from 1, as a ratio above 1; outcome: of ratio's interval against floor.
-    verdict: the outcome in words.
-    on_device: the same three of the work on the device alone, by CUDA events, `dense`, `dense again` and `sparse`, with
-    device_ratio and device_control; empty and None where the runtime cannot say. No outcome rests on these.
+    Attributes:
+        ratio: dense / sparse, above 1 when sparse is faster.
+        control: dense / the same dense file loaded again, which differs from 1 only by what this machine
+            cannot resolve.
+        floor: the farthest end of the control's interval from 1, as a ratio above 1.
+        outcome: of ratio's interval against floor.
+        verdict: the outcome in words.
+        on_device: the same three of the work on the device alone, by CUDA events, `dense`, `dense again` and
+            `sparse`, with device_ratio and device_control; empty and None where the runtime cannot say. No
+            outcome rests on these.
     """
 
     batch: int
@@ -74,13 +82,14 @@ class LatencyComparison:
 class Comparison(Conditions):
     """Everything that `compare` found; `str()` gives the table for people.
 
-    accuracy_source: `measured` here with the very files that were timed, `recorded` in the manifests, or
-    None.  difference: sparse minus dense on the same samples, only when measured.
-    accuracy_drop_points: dense minus sparse, in percentage points.
-    runtime: as its sessions name themselves.  passed_over: by name, runtimes that would have been better, and why
-    they could not run both.  cores: that its threads were held to; () where they had every usable one.  cards: what
-    NVML said of cards meanwhile.
-    gate_failed, speedup_missed: what to tell when `max_drop_points` or `required_speedup` was not kept.
+    Attributes:
+        accuracy_source: `measured` here with the very files that were timed, `recorded` in the manifests, or
+            None.
+        difference: sparse minus dense on the same samples, only when measured.
+        accuracy_drop_points: dense minus sparse, in percentage points.
+        runtime: as its sessions name themselves.
+        passed_over: by name, runtimes that would have been better, and why they could not run both.
+        gate_failed, speedup_missed: what to tell when `max_drop_points` or `required_speedup` was not kept.
     """
 
     dense: Side
@@ -97,7 +106,7 @@ class Comparison(Conditions):
     passed_over: dict[str, str]
 
     def shown(self) -> Shown:
-        """Both bundles side by side, what is to be said of them, and under which conditions it was measured."""
+        """Both bundles side by side, the verdicts, and the conditions of the measurement."""
         rows = [_accuracy_row(self), *_size_rows(self)]
         for at in self.latency:
             rows += [("", "", "", ""), *_latency_rows(at)]
@@ -199,7 +208,12 @@ def _ms(a: float | None, b: float | None) -> tuple[str, str]:
 
 
 def check_gates(comparison: Comparison) -> None:
-    """Raise GateFailed, or else SpeedupNotReached, when a requirement given to `compare` was not kept."""
+    """Check the requirements that were given to `compare`.
+
+    Raises:
+        GateFailed: more accuracy was lost than may be.
+        SpeedupNotReached: the speed-up that was required was not measured.
+    """
     if comparison.gate_failed:
         raise GateFailed(
             comparison.gate_failed,
@@ -215,7 +229,14 @@ def check_gates(comparison: Comparison) -> None:
 
 
 def write_results(folder: Path, comparison: Comparison) -> Path:
-    """Write `comparison.json`, raw samples included, into the folder; return its path. Raises OutputError."""
+    """Write `comparison.json`, raw samples included, into a folder, which is made when absent.
+
+    Returns:
+        Its path.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     path = Path(folder) / RESULT_FILE
     write_json(path, {"kind": "comparison", **asdict(comparison)})
     return path

@@ -43,10 +43,12 @@ _BLOCK_S = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """What became of every link, in their order. passed: none is broken.
+    """What became of every link, in their order.
 
-    validation, comparisons: behind the links of accuracy and speed, None and () where they were not reached or not asked
-    for; a comparison for each runtime that speed was measured on.
+    Attributes:
+        passed: none is broken.
+        validation, comparisons: behind the links of accuracy and speed, None and () where they were not
+            reached or not asked for; a comparison for each runtime that speed was measured on.
     """
 
     bundle: str
@@ -96,13 +98,31 @@ def gate(
 ) -> Gate:
     """Hold a bundle to everything that deploying it rests on, link by link, up to the first that is broken.
 
-    Its files are whole; its weights keep their pattern; so does its graph; its engines were built from that graph;
-    its accuracy, measured with those files, is at most max_drop percentage points below that of the dense bundle
-    `against`; and where a speed-up is required, the interval of the interleaved comparison is above it, on each of
-    `runtimes`, by default on the best that opens both bundles.
-    The other arguments: see `Case`, `validate` and `compare`.
+    Its files are whole; its weights keep their pattern; so does its graph; its engines were built from that
+    graph; its accuracy, measured with those files, is at most max_drop percentage points below that of the
+    dense bundle `against`; and where a speed-up is required, the interval of the interleaved comparison is
+    above it, on each of `runtimes`, by default on the best that opens both bundles.
 
-    A broken link is in the result, for `check_gate` to raise. Raises UsageError for what cannot be meant from the start.
+    Args:
+        bundle: folder of the bundle to deploy.
+        against: folder of the dense one.
+        max_drop: percentage points of accuracy that may be lost.
+        require_speedup: what the lower end of the interval of dense / sparse has to reach; None measures no
+            speed.
+        batches: samples of a timed call.
+        rounds: see `compare`, as for block_s, n_threads and seed.
+        data_dir: where the data sets lie.
+        run: where the run of the bundle is now, if not at its path in the manifest.
+        runtimes: that have to run the bundle besides onnxruntime on the CPU, None for those of its engines
+            that work here.
+        trust: SHA-256 of manifests and a `run.json`, as `validate` takes it.
+        on_progress: called with a line before each link.
+
+    Returns:
+        What became of every link; a broken one is in it, for `check_gate` to raise.
+
+    Raises:
+        UsageError: options without meaning.
     """
     require_possible_drop(max_drop)
     require_possible_speedup(require_speedup, example="Write 1.2 for a fifth more speed.")
@@ -256,7 +276,11 @@ def _verdict(
 
 
 def check_gate(found: Gate) -> None:
-    """Raise what broke the first broken link, by its class and with its exit code; return when there is none."""
+    """Check that no link is broken.
+
+    Raises:
+        SparseExportError: what broke the first link that is, by its class and with its exit code.
+    """
     for link in found.links:
         if link.outcome == "broken":
             kind = getattr(errors, link.error or "", SparseExportError)
@@ -266,7 +290,14 @@ def check_gate(found: Gate) -> None:
 
 
 def write_results(folder: str | Path, found: Gate) -> tuple[Path, Path]:
-    """Write `gate.json`, raw samples included, and `gate.junit.xml` into a folder. Raises OutputError."""
+    """Write `gate.json`, raw samples included, and `gate.junit.xml` into a folder, which is made when absent.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        OutputError: one cannot be written.
+    """
     paths = Path(folder) / RESULT_FILE, Path(folder) / JUNIT_FILE
     write_json(paths[0], asdict(found))
     write_bytes(paths[1], junit_xml(found.bundle, found.links, found.created))

@@ -18,14 +18,19 @@ RESULT_FILE = "bench.json"
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRow:
-    """One runtime at one batch size; every call is of `batch` samples and ends with the logits in host memory.
+    """One runtime at one batch size; a call is of `batch` samples and ends with logits in host memory.
 
-    runtime: as the session names itself.  file: of the bundle, that it ran.  latency: the timed session.  latency_ms: of an undisturbed call, with its 95 % interval over rounds.
-    samples_per_s: batch / mean time of all calls, disturbed ones included; calls follow one another.
-    device, device_ms: the same of the work on the device alone, by CUDA events, the input lying there already; None
-    where the runtime cannot say.
-    control: that session / another one of the same file, which differs from 1 only by what cannot be resolved here;
-    floor: the farthest end of its interval from 1.
+    Attributes:
+        runtime: as the session names itself.
+        file: of the bundle, that it ran.
+        latency: the timed session.
+        latency_ms: of an undisturbed call, with its 95 % interval over rounds.
+        samples_per_s: batch / mean time of all calls, disturbed ones included; calls follow one another.
+        device, device_ms: the same of the work on the device alone, by CUDA events, the input lying there
+            already; None where the runtime cannot say.
+        control: that session / another one of the same file, which differs from 1 only by what cannot be
+            resolved here.
+        floor: the farthest end of its interval from 1.
     """
 
     runtime: str
@@ -43,7 +48,11 @@ class BenchRow:
 
 @dataclass(frozen=True, kw_only=True)
 class NotTimed:
-    """A runtime, or one batch size of it, that was to be timed and could not be. why: in words."""
+    """A runtime, or one batch size of it, that was to be timed and could not be.
+
+    Attributes:
+        why: in words.
+    """
 
     runtime: str
     batch: int | None
@@ -54,8 +63,9 @@ class NotTimed:
 class Bench(Conditions):
     """Everything that `bench` measured; `str()` gives the table for people.
 
-    size_bytes: of model.onnx.  cuda_graphs: engines replayed their launches.  cores: that the threads were held to, () for every usable one.  cards: what NVML said
-    meanwhile.
+    Attributes:
+        size_bytes: of model.onnx.
+        cuda_graphs: engines replayed their launches.
     """
 
     path: str
@@ -69,7 +79,7 @@ class Bench(Conditions):
     cuda_graphs: bool = False
 
     def shown(self) -> Shown:
-        """A row for each runtime and batch, what is to be said of them, and under which conditions it was measured."""
+        """A row for each runtime and batch, notes, and the conditions of the measurement."""
         what = self.model or "a network of your own"
         title = (
             f"{self.path}: {what}, {self.method}, density {self.density:.4g}, {self.precision}, model.onnx "
@@ -127,15 +137,15 @@ def _location_text(ms: Location) -> str:
 def _notes(result: Bench) -> list[str]:
     """What is to be said below the figures, a paragraph each."""
     explained = (
-        "floor: by how much two copies of this very file differ here; smaller differences mean nothing. A 99th "
-        "percentile is given from 1,000 calls on."
+        "floor: by how much two copies of this very file differ here; smaller differences mean nothing. A "
+        "99th percentile is given from 1,000 calls on."
     )
     notes = [explained]
     for row in result.rows:
         if row.device_ms is not None:
             notes.append(
-                f"{row.runtime} at batch {row.batch}: {_location_text(row.device_ms)} ms on the device alone, by CUDA "
-                "events, without copies to and from the host."
+                f"{row.runtime} at batch {row.batch}: {_location_text(row.device_ms)} ms on the device "
+                "alone, by CUDA events, without copies to and from the host."
             )
     if result.cuda_graphs:
         notes.append("Engines replayed CUDA graphs.")
@@ -148,7 +158,14 @@ def _notes(result: Bench) -> list[str]:
 
 
 def write_bench(folder: Path, result: Bench) -> Path:
-    """Write `bench.json`, raw samples included, into the folder; return its path. Raises OutputError."""
+    """Write `bench.json`, raw samples included, into a folder, which is made when absent.
+
+    Returns:
+        Its path.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     path = Path(folder) / RESULT_FILE
     write_json(path, {"kind": "bench", **asdict(result)})
     return path

@@ -41,7 +41,7 @@ def golden_parity(bundle: Bundle, *, n_threads: int | None = None, trust: Given 
 
 
 def golden_parity_of_file(session: Session, bundle: Bundle) -> Parity:
-    """As `golden_parity`, of a session of the bundle's own ONNX file, which was declared to take that input."""
+    """As `golden_parity`, of an open session of the bundle's own ONNX file."""
     golden_input, golden_output = (golden_array(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
     try:
         found = session_logits(session, golden_input, who=f"The ONNX file {bundle.onnx_path}")

@@ -24,7 +24,7 @@ __all__ = ["against_dense", "network_of_bundle", "open_dense", "run_of_bundle"]
 
 
 def run_of_bundle(bundle: Bundle, given: Path | None = None) -> Run | None:
-    """The run that a bundle was built from, checked by hash; None where it is no longer at its path in the manifest.
+    """The run that a bundle was built from, checked by hash; None where it is no longer at its path.
 
     Args:
         bundle: names the run and its hash.
@@ -77,7 +77,10 @@ def open_dense(bundle: Bundle, path: Path, trust: Given) -> Bundle:
     if ours is None or theirs is None or ours.test_sha256 != theirs.test_sha256:
         raise UsageError(
             f"{path} was made with the test data of {theirs.name if theirs else 'no data set'}.",
-            expected=f"The test data of {ours.name if ours else 'no data set'} were expected, the very same samples.",
+            expected=(
+                f"The test data of {ours.name if ours else 'no data set'} were expected, the very same "
+                "samples."
+            ),
             do="Give a dense bundle of the same data.",
         )
     require_tried(dense, given=trust)

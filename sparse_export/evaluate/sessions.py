@@ -26,7 +26,12 @@ _CALLS_AFTER_OPENING = 3
 
 
 class Timing(TypedDict):
-    """How calls are timed, see `measure_interleaved`. batch: samples of a call.  seed: of the inputs and the order."""
+    """How calls are timed, see `measure_interleaved`.
+
+    Attributes:
+        batch: samples of a call.
+        seed: of the inputs and the order.
+    """
 
     batch: int
     rounds: int
@@ -69,8 +74,9 @@ class TimedSessions:
 
     def renew(self, x: np.ndarray) -> None:
         """Close all, open all in random order, run each on x until it has allocated what it needs."""
-        # Of 32 A/A intervals, 18 held 1 with sessions kept open, 29 with renewed ones, which are about three times
-        # as wide (three 256x256 Gemms, batch 1; two busy AMD EPYC cores, onnxruntime 1.31.1, 2026-11-23).
+        # Of 32 A/A intervals, 18 held 1 with sessions kept open, 29 with renewed ones, which are about three
+        # times as wide (three 256x256 Gemms, batch 1; two busy cores of an AMD EPYC, onnxruntime 1.31.1,
+        # 2026-11-23).
         self.close()
         names = list(self._openers)
         for i in self._order.permutation(len(names)):
@@ -84,9 +90,11 @@ class TimedSessions:
         input_shape: tuple[int, ...],
         **timing: Unpack[Timing],
     ) -> dict[str, LatencyResult]:
-        """Time a call of every session on one batch of standard normal inputs, interleaved, all renewed in each round.
+        """Time a call of every session on a batch of standard normal inputs, all renewed in each round.
 
-        input_shape: of one sample.  The rest: see `measure_interleaved`.
+        Args:
+            input_shape: of one sample.
+            timing: see `measure_interleaved`.
         """
         x = _inputs(input_shape, timing["batch"], timing["seed"])
         return measure_interleaved(
@@ -102,8 +110,8 @@ class TimedSessions:
     ) -> dict[str, LatencyResult]:
         """As `measure`, of the work on the device alone, by CUDA events; nothing where a session cannot say.
 
-        The input lies on the device and the logits stay there; passes are launched one after another without a pause,
-        so that the host's time is hidden where a pass takes longer than its launch.
+        The input lies on the device and the logits stay there; passes are launched one after another without
+        a pause, so that the host's time is hidden where a pass takes longer than its launch.
         """
         if not all(isinstance(session, DeviceSession) for session in self.open.values()):
             return {}
@@ -140,8 +148,13 @@ class TimedSessions:
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """sessions: `dense`, `dense again` and `sparse`.  runtime: as `candidates` names it.  passed_over: better ones, and
-    why they could not run both."""
+    """Sessions of the runtime that was chosen.
+
+    Attributes:
+        sessions: `dense`, `dense again` and `sparse`.
+        runtime: as `candidates` names it.
+        passed_over: better ones, and why they could not run both.
+    """
 
     sessions: TimedSessions
     runtime: str
@@ -214,7 +227,8 @@ def require_cuda_graphs(*runtimes: str) -> None:
     """
     if not set(runtimes) & set(TARGETS):
         raise UsageError(
-            f"CUDA graphs were asked for, and {', '.join(runtimes)} {'replays' if len(runtimes) == 1 else 'replay'} none.",
+            f"CUDA graphs were asked for, and {', '.join(runtimes)} "
+            f"{'replays' if len(runtimes) == 1 else 'replay'} none.",
             expected=f"They were expected to go with {' or '.join(TARGETS)}.",
             do="Leave --cuda-graphs out, or give bundles with engines.",
         )

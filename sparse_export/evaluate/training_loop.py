@@ -145,8 +145,8 @@ class Loop:
     def update(self) -> None:
         """Update the masks, timed by the host, where this method lets them be updated from outside.
 
-        Where active weights are trained alone: from there and back again, which is all that an interval changes. Where
-        products are 2:4: with the compression of the new patterns.
+        Where active weights are trained alone: from there and back again, which is all that an interval
+        changes. Where products are 2:4: with the compression of the new patterns.
         """
         if self._sparse is not None and self._sparse.moves_at_updates:
             self.stamps.wait()
@@ -162,7 +162,7 @@ class Loop:
             self.update_ms.append(1e3 * watch.seconds(begin, watch.now()))
 
     def part_ms(self) -> dict[str, float]:
-        """Mean ms of each part. A step's marks: begin, gradients zeroed, loss, backward, optimiser in and out, end."""
+        """Mean ms of each part. Marks: begin, gradients zeroed, loss, backward, optimiser in and out, end."""
         self.stamps.wait()
         gaps = np.array([[self.stamps.seconds(a, b) for a, b in pairwise(marks)] for marks in self._marks])
         zero, forward, backward, before, optimizer, after = 1e3 * gaps.T

@@ -23,10 +23,13 @@ RESULT_FILE = "bench-train.json"
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """One network's steps. samples_per_s: batch / mean time.
+    """One network's steps.
 
-    part_ms: mean ms of each of PARTS over all timed steps, which add up where medians do not: forward with the loss, backward, the optimiser with its
-    zeroing of gradients, and whatever keeps the network sparse, mask updates left out.
+    Attributes:
+        samples_per_s: batch / mean time.
+        part_ms: mean ms of each of PARTS over all timed steps, which add up where medians do not: forward
+            with the loss, backward, the optimiser with its zeroing of gradients, and whatever keeps the
+            network sparse, mask updates left out.
     """
 
     latency: LatencyResult
@@ -39,9 +42,13 @@ class StepTimes:
 class Phases:
     """The two kinds of steps that training with CSR products has, see `sparse_export.train.step_csr.StepCsr`.
 
-    window: steps with dense gradients before an update, window_steps of them in update_every; all others train active
-    weights alone.  mean_ms: of a step over a whole update interval, the update and the changes between the two kinds
-    included.  between, within: dense / sparse for steps outside and inside the window, without any share of an update.
+    Attributes:
+        window: steps with dense gradients before an update, window_steps of them in update_every; all others
+            train active weights alone.
+        mean_ms: of a step over a whole update interval, the update and the changes between the two kinds
+            included.
+        between, within: dense / sparse for steps outside and inside the window, without any share of an
+            update.
     """
 
     window: StepTimes
@@ -55,12 +62,16 @@ class Phases:
 class StepBench(Conditions):
     """Everything that `bench-train` measured; `str()` gives the table for people.
 
-    update_ms: one mask update a round; update_every: steps that share one.  ratio: dense / sparse, each sparse step
-    with its share of an update, and of dense windows where there are any, above 1 when sparse is faster.
-    products, phases: where the recipe asks for CSR products, what was chosen for each masked weight, and the kinds of
-    steps; no phases where dense products were chosen for all. `sparse` is then a step outside the window.
-    control: dense / another dense network.
-    floor, outcome, verdict: as in `sparse_export.evaluate.comparison.LatencyComparison`.
+    Attributes:
+        update_ms: one mask update a round.
+        update_every: steps that share one.
+        ratio: dense / sparse, each sparse step with its share of an update, and of dense windows where there
+            are any, above 1 when sparse is faster.
+        products, phases: where the recipe asks for CSR products, what was chosen for each masked weight, and
+            the kinds of steps; no phases where dense products were chosen for all. `sparse` is then a step
+            outside the window.
+        control: dense / another dense network.
+        floor, outcome, verdict: as in `sparse_export.evaluate.comparison.LatencyComparison`.
     """
 
     recipe: dict[str, Any]
@@ -84,7 +95,7 @@ class StepBench(Conditions):
     phases: Phases | None = None
 
     def shown(self) -> Shown:
-        """Dense beside sparse, part by part, then which products were chosen, the verdict and the conditions."""
+        """Dense beside sparse, part by part, then the chosen products, the verdict and the conditions."""
         compiled = ", compiled" if self.recipe["compile"] else ""
         title = (
             f"{self.model}, batches of {self.batch} of {self.input_shape}, density {self.density:.4g}, "
@@ -123,7 +134,11 @@ def _rows(result: StepBench) -> list[tuple[str, float, float, str]]:
 
 
 def check_speedup(result: StepBench) -> None:
-    """Raise SpeedupNotReached when a speed-up was required and not measured."""
+    """Check the speed-up that was required, if one was.
+
+    Raises:
+        SpeedupNotReached: it was not measured.
+    """
     wanted = result.required_speedup
     if wanted is not None and not reaches(result.outcome, result.ratio, wanted):
         what = f"The training step's speed-up is {times_text(result.ratio)}."
@@ -133,7 +148,14 @@ def check_speedup(result: StepBench) -> None:
 
 
 def write_step_bench(folder: Path, result: StepBench) -> Path:
-    """Write `bench-train.json`, raw samples included, into the folder; return its path. Raises OutputError."""
+    """Write `bench-train.json`, raw samples included, into a folder, which is made when absent.
+
+    Returns:
+        Its path.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     path = Path(folder) / RESULT_FILE
     write_json(path, {"kind": "bench-train", **asdict(result)})
     return path

@@ -48,14 +48,14 @@ def validate(
         bundle: opened anew, every file checked by hash.
         data_dir: where the data sets lie.
         run: the run it was built from, where that is not at its path in the manifest any more.
-        max_drop: percentage points that the accuracy, on every runtime that ran, may lie below the run's own record,
-            and below the dense bundle.
+        max_drop: percentage points that the accuracy, on every runtime that ran, may lie below the run's own
+            record, and below the dense bundle.
         against: a dense bundle of the same data.
         n_threads: of onnxruntime.
-        runtimes: that are to run it besides onnxruntime on the CPU; None for all that can here, of those that it has
-            an engine for.
-        trust: SHA-256 of a `run.json` whose factory may be imported, of manifests whose engines may be loaded and
-            whose ONNX files need no process of their own to be tried in first.
+        runtimes: that are to run it besides onnxruntime on the CPU; None for all that can here, of those that
+            it has an engine for.
+        trust: SHA-256 of a `run.json` whose factory may be imported, of manifests whose engines may be loaded
+            and whose ONNX files need no process of their own to be tried in first.
 
     Returns:
         What was found; a missed gate is in it, for `check_gates` to raise.
@@ -63,7 +63,8 @@ def validate(
     Raises:
         GateFailed: NaN in the logits.
         ArtefactError: files or test data other than those on record.
-        UsageError: options without meaning; labels, or a network with one output, that give no top-1 accuracy.
+        UsageError: options without meaning; labels, or a network with one output, that give no top-1
+            accuracy.
         DataNotFound: the data set is not there.
         NotTrustedError: nobody vouches for code that would be run.
         MissingCapability: a runtime that was named cannot work here.
@@ -147,7 +148,7 @@ def _beside_network(
     scored: Scored | None,
     test: LabelledSamples | None,
 ) -> tuple[Parity | None, Scored | None]:
-    """The file against its run's network, on the test set or else the golden input, and what the network scores."""
+    """The file against its run's network, on the test set or the golden input, and the network's score."""
     if network is None:
         return None, None
     if scored is None or test is None:

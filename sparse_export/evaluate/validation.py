@@ -30,9 +30,11 @@ RESULT_FILE = "validation.json"
 class Parity:
     """How far the ONNX file is from PyTorch on the same samples.
 
-    max_relative_difference: the largest absolute one by the spread of the logits that it is held against, their
-    standard deviation.
-    top1_agreement: share of samples with the same largest logit; None for outputs without two classes or more.
+    Attributes:
+        max_relative_difference: the largest absolute one by the spread of the logits that it is held against,
+            their standard deviation.
+        top1_agreement: share of samples with the same largest logit; None for outputs without two classes or
+            more.
     """
 
     n_samples: int
@@ -58,8 +60,10 @@ class BatchParity:
 class AgainstDense:
     """Accuracy of the bundle minus that of a dense one on the same samples, in percentage points.
 
-    accuracy: of the dense one, by onnxruntime on the CPU, whatever runs the bundle.
-    low, high: paired 95 % interval.  mcnemar_p: of McNemar's exact test.
+    Attributes:
+        accuracy: of the dense one, by onnxruntime on the CPU, whatever runs the bundle.
+        low, high: paired 95 % interval.
+        mcnemar_p: of McNemar's exact test.
     """
 
     path: str
@@ -75,9 +79,12 @@ class AgainstDense:
 class RuntimeResult:
     """What another runtime than onnxruntime on the CPU made of the bundle.
 
-    name: as the session has it.  golden: against the stored outputs.  parity: against onnxruntime on the CPU, on the
-    test set; None, as accuracy, where there is none.  drop_points: recorded minus accuracy.  against: what this runtime
-    made of the bundle against the dense one.
+    Attributes:
+        name: as the session has it.
+        golden: against the stored outputs.
+        parity: against onnxruntime on the CPU, on the test set; None, as accuracy, where there is none.
+        drop_points: recorded minus accuracy.
+        against: what this runtime made of the bundle against the dense one.
     """
 
     name: str
@@ -92,11 +99,16 @@ class RuntimeResult:
 class Validation:
     """What validating a bundle found. A gate that failed is told by `check_gates`.
 
-    accuracy: of the ONNX file; torch_accuracy: of the network of its run; recorded: what the run reported.
-    The three are None where there is no test set, no run, or no record.  drop_points: recorded minus accuracy,
-    in percentage points.  parity: None when the run was not there; run_missing then says what was looked for,
-    and parity_ok rests on the golden pair alone.  runtimes: the others that ran it; not_run: those that
-    could not, and why.  max_drop: the gate, in percentage points, None for none.
+    Attributes:
+        accuracy: of the ONNX file.
+        torch_accuracy: of the network of its run.
+        recorded: what the run reported. The three are None where there is no test set, no run, or no record.
+        drop_points: recorded minus accuracy, in percentage points.
+        parity: None when the run was not there; run_missing then says what was looked for, and parity_ok
+            rests on the golden pair alone.
+        runtimes: the others that ran it.
+        not_run: those that could not, and why.
+        max_drop: the gate, in percentage points, None for none.
     """
 
     bundle: str

@@ -32,8 +32,8 @@ def verdict_of(
 ) -> Verdict:
     """Judge a ratio dense / sparse beside its control.
 
-    Either direction is claimed only when the whole interval of the ratio lies beyond 1 and beyond the farthest that
-    the control's interval reaches from 1.
+    Either direction is claimed only when the whole interval of the ratio lies beyond 1 and beyond the
+    farthest that the control's interval reaches from 1.
 
     Args:
         ratio: of times, above 1 when sparse is faster.
@@ -51,7 +51,11 @@ def verdict_of(
 
 
 def outcome_text(ratio: Ratio, floor: float, *, sparse: str = "sparse") -> str:
-    """A ratio dense / sparse in words, as far as the floor lets anything be said. sparse: what was timed."""
+    """A ratio dense / sparse in words, as far as the floor lets anything be said.
+
+    Args:
+        sparse: what was timed.
+    """
     outcome = outcome_of(ratio, floor)
     if outcome == "speed-up":
         return f"speed-up of {times_text(ratio)}"
@@ -72,7 +76,11 @@ def times_text(ratio: Ratio) -> str:
 
 
 def speedup_not_reached(what: str, required: float, *, do: str) -> SpeedupNotReached:
-    """The error for a speed-up that was required and not measured. what: the speed-up that was, a sentence."""
+    """The error for a speed-up that was required and not measured.
+
+    Args:
+        what: the speed-up that was, a sentence.
+    """
     return SpeedupNotReached(
         what, expected=f"At least {required:g}x was required, at the lower end of the interval.", do=do
     )

@@ -14,10 +14,12 @@ REPORT_FILE = "sparsify.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """The network after a step. name: `original`, `permuted`, `sparsified` or `fine-tuned`.
+    """The network after a step.
 
-    validation, test: accuracies, None without data or for an empty part.  seconds: that the step took, without
-    the evaluation.
+    Attributes:
+        name: `original`, `permuted`, `sparsified` or `fine-tuned`.
+        validation, test: accuracies, None without data or for an empty part.
+        seconds: that the step took, without the evaluation.
     """
 
     name: str
@@ -30,13 +32,16 @@ class Stage:
 class SparsifiedLayer:
     """A weight after sparsifying.
 
-    pattern: that it keeps, or None where it stayed as it was, and `reason` says why.  reason: also why no channel
-    order was searched for it, where one was asked for, and why no error was measured, where there are data.
-    magnitude: the sum of |w| before.
-    kept_in_order: share of it that N of M keep at most in the order that the channels had.
-    kept_share: share of it where the mask is on.
-    error: ‖X (W - W')‖ / ‖X W‖ over the calibration data, X as the layers before it then made it; None without
-    calibration data, and where `reason` says why.  n_active: entries that the mask keeps.
+    Attributes:
+        pattern: that it keeps, or None where it stayed as it was, and `reason` says why.
+        reason: also why no channel order was searched for it, where one was asked for, and why no error was
+            measured, where there are data.
+        magnitude: the sum of |w| before.
+        kept_in_order: share of it that N of M keep at most in the order that the channels had.
+        kept_share: share of it where the mask is on.
+        error: ‖X (W - W')‖ / ‖X W‖ over the calibration data, X as the layers before it then made it; None
+            without calibration data, and where `reason` says why.
+        n_active: entries that the mask keeps.
     """
 
     name: str
@@ -55,12 +60,15 @@ class SparsifiedLayer:
 class SparsifyReport:
     """The whole of it; `sparsify.json` in the run's folder.
 
-    weights: where they came from, `sha256` of a file or of a run's `run.json` included.
-    n_calibration: samples of the training part that were looked at; 0 without data.
-    permuted_spaces: spaces of channels that got another order, of `n_spaces`; output_difference: the largest between
-    the outputs before and after, of the largest output, in float64; 0 where nothing was permuted.
-    untraced: why no order could be looked for, or empty.
-    kept_share: over the layers that got the pattern.  n_norms: batch norms that were re-estimated.
+    Attributes:
+        weights: where they came from, `sha256` of a file or of a run's `run.json` included.
+        n_calibration: samples of the training part that were looked at; 0 without data.
+        permuted_spaces: spaces of channels that got another order, of `n_spaces`.
+        output_difference: the largest between the outputs before and after, of the largest output, in
+            float64; 0 where nothing was permuted.
+        untraced: why no order could be looked for, or empty.
+        kept_share: over the layers that got the pattern.
+        n_norms: batch norms that were re-estimated.
     """
 
     model: str
@@ -125,8 +133,8 @@ def _summary(report: SparsifyReport) -> str:
     if report.permute:
         parts.append(
             report.untraced
-            or f"{report.permuted_spaces} of {report.n_spaces} channel spaces got another order, the outputs differ "
-            f"by {report.output_difference:.1g} of the largest in float64"
+            or f"{report.permuted_spaces} of {report.n_spaces} channel spaces got another order, the outputs "
+            f"differ by {report.output_difference:.1g} of the largest in float64"
         )
     return "\n".join(parts)
 

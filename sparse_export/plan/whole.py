@@ -1,4 +1,4 @@
-"""A whole network timed dense, 2:4 wherever it can be, and as a plan has it: what single products only let expect."""
+"""A whole network timed dense, 2:4 wherever it can be, and as a plan has it."""
 
 from __future__ import annotations
 
@@ -52,12 +52,17 @@ _TOLERANCE = {torch.float16: 0.03, torch.bfloat16: 0.1}
 class WholeNetwork:
     """One network at one batch size; `str()` gives the text for people.
 
-    n_possible: layers that can be 2:4; n_planned: those that the plan chose.  everywhere, planned: dense / that, None
-    where it has no 2:4 layer and is the dense network.  control: dense / the dense network again; floor: the
-    farthest end of its interval from 1, as a ratio above 1.  expected: by times of single products.
-    how: by kind, `cuda graph` or `eager`.  compiled: its encoder blocks, by torch.compile.
-    relative_difference: of outputs from the dense network with the same, cut weights, by their norm.
-    samples_ms: by kind, a value a round; of a call with inputs and outputs on the device.
+    Attributes:
+        n_possible: layers that can be 2:4.
+        n_planned: those that the plan chose.
+        everywhere, planned: dense / that, None where it has no 2:4 layer and is the dense network.
+        control: dense / the dense network again.
+        floor: the farthest end of its interval from 1, as a ratio above 1.
+        expected: by times of single products.
+        how: by kind, `cuda graph` or `eager`.
+        compiled: its encoder blocks, by torch.compile.
+        relative_difference: of outputs from the dense network with the same, cut weights, by their norm.
+        samples_ms: by kind, a value a round; of a call with inputs and outputs on the device.
     """
 
     model: str | None
@@ -133,11 +138,15 @@ def measure_whole(
 ) -> WholeNetwork:
     """Time a network dense, dense again, with 2:4 products in all possible layers, and in the planned ones.
 
-    network: is changed, see `prepare`, then copied, cast and moved. On a card images lie channels last, each
-    network is one CUDA graph where it can be captured, and times are the device's own.
-    compiled: encoder blocks of vision transformers by torch.compile.
-    Raises UsageError for outputs that say nothing, GateFailed where 2:4 products give others than dense ones,
-    MissingCapability where the device has no such product.
+    Args:
+        network: is changed, see `prepare`, then copied, cast and moved. On a card images lie channels last,
+            each network is one CUDA graph where it can be captured, and times are the device's own.
+        compiled: encoder blocks of vision transformers by torch.compile.
+
+    Raises:
+        UsageError: outputs that say nothing.
+        GateFailed: 2:4 products give others than dense ones.
+        MissingCapability: the device has no such product.
     """
     tell = on_progress or (lambda line: None)
     machine = machine_facts()
@@ -198,11 +207,12 @@ def measure_whole(
 
 
 def _difference(outputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, float]:
-    """Of each from the dense network's, by the norm of that. Raises UsageError or GateFailed, as `measure_whole`."""
+    """Of each from the dense network's, by the norm of that. Raises as `measure_whole`."""
     size = float(outputs["dense"].norm())
     if size == 0 or not math.isfinite(size):
         raise UsageError(
-            f"The norm of what the network answers to random inputs is {size:g}, which would agree with anything.",
+            f"The norm of what the network answers to random inputs is {size:g}, which would agree with "
+            "anything.",
             expected="Outputs other than zero, and within the range of the type, were expected.",
             do="Use another type, or a trained network.",
         )
@@ -212,7 +222,8 @@ def _difference(outputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, flo
     if wrong:
         told = ", ".join(f"{kind} by {value:.3g}" for kind, value in wrong.items())
         raise GateFailed(
-            f"The network with 2:4 products answers otherwise than the dense one: {told} of the outputs' norm.",
+            f"The network with 2:4 products answers otherwise than the dense one: {told} of the outputs' "
+            "norm.",
             expected=f"At most {limit:g} was expected, since the weights are the same.",
             do="Do not use these products; report the card and the versions of torch and cuSPARSELt.",
         )
@@ -220,7 +231,11 @@ def _difference(outputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, flo
 
 
 def check_never_slower(found: WholeNetwork) -> None:
-    """Raise SpeedupNotReached where the planned network may be slower than the dense one: below NEVER_SLOWER."""
+    """Check that the planned network is not slower than the dense one.
+
+    Raises:
+        SpeedupNotReached: the lower end of its interval is below NEVER_SLOWER.
+    """
     if found.planned is not None and found.planned.low < NEVER_SLOWER:
         raise speedup_not_reached(
             f"The planned network is {times_text(found.planned)} as fast as the dense one.",
@@ -256,8 +271,8 @@ def _ratio(found: dict[str, LatencyResult], kind: str) -> Ratio | None:
 def prepare(network: nn.Module, possible: Sequence[str], input_shape: tuple[int, ...]) -> None:
     """Make a network ready to be timed, in place, twice as well as once.
 
-    In evaluation mode; batch norms folded, as every engine does it; heads of zeros drawn, for outputs of zeros would
-    agree with anything; possible layers cut to 2:4, for times, not for accuracy.
+    In evaluation mode; batch norms folded, as every engine does it; heads of zeros drawn, for outputs of
+    zeros would agree with anything; possible layers cut to 2:4, for times, not for accuracy.
     """
     network.eval()
     first = next(network.parameters())
@@ -278,7 +293,7 @@ def cut_to_pattern(network: nn.Module, names: Sequence[str]) -> None:
 
 
 def compile_blocks(network: nn.Module) -> bool:
-    """Compile a vision transformer's encoder blocks, all of them by one compilation; False for another network."""
+    """Compile a vision transformer's encoder blocks by one compilation; False for another network."""
     blocks = [module for module in network.modules() if type(module).__name__ == "EncoderBlock"]
     for block in blocks:
         block.compile()

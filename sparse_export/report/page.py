@@ -19,14 +19,22 @@ __all__ = ["page", "write_report"]
 
 
 def write_report(path: Path, comparison: Comparison, dense: Bundle, sparse: Bundle) -> Path:
-    """Write the page; gives its path. Raises OutputError, or ArtefactError for bundles that cannot be read."""
+    """Write the page of a comparison.
+
+    Returns:
+        Its path.
+
+    Raises:
+        OutputError: it cannot be written.
+        ArtefactError: a bundle cannot be read.
+    """
     content = page(comparison, side_of("dense", dense), side_of("sparse", sparse))
     write_bytes(path, content.encode("utf-8", "backslashreplace"))  # a path may hold an odd byte
     return path
 
 
 def page(comparison: Comparison, dense: BundleSide, sparse: BundleSide) -> str:
-    """The whole HTML. Computes nothing but the intervals of single times, from the samples in the comparison."""
+    """The whole HTML. Computes only the intervals of single times, from the samples in the comparison."""
     failed = bool(comparison.gate_failed or comparison.speedup_missed)
     name = comparison.sparse.model or "network"
     parts = [
@@ -78,5 +86,8 @@ def _legend(side: BundleSide) -> str:
         columns = "columns say" if len(engines) > 1 else "column says"
         text = f"The last {columns} whether the engine runs the layer on a sparse kernel. "
     if not any(engine.times for engine in side.inspection.engines):
-        text += "The time of single layers was not measured: a runtime fuses them, and only whole calls are timed."
+        text += (
+            "The time of single layers was not measured: a runtime fuses them, and only whole calls are "
+            "timed."
+        )
     return f"<p>{text}</p>{f'<ul>{items}</ul>' if items else ''}"

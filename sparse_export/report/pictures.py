@@ -37,7 +37,8 @@ def accuracy(comparison: Comparison) -> str:
     )
     caption = (
         f"Accuracy of sparse minus dense on the same {d.n_samples:,} samples, with its paired 95 % interval. "
-        f"{d.n_only_a:,} samples only dense has right, {d.n_only_b:,} only sparse; McNemar's p is {d.mcnemar_p:.3g}."
+        f"{d.n_only_a:,} samples only dense has right, {d.n_only_b:,} only sparse; McNemar's p is "
+        f"{d.mcnemar_p:.3g}."
     )
     return figure(drawing, caption)
 
@@ -124,8 +125,9 @@ def speed_ups(comparison: Comparison) -> str:
         alt=f"Dense time by sparse time. {told}.",
     )
     caption = (
-        "Dense time by sparse time, with its paired 95 % interval. The grey band is what two copies of the same dense "
-        "file differ by here: a speed-up is claimed only where the whole interval lies right of it."
+        "Dense time by sparse time, with its paired 95 % interval. The grey band is what two copies of the "
+        "same dense file differ by here: a speed-up is claimed only where the whole interval lies right of "
+        "it."
     )
     return figure(drawing, caption)
 
@@ -155,8 +157,8 @@ def throughput(comparison: Comparison) -> str:
     batches = ", ".join(str(at.batch) for at in comparison.latency)
     return figure(
         drawing,
-        f"Samples a second, by the mean of all calls, against the median time of a call, at batch {batches} from "
-        "left to right.",
+        f"Samples a second, by the mean of all calls, against the median time of a call, at batch {batches} "
+        "from left to right.",
     )
 
 
@@ -214,7 +216,10 @@ def training(sides: Sequence[BundleSide]) -> list[str]:
             "masked weights that changed, %",
             "flip_rate",
             100.0,
-            "Mask churn: bits of the masks that the update of each epoch changed, in % of the masked weights.",
+            (
+                "Mask churn: bits of the masks that the update of each epoch changed, in % of the masked "
+                "weights."
+            ),
         ),
     )
     return [

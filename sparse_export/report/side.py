@@ -20,9 +20,12 @@ __all__ = ["BundleSide", "side_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class BundleSide:
-    """name: `dense` or `sparse`.  run: None where it is no longer there, or is not the one; missing then says so.
+    """One of the two bundles, with what else is known of it.
 
-    metrics: the lines of its `metrics.jsonl`, none where that cannot be read.
+    Attributes:
+        name: `dense` or `sparse`.
+        run: None where it is no longer there, or is not the one; missing then says so.
+        metrics: the lines of its `metrics.jsonl`, none where that cannot be read.
     """
 
     name: str
@@ -34,7 +37,12 @@ class BundleSide:
 
 
 def side_of(name: str, bundle: Bundle) -> BundleSide:
-    """Read what a report shows of a bundle. Raises UsageError or ArtefactError for the bundle, never for its run."""
+    """Read what a report shows of a bundle.
+
+    Raises:
+        UsageError: the bundle is none. Nothing is raised for its run.
+        ArtefactError: the bundle is damaged.
+    """
     run, metrics, missing = None, [], None
     try:
         found = run_of_bundle(bundle)

@@ -55,7 +55,7 @@ def latencies(comparison: Comparison) -> str:
 
 
 def layers(side: BundleSide) -> str:
-    """Every layer of a graph: density, pattern, whether hardware can use its zeros, what each engine made of it."""
+    """Every layer of a graph: density, pattern, whether its zeros can be used, its state in each engine."""
     promised = {layer.name: layer.pattern for layer in side.info.layers if layer.pattern}
     engines = [one for one in side.inspection.engines if one.layers]
     picked = {one.fact.file: {row.node: row for row in one.layers} for one in engines}

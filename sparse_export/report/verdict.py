@@ -10,7 +10,7 @@ __all__ = ["verdict"]
 
 
 def verdict(comparison: Comparison) -> str:
-    """Speed, accuracy and size of the sparse bundle against the dense one, and a gate that failed, as one sentence."""
+    """Speed, accuracy and size of sparse against dense, and a gate that failed, as one sentence."""
     parts = [_speed(comparison), _accuracy(comparison), _size(comparison)]
     kinds = [side.precision for side in (comparison.dense, comparison.sparse)]
     unlike = f" in {kinds[1]}, against dense {kinds[0]}," if kinds[0] != kinds[1] else ""

@@ -30,15 +30,25 @@ def _batches(inputs: Inputs) -> Iterator[Array]:
 
 
 def onnx_logits(file: Path, inputs: Inputs, *, n_threads: int | None = None) -> Array:
-    """What onnxruntime makes of every sample, (N, classes). Raises GateFailed for NaN or infinity."""
+    """As `session_logits`, of an ONNX file by onnxruntime on the CPU."""
     with open_session(file, n_threads=n_threads) as session:
         return session_logits(session, inputs, who=f"The ONNX file {file}")
 
 
 def session_logits(session: Session, inputs: Inputs, *, who: str = "") -> Array:
-    """What a session makes of every sample, (N, classes), in batches that it takes. Raises GateFailed likewise.
+    """Run a session over a data set, in batches that it takes.
 
-    who: in the error, the runtime by default.
+    Args:
+        session: stays open.
+        inputs: float32 (N, *input_shape).
+        who: in the error, the runtime by default.
+
+    Returns:
+        Logits (N, classes).
+
+    Raises:
+        GateFailed: NaN or infinity among them.
+        UsageError: inputs that do not fit.
     """
     found = []
     for batch in _batches(inputs):
@@ -48,7 +58,7 @@ def session_logits(session: Session, inputs: Inputs, *, who: str = "") -> Array:
 
 
 def torch_logits(network: nn.Module, inputs: Inputs) -> Array:
-    """What the network makes of every sample, (N, classes). Raises GateFailed for NaN or infinity."""
+    """As `session_logits`, of a torch network on the CPU."""
     with torch.inference_mode():
         logits = np.concatenate([network(torch.from_numpy(batch)).numpy() for batch in _batches(inputs)])
     return _finite(logits, "The PyTorch network")
@@ -58,7 +68,8 @@ def _finite(logits: Array, who: str) -> Array:
     bad = ~np.isfinite(logits.reshape(len(logits), -1)).all(axis=1)
     if bad.any():
         raise GateFailed(
-            f"{who} gives NaN or infinity for {int(bad.sum())} of {len(logits)} samples, first number {bad.argmax()}.",
+            f"{who} gives NaN or infinity for {int(bad.sum())} of {len(logits)} samples, first number "
+            f"{bad.argmax()}.",
             expected="Finite logits were expected.",
             do="Look at the weights: training may have diverged.",
         )

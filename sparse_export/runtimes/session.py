@@ -21,7 +21,8 @@ class BaseSession(ABC):
     Args:
         name: runtime and device, as in `onnxruntime-cpu`.
         dtype: of the inputs.
-        shape: of the inputs, the batch included; a size that is no integer is free. None where any shape is tried.
+        shape: of the inputs, the batch included; a size that is no integer is free. None where any shape is
+            tried.
     """
 
     def __init__(

@@ -28,8 +28,9 @@ __all__ = ["Rewritten", "Torch24Session", "rewrite"]
 class Rewritten:
     """A network in evaluation mode whose products are 2:4 where they can be.
 
-    layers: forms by the name of their weight.  why_dense: the reason for each other Linear, convolution and attention
-    projection.
+    Attributes:
+        layers: forms by the name of their weight.
+        why_dense: the reason for each other Linear, convolution and attention projection.
     """
 
     model: nn.Module
@@ -50,14 +51,19 @@ def rewrite(
     only: Collection[str] | None = None,
     product_dtype: torch.dtype | None = None,
 ) -> Rewritten:
-    """Turn a network in memory into one with 2:4 products, in place: cast, in evaluation mode, without gradients.
+    """Turn a network into one with 2:4 products, in place: cast, in evaluation mode, without gradients.
 
-    model: on the device to run on; for 1x1 convolutions best in channels_last.  dtype: of weights and activations.
-    product_dtype: of the 2:4 products, by default `dtype`; int8 quantizes each weight by outputs and activations by rows
-    at every call, without calibration, so accuracy is to be measured.
-    only: weights to multiply as 2:4, as a plan names them; None for all that are 2:4.
-    Nothing is pruned: a weight that is not 2:4 along its inputs stays dense, with the reason.
-    Raises UsageError for an unknown name in `only`, MissingCapability where the device has no such product.
+    Args:
+        model: on the device to run on; for 1x1 convolutions best in channels_last.
+        dtype: of weights and activations.
+        only: weights to multiply as 2:4, as a plan names them; None for all that are 2:4. Nothing is pruned:
+            a weight that is not 2:4 along its inputs stays dense, with the reason.
+        product_dtype: of the 2:4 products, by default `dtype`; int8 quantizes each weight by outputs and
+            activations by rows at every call, without calibration, so accuracy is to be measured.
+
+    Raises:
+        UsageError: an unknown name in `only`.
+        MissingCapability: the device has no such product.
     """
     model = model.eval().to(dtype).requires_grad_(False)
     weights = {

@@ -16,10 +16,14 @@ from sparse_export.tasks.accuracy import mean_percent_text
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """test, validation: accuracy in percent over the seeds; None without such a part, or without a complete cell.
+    """What one method came to at one density and setting, over its seeds.
 
-    estimate_*, all_layers_*: means over the seeds of the paper's estimates, see `sparse_export.formats.run.SpeedInfo`.
-    step_ms: median over the seeds of the measured time of a step.
+    The estimates are means over the seeds, see `sparse_export.formats.run.SpeedInfo`.
+
+    Attributes:
+        test, validation: accuracy in percent over the seeds; None without such a part, or without a complete
+            cell.
+        step_ms: median over the seeds of the measured time of a step.
     """
 
     method: str

@@ -57,7 +57,7 @@ def mean_percent_text(mean: Mean | None) -> str:
 
 
 def points_text(points: float) -> str:
-    """Percentage points with their sign, like `-0.20 points`; a difference that is not zero never reads so."""
+    """Signed percentage points, like `-0.20 points`; a difference that is not zero never reads so."""
     return f"{_number(points, '+')} points"
 
 

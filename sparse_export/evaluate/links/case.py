@@ -23,12 +23,17 @@ __all__ = ["Case"]
 class Case:
     """The bundle to deploy, the dense one that it is held against, and the bounds.
 
-    max_drop: percentage points of accuracy.  require_speedup: what the lower end of the interval of dense / sparse has
-    to reach at every one of `batches`, None where nothing was promised.  run: where the run of the bundle is now.
-    runtimes: that have to run the bundle besides onnxruntime on the CPU, None for those of its engines that work here.
-    trust: SHA-256 of manifests and a `run.json`, as `validate` takes it.  rounds, n_threads, seed: of the timing.
-
     What is read from the files is read when it is first asked for, and checked by hash before.
+
+    Attributes:
+        max_drop: percentage points of accuracy.
+        require_speedup: what the lower end of the interval of dense / sparse has to reach at every one of
+            `batches`, None where nothing was promised.
+        run: where the run of the bundle is now.
+        runtimes: that have to run the bundle besides onnxruntime on the CPU, None for those of its engines
+            that work here.
+        trust: SHA-256 of manifests and a `run.json`, as `validate` takes it.
+        rounds, n_threads, seed: of the timing.
     """
 
     bundle_path: Path
@@ -46,12 +51,12 @@ class Case:
 
     @cached_property
     def bundle(self) -> Bundle:
-        """Raises UsageError or ArtefactError, as `open_bundle` does."""
+        """The bundle to deploy. Raises as `open_bundle` does."""
         return open_bundle(self.bundle_path)
 
     @cached_property
     def dense(self) -> Bundle:
-        """Raises UsageError or ArtefactError, as `open_bundle` does."""
+        """The dense bundle. Raises as `open_bundle` does."""
         return open_bundle(self.against_path)
 
     @cached_property

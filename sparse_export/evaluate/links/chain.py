@@ -17,9 +17,13 @@ Outcome = Literal["kept", "broken", "nothing to check", "not run"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a check found. told: sentences for people.  figures: by name, with the unit in it.
+    """What a check found.
 
-    problem: what breaks the link, None when it holds.  checked: False where there was nothing to hold it to.
+    Attributes:
+        told: sentences for people.
+        figures: by name, with the unit in it.
+        problem: what breaks the link, None when it holds.
+        checked: False where there was nothing to hold it to.
     """
 
     told: tuple[str, ...]
@@ -30,7 +34,13 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """name: a word.  asks: what has to hold, as a sentence.  check: may raise what breaks the link."""
+    """One thing that has to hold.
+
+    Attributes:
+        name: a word.
+        asks: what has to hold, as a sentence.
+        check: may raise what breaks the link.
+    """
 
     name: str
     asks: str
@@ -39,10 +49,14 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class LinkResult:
-    """What became of a link. told, figures: as the check found them, empty for one that was not run.
+    """What became of a link.
 
-    reason: what broke it, with what was expected and what to do; error, exit_code: class of that error and the code
-    that a program ends with, None and 0 for a link that holds.  duration_s: wall time.
+    Attributes:
+        told, figures: as the check found them, empty for one that was not run.
+        reason: what broke it, with what was expected and what to do.
+        error, exit_code: class of that error and the code that a program ends with, None and 0 for a link
+            that holds.
+        duration_s: wall time.
     """
 
     name: str
@@ -64,9 +78,13 @@ def walk(
 ) -> tuple[LinkResult, ...]:
     """Check one link after the other; those behind the first that is broken are not run.
 
-    tell: is told of each link before it is checked.  clock: seconds.
-    Raises UsageError of the first check: what was asked for cannot be meant, and nothing was found out. From the second
-    one on it breaks the link, so that what was found out by then is written.
+    Args:
+        tell: is told of each link before it is checked.
+        clock: seconds.
+
+    Raises:
+        UsageError: of the first check, before anything was found out. From the second one on it breaks the
+            link, so that what was found out by then is written.
     """
     results: list[LinkResult] = []
     for link in links:

@@ -1,4 +1,4 @@
-"""The links that are looked up in files: they are whole, the graph keeps its pattern, engines are of that graph."""
+"""The links that need files alone: they are whole, the graph keeps its pattern, engines are of that graph."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SAME = (
 
 
 def files_are_whole(case: Case) -> Finding:
-    """Every file of both bundles is the one that its manifest lists, and those that everything rests on are listed."""
+    """Every file of both bundles is the one that its manifest lists; the indispensable ones are listed."""
     n_files, n_dense = len(case.bundle.info.files), len(case.dense.info.files)  # opened, and so checked, here
     n_bytes = sum(fact.size_bytes for fact in case.bundle.info.files.values())
     digest = sha256_file(case.bundle.path / BUNDLE_FILE)
@@ -47,13 +47,15 @@ def files_are_whole(case: Case) -> Finding:
 
 
 def graph_keeps_its_pattern(case: Case) -> Finding:
-    """The layers of the graph are those that were built, keep their promises, and still give the golden answer."""
+    """The layers of the graph are those that were built, keep their patterns, and give the golden answer."""
     info = case.bundle.info
     promised = promised_patterns(info.layers)
     if broken := broken_patterns(case.graph, promised):
         raise GateFailed(
             f"The graph of {case.bundle.path} does not keep what was promised: {'; '.join(broken[:5])}.",
-            expected="Layers that multiply by those weights, N of M along the axis they sum over, were expected.",
+            expected=(
+                "Layers that multiply by those weights, N of M along the axis they sum over, were expected."
+            ),
             do="Build it again from its run.",
         )
     _require_same_layers(case)
@@ -69,8 +71,8 @@ def graph_keeps_its_pattern(case: Case) -> Finding:
     holds = sum(layer.pattern_holds is True for layer in case.layers)
     told = (
         (
-            f"{len(case.layers)} layers are the ones that were built, {len(promised)} of them with a promised pattern, "
-            "and the graph keeps each"
+            f"{len(case.layers)} layers are the ones that were built, {len(promised)} of them with a "
+            "promised pattern, and the graph keeps each"
         ),
         f"{holds} hold 2:4, hardware can use the zeros of {usable['yes']}",
         f"the golden answer differs by {golden.max_abs_difference:.3g} at most",
@@ -84,7 +86,8 @@ def graph_keeps_its_pattern(case: Case) -> Finding:
     problem = None
     if not golden.ok:
         problem = GateFailed(
-            f"{case.bundle.path / MODEL_FILE} gives another answer than the stored one, by {golden.max_abs_difference:.3g}.",
+            f"{case.bundle.path / MODEL_FILE} gives another answer than the stored one, by "
+            f"{golden.max_abs_difference:.3g}.",
             expected=f"At most {info.atol:g} + {info.rtol:g} * the logits' spread was expected.",
             do="Build it again from its run.",
         )
@@ -131,10 +134,10 @@ def _graph_digest(case: Case) -> str:
 
 
 def engines_are_of_the_graph(case: Case) -> Finding:
-    """Each engine is the file that was built, this user vouches for it, and it was built from this very graph.
+    """Each engine is the file that was built, from this very graph, and this user vouches for it.
 
-    No library and no GPU is asked. That an engine holds what its manifest says cannot be read from the engine: it is
-    believed because of who vouches for the manifest.
+    No library and no GPU is asked. That an engine holds what its manifest says cannot be read from the
+    engine: it is believed because of who vouches for the manifest.
     """
     engines = case.bundle.info.engines
     if not engines:
@@ -145,8 +148,12 @@ def engines_are_of_the_graph(case: Case) -> Finding:
         require_genuine(case.bundle, fact, given=case.trust)
         if fact.onnx_sha256 != digest:
             raise ArtefactError(
-                f"The engine {case.bundle.path / fact.file} was built from the graph {fact.onnx_sha256[:12]}….",
-                expected=f"The graph of {MODEL_FILE} was expected, {digest[:12]}…: its engine computes something else.",
+                f"The engine {case.bundle.path / fact.file} was built from the graph "
+                f"{fact.onnx_sha256[:12]}….",
+                expected=(
+                    f"The graph of {MODEL_FILE} was expected, {digest[:12]}…: its engine computes "
+                    "something else."
+                ),
                 do="Build the bundle again, engine and graph together.",
             )
         told.append(f"{fact.file} was built from this graph, {digest[:12]}; {_kernels(case, fact)}")

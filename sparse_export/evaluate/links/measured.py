@@ -24,15 +24,16 @@ __all__ = ["accuracy_is_kept", "speed_is_reached"]
 def accuracy_is_kept(case: Case, validation: Validation) -> Finding:
     """The files give what was trained, and lose no more than max_drop on the test set, whoever runs them.
 
-    validation: of the bundle against the dense one.
+    Args:
+        validation: of the bundle against the dense one.
     """
     against, accuracy = validation.against, validation.accuracy
     if against is None or accuracy is None:
         raise GateFailed(f"The accuracy of {validation.bundle} was not measured.")
     told = [
         (
-            f"model.onnx has {accuracy_text(accuracy)} on the test set of {validation.data}, the dense bundle "
-            f"{accuracy_text(against.accuracy)}"
+            f"model.onnx has {accuracy_text(accuracy)} on the test set of {validation.data}, the dense "
+            f"bundle {accuracy_text(against.accuracy)}"
         ),
         f"that is {difference_text(against, p_value=True)}; 95 % interval",
         f"at most {case.max_drop:g} points may be lost",
@@ -73,9 +74,10 @@ def accuracy_is_kept(case: Case, validation: Validation) -> Finding:
 
 
 def speed_is_reached(case: Case, comparisons: Sequence[Comparison]) -> Finding:
-    """At every batch size the whole interval of dense / sparse is at or above what was promised, on every runtime.
+    """The whole interval of dense / sparse is at or above what was promised, at every batch size and runtime.
 
-    comparisons: of the dense bundle with this one, one for each runtime.
+    Args:
+        comparisons: of the dense bundle with this one, one for each runtime.
     """
     figures: dict[str, Figure] = {"required_speedup": case.require_speedup or 1.0}
     told, missed = [], []
@@ -93,7 +95,8 @@ def speed_is_reached(case: Case, comparisons: Sequence[Comparison]) -> Finding:
             for at in comparison.latency
         ]
         told.append(
-            f"measured with {comparison.runtime}, threads: {comparison.n_threads}, {comparison.rounds} interleaved rounds"
+            f"measured with {comparison.runtime}, threads: {comparison.n_threads}, {comparison.rounds} "
+            "interleaved rounds"
         )
         told += [f"{name} is passed over: {why}" for name, why in comparison.passed_over.items()]
         if comparison.speedup_missed:

@@ -22,8 +22,8 @@ _SHOWN = 5
 def weights_keep_their_pattern(case: Case) -> Finding:
     """The weights stored in `model.onnx`, and those of the run where it is there.
 
-    Of the manifest and `run.json` only the promises are believed. A layer that promises N:M has to obey it along the
-    axis that it is reduced over; a masked one has to have no more nonzeros than its mask keeps.
+    Of the manifest and `run.json` only the promises are believed. A layer that promises N:M has to obey it
+    along the axis that it is reduced over; a masked one has to have no more nonzeros than its mask keeps.
     """
     info = case.bundle.info
     promised = promised_patterns(info.layers)
@@ -32,7 +32,8 @@ def weights_keep_their_pattern(case: Case) -> Finding:
     masked = [layer for layer in info.layers if layer.masked and layer.name in stored]
     wrong = [*broken_patterns(case.graph, here)]
     wrong += [
-        f"{fact.name}: {stored[fact.name].n_nonzero:,} weights are not zero, and its mask keeps {fact.n_active:,}"
+        f"{fact.name}: {stored[fact.name].n_nonzero:,} weights are not zero, and its mask keeps "
+        f"{fact.n_active:,}"
         for fact in masked
         if stored[fact.name].n_nonzero > fact.n_active
     ]
