@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
+from sparse_export.cli.main import cli
 from sparse_export.tasks.data import dataset
 from tests.cli.conftest import Call, Made
 
@@ -61,8 +65,7 @@ def test_inspect_shows_layers_of_a_run_a_bundle_and_a_graph(part: str, made: Mad
     assert (document["path"], len(document["layers"]) > 1) == (str(path), True)
 
 
-def test_a_graph_that_names_a_weight_by_a_terminals_commands_shows_them(tmp_path: Path, call: Call) -> None:
-    name = "\x1b[31mfc"
+def _graph_with_a_weight_named(name: str, file: Path) -> Path:
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", name], ["y"])],
@@ -71,10 +74,39 @@ def test_a_graph_that_names_a_weight_by_a_terminals_commands_shows_them(tmp_path
         [value("y", TensorProto.FLOAT, [1, 2])],
         [numpy_helper.from_array(np.ones((4, 2), np.float32), name)],
     )
-    file = tmp_path / "odd.onnx"
     onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]), file)
-    assert "\\x1b[31mfc" in call("inspect", file).stdout
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("\x1b[31mfc", "\\x1b[31mfc"), ("[red]fc[/red]", "[red]fc[/red]"), ("[/]", "[/]")]
+)
+def test_a_weight_named_by_commands_of_a_terminal_or_by_markup_is_shown_as_text(
+    name: str, shown: str, tmp_path: Path, call: Call
+) -> None:
+    file = _graph_with_a_weight_named(name, tmp_path / "odd.onnx")
+    assert shown in call("inspect", file).stdout
     assert _document(call("inspect", file, "--json"))["layers"][0]["name"] == name
+
+
+def test_a_terminal_of_80_columns_is_shown_every_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "80")
+    file = _graph_with_a_weight_named("[red]" + "layer." * 30, tmp_path / "long.onnx")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with pytest.raises(SystemExit, match="0"):
+        cli(["inspect", str(file)])
+    monkeypatch.undo()
+    text = re.sub(r"\x1b\[[\d;]*m", "", terminal.getvalue())
+    assert max(map(len, text.splitlines())) <= 80
+    wide = CliRunner().invoke(cli, ["inspect", str(file)]).stdout
+    assert sorted(re.sub(r"\s", "", text)) == sorted(re.sub(r"\s", "", wide))
 
 
 def test_inspect_of_a_run_and_its_bundle_agree_on_the_weights_kept(made: Made, call: Call) -> None:
