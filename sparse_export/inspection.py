@@ -53,7 +53,7 @@ class InspectedEngine:
     """An engine as its bundle tells of it, and what became of each layer.
 
     Attributes:
-        times: of layers against a twin without sparse kernels, where they were measured.
+        times: of layers against an engine without sparse kernels, where they were measured.
     """
 
     fact: EngineInfo

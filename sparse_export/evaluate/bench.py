@@ -46,7 +46,7 @@ def bench(
     loaded anew in random order before each round, as `compare` does it; the second one is the control.
 
     Args:
-        runtimes: names in RUNTIMES; none for all `candidates`, of which those that do not work are told of in
+        runtimes: names in RUNTIMES; none for all `candidates`, of which those that do not work are in
             `not_timed`, with the reason. So is a batch that an engine has no profile for.
         rounds, block_s, warmup_limit_s: see `measure_interleaved`.
         n_threads: None for the cores that this process may use; with fewer, the threads are held to as many
@@ -69,7 +69,7 @@ def bench(
     chosen = tuple(runtimes) or candidates(bundle)
     if cuda_graphs:
         require_cuda_graphs(*chosen)
-    tell = on_progress or (lambda line: None)
+    report = on_progress or (lambda line: None)
     threads = n_usable_cores() if n_threads is None else n_threads
     timings = [
         Timing(batch=batch, rounds=rounds, block_s=block_s, seed=seed, warmup_limit_s=warmup_limit_s)
@@ -89,14 +89,16 @@ def bench(
                 except (MissingCapability, ArtefactError) as cause:
                     if runtimes:
                         raise
-                    not_timed.append(_told(NotTimed(runtime=name, batch=None, why=what_and_do(cause)), tell))
+                    not_timed.append(
+                        _reported(NotTimed(runtime=name, batch=None, why=what_and_do(cause)), report)
+                    )
                     broken = isinstance(cause, ArtefactError)
                     continue
                 note = runtime_note(bundle, name)
                 if note is not None:
-                    tell(note)
+                    report(note)
                 for timing in timings:
-                    found = _timed(sessions, bundle, name, timing, tell)
+                    found = _timed(sessions, bundle, name, timing, report)
                     if isinstance(found, NotTimed):
                         not_timed.append(found)
                     else:
@@ -137,8 +139,8 @@ def _check_runtimes(runtimes: Sequence[str]) -> None:
         raise UsageError(f"The runtimes are {', '.join(runtimes)}.", expected="Each was expected once.")
 
 
-def _told(one: NotTimed, tell: Callable[[str], None]) -> NotTimed:
-    tell(f"{one.runtime}{at_batch(one.batch)} is not timed: {one.why}")
+def _reported(one: NotTimed, report: Callable[[str], None]) -> NotTimed:
+    report(f"{one.runtime}{at_batch(one.batch)} is not timed: {one.why}")
     return one
 
 
@@ -157,33 +159,33 @@ def _require_some(
 ) -> None:
     if rows:
         return
-    told = "; ".join(f"{one.runtime}{at_batch(one.batch)}: {one.why}" for one in not_timed)
+    reasons = "; ".join(f"{one.runtime}{at_batch(one.batch)}: {one.why}" for one in not_timed)
     if broken:
         raise ArtefactError(
-            f"Nothing can run {bundle.path}: {told}",
+            f"Nothing can run {bundle.path}: {reasons}",
             expected="A model.onnx that onnxruntime runs on the CPU was expected.",
         )
     if all(one.batch is None for one in not_timed):
         raise MissingCapability(
-            f"Nothing here can run {bundle.path}: {told}",
+            f"Nothing here can run {bundle.path}: {reasons}",
             expected="One runtime at least was expected.",
             do="Run `sparse-export doctor`.",
         )
     raise UsageError(
-        f"No batch of {bundle.path} could be timed: {told}",
+        f"No batch of {bundle.path} could be timed: {reasons}",
         expected="A batch that the engine has a profile for was expected.",
         do="Ask for another --batch, or build with another --profile.",
     )
 
 
 def _timed(
-    sessions: TimedSessions, bundle: Bundle, runtime: str, timing: Timing, tell: Callable[[str], None]
+    sessions: TimedSessions, bundle: Bundle, runtime: str, timing: Timing, report: Callable[[str], None]
 ) -> BenchRow | NotTimed:
     shape, batch = bundle.info.model.input_shape, timing["batch"]
     why = _why_not(sessions, bundle, batch)
     if why is not None:
-        return _told(NotTimed(runtime=runtime, batch=batch, why=why), tell)
-    tell(f"{runtime} at batch {batch}, {timing['rounds']} rounds")
+        return _reported(NotTimed(runtime=runtime, batch=batch, why=why), report)
+    report(f"{runtime} at batch {batch}, {timing['rounds']} rounds")
     results = sessions.measure(shape, **timing)
     device = sessions.measure_on_device(shape, **timing).get("first")
     first, again = results["first"], results["again"]

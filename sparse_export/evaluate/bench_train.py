@@ -76,7 +76,7 @@ def bench_training_step(
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     _check(loaded, batch_size, update_every, n_threads, require_speedup)
     loaded = _at_once(loaded)
-    tell = on_progress or (lambda line: None)
+    report = on_progress or (lambda line: None)
     place = _device(device)
     shape = _shape(loaded, input_shape)
     batch = batch_size or loaded.batch_size
@@ -88,7 +88,7 @@ def bench_training_step(
     ):
         loops, products = _loops(loaded, place, batch, shape, seed, every)
         sparse = loops["sparse"]
-        tell(f"{loaded.model}, batches of {batch} on {place.type}, {rounds} rounds")
+        report(f"{loaded.model}, batches of {batch} on {place.type}, {rounds} rounds")
         timing = Timing(batch=batch, rounds=rounds, block_s=block_s, seed=seed, warmup_limit_s=warmup_limit_s)
         times = _timed(loops, timing)
     shared = every if sparse.update_ms else None
@@ -96,7 +96,7 @@ def bench_training_step(
     dense_ms = times["dense"].latency.samples_ms
     ratio = paired_ratio(dense_ms, step_ms)
     control = paired_ratio(dense_ms, times["dense again"].latency.samples_ms)
-    verdict = _judge(
+    verdict = _step_verdict(
         loaded,
         ratio=ratio,
         control=control,
@@ -131,7 +131,7 @@ def bench_training_step(
     )
 
 
-def _judge(
+def _step_verdict(
     recipe: Recipe,
     *,
     ratio: Ratio,
@@ -171,7 +171,7 @@ def _judge(
 
 
 def _of_phases(phases: Phases, products: Sequence[ProductInfo], update_every: int | None) -> str:
-    n_csr = sum(fact.by == "csr" for fact in products)
+    n_csr = sum(product.by == "csr" for product in products)
     return (
         f"Of {len(products)} masked weights {n_csr} are multiplied without their inactive entries. Steps "
         f"that train active weights alone are {phases.between} as fast as dense ones, and those with dense "
@@ -183,7 +183,7 @@ def _of_products(
     products: Sequence[ProductInfo], outcome: Outcome, device: str, *, transposable: bool
 ) -> list[str]:
     """Of steps of one kind: by which products they are made, and what that lets expect."""
-    n_24 = sum(fact.by == "2:4" for fact in products)
+    n_24 = sum(product.by == "2:4" for product in products)
     if n_24:
         backward = (
             "and those of their inputs' gradients, by masks that are 2:4 along both axes; gradients of "
@@ -193,19 +193,19 @@ def _of_products(
         )
         return [f"Forward products of {n_24} of {len(products)} masked weights are 2:4, {backward}"]
     if outcome == "speed-up":
-        told = ["The products are the same dense ones in both, so this does not come from skipped zeros."]
+        texts = ["The products are the same dense ones in both, so this does not come from skipped zeros."]
     else:
         why = "so sparsity takes no work away and masks add theirs"
-        told = [
+        texts = [
             (
                 f"Products are dense on this {device}: a masked weight is multiplied like any other, forward "
                 f"and backward, {why}."
             )
         ]
     if products:
-        reasons = "; ".join(f"{fact.name}, {fact.reason}" for fact in products)
-        told.append(f"CSR products were asked for, and won for no layer: {reasons}.")
-    return told
+        reasons = "; ".join(f"{product.name}, {product.reason}" for product in products)
+        texts.append(f"CSR products were asked for, and won for no layer: {reasons}.")
+    return texts
 
 
 def _at_once(recipe: Recipe) -> Recipe:
@@ -226,7 +226,7 @@ def _loops(
     loops = {name: make(sparse=name == "sparse") for name in _SIDES}
     sparse = loops["sparse"]
     products = sparse.choose() if recipe.sparsity.products == "csr" else sparse.by_24
-    if any(fact.by == "csr" for fact in products):
+    if any(product.by == "csr" for product in products):
         loops[_WINDOW] = make(sparse=True)
         for name in ("sparse", _WINDOW):
             loops[name].multiply_by(products, recipe.sparsity.window, every)
@@ -269,7 +269,7 @@ def _times(loop: Loop, latency: LatencyResult) -> StepTimes:
 def _over_an_interval(
     times: Mapping[str, StepTimes], sparse: Loop, every: int
 ) -> tuple[np.ndarray, Phases | None]:
-    """Ms of a sparse step in each round, with its share of an update and the window, and both kinds of steps."""
+    """Ms of a sparse step in each round, its share of an update and the window included, and both kinds of steps."""
     extra_ms = np.array(sparse.update_ms) / every if sparse.update_ms else 0.0
     dense_ms = times["dense"].latency.samples_ms
     narrow_ms = np.array(times["sparse"].latency.samples_ms)

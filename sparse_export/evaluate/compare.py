@@ -94,7 +94,7 @@ def compare(
     if require_speedup is not None:
         _require_one_precision(dense, sparse)
     checked = None if samples is None else checked_samples(samples, dense)
-    tell = on_progress or (lambda line: None)
+    report = on_progress or (lambda line: None)
     threads = n_usable_cores() if n_threads is None else n_threads
     timings = [
         Timing(batch=batch, rounds=rounds, block_s=block_s, seed=seed, warmup_limit_s=warmup_limit_s)
@@ -112,12 +112,12 @@ def compare(
             cuda_graphs=cuda_graphs,
         ) as opened,
     ):
-        _tell_of_runtime(opened, dense, sparse, tell)
-        found = _accuracies(opened, dense, sparse, checked, tell)
+        _report_runtime(opened, dense, sparse, report)
+        found = _accuracies(opened, dense, sparse, checked, report)
         drop = drop_points(found.sparse, found.dense)
         if max_drop is not None:
             _require_known(drop, max_drop)
-        latency = tuple(compare_latency(opened, dense, sparse, timing, tell) for timing in timings)
+        latency = tuple(compare_latency(opened, dense, sparse, timing, report) for timing in timings)
         name = opened.sessions.open["dense"].name
     return Comparison(
         dense=_side(dense, found.dense),
@@ -155,14 +155,14 @@ def _accuracies(
     dense: Bundle,
     sparse: Bundle,
     samples: LabelledSamples | None,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> _Accuracies:
     """Score the sessions that are timed, or take what the manifests record."""
     if samples is None:
         recorded = dense.info.accuracy, sparse.info.accuracy
         source: Literal["recorded"] | None = None if None in recorded else "recorded"
         return _Accuracies(dense=recorded[0], sparse=recorded[1], difference=None, source=source)
-    tell(f"accuracy on {len(samples.labels)} samples")
+    report(f"accuracy on {len(samples.labels)} samples")
     of_dense, of_sparse = (
         score(opened.sessions.open[role], samples, f"The {role} bundle") for role in ("dense", "sparse")
     )
@@ -228,18 +228,18 @@ def _data_identity(data: Any) -> tuple[Any, ...] | None:
     return None if data is None else (data.name, data.test_sha256[:12], data.mean, data.std)
 
 
-def _tell_of_runtime(opened: Opened, dense: Bundle, sparse: Bundle, tell: Callable[[str], None]) -> None:
+def _report_runtime(opened: Opened, dense: Bundle, sparse: Bundle, report: Callable[[str], None]) -> None:
     for other, why in opened.passed_over.items():
-        tell(f"{other} is passed over: {why}")
+        report(f"{other} is passed over: {why}")
     for side in (dense, sparse):
         note = runtime_note(side, opened.runtime)
         if note:
-            tell(note)
+            report(note)
 
 
 def _side(bundle: Bundle, accuracy: Accuracy | None) -> Side:
     info = bundle.info
-    sizes = {name: fact.size_bytes for name, fact in info.files.items() if name.startswith(MODEL_FILE)}
+    sizes = {name: file.size_bytes for name, file in info.files.items() if name.startswith(MODEL_FILE)}
     return Side(
         path=str(bundle.path),
         model=info.model.name,

@@ -19,26 +19,26 @@ from sparse_export.instruments.outcome import Outcome, outcome_of, reaches
 from sparse_export.instruments.statistics import Ratio, paired_ratio, resolution
 from sparse_export.runtimes.choice import KNOW_TWO_FOUR
 
-__all__ = ["compare_latency", "judge", "speedup_missed"]
+__all__ = ["compare_latency", "speedup_missed", "verdict_of_bundles"]
 
 
 def compare_latency(
-    opened: Opened, dense: Bundle, sparse: Bundle, timing: Timing, tell: Callable[[str], None]
+    opened: Opened, dense: Bundle, sparse: Bundle, timing: Timing, report: Callable[[str], None]
 ) -> LatencyComparison:
     """Time the open sessions at one batch size, and judge the ratio.
 
     Args:
-        tell: is told before.
+        report: called with a line before.
     """
     batch = timing["batch"]
-    tell(f"latency at batch {batch}, {timing['rounds']} rounds")
+    report(f"latency at batch {batch}, {timing['rounds']} rounds")
     shape = dense.info.model.input_shape
     results = opened.sessions.measure(shape, **timing)
     on_device = opened.sessions.measure_on_device(shape, **timing)
     base, again, other = (results[name] for name in ("dense", "dense again", "sparse"))
     ratio = paired_ratio(base.samples_ms, other.samples_ms)
     control = paired_ratio(base.samples_ms, again.samples_ms)
-    verdict = judge(
+    verdict = verdict_of_bundles(
         batch=batch,
         ratio=ratio,
         control=control,
@@ -74,11 +74,11 @@ def _on_sparse_kernels(runtime: str, bundle: Bundle) -> str | None:
     if runtime not in KNOW_TWO_FOUR:
         return None
     if runtime not in TARGETS:
-        return "it does not tell which layers it runs on them"
+        return "it does not report which layers it runs on them"
     rows = read_engine_layers(file_of(bundle, LAYERS_FILE), engine_of(bundle, runtime).file)
     counts = Counter(row.state for row in rows)
-    told = ", ".join(f"{n} {state}" for state, n in counts.items())
-    return f"of its layers {told or 'nothing is known'} (`inspect` says why)"
+    states = ", ".join(f"{n} {state}" for state, n in counts.items())
+    return f"of its layers {states or 'nothing is known'} (`inspect` says why)"
 
 
 def _shapes(bundle: Bundle) -> tuple[Any, ...]:
@@ -92,7 +92,7 @@ def _compacted_share(dense: Bundle, sparse: Bundle) -> float | None:
     return b / a if sparse.info.compacted is not None and 0 < b < a else None
 
 
-def judge(
+def verdict_of_bundles(
     *,
     batch: int,
     ratio: Ratio,
@@ -115,7 +115,7 @@ def judge(
         steady: whether times had settled when warm-up ended.
         share: parameters of the sparse graph / those of the dense one where dead channels were taken out,
             else None.
-        on_sparse_kernels: of a runtime that has kernels for 2:4, what it tells of them, else None.
+        on_sparse_kernels: of a runtime that has kernels for 2:4, what it reports of them, else None.
         precisions: of the dense and of the sparse graph; where they differ, nothing is said to come from
             sparsity.
     """

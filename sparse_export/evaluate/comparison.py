@@ -89,7 +89,7 @@ class Comparison(Conditions):
         accuracy_drop_points: dense minus sparse, in percentage points.
         runtime: as its sessions name themselves.
         passed_over: by name, runtimes that would have been better, and why they could not run both.
-        gate_failed, speedup_missed: what to tell when `max_drop_points` or `required_speedup` was not kept.
+        gate_failed, speedup_missed: what to report when `max_drop_points` or `required_speedup` was not kept.
     """
 
     dense: Side

@@ -164,7 +164,7 @@ def gate(
         Link(name="accuracy", asks="these files keep the accuracy on real data", check=measured.accuracy),
         Link(name="speed", asks="it is as fast as was promised", check=measured.speed),
     )
-    results = walk(links, tell=on_progress)
+    results = walk(links, report=on_progress)
     broken = next((one for one in results if one.outcome == "broken"), None)
     return Gate(
         bundle=str(case.bundle_path),
@@ -201,7 +201,7 @@ class _Measured:
         if self._case.require_speedup is None or not self.comparisons:
             return ()
         timed = {one.runtime for one in self.comparisons}
-        engines = dict.fromkeys(fact.target for fact in self._case.bundle.info.engines)
+        engines = dict.fromkeys(engine.target for engine in self._case.bundle.info.engines)
         return tuple(name for name in engines if name not in timed)
 
     def accuracy(self) -> Finding:

@@ -58,7 +58,7 @@ def network_of_bundle(
     if run is None:
         return None, f"The run {Path(bundle.info.run.path)} is no longer there."
     if run.info.model.name is None:
-        return None, f"The run {run.path} does not tell how its network is made."
+        return None, f"The run {run.path} does not say how its network is made."
     network = network_of_run(run, given=trust)
     if bundle.info.fitted is not None and any(layer.n_cut for layer in bundle.info.fitted.layers):
         replay(network, orders_of_bundle(bundle))  # else it is the same function

@@ -128,7 +128,7 @@ class Loop:
     def multiply_by(self, products: Sequence[ProductInfo], window: int | None, every: int) -> None:
         """Take the chosen products, with whole weights in training."""
         assert self._sparse is not None
-        layers = [fact.name for fact in products if fact.by == "csr"]
+        layers = [product.name for product in products if product.by == "csr"]
         trainer = self._sparse.csr_trainer()
         self._products = StepCsr(self._model, trainer, layers=layers, window=window, update_every=every)
         self._products.widen()

@@ -103,7 +103,7 @@ class StepBench(Conditions):
         )
         rows = [(name, ms_text(dense), ms_text(sparse), note) for name, dense, sparse, note in _rows(self)]
         table = Table(head=("", "dense", "sparse", ""), rows=rows, right=(1, 2))
-        products = "\n".join(f"{fact.name} by {fact.by}: {fact.reason}" for fact in self.products)
+        products = "\n".join(f"{one.name} by {one.by}: {one.reason}" for one in self.products)
         by = f"torch {self.versions['torch']}"
         conditions = conditions_text(self, by, "random inputs", "learning rate 0", "95 % intervals")
         return Shown([title, table, *([products] if products else []), self.verdict, conditions])

@@ -181,7 +181,7 @@ def _runtimes(bundle: Bundle, wanted: Sequence[str] | None, trust: Given) -> tup
             if name not in RUNTIMES:
                 raise UnknownNameError("runtime", name, RUNTIMES)
         return [name for name in dict.fromkeys(wanted) if name != _CPU], {}
-    targets = {fact.target for fact in bundle.info.engines}
+    targets = {engine.target for engine in bundle.info.engines}
     states = [one for one in runtime_states(bundle, trust=trust) if one.name in targets]
     return [one.name for one in states if one.problem is None], {
         one.name: one.problem for one in states if one.problem is not None

@@ -97,7 +97,7 @@ class RuntimeResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What validating a bundle found. A gate that failed is told by `check_gates`.
+    """What validating a bundle found. A gate that failed is raised by `check_gates`.
 
     Attributes:
         accuracy: of the ONNX file.

@@ -117,7 +117,7 @@ def environment(comparison: Comparison) -> str:
         ],
         *([["clock held down", ", ".join(comparison.cards.throttled)]] if comparison.cards.throttled else []),
         *(
-            [name.replace("_", " "), _fact(value)]
+            [name.replace("_", " "), _value_text(value)]
             for name, value in comparison.machine.items()
             if value and name not in comparison.versions
         ),
@@ -126,11 +126,11 @@ def environment(comparison: Comparison) -> str:
     return table(["", ""], rows, text_columns=(0, 1), wrap=True)
 
 
-def _fact(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return "; ".join(map(_fact, value))
+        return "; ".join(map(_value_text, value))
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_fact(one)}" for key, one in value.items())
+        return ", ".join(f"{key} {_value_text(one)}" for key, one in value.items())
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

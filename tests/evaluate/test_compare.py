@@ -28,7 +28,7 @@ from sparse_export.errors import (
     UsageError,
 )
 from sparse_export.evaluate.compare import compare
-from sparse_export.evaluate.compare_times import judge
+from sparse_export.evaluate.compare_times import verdict_of_bundles
 from sparse_export.evaluate.comparison import check_gates, write_results
 from sparse_export.evaluate.evaluator import checked_samples
 from sparse_export.files import sha256_file
@@ -363,7 +363,7 @@ def _ratio(low: float, estimate: float, high: float) -> Ratio:
 
 def _judge(ratio: Ratio, control: Ratio, **facts: Any) -> tuple[str, str]:
     facts = {"same_shapes": True, "has_zeros": True, "steady": True, **facts}
-    found = judge(batch=1, ratio=ratio, control=control, **facts)
+    found = verdict_of_bundles(batch=1, ratio=ratio, control=control, **facts)
     return found.outcome, found.text
 
 

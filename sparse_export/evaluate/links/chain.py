@@ -73,13 +73,13 @@ class LinkResult:
 def walk(
     links: Sequence[Link],
     *,
-    tell: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[LinkResult, ...]:
     """Check one link after the other; those behind the first that is broken are not run.
 
     Args:
-        tell: is told of each link before it is checked.
+        report: called with a line before each link.
         clock: seconds.
 
     Raises:
@@ -91,7 +91,7 @@ def walk(
         if any(one.outcome == "broken" for one in results):
             results.append(LinkResult(name=link.name, asks=link.asks, outcome="not run"))
             continue
-        tell(f"{link.name}: {link.asks}")
+        report(f"{link.name}: {link.asks}")
         start = clock()
         try:
             found = link.check()

@@ -33,7 +33,7 @@ _SAME = (
 def files_are_whole(case: Case) -> Finding:
     """Every file of both bundles is the one that its manifest lists; the indispensable ones are listed."""
     n_files, n_dense = len(case.bundle.info.files), len(case.dense.info.files)  # opened, and so checked, here
-    n_bytes = sum(fact.size_bytes for fact in case.bundle.info.files.values())
+    n_bytes = sum(file.size_bytes for file in case.bundle.info.files.values())
     digest = sha256_file(case.bundle.path / BUNDLE_FILE)
     vouched = "this user vouches for" if trust.is_trusted(digest) else "nobody here has vouched for yet"
     return Finding(
@@ -144,23 +144,23 @@ def engines_are_of_the_graph(case: Case) -> Finding:
         return Finding(told=("the bundle has no engine, only its ONNX file",), checked=False)
     digest = _graph_digest(case)
     told = []
-    for fact in engines:
-        require_genuine(case.bundle, fact, given=case.trust)
-        if fact.onnx_sha256 != digest:
+    for engine in engines:
+        require_genuine(case.bundle, engine, given=case.trust)
+        if engine.onnx_sha256 != digest:
             raise ArtefactError(
-                f"The engine {case.bundle.path / fact.file} was built from the graph "
-                f"{fact.onnx_sha256[:12]}….",
+                f"The engine {case.bundle.path / engine.file} was built from the graph "
+                f"{engine.onnx_sha256[:12]}….",
                 expected=(
                     f"The graph of {MODEL_FILE} was expected, {digest[:12]}…: its engine computes "
                     "something else."
                 ),
                 do="Build the bundle again, engine and graph together.",
             )
-        told.append(f"{fact.file} was built from this graph, {digest[:12]}; {_kernels(case, fact)}")
+        told.append(f"{engine.file} was built from this graph, {digest[:12]}; {_kernels(case, engine)}")
     return Finding(told=tuple(told), figures={"n_engines": len(engines), "graph_sha256": digest})
 
 
-def _kernels(case: Case, fact: EngineInfo) -> str:
-    rows = read_engine_layers(file_of(case.bundle, LAYERS_FILE), fact.file)
+def _kernels(case: Case, engine: EngineInfo) -> str:
+    rows = read_engine_layers(file_of(case.bundle, LAYERS_FILE), engine.file)
     counts = Counter(row.state for row in rows)
     return "sparse kernels: " + (", ".join(f"{n} {state}" for state, n in counts.items()) or "not known")

@@ -32,10 +32,10 @@ def weights_keep_their_pattern(case: Case) -> Finding:
     masked = [layer for layer in info.layers if layer.masked and layer.name in stored]
     wrong = [*broken_patterns(case.graph, here)]
     wrong += [
-        f"{fact.name}: {stored[fact.name].n_nonzero:,} weights are not zero, and its mask keeps "
-        f"{fact.n_active:,}"
-        for fact in masked
-        if stored[fact.name].n_nonzero > fact.n_active
+        f"{layer.name}: {stored[layer.name].n_nonzero:,} weights are not zero, and its mask keeps "
+        f"{layer.n_active:,}"
+        for layer in masked
+        if stored[layer.name].n_nonzero > layer.n_active
     ]
     n_nonzero = count_parameters(case.graph)[1]
     # The manifest's count was taken before int8 and fp8 added scales.
@@ -70,7 +70,7 @@ def _of_run(case: Case) -> tuple[list[str], list[str]]:
     if run is None:
         return [], [f"the run {case.bundle.info.run.path} is not here, so its own weights were not looked at"]
     if run.info.model.name is None:
-        return [], [f"the run {run.path} does not tell how its network is made"]
+        return [], [f"the run {run.path} does not say how its network is made"]
     network = network_of_run(run, given=case.trust)
     masks = masks_of_run(run, network)  # raises where a weight is not zero that its mask leaves out
     promised = promised_patterns(run.info.layers)
