@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -100,21 +100,7 @@ def validate(
     others = []
     for name in names:
         with open_runtime(bundle, name, n_threads=n_threads, trust=trust) as session:
-            golden_logits = session_logits(session, golden_array(bundle, GOLDEN_INPUT))
-            scored = None if test is None else score(session, test)
-            found = (
-                None if scored is None or on_cpu is None else parity_of(scored.logits, on_cpu.logits, bundle)
-            )
-            others.append(
-                RuntimeResult(
-                    name=session.name,
-                    golden=parity_of(golden_logits, golden_array(bundle, GOLDEN_OUTPUT), bundle),
-                    parity=found,
-                    accuracy=None if scored is None else scored.accuracy,
-                    drop_points=None if scored is None else drop_points(scored.accuracy, info.accuracy),
-                    against=minus_dense(scored),
-                )
-            )
+            others.append(_by_runtime(session, bundle, test, on_cpu, minus_dense))
     parities = [on_golden, parity, *(one.golden for one in others), *(one.parity for one in others)]
     accuracy = None if on_cpu is None else on_cpu.accuracy
     return Validation(
@@ -138,6 +124,29 @@ def validate(
         against=minus_dense(on_cpu),
         versions=library_versions(),
         created=now(),
+    )
+
+
+def _by_runtime(
+    session: Session,
+    bundle: Bundle,
+    test: LabelledSamples | None,
+    on_cpu: Scored | None,
+    minus_dense: Callable[[Scored | None], AgainstDense | None],
+) -> RuntimeResult:
+    """Another runtime than the CPU's on the golden input and the test set."""
+    golden_logits = session_logits(session, golden_array(bundle, GOLDEN_INPUT))
+    on_golden = parity_of(golden_logits, golden_array(bundle, GOLDEN_OUTPUT), bundle)
+    if test is None or on_cpu is None:
+        return RuntimeResult(name=session.name, golden=on_golden, parity=None, accuracy=None)
+    scored = score(session, test)
+    return RuntimeResult(
+        name=session.name,
+        golden=on_golden,
+        parity=parity_of(scored.logits, on_cpu.logits, bundle),
+        accuracy=scored.accuracy,
+        drop_points=drop_points(scored.accuracy, bundle.info.accuracy),
+        against=minus_dense(scored),
     )
 
 
