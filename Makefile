@@ -12,15 +12,18 @@ READY := .venv/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test demo check lint format types bench gpu gpu-wheels clean
+.PHONY: help setup test test-full demo check lint format types bench gpu gpu-wheels clean
 
 help:  ## say what can be made
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(READY)  ## make .venv, or bring it up to date
 
-test: $(READY)  ## run every test; PYTEST_ARGS="..." goes to pytest
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(READY)  ## the tests for every day, on two cores; PYTEST_ARGS="..." goes to pytest
+	@$(BIN)/python .ci/suite.py test $(PYTEST_ARGS)
+
+test-full: $(READY)  ## the long tests that `make test` leaves out, and only those
+	@$(BIN)/python .ci/suite.py test-full $(PYTEST_ARGS)
 
 demo: $(READY)  ## train dense and sparse, export, validate and compare, on data that comes along
 	@$(BIN)/sparse-export demo $(DEMO_ARGS)

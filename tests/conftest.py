@@ -8,12 +8,15 @@ import random
 import subprocess
 import sys
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
+
+from tests import many
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -29,9 +32,10 @@ _LEFT_OUT = [] if importlib.util.find_spec("tritonclient") else ["serving"]
 collect_ignore = list(_LEFT_OUT)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Before a test module imports onnxruntime, and for every process that a test starts: no telemetry."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    many.part = config.getoption("--part")
 
 
 def pytest_report_header() -> list[str]:
@@ -40,6 +44,39 @@ def pytest_report_header() -> list[str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=0, help="Seed of every test's random numbers (default 0).")
+    parser.addoption("--part", choices=PARTS, help="Run one part of the suite; without it, all of them.")
+
+
+# Part of the suite -> which tests are in it. Each test is in one; those with `many` examples are in two.
+PARTS: dict[str, Callable[[set[str]], bool]] = {
+    "every-day": lambda marks: not marks & {"full", "timing"},
+    "timing": lambda marks: "timing" in marks and "full" not in marks,
+    "full": lambda marks: "timing" not in marks and bool(marks & {"full", "many"}),
+    "full-timing": lambda marks: marks >= {"full", "timing"},
+}
+
+# Tests of these folders share what took long to make; of the others, those of one file stay together.
+TOGETHER = ("tests/serving/", "tests/evaluate/gating/", "tests/cli/", "tests/report/")
+
+# What takes longest is begun first, so that no worker is left with it at the end.
+FIRST = ("tests/serving/", "tests/train/test_distributed.py")
+
+
+def unit_of(nodeid: str) -> str:
+    """The tests that one worker of pytest-xdist runs, one after the other."""
+    return next((folder for folder in TOGETHER if nodeid.startswith(folder)), nodeid.partition("::")[0])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`: files and, where they share fixtures, folders are kept together."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    scheduling = LoadFileScheduling(config, log)
+    scheduling._split_scope = unit_of
+    return scheduling
 
 
 def _cuda_is_there() -> bool:
@@ -56,8 +93,22 @@ def _tensorrt_is_there() -> bool:
     return any(map(tensorrt_import.is_installed, tensorrt_import.TARGETS))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs absent hardware, and look for the hardware only when a test asks for it."""
+def _choose_part(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if many.part:
+        is_in = PARTS[many.part]
+        chosen = [item for item in items if is_in({mark.name for mark in item.iter_markers()})]
+        if len(chosen) < len(items):
+            config.hook.pytest_deselected(items=[*set(items) - set(chosen)])
+        items[:] = chosen
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose the part, and skip what needs absent hardware, which is looked for only when a test asks for it."""
+    _choose_part(config, items)
+    if hasattr(config, "workerinput"):
+        items.sort(
+            key=lambda item: FIRST.index(unit) if (unit := unit_of(item.nodeid)) in FIRST else len(FIRST)
+        )
     for mark, is_there, reason in (
         ("gpu", _cuda_is_there, "no CUDA device"),
         ("tensorrt", _tensorrt_is_there, "no TensorRT library"),
