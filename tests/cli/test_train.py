@@ -12,20 +12,17 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from sparse_export.cli.main import cli
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def program(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sparse_export", *words],
-        cwd=CHECKOUT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    """In this process: another one would load torch again."""
+    done = CliRunner().invoke(cli, words, prog_name="sparse-export", env=environment)
+    return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from sparse_export.cli.main import cli
 from sparse_export.formats.bundle import BUNDLE_FILE
 from tests.serving.conftest import Bundles
 from tests.serving.serving import ANY_PORTS, CHECKOUT, Load, Serving, group, serving, until
@@ -31,6 +33,13 @@ def _serve(*words: object, **environment: str) -> subprocess.CompletedProcess[st
         env={**os.environ, **environment},
         timeout=120,
     )
+
+
+def _refused(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A `serve` that starts no server, in this process."""
+    line = ["serve", *map(str, words), "--json"]
+    done = CliRunner().invoke(cli, line, prog_name="sparse-export", env=environment)
+    return subprocess.CompletedProcess(line, done.exit_code, done.stdout, done.stderr)
 
 
 def _error(done: subprocess.CompletedProcess[str]) -> str:
@@ -216,13 +225,13 @@ def test_a_port_in_use_is_told_with_its_option(server: Path, bundles: Bundles) -
 
 
 def test_without_a_server_it_is_told_how_to_install_one(bundles: Bundles, tmp_path: Path) -> None:
-    done = _serve(bundles.dense, *ANY_PORTS, XDG_DATA_HOME=str(tmp_path), PATH=str(tmp_path))
+    done = _refused(bundles.dense, *ANY_PORTS, XDG_DATA_HOME=str(tmp_path), PATH=str(tmp_path))
     assert done.returncode == 5
     assert "--install-server" in _error(done)
 
 
 def test_a_bundle_that_is_not_there_is_wrong_usage(server: Path, tmp_path: Path) -> None:
-    done = _serve(tmp_path / "nothing", *ANY_PORTS)
+    done = _refused(tmp_path / "nothing", *ANY_PORTS)
     assert (done.returncode, "does not exist" in _error(done)) == (2, True)
 
 
@@ -235,15 +244,15 @@ def test_a_bundle_that_was_changed_is_not_served(
     content = bytearray((changed / file).read_bytes())
     content[-1] ^= 1
     (changed / file).write_bytes(content)
-    done = _serve(changed, *ANY_PORTS)
+    done = _refused(changed, *ANY_PORTS)
     assert (done.returncode, "SHA-256 differs" in _error(done)) == (6, True)
 
 
 def test_two_bundles_of_one_name_are_wrong_usage(server: Path, bundles: Bundles) -> None:
-    done = _serve(bundles.dense, bundles.sparse, "--name", "x", "--name", "x", *ANY_PORTS)
+    done = _refused(bundles.dense, bundles.sparse, "--name", "x", "--name", "x", *ANY_PORTS)
     assert (done.returncode, "'x'" in _error(done)) == (2, True)
 
 
 def test_a_runtime_that_the_server_has_not_is_told(server: Path, bundles: Bundles) -> None:
-    done = _serve(bundles.dense, "--runtime", "onnxruntime", *ANY_PORTS)
+    done = _refused(bundles.dense, "--runtime", "onnxruntime", *ANY_PORTS)
     assert (done.returncode, "it has python" in _error(done)) == (5, True)
