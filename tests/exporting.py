@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import onnx
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
 def exported_once() -> Iterator[None]:
-    """While it lasts, `building` exports a network of the same weights once, and copies after that."""
+    """While it lasts, `building` exports a network of the same weights and masks once, and copies after that."""
     graph: Any = importlib.import_module("sparse_export.building.graph")
     genuine, made = graph.onnx_from_module, {}
 
-    def export(module: nn.Module, *args: Any, **options: Any) -> onnx.ModelProto:
-        weights = b"".join(value.numpy().tobytes() for value in module.state_dict().values())
-        if weights not in made:
-            made[weights] = genuine(module, *args, **options)
+    def export(
+        module: nn.Module, input_shape: Sequence[int], *, masks: Mapping[str, Tensor]
+    ) -> onnx.ModelProto:
+        weights, kept = (
+            b"".join(value.numpy().tobytes() for value in tensors.values())
+            for tensors in (module.state_dict(), masks)
+        )
+        key = weights, kept, tuple(input_shape)
+        if key not in made:
+            made[key] = genuine(module, input_shape, masks=masks)
         copy = onnx.ModelProto()
-        copy.CopyFrom(made[weights])
+        copy.CopyFrom(made[key])
         return copy
 
     with pytest.MonkeyPatch.context() as patch:
