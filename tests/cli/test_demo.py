@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sparse_export as se
+from sparse_export.cli import _demo_run
 from sparse_export.engines import tensorrt_import
+from sparse_export.errors import MissingCapability
+from sparse_export.evaluate.comparison import compare
+from sparse_export.train.observer import SilentObserver
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -29,6 +36,8 @@ def demo(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.timing
+@pytest.mark.full
 @pytest.mark.slow
 def test_the_demo_carries_its_networks_to_a_comparison_and_can_be_repeated(tmp_path: Path) -> None:
     out = tmp_path / "demo"
@@ -59,6 +68,33 @@ def test_the_demo_carries_its_networks_to_a_comparison_and_can_be_repeated(tmp_p
     assert second.returncode == 0, second.stderr
     assert "no speed-up" in second.stdout
     assert str(out) in second.stdout.splitlines()[-1]
+
+
+def test_a_demo_of_two_epochs_writes_what_the_whole_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_library(_: str) -> Any:
+        raise MissingCapability("no library here")
+
+    kinds = {kind: ({**changes, "epochs": 2}, form) for kind, (changes, form) in _demo_run._KINDS.items()}
+    quick = functools.partial(compare, rounds=20, block_s=0.001, warmup_limit_s=0.05)
+    monkeypatch.setattr(_demo_run, "_KINDS", kinds)
+    monkeypatch.setattr(_demo_run, "compare", quick)
+    monkeypatch.setattr(tensorrt_import, "library", no_library)
+    said: list[str] = []
+    made = _demo_run.demo(
+        tmp_path / "demo", observe=lambda _: contextlib.nullcontext(SilentObserver()), say=said.append
+    )
+    assert {kind: bundle.info.density for kind, bundle in made.bundles.items()} == {
+        "dense": 1.0,
+        "sparse": pytest.approx(0.2, abs=1e-4),
+        "two-four": 0.5,
+    }
+    assert all(validation.parity_ok for validation in made.validations.values())
+    for kind in ("sparse", "two-four"):
+        assert (made.results / kind / "comparison.json").is_file()
+        assert made.reports[kind].read_text().count("<svg") == 9
+    assert "without an engine: no library here" in said
 
 
 def test_the_demo_replaces_nothing_that_it_did_not_make(tmp_path: Path) -> None:
