@@ -103,6 +103,7 @@ def test_the_example_of_the_recipe_page_has_every_key_and_each_default() -> None
         assert {key for key, value in part.items() if not isinstance(value, dict)} == keys_of(kind)
 
 
+@pytest.mark.full
 def test_the_examples_of_the_python_page_run_as_they_stand(tmp_path: Path) -> None:
     blocks = re.findall(
         r"```(?:python|toml)\n(?:# (\w+\.py)\n)?(.*?)```", (DOCS / "python.md").read_text(), re.DOTALL

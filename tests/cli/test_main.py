@@ -55,6 +55,7 @@ def _raise(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     monkeypatch.setattr("sparse_export.doctor.examine", examine)
 
 
+@pytest.mark.timing
 def test_help_answers_at_once() -> None:
     _program("--help")
     times = []

@@ -275,7 +275,14 @@ def test_a_float_graph_is_whole_afterwards(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["lenet5", "resnet18", "resnet50"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        "lenet5",
+        pytest.param("resnet18", marks=pytest.mark.full),
+        pytest.param("resnet50", marks=pytest.mark.full),
+    ],
+)
 def test_a_whole_networks_packed_file_gives_the_engine_of_its_graph(network: str, tmp_path: Path) -> None:
     model = two_four_graph(network)  # float16, 2:4, any batch from 1 to 32
     (tmp_path / "packed.onnx").write_bytes(pack(model).SerializeToString())

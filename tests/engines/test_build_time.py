@@ -14,6 +14,8 @@ LIMIT = 1.3
 ROUNDS = 8
 
 
+@pytest.mark.timing
+@pytest.mark.full
 @pytest.mark.slow  # eighteen builds of ResNet-18: with smaller networks it would be the start of a process that is timed
 def test_a_build_takes_at_most_1_3_times_as_long_as_by_the_bare_library() -> None:
     """Both ways begin a process of their own; ours also writes the graph to a file, and flushes the engine to its place.

@@ -1,9 +1,10 @@
 """Bytes of anybody's making: no crash, no hang, nothing written outside the output folder.
 
 ONNX files, packed tensors, manifests and engines; none of them may reach a native library in this process. Ten thousand
-cases, a quarter for each of the four; FUZZ_CASES in the environment is another number for each. What native libraries
-make of files is tried in processes of their own, with fewer cases: onnxruntime with an eighth of that number, the
-builder of TensorRT for RTX with ten. Engines are not loaded: whoever vouches for one runs its code.
+cases, a quarter for each of the four; FUZZ_CASES in the environment is another number for each, and in `make test` there
+are at most 200 of each. What native libraries make of files is tried in processes of their own, with fewer cases:
+onnxruntime with an eighth of that number, the builder of TensorRT for RTX with ten, or two. Engines are not loaded:
+whoever vouches for one runs its code.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from onnx import TensorProto
 
@@ -42,9 +43,11 @@ from tests.engines.opener import (
     Opener,
 )
 from tests.graph.dividing import with_division
+from tests.many import many
 
 N = int(os.environ.get("FUZZ_CASES", "2500"))
-many = settings(max_examples=N, suppress_health_check=list(HealthCheck))
+EVERY_DAY = min(N, 200)
+damaged = many(N, every_day=EVERY_DAY, suppress_health_check=list(HealthCheck))
 
 Damage = list[tuple[float, int]]
 DAMAGE: st.SearchStrategy[Damage] = st.lists(
@@ -95,7 +98,7 @@ def _engine() -> bytes:
         return (Path(folder) / "x").read_bytes()
 
 
-@many
+@damaged
 @given(st.sampled_from([0, 1, 2]), DAMAGE, LENGTH)
 def test_onnx_files(which: int, damage: Damage, length: float | None) -> None:
     content = _damaged((_packed(), *_graphs())[which], damage, length)
@@ -105,7 +108,7 @@ def test_onnx_files(which: int, damage: Damage, length: float | None) -> None:
         count_parameters(model)
 
 
-@many
+@damaged
 @given(
     st.binary(max_size=64),
     st.binary(max_size=16),
@@ -138,7 +141,7 @@ MANIFEST = json.dumps(
 ).encode()
 
 
-@many
+@damaged
 @given(DAMAGE, LENGTH)
 def test_manifests(damage: Damage, length: float | None) -> None:
     with _alone("manifest.json", _damaged(MANIFEST, damage, length)) as path:
@@ -151,7 +154,7 @@ def test_manifests(damage: Damage, length: float | None) -> None:
 
 @pytest.mark.tensorrt
 @pytest.mark.usefixtures("rtx")
-@many
+@damaged
 @given(DAMAGE, LENGTH)
 def test_engines(damage: Damage, length: float | None) -> None:
     """None is loaded, whatever it holds."""
@@ -164,7 +167,7 @@ def test_engines(damage: Damage, length: float | None) -> None:
 
 @pytest.mark.tensorrt
 @pytest.mark.usefixtures("rtx")
-@settings(max_examples=10, suppress_health_check=list(HealthCheck))
+@many(10, every_day=2, suppress_health_check=list(HealthCheck))
 @given(DAMAGE)
 def test_graphs_that_reach_the_builder(damage: Damage) -> None:
     """A dense graph has no hash of its own: its process may fail as it likes, and this one tells of it."""
@@ -179,7 +182,7 @@ def opener() -> Iterator[Opener]:
         yield opener
 
 
-@settings(max_examples=max(1, N // 8), suppress_health_check=list(HealthCheck))
+@many(max(1, N // 8), every_day=max(1, EVERY_DAY // 8), suppress_health_check=list(HealthCheck))
 @given(st.sampled_from([0, 1]), DAMAGE, LENGTH)
 def test_graphs_that_reach_onnxruntime(
     opener: Opener, which: int, damage: Damage, length: float | None

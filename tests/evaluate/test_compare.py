@@ -212,6 +212,7 @@ def test_a_comparison_without_any_accuracy_says_so(make_bundle: MakeBundle) -> N
     assert "an accuracy that was not measured" in verdict_of(found)
 
 
+@pytest.mark.timing
 def test_less_work_in_other_shapes_is_a_speed_up(make_bundle: MakeBundle) -> None:
     dense = make_bundle("dense", [_identity_with_noise(512, 1.0) for _ in range(3)])
     sparse = make_bundle("sparse", [_identity_with_noise(512, 0.5)])
@@ -224,6 +225,7 @@ def test_less_work_in_other_shapes_is_a_speed_up(make_bundle: MakeBundle) -> Non
     check_gates(found)
 
 
+@pytest.mark.timing
 def test_more_work_is_called_a_slow_down(make_bundle: MakeBundle) -> None:
     dense = make_bundle("dense", [_identity_with_noise(512, 1.0)])
     sparse = make_bundle("sparse", [_identity_with_noise(512, 0.5) for _ in range(3)])
@@ -312,6 +314,7 @@ class _OnDevice:
         self._session.close()
 
 
+@pytest.mark.timing
 def test_where_a_session_can_say_the_device_alone_is_timed_too(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,6 +419,7 @@ def test_a_verdict_on_restless_times_says_so() -> None:
     assert "repeat on a quiet machine" not in _judge(*times)[1]
 
 
+@pytest.mark.timing
 def test_a_speed_up_below_the_required_one_fails(make_bundle: MakeBundle) -> None:
     dense = make_bundle("dense", [_identity_with_noise(512, 1.0) for _ in range(3)])
     sparse = make_bundle("sparse", [_identity_with_noise(512, 0.5)])

@@ -35,6 +35,7 @@ def found() -> StepBench:
     return bench_training_step(load_recipe("digits", changes={"sparsity": {"density": 0.2}}), **QUICK)
 
 
+@pytest.mark.timing
 def test_the_parts_of_a_step_add_up_to_nearly_all_of_it(found: StepBench) -> None:
     for times in (found.dense, found.dense_again, found.sparse):
         assert tuple(times.part_ms) == PARTS
@@ -42,12 +43,14 @@ def test_the_parts_of_a_step_add_up_to_nearly_all_of_it(found: StepBench) -> Non
         assert sum(times.part_ms.values()) == pytest.approx(times.latency.mean_ms, rel=0.25)
 
 
+@pytest.mark.timing
 def test_only_the_sparse_step_has_mask_work_and_only_it_updates_masks(found: StepBench) -> None:
     assert found.sparse.part_ms["masks"] > found.dense.part_ms["masks"]
     assert (len(found.update_ms), found.update_every) == (20, 500)
     assert found.density == pytest.approx(0.2, abs=0.01)
 
 
+@pytest.mark.timing
 def test_a_step_is_charged_its_share_of_a_mask_update(found: StepBench) -> None:
     seldom = bench_training_step("digits", **QUICK, update_every=10**9, seed=3)
     often = bench_training_step("digits", **QUICK, update_every=1, seed=3)
@@ -61,6 +64,7 @@ def test_rates_are_those_of_the_mean_step(found: StepBench) -> None:
     assert found.sparse.samples_per_s == pytest.approx(8e3 / mean_ms)
 
 
+@pytest.mark.timing
 def test_no_gain_is_told_with_its_reason(found: StepBench) -> None:
     if found.outcome == "speed-up":
         pytest.fail(f"masks made a step faster: {found.ratio}")

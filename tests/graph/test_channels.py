@@ -311,6 +311,7 @@ def test_free_spaces_of_known_networks(make: Net, shape: tuple[int, ...], n_free
 
 
 @pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("make", "shape", "n_free"),
     [

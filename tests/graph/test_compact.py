@@ -22,6 +22,7 @@ from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.passes.compact import Compacted, compact
 from sparse_export.runtimes.parity import require_same_output
 from tests.making_runs import stir_batch_norm
+from tests.many import many
 
 Array = np.ndarray[Any, Any]
 Node = onnx.NodeProto
@@ -631,7 +632,7 @@ def kill(module: nn.Module, seed: int = 0, share: float = 0.4) -> None:
     [
         ("digits-cnn", (1, 8, 8)),
         pytest.param("lenet5", (1, 28, 28), marks=pytest.mark.slow),
-        pytest.param("resnet18", (3, 32, 32), marks=pytest.mark.slow),
+        pytest.param("resnet18", (3, 32, 32), marks=(pytest.mark.slow, pytest.mark.full)),
     ],
 )
 def test_known_networks_shrink_and_compute_the_same(name: str, shape: tuple[int, ...]) -> None:
@@ -694,7 +695,7 @@ class Mixture(nn.Module):
 
 
 @pytest.mark.slow  # torch's exporter takes a second or two for each
-@settings(max_examples=12, deadline=None)
+@many(12, every_day=3, deadline=None)
 @given(
     kinds=st.lists(st.integers(0, 9), min_size=1, max_size=5),
     padding=st.integers(0, 1),

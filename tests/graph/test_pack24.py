@@ -740,6 +740,7 @@ def test_values_beside_the_file_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_resnet18_is_packed_to_54_percent_and_computes_the_same() -> None:
     from benchmarks.bench_packed import measure
 

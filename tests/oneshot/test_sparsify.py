@@ -488,6 +488,7 @@ def test_a_layer_that_is_named_stays_dense(dense: se.Run, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_large_network_of_torchvision_is_sparsified_and_reordered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

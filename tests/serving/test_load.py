@@ -116,6 +116,8 @@ def _load(golden: Path, protocol: str, port: int) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.timing
+@pytest.mark.full
 @pytest.mark.slow  # the time under load is what is tested: two servers, three rounds of four seconds each
 def test_32_clients_see_no_error_and_a_request_costs_at_most_1_3_of_the_bare_model(
     running: Serving, bare: tuple[Ports, int], bundles: Bundles, capsys: pytest.CaptureFixture[str]

@@ -61,6 +61,7 @@ def test_the_benchmark_times_an_update_under_a_pattern_against_one_without(
 
 
 @pytest.mark.slow
+@pytest.mark.timing
 @pytest.mark.usefixtures("one_thread")
 def test_an_update_of_vgg_d_is_at_least_five_times_faster_than_two_sorts() -> None:
     # Processor time of one thread: what other processes do on this machine is not in it.

@@ -105,6 +105,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_two_processes_reach_what_one_reaches_on_mnist(mnist_dir: Path, tmp_path: Path) -> None:
     words = ("train", "mnist-lenet300-100", "--epochs", "2", "--device", "cpu", "--data-dir", str(mnist_dir))
     code, _, err = finished(launched("-m", "sparse_export", *words, "--out", str(tmp_path / "two")))
@@ -120,7 +121,7 @@ def test_two_processes_reach_what_one_reaches_on_mnist(mnist_dir: Path, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.full), 1])
 def test_a_killed_process_ends_the_others_with_a_reason_and_one_process_goes_on(
     victim: int, tmp_path: Path
 ) -> None:
@@ -145,6 +146,7 @@ def test_masks_that_differ_are_an_error_in_every_process(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_signal_stops_all_processes_after_one_step_and_two_others_go_on(tmp_path: Path) -> None:
     run, marker = tmp_path / "run", tmp_path / "under way"
     process = launched(str(WORKER), "long", str(run), str(marker))
@@ -173,7 +175,11 @@ def test_a_signal_stops_all_processes_after_one_step_and_two_others_go_on(tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("pattern", "masked"), [("", ["0.weight", "2.weight"]), ("2:4", ["0.weight"])], ids=["no-pattern", "2:4"]
+    ("pattern", "masked"),
+    [
+        pytest.param("", ["0.weight", "2.weight"], marks=pytest.mark.full, id="no-pattern"),
+        pytest.param("2:4", ["0.weight"], id="2:4"),
+    ],
 )
 def test_a_users_own_loop_around_ddp_gets_one_mask_in_all_processes(
     pattern: str, masked: list[str], tmp_path: Path

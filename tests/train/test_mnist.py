@@ -29,6 +29,7 @@ def train(density: str, seed: int, data_dir: Path, out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("density", "n_active", "measured"), [("0.05", 13_310, 98.21), ("0.01", 2_662, 97.06)]
 )

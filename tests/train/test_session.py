@@ -75,6 +75,7 @@ def test_channels_last_keeps_the_order_through_a_resume_and_changes_only_roundin
 
 
 @pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a compiler"
 )
@@ -201,7 +202,15 @@ def test_a_number_of_workers_that_no_recipe_could_have_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["resnet50", "vit-b-16", "timm:resnet10t", "own_nets.factory:small"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param("resnet50", marks=pytest.mark.full),
+        pytest.param("vit-b-16", marks=pytest.mark.full),
+        "timm:resnet10t",
+        "own_nets.factory:small",
+    ],
+)
 def test_networks_of_every_origin_train_build_and_validate_on_real_pictures(
     model: str, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -236,6 +236,7 @@ def test_the_real_mnist_tests_on_no_image_that_it_trains_on(mnist_dir: Path) -> 
     assert not any(image.tobytes() in train for image in got.x_test.numpy())
 
 
+@pytest.mark.timing
 def test_the_real_mnist_loads_quickly(mnist_dir: Path) -> None:
     def seconds() -> float:
         start = time.perf_counter()
