@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import random
@@ -59,7 +60,7 @@ PARTS: dict[str, Callable[[set[str]], bool]] = {
 TOGETHER = ("tests/serving/", "tests/evaluate/gating/", "tests/cli/", "tests/report/")
 
 # What takes longest is begun first, so that no worker is left with it at the end.
-FIRST = ("tests/serving/", "tests/train/test_distributed.py")
+FIRST = ("tests/serving/", "tests/train/test_mnist.py", "tests/train/test_distributed.py")
 
 
 def unit_of(nodeid: str) -> str:
@@ -117,6 +118,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if marked and not is_there():
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    """Set aside what was loaded: whatever measures collects garbage first, and went through all of torch each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import io
 import json
 import os
@@ -23,6 +25,20 @@ from sparse_export.tasks.data import dataset
 from tests.cli.conftest import Call, Made
 
 QUICK = ("--batch", "1", "--rounds", "20", "--threads", "1")
+
+
+@pytest.fixture(autouse=True)
+def _short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed here has to be timed, not to be steady."""
+    for module, name in (
+        ("sparse_export.evaluate.comparison", "compare"),
+        ("sparse_export.evaluate.bench.latency", "bench"),
+        ("sparse_export.evaluate.bench_train.training_step", "bench_training_step"),
+    ):
+        short = functools.partial(
+            getattr(importlib.import_module(module), name), block_s=0.001, warmup_limit_s=0.05
+        )
+        monkeypatch.setattr(f"{module}.{name}", short)
 
 
 def _document(result: Result) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped by SIGINT once its first epoch was done."""
     out = tmp_path_factory.mktemp("train") / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "sparse_export", "train", "digits", "--epochs", "30", "--out", str(out)],
+        [sys.executable, "-m", "sparse_export", "train", "digits", "--epochs", "12", "--out", str(out)],
         cwd=CHECKOUT,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -38,7 +38,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if "epoch 1/30" in line:
+        if "epoch 1/12" in line:
             process.send_signal(signal.SIGINT)
             break
     rest = process.stderr.read()

@@ -32,7 +32,8 @@ QUICK: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def found() -> StepBench:
-    return bench_training_step(load_recipe("digits", changes={"sparsity": {"density": 0.2}}), **QUICK)
+    recipe = load_recipe("digits", changes={"sparsity": {"density": 0.2}})
+    return bench_training_step(recipe, **(QUICK | {"block_s": 0.01}))
 
 
 @pytest.mark.timing

@@ -347,7 +347,7 @@ def test_an_update_once_an_epoch_is_timed_apart_from_the_steps(
     update = SparseTraining.update
 
     def slow(self: SparseTraining) -> None:
-        time.sleep(0.5)
+        time.sleep(0.1)
         update(self)
 
     monkeypatch.setattr(SparseTraining, "update", slow)
@@ -356,13 +356,13 @@ def test_an_update_once_an_epoch_is_timed_apart_from_the_steps(
     lines = read_metrics(run.path)
     n_steps = lines[0]["step"]
     n_within = n_steps // update_every if update_every else 0
-    assert lines[0]["step_ms"] * n_steps > 500 * n_within
+    assert lines[0]["step_ms"] * n_steps > 100 * n_within
     assert lines[1]["update_ms"] is None
     assert run.info.speed is not None
     if update_every:
         assert n_within
         assert lines[0]["update_ms"] is None
     else:
-        assert lines[0]["update_ms"] >= 500
+        assert lines[0]["update_ms"] >= 100
         charged = lines[0]["step_ms"] + lines[0]["update_ms"] / n_steps
         assert run.info.speed.step_ms == pytest.approx((charged + lines[1]["step_ms"]) / 2)

@@ -256,6 +256,7 @@ def test_the_real_fashion_mnist_is_balanced_and_has_its_published_statistics(
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_the_real_cifar10_is_balanced_and_has_its_published_mean(shared_data: Path, tmp_path: Path) -> None:
     got = data.load("cifar10", materialised(shared_data, tmp_path, "cifar10"))
     assert got.y_train.bincount().tolist() == [5000] * 10
