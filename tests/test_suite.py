@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,42 @@ def test_every_part_runs_and_the_first_failure_is_the_exit_code(
     assert suite.run("test", ["-k", "a or b"], tmp_path, call) == wanted
     assert [words[-2:] for words in called] == [["-k", "a or b"]] * 2
     assert ["-n" in words for words in called] == [True, False]  # what is timed is alone
+
+
+@pytest.mark.parametrize(
+    ("code", "sum_up"), [(0, "3 passed, 0 failed, 0 skipped"), (1, "2 passed, 1 failed, 0 skipped")]
+)
+def test_ci_runs_the_long_tests_in_any_case_and_ends_with_the_sum(
+    code: int, sum_up: str, tmp_path: Path
+) -> None:
+    """Everything but the script itself and the sum is played."""
+    for folder in (".ci", ".venv/bin", "played"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("run", "suite.py"):
+        shutil.copy(SCRIPT.with_name(name), tmp_path / ".ci" / name)
+    left(tmp_path / "played", "every-day", code, FAILED if code else PASSED, PASSED)
+    left(tmp_path / "played", "full", 0, PASSED)
+    played = {
+        ".venv/bin/python": f'[ "$1" = -m ] || exec {sys.executable} "$@"',
+        "played/chromium": "",
+        "played/make": f"""
+            case "$2" in
+            test) cp played/every-day.* "$TEST_REPORTS"; exit {code} ;;
+            test-full) cp played/full.* "$TEST_REPORTS" ;;
+            esac""",
+    }
+    for name, text in played.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path / 'played'}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [tmp_path / ".ci" / "run"],
+        env=os.environ | {"PATH": path},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (code, sum_up), done.stderr
 
 
 def test_the_parts_hold_every_test_and_none_twice_but_those_with_many_examples(suite: ModuleType) -> None:
