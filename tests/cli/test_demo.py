@@ -18,7 +18,7 @@ import sparse_export as se
 from sparse_export.cli import _demo_run
 from sparse_export.engines import tensorrt_import
 from sparse_export.errors import MissingCapability
-from sparse_export.evaluate.comparison import compare
+from sparse_export.evaluate.compare import compare
 from sparse_export.train.observer import SilentObserver
 
 CHECKOUT = Path(__file__).resolve().parents[2]
