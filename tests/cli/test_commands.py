@@ -31,9 +31,9 @@ QUICK = ("--batch", "1", "--rounds", "20", "--threads", "1")
 def _short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is timed here has to be timed, not to be steady."""
     for module, name in (
-        ("sparse_export.evaluate.comparison", "compare"),
-        ("sparse_export.evaluate.bench.latency", "bench"),
-        ("sparse_export.evaluate.bench_train.training_step", "bench_training_step"),
+        ("sparse_export.evaluate.compare", "compare"),
+        ("sparse_export.evaluate.bench", "bench"),
+        ("sparse_export.evaluate.bench_train", "bench_training_step"),
     ):
         short = functools.partial(
             getattr(importlib.import_module(module), name), block_s=0.001, warmup_limit_s=0.05
