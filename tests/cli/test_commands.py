@@ -329,7 +329,7 @@ _MOMENTS = {  # command -> a function that it calls when it has temporary files
     "build": "sparse_export.building.bundle.write_golden",
     "build engine": "sparse_export.engines.build._run",
     "sparsify": "sparse_export.oneshot.steps.finish_run",
-    "package": "sparse_export.serving.package.check_deployment",
+    "package": "sparse_export.serving.package.deployment_files",
 }
 
 
