@@ -137,7 +137,7 @@ def command(
     """
     from dataclasses import asdict
 
-    from sparse_export.building import BuildRequest, build_as_asked
+    from sparse_export.building import BuildRequest, build_from_request
     from sparse_export.building import dry_run as planned
     from sparse_export.cli._progress import engine_observer
     from sparse_export.engines.options import engine_options
@@ -169,7 +169,7 @@ def command(
         print_result(asdict(plan), str(plan), as_json)
         return
     with engine_observer() as progress:
-        bundle = build_as_asked(run, out, asked, data_dir=data_dir, progress=progress, trust=trust)
+        bundle = build_from_request(run, out, asked, data_dir=data_dir, progress=progress, trust=trust)
     document = {"bundle": str(bundle.path), "manifest": asdict(bundle.info)}
     print_result(document, _bundle_text(bundle, form), as_json)
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sparse_export import models
-from sparse_export.formats.listed import file_facts
+from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import (
     Accuracy,
     DataInfo,
@@ -134,7 +134,7 @@ def save_run(
         versions=library_versions(),
         command=("test",),
         created=now(),
-        files=file_facts(folder, ("model.safetensors", "masks.safetensors")),
+        files=file_infos(folder, ("model.safetensors", "masks.safetensors")),
     )
     save_run_info(folder, replace(info, **changes))
     return Run(path=folder, info=read_run_info(folder))

@@ -17,7 +17,7 @@ from sparse_export.building import build
 from sparse_export.cli.main import cli
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.formats.bundle import read_bundle_info, save_bundle_info
-from sparse_export.formats.listed import file_facts
+from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import Run, SpeedInfo, open_run, save_run_info
 from sparse_export.inspect import inspect
 from sparse_export.inspection import require_promises, require_unchanged, told_speed
@@ -206,7 +206,7 @@ def spoilt_promise(made: Run, tmp_path: Path, *, keep: bool) -> Path:
         tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
         onnx.save(model, bundle / "model.onnx")
     layers = tuple(replace(layer, pattern="2:4" if "fc1" in layer.name else None) for layer in info.layers)
-    save_bundle_info(bundle, replace(info, layers=layers, files=file_facts(bundle, info.files)))
+    save_bundle_info(bundle, replace(info, layers=layers, files=file_infos(bundle, info.files)))
     return bundle
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparse_export import trust
 from sparse_export.errors import UsageError
 from sparse_export.files import claimed, is_leftover, remove_leftovers, write_bytes
-from sparse_export.formats.listed import file_facts
+from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import (
     MASKS_FILE,
     RUN_FILE,
@@ -84,7 +84,7 @@ def finish_run(folder: Path, module: nn.Module, masks: Mapping[str, Tensor], inf
     state = {name: _plain(value, every.get(name)) for name, value in module.state_dict().items()}
     write_bytes(folder / WEIGHTS_FILE, save(state))
     write_bytes(folder / MASKS_FILE, save({name: mask.cpu().contiguous() for name, mask in masks.items()}))
-    files = file_facts(folder, (WEIGHTS_FILE, MASKS_FILE))
+    files = file_infos(folder, (WEIGHTS_FILE, MASKS_FILE))
     info = replace(info, status="complete", files=files)
     write_run_info(folder, info)
     return Run(path=folder, info=info, module=module)

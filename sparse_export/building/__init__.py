@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparse_export.building.bundle import build, build_as_asked, dry_run
+from sparse_export.building.bundle import build, build_from_request, dry_run
 from sparse_export.building.golden import GOLDEN_INPUT, GOLDEN_OUTPUT
 from sparse_export.building.model_files import DENSE_MODEL_FILE, MODEL_FILE
 from sparse_export.building.request import BuildRequest
@@ -15,7 +15,7 @@ __all__ = [
     "MODEL_FILE",
     "BuildRequest",
     "build",
-    "build_as_asked",
+    "build_from_request",
     "dry_run",
     "masks_of_run",
     "network_of_run",

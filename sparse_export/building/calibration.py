@@ -1,4 +1,4 @@
-"""The training inputs that a graph of small numbers takes its ranges from."""
+"""The training inputs that int8 and fp8 take their ranges from."""
 
 from __future__ import annotations
 
@@ -19,20 +19,28 @@ _BATCH = 32
 def calibration_batches(
     info: RunInfo, precision: Precision, n: int, data_dir: str | Path | None
 ) -> list[Array]:
-    """Batches of n training inputs, for the precisions that need them, else none.
+    """Load training inputs for the precisions that need them.
 
-    Raises UsageError for fewer than the golden pair needs or a run without data, and DataNotFound.
+    Args:
+        info: of the run.
+        precision: of the graph.
+        n: number of samples.
+        data_dir: where the data sets lie.
+
+    Returns:
+        Batches of at most 32 samples, (batch, *input_shape); none for a precision without calibration.
+
+    Raises:
+        UsageError: n is below the size of the golden pair, or the run names no data set.
+        DataNotFound: the data set is not in data_dir.
     """
     if precision not in CALIBRATED:
         return []
     if n < GOLDEN_SAMPLES:
-        raise UsageError(
-            f"{n} samples were given to calibrate on.", expected=f"At least {GOLDEN_SAMPLES} were expected."
-        )
+        raise UsageError(f"{n} samples are too few to calibrate on.", do=f"Use {GOLDEN_SAMPLES} at least.")
     if info.data is None:
         raise UsageError(
             f"The run names no data set, and {precision} is calibrated on training samples.",
-            expected="A run with a data set was expected.",
             do="Build as fp16 or bf16, which need none.",
         )
     found = data.load_training_sample(info.data, info.model.input_shape, n, data_dir)

@@ -1,4 +1,4 @@
-"""Repeats the builder's own measurement: each engine against a twin built without sparse kernels, layer by layer."""
+"""Times each engine, layer by layer, against its dense baseline: the same build without sparse kernels."""
 
 from __future__ import annotations
 
@@ -20,26 +20,29 @@ from sparse_export.formats.layers import EngineLayer, EngineTimes
 from sparse_export.runtimes.layer_times import TimedLayers, compare_layers
 from sparse_export.runtimes.layer_times_worker import timed_from_document
 
-__all__ = ["TimedEngines", "time_engines", "timed_in_child"]
+__all__ = ["TimedEngines", "time_engines", "time_in_child"]
 
 TimeEngines = Callable[[Mapping[str, Path], EngineInfo, int], dict[str, TimedLayers]]
-"""Times engines, by name, at a batch size."""
+"""Times engines, by name, at a batch size; the record of the sparse engine comes second."""
 
 _ROUNDS = 24
 _BLOCK_S = 0.02
 _WORKER = "sparse_export.runtimes.layer_times_worker"
 _LIMIT_S = 600.0
 _SAME = (
-    "The engine is the same to the byte as one that was built without sparse kernels, so there is nothing to compare: "
-    "the library did not use the permission."
+    "The engine is byte for byte the one that is built without sparse kernels: the library used none, "
+    "so there is nothing to compare."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimedEngines:
-    """times: by an engine's file, one entry for each of its profiles.  files: written, to list in the manifest.
+    """The times of the layers of engines.
 
-    failures: by target, what a machine or the library is to blame for.
+    Attributes:
+        times: by an engine's file, one entry for each of its profiles.
+        files: paths of the files that were written, to list in the manifest.
+        failures: by target, where this machine or the library is the cause.
     """
 
     times: Mapping[str, tuple[EngineTimes, ...]]
@@ -59,45 +62,56 @@ def time_engines(
 ) -> TimedEngines:
     """Time each engine that was built into the folder of a bundle, at the optimum of each of its profiles.
 
-    model: the dense graph that they were built from.  Its twin takes the timing cache of the engine's own build, so
-    that layers without a sparse kernel get the same kernels. Every round is written to `ENGINE.times.json`.
-    beside: where the bundle will stand; what repeats a failed build of a twin is kept beside it.
-    time: by default in a process of its own.
+    Every round is written to `ENGINE.times.json`.
+
+    Args:
+        stage: folder of the bundle, as yet under a temporary name.
+        model: the dense graph that the engines were built from.
+        options: as the engines were built with. The dense baseline is built with the same, sparse kernels not
+            allowed, and with the timing cache of the engine's own build, so that all other layers get the
+            same kernels.
+        built: the engines.
+        beside: where the bundle will stand; the files that repeat a failed build are kept beside it.
+        progress: called with the target and how far the build of its baseline is.
+        time: times engines; a process of its own by default.
+
+    Returns:
+        The times; an engine that cannot be timed here is among the failures.
     """
-    timer = time or timed_in_child
+    timer = time or time_in_child
     by_target = {one.target: one for one in options}
     times: dict[str, tuple[EngineTimes, ...]] = {}
     files: list[str] = []
     failures: dict[str, SparseExportError] = {}
     nodes = [node.name for node in model.graph.node]
-    for fact in built.facts:
+    for engine in built.infos:
         try:
-            rows, samples = _of_engine(
+            rows, samples = _time_engine(
                 stage,
                 model,
-                fact,
-                by_target[fact.target],
-                built.layers[fact.file],
+                engine,
+                by_target[engine.target],
+                built.layers[engine.file],
                 nodes,
                 beside,
                 progress,
                 timer,
             )
         except (MissingCapability, EngineBuildFailed) as cause:
-            failures[f"{fact.target}, timed layer by layer"] = cause
+            failures[f"{engine.target}, timed layer by layer"] = cause
             continue
-        times[fact.file] = rows
+        times[engine.file] = rows
         if samples:
-            name = f"{fact.file}.times.json"
+            name = f"{engine.file}.times.json"
             write_json(stage / name, {"batches": samples})
             files.append(name)
     return TimedEngines(times=times, files=tuple(files), failures=failures)
 
 
-def _of_engine(
+def _time_engine(
     stage: Path,
     model: onnx.ModelProto,
-    fact: EngineInfo,
+    engine: EngineInfo,
     options: EngineOptions,
     layers: Sequence[EngineLayer],
     nodes: Collection[str],
@@ -105,35 +119,38 @@ def _of_engine(
     progress: EngineProgress | None,
     timer: TimeEngines,
 ) -> tuple[tuple[EngineTimes, ...], dict[str, object]]:
+    """The table of each profile, and the samples, by batch size; none where both engines are equal."""
     observe = (
-        None if progress is None else (lambda state: progress(f"{fact.target} without sparse kernels", state))
+        None
+        if progress is None
+        else (lambda state: progress(f"{engine.target} without sparse kernels", state))
     )
-    cache = None if fact.timing_cache is None else (stage / fact.timing_cache).read_bytes()
+    cache = None if engine.timing_cache is None else (stage / engine.timing_cache).read_bytes()
     with temporary_folder() as folder:
-        twin = folder / "dense.engine"
+        baseline = folder / "dense.engine"
         built = build_engine(
             model,
-            twin,
+            baseline,
             replace(options, sparse=False),
             timing_cache=cache,
             progress=observe,
-            failure_folder=beside.with_name(f"{beside.name}-{fact.target}-twin-failed"),
+            failure_folder=beside.with_name(f"{beside.name}-{engine.target}-twin-failed"),
         )
-        if sha256_file(twin) == sha256_file(stage / fact.file):
-            batches = [optimum for _, optimum, _ in fact.profiles]
+        if sha256_file(baseline) == sha256_file(stage / engine.file):
+            batches = [optimum for _, optimum, _ in engine.profiles]
             return tuple(_not_timed(batch, _SAME) for batch in batches), {}
-        inspection = stage / f"{fact.file}.json"
-        told = inspection.read_text() if inspection.is_file() else None
-        engines = {"dense": twin, "dense again": twin, "sparse": stage / fact.file}
+        inspection = stage / f"{engine.file}.json"
+        inspected = inspection.read_text() if inspection.is_file() else None
+        engines = {"dense": baseline, "dense again": baseline, "sparse": stage / engine.file}
         found, samples = [], {}
-        for _, batch, _ in fact.profiles:
-            timed = timer(engines, fact, batch)
+        for _, batch, _ in engine.profiles:
+            timed = timer(engines, engine, batch)
             found.append(
                 compare_layers(
                     timed,
                     layers,
                     dense_kernels=kernels_from_inspection(built.inspection),
-                    sparse_kernels=kernels_from_inspection(told),
+                    sparse_kernels=kernels_from_inspection(inspected),
                     nodes=nodes,
                 )
             )
@@ -142,11 +159,25 @@ def _of_engine(
 
 
 def _not_timed(batch: int, note: str) -> EngineTimes:
+    """A table without rows; the note says why."""
     return EngineTimes(batch=batch, rows=(), whole=None, rounds=0, steady=True, note=note)
 
 
-def timed_in_child(engines: Mapping[str, Path], engine: EngineInfo, batch: int) -> dict[str, TimedLayers]:
-    """Time engines in a process of its own. Raises MissingCapability, or EngineBuildFailed when that crashed."""
+def time_in_child(engines: Mapping[str, Path], engine: EngineInfo, batch: int) -> dict[str, TimedLayers]:
+    """Time the layers of engines in a child process.
+
+    Args:
+        engines: paths, by name.
+        engine: the record of the sparse one.
+        batch: batch size.
+
+    Returns:
+        The times of each engine, by its name.
+
+    Raises:
+        MissingCapability: an engine cannot be loaded here.
+        EngineBuildFailed: the process crashed, or an engine failed in it.
+    """
     links = {f"{at}.engine": path for at, path in enumerate(engines.values())}
     request = {
         "engines": dict(zip(engines, links, strict=True)),
@@ -162,6 +193,5 @@ def timed_in_child(engines: Mapping[str, Path], engine: EngineInfo, batch: int) 
     except child.ChildFailed as failed:
         raise EngineBuildFailed(
             f"The process that timed the layers of {engine.file} {failed.how}.",
-            expected="The time of each layer was expected.",
             do="Build without --time-layers.",
         ) from None

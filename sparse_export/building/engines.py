@@ -1,4 +1,4 @@
-"""The engines of a bundle: built into its folder, and told of in its manifest and its table of layers."""
+"""Builds the engines of a bundle, with their records for the manifest and the table of layers."""
 
 from __future__ import annotations
 
@@ -24,17 +24,21 @@ from sparse_export.formats.listed import bytes_of
 __all__ = ["EngineProgress", "Engines", "add_engines"]
 
 EngineProgress = Callable[[str, BuildProgress], None]
-"""Is told the target and how far its build is."""
+"""Called with the target and how far its build is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engines:
-    """What was built. files: names to list in the manifest.  layers: of each engine, by its file.
+    """The engines that were built.
 
-    failures: by target, those that a machine or the library is to blame for.
+    Attributes:
+        infos: one record for each engine.
+        files: paths within the bundle, to list in the manifest.
+        layers: of each engine, by its file.
+        failures: by target, where this machine or the library is the cause.
     """
 
-    facts: tuple[EngineInfo, ...]
+    infos: tuple[EngineInfo, ...]
     files: tuple[str, ...]
     layers: Mapping[str, tuple[EngineLayer, ...]]
     failures: Mapping[str, SparseExportError]
@@ -52,12 +56,24 @@ def add_engines(
 ) -> Engines:
     """Build the engines of a dense graph into the folder of a bundle, one after the other.
 
-    stage: the folder.  previous: where the bundle will stand; a timing cache that this user's own bundle there has
-    is taken up again, and what repeats a failed build is kept beside it.
-    A target that cannot be built is among the failures, and the others are built all the same. Raises UsageError
-    for what no machine could build, and OutputError.
+    Args:
+        stage: that folder, as yet under a temporary name.
+        model: the dense graph, in `precision`.
+        layers: of the graph.
+        options: one for each engine.
+        precision: for the names and records of the engines.
+        previous: where the bundle will stand. The timing cache of this user's own bundle there is reused, and
+            the files that repeat a failed build are kept beside it.
+        progress: called with the target and how far its build is.
+
+    Returns:
+        The engines; a target that cannot be built here is among the failures.
+
+    Raises:
+        UsageError: no machine could build this.
+        OutputError: a file cannot be written.
     """
-    facts: list[EngineInfo] = []
+    infos: list[EngineInfo] = []
     files: list[str] = []
     rows: dict[str, tuple[EngineLayer, ...]] = {}
     failures: dict[str, SparseExportError] = {}
@@ -71,7 +87,7 @@ def add_engines(
                 model,
                 stage / file,
                 one,
-                timing_cache=_own_file(previous, cache),
+                timing_cache=_read_own_file(previous, cache),
                 progress=observe,
                 failure_folder=previous.with_name(f"{previous.name}-{one.target}-failed"),
             )
@@ -96,11 +112,11 @@ def add_engines(
             inspection=built.inspection,
         )
         files += [name for name in (*written, cache) if (stage / name).is_file()]
-        facts.append(_fact(file, one, precision, built, digest, cache if built.timing_cache else None))
-    return Engines(facts=tuple(facts), files=tuple(files), layers=rows, failures=failures)
+        infos.append(_engine_info(file, one, precision, built, digest, cache if built.timing_cache else None))
+    return Engines(infos=tuple(infos), files=tuple(files), layers=rows, failures=failures)
 
 
-def _fact(
+def _engine_info(
     file: str,
     options: EngineOptions,
     precision: Precision,
@@ -108,6 +124,7 @@ def _fact(
     digest: str,
     cache: str | None,
 ) -> EngineInfo:
+    """The record of an engine. digest: of the dense graph."""
     return EngineInfo(
         file=file,
         target=options.target,
@@ -127,8 +144,8 @@ def _fact(
     )
 
 
-def _own_file(bundle: Path, name: str) -> bytes | None:
-    """The content of a file of a bundle that this user built and nobody changed; None otherwise."""
+def _read_own_file(bundle: Path, name: str) -> bytes | None:
+    """Read a file of a bundle that this user built and nobody changed; None otherwise."""
     try:
         if not trust.is_trusted(sha256_file(bundle / BUNDLE_FILE)):
             return None

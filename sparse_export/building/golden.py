@@ -1,4 +1,4 @@
-"""The golden pair: inputs, and the outputs that whatever runs a bundle has to give for them."""
+"""The golden pair: inputs, and the outputs that every runtime of a bundle has to give for them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ __all__ = [
     "SMALLER_BATCHES",
     "Array",
     "Golden",
-    "answers",
     "batch_sizes",
-    "difference",
     "golden_input",
     "golden_pair",
+    "largest_difference",
+    "outputs_by_batch",
     "require_parity",
     "write_golden",
 ]
@@ -46,9 +46,12 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """Inputs, (8, *input_shape), and what torch makes of them.
+    """Inputs, and torch's outputs for them.
 
-    smaller: by n, what torch makes of the first n inputs as a batch of their own.
+    Attributes:
+        inputs: (8, *input_shape).
+        outputs: logits, (8, n_classes).
+        smaller: by n, torch's outputs for a batch of the first n inputs alone.
     """
 
     inputs: Array
@@ -63,55 +66,77 @@ def golden_input(input_shape: Sequence[int]) -> Array:
 
 
 def golden_pair(network: nn.Module, input_shape: Sequence[int], samples: Sequence[Array]) -> Golden:
-    """Inputs (8, *input_shape), and what torch makes of them, all at once and in smaller batches.
+    """Run a network on the golden input, at once and in smaller batches.
 
-    Of a calibrated graph the first samples, since ranges say nothing of other inputs; else the golden input.
+    Args:
+        network: maps (n, *input_shape) to logits.
+        input_shape: of one sample.
+        samples: calibration batches. Where there are some, the first samples are the inputs, since ranges say
+            nothing about other inputs.
+
+    Raises:
+        UsageError: the network does not take these inputs, or returns no logits.
+        GateFailed: an output is NaN or infinite.
     """
     inputs = samples[0][:GOLDEN_SAMPLES] if samples else golden_input(input_shape)
-    outputs = _answer(
-        network, inputs, f"Samples of shape {tuple(input_shape)} were expected to fit, as {RUN_FILE} says."
-    )
+    outputs = _logits(network, inputs, f"{RUN_FILE} says that samples have shape {tuple(input_shape)}.")
     if not np.isfinite(outputs).all():
         raise GateFailed(
-            f"The network {type(network).__name__} gives NaN or infinity for {'calibration samples' if samples else 'standard normal inputs'}.",
-            expected="Finite logits were expected.",
+            f"The network {type(network).__name__} gives NaN or infinity for "
+            f"{'calibration samples' if samples else 'standard normal inputs'}.",
             do="Look at its weights: training may have diverged.",
         )
-    return Golden(inputs=inputs, outputs=outputs, smaller=answers(network, inputs))
+    return Golden(inputs=inputs, outputs=outputs, smaller=outputs_by_batch(network, inputs))
 
 
-def answers(network: nn.Module, inputs: Array, sizes: Sequence[int] = SMALLER_BATCHES) -> dict[int, Array]:
-    """For each batch size n, what torch makes of the first n inputs.
+def outputs_by_batch(
+    network: nn.Module, inputs: Array, sizes: Sequence[int] = SMALLER_BATCHES
+) -> dict[int, Array]:
+    """Run a network on the first n inputs, for each batch size n.
 
-    inputs: at least as many as the largest size.  Raises UsageError where the network does not take n samples.
+    Args:
+        network: maps (n, *input_shape) to logits.
+        inputs: (N, *input_shape), N no less than the largest size.
+        sizes: batch sizes.
+
+    Returns:
+        The logits of each batch, by its size.
+
+    Raises:
+        UsageError: the network does not take n samples.
     """
-    expected = "Every batch size was expected to fit, the graph's being free."
-    return {n: _answer(network, inputs[:n], expected) for n in sizes}
+    expected = "Every batch size has to fit: that of the graph is free."
+    return {n: _logits(network, inputs[:n], expected) for n in sizes}
 
 
-def _answer(network: nn.Module, inputs: Array, expected: str) -> Array:
-    """Logits of a batch. Raises UsageError where there are none, with what was expected of the inputs."""
+def _logits(network: nn.Module, inputs: Array, expected: str) -> Array:
+    """Run a batch. Raises UsageError where there are no logits, with what was expected of the inputs."""
     try:
         with torch.inference_mode():
             outputs = network(torch.from_numpy(inputs))
     except Exception as cause:
         raise UsageError(
-            f"The network {type(network).__name__} does not take inputs {inputs.shape}: {str(cause) or type(cause).__name__}.",
+            f"The network {type(network).__name__} does not take inputs {inputs.shape}: "
+            f"{str(cause) or type(cause).__name__}.",
             expected=expected,
         ) from cause
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise UsageError(
-            f"The network {type(network).__name__} returns {found} for inputs {inputs.shape}.",
-            expected=f"Logits ({len(inputs)}, classes) were expected.",
+            f"The network {type(network).__name__} returns {found} for inputs {inputs.shape}, "
+            f"not logits ({len(inputs)}, classes).",
             do="Wrap it in a module that returns the logits alone.",
         )
-    answer: Array = outputs.numpy()
-    return answer
+    logits: Array = outputs.numpy()
+    return logits
 
 
 def write_golden(folder: Path, golden: Golden) -> None:
-    """Write the pair into the folder of a bundle. Raises OutputError."""
+    """Write the pair into the folder of a bundle.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     write_bytes(folder / GOLDEN_INPUT, _npy_bytes(golden.inputs))
     write_bytes(folder / GOLDEN_OUTPUT, _npy_bytes(golden.outputs))
 
@@ -119,14 +144,23 @@ def write_golden(folder: Path, golden: Golden) -> None:
 def require_parity(file: Path, golden: Golden, rtol: float) -> None:
     """Run a model file on the golden input, whole and in smaller batches.
 
-    Raises GateFailed where it is not the network, within the tolerance that the whole input has.
+    Args:
+        file: an ONNX file.
+        golden: the pair.
+        rtol: largest difference, as a share of the spread of all golden logits; `ATOL` is added.
+
+    Raises:
+        GateFailed: an output of the file differs by more.
     """
     wanted = golden.outputs
     allowed = ATOL + rtol * spread(wanted)
     with open_session(file) as session:
         found = session.run(golden.inputs)
-        differences = {n: difference(session, golden.inputs[:n], one) for n, one in golden.smaller.items()}
-    # The same samples, as part of the whole batch: what is wrong there as well is no matter of the batch size.
+        differences = {
+            n: largest_difference(session, golden.inputs[:n], one) for n, one in golden.smaller.items()
+        }
+    # The same samples, as part of the whole batch: what is wrong there as well is no matter of the batch
+    # size.
     in_whole = {n: outside_tolerance(found[:n], wanted[:n], atol=0.0, rtol=0.0)[0] for n in differences}
     whole = differences[len(wanted)] = outside_tolerance(found, wanted, atol=0.0, rtol=0.0)[0]
     wrong = [n for n, one in differences.items() if one is None or not one <= allowed]
@@ -135,19 +169,29 @@ def require_parity(file: Path, golden: Golden, rtol: float) -> None:
     if all((n in wrong) == (not one <= allowed) for n, one in in_whole.items()):
         raise GateFailed(
             f"The exported graph differs from the network by {whole:.3g} on {len(wanted)} inputs.",
-            expected=f"At most {ATOL:g} + {rtol:g} * {spread(wanted):.3g} was expected.",
+            expected=f"At most {ATOL:g} + {rtol:g} * {spread(wanted):.3g} is allowed.",
             do="The export is wrong, or its precision too low for this network; nothing was written.",
         )
     raise GateFailed(
         f"The exported graph differs from the network at batch {batch_sizes(wrong)} and agrees at batch "
         f"{batch_sizes([n for n in differences if n not in wrong])}.",
-        expected=f"At most {ATOL:g} + {rtol:g} * {spread(wanted):.3g} was expected at each.",
-        do="Take what depends on the batch size out of forward, such as a branch on x.shape[0]; nothing was written.",
+        expected=f"At most {ATOL:g} + {rtol:g} ** {spread(wanted):.3g} is allowed.",
+        do="Remove from forward what depends on the batch size, such as a branch on x.shape[0]. "
+        "Nothing was written.",
     )
 
 
-def difference(session: Session, inputs: Array, wanted: Array) -> float | None:
-    """The largest between what a session makes of a batch and what is wanted; None where it cannot run the batch."""
+def largest_difference(session: Session, inputs: Array, wanted: Array) -> float | None:
+    """Run a batch and compare the outputs.
+
+    Args:
+        session: an opened model.
+        inputs: (n, *input_shape).
+        wanted: logits, (n, n_classes).
+
+    Returns:
+        The largest absolute difference; None where the session cannot run the batch.
+    """
     try:
         found = session.run(inputs)
     except (ArtefactError, UsageError):
@@ -156,7 +200,7 @@ def difference(session: Session, inputs: Array, wanted: Array) -> float | None:
 
 
 def batch_sizes(sizes: Sequence[int]) -> str:
-    """In words: `1`, `1 and 2`, `1, 2 and 3`."""
+    """Format batch sizes in words: `1`, `1 and 2`, `1, 2 and 3`."""
     *first, last = map(str, sizes)
     return f"{', '.join(first)} and {last}" if first else last
 

@@ -1,4 +1,4 @@
-"""From a finished run to the graph that ships, with what was found on the way."""
+"""The graph that ships, from a finished run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from torch import Tensor, nn
 
 from sparse_export.building.calibration import calibration_batches
 from sparse_export.building.golden import Golden, golden_input, golden_pair
-from sparse_export.building.patterns import layer_facts, masks_with_promises, never_cut, rewritten
+from sparse_export.building.patterns import (
+    ineligible_weights,
+    layer_infos,
+    masks_with_promises,
+    rewrite_graph,
+)
 from sparse_export.building.request import BuildRequest
-from sparse_export.engines.precision import at_precision
+from sparse_export.engines.precision import convert_precision
 from sparse_export.formats.bundle import CompactInfo
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.formats.run import LayerInfo, Run, RunInfo
@@ -32,12 +37,18 @@ from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.trust import Given
 
-__all__ = ["FittedNetwork", "MadeGraph", "graph_of_run"]
+__all__ = ["BuiltGraph", "PatternedNetwork", "build_graph"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FittedNetwork:
-    """What was done to make layers obey a pattern. before: the network of the run, as it was."""
+class PatternedNetwork:
+    """A network whose layers were made to satisfy a pattern.
+
+    Attributes:
+        pattern: the pattern.
+        before: a copy of the run's network, unchanged.
+        fitted: what was permuted and dropped.
+    """
 
     pattern: NMPattern
     before: nn.Module
@@ -45,13 +56,20 @@ class FittedNetwork:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MadeGraph:
-    """The graph that ships, dense and in the precision that was asked for.
+class BuiltGraph:
+    """The graph that ships.
 
-    layers: of the graph.  promising: the run's layers, with the patterns that they promise now.  density: of the
-    masks, after cuts.  golden: samples, and what torch makes of them.
-    n_parameters, n_nonzero: over the float initializers, before weights become integers.  n_calibration: samples.
-    fit: None where no pattern was asked for.
+    Attributes:
+        model: dense, in the requested precision.
+        layers: of the graph.
+        promising: the run's layers, with the patterns that they promise now.
+        density: of the masks, after weights were dropped for a pattern.
+        golden: inputs, and torch's outputs for them.
+        n_parameters: entries of the float initializers, before weights become integers.
+        n_nonzero: the nonzero ones of these.
+        n_calibration: number of samples for int8 and fp8.
+        compacted: what was removed with dead channels; None for a graph that has all its channels.
+        fit: None where no pattern was requested.
     """
 
     model: onnx.ModelProto
@@ -63,31 +81,39 @@ class MadeGraph:
     n_nonzero: int
     n_calibration: int
     compacted: CompactInfo | None
-    fit: FittedNetwork | None
+    fit: PatternedNetwork | None
 
 
-def graph_of_run(
-    run: Run, asked: BuildRequest, wanted: NMPattern | None, *, data_dir: str | Path | None, trust: Given
-) -> MadeGraph:
-    """Export the network of a run, after it was made to obey the wanted pattern, and rewrite the graph as asked.
+def build_graph(
+    run: Run, request: BuildRequest, wanted: NMPattern | None, *, data_dir: str | Path | None, trust: Given
+) -> BuiltGraph:
+    """Make the run's network satisfy the pattern, export it, and rewrite the graph as requested.
 
-    Raises what `build` does but for files and engines.
+    Args:
+        run: a finished run.
+        request: what to build.
+        wanted: the pattern, None for none.
+        data_dir: where the data sets lie.
+        trust: digests passed with --trust, for a run that names a factory.
+
+    Raises:
+        SparseExportError: as `build`, but for files and engines.
     """
     info, shape = run.info, run.info.model.input_shape
     network = network_of_run(run, given=trust)
     masks = masks_of_run(run, network)
-    fit = None if wanted is None else _fit(network, masks, info, wanted, asked)
+    fit = None if wanted is None else _fit(network, masks, info, wanted, request)
     fitted = None if fit is None else fit.fitted
-    samples = calibration_batches(info, asked.precision, asked.n_calibration, data_dir)
+    samples = calibration_batches(info, request.precision, request.n_calibration, data_dir)
     golden = golden_pair(network, shape, samples)
     model = onnx_from_module(network, shape, masks=masks_with_promises(network, masks, fitted))
-    promising = layer_facts(info.layers, network, masks, wanted, fitted)
+    promising = layer_infos(info.layers, network, masks, wanted, fitted)
     promised = promised_patterns(promising)
-    model, compacted = rewritten(model, shape, promised, fitted, asked.compact)
+    model, compacted = rewrite_graph(model, shape, promised, fitted, request.compact)
     n_parameters, n_nonzero = count_parameters(model)  # before int8, whose weights are no floats
-    model = at_precision(model, asked.precision, samples)
+    model = convert_precision(model, request.precision, samples)
     require_patterns(model, promised)  # of the graph that ships: compacting and gathering move columns
-    return MadeGraph(
+    return BuiltGraph(
         model=model,
         layers=graph_layers(model),
         promising=promising,
@@ -102,23 +128,23 @@ def graph_of_run(
 
 
 def _fit(
-    network: nn.Module, masks: Mapping[str, Tensor], info: RunInfo, wanted: NMPattern, asked: BuildRequest
-) -> FittedNetwork:
-    """Permute the network in place, and cut it and its masks where that is allowed, so that layers obey the pattern."""
+    network: nn.Module, masks: Mapping[str, Tensor], info: RunInfo, wanted: NMPattern, request: BuildRequest
+) -> PatternedNetwork:
+    """Permute the network in place, and drop weights where allowed, so that layers satisfy the pattern."""
     before = copy.deepcopy(network)
     sample = torch.from_numpy(golden_input(info.model.input_shape))
     names = [layer.name for layer in info.layers]
-    small_share = SMALL_SHARE if asked.planned_dense is None else 0.0
+    small_share = SMALL_SHARE if request.planned_dense is None else 0.0
     fitted = fit_pattern(
         network,
         sample,
         wanted,
         names,
         masks=masks,
-        max_cut=asked.max_cut,
-        gather=asked.gather,
-        uncut=never_cut(network, sample, names, wanted, small_share=small_share),
-        dense=asked.planned_dense,
-        live_first=asked.compact,
+        max_cut=request.max_cut,
+        gather=request.gather,
+        uncut=ineligible_weights(network, sample, names, wanted, small_share=small_share),
+        dense=request.planned_dense,
+        live_first=request.compact,
     )
-    return FittedNetwork(pattern=wanted, before=before, fitted=fitted)
+    return PatternedNetwork(pattern=wanted, before=before, fitted=fitted)

@@ -1,4 +1,4 @@
-"""What the manifest of a bundle and its table of layers say."""
+"""The manifest of a bundle and its table of layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from sparse_export.building.dense_baseline import TimedEngines
 from sparse_export.building.engines import Engines
 from sparse_export.building.golden import ATOL
-from sparse_export.building.graph import MadeGraph
+from sparse_export.building.graph import BuiltGraph
 from sparse_export.engines.options import Precision
 from sparse_export.engines.precision import TOLERANCE
 from sparse_export.files import sha256_file
@@ -23,7 +23,16 @@ __all__ = ["bundle_info", "layers_document"]
 
 
 def layers_document(layers: Sequence[GraphLayer], built: Engines, timed: TimedEngines) -> dict[str, object]:
-    """The table of layers: of the graph, of each engine, and times where there are any."""
+    """Assemble `layers.json`.
+
+    Args:
+        layers: of the graph.
+        built: the engines, with what became of each layer in them.
+        timed: times of their layers, where they were measured.
+
+    Returns:
+        The document, ready for JSON.
+    """
     rows = {file: [asdict(row) for row in rows] for file, rows in built.layers.items()}
     document: dict[str, object] = {"layers": [asdict(layer) for layer in layers], "engines": rows}
     if timed.times:
@@ -33,16 +42,22 @@ def layers_document(layers: Sequence[GraphLayer], built: Engines, timed: TimedEn
 
 def bundle_info(
     run: Run,
-    made: MadeGraph,
+    graph: BuiltGraph,
     *,
     precision: Precision,
     built: Engines,
-    fitted: PatternInfo | None,
+    pattern: PatternInfo | None,
     files: Mapping[str, FileInfo],
 ) -> BundleInfo:
-    """The manifest of the bundle of a run.
+    """Assemble the manifest of a bundle.
 
-    files: every other one of the bundle.
+    Args:
+        run: the run that the bundle was built from.
+        graph: the graph that ships.
+        precision: of that graph.
+        built: the engines.
+        pattern: what was done to satisfy a pattern, None where none was requested.
+        files: size and hash of every other file of the bundle, by its path within it.
     """
     info = run.info
     return BundleInfo(
@@ -51,18 +66,18 @@ def bundle_info(
         data=info.data,
         run=RunReference(path=str(run.path.resolve()), run_sha256=sha256_file(run.path / RUN_FILE)),
         precision=precision,
-        n_calibration=made.n_calibration,
-        targets=("onnx", *(one.target for one in built.facts)),
-        opset=max(entry.version for entry in made.model.opset_import if entry.domain in ("", "ai.onnx")),
+        n_calibration=graph.n_calibration,
+        targets=("onnx", *(one.target for one in built.infos)),
+        opset=max(entry.version for entry in graph.model.opset_import if entry.domain in ("", "ai.onnx")),
         ir_version=IR_VERSION,
         input_name=INPUT_NAME,
         output_name=OUTPUT_NAME,
-        density=made.density,
-        layers=made.promising,
-        n_parameters=made.n_parameters,
-        n_nonzero=made.n_nonzero,
-        macs=_total([layer.macs for layer in made.layers]),
-        nonzero_macs=_total([layer.nonzero_macs for layer in made.layers]),
+        density=graph.density,
+        layers=graph.promising,
+        n_parameters=graph.n_parameters,
+        n_nonzero=graph.n_nonzero,
+        macs=_total([layer.macs for layer in graph.layers]),
+        nonzero_macs=_total([layer.nonzero_macs for layer in graph.layers]),
         accuracy=info.test,
         atol=ATOL,
         rtol=TOLERANCE[precision],
@@ -70,12 +85,13 @@ def bundle_info(
         command=command_line(),
         created=now(),
         files=dict(files),
-        compacted=made.compacted,
-        fitted=fitted,
-        engines=built.facts,
+        compacted=graph.compacted,
+        fitted=pattern,
+        engines=built.infos,
     )
 
 
 def _total(counts: Sequence[int | None]) -> int | None:
+    """The sum, None where one of them is unknown."""
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None

@@ -17,13 +17,28 @@ _REASONS_SHOWN = 8
 
 
 def require_form(form: str) -> None:
-    """Raise UnknownNameError for a form that `model_files` does not know."""
+    """Check the name of a form.
+
+    Raises:
+        UnknownNameError: `model_files` does not know it.
+    """
     if form not in _FORMS:
         raise UnknownNameError("form of the ONNX file", form, _FORMS)
 
 
 def model_files(model: onnx.ModelProto, form: str) -> dict[str, bytes]:
-    """The content of each model file, by name. Raises GateFailed when there is nothing to pack."""
+    """Serialize a graph in the form that was requested.
+
+    Args:
+        model: the dense graph.
+        form: `dense`, `packed` or `both`.
+
+    Returns:
+        The content of each model file, by its name.
+
+    Raises:
+        GateFailed: a packed form was requested, and no weight can be packed.
+    """
     dense: bytes = model.SerializeToString(deterministic=True)
     if form == "dense":
         return {MODEL_FILE: dense}
@@ -33,7 +48,6 @@ def model_files(model: onnx.ModelProto, form: str) -> dict[str, bytes]:
         more = f"; and {len(choices) - _REASONS_SHOWN} more" if len(choices) > _REASONS_SHOWN else ""
         raise GateFailed(
             f"No weight can be packed: {reasons or 'the graph has no layer with a weight'}{more}.",
-            expected="At least one weight was expected to be 2:4 along its reduction axis.",
             do="Train with a 2:4 pattern, or build with the dense ONNX file.",
         )
     packed: bytes = pack(model).SerializeToString(deterministic=True)

@@ -1,4 +1,4 @@
-"""What `build` does to make layers obey a pattern: the network, its graph, and what is told of them."""
+"""Makes the graph of a network satisfy a pattern, and reports the accuracy before and after."""
 
 from __future__ import annotations
 
@@ -35,67 +35,92 @@ from sparse_export.train.layers import output_layers
 
 __all__ = [
     "ORDERS_FILE",
-    "layer_facts",
+    "ineligible_weights",
+    "layer_infos",
     "masks_with_promises",
-    "measured",
-    "never_cut",
-    "orders_of_bundle",
+    "measure_accuracy",
+    "parse_pattern",
+    "read_orders",
     "require_in_plan",
-    "require_no_other_promise",
-    "rewritten",
-    "wanted_pattern",
+    "require_same_pattern",
+    "rewrite_graph",
 ]
 
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
-def wanted_pattern(pattern: str | NMPattern | None, max_cut: float, gather: str) -> NMPattern | None:
+def parse_pattern(pattern: str | NMPattern | None, max_cut: float, gather: str) -> NMPattern | None:
+    """Parse the pattern of a build, and check the options that go with it.
+
+    Args:
+        pattern: such as `2:4`, or None for none.
+        max_cut: share of sum |w|, from 0 to below 1, that a layer may lose.
+        gather: `none`, `input` or `any`.
+
+    Raises:
+        UsageError: the text is no pattern, max_cut is out of range, or it is given without a pattern.
+        UnknownNameError: there is no such gather.
+    """
     if not (isinstance(max_cut, int | float) and 0 <= max_cut < 1):
         raise UsageError(
-            f"The largest cut is {max_cut!r}.",
-            expected="A share of each layer's sum of |weights|, from 0 to below 1, was expected.",
+            f"max_cut is {max_cut!r}, not a share of sum |w| from 0 to below 1.",
+            do="Give for instance 0.01.",
         )
     if gather not in get_args(Gather):
         raise UnknownNameError("gather", gather, get_args(Gather))
     if pattern is None and max_cut:
         raise UsageError(
-            f"A cut of up to {max_cut:g} was allowed, but no pattern was asked for.",
-            expected="max_cut was expected together with a pattern.",
+            f"Layers may lose up to {max_cut:g} of sum |w|, but no pattern was requested.",
             do="Give --pattern 2:4.",
         )
     return pattern_from_text(pattern) if isinstance(pattern, str) else pattern
 
 
-def require_no_other_promise(layers: Sequence[LayerInfo], wanted: NMPattern | None) -> None:
+def require_same_pattern(layers: Sequence[LayerInfo], wanted: NMPattern | None) -> None:
+    """Check that no layer promises another pattern than the wanted one.
+
+    Args:
+        layers: of the run.
+        wanted: the pattern, None for none.
+
+    Raises:
+        UsageError: a layer was trained for another.
+    """
     for layer in layers:
         if wanted is not None and layer.pattern not in (None, str(wanted)):
             raise UsageError(
-                f"{layer.name} was trained for {layer.pattern}, and {wanted} was asked for.",
-                expected="A run that promises no pattern, or the same, was expected.",
-                do=f"Ask for {layer.pattern}, or for none.",
+                f"{layer.name} was trained for {layer.pattern}, and {wanted} was requested.",
+                do=f"Request {layer.pattern}, or no pattern.",
             )
 
 
 def require_in_plan(layers: Sequence[LayerInfo], planned_dense: Mapping[str, str]) -> None:
-    """Raise UsageError for a plan of other layers, or one that leaves dense what the run promises a pattern for."""
+    """Check that a layer plan fits a run.
+
+    Args:
+        layers: of the run.
+        planned_dense: weights that the plan leaves dense, each with its reason.
+
+    Raises:
+        UsageError: the run has no such layer, or promises a pattern for one of them.
+    """
     promised = {layer.name: layer.pattern for layer in layers}
     unknown = sorted(planned_dense.keys() - promised.keys())
     if unknown:
         raise UsageError(
-            f"The plan leaves {', '.join(unknown)} dense.",
-            expected=f"The run's layers were expected: {', '.join(promised)}.",
+            f"The plan leaves {', '.join(unknown)} dense, which the run does not have.",
+            expected=f"The run's layers are {', '.join(promised)}.",
             do="Plan the network of this run.",
         )
     for name in planned_dense:
         if promised[name] is not None:
             raise UsageError(
                 f"{name} was trained for {promised[name]}, and the plan leaves it dense.",
-                expected="A run that promises no pattern there was expected.",
                 do="Build without the plan, or train by it from the start: `train --plan`.",
             )
 
 
-def never_cut(
+def ineligible_weights(
     network: nn.Module,
     sample: Tensor,
     names: Sequence[str],
@@ -103,10 +128,17 @@ def never_cut(
     *,
     small_share: float = SMALL_SHARE,
 ) -> dict[str, str]:
-    """The weights that a trainer would not put under a pattern either, with its reasons: outputs, and small layers.
+    """Find the weights that training would not put under a pattern either: output and small layers.
 
-    sample: one input batch; the layer that the network calls last on it is the one that gives the outputs.
-    small_share: see `sparse_export.sparsity.eligible`.
+    Args:
+        network: the network of the run.
+        sample: one input batch; the layer that the network calls last on it is the output layer.
+        names: of the weights to look at.
+        pattern: the pattern.
+        small_share: share of all weights below which a layer is small; see `sparse_export.sparsity.eligible`.
+
+    Returns:
+        The reason for each of them, by name.
     """
     shapes = {name: tuple(network.get_parameter(name).shape) for name in names}
     axes = {name: reduction_axis(network, name) for name in names}
@@ -120,50 +152,83 @@ def never_cut(
 def masks_with_promises(
     network: nn.Module, masks: Mapping[str, Tensor], fitted: Fitted | None
 ) -> dict[str, Tensor]:
-    """The masks, and for weights without one that promise a pattern what is not zero in them."""
+    """Add masks for unmasked weights that now satisfy a pattern.
+
+    Args:
+        network: holds the weights.
+        masks: by weight, of the weight's shape, True = kept.
+        fitted: what was done to satisfy a pattern, None for nothing.
+
+    Returns:
+        The masks; an added one keeps the nonzero entries.
+    """
     parameters = dict(network.named_parameters(remove_duplicate=False))
     added = [] if fitted is None else [name for name in fitted.obeying if name not in masks]
     return dict(masks) | {name: parameters[name].detach() != 0 for name in added}
 
 
-def layer_facts(
+def layer_infos(
     layers: Sequence[LayerInfo],
     network: nn.Module,
     masks: Mapping[str, Tensor],
     wanted: NMPattern | None,
     fitted: Fitted | None,
 ) -> tuple[LayerInfo, ...]:
-    """The run's layers with the pattern that they promise now, and what is left after a cut."""
+    """Update the run's records of its layers after they were made to satisfy a pattern.
+
+    Args:
+        layers: of the run.
+        network: with its weights as they are now.
+        masks: by weight, of the weight's shape, True = kept.
+        wanted: the pattern, None for none.
+        fitted: what was done to satisfy it, None for nothing.
+
+    Returns:
+        The layers with the pattern that each promises now, and the number of weights that are left.
+    """
     if fitted is None:
         return tuple(layers)
-    obeying = set(fitted.obeying)
-    n_cut = {layer.name: layer.n_cut for layer in fitted.layers}
+    satisfying = set(fitted.obeying)
+    n_dropped = {layer.name: layer.n_cut for layer in fitted.layers}
     reasons = {layer.name: layer.reason for layer in fitted.layers}
     parameters = dict(network.named_parameters(remove_duplicate=False))
     found = []
     for layer in layers:
         n_active = layer.n_active
-        if n_cut[layer.name]:
+        if n_dropped[layer.name]:
             kept = masks[layer.name] if layer.name in masks else parameters[layer.name] != 0
             n_active = int(kept.sum())
         # What the run promised stays promised, so that the gate finds out where it does not hold.
-        pattern = str(wanted) if layer.name in obeying else layer.pattern
+        pattern = str(wanted) if layer.name in satisfying else layer.pattern
         why_dense = reasons[layer.name] if pattern is None else None
         found.append(replace(layer, n_active=n_active, pattern=pattern, why_dense=why_dense))
     return tuple(found)
 
 
-def rewritten(
+def rewrite_graph(
     model: onnx.ModelProto,
     input_shape: Sequence[int],
     promised: Mapping[str, NMPattern],
     fitted: Fitted | None,
     compact: bool,
 ) -> tuple[onnx.ModelProto, CompactInfo | None]:
-    """The graph without its dead channels, if asked for, and with gathered inputs; what went.
+    """Remove the dead channels of a graph, if requested, and gather the inputs of layers that need it.
 
-    Compacting comes last but one: groups of a promised pattern leave whole, those of a gathered weight counted in
-    the order that it will have.
+    Compacting comes before gathering: groups of a promised pattern are removed whole, those of a gathered
+    weight counted in the order that it will have.
+
+    Args:
+        model: the exported graph.
+        input_shape: of one sample.
+        promised: patterns, by weight.
+        fitted: what was done to satisfy a pattern, with the orders of gathered inputs; None for nothing.
+        compact: remove dead channels.
+
+    Returns:
+        The graph, and what was removed; None without compacting.
+
+    Raises:
+        GateFailed: the output of the graph changed by more than rounding explains.
     """
     orders = {} if fitted is None else {name: order.numpy() for name, order in fitted.gathers.items()}
     found = None
@@ -188,10 +253,11 @@ def rewritten(
         require_same_output(whole, model, input_shape, by="gathered")
         if found is not None:
             found = with_gathers(found, model, {name: promised[name].m for name in orders})
-    return model, None if found is None else _compact_fact(found)
+    return model, None if found is None else _compact_info(found)
 
 
 def _n_inputs(model: onnx.ModelProto, names: AbstractSet[str]) -> dict[str, int]:
+    """Length of the reduction axis of some weights."""
     return {
         layer.weight: layer.shape[layer.reduction_axis]
         for layer in graph_layers(model)
@@ -200,7 +266,7 @@ def _n_inputs(model: onnx.ModelProto, names: AbstractSet[str]) -> dict[str, int]
 
 
 def _among(order: IntArray, kept: IntArray) -> IntArray:
-    """An order of the entries that were kept, by their new numbers."""
+    """Restrict an order to the entries that were kept, renumbered."""
     number = np.full(len(order), -1)
     number[kept] = np.arange(len(kept))
     found = number[order]
@@ -208,8 +274,20 @@ def _among(order: IntArray, kept: IntArray) -> IntArray:
     return left
 
 
-def measured(info: RunInfo, before: nn.Module, file: Path, data_dir: str | Path | None) -> dict[str, Any]:
-    """Accuracy of the run's network and of the file on the test set, or why there is none."""
+def measure_accuracy(
+    info: RunInfo, before: nn.Module, file: Path, data_dir: str | Path | None
+) -> dict[str, Any]:
+    """Measure the accuracy of the run's network and of an ONNX file on the run's test set.
+
+    Args:
+        info: of the run.
+        before: the network as the run has it.
+        file: the ONNX file of the bundle.
+        data_dir: where the data sets lie.
+
+    Returns:
+        The last four fields of `PatternInfo`; `not_measured` has the reason where there is no accuracy.
+    """
     missing: dict[str, Any] = {"accuracy_before": None, "accuracy_after": None, "n_changed": None}
     if info.data is None:
         return missing | {"not_measured": "the run names no data set"}
@@ -226,7 +304,8 @@ def measured(info: RunInfo, before: nn.Module, file: Path, data_dir: str | Path 
     }
 
 
-def _compact_fact(found: Compacted) -> CompactInfo:
+def _compact_info(found: Compacted) -> CompactInfo:
+    """The record of what was removed."""
     return CompactInfo(
         n_removed=found.n_removed,
         n_inputs_dropped=found.n_inputs_dropped,
@@ -236,16 +315,22 @@ def _compact_fact(found: Compacted) -> CompactInfo:
     )
 
 
-def orders_of_bundle(bundle: Bundle) -> dict[str, Any]:
-    """The record of a bundle whose channels were put in another order, as `replay` takes it. Raises ArtefactError."""
+def read_orders(bundle: Bundle) -> dict[str, Any]:
+    """Read `orders.json`, the record of what was permuted and dropped, as `replay` takes it.
+
+    Args:
+        bundle: one that was built for a pattern.
+
+    Raises:
+        ArtefactError: the bundle has no such file, or it was changed or is damaged.
+    """
     try:
         document = json.loads(bytes_of(bundle, ORDERS_FILE))
     except (ValueError, RecursionError) as cause:
         raise ArtefactError(
-            f"{bundle.path / ORDERS_FILE} cannot be read: {cause}.",
-            expected="The record of what was permuted and cut was expected.",
+            f"{bundle.path / ORDERS_FILE} is not JSON: {cause}.",
             do="Build the bundle again.",
         ) from cause
     if not isinstance(document, dict):
-        raise ArtefactError(f"{bundle.path / ORDERS_FILE} holds no record.", do="Build the bundle again.")
+        raise ArtefactError(f"{bundle.path / ORDERS_FILE} is no JSON object.", do="Build the bundle again.")
     return document

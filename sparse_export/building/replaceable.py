@@ -1,4 +1,4 @@
-"""Whether what stands where a bundle is to be written may be replaced."""
+"""The check that a bundle replaces nothing but a bundle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ __all__ = ["require_replaceable"]
 
 
 def require_replaceable(out: Path) -> None:
-    """Raise UsageError unless nothing stands there, an empty folder, or a bundle of nothing but its own files."""
+    """Check that a bundle may be written to `out` without losing anything else.
+
+    Args:
+        out: a path at which there is nothing, an empty folder, or a bundle that holds only files of its
+            manifest.
+
+    Raises:
+        UsageError: there is something else.
+    """
     if not out.exists() and not out.is_symlink():
         return
     if out.is_dir():
@@ -25,13 +33,12 @@ def require_replaceable(out: Path) -> None:
             return
     raise UsageError(
         f"{out} exists and is not a bundle.",
-        expected="A new or empty folder, or a bundle to replace, was expected, so that nothing else is lost.",
-        do="Choose another place with --out.",
+        do="Choose a new or empty folder, or a bundle to replace, with --out.",
     )
 
 
 def _listed_files(folder: Path) -> set[str] | None:
-    """What the manifest of a bundle lists, itself and the sums included; None for what is no bundle."""
+    """The files that a bundle's manifest lists, with itself and the sums; None where there is no bundle."""
     try:
         document = json.loads((folder / BUNDLE_FILE).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -43,6 +50,7 @@ def _listed_files(folder: Path) -> set[str] | None:
 
 
 def _require_nothing_else(out: Path, listed: set[str]) -> None:
+    """Raise UsageError for the first file that is not listed."""
     for folder, folders, files in os.walk(out):
         links = [name for name in folders if (Path(folder) / name).is_symlink()]
         for path in sorted(Path(folder) / name for name in (*files, *links)):
@@ -51,6 +59,5 @@ def _require_nothing_else(out: Path, listed: set[str]) -> None:
             if path.relative_to(out).as_posix() not in listed:
                 raise UsageError(
                     f"The bundle {out} holds {path}, which its {BUNDLE_FILE} does not list.",
-                    expected="A bundle of nothing but its own files was expected, so that nothing else is lost.",
                     do="Move that file away, or choose another place with --out.",
                 )

@@ -1,4 +1,4 @@
-"""What a build is asked for, and whether anything is known against it before the weights are looked at."""
+"""A request for a build, and the checks that need neither weights nor data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparse_export.building.model_files import require_form
-from sparse_export.building.patterns import require_in_plan, require_no_other_promise, wanted_pattern
+from sparse_export.building.patterns import parse_pattern, require_in_plan, require_same_pattern
 from sparse_export.building.replaceable import require_replaceable
 from sparse_export.engines.dry_run import require_timeable
 from sparse_export.engines.options import EngineOptions, Precision, require_buildable
@@ -18,14 +18,28 @@ from sparse_export.formats.run import RunInfo, open_run
 from sparse_export.graph.passes.fit_pattern import Gather
 from sparse_export.sparsity.pattern import NMPattern
 
-__all__ = ["BuildRequest", "PossibleBuild", "possible_build"]
+__all__ = ["BuildRequest", "CheckedRequest", "check_request"]
 
 _TARGETS = ("onnx", *ENGINE_TARGETS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """What a build is asked for; `sparse_export.building.build` says what each means, and has the defaults."""
+    """What to build. `sparse_export.building.build` describes the fields and has the defaults.
+
+    Attributes:
+        targets: what to build for.
+        compact: remove dead channels.
+        onnx: `dense`, `packed` or `both`.
+        pattern: an N:M pattern, None for none.
+        max_cut: share of sum |w|, from 0 to below 1, that a layer may lose to satisfy it.
+        gather: which layers may get their input in an order of their own.
+        planned_dense: weights that a layer plan leaves dense, each with its reason.
+        precision: of the graph.
+        n_calibration: number of training samples for int8 and fp8.
+        engines: options of some targets.
+        time_layers: time the layers of each engine.
+    """
 
     targets: Sequence[str]
     compact: bool
@@ -41,10 +55,15 @@ class BuildRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PossibleBuild:
-    """A build that nothing is known against.
+class CheckedRequest:
+    """A request that passed the checks.
 
-    info: of the run.  engines: of every target that is one.  out: the bundle.  target: the same, links followed.
+    Attributes:
+        info: of the run.
+        engines: options of every target that is an engine, in the order of `TARGETS`.
+        wanted: the pattern, None for none.
+        out: folder of the bundle.
+        target: the same folder, links followed.
     """
 
     info: RunInfo
@@ -54,37 +73,48 @@ class PossibleBuild:
     target: Path
 
 
-def possible_build(run: Path, out: str | Path | None, asked: BuildRequest) -> PossibleBuild:
-    """The build of a run's folder as it was asked for; raises whatever the request and the run's record are refused for."""
-    _require_targets(asked.targets)
-    engines = _engine_options(asked.targets, asked.engines)
+def check_request(run: Path, out: str | Path | None, request: BuildRequest) -> CheckedRequest:
+    """Check a request against the run's record and the place of the bundle.
+
+    Args:
+        run: folder of a finished run.
+        out: folder of the bundle, `<run>-bundle` by default.
+        request: what to build.
+
+    Raises:
+        UsageError: an option is invalid, options contradict each other or the run, or `out` may not be
+            replaced.
+        ArtefactError: the run is damaged or unfinished.
+        MissingCapability: layers are to be timed, and no engine can run here.
+    """
+    _require_targets(request.targets)
+    engines = _engine_options(request.targets, request.engines)
     for one in engines:
-        require_buildable(asked.precision, one.architectures)
-    if asked.time_layers:
+        require_buildable(request.precision, one.architectures)
+    if request.time_layers:
         require_timeable(engines)
-    require_form(asked.onnx)
-    wanted = wanted_pattern(asked.pattern, asked.max_cut, asked.gather)
-    if asked.planned_dense is not None and str(wanted) != "2:4":
+    require_form(request.onnx)
+    wanted = parse_pattern(request.pattern, request.max_cut, request.gather)
+    if request.planned_dense is not None and str(wanted) != "2:4":
         raise UsageError(
-            f"A plan was given, and the pattern {wanted}.",
-            expected="2:4 was expected: a plan decides which layers are worth that.",
-            do="Ask for 2:4, or leave the plan out.",
+            f"A layer plan decides about 2:4, and the pattern is {wanted}.",
+            do="Use the pattern 2:4, or leave the plan out.",
         )
     info = open_run(run).info
     out = run.absolute().with_name(f"{run.absolute().name}-bundle") if out is None else Path(out)
     target = Path(os.path.realpath(out)) if out.is_symlink() else out
     require_replaceable(target)
-    require_no_other_promise(info.layers, wanted)
-    if asked.planned_dense is not None:
-        require_in_plan(info.layers, asked.planned_dense)
-    return PossibleBuild(info=info, engines=engines, wanted=wanted, out=out, target=target)
+    require_same_pattern(info.layers, wanted)
+    if request.planned_dense is not None:
+        require_in_plan(info.layers, request.planned_dense)
+    return CheckedRequest(info=info, engines=engines, wanted=wanted, out=out, target=target)
 
 
 def _require_targets(targets: Sequence[str]) -> None:
     if isinstance(targets, str) or not targets:
         raise UsageError(
-            f"The build targets are {targets!r}.",
-            expected=f"A list of some of {', '.join(_TARGETS)} was expected.",
+            f"The build targets are {targets!r}, not a list of target names.",
+            do=f"Give a list of some of {', '.join(_TARGETS)}.",
         )
     for target in targets:
         if target not in _TARGETS:
@@ -93,11 +123,12 @@ def _require_targets(targets: Sequence[str]) -> None:
 
 def _engine_options(targets: Sequence[str], engines: Sequence[EngineOptions]) -> list[EngineOptions]:
     """The options of each target that is an engine, in the order of the targets."""
-    given = {one.target: one for one in engines}
+    by_target = {one.target: one for one in engines}
     wanted = [target for target in ENGINE_TARGETS if target in targets]
-    if len(given) != len(engines) or given.keys() - set(wanted):
+    if len(by_target) != len(engines) or by_target.keys() - set(wanted):
         raise UsageError(
-            f"There are options for {', '.join(one.target for one in engines)}.",
-            expected=f"At most one for each engine target of {', '.join(targets)} was expected.",
+            f"There are options for {', '.join(one.target for one in engines)}; "
+            f"the targets are {', '.join(targets)}.",
+            do="Give one value of options at most for each of these targets that is an engine.",
         )
-    return [given.get(target) or EngineOptions(target=target) for target in wanted]
+    return [by_target.get(target) or EngineOptions(target=target) for target in wanted]

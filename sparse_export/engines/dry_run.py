@@ -1,4 +1,4 @@
-"""What a build would write, or refuse, without building anything."""
+"""The dry run of a build: the files it would write, and what would prevent it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from sparse_export.engines.options import EngineOptions, Precision, engine_file
 from sparse_export.errors import MissingCapability, UsageError
 from sparse_export.formats.run import RunInfo
 
-__all__ = ["BuildPlan", "PlannedFile", "planned_build", "require_timeable"]
+__all__ = ["DryRun", "DryRunFile", "describe_build", "require_timeable"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedFile:
-    """A file that a build would write. how: in words.  problem: why it could not be made here, None if it could."""
+class DryRunFile:
+    """A file that a build would write.
+
+    Attributes:
+        file: path within the bundle.
+        how: precision, versions and options, in words.
+        problem: why it cannot be built here; None where it can.
+    """
 
     file: str
     how: str
@@ -24,14 +30,22 @@ class PlannedFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildPlan:
-    """What would be built of a run. str() gives it for people."""
+class DryRun:
+    """What a build of a run would write. str() formats it for people.
+
+    Attributes:
+        run: folder of the run.
+        bundle: folder of the bundle.
+        model: name of the network.
+        precision: of the graph.
+        files: one entry for each model file and engine.
+    """
 
     run: str
     bundle: str
     model: str
     precision: str
-    files: tuple[PlannedFile, ...]
+    files: tuple[DryRunFile, ...]
 
     def __str__(self) -> str:
         width = max(len(one.file) for one in self.files)
@@ -44,30 +58,35 @@ class BuildPlan:
 
 
 def require_timeable(options: Collection[EngineOptions]) -> None:
-    """Raise UsageError where no engine is to be built, MissingCapability where none can be run here."""
+    """Check that the layers of engines can be timed here.
+
+    Args:
+        options: of the engines to build.
+
+    Raises:
+        UsageError: no engine is to be built.
+        MissingCapability: there is no CUDA device, or torch sees none.
+    """
     if not options:
         raise UsageError(
-            "Layers of engines were to be timed, and no engine is built.",
-            expected="A target that is an engine was expected.",
+            "Layers of engines are to be timed, and no engine is built.",
             do=f"Add --target {' or '.join(tensorrt_import.TARGETS)}, or leave --time-layers out.",
         )
     if tensorrt_import.gpu() is None:
         raise MissingCapability(
             "Layers of engines cannot be timed here: there is no CUDA device.",
-            expected="An NVIDIA GPU with its driver was expected, the one that the engine is for.",
-            do="Build on that machine, or leave --time-layers out.",
+            do="Build on the machine that the engine is for, or leave --time-layers out.",
         )
     import torch
 
     if not torch.cuda.is_available():
         raise MissingCapability(
             f"Layers of engines cannot be timed here: torch {torch.__version__} sees no CUDA device.",
-            expected="A torch built for CUDA was expected, on whose tensors engines run.",
-            do="Install that torch, or leave --time-layers out.",
+            do="Install a torch built for CUDA, whose tensors engines run on, or leave --time-layers out.",
         )
 
 
-def planned_build(
+def describe_build(
     run: Path,
     info: RunInfo,
     bundle: Path,
@@ -76,25 +95,35 @@ def planned_build(
     form: str,
     precision: Precision = "fp32",
     time_layers: bool = False,
-) -> BuildPlan:
-    """What `build` would write. A target that cannot be built here is told of with its file.
+) -> DryRun:
+    """Describe what a build would write; a target that cannot be built here is listed with its problem.
 
-    info: of the run.  engines: of every target that is one.  Raises UsageError for a GPU that a library does not build
-    for.
+    Args:
+        run: folder of the run.
+        info: of the run.
+        bundle: folder of the bundle.
+        engines: options of every target that is an engine.
+        form: `dense`, `packed` or `both`, of the ONNX file.
+        precision: of the graph.
+        time_layers: each engine's layers are to be timed.
+
+    Raises:
+        UsageError: a library does not build for a GPU that the options name.
     """
     name = info.model.name or "the network"
     files = [
-        PlannedFile(
+        DryRunFile(
             file="model.onnx", how=f"{precision}, {form}" if form != "both" else f"{precision}, packed"
         )
     ]
     if form == "both":
-        files.append(PlannedFile(file="model-dense.onnx", how=f"{precision}, dense"))
-    files += [_planned_engine(one, precision, time_layers) for one in engines]
-    return BuildPlan(run=str(run), bundle=str(bundle), model=name, precision=precision, files=tuple(files))
+        files.append(DryRunFile(file="model-dense.onnx", how=f"{precision}, dense"))
+    files += [_describe_engine(one, precision, time_layers) for one in engines]
+    return DryRun(run=str(run), bundle=str(bundle), model=name, precision=precision, files=tuple(files))
 
 
-def _planned_engine(options: EngineOptions, precision: Precision, time_layers: bool) -> PlannedFile:
+def _describe_engine(options: EngineOptions, precision: Precision, time_layers: bool) -> DryRunFile:
+    """Describe the file of one engine, and what would prevent it here."""
     parts = [f"profiles {', '.join(map(str, options.profiles))}"]
     if options.workspace_bytes is not None:
         parts.append(f"workspace {options.workspace_bytes >> 20} MiB")
@@ -105,7 +134,7 @@ def _planned_engine(options: EngineOptions, precision: Precision, time_layers: b
     if options.version_compatible:
         parts.append("version compatible")
     if time_layers:
-        parts.append("each layer timed against a twin without sparse kernels")
+        parts.append("each layer timed against an engine without sparse kernels")
     gpu = tensorrt_import.gpu()
     architectures = options.architectures
     if options.target == "tensorrt" and gpu is not None:
@@ -119,7 +148,7 @@ def _planned_engine(options: EngineOptions, precision: Precision, time_layers: b
             problem = "TensorRT builds on the GPU that the engine is for, and there is none here."
     except MissingCapability as cause:
         version, problem = "not here", f"{cause.what} {cause.do}"
-    return PlannedFile(
+    return DryRunFile(
         file=engine_file(options.target, precision, architectures),
         how=f"{options.target} {version}, {', '.join(parts)}",
         problem=problem,

@@ -11,7 +11,7 @@ from sparse_export.engines.options import Precision
 from sparse_export.graph.passes.float16 import in_half
 from sparse_export.graph.passes.quantize import quantized
 
-__all__ = ["CALIBRATED", "TOLERANCE", "at_precision"]
+__all__ = ["CALIBRATED", "TOLERANCE", "convert_precision"]
 
 CALIBRATED: frozenset[Precision] = frozenset(("int8", "fp8"))
 
@@ -23,7 +23,7 @@ CALIBRATED: frozenset[Precision] = frozenset(("int8", "fp8"))
 TOLERANCE: dict[Precision, float] = {"fp32": 3e-4, "fp16": 2e-2, "bf16": 0.2, "int8": 0.75, "fp8": 1.0}
 
 
-def at_precision(
+def convert_precision(
     model: onnx.ModelProto, precision: Precision, samples: Sequence[np.ndarray] = ()
 ) -> onnx.ModelProto:
     """The float32 graph in another precision, inputs and outputs still float32; itself for fp32.

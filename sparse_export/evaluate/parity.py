@@ -7,7 +7,7 @@ import io
 import numpy as np
 from torch import nn
 
-from sparse_export.building.golden import SMALLER_BATCHES, answers, difference
+from sparse_export.building.golden import SMALLER_BATCHES, largest_difference, outputs_by_batch
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.evaluate.validation import BatchParity, Parity
 from sparse_export.formats.bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL_FILE, Bundle
@@ -81,7 +81,8 @@ def parity_by_batch(session: Session, bundle: Bundle, network: nn.Module) -> tup
     allowed = bundle.info.atol + bundle.info.rtol * spread(outputs)
     sizes = (*(n for n in SMALLER_BATCHES if n < len(inputs)), len(inputs))
     differences = {
-        n: difference(session, inputs[:n], wanted) for n, wanted in answers(network, inputs, sizes).items()
+        n: largest_difference(session, inputs[:n], wanted)
+        for n, wanted in outputs_by_batch(network, inputs, sizes).items()
     }
     return tuple(
         BatchParity(batch=n, max_abs_difference=one, ok=one is not None and one <= allowed)

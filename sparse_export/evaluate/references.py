@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from sparse_export.building.patterns import orders_of_bundle
+from sparse_export.building.patterns import read_orders
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.evaluate.evaluator import Scored
 from sparse_export.evaluate.validation import AgainstDense
@@ -61,7 +61,7 @@ def network_of_bundle(
         return None, f"The run {run.path} does not say how its network is made."
     network = network_of_run(run, given=trust)
     if bundle.info.fitted is not None and any(layer.n_cut for layer in bundle.info.fitted.layers):
-        replay(network, orders_of_bundle(bundle))  # else it is the same function
+        replay(network, read_orders(bundle))  # else it is the same function
     return network, None
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FileInfo",
     "bytes_of",
-    "file_facts",
+    "file_infos",
     "file_of",
     "listed_bytes",
     "listed_file",
@@ -42,7 +42,7 @@ class FileInfo:
     sha256: str
 
 
-def file_facts(folder: Path, names: Iterable[str]) -> dict[str, FileInfo]:
+def file_infos(folder: Path, names: Iterable[str]) -> dict[str, FileInfo]:
     """Size and hash of the named files of a folder, by their path relative to it."""
     return {
         name: FileInfo(size_bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))

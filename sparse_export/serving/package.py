@@ -11,7 +11,7 @@ from pathlib import Path
 from sparse_export.errors import ArtefactError, UnknownNameError, UsageError
 from sparse_export.files import claimed, staged_folder, write_bytes, write_json
 from sparse_export.formats.bundle import GOLDEN_INPUT, GOLDEN_OUTPUT
-from sparse_export.formats.listed import bytes_of, file_facts
+from sparse_export.formats.listed import bytes_of, file_infos
 from sparse_export.serving.deployment import deployment_files, files_left_out
 from sparse_export.serving.images import require_image
 from sparse_export.serving.readme_file import readme
@@ -177,7 +177,7 @@ def package(
                 "notes": notes,
                 "command": command_line(),
                 "created": now(),
-                "files": {name: asdict(fact) for name, fact in file_facts(stage, files).items()},
+                "files": {name: asdict(fact) for name, fact in file_infos(stage, files).items()},
             }
             write_json(stage / PACKAGE_FILE, document)
         return Package(

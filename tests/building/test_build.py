@@ -36,7 +36,7 @@ from sparse_export.errors import (
 )
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle, open_bundle
-from sparse_export.formats.listed import file_facts
+from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import Run, open_run, read_run_info, save_run_info
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group
@@ -66,7 +66,7 @@ def run(made: tuple[Run, Bundle], tmp_path: Path) -> Run:
 def rehash(folder: Path, **changes: Any) -> None:
     """Make `run.json` agree with files that were changed on purpose."""
     info = read_run_info(folder)
-    save_run_info(folder, replace(info, files=file_facts(folder, info.files), **changes))
+    save_run_info(folder, replace(info, files=file_infos(folder, info.files), **changes))
 
 
 def test_the_bundle_lies_beside_the_run_and_holds_what_it_lists(made: Any) -> None:

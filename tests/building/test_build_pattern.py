@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from sparse_export.building import build
-from sparse_export.building.patterns import measured
+from sparse_export.building.patterns import measure_accuracy
 from sparse_export.cli.main import cli
 from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError, UsageError
 from sparse_export.evaluate.validate import validate
@@ -279,7 +279,7 @@ def test_labels_that_do_not_fit_the_outputs_are_told_and_not_scored(
     n_outputs: int, why: str, run: Run, tmp_path: Path
 ) -> None:
     info = replace(run.info, model=replace(run.info.model, n_classes=n_outputs))
-    found = measured(info, nn.Identity(), tmp_path / "is not opened.onnx", None)
+    found = measure_accuracy(info, nn.Identity(), tmp_path / "is not opened.onnx", None)
     assert found == {"accuracy_before": None, "accuracy_after": None, "n_changed": None, "not_measured": why}
 
 
@@ -322,7 +322,7 @@ def test_a_cut_that_is_no_share_is_refused(run: Run, max_cut: float) -> None:
 
 
 def test_what_only_a_pattern_gives_sense_to_is_refused_without(run: Run) -> None:
-    with pytest.raises(UsageError, match="no pattern was asked for"):
+    with pytest.raises(UsageError, match="no pattern was requested"):
         build(run, max_cut=0.1)
     with pytest.raises(UnknownNameError, match="gather"):
         build(run, pattern="2:4", gather="all")  # type: ignore[arg-type]
@@ -343,7 +343,7 @@ def test_a_run_that_promises_another_pattern_is_refused(tmp_path: Path) -> None:
     info = read_run_info(run.path)
     promising = tuple(replace(layer, pattern="1:4") for layer in info.layers)
     save_run_info(run.path, replace(info, layers=promising))
-    with pytest.raises(UsageError, match="trained for 1:4, and 2:4 was asked for"):
+    with pytest.raises(UsageError, match="trained for 1:4, and 2:4 was requested"):
         build(run.path, pattern="2:4")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sparse_export.building import build
-from sparse_export.building.dense_baseline import timed_in_child
+from sparse_export.building.dense_baseline import time_in_child
 from sparse_export.engines import tensorrt_import
 from sparse_export.errors import EngineBuildFailed, MissingCapability, UsageError
 from sparse_export.formats.bundle import Bundle, open_bundle
@@ -71,7 +71,7 @@ def _bundle_with_two_kinds(run: Run, stand_in: Path, out: Path, monkeypatch: pyt
         "    return plan + b'!' if config.get_flag(BuilderFlag.SPARSE_WEIGHTS) else plan\n"
         "Builder.build_serialized_network = _told\n"
     )
-    monkeypatch.setattr("sparse_export.building.dense_baseline.timed_in_child", _made_up)
+    monkeypatch.setattr("sparse_export.building.dense_baseline.time_in_child", _made_up)
     return build(run.path, out, targets=["tensorrt"], time_layers=True)
 
 
@@ -108,12 +108,12 @@ def test_an_engine_that_is_the_same_as_its_twin_is_told_so_and_not_timed(
     def never(*_: Any) -> Any:
         raise AssertionError
 
-    monkeypatch.setattr("sparse_export.building.dense_baseline.timed_in_child", never)
+    monkeypatch.setattr("sparse_export.building.dense_baseline.time_in_child", never)
     bundle = build(run.path, tmp_path / "bundle", targets=["tensorrt-rtx"], time_layers=True)
     (fact,) = bundle.info.engines
     (times,) = read_engine_times(bundle.path / "layers.json", fact.file)
     assert times.rows == ()
-    assert "the same to the byte" in times.note
+    assert "byte for byte" in times.note
     assert times.note in " ".join(str(inspect(bundle.path)).split())
 
 
@@ -160,10 +160,10 @@ def test_the_process_that_times_says_why_it_could_not_and_its_crash_is_told(
     bundle = build(run.path, tmp_path / "bundle", targets=["tensorrt-rtx"])
     engines = {"dense": bundle.path / bundle.info.engines[0].file}
     with pytest.raises((EngineBuildFailed, MissingCapability), match="cannot load"):
-        timed_in_child(engines, _fact(bundle, "tensorrt-rtx"), 8)
+        time_in_child(engines, _fact(bundle, "tensorrt-rtx"), 8)
     stand_in.write_text(f"import os\n{stand_in.read_text()}def Runtime(*_): os.abort()\n")
     with pytest.raises(EngineBuildFailed, match="was ended by SIGABRT"):
-        timed_in_child(engines, _fact(bundle, "tensorrt"), 8)
+        time_in_child(engines, _fact(bundle, "tensorrt"), 8)
 
 
 def test_the_profiler_passes_on_what_the_library_reports() -> None:

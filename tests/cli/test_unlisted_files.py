@@ -26,7 +26,7 @@ from sparse_export.formats.bundle import (
     read_bundle_info,
     save_bundle_info,
 )
-from sparse_export.formats.listed import file_facts
+from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import read_run_info, save_run_info
 from tests.cli.conftest import Call
 from tests.making_runs import digits_run
@@ -171,7 +171,7 @@ def test_an_engine_and_its_timing_cache_have_to_be_listed_where_the_manifest_nam
     (folder / "engines").mkdir()
     for name in (ENGINE, cache):
         (folder / name).write_bytes(b"x")
-    listed = file_facts(folder, {ENGINE, cache} - {missing})
+    listed = file_infos(folder, {ENGINE, cache} - {missing})
     files = read_bundle_info(folder).files | listed
     engines = (engine_fact(file=ENGINE, target="tensorrt", timing_cache=cache),)
     _with(folder, files=files, engines=engines)
@@ -203,7 +203,7 @@ def test_external_data_that_are_not_listed_are_used_by_no_command(
     model = onnx.load(folder / "model.onnx")
     graph = folder / "model.onnx"
     onnx.save(model, graph, save_as_external_data=True, location="weights.bin", size_threshold=0)
-    files = file_facts(folder, read_bundle_info(folder).files)
+    files = file_infos(folder, read_bundle_info(folder).files)
     _with(folder, files=files)
     trust.remember(sha256_file(folder / BUNDLE_FILE))
     result = call(*OF_BUNDLES[command](folder, honest, tmp_path / "out"))

@@ -17,7 +17,7 @@ from sparse_export.formats.bundle import (
     save_bundle_info,
 )
 from sparse_export.formats.engines import EngineInfo
-from sparse_export.formats.listed import file_facts
+from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import ModelInfo
 
 VERSION = "1.7.1.116"
@@ -88,7 +88,7 @@ def bundle_with_engine(
     (folder / "engines").mkdir(exist_ok=True)
     (folder / FILE).write_bytes(header(100) if content is None else content)
     info = bundle_info(
-        targets=("onnx", "tensorrt-rtx"), files=file_facts(folder, (FILE,)), engines=(engine_fact(**changes),)
+        targets=("onnx", "tensorrt-rtx"), files=file_infos(folder, (FILE,)), engines=(engine_fact(**changes),)
     )
     save_bundle_info(folder, info)
     if known:

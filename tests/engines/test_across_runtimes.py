@@ -125,7 +125,7 @@ def test_calibration_needs_data(run: Run, tmp_path: Path) -> None:
     nameless = save_run(tmp_path / "run", module, masks)
     with pytest.raises(UsageError, match="names no data set"):
         build(nameless.path, tmp_path / "b", precision="int8")
-    with pytest.raises(UsageError, match="3 samples were given"):
+    with pytest.raises(UsageError, match="3 samples are too few"):
         build(run.path, tmp_path / "b", precision="int8", n_calibration=3)
     assert not (tmp_path / "b").exists()
 

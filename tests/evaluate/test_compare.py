@@ -42,7 +42,7 @@ from sparse_export.formats.bundle import (
     save_bundle_info,
 )
 from sparse_export.formats.engines import EngineInfo
-from sparse_export.formats.listed import file_facts
+from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import Accuracy, DataInfo, LayerInfo, ModelInfo
 from sparse_export.instruments.card import CardLog, CardSample
 from sparse_export.instruments.statistics import Ratio, log_location_interval
@@ -139,7 +139,7 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
             versions=library_versions(),
             command=("test",),
             created=now(),
-            files=file_facts(folder, ["model.onnx", *rest]),
+            files=file_infos(folder, ["model.onnx", *rest]),
         )
         save_bundle_info(folder, info)
         trust.remember(sha256_file(folder / BUNDLE_FILE))
@@ -634,7 +634,7 @@ def _with_engine(folder: Path, state: str) -> Bundle:
         onnx_sha256="00" * 32,
     )
     info = read_bundle_info(folder)
-    info = replace(info, files=info.files | file_facts(folder, ["layers.json"]))
+    info = replace(info, files=info.files | file_infos(folder, ["layers.json"]))
     save_bundle_info(folder, info)
     trust.remember(sha256_file(folder / BUNDLE_FILE))
     return Bundle(path=folder, info=replace(info, engines=(fact,)))

@@ -22,7 +22,7 @@ from sparse_export.evaluate.parity import parity_of
 from sparse_export.evaluate.validate import validate
 from sparse_export.evaluate.validation import Validation, check_gates, parity_text, write_results
 from sparse_export.formats.bundle import Bundle, RunReference, read_bundle_info, save_bundle_info
-from sparse_export.formats.listed import file_facts
+from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import Accuracy
 from sparse_export.tasks import data
 from tests.making_runs import digits_accuracy, digits_fact, digits_run, network_and_masks, save_run
@@ -55,7 +55,7 @@ def copied(sparse: Bundle, tmp_path: Path) -> Path:
 def rewrite(folder: Path, **changes: Any) -> None:
     """Make the manifest agree with files that were changed on purpose."""
     info = read_bundle_info(folder)
-    save_bundle_info(folder, replace(info, files=file_facts(folder, info.files), **changes))
+    save_bundle_info(folder, replace(info, files=file_infos(folder, info.files), **changes))
 
 
 def change_bias(folder: Path, value: float) -> None:

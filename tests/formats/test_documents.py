@@ -28,7 +28,7 @@ from sparse_export.formats.bundle import (
 )
 from sparse_export.formats.document import SCHEMA_VERSION
 from sparse_export.formats.layers import GraphLayer
-from sparse_export.formats.listed import FileInfo, file_facts, verify_files
+from sparse_export.formats.listed import FileInfo, file_infos, verify_files
 from sparse_export.formats.run import (
     Accuracy,
     DataInfo,
@@ -78,7 +78,7 @@ def _save_run(folder: Path) -> None:
         n_steps=10,
         seconds=1.5,
         recipe={"epochs": 2, "nested": {"density": 0.25}},
-        files=file_facts(folder, ["model.safetensors", "masks.safetensors"]),
+        files=file_infos(folder, ["model.safetensors", "masks.safetensors"]),
     )
     save_run_info(folder, info)
 
@@ -103,7 +103,7 @@ def _save_bundle(folder: Path) -> None:
         accuracy=None,
         atol=1e-4,
         rtol=1e-4,
-        files=file_facts(folder, names),
+        files=file_infos(folder, names),
     )
     save_bundle_info(folder, info)
 
@@ -299,7 +299,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "outside").write_bytes(b"")
     (folder / "inside").symlink_to(tmp_path / "outside")
     with pytest.raises(ArtefactError, match="lies outside it"):
-        verify_files(folder, file_facts(folder, ["inside"]))
+        verify_files(folder, file_infos(folder, ["inside"]))
 
 
 def test_every_artefact_error_ends_with_six(described: Path) -> None:

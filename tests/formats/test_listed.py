@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from sparse_export.errors import ArtefactError
 from sparse_export.formats.bundle import Bundle, open_bundle
-from sparse_export.formats.listed import FileInfo, bytes_of, file_facts, file_of, listed_graph, verify_files
+from sparse_export.formats.listed import FileInfo, bytes_of, file_infos, file_of, listed_graph, verify_files
 from sparse_export.inspect import inspect
 from sparse_export.runtimes.choice import open_runtime
 from tests.engines.conftest import small_graph
@@ -35,7 +35,7 @@ def _bundle(folder: Path, *names: str) -> Bundle:
     for name in ("model.onnx", "golden/input.npy"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
-    return Bundle(path=folder, info=bundle_info(files=file_facts(folder, names)))
+    return Bundle(path=folder, info=bundle_info(files=file_infos(folder, names)))
 
 
 @pytest.mark.parametrize("read", READ.values(), ids=READ)
@@ -149,7 +149,7 @@ def _external(folder: Path) -> onnx.ModelProto:
 @pytest.mark.parametrize("listed", [True, False])
 def test_external_data_of_a_graph_have_to_be_listed_too(listed: bool, tmp_path: Path) -> None:
     _external(tmp_path)
-    files = file_facts(tmp_path, ["model.onnx", *(["weights.bin"] if listed else [])])
+    files = file_infos(tmp_path, ["model.onnx", *(["weights.bin"] if listed else [])])
     bundle = Bundle(path=tmp_path, info=bundle_info(files=files))
     if listed:
         assert bundle.onnx_path.is_file()
@@ -173,7 +173,7 @@ def test_a_graph_that_loads_an_engine_of_its_own_is_refused(where: str, tmp_path
     else:
         model.functions.append(onnx.helper.make_function("d", "f", ["input"], ["e"], [node], []))
     onnx.save(model, tmp_path / "model.onnx")
-    files = file_facts(tmp_path, ["model.onnx"])
+    files = file_infos(tmp_path, ["model.onnx"])
     with pytest.raises(ArtefactError, match="EPContext"):
         listed_graph(tmp_path, files, "model.onnx", described_by="manifest.json")
 

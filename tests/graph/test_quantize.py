@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.engines.build import build_engine
 from sparse_export.engines.options import EngineOptions, Precision
-from sparse_export.engines.precision import TOLERANCE, at_precision
+from sparse_export.engines.precision import TOLERANCE, convert_precision
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.passes.pack24 import expand, pack, packed_weights
@@ -28,7 +28,7 @@ def _samples(n: int = 4) -> list[np.ndarray]:
 
 
 def _quantized(precision: Precision, model: onnx.ModelProto | None = None) -> onnx.ModelProto:
-    return at_precision(model or small_graph(), precision, _samples())
+    return convert_precision(model or small_graph(), precision, _samples())
 
 
 def _outputs(model: onnx.ModelProto, x: np.ndarray, folder: Path) -> np.ndarray:
@@ -92,7 +92,7 @@ def test_the_weights_pack_and_come_back() -> None:
 @pytest.mark.tensorrt
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", *CALIBRATED])
 def test_an_engine_is_built_at_every_precision(precision: Precision, rtx: None, tmp_path: Path) -> None:
-    model = at_precision(small_graph(), precision, _samples())
+    model = convert_precision(small_graph(), precision, _samples())
     built = build_engine(model, tmp_path / "x", EngineOptions(target="tensorrt-rtx", architectures=("sm89",)))
     assert built.build_s > 0
 

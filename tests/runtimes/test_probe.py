@@ -17,7 +17,7 @@ from sparse_export.child import ChildError
 from sparse_export.errors import ArtefactError, MissingCapability, OutputError, SparseExportError
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, read_bundle_info, save_bundle_info
-from sparse_export.formats.listed import file_facts
+from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import ModelInfo
 from sparse_export.runtimes import probe
 from sparse_export.runtimes.choice import open_runtime
@@ -43,7 +43,7 @@ def _bundle(folder: Path, divisor: int, golden: np.ndarray | bytes | None = None
         input_name="x",
         output_name="y",
         command=(str(folder),),  # so that no two of these tests have the same manifest
-        files=file_facts(folder, ("model.onnx", *([] if golden is None else [GOLDEN]))),
+        files=file_infos(folder, ("model.onnx", *([] if golden is None else [GOLDEN]))),
     )
     save_bundle_info(folder, info)
     return Bundle(path=folder, info=read_bundle_info(folder))
@@ -107,7 +107,7 @@ def test_a_file_that_waits_for_another_batch_than_the_golden_one_is_found_out(tm
     (once,) = (tensor for tensor in model.graph.initializer if tensor.name == "div_zero")
     once.CopyFrom(numpy_helper.from_array(np.array(np.int64(1)), "div_zero"))
     onnx.save(model, bundle.onnx_path)
-    files = file_facts(bundle.path, ("model.onnx", GOLDEN))
+    files = file_infos(bundle.path, ("model.onnx", GOLDEN))
     save_bundle_info(bundle.path, replace(bundle.info, files=files))
     with pytest.raises(ArtefactError, match="ended by SIGFPE"):
         require_tried(Bundle(path=bundle.path, info=read_bundle_info(bundle.path)))

@@ -11,7 +11,7 @@ import pytest
 
 from sparse_export.errors import ArtefactError
 from sparse_export.formats.bundle import read_bundle_info, save_bundle_info
-from sparse_export.formats.listed import file_facts
+from sparse_export.formats.listed import file_infos
 from sparse_export.serving import supervise
 from sparse_export.serving.server_files import ServerFiles
 from sparse_export.serving.supervise import ServeOptions, serve
@@ -29,7 +29,7 @@ def test_a_file_that_ends_its_process_is_refused_before_a_server_is_started(
     with_division(model, -1)
     onnx.save(model, folder / "model.onnx")
     info = read_bundle_info(folder)
-    save_bundle_info(folder, replace(info, files=file_facts(folder, info.files)))
+    save_bundle_info(folder, replace(info, files=file_infos(folder, info.files)))
     nothing = ServerFiles(
         binary=tmp_path / "none",
         backends=frozenset({"python", "onnxruntime"}),

@@ -17,7 +17,7 @@ from sparse_export.building import build
 from sparse_export.evaluate.gate import Gate, gate
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, read_bundle_info, save_bundle_info
-from sparse_export.formats.listed import file_facts
+from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import Run
 from sparse_export.sparsity.pattern import NMPattern, fits, largest_per_group
 from tests.exporting import exported_once
@@ -78,7 +78,7 @@ def passed(sparse: Bundle, dense: Bundle) -> Gate:
 def rewrite(folder: Path, **changes: Any) -> None:
     """Make the manifest agree with files that were changed on purpose, and vouch for it."""
     info = read_bundle_info(folder)
-    files = {name: file_facts(folder, [name])[name] for name in {*info.files, *changes.pop("add", ())}}
+    files = {name: file_infos(folder, [name])[name] for name in {*info.files, *changes.pop("add", ())}}
     save_bundle_info(folder, replace(info, files=files, **changes))
     trust.remember(sha256_file(folder / BUNDLE_FILE))
 

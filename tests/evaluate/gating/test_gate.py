@@ -29,7 +29,7 @@ from sparse_export.evaluate.validate import validate
 from sparse_export.evaluate.validation import Validation
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle, read_bundle_info, save_bundle_info
-from sparse_export.formats.listed import file_facts
+from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import Run, save_run_info
 from sparse_export.tasks.accuracy import accuracy_text
 from tests.engines.making import engine_fact, header
@@ -200,7 +200,7 @@ def test_the_runs_own_weights_are_counted_too(
         save_file({**tensors, "fc1.weight": tensor}, run / f"{name}.safetensors")
         assert tensor.dtype == (torch.float32 if kind == "weight" else torch.bool)
     info = runs["sparse"].info
-    save_run_info(run, replace(info, files=file_facts(run, info.files)))
+    save_run_info(run, replace(info, files=file_infos(run, info.files)))
     bundle = tmp_path / "bundle"
     shutil.copytree(sparse.path, bundle)
     rewrite(bundle, run=replace(sparse.info.run, path=str(run), run_sha256=sha256_file(run / "run.json")))
