@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT for RTX: from an ONNX graph to an engine, and what the builder says of its sparse kernels."""
+"""TensorRT and TensorRT for RTX: builds engines of ONNX graphs, and reads which sparse kernels they use."""

@@ -1,4 +1,4 @@
-"""Makes an engine of an ONNX graph, in a process of its own."""
+"""Builds an engine of an ONNX graph in a child process."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from sparse_export.graph.passes.pack24 import dense_from_file
 __all__ = ["BuiltEngine", "build_engine", "engine_from_file"]
 
 _TAIL_LINES = 12
-# TensorRT for RTX numbers inner values in an order that hangs on addresses: of 40 builds of one ResNet-18 with
-# addresses drawn by chance 15 differed in three such names, of 40 at fixed addresses none (1.7.1, 2026-11-25). So the
-# process starts itself anew at fixed addresses where the system lets it (Linux; some containers do not). Another
-# process, or another environment, has other things there: of 25 bare builds, each with more in its environment, 3 differed
+# TensorRT for RTX numbers inner values in an order that depends on addresses: of 40 builds of one ResNet-18
+# at random addresses 15 differed in three such names, of 40 at fixed addresses none (1.7.1, 2026-11-25). So
+# the process restarts itself at fixed addresses where the system allows it (Linux; some containers do not).
+# The environment changes the addresses too: of 25 bare builds, each with more in its environment, 3 differed
 # from the other 22 in such names.
 _AT_FIXED_ADDRESSES = (
     "import ctypes, os, sys\n"
@@ -46,19 +46,27 @@ _AT_FIXED_ADDRESSES = (
     "    pass\n"
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
 )
-# -S: without looking through the environment's folders again, which PYTHONPATH names, as this process has them.
+# -S: does not search site-packages again; PYTHONPATH names the folders that this process has.
 _WORKER = ("-S", "-m", "sparse_export.engines.worker", "request.json")
 _CANCEL_S = 20.0  # a step of the builder may be long; after that the process is killed
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltEngine:
-    """What is known of an engine that was just written.
+    """An engine that was just written.
 
-    version: of the library.  gpu, architecture: what it was built on, None without a GPU.  parse_s, build_s:
-    seconds in the library.  cache_used: a timing cache was taken from an earlier build.  timing_cache: the new
-    one, empty where the library has none.  sparsity_lines: what the builder logged of sparse kernels.  inspection: the inspector's JSON, None
-    where the engine could not be loaded.  log: INFO and worse.
+    Attributes:
+        version: of the library.
+        gpu: name of the GPU that it was built on, None without one.
+        architecture: of that GPU, as in `sm90`.
+        n_layers: of the parsed network.
+        parse_s: seconds that the library took to parse the graph.
+        build_s: seconds that it took to build.
+        cache_used: the timing cache of an earlier build was used.
+        timing_cache: the new one, empty where the library has none.
+        sparsity_lines: the builder's log lines on sparse kernels.
+        inspection: the inspector's JSON, None where the engine could not be loaded.
+        log: messages of level INFO and above.
     """
 
     version: str
@@ -77,7 +85,17 @@ class BuiltEngine:
 def engine_from_file(
     onnx_file: Path, out: Path, options: EngineOptions, *, progress: Progress | None = None
 ) -> BuiltEngine:
-    """As `build_engine`, of an ONNX file with one input, packed or not."""
+    """Build an engine of an ONNX file with one input, dense or packed, as `build_engine` does.
+
+    Args:
+        onnx_file: the graph.
+        out: the engine to write.
+        options: how to build it.
+        progress: called at each step.
+
+    Raises:
+        SparseExportError: as `build_engine`.
+    """
     return build_engine(dense_from_file(onnx_file), out, options, progress=progress)
 
 
@@ -90,14 +108,22 @@ def build_engine(
     progress: Progress | None = None,
     failure_folder: Path | None = None,
 ) -> BuiltEngine:
-    """Write the engine of a dense graph with one input, whose first axis is the batch, to `out`.
+    """Build an engine and write it to `out`. An interruption cancels the build and leaves nothing behind.
 
-    timing_cache: of an earlier build.  progress: is told of each step.  failure_folder: gets the graph, the log
-    and a script that repeats this build alone when it fails; beside `out` by default.
+    Args:
+        model: a dense graph with one input, whose first axis is the batch.
+        out: the engine to write.
+        options: how to build it.
+        timing_cache: of an earlier build.
+        progress: called at each step.
+        failure_folder: gets the graph, the log and a script that repeats this build when it fails; beside
+            `out` by default.
 
-    Raises MissingCapability (no such library, or no GPU for it), UsageError (profiles that do not fit),
-    EngineBuildFailed (the graph cannot be parsed, nothing was built, the process crashed) and OutputError.
-    An interruption cancels the build and leaves nothing behind.
+    Raises:
+        MissingCapability: the library is missing, or needs a GPU that is not here.
+        UsageError: the graph has another number of inputs, or profiles do not fit it.
+        EngineBuildFailed: the graph cannot be parsed, the builder returned no engine, or the process crashed.
+        OutputError: the engine cannot be written.
     """
     name, shape = _input(model)
     with temporary_folder() as work:
@@ -139,8 +165,8 @@ def build_engine(
 
 def _input(model: onnx.ModelProto) -> tuple[str, tuple[int, ...]]:
     """Name and shape of one sample of the only input."""
-    given = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in given]
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in initializers]
     dims = [list(value.type.tensor_type.shape.dim) for value in inputs]
     if len(inputs) != 1 or not dims[0] or not all(dim.HasField("dim_value") for dim in dims[0][1:]):
         found = [
@@ -148,15 +174,14 @@ def _input(model: onnx.ModelProto) -> tuple[str, tuple[int, ...]]:
             for value, axes in zip(inputs, dims, strict=True)
         ]
         raise UsageError(
-            f"The graph has the inputs {found}.",
-            expected="One input was expected, of known sizes but for its first axis, the batch.",
-            do="Export the network with one input.",
+            f"The graph has the inputs {found}, not one of known sizes but for its first axis, the batch.",
+            do="Export the network with one such input.",
         )
     return inputs[0].name, tuple(dim.dim_value for dim in dims[0][1:])
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
-    """Beside the graph lie its weights only where protobuf cannot hold them."""
+    """Write a graph; its weights go into a file of their own only where protobuf cannot hold them."""
     try:
         if model.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
             path.write_bytes(model.SerializeToString())
@@ -170,7 +195,7 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
 
 @dataclass(kw_only=True)
 class _Outcome:
-    """What the process told, and how it ended."""
+    """What the child process reported, and how it ended."""
 
     returncode: int
     started: dict[str, Any] | None
@@ -180,7 +205,7 @@ class _Outcome:
 
 
 def _run(work: Path, progress: Progress | None) -> _Outcome:
-    """Run the worker in a folder, and listen until it ends."""
+    """Run the worker in a folder, and read its events until it ends."""
     reading, writing = os.pipe()
     try:
         with (work / "build.log").open("wb") as log:
@@ -192,7 +217,7 @@ def _run(work: Path, progress: Progress | None) -> _Outcome:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 pass_fds=(writing,),
-                start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the other in order
+                start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the other
             )
     except BaseException:
         os.close(reading)
@@ -213,7 +238,7 @@ def _run(work: Path, progress: Progress | None) -> _Outcome:
 
 @contextlib.contextmanager
 def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """See to it that the process is gone afterwards: asked first, killed when it does not listen."""
+    """End the process when the block ends: cancel it, and kill it if that does not end it in time."""
     try:
         yield
     finally:
@@ -253,11 +278,12 @@ def _take(line: str, outcome: _Outcome, phases: Phases, progress: Progress | Non
 
 
 def _log(work: Path) -> str:
+    """Everything that the library and the process wrote to stderr."""
     return (work / "build.log").read_text(encoding="utf-8", errors="replace")
 
 
 def _error(outcome: _Outcome, options: EngineOptions, work: Path, folder: Path) -> SparseExportError:
-    """The error that tells of a build that failed; what repeats it is kept in `folder`."""
+    """The error of a failed build; the files that repeat it are kept in `folder`."""
     failed = outcome.failed
     if failed is not None and failed["kind"] == "missing":
         return MissingCapability(failed["what"], expected=failed["expected"], do=failed["do"])
@@ -267,14 +293,17 @@ def _error(outcome: _Outcome, options: EngineOptions, work: Path, folder: Path) 
     if _lacks_gpu(log):
         return MissingCapability(
             f"{module_name(options.target)} could not build without a GPU: {_last_error(log)}.",
-            expected="A CUDA device was expected, with a driver that is new enough for the library.",
-            do="Build on the machine that the engine is for, or build for tensorrt-rtx, which needs none.",
+            do="Build on the machine that the engine is for, with a driver that is new enough, or build for "
+            "tensorrt-rtx, which needs no GPU.",
         )
     kept = _keep(work, folder)
     tail = "".join(f"\n    {line}" for line in child.last_lines(log, _TAIL_LINES))
     if failed is None:
         what = f"The process that built for {options.target} {child.ending(outcome.returncode)}."
-        do = f"Report it to NVIDIA with that folder, or build with another --opt-level; {install_hint(options.target)}."
+        do = (
+            "Report it to NVIDIA with that folder, or build with another --opt-level; "
+            f"{install_hint(options.target)}."
+        )
     elif failed["kind"] == "graph":
         what = f"{options.target} cannot read the graph: {failed['what']}."
         do = "Export the network without that operator, or build for onnx alone."
@@ -283,13 +312,13 @@ def _error(outcome: _Outcome, options: EngineOptions, work: Path, folder: Path) 
         do = "Look at the log; a smaller profile or another precision may be built."
     return EngineBuildFailed(
         what,
-        expected=f"An engine was expected. {kept} The log ended so:{tail or ' it is empty.'}\n",
+        expected=f"{kept} The end of the log:{tail or ' it is empty.'}\n",
         do=do,
     )
 
 
 def _keep(work: Path, folder: Path) -> str:
-    """Copy what repeats the build, and say where it lies."""
+    """Keep the files that repeat the build, and say where they are."""
     words = [sys.executable, "-IS", "-c", _AT_FIXED_ADDRESSES, *_WORKER]
     script = (
         "#!/bin/sh\n# Repeats this build alone. Events go to stdout, the log to stderr.\n"
@@ -303,7 +332,7 @@ def _keep(work: Path, folder: Path) -> str:
         write_bytes(folder / "repeat.sh", script.encode())
         (folder / "repeat.sh").chmod(0o755)
     except (OSError, OutputError) as cause:
-        return f"What repeats the build could not be kept: {cause}"
+        return f"The files that repeat the build could not be kept: {cause}"
     return f"{folder / 'repeat.sh'} repeats this build alone."
 
 
@@ -317,10 +346,12 @@ _NO_GPU = (
 
 
 def _lacks_gpu(log: str) -> bool:
+    """Did the build fail for want of a GPU?"""
     text = log.lower()
     return any(sign in text for sign in _NO_GPU)
 
 
 def _last_error(log: str) -> str:
+    """The last error of a log, or its last line."""
     errors = [line for line in log.splitlines() if line.startswith(("[E]", "[F]"))]
     return (errors or log.strip().splitlines() or ["no reason was given"])[-1].rstrip(".")

@@ -1,4 +1,4 @@
-"""What the first bytes of an engine tell, read without any library: loading an engine would run its code."""
+"""Reads the header of an engine without any library: loading an engine would run its code."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sparse_export.errors import ArtefactError, UsageError
 __all__ = ["HEADER_BYTES", "EngineHeader", "read_header", "require_whole"]
 
 HEADER_BYTES = 64  # TensorRT for RTX 1.7: Runtime.engine_header_size
-# As TensorRT for RTX 1.7.1 writes it: magic, then at 16 the length of the whole file, at 24 the four numbers of the
-# version. TensorRT's own headers were not seen; they are told as unknown.
+# As TensorRT for RTX 1.7.1 writes it: magic, then at 16 the length of the whole file, at 24 the four numbers
+# of the version. TensorRT's own headers are reported as unknown: none was at hand to look at.
 _RTX_MAGIC = b"vtrt"
 _LENGTH_AT = 16
 _VERSION_AT = 24
@@ -21,9 +21,13 @@ _VERSION_AT = 24
 
 @dataclass(frozen=True, kw_only=True)
 class EngineHeader:
-    """What a file says of itself. target: None for a file in no known form.
+    """The header of an engine file.
 
-    version: of the library that wrote it.  stated_bytes: how long it says it is.  size_bytes: how long it is.
+    Attributes:
+        target: None for a file in no known form, as are the next two.
+        version: of the library that wrote it.
+        stated_bytes: size of the file by its header.
+        size_bytes: size of the file.
     """
 
     target: Literal["tensorrt-rtx"] | None
@@ -33,16 +37,24 @@ class EngineHeader:
 
 
 def read_header(path: Path) -> EngineHeader:
-    """Read the first bytes of a file. Raises UsageError when there is none, ArtefactError when it is unreadable."""
+    """Read the header of a file.
+
+    Args:
+        path: an engine, or any other file.
+
+    Raises:
+        UsageError: there is no file.
+        ArtefactError: it cannot be read.
+    """
     if not path.is_file():
-        raise UsageError(f"{path} is not a file.", expected="An engine was expected.", do="Correct the path.")
+        raise UsageError(f"{path} is not a file.", do="Give the path of an engine.")
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:
             head = stream.read(HEADER_BYTES)
     except OSError as cause:
         raise ArtefactError(
-            f"{path} cannot be read: {cause.strerror or cause}.", expected="An engine was expected."
+            f"The engine {path} cannot be read: {cause.strerror or cause}.", do="Look at its permissions."
         ) from cause
     if len(head) < HEADER_BYTES or not head.startswith(_RTX_MAGIC):
         return EngineHeader(target=None, version=None, stated_bytes=None, size_bytes=size)
@@ -52,12 +64,20 @@ def read_header(path: Path) -> EngineHeader:
 
 
 def require_whole(path: Path, header: EngineHeader) -> None:
-    """Raise ArtefactError for a file that is empty, or shorter or longer than it says."""
+    """Check that an engine file is as long as its header says.
+
+    Args:
+        path: for the message.
+        header: of that file.
+
+    Raises:
+        ArtefactError: the file is empty, or shorter or longer.
+    """
     if header.size_bytes == 0:
-        raise ArtefactError(f"{path} is empty.", expected="An engine was expected.", do="Build it again.")
+        raise ArtefactError(f"The engine {path} is empty.", do="Build it again.")
     if header.stated_bytes is not None and header.stated_bytes != header.size_bytes:
         raise ArtefactError(
-            f"{path} has {header.size_bytes} bytes.",
-            expected=f"Its header tells of {header.stated_bytes}: it is truncated or was changed.",
+            f"{path} has {header.size_bytes} bytes, and {header.stated_bytes} by its header: "
+            "it is truncated or was changed.",
             do="Copy it again, or build it again.",
         )

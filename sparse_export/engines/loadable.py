@@ -1,7 +1,7 @@
-"""Whether an engine of a bundle may be loaded here: is it whole, known to this user, and for this machine?
+"""Checks whether an engine of a bundle may be loaded here: is it whole, trusted, and for this machine?
 
-An engine holds native code. Its manifest proves only that nothing was changed by accident, since whoever changes the
-one can change the other; so the manifest's own digest has to be one that this user vouches for.
+An engine holds native code. Its manifest proves only that nothing was changed by accident, since whoever
+changes the engine can change the manifest; so this user has to vouch for the manifest's own digest.
 """
 
 from __future__ import annotations
@@ -21,101 +21,131 @@ __all__ = ["engine_of", "problem_with", "require_genuine", "require_loadable"]
 
 
 def engine_of(bundle: Bundle, target: str) -> EngineInfo:
-    """The engine of a bundle for a target; of several the first. Raises UsageError when it has none."""
-    for fact in bundle.info.engines:
-        if fact.target == target:
-            return fact
-    has = ", ".join(fact.target for fact in bundle.info.engines) or "none"
+    """Find the engine of a bundle for a target; of several the first.
+
+    Args:
+        bundle: an opened bundle.
+        target: `tensorrt` or `tensorrt-rtx`.
+
+    Raises:
+        UsageError: the bundle has none.
+    """
+    for engine in bundle.info.engines:
+        if engine.target == target:
+            return engine
+    has = ", ".join(engine.target for engine in bundle.info.engines) or "none"
     raise UsageError(
-        f"{bundle.path} has no engine for {target}.",
-        expected=f"One of its engines was expected: {has}.",
+        f"{bundle.path} has no engine for {target}; its engines: {has}.",
         do=f"Build it with --target {target}.",
     )
 
 
-def require_loadable(bundle: Bundle, fact: EngineInfo, *, given: trust.Given = None) -> None:
-    """Return when the engine may be loaded into this process.
+def require_loadable(bundle: Bundle, engine: EngineInfo, *, given: trust.Given = None) -> None:
+    """Check that an engine may be loaded into this process. Nothing is deserialised.
 
-    given: SHA-256 of the bundle's manifest, which vouches for it from now on.
-    Raises ArtefactError (changed, of another library version, for another GPU), NotTrustedError, or
-    MissingCapability (no library, no GPU). Nothing is deserialised.
+    Args:
+        bundle: an opened bundle.
+        engine: its record of the engine.
+        given: digests passed with --trust; that of the bundle's manifest is remembered.
+
+    Raises:
+        ArtefactError: the file was changed, or is for another library version or another GPU.
+        NotTrustedError: this user does not vouch for the manifest.
+        MissingCapability: the library or a GPU is missing.
     """
-    require_genuine(bundle, fact, given=given)
-    name = Path(fact.file).name
-    _require_version(name, fact, tensorrt_import.version(fact.target))
-    _require_gpu(name, fact)
+    require_genuine(bundle, engine, given=given)
+    name = Path(engine.file).name
+    _require_version(name, engine, tensorrt_import.version(engine.target))
+    _require_gpu(name, engine)
 
 
-def require_genuine(bundle: Bundle, fact: EngineInfo, *, given: trust.Given = None) -> None:
-    """Return when the engine is the file that its manifest tells of, and this user vouches for that manifest.
+def require_genuine(bundle: Bundle, engine: EngineInfo, *, given: trust.Given = None) -> None:
+    """Check that an engine is the file of its manifest, and that this user vouches for the manifest.
 
-    What can be said without the library or a GPU. given: as of `require_loadable`.
-    Raises ArtefactError or NotTrustedError.
+    These are the checks that need neither the library nor a GPU.
+
+    Args:
+        bundle: an opened bundle.
+        engine: its record of the engine.
+        given: digests passed with --trust.
+
+    Raises:
+        ArtefactError: the file was changed.
+        NotTrustedError: this user does not vouch for the manifest.
     """
-    path = file_of(bundle, fact.file)
+    path = file_of(bundle, engine.file)
     header = read_header(path)
     require_whole(path, header)
-    if header.target is not None and (header.target, header.version) != (fact.target, fact.version):
+    if header.target is not None and (header.target, header.version) != (engine.target, engine.version):
         raise ArtefactError(
-            f"{path} is an engine of {header.target} {header.version}.",
-            expected=f"The manifest tells of {fact.target} {fact.version}.",
+            f"{path} is an engine of {header.target} {header.version}, "
+            f"and of {engine.target} {engine.version} by its manifest.",
             do="Build the bundle again.",
         )
     trust.require(sha256_file(bundle.path / BUNDLE_FILE), f"The engine {path}", given=given)
 
 
-def problem_with(bundle: Bundle, fact: EngineInfo, *, given: trust.Given = None) -> SparseExportError | None:
-    """Why `require_loadable` would refuse, None when it would not."""
+def problem_with(
+    bundle: Bundle, engine: EngineInfo, *, given: trust.Given = None
+) -> SparseExportError | None:
+    """Return the error that `require_loadable` would raise, None when there is none.
+
+    Args:
+        bundle: an opened bundle.
+        engine: its record of the engine.
+        given: digests passed with --trust.
+    """
     try:
-        require_loadable(bundle, fact, given=given)
+        require_loadable(bundle, engine, given=given)
     except SparseExportError as cause:
         return cause
     return None
 
 
-def _require_version(name: str, fact: EngineInfo, here: str) -> None:
+def _require_version(name: str, engine: EngineInfo, here: str) -> None:
+    """Raise ArtefactError where the installed version cannot load an engine."""
     built, found = (
-        tuple(int(part) for part in text.split(".") if part.isdigit()) for text in (fact.version, here)
+        tuple(int(part) for part in text.split(".") if part.isdigit()) for text in (engine.version, here)
     )
-    if built == found or (fact.version_compatible and found >= built):
+    if built == found or (engine.version_compatible and found >= built):
         return
-    later = " or later" if fact.version_compatible else ""
+    later = " or later" if engine.version_compatible else ""
     raise ArtefactError(
-        f"{name} was built by {fact.target} {fact.version}, and {here} is here.",
-        expected=f"{fact.version}{later} was expected: engines are bound to it.",
-        do="Build it again here, or install that version.",
+        f"{name} was built by {engine.target} {engine.version}, and {here} is here.",
+        do=f"Build it again here, or install {engine.version}{later}: engines are bound to their version.",
     )
 
 
-def _require_gpu(name: str, fact: EngineInfo) -> None:
+def _require_gpu(name: str, engine: EngineInfo) -> None:
+    """Raise MissingCapability or ArtefactError where an engine does not run on the GPU of this machine."""
     gpu = tensorrt_import.gpu()
     if gpu is None:
         raise MissingCapability(
             f"{name} cannot run here: there is no CUDA device.",
-            expected="An NVIDIA GPU with its driver was expected.",
-            do="Use the ONNX file with onnxruntime-cpu, or go to a machine with a GPU.",
+            do="Use the ONNX file with onnxruntime-cpu, or a machine with an NVIDIA GPU and its driver.",
         )
-    if _fits(fact, int(gpu.architecture[2:])):
+    if _fits(engine, int(gpu.architecture[2:])):
         return
-    if fact.target == "tensorrt-rtx" and not tensorrt_import.rtx_supports(gpu.architecture):
+    if engine.target == "tensorrt-rtx" and not tensorrt_import.rtx_supports(gpu.architecture):
         raise MissingCapability(
-            f"{name} cannot run here: TensorRT for RTX does not support this GPU, {gpu.name} ({gpu.architecture}).",
-            expected="A GPU of compute capability 7.5, 8.0, 8.6, 8.9, or 12.0 or later was expected.",
+            f"{name} cannot run here: TensorRT for RTX does not support this GPU, "
+            f"{gpu.name} ({gpu.architecture}).",
+            expected="It supports compute capability 7.5, 8.0, 8.6, 8.9, and 12.0 or later.",
             do="Build with --target tensorrt for this GPU, or run the ONNX file with onnxruntime.",
         )
-    wanted = ", ".join(fact.architectures) or fact.architecture or "sm80, sm86, sm89, or sm120 or later"
+    wanted = ", ".join(engine.architectures) or engine.architecture or "sm80, sm86, sm89, or sm120 or later"
     raise ArtefactError(
-        f"{name} is not for this GPU, {gpu.name} ({gpu.architecture}).",
-        expected=f"{wanted} was expected.",
+        f"{name} is not for this GPU, {gpu.name} ({gpu.architecture}), but for {wanted}.",
         do=f"Build it again with --gpu-arch {gpu.architecture}."
-        if fact.target == "tensorrt-rtx"
+        if engine.target == "tensorrt-rtx"
         else "Build it again here, or for this GPU.",
     )
 
 
-def _fits(fact: EngineInfo, here: int) -> bool:
-    if fact.target == "tensorrt-rtx":
-        return tensorrt_import.rtx_runs_on(f"sm{here}", fact.architectures)
-    if fact.hardware == "ampere-plus":
+def _fits(engine: EngineInfo, here: int) -> bool:
+    """Does an engine run on this compute capability, as in 89?"""
+    if engine.target == "tensorrt-rtx":
+        return tensorrt_import.rtx_runs_on(f"sm{here}", engine.architectures)
+    if engine.hardware == "ampere-plus":
         return here >= 80
-    return fact.architecture is not None and here == int(fact.architecture[2:])
+    return engine.architecture is not None and here == int(engine.architecture[2:])

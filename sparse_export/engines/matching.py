@@ -1,8 +1,9 @@
-"""Which layers of two engines of one graph do the same work.
+"""Matches the layers of two engines of one graph that do the same work.
 
-Engines of one graph need not have the same layers: each fuses nodes as suits its kernels, and puts reformats between
-them ("Reformatting CopyNode for Input Tensor 0 to conv1 + relu1", NVIDIA/TensorRT issues 1293, 2136, 3842). So layers
-are brought together by the nodes of the graph that they stand for, until neither engine has a node in two groups.
+Engines of one graph need not have the same layers: each fuses nodes as its kernels allow, and puts reformats
+between them ("Reformatting CopyNode for Input Tensor 0 to conv1 + relu1", NVIDIA/TensorRT issues 1293, 2136,
+3842). So layers are grouped by the nodes of the graph that they execute, until neither engine has a node in
+two groups.
 """
 
 from __future__ import annotations
@@ -16,13 +17,20 @@ from sparse_export.engines.tactics import Kernels, parts_of_name
 __all__ = ["LayerGroup", "match_layers"]
 
 _REFORMAT = re.compile(r"Reformatting CopyNode for (?:Input|Output) Tensor \d+ (?:to|from|for) (?P<name>.*)")
-# Myelin, the compiler within TensorRT, numbers its kernels: the same name in another engine may be another kernel.
+# Myelin, the compiler within TensorRT, numbers its kernels: one name may mean different kernels in two
+# engines.
 _NUMBERED = re.compile(r"__my[el]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGroup:
-    """The same work in both engines. nodes: of the graph, sorted; dense, sparse: layers of each, in their order."""
+    """The same work in two engines.
+
+    Attributes:
+        nodes: of the graph, sorted.
+        dense: layers of the engine without sparse kernels, in its order.
+        sparse: layers of the other, in its order.
+    """
 
     nodes: tuple[str, ...]
     dense: tuple[str, ...]
@@ -37,11 +45,20 @@ def match_layers(
     sparse_kernels: Iterable[Kernels],
     nodes: Collection[str],
 ) -> tuple[LayerGroup, ...]:
-    """Bring the layers of two engines together, in the order of the sparse one, then what only the dense one has.
+    """Group the layers of two engines by the work that they do.
 
-    dense, sparse: names as the profiler gives them, each once.  nodes: names of all nodes of the graph.
-    A layer with no node of the graph is matched by its name, unless that is only a number; a reformat goes with the
-    layer that it is for, whose kernel asked for it.
+    A layer with no node of the graph is matched by its name, unless that is only a number; a reformat goes
+    with the layer whose kernel needs it.
+
+    Args:
+        dense: layer names of the engine without sparse kernels, as the profiler gives them, each once.
+        sparse: layer names of the other engine, likewise.
+        dense_kernels: of the first engine.
+        sparse_kernels: of the second.
+        nodes: names of all nodes of the graph.
+
+    Returns:
+        The groups in the order of the sparse engine, then those that only the dense one has.
     """
     known = set(nodes)
     layers = [
@@ -56,9 +73,9 @@ def match_layers(
         return key
 
     for _, _, keys in layers:
-        first, *others = sorted(keys)
-        for other in others:
-            leader[lead(other)] = lead(first)
+        first, *rest = sorted(keys)
+        for key in rest:
+            leader[lead(key)] = lead(first)
     groups: dict[str, dict[str, list[str]]] = {}
     for side, name, keys in layers:
         group = groups.setdefault(lead(min(keys)), {"dense": [], "sparse": [], "nodes": []})
@@ -75,6 +92,7 @@ def match_layers(
 
 
 def _by_layer(kernels: Iterable[Kernels]) -> dict[str, set[str]]:
+    """The nodes of each layer, by its name."""
     found: dict[str, set[str]] = {}
     for one in kernels:
         found.setdefault(one.layer, set()).update(one.nodes)
@@ -82,7 +100,7 @@ def _by_layer(kernels: Iterable[Kernels]) -> dict[str, set[str]]:
 
 
 def _keys(name: str, known: set[str], by_layer: dict[str, set[str]], side: str) -> frozenset[str]:
-    """What a layer is brought together by: `node NAME`, or `layer NAME` where no node of the graph is known."""
+    """What a layer is grouped by: `node NAME`, or `layer NAME` where no node of the graph is known."""
     reformat = _REFORMAT.fullmatch(name)
     base = name if reformat is None else reformat["name"]
     nodes = {*by_layer.get(name, ()), *by_layer.get(base, ()), *parts_of_name(base)} & known

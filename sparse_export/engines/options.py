@@ -1,4 +1,4 @@
-"""What can be asked of an engine, checked before anything is built."""
+"""The options of an engine, checked before anything is built."""
 
 from __future__ import annotations
 
@@ -31,13 +31,22 @@ HardwareLevel = Literal["none", "ampere-plus", "same-compute-capability"]
 HARDWARE_LEVELS: tuple[HardwareLevel, ...] = get_args(HardwareLevel)
 _HIGHEST_LEVEL = 5  # builder_optimization_level, TensorRT 10 and 11
 _ARCHITECTURE = re.compile(r"sm([1-9][0-9]{1,2})")
-# First compute capability whose tensor cores have the type.
+# The first compute capability whose tensor cores have the type.
 _FIRST_ARCHITECTURE: dict[str, int] = {"bf16": 80, "fp8": 89}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Batch sizes that an engine is made for: the smallest, the one it is tuned for, the largest."""
+    """The batch sizes of an engine. str() writes them as `MIN:OPT:MAX`.
+
+    Attributes:
+        minimum: the smallest, at least 1.
+        optimum: the one that kernels are chosen for.
+        maximum: the largest.
+
+    Raises:
+        UsageError: they are not in this order.
+    """
 
     minimum: int
     optimum: int
@@ -46,8 +55,7 @@ class Profile:
     def __post_init__(self) -> None:
         if not 1 <= self.minimum <= self.optimum <= self.maximum:
             raise UsageError(
-                f"A profile has the batch sizes {self}.",
-                expected="1 <= MIN <= OPT <= MAX was expected.",
+                f"A profile has the batch sizes {self}, not 1 <= MIN <= OPT <= MAX.",
                 do="Write for instance --profile 1:8:32.",
             )
 
@@ -62,11 +70,20 @@ DEFAULT_PROFILE = Profile(minimum=1, optimum=8, maximum=32)
 class EngineOptions:
     """How an engine is built.
 
-    profiles: one at least.  workspace_bytes: None leaves the limit to the library, which takes all of the GPU's
-    memory.  optimization_level: 0 to 5, None for the library's own (3).  hardware: GPUs besides the one it is
-    built on, at a cost in speed.  version_compatible: loadable by later TensorRT releases too.  architectures:
-    as in `sm89`, for TensorRT for RTX; empty for the library's own choice.  sparse: let the builder look for
-    2:4 weights; it never changes what is computed.
+    Attributes:
+        target: `tensorrt` or `tensorrt-rtx`.
+        profiles: one at least.
+        workspace_bytes: at least 1; None leaves the limit to the library, which takes all of the GPU's
+            memory.
+        optimization_level: 0 to 5; None for the library's own (3).
+        hardware: GPUs besides the one it is built on, at a cost in speed; TensorRT only.
+        version_compatible: later TensorRT releases can load it too; TensorRT only.
+        architectures: as in `sm89`, for TensorRT for RTX only; empty for the library's own choice.
+        sparse: the builder may choose sparse kernels for 2:4 weights; this never changes what is computed.
+
+    Raises:
+        UsageError: an option is out of range, or is not for this target.
+        UnknownNameError: no such target or hardware level.
     """
 
     target: Target
@@ -84,24 +101,25 @@ class EngineOptions:
         if self.hardware not in HARDWARE_LEVELS:
             raise UnknownNameError("hardware compatibility", self.hardware, HARDWARE_LEVELS)
         if not self.profiles:
-            raise UsageError("There is no profile.", expected="One was expected at least.")
+            raise UsageError("There is no profile.", do="Give one at least, such as 1:8:32.")
         level = self.optimization_level
         if level is not None and not 0 <= level <= _HIGHEST_LEVEL:
             raise UsageError(
-                f"The optimization level is {level}.", expected=f"0 to {_HIGHEST_LEVEL} was expected."
+                f"The optimization level is {level}, not 0 to {_HIGHEST_LEVEL}.", do="Change --opt-level."
             )
         if self.workspace_bytes is not None and self.workspace_bytes < 1:
             raise UsageError(
-                f"The workspace is {self.workspace_bytes} bytes.", expected="At least 1 byte was expected."
+                f"The workspace of {self.workspace_bytes} bytes is too small.", do="Give 1 byte at least."
             )
         parse_architectures(",".join(self.architectures))
         self._require_of_target()
 
     def _require_of_target(self) -> None:
+        """Raise UsageError for an option of the other target."""
         if self.target == "tensorrt" and self.architectures:
             raise UsageError(
                 f"The target 'tensorrt' cannot be built for {', '.join(self.architectures)}.",
-                expected="It builds for the GPU that it runs on, whose kernels it times.",
+                expected="TensorRT builds for the GPU that it runs on, whose kernels it times.",
                 do="Leave --gpu-arch out, or build for tensorrt-rtx.",
             )
         if self.target == "tensorrt-rtx" and (self.hardware != "none" or self.version_compatible):
@@ -113,12 +131,18 @@ class EngineOptions:
 
 
 def parse_profile(text: str) -> Profile:
-    """`MIN:OPT:MAX`, or one number for all three. Raises UsageError."""
+    """Parse a profile.
+
+    Args:
+        text: `MIN:OPT:MAX`, or one number for all three.
+
+    Raises:
+        UsageError: anything else, or sizes that are not in order.
+    """
     parts = text.split(":")
     if len(parts) not in (1, 3) or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
         raise UsageError(
-            f"{text!r} is no profile.",
-            expected="Batch sizes MIN:OPT:MAX, or one for all three, were expected.",
+            f"{text!r} is no profile: neither MIN:OPT:MAX nor one batch size for all three.",
             do="Write for instance --profile 1:8:32.",
         )
     sizes = [int(part) for part in parts] * (3 if len(parts) == 1 else 1)
@@ -126,13 +150,22 @@ def parse_profile(text: str) -> Profile:
 
 
 def parse_architectures(text: str) -> tuple[str, ...]:
-    """`sm80,sm86` as names, each once, in order of their numbers; empty for an empty text. Raises UsageError."""
+    """Parse the names of GPU architectures.
+
+    Args:
+        text: such as `sm80,sm86`; may be empty.
+
+    Returns:
+        Each name once, in the order of their numbers.
+
+    Raises:
+        UsageError: a name is not `sm` and a compute capability.
+    """
     names = [part.strip().lower() for part in text.split(",") if part.strip()]
     for name in names:
         if not _ARCHITECTURE.fullmatch(name):
             raise UsageError(
-                f"{name!r} is no GPU architecture.",
-                expected="Names like sm80, sm86, sm89 and sm120 were expected.",
+                f"{name!r} is no GPU architecture, such as sm80, sm86, sm89 or sm120.",
                 do="See NVIDIA's list of CUDA GPUs for the compute capability of yours.",
             )
     return tuple(sorted(set(names), key=lambda name: int(name[2:])))
@@ -148,10 +181,23 @@ def engine_options(
     hardware: str = "none",
     version_compatible: bool = False,
 ) -> tuple[EngineOptions, ...]:
-    """The options of each target of a list that is an engine, from words of a command line.
+    """Parse the engine options of a command line.
 
-    What is for one target only goes to that one. Raises UsageError for a word that is wrong, or that no target of
-    the list takes, and UnknownNameError.
+    Args:
+        targets: what to build for; those that are engines get options.
+        profiles: texts as of `parse_profile`; none for the default.
+        architectures: text as of `parse_architectures`, for `tensorrt-rtx` only.
+        workspace_mib: limit of the workspace in MiB.
+        optimization_level: 0 to 5.
+        hardware: one of `HARDWARE_LEVELS`, for `tensorrt` only.
+        version_compatible: for `tensorrt` only.
+
+    Returns:
+        One value for each target that is an engine, in the order of `TARGETS`.
+
+    Raises:
+        UsageError: an option is invalid, or is for none of the targets.
+        UnknownNameError: no such hardware level.
     """
     for_one = {
         "tensorrt-rtx": {"--gpu-arch": bool(architectures)},
@@ -161,21 +207,19 @@ def engine_options(
         },
     }
     wanted = [target for target in TARGETS if target in targets]
-    for target, given in for_one.items():
-        for option, is_given in given.items():
+    for target, options in for_one.items():
+        for option, is_given in options.items():
             if is_given and target not in wanted:
                 raise UsageError(
                     f"{option} was given, and {target} is not among the targets {', '.join(targets)}.",
-                    expected=f"It was expected to go with --target {target}.",
-                    do=f"Add that target, or leave {option} out.",
+                    do=f"Add --target {target}, or leave {option} out.",
                 )
     shared = {"--profile": profiles, "--workspace": workspace_mib, "--opt-level": optimization_level}
     for option, value in shared.items():
         if value not in ((), None) and not wanted:
             raise UsageError(
                 f"{option} was given, and no engine is built for {', '.join(targets)}.",
-                expected=f"It was expected to go with --target {' or '.join(TARGETS)}.",
-                do=f"Add a target, or leave {option} out.",
+                do=f"Add --target {' or '.join(TARGETS)}, or leave {option} out.",
             )
     if hardware not in HARDWARE_LEVELS:
         raise UnknownNameError("hardware compatibility", hardware, HARDWARE_LEVELS)
@@ -196,18 +240,31 @@ def engine_options(
 
 
 def require_buildable(precision: Precision, architectures: Iterable[str]) -> None:
-    """Raise UsageError when a GPU of the list has no arithmetic for the precision."""
+    """Check that GPUs have arithmetic for a precision.
+
+    Args:
+        precision: of the engine.
+        architectures: as in `sm89`.
+
+    Raises:
+        UsageError: one of them has none.
+    """
     first = _FIRST_ARCHITECTURE.get(precision, 0)
     for name in architectures:
         if int(name[2:]) < first:
             raise UsageError(
-                f"{name} has no {precision} arithmetic.",
-                expected=f"sm{first} or later was expected.",
+                f"{name} has no {precision} arithmetic; sm{first} is the first that has.",
                 do="Leave that GPU out, or choose another precision.",
             )
 
 
 def engine_file(target: str, precision: str, architectures: Sequence[str]) -> str:
-    """The name of an engine within a bundle."""
+    """Name the file of an engine within a bundle.
+
+    Args:
+        target: `tensorrt` or `tensorrt-rtx`.
+        precision: of the engine.
+        architectures: as in `sm89`; empty for the library's own choice.
+    """
     where = "+".join(architectures) or "default"
     return f"engines/{target}-{precision}-{where}.engine"

@@ -1,4 +1,4 @@
-"""A graph brought to the precision that it is to run in, and how far it may then be from the network."""
+"""Converts a graph to the precision that it runs in; how far its output may then be from the network's."""
 
 from __future__ import annotations
 
@@ -15,21 +15,28 @@ __all__ = ["CALIBRATED", "TOLERANCE", "convert_precision"]
 
 CALIBRATED: frozenset[Precision] = frozenset(("int8", "fp8"))
 
-# Largest difference from the float32 network, by the spread of its logits. Seen at most of digits-cnn (dense and at a
-# density of .1, test set and golden pair) and of ResNet-18 and ResNet-50 with random weights: fp32 3.1e-6, fp16 2.1e-3,
-# bf16 2.5e-2, int8 0.24, fp8 0.37 (onnxruntime 1.31.1 on a CPU, 2026-11-26). The floats have about ten times that, fp32
-# a hundred times, for runtimes that sum in other orders; the calibrated ones, whose error is that of their few levels,
-# about three. Two answers that have nothing to do with each other differ by several spreads.
+# Largest difference from the float32 network, as a share of the spread of its logits. The largest measured
+# with digits-cnn (dense and at a density of .1, test set and golden pair) and with ResNet-18 and ResNet-50 of
+# random weights: fp32 3.1e-6, fp16 2.1e-3, bf16 2.5e-2, int8 0.24, fp8 0.37 (onnxruntime 1.31.1 on a CPU,
+# 2026-11-26). Allowed is about ten times that for floats, a hundred times for fp32, since other runtimes sum
+# in another order; about three times for calibrated types, whose error comes from their few levels. Unrelated
+# outputs differ by several spreads.
 TOLERANCE: dict[Precision, float] = {"fp32": 3e-4, "fp16": 2e-2, "bf16": 0.2, "int8": 0.75, "fp8": 1.0}
 
 
 def convert_precision(
     model: onnx.ModelProto, precision: Precision, samples: Sequence[np.ndarray] = ()
 ) -> onnx.ModelProto:
-    """The float32 graph in another precision, inputs and outputs still float32; itself for fp32.
+    """Convert a float32 graph to another precision. Its inputs and outputs stay float32.
 
-    samples: batches of real inputs, for int8 and fp8.  Raises UsageError or GateFailed, as `quantized` and
-    `in_half` do.
+    Args:
+        model: the graph.
+        precision: the precision; for fp32 the graph itself is returned.
+        samples: batches of real inputs, (batch, *input_shape), for int8 and fp8.
+
+    Raises:
+        UsageError: as `quantized`.
+        GateFailed: as `quantized` and `in_half`.
     """
     if precision == "int8" or precision == "fp8":
         return quantized(model, samples, precision)

@@ -1,4 +1,4 @@
-"""How far a build is, from the phases that TensorRT tells of: trees of phases, each of a number of steps."""
+"""How far a build is, from the phases that TensorRT reports: trees of phases, each of a number of steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ __all__ = ["BuildProgress", "Phases", "Progress"]
 
 @dataclass(frozen=True, kw_only=True)
 class BuildProgress:
-    """phase: what is being done.  fraction: of the outermost phase, from 0 to 1; it starts again with the next."""
+    """How far a build is.
+
+    Attributes:
+        phase: name of the phase that changed last.
+        fraction: of the outermost phase, from 0 to 1; it starts again with the next.
+    """
 
     phase: str
     fraction: float
@@ -28,16 +33,18 @@ class _Phase:
 
 @dataclass(kw_only=True)
 class Phases:
-    """The phases that are open. Names that are not known are passed over: they differ between releases."""
+    """The phases that are open. Unknown names are ignored: they differ between releases."""
 
     _open: dict[str, _Phase] = field(default_factory=dict)
 
     def start(self, name: str, parent: str | None, n_steps: int) -> BuildProgress:
+        """Open a phase of n_steps steps within another, or outermost where that is None or unknown."""
         known = parent in self._open and parent != name
         self._open[name] = _Phase(parent=parent if known else None, n_steps=max(n_steps, 1))
         return self._state(name)
 
     def step(self, name: str, step: int) -> BuildProgress | None:
+        """Record a finished step, counted from 0; None for an unknown phase."""
         phase = self._open.get(name)
         if phase is None:
             return None
@@ -45,6 +52,7 @@ class Phases:
         return self._state(name)
 
     def finish(self, name: str) -> BuildProgress | None:
+        """Close a phase and those within it; None for an unknown phase."""
         phase = self._open.get(name)
         if phase is None:
             return None

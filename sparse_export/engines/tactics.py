@@ -1,10 +1,11 @@
-"""Which layers got sparse kernels, from what the builder logs and what the inspector tells.
+"""Reads from the builder's log and the inspector which layers got sparse kernels.
 
-Sources. The log lines of TensorRT 8 to 10: "(Sparsity) Layers eligible for sparse math: A, B" and "(Sparsity) TRT
-inference plan picked sparse implementation for layers: A" (NVIDIA/TensorRT issues 1403, 2169, 4056); of later
-releases: "(Sparsity) Found N layer(s) eligible to use sparse tactics: A, B" and "(Sparsity) Chose N layer(s) using
-sparse tactics: A", as the strings in the library of TensorRT for RTX 1.7 have them. The inspector's JSON names kernels
-at detailed verbosity; those of sparse kernels hold `sparse`, as in sm80_xmma_fprop_sparse_conv.
+Sources. The log lines of TensorRT 8 to 10: "(Sparsity) Layers eligible for sparse math: A, B" and "(Sparsity)
+TRT inference plan picked sparse implementation for layers: A" (NVIDIA/TensorRT issues 1403, 2169, 4056); of
+later releases: "(Sparsity) Found N layer(s) eligible to use sparse tactics: A, B" and "(Sparsity) Chose N
+layer(s) using sparse tactics: A", as the strings in the library of TensorRT for RTX 1.7 have them. The
+inspector's JSON names kernels at detailed verbosity; those of sparse kernels hold `sparse`, as in
+sm80_xmma_fprop_sparse_conv.
 """
 
 from __future__ import annotations
@@ -42,10 +43,16 @@ _REGION = re.compile(r"\{?ForeignNode\[")
 
 @dataclass(frozen=True, kw_only=True)
 class SparsityLog:
-    """What the builder's log says. Names are of layers as the builder has them, fused ones taken apart.
+    """What the builder's log says about sparse kernels.
 
-    eligible, picked: None where no line told of them.  n_eligible, n_picked: None likewise; more than there are
-    names where the log gives only a number.  unread: lines on sparsity that are in no known wording.
+    Attributes:
+        eligible: layers that sparse kernels fit, as the builder names them, fused ones split; None without
+            such a line.
+        picked: layers with sparse kernels, likewise.
+        n_eligible: number of the first; more than there are names where the log gives only a number; None
+            without such a line.
+        n_picked: number of the second, likewise.
+        unread: lines on sparsity that are in no known wording.
     """
 
     eligible: frozenset[str] | None
@@ -56,9 +63,11 @@ class SparsityLog:
 
 
 def read_sparsity(lines: Iterable[str]) -> SparsityLog:
-    """Read the lines that hold `(Sparsity)`, whatever stands in front; others are passed over. Never raises.
+    """Read the log lines that contain `(Sparsity)`. Never raises.
 
-    A line may come several times, once for a part of the network: the names add up.
+    Args:
+        lines: of the log; others are ignored. A line may come several times, once for each part of the
+            network, and the names add up.
     """
     found: list[tuple[list[str], int]] = []
     chosen: list[tuple[list[str], int]] = []
@@ -84,6 +93,7 @@ def read_sparsity(lines: Iterable[str]) -> SparsityLog:
 
 
 def _names_and_count(match: re.Match[str]) -> tuple[list[str], int]:
+    """The layers that a line names, and how many it counts."""
     layers = [name.strip() for name in (match["names"] or "").split(", ")]
     layers = [name.rstrip(",") for name in layers if name.rstrip(",")]
     count = match.groupdict().get("count")
@@ -91,6 +101,7 @@ def _names_and_count(match: re.Match[str]) -> tuple[list[str], int]:
 
 
 def _union(entries: Sequence[tuple[list[str], int]]) -> frozenset[str] | None:
+    """The names of all lines, fused layers split; None without a line."""
     return (
         frozenset(part for names, _ in entries for name in names for part in parts_of_name(name))
         if entries
@@ -99,7 +110,12 @@ def _union(entries: Sequence[tuple[list[str], int]]) -> frozenset[str] | None:
 
 
 def parts_of_name(name: str) -> Iterator[str]:
-    """The nodes that a layer was fused of. A region of many nodes names only its ends, which says nothing of either."""
+    """Yield the nodes that a layer was fused of.
+
+    Args:
+        name: of the layer. A region of many nodes names only its two ends, which says nothing about either,
+            so that it yields none.
+    """
     if _REGION.search(name):
         return
     yield from (part.strip() for part in name.split(" + "))
@@ -107,9 +123,12 @@ def parts_of_name(name: str) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
-    """The kernels of one layer of an engine. layer: its name in the engine.
+    """The kernels of one layer of an engine.
 
-    nodes: of the ONNX graph; names: of kernels, as the inspector has them.
+    Attributes:
+        layer: its name in the engine.
+        nodes: of the ONNX graph, those that it executes.
+        names: of its kernels, as the inspector has them.
     """
 
     layer: str
@@ -118,11 +137,19 @@ class Kernels:
 
     @property
     def sparse(self) -> tuple[str, ...]:
+        """The names of sparse kernels among them."""
         return tuple(name for name in self.names if "sparse" in name.lower())
 
 
 def kernels_from_inspection(text: str | None) -> tuple[Kernels, ...]:
-    """Read the inspector's JSON, of TensorRT 10 or 11; nothing of a text that is none, or names no kernels."""
+    """Read the inspector's JSON, of TensorRT 10 or 11.
+
+    Args:
+        text: None where there is none.
+
+    Returns:
+        One entry for each layer; none for a text that is not such JSON.
+    """
     try:
         document = json.loads(text or "")
     except (ValueError, RecursionError):
@@ -134,6 +161,7 @@ def kernels_from_inspection(text: str | None) -> tuple[Kernels, ...]:
 
 
 def _kernels(layer: Mapping[str, Any]) -> Kernels:
+    """The kernels of a layer, from its object in the inspector's JSON."""
     name, metadata = (
         value if isinstance(value := layer.get(key), str) else "" for key in ("Name", "Metadata")
     )
@@ -142,7 +170,7 @@ def _kernels(layer: Mapping[str, Any]) -> Kernels:
 
 
 def _kernel_names(layer: Mapping[str, Any]) -> Iterator[str]:
-    """Values of keys like TacticName and Kernels; not of Name, for a layer may be called anything."""
+    """The values of keys like TacticName and Kernels; not of Name, since a layer may have any name."""
     for key, value in layer.items():
         if re.search(r"tactic|kernel", key, re.IGNORECASE):
             yield from (
@@ -158,15 +186,24 @@ def engine_layers(
     lines: Iterable[str],
     inspection: str | None,
 ) -> tuple[EngineLayer, ...]:
-    """What became of each layer in an engine.
+    """Determine for each layer whether an engine runs it on a sparse kernel.
 
-    layers: of the graph that it was built from.  sparse: were sparse kernels allowed?  lines: of the builder's log;
-    inspection: the inspector's JSON.  What the builder says goes before what the graph lets expect.
+    What the builder reports takes precedence over what the graph lets expect.
+
+    Args:
+        layers: of the graph that the engine was built from.
+        target: `tensorrt` or `tensorrt-rtx`.
+        sparse: sparse kernels were allowed.
+        lines: of the builder's log.
+        inspection: the inspector's JSON, None where there is none.
+
+    Returns:
+        One row for each layer, in their order.
     """
     log = read_sparsity(lines)
     kernels = kernels_from_inspection(inspection)
-    weighty = {layer.node for layer in layers if layer.constant}
-    return tuple(_engine_layer(layer, target, sparse, log, kernels, weighty) for layer in layers)
+    with_weights = {layer.node for layer in layers if layer.constant}
+    return tuple(_engine_layer(layer, target, sparse, log, kernels, with_weights) for layer in layers)
 
 
 def _engine_layer(
@@ -175,39 +212,42 @@ def _engine_layer(
     sparse: bool,
     log: SparsityLog,
     kernels: Sequence[Kernels],
-    weighty: set[str],
+    with_weights: set[str],
 ) -> EngineLayer:
-    def say(state: Any, text: str, names: tuple[str, ...] = ()) -> EngineLayer:
+    """The row of one layer. with_weights: nodes of all layers that multiply by a constant."""
+
+    def row(state: Any, text: str, names: tuple[str, ...] = ()) -> EngineLayer:
         return EngineLayer(node=layer.node, weight=layer.weight, state=state, text=text, kernels=names)
 
     mine = [one for one in kernels if layer.node in one.nodes]
-    alone = [one for one in mine if not one.nodes & (weighty - {layer.node})]
+    alone = [one for one in mine if not one.nodes & (with_weights - {layer.node})]
     sparse_names = tuple(name for one in alone for name in one.sparse)
     if sparse_names:
-        return say("picked", "The inspector names a sparse kernel.", sparse_names)
+        return row("picked", "The inspector names a sparse kernel.", sparse_names)
     if log.picked is not None and layer.node in log.picked:
-        return say("picked", "The builder's log names it among those with a sparse kernel.")
+        return row("picked", "The builder's log names it among those with a sparse kernel.")
     reasons = " ".join(reason.text for reason in layer.reasons)
     if layer.eligible == "no":
         decisive = [reason.text for reason in layer.reasons if MEANINGS[reason.code][0] == "no"]
-        return say("not eligible", " ".join(decisive) or reasons)
+        return row("not eligible", " ".join(decisive) or reasons)
     if not sparse:
-        return say("not picked", "The engine was built without sparse kernels.")
+        return row("not picked", "The engine was built without sparse kernels.")
     if any(one.sparse for one in mine):
-        return say("unknown", "A sparse kernel is in a part of the engine that holds other layers too.")
+        return row("unknown", "A sparse kernel is in a part of the engine that holds other layers too.")
     if log.eligible is not None and layer.node in log.eligible and log.picked is not None:
         if len(log.picked) < (log.n_picked or 0):
-            return say("unknown", "The builder's log gives the number of sparse kernels, not their layers.")
-        return say("not picked", "The builder tried sparse kernels for it, and a dense one was faster.")
+            return row("unknown", "The builder's log gives the number of sparse kernels, not their layers.")
+        return row("not picked", "The builder timed sparse kernels for it, and a dense one was faster.")
     if log.n_picked == 0:
-        return say("not picked", "The builder's log says that it picked no sparse kernel at all.")
+        return row("not picked", "The builder's log says that it picked no sparse kernel at all.")
     if layer.eligible == "unproven":
-        return say("unproven", reasons)
+        return row("unproven", reasons)
     if target == "tensorrt-rtx":
-        return say(
+        return row(
             "unknown",
-            "TensorRT for RTX does not tell: its engine is the same to the byte whether sparse kernels are allowed or not.",
+            "TensorRT for RTX does not report it: its engine is byte for byte the same "
+            "whether sparse kernels are allowed or not.",
         )
     if log.eligible is not None and len(log.eligible) >= (log.n_eligible or 0):
-        return say("not picked", "The builder does not count it among the layers that sparse kernels fit.")
-    return say("unknown", "Neither the builder's log nor the inspector tells of it.")
+        return row("not picked", "The builder does not count it among the layers that sparse kernels fit.")
+    return row("unknown", "Neither the builder's log nor the inspector reports it.")

@@ -1,15 +1,15 @@
 """The one place that imports TensorRT (10 or 11) or TensorRT for RTX.
 
-The two libraries share their Python interface, TensorRT for RTX lacking some of it and adding a little. Callers
-are type-checked against the published stubs of TensorRT 10.13, which is why they write
+The two libraries share their Python interface, TensorRT for RTX lacking some of it and adding a little.
+Callers are type-checked against the published stubs of TensorRT 10.13, which is why they write
 
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
-        trt = door.library(target)
+        trt = tensorrt_import.library(target)
 
-What TensorRT 11 took away is not touched by any of them: the precision flags of the builder, calibrators,
-algorithm selectors, `platform_has_fast_*` (NVIDIA, "Migrating from TensorRT 10.x to 11.x", Removed Python APIs).
+None of them uses what TensorRT 11 removed: the precision flags of the builder, calibrators, algorithm
+selectors, `platform_has_fast_*` (NVIDIA, "Migrating from TensorRT 10.x to 11.x", Removed Python APIs).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Target = Literal["tensorrt", "tensorrt-rtx"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 _MODULES: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _EXTRAS: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
-# Of TensorRT the release that has strong typing, explicit batch as the only kind, and execute_async_v3.
+# TensorRT 10 is the first with strong typing, explicit batch as the only kind, and execute_async_v3.
 LOWEST_VERSION: dict[str, int] = {"tensorrt": 10, "tensorrt-rtx": 1}
 _GUIDES = {"tensorrt": "TensorRT Installation Guide", "tensorrt-rtx": "TensorRT for RTX Installation Guide"}
 _SOURCES = {
@@ -54,23 +54,41 @@ _SOURCES = {
 
 
 def module_name(target: str) -> str:
-    """The Python module of a target. Raises UnknownNameError."""
+    """Name the Python module of a target.
+
+    Args:
+        target: `tensorrt` or `tensorrt-rtx`.
+
+    Raises:
+        UnknownNameError: any other.
+    """
     if target not in _MODULES:
         raise UnknownNameError("engine target", target, TARGETS)
     return _MODULES[target]
 
 
 def is_installed(target: str) -> bool:
-    """Is there a module of that name? It is not imported. A folder that only holds type stubs does not count."""
+    """Is the library of a target installed? It is not imported; a folder of type stubs does not count.
+
+    Args:
+        target: `tensorrt` or `tensorrt-rtx`.
+    """
     found = importlib.util.find_spec(module_name(target))
     return found is not None and found.origin is not None
 
 
 def library(target: str) -> Any:
-    """The module that builds and runs engines of a target.
+    """Import the module that builds and runs engines of a target.
 
-    Any: see the module's docstring for how callers are type-checked.
-    Raises UnknownNameError, or MissingCapability when it is absent, broken or too old.
+    Args:
+        target: `tensorrt` or `tensorrt-rtx`.
+
+    Returns:
+        The module; the docstring of this one says how callers are type-checked.
+
+    Raises:
+        UnknownNameError: any other target.
+        MissingCapability: the library is missing, broken or too old.
     """
     name = module_name(target)
     if not is_installed(target):
@@ -88,27 +106,47 @@ def library(target: str) -> Any:
 
 
 def version(target: str) -> str:
-    """The version of a target's library. Raises as `library` does."""
+    """Look up the version of a target's library.
+
+    Args:
+        target: `tensorrt` or `tensorrt-rtx`.
+
+    Raises:
+        SparseExportError: as `library`.
+    """
     return str(library(target).__version__)
 
 
 def require_architectures(names: Sequence[str]) -> None:
-    """Raise UsageError for a GPU that this release of TensorRT for RTX does not build for; else as `library` does."""
+    """Check that TensorRT for RTX builds for some GPUs.
+
+    Args:
+        names: as in `sm89`.
+
+    Raises:
+        UsageError: this release does not build for one of them.
+        MissingCapability: as `library`.
+    """
     known = library("tensorrt-rtx").ComputeCapability.__members__
     for name in names:
         if name.upper() not in known:
             offered = ", ".join(sorted(key.lower() for key in known if key.startswith("SM")))
             raise UsageError(
                 f"TensorRT for RTX {version('tensorrt-rtx')} does not build for {name}.",
-                expected=f"Some of {offered} were expected.",
+                expected=f"It builds for {offered}.",
                 do="Leave that GPU out; data-centre GPUs are for the target tensorrt.",
             )
 
 
 def set_architectures(config: Any, names: Sequence[str]) -> None:
-    """Tell TensorRT for RTX, and only it, which GPUs to make kernels for; `CURRENT`, of the machine, is not asked.
+    """Set the GPUs that TensorRT for RTX, and only it, builds kernels for.
 
-    config: its IBuilderConfig; the stubs, of TensorRT, know nothing of this. Raises as `require_architectures` does.
+    Args:
+        config: its IBuilderConfig, changed in place; the stubs, of TensorRT, lack this.
+        names: as in `sm89`; `CURRENT`, the GPU of the machine, is not offered.
+
+    Raises:
+        SparseExportError: as `require_architectures`.
     """
     require_architectures(names)
     known = library("tensorrt-rtx").ComputeCapability.__members__
@@ -118,14 +156,19 @@ def set_architectures(config: Any, names: Sequence[str]) -> None:
 
 
 class Gpu(NamedTuple):  # not a dataclass: importing those takes the building process as long as all the rest
-    """The first CUDA device. architecture: as in `sm90`."""
+    """The first CUDA device.
+
+    Attributes:
+        name: by the driver.
+        architecture: as in `sm90`.
+    """
 
     name: str
     architecture: str
 
 
 def gpu() -> Gpu | None:
-    """The GPU that an engine would be built on or run on, by the driver itself; None when there is none."""
+    """Find the GPU that an engine would be built or run on, by the driver itself; None when there is none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -147,9 +190,14 @@ def gpu() -> Gpu | None:
 def rtx_runs_on(architecture: str, named: Sequence[str] = ()) -> bool:
     """Does an engine for TensorRT for RTX run on a GPU of this architecture, as in `sm89`?
 
-    named: those that it was built for, none for the library's own choice: 8.0, 8.6, 8.9, 12.0 and later. Turing, 7.5, is
-    supported where it is named, and only there (NVIDIA, "CPU-Only AOT and TensorRT-RTX Engines", Compute Capability).
-    On a GPU of 9.0 version 1.7.1 said: "Supported compute capabilities: 8.0 8.6 8.9 12.0 12.1 >12.0."
+    Turing, 7.5, is supported where it is named, and only there (NVIDIA, "CPU-Only AOT and TensorRT-RTX
+    Engines", Compute Capability). On a GPU of 9.0 version 1.7.1 said: "Supported compute capabilities: 8.0
+    8.6 8.9 12.0 12.1 >12.0."
+
+    Args:
+        architecture: of the GPU.
+        named: those that the engine was built for; none for the library's own choice, 8.0, 8.6, 8.9, 12.0 and
+            later.
     """
     number = int(architecture.removeprefix("sm"))
     if named:
@@ -158,18 +206,26 @@ def rtx_runs_on(architecture: str, named: Sequence[str] = ()) -> bool:
 
 
 def rtx_supports(architecture: str) -> bool:
-    """Does TensorRT for RTX run on such a GPU at all, by an engine that is built for it?"""
+    """Can TensorRT for RTX run on a GPU of this architecture, with an engine that is built for it?
+
+    Args:
+        architecture: as in `sm89`.
+    """
     return architecture == "sm75" or rtx_runs_on(architecture)
 
 
 def install_hint(target: str) -> str:
-    """What to type, and where it is described."""
+    """Say how to install the library of a target, and where that is described.
+
+    Args:
+        target: `tensorrt` or `tensorrt-rtx`.
+    """
     return f"{how_to_get(_EXTRAS[target])} ({_SOURCES[target]}; see NVIDIA's {_GUIDES[target]!r})"
 
 
 def _missing(target: str, why: str) -> MissingCapability:
+    """The error for a library that cannot be used."""
     return MissingCapability(
         f"The target {target!r} cannot be used here: {why}.",
-        expected=f"A working {module_name(target)}, version {LOWEST_VERSION[target]} or later, was expected.",
         do=f"{install_hint(target)}, or leave the target out.",
     )

@@ -1,9 +1,10 @@
-"""Builds one engine in a process of its own, so that a crash of the library costs nothing else.
+"""Builds one engine in a child process, so that a crash of the library ends nothing else.
 
     python -m sparse_export.engines.worker REQUEST.json [EVENTS]
 
-REQUEST.json: as `build.py` writes it.  EVENTS: number of an open file descriptor that gets one JSON object a line;
-stdout without it.  The log goes to stderr.  Closing stdin cancels the build, unless it is not a pipe.
+REQUEST.json is what `build.py` writes. EVENTS is the number of an open file descriptor, stdout by default,
+that gets one JSON object a line. The log goes to stderr. Closing stdin cancels the build, where stdin is a
+pipe.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 SPARSITY_MARK = "(Sparsity)"
-Tell = Callable[..., None]
+SendEvent = Callable[..., None]
 
 
 class _BuildError(Exception):
-    """No engine, and why. kind: `graph`, `build`, `usage` or `cancelled`."""
+    """No engine was built, and why. kind: `graph`, `build`, `usage` or `cancelled`."""
 
     def __init__(self, kind: str, what: str) -> None:
         self.kind = kind
@@ -38,28 +39,35 @@ class _BuildError(Exception):
 
 
 def main(words: list[str]) -> int:
-    """Build what a request asks for; 0, or 1 after a `failed` event."""
+    """Build the engine of a request.
+
+    Args:
+        words: path of the request, and the number of the file descriptor for events, if any.
+
+    Returns:
+        0, or 1 after a `failed` event.
+    """
     with open(words[0], encoding="utf-8") as file:  # noqa: PTH123 - pathlib would be imported for this alone
         request = json.load(file)
     stream = os.fdopen(int(words[1]), "w") if len(words) > 1 else sys.stdout
     lock = threading.Lock()
 
-    def tell(event: str, **facts: Any) -> None:
+    def send_event(event: str, **fields: Any) -> None:
         with lock:
-            stream.write(json.dumps({"event": event, **facts}) + "\n")
+            stream.write(json.dumps({"event": event, **fields}) + "\n")
             stream.flush()
 
     cancelled = threading.Event()
     if stat.S_ISFIFO(os.fstat(0).st_mode):
         threading.Thread(target=_wait_for_end_of_stdin, args=(cancelled,), daemon=True).start()
     try:
-        _build(request, tell, cancelled)
+        _build(request, send_event, cancelled)
     except SparseExportError as error:
         kind = "missing" if isinstance(error, MissingCapability) else "usage"
-        tell("failed", kind=kind, what=error.what, expected=error.expected, do=error.do)
+        send_event("failed", kind=kind, what=error.what, expected=error.expected, do=error.do)
         return 1
     except _BuildError as error:
-        tell("failed", kind=error.kind, what=str(error))
+        send_event("failed", kind=error.kind, what=str(error))
         return 1
     return 0
 
@@ -70,21 +78,21 @@ def _wait_for_end_of_stdin(cancelled: threading.Event) -> None:
     cancelled.set()
 
 
-def _build(request: dict[str, Any], tell: Tell, cancelled: threading.Event) -> None:
-    """The one path for TensorRT 10, TensorRT 11 and TensorRT for RTX."""
-    # One process builds one engine with one library, which mypy knows by the import above.
+def _build(request: dict[str, Any], send_event: SendEvent, cancelled: threading.Event) -> None:
+    """Build the engine, with TensorRT 10, TensorRT 11 or TensorRT for RTX alike."""
+    # One process builds one engine with one library; the import above is for mypy.
     globals()["trt"] = tensorrt_import.library(request["target"])
     gpu = tensorrt_import.gpu()
-    tell(
+    send_event(
         "started",
         version=tensorrt_import.version(request["target"]),
         gpu=gpu and gpu.name,
         architecture=gpu and gpu.architecture,
     )
 
-    logger = _logger(tell)
+    logger = _logger(send_event)
     builder = trt.Builder(logger)
-    # TensorRT 10 has to be told; in 11 every network is strongly typed, and the flag is still there (NVIDIA,
+    # TensorRT 10 needs the flag; in 11 every network is strongly typed, and the flag is still there (NVIDIA,
     # "Migrating from TensorRT 10.x to 11.x", Strongly Typed Networks Are Now Required).
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
@@ -92,10 +100,10 @@ def _build(request: dict[str, Any], tell: Tell, cancelled: threading.Event) -> N
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(request["onnx"]):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        told = [
+        reported = [
             f"node {error.node_name()!r} of type {error.node_operator()}: {error.desc()}" for error in errors
         ]
-        raise _BuildError("graph", "; ".join(told) or "the parser gave no reason")
+        raise _BuildError("graph", "; ".join(reported) or "the parser gave no reason")
     parse_s = time.perf_counter() - start
 
     config = builder.create_builder_config()
@@ -106,10 +114,11 @@ def _build(request: dict[str, Any], tell: Tell, cancelled: threading.Event) -> N
         profile.set_shape(request["input_name"], smallest, usual, largest)
         if config.add_optimization_profile(profile) < 0:
             raise _BuildError("usage", f"the batch sizes {sizes} do not fit the graph")
-    # In TensorRT for RTX a timing cache does nothing since 1.2: it times nothing (its own DeprecationWarning).
+    # In TensorRT for RTX a timing cache does nothing since 1.2: it times nothing (its own
+    # DeprecationWarning).
     times_kernels = request["target"] == "tensorrt"
-    cache_used = times_kernels and _take_timing_cache(config, request)
-    monitor = _monitor(tell, cancelled)
+    cache_used = times_kernels and _load_timing_cache(config, request)
+    monitor = _monitor(send_event, cancelled)
     config.progress_monitor = monitor
 
     start = time.perf_counter()
@@ -120,8 +129,8 @@ def _build(request: dict[str, Any], tell: Tell, cancelled: threading.Event) -> N
     content = memoryview(plan)
     _write(request["engine"], content)
     if times_kernels:
-        _give_timing_cache(config, request)
-    tell(
+        _save_timing_cache(config, request)
+    send_event(
         "built",
         parse_s=parse_s,
         build_s=build_s,
@@ -132,7 +141,7 @@ def _build(request: dict[str, Any], tell: Tell, cancelled: threading.Event) -> N
 
 
 def _configure(config: trt.IBuilderConfig, request: dict[str, Any]) -> None:
-    """The builder's options; those of one library only are behind the name of the target."""
+    """Set the builder's options; those of one library alone are only set for its target."""
     if request["sparse"]:
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if request["workspace_bytes"] is not None:
@@ -149,8 +158,8 @@ def _configure(config: trt.IBuilderConfig, request: dict[str, Any]) -> None:
         tensorrt_import.set_architectures(config, request["architectures"])
 
 
-def _take_timing_cache(config: trt.IBuilderConfig, request: dict[str, Any]) -> bool:
-    """Attach the cache of an earlier build, or an empty one when it is for another device or version."""
+def _load_timing_cache(config: trt.IBuilderConfig, request: dict[str, Any]) -> bool:
+    """Attach the cache of an earlier build, or an empty one where that is for another device or version."""
     old = request["timing_cache_in"]
     content = b""
     if old is not None:
@@ -164,7 +173,7 @@ def _take_timing_cache(config: trt.IBuilderConfig, request: dict[str, Any]) -> b
     return False
 
 
-def _give_timing_cache(config: trt.IBuilderConfig, request: dict[str, Any]) -> None:
+def _save_timing_cache(config: trt.IBuilderConfig, request: dict[str, Any]) -> None:
     cache = config.get_timing_cache()
     if cache is not None:
         _write(request["timing_cache_out"], bytes(cache.serialize()))
@@ -175,8 +184,8 @@ def _write(path: str, content: bytes | memoryview) -> None:
         file.write(content)
 
 
-def _logger(tell: Tell) -> trt.ILogger:
-    """Writes what is INFO or worse to stderr, and passes on whatever tells of sparsity, however quietly."""
+def _logger(send_event: SendEvent) -> trt.ILogger:
+    """A logger that writes INFO and above to stderr, and sends lines on sparsity of any level as events."""
     marks = {
         trt.ILogger.Severity.INTERNAL_ERROR: "F",
         trt.ILogger.Severity.ERROR: "E",
@@ -189,11 +198,11 @@ def _logger(tell: Tell) -> trt.ILogger:
             trt.ILogger.__init__(self)
 
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            told = SPARSITY_MARK in msg
+            on_sparsity = SPARSITY_MARK in msg
             mark = marks.get(severity)
-            if told:
-                tell("sparsity", line=msg)
-            if mark is None and told:
+            if on_sparsity:
+                send_event("sparsity", line=msg)
+            if mark is None and on_sparsity:
                 mark = "V"
             if mark is not None:
                 print(f"[{mark}] {msg}", file=sys.stderr, flush=True)
@@ -201,30 +210,30 @@ def _logger(tell: Tell) -> trt.ILogger:
     return Logger()
 
 
-def _monitor(tell: Tell, cancelled: threading.Event) -> trt.IProgressMonitor:
-    """Passes the phases of the build on, and ends it when it is cancelled."""
+def _monitor(send_event: SendEvent, cancelled: threading.Event) -> trt.IProgressMonitor:
+    """A monitor that sends the phases of the build as events, and ends the build when it is cancelled."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            tell("phase", name=phase_name, parent=parent_phase, n_steps=num_steps)
+            send_event("phase", name=phase_name, parent=parent_phase, n_steps=num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            tell("step", name=phase_name, step=step)
+            send_event("step", name=phase_name, step=step)
             return not cancelled.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
-            tell("finished", name=phase_name)
+            send_event("finished", name=phase_name)
 
     return Monitor()
 
 
 def _inspection(logger: trt.ILogger, plan: trt.IHostMemory, version_compatible: bool) -> str | None:
-    """What the inspector says of the engine, as JSON; None where it cannot be loaded, as without a GPU.
+    """The inspector's JSON; None where the engine cannot be loaded, as without a GPU.
 
-    version_compatible: it brings a runtime of its own along, which may run here: it was just built.
+    version_compatible: the engine holds a runtime of its own, which may run here since it was just built.
     """
     if tensorrt_import.gpu() is None:
         return None

@@ -1,4 +1,4 @@
-"""A build through our door takes little longer than one by the bare library."""
+"""A build through our worker takes little longer than one by the bare library."""
 
 from __future__ import annotations
 

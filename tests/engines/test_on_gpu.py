@@ -1,4 +1,4 @@
-"""What only a GPU can tell: engines that are loaded and run. `python -m pytest -m gpu tests/engines`"""
+"""What only a GPU can show: engines that are loaded and run. `python -m pytest -m gpu tests/engines`"""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_validate_runs_the_engine(bundle: Bundle) -> None:
 def test_tensorrt_tells_of_sparse_kernels_in_a_wording_that_is_known(bundle: Bundle) -> None:
     (fact,) = bundle.info.engines
     if fact.target != "tensorrt":
-        pytest.skip("TensorRT for RTX does not tell")
+        pytest.skip("TensorRT for RTX does not report it")
     log = read_sparsity((bundle.path / f"{fact.file}.log").read_text().splitlines())
     assert log.unread == ()
     assert log.n_picked is not None

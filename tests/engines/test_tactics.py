@@ -245,7 +245,7 @@ def test_for_rtx_an_eligible_layer_is_unknown_and_never_picked(lines: list[str])
         "b": "unproven",
         "c": "not eligible",
     }
-    assert "same to the byte" in rows["a"].text
+    assert "byte for byte" in rows["a"].text
 
 
 @pytest.mark.parametrize("name", ["none-8-to-10.txt", "none-found-chose.txt"])

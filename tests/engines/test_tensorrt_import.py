@@ -1,4 +1,4 @@
-"""TensorRT comes in by one door, and what is missing there is said."""
+"""TensorRT comes in by one module, and what is missing is reported."""
 
 from __future__ import annotations
 
