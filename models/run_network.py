@@ -18,19 +18,19 @@ from sparse_export.formats.listed import bytes_of
 from sparse_export.formats.run import MASKS_FILE, RUN_FILE, WEIGHTS_FILE, Run
 from sparse_export.models.lazy import give_shapes
 from sparse_export.models.weights import put_state
-from sparse_export.trust import Given
+from sparse_export.trust import TrustedDigests
 
 __all__ = ["density_of", "masks_of_run", "network_of_run"]
 
 
-def network_of_run(run: Run, *, given: Given = None) -> nn.Module:
+def network_of_run(run: Run, *, trusted: TrustedDigests = None) -> nn.Module:
     """The trained network of a finished run, on the CPU, in eval mode; a copy of the one in memory, if any.
 
-    given: SHA-256 of `run.json`, as `build` takes it.  Nothing is unpickled; a factory that this user does not
+    trusted: SHA-256 of `run.json`, as `build` takes it.  Nothing is unpickled; a factory that this user does not
     vouch for is not imported.
     Raises NotTrustedError, UsageError (no way to make the network) or ArtefactError (weights of another one).
     """
-    network = copy.deepcopy(run.module) if run.module is not None else _fresh_network(run, given)
+    network = copy.deepcopy(run.module) if run.module is not None else _fresh_network(run, trusted)
     network = network.cpu().eval()
     give_shapes(network, run.info.model.input_shape)
     state = _tensors(run, WEIGHTS_FILE)
@@ -57,7 +57,7 @@ def network_of_run(run: Run, *, given: Given = None) -> nn.Module:
     return network
 
 
-def _fresh_network(run: Run, given: Given) -> nn.Module:
+def _fresh_network(run: Run, trusted: TrustedDigests) -> nn.Module:
     name = run.info.model.name
     if name is None:
         raise UsageError(
@@ -66,7 +66,7 @@ def _fresh_network(run: Run, given: Given) -> nn.Module:
             do="Build it in the process that trained it, or train it with a factory.",
         )
     if models.is_factory(name):
-        trust.require(sha256_file(run.path / RUN_FILE), f"The factory {name} in {run.path}", given=given)
+        trust.require(sha256_file(run.path / RUN_FILE), f"The factory {name} in {run.path}", trusted=trusted)
     with torch.no_grad():  # weights that a layer computes from others must be copied like the others
         return models.create(name, run.info.model.n_classes)
 

@@ -1,4 +1,4 @@
-"""What this user vouches for: digests of files that may run code when they are used."""
+"""The trust store: digests of files that may run code when used, and that this user vouches for."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from sparse_export.files import json_bytes, output_error, write_bytes
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
-Given = str | Sequence[str] | None
-"""What the user passed with --trust: one digest, several of which each is some file's, or none."""
+TrustedDigests = str | Sequence[str] | None
+"""The digests passed with --trust: one, several, each of another file, or none."""
 
 
 def store_path() -> Path:
-    """`$XDG_DATA_HOME/sparse-export/trust.json`, under ~/.local/share when that is unset or relative.
+    """Locate the store: `$XDG_DATA_HOME/sparse-export/trust.json`.
 
-    Raises UsageError when it is and there is no home folder.
+    Under ~/.local/share where XDG_DATA_HOME is unset or relative.
+
+    Raises:
+        UsageError: it is, and there is no home folder.
     """
     base = Path(os.environ.get("XDG_DATA_HOME", ""))
     if not base.is_absolute():
@@ -30,16 +33,21 @@ def store_path() -> Path:
         except RuntimeError as cause:
             raise UsageError(
                 f"There is no place for the trust store: {cause}",
-                expected="A home folder, or an absolute path in XDG_DATA_HOME, was expected.",
-                do="Set XDG_DATA_HOME to a folder of your own.",
+                do="Set XDG_DATA_HOME to the absolute path of a folder of your own.",
             ) from cause
     return base / "sparse-export" / "trust.json"
 
 
 def remember(digest: str) -> None:
-    """Enter a hex SHA-256 in the store of this user, which is made when absent, readable by nobody else.
+    """Add a digest to the store of this user, which is created where absent, readable by nobody else.
 
-    Raises UsageError (not a digest), ArtefactError (a store that cannot be relied on) or OutputError.
+    Args:
+        digest: hex SHA-256.
+
+    Raises:
+        UsageError: it is no SHA-256.
+        ArtefactError: the store is damaged, or others could have written to it.
+        OutputError: the store cannot be written.
     """
     digest = _checked(digest)
     path = store_path()
@@ -58,60 +66,89 @@ def remember(digest: str) -> None:
 
 
 def is_trusted(digest: str) -> bool:
-    """Has this user vouched for it? Raises UsageError or ArtefactError, as `remember` does."""
+    """Has this user vouched for a digest?
+
+    Args:
+        digest: hex SHA-256.
+
+    Raises:
+        UsageError: it is no SHA-256.
+        ArtefactError: the store is damaged, or others could have written to it.
+    """
     return _checked(digest) in _read(store_path())
 
 
-def digests(given: Given) -> tuple[str, ...]:
-    """Each of them, in lower case."""
-    words = (given,) if isinstance(given, str) else given or ()
+def digests(trusted: TrustedDigests) -> tuple[str, ...]:
+    """List the digests passed with --trust.
+
+    Args:
+        trusted: as passed.
+
+    Returns:
+        Each, in lower case.
+    """
+    words = (trusted,) if isinstance(trusted, str) else trusted or ()
     return tuple(word.strip().lower() for word in words)
 
 
-def is_vouched_for(digest: str, *, given: Given) -> bool:
-    """Is it trusted, or among `given`? Then it is remembered. Raises UsageError, ArtefactError or OutputError."""
+def is_vouched_for(digest: str, *, trusted: TrustedDigests) -> bool:
+    """Does this user vouch for a digest, by the store or now? One that is vouched for now is remembered.
+
+    Args:
+        digest: hex SHA-256.
+        trusted: digests passed with --trust.
+
+    Raises:
+        SparseExportError: as `remember`.
+    """
     digest = _checked(digest)
     if is_trusted(digest):
         return True
-    if digest not in digests(given):
+    if digest not in digests(trusted):
         return False
     remember(digest)
     return True
 
 
-def require(digest: str, what: str, *, given: Given) -> None:
-    """Return when `digest` is trusted, or among `given`, which is remembered then.
+def require(digest: str, what: str, *, trusted: TrustedDigests) -> None:
+    """Check that this user vouches for a file, by the store or now.
 
-    digest: of the file that would run code.  what: said in the error, like "the factory a:b in runs/x".
-    given: of this file or of others that one command uses; those others vouch for nothing here.
-    Raises NotTrustedError, naming the digest to vouch for.
+    Args:
+        digest: hex SHA-256 of the file that would run code.
+        what: names it in the error, like "The factory a:b in runs/x".
+        trusted: digests passed with --trust, of this file or of others that the command uses; those others
+            vouch for nothing here.
+
+    Raises:
+        NotTrustedError: this user does not; the message has the digest to pass.
+        SparseExportError: as `remember`.
     """
     digest = _checked(digest)
-    if is_vouched_for(digest, given=given):
+    if is_vouched_for(digest, trusted=trusted):
         return
-    others = (given,) if isinstance(given, str) else tuple(given or ())
-    if others:
+    passed = (trusted,) if isinstance(trusted, str) else tuple(trusted or ())
+    if passed:
         raise NotTrustedError(
-            f"{what} has SHA-256 {digest}, not {' or '.join(map(repr, others))}.",
-            expected="A digest given with --trust was expected to be that of the file.",
+            f"{what} has SHA-256 {digest}, not {' or '.join(map(repr, passed))}.",
             do="It was changed, or the digest is another file's. Do not use it before you know which; "
             f"when you trust it, pass --trust {digest} too.",
         )
     raise NotTrustedError(
         f"{what} would run code that was not made here.",
-        expected="Something that this user made or vouched for was expected.",
         do=f"Look at it, and when you trust it pass --trust {digest} once.",
     )
 
 
 def _checked(digest: str) -> str:
+    """A digest in lower case. Raises UsageError for anything else."""
     digest = digest.strip().lower()
     if not _DIGEST.fullmatch(digest):
-        raise UsageError(f"{digest!r} is not a SHA-256.", expected="64 hexadecimal digits were expected.")
+        raise UsageError(f"{digest!r} is not a SHA-256.", do="Give its 64 hexadecimal digits.")
     return digest
 
 
 def _read(path: Path) -> frozenset[str]:
+    """The digests of a store; none where there is no store."""
     try:
         with path.open("rb") as stream:
             _require_private(path, os.fstat(stream.fileno()))  # of the opened file: the name may be switched
@@ -121,7 +158,6 @@ def _read(path: Path) -> frozenset[str]:
     except OSError as cause:
         raise ArtefactError(
             f"The trust store {path} cannot be read: {cause.strerror}.",
-            expected="A file that this user can read was expected.",
             do=f"Make it readable for yourself, or delete {path}.",
         ) from cause
     try:
@@ -134,24 +170,25 @@ def _read(path: Path) -> frozenset[str]:
     return frozenset(found)
 
 
-def _require_private(path: Path, fact: os.stat_result) -> None:
-    if hasattr(os, "getuid") and fact.st_uid != os.getuid():
+def _require_private(path: Path, status: os.stat_result) -> None:
+    """Raise ArtefactError for a store that others own or can access."""
+    if hasattr(os, "getuid") and status.st_uid != os.getuid():
         raise ArtefactError(
-            f"The trust store {path} belongs to user {fact.st_uid}.",
-            expected=f"It was expected to belong to user {os.getuid()}: somebody else could vouch in your name.",
+            f"The trust store {path} belongs to user {status.st_uid}, not to you, user {os.getuid()}: "
+            "somebody else could vouch in your name.",
             do="Delete it, or set XDG_DATA_HOME to a folder of your own.",
         )
-    if fact.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ArtefactError(
-            f"The trust store {path} has mode {stat.S_IMODE(fact.st_mode):04o}.",
-            expected="0600 was expected: others could vouch in your name.",
+            f"The trust store {path} has mode {stat.S_IMODE(status.st_mode):04o}, not 0600: "
+            "others could vouch in your name.",
             do=f"Look at its content, then run `chmod 600 {path}`.",
         )
 
 
 def _corrupt(path: Path, reason: str) -> ArtefactError:
+    """The error for a damaged store."""
     return ArtefactError(
         f"The trust store {path} is damaged: {reason}.",
-        expected="The JSON that sparse-export wrote was expected.",
         do=f"Delete {path}; you will be asked again for what you trusted.",
     )

@@ -75,47 +75,47 @@ def test_without_an_absolute_place_the_home_folder_is_used(
 
 def test_requiring_an_unknown_digest_tells_what_to_pass() -> None:
     with pytest.raises(NotTrustedError, match=f"The factory x:y would run code .* --trust {A}"):
-        trust.require(A, "The factory x:y", given=None)
+        trust.require(A, "The factory x:y", trusted=None)
 
 
 def test_requiring_a_known_digest_passes() -> None:
     trust.remember(A)
-    trust.require(A, "it", given=None)
+    trust.require(A, "it", trusted=None)
     assert trust.is_trusted(A)
 
 
 def test_a_matching_digest_is_remembered() -> None:
     assert not trust.is_trusted(A)
-    trust.require(A, "it", given=A.upper())
+    trust.require(A, "it", trusted=A.upper())
     assert trust.is_trusted(A)
-    trust.require(A, "it", given=None)
+    trust.require(A, "it", trusted=None)
 
 
 @pytest.mark.parametrize("given", [B, (B,), [B, "c" * 64]])
 def test_digests_of_other_files_vouch_for_nothing(given: str | list[str]) -> None:
     with pytest.raises(NotTrustedError, match=f"it has SHA-256 {A}, not '{B}'.*--trust {A}"):
-        trust.require(A, "it", given=given)
+        trust.require(A, "it", trusted=given)
     assert not trust.is_trusted(A)
     assert not trust.is_trusted(B)
 
 
 def test_a_trusted_file_stays_so_when_the_digest_of_another_is_given() -> None:
     trust.remember(A)
-    trust.require(A, "it", given=B)
+    trust.require(A, "it", trusted=B)
     assert not trust.is_trusted(B)
 
 
 def test_one_of_several_digests_is_enough_and_only_that_is_remembered() -> None:
-    trust.require(A, "it", given=(B, f" {A.upper()}"))
+    trust.require(A, "it", trusted=(B, f" {A.upper()}"))
     assert trust.is_trusted(A)
     assert not trust.is_trusted(B)
 
 
 @pytest.mark.parametrize("given", [None, (), ""])
 def test_without_a_digest_only_what_is_known_is_vouched_for(given: str | tuple[str, ...] | None) -> None:
-    assert not trust.is_vouched_for(A, given=given)
+    assert not trust.is_vouched_for(A, trusted=given)
     trust.remember(A)
-    assert trust.is_vouched_for(A, given=given)
+    assert trust.is_vouched_for(A, trusted=given)
 
 
 @pytest.mark.parametrize("digest", ["", "abc", "g" * 64, "a" * 65])

@@ -128,7 +128,7 @@ def _train(
         recipe = _recorded_recipe(earlier, out)
         if models.is_factory(recipe.model):
             digest = sha256_file(out / RUN_FILE)
-            trust_store.require(digest, f"the factory {recipe.model} in {out}", given=trust)
+            trust_store.require(digest, f"the factory {recipe.model} in {out}", trusted=trust)
     assert recipe is not None  # `train` saw to it
     if workers is not None:
         recipe = recipe_from_table(

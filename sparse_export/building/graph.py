@@ -35,7 +35,7 @@ from sparse_export.graph.passes.fit_pattern import Fitted, fit_pattern
 from sparse_export.models.run_network import density_of, masks_of_run, network_of_run
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern
-from sparse_export.trust import Given
+from sparse_export.trust import TrustedDigests
 
 __all__ = ["BuiltGraph", "PatternedNetwork", "build_graph"]
 
@@ -85,7 +85,12 @@ class BuiltGraph:
 
 
 def build_graph(
-    run: Run, request: BuildRequest, wanted: NMPattern | None, *, data_dir: str | Path | None, trust: Given
+    run: Run,
+    request: BuildRequest,
+    wanted: NMPattern | None,
+    *,
+    data_dir: str | Path | None,
+    trust: TrustedDigests,
 ) -> BuiltGraph:
     """Make the run's network satisfy the pattern, export it, and rewrite the graph as requested.
 
@@ -100,7 +105,7 @@ def build_graph(
         SparseExportError: as `build`, but for files and engines.
     """
     info, shape = run.info, run.info.model.input_shape
-    network = network_of_run(run, given=trust)
+    network = network_of_run(run, trusted=trust)
     masks = masks_of_run(run, network)
     fit = None if wanted is None else _fit(network, masks, info, wanted, request)
     fitted = None if fit is None else fit.fitted

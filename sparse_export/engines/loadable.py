@@ -40,26 +40,26 @@ def engine_of(bundle: Bundle, target: str) -> EngineInfo:
     )
 
 
-def require_loadable(bundle: Bundle, engine: EngineInfo, *, given: trust.Given = None) -> None:
+def require_loadable(bundle: Bundle, engine: EngineInfo, *, trusted: trust.TrustedDigests = None) -> None:
     """Check that an engine may be loaded into this process. Nothing is deserialised.
 
     Args:
         bundle: an opened bundle.
         engine: its record of the engine.
-        given: digests passed with --trust; that of the bundle's manifest is remembered.
+        trusted: digests passed with --trust; that of the bundle's manifest is remembered.
 
     Raises:
         ArtefactError: the file was changed, or is for another library version or another GPU.
         NotTrustedError: this user does not vouch for the manifest.
         MissingCapability: the library or a GPU is missing.
     """
-    require_genuine(bundle, engine, given=given)
+    require_genuine(bundle, engine, trusted=trusted)
     name = Path(engine.file).name
     _require_version(name, engine, tensorrt_import.version(engine.target))
     _require_gpu(name, engine)
 
 
-def require_genuine(bundle: Bundle, engine: EngineInfo, *, given: trust.Given = None) -> None:
+def require_genuine(bundle: Bundle, engine: EngineInfo, *, trusted: trust.TrustedDigests = None) -> None:
     """Check that an engine is the file of its manifest, and that this user vouches for the manifest.
 
     These are the checks that need neither the library nor a GPU.
@@ -67,7 +67,7 @@ def require_genuine(bundle: Bundle, engine: EngineInfo, *, given: trust.Given = 
     Args:
         bundle: an opened bundle.
         engine: its record of the engine.
-        given: digests passed with --trust.
+        trusted: digests passed with --trust.
 
     Raises:
         ArtefactError: the file was changed.
@@ -82,21 +82,21 @@ def require_genuine(bundle: Bundle, engine: EngineInfo, *, given: trust.Given = 
             f"and of {engine.target} {engine.version} by its manifest.",
             do="Build the bundle again.",
         )
-    trust.require(sha256_file(bundle.path / BUNDLE_FILE), f"The engine {path}", given=given)
+    trust.require(sha256_file(bundle.path / BUNDLE_FILE), f"The engine {path}", trusted=trusted)
 
 
 def problem_with(
-    bundle: Bundle, engine: EngineInfo, *, given: trust.Given = None
+    bundle: Bundle, engine: EngineInfo, *, trusted: trust.TrustedDigests = None
 ) -> SparseExportError | None:
     """Return the error that `require_loadable` would raise, None when there is none.
 
     Args:
         bundle: an opened bundle.
         engine: its record of the engine.
-        given: digests passed with --trust.
+        trusted: digests passed with --trust.
     """
     try:
-        require_loadable(bundle, engine, given=given)
+        require_loadable(bundle, engine, trusted=trusted)
     except SparseExportError as cause:
         return cause
     return None

@@ -20,7 +20,7 @@ from sparse_export.instruments.interleave import check_measurable
 from sparse_export.instruments.machine import n_usable_cores
 from sparse_export.instruments.statistics import location, paired_ratio, resolution
 from sparse_export.runtimes.choice import RUNTIMES, candidates, open_runtime, runtime_note
-from sparse_export.trust import Given
+from sparse_export.trust import TrustedDigests
 
 __all__ = ["bench", "check_batches"]
 
@@ -35,7 +35,7 @@ def bench(
     warmup_limit_s: float = 5.0,
     n_threads: int | None = None,
     seed: int = 0,
-    trust: Given = None,
+    trust: TrustedDigests = None,
     cuda_graphs: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> Bench:

@@ -30,7 +30,7 @@ from sparse_export.instruments.outcome import require_possible_speedup
 from sparse_export.runtimes.choice import RUNTIMES, open_runtime
 from sparse_export.tables import Shown, Table
 from sparse_export.tasks.accuracy import require_possible_drop
-from sparse_export.trust import Given, digests
+from sparse_export.trust import TrustedDigests, digests
 from sparse_export.version import command_line, library_versions, now
 
 __all__ = ["MAX_DROP_POINTS", "Gate", "check_gate", "gate", "write_results"]
@@ -93,7 +93,7 @@ def gate(
     data_dir: str | Path | None = None,
     run: str | Path | None = None,
     runtimes: Sequence[str] | None = None,
-    trust: Given = None,
+    trust: TrustedDigests = None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Gate:
     """Hold a bundle to everything that deploying it rests on, link by link, up to the first that is broken.

@@ -15,16 +15,16 @@ from sparse_export.formats.listed import bytes_of
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.logits import Array, session_logits
 from sparse_export.runtimes.onnxruntime import open_session
-from sparse_export.runtimes.probe import require_tried
+from sparse_export.runtimes.probe import require_probed
 from sparse_export.runtimes.tolerance import outside_tolerance, spread
 from sparse_export.tasks.labels import has_class_scores, predicted_classes
-from sparse_export.trust import Given
+from sparse_export.trust import TrustedDigests
 
 __all__ = ["golden_array", "golden_parity", "golden_parity_of_file", "parity_by_batch", "parity_of"]
 
 
-def golden_parity(bundle: Bundle, *, n_threads: int | None = None, trust: Given = None) -> Parity:
-    """Hold the ONNX file, by onnxruntime on the CPU, against the stored answer, after `require_tried`.
+def golden_parity(bundle: Bundle, *, n_threads: int | None = None, trust: TrustedDigests = None) -> Parity:
+    """Hold the ONNX file, by onnxruntime on the CPU, against the stored answer, after `require_probed`.
 
     Args:
         bundle: to be checked.
@@ -35,7 +35,7 @@ def golden_parity(bundle: Bundle, *, n_threads: int | None = None, trust: Given 
         GateFailed: NaN, or logits of another shape.
         ArtefactError: files that cannot be read, or that do not fit each other.
     """
-    require_tried(bundle, given=trust)
+    require_probed(bundle, trusted=trust)
     with open_session(bundle.onnx_path, n_threads=n_threads) as session:
         return golden_parity_of_file(session, bundle)
 

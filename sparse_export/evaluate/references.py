@@ -17,8 +17,8 @@ from sparse_export.formats.run import RUN_FILE, Run, open_run
 from sparse_export.graph.passes.fit_pattern import replay
 from sparse_export.instruments.statistics import paired_accuracy_difference
 from sparse_export.models.run_network import network_of_run
-from sparse_export.runtimes.probe import require_tried
-from sparse_export.trust import Given
+from sparse_export.runtimes.probe import require_probed
+from sparse_export.trust import TrustedDigests
 
 __all__ = ["against_dense", "network_of_bundle", "open_dense", "run_of_bundle"]
 
@@ -51,7 +51,7 @@ def run_of_bundle(bundle: Bundle, given: Path | None = None) -> Run | None:
 
 
 def network_of_bundle(
-    bundle: Bundle, given: Path | None, trust: Given
+    bundle: Bundle, given: Path | None, trust: TrustedDigests
 ) -> tuple[nn.Module | None, str | None]:
     """The network of the run, or why there is none. A run that was asked for by path must be there."""
     run = run_of_bundle(bundle, given)
@@ -59,13 +59,13 @@ def network_of_bundle(
         return None, f"The run {Path(bundle.info.run.path)} is no longer there."
     if run.info.model.name is None:
         return None, f"The run {run.path} does not say how its network is made."
-    network = network_of_run(run, given=trust)
+    network = network_of_run(run, trusted=trust)
     if bundle.info.fitted is not None and any(layer.n_cut for layer in bundle.info.fitted.layers):
         replay(network, read_orders(bundle))  # else it is the same function
     return network, None
 
 
-def open_dense(bundle: Bundle, path: Path, trust: Given) -> Bundle:
+def open_dense(bundle: Bundle, path: Path, trust: TrustedDigests) -> Bundle:
     """Open the dense bundle that another one is held against.
 
     Raises:
@@ -83,7 +83,7 @@ def open_dense(bundle: Bundle, path: Path, trust: Given) -> Bundle:
             ),
             do="Give a dense bundle of the same data.",
         )
-    require_tried(dense, given=trust)
+    require_probed(dense, trusted=trust)
     return dense
 
 

@@ -193,7 +193,7 @@ def opened_both(
     for name in candidates(dense, sparse) if runtime is None else (runtime,):
         try:  # a file that was changed ends it; one that nobody vouches for is like one that cannot run
             for side in (dense, sparse) if name in TARGETS else ():
-                require_genuine(side, engine_of(side, name), given=trust)
+                require_genuine(side, engine_of(side, name), trusted=trust)
         except NotTrustedError as cause:
             if runtime is not None:
                 raise

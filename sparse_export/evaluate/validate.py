@@ -18,11 +18,11 @@ from sparse_export.runtimes import Session
 from sparse_export.runtimes.choice import RUNTIMES, open_runtime, runtime_states
 from sparse_export.runtimes.logits import session_logits, torch_logits
 from sparse_export.runtimes.onnxruntime import open_session
-from sparse_export.runtimes.probe import require_tried
+from sparse_export.runtimes.probe import require_probed
 from sparse_export.tasks.accuracy import drop_points, require_possible_drop
 from sparse_export.tasks.labels import require_outputs
 from sparse_export.tasks.samples import LabelledSamples, load_test_set
-from sparse_export.trust import Given
+from sparse_export.trust import TrustedDigests
 from sparse_export.version import library_versions, now
 
 __all__ = ["validate"]
@@ -40,7 +40,7 @@ def validate(
     against: str | Path | None = None,
     n_threads: int | None = None,
     runtimes: Sequence[str] | None = None,
-    trust: Given = None,
+    trust: TrustedDigests = None,
 ) -> Validation:
     """Run the file that ships over the test set, by onnxruntime, and its network by PyTorch.
 
@@ -76,7 +76,7 @@ def validate(
     if info.data is not None:  # before the work
         require_outputs(info.model.n_classes, outputs_of, do=do)
     names, not_run = _runtimes(bundle, runtimes, trust)
-    require_tried(bundle, given=trust)
+    require_probed(bundle, trusted=trust)
     for name in names:  # before the work, so that one that cannot be opened ends it at once
         open_runtime(bundle, name, n_threads=n_threads, trust=trust).close()
     dense = None if against is None else open_dense(bundle, Path(against), trust)
@@ -183,7 +183,9 @@ def _require_gate_possible(bundle: Bundle, max_drop: float | None, against: str 
         )
 
 
-def _runtimes(bundle: Bundle, wanted: Sequence[str] | None, trust: Given) -> tuple[list[str], dict[str, str]]:
+def _runtimes(
+    bundle: Bundle, wanted: Sequence[str] | None, trust: TrustedDigests
+) -> tuple[list[str], dict[str, str]]:
     """The runtimes to run besides onnxruntime on the CPU, and why others are not."""
     if wanted is not None:
         for name in wanted:

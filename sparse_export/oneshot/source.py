@@ -93,7 +93,7 @@ def open_source(
     """
     require_weights(model, run, weights)
     if run is not None:
-        network = network_of_run(run, given=trust)
+        network = network_of_run(run, trusted=trust)
         origin = {"from": "run", "path": str(run.path.resolve()), "sha256": sha256_file(run.path / RUN_FILE)}
         masks = masks_of_run(run, network)
         return Source(name=str(run.info.model.name), network=network, masks=masks, origin=origin)

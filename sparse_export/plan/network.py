@@ -160,7 +160,7 @@ def _network(
     if Path(model).is_dir():
         run = open_run(Path(model))
         return (
-            network_of_run(run, given=trust),
+            network_of_run(run, trusted=trust),
             run.info.model.name,
             run.info.model.input_shape,
             str(run.path),

@@ -1,4 +1,4 @@
-"""The runtimes that a bundle can run on, and the choice among them: always by name, never a silent fall-back."""
+"""The choice among the runtimes that a bundle can run on: always by name, never a silent fall-back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sparse_export.engines.tensorrt_import import TARGETS, gpu
 from sparse_export.errors import MissingCapability, SparseExportError, UnknownNameError, what_and_do
 from sparse_export.formats.bundle import Bundle
 from sparse_export.runtimes import Session
-from sparse_export.trust import Given
+from sparse_export.trust import TrustedDigests
 
 __all__ = [
     "KNOW_TWO_FOUR",
@@ -35,21 +35,40 @@ KNOW_TWO_FOUR: tuple[str, ...] = (*TARGETS, "onnxruntime-tensorrt")
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeState:
-    """A runtime and whether a bundle can run on it here. problem: why not and what to do, None when it can."""
+    """Whether a bundle can run on a runtime here.
+
+    Attributes:
+        name: one of `RUNTIMES`.
+        problem: why it cannot, and what to do; None when it can.
+    """
 
     name: str
     problem: str | None
 
 
-def runtime_states(bundle: Bundle, *, trust: Given = None) -> tuple[RuntimeState, ...]:
-    """Every runtime, the best first; nothing is loaded. trust: as of `open_runtime`."""
+def runtime_states(bundle: Bundle, *, trust: TrustedDigests = None) -> tuple[RuntimeState, ...]:
+    """Check every runtime for a bundle. Nothing is loaded.
+
+    Args:
+        bundle: an opened bundle.
+        trust: digests passed with --trust.
+
+    Returns:
+        One entry for each of `RUNTIMES`, the best first.
+    """
     return tuple(RuntimeState(name=name, problem=_problem(bundle, name, trust)) for name in RUNTIMES)
 
 
 def candidates(*bundles: Bundle) -> tuple[str, ...]:
-    """The runtimes that one would expect to run all of these here, the best first; nothing is loaded.
+    """List the runtimes that are expected to run all of some bundles here. Nothing is loaded.
 
-    Engines are expected of bundles that have them, onnxruntime's GPU providers of a machine with a card.
+    Engines are expected where all bundles have one, onnxruntime's GPU providers where there is a GPU.
+
+    Args:
+        bundles: one at least.
+
+    Returns:
+        Names of runtimes, the best first.
     """
     wanted = set.intersection(*({fact.target for fact in bundle.info.engines} for bundle in bundles))
     found: list[str] = [name for name in TARGETS if name in wanted]
@@ -59,21 +78,36 @@ def candidates(*bundles: Bundle) -> tuple[str, ...]:
     return (*found, *(name for name in _PROVIDERS if name not in on_card))
 
 
-def best_runtime(bundle: Bundle, *, trust: Given = None) -> str:
-    """The first runtime that can run the bundle here. Raises MissingCapability when there is none."""
+def best_runtime(bundle: Bundle, *, trust: TrustedDigests = None) -> str:
+    """Choose the best runtime that can run a bundle here.
+
+    Args:
+        bundle: an opened bundle.
+        trust: digests passed with --trust.
+
+    Raises:
+        MissingCapability: there is none.
+    """
     states = runtime_states(bundle, trust=trust)
     for state in states:
         if state.problem is None:
             return state.name
     raise MissingCapability(
         f"Nothing here can run {bundle.path}: {'; '.join(f'{one.name}: {one.problem}' for one in states)}.",
-        expected="One runtime at least was expected.",
         do="Run `sparse-export doctor`.",
     )
 
 
 def runtime_note(bundle: Bundle, name: str) -> str | None:
-    """What there is to know of running a bundle on a runtime here, None where nothing is."""
+    """Say what the user should know about running a bundle on a runtime here.
+
+    Args:
+        bundle: an opened bundle.
+        name: one of `RUNTIMES`.
+
+    Returns:
+        A sentence, or None.
+    """
     if name != "onnxruntime-tensorrt":
         return None
     from sparse_export.runtimes.engine_cache import cache_for
@@ -86,24 +120,36 @@ def open_runtime(
     name: str | None = None,
     *,
     n_threads: int | None = None,
-    trust: Given = None,
+    trust: TrustedDigests = None,
     cuda_graphs: bool = False,
 ) -> Session:
-    """Load a bundle's ONNX file or engine into a runtime; `session.name` says which it is.
+    """Load a bundle's ONNX file or engine into a runtime.
 
-    name: one of `RUNTIMES`, None for the best that works here.  n_threads: of onnxruntime.  trust: SHA-256 of the
-    manifest of a bundle that was built elsewhere; its engines are not loaded without, and its ONNX file only after
-    `require_tried`.  cuda_graphs: let an engine replay its launches; nothing else does.
-    Raises UnknownNameError, UsageError (no such engine in the bundle), MissingCapability, ArtefactError,
-    NotTrustedError.
+    Args:
+        bundle: an opened bundle.
+        name: one of `RUNTIMES`, None for the best that works here; `session.name` says which it is.
+        n_threads: of onnxruntime; None for its own choice.
+        trust: SHA-256 of the manifest of a bundle that was built elsewhere. Without it the bundle's engines
+            are not loaded, and its ONNX file only after `require_probed`.
+        cuda_graphs: let an engine replay its launches; nothing else does.
+
+    Returns:
+        The session, to be closed.
+
+    Raises:
+        UnknownNameError: no such runtime.
+        UsageError: the bundle has no such engine.
+        MissingCapability: the runtime or its device is missing.
+        ArtefactError: the file was changed, or cannot be loaded.
+        NotTrustedError: this user does not vouch for the bundle.
     """
     chosen = best_runtime(bundle, trust=trust) if name is None else name
     if chosen in _PROVIDERS:
         from sparse_export.runtimes.onnxruntime import open_session, require_provider
-        from sparse_export.runtimes.probe import require_tried
+        from sparse_export.runtimes.probe import require_probed
 
         require_provider(_PROVIDERS[chosen])
-        require_tried(bundle, provider=_PROVIDERS[chosen], given=trust)
+        require_probed(bundle, provider=_PROVIDERS[chosen], trusted=trust)
         return open_session(bundle.onnx_path, n_threads=n_threads, provider=_PROVIDERS[chosen])
     if chosen not in TARGETS:
         raise UnknownNameError("runtime", chosen, RUNTIMES)
@@ -112,10 +158,11 @@ def open_runtime(
     return open_engine(bundle, engine_of(bundle, chosen), trust=trust, cuda_graphs=cuda_graphs)
 
 
-def _problem(bundle: Bundle, name: str, trust: Given) -> str | None:
+def _problem(bundle: Bundle, name: str, trust: TrustedDigests) -> str | None:
+    """Why a runtime cannot run a bundle here, and what to do; None when it can."""
     try:
         if name in TARGETS:
-            cause = problem_with(bundle, engine_of(bundle, name), given=trust)
+            cause = problem_with(bundle, engine_of(bundle, name), trusted=trust)
             return None if cause is None else what_and_do(cause)
         from sparse_export.runtimes.onnxruntime import require_provider
 

@@ -1,8 +1,8 @@
 """Where onnxruntime's TensorRT provider keeps the engines that it builds, and which of them may be read back.
 
-What is read back is native code. So a cache within a bundle is used only where nobody else may write, and only with
-the content that this user left there: its digest is in the trust store. Anything else stays unread, and untouched: it
-may be what a session of another process is about to vouch for.
+A cached engine is native code. So a cache within a bundle is used only where nobody else may write, and only
+with the content that this user left there: its digest is in the trust store. Anything else is neither read
+nor changed: a session of another process may be about to vouch for it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ from sparse_export.formats.bundle import BUNDLE_FILE, CACHE_FOLDER
 __all__ = ["EngineCache", "cache_for", "open_cache"]
 
 _SALT = "cache of onnxruntime's TensorRT provider"
-# Folders that this process opened: several of its sessions may share one, and the first has not vouched for it before
-# it is closed.
+# Folders that this process opened: several of its sessions may share one, and the first has not vouched for
+# it before it is closed.
 _opened: set[Path] = set()
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineCache:
-    """A folder for the engines of one ONNX file. note: why it is not in the bundle, None where it is.
+    """A folder for the engines of one ONNX file.
 
-    in_bundle: only then is its content held against the trust store.
+    Attributes:
+        path: the folder.
+        in_bundle: it is within the bundle; only then is its content checked against the trust store.
+        note: why it is not in the bundle; None where it is, or where there is no bundle.
     """
 
     path: Path
@@ -42,7 +45,7 @@ class EngineCache:
     note: str | None
 
     def keep(self) -> None:
-        """Vouch for what is in it now. Where that cannot be entered, the next session makes it anew."""
+        """Vouch for its content. Where that cannot be stored, the next session builds the engines again."""
         if self.in_bundle and self.path.is_dir():
             try:
                 trust.remember(_digest(self.path))
@@ -51,10 +54,13 @@ class EngineCache:
 
 
 def cache_for(model_path: Path) -> EngineCache:
-    """Where the engines of an ONNX file are to be kept; nothing is made or looked into.
+    """Choose the folder for the engines of an ONNX file. Nothing is created.
 
-    Of a bundle in its own folder, `cache/onnxruntime-tensorrt`, where this user may write there and nobody else, and what
-    is there was left by this user; else in the user's cache folder.
+    It is the bundle's `cache/onnxruntime-tensorrt`, where this user and nobody else may write there, and this
+    user left what is there; otherwise the user's cache folder.
+
+    Args:
+        model_path: the ONNX file.
     """
     bundle = model_path.absolute().parent
     digest = sha256_file(model_path)
@@ -67,14 +73,18 @@ def cache_for(model_path: Path) -> EngineCache:
         note = f"{bundle} {why}" if why else f"this user did not leave what is in {path}"
     base = cache_folder() or Path(tempfile.gettempdir()) / f"sparse-export-{os.getuid()}"
     path = base / "onnxruntime-tensorrt" / digest
-    told = None if note is None else f"onnxruntime's TensorRT engines are kept in {path}, since {note}."
-    return EngineCache(path=path, in_bundle=False, note=told)
+    reason = None if note is None else f"onnxruntime's TensorRT engines are kept in {path}, since {note}."
+    return EngineCache(path=path, in_bundle=False, note=reason)
 
 
 def open_cache(model_path: Path) -> EngineCache:
-    """The folder of `cache_for`, made where it is absent; one for this session alone where others may write to it.
+    """Create the folder of `cache_for`; where others may write to it, one for this session alone.
 
-    Raises OutputError.
+    Args:
+        model_path: the ONNX file.
+
+    Raises:
+        OutputError: the folder cannot be created.
     """
     cache = cache_for(model_path)
     try:
@@ -88,7 +98,7 @@ def open_cache(model_path: Path) -> EngineCache:
             until_the_end = contextlib.ExitStack()
             alone = until_the_end.enter_context(temporary_folder("engines"))
             atexit.register(until_the_end.close)
-            note = f"onnxruntime's TensorRT engines are built anew each time, since {cache.path} {why}."
+            note = f"onnxruntime's TensorRT engines are built again each time, since {cache.path} {why}."
             cache = EngineCache(path=alone, in_bundle=False, note=note)
     except OSError as cause:
         raise output_error(cache.path, cause) from cause
@@ -97,7 +107,7 @@ def open_cache(model_path: Path) -> EngineCache:
 
 
 def _why_not_there(folders: Sequence[Path]) -> str | None:
-    """Why a bundle is no place for code that is read back, None where it is one. folders: it, and those within."""
+    """Why a bundle is no place for native code, None where it is one. folders: it, and those within."""
     for folder in folders:
         try:
             fact = folder.lstat()
@@ -115,6 +125,7 @@ def _why_not_there(folders: Sequence[Path]) -> str | None:
 
 
 def _is_own(folder: Path) -> bool:
+    """Did this user leave what is in a folder?"""
     try:
         return not any(folder.iterdir()) or trust.is_trusted(_digest(folder))
     except (SparseExportError, OSError):
@@ -122,7 +133,7 @@ def _is_own(folder: Path) -> bool:
 
 
 def _digest(folder: Path) -> str:
-    """Of the names and contents of its files; of a folder with anything else in it, one that nobody vouches for."""
+    """Hash the names and contents of its files; anything else in it gives a random digest."""
     lines = [_SALT, folder.name]
     for path in sorted(folder.iterdir()):
         plain = stat.S_ISREG(path.lstat().st_mode)

@@ -1,4 +1,4 @@
-"""Times the layers of an engine against those of its twin that was built without sparse kernels."""
+"""Times the layers of an engine against those of its dense baseline, built without sparse kernels."""
 
 from __future__ import annotations
 
@@ -18,12 +18,17 @@ from sparse_export.instruments.statistics import Ratio, location, paired_ratio, 
 __all__ = ["Pass", "TimedLayers", "compare_layers", "time_layers"]
 
 Pass = Callable[[], Sequence[tuple[str, float]]]
-"""Runs an engine once; gives the name of each of its layers, and ms. A name may come several times."""
+"""Runs an engine once and returns the name of each of its layers, and ms. A name may come several times."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimedLayers:
-    """One engine. whole: all layers of a pass together.  samples_ms: of each layer, one value a round."""
+    """The times of one engine.
+
+    Attributes:
+        whole: all layers of a pass together.
+        samples_ms: of each layer, by its name, one value a round.
+    """
 
     whole: LatencyResult
     samples_ms: dict[str, tuple[float, ...]]
@@ -38,12 +43,26 @@ def time_layers(
     warmup_limit_s: float = 5.0,
     seed: int = 0,
 ) -> dict[str, TimedLayers]:
-    """Time the layers of several engines in interleaved blocks of passes, as `measure_interleaved` does with calls.
+    """Time the layers of several engines in interleaved blocks of passes, by `measure_interleaved`.
 
-    A round's value of a layer is the mean of the medians in its two blocks. What counts is what the profiler tells,
-    not the host's clock.  Raises UsageError for fewer than 20 rounds.
+    A round's value of a layer is the mean of the medians in its two blocks. Times are the profiler's, not the
+    host clock's.
+
+    Args:
+        passes: engines, by name.
+        batch: batch size of a pass, for the record.
+        rounds: number of rounds, 20 at least.
+        block_s: shortest time of a block in seconds.
+        warmup_limit_s: seconds after which warm-up ends even where times have not settled.
+        seed: of the order within a round.
+
+    Returns:
+        The times of each engine, by its name.
+
+    Raises:
+        UsageError: fewer than 20 rounds.
     """
-    told: dict[str, list[dict[str, float]]] = {name: [] for name in passes}
+    passes_ms: dict[str, list[dict[str, float]]] = {name: [] for name in passes}
 
     def time_calls(call: Callable[[], object], n_calls: int) -> list[float]:
         return [cast("float", call()) for _ in range(n_calls)]  # seconds, by the profiler
@@ -53,7 +72,7 @@ def time_layers(
             times: dict[str, float] = {}
             for layer, ms in passes[name]():
                 times[layer] = times.get(layer, 0.0) + ms
-            told[name].append(times)
+            passes_ms[name].append(times)
             return sum(times.values()) / 1e3
 
         return once
@@ -68,14 +87,14 @@ def time_layers(
         time_calls=time_calls,
     )
     return {
-        name: TimedLayers(whole=whole, samples_ms=_samples(told[name], rounds, whole.n_calls_per_block))
+        name: TimedLayers(whole=whole, samples_ms=_samples(passes_ms[name], rounds, whole.n_calls_per_block))
         for name, whole in found.items()
     }
 
 
-def _samples(told: list[dict[str, float]], rounds: int, n_in_block: int) -> dict[str, tuple[float, ...]]:
-    """told: of each pass, those of the warm-up first."""
-    timed = told[-2 * rounds * n_in_block :]
+def _samples(passes_ms: list[dict[str, float]], rounds: int, n_in_block: int) -> dict[str, tuple[float, ...]]:
+    """One value of each layer a round. passes_ms: layers of each pass, those of the warm-up first."""
+    timed = passes_ms[-2 * rounds * n_in_block :]
     names = list(dict.fromkeys(name for times in timed for name in times))
     ms = np.array([[times.get(name, 0.0) for name in names] for times in timed])
     medians = np.median(ms.reshape(2 * rounds, n_in_block, len(names)), axis=1)
@@ -93,10 +112,17 @@ def compare_layers(
     sparse_kernels: Sequence[Kernels],
     nodes: Collection[str],
 ) -> EngineTimes:
-    """The table: for each piece of work dense and sparse time, their ratio, and why sparse kernels did not help.
+    """Compare the layers of two engines that do the same work.
 
-    timed: `dense`, `dense again` (the same engine, a second time) and `sparse`.  layers: what became of the graph's
-    layers in the sparse engine.  nodes: names of all nodes of the graph.
+    Args:
+        timed: `dense`, `dense again` (the same engine, a second time) and `sparse`.
+        layers: what became of the graph's layers in the sparse engine.
+        dense_kernels: of the engine without sparse kernels.
+        sparse_kernels: of the other.
+        nodes: names of all nodes of the graph.
+
+    Returns:
+        A row for each group of layers: both times, their ratio, and why sparse kernels did not help.
     """
     groups = match_layers(
         list(timed["dense"].samples_ms),
@@ -105,10 +131,14 @@ def compare_layers(
         sparse_kernels=sparse_kernels,
         nodes=nodes,
     )
-    told = {layer.node: layer for layer in layers}
+    by_node = {layer.node: layer for layer in layers}
     rows = tuple(
         _row(
-            group, timed, [told[node] for node in group.nodes if node in told], dense_kernels, sparse_kernels
+            group,
+            timed,
+            [by_node[node] for node in group.nodes if node in by_node],
+            dense_kernels,
+            sparse_kernels,
         )
         for group in groups
     )
@@ -129,6 +159,7 @@ def _row(
     dense_kernels: Sequence[Kernels],
     sparse_kernels: Sequence[Kernels],
 ) -> LayerTiming:
+    """The row of one group."""
     kernels = _names(group.dense, dense_kernels), _names(group.sparse, sparse_kernels)
     series = {
         name: _together(timed[name].samples_ms, group.sparse if name == "sparse" else group.dense)
@@ -138,7 +169,7 @@ def _row(
     outcome: TimingOutcome = "not compared"
     if not group.dense or not group.sparse:
         side = "with" if group.sparse else "without"
-        verdict = f"Only the engine {side} sparse kernels has it, or nothing tells what it stands for."
+        verdict = f"Only the engine {side} sparse kernels has it, or its nodes are not known."
     elif found is None:
         verdict = "It is too short for the profiler's clock."
     else:
@@ -163,12 +194,14 @@ def _row(
 
 @dataclass(frozen=True, kw_only=True)
 class _Times:
+    """A ratio, and how far that of two copies of one engine is from 1."""
+
     ratio: Ratio
     floor: float
 
     @property
     def outcome(self) -> TimingOutcome:
-        """A direction is claimed only where the whole interval lies beyond what two copies of one engine differ by."""
+        """A direction only where the whole interval lies beyond what two copies of one engine differ by."""
         if self.ratio.low > self.floor:
             return "speed-up"
         return "slow-down" if self.ratio.high < 1 / self.floor else "no speed-up"
@@ -179,7 +212,7 @@ class _Times:
 
 
 def _times(series: Mapping[str, tuple[float, ...]]) -> _Times | None:
-    """None where some round has no time at all."""
+    """The ratio of both engines; None where some round has no time at all."""
     if not all(values and min(values) > 0 for values in series.values()):
         return None
     return _Times(
@@ -189,15 +222,18 @@ def _times(series: Mapping[str, tuple[float, ...]]) -> _Times | None:
 
 
 def _together(samples_ms: Mapping[str, tuple[float, ...]], names: Sequence[str]) -> tuple[float, ...]:
+    """The sum of some layers in each round."""
     columns = [samples_ms[name] for name in names if name in samples_ms]
     return tuple(math.fsum(row) for row in zip(*columns, strict=True))
 
 
 def _undisturbed(values: tuple[float, ...]) -> float | None:
+    """The time of an undisturbed pass in ms; None where a round has none."""
     return location(values).estimate if values and min(values) > 0 else None
 
 
 def _names(layers: Sequence[str], kernels: Sequence[Kernels]) -> tuple[str, ...]:
+    """The kernels of some layers, each once."""
     wanted = set(layers)
     return tuple(dict.fromkeys(name for one in kernels if one.layer in wanted for name in one.names))
 
@@ -205,20 +241,21 @@ def _names(layers: Sequence[str], kernels: Sequence[Kernels]) -> tuple[str, ...]
 def _verdict(
     found: _Times, layers: Sequence[EngineLayer], dense: tuple[str, ...], sparse: tuple[str, ...]
 ) -> tuple[TimingOutcome, str]:
+    """What a group's times show, and why, in a sentence. dense, sparse: names of its kernels."""
     outcome = found.outcome
     picked = any(layer.state == "picked" for layer in layers) or any(
         "sparse" in name.lower() for name in sparse
     )
     same = bool(dense) and dense == sparse
-    told = " ".join(dict.fromkeys(layer.text for layer in layers if layer.state != "picked"))
+    reasons = " ".join(dict.fromkeys(layer.text for layer in layers if layer.state != "picked"))
     if outcome == "speed-up":
-        because = "" if picked else f" No sparse kernel is known of it. {told}".rstrip()
+        because = "" if picked else f" No sparse kernel is known for it. {reasons}".rstrip()
         return outcome, f"Speed-up: {found}.{because}"
     head = "Slow-down" if outcome == "slow-down" else "No speed-up"
     if picked and outcome == "slow-down":
         because = "its sparse kernel is slower here than the dense one, though the builder timed it as faster"
     elif picked:
-        because = "its sparse kernel saves less than can be told apart here"
+        because = "its sparse kernel saves less than can be resolved here"
     elif same:
         because = "both engines run the same kernel"
     elif not layers:
@@ -226,11 +263,12 @@ def _verdict(
     elif all(layer.state == "not eligible" for layer in layers):
         because = "hardware cannot use its zeros"
     else:
-        because = "no sparse kernel is known of it"
-    return outcome, " ".join(filter(None, (f"{head}, because {because}: {found}.", told)))
+        because = "no sparse kernel is known for it"
+    return outcome, " ".join(filter(None, (f"{head}, because {because}: {found}.", reasons)))
 
 
 def _whole(timed: Mapping[str, TimedLayers]) -> LayerTiming:
+    """The row of all layers together."""
     series = {name: one.whole.samples_ms for name, one in timed.items()}
     found = _times(series)
     outcome: TimingOutcome = "not compared" if found is None else found.outcome
@@ -248,5 +286,5 @@ def _whole(timed: Mapping[str, TimedLayers]) -> LayerTiming:
         high=None if found is None else found.ratio.high,
         floor=None if found is None else found.floor,
         outcome=outcome,
-        verdict=f"All layers one by one: {found or 'no time was told'}. A pass without the profiler is shorter.",
+        verdict=f"All layers one by one: {found or 'no time was reported'}. A pass without the profiler is shorter.",
     )

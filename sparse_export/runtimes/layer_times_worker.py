@@ -1,4 +1,4 @@
-"""Times the layers of engines in a process of its own, so that a crash of the library costs nothing else.
+"""Times the layers of engines in a child process, so that a crash of the library ends nothing else.
 
 The worker of `building/dense_baseline.py`, whose engines were built a moment ago.
 """
@@ -19,11 +19,21 @@ from sparse_export.formats.engines import EngineInfo
 from sparse_export.runtimes.layer_times import TimedLayers, time_layers
 from sparse_export.runtimes.tensorrt import EngineSession
 
-__all__ = ["timed", "timed_from_document"]
+__all__ = ["time_engines", "timed_from_document"]
 
 
-def timed(request: dict[str, Any]) -> dict[str, Any]:
-    """Time the engines that a request names, by name. Raises SparseExportError."""
+def time_engines(request: dict[str, Any]) -> dict[str, Any]:
+    """Time the engines of a request.
+
+    Args:
+        request: `engines` (file by name), `engine` (the record), `batch`, `rounds` and `block_s`.
+
+    Returns:
+        A document for `timed_from_document`.
+
+    Raises:
+        SparseExportError: an engine cannot be loaded or run.
+    """
     info: EngineInfo = pydantic.TypeAdapter(EngineInfo).validate_python(request["engine"])
     with contextlib.ExitStack() as stack:
         passes = {}
@@ -37,10 +47,14 @@ def timed(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def timed_from_document(document: Mapping[str, Any]) -> dict[str, TimedLayers]:
-    """What a result says of each engine."""
+    """Read the result of `time_engines`.
+
+    Args:
+        document: by engine.
+    """
     found: dict[str, TimedLayers] = pydantic.TypeAdapter(dict[str, TimedLayers]).validate_python(document)
     return found
 
 
 if __name__ == "__main__":
-    sys.exit(answer(sys.argv[1:], timed))
+    sys.exit(answer(sys.argv[1:], time_engines))

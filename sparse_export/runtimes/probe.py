@@ -1,7 +1,7 @@
-"""Has a bundle from elsewhere opened and run by another process before this one opens its ONNX file.
+"""Probes the ONNX file of a bundle from elsewhere in a child process before this one opens it.
 
-onnxruntime computes what a file says without looking: one that divides the smallest int64 by -1 ends the process by
-SIGFPE. What this user built or vouches for is opened at once.
+onnxruntime does not check what a file computes: one that divides the smallest int64 by -1 ends the process by
+SIGFPE. A bundle that this user built or vouches for is opened at once.
 """
 
 from __future__ import annotations
@@ -18,31 +18,45 @@ from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE, GOLDEN_INPUT, Bundle
 from sparse_export.formats.listed import file_of
 
-__all__ = ["require_tried"]
+__all__ = ["require_probed"]
 
 _WORKER = "sparse_export.runtimes.probe_worker"
 _LIMIT_S = {"cpu": 300.0, "cuda": 300.0, "tensorrt": 1800.0}  # TensorRT builds its engines first
 
 
-def require_tried(
-    bundle: Bundle, *, provider: str = "cpu", given: trust.Given = None, limit_s: float | None = None
+def require_probed(
+    bundle: Bundle,
+    *,
+    provider: str = "cpu",
+    trusted: trust.TrustedDigests = None,
+    limit_s: float | None = None,
 ) -> None:
-    """Return when `model.onnx` of a bundle whose files were checked may be opened in this process.
+    """Check that `model.onnx` of a bundle may be opened in this process.
 
-    That is when this user vouches for its manifest, or when a process of its own has opened it and run it on the
-    golden input, or on zeros where it has none, and on noise in batches of 1 and 32 where it takes them; once for
-    each provider while this process lives. That catches accidents and blunt attacks: a file that waits for an input or
-    a batch of its own choosing passes it. A trust store that cannot be used vouches for nothing here.
-    given: digests that the user passed with --trust.  limit_s: seconds that the other process gets.
+    It may when this user vouches for the manifest, or when a child process has opened it and run it on the
+    golden input, or on zeros where it has none, and on noise in batches of 1 and 32 where it takes them; once
+    for each provider while this process lives. This catches accidents and simple attacks: a file that waits
+    for an input or a batch of its own choosing passes. A trust store that cannot be used vouches for nothing
+    here.
 
-    Raises ArtefactError (the manifest does not list the file, or it was changed; that process was ended by a signal, took too long, or could not run the file),
-    MissingCapability, OutputError, or what the trust store raises.
+    Args:
+        bundle: an opened bundle.
+        provider: of onnxruntime: `cpu`, `cuda` or `tensorrt`.
+        trusted: digests passed with --trust.
+        limit_s: seconds that the child process gets; 300 by default, 1800 for TensorRT.
+
+    Raises:
+        ArtefactError: the manifest does not list the file, or it was changed; or the child process was ended
+            by a signal, took too long, or could not run the file.
+        MissingCapability: the provider is missing.
+        OutputError: the child process has no room to write.
+        SparseExportError: as the trust store raises.
     """
     model = bundle.onnx_path
     digest = sha256_file(bundle.path / BUNDLE_FILE)
-    if not _is_vouched_for(digest, given):
+    if not _is_vouched_for(digest, trusted):
         listed = GOLDEN_INPUT in bundle.info.files
-        _try(
+        _probe(
             model.absolute(),
             digest,
             bundle.info.model.input_shape,
@@ -52,9 +66,10 @@ def require_tried(
         )
 
 
-def _is_vouched_for(digest: str, given: trust.Given) -> bool:
-    if digest in trust.digests(given):
-        with contextlib.suppress(SparseExportError):  # one that cannot be remembered holds for this command
+def _is_vouched_for(digest: str, trusted: trust.TrustedDigests) -> bool:
+    """Does this user vouch for a manifest? A trust store that cannot be used changes nothing."""
+    if digest in trust.digests(trusted):
+        with contextlib.suppress(SparseExportError):  # one that cannot be stored holds for this command
             trust.remember(digest)
         return True
     try:
@@ -64,7 +79,7 @@ def _is_vouched_for(digest: str, given: trust.Given) -> bool:
 
 
 @functools.lru_cache(maxsize=256)  # keeps no errors
-def _try(
+def _probe(
     model: Path,
     manifest_sha256: str,
     input_shape: tuple[int, ...],
@@ -72,6 +87,7 @@ def _try(
     provider: str,
     limit_s: float,
 ) -> None:
+    """Open and run a model in a child process."""
     request = {
         "model": str(model),
         "input": None if golden is None else str(golden),
@@ -81,24 +97,25 @@ def _try(
     }
     try:
         child.call(_WORKER, request, limit_s=limit_s, options=("-S",))
-    except child.ChildError as error:  # whatever it says of its input is a fault of the bundle
+    except child.ChildError as error:  # whatever is wrong with its input is a fault of the bundle
         raise error.as_one_of(MissingCapability, OutputError, otherwise=ArtefactError) from None
     except child.ChildFailed as failed:
-        # As the kernel ends what takes too much memory; None where its time was up.
+        # SIGKILL: the kernel ends what takes too much memory. None: its time was up.
         large = failed.returncode in (None, -signal.SIGKILL)
         raise _failed(model, manifest_sha256, failed.how, large=large) from None
 
 
 def _failed(model: Path, manifest_sha256: str, how: str, *, large: bool) -> ArtefactError:
-    vouch = f"If you trust it and it is only large, pass --trust {manifest_sha256}: no other process tries it then."
+    """The error of a probe that ended without a result. large: the file may only be too large."""
+    vouch = f"If you trust it and it is only large, pass --trust {manifest_sha256}: it is not probed then."
     return ArtefactError(
-        f"{model} comes from elsewhere, and the process that tried it with {_onnxruntime()} {how}.",
-        expected="A file that can be opened and run was expected.",
-        do=f"Build it anew from its run, or ask whoever made it.{f' {vouch}' if large else ''}",
+        f"{model} comes from elsewhere, and the process that probed it with {_onnxruntime()} {how}.",
+        do=f"Build it again from its run, or ask whoever made it.{f' {vouch}' if large else ''}",
     )
 
 
 def _onnxruntime() -> str:
+    """Name and version of the installed onnxruntime."""
     for name in ("onnxruntime-gpu", "onnxruntime"):
         try:
             return f"onnxruntime {version(name)}"

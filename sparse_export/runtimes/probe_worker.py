@@ -1,4 +1,4 @@
-"""Opens an ONNX file and runs it once, in a process of its own, which it may end. The worker of `probe.py`."""
+"""Opens and runs an ONNX file in a child process, which the file may end. The worker of `probe.py`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,28 @@ from sparse_export.runtimes.onnxruntime import open_session
 __all__ = ["probe"]
 
 _BATCHES = (1, 32)  # as commands time them by default
-_GRACE_S = 5  # whoever asks waits that much less
+_GRACE_S = 5  # the parent process waits that much less
 
 
 def probe(request: dict[str, Any]) -> None:
-    """Open the model that a request names, and run it. Raises SparseExportError."""
-    _bound(request["limit_s"])
+    """Open the model of a request, and run it.
+
+    Args:
+        request: `model`, `input` (a file, or None for zeros), `input_shape` (of one sample), `provider` and
+            `limit_s`.
+
+    Raises:
+        SparseExportError: the model cannot be opened or run.
+    """
+    _limit_process(request["limit_s"])
     x = _input(request)
     with open_session(Path(request["model"]), provider=request["provider"]) as session:
         _run(session, x, request)
-        _run_others(session, request)
+        _run_noise(session, request)
 
 
-def _bound(limit_s: float) -> None:
-    """No core file, and an end by the clock also where nobody waits any more, in whatever code it then is."""
+def _limit_process(limit_s: float) -> None:
+    """Allow no core file, and end this process after the limit, in whatever code it then is."""
     if sys.platform != "win32":
         import resource
 
@@ -42,6 +50,7 @@ def _bound(limit_s: float) -> None:
 
 
 def _run(session: Session, x: np.ndarray, request: dict[str, Any]) -> None:
+    """Run the input of the request."""
     try:
         session.run(x)
     except UsageError as cause:
@@ -52,8 +61,8 @@ def _run(session: Session, x: np.ndarray, request: dict[str, Any]) -> None:
         ) from cause
 
 
-def _run_others(session: Session, request: dict[str, Any]) -> None:
-    """Noise in other batches: what they answer does not matter, nor whether the file takes them."""
+def _run_noise(session: Session, request: dict[str, Any]) -> None:
+    """Run noise in other batches; neither the outputs matter nor whether the file takes the batches."""
     for batch in _BATCHES:
         shape = (batch, *request["input_shape"])
         with contextlib.suppress(SparseExportError):
@@ -61,15 +70,15 @@ def _run_others(session: Session, request: dict[str, Any]) -> None:
 
 
 def _input(request: dict[str, Any]) -> np.ndarray:
+    """Load the input of the request, or zeros where it names none."""
     if request["input"] is None:
         return np.zeros((1, *request["input_shape"]), dtype=np.float32)
     try:
         x: np.ndarray = np.load(request["input"], allow_pickle=False)
     except (ValueError, EOFError, OSError, MemoryError) as cause:
         raise ArtefactError(
-            f"{request['input']} cannot be read: {cause}.",
-            expected="A NumPy array was expected.",
-            do="Rebuild it.",
+            f"{request['input']} cannot be read as a NumPy array: {cause}.",
+            do="Build the bundle again.",
         ) from cause
     return x
 

@@ -18,7 +18,7 @@ from sparse_export.formats.bundle import Bundle
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.listed import bytes_of
 from sparse_export.runtimes.session import BaseSession
-from sparse_export.trust import Given
+from sparse_export.trust import TrustedDigests
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -27,7 +27,7 @@ __all__ = ["EngineSession", "open_engine", "profiler"]
 
 
 def open_engine(
-    bundle: Bundle, fact: EngineInfo, *, trust: Given = None, cuda_graphs: bool = False
+    bundle: Bundle, fact: EngineInfo, *, trust: TrustedDigests = None, cuda_graphs: bool = False
 ) -> EngineSession:
     """Load an engine of a bundle, after `require_loadable` has let it pass.
 
@@ -35,7 +35,7 @@ def open_engine(
     launches for each batch size at its first use, and replay them; TensorRT for RTX does that itself.
     Raises as `require_loadable` does, and ArtefactError when the library refuses the engine.
     """
-    require_loadable(bundle, fact, given=trust)
+    require_loadable(bundle, fact, trusted=trust)
     import torch
 
     if not torch.cuda.is_available():

@@ -1,7 +1,7 @@
-"""When two answers of a network count as the same.
+"""The tolerance within which two outputs of a network count as the same.
 
-Logits are held together by how far they lie apart among themselves, not by how large they are: adding 1,000 to all of
-them changes no answer, and would let an error pass that is relative to the largest.
+It is relative to the spread of the logits, not to their size: adding 1,000 to all of them changes no
+prediction, and would hide an error if it were relative to the largest.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ _Array = np.ndarray[tuple[Any, ...], np.dtype[Any]]
 
 
 def spread(wanted: _Array) -> float:
-    """The standard deviation of all logits about the mean of their own sample; 0 of none.
+    """Compute the standard deviation of all logits about the mean of their own sample.
 
-    wanted: (samples, classes). Where there is but one logit a sample, about the mean of all.
+    It is not their range, which grows with the number of samples: a test set would then have a larger
+    tolerance than the eight golden samples.
 
-    Not their range, which grows with the number of samples, so that a test set would be held to less than eight
-    golden samples.
+    Args:
+        wanted: (samples, classes). With one class, the deviation is about the mean of all samples.
+
+    Returns:
+        The deviation; 0 for no samples.
     """
     if not wanted.size:
         return 0.0
@@ -31,6 +35,16 @@ def spread(wanted: _Array) -> float:
 
 
 def outside_tolerance(found: _Array, wanted: _Array, *, atol: float, rtol: float) -> tuple[float, bool]:
-    """Largest absolute difference, and whether it exceeds atol + rtol * spread(wanted). NaN always does."""
+    """Compare two outputs.
+
+    Args:
+        found: (samples, classes).
+        wanted: of the same shape.
+        atol: absolute tolerance.
+        rtol: tolerance as a share of `spread(wanted)`.
+
+    Returns:
+        The largest absolute difference, and whether it exceeds atol + rtol * spread(wanted). NaN always does.
+    """
     largest = float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0))
     return largest, not largest <= atol + rtol * spread(wanted)

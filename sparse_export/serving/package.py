@@ -29,7 +29,7 @@ from sparse_export.serving.repository import (
 )
 from sparse_export.serving.settings import ModelSettings
 from sparse_export.serving.workload import Workload
-from sparse_export.trust import Given
+from sparse_export.trust import TrustedDigests
 from sparse_export.version import command_line, now
 
 __all__ = ["Package", "PackagedModel", "package"]
@@ -99,7 +99,7 @@ def package(
     base_image: str | None = None,
     image: str | None = None,
     max_body_mb: int = 64,
-    trust: Given = None,
+    trust: TrustedDigests = None,
 ) -> Package:
     """Write the package of one or more bundles, whole or not at all; a package at `out` is replaced.
 

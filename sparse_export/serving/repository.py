@@ -265,7 +265,7 @@ def _preferred(precisions: set[str]) -> str:
     return min(precisions, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
-def require_trusted_engines(served: Served, given: trust.Given) -> None:
+def require_trusted_engines(served: Served, given: trust.TrustedDigests) -> None:
     """Check that this user vouches for a bundle with engines, which are native code.
 
     Args:
@@ -279,7 +279,7 @@ def require_trusted_engines(served: Served, given: trust.Given) -> None:
         trust.require(
             served.manifest_sha256,
             f"The engine {served.bundle.path / served.engines[0].file}",
-            given=given,
+            trusted=given,
         )
 
 

@@ -21,7 +21,7 @@ from sparse_export.errors import (
     UnknownNameError,
     UsageError,
 )
-from sparse_export.runtimes.probe import require_tried
+from sparse_export.runtimes.probe import require_probed
 from sparse_export.serving.health import Readiness, health_endpoint
 from sparse_export.serving.probe import counters, is_ready, require_golden
 from sparse_export.serving.process import Ports, Process, WorkFolder, free_ports, start, work_folder
@@ -39,7 +39,7 @@ from sparse_export.serving.repository import (
 )
 from sparse_export.serving.server_files import ServerFiles, find_server
 from sparse_export.serving.settings import ModelSettings
-from sparse_export.trust import Given
+from sparse_export.trust import TrustedDigests
 
 __all__ = ["Loaded", "ServeOptions", "serve"]
 
@@ -75,7 +75,7 @@ class ServeOptions:
     restarts: int = 3
     start_timeout_s: float = 120.0
     max_body_mb: int = 64
-    trust: Given = None
+    trust: TrustedDigests = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ def serve(
     for one, runtime in zip(served, runtimes, strict=True):
         if runtime != "onnxruntime":
             require_trusted_engines(one, options.trust)
-        _require_tried(one, runtime, options)
+        _require_probed(one, runtime, options)
         for reason in one.left_out:
             say(f"{one.name}: left out {reason}")
     ports = free_ports(
@@ -167,10 +167,10 @@ def _runtime(served: Served, server: ServerFiles, asked: str) -> Runtime:
     )
 
 
-def _require_tried(served: Served, runtime: Runtime, options: ServeOptions) -> None:
+def _require_probed(served: Served, runtime: Runtime, options: ServeOptions) -> None:
     """A file that ends the process that runs it would take the server with it, and all its models."""
     if runtime != "tensorrt":
-        require_tried(served.bundle, given=options.trust, limit_s=options.start_timeout_s)
+        require_probed(served.bundle, trusted=options.trust, limit_s=options.start_timeout_s)
 
 
 @dataclass(kw_only=True)
@@ -387,7 +387,7 @@ class _Supervisor:
             runtime = _runtime(served, self._server, self._options.runtime)
             if runtime != "onnxruntime":
                 require_trusted_engines(served, self._options.trust)
-            _require_tried(served, runtime, self._options)
+            _require_probed(served, runtime, self._options)
             new = replace(slot, served=served, runtime=runtime, version=slot.version + 1)
             if new.needs_host_code and not any(one.needs_host_code for one in self._slots):
                 raise UsageError(

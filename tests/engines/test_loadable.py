@@ -51,8 +51,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None, str], None
     return pretend
 
 
-def _require(bundle: Bundle, given: str | None = None) -> None:
-    require_loadable(bundle, bundle.info.engines[0], given=given)
+def _require(bundle: Bundle, trusted: str | None = None) -> None:
+    require_loadable(bundle, bundle.info.engines[0], trusted=trusted)
 
 
 Make = Callable[..., Bundle]
@@ -103,8 +103,8 @@ def test_somebody_elses_bundle_needs_trust_once(make: Make, machine: Machine) ->
     with pytest.raises(NotTrustedError, match=f"--trust {digest}"):
         _require(bundle)
     with pytest.raises(NotTrustedError, match="not '1"):
-        _require(bundle, given="1" * 64)
-    _require(bundle, given=digest)
+        _require(bundle, trusted="1" * 64)
+    _require(bundle, trusted=digest)
     _require(bundle)
 
 

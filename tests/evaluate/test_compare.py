@@ -48,7 +48,7 @@ from sparse_export.instruments.card import CardLog, CardSample
 from sparse_export.instruments.statistics import Ratio, log_location_interval
 from sparse_export.report.verdict import verdict as verdict_of
 from sparse_export.runtimes.onnxruntime import open_session
-from sparse_export.trust import Given
+from sparse_export.trust import TrustedDigests
 from sparse_export.version import library_versions, now
 from tests.card import Card, Stream, pretend_torch_cuda
 from tests.instruments.test_statistics import (
@@ -689,7 +689,7 @@ def test_a_manifest_that_is_vouched_for_counts_for_both_of_two_copies(
     digest = sha256_file(first.path / BUNDLE_FILE)
     vouched: list[bool] = []
 
-    def note(*_: object, given: Given) -> None:
+    def note(*_: object, given: TrustedDigests) -> None:
         vouched.append(digest in trust.digests(given))
 
     monkeypatch.setattr(OPENING, "open_runtime", lambda bundle, name, **_: _Played(bundle))

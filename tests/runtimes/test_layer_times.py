@@ -53,7 +53,7 @@ def _kernels(**names: str) -> list[Kernels]:
 LAYERS = (
     _layer("stem", "not eligible", "3 inputs are not a multiple of 4."),
     _layer("conv", "picked", "The builder's log names it among those with a sparse kernel."),
-    _layer("fc", "not picked", "The builder tried sparse kernels for it, and a dense one was faster."),
+    _layer("fc", "not picked", "The builder timed sparse kernels for it, and a dense one was faster."),
 )
 
 
@@ -129,14 +129,14 @@ def test_every_row_without_a_speed_up_says_why() -> None:
     _, rows = _rows(_timed())
     assert rows["stem"].verdict.startswith("No speed-up, because hardware cannot use its zeros")
     assert rows["stem"].verdict.endswith("3 inputs are not a multiple of 4.")
-    assert rows["fc"].verdict.startswith("No speed-up, because no sparse kernel is known of it")
+    assert rows["fc"].verdict.startswith("No speed-up, because no sparse kernel is known for it")
     assert rows["fc"].verdict.endswith("a dense one was faster.")
     assert rows["softmax"].verdict.startswith("No speed-up, because it multiplies by no weight")
 
 
 def test_a_sparse_kernel_that_gains_nothing_or_loses_is_told_as_such() -> None:
     _, rows = _rows(_timed(sparse=DENSE))
-    assert "its sparse kernel saves less than can be told apart here" in rows["conv + relu"].verdict
+    assert "its sparse kernel saves less than can be resolved here" in rows["conv + relu"].verdict
     _, rows = _rows(_timed(sparse=DENSE | {"conv + relu": 0.09}))
     assert rows["conv + relu"].outcome == "slow-down"
     assert "its sparse kernel is slower here" in rows["conv + relu"].verdict
@@ -153,7 +153,7 @@ def test_a_speed_up_with_no_sparse_kernel_is_not_credited_to_one() -> None:
     layers = (_layer("conv", "unknown", "Neither the builder's log nor the inspector tells of it."),)
     _, rows = _rows(_timed(), layers)
     assert rows["conv + relu"].outcome == "speed-up"
-    assert "No sparse kernel is known of it." in rows["conv + relu"].verdict
+    assert "No sparse kernel is known for it." in rows["conv + relu"].verdict
 
 
 def test_a_reformat_that_a_sparse_kernel_needs_is_charged_to_its_layer() -> None:

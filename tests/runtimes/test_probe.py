@@ -21,7 +21,7 @@ from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import ModelInfo
 from sparse_export.runtimes import probe
 from sparse_export.runtimes.choice import open_runtime
-from sparse_export.runtimes.probe import require_tried
+from sparse_export.runtimes.probe import require_probed
 from tests.engines.making import bundle_info
 from tests.graph.dividing import divides
 
@@ -77,9 +77,9 @@ def test_a_file_that_runs_is_tried_once_however_often_it_is_opened(
 
 def test_another_file_of_the_same_name_is_tried_again(tmp_path: Path, started: list[Any]) -> None:
     bundle = _bundle(tmp_path / "b", 2)
-    require_tried(bundle)
+    require_probed(bundle)
     save_bundle_info(bundle.path, replace(bundle.info, created="later"))
-    require_tried(bundle)
+    require_probed(bundle)
     assert len(started) == 2
 
 
@@ -87,7 +87,7 @@ def test_what_this_user_vouches_for_is_not_tried(tmp_path: Path, started: list[A
     bundle = _bundle(tmp_path / "b", 2)
     digest = sha256_file(bundle.path / BUNDLE_FILE)
     open_runtime(bundle, "onnxruntime-cpu", trust=digest).close()
-    require_tried(bundle)
+    require_probed(bundle)
     assert trust.is_trusted(digest)
     assert not started
 
@@ -110,7 +110,7 @@ def test_a_file_that_waits_for_another_batch_than_the_golden_one_is_found_out(tm
     files = file_infos(bundle.path, ("model.onnx", GOLDEN))
     save_bundle_info(bundle.path, replace(bundle.info, files=files))
     with pytest.raises(ArtefactError, match="ended by SIGFPE"):
-        require_tried(Bundle(path=bundle.path, info=read_bundle_info(bundle.path)))
+        require_probed(Bundle(path=bundle.path, info=read_bundle_info(bundle.path)))
 
 
 def test_a_process_that_says_nothing_has_tried_nothing(
@@ -120,7 +120,7 @@ def test_a_process_that_says_nothing_has_tried_nothing(
     bundle = _bundle(tmp_path / "b", 2)
     for _ in range(2):
         with pytest.raises(ArtefactError, match="ended without a result"):
-            require_tried(bundle)
+            require_probed(bundle)
 
 
 def test_a_file_that_a_trusted_manifest_does_not_list_is_not_opened(
@@ -131,7 +131,7 @@ def test_a_file_that_a_trusted_manifest_does_not_list_is_not_opened(
     bundle = Bundle(path=bundle.path, info=read_bundle_info(bundle.path))
     trust.remember(sha256_file(bundle.path / BUNDLE_FILE))
     with pytest.raises(ArtefactError, match=r"lists no model\.onnx"):
-        require_tried(bundle)
+        require_probed(bundle)
     assert started == []
 
 
@@ -143,9 +143,9 @@ def test_a_store_that_cannot_be_used_vouches_for_nothing_and_stops_nothing(
     trust.remember(digest)
     trust.store_path().chmod(0o644)
     try:
-        require_tried(bundle)
+        require_probed(bundle)
         assert len(started) == 1
-        require_tried(bundle, given=digest)
+        require_probed(bundle, trusted=digest)
         assert len(started) == 1
     finally:
         trust.store_path().chmod(0o600)
@@ -155,7 +155,7 @@ def test_what_takes_too_long_is_ended_and_may_be_vouched_for(tmp_path: Path) -> 
     bundle = _bundle(tmp_path / "b", 2)
     digest = sha256_file(bundle.path / BUNDLE_FILE)
     with pytest.raises(ArtefactError, match=rf"was not done after 0\.01 s.*--trust {digest}"):
-        require_tried(bundle, limit_s=0.01)
+        require_probed(bundle, limit_s=0.01)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_an_error_of_the_other_process_is_an_error_of_the_bundle(
 ) -> None:
     bundle = _bundle(tmp_path / "b", divisor, golden)
     with pytest.raises(ArtefactError, match=f"(?i){told}"):
-        require_tried(bundle)
+        require_probed(bundle)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_what_the_machine_lacks_is_no_fault_of_the_bundle(
 
     monkeypatch.setattr("sparse_export.child.call", call)
     with pytest.raises(SparseExportError) as caught:
-        require_tried(_bundle(tmp_path / "b", 2))
+        require_probed(_bundle(tmp_path / "b", 2))
     assert type(caught.value) is raised
 
 
@@ -201,4 +201,4 @@ def test_a_process_that_cannot_start_tells_the_end_of_its_words(
 ) -> None:
     monkeypatch.setattr(probe, "_WORKER", "sparse_export.runtimes.no_such_module")
     with pytest.raises(ArtefactError, match=r"ended with 1, without a word: .*no_such_module"):
-        require_tried(_bundle(tmp_path / "b", 2))
+        require_probed(_bundle(tmp_path / "b", 2))

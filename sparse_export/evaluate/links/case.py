@@ -11,7 +11,7 @@ from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.passes.pack24 import dense_from_file
-from sparse_export.trust import Given
+from sparse_export.trust import TrustedDigests
 
 if TYPE_CHECKING:
     import onnx
@@ -47,7 +47,7 @@ class Case:
     data_dir: Path | None
     run: Path | None
     runtimes: tuple[str, ...] | None
-    trust: Given
+    trust: TrustedDigests
 
     @cached_property
     def bundle(self) -> Bundle:

@@ -145,7 +145,7 @@ def engines_are_of_the_graph(case: Case) -> Finding:
     digest = _graph_digest(case)
     told = []
     for engine in engines:
-        require_genuine(case.bundle, engine, given=case.trust)
+        require_genuine(case.bundle, engine, trusted=case.trust)
         if engine.onnx_sha256 != digest:
             raise ArtefactError(
                 f"The engine {case.bundle.path / engine.file} was built from the graph "

@@ -71,7 +71,7 @@ def _of_run(case: Case) -> tuple[list[str], list[str]]:
         return [], [f"the run {case.bundle.info.run.path} is not here, so its own weights were not looked at"]
     if run.info.model.name is None:
         return [], [f"the run {run.path} does not say how its network is made"]
-    network = network_of_run(run, given=case.trust)
+    network = network_of_run(run, trusted=case.trust)
     masks = masks_of_run(run, network)  # raises where a weight is not zero that its mask leaves out
     promised = promised_patterns(run.info.layers)
     parameters = dict(network.named_parameters(remove_duplicate=False))

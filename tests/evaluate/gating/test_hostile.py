@@ -112,9 +112,9 @@ def test_two_digests_vouch_for_two_bundles(
 ) -> None:
     leave()
 
-    def tried(*_: object, **__: object) -> None:
-        raise AssertionError("it was tried in spite of --trust")
+    def probed(*_: object, **__: object) -> None:
+        raise AssertionError("it was probed in spite of --trust")
 
-    monkeypatch.setattr("sparse_export.runtimes.probe._try", tried)
+    monkeypatch.setattr("sparse_export.runtimes.probe._probe", probed)
     digests = [sha256_file(folder / "manifest.json") for folder in (copied, dense.path)]
     assert gate(copied, dense.path, n_threads=1, trust=digests).passed
