@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, what killed processes left of such, and hashes."""
+"""Writes files and folders whole or not at all, removes what killed processes left, and hashes files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sparse_export.errors import ArtefactError, FolderInUse, OutputError, output_error
-from sparse_export.files.locks import SHORTLY_S, locked, marked_as_written, was_left
+from sparse_export.files.locks import SHORT_WAIT_S, abandoned, lock_temporary, locked
 from sparse_export.files.swap import exchange
 
 __all__ = [
@@ -43,12 +43,20 @@ _REPLACING_S = 2.0  # more than a process that lives needs between two renames
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Compute the hex SHA-256 of a file's bytes.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
+    """Flush the entries of a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -56,31 +64,38 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _opened_aside(path: Path) -> tuple[Path, BinaryIO]:
-    """A new temporary file beside `path`, marked as being written, after what dead processes left of such."""
+def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """Create a locked temporary file beside `path`, after removing those that dead processes left."""
     _remove_left_files(path.parent, re.escape(path.name))
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         stream = temporary.open("xb")
-        if marked_as_written(stream):
+        if lock_temporary(stream):
             return temporary, stream
         stream.close()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write to a temporary name in the same folder, flush to disk, rename.
+    """Write a file under a temporary name in the same folder, flush it to disk, and rename it.
 
-    Whoever reads `path` at any moment, a crash included, sees the old content or the new, never a part.
-    Raises OutputError.
+    Readers of `path` see the old content or the new one at any moment, a crash included.
+
+    Args:
+        path: of the file; its folder is created where absent.
+        content: all of it.
+
+    Raises:
+        OutputError: it cannot be written.
     """
     _write(path, lambda stream: stream.write(content))
 
 
 def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Write a file as `write_bytes` does, its content by a function."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, stream = _opened_aside(path)
+        temporary, stream = _open_temporary(path)
         with stream:
             fill(stream)
             stream.flush()
@@ -96,7 +111,15 @@ def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
 
 
 def move_file(source: Path, path: Path) -> None:
-    """As `write_bytes`, of what is in another file, which is gone then. Raises OutputError."""
+    """Move a file as `write_bytes` writes one, also to another file system.
+
+    Args:
+        source: the file.
+        path: its new path.
+
+    Raises:
+        OutputError: it cannot be moved.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with source.open("rb") as content:
@@ -114,19 +137,35 @@ def move_file(source: Path, path: Path) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Indented JSON with a final newline. NaN and infinities are refused: they are not JSON."""
+    """Encode indented JSON with a final newline.
+
+    Args:
+        value: made of dict, list, tuple, str, numbers, bool and None.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not have.
+    """
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON document by `write_bytes`."""
+    """Write a JSON document by `write_bytes`.
+
+    Args:
+        path: of the file.
+        value: as of `json_bytes`.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     write_bytes(path, json_bytes(value))
 
 
 def cache_folder() -> Path | None:
-    """`$XDG_CACHE_HOME/sparse-export`, under ~/.cache when that is unset or relative; not made here.
+    """Locate `$XDG_CACHE_HOME/sparse-export`, under ~/.cache where that is unset or relative.
 
-    None where there is no home folder either.
+    Returns:
+        The folder, which is not created here; None where there is no home folder either.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not base.is_absolute():
@@ -138,9 +177,13 @@ def cache_folder() -> Path | None:
 
 
 def require_writable(folder: Path) -> None:
-    """Raise OutputError now rather than after the work, when nothing can be written into `folder`.
+    """Check before the work that a folder can be written to; it is created where absent.
 
-    Creates the folder, with its parents, when it is absent.
+    Args:
+        folder: for the results.
+
+    Raises:
+        OutputError: it cannot be created, or nothing can be written into it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,25 +194,34 @@ def require_writable(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files in a folder of ours that killed processes left; what is being written stays."""
+    """Remove the temporary files that killed processes left in a folder of this program.
+
+    Args:
+        folder: a run or the like; files that are being written stay.
+    """
     _remove_left_files(folder, ".+")
 
 
 def is_leftover(name: str) -> bool:
-    """Is it the name of a file that is being written, or was when its process was killed?"""
+    """Is this the name of a temporary file, which is being written or was left by a killed process?
+
+    Args:
+        name: without its folder.
+    """
     return re.fullmatch(rf"\..+{_TOKEN}\.tmp", name) is not None
 
 
 def _remove_left_files(folder: Path, name: str) -> None:
-    """name: a pattern of the names that the files were to get."""
+    """Remove abandoned temporary files. name: a pattern of the names that they were to get."""
     for entry in _entries(folder):
         if re.fullmatch(rf"\.{name}{_TOKEN}\.tmp", entry.name) and entry.is_file(follow_symlinks=False):
-            with was_left(Path(entry.path)) as is_left, contextlib.suppress(OSError):
-                if is_left:
+            with abandoned(Path(entry.path)) as is_abandoned, contextlib.suppress(OSError):
+                if is_abandoned:
                     Path(entry.path).unlink()
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """The entries of a folder; none where it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -178,8 +230,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 @contextmanager
-def claimed(target: Path, *, wait_s: float = SHORTLY_S) -> Iterator[Path]:
-    """Hold the lock of a folder that is to be written, and begin by clearing up after killed processes.
+def claimed(target: Path, *, wait_s: float = SHORT_WAIT_S) -> Iterator[Path]:
+    """Hold the lock of a folder that is to be written, after cleaning up what killed processes left.
 
     A folder that one of them had set aside is put back, and its temporary folders and files are removed.
 
@@ -210,13 +262,14 @@ def claimed(target: Path, *, wait_s: float = SHORTLY_S) -> Iterator[Path]:
 
 
 def _staged(target: Path, suffix: str = "") -> list[Path]:
-    """The temporary folders of `target`, the oldest first: unfinished ones, or with _ASIDE what it was before."""
+    """The temporary folders of `target`, oldest first: unfinished ones, or with _ASIDE replaced ones."""
     wanted = re.compile(rf"\.{re.escape(target.name)}{_TOKEN}\.tmp{re.escape(suffix)}")
     found = (Path(entry.path) for entry in _entries(target.parent) if wanted.fullmatch(entry.name))
     return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=_changed_ns)
 
 
 def _changed_ns(path: Path) -> int:
+    """When a path was last changed, in ns; 0 where it is gone."""
     try:
         return path.stat().st_ctime_ns
     except OSError:  # gone by now
@@ -224,7 +277,7 @@ def _changed_ns(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, or what else stands there, as far as that can be done."""
+    """Remove a folder or file as far as possible, without an error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -233,10 +286,15 @@ def _remove(path: Path) -> None:
 
 
 def put_back(path: Path) -> None:
-    """For a reader: give `path` back the folder that a killed process had set aside to replace it.
+    """Give a folder back its name, where a killed process had set it aside to replace it. Readers call this.
 
-    Nothing is done, nor locked, where something stands there, or nothing was set aside.
-    Raises ArtefactError when it cannot be put back, with the place where it lies.
+    Nothing is done, nor locked, where the folder exists, or none was set aside.
+
+    Args:
+        path: of the folder.
+
+    Raises:
+        ArtefactError: it cannot be put back; the message says where it is.
     """
     if path.exists():
         return
@@ -248,11 +306,11 @@ def put_back(path: Path) -> None:
         with claimed(real, wait_s=_REPLACING_S):
             pass
     except (FolderInUse, OutputError) as cause:
-        if real.exists():  # a process that lives has put its new one there
+        if real.exists():  # a live process has put its new one there
             return
         raise ArtefactError(
-            f"{path} is gone: a process ended while it replaced it. What stood there is {aside[-1]}, and cannot be "
-            f"put back. {cause.what}",
+            f"{path} is gone: a process ended while it replaced it. The old folder is {aside[-1]}, "
+            f"and cannot be put back. {cause.what}",
             do=f"Rename it to {real}, as a user who may write there.",
         ) from cause
 
@@ -261,10 +319,19 @@ def put_back(path: Path) -> None:
 def staged_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target` that takes its name when the block ends without an error.
 
-    A folder that stood there before is replaced in that moment; on an error it is left as it was, and the
-    unfinished one is removed. When the process is killed in that moment, the old or the new one stands there, or,
-    where the file system cannot exchange names, the old one is put back by the next that reads or writes it.
-    Links are followed. Raises FolderInUse and OutputError.
+    An existing folder is replaced at that moment; on an error it stays as it was, and the unfinished one is
+    removed. Where the process is killed at that moment, the old or the new folder is there; or, where the
+    file system cannot exchange names, the next process that reads or writes it puts the old one back.
+
+    Args:
+        target: of the folder; links are followed.
+
+    Yields:
+        The temporary folder.
+
+    Raises:
+        FolderInUse: another process writes there.
+        OutputError: the folder cannot be written.
     """
     with claimed(target) as real:
         try:
@@ -285,7 +352,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 
 def _replace(target: Path, stage: Path) -> None:
-    """Give the stage the name of the target, whatever stands there."""
+    """Give the stage the name of the target, replacing what is there."""
     if not os.path.lexists(target):
         stage.rename(target)
     elif not exchange(stage, target):
@@ -302,23 +369,26 @@ def _replace(target: Path, stage: Path) -> None:
 
 @contextmanager
 def temporary_folder(kind: str = "work", base: Path | None = None) -> Iterator[Path]:
-    """An empty private folder in the system's place for such, removed at the end.
+    """Create an empty private folder in the system's temporary folder, and remove it at the end.
 
-    Where this process is killed before that, the next that makes one of the same kind removes it.
+    Where this process is killed before that, the next one that creates a folder of the same kind removes it.
 
     Args:
         kind: a word in its name, `sparse-export-KIND-…`.
-        base: another place.
+        base: another folder to create it in.
+
+    Yields:
+        The folder.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: it cannot be created.
     """
     base = Path(tempfile.gettempdir()) if base is None else base
     _remove_left_folders(base, kind)
     path = base / f"sparse-export-{kind}-{secrets.token_hex(4)}"
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(path))  # before it is there: what is there and not locked was left
+            stack.enter_context(locked(path))  # before it exists: an unlocked one counts as abandoned
             path.mkdir(mode=0o700)
         except (OSError, OutputError) as cause:
             reason = cause.strerror if isinstance(cause, OSError) else cause.what

@@ -1,4 +1,4 @@
-"""One process at a time writes a folder: a lock beside it, which the kernel releases when its holder ends."""
+"""Locks by which one process at a time writes a folder; the kernel releases them when their holder ends."""
 
 from __future__ import annotations
 
@@ -23,35 +23,40 @@ from sparse_export.errors import FolderInUse, output_error
 if TYPE_CHECKING:
     from filelock import FileLock
 
-__all__ = ["SHORTLY_S", "lock_path", "locked", "marked_as_written", "was_left"]
+__all__ = ["SHORT_WAIT_S", "abandoned", "lock_path", "lock_temporary", "locked"]
 
-SHORTLY_S = 0.1  # for the moment in which another process only looks, or has just ended
+SHORT_WAIT_S = 0.1  # long enough where another process only looks, or has just ended
 _POLL_S = 0.02
-# What a file system answers that knows no locks, such as Lustre mounted without them.
+# Errors of a file system without locks, such as Lustre mounted without them.
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}
-# (process, thread, lock file) of the locks held here. A forked child finds its parent's there, which are not its own.
+# (process, thread, lock file) of the locks held here. A forked child also has its parent's, which it does not
+# hold.
 _held: set[tuple[int, int, Path]] = set()
 
 
 def lock_path(folder: Path) -> Path:
-    """The lock of a folder: `.NAME.lock` beside what its name stands for, links followed."""
+    """Locate the lock of a folder: `.NAME.lock` beside it, links followed.
+
+    Args:
+        folder: need not exist.
+    """
     real = Path(os.path.realpath(folder))
     return real.with_name(f".{real.name}.lock")
 
 
 @contextmanager
-def locked(folder: Path, *, wait_s: float = SHORTLY_S) -> Iterator[bool]:
+def locked(folder: Path, *, wait_s: float = SHORT_WAIT_S) -> Iterator[bool]:
     """Hold the lock of a folder, which need not exist; within one thread it may be taken again.
 
-    The lock file is removed when the lock is released. One that a killed process left does no harm: the kernel has
-    released its lock.
+    The lock file is removed when the lock is released. One that a killed process left does no harm: the
+    kernel has released its lock.
 
     Args:
         folder: what is to be written.
         wait_s: how long to wait for another process that holds it.
 
     Yields:
-        Is it held? False where the file system knows no locks, of which a warning tells.
+        True when it is held; False where the file system has no locks, with a warning.
 
     Raises:
         FolderInUse: another process, or another thread, holds it; the message names it.
@@ -62,7 +67,7 @@ def locked(folder: Path, *, wait_s: float = SHORTLY_S) -> Iterator[bool]:
     if me in _held:
         yield True
         return
-    lock = _acquired(folder, file, wait_s)
+    lock = _acquire(folder, file, wait_s)
     if lock is None:
         yield False
         return
@@ -73,12 +78,12 @@ def locked(folder: Path, *, wait_s: float = SHORTLY_S) -> Iterator[bool]:
         _held.discard(me)
         if os.getpid() == me[0]:
             with contextlib.suppress(OSError):
-                file.unlink()  # still locked: who opened it meanwhile finds it without a name, and looks again
+                file.unlink()  # still locked: who opened it meanwhile finds it nameless, and retries
             lock.release()
 
 
-def _acquired(folder: Path, file: Path, wait_s: float) -> FileLock | None:
-    """The lock, held and with a note of its holder; None where the file system knows none."""
+def _acquire(folder: Path, file: Path, wait_s: float) -> FileLock | None:
+    """Take the lock and write a note of its holder; None where the file system has no locks."""
     from filelock import FileLock, Timeout  # the import takes longer than `--help`
 
     lock = FileLock(file, thread_local=False, fallback_to_soft=False)
@@ -90,8 +95,8 @@ def _acquired(folder: Path, file: Path, wait_s: float) -> FileLock | None:
     except OSError as cause:
         if cause.errno in _NO_LOCKS:
             warnings.warn(
-                f"{file.parent} lies on a file system without locks: nothing keeps a second process from writing "
-                f"{file.name.removeprefix('.').removesuffix('.lock')} at the same time.",
+                f"{file.parent} lies on a file system without locks: nothing keeps a second process from "
+                f"writing {file.name.removeprefix('.').removesuffix('.lock')} at the same time.",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -103,7 +108,7 @@ def _acquired(folder: Path, file: Path, wait_s: float) -> FileLock | None:
 
 
 def _note() -> dict[str, str | int]:
-    """What a refused process is told of this one."""
+    """What other processes are to know about this one."""
     program = Path(sys.argv[0])
     name = "sparse-export" if program.name == "__main__.py" else program.name
     return {
@@ -118,19 +123,23 @@ def _in_use(folder: Path, file: Path) -> FolderInUse:
     """The error that names the holder."""
     try:
         note = json.loads(file.read_bytes())
-        told = "process {pid} on {host} since {since}: {command}".format_map(note)
+        holder = "process {pid} on {host} since {since}: {command}".format_map(note)
     except (OSError, ValueError, TypeError, KeyError):
-        told = f"another process, which left no note in {file}"
+        holder = f"another process, which left no note in {file}"
     return FolderInUse(
-        f"{folder} is being written by {told}.",
+        f"{folder} is being written by {holder}.",
         do="Wait until that has ended, or choose another place with --out.",
     )
 
 
-def marked_as_written(stream: IO[bytes]) -> bool:
-    """Lock a temporary file for as long as it is open; False when somebody has just removed it.
+def lock_temporary(stream: IO[bytes]) -> bool:
+    """Lock a temporary file while it is open, so that `abandoned` sees that its writer is alive.
 
-    By that mark `was_left` sees that its writer lives. Without locks in the file system there is no mark.
+    Args:
+        stream: the open file. A file system without locks leaves it unlocked.
+
+    Returns:
+        False when another process has just removed the file.
     """
     with contextlib.suppress(OSError):
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -138,8 +147,15 @@ def marked_as_written(stream: IO[bytes]) -> bool:
 
 
 @contextmanager
-def was_left(file: Path) -> Iterator[bool]:
-    """Has the writer of a temporary file ended? Where it has, nobody takes the file up while the block runs."""
+def abandoned(file: Path) -> Iterator[bool]:
+    """Check whether the writer of a temporary file has ended.
+
+    Args:
+        file: the temporary file.
+
+    Yields:
+        True when it has; no other process then reuses the file while the block runs.
+    """
     try:
         stream = file.open("rb+")  # a network file system locks only what can be written
     except OSError:

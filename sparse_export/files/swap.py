@@ -1,4 +1,4 @@
-"""Two names exchange what they name in one step of the kernel (Linux, renameat2)."""
+"""Exchanges the names of two folders in one step of the kernel (Linux, renameat2)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 # The call's number where the C library has no function for it: glibc before 2.28, musl.
 _SYSCALL_NUMBER = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "ppc64le": 357, "s390x": 347}
-# What a kernel or a file system answers that does not know the call or its flag, and a sandbox that forbids it.
+# Errors of a kernel or file system without the call or its flag, and of a sandbox that forbids it.
 _UNKNOWN = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM}
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let two files or folders of one file system swap names.
+    """Exchange the names of two files or folders of one file system.
 
     Args:
         one: path of a file or folder that exists.

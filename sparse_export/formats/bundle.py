@@ -30,12 +30,17 @@ ORDERS_FILE = "orders.json"
 GOLDEN_INPUT = "golden/input.npy"
 GOLDEN_OUTPUT = "golden/output.npy"
 CACHE_FOLDER = "cache/onnxruntime-tensorrt"
-"""Of a bundle: what may come to be there after it was built, and is no part of it."""
+"""A folder that may appear in a bundle after it was built, and is no part of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunReference:
-    """Where a bundle came from. path: as it was at build time; run_sha256: of its `run.json`."""
+    """The run that a bundle was built from.
+
+    Attributes:
+        path: of its folder, at build time.
+        run_sha256: of its `run.json`.
+    """
 
     path: str
     run_sha256: str
@@ -43,9 +48,14 @@ class RunReference:
 
 @dataclass(frozen=True, kw_only=True)
 class CompactedLayer:
-    """A layer of the graph, shapes of its weight as stored before and after dead channels went.
+    """A layer of a compacted graph.
 
-    why: what kept it from losing more.
+    Attributes:
+        node: of the graph.
+        weight: name of the stored tensor.
+        before: its shape before dead channels were removed.
+        after: its shape afterwards.
+        why: what kept it from losing more.
     """
 
     node: str
@@ -57,10 +67,14 @@ class CompactedLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class CompactInfo:
-    """What went with the dead channels of a graph.
+    """What was removed with the dead channels of a graph.
 
-    n_removed: output channels of layers.  n_inputs_dropped: inputs that layers no longer read.
-    n_weights_before, n_weights_after: entries of all float initializers.
+    Attributes:
+        n_removed: output channels of layers that were removed.
+        n_inputs_dropped: inputs that layers no longer read.
+        n_weights_before: entries of all float initializers before.
+        n_weights_after: likewise afterwards.
+        layers: those whose shape changed.
     """
 
     n_removed: int
@@ -70,24 +84,32 @@ class CompactInfo:
     layers: tuple[CompactedLayer, ...]
 
 
-Road = Literal["as trained", "permuted", "gathered", "dense"]
+PatternMethod = Literal["as trained", "permuted", "gathered", "dense"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatternLayer:
-    """What became of a weight that was to obey a pattern, without or with a small cut.
+    """How a weight was made to satisfy a pattern, if it was.
 
-    road: how it came to obey it, `dense` for one that was left as it was; `reason` then says why.  density: nonzeros
-    / weights before.  n_groups, groups_over_*: groups, and those with more than N nonzeros before, and in the order
-    that the layer has now or, where it stayed dense, the best that was tried.  cut_needed: share of sum |w| that
-    obeying the pattern would cut in that order.  cut: what was cut, in share of sum |w|; n_cut: in weights.
-    None where there are no groups, or no order was tried.
+    Attributes:
+        name: of the weight.
+        shape: of the weight.
+        density: nonzeros / weights, before.
+        road: the method by which it satisfies the pattern; `dense` for one that was left as it was.
+        n_groups: groups of M; None where M does not divide the axis.
+        groups_over_before: groups with more than N nonzeros, before; None without groups.
+        groups_over_after: likewise in the order that the layer has now, or for a dense layer the best order
+            found; None where no order was searched for.
+        cut_needed: share of sum |w| that the pattern would drop in that order, from 0 to 1; None likewise.
+        cut: share of sum |w| that was dropped.
+        n_cut: number of weights that were dropped.
+        reason: why it stayed dense; empty otherwise.
     """
 
     name: str
     shape: tuple[int, ...]
     density: float
-    road: Road
+    road: PatternMethod
     n_groups: int | None
     groups_over_before: int | None
     groups_over_after: int | None
@@ -99,12 +121,19 @@ class PatternLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class PatternInfo:
-    """What came of making a trained network obey a pattern: layers in the run's order.
+    """How a trained network was made to satisfy a pattern.
 
-    max_cut: share of sum |w| that a layer might lose.  difference: the largest between the network's outputs before
-    and after its channels were permuted, over the largest output, in float64; cuts are not in it.
-    accuracy_before: of the run's network, by PyTorch; accuracy_after: of the ONNX file, by onnxruntime, on the same
-    samples; n_changed: samples that are put into another class.  not_measured: why these three are None.
+    Attributes:
+        pattern: such as `2:4`.
+        max_cut: share of sum |w| that a layer was allowed to lose.
+        gather: which layers might get their input in an order of their own.
+        layers: in the run's order.
+        difference: the largest between the network's outputs before and after its channels were permuted,
+            over the largest output, in float64; weights were dropped only afterwards.
+        accuracy_before: of the run's network, by PyTorch.
+        accuracy_after: of the ONNX file, by onnxruntime, on the same samples.
+        n_changed: predictions that changed.
+        not_measured: why these three are None.
     """
 
     pattern: str
@@ -122,12 +151,34 @@ class PatternInfo:
 class BundleInfo:
     """Content of `manifest.json`.
 
-    accuracy: what the run reported on its test set.  n_parameters, n_nonzero: over all float initializers of
-    the graph.  macs, nonzero_macs: for one sample.  atol, rtol: what the golden pair is held to.
-    compacted: None for a graph that has all its channels.  fitted: None where no pattern was asked for; where it
-    cut weights, `layers` and `density` tell of what is left, and `accuracy` still of the whole run.
-    engines: those of the targets other than `onnx`.  precision: of the graph, its inputs and outputs being float32.
-    n_calibration: training samples that int8 and fp8 took their ranges from.
+    Attributes:
+        method: that the run was trained with.
+        model: the network.
+        data: the run's data set, None for none.
+        run: where the bundle came from.
+        precision: of the graph, whose inputs and outputs are float32.
+        targets: `onnx`, and those of the engines.
+        opset: of the graph, domain `ai.onnx`.
+        ir_version: of the ONNX file.
+        input_name: of the graph.
+        output_name: of the graph.
+        density: kept / total over the masked layers, after weights were dropped for a pattern.
+        layers: of the run, with the patterns that they promise now.
+        n_parameters: entries of all float initializers of the graph.
+        n_nonzero: the nonzero ones of these.
+        macs: multiply-accumulates by weights for one sample; None where shapes are unknown.
+        nonzero_macs: likewise without zero weights.
+        accuracy: of the run on its test set, before anything was dropped.
+        atol: absolute tolerance of the golden pair.
+        rtol: its tolerance as a share of the spread of the logits.
+        versions: of the libraries that built it.
+        command: that built it.
+        created: time in ISO 8601.
+        files: every file of the bundle but this one.
+        compacted: None for a graph that has all its channels.
+        engines: one for each target other than `onnx`.
+        n_calibration: training samples that int8 and fp8 took their ranges from.
+        fitted: None where no pattern was requested.
     """
 
     method: str
@@ -165,8 +216,8 @@ class BundleInfo:
     def required_files(self) -> tuple[str, ...]:
         """The files that a bundle cannot do without; every release has listed them.
 
-        They are the graph, the golden pair, the table of layers, the orders of a bundle that was made to satisfy a
-        pattern, and what its engines name.
+        They are the graph, the golden pair, the table of layers, the orders of a bundle that was made to
+        satisfy a pattern, and what its engines name.
         """
         names = [MODEL_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT, LAYERS_FILE]
         names += [ORDERS_FILE] if self.fitted is not None else []
@@ -177,7 +228,12 @@ class BundleInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A bundle on disk."""
+    """A bundle on disk.
+
+    Attributes:
+        path: its folder.
+        info: its manifest.
+    """
 
     path: Path
     info: BundleInfo
@@ -187,31 +243,55 @@ class Bundle:
         """The path of `model.onnx`, which is checked each time.
 
         Raises:
-            ArtefactError: the manifest does not list it, or a file with its external data; or one of them is not
-                the file that was written.
+            ArtefactError: the manifest does not list it, or a file with its external data; or one of them is
+                not the file that was written.
         """
         return listed_graph(self.path, self.info.files, MODEL_FILE, described_by=BUNDLE_FILE)
 
 
 def save_bundle_info(folder: Path, info: BundleInfo) -> None:
-    """Write `manifest.json`, then `SHA256SUMS` over it and every file that it lists."""
+    """Write `manifest.json`, then `SHA256SUMS` over it and every file that it lists.
+
+    Args:
+        folder: of the bundle.
+        info: the manifest.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     write_json(folder / BUNDLE_FILE, asdict(info))
-    sums = {name: fact.sha256 for name, fact in info.files.items()}
+    sums = {name: file.sha256 for name, file in info.files.items()}
     sums[BUNDLE_FILE] = sha256_file(folder / BUNDLE_FILE)
     lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
     (folder / SUMS_FILE).write_text("".join(lines))
 
 
 def read_bundle_info(folder: Path) -> BundleInfo:
-    """Read `manifest.json`; the other files are not looked at. Raises UsageError or ArtefactError."""
+    """Read `manifest.json`; the other files are not looked at.
+
+    Args:
+        folder: of the bundle.
+
+    Raises:
+        UsageError: the folder does not exist.
+        ArtefactError: it is no bundle, or its manifest is damaged.
+    """
     file = description_path(Path(folder), BUNDLE_FILE, "bundle", "sparse-export build")
     info: BundleInfo = read_document(file, "bundle", BundleInfo)
     return info
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Read a bundle; its required files have to be listed, and every listed
-    file has to be whole. Raises UsageError or ArtefactError."""
+    """Open a bundle: read its manifest, and check every file that it lists.
+
+    Args:
+        folder: of the bundle.
+
+    Raises:
+        UsageError: the folder does not exist.
+        ArtefactError: it is no bundle, a required file is not listed, or a listed file is not what was
+            written.
+    """
     folder = Path(folder)
     info = read_bundle_info(folder)
     require_complete(folder, info)

@@ -1,4 +1,4 @@
-"""JSON documents of ours, read into their dataclasses."""
+"""Reads the JSON documents of this program into their dataclasses."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ SCHEMA_VERSION = 1
 
 
 def _refuse_constant(name: str) -> None:
+    """Raise ValueError for NaN and infinities."""
     raise ValueError(f"{name} is not a number of JSON")
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; a key that comes twice would be read by others as the other one."""
+    """An object of JSON. Raises ValueError for a repeated key, which other readers may read otherwise."""
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
@@ -27,7 +28,19 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_document(path: Path, kind: str, cls: type[Any]) -> Any:
-    """Read a JSON document of ours into its dataclass, which has `kind` and `schema_version`. Raises ArtefactError."""
+    """Read a JSON document into its dataclass.
+
+    Args:
+        path: of the file.
+        kind: what the field `kind` of the document has to be.
+        cls: the dataclass.
+
+    Returns:
+        The dataclass, its types checked.
+
+    Raises:
+        ArtefactError: the file cannot be read, is another document, or is damaged.
+    """
     import pydantic
 
     try:
@@ -37,18 +50,16 @@ def read_document(path: Path, kind: str, cls: type[Any]) -> Any:
     except OSError as cause:
         raise ArtefactError(
             f"{path} cannot be read: {cause.strerror or cause}.",
-            expected=f"A {kind} description that this user may read was expected.",
             do="Look at its permissions, or copy the folder again.",
         ) from cause
     except (ValueError, RecursionError) as cause:
         raise ArtefactError(
-            f"{path} is not JSON: {cause}.",
-            expected=f"A {kind} description was expected.",
-            do="Make it again.",
+            f"{path}, the description of a {kind}, is not JSON: {cause}.",
+            do=f"Make the {kind} again.",
         ) from cause
     found = document.get("kind") if isinstance(document, dict) else None
     if found != kind:
-        raise ArtefactError(f"{path} describes {found!r}.", expected=f"A {kind} was expected.")
+        raise ArtefactError(f"{path} describes {found!r}, not a {kind}.", do=f"Give the path of a {kind}.")
     version = document.get("schema_version")
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise ArtefactError(
@@ -67,16 +78,27 @@ def read_document(path: Path, kind: str, cls: type[Any]) -> Any:
 
 
 def description_path(path: Path, file: str, kind: str, made_by: str) -> Path:
-    """The path of the document that describes a folder. Raises UsageError or ArtefactError where there is none."""
+    """Find the document that describes a folder.
+
+    Args:
+        path: of the folder.
+        file: name of the document.
+        kind: of the folder, for the message.
+        made_by: command that makes such a folder, for the message.
+
+    Raises:
+        UsageError: there is no folder.
+        ArtefactError: it holds no such document.
+    """
     put_back(path)
     if not path.exists():
         raise UsageError(
-            f"{path} does not exist.", expected=f"A {kind} folder, made by `{made_by}`, was expected."
+            f"{path} does not exist.", do=f"Give the path of a {kind} folder, made by `{made_by}`."
         )
     if not (path / file).is_file():
         raise ArtefactError(
             f"{path} is not a {kind}: it holds no {file}.",
-            expected=f"A folder made by `{made_by}` was expected.",
+            expected=f"`{made_by}` makes one.",
             do="Run `sparse-export inspect` on it to see what it is." if path.is_file() else "",
         )
     return path / file

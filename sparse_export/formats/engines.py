@@ -8,13 +8,24 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo:
-    """An engine of a bundle: a plan of native code for one library and certain GPUs.
+    """An engine of a bundle: native code for one library and certain GPUs.
 
-    file: relative to the bundle.  target: `tensorrt` or `tensorrt-rtx`; version: of that library.  gpu,
-    architecture: what it was built on, None without a GPU.  architectures: what TensorRT for RTX was told to build
-    for, empty for its own choice.  hardware, version_compatible: what else it is to run on.  profiles: batch sizes
-    (min, opt, max).  sparse: sparse kernels were allowed.  parse_s, build_s: seconds in the library.
-    onnx_sha256: of the dense graph that was parsed.  timing_cache: its file, if any.
+    Attributes:
+        file: path within the bundle.
+        target: the library.
+        precision: of the graph.
+        version: of the library.
+        gpu: name of the GPU that it was built on, None without one.
+        architecture: of that GPU, as in `sm90`.
+        architectures: what TensorRT for RTX was to build for; empty for its own choice.
+        hardware: which other GPUs TensorRT was to make it run on.
+        version_compatible: later releases of TensorRT can load it.
+        profiles: batch sizes (min, opt, max).
+        sparse: sparse kernels were allowed.
+        parse_s: seconds that the library took to parse the graph.
+        build_s: seconds that it took to build.
+        onnx_sha256: of the dense graph that was parsed.
+        timing_cache: its path within the bundle, if any.
     """
 
     file: str

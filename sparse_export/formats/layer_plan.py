@@ -14,10 +14,18 @@ from sparse_export.instruments.statistics import Ratio
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedLayer:
-    """One weight. sparse: is it to be 2:4?  why: in words.
+    """One weight of a layer plan.
 
-    ratio: dense / 2:4 of its product; None where that was not timed.  saved_ms: of one call of the network, at the
-    low end of the ratio's interval.  lost: share of the magnitude of all weights.
+    Attributes:
+        name: of the weight.
+        n_outputs: rows of the weight.
+        n_inputs: columns of the weight.
+        n_rows: rows of activations in one call; None where not known.
+        sparse: it is to be 2:4.
+        why: the reason, in words.
+        ratio: dense / 2:4 time of its product; None where that was not timed.
+        saved_ms: of one call of the network, at the low end of the ratio's interval.
+        lost: share of sum |w| over all weights that 2:4 drops; None where not counted.
     """
 
     name: str
@@ -35,9 +43,24 @@ class PlannedLayer:
 class LayerPlan:
     """Content of a layer plan.
 
-    model_ms: of the dense network at `batch` on `device`.  saved_ms, lost: totals of the layers chosen.
-    expected_speedup: model_ms / (model_ms - saved_ms), from times of single products: to be measured, not promised.
-    weights: whose magnitudes were counted, a run's folder or `random`.
+    Attributes:
+        model: name of the network, None where it has none.
+        batch: samples in a call.
+        dtype: of the products.
+        backend: of the 2:4 products.
+        device: the GPU that timings are from.
+        weights: whose magnitudes were counted, a run's folder or `random`.
+        speedup: the speed-up that was requested, None for none.
+        max_sparse_loss: the largest `lost` that was allowed, None for any.
+        model_ms: of the dense network at `batch` on `device`.
+        saved_ms: total of the chosen layers.
+        lost: total of the chosen layers.
+        expected_speedup: model_ms / (model_ms - saved_ms), from times of single products: to be measured, not
+            promised.
+        layers: of the network.
+        versions: of the libraries.
+        command: that made it.
+        created: time in ISO 8601.
     """
 
     model: str | None
@@ -71,12 +94,19 @@ class LayerPlan:
 
 
 def read_layer_plan(path: Path) -> LayerPlan:
-    """Read a plan file. Raises UsageError when there is none, ArtefactError when it is damaged."""
+    """Read a layer plan.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UsageError: there is no file.
+        ArtefactError: it is damaged.
+    """
     path = Path(path)
     if not path.is_file():
         raise UsageError(
-            f"{path} is not a file.",
-            expected="A plan was expected.",
+            f"The layer plan {path} is not a file.",
             do="Make one with `sparse-export plan MODEL --out FILE`.",
         )
     plan: LayerPlan = read_document(path, "plan", LayerPlan)
@@ -84,5 +114,13 @@ def read_layer_plan(path: Path) -> LayerPlan:
 
 
 def write_layer_plan(path: Path, plan: LayerPlan) -> None:
-    """Write a plan file. Raises OutputError."""
+    """Write a layer plan.
+
+    Args:
+        path: of the file.
+        plan: the plan.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     write_json(Path(path), asdict(plan))

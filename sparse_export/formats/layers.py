@@ -41,7 +41,12 @@ ReasonCode = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Reason:
-    """Why hardware cannot use a layer's zeros, or may not. code: for machines; text: one sentence for people."""
+    """Why hardware cannot use a layer's zeros, or may not be able to.
+
+    Attributes:
+        code: for machines.
+        text: one sentence for people.
+    """
 
     code: ReasonCode
     text: str
@@ -49,20 +54,30 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphLayer:
-    """One Conv, ConvTranspose, Gemm or MatMul of an ONNX graph, or a node with weights that was not looked into.
+    """A Conv, ConvTranspose, Gemm or MatMul of an ONNX graph, or a node with weights that was not examined.
 
-    weight: name of the stored tensor; where there is none, of the value multiplied by.  constant: is it one?
-    through: the operators between node and stored tensor, from the node up; empty when it is used as stored.
-    shape, dtype: of the weight as the node multiplies by it; () and None when not known.  reduction_axis: the
-    axis of that shape that is summed over (input channels for Conv).  stored_axis: the same axis in the
-    stored tensor, None where it is not one axis of it.
-    macs: multiply-accumulates by weights for one sample, every weight counted; nonzero_macs: with zero
-    weights left out. Both are None when the shapes are not known, 0 where nothing constant is multiplied by.
-
-    pattern_holds: 2:4 along the reduction axis; None when the weight is not known.  n_groups, n_groups_over:
-    groups of four, and those with more than two nonzeros; None where four does not divide the axis.
-    obeys: the tightest N:M that hold, M of 2, 4, 8, 16, without those that follow from another.
-    eligible: can hardware that knows 2:4 use the zeros?  reasons: why not, or what there is to know.
+    Attributes:
+        node: its name in the graph.
+        op_type: its operator.
+        weight: name of the stored tensor; where there is none, of the value multiplied by.
+        shape: of the weight as the node multiplies by it; () when not known.
+        reduction_axis: the axis of that shape that is summed over (input channels for Conv).
+        n_weights: entries of the weight.
+        n_nonzero: nonzero entries.
+        macs: multiply-accumulates by weights for one sample, every weight counted; None when shapes are not
+            known, 0 where nothing constant is multiplied by.
+        nonzero_macs: likewise without zero weights.
+        constant: the weight is a stored tensor, or computed of stored ones.
+        through: the operators between node and stored tensor, from the node up; empty when it is used as
+            stored.
+        dtype: of the weight as the node multiplies by it; None when not known.
+        stored_axis: the reduction axis in the stored tensor, None where it is not one axis of it.
+        pattern_holds: 2:4 holds along the reduction axis; None when the weight is not known.
+        n_groups: groups of four; None where four does not divide the axis.
+        n_groups_over: those with more than two nonzeros; None likewise.
+        obeys: the tightest N:M that hold, M of 2, 4, 8, 16, without those that follow from another.
+        eligible: can hardware that knows 2:4 use the zeros?
+        reasons: why not, or what there is to know.
     """
 
     node: str
@@ -92,10 +107,15 @@ EngineState = Literal["picked", "not picked", "not eligible", "unknown", "unprov
 
 @dataclass(frozen=True, kw_only=True)
 class EngineLayer:
-    """What became of one layer of the graph in an engine: does it run on a sparse kernel?
+    """Does one layer of the graph run on a sparse kernel of an engine?
 
-    state: `unknown` where the builder does not tell, `unproven` where the graph alone leaves it open.  text: why.
-    kernels: the sparse ones that the inspector named.
+    Attributes:
+        node: of the graph.
+        weight: of the layer.
+        state: `unknown` where the builder does not report it, `unproven` where the graph alone leaves it
+            open.
+        text: the reason, for people.
+        kernels: the sparse ones that the inspector names.
     """
 
     node: str
@@ -106,12 +126,24 @@ class EngineLayer:
 
 
 def read_engine_layers(file: Path, engine: str) -> tuple[EngineLayer, ...]:
-    """The rows of an engine in a `layers.json`, none when it has none. Raises ArtefactError."""
-    rows: tuple[EngineLayer, ...] = _told_of_engine(file, "engines", engine, tuple[EngineLayer, ...])
+    """Read the rows of an engine in a `layers.json`.
+
+    Args:
+        file: the document.
+        engine: path of the engine within the bundle.
+
+    Returns:
+        The rows; none for an engine that has none.
+
+    Raises:
+        ArtefactError: the document cannot be read, or is damaged.
+    """
+    rows: tuple[EngineLayer, ...] = _read_engine_part(file, "engines", engine, tuple[EngineLayer, ...])
     return rows
 
 
-def _told_of_engine(file: Path, key: str, engine: str, cls: Any) -> Any:
+def _read_engine_part(file: Path, key: str, engine: str, cls: Any) -> Any:
+    """What a key of the document holds for an engine, as `cls`."""
     import pydantic
 
     try:
@@ -121,7 +153,6 @@ def _told_of_engine(file: Path, key: str, engine: str, cls: Any) -> Any:
     except (OSError, ValueError, RecursionError, AttributeError) as cause:
         raise ArtefactError(
             f"{file} cannot be read: {str(cause).strip().partition(chr(10))[0]}.",
-            expected="The table of layers that a build writes was expected.",
             do="Build the bundle again.",
         ) from cause
 
@@ -133,11 +164,21 @@ TimingOutcome = Literal["speed-up", "slow-down", "no speed-up", "not compared"]
 class LayerTiming:
     """The time of the same work in two engines of one graph: one built without sparse kernels, one with them.
 
-    nodes: of the graph, all that the work is; empty for a layer of the engine's own.  weights: that these multiply by.
-    dense_layers, sparse_layers: names in the engines; dense_kernels, sparse_kernels: those that the inspector names.
-    dense_ms, sparse_ms: of an undisturbed pass, None where an engine has no such layer, or one too short to time.
-    ratio: dense / sparse, with its 95 % interval low to high.  floor: the farthest that the same ratio of the dense
-    engine and a second copy of it comes from 1.
+    Attributes:
+        nodes: of the graph, all that the work consists of; empty for a layer of the engine's own.
+        weights: that these multiply by.
+        dense_layers: names of its layers in the first engine.
+        sparse_layers: likewise in the second.
+        dense_kernels: names of its kernels in the first engine, by the inspector.
+        sparse_kernels: likewise in the second.
+        dense_ms: of an undisturbed pass; None where the engine has no such layer, or one too short to time.
+        sparse_ms: likewise.
+        ratio: dense / sparse time.
+        low: of its 95 % interval.
+        high: of its 95 % interval.
+        floor: the farthest that the same ratio of the dense engine and a second copy of it is from 1.
+        outcome: what the ratio shows.
+        verdict: a sentence for people.
     """
 
     nodes: tuple[str, ...]
@@ -158,10 +199,15 @@ class LayerTiming:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineTimes:
-    """Layers of an engine timed against its twin without sparse kernels, at one batch size.
+    """Layers of an engine timed against its dense baseline without sparse kernels, at one batch size.
 
-    rows: empty where nothing was timed, and `note` says why.  whole: all layers of a pass together.  rounds: of
-    interleaved blocks; steady: whether times had settled when warm-up ended.
+    Attributes:
+        batch: the batch size.
+        rows: empty where nothing was timed.
+        whole: all layers of a pass together.
+        rounds: number of rounds of interleaved blocks.
+        steady: times had settled when warm-up ended.
+        note: why nothing was timed; empty otherwise.
     """
 
     batch: int
@@ -173,6 +219,17 @@ class EngineTimes:
 
 
 def read_engine_times(file: Path, engine: str) -> tuple[EngineTimes, ...]:
-    """Likewise the times of its layers, one entry a batch size, none where they were not measured."""
-    times: tuple[EngineTimes, ...] = _told_of_engine(file, "times", engine, tuple[EngineTimes, ...])
+    """Read the times of an engine's layers in a `layers.json`.
+
+    Args:
+        file: the document.
+        engine: path of the engine within the bundle.
+
+    Returns:
+        One entry for each batch size; none where they were not measured.
+
+    Raises:
+        ArtefactError: the document cannot be read, or is damaged.
+    """
+    times: tuple[EngineTimes, ...] = _read_engine_part(file, "times", engine, tuple[EngineTimes, ...])
     return times

@@ -1,4 +1,4 @@
-"""Files of a run or a bundle, used only as the description of the folder lists them."""
+"""Access to the files of a run or a bundle, each checked as the description of the folder lists it."""
 
 from __future__ import annotations
 
@@ -29,21 +29,34 @@ __all__ = [
     "verify_files",
 ]
 
-# A graph that refers to other files has one of these in its bytes: the key of external data, and the node with an
-# engine of one of onnxruntime's providers.
+# A graph that refers to other files has one of these in its bytes: the key of external data, and the node
+# with an engine of one of onnxruntime's providers.
 _EXTERNAL_KEY, _ENGINE_NODE = b"location", b"EPContext"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileInfo:
-    """What a file must be: its length and the hex SHA-256 of its bytes."""
+    """What a file must be.
+
+    Attributes:
+        size_bytes: its length.
+        sha256: hex SHA-256 of its bytes.
+    """
 
     size_bytes: int
     sha256: str
 
 
 def file_infos(folder: Path, names: Iterable[str]) -> dict[str, FileInfo]:
-    """Size and hash of the named files of a folder, by their path relative to it."""
+    """Compute size and hash of some files.
+
+    Args:
+        folder: a run or a bundle.
+        names: paths relative to it.
+
+    Returns:
+        One entry for each name, sorted.
+    """
     return {
         name: FileInfo(size_bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name))
         for name in sorted(names)
@@ -71,7 +84,7 @@ class Described(Protocol):
 
 
 def file_of(folder: Described, name: str) -> Path:
-    """The path of a file of a run or a bundle, checked now; nothing opens one by any other way.
+    """Check a file of a run or a bundle, and return its path. Every reader of such a file calls this.
 
     Args:
         folder: an opened run or bundle.
@@ -84,12 +97,28 @@ def file_of(folder: Described, name: str) -> Path:
 
 
 def bytes_of(folder: Described, name: str) -> bytes:
-    """The content of a file of a run or a bundle, the very bytes that were checked. As `file_of`."""
+    """Read a file of a run or a bundle; the bytes returned are those that were checked.
+
+    Args:
+        folder: an opened run or bundle.
+        name: as its description lists the file.
+
+    Raises:
+        ArtefactError: as `file_of`.
+    """
     return listed_bytes(folder.path, folder.info.files, name, described_by=folder.info.description_file)
 
 
 def require_complete(folder: Path, info: Description) -> None:
-    """Raise ArtefactError for the first required file that the description of a folder does not list."""
+    """Check that the description of a folder lists all required files.
+
+    Args:
+        folder: a run or a bundle.
+        info: its description.
+
+    Raises:
+        ArtefactError: one is not listed; the message names the first.
+    """
     require_listed(folder, info.files, info.required_files, described_by=info.description_file)
 
 
@@ -101,8 +130,8 @@ def verify_files(folder: Path, files: Mapping[str, FileInfo]) -> None:
         files: what its description lists, by path relative to the folder.
 
     Raises:
-        ArtefactError: for the first name that is not a plain path inside the folder, that another entry repeats but
-            for case or Unicode form, or whose file is missing, a link, or not what was written.
+        ArtefactError: for the first name that is not a plain path inside the folder, that another entry
+            repeats but for case or Unicode form, or whose file is missing, a link, or not what was written.
     """
     seen: dict[str, str] = {}
     for name in files:
@@ -110,15 +139,16 @@ def verify_files(folder: Path, files: Mapping[str, FileInfo]) -> None:
         other = seen.setdefault(_folded(name), name)
         if other != name:
             raise ArtefactError(
-                f"{folder} lists {other!r} and {name!r}, which are one file where case or Unicode form does not count.",
+                f"{folder} lists {other!r} and {name!r}, which are one file where case or Unicode form "
+                "does not matter.",
                 do="Do not use this folder.",
             )
-    for name, fact in files.items():
-        _require_written(folder, name, fact)
+    for name, info in files.items():
+        _require_written(folder, name, info)
 
 
 def listed_file(folder: Path, files: Mapping[str, FileInfo], name: str, *, described_by: str) -> Path:
-    """The path of a file, for a reader that takes a path. Every reader of a run or a bundle gets it here.
+    """Check a listed file, and return its path.
 
     Args:
         folder: a run or a bundle.
@@ -129,28 +159,44 @@ def listed_file(folder: Path, files: Mapping[str, FileInfo], name: str, *, descr
     Raises:
         ArtefactError: the description does not list the file, or it is not the file that was written.
     """
-    _require_written(folder, name, _fact(folder, files, name, described_by))
+    _require_written(folder, name, _listed_info(folder, files, name, described_by))
     return folder / name
 
 
 def listed_bytes(folder: Path, files: Mapping[str, FileInfo], name: str, *, described_by: str) -> bytes:
-    """The content of a file, hashed as it was read, so that nothing can change in between. As `listed_file`."""
-    fact = _fact(folder, files, name, described_by)
+    """Read a listed file, and check the bytes that were read.
+
+    Args:
+        folder: a run or a bundle.
+        files: what its description lists.
+        name: the file's path relative to the folder.
+        described_by: file name of the description, for the message.
+
+    Raises:
+        ArtefactError: as `listed_file`.
+    """
+    info = _listed_info(folder, files, name, described_by)
     path = _regular(folder, name)
     try:
         content = path.read_bytes()
     except OSError as cause:
         raise _unreadable(path, cause) from cause
-    _require_same(path, fact, len(content), hashlib.sha256(content).hexdigest())
+    _require_same(path, info, len(content), hashlib.sha256(content).hexdigest())
     return content
 
 
 def listed_graph(folder: Path, files: Mapping[str, FileInfo], name: str, *, described_by: str) -> Path:
-    """The path of an ONNX file, as `listed_file`, after every file that it refers to was checked likewise.
+    """Check a listed ONNX file and every file that it refers to, and return its path.
+
+    Args:
+        folder: a run or a bundle.
+        files: what its description lists.
+        name: the file's path relative to the folder.
+        described_by: file name of the description, for the message.
 
     Raises:
-        ArtefactError: as `listed_file`, of the ONNX file or of one with its external data; or the graph has an
-            EPContext node, by which onnxruntime loads an engine that no manifest covers.
+        ArtefactError: as `listed_file`, of the ONNX file or of one with its external data; or the graph has
+            an EPContext node, by which onnxruntime loads an engine that no manifest covers.
     """
     content = listed_bytes(folder, files, name, described_by=described_by)
     if _EXTERNAL_KEY in content or _ENGINE_NODE in content:
@@ -162,17 +208,27 @@ def listed_graph(folder: Path, files: Mapping[str, FileInfo], name: str, *, desc
 def require_listed(
     folder: Path, files: Mapping[str, FileInfo], names: Iterable[str], *, described_by: str
 ) -> None:
-    """Raise ArtefactError for the first of some names that the description of a folder does not list."""
+    """Check that the description of a folder lists some files.
+
+    Args:
+        folder: a run or a bundle.
+        files: what its description lists.
+        names: paths relative to the folder.
+        described_by: file name of the description, for the message.
+
+    Raises:
+        ArtefactError: one is not listed; the message names the first.
+    """
     for name in names:
         if name not in files:
             raise ArtefactError(
-                f"{folder / described_by} lists no {name}.",
-                expected="Without its hash the file cannot be checked, and is not used.",
+                f"{folder / described_by} lists no {name}; without its hash the file is not used.",
                 do="Copy the folder again, whole, or make it again.",
             )
 
 
-def _fact(folder: Path, files: Mapping[str, FileInfo], name: str, described_by: str) -> FileInfo:
+def _listed_info(folder: Path, files: Mapping[str, FileInfo], name: str, described_by: str) -> FileInfo:
+    """The entry of a file. Raises ArtefactError where there is none."""
     require_listed(folder, files, (name,), described_by=described_by)
     return files[name]
 
@@ -192,12 +248,12 @@ def _require_plain(folder: Path, name: str) -> None:
 
 
 def _folded(name: str) -> str:
-    """Names that some file system takes for the same one have the same."""
+    """A form that is equal for names which some file system takes for the same one."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _regular(folder: Path, name: str) -> Path:
-    """The path of a file that is there, without a link on the way from the folder. Raises ArtefactError."""
+    """The path of an existing file without a link on the way from the folder. Raises ArtefactError."""
     _require_plain(folder, name)
     path = folder
     try:
@@ -207,8 +263,8 @@ def _regular(folder: Path, name: str) -> Path:
                 target = path.resolve()
                 outside = not target.is_relative_to(folder.resolve())
                 raise ArtefactError(
-                    f"{folder} lists {name!r}, and {path} is a link{' that lies outside it' if outside else ''}.",
-                    expected="The file itself was expected there.",
+                    f"{folder} lists {name!r}, and {path} is a link"
+                    f"{' that lies outside it' if outside else ''}.",
                     do="Copy the folder again with the files in place of links, or rebuild it.",
                 )
         if path.is_file():
@@ -218,47 +274,46 @@ def _regular(folder: Path, name: str) -> Path:
         raise _unreadable(path, cause) from cause
     raise ArtefactError(
         f"{path} is not a file." if there else f"{path} is missing.",
-        expected=f"{folder} lists it.",
         do="Copy the folder again, whole, or rebuild it.",
     )
 
 
-def _require_written(folder: Path, name: str, fact: FileInfo) -> None:
+def _require_written(folder: Path, name: str, info: FileInfo) -> None:
+    """Raise ArtefactError unless a file is what was written."""
     path = _regular(folder, name)
     try:
         size = path.stat().st_size
-        digest = sha256_file(path) if size == fact.size_bytes else ""
+        digest = sha256_file(path) if size == info.size_bytes else ""
     except OSError as cause:
         raise _unreadable(path, cause) from cause
-    _require_same(path, fact, size, digest)
+    _require_same(path, info, size, digest)
 
 
-def _require_same(path: Path, fact: FileInfo, size: int, digest: str) -> None:
-    if size != fact.size_bytes:
+def _require_same(path: Path, info: FileInfo, size: int, digest: str) -> None:
+    """Raise ArtefactError for another size or digest."""
+    if size != info.size_bytes:
         raise ArtefactError(
-            f"{path} has {size} bytes.",
-            expected=f"{fact.size_bytes} were written: it is truncated or was changed.",
+            f"{path} has {size} bytes, and {info.size_bytes} were written: it is truncated or was changed.",
             do="Copy the folder again, or rebuild it.",
         )
-    if digest != fact.sha256:
+    if digest != info.sha256:
         raise ArtefactError(
-            f"{path} is not the file that was written: its SHA-256 differs.",
-            expected=f"{fact.sha256} was expected.",
+            f"{path} is not the file that was written: its SHA-256 differs from {info.sha256}.",
             do="Copy the folder again, or rebuild it.",
         )
 
 
 def _unreadable(path: Path, cause: Exception) -> ArtefactError:
+    """The error for a file that cannot be read."""
     reason = cause.strerror if isinstance(cause, OSError) else None
     return ArtefactError(
         f"{path} cannot be read: {reason or cause}.",
-        expected="A file that this user may read was expected.",
         do="Look at its permissions, or copy the folder again.",
     )
 
 
 def _referred_to(path: Path, content: bytes) -> set[str]:
-    """Files that an ONNX graph has external data in, as it names them; none for what is no graph.
+    """The files of an ONNX graph's external data, as it names them; none for what is no graph.
 
     Raises ArtefactError for an EPContext node.
     """
@@ -275,7 +330,6 @@ def _referred_to(path: Path, content: bytes) -> set[str]:
         if isinstance(message, onnx.NodeProto) and message.op_type == _ENGINE_NODE.decode():
             raise ArtefactError(
                 f"{path} has the node EPContext, by which onnxruntime loads an engine of its own.",
-                expected="A graph of layers was expected.",
                 do="Build the bundle again from its run.",
             )
         if isinstance(message, onnx.TensorProto):
@@ -284,7 +338,7 @@ def _referred_to(path: Path, content: bytes) -> set[str]:
 
 
 def _messages(message: Message) -> Iterator[Message]:
-    """A message and all within it; of a tensor nothing within, for its data would be copied."""
+    """A message and all within it, but for the content of tensors, whose data would be copied."""
     import onnx
 
     yield message

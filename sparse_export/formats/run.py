@@ -20,10 +20,13 @@ MASKS_FILE = "masks.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """Which network: a known name or `package.module:factory`, and its shapes.
+    """A network and its shapes.
 
-    name: None when the network was handed over in memory and cannot be made again from a name.
-    input_shape: of one sample, without the batch axis.
+    Attributes:
+        name: a known name or `package.module:factory`; None for a network that was passed in memory and
+            cannot be made again from a name.
+        input_shape: of one sample, without the batch axis.
+        n_classes: number of logits.
     """
 
     name: str | None
@@ -33,10 +36,18 @@ class ModelInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class DataInfo:
-    """Which data, and how it is fed: (x - mean) / std per channel, after scaling to 0..1 where it was uint8.
+    """A data set, and how inputs are normalized: (x - mean) / std per channel, after scaling uint8 to 0..1.
 
-    test_sha256: of the raw test inputs and labels, so that another test set is noticed.  crop_ratio: of pictures
-    from a folder, the share of the scaled picture that the middle cut keeps along its shorter side.
+    Attributes:
+        name: of the data set.
+        mean: one value for each channel.
+        std: one value for each channel.
+        n_train: number of training samples.
+        n_validation: number of validation samples.
+        n_test: number of test samples.
+        test_sha256: of the raw test inputs and labels, so that another test set is noticed.
+        crop_ratio: of pictures from a folder, the share of the scaled picture that the centre crop keeps
+            along its shorter side.
     """
 
     name: str
@@ -51,10 +62,16 @@ class DataInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerInfo:
-    """One weight: its shape and how many of its entries are kept.
+    """One weight.
 
-    masked: False for a layer that was left dense.  pattern: an N:M pattern that it promises, or None.
-    why_dense: where the network was trained to a pattern, why this layer was not.
+    Attributes:
+        name: of the parameter.
+        shape: of the weight.
+        n_weights: its entries.
+        n_active: entries that are kept.
+        masked: False for a layer that was left dense.
+        pattern: the N:M pattern that it promises, or None.
+        why_dense: where the network was trained to a pattern, why this layer was not.
     """
 
     name: str
@@ -67,12 +84,17 @@ class LayerInfo:
 
     @property
     def density(self) -> float:
+        """Kept / total, from 0 to 1."""
         return self.n_active / self.n_weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Correct predictions among samples, of which there is one at least.
+    """Correct predictions among samples.
+
+    Attributes:
+        n_correct: from 0 to n_samples.
+        n_samples: at least 1.
 
     Raises:
         UsageError: numbers that are not whole, like a mean error, or counts that cannot be.
@@ -83,36 +105,41 @@ class Accuracy:
 
     def __post_init__(self) -> None:
         for name in ("n_correct", "n_samples"):
-            given = getattr(self, name)
+            value = getattr(self, name)
             try:
-                object.__setattr__(self, name, operator.index(given))
+                object.__setattr__(self, name, operator.index(value))
             except TypeError as cause:
                 raise UsageError(
-                    f"{name} of an accuracy is {given!r}.",
-                    expected="A count of samples was expected.",
+                    f"{name} of an accuracy is {value!r}, not a count of samples.",
                     do="Record no accuracy for a score that is not a share of samples.",
                 ) from cause
         if self.n_samples < 1 or not 0 <= self.n_correct <= self.n_samples:
             raise UsageError(
-                f"An accuracy has {self.n_correct} right answers among {self.n_samples} samples.",
-                expected="At least 1 sample and no more right answers than samples were expected.",
+                f"An accuracy has {self.n_correct} correct predictions among {self.n_samples} samples.",
+                expected="There has to be 1 sample at least, and no more correct predictions than samples.",
             )
 
     @property
     def percent(self) -> float:
+        """The share of correct predictions, from 0 to 100."""
         return 100.0 * self.n_correct / self.n_samples
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedInfo:
-    """What was measured of a run's speed, and beside it the paper's two estimates, which are no measurements.
+    """The measured speed of a run, and the paper's two estimates, which are no measurements.
 
-    step_ms: median over the epochs of the mean wall time of a training step, data, mask passes and mask updates included
-    (those once an epoch by the epoch's number of steps), tests not; other processes on the machine lengthen it.
-    estimate_channels: dense time / the time that convolutions would take without their empty channels.
-    estimate_macs: the same without any multiplication by zero.  See `sparse_export.train.speed.estimate`. None where
-    there is no convolution.  all_layers_*: the same with linear layers counted too, which the paper does not do.
-    n_moments: epochs that the estimates were taken over.  left_out: layers that could not be looked at, with a reason.
+    Attributes:
+        step_ms: median over the epochs of the mean wall time of a training step in ms. Data, mask passes and
+            mask updates are included (what happens once an epoch, divided by the epoch's number of steps),
+            tests are not; other processes on the machine lengthen it.
+        estimate_channels: dense time / the time that convolutions would take without their empty channels;
+            None without convolutions. See `sparse_export.train.speed.estimate`.
+        estimate_macs: likewise without any multiplication by zero.
+        all_layers_estimate_channels: likewise with linear layers counted too, which the paper does not do.
+        all_layers_estimate_macs: likewise without any multiplication by zero.
+        n_moments: number of epochs that the estimates are means over.
+        left_out: layers that could not be examined, with the reason.
     """
 
     step_ms: float
@@ -126,11 +153,17 @@ class SpeedInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class ProductInfo:
-    """How a masked weight was multiplied by in training, where products that leave inactive weights out were asked for.
+    """How training multiplied by a masked weight, where products without inactive weights were requested.
 
-    by: `csr` or `2:4` for such products, `dense`.  density: of the weight when this was decided.  n_rows: of activations in a step.
-    dense_ms, csr_ms: medians of the three products of a step, timed in turn at the start; None where nothing was timed.
-    reason: one clause that says why.
+    Attributes:
+        name: of the weight.
+        by: `csr` or `2:4` for such products, `dense` otherwise.
+        density: of the weight when this was decided.
+        n_rows: rows of activations in a step; None where not known.
+        dense_ms: median time of the three products of a step, timed in turn at the start; None where nothing
+            was timed.
+        csr_ms: likewise of the CSR products.
+        reason: one clause that says why.
     """
 
     name: str
@@ -146,10 +179,33 @@ class ProductInfo:
 class RunInfo:
     """Content of `run.json`.
 
-    status: `running` until the last epoch is done; `files` is complete only with `complete`.
-    density: kept / total over the masked layers (1 for a dense run); target_density: what was asked for.
-    seconds: wall time in training, over all resumptions.  n_processes: that trained together at the end.
-    products: one entry for each masked weight, where other products than dense ones were asked for.
+    Attributes:
+        status: `running` until the last epoch is done; only with `complete` are `files` complete.
+        method: that the run was trained with.
+        model: the network.
+        data: the data set, None for none.
+        target_density: the density that was requested.
+        density: kept / total over the masked layers; 1 for a dense run.
+        n_active: kept weights of the masked layers.
+        n_masked: weights of the masked layers.
+        n_parameters: entries of all parameters.
+        layers: the weights, masked or not.
+        validation: accuracy on the validation set.
+        test: accuracy on the test set.
+        seed: of the run.
+        n_threads: of torch.
+        device: that it was trained on.
+        epochs: that were trained.
+        n_steps: training steps that were taken.
+        seconds: wall time in training, over all resumptions.
+        recipe: its settings.
+        versions: of the libraries.
+        command: that started it.
+        created: time in ISO 8601.
+        files: every file of the run but this one.
+        n_processes: processes that trained together at the end.
+        speed: None where it was not measured.
+        products: one entry for each masked weight, where other products than dense ones were requested.
     """
 
     status: Literal["running", "complete"]
@@ -190,7 +246,13 @@ class RunInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run on disk. module: the live network when it is still in memory, else None."""
+    """A run on disk.
+
+    Attributes:
+        path: its folder.
+        info: its record.
+        module: the network where it is still in memory, else None.
+    """
 
     path: Path
     info: RunInfo
@@ -198,33 +260,58 @@ class Run:
 
 
 def run_digest(info: RunInfo) -> str:
-    """Hex SHA-256 of the `run.json` that `save_run_info` writes, known before it is written."""
+    """Compute the hex SHA-256 of the `run.json` that `save_run_info` writes, before it is written.
+
+    Args:
+        info: the record.
+    """
     return hashlib.sha256(json_bytes(asdict(info))).hexdigest()
 
 
 def save_run_info(folder: Path, info: RunInfo) -> None:
-    """Write `run.json`."""
+    """Write `run.json`.
+
+    Args:
+        folder: of the run.
+        info: the record.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     write_json(folder / RUN_FILE, asdict(info))
 
 
 def read_run_info(folder: Path) -> RunInfo:
-    """Read `run.json`, of a finished run or not. Raises UsageError or ArtefactError."""
+    """Read `run.json`, of a finished run or not.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        UsageError: the folder does not exist.
+        ArtefactError: it is no run, or its record is damaged.
+    """
     file = description_path(Path(folder), RUN_FILE, "run", "sparse-export train")
     info: RunInfo = read_document(file, "run", RunInfo)
     return info
 
 
 def open_run(folder: Path) -> Run:
-    """Read a finished run; weights and masks have to be listed, and every listed file has to be whole.
+    """Open a finished run: read its record, and check every file that it lists.
 
-    Raises UsageError or ArtefactError.
+    Args:
+        folder: of the run.
+
+    Raises:
+        UsageError: the folder does not exist.
+        ArtefactError: it is no run or unfinished, weights or masks are not listed, or a listed file is not
+            what was written.
     """
     folder = Path(folder)
     info = read_run_info(folder)
     if info.status != "complete":
         raise ArtefactError(
             f"The run in {folder} is not finished.",
-            expected="A finished run was expected.",
             do=f"Go on with `sparse-export train --resume --out {folder}`.",
         )
     require_complete(folder, info)

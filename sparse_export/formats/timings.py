@@ -1,4 +1,4 @@
-"""A timings file, by `plan`: dense and 2:4 products of the sizes that a network has, timed on one card."""
+"""A timings file, by `plan`: dense and 2:4 products of a network's sizes, timed on one GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ Size = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class ProductTiming:
-    """One size. dense_ms, sparse_ms: one value a round, of the same rounds, in the order of time."""
+    """The times of a product of one size.
+
+    Attributes:
+        n_outputs: rows of the weight.
+        n_inputs: columns of the weight.
+        n_rows: rows of activations.
+        dense_ms: one value a round, in the order of time.
+        sparse_ms: one value a round, of the same rounds.
+        algorithm: of the 2:4 product, as cuSPARSELt numbers them.
+    """
 
     n_outputs: int
     n_inputs: int
@@ -27,6 +36,7 @@ class ProductTiming:
 
     @property
     def size(self) -> Size:
+        """Outputs, inputs and rows."""
         return self.n_outputs, self.n_inputs, self.n_rows
 
 
@@ -34,8 +44,18 @@ class ProductTiming:
 class Timings:
     """Content of a timings file.
 
-    device: the card's name.  batch: that rows and model_ms belong to.  model_ms: the whole dense network, one value a
-    round.
+    Attributes:
+        model: name of the network, None where it has none.
+        device: name of the GPU.
+        dtype: of the products.
+        backend: of the 2:4 products.
+        batch: samples in a call, to which `n_rows` and `model_ms` belong.
+        model_ms: of the whole dense network, one value a round.
+        products: one entry for each size.
+        machine: the computer.
+        cards: clocks and throttling of the GPUs meanwhile.
+        versions: of the libraries.
+        created: time in ISO 8601.
     """
 
     model: str | None
@@ -54,19 +74,33 @@ class Timings:
 
 
 def read_timings(path: Path) -> Timings:
-    """Read a timings file. Raises ArtefactError when it is damaged, or its series are not paired."""
+    """Read a timings file.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ArtefactError: it is damaged, or a size has not as many dense as sparse rounds.
+    """
     timings: Timings = read_document(path, "timings", Timings)
     for product in timings.products:
         if len(product.dense_ms) != len(product.sparse_ms):
             raise ArtefactError(
-                f"{path} has {len(product.dense_ms)} dense and {len(product.sparse_ms)} sparse rounds of the size "
-                f"{product.size}.",
-                expected="As many of each were expected, measured side by side.",
+                f"{path} has {len(product.dense_ms)} dense and {len(product.sparse_ms)} sparse rounds "
+                f"of the size {product.size}.",
                 do="Measure again.",
             )
     return timings
 
 
 def write_timings(path: Path, timings: Timings) -> None:
-    """Write a timings file. Raises OutputError."""
+    """Write a timings file.
+
+    Args:
+        path: of the file.
+        timings: its content.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     write_json(path, asdict(timings))

@@ -202,7 +202,7 @@ def test_an_accuracy_that_cannot_be_is_not_read(described: Path, n_correct: int,
     key = "test" if described.name == "run.json" else "accuracy"
     _change(described, **{key: {"n_correct": n_correct, "n_samples": n_samples}})
     with pytest.raises(
-        ArtefactError, match=f"damaged at '{key}.*{n_correct} right answers among {n_samples}"
+        ArtefactError, match=f"damaged at '{key}.*{n_correct} correct predictions among {n_samples}"
     ):
         _open(described)
 

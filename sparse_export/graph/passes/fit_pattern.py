@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparse_export.errors import ArtefactError
-from sparse_export.formats.bundle import PatternLayer, Road
+from sparse_export.formats.bundle import PatternLayer, PatternMethod
 from sparse_export.graph.channels.groups import Channels, find_channels
 from sparse_export.graph.channels.orders import apply_record, reordered
 from sparse_export.graph.passes.permute import (
@@ -165,7 +165,7 @@ class _Work:
         self.uncut = uncut if max_cut else {}
         self.allowed = {name: 0.0 if name in uncut else max_cut for name in names}
         self.before = {name: module.get_parameter(name).detach().clone() for name in names}
-        self.roads: dict[str, Road] = {}
+        self.roads: dict[str, PatternMethod] = {}
         self.reasons: dict[str, str] = {}
         self.over: dict[str, int] = {}
         self.needed: dict[str, float] = {}
@@ -199,7 +199,7 @@ class _Work:
         """The weights that may still come to obey the pattern."""
         return [name for name in self.names if name not in self.roads and name not in self.reasons]
 
-    def found(self, name: str, road: Road, ordered: Tensor) -> bool:
+    def found(self, name: str, road: PatternMethod, ordered: Tensor) -> bool:
         """Note an order that was tried; True, and the road taken, when it needs no larger cut than is allowed."""
         needed = cut_share(ordered, self.axis(name), self.pattern)
         if needed <= self.needed.get(name, 1.0):
