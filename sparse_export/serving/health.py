@@ -21,19 +21,35 @@ _MOST_CONNECTIONS = 64
 
 @dataclass(kw_only=True)
 class Readiness:
-    """What the endpoint tells; the supervisor sets it. state: `starting`, `ready`, `restarting` or `draining`."""
+    """The state that the endpoint reports; the supervisor sets it.
+
+    Attributes:
+        state: `starting`, `ready`, `restarting` or `draining`.
+    """
 
     state: str = "starting"
 
 
 @contextmanager
 def health_endpoint(host: str, port: int, readiness: Readiness) -> Iterator[int]:
-    """Answer on a thread until the block ends; the port. Raises MissingCapability when it cannot be had."""
+    """Serve the endpoint on a thread until the block ends.
+
+    Args:
+        host: the address to bind to.
+        port: 0 for any free one.
+        readiness: the state to report.
+
+    Yields:
+        The port.
+
+    Raises:
+        MissingCapability: the port cannot be used.
+    """
     try:
         server = _Server((host, port), _Handler, readiness)
     except OSError as cause:
         raise MissingCapability(
-            f"Port {port} on {host} cannot be had: {cause.strerror}.",
+            f"Port {port} on {host} cannot be used: {cause.strerror}.",
             do="Give another one with --health-port.",
         ) from cause
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
@@ -47,6 +63,8 @@ def health_endpoint(host: str, port: int, readiness: Readiness) -> Iterator[int]
 
 
 class _Server(ThreadingHTTPServer):
+    """A server of at most `_MOST_CONNECTIONS` connections; it drops any more."""
+
     daemon_threads = True
     block_on_close = False
 
@@ -71,10 +89,12 @@ class _Server(ThreadingHTTPServer):
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no news."""
+        """Ignore clients that disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
+    """Answers `/live` and `/ready` by status and JSON."""
+
     server: _Server
     timeout = _TIMEOUT_S
 
@@ -89,4 +109,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Probes come every second: they are not worth a line."""
+        """Log nothing: probes come every second."""

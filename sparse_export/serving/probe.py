@@ -1,4 +1,4 @@
-"""Asks a running server, over plain HTTP, what the supervisor has to know: ready, the golden answer, its counters."""
+"""Requests to a running server over HTTP: is it ready, is its golden output right, its counters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparse_export.errors import GateFailed
 from sparse_export.runtimes.tolerance import outside_tolerance, spread
 from sparse_export.serving.repository import Served
 
-__all__ = ["Counters", "counters", "is_ready", "require_golden"]
+__all__ = ["Counters", "is_ready", "read_counters", "require_golden"]
 
 _NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
@@ -27,14 +27,26 @@ _LENGTH = "Inference-Header-Content-Length"
 
 @dataclass(frozen=True, kw_only=True)
 class Counters:
-    """Sums over all models. n_done: requests answered or failed.  n_pending: that wait for an execution."""
+    """Sums over all models.
+
+    Attributes:
+        n_done: requests that were answered or failed.
+        n_pending: requests that wait for an execution.
+    """
 
     n_done: int
     n_pending: int
 
 
 def is_ready(host: str, port: int, model: str | None = None, version: int | None = None) -> bool:
-    """Does the server say that it is ready, or that a model is? False also when it does not answer."""
+    """Is the server ready, or one of its models? False also where it does not answer.
+
+    Args:
+        host: of the server.
+        port: its HTTP port.
+        model: name of a model, None for the server.
+        version: of the model, None for any.
+    """
     path = "/v2/health/ready" if model is None else f"/v2/models/{model}{_version(version)}/ready"
     try:
         return _call(host, port, "GET", path, timeout=5.0)[0] == 200
@@ -42,8 +54,16 @@ def is_ready(host: str, port: int, model: str | None = None, version: int | None
         return False
 
 
-def counters(host: str, port: int) -> Counters | None:
-    """Read from the metrics page; None when it does not answer."""
+def read_counters(host: str, port: int) -> Counters | None:
+    """Read the counters of the metrics page.
+
+    Args:
+        host: of the server.
+        port: its metrics port.
+
+    Returns:
+        The counters; None where the server does not answer.
+    """
     try:
         status, _, body = _call(host, port, "GET", "/metrics", timeout=5.0)
     except (OSError, http.client.HTTPException):
@@ -60,9 +80,22 @@ def counters(host: str, port: int) -> Counters | None:
 def require_golden(
     host: str, port: int, served: Served, *, model: str, version: int | None, max_batch: int, timeout_s: float
 ) -> float:
-    """Send the golden input, in batches, and hold the answer to the golden output; the largest difference.
+    """Send the golden input to a model, in batches, and compare the answer with the golden output.
 
-    Raises GateFailed when it is another one, or no answer at all.
+    Args:
+        host: of the server.
+        port: its HTTP port.
+        served: the bundle that the model was made from.
+        model: its name on the server.
+        version: of the model, None for any.
+        max_batch: largest batch that the model takes.
+        timeout_s: seconds for each request.
+
+    Returns:
+        The largest absolute difference.
+
+    Raises:
+        GateFailed: it is outside the bundle's tolerance, or there is no valid answer.
     """
     x, wanted = served.golden_input, served.golden_output
     parts = [
@@ -74,13 +107,14 @@ def require_golden(
     if outside:
         raise GateFailed(
             f"The server's answer to the golden input of {model} differs by {largest:.3g}.",
-            expected=f"At most {info.atol:g} + {info.rtol:g} * {spread(wanted):.3g} was expected.",
-            do="Do not use this server: look at its log for the runtime it took, and build the bundle again.",
+            expected=f"At most {info.atol:g} + {info.rtol:g} * {spread(wanted):.3g} is allowed.",
+            do="Do not use this server: look at its log for the runtime, and build the bundle again.",
         )
     return largest
 
 
 def _version(version: int | None) -> str:
+    """The part of a URL that names a version."""
     return "" if version is None else f"/versions/{version}"
 
 
@@ -94,6 +128,7 @@ def _call(
     body: bytes = b"",
     headers: dict[str, str] | None = None,
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
+    """Status, headers and body of a response."""
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
         connection.request(method, path, body or None, headers or {})
@@ -106,7 +141,7 @@ def _call(
 def _answer(
     host: str, port: int, served: Served, batch: np.ndarray, model: str, version: int | None, timeout_s: float
 ) -> np.ndarray:
-    """What the server makes of a batch, by the protocol's binary form."""
+    """The server's output for a batch, by the protocol's binary form."""
     data = np.ascontiguousarray(batch, dtype=_NUMPY_DTYPES[served.inputs.dtype]).tobytes()
     document = {
         "inputs": [
@@ -134,7 +169,7 @@ def _answer(
         output = json.loads(body[:split])["outputs"][0]
         shape, dtype = tuple(output["shape"]), _NUMPY_DTYPES[output["datatype"]]
     except (ValueError, KeyError, IndexError, TypeError) as cause:
-        raise _wrong(model, f"HTTP 200 and what is not an answer: {body[:200]!r}") from cause
+        raise _wrong(model, f"HTTP 200 without a valid answer: {body[:200]!r}") from cause
     expected_shape = (len(batch), *served.outputs.dims)
     content = body[split:]
     if shape != expected_shape or len(content) != dtype.itemsize * int(np.prod(expected_shape)):
@@ -144,8 +179,8 @@ def _answer(
 
 
 def _wrong(model: str, what: str) -> GateFailed:
+    """The error for an answer without a valid output. what: ends the sentence."""
     return GateFailed(
         f"The server's answer to the golden input of {model} is {what}.",
-        expected="The stored output was expected.",
         do="Look at the server's log, above.",
     )

@@ -1,4 +1,4 @@
-"""One process of Triton's server: started, watched and ended so that nothing of it is left over."""
+"""Starts, watches and ends one process of Triton's server, so that nothing of it is left over."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from sparse_export.errors import FolderInUse, MissingCapability, OutputError, UsageError
 from sparse_export.files import temporary_folder
 from sparse_export.files.locks import locked
-from sparse_export.serving.server_files import ServerFiles, python_backend
+from sparse_export.serving.server_files import ServerFiles, assemble_python_backend
 from sparse_export.serving.settings import HOST_CODE
 from sparse_export.telemetry import telemetry_environment
 
@@ -33,17 +33,25 @@ _SHARED_MEMORY = Path("/dev/shm")
 _BODY_LIMIT = "--http-max-input-size"
 _PREFIX = "sparse-export-serve-"
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]+")
-# Calls that change the server or make it open files. Clients get none of them: the key that they would have to send
-# holds a line break, which neither an HTTP header nor gRPC metadata can carry.
+# Calls that change the server or make it open files. No client can make them: the key that it would have to
+# send holds a line break, which neither an HTTP header nor gRPC metadata can carry.
 _CLOSED = "model-repository,shared-memory,trace,logging"
-# Of the user's environment the server gets what its libraries and the driver look at, what the user says of telemetry,
+# The server gets the variables that its libraries and the driver read, what the user sets about telemetry,
 # and nothing else.
 _KEPT = re.compile(r"(PATH|LANG|LC_\w+|TZ|TMPDIR|CUDA_\w+|NVIDIA_\w+|OMP_\w+|LD_LIBRARY_PATH)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ports:
-    """Where the server listens. host: the address that all of it is bound to."""
+    """Where the server listens.
+
+    Attributes:
+        host: the address that all ports are bound to.
+        http: port of the inference protocol over HTTP.
+        grpc: port of the inference protocol over gRPC.
+        metrics: port of the metrics page.
+        health: port of the supervisor's health endpoint.
+    """
 
     host: str
     http: int
@@ -59,25 +67,31 @@ class Ports:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkFolder:
-    """The private folder of one `serve`: what the server reads lies here, and nobody else writes here."""
+    """The private folder of one `serve`, with all that the server reads; nobody else can write to it.
+
+    Attributes:
+        path: the folder.
+    """
 
     path: Path
 
     @property
     def repository(self) -> Path:
+        """The server's model repository."""
         return self.path / "repository"
 
     @property
     def staging(self) -> Path:
-        """On the same file system as the repository, so that a rename moves a version in at once."""
+        """Where versions are written: on the repository's file system, so that one rename moves them in."""
         return self.path / "staging"
 
     @property
     def activity(self) -> Path:
+        """Where models count their executions."""
         return self.path / "activity"
 
     def n_executing(self) -> int:
-        """Executions that models have begun and not ended, as far as they count them."""
+        """Count the executions that models have begun and not ended, as far as they record them."""
         total = 0
         for file in self.activity.iterdir():
             content = file.read_bytes()
@@ -90,17 +104,23 @@ class WorkFolder:
 
 @contextmanager
 def work_folder() -> Iterator[WorkFolder]:
-    """Make the private folder, mode 0700, and remove it at the end. Raises OutputError."""
-    _sweep()
+    """Create the private folder, mode 0700, and remove it at the end.
+
+    Yields:
+        The folder.
+
+    Raises:
+        OutputError: it cannot be created.
+    """
+    _remove_leftovers()
     for base in (tempfile.gettempdir(), "/tmp"):
         # The Python backend puts paths into the words of a shell without quoting them.
         if _PLAIN_PATH.fullmatch(os.path.realpath(base)):
             break
     else:
         raise OutputError(
-            f"{tempfile.gettempdir()} has characters in its name that the server's shell would take apart.",
-            expected="A temporary folder named with A-Z, a-z, 0-9, _, ., - and / was expected.",
-            do="Set TMPDIR to another folder.",
+            f"{tempfile.gettempdir()} has characters in its name that the server's shell would split it at.",
+            do="Set TMPDIR to a folder named with A-Z, a-z, 0-9, _, ., - and / alone.",
         )
     with temporary_folder(f"serve-{os.getpid()}", Path(os.path.realpath(base))) as path:
         folder = WorkFolder(path=path)
@@ -112,10 +132,10 @@ def work_folder() -> Iterator[WorkFolder]:
             _remove_shared_memory(os.getpid())
 
 
-def _sweep() -> None:
-    """Remove what an earlier `serve` of this user left that was killed before it could.
+def _remove_leftovers() -> None:
+    """Remove what a killed `serve` of this user left.
 
-    A folder whose lock is held belongs to one that lives, though its process may not be seen from this container.
+    A folder whose lock is held belongs to a live one, though this container may not see its process.
     """
     for base in (Path(tempfile.gettempdir()), _SHARED_MEMORY):
         for path in base.glob(f"{_PREFIX}*"):
@@ -130,25 +150,36 @@ def _sweep() -> None:
 
 
 def _remove_shared_memory(pid: int) -> None:
+    """Remove the shared memory of a `serve`."""
     for path in _SHARED_MEMORY.glob(f"{_PREFIX}{pid}-*"):
         with contextlib.suppress(OSError):
             path.unlink()
 
 
 def free_ports(host: str, *, http: int, grpc: int, metrics: int, health: int) -> Ports:
-    """Settle the four ports, 0 being any free one. Raises UsageError, or MissingCapability for one in use."""
-    asked = {"--http-port": http, "--grpc-port": grpc, "--metrics-port": metrics, "--health-port": health}
-    given = [port for port in asked.values() if port]
-    if len(set(given)) < len(given):
+    """Choose the four ports.
+
+    Args:
+        host: the address to bind to.
+        http: a port number, 0 for any free one; likewise `grpc`, `metrics` and `health`.
+
+    Raises:
+        UsageError: two ports are equal, or the host is no address of this machine.
+        MissingCapability: a port is in use.
+    """
+    requested = {"--http-port": http, "--grpc-port": grpc, "--metrics-port": metrics, "--health-port": health}
+    fixed = [port for port in requested.values() if port]
+    if len(set(fixed)) < len(fixed):
         raise UsageError(
-            f"The ports are {', '.join(map(str, given))}.", expected="Four different ones were expected."
+            f"The ports {', '.join(map(str, fixed))} are not all different.", do="Give four different ones."
         )
     with contextlib.ExitStack() as stack:
-        found = [_settled(stack, host, option, port) for option, port in asked.items()]
+        found = [_bind(stack, host, option, port) for option, port in requested.items()]
     return Ports(host=host, http=found[0], grpc=found[1], metrics=found[2], health=found[3])
 
 
-def _settled(stack: contextlib.ExitStack, host: str, option: str, port: int) -> int:
+def _bind(stack: contextlib.ExitStack, host: str, option: str, port: int) -> int:
+    """Bind a port until the stack closes, and return its number."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as cause:
@@ -161,8 +192,7 @@ def _settled(stack: contextlib.ExitStack, host: str, option: str, port: int) -> 
         place.bind(address)
     except OSError as cause:
         raise MissingCapability(
-            f"Port {port} on {host} cannot be had: {cause.strerror}.",
-            expected="A free port was expected.",
+            f"Port {port} on {host} cannot be used: {cause.strerror}.",
             do=f"End what listens there, or give another one with {option} (0 takes any that is free).",
         ) from cause
     number: int = place.getsockname()[1]
@@ -170,29 +200,29 @@ def _settled(stack: contextlib.ExitStack, host: str, option: str, port: int) -> 
 
 
 class Process:
-    """Owns the server's process, and every process that it started."""
+    """The server's process, and every process that it started."""
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
         self._child = child
         self.pid = child.pid
 
     def exit_code(self) -> int | None:
-        """None while it runs; -N when signal N ended it."""
+        """Return the exit code, None while it runs, -N when signal N ended it."""
         return self._child.poll()
 
     def wait(self, timeout_s: float) -> int | None:
-        """Its exit code, or None when it still runs after that time."""
+        """Wait at most timeout_s seconds, and return the exit code, None while it runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._child.wait(timeout_s)
         return None
 
-    def ask_to_end(self) -> None:
-        """SIGTERM to the server, which ends its own."""
+    def terminate(self) -> None:
+        """Send SIGTERM to the server, which ends its own processes."""
         with contextlib.suppress(ProcessLookupError):
             self._child.terminate()
 
     def end(self) -> int:
-        """Kill what is left of it, its own processes included; its exit code."""
+        """Kill what is left of it, its own processes included, and return the exit code."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         code = self._child.wait()
@@ -206,6 +236,7 @@ class Process:
 
 
 def _group_lives(group: int) -> bool:
+    """Is a process of this group left?"""
     try:
         os.killpg(group, 0)
     except (ProcessLookupError, PermissionError):
@@ -223,18 +254,26 @@ def start(
     max_body_mb: int = 64,
     host_code: bool = False,
 ) -> Process:
-    """Start the server on the folder's repository; it logs to our stderr. Call it from the main thread.
+    """Start the server on the folder's repository. Call this from the main thread.
 
-    host_code: its TensorRT backend may load version compatible engines, which hold code for the host.
-    It is the first of a process group of its own, so that Ctrl-C on a terminal reaches us alone, and is killed by
-    the kernel when we end in whatever way.
+    The server logs to the stderr of this process. It leads a process group of its own, so that Ctrl-C on a
+    terminal reaches this process alone, and the kernel kills it when this process ends in any way.
+
+    Args:
+        server: the installation.
+        folder: with the repository.
+        ports: to listen on.
+        poll_s: how often the server looks at its repository, in whole seconds.
+        exit_timeout_s: how long it waits for requests when it ends, in whole seconds.
+        max_body_mb: largest HTTP body in MiB, where the server can limit it.
+        host_code: its TensorRT backend may load version compatible engines, which hold code for the host.
     """
-    words = _words(server, folder, ports, poll_s=poll_s, exit_timeout_s=exit_timeout_s)
+    words = _command(server, folder, ports, poll_s=poll_s, exit_timeout_s=exit_timeout_s)
     if host_code:
         words.append(HOST_CODE)
     if _can_limit_bodies(server):
         words.append(f"{_BODY_LIMIT}={max_body_mb << 20}")
-    for file in folder.activity.iterdir():  # of a server that was killed
+    for file in folder.activity.iterdir():  # of an earlier server
         file.unlink()
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), *words],
@@ -247,19 +286,20 @@ def start(
 
 
 def _can_limit_bodies(server: ServerFiles) -> bool:
-    """Newer servers can refuse a large HTTP body; the installed one cannot."""
+    """Can this server refuse a large HTTP body? Newer ones can; the one of `install_server` cannot."""
     if server.is_wheel:
         return False
     done = subprocess.run([server.binary, "--help"], check=False, capture_output=True, text=True, timeout=60)
     return _BODY_LIMIT in done.stdout + done.stderr
 
 
-def _words(
+def _command(
     server: ServerFiles, folder: WorkFolder, ports: Ports, *, poll_s: int, exit_timeout_s: int
 ) -> list[str]:
+    """The server's command line."""
     backends = folder.path / "backends"
     if server.is_wheel and not backends.exists():
-        python_backend(server, backends)
+        assemble_python_backend(server, backends)
     key = f"{_CLOSED}:sparse-export={secrets.token_hex(16)}\n"
     shared = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-"
     return [
@@ -285,6 +325,7 @@ def _words(
 
 
 def _environment(server: ServerFiles) -> dict[str, str]:
+    """The server's environment variables."""
     kept = {name: value for name, value in os.environ.items() if _KEPT.fullmatch(name)}
     # The Python inside the server finds its packages by the first python3 on PATH, not by PYTHONPATH.
     kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])

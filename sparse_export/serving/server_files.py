@@ -18,8 +18,8 @@ from sparse_export.trust import store_path
 
 __all__ = ["ServerFiles", "find_server", "install_folder", "install_server"]
 
-# The server of this package is Triton 2.51.0 with the Python backend alone; it needs no GPU. It asks for numpy below 2,
-# which is why it lies in a folder of its own and not in the environment.
+# The server of this package is Triton 2.51.0 with the Python backend alone; it needs no GPU. It requires
+# numpy below 2, and is therefore installed into a folder of its own and not into the environment.
 _PACKAGE = "nvidia-pytriton"
 _VERSION = "0.7.0"
 _SHA256 = "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df"
@@ -31,8 +31,12 @@ _BACKEND_FILES = ("libtriton_python.so", "triton_python_backend_utils.py")
 class ServerFiles:
     """An installation of Triton.
 
-    backends: names of those it has.  libraries: folders that its loader needs, in order.  is_wheel: installed by us:
-    its Python backend is put together for the interpreter in use.
+    Attributes:
+        binary: path of `tritonserver`.
+        backends: names of the backends that it has.
+        backend_folder: where they are.
+        libraries: folders that its loader needs, in order.
+        is_wheel: installed by `install_server`; its Python backend is assembled for the running interpreter.
     """
 
     binary: Path
@@ -43,12 +47,16 @@ class ServerFiles:
 
 
 def install_folder() -> Path:
-    """Where `install_server` puts the server: beside the trust store, under the user's data folder."""
+    """Locate the folder of `install_server`: beside the trust store, in the user's data folder."""
     return store_path().with_name("tritonserver") / f"{_PACKAGE}-{_VERSION}"
 
 
 def find_server() -> ServerFiles:
-    """`tritonserver` on PATH, else the installed one. Raises MissingCapability when there is neither."""
+    """Find `tritonserver` on PATH, else the one of `install_server`.
+
+    Raises:
+        MissingCapability: there is neither.
+    """
     found = shutil.which("tritonserver")
     if found is not None:
         binary = Path(found).resolve()
@@ -69,7 +77,6 @@ def find_server() -> ServerFiles:
     if not (home / "bin" / "tritonserver").is_file():
         raise MissingCapability(
             f"There is no tritonserver on PATH, and none in {install_folder()}.",
-            expected="The server was expected: nothing else can serve a bundle.",
             do="Run `sparse-export serve --install-server`, or run in NVIDIA's container of Triton.",
         )
     return ServerFiles(
@@ -97,15 +104,26 @@ def _python_library() -> Path:
         if folder and (Path(folder) / name).is_file():
             return Path(folder) / name
     raise MissingCapability(
-        f"Python {platform.python_version()} in {sys.base_prefix} has no shared library {name}.",
-        expected="It was expected: the server runs models inside the same Python.",
-        do=f"Install it (Debian, Ubuntu: libpython{sys.version_info.major}.{sys.version_info.minor}), or use a Python "
-        "that was built with --enable-shared.",
+        f"Python {platform.python_version()} in {sys.base_prefix} has no shared library {name}, "
+        "which the server needs to run models.",
+        do=f"Install it (Debian, Ubuntu: libpython{sys.version_info.major}.{sys.version_info.minor}), "
+        "or use a Python that was built with --enable-shared.",
     )
 
 
-def python_backend(server: ServerFiles, folder: Path) -> Path:
-    """Make `folder/python` from the wheel's parts for the running Python; `folder`, for --backend-directory."""
+def assemble_python_backend(server: ServerFiles, folder: Path) -> Path:
+    """Assemble the Python backend from the wheel's parts for the running Python.
+
+    Args:
+        server: an installation of `install_server`.
+        folder: to write `python` into.
+
+    Returns:
+        The folder, for --backend-directory.
+
+    Raises:
+        MissingCapability: the wheel has no part for this Python.
+    """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stubs = server.backend_folder.parent / "python_backend_stubs"
     stub = stubs / version / "triton_python_backend_stub"
@@ -113,8 +131,7 @@ def python_backend(server: ServerFiles, folder: Path) -> Path:
         known = ", ".join(sorted((path.name for path in stubs.iterdir()), key=lambda v: int(v.split(".")[1])))
         raise MissingCapability(
             f"The installed server has no part for Python {version}.",
-            expected=f"One of {known} was expected.",
-            do="Run sparse-export under one of these.",
+            do=f"Run sparse-export under one of {known}.",
         )
     target = folder / "python"
     target.mkdir(parents=True)
@@ -126,6 +143,7 @@ def python_backend(server: ServerFiles, folder: Path) -> Path:
 
 
 def _require_platform() -> None:
+    """Raise MissingCapability where the pinned server does not run."""
     machine = (sys.platform, platform.machine())
     if machine != ("linux", "x86_64"):
         raise MissingCapability(
@@ -136,17 +154,26 @@ def _require_platform() -> None:
     found = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if name != "glibc" or found < _LEAST_GLIBC:
         raise MissingCapability(
-            f"The C library here is {name or 'unknown'} {version}.",
-            expected=f"glibc {_LEAST_GLIBC[0]}.{_LEAST_GLIBC[1]} or newer was expected.",
+            f"The C library here is {name or 'unknown'} {version}; the server needs glibc "
+            f"{_LEAST_GLIBC[0]}.{_LEAST_GLIBC[1]} or newer.",
             do="Use NVIDIA's container of Triton, see `sparse-export package`.",
         )
 
 
 def install_server(on_progress: Callable[[str], None]) -> Path:
-    """Install the pinned server, held to its SHA-256, whole or not at all; its folder.
+    """Install the pinned server by pip, checked against its SHA-256, whole or not at all.
 
-    It is fetched by pip, from where pip is set up to look. Nothing is done when it is there.
-    Raises MissingCapability (not for this machine, or not to be had) or OutputError.
+    Nothing is done where it is installed. pip looks for it where the user's configuration of pip says.
+
+    Args:
+        on_progress: called with a line for people.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        MissingCapability: the server does not run on this machine, or pip cannot find it.
+        OutputError: the folder cannot be written.
     """
     target = install_folder()
     if (target / "pytriton" / "tritonserver" / "bin" / "tritonserver").is_file():
@@ -168,7 +195,6 @@ def install_server(on_progress: Callable[[str], None]) -> Path:
         if done.returncode != 0:
             raise MissingCapability(
                 f"pip could not install {_PACKAGE} {_VERSION}: {done.stderr.strip() or done.stdout.strip()}",
-                expected="The pinned wheel was expected where pip looks for packages.",
                 do="Look at pip's configuration and the network, or put tritonserver on PATH.",
             )
     return target

@@ -1,4 +1,4 @@
-"""Serves bundles on this machine: starts the server, holds it to the golden answers, watches, reloads, drains it."""
+"""Serves bundles on this machine: starts the server, checks its outputs, watches, reloads and drains it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sparse_export.errors import (
 )
 from sparse_export.runtimes.probe import require_probed
 from sparse_export.serving.health import Readiness, health_endpoint
-from sparse_export.serving.probe import counters, is_ready, require_golden
+from sparse_export.serving.probe import is_ready, read_counters, require_golden
 from sparse_export.serving.process import Ports, Process, WorkFolder, free_ports, start, work_folder
 from sparse_export.serving.repository import (
     RUNTIMES,
@@ -57,11 +57,21 @@ _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """How `serve` behaves. Ports: 0 is any free one.
+    """How `serve` behaves. A port of 0 is any free one.
 
-    runtime: `auto` or one of RUNTIMES.  drain_s: most seconds that requests get after SIGTERM.  restarts: how often,
-    within five minutes, a server that died is started again.  start_timeout_s: until it must be ready.
-    max_body_mb: largest HTTP body, where the server can limit it.
+    Attributes:
+        host: the address to bind to.
+        http_port: of the inference protocol over HTTP.
+        grpc_port: of the inference protocol over gRPC.
+        metrics_port: of the metrics page.
+        health_port: of the supervisor's health endpoint.
+        runtime: `auto` or one of RUNTIMES.
+        settings: of the models.
+        drain_s: most seconds that requests get after SIGTERM.
+        restarts: how often, within five minutes, a server that died is started again.
+        start_timeout_s: seconds until it must be ready.
+        max_body_mb: largest HTTP body in MiB, where the server can limit it.
+        trust: digests passed with --trust.
     """
 
     host: str = "127.0.0.1"
@@ -80,7 +90,15 @@ class ServeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A model that the server answers for. largest_difference: of its golden answer."""
+    """A model that the server has loaded, and whose golden output is right.
+
+    Attributes:
+        name: on the server.
+        version: on the server.
+        runtime: that runs it.
+        manifest_sha256: of its bundle.
+        largest_difference: of its output from the golden output.
+    """
 
     name: str
     version: int
@@ -97,12 +115,28 @@ def serve(
     say: Callable[[str], None],
     on_ready: Callable[[Ports, int, tuple[Loaded, ...]], None],
 ) -> int:
-    """Serve until SIGTERM or SIGINT; the server's exit code, 128 + N when signal N ended it.
+    """Serve bundles until SIGTERM or SIGINT. Call this from the main thread.
 
-    SIGHUP reads the bundles again, and those that changed become a new version.  on_ready: called once, with the
-    ports and the server's process id, after every golden answer was right.  Call it from the main thread.
-    Raises UsageError, ArtefactError, NotTrustedError, MissingCapability, GateFailed (a golden answer is wrong) or
-    ServerFailed (it does not become ready).
+    SIGHUP reads the bundles again, and those that changed become a new version.
+
+    Args:
+        bundles: folders.
+        names: of the models; None for a name from the bundle.
+        options: how to serve.
+        say: called with each line of the log.
+        on_ready: called once with the ports, the server's process id and the models, when every golden output
+            is right.
+
+    Returns:
+        The server's exit code; 128 + N when signal N ended it.
+
+    Raises:
+        UsageError: names are equal, a port or an option is invalid, or this is not the main thread.
+        ArtefactError: a bundle is damaged.
+        NotTrustedError: this user does not vouch for a bundle with engines.
+        MissingCapability: there is no server, no such backend, or a port is in use.
+        GateFailed: a golden output is wrong.
+        ServerFailed: the server ended, or was not ready in time.
     """
     if sys.platform != "linux":
         raise MissingCapability(
@@ -112,7 +146,7 @@ def serve(
     served = [open_served(path, name) for path, name in zip(bundles, names, strict=True)]
     require_distinct(served)
     server = find_server()
-    runtimes = [_runtime(one, server, options.runtime) for one in served]
+    runtimes = [_choose_runtime(one, server, options.runtime) for one in served]
     for one, runtime in zip(served, runtimes, strict=True):
         if runtime != "onnxruntime":
             require_trusted_engines(one, options.trust)
@@ -138,37 +172,37 @@ def serve(
         return supervisor.run()
 
 
-def _runtime(served: Served, server: ServerFiles, asked: str) -> Runtime:
-    """What runs a bundle: what was asked for, or the first that both the server and the bundle have."""
+def _choose_runtime(served: Served, server: ServerFiles, requested: str) -> Runtime:
+    """The requested runtime, or for `auto` the first that both the server and the bundle have."""
     has: dict[Runtime, bool] = {
         "tensorrt": bool(served.engines),
         "onnxruntime": True,
         "python": True,
     }
-    if asked == "auto":
+    if requested == "auto":
         for runtime in RUNTIMES:
             if has[runtime] and runtime in server.backends:
                 return runtime
     for runtime in RUNTIMES:
-        if runtime == asked:
+        if runtime == requested:
             if runtime not in server.backends:
                 raise MissingCapability(
-                    f"{server.binary} has no backend {asked!r}; it has {', '.join(sorted(server.backends)) or 'none'}.",
-                    expected="The backend of the runtime that was asked for was expected.",
+                    f"{server.binary} has no backend {requested!r}; it has "
+                    f"{', '.join(sorted(server.backends)) or 'none'}.",
                     do="Use --runtime auto, or NVIDIA's container, which has them all.",
                 )
             if runtime == "tensorrt":
                 require_engine(served)
             return runtime
-    if asked != "auto":
-        raise UnknownNameError("runtime", asked, ["auto", *RUNTIMES])
+    if requested != "auto":
+        raise UnknownNameError("runtime", requested, ["auto", *RUNTIMES])
     raise MissingCapability(
         f"{server.binary} has no backend that serves a bundle.", do="Install NVIDIA's build."
     )
 
 
 def _require_probed(served: Served, runtime: Runtime, options: ServeOptions) -> None:
-    """A file that ends the process that runs it would take the server with it, and all its models."""
+    """Probe the ONNX file: one that ends its process would end the server, with all its models."""
     if runtime != "tensorrt":
         require_probed(served.bundle, trusted=options.trust, limit_s=options.start_timeout_s)
 
@@ -184,17 +218,18 @@ class _Slot:
 
     @property
     def name(self) -> str:
+        """Of the model on the server."""
         return self.served.name
 
     @property
     def needs_host_code(self) -> bool:
-        """Must the server's TensorRT backend be allowed to run code that an engine brings along?"""
+        """Must the server's TensorRT backend be allowed to run code that an engine holds?"""
         return self.runtime == "tensorrt" and self.served.holds_host_code
 
 
 @dataclass(kw_only=True)
 class _Signals:
-    """What the user asked for by signals. n_stops: SIGTERM and SIGINT so far.  reload: SIGHUP came."""
+    """The signals received. n_stops: number of SIGTERM and SIGINT so far; reload: SIGHUP came."""
 
     n_stops: int = 0
     reload: bool = False
@@ -202,10 +237,9 @@ class _Signals:
 
 @contextmanager
 def _signals() -> Iterator[_Signals]:
+    """Record signals in place of their effect until the block ends."""
     if threading.current_thread() is not threading.main_thread():
-        raise UsageError(
-            "`serve` was called from another thread than the main one.", do="Call it from that one."
-        )
+        raise UsageError("`serve` was called outside the main thread.", do="Call it from the main thread.")
     signals = _Signals()
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -226,7 +260,7 @@ def _signals() -> Iterator[_Signals]:
 def _write_model(
     folder: WorkFolder, target: Path, slot: _Slot, options: ServeOptions, *, version: int
 ) -> None:
-    """A whole model, written aside and moved to `target` in one step."""
+    """Write a whole model elsewhere, and move it to `target` in one step."""
     stage = _emptied(folder.staging / "model")
     stage.mkdir()
     write_version(stage / str(version), slot.served, slot.runtime, options.settings, str(folder.activity))
@@ -235,17 +269,17 @@ def _write_model(
 
 
 def _emptied(place: Path) -> Path:
-    """A place to write aside, without what an attempt left there that failed."""
+    """A path to write to, after removing what a failed attempt left there."""
     shutil.rmtree(place, ignore_errors=True)
     return place
 
 
 class _Stopped(Exception):  # noqa: N818 - control flow, never shown
-    """A stop was asked for while something else was waited for."""
+    """A signal to stop came while something else was waited for."""
 
 
 class _Supervisor:
-    """Owns the server's process from start to end."""
+    """Starts, checks, watches, reloads and ends the server's process."""
 
     def __init__(
         self,
@@ -271,6 +305,7 @@ class _Supervisor:
         self._announced = False
 
     def run(self) -> int:
+        """Run the server, with restarts, until it is to stop; its exit code."""
         restarts: list[float] = []
         while True:
             process = start(
@@ -296,23 +331,25 @@ class _Supervisor:
             now = time.monotonic()
             restarts = [moment for moment in restarts if now - moment < _RESTART_WINDOW_S]
             if len(restarts) >= self._options.restarts:
-                self._say(f"tritonserver {_ended(code)}, {len(restarts)} restarts in five minutes: giving up")
+                self._say(
+                    f"tritonserver {_ending(code)}, {len(restarts)} restarts in five minutes: giving up"
+                )
                 return _exit_code(code) or 1
             restarts.append(now)
-            self._say(f"tritonserver {_ended(code)}: restart {len(restarts)} of {self._options.restarts}")
+            self._say(f"tritonserver {_ending(code)}: restart {len(restarts)} of {self._options.restarts}")
 
     def _bring_up(self, process: Process) -> tuple[Loaded, ...]:
-        """Wait until it is ready, then hold every model to its golden answer."""
+        """Wait until the server is ready, then check the golden output of every model."""
         host, port = self._ports.probe_host, self._ports.http
-        if not self._until(process, lambda: is_ready(host, port)):
+        if not self._wait_until(process, lambda: is_ready(host, port)):
             raise ServerFailed(
                 f"tritonserver was not ready after {self._options.start_timeout_s:g} s.",
-                expected="It was expected to load its models by then.",
                 do="Look at its log, above; --start-timeout gives it longer.",
             )
-        return tuple(self._held(slot, slot.name, slot.version) for slot in self._slots)
+        return tuple(self._check_golden(slot, slot.name, slot.version) for slot in self._slots)
 
-    def _held(self, slot: _Slot, model: str, version: int) -> Loaded:
+    def _check_golden(self, slot: _Slot, model: str, version: int) -> Loaded:
+        """Check the golden output of a model. Raises GateFailed."""
         largest = require_golden(
             self._ports.probe_host,
             self._ports.http,
@@ -330,15 +367,14 @@ class _Supervisor:
             largest_difference=largest,
         )
 
-    def _until(self, process: Process, reached: Callable[[], bool]) -> bool:
-        """Wait for it; False when it takes too long. Raises ServerFailed when the server ends, _Stopped on a stop."""
+    def _wait_until(self, process: Process, reached: Callable[[], bool]) -> bool:
+        """Wait; False after too long. Raises ServerFailed when the server ends, _Stopped on a signal."""
         deadline = time.monotonic() + self._options.start_timeout_s
         while not reached():
             code = process.exit_code()
             if code is not None:
                 raise ServerFailed(
-                    f"tritonserver {_ended(code)} before it was ready.",
-                    expected="It was expected to load its models.",
+                    f"tritonserver {_ending(code)} before it was ready.",
                     do="Look at its log, above.",
                 )
             if self._signals.n_stops:
@@ -349,6 +385,7 @@ class _Supervisor:
         return True
 
     def _announce(self, process: Process, loaded: tuple[Loaded, ...]) -> None:
+        """Log the models; the first time also call on_ready."""
         for one in loaded:
             self._say(
                 f"{one.name} version {one.version} by {one.runtime}: golden answer right, "
@@ -361,7 +398,7 @@ class _Supervisor:
             self._say(f"ready again, process {process.pid}")
 
     def _watch(self, process: Process) -> None:
-        """Return when the server ended. Raises _Stopped when it is to end."""
+        """Reload on SIGHUP until the server ends. Raises _Stopped on a signal to stop."""
         while process.exit_code() is None:
             if self._signals.n_stops:
                 raise _Stopped
@@ -372,7 +409,7 @@ class _Supervisor:
             time.sleep(_TICK_S)
 
     def _reload(self, process: Process, slot: _Slot) -> None:
-        """Make a changed bundle the next version; what was served stays when anything is wrong with it."""
+        """Make a changed bundle the next version; the present one stays when anything is wrong with it."""
         try:
             served = open_served(slot.path, slot.name)
             if served.manifest_sha256 == slot.served.manifest_sha256:
@@ -380,42 +417,42 @@ class _Supervisor:
                 return
             if (served.inputs, served.outputs) != (slot.served.inputs, slot.served.outputs):
                 raise UsageError(
-                    f"The new {slot.path} takes {served.inputs} and gives {served.outputs}.",
-                    expected=f"{slot.served.inputs} and {slot.served.outputs} were expected: clients send these.",
+                    f"The new {slot.path} takes {served.inputs} and gives {served.outputs}, "
+                    f"where clients expect {slot.served.inputs} and {slot.served.outputs}.",
                     do="Serve it under another name.",
                 )
-            runtime = _runtime(served, self._server, self._options.runtime)
+            runtime = _choose_runtime(served, self._server, self._options.runtime)
             if runtime != "onnxruntime":
                 require_trusted_engines(served, self._options.trust)
             _require_probed(served, runtime, self._options)
             new = replace(slot, served=served, runtime=runtime, version=slot.version + 1)
             if new.needs_host_code and not any(one.needs_host_code for one in self._slots):
                 raise UsageError(
-                    f"The new {slot.path} has a version compatible engine, which holds code for the host.",
-                    expected="None was expected: the server was started for engines without such code.",
-                    do="Start `serve` anew with this bundle.",
+                    f"The new {slot.path} has a version compatible engine, which holds code for the host, "
+                    "and the server was started for engines without such code.",
+                    do="Start `serve` again with this bundle.",
                 )
             loaded = self._promote(process, slot, new)
         except (SparseExportError, OSError) as error:  # OSError: a file that went away, or may not be read
             if process.exit_code() is not None:
-                return  # the server died, which is told where it is watched
+                return  # the server ended, which _watch reports
             self._say(f"Error: {slot.name}: version {slot.version} stays. {error}")
             return
         slot.served, slot.runtime, slot.version = new.served, new.runtime, new.version
         self._say(
-            f"{slot.name} version {loaded.version} by {loaded.runtime}: golden answer right, largest difference "
-            f"{loaded.largest_difference:.3g}"
+            f"{slot.name} version {loaded.version} by {loaded.runtime}: golden answer right, "
+            f"largest difference {loaded.largest_difference:.3g}"
         )
 
     def _promote(self, process: Process, slot: _Slot, new: _Slot) -> Loaded:
-        """Try it under another name, then put it in its place. Raises what went wrong, all being as before."""
+        """Check a version under another name, then make it the next one. On an error all stays as before."""
         host, port = self._ports.probe_host, self._ports.http
         candidate = self._folder.repository / f"{slot.name}.candidate"
         _write_model(self._folder, candidate, new, self._options, version=1)
         try:
-            if not self._until(process, lambda: is_ready(host, port, candidate.name)):
+            if not self._wait_until(process, lambda: is_ready(host, port, candidate.name)):
                 raise ServerFailed(f"{candidate.name} was not loaded.", do="Look at the server's log, above.")
-            self._held(new, candidate.name, 1)
+            self._check_golden(new, candidate.name, 1)
         finally:
             self._remove(candidate)
         model = self._folder.repository / slot.name
@@ -427,18 +464,18 @@ class _Supervisor:
         try:
             stage.rename(version)
             write_config(model, slot.name, new.served, new.runtime, self._options.settings)
-            if not self._until(process, lambda: is_ready(host, port, slot.name, new.version)):
+            if not self._wait_until(process, lambda: is_ready(host, port, slot.name, new.version)):
                 raise ServerFailed(
                     f"Version {new.version} was not loaded.", do="Look at the server's log, above."
                 )
-            return self._held(new, slot.name, new.version)
+            return self._check_golden(new, slot.name, new.version)
         except (ServerFailed, GateFailed):
             self._remove(version)
             write_config(model, slot.name, slot.served, slot.runtime, self._options.settings)
             raise
 
     def _remove(self, path: Path) -> None:
-        """Take it out of the server's sight in one step, then delete it."""
+        """Move a folder out of the repository in one step, then delete it."""
         aside = _emptied(self._folder.staging / f"old-{path.name}")
         path.rename(aside)
         shutil.rmtree(aside)
@@ -449,14 +486,14 @@ class _Supervisor:
             self._readiness.state = "draining"
             self._drain(process)
         self._readiness.state = "draining"
-        process.ask_to_end()
+        process.terminate()
         deadline = time.monotonic() + _EXIT_TIMEOUT_S + 5
         while process.exit_code() is None and self._signals.n_stops < 2 and time.monotonic() < deadline:
             time.sleep(_TICK_S)
         if process.exit_code() is None:
             self._say("tritonserver did not end in time: killed")
         code = process.end()
-        self._say(f"tritonserver {_ended(code)}{_IDLE_CONNECTIONS if code == 1 else ''}")
+        self._say(f"tritonserver {_ending(code)}{_IDLE_CONNECTIONS if code == 1 else ''}")
         return _exit_code(code)
 
     def _drain(self, process: Process) -> None:
@@ -467,7 +504,7 @@ class _Supervisor:
         while (now := time.monotonic()) - begin < self._options.drain_s:
             if process.exit_code() is not None or self._signals.n_stops > 1:
                 return
-            found = counters(self._ports.probe_host, self._ports.metrics)
+            found = read_counters(self._ports.probe_host, self._ports.metrics)
             n_executing = self._folder.n_executing()
             if found is None or found.n_pending or n_executing or found.n_done != n_done:
                 n_done = found.n_done if found is not None else -1
@@ -479,11 +516,13 @@ class _Supervisor:
         self._say(f"the drain limit of {self._options.drain_s:g} s is over: what is still in flight is lost")
 
 
-def _ended(code: int) -> str:
+def _ending(code: int) -> str:
+    """The end of a process in words."""
     if code >= 0:
         return f"ended with {code}"
     return f"was ended by {signal.Signals(-code).name}"
 
 
 def _exit_code(code: int) -> int:
+    """As a shell has it: 128 + N for signal N."""
     return code if code >= 0 else 128 - code

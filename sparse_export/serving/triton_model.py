@@ -1,17 +1,20 @@
-"""A model for the Python backend of Triton: TensorRT on a GPU that there is an engine for, else onnxruntime.
+"""A model for Triton's Python backend: TensorRT where there is an engine for the GPU, else onnxruntime.
 
-Copied as `model.py` into a model repository, where it runs by itself: it needs numpy and onnxruntime, or numpy,
-tensorrt and cuda-python, and uses sparse_export only where packed weights are to be expanded, and only when it is there.
+Copied as `model.py` into a model repository, where it runs by itself: it needs numpy and onnxruntime, or
+numpy, tensorrt and cuda-python, and uses sparse_export only where packed weights are to be expanded, and only
+when it is there.
 
-Beside it lies `model.json`: `input`, `output`, `threads`, `model` (an ONNX file) and `engines` (file by compute
-capability), `host_code` (those of them that bring a runtime of their own along), `sha256` of each file, and, under `serve` alone, `activity`, a folder for a file that counts executions.
+Beside it lies `model.json`: `input`, `output`, `threads`, `model` (an ONNX file) and `engines` (file by
+compute capability), `host_code` (those of them that bring a runtime of their own along), `sha256` of each
+file, and, under `serve` alone, `activity`, a folder for a file that counts executions.
 
-It imports `tensorrt` itself, past the one door that the rest of the project has for it: that door is not at hand where
-this file runs. Its calls are type-checked against the same stubs of TensorRT 10.13 as `runtime/tensorrt.py`, whose calls
-they are; TensorRT 11 keeps all of them.
+It imports `tensorrt` itself, since `sparse_export.engines.tensorrt_import` is not installed where this file
+runs. Its calls are type-checked against the same stubs of TensorRT 10.13 as `runtimes/tensorrt.py`, which
+makes the same; TensorRT 11 keeps all of them.
 
-Tensors go in and out by DLPack. The server may have been compiled against numpy 1, and then reads no data at all from
-the arrays of numpy 2 that `pb_utils.Tensor` would be given: it answers 200, the right shape, and zero bytes.
+Tensors go in and out by DLPack. The server may have been compiled against numpy 1, and then reads no data at
+all from the arrays of numpy 2 that `pb_utils.Tensor` would be given: it answers 200, the right shape, and
+zero bytes.
 """
 
 from __future__ import annotations
@@ -38,40 +41,42 @@ _SetName.restype = ctypes.c_int
 
 
 class TritonPythonModel:
-    """What the backend looks for by name."""
+    """The class that the backend looks up by name."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the network once. args: from the backend, all of them strings."""
+        """Load the network once. args: strings, from the backend."""
         import triton_python_backend_utils as pb_utils
 
         self._pb = pb_utils
         folder = Path(args["model_repository"]) / args["model_version"]
-        facts = json.loads((folder / "model.json").read_text())
-        for name in (facts["model"], *facts["engines"].values()):
-            if name not in facts["sha256"]:
+        document = json.loads((folder / "model.json").read_text())
+        for name in (document["model"], *document["engines"].values()):
+            if name not in document["sha256"]:
                 raise RuntimeError(f"{folder / 'model.json'} has no SHA-256 of {name}, so it is not used")
-        for name, digest in facts["sha256"].items():
+        for name, digest in document["sha256"].items():
             if _sha256(folder / name) != digest:
                 raise RuntimeError(f"{folder / name} is not the file that was packaged: its SHA-256 differs")
-        self._input: str = facts["input"]
-        self._output: str = facts["output"]
+        self._input: str = document["input"]
+        self._output: str = document["output"]
         device = int(args["model_instance_device_id"])
         on_gpu = args["model_instance_kind"] == "GPU"
-        engine = facts["engines"].get(_capability(device)) if on_gpu and facts["engines"] else None
+        engine = document["engines"].get(_capability(device)) if on_gpu and document["engines"] else None
         self._network: Any
         if engine is not None:
             self._network = _Engine(
-                folder / engine, device, self._input, self._output, engine in facts["host_code"]
+                folder / engine, device, self._input, self._output, engine in document["host_code"]
             )
         else:
-            self._network = _Onnxruntime(folder / facts["model"], facts["threads"], on_gpu, device, facts)
-        self._activity = _Activity(facts.get("activity"), f"{args['model_instance_name']}-{os.getpid()}")
+            self._network = _Onnxruntime(
+                folder / document["model"], document["threads"], on_gpu, device, document
+            )
+        self._activity = _Activity(document.get("activity"), f"{args['model_instance_name']}-{os.getpid()}")
         pb_utils.Logger.log_info(
             f"{args['model_instance_name']}: {self._network.name}, numpy {np.__version__}"
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer requests, merged into one batch. The backend has checked names, types and shapes."""
+        """Answer requests, merged into one batch; the backend has checked names, types and shapes."""
         self._activity.begin()
         try:
             return self._answer(requests)
@@ -83,7 +88,7 @@ class TritonPythonModel:
         arrays = [np.from_dlpack(pb.get_input_tensor_by_name(r, self._input)) for r in requests]
         try:
             logits = self._network.run(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
-        except Exception as cause:  # noqa: BLE001 - whatever a runtime raises is the answer to these requests
+        except Exception as cause:  # noqa: BLE001 - a runtime may raise anything; it is the answer
             error = pb.TritonError(f"{self._network.name}: {cause}")
             return [pb.InferenceResponse(error=error) for _ in requests]
         responses, start = [], 0
@@ -96,13 +101,13 @@ class TritonPythonModel:
     def _tensor(self, array: np.ndarray) -> Any:
         capsule = array.__dlpack__()
         tensor = self._pb.Tensor.from_dlpack(self._output, capsule)
-        # The backend marks the capsule as used by a name that numpy does not know, and numpy complains on stderr
-        # at every request. This is the name that the protocol has for it.
+        # The backend marks the capsule as used by a name that numpy does not know, and numpy would complain
+        # on stderr at every request. This is the name that the DLPack protocol specifies.
         _SetName(capsule, _USED)
         return tensor
 
     def finalize(self) -> None:
-        """Give everything back."""
+        """Release all resources."""
         self._network.close()
         self._activity.close()
 
@@ -113,7 +118,7 @@ def _sha256(path: Path) -> str:
 
 
 class _Activity:
-    """Counts executions begun and ended in a file that whoever drains the server can read. Two uint64."""
+    """Counts executions begun and ended in a file, two uint64, that `serve` reads while it drains."""
 
     def __init__(self, folder: str | None, name: str) -> None:
         self._map: mmap.mmap | None = None
@@ -143,8 +148,9 @@ class _Activity:
 class _Onnxruntime:
     """An ONNX file under onnxruntime."""
 
-    def __init__(self, path: Path, threads: int, on_gpu: bool, device: int, facts: dict[str, Any]) -> None:
-        # As sparse_export.telemetry, which is not at hand. It has to be set before the import; the user's own value stays.
+    def __init__(self, path: Path, threads: int, on_gpu: bool, device: int, document: dict[str, Any]) -> None:
+        # As sparse_export.telemetry, which is not installed here. Set before the import; the user's own value
+        # stays.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime as ort
 
@@ -157,9 +163,9 @@ class _Onnxruntime:
         providers: list[Any] = (
             [("CUDAExecutionProvider", {"device_id": device})] if gpu else ["CPUExecutionProvider"]
         )
-        self._session = ort.InferenceSession(_dense(path, facts["packed"]), options, providers=providers)
-        self._outputs = [facts["output"]]
-        self._input = facts["input"]
+        self._session = ort.InferenceSession(_dense(path, document["packed"]), options, providers=providers)
+        self._outputs = [document["output"]]
+        self._input = document["input"]
         self.name = f"onnxruntime {ort.__version__} {self._session.get_providers()[0]}"
 
     def run(self, batch: np.ndarray) -> np.ndarray:
@@ -171,9 +177,9 @@ class _Onnxruntime:
 
 
 def _dense(path: Path, packed: bool) -> str | bytes:
-    """What to load: packed 2:4 weights expanded and checked, where sparse_export is at hand to do it.
+    """What to load: the graph with packed 2:4 weights expanded and checked, where sparse_export is installed.
 
-    Without it onnxruntime unpacks them itself, to the same result.
+    Without it onnxruntime unpacks them itself, with the same result.
     """
     if not packed:
         return str(path)
@@ -195,14 +201,16 @@ def _capability(device: int) -> str:
 
 
 def _require(status: Any) -> None:
+    """Raise RuntimeError for a failed call of CUDA."""
     if int(status) != 0:
-        raise RuntimeError(f"CUDA says {status}")
+        raise RuntimeError(f"CUDA returned {status}")
 
 
 class _Engine:
-    """A TensorRT engine, one execution at a time, its buffers grown as batches ask for it.
+    """A TensorRT engine, one execution at a time; its buffers grow with the batches.
 
-    host_code: it is version compatible, and may run what it brings along; whoever packaged it had to trust it.
+    host_code: it is version compatible, and may run the code that it holds; whoever packaged it had to trust
+    it.
     """
 
     def __init__(self, path: Path, device: int, input_name: str, output_name: str, host_code: bool) -> None:
@@ -238,7 +246,7 @@ class _Engine:
         self.name = f"tensorrt {version}"
 
     def _select_profile(self, n: int) -> None:
-        """Take the profile that is tuned for a size nearest to a batch of n."""
+        """Select the profile whose optimum is nearest to a batch of n."""
         fitting = [at for at, (least, _, most) in enumerate(self._profiles) if least <= n <= most]
         if not fitting:
             sizes = ", ".join(f"{least} to {most}" for least, _, most in self._profiles)
@@ -246,10 +254,11 @@ class _Engine:
         best = min(fitting, key=lambda at: abs(self._profiles[at][1] - n))
         if best != self._profile:
             if not self._context.set_optimization_profile_async(best, int(self._stream)):
-                raise RuntimeError(f"TensorRT did not take profile {best}")
+                raise RuntimeError(f"TensorRT refused profile {best}")
             self._profile = best
 
     def _buffer(self, name: str, size: int) -> int:
+        """Address of a device buffer of size bytes at least."""
         pointer, room = self._buffers.get(name, (0, 0))
         if room < size:
             if pointer:

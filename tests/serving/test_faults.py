@@ -220,7 +220,7 @@ def test_a_port_in_use_is_told_with_its_option(server: Path, bundles: Bundles) -
         port = taken.getsockname()[1]
         done = _serve(bundles.dense, *ANY_PORTS, "--grpc-port", port)
     assert done.returncode == 5
-    assert f"Port {port} on 127.0.0.1 cannot be had" in _error(done)
+    assert f"Port {port} on 127.0.0.1 cannot be used" in _error(done)
     assert "--grpc-port" in _error(done)
 
 
