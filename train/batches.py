@@ -15,7 +15,7 @@ from sparse_export.errors import UsageError
 from sparse_export.formats.run import DataInfo
 from sparse_export.tasks import data
 from sparse_export.tasks.data import imagefolder
-from sparse_export.tasks.data.pictures import PictureLoader, decoded
+from sparse_export.tasks.data.pictures import PictureLoader, decode
 from sparse_export.train.augment import PADDING
 from sparse_export.train.distributed import World
 from sparse_export.train.recipe import Recipe
@@ -181,7 +181,7 @@ class ImageFolderLoader:
     def __init__(
         self, recipe: Recipe, listing: imagefolder.Listing, device: torch.device, world: World
     ) -> None:
-        self._size = imagefolder.checked_size(image_size(recipe))
+        self._size = imagefolder.check_size(image_size(recipe))
         self.input_shape: tuple[int, ...] = (3, *self._size)
         self.n_classes = listing.n_classes
         _require_croppable(recipe, self.input_shape)
@@ -224,7 +224,7 @@ class ImageFolderLoader:
         pictures = self._parts[name]
         for start, stop in _spans(len(pictures), size, self._world):
             some = pictures.part(start, stop)
-            x = decoded(some, self._size, self.info.crop_ratio)
+            x = decode(some, self._size, self.info.crop_ratio)
             yield self._ready(x), some.labels.to(self._device)
 
     def _ready(self, x: Tensor) -> Tensor:

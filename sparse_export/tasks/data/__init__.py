@@ -8,8 +8,8 @@
     npz:FILE         x_train, y_train, x_test, y_test of a NumPy archive         uint8 (C, H, W), or float32
     imagefolder:DIR  DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg               uint8 (3, H, W)
 
-DATA is `--data-dir`, else $SPARSE_EXPORT_DATA, else ~/.cache/sparse-export/data. What is not there is an error,
-never replaced by another set.
+DATA is `--data-dir`, else $SPARSE_EXPORT_DATA, else ~/.cache/sparse-export/data. A missing set is an error;
+it is never replaced by another.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _FORMS = ("npz:FILE", "imagefolder:DIR")
 
 
 def names() -> tuple[str, ...]:
-    """The data sets that a name alone tells; `npz:FILE` and `imagefolder:DIR` come besides."""
+    """List the data sets that have a name; there are also `npz:FILE` and `imagefolder:DIR`."""
     return _NAMES
 
 
@@ -61,20 +61,26 @@ def load(
 ) -> DataSet:
     """Read a whole data set into memory, on the CPU.
 
-    data_dir: where the named sets lie, `default_data_dir()` if None; also where a relative FILE or DIR starts,
-    the current folder if None.  image_size: (H, W) for `imagefolder`; of another set of images, only its own is right.
-    download: fetch what is not there, for the sets that torchvision can fetch.
+    Args:
+        name: one of `names()`, `npz:FILE` or `imagefolder:DIR`.
+        data_dir: folder of the named sets, `default_data_dir()` if None; also where a relative FILE or DIR
+            starts, the current folder if None.
+        image_size: (H, W) for `imagefolder`; for another set of images only its own size is valid.
+        download: download a missing set, where torchvision can.
 
-    Raises UnknownNameError, UsageError, DataNotFound (absent, or the download failed) and ArtefactError (truncated,
-    garbled, or not what the set should be).
+    Raises:
+        UnknownNameError: there is no such set.
+        UsageError: another size, or a FILE or DIR that is not given.
+        DataNotFound: the data are missing, or the download failed.
+        ArtefactError: a file is truncated, damaged, or not what the set should be.
     """
     data = _load(name, None if data_dir is None else Path(data_dir), image_size, download)
     is_image = len(data.input_shape) == 3
     if image_size is not None and is_image and data.input_shape[1:] != tuple(image_size):
         raise UsageError(
-            f"Images of size {tuple(image_size)} were asked for, but those of {name} are {data.input_shape[1:]}.",
-            expected="Only imagefolder:DIR can be had in other sizes.",
-            do="Choose a network or a data set that suits the other.",
+            f"Images of size {tuple(image_size)} were requested, but those of {name} are "
+            f"{data.input_shape[1:]}; only imagefolder:DIR has other sizes.",
+            do="Choose a network and a data set of one size.",
         )
     return data
 
@@ -84,7 +90,7 @@ Labels = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 class Inputs(Protocol):
-    """What can be sliced along its first axis into arrays, as an array can; pictures are decoded then."""
+    """Inputs that can be sliced along the first axis into arrays; pictures are decoded on slicing."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -95,71 +101,106 @@ class Inputs(Protocol):
 
 
 def picture_files(name: str, data_dir: Path | None = None) -> imagefolder.Listing | None:
-    """The files of an `imagefolder:DIR`, none of them decoded; None for any other name. Raises as `load` does."""
+    """List the files of an `imagefolder:DIR` without decoding them.
+
+    Args:
+        name: of a data set.
+        data_dir: where a relative DIR starts, the current folder if None.
+
+    Returns:
+        The files; None for a data set of another kind.
+
+    Raises:
+        SparseExportError: as `load`.
+    """
     form, _, place = name.partition(":")
     if form != "imagefolder":
         return None
     from sparse_export.tasks.data import imagefolder
 
-    return imagefolder.listed(name, _own_path(name, place, data_dir))
+    return imagefolder.list_pictures(name, _own_path(name, place, data_dir))
 
 
 def load_test_set(
-    fact: DataInfo, input_shape: tuple[int, ...], data_dir: str | Path | None = None
+    info: DataInfo, input_shape: tuple[int, ...], data_dir: str | Path | None = None
 ) -> tuple[Inputs, Labels]:
-    """The test set that a run was tested on: inputs as its network takes them, (N, *input_shape), and labels (N,).
+    """Load the test set that a run was tested on.
 
-    Pictures of a folder are decoded as they are sliced.
-    Raises what `load` raises, and ArtefactError when it is another test set than the run's.
+    Args:
+        info: of the run.
+        input_shape: of one sample.
+        data_dir: as of `load`.
+
+    Returns:
+        Inputs as the network takes them, (N, *input_shape), of which pictures are decoded on slicing, and
+        labels (N,).
+
+    Raises:
+        ArtefactError: it is another test set than the run's; also as `load`.
+        SparseExportError: as `load`.
     """
     folder = None if data_dir is None else Path(data_dir)
     image_size = (input_shape[1], input_shape[2]) if len(input_shape) == 3 else None
-    listing = picture_files(fact.name, folder)
+    listing = picture_files(info.name, folder)
     if listing is not None and image_size is not None:
         from sparse_export.tasks.data.pictures import Inputs as Decoded
 
-        _require_digest(fact, listing.test.sha256())
-        inputs = Decoded(listing.test, image_size, fact.crop_ratio, fact.mean, fact.std)
+        _require_digest(info, listing.test.sha256())
+        inputs = Decoded(listing.test, image_size, info.crop_ratio, info.mean, info.std)
         return inputs, listing.test.labels.numpy()
-    found = load(fact.name, folder, image_size=image_size)
-    _require_digest(fact, test_sha256(found))
-    return normalise(found.x_test, fact.mean, fact.std).numpy(), found.y_test.numpy()
+    found = load(info.name, folder, image_size=image_size)
+    _require_digest(info, test_sha256(found))
+    return normalise(found.x_test, info.mean, info.std).numpy(), found.y_test.numpy()
 
 
 def load_training_sample(
-    fact: DataInfo, input_shape: tuple[int, ...], n: int, data_dir: str | Path | None = None
+    info: DataInfo, input_shape: tuple[int, ...], n: int, data_dir: str | Path | None = None
 ) -> Array:
-    """At most n inputs of the training part as the network takes them, (n, *input_shape): always the same ones.
+    """Load some training inputs, always the same ones, without augmentation.
 
-    Chosen by chance from arrays; of a folder of pictures the first, whose order mixes the classes. Not augmented.
-    Raises what `load` raises.
+    Of arrays they are drawn with a fixed seed; of a folder of pictures they are the first, whose order mixes
+    the classes.
+
+    Args:
+        info: of the run.
+        input_shape: of one sample.
+        n: number of samples.
+        data_dir: as of `load`.
+
+    Returns:
+        Inputs as the network takes them, (at most n, *input_shape).
+
+    Raises:
+        SparseExportError: as `load`.
     """
     folder = None if data_dir is None else Path(data_dir)
     image_size = (input_shape[1], input_shape[2]) if len(input_shape) == 3 else None
-    listing = picture_files(fact.name, folder)
+    listing = picture_files(info.name, folder)
     if listing is not None and image_size is not None:
         from sparse_export.tasks.data.pictures import Inputs as Decoded
 
-        return Decoded(listing.train, image_size, fact.crop_ratio, fact.mean, fact.std)[
-            : min(n, fact.n_train)
+        return Decoded(listing.train, image_size, info.crop_ratio, info.mean, info.std)[
+            : min(n, info.n_train)
         ]
-    found = load(fact.name, folder, image_size=image_size)
-    n_train = min(fact.n_train, len(found.x_train))
+    found = load(info.name, folder, image_size=image_size)
+    n_train = min(info.n_train, len(found.x_train))
     rows = np.random.default_rng(_SAMPLE_SEED).permutation(n_train)[:n]
-    sample: Array = normalise(found.x_train[rows.tolist()], fact.mean, fact.std).numpy()
+    sample: Array = normalise(found.x_train[rows.tolist()], info.mean, info.std).numpy()
     return sample
 
 
-def _require_digest(fact: DataInfo, digest: str) -> None:
-    if digest != fact.test_sha256:
+def _require_digest(info: DataInfo, digest: str) -> None:
+    """Raise ArtefactError for another test set than the run's."""
+    if digest != info.test_sha256:
         raise ArtefactError(
-            f"The test data of {fact.name} are others than the run was tested on: SHA-256 {digest}.",
-            expected=f"{fact.test_sha256} was expected.",
-            do="Give the folder with the original data by --data-dir.",
+            f"The test data of {info.name} differ from those that the run was tested on: "
+            f"SHA-256 {digest}, not {info.test_sha256}.",
+            do="Give the folder of the original data by --data-dir.",
         )
 
 
 def _load(name: str, data_dir: Path | None, image_size: tuple[int, int] | None, download: bool) -> DataSet:
+    """Load a data set of any kind."""
     form, colon, place = name.partition(":")
     if colon and f"{form}:" in ("npz:", "imagefolder:"):
         return _load_own(name, form, place, data_dir, image_size)
@@ -181,6 +222,7 @@ def _load(name: str, data_dir: Path | None, image_size: tuple[int, int] | None, 
 def _load_own(
     name: str, form: str, place: str, data_dir: Path | None, image_size: tuple[int, int] | None
 ) -> DataSet:
+    """Load a user's own data set."""
     path = _own_path(name, place, data_dir)
     if form == "npz":
         from sparse_export.tasks.data import npz
@@ -193,17 +235,16 @@ def _load_own(
 
 
 def _own_path(name: str, place: str, data_dir: Path | None) -> Path:
+    """The path of a user's own data set. Raises UsageError where there is none."""
     if not place:
         raise UsageError(
-            f"{name!r} names no place.",
-            expected=f"{' or '.join(_FORMS)} was expected.",
-            do="Write the path after the colon.",
+            f"{name!r} has no path after the colon.",
+            do=f"Write {' or '.join(_FORMS)}.",
         )
     try:
         return (data_dir or Path()) / Path(place).expanduser()
     except RuntimeError as cause:
         raise UsageError(
             f"{name!r} starts in a home folder that is not known: {cause}",
-            expected="A path was expected; ~ is this user's home, ~NAME another's.",
-            do="Write the whole path after the colon.",
+            do="Write the whole path after the colon; ~ is this user's home, ~NAME another's.",
         ) from cause

@@ -1,4 +1,4 @@
-"""The value that every data set is, with what can be asked of any of them.
+"""The value that every data set is, with the functions for all of them.
 
 Shapes: N samples, C channels, H rows, W columns. Features without a picture are (N, C) or (N, C, …).
 """
@@ -23,10 +23,19 @@ UINT8_MAX = 255
 class DataSet:
     """A data set in memory.
 
-    x_train, x_test: uint8 (N, C, H, W), or float32 (N, C, …).  y_train, y_test: int64 (N,), 0 <= y < n_classes;
-    UsageError is raised for other labels.
-    mean, std: per channel, of uint8 inputs after scaling to 0..1; no std is zero.  test_digest: of the test set,
-    where that is not taken from its arrays, see `test_sha256`.
+    Attributes:
+        name: of the data set.
+        x_train: uint8 (N, C, H, W), or float32 (N, C, …).
+        y_train: int64 (N,), 0 <= y < n_classes.
+        x_test: as x_train.
+        y_test: as y_train.
+        mean: per channel, of uint8 inputs after scaling to 0..1.
+        std: likewise; none is zero.
+        n_classes: number of classes.
+        test_digest: of the test set, where it is not computed from its arrays, see `test_sha256`.
+
+    Raises:
+        UsageError: labels do not fit.
     """
 
     name: str
@@ -52,15 +61,24 @@ class DataSet:
 def normalise(
     x: Tensor, mean: Sequence[float], std: Sequence[float], *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """(x - mean) / std per channel, of x / 255 where x is uint8.
+    """Compute (x - mean) / std per channel, of x / 255 where x is uint8.
 
-    x: (N, C, …), left as it is.  mean, std: C numbers.  Returns `dtype`, on the device of x; the arithmetic is
-    done in float32, or in float64 when that is asked for. Raises UsageError when C is not the length of both.
+    Args:
+        x: (N, C, …), not changed.
+        mean: C numbers.
+        std: C numbers.
+        dtype: of the result; the arithmetic is in float32, or in float64 for float64.
+
+    Returns:
+        A tensor of the shape of x, on its device.
+
+    Raises:
+        UsageError: C is not the length of both.
     """
     if not (x.ndim >= 2 and x.shape[1] == len(mean) == len(std)):
         raise UsageError(
-            f"Inputs of shape {tuple(x.shape)} came with {len(mean)} means and {len(std)} standard deviations.",
-            expected="One of each for every channel (axis 1) was expected.",
+            f"Inputs of shape {tuple(x.shape)} came with {len(mean)} means and {len(std)} "
+            "standard deviations, not one of each for every channel (axis 1).",
             do="Use the mean and std of the data set that the inputs are from.",
         )
     working = torch.float64 if dtype == torch.float64 else torch.float32
@@ -72,10 +90,14 @@ def normalise(
 
 
 def channel_statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population standard deviation of each channel, the two that `normalise` takes.
+    """Compute mean and population standard deviation of each channel, as `normalise` takes them.
 
-    x: (N, C, …), uint8 (exact, from counts of the 256 values, then scaled to 0..1) or float (in float64).
-    A channel that never changes gets the standard deviation 1, so that dividing by it changes nothing.
+    Args:
+        x: (N, C, …), uint8 (exact, from counts of the 256 values, then scaled to 0..1) or float (in float64).
+
+    Returns:
+        C means, and C standard deviations. A constant channel has the standard deviation 1, so that dividing
+        by it changes nothing.
     """
     means, stds = [], []
     levels = np.arange(UINT8_MAX + 1)
@@ -96,30 +118,52 @@ def channel_statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def first_of_validation(n: int, fraction: float, name: str) -> int:
-    """Where the validation part of n training samples begins: it is the last `fraction` of them, rounded.
+    """Locate the validation part: the last `fraction` of the training samples, rounded.
 
-    One sample at least, unless `fraction` is 0. Raises UsageError when no sample would be left to train on.
+    Args:
+        n: number of training samples.
+        fraction: from 0 to below 1; above 0 the part has one sample at least.
+        name: of the data set, for the message.
+
+    Returns:
+        Index of its first sample.
+
+    Raises:
+        UsageError: no sample would be left to train on.
     """
     n_validation = max(1, round(n * fraction)) if fraction > 0 else 0
     if not 0 <= fraction < 1 or n_validation >= n:
         raise UsageError(
-            f"A validation share of {fraction} of the {n} training samples of {name} was asked for.",
-            expected="A share from 0 up to, not including, 1 that leaves a sample to train on was expected.",
+            f"A validation share of {fraction} of the {n} training samples of {name} leaves none for training, "
+            "or is not from 0 to below 1.",
             do="Choose a smaller share.",
         )
     return n - n_validation
 
 
 def split(data: DataSet, fraction: float = 0.1) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(x, y) to train on and (x, y) to validate on: views of the training set, see `first_of_validation`."""
+    """Split the training set, see `first_of_validation`.
+
+    Args:
+        data: the data set.
+        fraction: share of the validation part.
+
+    Returns:
+        (x, y) to train on and (x, y) to validate on, views.
+
+    Raises:
+        UsageError: no sample would be left to train on.
+    """
     first = first_of_validation(len(data.y_train), fraction, data.name)
     return (data.x_train[:first], data.y_train[:first]), (data.x_train[first:], data.y_train[first:])
 
 
 def test_sha256(data: DataSet) -> str:
-    """Hex SHA-256 of the raw test inputs and labels: type, shape and little-endian bytes of each.
+    """Compute the hex SHA-256 of the raw test inputs and labels: type, shape and little-endian bytes of each.
 
-    Of a folder of pictures it is that of its files, so that it holds for every size they are decoded to.
+    Args:
+        data: the data set. Of a folder of pictures the digest is that of its files, the same for every size
+            that they are decoded to.
     """
     if data.test_digest:
         return data.test_digest

@@ -18,9 +18,9 @@ N_LEVELS = 16
 
 
 def load() -> DataSet:
-    """1,397 training and 400 test images, uint8 (N, 1, 8, 8), shuffled once and for all.
+    """Load 1,397 training and 400 test images, uint8 (N, 1, 8, 8), in a fixed shuffled order.
 
-    A pixel value v of 0..16 becomes round(255 v / 16), from which v can be had back.
+    A pixel value v of 0..16 becomes round(255 v / 16), from which v can be recovered.
     """
     source = load_digits()
     order = _shuffled(len(source.target))

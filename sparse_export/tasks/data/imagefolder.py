@@ -27,22 +27,30 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", "
 
 
 def load(name: str, folder: Path, *, image_size: tuple[int, int] | None = None) -> DataSet:
-    """Decode both splits to uint8 (N, 3, H, W), in an order that mixes the classes and hangs on file names only.
+    """Decode both splits to uint8 (N, 3, H, W).
 
-    image_size: (H, W), 64x64 by default; each picture is scaled, with its proportions, to just cover that, and
-    its middle is cut out. `val` becomes the test set. mean and std are ImageNet's.
+    The order mixes the classes and depends on file names alone. `val` becomes the test set. mean and std are
+    ImageNet's.
 
-    Raises DataNotFound; ArtefactError for a picture that cannot be decoded, an empty class, or class lists that
-    differ; UsageError when the decoded set would exceed 8 GiB.
+    Args:
+        name: of the data set.
+        folder: with `train` and `val`.
+        image_size: (H, W), 64x64 by default; each picture is scaled, with its proportions, to just cover
+            that, and its centre is cropped.
+
+    Raises:
+        DataNotFound: there is no such folder.
+        ArtefactError: a picture cannot be decoded, a class is empty, or the class lists differ.
+        UsageError: the decoded set would exceed 8 GiB, or image_size is no size.
     """
-    size = checked_size(image_size)
-    listing = listed(name, folder)
+    size = check_size(image_size)
+    listing = list_pictures(name, folder)
     _refuse_too_much(folder, len(listing.train) + len(listing.test), size)
     return DataSet(
         name=name,
-        x_train=_decoded(listing.train.files, size),
+        x_train=_decode(listing.train.files, size),
         y_train=listing.train.labels,
-        x_test=_decoded(listing.test.files, size),
+        x_test=_decode(listing.test.files, size),
         y_test=listing.test.labels,
         mean=MEAN,
         std=STD,
@@ -53,7 +61,12 @@ def load(name: str, folder: Path, *, image_size: tuple[int, int] | None = None) 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pictures:
-    """Files of one split and their labels, int64 (N,), in the order of the data set."""
+    """The pictures of one split, in the order of the data set.
+
+    Attributes:
+        files: paths.
+        labels: int64 (N,).
+    """
 
     files: tuple[Path, ...]
     labels: Tensor
@@ -62,11 +75,11 @@ class Pictures:
         return len(self.files)
 
     def part(self, start: int, stop: int) -> Pictures:
-        """Those from `start` up to, not including, `stop`."""
+        """Return those from `start` up to, not including, `stop`."""
         return Pictures(files=self.files[start:stop], labels=self.labels[start:stop])
 
     def sha256(self) -> str:
-        """Hex SHA-256 over the class, the name and the bytes of every file: of whatever size it is decoded to."""
+        """Compute the hex SHA-256 over the class, name and bytes of every file."""
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(f"{file.parent.name}/{file.name}\n".encode())
@@ -79,28 +92,49 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Listing:
-    """What a folder holds, before anything is decoded. Classes are numbered by the sorted names of their folders."""
+    """The pictures of a folder, not decoded. Classes are numbered by the sorted names of their folders.
+
+    Attributes:
+        train: pictures of `train`.
+        test: pictures of `val`.
+        n_classes: number of classes.
+    """
 
     train: Pictures
     test: Pictures
     n_classes: int
 
 
-def checked_size(image_size: tuple[int, int] | None) -> tuple[int, int]:
-    """(H, W) that pictures are brought to, 64x64 by default. Raises UsageError for what is no size."""
+def check_size(image_size: tuple[int, int] | None) -> tuple[int, int]:
+    """Check a size for pictures.
+
+    Args:
+        image_size: (H, W), None for 64x64.
+
+    Returns:
+        (H, W).
+
+    Raises:
+        UsageError: it is no size.
+    """
     size = image_size or DEFAULT_SIZE
     if len(size) != 2 or min(size) < 1:
         raise UsageError(
-            f"Image size {size} was asked for.", expected="A height and a width, 1 at least, were expected."
+            f"Image size {size} is not a height and a width of 1 at least.", do="Give for instance 64,64."
         )
     return size
 
 
-def listed(name: str, folder: Path) -> Listing:
-    """The pictures of both splits, in an order that mixes the classes and hangs on file names only.
+def list_pictures(name: str, folder: Path) -> Listing:
+    """List the pictures of both splits, in an order that mixes the classes and depends on file names alone.
 
-    Files that do not look like pictures by their suffix are passed over. Raises DataNotFound; ArtefactError for an
-    empty class, or class lists that differ.
+    Args:
+        name: of the data set, for the message.
+        folder: with `train` and `val`; files with another suffix than a picture's are ignored.
+
+    Raises:
+        DataNotFound: there is no such folder.
+        ArtefactError: a class is empty, or the class lists differ.
     """
     train, test = (_files_by_class(name, folder, part) for part in ("train", "val"))
     if train.keys() != test.keys():
@@ -108,13 +142,13 @@ def listed(name: str, folder: Path) -> Listing:
         raise damaged(
             folder,
             f"has classes in one of train and val only: {', '.join(only[:5])}{' …' if len(only) > 5 else ''}",
-            expected="The same class folders in both were expected.",
-            do="Add what is missing, or remove what is left over.",
+            do="Add the missing class folders, or remove the others.",
         )
     return Listing(train=_mixed(train), test=_mixed(test), n_classes=len(train))
 
 
 def _mixed(files_by_class: dict[str, list[Path]]) -> Pictures:
+    """The files ordered by a hash of their names."""
     labelled = [(file, label) for label, group in enumerate(files_by_class.values()) for file in group]
     labelled.sort(key=lambda pair: hashlib.sha256(f"{pair[0].parent.name}/{pair[0].name}".encode()).digest())
     return Pictures(
@@ -124,11 +158,12 @@ def _mixed(files_by_class: dict[str, list[Path]]) -> Pictures:
 
 
 def _files_by_class(name: str, folder: Path, part: str) -> dict[str, list[Path]]:
+    """The pictures of each class folder, sorted."""
     root = folder / part
     if not root.is_dir():
         raise DataNotFound(
             f"Data set {name} is not there: {root.absolute()} is not a folder.",
-            expected="ImageNet's layout was expected: DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg.",
+            expected="The layout is ImageNet's: DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg.",
             do="Correct the path; a relative one starts at --data-dir if given, else at the current folder.",
         )
     found = {}
@@ -140,34 +175,33 @@ def _files_by_class(name: str, folder: Path, part: str) -> dict[str, list[Path]]
             raise damaged(
                 kind,
                 "holds no picture",
-                expected=f"Files ending in {', '.join(sorted(SUFFIXES))} were expected.",
-                do="Put pictures there, or remove the folder.",
+                do=f"Put files ending in {', '.join(sorted(SUFFIXES))} there, or remove the folder.",
             )
         found[kind.name] = pictures
     if not found:
-        raise damaged(
-            root, "holds no class folders", expected="One folder for each class was expected.", do="Add them."
-        )
+        raise damaged(root, "holds no class folders", do="Add one folder for each class.")
     return found
 
 
 def _refuse_too_much(folder: Path, n_images: int, size: tuple[int, int]) -> None:
+    """Raise UsageError for pictures that would not fit into memory."""
     n_bytes = n_images * 3 * size[0] * size[1]
     if n_bytes > MAX_BYTES:
         raise UsageError(
-            f"The {n_images} pictures of {folder} at {size[0]}x{size[1]} would take {n_bytes / 2**30:.1f} GiB.",
-            expected=f"At most {MAX_BYTES // 2**30} GiB in memory was expected.",
-            do="Let worker processes read them while training runs (`workers` in the recipe, --workers), choose a "
-            "smaller image size, or a folder with fewer pictures.",
+            f"The {n_images} pictures of {folder} at {size[0]}x{size[1]} would take "
+            f"{n_bytes / 2**30:.1f} GiB.",
+            expected=f"At most {MAX_BYTES // 2**30} GiB are held in memory.",
+            do="Let worker processes read them while training runs (`workers` in the recipe, --workers), "
+            "choose a smaller image size, or a folder with fewer pictures.",
         )
 
 
-def _decoded(files: Sequence[Path], size: tuple[int, int]) -> Tensor:
-    """uint8 (N, 3, H, W)."""
+def _decode(files: Sequence[Path], size: tuple[int, int]) -> Tensor:
+    """Decode files to uint8 (N, 3, H, W)."""
     x = torch.empty((len(files), 3, *size), dtype=torch.uint8)
 
     def decode_into(index: int) -> None:
-        x[index] = middle(files[index], size)
+        x[index] = center_crop(files[index], size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(decode_into, range(len(files))):
@@ -175,13 +209,22 @@ def _decoded(files: Sequence[Path], size: tuple[int, int]) -> Tensor:
     return x
 
 
-def middle(file: Path, size: tuple[int, int], crop_ratio: float = 1.0) -> Tensor:
-    """The middle of a picture, uint8 (3, H, W).
+def center_crop(file: Path, size: tuple[int, int], crop_ratio: float = 1.0) -> Tensor:
+    """Crop the centre of a picture.
 
-    It is scaled, with its proportions, to just cover size / crop_ratio. Raises ArtefactError.
+    Args:
+        file: the picture.
+        size: (H, W) of the crop.
+        crop_ratio: the picture is scaled, with its proportions, to just cover size / crop_ratio.
+
+    Returns:
+        uint8 (3, H, W).
+
+    Raises:
+        ArtefactError: it cannot be decoded.
     """
     height, width = size
-    picture = opened(file)
+    picture = open_picture(file)
     scale = max(height / picture.height, width / picture.width) / crop_ratio
     covering = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
     picture = picture.resize(covering, Image.Resampling.BILINEAR)
@@ -189,10 +232,14 @@ def middle(file: Path, size: tuple[int, int], crop_ratio: float = 1.0) -> Tensor
     return pixels(picture.crop((left, top, left + width, top + height)))
 
 
-def opened(file: Path) -> Image.Image:
-    """A picture in RGB, of 8 bits; grey ones of 16 are scaled to that.
+def open_picture(file: Path) -> Image.Image:
+    """Open a picture in RGB of 8 bits; grey ones of 16 bits are scaled.
 
-    Raises ArtefactError when it cannot be decoded, or holds numbers that no range is known of.
+    Args:
+        file: the picture.
+
+    Raises:
+        ArtefactError: it cannot be decoded, or the range of its values is not known.
     """
     try:
         with Image.open(file) as source:
@@ -206,28 +253,34 @@ def opened(file: Path) -> Image.Image:
 
 
 def _grey(file: Path, source: Image.Image) -> Image.Image:
-    """A grey picture of more than 8 bits in 8. Pillow's own conversion makes white of all that is above 255."""
-    # Pillow has grey PNG (before its release 11) and PGM files of 16 bits as whole numbers of 32.
+    """Scale a grey picture to 8 bits. Pillow's own conversion turns all values above 255 white."""
+    # Pillow opens grey PNG (before release 11) and PGM files of 16 bits as integers of 32.
     if source.mode == "F" or (source.mode == "I" and source.format not in ("PNG", "PPM")):
         raise damaged(
             file,
-            f"holds {'floats' if source.mode == 'F' else 'whole numbers of 32 bits'}, of which no range is known",
-            expected="A picture of 8 or 16 bits was expected.",
-            do="Scale its values and save it so, or remove it.",
+            f"holds {'floats' if source.mode == 'F' else 'integers of 32 bits'} of unknown range",
+            do="Scale its values to 8 or 16 bits and save it, or remove it.",
         )
     values = np.asarray(source).astype(np.int64)
     return Image.fromarray(((values + _STEP // 2) // _STEP).clip(0, UINT8_MAX).astype(np.uint8))
 
 
 def _unreadable(file: Path, cause: Exception) -> ArtefactError:
+    """The error for a file that cannot be decoded."""
     return damaged(
         file,
         f"cannot be decoded as a picture: {cause}",
-        expected="A whole picture file was expected.",
         do="Get the file again, or remove it.",
     )
 
 
 def pixels(picture: Image.Image) -> Tensor:
-    """uint8 (3, H, W)."""
+    """Convert a picture to a tensor.
+
+    Args:
+        picture: in RGB, of 8 bits.
+
+    Returns:
+        uint8 (3, H, W).
+    """
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

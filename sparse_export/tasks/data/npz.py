@@ -23,10 +23,19 @@ _Array = np.ndarray[Any, Any]
 
 
 def load(name: str, path: Path) -> DataSet:
-    """Read an archive as `read_arrays` does; mean and std are those of its training set.
+    """Load an archive.
 
-    The number of classes is the largest label plus one. Samples keep their order: shuffle a training set that is
-    sorted by class before writing it, for validation takes the last part.
+    mean and std are those of its training set, and the number of classes is the largest label plus one.
+    Samples keep their order: shuffle a training set that is sorted by class before writing it, since
+    validation takes the last part.
+
+    Args:
+        name: of the data set.
+        path: of the archive.
+
+    Raises:
+        DataNotFound: there is no such file.
+        ArtefactError: as `read_arrays`.
     """
     x_train, y_train, x_test, y_test = read_arrays(name, path)
     mean, std = channel_statistics(x_train)
@@ -43,17 +52,24 @@ def load(name: str, path: Path) -> DataSet:
 
 
 def read_arrays(name: str, path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x_train, y_train, x_test and y_test, checked: inputs uint8 (N, C, H, W) or float32, labels int64.
+    """Read and check the arrays of an archive.
 
-    Inputs in the file: uint8 images (N, H, W), (N, C, H, W) or (N, H, W, C), or floats of any shape (N, C, …).
-    Arrays of four axes are taken for channels-last when the last axis has length 1 or 3 and the second has not.
-    Labels in the file: integers (N,), from 0 up.
-    Raises DataNotFound, or ArtefactError when the file or an array in it is not so.
+    Args:
+        name: of the data set, for the message.
+        path: of the archive. Its inputs are uint8 images (N, H, W), (N, C, H, W) or (N, H, W, C), or floats
+            of any shape (N, C, …); its labels are integers (N,), from 0 up. Arrays of four axes are
+            channels-last when the last axis has length 1 or 3 and the second has not.
+
+    Returns:
+        x_train, y_train, x_test and y_test: inputs uint8 (N, C, H, W) or float32, labels int64 (N,).
+
+    Raises:
+        DataNotFound: there is no such file.
+        ArtefactError: it is no such archive, or an array in it is missing or invalid.
     """
     if not path.is_file():
         raise DataNotFound(
             f"Data set {name} is not there: {path.absolute()} is not a file.",
-            expected=f"A NumPy archive with {', '.join(KEYS)} was expected.",
             do="Correct the path; a relative one starts at --data-dir if given, else at the current folder.",
         )
     arrays = _read(path)
@@ -63,13 +79,13 @@ def read_arrays(name: str, path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         raise damaged(
             path,
             f"has training inputs of {_describe(x_train)} and test inputs of {_describe(x_test)}",
-            expected="Samples of one shape and type were expected.",
             do="Write the file again with matching arrays.",
         )
     return x_train, y_train, x_test, y_test
 
 
 def _read(path: Path) -> dict[str, _Array]:
+    """The arrays of an archive, by key; nothing is unpickled."""
     try:
         with path.open("rb") as stream:
             archive = np.load(stream, allow_pickle=False)
@@ -77,27 +93,26 @@ def _read(path: Path) -> dict[str, _Array]:
             arrays = {key: archive[key] for key in KEYS if key in held} if held else {}
     except (
         *(OSError, EOFError, ValueError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error),
-        RuntimeError,  # zipfile's word for a password, and NotImplementedError for a way to compress
+        RuntimeError,  # zipfile's error for a password; NotImplementedError for a compression
     ) as cause:
         raise damaged(
             path,
             f"cannot be read as a NumPy archive: {_why(cause)}",
-            expected="A whole file written by numpy.savez, without Python objects in it, was expected.",
-            do="Get or write the file again.",
+            do="Get the file again, or write it with numpy.savez without Python objects.",
         ) from cause
     missing = [key for key in KEYS if key not in arrays]
     if missing:
         raise damaged(
             path,
             f"has no {' and no '.join(missing)}",
-            expected=f"{', '.join(KEYS)} were expected; it holds {', '.join(held) if held else 'none by name'}.",
+            expected=f"It holds {', '.join(held) if held else 'no named arrays'}.",
             do="Write it with numpy.savez(FILE, x_train=…, y_train=…, x_test=…, y_test=…).",
         )
     return arrays
 
 
 def _why(cause: Exception) -> str:
-    """In our words where NumPy's are about pickles: it takes any other file for one, and tells how to load it unsafely."""
+    """The reason, without NumPy's advice on pickles, for which it takes any other file."""
     if "Object arrays" in str(cause):
         return "it holds Python objects, which are never loaded"
     if "pickle" in str(cause):
@@ -106,18 +121,19 @@ def _why(cause: Exception) -> str:
 
 
 def _samples(path: Path, arrays: dict[str, _Array], part: str) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of `train` or `test`."""
     x = _inputs(path, f"x_{part}", arrays[f"x_{part}"])
     return x, _labels(path, f"y_{part}", arrays[f"y_{part}"], len(x))
 
 
 def _inputs(path: Path, key: str, x: _Array) -> Tensor:
+    """Inputs as channels-first uint8, or float32. Raises ArtefactError for others."""
     is_image = x.dtype == np.uint8 and x.ndim in (3, 4)
     is_float = x.dtype.kind == "f" and x.ndim >= 2
     if not (is_image or is_float) or 0 in x.shape[1:]:
         raise damaged(
             path,
-            f"has {key} of {_describe(x)}",
-            expected="uint8 images of 3 or 4 axes, or floats of 2 axes or more, were expected.",
+            f"has {key} of {_describe(x)}, neither uint8 images of 3 or 4 axes nor floats of 2 axes or more",
             do="Convert the array and write the file again.",
         )
     if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
@@ -132,13 +148,13 @@ def _inputs(path: Path, key: str, x: _Array) -> Tensor:
         raise damaged(
             path,
             f"has {int((~finite).sum())} values in {key} that are NaN or infinite, the first at {first}",
-            expected="Finite float32 values were expected.",
             do="Remove or replace them and write the file again.",
         )
     return torch.from_numpy(x)
 
 
 def _labels(path: Path, key: str, y: _Array, n_samples: int) -> Tensor:
+    """Labels as int64. Raises ArtefactError for invalid ones."""
     problem = label_problem(y, n_samples=n_samples, n_classes=MAX_CLASSES)
     if problem is not None:
         raise damaged(

@@ -19,16 +19,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from sparse_export.errors import ArtefactError, SparseExportError
 from sparse_export.tasks.data.dataset import normalise
-from sparse_export.tasks.data.imagefolder import Pictures, middle, opened, pixels
+from sparse_export.tasks.data.imagefolder import Pictures, center_crop, open_picture, pixels
 
 _PREFETCHED = 4  # batches that each worker keeps ready
-_SIGNAL_S = 2.0  # between the end of a worker's connection and the signal of its end
+_SIGNAL_S = 2.0  # torch's signal may come that long after a worker's connection broke
 
-Wanted = tuple[int, int]  # a picture's place in its split, and the epoch that it is wanted for
+PictureRequest = tuple[int, int]  # index of a picture in its split, and the epoch
 
 
 class Inputs:
-    """The normalised inputs of pictures, float32, decoded slice by slice as an array would be sliced."""
+    """The normalised inputs of pictures, float32 (N, 3, H, W), decoded on slicing."""
 
     def __init__(
         self,
@@ -51,22 +51,42 @@ class Inputs:
 
     def __getitem__(self, rows: slice) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         part = self._pictures.part(*rows.indices(len(self))[:2])
-        return normalise(decoded(part, self._size, self._crop_ratio), self._mean, self._std).numpy()
+        return normalise(decode(part, self._size, self._crop_ratio), self._mean, self._std).numpy()
 
 
-def decoded(pictures: Pictures, size: tuple[int, int], crop_ratio: float) -> Tensor:
-    """The middles of the pictures, uint8 (N, 3, H, W), by one thread a core. Raises ArtefactError."""
+def decode(pictures: Pictures, size: tuple[int, int], crop_ratio: float) -> Tensor:
+    """Crop the centres of pictures, by one thread a core.
+
+    Args:
+        pictures: the pictures.
+        size: (H, W) of the crops.
+        crop_ratio: as of `center_crop`.
+
+    Returns:
+        uint8 (N, 3, H, W).
+
+    Raises:
+        ArtefactError: a picture cannot be decoded.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = list(pool.map(lambda file: middle(file, size, crop_ratio), pictures.files))
+        parts = list(pool.map(lambda file: center_crop(file, size, crop_ratio), pictures.files))
     return torch.stack(parts) if parts else torch.empty((0, 3, *size), dtype=torch.uint8)
 
 
 class PictureLoader:
-    """Owns the worker processes that decode pictures for training. Use as a context, or close it.
+    """The worker processes that decode pictures for training.
 
-    random_crop: a part of random size (8 to 100 % of the area) and proportions (3:4 to 4:3), scaled to `size`, and
-    mirrored half the time; else the middle. What is drawn follows from seed, epoch and place alone, so it is the
-    same whatever number of workers or processes share the work.  pinned: batches lie in page-locked memory.
+    What is drawn at random follows from seed, epoch and index alone, so that it is the same for any number of
+    workers or processes.
+
+    Args:
+        pictures: of the training split.
+        size: (H, W) of the crops.
+        n_workers: number of processes.
+        random_crop: crop a part of random size (8 to 100 % of the area) and proportions (3:4 to 4:3), scaled
+            to `size` and mirrored half the time; else the centre.
+        seed: of the random crops.
+        pinned: batches lie in page-locked memory.
     """
 
     def __init__(
@@ -79,12 +99,12 @@ class PictureLoader:
         seed: int,
         pinned: bool,
     ) -> None:
-        self._batches: list[list[Wanted]] = []
+        self._batches: list[list[PictureRequest]] = []
         self._loader = DataLoader(
             _Decoding(pictures, size, random_crop, seed),
-            batch_sampler=_Following(self._batches),
+            batch_sampler=_Batches(self._batches),
             num_workers=n_workers,
-            collate_fn=_stacked,
+            collate_fn=_stack,
             pin_memory=pinned,
             worker_init_fn=_ignore_interrupts,
             persistent_workers=True,
@@ -92,9 +112,19 @@ class PictureLoader:
             generator=torch.Generator(),
         )
 
-    def batches(self, wanted: Sequence[list[Wanted]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """uint8 (N, 3, H, W) and int64 (N,) for each list, in order. Raises ArtefactError for a bad picture."""
-        self._batches[:] = wanted
+    def batches(self, requests: Sequence[list[PictureRequest]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the inputs and labels of each list, in order.
+
+        Args:
+            requests: one list for each batch.
+
+        Yields:
+            uint8 (N, 3, H, W) and int64 (N,).
+
+        Raises:
+            ArtefactError: a picture cannot be decoded.
+        """
+        self._batches[:] = requests
         for batch in self._loader:
             if isinstance(batch, ArtefactError):
                 raise batch
@@ -103,9 +133,10 @@ class PictureLoader:
 
 @contextmanager
 def workers_watched() -> Iterator[None]:
-    """Say what happened when a worker process ends: torch interrupts whatever is under way then, by a signal.
+    """Report the end of a worker process, at which torch interrupts any code by a signal.
 
-    Raises SparseExportError.
+    Raises:
+        SparseExportError: a worker ended.
     """
     try:
         yield
@@ -113,46 +144,45 @@ def workers_watched() -> Iterator[None]:
         try:
             if not isinstance(cause, RuntimeError):
                 _await_signal()
-            error = _ended(cause)
+            error = _worker_error(cause)
         except RuntimeError as late:
-            error = _ended(late)  # the signal tells more than the connection that broke before it came
+            error = _worker_error(late)  # says more than the connection that broke before
         if error is None:
             raise
         raise error from cause
 
 
 def _await_signal() -> None:
-    """Give torch's signal the time to come. It would else raise its RuntimeError wherever the program is by then."""
+    """Wait for torch's signal, which would otherwise raise its RuntimeError anywhere in the program."""
     deadline = time.monotonic() + _SIGNAL_S
     while time.monotonic() < deadline:
         time.sleep(0.01)
 
 
-def _ended(cause: Exception) -> SparseExportError | None:
-    """What to say where a worker has ended, else None."""
-    if not _tells_of_a_worker(cause):
+def _worker_error(cause: Exception) -> SparseExportError | None:
+    """The error where a worker has ended, else None."""
+    if not _is_from_worker(cause):
         return None
     return SparseExportError(
         f"A process that reads pictures ended: {str(cause).rstrip('. ') or type(cause).__name__}.",
-        expected="It was expected to live as long as the training.",
         do="Use fewer workers if memory ran out, then go on with --resume.",
     )
 
 
-def _tells_of_a_worker(cause: Exception) -> bool:
-    """Is it torch's own word, or a connection that broke while the memory of a ready batch was handed over?"""
+def _is_from_worker(cause: Exception) -> bool:
+    """Is it torch's own error, or a connection that broke while it passed the memory of a batch?"""
     if isinstance(cause, RuntimeError):
         return "DataLoader worker" in str(cause)
     return any(frame.name == "rebuild_storage_fd" for frame in traceback.extract_tb(cause.__traceback__))
 
 
-class _Following:
-    """A batch sampler that gives what the list holds when it is asked."""
+class _Batches:
+    """A batch sampler that yields what the list holds at the time."""
 
-    def __init__(self, batches: list[list[Wanted]]) -> None:
+    def __init__(self, batches: list[list[PictureRequest]]) -> None:
         self._batches = batches
 
-    def __iter__(self) -> Iterator[list[Wanted]]:
+    def __iter__(self) -> Iterator[list[PictureRequest]]:
         return iter(list(self._batches))
 
     def __len__(self) -> int:
@@ -160,29 +190,30 @@ class _Following:
 
 
 class _Decoding(Dataset[Any]):
-    """What a worker does for one picture. A bad one is handed over as its error, which keeps its words."""
+    """Decodes one picture in a worker; a bad one is returned as its error, which keeps its message."""
 
     def __init__(self, pictures: Pictures, size: tuple[int, int], random_crop: bool, seed: int) -> None:
         self._pictures, self._size, self._random_crop, self._seed = pictures, size, random_crop, seed
 
-    def __getitem__(self, wanted: Wanted) -> tuple[Tensor, Tensor] | ArtefactError:
-        index, epoch = wanted
+    def __getitem__(self, request: PictureRequest) -> tuple[Tensor, Tensor] | ArtefactError:
+        index, epoch = request
         file, label = self._pictures.files[index], self._pictures.labels[index]
         try:
             if not self._random_crop:
-                return middle(file, self._size), label
+                return center_crop(file, self._size), label
             from torchvision.transforms import InterpolationMode, RandomHorizontalFlip, RandomResizedCrop
 
-            picture = opened(file)
+            picture = open_picture(file)
         except ArtefactError as error:
             return error
         key = hashlib.sha256(f"{self._seed} {epoch} {index}".encode()).digest()
         torch.default_generator.manual_seed(int.from_bytes(key[:7], "big"))  # the transforms draw from it
-        cut = RandomResizedCrop(self._size, interpolation=InterpolationMode.BILINEAR)(picture)
-        return pixels(RandomHorizontalFlip()(cut)), label
+        crop = RandomResizedCrop(self._size, interpolation=InterpolationMode.BILINEAR)(picture)
+        return pixels(RandomHorizontalFlip()(crop)), label
 
 
-def _stacked(items: list[tuple[Tensor, Tensor] | ArtefactError]) -> tuple[Tensor, Tensor] | ArtefactError:
+def _stack(items: list[tuple[Tensor, Tensor] | ArtefactError]) -> tuple[Tensor, Tensor] | ArtefactError:
+    """A batch, or the error of its first bad picture."""
     good = []
     for item in items:
         if isinstance(item, ArtefactError):
@@ -192,5 +223,5 @@ def _stacked(items: list[tuple[Tensor, Tensor] | ArtefactError]) -> tuple[Tensor
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal: the training answers it, and ends its workers then."""
+    """Ignore Ctrl-C, which reaches all processes of a terminal: the training ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

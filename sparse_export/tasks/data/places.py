@@ -1,4 +1,4 @@
-"""Where data sets lie on disk."""
+"""The folder of the data sets, and the errors for data that are missing or damaged."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ VARIABLE = "SPARSE_EXPORT_DATA"
 
 
 def default_data_dir() -> Path:
-    """The folder of data sets: $SPARSE_EXPORT_DATA if set, else ~/.cache/sparse-export/data. May not exist.
+    """Locate the folder of data sets: $SPARSE_EXPORT_DATA if set, else ~/.cache/sparse-export/data.
 
-    Raises UsageError when it starts in a home folder that is not known.
+    Returns:
+        The folder, which need not exist.
+
+    Raises:
+        UsageError: it starts in a home folder that is not known.
     """
     path = Path(os.environ.get(VARIABLE) or "~/.cache/sparse-export/data")
     try:
@@ -21,24 +25,33 @@ def default_data_dir() -> Path:
     except RuntimeError as cause:
         raise UsageError(
             f"There is no place for data sets at {path}: {cause}",
-            expected=f"A home folder, or another path in {VARIABLE}, was expected.",
             do=f"Set {VARIABLE} to the folder that holds them.",
         ) from cause
 
 
 def data_not_found(name: str, path: Path, layout: str, *, downloadable: bool = False) -> DataNotFound:
-    """An error for data that is not at `path`.
+    """Make the error for missing data.
 
-    layout: what was expected, as a path below the data folder.  downloadable: is there a download for it?
+    Args:
+        name: of the data set.
+        path: that does not exist.
+        layout: the path below the data folder, for the message.
+        downloadable: torchvision can download it.
     """
     fetch = ", or let `train --download` fetch it" if downloadable else ""
     return DataNotFound(
         f"Data set {name} is not there: {path.absolute()} does not exist.",
-        expected=f"{layout} was expected below the data folder.",
-        do=f"Name the folder that holds it with --data-dir or in {VARIABLE}{fetch}.",
+        do=f"Give the folder that holds {layout} with --data-dir or in {VARIABLE}{fetch}.",
     )
 
 
 def damaged(path: Path, why: str, *, expected: str = "", do: str = "Get the file again.") -> ArtefactError:
-    """An error for a data file that is there but cannot be what it should be. why: ends the sentence."""
+    """Make the error for a data file that is not what it should be.
+
+    Args:
+        path: of the file.
+        why: ends the sentence after the path.
+        expected: what is valid, where `why` does not show it.
+        do: the way out.
+    """
     return ArtefactError(f"{path} {why}.", expected=expected, do=do)

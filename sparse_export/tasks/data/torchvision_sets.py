@@ -27,10 +27,18 @@ CIFAR10_STD = (0.2023, 0.1994, 0.2010)
 
 
 def load_idx(name: str, data_dir: Path, *, download: bool = False) -> DataSet:
-    """`mnist` or `fashion-mnist` from data_dir/MNIST/raw or data_dir/FashionMNIST/raw, uint8 (N, 1, 28, 28).
+    """Load MNIST or Fashion-MNIST, uint8 (N, 1, 28, 28).
 
-    The files are read by torchvision's readers, each for itself, so that an error can name it. Raises
-    DataNotFound, or ArtefactError for a truncated or garbled file.
+    The files are read one by one with torchvision's readers, so that an error can name the file.
+
+    Args:
+        name: `mnist` or `fashion-mnist`.
+        data_dir: with MNIST/raw or FashionMNIST/raw.
+        download: download the files where one is missing.
+
+    Raises:
+        DataNotFound: a file is missing, or the download failed.
+        ArtefactError: a file is truncated or damaged.
     """
     source = _IDX_SETS[name]
     layout = Path(source.__name__, "raw")
@@ -56,10 +64,15 @@ def load_idx(name: str, data_dir: Path, *, download: bool = False) -> DataSet:
 
 
 def load_cifar10(data_dir: Path, *, download: bool = False) -> DataSet:
-    """CIFAR-10 from data_dir/cifar-10-batches-py, else data_dir/cifar10.npz; uint8 (N, 3, 32, 32).
+    """Load CIFAR-10, uint8 (N, 3, 32, 32), in the order of its files.
 
-    The order of the samples is that of the files found. Raises DataNotFound, or ArtefactError for a file whose
-    MD5 is not the published one, or for an archive that does not hold CIFAR-10's shapes.
+    Args:
+        data_dir: with cifar-10-batches-py, or cifar10.npz.
+        download: download the first where both are missing.
+
+    Raises:
+        DataNotFound: a file is missing, or the download failed.
+        ArtefactError: a file has not the published MD5, or the archive not CIFAR-10's shapes.
     """
     folder, archive = data_dir / datasets.CIFAR10.base_folder, data_dir / "cifar10.npz"
     if download and not folder.exists() and not archive.exists():
@@ -74,25 +87,26 @@ def load_cifar10(data_dir: Path, *, download: bool = False) -> DataSet:
 
 
 def _download(name: str, source: Any, data_dir: Path) -> None:
+    """Download a data set by its torchvision class. Raises DataNotFound."""
     try:
         source(data_dir, download=True)
     except (RuntimeError, OSError, http.client.HTTPException) as cause:
         reason = " ".join(str(cause).split())  # torchvision's has a line for each address
         raise DataNotFound(
             f"Downloading data set {name} to {data_dir.absolute()} failed: {reason}.",
-            expected="A network that reaches the set's home, and a folder that can be written to, were expected.",
-            do="Try again, or copy the files from another machine and name their folder with --data-dir.",
+            do="Try again with a network and a writable folder, or copy the files from another machine "
+            "and give their folder by --data-dir.",
         ) from cause
 
 
 def _read_idx(image_file: Path, label_file: Path) -> tuple[Tensor, Tensor]:
+    """Inputs (N, 1, 28, 28) and labels (N,)."""
     images = _idx(image_file, read_image_file)
     labels = _idx(label_file, read_label_file)
     if images.shape[1:] != (28, 28):
         raise damaged(
             image_file,
-            f"holds images of {tuple(images.shape[1:])}",
-            expected="Images of (28, 28) were expected.",
+            f"holds images of {tuple(images.shape[1:])}, not (28, 28)",
         )
     problem = label_problem(labels, n_samples=len(images), n_classes=_N_CLASSES)
     if problem is not None:
@@ -101,19 +115,22 @@ def _read_idx(image_file: Path, label_file: Path) -> tuple[Tensor, Tensor]:
 
 
 def _idx(file: Path, reader: Any) -> Tensor:
+    """Read one idx file. Raises ArtefactError."""
     try:
         tensor: Tensor = reader(file)
     except (AssertionError, RuntimeError, ValueError, TypeError, KeyError) as cause:
         raise damaged(
             file,
-            f"({file.stat().st_size} bytes) is truncated or garbled: {cause or 'its header is not of the idx format'}",
-            expected="An unpacked idx file of unsigned bytes was expected.",
+            f"({file.stat().st_size} bytes) is truncated or garbled: "
+            f"{cause or 'its header is not of the idx format'}",
+            expected="It has to be an unpacked idx file of unsigned bytes.",
             do="Delete it and get it again, from its home or by `train --download`.",
         ) from cause
     return tensor
 
 
 def _cifar10_from_batches(data_dir: Path, folder: Path) -> DataSet:
+    """CIFAR-10 from the published files, checked by their MD5."""
     meta = datasets.CIFAR10.meta
     listed = [*datasets.CIFAR10.train_list, *datasets.CIFAR10.test_list, (meta["filename"], meta["md5"])]
     for file, md5 in listed:
@@ -123,7 +140,7 @@ def _cifar10_from_batches(data_dir: Path, folder: Path) -> DataSet:
             raise damaged(
                 folder / file,
                 "is truncated or garbled",
-                expected=f"Its MD5 was expected to be {md5}.",
+                expected=f"Its MD5 is not {md5}.",
                 do=f"Delete {folder} and get it again, from its home or by `train --download`.",
             )
     train = datasets.CIFAR10(data_dir, train=True)
@@ -145,7 +162,7 @@ def _cifar10_from_npz(archive: Path) -> DataSet:
         raise damaged(
             archive,
             f"holds {x_train.dtype} samples of {tuple(x_train.shape[1:])} with labels up to {top}",
-            expected="uint8 images of (32, 32, 3) or (3, 32, 32) with labels up to 9 were expected.",
+            expected="CIFAR-10 has uint8 images of (32, 32, 3) or (3, 32, 32) with labels up to 9.",
             do="If it is another data set, rename it and load it as npz:FILE.",
         )
     return _cifar10(x_train, y_train, x_test, y_test)

@@ -41,7 +41,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["npz:", "imagefolder:"])
 def test_a_form_without_a_path_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=r"names no place.*after the colon"):
+    with pytest.raises(UsageError, match=r"has no path after the colon"):
         data.load(name)
 
 
@@ -90,7 +90,7 @@ def test_without_the_environment_the_users_cache_is_the_data_folder(
 
 def test_images_of_a_fixed_size_cannot_be_had_in_another() -> None:
     assert data.load("digits", image_size=(8, 8)).input_shape == (1, 8, 8)
-    with pytest.raises(UsageError, match=r"\(28, 28\) were asked for, but those of digits are \(8, 8\)"):
+    with pytest.raises(UsageError, match=r"\(28, 28\) were requested, but those of digits are \(8, 8\)"):
         data.load("digits", image_size=(28, 28))
 
 

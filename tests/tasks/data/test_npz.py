@@ -203,7 +203,7 @@ def test_what_a_zip_asks_for_that_python_has_not_is_told(
 
 def test_a_file_with_a_single_array_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "own.npy", np.zeros(3))
-    with pytest.raises(ArtefactError, match=r"has no x_train.*it holds none by name"):
+    with pytest.raises(ArtefactError, match=r"has no x_train.*It holds no named arrays"):
         load(tmp_path / "own.npy")
 
 

@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def files(folder: Path) -> Pictures:
-    return imagefolder.listed("noise", folder).train
+    return imagefolder.list_pictures("noise", folder).train
 
 
 def loader(files: Pictures, *, n_workers: int = 1, random_crop: bool = True, seed: int = 0) -> PictureLoader:
@@ -59,7 +59,7 @@ def wanted(epoch: int, n: int = 18, size: int = 4) -> list[list[tuple[int, int]]
 
 
 def test_a_sample_of_the_training_part_has_nothing_of_the_validation_part(folder: Path) -> None:
-    found = imagefolder.listed("noise", folder)
+    found = imagefolder.list_pictures("noise", folder)
     fact = DataInfo(
         name=f"imagefolder:{folder}",
         mean=MEAN,
@@ -114,7 +114,7 @@ def test_a_picture_that_cannot_be_decoded_is_named_by_the_worker_that_met_it(
 ) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
-    good = imagefolder.listed("noise", folder).train
+    good = imagefolder.list_pictures("noise", folder).train
     files = Pictures(files=(*good.files[:3], bad), labels=torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ArtefactError, match=r"bad\.png cannot be decoded as a picture") as caught:
         all_of(loader(files).batches([[(0, 0), (1, 0)], [(2, 0), (3, 0)]]))
@@ -193,7 +193,7 @@ def test_the_test_set_of_a_folder_is_decoded_slice_by_slice_to_the_same_values(f
 
 
 def test_the_hash_of_pictures_is_that_of_their_files(folder: Path, tmp_path: Path) -> None:
-    files = imagefolder.listed("noise", folder).test
+    files = imagefolder.list_pictures("noise", folder).test
     digest = files.sha256()
     assert digest == data.test_sha256(data.load(f"imagefolder:{folder}", image_size=(8, 8)))
     assert digest == data.test_sha256(data.load(f"imagefolder:{folder}", image_size=(16, 16)))
@@ -208,9 +208,9 @@ def test_a_crop_ratio_cuts_the_middle_of_a_larger_picture(tmp_path: Path) -> Non
     picture = np.zeros((64, 64, 3), dtype=np.uint8)
     picture[16:48, 16:48] = 255
     Image.fromarray(picture).save(tmp_path / "frame.png")
-    inner = imagefolder.middle(tmp_path / "frame.png", (16, 16), 0.5).float()
+    inner = imagefolder.center_crop(tmp_path / "frame.png", (16, 16), 0.5).float()
     assert inner[:, 1:-1, 1:-1].mean() > 254
-    assert imagefolder.middle(tmp_path / "frame.png", (16, 16)).float().mean() < 80
+    assert imagefolder.center_crop(tmp_path / "frame.png", (16, 16)).float().mean() < 80
 
 
 def test_a_connection_that_breaks_is_a_workers_end_only_where_a_batch_is_handed_over() -> None:

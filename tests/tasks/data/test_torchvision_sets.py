@@ -68,7 +68,7 @@ def test_a_missing_file_is_named_with_the_ways_to_get_it(
         data.load("mnist", tmp_path)
     message = str(caught.value)
     assert f"{small_mnist / file} does not exist" in message
-    assert f"MNIST/raw/{file} was expected" in message
+    assert f"holds MNIST/raw/{file}" in message
     assert "--data-dir" in message and "--download" in message and "SPARSE_EXPORT_DATA" in message
 
 
