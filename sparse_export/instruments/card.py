@@ -28,9 +28,19 @@ _HOLDING = frozenset(name for name in _REASONS.values() if name not in ("applica
 
 @dataclass(frozen=True, kw_only=True)
 class CardSample:
-    """One card at one moment; None for what it does not tell.
+    """The state of one GPU at one moment; None for what it does not report.
 
-    seconds: since the log began.  throttle: reasons why its clock is held down.
+    Attributes:
+        seconds: since the log began.
+        index: number of the GPU.
+        name: of the GPU.
+        sm_clock_mhz: present clock of the multiprocessors.
+        max_sm_clock_mhz: its maximum.
+        memory_clock_mhz: present clock of the memory.
+        power_w: present power.
+        power_limit_w: enforced limit.
+        temperature_c: of the chip.
+        throttle: reasons why its clock is held down.
     """
 
     seconds: float
@@ -47,21 +57,26 @@ class CardSample:
 
 @dataclass(kw_only=True)
 class CardLog:
-    """What was seen while a measurement ran. why_empty: why there is nothing, where there is nothing."""
+    """The samples taken while a measurement ran.
+
+    Attributes:
+        samples: of all GPUs, in the order of time.
+        why_empty: why there are none; None where there are.
+    """
 
     samples: list[CardSample] = field(default_factory=list)
     why_empty: str | None = None
 
     @property
     def throttled(self) -> tuple[str, ...]:
-        """Reasons, other than settings, that held a clock down at some moment."""
+        """The reasons, other than settings, that held a clock down at some moment."""
         return tuple(sorted({reason for sample in self.samples for reason in sample.throttle} & _HOLDING))
 
 
 def read_cards() -> CardLog:
-    """One sample of every card."""
+    """Sample every GPU once."""
     log = CardLog()
-    nvml = _opened(log)
+    nvml = _start_nvml(log)
     if nvml is not None:
         try:
             log.samples += _samples(nvml, 0.0)
@@ -72,9 +87,16 @@ def read_cards() -> CardLog:
 
 @contextmanager
 def watched_cards(interval_s: float = 0.1) -> Iterator[CardLog]:
-    """Sample every card from another thread until the block ends, and once more then."""
+    """Sample every GPU from another thread until the block ends, and once more then.
+
+    Args:
+        interval_s: seconds between two samples.
+
+    Yields:
+        The log, complete after the block.
+    """
     log = CardLog()
-    nvml = _opened(log)
+    nvml = _start_nvml(log)
     if nvml is None:
         yield log
         return
@@ -97,8 +119,8 @@ def watched_cards(interval_s: float = 0.1) -> Iterator[CardLog]:
         nvml.nvmlShutdown()
 
 
-def _opened(log: CardLog) -> Any:
-    """NVML after its initialisation; None, with the reason in the log, where it cannot be had."""
+def _start_nvml(log: CardLog) -> Any:
+    """NVML after its initialisation; None, with the reason in the log, where it cannot be used."""
     try:
         nvml: Any = importlib.import_module("pynvml")
     except ImportError:
@@ -113,16 +135,18 @@ def _opened(log: CardLog) -> Any:
 
 
 def _samples(nvml: Any, seconds: float) -> list[CardSample]:
+    """One sample of each GPU."""
     return [_sample(nvml, index, seconds) for index in range(nvml.nvmlDeviceGetCount())]
 
 
 def _sample(nvml: Any, index: int, seconds: float) -> CardSample:
+    """One sample of one GPU."""
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
 
     def ask(function: str, *arguments: int) -> Any:
         try:
             return getattr(nvml, function)(handle, *arguments)
-        except (nvml.NVMLError, AttributeError):  # a card or a library that does not know the question
+        except (nvml.NVMLError, AttributeError):  # a GPU or a library that does not report it
             return None
 
     name = ask("nvmlDeviceGetName")

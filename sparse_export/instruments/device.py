@@ -1,4 +1,4 @@
-"""Stamps of time on the device that does the work: the host's clock, or events in a CUDA stream."""
+"""Time stamps on the device that does the work: the host's clock, or events in a CUDA stream."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ __all__ = ["CudaStamps", "HostStamps", "Stamps", "captured", "replayed", "stamps
 
 
 class Stamps(Protocol):
-    """Takes stamps, whatever they are, and says how far they lie apart."""
+    """Takes time stamps and measures the time between them."""
 
     def now(self) -> Any:
-        """A stamp at this place in the work."""
+        """Take a stamp at this point of the work."""
         ...
 
     def seconds(self, first: Any, last: Any) -> float:
-        """Between two stamps; call `wait` before, once for all of them."""
+        """Return the seconds between two stamps; call `wait` before, once for all of them."""
         ...
 
     def wait(self) -> None:
-        """Return when the device has done everything."""
+        """Wait until the device has finished all work."""
         ...
 
 
 class HostStamps:
-    """For work that is done when a call returns."""
+    """Stamps of the host's clock, for work that is finished when a call returns."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -43,7 +43,7 @@ class HostStamps:
 
 
 class CudaStamps:
-    """For work that a host only launches: CUDA events, which time the device and never make the host wait."""
+    """CUDA events, for work that the host only launches; they never make the host wait."""
 
     def __init__(self, cuda: Any) -> None:
         self._cuda = cuda
@@ -60,7 +60,15 @@ class CudaStamps:
         self._cuda.synchronize()
 
     def time_calls(self, call: Callable[[], object], n_calls: int) -> list[float]:
-        """Seconds of each call on the device, launched without a pause, as `measure_interleaved` asks for them."""
+        """Time calls on the device, launched without a pause, as `measure_interleaved` needs it.
+
+        Args:
+            call: launches the work.
+            n_calls: how often.
+
+        Returns:
+            Seconds of each call.
+        """
         stamps = [self.now()]
         for _ in range(n_calls):
             call()
@@ -70,7 +78,11 @@ class CudaStamps:
 
 
 def stamps_for(device_type: str) -> HostStamps | CudaStamps:
-    """The stamps of a torch device's type: `cpu` or `cuda`."""
+    """Choose the stamps of a device.
+
+    Args:
+        device_type: of a torch device, `cpu` or `cuda`.
+    """
     if device_type == "cpu":
         return HostStamps()
     import torch
@@ -79,12 +91,21 @@ def stamps_for(device_type: str) -> HostStamps | CudaStamps:
 
 
 def captured(calls: Sequence[Callable[[], object]], pool: Any = None) -> Callable[[], object]:
-    """A replay of one CUDA graph that makes these calls one after another, so that launching them costs nothing.
+    """Capture calls, one after another, in a CUDA graph, so that launching them costs nothing.
 
-    pool: memory shared with other graphs that are not replayed at the same time, by `torch.cuda.graph_pool_handle()`.
+    Each is called twice before, on a stream of its own as capture requires, for what allocates or chooses at
+    first.
 
-    Each is called twice before, on a stream of its own as capturing asks, for what allocates or chooses at first.
-    Raises RuntimeError where something in them cannot be captured.
+    Args:
+        calls: launch the work.
+        pool: memory shared with other graphs that are not replayed at the same time, by
+            `torch.cuda.graph_pool_handle()`.
+
+    Returns:
+        A function that replays the graph.
+
+    Raises:
+        RuntimeError: something in the calls cannot be captured.
     """
     import torch
 
@@ -103,7 +124,15 @@ def captured(calls: Sequence[Callable[[], object]], pool: Any = None) -> Callabl
 
 
 def replayed(call: Callable[[], object], pool: Any = None) -> Callable[[], object]:
-    """A replay of the call where it can be captured, else the call itself."""
+    """Capture a call in a CUDA graph, where that is possible.
+
+    Args:
+        call: launches the work.
+        pool: as of `captured`.
+
+    Returns:
+        A function that replays the graph, else the call itself.
+    """
     import torch
 
     try:

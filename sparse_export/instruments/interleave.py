@@ -16,7 +16,7 @@ from sparse_export.errors import UsageError
 __all__ = ["LatencyResult", "TimeCalls", "check_measurable", "measure_interleaved"]
 
 TimeCalls = Callable[[Callable[[], object], int], list[float]]
-"""Makes so many calls; gives seconds of each."""
+"""Makes a number of calls; returns the seconds of each."""
 
 MIN_ROUNDS = 20
 _N_WINDOWS = 3
@@ -26,12 +26,22 @@ _MIN_CALLS_FOR_P99 = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyResult:
-    """Times of one candidate, in ms for a call of `batch` samples.
+    """Times of one candidate.
 
-    median_ms, mean_ms, p90_ms, p99_ms: over all n_calls single calls; p99_ms is None below 1000 calls.
-    steady: whether the last three windows of the warm-up agreed within 2 %.
-    samples_ms: one value for each round, the mean of its two block medians; what ratios are made of.
-    block_median_ms, block_mean_ms: for each round, its block in the order and the one in the mirrored order.
+    Attributes:
+        name: of the candidate.
+        batch: samples in a call.
+        median_ms: over all single calls, as are the next three.
+        mean_ms: of a call.
+        p90_ms: 90th percentile.
+        p99_ms: 99th percentile; None below 1000 calls.
+        n_calls: number of single calls.
+        n_calls_per_block: of these in a block.
+        steady: the last three windows of the warm-up agreed within 2 %.
+        samples_ms: one value for each round, the mean of its two block medians; ratios are computed from
+            these.
+        block_median_ms: for each round, of its block in the order and of that in the mirrored order.
+        block_mean_ms: likewise.
     """
 
     name: str
@@ -62,19 +72,32 @@ def measure_interleaved(
 ) -> dict[str, LatencyResult]:
     """Time each candidate in every round: all in random order, then all in the mirrored order (A B C C B A).
 
-    A linear drift within a round so cancels, and one between rounds is common to all. A block is as many
-    calls as take about block_s, at least one, the number being fixed after warm-up; every call is timed.
-    Warm-up runs a window of block_s of each candidate in turn until the last three windows of every
-    candidate lie within 2 % of their median, or until warmup_limit_s seconds have gone by (`steady` says
-    which). Python's cyclic garbage collector is held off meanwhile.
+    A linear drift within a round cancels, and one between rounds is common to all. Warm-up runs a window of
+    block_s of each candidate in turn until the last three windows of every candidate are within 2 % of their
+    median, or until warmup_limit_s has passed (`steady` says which). Python's cyclic garbage collector is off
+    meanwhile.
 
-    before_round: called, untimed, at the start of every round. Where a network's weights come to lie in
-    memory can make one copy of a file slower than another for as long as both stay loaded, which no number
-    of rounds averages out; loading all candidates anew here, in random order, makes that noise of the round.
-    batch: samples in one call, for the record.  seed: of the order.  clock: seconds, monotonic.
-    time_calls: how so many calls of a candidate are timed, by default one by one with the clock; for a device that
-    runs on while the host goes ahead, see `measure.device`.
-    Returns the results by name. Raises UsageError for fewer than 20 rounds or a block_s that is not positive.
+    Args:
+        candidates: by name.
+        batch: samples in one call, for the record.
+        rounds: 20 at least.
+        block_s: seconds of a block: as many calls as take about that, one at least, their number fixed after
+            warm-up; every call is timed.
+        seed: of the order.
+        warmup_limit_s: seconds.
+        before_round: called, untimed, at the start of every round. The address of a network's weights can
+            make one copy of a file slower than another while both stay loaded, which no number of rounds
+            averages out; loading all candidates again here, in random order, turns that into noise of the
+            round.
+        clock: seconds, monotonic.
+        time_calls: times a number of calls, by default one by one with the clock; for a device that works
+            asynchronously see `sparse_export.instruments.device`.
+
+    Returns:
+        The results, by name.
+
+    Raises:
+        UsageError: fewer than 20 rounds, or a block_s that is not positive.
     """
     check_measurable(rounds, block_s)
     order = np.random.default_rng(seed)
@@ -94,17 +117,26 @@ def measure_interleaved(
 
 
 def check_measurable(rounds: int, block_s: float) -> None:
-    """Raise UsageError for fewer than 20 rounds or blocks that are not longer than 0 s."""
+    """Check the size of a measurement.
+
+    Args:
+        rounds: number of rounds.
+        block_s: seconds of a block.
+
+    Raises:
+        UsageError: fewer than 20 rounds, or blocks that are not longer than 0 s.
+    """
     if rounds < MIN_ROUNDS or not block_s > 0:
         raise UsageError(
-            f"{rounds} rounds of blocks of {block_s} s were asked for.",
-            expected=f"At least {MIN_ROUNDS} rounds of a positive length were expected, or the intervals mean little.",
-            do="Ask for more rounds; shorter blocks save time.",
+            f"{rounds} rounds of blocks of {block_s} s are too few or too short: below {MIN_ROUNDS} rounds "
+            "intervals mean little.",
+            do=f"Measure {MIN_ROUNDS} rounds at least, of blocks above 0 s; shorter blocks save time.",
         )
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
+    """Turn the cyclic garbage collector off until the block ends."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -116,6 +148,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _timed_calls(call: Callable[[], object], n_calls: int, clock: Callable[[], float]) -> list[float]:
+    """Seconds of each call, by the clock."""
     times_s = []
     for _ in range(n_calls):
         start = clock()
@@ -131,7 +164,7 @@ def _warm_up(
     clock: Callable[[], float],
     timed: TimeCalls,
 ) -> tuple[dict[str, float], dict[str, bool]]:
-    """Seconds of a call in the last window, and whether the last windows agreed, for each candidate."""
+    """For each candidate, seconds of a call in the last window, and whether the last windows agreed."""
     windows: dict[str, list[float]] = {name: [] for name in candidates}
     begin = clock()
     while True:
@@ -147,11 +180,13 @@ def _warm_up(
 
 
 def _is_steady(windows_s: list[float]) -> bool:
+    """Are the windows within 2 % of their median?"""
     middle = float(np.median(windows_s))
     return len(windows_s) == _N_WINDOWS and all(abs(w - middle) <= _STEADY_WITHIN * middle for w in windows_s)
 
 
 def _result(name: str, batch: int, blocks_s: list[list[float]], steady: bool) -> LatencyResult:
+    """The result of one candidate, from the seconds of all calls, by block."""
     calls_ms = 1e3 * np.concatenate(blocks_s)
     medians_ms = [1e3 * float(np.median(block)) for block in blocks_s]
     means_ms = [1e3 * float(np.mean(block)) for block in blocks_s]

@@ -1,4 +1,4 @@
-"""Facts about this machine that a measured time depends on."""
+"""The properties of this machine that a measured time depends on."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ _SMI_TIMEOUT_S = 10.0
 
 
 def n_usable_cores() -> int:
-    """Cores that this process may be scheduled on."""
+    """Count the cores that this process may be scheduled on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine_facts() -> dict[str, Any]:
-    """CPU, memory, load, system and GPUs, as a JSON-able dictionary; what cannot be read is None.
+    """Read CPU, memory, load, system and GPUs.
 
-    load_average: over 1, 5 and 15 minutes, in running processes.  cpu_quota_cores: what a container is held
-    to, in cores.  governor: of the first core.  gpus: by `nvidia-smi`, or by torch when it is already
-    imported and there is no `nvidia-smi`; torch is never imported here.
+    Returns:
+        A dictionary for JSON; what cannot be read is None. `load_average` is over 1, 5 and 15 minutes, in
+        running processes; `cpu_quota_cores` is a container's limit, in cores; `governor` is that of the first
+        core; `gpus` are by `nvidia-smi`, or by torch when that is imported already and there is no
+        `nvidia-smi`.
     """
     return {
         "cpu_model": _cpu_model(),

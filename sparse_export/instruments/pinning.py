@@ -1,4 +1,4 @@
-"""Keeps the threads of a measurement on the same few cores."""
+"""Pins the threads of a measurement to the same few cores."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ _TOPOLOGY = Path("/sys/devices/system/cpu")
 
 @contextmanager
 def pinned(n_threads: int) -> Iterator[tuple[int, ...]]:
-    """Hold this thread, and those that are started meanwhile, to n_threads cores; then let go again.
+    """Pin this thread, and those started in the block, to n_threads cores until the block ends.
 
-    A thread inherits the cores of the one that starts it, so what is to be pinned has to be created inside.
-    Yields the cores, () where nothing was pinned: where the system cannot, or there are no more cores than threads.
+    A thread inherits the cores of the one that starts it, so that threads have to be created in the block.
+
+    Args:
+        n_threads: number of cores.
+
+    Yields:
+        The cores; () where nothing is pinned, since the system cannot or there are no more cores than
+        threads.
     """
     cores = cores_to_use(n_threads)
     if not cores:
@@ -32,9 +38,14 @@ def pinned(n_threads: int) -> Iterator[tuple[int, ...]]:
 
 
 def cores_to_use(n_threads: int, topology: Path = _TOPOLOGY) -> tuple[int, ...]:
-    """The cores to pin to: one of each physical core first, since two threads of one core share its units.
+    """Choose the cores to pin to, one of each physical core first: two threads of one share its units.
 
-    () where pinning is not possible, or would leave no choice.
+    Args:
+        n_threads: number of cores.
+        topology: the system's folder on cores.
+
+    Returns:
+        Their numbers; () where pinning is impossible, or would exclude no core.
     """
     if not hasattr(os, "sched_getaffinity"):
         return ()

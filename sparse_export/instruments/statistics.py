@@ -1,4 +1,4 @@
-"""Estimates of paired differences, with intervals that a sceptic can check."""
+"""Estimates of paired ratios and differences, with intervals."""
 
 from __future__ import annotations
 
@@ -34,10 +34,15 @@ _BISECTIONS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """A ratio of two paired series, and the interval of the asked confidence around it.
+    """A ratio of two paired series, with its interval. str() writes all three numbers.
 
-    n_rounds: pairs given; n_outliers: how many of them were set aside.
-    autocorrelation: posterior mean of the AR(1) coefficient of the log-ratios, round to round.
+    Attributes:
+        estimate: the ratio.
+        low: end of the interval.
+        high: end of the interval.
+        n_rounds: number of pairs.
+        n_outliers: pairs that were left out.
+        autocorrelation: posterior mean of the AR(1) coefficient of the log-ratios, from round to round.
     """
 
     estimate: float
@@ -53,7 +58,13 @@ class Ratio:
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """The mean of independent values. half_width: of its interval; None for a single value, which has none."""
+    """The mean of independent values.
+
+    Attributes:
+        mean: the mean.
+        half_width: of its interval; None for a single value.
+        n: number of values.
+    """
 
     mean: float
     half_width: float | None
@@ -62,7 +73,13 @@ class Mean:
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """Where a series of positive values lies when nothing disturbs it, with an interval, in the series' own unit."""
+    """The undisturbed level of a series of positive values, in its unit.
+
+    Attributes:
+        estimate: the level.
+        low: end of its interval.
+        high: end of its interval.
+    """
 
     estimate: float
     low: float
@@ -71,10 +88,16 @@ class Location:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyDifference:
-    """Accuracy of b minus accuracy of a on the same samples, in percentage points.
+    """Accuracy of b minus accuracy of a on the same samples.
 
-    n_only_a, n_only_b: samples that only that one has right.  mcnemar_p: how likely chance alone splits those so
-    unequally or more.
+    Attributes:
+        points: the difference in percentage points.
+        low: end of its interval.
+        high: end of its interval.
+        n_samples: number of samples.
+        n_only_a: samples that only a predicts correctly.
+        n_only_b: samples that only b predicts correctly.
+        mcnemar_p: probability of a split of these at least as unequal by chance.
     """
 
     points: float
@@ -87,9 +110,17 @@ class AccuracyDifference:
 
 
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Mean:
-    """Mean of independent, roughly normal values and its Student t interval. Raises UsageError for no values."""
+    """Compute the mean of independent, roughly normal values and its Student t interval.
+
+    Args:
+        values: one at least.
+        confidence: of the interval, between 0 and 1.
+
+    Raises:
+        UsageError: there are no values.
+    """
     if not values:
-        raise UsageError("A mean was asked of no values.", expected="At least one was expected.")
+        raise UsageError("There are no values to take a mean of.", do="Give one at least.")
     x = np.array(values, dtype=np.float64)
     half_width = None
     if x.size > 1:
@@ -101,27 +132,33 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Mean:
 def paired_ratio(
     a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, confidence: float = 0.95
 ) -> Ratio:
-    """a / b, from values measured side by side: given times, above 1 means that b is faster.
+    """Estimate a / b from values measured side by side; of times, above 1 means that b is faster.
 
-    a, b: positive, a[i] and b[i] from the same round, in the order of time.  The ratio is that of an
-    undisturbed round: the exponential of the location of log(a / b); see `log_location_interval`.
-    Raises UsageError for fewer than 4 rounds, unequal lengths or a value that is not a positive number.
+    The ratio is that of an undisturbed round: the exponential of the location of log(a / b); see
+    `log_location_interval`.
+
+    Args:
+        a: positive values, one a round, in the order of time.
+        b: likewise, of the same rounds.
+        confidence: of the interval, between 0 and 1.
+
+    Raises:
+        UsageError: fewer than 4 rounds, unequal lengths, or a value that is not a positive number.
     """
     if len(a) != len(b) or len(a) < MIN_ROUNDS:
         raise UsageError(
-            f"A paired ratio was asked of {len(a)} and {len(b)} rounds.",
-            expected=f"The same number of each, at least {MIN_ROUNDS}, was expected.",
+            f"A paired ratio of {len(a)} and {len(b)} rounds needs as many of each, {MIN_ROUNDS} at least.",
             do="Measure more rounds.",
         )
     if not 0.0 < confidence < 1.0:
         raise UsageError(
-            f"The confidence is {confidence}.", expected="A number between 0 and 1 was expected."
+            f"The confidence is {confidence}, not between 0 and 1.", do="Give for instance 0.95."
         )
     both = np.array([a, b], dtype=np.float64)
     if not (np.isfinite(both).all() and (both > 0).all()):
         raise UsageError(
-            f"The smallest value of a paired ratio is {both.min()}, the largest {both.max()}.",
-            expected="Positive finite numbers were expected.",
+            f"The smallest value of a paired ratio is {both.min()}, the largest {both.max()}; "
+            "all have to be positive and finite.",
             do="Measure longer blocks, so that the clock can resolve them.",
         )
     location, low, high, rho, n_outliers = log_location_interval(
@@ -138,30 +175,52 @@ def paired_ratio(
 
 
 def location(values: Sequence[float] | np.ndarray, *, confidence: float = 0.95) -> Location:
-    """Of one value a round, in the order of time: what `paired_ratio` gives against 1. Raises as it does."""
+    """Estimate the undisturbed level of a series, as `paired_ratio` of it and 1 does.
+
+    Args:
+        values: positive, one a round, in the order of time.
+        confidence: of the interval, between 0 and 1.
+
+    Raises:
+        UsageError: as `paired_ratio`.
+    """
     found = paired_ratio(values, np.ones(len(values)), confidence=confidence)
     return Location(estimate=found.estimate, low=found.low, high=found.high)
 
 
 def resolution(control: Ratio) -> float:
-    """The farthest end of an A/A control's interval from 1, as a ratio above 1: what a measurement cannot resolve."""
+    """Compute what a measurement cannot resolve.
+
+    Args:
+        control: the ratio of a candidate and its copy (A/A).
+
+    Returns:
+        The end of its interval that is farthest from 1, as a ratio above 1.
+    """
     return max(control.high, 1.0 / control.low)
 
 
 def log_location_interval(
     x_RN: np.ndarray, *, confidence: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Location, low, high, autocorrelation and number of outliers of each row of R series of N rounds.
+    """Estimate the location of each of R series of N rounds.
 
-    Rounds farther than 5 scaled median absolute deviations from the median of their series are set aside,
-    unless they are more than a quarter of it; the spread of the rest is widened by the share set aside.
+    Rounds farther than 5 scaled median absolute deviations from the median of their series are left out,
+    unless they are more than a quarter of it; the spread of the rest is widened by the share left out.
 
-    The rest is taken as an AR(1) series of unknown mean, variance and autocorrelation rho. With rho known,
+    The rest is modelled as an AR(1) series of unknown mean, variance and autocorrelation rho. With rho known,
     the mean is Student t around the generalised least squares estimate; the interval integrates that over
     the posterior of rho under the flat prior (Zellner and Tiao, "Bayesian analysis of the regression model
     with autocorrelated errors", JASA 59, 1964, section 2), on 25 points from -0.9 to 0.9. Unlike one plug-in
     estimate of rho, which short series bias downward, this keeps its coverage at 20 rounds; see
-    `tests/instruments/test_statistics.py` for the figures, and for those of the methods not taken.
+    `tests/instruments/test_statistics.py` for the figures, and for those of other methods.
+
+    Args:
+        x_RN: the series.
+        confidence: of the interval, between 0 and 1.
+
+    Returns:
+        Location, low, high, autocorrelation and number of outliers, each (R,).
     """
     center = np.median(x_RN, axis=1, keepdims=True)
     away = np.abs(x_RN - center)
@@ -224,19 +283,24 @@ def _mixture_quantile(
 def paired_accuracy_difference(
     correct_a: np.ndarray, correct_b: np.ndarray, *, confidence: float = 0.95
 ) -> AccuracyDifference:
-    """Accuracy of b minus accuracy of a, in percentage points, on the same samples in the same order.
+    """Estimate the accuracy of b minus the accuracy of a on the same samples.
 
-    correct_a, correct_b: bool, shape (n_samples,), whether that one is right.
     The interval is Wald's with half a sample added to each of the four cells, from Agresti and Min, "Simple
     improved confidence intervals for comparing matched proportions", Statistics in Medicine 24, 2005: unlike
     Wald's own it does not collapse to a point when the two never disagree.
-    Raises UsageError for unequal shapes or no samples.
+
+    Args:
+        correct_a: bool, (n_samples,), is the prediction of a correct?
+        correct_b: likewise of b, in the same order.
+        confidence: of the interval, between 0 and 1.
+
+    Raises:
+        UsageError: unequal shapes, or no samples.
     """
     a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     if a.shape != b.shape or a.ndim != 1 or a.size == 0:
         raise UsageError(
-            f"A paired accuracy difference was asked of shapes {a.shape} and {b.shape}.",
-            expected="Two arrays over the same samples were expected.",
+            f"A paired accuracy difference of shapes {a.shape} and {b.shape} is not over the same samples.",
             do="Run both networks on the same test set.",
         )
     n, only_a, only_b = a.size, int((a & ~b).sum()), int((b & ~a).sum())
@@ -256,10 +320,17 @@ def paired_accuracy_difference(
 
 
 def mcnemar_p(n_only_a: int, n_only_b: int) -> float:
-    """Two-sided p-value of McNemar's exact test: are the samples that one alone has right split by a fair coin?
+    """Compute the two-sided p-value of McNemar's exact test.
 
-    McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 12, 1947,
-    with the binomial distribution in place of its approximation. 1 when the two never disagree.
+    McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 12,
+    1947, with the binomial distribution in place of its approximation.
+
+    Args:
+        n_only_a: samples that only a predicts correctly.
+        n_only_b: samples that only b predicts correctly.
+
+    Returns:
+        The p-value, 1 when the two never disagree.
     """
     n = n_only_a + n_only_b
     return min(1.0, 2.0 * float(bdtr(min(n_only_a, n_only_b), n, 0.5))) if n else 1.0

@@ -54,7 +54,7 @@ def test_ports_of_zero_are_four_free_ones() -> None:
 
 
 def test_one_port_for_two_uses_is_wrong_usage() -> None:
-    with pytest.raises(UsageError, match="Four different ones"):
+    with pytest.raises(UsageError, match="not all different"):
         free_ports("127.0.0.1", http=18000, grpc=18000, metrics=0, health=0)
 
 

@@ -134,8 +134,8 @@ def first_of_validation(n: int, fraction: float, name: str) -> int:
     n_validation = max(1, round(n * fraction)) if fraction > 0 else 0
     if not 0 <= fraction < 1 or n_validation >= n:
         raise UsageError(
-            f"A validation share of {fraction} of the {n} training samples of {name} leaves none for training, "
-            "or is not from 0 to below 1.",
+            f"A validation share of {fraction} of the {n} training samples of {name} "
+            "leaves none to train on, or is not from 0 to below 1.",
             do="Choose a smaller share.",
         )
     return n - n_validation
