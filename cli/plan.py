@@ -71,14 +71,14 @@ def command(
     from sparse_export.files import require_writable
     from sparse_export.formats.layer_plan import write_layer_plan
     from sparse_export.formats.timings import write_timings
-    from sparse_export.plan.network import plan_network, require_card, verify_plan
+    from sparse_export.plan.network import plan_network, require_gpu, verify_plan
     from sparse_export.plan.table import plan_shown
     from sparse_export.plan.whole import check_never_slower, write_whole
 
     if keep_verified is not None and not verify:
         raise click.UsageError("--keep-verified needs --verify.")
     if verify:
-        require_card()  # before anything is measured
+        require_gpu()  # before anything is measured
     for path in (out, keep_timings, keep_verified):
         if path is not None:
             require_writable(path.parent)

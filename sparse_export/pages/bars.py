@@ -13,16 +13,22 @@ from sparse_export.pages.charts import N_COLOURS, WIDTH, Axis, drawing
 __all__ = ["Bar", "BarGroup", "Interval", "bar_chart", "interval_chart"]
 
 _BAR, _GAP, _HEAD, _ROW = 20, 4, 20, 42
-_NAME = 52  # width of the names of bars, where nothing else is asked for
+_NAME = 52  # default width of the names of bars
 _TEXT = 170  # room for the text behind the longest bar
 _LETTER = 6.6  # width of a letter, about
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """text: the value as it is written behind the bar.  low, high: of its interval, None for none.
+    """A horizontal bar from 0.
 
-    colour: its number; None for one that bars of the same name share.
+    Attributes:
+        name: in front of the bar.
+        value: its length.
+        text: the value as written behind the bar.
+        low: end of its interval, None for none.
+        high: end of its interval, None for none.
+        colour: its number; None for one that bars of the same name share.
     """
 
     name: str
@@ -35,9 +41,12 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class BarGroup:
-    """Bars that share a scale. label: the heading above them, none where it is empty.
+    """Bars that share a scale.
 
-    most: what the full width stands for, None for the longest bar.
+    Attributes:
+        label: the heading above them; empty for none.
+        bars: from top to bottom.
+        most: the value of the full width, None for that of the longest bar.
     """
 
     label: str
@@ -47,7 +56,16 @@ class BarGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """An estimate with its interval. band: reaches as far around the line of no difference, None for none."""
+    """An estimate with its interval.
+
+    Attributes:
+        label: above it.
+        estimate: the dot.
+        low: end of the interval.
+        high: end of the interval.
+        text: the numbers as written.
+        band: ends of the band around the line of no difference, None for none.
+    """
 
     label: str
     estimate: float
@@ -58,10 +76,16 @@ class Interval:
 
 
 def bar_chart(groups: Sequence[BarGroup], *, title: str, alt: str, wide_names: bool = False) -> str:
-    """Horizontal bars from 0, each with its value as text.
+    """Draw horizontal bars from 0, each with its value as text.
 
-    wide_names: give up length of the bars for names, which are cut where they are longer still.  Values that are not
-    finite are written, not drawn.
+    Args:
+        groups: from top to bottom; values that are not finite are written, not drawn.
+        title: of the drawing.
+        alt: what it shows, in words.
+        wide_names: shorter bars leave room for longer names; names that are longer still are truncated.
+
+    Returns:
+        SVG.
     """
     names = list(dict.fromkeys(bar.name for group in groups for bar in group.bars))
     left = 3 * _NAME if wide_names else _NAME
@@ -82,12 +106,14 @@ def bar_chart(groups: Sequence[BarGroup], *, title: str, alt: str, wide_names: b
     return drawing(parts, height=y + 4, title=title, alt=alt)
 
 
-def _cut(text: str, width: float) -> str:
+def _truncate(text: str, width: float) -> str:
+    """The end of a text, as much as fits a width."""
     n = int(width / _LETTER)
     return text if len(text) <= n else f"…{text[1 - n :]}"
 
 
 def _is_finite(value: float | None) -> TypeGuard[float]:
+    """Is it a finite number?"""
     return value is not None and math.isfinite(value)
 
 
@@ -97,12 +123,12 @@ def _bar(bar: Bar, colour: int, y: float, most: float, left: float, full: float)
 
     middle = y + (_BAR - _GAP) / 2
     end = left
-    parts = [f'<text x="0" y="{middle + 4:g}">{escape(_cut(bar.name, left - 4))}</text>']
+    parts = [f'<text x="0" y="{middle + 4:g}">{escape(_truncate(bar.name, left - 4))}</text>']
     if _is_finite(bar.value):
         end = at(bar.value)
         parts.append(
-            f'<g class="c{colour}"><rect x="{left}" y="{y:g}" width="{round(end - left, 2):g}" height="{_BAR - _GAP}" '
-            f'fill="currentColor"><title>{escape(f"{bar.name}: {bar.text}")}</title></rect></g>'
+            f'<g class="c{colour}"><rect x="{left}" y="{y:g}" width="{round(end - left, 2):g}" '
+            f'height="{_BAR - _GAP}" fill="currentColor"><title>{escape(f"{bar.name}: {bar.text}")}</title></rect></g>'
         )
         if bar.low is not None and bar.high is not None:
             low, high = at(bar.low), at(bar.high)
@@ -118,9 +144,17 @@ def _whisker(low: float, high: float, y: float) -> str:
 
 
 def interval_chart(rows: Sequence[Interval], *, none: float, title: str, x_label: str, alt: str) -> str:
-    """Estimates as dots with their intervals, each below its label, against the line of no difference.
+    """Draw estimates as dots with their intervals, each below its label.
 
-    none: where that line is.
+    Args:
+        rows: from top to bottom.
+        none: the value of the line of no difference.
+        title: of the drawing.
+        x_label: below the axis.
+        alt: what it shows, in words.
+
+    Returns:
+        SVG.
     """
     values = [none] + [value for row in rows for value in (row.low, row.high, *(row.band or ()))]
     axis = Axis(values, 8, WIDTH - 8, log=False)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-# As wide as a phone, where a unit of the drawing is a pixel: text stays readable, and a desk shows it larger.
+# The width of a phone, where a unit of the drawing is a pixel, so that text stays readable; larger screens
+# enlarge it.
 WIDTH = 380
 _LEFT, _RIGHT, _TOP = 58, 14, 16
 _PLOT_HEIGHT = 200
@@ -22,7 +23,13 @@ _DASHES = ("", "6 3", "2 3")
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """half_width: of an interval around y, None for none."""
+    """A point of a line.
+
+    Attributes:
+        x: on the horizontal axis.
+        y: on the vertical axis.
+        half_width: of an interval around y, None for none.
+    """
 
     x: float
     y: float
@@ -31,7 +38,13 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """colour: its number, None for its place among the series."""
+    """A line.
+
+    Attributes:
+        name: in the legend.
+        points: from left to right.
+        colour: its number, None for its index among the series.
+    """
 
     name: str
     points: Sequence[Point]
@@ -49,9 +62,22 @@ def line_chart(
     level: Series | None = None,
     alt: str = "",
 ) -> str:
-    """A chart with a legend below; each point tells its values when pointed at.
+    """Draw lines with a legend below; each point shows its values under the pointer.
 
-    level: one point, drawn as a line across.  alt: see `drawing`.  Points that are not finite are left out, and on a logarithmic axis those at or below 0.
+    Points that are not finite are left out, and on a logarithmic axis those at or below 0.
+
+    Args:
+        series: the lines.
+        title: of the drawing.
+        x_label: below the horizontal axis.
+        y_label: beside the vertical axis.
+        log_x: the horizontal axis is logarithmic.
+        log_y: the vertical axis is logarithmic.
+        level: of one point, drawn as a line across.
+        alt: see `drawing`.
+
+    Returns:
+        SVG, or a paragraph where there is nothing to draw.
     """
     series = [
         replace(one, points=[point for point in one.points if _is_drawable(point, log_x, log_y)])
@@ -86,7 +112,17 @@ def line_chart(
 
 
 def drawing(parts: Sequence[str], *, height: float, title: str, alt: str = "") -> str:
-    """The parts as one picture, `WIDTH` wide. alt: what it shows, in words, for who does not see it; else the title."""
+    """Join the parts of a drawing.
+
+    Args:
+        parts: SVG elements, drawn `WIDTH` wide.
+        height: of the drawing.
+        title: of the drawing.
+        alt: what it shows, in words, for screen readers; the title where it is empty.
+
+    Returns:
+        SVG.
+    """
     return "\n".join(
         [
             (
@@ -101,12 +137,21 @@ def drawing(parts: Sequence[str], *, height: float, title: str, alt: str = "") -
 
 
 def _is_drawable(point: Point, log_x: bool, log_y: bool) -> bool:
+    """Is it finite, and positive on logarithmic axes?"""
     on_log = (log_x and point.x <= 0) or (log_y and point.y <= 0)
     return math.isfinite(point.x) and math.isfinite(point.y) and not on_log
 
 
 class Axis:
-    """From values to places on the picture."""
+    """Maps values to positions on the drawing.
+
+    Args:
+        values: that it has to show.
+        start: position of the low end.
+        end: position of the high end.
+        log: logarithmic.
+        round_ticks: ticks at round numbers also where a logarithmic axis has few values.
+    """
 
     def __init__(
         self, values: Sequence[float], start: float, end: float, *, log: bool, round_ticks: bool = False
@@ -122,6 +167,7 @@ class Axis:
         return math.log10(value) if self._log else value
 
     def at(self, value: float) -> float:
+        """Return the position of a value."""
         part = (self._scaled(value) - self._low) / (self._high - self._low)
         return round(self._start + part * (self._end - self._start), 2)
 
@@ -135,6 +181,7 @@ class Axis:
 
 
 def _grid(x_axis: Axis, y_axis: Axis) -> list[str]:
+    """The lines of both axes with their numbers."""
     left, right = _LEFT, WIDTH - _RIGHT
     parts = []
     for tick in y_axis.ticks:
@@ -160,6 +207,7 @@ def _short(value: float) -> str:
 
 
 def _level(point: Point, y_axis: Axis, name: str) -> list[str]:
+    """A line across, with its band."""
     left, right, y = _LEFT, WIDTH - _RIGHT, y_axis.at(point.y)
     half = point.half_width or 0.0
     top, bottom = y_axis.at(point.y + half), y_axis.at(point.y - half)
@@ -172,6 +220,7 @@ def _level(point: Point, y_axis: Axis, name: str) -> list[str]:
 
 
 def _line(series: Series, n: int, x_axis: Axis, y_axis: Axis) -> list[str]:
+    """A line with its points and its entry in the legend."""
     colour = n if series.colour is None else series.colour
     dash = _DASHES[colour // N_COLOURS % len(_DASHES)]
     places = " ".join(f"{x_axis.at(point.x)},{y_axis.at(point.y)}" for point in series.points)
@@ -194,4 +243,5 @@ def _line(series: Series, n: int, x_axis: Axis, y_axis: Axis) -> list[str]:
 
 
 def _value(point: Point) -> str:
+    """The value of a point with its interval."""
     return f"{point.y:.4g}" + (f" ± {point.half_width:.2g}" if point.half_width else "")

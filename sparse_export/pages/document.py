@@ -1,4 +1,4 @@
-"""The frame of a page, and its tables: light or dark as the reader has it, and as wide as a phone or a desk."""
+"""The frame of a page and its tables, for light and dark mode, phones and large screens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from html import escape
 
 __all__ = ["document", "figure", "table"]
 
-# Okabe and Ito's hues, which people of every colour vision can tell apart, each at least 3 : 1 against its background.
+# Okabe and Ito's hues, which people of every colour vision can tell apart, each at least 3 : 1 against its
+# background.
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1c1c1c; --faint: #6663; --shade: #8881;
   --c0: #0072b2; --c1: #d55e00; --c2: #008a65; --c3: #b5588c; --c4: #a06a00; --c5: #2b88bd; --c6: #666; }
@@ -37,12 +38,20 @@ svg text { fill: var(--ink); } .grid { stroke: var(--faint); } .level { stroke: 
 .failed { border-color: var(--c1); }
 pre { white-space: pre-wrap; background: var(--shade); padding: .7rem; border-radius: .3rem; font-size: .86rem; }
 """
-# Nothing may be loaded from anywhere, whatever a name in the page tries.
+# The page may load nothing from anywhere, whatever a name in it contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def document(title: str, parts: Sequence[str]) -> str:
-    """The whole HTML. title: plain text, also the heading.  parts: HTML."""
+    """Assemble a page.
+
+    Args:
+        title: plain text, also the heading.
+        parts: HTML.
+
+    Returns:
+        The whole HTML.
+    """
     return "\n".join(
         [
             "<!doctype html>",
@@ -65,10 +74,16 @@ def table(
     text_columns: Sequence[int] = (0,),
     wrap: bool = False,
 ) -> str:
-    """Plain text as a table, which scrolls by itself where it is wider than the page.
+    """Format a table, which scrolls by itself where it is wider than the page.
 
-    head: of the columns; a table without one where all are empty.  text_columns: aligned left.  wrap: rather break
-    lines inside its cells.
+    Args:
+        head: plain text of the columns; no head where all are empty.
+        rows: plain text, as long as the head.
+        text_columns: indices of the columns that are aligned left.
+        wrap: break lines inside cells instead.
+
+    Returns:
+        HTML.
     """
 
     def row(cells: Sequence[str], tag: str) -> str:
@@ -86,5 +101,13 @@ def table(
 
 
 def figure(drawing: str, caption: str) -> str:
-    """A drawing, HTML, with a caption, plain text."""
+    """Add a caption to a drawing.
+
+    Args:
+        drawing: HTML.
+        caption: plain text.
+
+    Returns:
+        HTML.
+    """
     return f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"

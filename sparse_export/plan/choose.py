@@ -1,7 +1,7 @@
-"""A 0/1 knapsack, twice: most saved for a loss, least lost for a saving.
+"""Two 0/1 knapsacks: the most saved for a loss, and the least lost for a saving.
 
-Weights are rounded to the disadvantage of the choice, so what is promised of it is kept; against the best choice it can
-miss by one part in 10,000 of the limit for each item.
+Weights are rounded to the disadvantage of the choice, so that it keeps the limit; it can be worse than the
+best choice by one part in 10,000 of the limit for each item.
 """
 
 from __future__ import annotations
@@ -16,9 +16,15 @@ _UNITS = 10_000
 
 
 def most_saved(saved: Sequence[float], lost: Sequence[float], limit: float) -> tuple[int, ...]:
-    """Items of largest total `saved` whose total `lost` is at most `limit`, ascending.
+    """Choose the items of largest total `saved` whose total `lost` is at most `limit`.
 
-    saved, lost: at least 0.  limit: at least 0.
+    Args:
+        saved: of each item, at least 0.
+        lost: of each item, at least 0.
+        limit: at least 0.
+
+    Returns:
+        Their indices, ascending.
     """
     if sum(lost) <= limit:
         return tuple(range(len(saved)))
@@ -32,13 +38,19 @@ def most_saved(saved: Sequence[float], lost: Sequence[float], limit: float) -> t
         with_item[size:] = best[: _UNITS + 1 - size] + gain
         taken[i] = with_item > best
         best = np.maximum(best, with_item)
-    return _walked_back(taken, units, int(best.argmax()))
+    return _backtrack(taken, units, int(best.argmax()))
 
 
 def least_lost(saved: Sequence[float], lost: Sequence[float], wanted: float) -> tuple[int, ...] | None:
-    """Items of smallest total `lost` whose total `saved` is at least `wanted`, ascending; None when all do not reach it.
+    """Choose the items of smallest total `lost` whose total `saved` is at least `wanted`.
 
-    saved, lost: at least 0.
+    Args:
+        saved: of each item, at least 0.
+        lost: of each item, at least 0.
+        wanted: the total to reach.
+
+    Returns:
+        Their indices, ascending; None where all items together do not reach it.
     """
     if wanted <= 0:
         return ()
@@ -55,14 +67,16 @@ def least_lost(saved: Sequence[float], lost: Sequence[float], wanted: float) -> 
         least = np.minimum(least, with_item)
     if not np.isfinite(least[_UNITS]):  # only rounding stands between all of them and the limit
         return tuple(range(len(saved)))
-    return _walked_back(taken, units, _UNITS)
+    return _backtrack(taken, units, _UNITS)
 
 
 def _ceil(share: float) -> int:
+    """A share in units, rounded up; more than all units above 1."""
     return int(np.ceil(share * _UNITS - 1e-9)) if share <= 1.0 else _UNITS + 1
 
 
-def _walked_back(taken: np.ndarray, units: Sequence[int], at: int) -> tuple[int, ...]:
+def _backtrack(taken: np.ndarray, units: Sequence[int], at: int) -> tuple[int, ...]:
+    """The items of the best choice that ends at a number of units."""
     chosen = []
     for i in reversed(range(len(units))):
         if taken[i, at]:

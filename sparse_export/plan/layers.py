@@ -1,4 +1,4 @@
-"""The products of a network as a plan sees them: sizes, rows at a batch, and what 2:4 would cut.
+"""The products of a network for a layer plan: sizes, rows at a batch, and the magnitude that 2:4 drops.
 
 Legend: O outputs, I inputs, N rows of a product.
 """
@@ -25,15 +25,21 @@ from sparse_export.train.layers import maskable_parameters, output_layers
 
 __all__ = ["Product", "products_of"]
 
-_PROBE = 2  # samples: batch norm refuses one alone
+_N_SAMPLES = 2  # samples: batch norm refuses one alone
 
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """One weight (O, I) as it is multiplied. n_rows: N at the batch asked for, None where it was not seen.
+    """The product by one weight (O, I).
 
-    lost: share of the magnitude of all these weights together that cutting this one to 2:4 takes away; None where
-    it cannot be 2:4.  reason: why its product cannot be 2:4, None when it can.
+    Attributes:
+        name: of the weight.
+        n_outputs: O.
+        n_inputs: I.
+        n_rows: N at the requested batch; None where no forward pass multiplies by it.
+        lost: share of sum |w| over all these weights that 2:4 drops from this one; None where it cannot be
+            2:4.
+        reason: why its product cannot be 2:4; None when it can.
     """
 
     name: str
@@ -47,10 +53,22 @@ class Product:
 def products_of(
     model: nn.Module, input_shape: Sequence[int], batch: int, dtype: torch.dtype, backend: Backend
 ) -> tuple[Product, ...]:
-    """Every weight that sparse training may mask, in the model's order.
+    """List the products by all weights that sparse training may mask.
 
-    The model is not changed; sizes are found on the `meta` device, where nothing is computed.
-    Raises UsageError when the network cannot take the shape.
+    Sizes are found on the `meta` device, where nothing is computed.
+
+    Args:
+        model: the network, not changed.
+        input_shape: of one sample.
+        batch: samples in a call.
+        dtype: of the products.
+        backend: of the 2:4 products.
+
+    Returns:
+        The products in the model's order.
+
+    Raises:
+        UsageError: the network cannot take the shape.
     """
     weights = maskable_parameters(model)
     rows, outputs = _rows(model, input_shape)
@@ -63,8 +81,8 @@ def products_of(
         keep_dense=set(),
         small_share=0.0,
     )
-    twin = copy.deepcopy(model)
-    _, unchanged = change_layers(twin, list(weights), dtype=dtype, backend="reference")
+    changed = copy.deepcopy(model)
+    _, unchanged = change_layers(changed, list(weights), dtype=dtype, backend="reference")
     total = sum(float(value.detach().abs().sum(dtype=torch.float64)) for value in weights.values())
     found = []
     for name, value in weights.items():
@@ -72,47 +90,47 @@ def products_of(
         shape = (matrix.shape[0], matrix.shape[1])
         reason = reasons.get(name) or unchanged.get(name) or why_not(shape, dtype, backend)
         if reason is None and name not in rows:
-            reason = "no forward pass was seen to multiply by it"
+            reason = "no forward pass multiplies by it"
         found.append(
             Product(
                 name=name,
                 n_outputs=shape[0],
                 n_inputs=shape[1],
-                n_rows=None if name not in rows else batch * rows[name] // _PROBE,
-                lost=_cut(matrix) / total if reason is None and total > 0 else None,
+                n_rows=None if name not in rows else batch * rows[name] // _N_SAMPLES,
+                lost=_dropped(matrix) / total if reason is None and total > 0 else None,
                 reason=reason,
             )
         )
     return tuple(found)
 
 
-def _cut(matrix: Tensor) -> float:
-    """The magnitude that cutting to 2:4 takes away."""
+def _dropped(matrix: Tensor) -> float:
+    """The sum |w| that 2:4 drops."""
     kept = largest_per_group(matrix, 1, TWO_FOUR)
     return float((matrix.abs() * ~kept).sum(dtype=torch.float64))
 
 
 def _rows(model: nn.Module, input_shape: Sequence[int]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Rows of each product for two samples, and the weights that give the outputs."""
-    twin = copy.deepcopy(model).to("meta").train()
+    """Rows of each product for two samples, and the weights of the output layers."""
+    on_meta = copy.deepcopy(model).to("meta").train()
     rows: dict[str, int] = {}
     handles = []
-    for owner, module in twin.named_modules():
+    for owner, module in on_meta.named_modules():
         names = [f"{owner}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)]
         if isinstance(module, nn.MultiheadAttention):
             names += [f"{owner}.out_proj.weight".lstrip(".")]
         handles.append(module.register_forward_hook(_counter(rows, names)))
 
     def forward() -> Any:
-        return twin(torch.zeros((_PROBE, *input_shape), device="meta"))
+        return on_meta(torch.zeros((_N_SAMPLES, *input_shape), device="meta"))
 
     try:
-        outputs = output_layers(twin, forward)
+        outputs = output_layers(on_meta, forward)
     except Exception as cause:  # whatever a network raises
         reason = next(iter(str(cause).splitlines()), type(cause).__name__)
         raise UsageError(
             f"The network cannot take inputs of shape {tuple(input_shape)}: {reason}.",
-            expected="The shape that it was made for was expected.",
+            do="Give the shape that it was made for.",
         ) from cause
     finally:
         for handle in handles:
@@ -121,6 +139,8 @@ def _rows(model: nn.Module, input_shape: Sequence[int]) -> tuple[dict[str, int],
 
 
 def _counter(rows: dict[str, int], names: Sequence[str]) -> Any:
+    """A hook that adds a layer's rows to those of its weights."""
+
     def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         first = output[0] if isinstance(output, tuple) else output
         if not isinstance(first, Tensor) or first.ndim == 0:

@@ -1,4 +1,4 @@
-"""Plans a network that is known by name, or that a run holds."""
+"""Plans a network by its name, or that of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sparse_export.plan.timing import measure_timings
 from sparse_export.plan.whole import WholeNetwork, measure_whole
 from sparse_export.sparsity.product24 import Backend
 
-__all__ = ["DTYPES", "plan_network", "require_card", "verify_plan"]
+__all__ = ["DTYPES", "plan_network", "require_gpu", "verify_plan"]
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -40,18 +40,36 @@ def plan_network(
     trust: str | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> tuple[LayerPlan, Timings]:
-    """Measure, or read, what each layer's product takes dense and as 2:4, and choose layers by it; see `make_plan`.
+    """Measure, or read, the times of each layer's product dense and as 2:4, and choose layers by `make_plan`.
 
-    model: a network's name, whose random weights then stand for trained ones, or a run.  timings: a file to read in
-    place of measuring; its type and backend count.  trust: see `sparse_export.models.run_network.network_of_run`.
-    Raises UsageError, UnknownNameError, ArtefactError, NotTrustedError, SpeedupNotReached, and MissingCapability on a
-    machine without a card when no timings are given: nothing but a GPU has a 2:4 product.
+    Args:
+        model: a network's name, whose random weights then stand for trained ones, or the folder of a run.
+        batch: samples in a call, 1 at least.
+        dtype: of the products.
+        backend: of the 2:4 products.
+        speedup: as of `make_plan`.
+        max_sparse_loss: as of `make_plan`.
+        timings: a file to read instead of measuring, whose dtype and backend then count.
+        rounds: of the measurement.
+        trust: SHA-256 of a run's `run.json`, see `sparse_export.models.run_network.network_of_run`.
+        on_progress: called with a line for people.
+
+    Returns:
+        The plan, and the timings.
+
+    Raises:
+        UsageError: an option is invalid, or the timings do not fit the network.
+        UnknownNameError: there is no such network.
+        ArtefactError: a file is damaged.
+        NotTrustedError: this user does not vouch for the run's factory.
+        SpeedupNotReached: as `make_plan`.
+        MissingCapability: there is no GPU and no timings are given; nothing else has a 2:4 product.
     """
     if batch < 1:
-        raise UsageError(f"The batch is {batch}.", expected="1 or more was expected.")
+        raise UsageError(f"The batch is {batch}.", do="Give 1 or more.")
     read = None if timings is None else read_timings(_file(timings))
     if read is None:
-        require_card()
+        require_gpu()
     if read is not None:
         dtype_, backend = _dtype(read.dtype), _backend(read.backend)
     else:
@@ -92,11 +110,19 @@ def verify_plan(
     trust: str | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> WholeNetwork:
-    """Time the whole network on the card, dense and as the plan has it; see `measure_whole`.
+    """Time the whole network on the GPU, dense and as planned, by `measure_whole`.
 
-    model, trust: as of `plan_network`, which made the plan. Raises what that and `measure_whole` raise.
+    Args:
+        model: as of `plan_network`.
+        plan: its plan.
+        rounds: of the measurement.
+        trust: as of `plan_network`.
+        on_progress: called with a line for people.
+
+    Raises:
+        SparseExportError: as `plan_network` and `measure_whole`.
     """
-    require_card()
+    require_gpu()
     dtype, backend = _dtype(plan.dtype), _backend(plan.backend)
     network, name, shape, _ = _network(model, trust)
     products = products_of(network, shape, plan.batch, dtype, backend)
@@ -116,39 +142,44 @@ def verify_plan(
     )
 
 
-def require_card() -> None:
-    """Raise MissingCapability where torch sees no CUDA device: nothing but a GPU has a 2:4 product."""
+def require_gpu() -> None:
+    """Check that there is a GPU; nothing else has a 2:4 product.
+
+    Raises:
+        MissingCapability: torch sees no CUDA device.
+    """
     if not torch.cuda.is_available():
         raise MissingCapability(
             "This machine has no 2:4 product to measure: torch sees no CUDA device.",
-            expected="An NVIDIA card of compute capability 8.0 or newer was expected.",
-            do="LayerPlan on the machine that will serve the network, or give its measurements by --timings FILE, without "
-            "--verify.",
+            do="Plan on the machine that will serve the network, with an NVIDIA GPU of compute capability 8.0 "
+            "or newer, or give its measurements by --timings FILE, without --verify.",
         )
 
 
 def _file(path: Path) -> Path:
+    """The path of a timings file. Raises UsageError where there is none."""
     if not Path(path).is_file():
         raise UsageError(
-            f"{path} is not a file.",
-            expected="Timings were expected.",
-            do="Write them on a machine with a card: `sparse-export plan MODEL --keep-timings FILE`.",
+            f"The timings {path} are not a file.",
+            do="Write them on a machine with a GPU: `sparse-export plan MODEL --keep-timings FILE`.",
         )
     return Path(path)
 
 
 def _dtype(name: str) -> torch.dtype:
+    """The dtype of a timings file. Raises UsageError for another name."""
     found: Any = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
-        raise UsageError(f"The timings are of the type {name!r}.", expected="A type of torch was expected.")
+        raise UsageError(f"The timings are of {name!r}, which is no dtype of torch.", do="Measure again.")
     return found
 
 
 def _backend(name: str) -> Backend:
+    """The backend of a timings file. Raises UsageError for another name."""
     if name in ("cusparselt", "cutlass", "reference"):
         return name  # type: ignore[return-value]
     raise UsageError(
-        f"The timings are of the backend {name!r}.", expected="cusparselt or cutlass was expected."
+        f"The timings are of the backend {name!r}, not cusparselt or cutlass.", do="Measure again."
     )
 
 
@@ -169,15 +200,15 @@ def _network(
     shape = models.input_shape(name)
     if shape is None:
         raise UsageError(
-            f"The shape of the inputs of {name} is not known.",
-            expected="A known network, timm:NAME or a run was expected.",
-            do="Train it for one epoch and plan the run.",
+            f"The input shape of {name} is not known.",
+            do="Give a known network, timm:NAME or a run; one epoch of training makes a run.",
         )
     torch.manual_seed(0)
     return models.create(name), name, shape, "random weights"
 
 
 def _sizes(products: tuple[Product, ...]) -> set[Size]:
+    """The sizes of the products that can be 2:4."""
     return {
         (one.n_outputs, one.n_inputs, one.n_rows)
         for one in products

@@ -1,4 +1,4 @@
-"""Chooses the layers of a network that are worth making 2:4, from times that were measured on one card."""
+"""Chooses the layers of a network to make 2:4, from times measured on one GPU."""
 
 from __future__ import annotations
 
@@ -30,33 +30,49 @@ def make_plan(
 ) -> LayerPlan:
     """Choose layers by what they save and what they lose.
 
-    A layer can be chosen only where the whole interval of dense / 2:4 lies above 1: no product gets slower. It counts
-    with what it saves at the low end of that interval.
-    speedup: least lost that is expected to reach it.  max_sparse_loss: most saved for at most this share of the
-    magnitude of all weights. Neither: every layer that can be chosen.
-    Raises UsageError for requirements without meaning or timings of another batch or network; SpeedupNotReached.
+    A layer can be chosen only where the whole interval of dense / 2:4 is above 1, so that no product gets
+    slower. It counts with what it saves at the low end of that interval. Without a requirement every such
+    layer is chosen.
+
+    Args:
+        products: of the network's layers.
+        timings: of their sizes.
+        model: name of the network, None where it has none.
+        batch: samples in a call.
+        weights: whose magnitudes were counted, for the record.
+        speedup: above 1; the layers of least loss that are expected to reach it are chosen.
+        max_sparse_loss: from 0 to 1; the layers that save most are chosen, of at most this share of sum |w|
+            in total.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UsageError: a requirement is out of range, both are given, or the timings are of another batch or
+            network.
+        SpeedupNotReached: all layers together are not expected to reach the speed-up.
     """
     _check(timings, model, batch, speedup, max_sparse_loss)
     timed = {product.size: product for product in timings.products}
     model_ms = location(timings.model_ms).estimate
-    rated = [_rated(product, timed) for product in products]
-    open_to = [i for i, layer in enumerate(rated) if layer.sparse]
-    saved = [rated[i].saved_ms for i in open_to]
-    lost = [rated[i].lost or 0.0 for i in open_to]
+    rated = [_rate(product, timed) for product in products]
+    eligible = [i for i, layer in enumerate(rated) if layer.sparse]
+    saved = [rated[i].saved_ms for i in eligible]
+    lost = [rated[i].lost or 0.0 for i in eligible]
     if speedup is not None:
         chosen = least_lost(saved, lost, model_ms * (1 - 1 / speedup))
         if chosen is None:
             reached = model_ms / (model_ms - min(sum(saved), 0.999 * model_ms))
             raise SpeedupNotReached(
-                f"All {len(open_to)} layers that are faster as 2:4 together are expected to give {reached:.3f}x.",
-                expected=f"{speedup:g}x was required.",
-                do="Ask for less, plan for a larger batch, or see the plan without a requirement for the reasons.",
+                f"All {len(eligible)} layers that are faster as 2:4 are together expected to give "
+                f"{reached:.3f}x, and {speedup:g}x was required.",
+                do="Require less, plan for a larger batch, or see the reasons in a plan without a requirement.",
             )
     elif max_sparse_loss is not None:
         chosen = most_saved(saved, lost, max_sparse_loss)
     else:
-        chosen = tuple(range(len(open_to)))
-    kept = {open_to[i] for i in chosen}
+        chosen = tuple(range(len(eligible)))
+    kept = {eligible[i] for i in chosen}
     layers = tuple(
         layer if not layer.sparse or i in kept else _left_out(layer) for i, layer in enumerate(rated)
     )
@@ -82,22 +98,30 @@ def make_plan(
 
 
 def dense_by_plan(path: Path, model: str | None, *, instead: str) -> dict[str, str]:
-    """The weights of a network that a plan file leaves dense, with its reasons.
+    """Read the weights that a layer plan leaves dense.
 
-    model: the network's name.  instead: what to do where the plan leaves all of them dense, a sentence.
-    Raises UsageError for another network's plan, one without a layer to make 2:4, or no file; ArtefactError.
+    Args:
+        path: of the plan.
+        model: the network's name, None where it has none.
+        instead: what to do where the plan leaves all weights dense, a sentence.
+
+    Returns:
+        The reason for each of them, by name.
+
+    Raises:
+        UsageError: there is no file, it is another network's plan, or it has no layer to make 2:4.
+        ArtefactError: the plan is damaged.
     """
     plan = read_layer_plan(path)
     if plan.model != model:
         raise UsageError(
-            f"{path} is a plan for {plan.model or 'a network without a name'}.",
-            expected=f"One for {model or 'a network without a name'} was expected.",
-            do="LayerPlan the network in question.",
+            f"{path} is a plan for {plan.model or 'a network without a name'}, "
+            f"not for {model or 'a network without a name'}.",
+            do="Plan this network: `sparse-export plan MODEL --out FILE`.",
         )
     if not plan.sparse:
         raise UsageError(
             f"{path} leaves every layer dense.",
-            expected="At least one layer to make 2:4 was expected.",
             do=instead,
         )
     return {layer.name: f"the plan leaves it dense: {layer.why}" for layer in plan.layers if not layer.sparse}
@@ -106,30 +130,30 @@ def dense_by_plan(path: Path, model: str | None, *, instead: str) -> dict[str, s
 def _check(
     timings: Timings, model: str | None, batch: int, speedup: float | None, max_sparse_loss: float | None
 ) -> None:
+    """Raise UsageError for invalid requirements, or timings of something else."""
     if speedup is not None and max_sparse_loss is not None:
         raise UsageError(
-            "A speed-up and a largest loss were both given.", expected="One of them was expected, or none."
+            "A speed-up and a largest loss are both given; they exclude each other.", do="Leave one out."
         )
     if speedup is not None and not (math.isfinite(speedup) and speedup > 1):
         raise UsageError(
-            f"The speed-up is {speedup}.", expected="A finite ratio above 1 was expected, like 1.2."
+            f"The speed-up is {speedup}, not a finite ratio above 1.", do="Give for instance 1.2."
         )
     if max_sparse_loss is not None and not 0 <= max_sparse_loss <= 1:
         raise UsageError(
-            f"The largest loss is {max_sparse_loss}.",
-            expected="A share of the weights' magnitude from 0 to 1 was expected.",
+            f"The largest loss is {max_sparse_loss}, not a share of sum |w| from 0 to 1.",
+            do="Give for instance 0.1.",
         )
     for what, wanted, found in (("network", model, timings.model), ("batch", batch, timings.batch)):
         if wanted != found:
             raise UsageError(
-                f"The timings are of the {what} {found}.",
-                expected=f"Those of {wanted} were expected.",
+                f"The timings are of the {what} {found}, not {wanted}.",
                 do="Measure again, or plan for what was measured.",
             )
 
 
-def _rated(product: Product, timed: Mapping[Size, ProductTiming]) -> PlannedLayer:
-    """The layer with `sparse` for whether it can be chosen."""
+def _rate(product: Product, timed: Mapping[Size, ProductTiming]) -> PlannedLayer:
+    """The record of a layer, `sparse` where it can be chosen."""
     timing = timed.get((product.n_outputs, product.n_inputs, product.n_rows or 0))
     why, ratio, saved_ms, shown = product.reason, None, 0.0, ""
     if why is None and timing is None:
@@ -155,4 +179,5 @@ def _rated(product: Product, timed: Mapping[Size, ProductTiming]) -> PlannedLaye
 
 
 def _left_out(layer: PlannedLayer) -> PlannedLayer:
+    """The record of a layer that could be chosen and was not."""
     return replace(layer, sparse=False, why="what it saves is not worth its weights under the requirement")

@@ -1,4 +1,4 @@
-"""Times of dense and 2:4 products of the sizes that a network has: measured on a card, or read from a file."""
+"""Times dense and 2:4 products of the sizes that a network has."""
 
 from __future__ import annotations
 
@@ -48,10 +48,26 @@ def measure_timings(
 ) -> Timings:
     """Time every size dense and as 2:4 in interleaved blocks, and the dense network, on a device.
 
-    The model is moved to the device and cast. Each product has a bias, random values and, on cuSPARSELt, the fastest
-    algorithm for its rows. Raises MissingCapability where the device has no such product.
+    Each product has a bias, random values and, on cuSPARSELt, the fastest algorithm for its rows.
+
+    Args:
+        model: the network, which is moved to the device and cast in place.
+        input_shape: of one sample.
+        sizes: of the products.
+        name: of the network, for the record.
+        batch: samples in a call.
+        dtype: of the products.
+        backend: of the 2:4 products.
+        device: to time.
+        rounds: as of `measure_interleaved`, as are the next two.
+        block_s: seconds of a block.
+        warmup_limit_s: seconds.
+        on_progress: called with a line for people.
+
+    Raises:
+        MissingCapability: the device has no such product.
     """
-    tell = on_progress or (lambda line: None)
+    report = on_progress or (lambda line: None)
     machine = machine_facts()
     stamps = stamps_for(device.type)
     options: dict[str, Any] = {
@@ -65,11 +81,11 @@ def measure_timings(
     products = []
     with watched_cards() as cards, torch.inference_mode():
         for size in sorted(set(sizes)):
-            tell(f"a product of {size[0]} outputs, {size[1]} inputs and {size[2]} rows")
+            report(f"a product of {size[0]} outputs, {size[1]} inputs and {size[2]} rows")
             made = product_calls(size, dtype, backend, device)
             found = measure_interleaved(made.calls, **options)
             products.append(_timing(size, per_product(found, made.n_inside), made.algorithm))
-        tell("the dense network")
+        report("the dense network")
         network = model.to(device, dtype).eval()
         x = torch.randn((batch, *input_shape), device=device, dtype=dtype)
         call: Callable[[], object] = lambda: network(x)
@@ -95,8 +111,12 @@ def measure_timings(
 class ProductCalls:
     """A product of one size, `dense` and `sparse`, of the same values, ready to be timed.
 
-    calls: each makes `n_inside` products.  outputs: what one product of each gives.
-    algorithm: cuSPARSELt's for this size.  how: `cuda graph`, or `eager` and on a card why.
+    Attributes:
+        calls: by name, each makes `n_inside` products.
+        outputs: by name, each makes one product and returns it.
+        n_inside: products in a call.
+        algorithm: cuSPARSELt's for this size.
+        how: `cuda graph`; or `eager`, on a GPU with the reason.
     """
 
     calls: dict[str, Callable[[], object]]
@@ -107,10 +127,17 @@ class ProductCalls:
 
 
 def product_calls(size: Size, dtype: torch.dtype, backend: Backend, device: torch.device) -> ProductCalls:
-    """Prepare the product of one size. Times the device, to choose the algorithm.
+    """Prepare the product of one size. This times the device, to choose the algorithm.
 
-    On a card a call replays a CUDA graph, so that no launch is timed, of products with so many copies of the weight
-    as fill the second-level cache twice: in a network a weight is not there any more when its turn comes again.
+    On a GPU a call replays a CUDA graph, so that no launch is timed, of products with as many copies of the
+    weight as fill the L2 cache twice: in a network a weight is no longer in the cache when it is needed
+    again.
+
+    Args:
+        size: outputs, inputs and rows.
+        dtype: of the product.
+        backend: of the 2:4 product.
+        device: to time.
     """
     n_outputs, n_inputs, n_rows = size
     scores = torch.randn((n_outputs, n_inputs), device=device)
@@ -149,7 +176,7 @@ def product_calls(size: Size, dtype: torch.dtype, backend: Backend, device: torc
         calls = {name: captured(some) for name, some in copies.items()}
     except RuntimeError as cause:
         torch.cuda.synchronize()
-        how = f"eager, for capturing failed: {str(cause).splitlines()[0]}"
+        how = f"eager, since capture failed: {str(cause).splitlines()[0]}"
         return ProductCalls(calls=dict(outputs), outputs=outputs, n_inside=1, algorithm=algorithm, how=how)
     return ProductCalls(
         calls=calls, outputs=outputs, n_inside=n_copies, algorithm=algorithm, how="cuda graph"
@@ -157,11 +184,20 @@ def product_calls(size: Size, dtype: torch.dtype, backend: Backend, device: torc
 
 
 def per_product(found: dict[str, LatencyResult], n_inside: int) -> dict[str, tuple[float, ...]]:
-    """Milliseconds of one product in each round."""
+    """Divide the times of calls by their number of products.
+
+    Args:
+        found: times of the calls, by name.
+        n_inside: products in a call.
+
+    Returns:
+        By name, ms of one product in each round.
+    """
     return {name: tuple(ms / n_inside for ms in one.samples_ms) for name, one in found.items()}
 
 
 def _timing(size: Size, found: dict[str, tuple[float, ...]], algorithm: int) -> ProductTiming:
+    """The record of one size."""
     return ProductTiming(
         n_outputs=size[0],
         n_inputs=size[1],

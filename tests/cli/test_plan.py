@@ -139,7 +139,7 @@ def test_a_plan_is_for_two_four_and_for_its_own_network(
         ("sparsify", made.dense_run, "--data", "none", "--plan", plan, "--pattern", "1:4"),
     ):
         result = call(*words, "--out", out)
-        assert (result.exit_code, "2:4 was expected" in result.stderr) == (2, True)
+        assert (result.exit_code, "1:4" in result.stderr) == (2, True)
     other = call("sparsify", "lenet5", "--weights", "random", "--plan", plan, "--out", out)
     assert (other.exit_code, "a plan for digits-cnn" in other.stderr) == (2, True)
     assert not out.exists()
@@ -206,7 +206,7 @@ def test_a_plan_is_verified_by_what_it_was_made_for_and_written_before(
         asked.append((shape, tuple(possible), tuple(planned), options))
         raise GateFailed("Something else was computed.")
 
-    monkeypatch.setattr(plan_of_network, "require_card", lambda: None)
+    monkeypatch.setattr(plan_of_network, "require_gpu", lambda: None)
     monkeypatch.setattr(plan_of_network, "measure_whole", fails)
     result = _plan(call, timings, "--out", out, "--verify", "--rounds", 21)
     assert (result.exit_code, "Something else was computed" in result.stderr) == (3, True)

@@ -15,7 +15,7 @@ from sparse_export import models
 from sparse_export.errors import GateFailed, MissingCapability, SpeedupNotReached, UsageError
 from sparse_export.instruments.card import CardLog
 from sparse_export.instruments.statistics import Ratio
-from sparse_export.plan.network import require_card
+from sparse_export.plan.network import require_gpu
 from sparse_export.plan.whole import (
     WholeNetwork,
     check_never_slower,
@@ -149,7 +149,7 @@ def test_without_a_card_nothing_is_verified_and_it_says_so(tmp_path: Path, call:
     if torch.cuda.is_available():
         pytest.skip("this machine has a card")
     with pytest.raises(MissingCapability, match="no 2:4 product"):
-        require_card()
+        require_gpu()
     assert call("plan", "vit-b-16", "--verify").exit_code == 5
     assert call("plan", "vit-b-16", "--keep-verified", tmp_path / "x.json").exit_code == 2
 
