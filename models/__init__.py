@@ -19,20 +19,21 @@
     vit-b-16         (3, 224, 224)  1000       86,292,480    50
     vit-l-16         (3, 224, 224)  1000      303,800,320    98
 
-Weights are those of convolutions, linear layers and the input projections of attention, which sparse training may
-mask. The CIFAR-10 networks are those of Dettmers and Zettlemoyer 2019, "Sparse Networks from Scratch"; the
-ImageNet networks are torchvision's, with random weights, and torchvision is imported when one is created.
+Weights are those of convolutions, linear layers and the input projections of attention, which sparse training
+may mask. The CIFAR-10 networks are those of Dettmers and Zettlemoyer 2019, "Sparse Networks from Scratch";
+the ImageNet networks are torchvision's, with random weights, and torchvision is imported when one is created.
 
-Every network takes float inputs (N, C, H, W) and gives logits (N, n_classes). Layer names stay as they are from
-release to release, for checkpoints hold them; in the networks defined here `named_parameters()` goes in the order
-of the forward pass. Initial values are torch's defaults, in the wide residual networks He's and in torchvision's
-networks torchvision's, drawn from the global generator: call `torch.manual_seed` before `create`.
+Every network takes float inputs (N, C, H, W) and gives logits (N, n_classes). Layer names stay as they are
+from release to release, for checkpoints hold them; in the networks defined here `named_parameters()` goes in
+the order of the forward pass. Initial values are torch's defaults, in the wide residual networks He's and in
+torchvision's networks torchvision's, drawn from the global generator: call `torch.manual_seed` before
+`create`.
 
 `timm:NAME` is a network of the timm library (extra `timm`), with random weights.
 
 Another name with a colon, `package.module:factory`, is the user's own: a callable that returns a
-`torch.nn.Module` and needs no argument, save perhaps `n_classes`. Creating it runs the user's code. Importing this
-package does not load torch.
+`torch.nn.Module` and needs no argument, save perhaps `n_classes`. Creating it runs the user's code. Importing
+this package does not load torch.
 """
 
 from __future__ import annotations
@@ -63,8 +64,11 @@ _OWN = "For a network of timm, give timm:NAME; for one of your own, package.modu
 class ModelSpec:
     """A known network.
 
-    factory: makes it with fresh weights for a number of classes.  input_shape: (C, H, W) of one sample.
-    n_classes: its number of classes when none is asked for.
+    Attributes:
+        name: of the network.
+        factory: creates it with fresh weights for a number of classes.
+        input_shape: (C, H, W) of one sample.
+        n_classes: its own number of classes.
     """
 
     name: str
@@ -150,19 +154,33 @@ _SPECS = {
 
 
 def names() -> tuple[str, ...]:
-    """The known networks, in the order of the table above."""
+    """List the known networks, in the order of the table above."""
     return tuple(_SPECS)
 
 
 def spec(name: str) -> ModelSpec:
-    """What is known of a named network. Raises UnknownNameError, for `timm:NAME` and a user's factory too."""
+    """Look up a known network.
+
+    Args:
+        name: one of `names()`.
+
+    Raises:
+        UnknownNameError: any other name, `timm:NAME` and a user's factory included.
+    """
     if name not in _SPECS:
         raise UnknownNameError("model", name, _SPECS, do=_OWN)
     return _SPECS[name]
 
 
 def torchvision_constructor(name: str) -> str | None:
-    """What torchvision calls a known network, None for one that is not torchvision's."""
+    """Look up torchvision's name of a network.
+
+    Args:
+        name: of a network.
+
+    Returns:
+        The name; None for a network that is not torchvision's.
+    """
     factory = _SPECS[name].factory if name in _SPECS else None
     if isinstance(factory, partial) and factory.func is _torchvision:
         return str(factory.keywords["constructor"])
@@ -170,10 +188,19 @@ def torchvision_constructor(name: str) -> str | None:
 
 
 def input_shape(name: str) -> tuple[int, ...] | None:
-    """(C, H, W) of one sample, without creating the network; None for a user's factory, which is not imported.
+    """Look up the shape of a network's inputs, without creating the network.
 
-    `timm:NAME` has the shape of timm's default configuration. Raises UnknownNameError, or for `timm:NAME`
-    MissingCapability without timm and UsageError when timm has no such network.
+    Args:
+        name: a known name, `timm:NAME` or `package.module:factory`.
+
+    Returns:
+        (C, H, W) of one sample, of `timm:NAME` by timm's default configuration; None for a user's factory,
+        which is not imported.
+
+    Raises:
+        UnknownNameError: there is no such network.
+        MissingCapability: timm is not installed.
+        UsageError: timm has no such network.
     """
     if is_factory(name):
         return None
@@ -185,18 +212,23 @@ def input_shape(name: str) -> tuple[int, ...] | None:
 
 
 def create(name: str, n_classes: int | None = None) -> torch.nn.Module:
-    """A network with fresh weights, by known name, `timm:NAME` or `package.module:factory`.
+    """Create a network with fresh weights.
 
-    n_classes: logits for each sample; None takes the network's own number. A factory is told it when it has a
-        parameter `n_classes`; otherwise its own number stands.
-    Raises UnknownNameError, MissingCapability without timm, or UsageError when n_classes is below 1, timm has no
-    such network, or the factory cannot be imported or does not return a Module.
+    Args:
+        name: a known name, `timm:NAME` or `package.module:factory`.
+        n_classes: logits for each sample; None for the network's own number. A factory gets it where it has a
+            parameter `n_classes`; otherwise its own number stands.
+
+    Raises:
+        UnknownNameError: there is no such network.
+        MissingCapability: timm is not installed.
+        UsageError: n_classes is below 1, timm has no such network, or the factory cannot be imported or does
+            not return a Module.
     """
     if n_classes is not None and n_classes < 1:
         raise UsageError(
-            f"A network for {n_classes} classes was asked for.",
-            expected="n_classes was expected to be 1 or more.",
-            do="Leave it out for the network's own number.",
+            f"A network for {n_classes} classes was requested.",
+            do="Give 1 or more, or leave n_classes out for the network's own number.",
         )
     if is_factory(name):
         return _from_factory(name, n_classes)
@@ -209,6 +241,7 @@ def create(name: str, n_classes: int | None = None) -> torch.nn.Module:
 
 
 def _from_factory(name: str, n_classes: int | None) -> torch.nn.Module:
+    """Create a network by a user's factory. Raises UsageError."""
     import torch
 
     with _current_folder_first():
@@ -218,13 +251,11 @@ def _from_factory(name: str, n_classes: int | None) -> torch.nn.Module:
         except Exception as cause:
             raise UsageError(
                 f"The factory {name} failed with {type(cause).__name__}: {cause}.",
-                expected="It was expected to return a torch.nn.Module.",
                 do="Call it in Python to see the whole traceback.",
             ) from cause
     if not isinstance(module, torch.nn.Module):
         raise UsageError(
-            f"The factory {name} returned {_kind(module)}.",
-            expected="A torch.nn.Module was expected.",
+            f"The factory {name} returned {_kind(module)}, not a torch.nn.Module.",
             do="Return the network itself from it.",
         )
     return module
@@ -232,9 +263,9 @@ def _from_factory(name: str, n_classes: int | None) -> torch.nn.Module:
 
 @contextmanager
 def _current_folder_first() -> Iterator[None]:
-    """Look for modules in the current folder, as `python -m` does, while a factory that was asked for is made.
+    """Import from the current folder first, as `python -m` does, while a factory is imported and called.
 
-    Not longer: a folder of somebody else's must not get to replace libraries that are imported later.
+    Not longer: somebody else's folder must not be able to replace libraries that are imported later.
     """
     here = os.getcwd()  # noqa: PTH109 - sys.path holds strings
     sys.path.insert(0, here)
@@ -252,15 +283,14 @@ def _callable(name: str, n_classes: int | None) -> Callable[[], Any]:
     if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
         raise UsageError(
             f"{name!r} does not name a factory.",
-            expected="package.module:factory was expected, like my_package.nets:small_cnn.",
-            do=f"Write it so, or choose one of {', '.join(names())}.",
+            do="Write package.module:factory, like my_package.nets:small_cnn, "
+            f"or one of {', '.join(names())}.",
         )
     try:
         module = importlib.import_module(module_name)
     except Exception as cause:
         raise UsageError(
             f"The module {module_name} of model {name} cannot be imported: {type(cause).__name__}: {cause}.",
-            expected="A module that Python finds and that loads without an error was expected.",
             do="Install its package, or put the folder that holds it on PYTHONPATH.",
         ) from cause
     try:
@@ -269,13 +299,12 @@ def _callable(name: str, n_classes: int | None) -> Callable[[], Any]:
         public = ", ".join(sorted(key for key in vars(module) if not key.startswith("_"))) or "nothing"
         raise UsageError(
             f"The module {module_name} has no {attribute!r}.",
-            expected=f"A factory of that name was expected; {module_name} has: {public}.",
+            expected=f"{module_name} has: {public}.",
             do="Correct the name after the colon.",
         ) from cause
     if isinstance(found, torch.nn.Module) or not callable(found):
         raise UsageError(
-            f"{name} is {_kind(found)}.",
-            expected="A callable that takes no arguments and returns a torch.nn.Module was expected.",
+            f"{name} is {_kind(found)}, not a callable that returns a torch.nn.Module.",
             do="Name a function or a class.",
         )
     signature = _signature(found)
@@ -285,13 +314,13 @@ def _callable(name: str, n_classes: int | None) -> Callable[[], Any]:
     if signature is not None and not _takes_nothing(signature):
         raise UsageError(
             f"The factory {name} needs arguments: {signature}.",
-            expected="A callable that needs none, or n_classes alone where that is told, was expected.",
-            do="Wrap it in a function that fills them in.",
+            do="Wrap it in a function that fills them in; only n_classes may be left.",
         )
     return found  # type: ignore[no-any-return]  # attrgetter gives Any; checked above
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    """The signature of a callable, None where it has none."""
     try:
         return inspect.signature(function)
     except ValueError:  # builtins without a signature
@@ -299,6 +328,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def _takes_n_classes(signature: inspect.Signature) -> bool:
+    """Has it a parameter n_classes that can be passed by name?"""
     parameter = signature.parameters.get("n_classes")
     return parameter is not None and parameter.kind in (
         parameter.POSITIONAL_OR_KEYWORD,
@@ -307,6 +337,7 @@ def _takes_n_classes(signature: inspect.Signature) -> bool:
 
 
 def _takes_nothing(signature: inspect.Signature) -> bool:
+    """Can it be called without arguments?"""
     try:
         signature.bind()
     except TypeError:
@@ -315,4 +346,5 @@ def _takes_nothing(signature: inspect.Signature) -> bool:
 
 
 def _kind(value: object) -> str:
+    """A value's type, in words."""
     return f"a value of type {type(value).__module__}.{type(value).__qualname__}"

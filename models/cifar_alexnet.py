@@ -9,9 +9,13 @@ from torch import Tensor, nn
 class CifarAlexNet(nn.Module):
     """Five strided convolutions and three linear layers, batch norm and ReLU after all but the last.
 
-    hidden: units of fc1 and of fc2. 1024 is AlexNet-s (5,066,784 weights for 10 classes), 2048 is AlexNet-b
-    (8,484,896). Nothing pools: the strides bring 32x32 down to 13, 7, 4, 2 and 1 (Dettmers and Zettlemoyer 2019;
-    Lee et al. 2019, SNIP).
+    There is no pooling: the strides reduce 32x32 to 13, 7, 4, 2 and 1 (Dettmers and Zettlemoyer 2019; Lee et
+    al. 2019, SNIP).
+
+    Args:
+        hidden: units of fc1 and of fc2. 1024 is AlexNet-s (5,066,784 weights for 10 classes), 2048 is
+            AlexNet-b (8,484,896).
+        n_classes: number of logits.
     """
 
     def __init__(self, hidden: int, n_classes: int = 10) -> None:
@@ -33,7 +37,7 @@ class CifarAlexNet(nn.Module):
         self.fc3 = nn.Linear(hidden, n_classes)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Logits (N, n_classes) for float images (N, 3, 32, 32). N is at least 2 in training mode."""
+        """Compute logits (N, n_classes) of float images (N, 3, 32, 32). N is at least 2 in training mode."""
         x = torch.relu(self.bn1(self.conv1(x_NCHW)))
         x = torch.relu(self.bn2(self.conv2(x)))
         x = torch.relu(self.bn3(self.conv3(x)))

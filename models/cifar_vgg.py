@@ -10,15 +10,18 @@ _N_CONVOLUTIONS = (2, 2, 3, 3, 3)
 
 
 class CifarVGG(nn.Module):
-    """Thirteen convolutions in five groups, each group followed by a 2x2 max pool; then linear layers of 512 units.
+    """Thirteen convolutions in five groups, each followed by a 2x2 max pool; then linear layers of 512 units.
 
-    pointwise: the third convolution of groups 3 to 5 is 1x1, as in VGG's column C, instead of 3x3 as in D. It keeps
-        the padding of 1, so that each map grows by 2 there and fc1 sees 2x2 of them: 2048 inputs instead of 512.
-    n_hidden: linear layers before the last one: 2 in C (11,307,712 weights for 10 classes) and D (15,239,872),
-        1 in VGG-like (14,977,728).
+    Each convolution is followed by batch norm and ReLU, each hidden linear layer by ReLU and, where the
+    original has dropout, by batch norm (Simonyan and Zisserman 2015, table 1; Lee et al. 2019, SNIP).
 
-    Each convolution is followed by batch norm and ReLU, each hidden linear layer by ReLU and, where the original
-    has dropout, by batch norm (Simonyan and Zisserman 2015, table 1; Lee et al. 2019, SNIP).
+    Args:
+        pointwise: the third convolution of groups 3 to 5 is 1x1, as in VGG's column C, instead of 3x3 as in
+            D. It keeps the padding of 1, so that each map grows by 2 there and fc1 gets 2x2 of them: 2048
+            inputs instead of 512.
+        n_hidden: linear layers before the last one: 2 in C (11,307,712 weights for 10 classes) and D
+            (15,239,872), 1 in VGG-like (14,977,728).
+        n_classes: number of logits.
     """
 
     def __init__(self, *, pointwise: bool, n_hidden: int, n_classes: int = 10) -> None:
@@ -44,6 +47,6 @@ class CifarVGG(nn.Module):
         self.classifier.add_module(f"fc{n_hidden + 1}", nn.Linear(n_inputs, n_classes))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Logits (N, n_classes) for float images (N, 3, 32, 32). N is at least 2 in training mode."""
+        """Compute logits (N, n_classes) of float images (N, 3, 32, 32). N is at least 2 in training mode."""
         logits: Tensor = self.classifier(torch.flatten(self.features(x_NCHW), 1))
         return logits

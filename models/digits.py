@@ -24,7 +24,7 @@ class DigitsCNN(nn.Module):
         self.fc2 = nn.Linear(64, n_classes)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Logits (N, n_classes) for float images (N, 1, 8, 8)."""
+        """Compute logits (N, n_classes) of float images (N, 1, 8, 8)."""
         x = torch.relu(self.bn1(self.conv1(x_NCHW)))
         x = nn.functional.max_pool2d(torch.relu(self.bn2(self.conv2(x))), 2)
         x = nn.functional.max_pool2d(torch.relu(self.bn3(self.conv3(x))), 2)

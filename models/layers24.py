@@ -1,7 +1,8 @@
 """Layers whose products are 2:4: a Linear, a 1 x 1 convolution and self-attention, changed in place.
 
-A changed layer is still the layer that it was: the same parameters by the same names, the same checkpoints. It also
-owns compressed forms of its weight, which `set_mask` makes once for a mask and `fill` fills with values.
+A changed layer is still the layer that it was: the same parameters by the same names, the same checkpoints.
+It also owns compressed forms of its weight, which `set_mask` makes once for a mask and `fill` fills with
+values.
 
 Legend: B batch, T tokens, E width, N rows of activations, O outputs, I inputs of a product.
 """
@@ -37,28 +38,42 @@ __all__ = ["Weight24", "change_layers", "choose_algorithms", "restore_layers", "
 class Weight24:
     """A weight's compressed forms, and its product; dense until a mask is set.
 
-    forward_form: of the weight (O, I).  backward_form: of its transpose, for the gradient of the input; None leaves
-    that product dense.  weight: the layer's own parameter, which gradients go to.
-    dtype: of the product. int8 is for inference: weights are quantized by outputs when forms are filled, activations by
-    rows at every call, both symmetric, and nothing is calibrated.
+    Args:
+        weight: the layer's own parameter, which gradients go to.
+        dtype: of the product. int8 is for inference: weights are quantized by outputs when forms are filled,
+            activations by rows at every call, both symmetric, and nothing is calibrated.
+        backend: of the product.
+
+    Attributes:
+        forward_form: of the weight (O, I); None for a dense product.
+        backward_form: of its transpose, for the gradient of the input; None leaves that product dense.
+        algorithm: of the forward product.
+        backward_algorithm: of the other.
+        paused: multiply densely for now.
+        n_rows: rows that the algorithms were chosen for, None before.
+        was: the class of the layer before it was changed.
     """
 
     def __init__(self, weight: Tensor, *, dtype: torch.dtype, backend: Backend) -> None:
         self.forward_form: Compressed | None = None
         self.backward_form: Compressed | None = None
         self.algorithm = self.backward_algorithm = DEFAULT
-        self.paused = False  # multiply densely for now
-        self.n_rows: int | None = None  # that it was tuned for
+        self.paused = False
+        self.n_rows: int | None = None
         self.dtype, self.backend = dtype, backend
-        self.was: type[nn.Module] | None = None  # the layer, before it was changed
+        self.was: type[nn.Module] | None = None
         self._weight = weight
         self._scale_O: Tensor | None = None
 
     def set_mask(self, mask: Tensor | None, *, sparse_backward: bool = False) -> None:
-        """Compress for a mask of the weight's shape; None makes the product dense.
+        """Compress the weight for a mask. Existing forms are overwritten: a CUDA graph may read them.
 
-        Forms that are there already are overwritten in place, so that a captured CUDA graph goes on reading them.
-        Raises UsageError for a mask that is not 2:4, and with sparse_backward for one that is not transposable.
+        Args:
+            mask: of the weight's shape, True = kept; None makes the product dense.
+            sparse_backward: compress the transpose too.
+
+        Raises:
+            UsageError: the mask is not 2:4, or with sparse_backward not transposable.
         """
         if mask is None:
             self.forward_form = self.backward_form = None
@@ -73,7 +88,7 @@ class Weight24:
         self.fill()
 
     def fill(self) -> None:
-        """Gather the weight's values into the forms; they have to be zero where its mask is."""
+        """Gather the weight's values into the forms; they have to be zero where the mask is False."""
         if self.dtype == torch.int8 and self.forward_form is not None:
             integers, self._scale_O = quantized_rows(self._weight.detach().flatten(1))
             fill(self.forward_form, integers)
@@ -88,16 +103,22 @@ class Weight24:
         return self._weight
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x Wᵀ + bias along the last axis of x, as `torch.nn.functional.linear` gives it under autocast or not.
+        """Compute x Wᵀ + bias as `torch.nn.functional.linear` does, under autocast or not.
 
-        weight: the parameter, or a view (O, I) of it.
+        Args:
+            x: (…, I).
+            weight: the parameter, or a view (O, I) of it.
+            bias: (O,), or None.
+
+        Returns:
+            (…, O).
         """
         form, back = self.forward_form, self.backward_form
         if form is None or self.paused:
             return nn.functional.linear(x, weight, bias)
         rows_NI = x.reshape(-1, x.shape[-1])
         if self.dtype == torch.int8:
-            return self._by_integers(rows_NI, form, bias).reshape(*x.shape[:-1], form.shape[0])
+            return self._multiply_int8(rows_NI, form, bias).reshape(*x.shape[:-1], form.shape[0])
         product: Callable[..., Tensor] = cast(Any, _Product.apply)
         y_NO = product(
             rows_NI,
@@ -115,7 +136,8 @@ class Weight24:
             y_NO = y_NO.to(x.dtype)
         return y_NO.reshape(*x.shape[:-1], y_NO.shape[-1])
 
-    def _by_integers(self, x_NI: Tensor, form: Compressed, bias: Tensor | None) -> Tensor:
+    def _multiply_int8(self, x_NI: Tensor, form: Compressed, bias: Tensor | None) -> Tensor:
+        """The product of quantized rows and weights, (N, O), in the dtype of x."""
         assert self._scale_O is not None
         integers, scale_N = quantized_rows(x_NI)
         y = multiply_integers(
@@ -142,9 +164,9 @@ def _put(old: Compressed | None, new: Compressed) -> Compressed:
 
 
 class _Product(torch.autograd.Function):
-    """y = x Wᵀ + bias by the compressed weight; the weight's gradient is dense, for growth needs all of it.
+    """y = x Wᵀ + bias by the compressed weight; the weight's gradient is dense, since growth needs all of it.
 
-    Saved tensors are checked by autograd: a backward pass after the forms were filled anew raises RuntimeError.
+    Autograd checks saved tensors: a backward pass after the forms were filled again raises RuntimeError.
     """
 
     @staticmethod
@@ -209,7 +231,7 @@ class Linear24(nn.Linear):
 
 
 class Pointwise24(nn.Conv2d):
-    """A 1 x 1 convolution as a product over pixels; channels_last inputs are not copied."""
+    """A 1 x 1 convolution as a 2:4 product over pixels; channels_last inputs are not copied."""
 
     product: Weight24
 
@@ -220,7 +242,7 @@ class Pointwise24(nn.Conv2d):
 
 
 class Attention24(nn.MultiheadAttention):
-    """Self-attention whose projections are 2:4; what it cannot do, it refuses."""
+    """Self-attention whose projections are 2:4; UsageError for anything that it cannot compute."""
 
     product: Weight24
 
@@ -236,17 +258,15 @@ class Attention24(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
         if query is not key or key is not value or query.ndim != 3:
-            raise _refused("asked for something else than self-attention over a batch")
+            raise _unsupported("called for something else than self-attention over a batch")
         if need_weights or key_padding_mask is not None:
-            raise _refused("asked for its weights, or given a padding mask")
+            raise _unsupported("called for its weights, or with a padding mask")
         x_BTE = query if self.batch_first else query.transpose(0, 1)
         n_batch, n_tokens, width = x_BTE.shape
         packed = self.product(x_BTE, self.in_proj_weight, self.in_proj_bias)
         q, k, v = packed.view(n_batch, n_tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         if attn_mask is not None and attn_mask.dtype == torch.bool:
-            attn_mask = (
-                ~attn_mask
-            )  # True means `left out` for MultiheadAttention, `looked at` for the function below
+            attn_mask = ~attn_mask  # True excludes in MultiheadAttention, and includes in the function below
         if attn_mask is not None and attn_mask.ndim == 3:
             attn_mask = attn_mask.view(n_batch, self.num_heads, n_tokens, n_tokens)
         y = nn.functional.scaled_dot_product_attention(
@@ -261,10 +281,11 @@ class Attention24(nn.MultiheadAttention):
         return (y_BTE if self.batch_first else y_BTE.transpose(0, 1)), None
 
 
-def _refused(what: str) -> UsageError:
+def _unsupported(what: str) -> UsageError:
+    """The error for a call that a 2:4 attention layer cannot compute."""
     return UsageError(
         f"A 2:4 attention layer was {what}.",
-        expected="layer(x, x, x, need_weights=False) was expected.",
+        expected="It computes layer(x, x, x, need_weights=False) alone.",
         do="Leave this attention layer dense.",
     )
 
@@ -276,19 +297,26 @@ def change_layers(
     dtype: torch.dtype,
     backend: Backend,
 ) -> tuple[dict[str, Weight24], dict[str, str]]:
-    """Change, in place, the layers of the named weights that can be multiplied as 2:4.
+    """Change, in place, the layers of some weights that can be multiplied as 2:4.
 
-    masks: names of weights, as `named_parameters()` has them.  dtype: that products are computed in.
-    Returns (forms by name, dense so far; the reason for each weight that stays as it is), in the model's order.
-    Raises UsageError for a name that the model has not, or a backend that is none; MissingCapability where the
-    model's device has no such product.
+    Args:
+        model: the network.
+        masks: names of weights, as `named_parameters()` has them.
+        dtype: of the products.
+        backend: of the products.
+
+    Returns:
+        The weights by name, dense so far, and the reason for each weight that stays as it is, both in the
+        model's order.
+
+    Raises:
+        UsageError: the model has no such weight, or there is no such backend.
+        MissingCapability: the model's device has no such product.
     """
     parameters = dict(model.named_parameters())
     unknown = [name for name in masks if name not in parameters]
     if unknown:
-        raise UsageError(
-            f"The network has no parameter {unknown[0]!r}.", expected="Names of its weights were expected."
-        )
+        raise UsageError(f"The network has no parameter {unknown[0]!r}.", do="Give names of its weights.")
     first = next(iter(parameters.values()), None)
     if first is not None:
         require_backend(backend, first.device)
@@ -313,13 +341,13 @@ def change_layers(
 
 
 def _hidden(model: nn.Module) -> dict[str, str]:
-    """Layers whose weights something around them multiplies by, past the layer itself, with the reason."""
+    """Layers by whose weights an outer module multiplies without calling them, with the reason."""
     reasons = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             for below, _ in module.named_modules(prefix=name):
                 reasons[below] = (
-                    "torch's TransformerEncoderLayer multiplies by it past the layer in inference"
+                    "torch's TransformerEncoderLayer multiplies by it without the layer in inference"
                 )
         if isinstance(module, nn.MultiheadAttention) and _why_not_layer(module, "in_proj_weight"):
             reasons[f"{name}.out_proj".lstrip(".")] = "its attention layer stays as it is"
@@ -327,7 +355,7 @@ def _hidden(model: nn.Module) -> dict[str, str]:
 
 
 def _why_not_layer(owner: nn.Module, own: str) -> str | None:
-    """Why a layer cannot be changed, by its kind."""
+    """Why a layer cannot be changed, by its class; None where it can."""
     if type(owner) in (nn.Linear, NonDynamicallyQuantizableLinear) and own == "weight":
         return None
     if type(owner) is nn.Conv2d and own == "weight":
@@ -347,7 +375,7 @@ def _why_not_layer(owner: nn.Module, own: str) -> str | None:
 
 
 def _change(owner: nn.Module, weight: Tensor, dtype: torch.dtype, backend: Backend) -> Weight24:
-    """Make a layer one of the above, keeping all that it has."""
+    """Change the class of a layer to one of the above; it keeps all that it has."""
     kinds: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
         (nn.MultiheadAttention, Attention24),
         (nn.Conv2d, Pointwise24),
@@ -364,7 +392,11 @@ def _change(owner: nn.Module, weight: Tensor, dtype: torch.dtype, backend: Backe
 
 
 def restore_layers(model: nn.Module) -> None:
-    """Make every changed layer of a model the ordinary one that it was, in place; their weights stay as they are."""
+    """Change every changed layer back, in place; weights stay as they are.
+
+    Args:
+        model: the network.
+    """
     for module in model.modules():
         product = getattr(module, "product", None)
         if isinstance(product, Weight24) and product.was is not None:
@@ -373,9 +405,12 @@ def restore_layers(model: nn.Module) -> None:
 
 
 def tune_layers(model: nn.Module, layers: Mapping[str, Weight24], run: Callable[[], object]) -> None:
-    """Choose the fastest algorithms for the rows that each layer meets in one run of the model. Times the device.
+    """Choose the fastest algorithms for each layer's rows in one run of the model. This times the device.
 
-    layers: as `change_layers` gave them.  run: calls the model, not compiled, on inputs of the size to come.
+    Args:
+        model: the network.
+        layers: of `change_layers`.
+        run: calls the model, not compiled, on inputs of the later size.
     """
     rows: dict[str, int] = {}
     handles = [
@@ -394,7 +429,11 @@ def tune_layers(model: nn.Module, layers: Mapping[str, Weight24], run: Callable[
 
 
 def choose_algorithms(layers: Collection[Weight24]) -> None:
-    """Choose the fastest algorithms of the forms that are there, for the rows that each layer was tuned for."""
+    """Choose the fastest algorithms of existing forms, for the rows that each layer was tuned for.
+
+    Args:
+        layers: of `change_layers`; those without forms or rows are left as they are.
+    """
     forward = [(layer, layer.forward_form) for layer in layers if layer.n_rows and layer.forward_form]
     backward = [(layer, layer.backward_form) for layer in layers if layer.n_rows and layer.backward_form]
     if not forward:
@@ -413,6 +452,8 @@ def choose_algorithms(layers: Collection[Weight24]) -> None:
 
 
 def _row_counter(rows: dict[str, int], name: str) -> Any:
+    """A hook that notes the rows of a layer's product."""
+
     def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         first = output[0] if isinstance(output, tuple) else output
         channels = first.shape[1] if isinstance(module, nn.Conv2d) else first.shape[-1]

@@ -1,7 +1,7 @@
 """Linear layers whose products leave inactive weights out, by CSR matrices on the CPU, changed in place.
 
-A changed layer is still the layer that it was: the same parameters by the same names, the same checkpoints. Beside them
-it has its active weights in one flat tensor while only these are trained.
+A changed layer is still the layer that it was: the same parameters by the same names, the same checkpoints.
+Beside them it has its active weights in one flat tensor while only these are trained.
 
 Legend: N rows of activations, O outputs, I inputs of a product, K active weights.
 """
@@ -31,42 +31,45 @@ __all__ = ["LinearCsr", "WeightCsr", "change_linears", "why_not_linear"]
 class WeightCsr:
     """A Linear's weight with its sparse form, and its product; dense until a mask is set.
 
-    weight: the layer's own parameter, contiguous.  form: of its active entries, or None.
-    values: the active entries as a parameter of their own, shape (K,), while only they are trained; `weight` then
-    stands still, and `sync` brings it up to date. None: `weight` is trained, and has a gradient at every position.
+    Attributes:
+        weight: the layer's own parameter, contiguous.
+        form: of its active entries, or None.
+        values: the active entries as a parameter of their own, (K,), while only they are trained; `weight` is
+            then out of date until `sync`. None: `weight` is trained, and has a gradient at every position.
+        hook: of the layer's `state_dict()`.
     """
 
     def __init__(self, weight: nn.Parameter) -> None:
         self.weight = weight
         self.form: CsrForm | None = None
         self.values: nn.Parameter | None = None
-        self.hook: RemovableHandle | None = None  # of the layer's state_dict()
+        self.hook: RemovableHandle | None = None
 
     def set_mask(self, mask: Tensor | None) -> None:
-        """Take the mask's form; None makes the product dense. Not while the active entries are apart."""
+        """Use a mask; None makes the product dense. Not while only the active entries are trained."""
         assert self.values is None
         self.form = None if mask is None else csr_form(mask)
 
     @torch.no_grad()
     def take_apart(self) -> nn.Parameter:
-        """From now on only the active entries are trained. Returns them."""
+        """Train only the active entries from now on, and return them, (K,)."""
         assert self.form is not None
         self.values = nn.Parameter(gather(self.form, self.weight))
         return self.values
 
     @torch.no_grad()
     def sync(self) -> None:
-        """Write active entries that are apart into the weight."""
+        """Write the active entries into the weight, where only they are trained."""
         if self.values is not None and self.form is not None:
             scatter(self.form, self.values, self.weight)
 
     def put_together(self) -> None:
-        """From now on the weight is trained again."""
+        """Train the weight again from now on."""
         self.sync()
         self.values = None
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x Wᵀ + bias along the last axis of x."""
+        """Compute x Wᵀ + bias along the last axis of x, (…, I) to (…, O)."""
         if self.form is None:
             return nn.functional.linear(x, self.weight, bias)
         x_IN = x.reshape(-1, x.shape[-1]).t()
@@ -79,17 +82,18 @@ class WeightCsr:
 
 
 class _Product(torch.autograd.Function):
-    """y = W x + bias by the active entries, features first: transposed by its caller, for the next such layer to find
-    its input as it wants it, with nothing copied.
+    """y = W x + bias by the active entries, features first.
 
-    given: W itself, (O, I), where `whole`, and its gradient then has every position; else the active entries (K,).
+    The caller transposes y, so that the next such layer gets its input features first without a copy.
+
+    source: W itself, (O, I), where `whole`, with a gradient at every position; else the active entries (K,).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x_IN: Tensor, given: Tensor, bias: Tensor | None, form: CsrForm, whole: bool
+        ctx: Any, x_IN: Tensor, source: Tensor, bias: Tensor | None, form: CsrForm, whole: bool
     ) -> Tensor:
-        values = gather(form, given) if whole else given
+        values = gather(form, source) if whole else source
         x_IN = x_IN.contiguous()
         y_ON = multiply(form, values, x_IN)
         if bias is not None:
@@ -123,7 +127,14 @@ class LinearCsr(nn.Linear):
 
 
 def why_not_linear(model: nn.Module) -> dict[str, str]:
-    """For each parameter that cannot be multiplied so, the reason; parameters without one are Linear weights."""
+    """Find the parameters by which CSR products cannot multiply.
+
+    Args:
+        model: the network.
+
+    Returns:
+        The reason for each, by name; parameters without one are weights of Linear layers.
+    """
     reasons: dict[str, str] = {}
     owners: dict[int, int] = {}
     for module in model.modules():
@@ -139,18 +150,25 @@ def why_not_linear(model: nn.Module) -> dict[str, str]:
         elif value.device.type != "cpu" or value.dtype not in (torch.float32, torch.float64):
             reasons[name] = f"it is {str(value.dtype).removeprefix('torch.')} on {value.device.type}"
         elif not value.is_contiguous():
-            reasons[name] = "it does not lie in memory row by row"
+            reasons[name] = "it is not contiguous"
     for name, module in model.named_modules():
         if isinstance(module, nn.TransformerEncoderLayer | nn.MultiheadAttention):
             for below, _ in module.named_parameters(prefix=name):
-                reasons.setdefault(below, f"{type(module).__name__} may multiply by it past the layer")
+                reasons.setdefault(below, f"{type(module).__name__} may multiply by it without the layer")
     return reasons
 
 
 def change_linears(model: nn.Module, names: Collection[str]) -> dict[str, WeightCsr]:
-    """Change the Linear layers of the named weights, in place; dense so far. Names are of those without a reason.
+    """Change the Linear layers of some weights, in place.
 
-    `state_dict()` of a changed layer brings its weight up to date first.
+    `state_dict()` of a changed layer syncs its weight first.
+
+    Args:
+        model: the network.
+        names: weights for which `why_not_linear` has no reason.
+
+    Returns:
+        The weights by name, dense so far.
     """
     changed: dict[str, WeightCsr] = {}
     for name in names:
@@ -167,5 +185,6 @@ def change_linears(model: nn.Module, names: Collection[str]) -> dict[str, Weight
 
 
 def _sync(module: nn.Module, prefix: str, keep_vars: bool) -> None:
+    """The hook of `state_dict()`."""
     if isinstance(module, LinearCsr):
         module.product.sync()

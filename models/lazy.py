@@ -15,10 +15,15 @@ __all__ = ["give_shapes", "require_shapes"]
 
 
 def give_shapes(module: nn.Module, input_shape: Sequence[int]) -> None:
-    """Run zeros of `input_shape`, that of one sample, through a network that has layers without shapes, on its device.
+    """Give lazy layers their shapes, by running zeros through the network on its device.
 
-    The network is changed in place, and only then. Raises UsageError when the network cannot take such an input, or when
-    a layer is left without a shape, since the input does not reach it.
+    Args:
+        module: the network, changed in place where it has lazy layers.
+        input_shape: of one sample.
+
+    Raises:
+        UsageError: the network cannot take such an input, or a layer still has no shape, since the input does
+            not reach it.
     """
     values = [*module.parameters(), *module.buffers()]
     if not any(is_lazy(value) for value in values):
@@ -31,18 +36,24 @@ def give_shapes(module: nn.Module, input_shape: Sequence[int]) -> None:
         raise UsageError(
             f"The network {type(module).__name__} cannot take inputs of shape {tuple(input_shape)}, "
             f"which its lazy layers need to get their shapes: {reason.rstrip('.')}.",
-            expected="The shape that it was trained on was expected.",
             do="Give its layers their sizes in the code.",
         ) from cause
     require_shapes(module)
 
 
 def require_shapes(module: nn.Module) -> None:
-    """Raise UsageError for a network that has layers without shapes."""
+    """Check that all layers of a network have shapes.
+
+    Args:
+        module: the network.
+
+    Raises:
+        UsageError: a lazy layer has none.
+    """
     without = [name for name, value in module.state_dict(keep_vars=True).items() if is_lazy(value)]
     if without:
         raise UsageError(
-            f"{', '.join(without)} of {type(module).__name__} {'have' if len(without) > 1 else 'has'} no shape yet.",
-            expected="Every layer of the network was expected to be initialised.",
+            f"{', '.join(without)} of {type(module).__name__} "
+            f"{'have' if len(without) > 1 else 'has'} no shape yet.",
             do="Run one batch through the network in its factory, or give its layers their sizes.",
         )

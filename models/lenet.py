@@ -16,7 +16,7 @@ class LeNet300100(nn.Module):
         self.fc3 = nn.Linear(100, n_classes)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Logits (N, n_classes) for float images (N, 1, 28, 28)."""
+        """Compute logits (N, n_classes) of float images (N, 1, 28, 28)."""
         x = torch.flatten(x_NCHW, 1)
         x = torch.relu(self.fc1(x))
         x = torch.relu(self.fc2(x))
@@ -39,7 +39,7 @@ class LeNet5(nn.Module):
         self.fc2 = nn.Linear(500, n_classes)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Logits (N, n_classes) for float images (N, 1, 28, 28)."""
+        """Compute logits (N, n_classes) of float images (N, 1, 28, 28)."""
         x = nn.functional.max_pool2d(torch.relu(self.conv1(x_NCHW)), 2)
         x = nn.functional.max_pool2d(torch.relu(self.conv2(x)), 2)
         x = torch.flatten(x, 1)

@@ -12,7 +12,11 @@ __all__ = ["modes_kept"]
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Give every module back the mode that it had: a part that somebody froze in eval mode stays so."""
+    """Restore the mode of every module at the end, so that parts frozen in eval mode stay so.
+
+    Args:
+        model: the network.
+    """
     was_training = {part: part.training for part in model.modules()}
     try:
         yield

@@ -1,4 +1,4 @@
-"""The network of a finished run and its masks, checked against each other and the record."""
+"""Restores the network of a finished run and its masks, checked against each other and `run.json`."""
 
 from __future__ import annotations
 
@@ -17,18 +17,27 @@ from sparse_export.files import sha256_file
 from sparse_export.formats.listed import bytes_of
 from sparse_export.formats.run import MASKS_FILE, RUN_FILE, WEIGHTS_FILE, Run
 from sparse_export.models.lazy import give_shapes
-from sparse_export.models.weights import put_state
+from sparse_export.models.weights import load_unversioned
 from sparse_export.trust import TrustedDigests
 
 __all__ = ["density_of", "masks_of_run", "network_of_run"]
 
 
 def network_of_run(run: Run, *, trusted: TrustedDigests = None) -> nn.Module:
-    """The trained network of a finished run, on the CPU, in eval mode; a copy of the one in memory, if any.
+    """Restore the trained network of a finished run. Nothing is unpickled.
 
-    trusted: SHA-256 of `run.json`, as `build` takes it.  Nothing is unpickled; a factory that this user does not
-    vouch for is not imported.
-    Raises NotTrustedError, UsageError (no way to make the network) or ArtefactError (weights of another one).
+    Args:
+        run: the run; its network in memory is copied, if there is one.
+        trusted: digests passed with --trust; without that of `run.json` a factory that this user does not
+            vouch for is not imported.
+
+    Returns:
+        The network on the CPU, in eval mode.
+
+    Raises:
+        NotTrustedError: this user does not vouch for the factory.
+        UsageError: the run does not say how to create the network.
+        ArtefactError: the weights are another network's.
     """
     network = copy.deepcopy(run.module) if run.module is not None else _fresh_network(run, trusted)
     network = network.cpu().eval()
@@ -49,21 +58,21 @@ def network_of_run(run: Run, *, trusted: TrustedDigests = None) -> nn.Module:
         shown = sorted(problems)[:8]
         more = f"; and {len(problems) - len(shown)} more" if len(problems) > len(shown) else ""
         raise ArtefactError(
-            f"{run.path / WEIGHTS_FILE} holds the weights of another network than {name}: {'; '.join(shown)}{more}.",
-            expected=f"The weights of {name} were expected.",
+            f"{run.path / WEIGHTS_FILE} holds the weights of another network than {name}: "
+            f"{'; '.join(shown)}{more}.",
             do="Use the code that the run was trained with, or the run that belongs to this code.",
         )
-    put_state(network, state)
+    load_unversioned(network, state)
     return network
 
 
 def _fresh_network(run: Run, trusted: TrustedDigests) -> nn.Module:
+    """Create the network of a run with fresh weights."""
     name = run.info.model.name
     if name is None:
         raise UsageError(
-            f"The run in {run.path} does not tell how its network is made.",
-            expected="A known name or package.module:factory was expected, or the run with its network in memory.",
-            do="Build it in the process that trained it, or train it with a factory.",
+            f"The run in {run.path} does not say how its network is made: it was passed in memory.",
+            do="Build it in the process that trained it, or train it with a factory, package.module:factory.",
         )
     if models.is_factory(name):
         trust.require(sha256_file(run.path / RUN_FILE), f"The factory {name} in {run.path}", trusted=trusted)
@@ -72,30 +81,38 @@ def _fresh_network(run: Run, trusted: TrustedDigests) -> nn.Module:
 
 
 def _tensors(run: Run, name: str) -> dict[str, Tensor]:
+    """The tensors of a file of a run, by name."""
     content = bytes_of(run, name)
     try:
         return load(content)
     except SafetensorError as cause:
         raise ArtefactError(
-            f"{run.path / name} cannot be read: {cause}.",
-            expected="A safetensors file was expected.",
+            f"{run.path / name} cannot be read as safetensors: {cause}.",
             do="Copy the run again, or train it again.",
         ) from cause
 
 
 def masks_of_run(run: Run, network: nn.Module) -> dict[str, Tensor]:
-    """The masks of a finished run by parameter name, True = kept; empty for a dense run.
+    """Read the masks of a finished run.
 
-    network: the trained one. Raises ArtefactError when masks, weights and `run.json` contradict each other.
+    Args:
+        run: the run.
+        network: the trained one.
+
+    Returns:
+        By parameter name, bool of the weight's shape, True = kept; empty for a dense run.
+
+    Raises:
+        ArtefactError: masks, weights and `run.json` contradict each other.
     """
     masks = {name: mask.bool() for name, mask in _tensors(run, MASKS_FILE).items()}
     file = f"{run.path / MASKS_FILE}"  # for messages alone
     parameters = dict(network.named_parameters(remove_duplicate=False))
-    facts = {layer.name: layer for layer in run.info.layers if layer.masked}
-    if masks.keys() != facts.keys():
+    layers = {layer.name: layer for layer in run.info.layers if layer.masked}
+    if masks.keys() != layers.keys():
         raise ArtefactError(
             f"{file} has masks for {', '.join(sorted(masks)) or 'nothing'}.",
-            expected=f"{RUN_FILE} tells of masks for {', '.join(sorted(facts)) or 'nothing'}.",
+            expected=f"{RUN_FILE} has masks for {', '.join(sorted(layers)) or 'nothing'}.",
             do="Copy the run again, or train it again.",
         )
     for name, mask in masks.items():
@@ -104,29 +121,38 @@ def masks_of_run(run: Run, network: nn.Module) -> dict[str, Tensor]:
             raise ArtefactError(
                 f"The mask for {name} in {file} has shape {tuple(mask.shape)}.",
                 expected=f"The network has: {found}.",
+                do="Copy the run again, or train it again.",
             )
         n_active = int(mask.sum())
-        if n_active != facts[name].n_active:
+        if n_active != layers[name].n_active:
             raise ArtefactError(
-                f"The mask for {name} in {file} keeps {n_active} weights.",
-                expected=f"{RUN_FILE} tells of {facts[name].n_active}.",
+                f"The mask for {name} in {file} keeps {n_active} weights, "
+                f"and {layers[name].n_active} by {RUN_FILE}.",
+                do="Copy the run again, or train it again.",
             )
         if bool((parameters[name][~mask] != 0).any()):
             raise ArtefactError(
-                f"{name} in {run.path} has weights other than zero where its mask is off.",
-                expected="The accuracy on record was expected to be that of the masked network.",
+                f"{name} in {run.path} has nonzero weights where its mask is False, "
+                "so that the recorded accuracy is not that of the masked network.",
                 do="Train it again.",
             )
     density = density_of(masks)
     if not math.isclose(density, run.info.density, rel_tol=0.0, abs_tol=1e-9):
         raise ArtefactError(
-            f"The masks in {file} have density {density:.6f}.",
-            expected=f"{RUN_FILE} tells of {run.info.density:.6f}.",
+            f"The masks in {file} have density {density:.6f}, and {run.info.density:.6f} by {RUN_FILE}.",
+            do="Copy the run again, or train it again.",
         )
     return masks
 
 
 def density_of(masks: Mapping[str, Tensor]) -> float:
-    """Kept / total over all masks; 1 without any."""
+    """Compute kept / total over all masks.
+
+    Args:
+        masks: bool, True = kept.
+
+    Returns:
+        The density, 1 without masks.
+    """
     n_masked = sum(mask.numel() for mask in masks.values())
     return sum(int(mask.sum()) for mask in masks.values()) / n_masked if n_masked else 1.0

@@ -1,8 +1,8 @@
-"""The fastest of cuSPARSELt's algorithms for a product, found in a process of its own and remembered for the card.
+"""Finds the fastest of cuSPARSELt's algorithms for a product, in child processes, and caches it for the GPU.
 
-Some algorithms break the process that tries them: on an H100, cuSPARSELt 0.8.0's own search ended in an illegal
-instruction for every float16 size. So each is tried by a child, which says what it is about to do; when it breaks, that
-algorithm is left out and another child goes on behind it.
+Some algorithms crash the process that runs them: on an H100, cuSPARSELt 0.8.0's own search ended in an
+illegal instruction for every float16 size. So a child process runs them, and reports each before it runs;
+when it crashes, that algorithm is left out and another child goes on with the next.
 """
 
 from __future__ import annotations
@@ -32,12 +32,19 @@ _LIMIT_S = 300.0
 _LAUNCHES = 10
 
 Lines = Callable[[Sequence["ProductSize"], Sequence[tuple[int, int]]], Iterator[str]]
-"""What a child says that is given the sizes and the (size, algorithm) pairs to leave out."""
+"""The lines of a child, for the sizes and the (size, algorithm) pairs to leave out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProductSize:
-    """y (N, O) = x (N, I) Wᵀ.  dtype: float16, bfloat16 or int8."""
+    """The size of a product y (N, O) = x (N, I) Wᵀ.
+
+    Attributes:
+        n_outputs: O.
+        n_inputs: I.
+        n_rows: N.
+        dtype: float16, bfloat16 or int8.
+    """
 
     n_outputs: int
     n_inputs: int
@@ -46,7 +53,7 @@ class ProductSize:
 
 
 _known: dict[tuple[str, ProductSize], int] = {}
-_given_up: set[tuple[str, ProductSize]] = set()  # in this process: a search that failed takes minutes
+_failed: set[tuple[str, ProductSize]] = set()  # in this process: a search that failed takes minutes
 
 
 def best_algorithms(
@@ -55,9 +62,16 @@ def best_algorithms(
     backend: Backend,
     device: torch.device,
 ) -> list[int]:
-    """cuSPARSELt's fastest algorithm for each matrix (O, I) and number of rows; DEFAULT for the other backends.
+    """Find cuSPARSELt's fastest algorithms. This times the device, once for a size, dtype and kind of GPU.
 
-    Times the device, once for a size, type and kind of card.
+    Args:
+        products: shape (O, I) of the weight, and number of rows, of each.
+        dtype: of the products.
+        backend: of the products.
+        device: to time.
+
+    Returns:
+        An algorithm for each product; DEFAULT for other backends than cuSPARSELt.
     """
     if backend != "cusparselt" or not cusparselt.is_there():
         return [DEFAULT] * len(products)
@@ -77,19 +91,27 @@ def best_algorithms(
 
 
 def fastest(sizes: Sequence[ProductSize], card: str, device: int = 0) -> dict[ProductSize, int]:
-    """Algorithms for these sizes on a card of this name, the device of this number; each is searched for once.
+    """Find the fastest algorithms for some sizes; each is searched for once.
 
-    What was found is kept in the user's cache folder, where that can be written. A size that could not be searched to
-    its end is DEFAULT in this process, with a warning, and is searched again by the next one.
+    They are kept in the user's cache folder, where that can be written. A size whose search failed is DEFAULT
+    in this process, with a warning, and is searched for again by the next one.
+
+    Args:
+        sizes: of the products.
+        card: name of the GPU.
+        device: its number.
+
+    Returns:
+        An algorithm for each size.
     """
     key = f"{card}, cuSPARSELt {cusparselt.version()}"
     path = _cache_file()
     _known.update(_read(path))
     missing = [
-        size for size in dict.fromkeys(sizes) if (key, size) not in _known and (key, size) not in _given_up
+        size for size in dict.fromkeys(sizes) if (key, size) not in _known and (key, size) not in _failed
     ]
     found = search(missing, partial(_child, device)) if missing else {}
-    _given_up.update((key, size) for size in missing if size not in found)
+    _failed.update((key, size) for size in missing if size not in found)
     if found:
         _known.update({(key, size): algorithm for size, algorithm in found.items()})
         _write(path)
@@ -97,50 +119,55 @@ def fastest(sizes: Sequence[ProductSize], card: str, device: int = 0) -> dict[Pr
 
 
 def search(sizes: Sequence[ProductSize], lines: Lines) -> dict[ProductSize, int]:
-    """Try every algorithm for every size.
+    """Run every algorithm for every size, in as many children as it takes, with a warning where that fails.
 
-    Returns the fastest for each size that was tried to its end, DEFAULT where that is the library's own choice or none
-    works. Warns of the others.
+    Args:
+        sizes: of the products.
+        lines: starts a child and yields its lines.
+
+    Returns:
+        The fastest algorithm for each size whose search was completed; DEFAULT where that is the library's
+        own choice or none works.
     """
     times: dict[tuple[int, int], float] = {}
     left_out: list[tuple[int, int]] = []
     ended: set[int] = set()
-    said = ""
+    failure = ""
     for _ in range(_MOST_CHILDREN):
-        trying: tuple[int, int] | None = None
+        running: tuple[int, int] | None = None
         for line in lines(sizes, [*times, *left_out]):
             word, _, rest = line.partition(" ")
             if word == "try":
                 of, _, algorithm = rest.partition(" ")
-                trying = int(of), int(algorithm)
-            elif word == "took" and trying is not None:
-                times[trying], trying = float(rest), None
-            elif word == "refused" and trying is not None:
-                left_out.append(trying)
-                trying = None
+                running = int(of), int(algorithm)
+            elif word == "took" and running is not None:
+                times[running], running = float(rest), None
+            elif word == "refused" and running is not None:
+                left_out.append(running)
+                running = None
             elif word == "ended":
                 ended.add(int(rest))
             elif word == "failed":
-                said = rest
-        if trying is None:
+                failure = rest
+        if running is None:
             break
-        left_out.append(trying)
+        left_out.append(running)
     missed = len(sizes) - len(ended)
     if missed:
         warnings.warn(
             f"For {missed} of {len(sizes)} sizes of 2:4 products no fastest algorithm was found"
-            f"{f' ({said})' if said else ''}; they run by the library's own choice, which can be slow.",
+            f"{f' ({failure})' if failure else ''}; they run by the library's own choice, which can be slow.",
             stacklevel=3,
         )
     found = {}
     for place in sorted(ended):
-        tried = {one: ms for (owner, one), ms in times.items() if owner == place}
-        found[sizes[place]] = min(tried, key=lambda one: tried[one]) if tried else DEFAULT
+        timed = {one: ms for (owner, one), ms in times.items() if owner == place}
+        found[sizes[place]] = min(timed, key=lambda one: timed[one]) if timed else DEFAULT
     return found
 
 
 def _child(device: int, sizes: Sequence[ProductSize], done: Sequence[tuple[int, int]]) -> Iterator[str]:
-    """Lines of a process of its own, in an empty folder: nothing that lies about where the user is gets imported."""
+    """Yield the lines of a child in an empty folder, so that it imports nothing from the user's folder."""
     request = json.dumps({"device": device, "sizes": [asdict(size) for size in sizes], "done": list(done)})
     with tempfile.TemporaryDirectory() as empty:
         try:
@@ -165,11 +192,11 @@ def _child(device: int, sizes: Sequence[ProductSize], done: Sequence[tuple[int, 
 
 
 def _try_all(request: str) -> None:
-    """The child's work: a line before and after every algorithm."""
-    asked = json.loads(request)
-    torch.cuda.set_device(asked["device"])
-    done = {(place, algorithm) for place, algorithm in asked["done"]}
-    for place, one in enumerate(asked["sizes"]):
+    """The child: run every algorithm, with a line before and after each."""
+    document = json.loads(request)
+    torch.cuda.set_device(document["device"])
+    done = {(place, algorithm) for place, algorithm in document["done"]}
+    for place, one in enumerate(document["sizes"]):
         size = ProductSize(**one)
         dtype: torch.dtype = getattr(torch, size.dtype)
         weight = torch.zeros((size.n_outputs, size.n_inputs), device="cuda").view(size.n_outputs, -1, 4)
@@ -184,7 +211,9 @@ def _try_all(request: str) -> None:
                 continue
             print("try", place, algorithm, flush=True)
             try:
-                took = _milliseconds(lambda: cusparselt.product(x, packed, None, size.n_outputs, algorithm))  # noqa: B023 - called at once
+                took = _milliseconds(
+                    lambda: cusparselt.product(x, packed, None, size.n_outputs, algorithm)  # noqa: B023
+                )
             except RuntimeError as cause:
                 if "status" not in str(cause):
                     raise
@@ -195,7 +224,7 @@ def _try_all(request: str) -> None:
 
 
 def _milliseconds(call: Callable[[], object]) -> float:
-    """The least of several replays of a graph of launches, for one of them."""
+    """The ms of one launch: the shortest of several replays of a graph of launches."""
     call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -215,12 +244,13 @@ def _milliseconds(call: Callable[[], object]) -> float:
 
 
 def _cache_file() -> Path | None:
+    """Where algorithms are kept; None without a cache folder."""
     folder = cache_folder()
     return None if folder is None else folder / "algorithms24.json"
 
 
 def _read(path: Path | None) -> dict[tuple[str, ProductSize], int]:
-    """What was kept; nothing where that cannot be read, for it can be found again."""
+    """The kept algorithms; none where the file cannot be read, since they can be found again."""
     try:
         kept = json.loads(path.read_text()) if path is not None else []
         return {(one["where"], ProductSize(**one["size"])): int(one["algorithm"]) for one in kept}
@@ -229,6 +259,7 @@ def _read(path: Path | None) -> dict[tuple[str, ProductSize], int]:
 
 
 def _write(path: Path | None) -> None:
+    """Keep all known algorithms, where that is possible."""
     if path is None:
         return
     kept = [

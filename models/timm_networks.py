@@ -15,11 +15,16 @@ from sparse_export.telemetry import turn_telemetry_off
 
 
 def create(name: str, n_classes: int | None = None) -> nn.Module:
-    """timm's network of that name with fresh weights; nothing is downloaded.
+    """Create a network of timm with fresh weights; nothing is downloaded.
 
-    name: an entry of `timm.list_models()`, with or without the tag of its pretrained weights, which chooses the
-        configuration only.  n_classes: timm's own number when None.
-    Raises MissingCapability without timm, UsageError when timm has no such network or cannot make it.
+    Args:
+        name: an entry of `timm.list_models()`, with or without the tag of its pretrained weights, which here
+            only selects the configuration.
+        n_classes: None for timm's own number.
+
+    Raises:
+        MissingCapability: timm is not installed.
+        UsageError: timm has no such network, or cannot create it.
     """
     timm = _timm(name)
     settings = {} if n_classes is None else {"num_classes": n_classes}
@@ -31,9 +36,14 @@ def create(name: str, n_classes: int | None = None) -> nn.Module:
 
 
 def pretrained(name: str) -> nn.Module:
-    """timm's network of that name with the weights that it publishes, downloaded where needed.
+    """Create a network of timm with its published weights, downloaded where needed.
 
-    Raises MissingCapability without timm or when they cannot be had, UsageError when timm has no such network.
+    Args:
+        name: an entry of `timm.list_models()`.
+
+    Raises:
+        MissingCapability: timm is not installed, or the weights cannot be downloaded.
+        UsageError: timm has no such network.
     """
     timm = _timm(name)
     try:
@@ -44,7 +54,17 @@ def pretrained(name: str) -> nn.Module:
 
 
 def input_shape(name: str) -> tuple[int, ...] | None:
-    """(C, H, W) as timm's default configuration has it, None where it has none. Raises like `create`."""
+    """Look up the shape of a network's inputs.
+
+    Args:
+        name: an entry of `timm.list_models()`.
+
+    Returns:
+        (C, H, W) by timm's default configuration, None where it has none.
+
+    Raises:
+        SparseExportError: as `create`.
+    """
     timm = _timm(name)
     try:
         configuration = timm.get_pretrained_cfg(name)
@@ -54,14 +74,13 @@ def input_shape(name: str) -> tuple[int, ...] | None:
 
 
 def _timm(name: str) -> ModuleType:
-    """The library, once it is sure that it knows the network: other names may be addresses that it would fetch."""
+    """The library, after checking that it has the network: other names may be URLs that it would fetch."""
     turn_telemetry_off()
     try:
         timm = importlib.import_module("timm")
     except ImportError as cause:
         raise MissingCapability(
             f"The network timm:{name} needs the package timm, which cannot be imported: {cause}.",
-            expected="The extra `timm` of sparse-export was expected.",
             do=f"Install it: {how_to_get('timm')}.",
         ) from cause
     if not timm.is_model(name):
@@ -75,9 +94,9 @@ def _timm(name: str) -> ModuleType:
 
 
 def _failed(name: str, cause: Exception) -> UsageError:
+    """The error for a network that timm cannot create."""
     reason = str(cause).rstrip(".")
     return UsageError(
         f"timm cannot make {name!r}: {type(cause).__name__}: {reason}.",
-        expected="A network that needs no more than its name was expected.",
         do="Call timm.create_model in Python to see the whole traceback, or choose another one.",
     )

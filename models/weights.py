@@ -1,4 +1,4 @@
-"""Weights that a network is given: from a file, or as its library publishes them."""
+"""Loads the weights of a network from a file, or as its library publishes them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,17 @@ _SHOWN = 8
 
 
 def load_weights(module: torch.nn.Module, file: Path) -> None:
-    """Put the weights and buffers of a file into the network: every one of its, and no other.
+    """Load all weights and buffers of a network from a file.
 
-    file: safetensors, or what `torch.save` wrote of a mapping of tensors (or of one with such a mapping under
-    `state_dict`, `model` or `model_state_dict`). Read with weights_only: nothing in it is run.
-    Raises UsageError when it is not there, or when a layer of the network has no shape yet; ArtefactError when it cannot
-    be read, or holds other names or shapes.
+    Args:
+        module: the network, changed in place.
+        file: safetensors, or what `torch.save` wrote of a mapping of tensors (or of one with such a mapping
+            under `state_dict`, `model` or `model_state_dict`). It is read with weights_only: nothing in it is
+            run.
+
+    Raises:
+        UsageError: there is no such file, or a layer of the network has no shape yet.
+        ArtefactError: the file cannot be read, or holds other names or shapes than the network's.
     """
     import torch
 
@@ -51,17 +56,23 @@ def load_weights(module: torch.nn.Module, file: Path) -> None:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ArtefactError(
             f"{file} holds the weights of another network: {'; '.join(problems[:_SHOWN])}{more}.",
-            expected=f"The {len(wanted)} weights and buffers of the network were expected.",
             do="Choose the network that they belong to, or rename them in the file.",
         )
-    put_state(module, state)
+    load_unversioned(module, state)
 
 
-def put_state(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """`load_state_dict` of tensors from a file that does not hold which version of each layer wrote them.
+def load_unversioned(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Call `load_state_dict` with tensors of a file that does not hold the layers' versions.
 
-    They are taken for those of the network as it is: some layers, like torchvision's MNASNet, refuse tensors of a
-    version that is not told. Raises what `load_state_dict` raises.
+    The versions of the network's own layers are assumed: some layers, like torchvision's MNASNet, refuse
+    tensors of an unknown version.
+
+    Args:
+        module: the network, changed in place.
+        state: its tensors, by name.
+
+    Raises:
+        RuntimeError: as `load_state_dict`.
     """
     versioned = OrderedDict(state)
     versioned._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
@@ -69,9 +80,14 @@ def put_state(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> Non
 
 
 def pretrained(name: str) -> torch.nn.Module:
-    """A network of torchvision or timm with the weights that its library publishes, downloaded where needed.
+    """Create a network of torchvision or timm with its published weights, downloaded where needed.
 
-    Raises UsageError for a network that has none, MissingCapability when they cannot be had.
+    Args:
+        name: of the network.
+
+    Raises:
+        UsageError: no weights are published for it.
+        MissingCapability: they cannot be downloaded.
     """
     if name.startswith(TIMM):
         from sparse_export.models import timm_networks
@@ -81,26 +97,24 @@ def pretrained(name: str) -> torch.nn.Module:
     if constructor is None:
         raise UsageError(
             f"There are no published weights of {name}.",
-            expected="A network of torchvision or timm was expected for --weights pretrained.",
-            do="A factory loads its own weights; for another network give a file with --weights.",
+            do="Use --weights pretrained with a network of torchvision or timm; a factory loads its own, "
+            "and for another network give a file with --weights.",
         )
     from torchvision import models
 
     try:
         module: torch.nn.Module = getattr(models, constructor)(weights="DEFAULT")
-    except (
-        Exception
-    ) as cause:  # the network, the disk, a proxy, a changed file: the library passes on what it meets
+    except Exception as cause:  # the library passes on any error of the network, a proxy or the disk
         raise weights_unavailable(name, cause) from cause
     return module
 
 
 def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file, by name."""
     if not file.is_file():
         raise UsageError(
             f"There is no file {file}.",
-            expected="pretrained, random or a file of weights was expected for --weights.",
-            do="Correct the path.",
+            do="Give pretrained, random or the path of a file of weights with --weights.",
         )
     with file.open("rb") as stream:
         start = stream.read(9)
@@ -109,6 +123,7 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _from_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file. Raises ArtefactError."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -119,11 +134,12 @@ def _from_safetensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _from_torch(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of torch.save, without running its code. Raises ArtefactError."""
     import torch
 
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as cause:  # a damaged pickle raises whatever its bytes happen to ask for
+    except Exception as cause:  # a damaged pickle can raise anything
         raise _unreadable(file, _why_not_torch(cause)) from cause
     if isinstance(content, Mapping):
         nested = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content)
@@ -134,7 +150,7 @@ def _from_torch(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _why_not_torch(cause: Exception) -> str:
-    """In our words: torch's are a number or a hint to load without weights_only, which would run what is in the file."""
+    """The reason, in place of torch's hint to load without weights_only, which would run code in the file."""
     if isinstance(cause, OSError):
         return cause.strerror or str(cause)
     found = _FORBIDDEN.search(str(cause))
@@ -144,9 +160,8 @@ def _why_not_torch(cause: Exception) -> str:
 
 
 def _unreadable(file: Path, reason: str) -> ArtefactError:
+    """The error for a file that holds no weights."""
     return ArtefactError(
         f"{file} cannot be read as weights: {reason.rstrip('.')}.",
-        expected="safetensors, or a state_dict written by torch.save and nothing else, was expected; "
-        "other objects are never unpickled.",
-        do="Save the network's state_dict() again, best with safetensors.",
+        do="Save the network's state_dict() alone, best with safetensors; other objects are never unpickled.",
     )

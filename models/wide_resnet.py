@@ -33,9 +33,14 @@ class _Block(nn.Module):
 class WideResNet(nn.Module):
     """WRN-depth-widen with dropout .3 (Zagoruyko and Komodakis 2016): three groups of (depth - 4) / 6 blocks.
 
-    depth: 6 n + 4.  widen: the groups have 16, 32 and 64 times as many channels; the second and third halve the map.
-    The first block of each group changes the number of channels (widen > 1), so there are three shortcut
-    convolutions. No convolution has a bias; their initial values are He's, normal with variance 2 / fan-out.
+    The first block of each group changes the number of channels (widen > 1), so that there are three shortcut
+    convolutions; the second and third group halve the map. No convolution has a bias; their initial values
+    are He's, normal with variance 2 / fan-out.
+
+    Args:
+        depth: 6 n + 4.
+        widen: the groups have 16, 32 and 64 times as many channels.
+        n_classes: number of logits.
     """
 
     def __init__(self, depth: int, widen: int, n_classes: int = 10) -> None:
@@ -52,7 +57,7 @@ class WideResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Logits (N, n_classes) for float images (N, 3, H, W), H and W multiples of 4."""
+        """Compute logits (N, n_classes) of float images (N, 3, H, W), H and W multiples of 4."""
         x = self.group3(self.group2(self.group1(self.conv1(x_NCHW))))
         x = nn.functional.adaptive_avg_pool2d(torch.relu(self.bn(x)), 1)
         logits: Tensor = self.fc(torch.flatten(x, 1))
@@ -60,5 +65,6 @@ class WideResNet(nn.Module):
 
 
 def _group(n_blocks: int, n_in: int, n_out: int, stride: int) -> nn.Sequential:
+    """n_blocks blocks, the first of which changes channels and size."""
     first = _Block(n_in, n_out, stride)
     return nn.Sequential(first, *(_Block(n_out, n_out, stride=1) for _ in range(n_blocks - 1)))

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.files import write_bytes
-from sparse_export.models.weights import put_state
+from sparse_export.models.weights import load_unversioned
 from sparse_export.train.ema import Ema
 from sparse_export.train.sparsifier import Sparsifier
 
@@ -144,7 +144,7 @@ def load_state(
             do="Resume with the release of sparse-export that started the run.",
         )
     try:
-        put_state(model, _below(tensors, "model."))
+        load_unversioned(model, _below(tensors, "model."))
         _load_optimizer(optimizer, json.loads(header["optimizer"]), _below(tensors, "optimizer."))
         if sparse is not None:
             sparse.load_state_dict(json.loads(header["sparse"]) | _tables(_below(tensors, "sparse.")))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparse_export.errors import ArtefactError, Interrupted, UsageError
 from sparse_export.formats.run import Accuracy, LayerInfo, ModelInfo, Run, RunInfo, SpeedInfo
-from sparse_export.models.weights import put_state
+from sparse_export.models.weights import load_unversioned
 from sparse_export.train.batches import BatchLoader, Part, batch_loader
 from sparse_export.train.checkpoint import Position, load_state, save_state, state_path
 from sparse_export.train.device_limits import require_possible
@@ -160,7 +160,7 @@ class Session:
         )
 
     def _begin_at(self, start: StartingPoint) -> None:
-        put_state(self.model, start.weights)
+        load_unversioned(self.model, start.weights)
         if self.sparse is not None:
             self.sparse.load_state_dict(self.sparse.state_dict() | {"masks": dict(start.masks)})
 

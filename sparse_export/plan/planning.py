@@ -66,7 +66,7 @@ def make_plan(
             raise SpeedupNotReached(
                 f"All {len(eligible)} layers that are faster as 2:4 are together expected to give "
                 f"{reached:.3f}x, and {speedup:g}x was required.",
-                do="Require less, plan for a larger batch, or see the reasons in a plan without a requirement.",
+                do="Require less, plan for a larger batch, or see the reasons in a plan without one.",
             )
     elif max_sparse_loss is not None:
         chosen = most_saved(saved, lost, max_sparse_loss)

@@ -120,7 +120,7 @@ def test_what_cannot_be_multiplied_so_has_a_reason() -> None:
         "conv.weight": "Conv2d is no plain Linear layer",
         "first.weight": "two layers share it",
         "short.weight": "it is bfloat16 on cpu",
-        "turned.weight": "it does not lie in memory row by row",
+        "turned.weight": "it is not contiguous",
         "attention.in_proj_weight": "MultiheadAttention is no plain Linear layer",
         "attention.out_proj.weight": "NonDynamicallyQuantizableLinear is no plain Linear layer",
     }
@@ -128,4 +128,4 @@ def test_what_cannot_be_multiplied_so_has_a_reason() -> None:
 
 def test_layers_inside_an_encoder_layer_of_torch_stay_as_they_are() -> None:
     reasons = why_not_linear(nn.TransformerEncoderLayer(8, 2, 16))
-    assert "past the layer" in reasons["linear1.weight"]
+    assert "without the layer" in reasons["linear1.weight"]

@@ -105,9 +105,7 @@ def test_a_factory_that_needs_more_than_the_number_of_classes_is_refused() -> No
 
 
 def test_a_factory_that_needs_the_number_of_classes_is_refused_without_it() -> None:
-    with pytest.raises(
-        UsageError, match=r"needs arguments: \(n_classes\).*n_classes alone where that is told"
-    ):
+    with pytest.raises(UsageError, match=r"needs arguments: \(n_classes\).*only n_classes may be left"):
         models.create("own_package.nets:classes")
 
 

@@ -116,7 +116,7 @@ def test_what_was_found_is_kept_for_the_card_and_the_version(
 
     monkeypatch.setattr(search24, "search", nothing)
     monkeypatch.setattr(search24, "_known", {})
-    monkeypatch.setattr(search24, "_given_up", set())
+    monkeypatch.setattr(search24, "_failed", set())
     asked.clear()
     for _ in range(2):
         assert fastest(SIZES, "a third card") == dict.fromkeys(SIZES, DEFAULT)
