@@ -97,7 +97,7 @@ def test_grey_pictures_of_16_bits_keep_their_greys(suffix: str, tmp_path: Path) 
     assert imagefolder.center_crop(file, (16, 16)).tolist() == [greys.tolist()] * 3
 
 
-@pytest.mark.parametrize(("dtype", "told"), [(np.float32, "floats"), (np.int32, "whole numbers of 32 bits")])
+@pytest.mark.parametrize(("dtype", "told"), [(np.float32, "floats"), (np.int32, "integers of 32 bits")])
 def test_a_picture_of_no_known_range_is_refused(dtype: type[np.generic], told: str, tmp_path: Path) -> None:
     file = tmp_path / "measured.tif"
     Image.fromarray(np.arange(256).reshape(16, 16).astype(dtype)).save(file)
@@ -160,7 +160,7 @@ def test_more_than_8_gib_is_refused_before_anything_is_decoded(
     def decode(*_: object) -> None:
         raise AssertionError("a picture was decoded")
 
-    monkeypatch.setattr(imagefolder, "middle", decode)
+    monkeypatch.setattr(imagefolder, "center_crop", decode)
     # 18 pictures: 18 x 3 x 12,700 x 12,700 bytes are 8.11 GiB.
     with pytest.raises(
         UsageError, match=r"18 pictures of .*fruit at 12700x12700 would take 8\.1 GiB.*smaller"

@@ -99,7 +99,7 @@ NAN_AT_9_4 = np.where(np.arange(50).reshape(10, 5) == 49, np.nan, 1.0)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"y_test": None}, r"has no y_test.*it holds x_train, y_train, x_test\."),
+        ({"y_test": None}, r"has no y_test.*It holds x_train, y_train, x_test\."),
         ({"x_train": None, "y_train": None}, r"has no x_train and no y_train"),
         (
             {"y_train": np.zeros(9, int)},
