@@ -150,7 +150,7 @@ def test_kernels_are_named_and_the_same_one_in_both_engines_is_the_reason() -> N
 
 
 def test_a_speed_up_with_no_sparse_kernel_is_not_credited_to_one() -> None:
-    layers = (_layer("conv", "unknown", "Neither the builder's log nor the inspector tells of it."),)
+    layers = (_layer("conv", "unknown", "Neither the builder's log nor the inspector reports it."),)
     _, rows = _rows(_timed(), layers)
     assert rows["conv + relu"].outcome == "speed-up"
     assert "No sparse kernel is known for it." in rows["conv + relu"].verdict
