@@ -265,12 +265,12 @@ def _preferred(precisions: set[str]) -> str:
     return min(precisions, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
-def require_trusted_engines(served: Served, given: trust.TrustedDigests) -> None:
+def require_trusted_engines(served: Served, trusted: trust.TrustedDigests) -> None:
     """Check that this user vouches for a bundle with engines, which are native code.
 
     Args:
         served: the bundle.
-        given: digests that the user vouches for from now on; that of the bundle's manifest counts.
+        trusted: digests that the user vouches for from now on; that of the bundle's manifest counts.
 
     Raises:
         NotTrustedError: the user has not vouched for the bundle's manifest.
@@ -279,7 +279,7 @@ def require_trusted_engines(served: Served, given: trust.TrustedDigests) -> None
         trust.require(
             served.manifest_sha256,
             f"The engine {served.bundle.path / served.engines[0].file}",
-            trusted=given,
+            trusted=trusted,
         )
 
 

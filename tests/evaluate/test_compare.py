@@ -689,8 +689,8 @@ def test_a_manifest_that_is_vouched_for_counts_for_both_of_two_copies(
     digest = sha256_file(first.path / BUNDLE_FILE)
     vouched: list[bool] = []
 
-    def note(*_: object, given: TrustedDigests) -> None:
-        vouched.append(digest in trust.digests(given))
+    def note(*_: object, trusted: TrustedDigests) -> None:
+        vouched.append(digest in trust.digests(trusted))
 
     monkeypatch.setattr(OPENING, "open_runtime", lambda bundle, name, **_: _Played(bundle))
     monkeypatch.setattr(OPENING, "require_genuine", note)

@@ -214,7 +214,7 @@ def test_other_test_data_than_the_runs_are_refused(copied: Path) -> None:
     info = read_bundle_info(copied)
     assert info.data is not None
     rewrite(copied, data=replace(info.data, test_sha256="0" * 64))
-    with pytest.raises(ArtefactError, match="test data of digits are others"):
+    with pytest.raises(ArtefactError, match="test data of digits differ"):
         validate(copied)
 
 
