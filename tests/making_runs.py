@@ -35,9 +35,10 @@ def stir_batch_norm(module: nn.Module, seed: int = 3) -> None:
             assert part.running_mean is not None
             assert part.running_var is not None
             with torch.no_grad():
-                part.weight.copy_(torch.rand(part.weight.shape, generator=generator) + 0.5)
-                part.weight[::2] *= -1
-                part.bias.copy_(torch.randn(part.bias.shape, generator=generator))
+                if part.affine:
+                    part.weight.copy_(torch.rand(part.weight.shape, generator=generator) + 0.5)
+                    part.weight[::2] *= -1
+                    part.bias.copy_(torch.randn(part.bias.shape, generator=generator))
                 part.running_mean.copy_(torch.randn(part.running_mean.shape, generator=generator) * 0.1)
                 part.running_var.copy_(torch.rand(part.running_var.shape, generator=generator) + 0.5)
 

@@ -56,8 +56,8 @@ def onnx_from_module(
     expected = {name: parameters[name].numpy().copy() for name in masks}
     same = {name: [other for other, p in parameters.items() if p is parameters[name]] for name in masks}
     sample = torch.zeros(2, *input_shape)  # a batch of 1 could be mistaken for a constant
+    fold_batch_norm(network, sample)
     try:
-        fold_batch_norm(network, sample)
         model = _exported(network, sample)
     except UsageError:  # says itself what is wrong
         raise

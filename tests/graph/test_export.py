@@ -312,6 +312,24 @@ class LinearNorm(nn.Module):
         return logits
 
 
+class PlainNorms(nn.Module):
+    """Batch norms that neither scale nor shift, after layers with a bias and without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, bias=False)
+        self.conv_norm = nn.BatchNorm2d(4, affine=False)
+        self.linear = nn.Linear(4, 8, bias=False)
+        self.linear_norm = nn.BatchNorm1d(8, affine=False)
+        self.wide = nn.Linear(8, 8)
+        self.wide_norm = nn.BatchNorm1d(8, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv_norm(self.conv(x))).mean((2, 3))
+        logits: Tensor = self.wide_norm(self.wide(torch.relu(self.linear_norm(self.linear(x)))))
+        return logits
+
+
 _NETWORKS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
     (Sequence, (5, 6)),
     (PastTheLayer, (5, 6)),
@@ -322,6 +340,7 @@ _NETWORKS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
     (StepNorm, (5, 6)),
     (Upward, (4, 3, 3)),
     (LinearNorm, (6,)),
+    (PlainNorms, (2, 6, 6)),
 ]
 
 
@@ -338,6 +357,11 @@ def test_networks_of_other_shapes_keep_their_function_and_zeros(
     n_masked = sum(int((~mask).sum()) for mask in masks.values())
     stored = [values for values in weights(model).values() if values.ndim > 1 and values.dtype == np.float32]
     assert sum(int((values.view(np.uint32) == 0).sum()) for values in stored) == n_masked
+
+
+def test_a_norm_without_a_scale_is_folded_like_any_other() -> None:
+    model = onnx_from_module(PlainNorms(), (2, 6, 6), masks={})
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
 
 
 class Copies(nn.Module):

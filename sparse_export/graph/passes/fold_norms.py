@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -24,9 +25,9 @@ def fold_batch_norm(module: nn.Module, sample: Tensor) -> tuple[str, ...]:
     """
     try:
         trace = fx.symbolic_trace(module)
-    except Exception:  # noqa: BLE001 - whatever a user's forward raises on a proxy; the exporter folds then
+        ranks = _input_ranks(module, sample)
+    except Exception:  # noqa: BLE001 - whatever a user's forward raises; the exporter folds then, or tells of it
         return ()
-    ranks = _input_ranks(module, sample)
     pairs = list(_pairs(trace.graph, module, ranks))
     for layer_name, norm_name in pairs:
         layer, norm = module.get_submodule(layer_name), module.get_submodule(norm_name)
@@ -90,10 +91,21 @@ def _input_ranks(module: nn.Module, sample: Tensor) -> dict[str, int]:
 
 
 def _fused(layer: Any, norm: Any) -> nn.Module:
+    norm = _with_scale(norm)
     if isinstance(layer, nn.Linear):
         return fuse_linear_bn_eval(layer, norm)
     fused: nn.Module = fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, _TRANSPOSED))
     return fused
+
+
+def _with_scale(norm: Any) -> Any:
+    """A norm that scales and shifts: by 1 and 0 where the one that is given does not, since torch folds no other."""
+    whole = copy.deepcopy(norm)
+    if whole.weight is None:
+        whole.weight = nn.Parameter(torch.ones_like(whole.running_var), requires_grad=False)
+    if whole.bias is None:
+        whole.bias = nn.Parameter(torch.zeros_like(whole.running_mean), requires_grad=False)
+    return whole
 
 
 def _replace(module: nn.Module, name: str, part: nn.Module) -> None:
