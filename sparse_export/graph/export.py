@@ -20,6 +20,7 @@ from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph.capture import captured
 from sparse_export.graph.constants import attribute
 from sparse_export.graph.layers import FLOATS, layer_weight
+from sparse_export.graph.names import free_name, names_of_values, rename_values
 from sparse_export.graph.passes.fold_norms import fold_batch_norm
 from sparse_export.version import __version__
 
@@ -28,6 +29,9 @@ IR_VERSION = 10
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
 MAX_WEIGHT_BYTES = 2**31 - 2**20  # protobuf ends at 2 GiB; a mebibyte is left for the graph itself
+
+_ENDS = {"graph:input": INPUT_NAME, "graph:logits": OUTPUT_NAME}
+"""What the ends are called while torch exports, which gives a parameter its own name: these are no Python names."""
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -42,7 +46,8 @@ def onnx_from_module(
     module: float32, on any device, in any mode; it is not changed. It takes one tensor and returns one.
     input_shape: of one sample.  masks: by parameter name, True = kept; applied to the copy that is exported.
     Batch norm is folded into the layer before it. No zero is negative, and the graph holds no source path.
-    A masked weight has the name of its parameter in the graph, also where it is stored transposed.
+    A masked weight has the name of its parameter in the graph, also where it is stored transposed. Another parameter or
+    buffer called `input` or `logits` gets an underscore there.
 
     Raises UsageError when the network cannot be exported or takes a branch that depends on the batch size, and
     GateFailed when a layer of the graph is not the layer of the network: a masked weight that is not +0.0, or a kept
@@ -78,6 +83,7 @@ def onnx_from_module(
         if weight not in masks:  # stored transposed, or under another name of the same parameter
             stored[weight] = name
     _name_weights(model, stored)
+    _name_ends(model.graph)
     _strip(model)
     model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     onnx.checker.check_model(model, full_check=True)
@@ -106,6 +112,12 @@ def _require_exportable(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
                 f"There is a mask for {name!r}, which is not a parameter of {type(module).__name__}.",
                 expected=f"Its parameters are: {', '.join(parameters)}.",
             )
+        if name in _ENDS.values():
+            raise UsageError(
+                f"There is a mask for the parameter {name}, which is the name of an end of the graph.",
+                expected="Masked weights keep their names in the graph, so other names were expected.",
+                do="Rename the parameter, or leave it dense.",
+            )
         if mask.shape != parameters[name].shape:
             raise UsageError(
                 f"The mask for {name} has shape {tuple(mask.shape)}.",
@@ -119,8 +131,8 @@ def _exported(network: nn.Module, sample: Tensor) -> onnx.ModelProto:
         program = torch.onnx.export(
             captured(network, sample),
             (sample,),
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
+            input_names=list(_ENDS)[:1],
+            output_names=list(_ENDS)[1:],
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
@@ -143,7 +155,7 @@ def _reason(cause: BaseException) -> str:
 
 
 def _require_one_tensor(model: onnx.ModelProto, module: nn.Module) -> None:
-    if [value.name for value in model.graph.output] != [OUTPUT_NAME]:
+    if len(model.graph.output) != 1:
         raise UsageError(
             f"The network {type(module).__name__} returns {len(model.graph.output)} tensors.",
             expected="One tensor of logits (batch, classes) was expected.",
@@ -280,25 +292,15 @@ def _check_layer(
 
 def _name_weights(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
     """Give stored weights other names, in place; not where the name is taken."""
-    graph = model.graph
-    graphs = list(_graphs(graph))
-    nodes = [node for one in graphs for node in one.node]
-    taken = {value.name for one in graphs for value in (*one.initializer, *one.input, *one.value_info)}
-    taken.update(name for node in nodes for name in node.output)
-    new = {weight: name for weight, name in names.items() if name not in taken}
-    for value in (*graph.initializer, *graph.value_info):
-        value.name = new.get(value.name, value.name)
-    for node in nodes:
-        node.input[:] = [new.get(name, name) for name in node.input]
+    taken = names_of_values(model.graph)
+    rename_values(model.graph, {weight: name for weight, name in names.items() if name not in taken})
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and those inside it."""
-    yield graph
-    for node in graph.node:
-        for found in node.attribute:
-            for inner in (*found.graphs, *([found.g] if found.HasField("g") else [])):
-                yield from _graphs(inner)
+def _name_ends(graph: onnx.GraphProto) -> None:
+    """Call the ends of the graph `input` and `logits`; whatever else is called so gets another name."""
+    taken = names_of_values(graph) | set(_ENDS.values())
+    others = {name: free_name(f"{name}_", taken) for name in _ENDS.values()}
+    rename_values(graph, others | _ENDS)
 
 
 def _by_output(weight: np.ndarray[Any, Any], node: onnx.NodeProto) -> np.ndarray[Any, Any]:

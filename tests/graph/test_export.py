@@ -549,3 +549,33 @@ def test_a_masked_weight_has_its_parameters_name_also_where_it_is_stored_transpo
     assert set(masks) <= set(stored)
     np.testing.assert_array_equal(stored["mix.weight"].T != 0, masks["mix.weight"].numpy())
     assert_same_output(model, masked(module, masks), (5, 8))
+
+
+class NamedLikeTheEnds(nn.Module):
+    """A parameter and a buffer that have the names of the graph's ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+        self.input = nn.Parameter(torch.randn(6))
+        self.register_buffer("logits", torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.linear(x + self.input) * self.logits
+        return logits
+
+
+def test_a_parameter_may_have_the_name_of_an_end_of_the_graph() -> None:
+    module = NamedLikeTheEnds()
+    masks = {"linear.weight": torch.rand(4, 6) < 0.5}
+    model = onnx_from_module(module, (6,), masks=masks)
+    assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["input", "logits"]
+    assert set(weights(model)) == {"linear.weight", "linear.bias", "input_", "logits_"}
+    assert_same_output(model, masked(module, masks), (6,))
+
+
+def test_a_masked_weight_with_the_name_of_an_end_is_refused() -> None:
+    module = nn.Module()
+    module.register_parameter("input", nn.Parameter(torch.randn(6, 6)))
+    with pytest.raises(UsageError, match="mask for the parameter input"):
+        onnx_from_module(module, (6,), masks={"input": torch.ones(6, 6)})

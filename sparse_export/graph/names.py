@@ -1,0 +1,57 @@
+"""Names of the values of a graph: which are taken, and others in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+import onnx
+
+__all__ = ["free_name", "graphs_of", "names_of_values", "rename_values"]
+
+
+def names_of_values(graph: onnx.GraphProto) -> set[str]:
+    """Every name of a value in a graph, and in the graphs inside it."""
+    found: set[str] = set()
+
+    def note(name: str) -> str:
+        found.add(name)
+        return name
+
+    _visit(graph, note)
+    return found - {""}
+
+
+def free_name(wanted: str, taken: Collection[str]) -> str:
+    """The name, or that with as many underscores behind it as make it free."""
+    while wanted in taken:
+        wanted += "_"
+    return wanted
+
+
+def rename_values(graph: onnx.GraphProto, new: Mapping[str, str]) -> None:
+    """Give values of a graph other names, in place, wherever they are named, in the graphs inside it too.
+
+    Args:
+        graph: in which no name of an inner graph hides one outside, as ONNX demands.
+        new: the new name by the old one. Together with the names that stay they are all different.
+    """
+    _visit(graph, lambda name: new.get(name, name))
+
+
+def _visit(graph: onnx.GraphProto, change: Callable[[str], str]) -> None:
+    for one in graphs_of(graph):
+        tensors = (*one.initializer, *(sparse.values for sparse in one.sparse_initializer))
+        for value in (*tensors, *one.input, *one.output, *one.value_info):
+            value.name = change(value.name)
+        for node in one.node:
+            node.input[:] = [change(name) if name else name for name in node.input]
+            node.output[:] = [change(name) if name else name for name in node.output]
+
+
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and those inside it."""
+    yield graph
+    for node in graph.node:
+        for found in node.attribute:
+            for inner in (*found.graphs, *([found.g] if found.HasField("g") else [])):
+                yield from graphs_of(inner)
