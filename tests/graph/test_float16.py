@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -110,6 +111,128 @@ def test_a_weight_that_float16_cannot_hold_fails_the_gate(value: float) -> None:
     with pytest.raises(GateFailed, match=r"w holds .* which float16 cannot"):
         in_half(model, "fp16")
     in_half(model, "bf16")
+
+
+LOWEST = float(np.finfo(np.float32).min)
+TRIANGLE = np.tril(np.ones((4, 4), dtype=bool))
+
+
+def _masked(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray]) -> onnx.ModelProto:
+    """Scores (batch, 4, 4) that `nodes` make `masked` of, and their softmax."""
+    graph = helper.make_graph(
+        [*nodes, helper.make_node("Softmax", ["masked"], ["output"], axis=-1)],
+        "masked",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 4, 4])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 4, 4])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+
+
+def _added(lowest: float) -> onnx.ModelProto:
+    mask = np.where(TRIANGLE, np.float32(0), np.float32(lowest))
+    return _masked([helper.make_node("Add", ["input", "mask"], ["masked"])], {"mask": mask})
+
+
+def _chosen(lowest: float) -> onnx.ModelProto:
+    node = helper.make_node("Where", ["seen", "input", "lowest"], ["masked"])
+    return _masked([node], {"seen": TRIANGLE, "lowest": np.array(lowest, dtype=np.float32)})
+
+
+def _chosen_from_two(lowest: float) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Constant", [], ["lowest"], value_float=lowest),
+        helper.make_node("Where", ["seen", "zero", "lowest"], ["mask"]),
+        helper.make_node("Unsqueeze", ["mask", "first"], ["wide"]),
+        helper.make_node("Add", ["input", "wide"], ["masked"]),
+    ]
+    zero, first = np.zeros((), dtype=np.float32), np.zeros(1, dtype=np.int64)
+    return _masked(nodes, {"seen": TRIANGLE, "zero": zero, "first": first})
+
+
+def _multiplied(lowest: float) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Mul", ["hidden", "lowest"], ["mask"]),
+        helper.make_node("Add", ["input", "mask"], ["masked"]),
+    ]
+    hidden = (~TRIANGLE).astype(np.float32)
+    return _masked(nodes, {"hidden": hidden, "lowest": np.array(lowest, dtype=np.float32)})
+
+
+@pytest.mark.parametrize("precision", HALVES)
+@pytest.mark.parametrize(
+    ("make", "lowest"),
+    [
+        *(
+            (make, lowest)
+            for make in (_added, _chosen, _chosen_from_two)
+            for lowest in (LOWEST, -1e9, -np.inf)
+        ),
+        (_multiplied, LOWEST),
+        (_multiplied, -1e9),
+    ],
+)
+def test_a_masks_lowest_value_becomes_that_of_the_type(
+    make: Callable[[float], onnx.ModelProto], lowest: float, precision: str, tmp_path: Path
+) -> None:
+    model = make(lowest)
+    x = np.random.default_rng(1).standard_normal((3, 4, 4), dtype=np.float32)
+    wanted, _ = _run(model, x, tmp_path)
+    assert (wanted[:, ~TRIANGLE] == 0).all()
+    half = in_half(model, precision)  # type: ignore[arg-type]
+    found, _ = _run(half, x, tmp_path)
+    assert (found[:, ~TRIANGLE] == 0).all()
+    np.testing.assert_allclose(found, wanted, atol=8 * EPSILON[precision])
+    held = [numpy_helper.to_array(tensor) for tensor in half.graph.initializer]
+    held += [
+        numpy_helper.to_array(a.t) for node in half.graph.node for a in node.attribute if a.HasField("t")
+    ]
+    least = min(float(values.min()) for values in held if values.dtype not in (bool, np.int64))
+    assert np.isfinite(least) == np.isfinite(lowest)
+
+
+def test_a_mask_that_is_used_as_a_weight_too_is_held_to_the_range() -> None:
+    model = _added(LOWEST)
+    model.graph.node.insert(0, helper.make_node("MatMul", ["input", "mask"], ["product"]))
+    model.graph.node[1].input[0] = "product"
+    with pytest.raises(GateFailed, match=r"mask holds 3\.403e\+38"):
+        in_half(model, "fp16")
+
+
+def test_a_bound_that_no_float16_reaches_is_its_largest() -> None:
+    bounds = {"low": np.array(-1e9, dtype=np.float32), "high": np.array(1e9, dtype=np.float32)}
+    half = in_half(_masked([helper.make_node("Clip", ["input", "low", "high"], ["masked"])], bounds), "fp16")
+    assert [float(numpy_helper.to_array(tensor)) for tensor in half.graph.initializer] == [-65504, 65504]
+
+
+@pytest.mark.parametrize("precision", HALVES)
+@pytest.mark.parametrize("as_node", [False, True])
+def test_resize_keeps_its_scales_in_float32(precision: str, as_node: bool, tmp_path: Path) -> None:
+    scales = np.array([1, 1, 1.7], dtype=np.float32)  # 1.7 is no 16-bit number
+    constant = helper.make_node("Constant", [], ["scales"], value=numpy_helper.from_array(scales))
+    nodes = [
+        *([constant] if as_node else []),
+        helper.make_node("Resize", ["input", "", "scales"], ["wide"], mode="nearest"),
+        helper.make_node("ReduceMax", ["scales"], ["most"], keepdims=0),  # uses them as a value too
+        helper.make_node("Mul", ["wide", "most"], ["masked"]),
+    ]
+    model = _masked(nodes, {} if as_node else {"scales": scales})
+    del model.graph.output[0].type.tensor_type.shape.dim[2]
+    model.graph.output[0].type.tensor_type.shape.dim.add().dim_value = 6
+    x = np.random.default_rng(1).standard_normal((3, 4, 4), dtype=np.float32)
+    wanted, _ = _run(model, x, tmp_path)
+    half = in_half(model, precision)  # type: ignore[arg-type]
+    found, _ = _run(half, x, tmp_path)
+    np.testing.assert_allclose(found, wanted, atol=8 * EPSILON[precision])
+    used = next(node for node in half.graph.node if node.op_type == "Resize").input[2]
+    kept = next(tensor for tensor in half.graph.initializer if tensor.name == used)
+    np.testing.assert_array_equal(numpy_helper.to_array(kept), scales)
+
+
+def test_resize_by_scales_that_the_graph_computes_is_refused() -> None:
+    extra = [helper.make_node("Resize", ["c", "", "v"], ["q"], name="resize")]
+    with pytest.raises(UsageError, match="resize, which wants float32"):
+        in_half(_conv_graph(extra), "fp16")
 
 
 def test_the_graph_that_is_given_stays_as_it_is() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import numpy as np
@@ -10,24 +10,29 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import GateFailed, UsageError
+from sparse_export.graph.names import free_name, names_of_values
+from sparse_export.graph.passes.limits import Limits, limits_of
 
 __all__ = ["HALF_TYPES", "in_half", "value_types", "with_bfloat16_emulated"]
 
 Half = Literal["fp16", "bf16"]
 HALF_TYPES: dict[str, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+_LARGEST = {"fp16": 65504.0, "bf16": float.fromhex("0x1.fep127")}
 _NAMES = {"fp16": "float16", "bf16": "bfloat16"}
 BFLOAT16_OPSET = 22
 _LOWEST_OPSET = 20
 _IR_VERSION = 10  # the first that belongs to opset 22
 Array = np.ndarray[Any, Any]
-# Operators with float inputs that stay float32 in ONNX whatever the data are: their positions.
-_KEPT_FLOAT = {"Resize": (1, 2), "Upsample": (1,), "QuantizeLinear": (1,), "DequantizeLinear": (1,)}
+# Operators with float inputs that stay float32 in ONNX whatever the data are: of Resize roi and scales, by position.
+_KEPT_FLOAT = {"Resize": (1, 2)}
+_WANT_FLOAT = ("Upsample", "QuantizeLinear", "DequantizeLinear")
 
 
 def in_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
     """A new model that computes in float16 or bfloat16 between a Cast at each float32 input and output.
 
-    Weights are rounded to nearest, ties to even; a zero stays a zero, so that a 2:4 weight stays 2:4.
+    Weights are rounded to nearest, ties to even; a zero stays a zero, so that a 2:4 weight stays 2:4. A limit beyond the
+    type's range, like the lowest value of a mask, becomes the type's own; -inf stays.
     Raises GateFailed for a weight that float16 cannot hold, UsageError for a graph with subgraphs, functions,
     or operators that want float32.
     """
@@ -38,14 +43,16 @@ def in_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
     if precision == "bf16":
         _raise_opset(half)
     wanted = HALF_TYPES[precision]
+    limits = limits_of(graph)
+    kept = _kept_float(graph)
     for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            tensor.CopyFrom(_rounded(tensor, precision))
+        if tensor.data_type == TensorProto.FLOAT and tensor.name not in kept:
+            tensor.CopyFrom(_rounded(tensor, tensor.name, precision, limits))
     for node in graph.node:
         _tell_value(node)
         for attribute in node.attribute:
             if attribute.HasField("t") and attribute.t.data_type == TensorProto.FLOAT:
-                attribute.t.CopyFrom(_rounded(attribute.t, precision))
+                attribute.t.CopyFrom(_rounded(attribute.t, node.output[0], precision, limits))
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                 attribute.i = wanted
     del graph.value_info[:]  # of the types before
@@ -60,8 +67,7 @@ def in_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
         if value.type.tensor_type.elem_type == TensorProto.FLOAT
     ]
     nodes = [*before, *graph.node, *after]
-    kept = [node for node in nodes if node is not None]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
     _require_consistent(half, precision)
@@ -108,7 +114,13 @@ def _require_plain(model: onnx.ModelProto) -> None:
         for attribute in node.attribute
         if attribute.graphs or attribute.HasField("g")
     ]
-    kept = [node.name or node.op_type for node in model.graph.node if node.op_type in _KEPT_FLOAT]
+    constants = _constants(model.graph)
+    kept = [
+        node.name or node.op_type
+        for node in model.graph.node
+        if node.op_type in _WANT_FLOAT
+        or any(name not in constants for name in map(node.input.__getitem__, _kept_positions(node)))
+    ]
     problems = [
         *(f"the function {one.domain}::{one.name}" for one in model.functions),
         *(f"subgraphs of {name}" for name in inner),
@@ -122,12 +134,64 @@ def _require_plain(model: onnx.ModelProto) -> None:
         )
 
 
-def _rounded(tensor: TensorProto, precision: Half) -> TensorProto:
+def _kept_positions(node: onnx.NodeProto) -> list[int]:
+    """Positions of inputs that are given and stay float32."""
+    return [at for at in _KEPT_FLOAT.get(node.op_type, ()) if at < len(node.input) and node.input[at]]
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
+    """Stored values by name, those of Constant nodes too."""
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            held = onnx.NodeProto()
+            held.CopyFrom(node)
+            _tell_value(held)
+            stored |= {name: held.attribute[0].t for name in node.output if held.attribute[0].HasField("t")}
+    return stored
+
+
+def _kept_float(graph: onnx.GraphProto) -> set[str]:
+    """Give each input that stays float32 a tensor of its own, in place; the names of these tensors."""
+    constants, taken = _constants(graph), names_of_values(graph)
+    kept: dict[str, str] = {}
+    for node in graph.node:
+        for at in _kept_positions(node):
+            name = node.input[at]
+            if name not in kept:
+                kept[name] = free_name(f"{name}_float32", taken)
+                taken.add(kept[name])
+                graph.initializer.add().CopyFrom(constants[name])
+                graph.initializer[-1].name = kept[name]
+            node.input[at] = kept[name]
+    _drop_unused(graph, kept)
+    return set(kept.values())
+
+
+def _drop_unused(graph: onnx.GraphProto, names: Collection[str]) -> None:
+    """Remove those of the constants that nobody reads, in place."""
+    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    gone = set(names) - read
+    tensors = [tensor for tensor in graph.initializer if tensor.name in gone]
+    nodes = [node for node in graph.node if node.op_type == "Constant" and gone.issuperset(node.output)]
+    for tensor in tensors:
+        graph.initializer.remove(tensor)
+    for node in nodes:
+        graph.node.remove(node)
+
+
+def _rounded(tensor: TensorProto, name: str, precision: Half, limits: Limits) -> TensorProto:
+    """The tensor in the smaller type. name: of the value in the graph."""
     array = numpy_helper.to_array(tensor)
     dtype = helper.tensor_dtype_to_np_dtype(HALF_TYPES[precision])
     with np.errstate(over="ignore"):
         rounded = array.astype(dtype)
     lost = np.isfinite(array) & ~np.isfinite(rounded.astype(np.float32))
+    if lost.any():
+        largest = _LARGEST[precision]
+        limit = lost & limits(name, array)
+        rounded = np.where(limit, np.where(array < 0, -largest, largest).astype(dtype), rounded)
+        lost &= ~limit
     if lost.any():
         raise GateFailed(
             f"{tensor.name or 'A constant'} holds {float(np.abs(array[lost]).max()):.4g}, which {_NAMES[precision]} cannot.",
@@ -140,10 +204,7 @@ def _rounded(tensor: TensorProto, precision: Half) -> TensorProto:
 
 def _cast_at(graph: onnx.GraphProto, name: str, to: int, *, is_input: bool) -> onnx.NodeProto:
     """The Cast that stands at an input or output of the graph; whoever used that value uses its inner form."""
-    taken = {one for node in graph.node for one in (*node.input, *node.output)}
-    inner = f"{name}_{'inside' if is_input else 'outside'}"
-    while inner in taken:
-        inner += "_"
+    inner = free_name(f"{name}_{'inside' if is_input else 'outside'}", names_of_values(graph))
     for node in graph.node:
         for names in (node.input, node.output):
             for index, one in enumerate(names):
