@@ -102,6 +102,53 @@ def test_two_calibrations_give_the_same_graph() -> None:
     assert first == second
 
 
+def _with_names_like_the_quantizers() -> onnx.ModelProto:
+    """A weight `w`, and tensors with the names that onnxruntime gives what it makes of `w` and of the input."""
+    generator = np.random.default_rng(0)
+    scales = {
+        "w_scale": generator.uniform(0.5, 2, 16),
+        "w_zero_point": generator.uniform(0.5, 2, 16),
+        "w_quantized": generator.standard_normal((16, 16)),
+        "input_scale": generator.uniform(0.5, 2, 16),
+        "w_DequantizeLinear_Output": generator.uniform(0.5, 2, 16),
+        "w": generator.standard_normal((16, 16)),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["input", "w"], ["a"], name="w_QuantizeLinear"),
+        helper.make_node("Mul", ["a", "w_scale"], ["b"]),
+        helper.make_node("Mul", ["b", "w_zero_point"], ["c"]),
+        helper.make_node("Mul", ["c", "input_scale"], ["d"]),
+        helper.make_node("Mul", ["d", "w_DequantizeLinear_Output"], ["e"]),
+        helper.make_node("Gemm", ["e", "w_quantized"], ["output"], name="second"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "names",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 16])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 16])],
+        [numpy_helper.from_array(values.astype(np.float32), name) for name, values in scales.items()],
+    )
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+    model.graph.value_info.add(name="w").type.tensor_type.elem_type = TensorProto.FLOAT  # as exports tell it
+    return model
+
+
+@pytest.mark.parametrize("precision", CALIBRATED)
+def test_names_that_the_quantizer_makes_may_be_taken(precision: Precision, tmp_path: Path) -> None:
+    model, x = _with_names_like_the_quantizers(), _samples()[0]
+    before = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    small = _quantized(precision, model)
+    after = {tensor.name: numpy_helper.to_array(tensor) for tensor in small.graph.initializer}
+    for name in ("w_scale", "w_zero_point", "input_scale", "w_DequantizeLinear_Output"):
+        np.testing.assert_array_equal(after[name], before[name])
+    assert [layer.weight for layer in graph_layers(small)] == ["w", "w_quantized"]
+    assert len({node.name for node in small.graph.node if node.name}) == sum(
+        bool(n.name) for n in small.graph.node
+    )
+    wanted, found = (_outputs(one, x, tmp_path) for one in (model, small))
+    assert 0 < np.abs(found - wanted).max() / wanted.std() < TOLERANCE[precision] / 2
+
+
 @pytest.mark.parametrize("samples", [[], [np.zeros((0, 16), dtype=np.float32)]])
 def test_without_samples_there_is_nothing_to_calibrate_on(samples: list[np.ndarray]) -> None:
     with pytest.raises(UsageError, match="calibrate"):

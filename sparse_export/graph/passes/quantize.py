@@ -8,7 +8,8 @@ made from the same ranges: NVIDIA's convention is E4M3 with the largest magnitud
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from sparse_export.errors import GateFailed, UsageError
 from sparse_export.files import temporary_folder
 from sparse_export.graph.constants import Array
 from sparse_export.graph.layers import graph_layers
+from sparse_export.graph.names import free_name, names_of_values, rename_values
 from sparse_export.onnxruntime_import import load_onnxruntime
 
 __all__ = ["quantized", "require_zeros_kept"]
@@ -58,7 +60,6 @@ def quantized(model: onnx.ModelProto, samples: Sequence[np.ndarray], precision: 
             expected=f"A {', '.join(_OPERATORS)} with a constant weight was expected.",
             do="Build it as fp16 or fp32.",
         )
-    _restore_names(small)
     if precision == "fp8":
         small = _fp8_from_int8(small, model)
     require_zeros_kept(model, small)
@@ -68,7 +69,12 @@ def quantized(model: onnx.ModelProto, samples: Sequence[np.ndarray], precision: 
 def _int8(model: onnx.ModelProto, samples: Sequence[np.ndarray]) -> onnx.ModelProto:
     quantization = load_onnxruntime("onnxruntime.quantization")
     base: Any = quantization.CalibrationDataReader
-    name = model.graph.input[0].name
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    # The quantizer calls what it makes `W_scale` and the like without a look at the names that are taken.
+    originals = {f"v{i}:": name for i, name in enumerate(sorted(names_of_values(model.graph)))}
+    rename_values(copy.graph, {name: stand_in for stand_in, name in originals.items()})
+    name = copy.graph.input[0].name
 
     class Reader(base):  # type: ignore[misc]  # onnxruntime has no types
         def __init__(self) -> None:
@@ -78,8 +84,6 @@ def _int8(model: onnx.ModelProto, samples: Sequence[np.ndarray]) -> onnx.ModelPr
             batch = next(self._batches, None)
             return None if batch is None else {name: batch}
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
     loud = logging.getLogger().level
     with temporary_folder() as folder:
         out = folder / "int8.onnx"
@@ -100,26 +104,48 @@ def _int8(model: onnx.ModelProto, samples: Sequence[np.ndarray]) -> onnx.ModelPr
             logging.getLogger().setLevel(loud)
         small: onnx.ModelProto = onnx.load(out)
     small.producer_name, small.producer_version = model.producer_name, model.producer_version
+    _restore_names(small.graph, originals, {node.name for node in model.graph.node})
     return small
 
 
 _SUFFIX = "_quantized"  # that onnxruntime gives a weight
 
 
-def _restore_names(small: onnx.ModelProto) -> None:
-    """Give weights the names back that they had: promises are by name."""
-    taken = {tensor.name for tensor in small.graph.initializer}
-    renamed = {
-        name: name.removesuffix(_SUFFIX)
-        for name in taken
-        if name.endswith(_SUFFIX) and name.removesuffix(_SUFFIX) not in taken
-    }
-    for tensor in small.graph.initializer:
-        tensor.name = renamed.get(tensor.name, tensor.name)
-    for node in small.graph.node:
-        for index, name in enumerate(node.input):
-            if name in renamed:
-                node.input[index] = renamed[name]
+def _drop_stale_types(graph: onnx.GraphProto) -> None:
+    """Remove, in place, what is told of the type and shape of weights that are gone."""
+    made = {name for node in graph.node for name in node.output} | {one.name for one in graph.initializer}
+    for value in [value for value in graph.value_info if value.name not in made]:
+        graph.value_info.remove(value)
+
+
+_STAND_IN = re.compile(r"v\d+:")
+
+
+def _restore_names(graph: onnx.GraphProto, originals: Mapping[str, str], nodes: Collection[str]) -> None:
+    """Give values their names back in place of stand-ins, and free ones, made of these, to what the quantizer added.
+
+    A weight has its name although it is another tensor now: promises are by name.
+    nodes: names of the nodes that were there before.
+    """
+    _drop_stale_types(graph)
+    present = names_of_values(graph)
+    weights = (tensor.name for tensor in graph.initializer if tensor.name.endswith(_SUFFIX))
+    replaced = {name: name.removesuffix(_SUFFIX) for name in weights}
+    new = {stand_in: name for stand_in, name in originals.items() if stand_in in present}
+    new |= {name: originals[one] for name, one in replaced.items() if one in originals and one not in present}
+    taken = set(new.values())
+
+    def restored(name: str) -> str:
+        found = free_name(_STAND_IN.sub(lambda match: originals[match[0]], name), taken)
+        taken.add(found)
+        return found
+
+    new |= {name: restored(name) for name in sorted(present - new.keys())}
+    rename_values(graph, new)
+    taken = set(nodes)
+    for node in graph.node:
+        if _STAND_IN.match(node.name):
+            node.name = restored(node.name)
 
 
 def _fp8_from_int8(small: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
