@@ -621,6 +621,8 @@ def _shapes_of_one_sample(model: onnx.ModelProto) -> tuple[dict[str, Shape], int
     one = onnx.ModelProto()
     one.CopyFrom(model)  # without weights, and without the value_info that somebody else's shapes stand in
     del one.functions[:]  # inference would go into every call, of calls, of calls
+    for node in one.graph.node:
+        node.domain = "" if is_standard(node) else node.domain
     initializers = {tensor.name for tensor in one.graph.initializer}
     inputs = [value for value in one.graph.input if value.name not in initializers]
     n_samples = 1
