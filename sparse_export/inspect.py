@@ -215,12 +215,15 @@ def _graph_of_bundle(
         return (), (), cause.what if promised else None
 
 
-def _whole_graph(path: Path) -> onnx.ModelProto:
-    """A graph from a file, with packed weights expanded under the names that they have dense."""
+def _whole_graph(path: Path, *, links: bool = False) -> onnx.ModelProto:
+    """A graph from a file, with packed weights expanded, so that they go by the names that they have dense.
+
+    links: to files that hold weights are followed.
+    """
     from sparse_export.graph.layers import onnx_from_file
     from sparse_export.graph.passes.pack24 import expand, is_packed
 
-    model = onnx_from_file(path)
+    model = onnx_from_file(path, links=links)
     return expand(model) if is_packed(model) else model
 
 
@@ -240,7 +243,7 @@ def _kept(layers: tuple[LayerInfo, ...]) -> tuple[InspectedLayer, ...]:
 def _of_onnx(path: Path) -> Inspection:
     from sparse_export.graph.layers import count_parameters, graph_layers
 
-    model = _whole_graph(path)
+    model = _whole_graph(path, links=True)
     found = graph_layers(model)
     layers = {
         layer.weight: InspectedLayer(

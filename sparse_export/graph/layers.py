@@ -31,6 +31,7 @@ from sparse_export.graph.constants import (
     scopes,
 )
 from sparse_export.graph.eligibility import GROUP, WeightUse, reason, reasons_of, verdict
+from sparse_export.graph.foreign import has_linked_data, load_linked_data, require_readable, sort_nodes
 
 if TYPE_CHECKING:  # it loads torch, which reading a graph does not need
     from sparse_export.sparsity.pattern import NMPattern
@@ -51,16 +52,20 @@ _LAYOUT = frozenset(("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "
 _PLAIN = _LAYOUT | {"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"}
 _UNPACK = ("sparse24", "Unpack24")
 _SIZES = (2, 4, 8, 16)  # M of the patterns that are told
+_MOST_WORDS = 300  # characters of the checker's
 MAX_INLINED_NODES = 200_000
 _SMALL = 1024  # entries of an initializer that may tell a shape
 
 Shape = tuple[int, ...]
 
 
-def onnx_from_file(path: str | Path, *, check: bool = True) -> onnx.ModelProto:
+def onnx_from_file(path: str | Path, *, check: bool = True, links: bool = False) -> onnx.ModelProto:
     """Read an ONNX model with its external data, from protobuf whatever the file is called.
 
-    check: by onnx's checker too, which takes longer than all the rest. Raises UsageError when there is no such file, ArtefactError when it is truncated or something else.
+    What onnxruntime opens is opened, also where onnx's checker is stricter; nodes come in an order that it accepts.
+    check: by that checker too, which takes longer than all the rest.  links: follow symbolic links to the files that
+    hold weights.
+    Raises UsageError when there is no such file, ArtefactError when it is truncated or something else.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,11 +74,21 @@ def onnx_from_file(path: str | Path, *, check: bool = True) -> onnx.ModelProto:
         )
     try:
         # By default a suffix decides, also for onnx's forms of text.
-        model = onnx.load(path, format="protobuf")
+        model = onnx.load(path, format="protobuf", load_external_data=False)
         _require_text(model)
+        if links and has_linked_data(model, path):
+            load_linked_data(model, path)
+        else:
+            onnx.load_external_data_for_model(model, str(path.parent))
         if check:
             _check(model, path)
-    except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as cause:
+    except onnx.checker.ValidationError as cause:
+        raise ArtefactError(
+            f"{path} cannot be read as ONNX: {_words(cause)}.",
+            expected="A valid ONNX model was expected; these are the words of onnx's checker.",
+            do="Export it again.",
+        ) from cause
+    except (DecodeError, ValueError, OSError) as cause:
         reason = str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__
         raise ArtefactError(
             f"{path} cannot be read as ONNX: {reason}.",
@@ -81,6 +96,12 @@ def onnx_from_file(path: str | Path, *, check: bool = True) -> onnx.ModelProto:
             do="Copy it again, with the files beside it that hold its weights if it has any, or export it again.",
         ) from cause
     return model
+
+
+def _words(cause: BaseException) -> str:
+    """What the checker says, in one line of bounded length."""
+    text = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
+    return text if len(text) <= _MOST_WORDS else f"{text[:_MOST_WORDS]}…"
 
 
 def _require_text(message: Message) -> None:
@@ -104,9 +125,21 @@ def _require_text(message: Message) -> None:
 
 
 def _check(model: onnx.ModelProto, path: Path) -> None:
-    """By path where the weights lie beside the model: protobuf cannot hold more than 2 GB."""
+    """By path where the weights lie beside the model: protobuf cannot hold more than 2 GB.
+
+    Raises ValidationError with the checker's words on the model as it is; puts its nodes in order where that is all.
+    """
     beside = any(tensor.HasField("data_location") for tensor in model.graph.initializer)
-    onnx.checker.check_model(path if beside or model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF else model)
+    try:
+        onnx.checker.check_model(
+            path if beside or model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF else model
+        )
+    except onnx.checker.ValidationError as cause:
+        sort_nodes(model.graph)
+        try:
+            require_readable(model)
+        except onnx.checker.ValidationError:
+            raise cause from None
 
 
 def layer_weight(

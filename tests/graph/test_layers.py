@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -166,3 +169,145 @@ def test_names_that_are_no_text_are_told(name: bytes, check: bool, tmp_path: Pat
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a file"):
         onnx_from_file(tmp_path / "absent.onnx")
+
+
+def saved(model: onnx.ModelProto, folder: Path) -> Path:
+    file = folder / "m.onnx"
+    file.write_bytes(model.SerializeToString())
+    return file
+
+
+def without_output_shape(model: onnx.ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+
+
+def without_input_shape(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+
+
+def without_output_type(model: onnx.ModelProto) -> None:
+    model.graph.output[0].ClearField("type")
+
+
+def without_name(model: onnx.ModelProto) -> None:
+    model.graph.name = ""
+
+
+def of_an_old_version(model: onnx.ModelProto) -> None:
+    model.ir_version = 3
+
+
+def with_a_foreign_operator(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Gelu", ["y"], ["z"], domain="com.microsoft"))
+
+
+def unsorted(model: onnx.ModelProto) -> None:
+    model.graph.node.insert(0, helper.make_node("Relu", ["y"], ["z"], name="after"))
+    model.graph.node.insert(0, helper.make_node("Relu", ["z"], ["v"], name="last"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        without_output_shape,
+        without_input_shape,
+        without_output_type,
+        without_name,
+        of_an_old_version,
+        with_a_foreign_operator,
+        unsorted,
+    ],
+)
+def test_what_onnxruntime_opens_is_opened(change: Callable[[onnx.ModelProto], None], tmp_path: Path) -> None:
+    model = one_node("Gemm", (100, 60), ("n", 60), transB=1, n_zeros=7)
+    change(model)
+    with pytest.raises(onnx.checker.ValidationError):
+        onnx.checker.check_model(model)
+    file = saved(model, tmp_path)
+    onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    read = onnx_from_file(file)
+    (layer,) = graph_layers(read)
+    assert (layer.weight, layer.n_nonzero) == ("w", 5993)
+    if change is unsorted:
+        assert [node.name for node in read.graph.node] == ["layer", "after", "last"]
+
+
+def test_a_weight_that_an_unsorted_graph_computes_later_is_worked_out(tmp_path: Path) -> None:
+    model = one_node("MatMul", (6, 10), ("n", 6), n_zeros=7)
+    model.graph.node[0].input[1] = "turned"
+    model.graph.node.append(helper.make_node("Identity", ["w"], ["turned"]))
+    (layer,) = graph_layers(onnx_from_file(saved(model, tmp_path)))
+    assert (layer.weight, layer.n_nonzero) == ("w", 53)
+
+
+def with_an_unknown_attribute(model: onnx.ModelProto) -> None:
+    model.graph.node[0].attribute.append(helper.make_attribute("color", 1))
+
+
+def in_a_circle(model: onnx.ModelProto) -> None:
+    model.graph.node.insert(0, helper.make_node("Relu", ["b"], ["a"]))
+    model.graph.node.insert(0, helper.make_node("Relu", ["a"], ["b"]))
+
+
+def too_short(model: onnx.ModelProto) -> None:
+    without_output_shape(model)
+    model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-4]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (with_an_unknown_attribute, "Unrecognized attribute: color for operator Gemm"),
+        (in_a_circle, "Nodes in a graph must be topologically sorted, however input 'a'"),
+        (too_short, "Field 'shape' of 'type' is required but missing"),
+    ],
+)
+def test_what_onnxruntime_refuses_is_told_in_the_words_of_the_checker(
+    change: Callable[[onnx.ModelProto], None], words: str, tmp_path: Path
+) -> None:
+    model = one_node("Gemm", (100, 60), ("n", 60), transB=1)
+    change(model)
+    with pytest.raises(ArtefactError, match=re.escape(words)) as caught:
+        onnx_from_file(saved(model, tmp_path))
+    assert "truncated" not in str(caught.value)
+
+
+def in_a_cache(folder: Path) -> Path:
+    """A model and its weights as links to files named by their digests, as caches of downloads have them."""
+    blobs, snapshot = folder / "blobs", folder / "snapshots" / "main"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    model = one_node("Gemm", (100, 60), ("n", 60), transB=1, n_zeros=7)
+    onnx.save(model, blobs / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    for name, blob in (("m.onnx", "0a"), ("m.data", "0b")):
+        (blobs / name).rename(blobs / blob)
+        (snapshot / name).symlink_to(Path("..", "..", "blobs", blob))
+    return snapshot / "m.onnx"
+
+
+def test_weights_that_are_links_into_a_cache_are_read_where_links_are_followed(tmp_path: Path) -> None:
+    file = in_a_cache(tmp_path)
+    assert count_parameters(onnx_from_file(file, links=True)) == (6000, 5993)
+    with pytest.raises(ArtefactError, match="symbolic link"):
+        onnx_from_file(file)
+
+
+def test_a_linked_file_that_ends_too_early_is_told(tmp_path: Path) -> None:
+    file = in_a_cache(tmp_path)
+    blob = tmp_path / "blobs" / "0b"
+    blob.write_bytes(blob.read_bytes()[:-4])
+    with pytest.raises(ArtefactError, match="ends before the data of w do"):
+        onnx_from_file(file, links=True)
+
+
+@pytest.mark.parametrize("location", ["../m.data", "/etc/hostname"])
+def test_links_lead_only_to_files_beside_the_model(location: str, tmp_path: Path) -> None:
+    file = in_a_cache(tmp_path)
+    model = onnx.load(file, load_external_data=False)
+    second = model.graph.initializer.add()
+    second.CopyFrom(model.graph.initializer[0])
+    second.name = "other"
+    second.external_data[0].value = location
+    file.unlink()
+    with pytest.raises(ArtefactError, match="not beside the model"):
+        onnx_from_file(saved(model, file.parent), links=True)
