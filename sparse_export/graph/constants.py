@@ -76,12 +76,13 @@ class _NotEvaluatedError(Exception):
 class Scope:
     """The names of one graph. Those of the graph around it are seen too.
 
-    path: how it is reached from the model's graph, "" for that itself.  overridable: stored values that the
+    path: how it is reached from the model's graph, "" for that itself.  names: of the nodes, all different.  overridable: stored values that the
     caller may replace.  constant: values of nodes that depend on no input.
     """
 
     path: str
     nodes: Sequence[onnx.NodeProto]
+    names: Sequence[str]
     stored: dict[str, Stored]
     inputs: frozenset[str]
     overridable: frozenset[str]
@@ -131,7 +132,8 @@ def _scopes(
     inputs = frozenset(value.name for value in graph.input)
     # Before IR version 4 every initializer had to be listed as an input, so the list says nothing.
     overridable = inputs.intersection(stored) if overrides else frozenset[str]()
-    scope = Scope(path, nodes, stored, inputs - stored.keys(), overridable, parent)
+    names = _told_apart(nodes)
+    scope = Scope(path, nodes, names, stored, inputs - stored.keys(), overridable, parent)
     for node in nodes:
         is_constant = _is_function_of_inputs(node) and all(
             not name or scope.is_constant(name) for name in node.input
@@ -141,9 +143,9 @@ def _scopes(
             if is_constant:
                 scope.constant.add(name)
     yield scope
-    for node in nodes:
+    for node, known_as in zip(nodes, names, strict=True):
         for name, inner in _subgraphs(node):
-            below = f"{path}{node_name(node)}/{name}/"
+            below = f"{path}{known_as}/{name}/"
             yield from _scopes(inner, inner.node, scope, below, overrides=False)
 
 
@@ -170,6 +172,22 @@ def is_standard(node: onnx.NodeProto) -> bool:
 def node_name(node: onnx.NodeProto) -> str:
     """The name of a node, or of what it makes."""
     return node.name or next(iter(node.output), "") or node.op_type
+
+
+def _told_apart(nodes: Sequence[onnx.NodeProto]) -> list[str]:
+    """Names of nodes, the second of one name with `#2` behind it: ONNX does not ask for different ones."""
+    taken = {node_name(node) for node in nodes}
+    n_seen: Counter[str] = Counter()
+    names = []
+    for node in nodes:
+        name = known_as = node_name(node)
+        n_seen[name] += 1
+        while n_seen[name] > 1 and known_as in taken:
+            known_as = f"{name}#{n_seen[name]}"
+            n_seen[name] += known_as in taken
+        taken.add(known_as)
+        names.append(known_as)
+    return names
 
 
 def attribute(node: onnx.NodeProto, name: str, default: int) -> int:

@@ -198,21 +198,18 @@ def _wrong(node: onnx.NodeProto, found: str, expected: str) -> ArtefactError:
 class _Use:
     """A layer that multiplies by a known constant.
 
-    position: of the operand that is the weight.  stored: name of what it is made of.  steps: the nodes between,
+    where: path and name of the node.  position: of the operand that is the weight.  stored: name of what it is made of.  steps: the nodes between,
     from the layer up.  packed: is it the output of Unpack24, which is a way of storing and no work?
     """
 
     node: onnx.NodeProto
     scope: Scope
+    where: str
     position: int
     weight: Constant
     stored: str
     steps: tuple[Step, ...]
     packed: bool
-
-    @property
-    def where(self) -> str:
-        return f"{self.scope.path}{node_name(self.node)}"
 
     @property
     def through(self) -> tuple[str, ...]:
@@ -260,14 +257,11 @@ class _Other:
 
     node: onnx.NodeProto
     scope: Scope
+    where: str
     name: str
     why: Reason
     constant: bool = False
     macs: int | None = None
-
-    @property
-    def where(self) -> str:
-        return f"{self.scope.path}{node_name(self.node)}"
 
 
 def graph_layers(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
@@ -276,7 +270,7 @@ def graph_layers(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
     Every Conv, ConvTranspose, Gemm and MatMul, also in branches, loops and model-local functions, and the
     nodes with weights that are not looked into. A weight that two nodes share gives two layers.
     Multiply-accumulates are those of one sample: a free leading axis of an input counts as 1, a fixed one is
-    divided out; None where shapes stay unknown. Raises ArtefactError for a graph that cannot be meant.
+    divided out; None where shapes stay unknown. Nodes of one name are told apart: the second is `name#2`. Raises ArtefactError for a graph that cannot be meant.
     """
     plain = _inlined(model)
     shapes, n_samples = _shapes_of_one_sample(plain)
@@ -297,31 +291,35 @@ def _uses(model: onnx.ModelProto, plain: onnx.ModelProto) -> Iterator[_Use | _Ot
         if (node.domain, node.op_type) == _UNPACK and node.input and node.output
     }
     for scope in scopes(model, plain.graph.node):
-        for node in scope.nodes:
+        for node, known_as in zip(scope.nodes, scope.names, strict=True):
+            where = f"{scope.path}{known_as}"
             positions = _operands(node)
             position = next((i for i in positions if scope.is_constant(node.input[i])), None)
             if position is not None:
-                yield _examined(node, scope, position, opset, packed)
+                yield _examined(node, scope, where, position, opset, packed)
             elif positions:
-                yield _without_constant(node, scope)
+                yield _without_constant(node, scope, where)
             elif (name := _unknown_weight(node, scope, functions)) is not None:
                 text = f"{_operator(node)} has weights, or may have, and is not looked into."
-                yield _Other(node=node, scope=scope, name=name, why=reason("not-looked-into", text))
+                yield _Other(
+                    node=node, scope=scope, where=where, name=name, why=reason("not-looked-into", text)
+                )
 
 
 def _examined(
-    node: onnx.NodeProto, scope: Scope, position: int, opset: int, packed: Mapping[str, str]
+    node: onnx.NodeProto, scope: Scope, where: str, position: int, opset: int, packed: Mapping[str, str]
 ) -> _Use | _Other:
     name = node.input[position]
     weight = evaluate(scope, name, opset)
     if isinstance(weight, Unevaluated):
         why = reason("not-evaluated", f"The weight {name} {weight.why}.")
-        return _Other(node=node, scope=scope, name=name, why=why, constant=True)
+        return _Other(node=node, scope=scope, where=where, name=name, why=why, constant=True)
     names = [name, *(step.source for step in weight.steps)]
     first = next((i for i, at in enumerate(names) if at in packed), None)
     return _Use(
         node=node,
         scope=scope,
+        where=where,
         position=position,
         weight=weight,
         stored=weight.stored if first is None else packed[names[first]],
@@ -330,13 +328,13 @@ def _examined(
     )
 
 
-def _without_constant(node: onnx.NodeProto, scope: Scope) -> _Other:
+def _without_constant(node: onnx.NodeProto, scope: Scope, where: str) -> _Other:
     name = node.input[1]
     if node.op_type in ("Conv", "ConvTranspose"):
         why = reason("not-constant", f"The weight {name} depends on an input of the graph.")
     else:
         why = reason("activations")
-    return _Other(node=node, scope=scope, name=name, why=why, macs=0)
+    return _Other(node=node, scope=scope, where=where, name=name, why=why, macs=0)
 
 
 def _operator(node: onnx.NodeProto) -> str:
@@ -495,10 +493,10 @@ def _with_shared(
     for layer in layers:
         users.get(layer.weight, {})[layer.node] = None
     for scope in scopes(model, plain.graph.node):
-        for node in scope.nodes:
+        for node, known_as in zip(scope.nodes, scope.names, strict=True):
             if not scope.constant.issuperset(node.output):  # else it is on the way of a weight
                 for name in users.keys() & set(node.input):
-                    users[name][f"{scope.path}{node_name(node)}"] = None
+                    users[name][f"{scope.path}{known_as}"] = None
     for layer in layers:
         others = [node for node in users.get(layer.weight, ()) if node != layer.node]
         if others:

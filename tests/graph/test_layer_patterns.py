@@ -589,6 +589,24 @@ def test_a_weight_of_two_layers_names_the_other_and_stays_eligible() -> None:
     assert "used by first too" in second.reasons[0].text
 
 
+def test_a_weight_of_two_layers_of_one_name_is_shared_all_the_same() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["g"], name="layer"),
+        helper.make_node("MatMul", ["g", "other"], ["h"], name="layer#2"),
+        helper.make_node("MatMul", ["h", "w"], ["y"], name="layer"),
+    ]
+    tensors = {"w": two_four((32, 32), 0), "other": two_four((32, 32), 0)}
+    found = {
+        layer.node: [reason.text for reason in layer.reasons]
+        for layer in graph_layers(model_of(nodes, tensors))
+    }
+    assert found == {
+        "layer": ["w is used by layer#3 too."],
+        "layer#2": [],
+        "layer#3": ["w is used by layer too."],
+    }
+
+
 def test_a_weight_that_is_an_embedding_too_is_shared() -> None:
     nodes = [
         helper.make_node("Gather", ["table", "ids"], ["h"], name="lookup"),
