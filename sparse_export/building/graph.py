@@ -32,6 +32,7 @@ from sparse_export.graph.layers import (
     require_patterns,
 )
 from sparse_export.graph.passes.fit_pattern import Fitted, fit_pattern
+from sparse_export.graph.weight_uses import why_no_axis
 from sparse_export.models.run_network import density_of, masks_of_run, network_of_run
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern
@@ -149,7 +150,7 @@ def _fit(
         max_cut=request.max_cut,
         gather=request.gather,
         uncut=ineligible_weights(network, sample, names, wanted, small_share=small_share),
-        dense=request.planned_dense,
+        dense=why_no_axis(network, sample, names) | dict(request.planned_dense or {}),
         live_first=request.compact,
     )
     return PatternedNetwork(pattern=wanted, before=before, fitted=fitted)

@@ -531,7 +531,7 @@ def broken_patterns(model: onnx.ModelProto, promised: Mapping[str, NMPattern]) -
         name = use.stored if isinstance(use, _Use) else use.name
         if name in promised:
             why = _broken(use, promised[name]) if isinstance(use, _Use) else "its values are not known"
-            found.setdefault(name, []).append(why)
+            found.setdefault(name, []).append(f"{why}, in {use.where}" if why else "")
     clauses = []
     for name, pattern in promised.items():
         whys = found.get(name, ["it is not the weight of a layer there"])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.formats.run import Accuracy
 from sparse_export.graph.passes.permute import PermutationReport, permute_network
+from sparse_export.graph.weight_uses import why_no_axis
 from sparse_export.oneshot.input_statistics import input_statistics, why_no_gram, why_not_calibrated
 from sparse_export.oneshot.layers import (
     Method,
@@ -115,6 +116,8 @@ class Work:
         """Which layers get the pattern, and why the others do not. Raises UsageError when none does."""
         sample = torch.zeros((2, *self.input_shape))
         left_out = dict.fromkeys(_unused(self.network, sample), _UNUSED) | dict(planned_dense or {})
+        names = [name for name in maskable_parameters(self.network) if name not in left_out]
+        left_out |= why_no_axis(self.network, sample, names)
         plan = plan_pattern(
             pattern,
             self.network,

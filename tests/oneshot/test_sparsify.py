@@ -269,6 +269,31 @@ def test_heads_that_only_training_has_stay_dense(tmp_path: Path, monkeypatch: py
     se.build(tmp_path / "run", tmp_path / "bundle", onnx="packed")
 
 
+def test_a_weight_that_is_multiplied_along_two_axes_stays_dense(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tied_decoder.py").write_text(
+        "from torch import nn\n"
+        "class TiedDecoder(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.encoder, self.middle, self.out = nn.Linear(16, 32), nn.Linear(16, 16), nn.Linear(16, 4)\n"
+        "    def forward(self, x):\n"
+        "        x = self.encoder(x.flatten(1)).relu() @ self.encoder.weight\n"
+        "        return self.out(self.middle(x).relu())\n"
+        "def factory():\n"
+        "    return TiedDecoder()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    done = sparsify("tied_decoder:factory", tmp_path / "run", input_shape=(1, 4, 4))
+    assert capped(done) == ["middle.weight"]
+    reason = next(layer.reason for layer in done.report.layers if layer.name == "encoder.weight")
+    assert "along axis 1 in encoder, and along axis 0 in the network's own forward" in reason
+    for pattern in (None, "2:4"):
+        bundle = se.build(tmp_path / "run", tmp_path / f"bundle-{pattern}", pattern=pattern)
+        assert {fact.name for fact in bundle.info.layers if fact.pattern} == {"middle.weight"}
+
+
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 @pytest.mark.filterwarnings("ignore:The tensor attribute self.1.weight was assigned during export")
 def test_layers_of_a_version_and_weights_computed_from_others_are_built(
