@@ -15,6 +15,7 @@ from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.files import write_bytes
 from sparse_export.formats.bundle import GOLDEN_INPUT, GOLDEN_OUTPUT
 from sparse_export.formats.run import RUN_FILE
+from sparse_export.graph.randomness import require_deterministic
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.tolerance import outside_tolerance, spread
@@ -75,11 +76,12 @@ def golden_pair(network: nn.Module, input_shape: Sequence[int], samples: Sequenc
             nothing about other inputs.
 
     Raises:
-        UsageError: the network does not take these inputs, or returns no logits.
+        UsageError: the network does not take these inputs, returns no logits, or is random in evaluation.
         GateFailed: an output is NaN or infinite.
     """
     inputs = samples[0][:GOLDEN_SAMPLES] if samples else golden_input(input_shape)
     outputs = _logits(network, inputs, f"{RUN_FILE} says that samples have shape {tuple(input_shape)}.")
+    require_deterministic(network, input_shape)
     if not np.isfinite(outputs).all():
         raise GateFailed(
             f"The network {type(network).__name__} gives NaN or infinity for "

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from sparse_export import models
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.formats.run import DataInfo, Run
+from sparse_export.graph.randomness import require_deterministic
 from sparse_export.oneshot.layers import Method
 from sparse_export.oneshot.source import Source
 from sparse_export.sparsity.pattern import NMPattern
@@ -134,7 +135,10 @@ def input_shape_of(
 
 @torch.no_grad()
 def n_outputs_of(source: Source, shape: tuple[int, ...], n_classes: int | None) -> int:
-    """The number of logits. Raises UsageError when the network does not take such inputs, or gives too few."""
+    """The number of logits.
+
+    Raises UsageError when the network does not take such inputs, gives too few, or is random in evaluation.
+    """
     try:
         output = source.network(torch.zeros((2, *shape)))
     except Exception as cause:  # whatever a network raises: some assert, some index
@@ -157,4 +161,5 @@ def n_outputs_of(source: Source, shape: tuple[int, ...], n_classes: int | None) 
             expected=f"Logits of shape (2, {n_classes or 'classes'}) were expected.",
             do="Choose a model with as many outputs as there are classes, and one that returns logits alone.",
         )
+    require_deterministic(source.network, shape)
     return output.shape[1]

@@ -245,6 +245,21 @@ def test_weights_of_another_type_or_without_a_number_are_told(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_network_that_is_random_in_evaluation_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "always_random.py").write_text(
+        "from torch import nn\n"
+        "from tests.graph.test_randomness import AlwaysDrops\n"
+        "def factory():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(16, 16), AlwaysDrops(0.3), nn.Linear(16, 4))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=r"Sequential is random in evaluation mode, .* in 2: two runs"):
+        sparsify("always_random:factory", tmp_path / "run", input_shape=(1, 4, 4))
+    assert not (tmp_path / "run").exists()
+
+
 def test_heads_that_only_training_has_stay_dense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "two_heads.py").write_text(
         "from torch import nn\n"

@@ -1,0 +1,67 @@
+"""A network that draws random numbers in evaluation is told as one, with where it does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - its customary name
+from torch import Tensor, nn
+
+from sparse_export.building.golden import golden_pair
+from sparse_export.errors import UsageError
+from sparse_export.graph.randomness import require_deterministic
+
+
+class AlwaysDrops(nn.Module):
+    """Dropout that does not ask for the mode."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p)
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+class Counts(nn.Module):
+    """Changes from call to call without a random number."""
+
+    n_calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n_calls += 1
+        return x * self.n_calls
+
+
+class DrawsForNothing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0 * torch.rand_like(x)
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        (AlwaysDrops(0.3), r"random in evaluation mode, drawing random numbers by \w+ in 1: two runs"),
+        (Noisy(), r"by randn_like in 1: two runs on one input differ by"),
+        (Counts(), r"random in evaluation mode: two runs on one input differ by"),
+    ],
+)
+def test_a_network_that_is_random_in_evaluation_is_told_with_where(part: nn.Module, told: str) -> None:
+    network = nn.Sequential(nn.Linear(4, 8), part, nn.Linear(8, 3)).eval()
+    with pytest.raises(UsageError, match=told):
+        require_deterministic(network, (4,))
+
+
+@pytest.mark.parametrize("part", [nn.Dropout(0.5), AlwaysDrops(0.0), DrawsForNothing(), nn.BatchNorm1d(8)])
+def test_a_network_that_answers_the_same_each_time_passes(part: nn.Module) -> None:
+    require_deterministic(nn.Sequential(nn.Linear(4, 8), part, nn.Linear(8, 3)).eval(), (4,))
+
+
+def test_a_build_tells_of_it_before_anything_is_exported() -> None:
+    with pytest.raises(UsageError, match="random in evaluation mode"):
+        golden_pair(nn.Sequential(nn.Linear(4, 3), AlwaysDrops(0.3)).eval(), (4,), [])
