@@ -56,6 +56,37 @@ def maskable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return parameters
 
 
+def computed_weights(model: nn.Module) -> dict[str, tuple[Tensor, str]]:
+    """Weights of the same kinds of layers that are no parameters, by name, each with the reason why it gets no mask.
+
+    They are made at each call from other parameters, as hooks of `torch.nn.utils.prune` and parametrizations do.
+    """
+    found = {}
+    parameters = {id(value) for value in model.parameters()}
+    for owner, module in model.named_modules():
+        if isinstance(module, nn.Linear | _ConvNd):
+            kinds: tuple[str, ...] = ("weight",)
+        elif isinstance(module, nn.MultiheadAttention):
+            kinds = _ATTENTION_PROJECTIONS
+        else:
+            continue
+        for kind in kinds:
+            value = None if kind in module._parameters else getattr(module, kind, None)
+            if isinstance(value, Tensor) and id(value) not in parameters:
+                made_of = [name for name, _ in module.named_parameters() if _belongs_to(name, kind)]
+                reason = (
+                    f"it is computed at each call, from {' and '.join(made_of) or 'no parameter'}, so that no mask on it "
+                    "would last; make it a parameter first, as torch.nn.utils.prune.remove does"
+                )
+                found[f"{owner}.{kind}".lstrip(".")] = (value.detach(), reason)
+    return found
+
+
+def _belongs_to(name: str, kind: str) -> bool:
+    """Is a parameter of a layer, like `weight_orig` or `parametrizations.weight.original`, what its weight is made of?"""
+    return name.startswith((f"{kind}_", f"parametrizations.{kind}."))
+
+
 def masked_parameters(model: nn.Module, keep_dense: Sequence[str] = ()) -> dict[str, nn.Parameter]:
     """The maskable parameters, without those that a pattern of `keep_dense` names.
 
@@ -130,13 +161,15 @@ def layer_facts(
 ) -> tuple[LayerInfo, ...]:
     """Every maskable weight of a network: kept entries by its mask, all of them where there is none.
 
+    Then the computed ones, whose kept entries are those that are not zero.
+
     Args:
         model: the network.
         masks: bool, by parameter name.
         promised: the patterns that weights satisfy, by name.
         why_dense: the reasons of those that satisfy none, by name.
     """
-    return tuple(
+    facts = [
         LayerInfo(
             name=name,
             shape=tuple(value.shape),
@@ -147,7 +180,20 @@ def layer_facts(
             why_dense=(why_dense or {}).get(name),
         )
         for name, value in maskable_parameters(model).items()
-    )
+    ]
+    facts += [
+        LayerInfo(
+            name=name,
+            shape=tuple(value.shape),
+            n_weights=value.numel(),
+            n_active=int(value.count_nonzero()),
+            masked=False,
+            pattern=None,
+            why_dense=reason,
+        )
+        for name, (value, reason) in computed_weights(model).items()
+    ]
+    return tuple(facts)
 
 
 def _matches(name: str, pattern: str) -> bool:

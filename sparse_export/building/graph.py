@@ -139,7 +139,8 @@ def _fit(
     """Permute the network in place, and drop weights where allowed, so that layers satisfy the pattern."""
     before = copy.deepcopy(network)
     sample = torch.from_numpy(golden_input(info.model.input_shape))
-    names = [layer.name for layer in info.layers]
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    names = [layer.name for layer in info.layers if layer.name in parameters]  # not those that are computed
     small_share = SMALL_SHARE if request.planned_dense is None else 0.0
     fitted = fit_pattern(
         network,

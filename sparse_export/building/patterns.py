@@ -194,6 +194,9 @@ def layer_infos(
     parameters = dict(network.named_parameters(remove_duplicate=False))
     found = []
     for layer in layers:
+        if layer.name not in n_cut:  # computed from parameters, and no parameter itself
+            found.append(layer)
+            continue
         n_active = layer.n_active
         if n_dropped[layer.name]:
             kept = masks[layer.name] if layer.name in masks else parameters[layer.name] != 0

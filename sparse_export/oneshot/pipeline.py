@@ -31,7 +31,7 @@ from sparse_export.sparsity.pattern import NMPattern, largest_per_group
 from sparse_export.sparsity.permute import find_permutation
 from sparse_export.tasks.labels import count_correct
 from sparse_export.train.batches import BatchLoader, Part
-from sparse_export.train.layers import maskable_parameters, output_layers
+from sparse_export.train.layers import computed_weights, maskable_parameters, output_layers
 from sparse_export.train.pattern_plan import plan_pattern
 
 __all__ = ["CALIBRATION_BATCH", "Work"]
@@ -211,9 +211,14 @@ class Work:
             self.n_norms = reestimate_norms(self.network.to(self.device), self.batches())
         self.stage("sparsified", time.monotonic() - began)
         self.network.cpu()
-        return tuple(
-            found.get(name) or self._left_dense(name, dense[name])
-            for name in maskable_parameters(self.network)
+        parameters = [
+            found.get(name) or self._left_dense(name, weight.detach(), dense[name])
+            for name, weight in maskable_parameters(self.network).items()
+        ]
+        computed = computed_weights(self.network)
+        return (
+            *parameters,
+            *(self._left_dense(name, weight, reason) for name, (weight, reason) in computed.items()),
         )
 
     def _order(self, caps: Mapping[str, Cap]) -> list[str]:
@@ -245,17 +250,18 @@ class Work:
         why = why_no_gram(self.network, name) or why_not_calibrated(self.network, name)
         return f"error not measured: {why}"
 
-    def _left_dense(self, name: str, reason: str) -> SparsifiedLayer:
-        weight = self.network.get_parameter(name)
+    def _left_dense(self, name: str, weight: Tensor, reason: str) -> SparsifiedLayer:
+        parameters = dict(self.network.named_parameters(remove_duplicate=False))
         mask = self.masks.get(name)
+        n_active = weight.numel() if name in parameters else int(weight.count_nonzero())
         return SparsifiedLayer(
             name=name,
             shape=tuple(weight.shape),
             n_weights=weight.numel(),
-            n_active=weight.numel() if mask is None else int(mask.sum()),
+            n_active=n_active if mask is None else int(mask.sum()),
             pattern=None,
             reason=reason,
-            magnitude=float(weight.detach().double().abs().sum()),
+            magnitude=float(weight.double().abs().sum()),
             kept_in_order=None,
             kept_share=None,
             error=None,

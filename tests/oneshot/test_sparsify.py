@@ -325,9 +325,13 @@ def test_layers_of_a_version_and_weights_computed_from_others_are_built(
     )
     monkeypatch.syspath_prepend(tmp_path)
     done = sparsify("special_layers:factory", tmp_path / "run", input_shape=(1, 4, 4))
+    told = {layer.name: layer.reason for layer in done.report.layers}
+    assert "computed at each call, from weight_g and weight_v" in told["1.weight"]
     for pattern in (None, "2:4"):
         bundle = se.build(tmp_path / "run", tmp_path / f"bundle-{pattern}", pattern=pattern)
-        assert {fact.name for fact in bundle.info.layers} >= {"3.weight"}
+        facts = {fact.name: fact for fact in bundle.info.layers}
+        assert facts.keys() >= {"1.weight", "3.weight"}
+        assert (facts["1.weight"].pattern, facts["1.weight"].why_dense) == (None, told["1.weight"])
     assert done.run.info.n_active == 32 * 32 // 2
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from sparse_export.errors import UsageError
-from sparse_export.train.layers import maskable_parameters, masked_parameters
+from sparse_export.train.layers import computed_weights, layer_facts, maskable_parameters, masked_parameters
 
 
 class Mixed(nn.Module):
@@ -60,3 +62,19 @@ def test_a_network_without_such_layers_is_refused() -> None:
 def test_a_lazy_layer_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match=r"0\.weight has no shape yet"):
         maskable_parameters(nn.Sequential(nn.LazyLinear(4)))
+
+
+def test_weights_that_are_computed_from_parameters_are_told_with_what_they_are_made_of() -> None:
+    conv = parametrizations.weight_norm(nn.Conv1d(8, 4, 3))
+    model = nn.Sequential(nn.Linear(8, 8), prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.5), conv)
+    assert list(maskable_parameters(model)) == ["0.weight"]
+    found = computed_weights(model)
+    assert list(found) == ["1.weight", "2.weight"]
+    assert "computed at each call, from weight_orig, so" in found["1.weight"][1]
+    made_of = "parametrizations.weight.original0 and parametrizations.weight.original1"
+    assert f"computed at each call, from {made_of}, so" in found["2.weight"][1]
+    torch.testing.assert_close(found["2.weight"][0], conv.weight.detach())
+    facts = {fact.name: fact for fact in layer_facts(model, {})}
+    assert list(facts) == ["0.weight", "1.weight", "2.weight"]
+    assert (facts["1.weight"].n_active, facts["1.weight"].masked) == (32, False)
+    assert facts["1.weight"].why_dense == found["1.weight"][1]
