@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparse_export import models
+from sparse_export.graph.channels import rules
 from sparse_export.graph.channels.groups import Channels, find_channels
 from sparse_export.graph.channels.orders import apply_record, record_of
 from tests.graph import networks as nets
@@ -167,6 +168,66 @@ def test_a_network_that_cannot_be_traced_has_no_spaces_and_a_reason() -> None:
     channels = find_channels(nets.Branching(), torch.randn(2, 6))
     assert channels.spaces == ()
     assert "TraceError" in channels.untraced
+
+
+@pytest.mark.parametrize("error", [KeyError, IndexError, RuntimeError, AttributeError])
+def test_a_fault_of_a_rule_is_an_error_and_no_unknown_operation(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error("a fault of ours")
+
+    monkeypatch.setattr(rules, "linear", fails)
+    with pytest.raises(error, match="a fault of ours"):
+        find_channels(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), torch.randn(2, 6))
+
+
+class FailsWhenTraced(nn.Module):
+    """Its operation runs in the forward and fails in the graph, where the number of calls is a constant."""
+
+    n_calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n_calls += 1
+        return x.reshape(2, 6 if self.n_calls == 1 else 7)
+
+
+def test_a_network_whose_graph_fails_has_no_spaces_and_a_reason() -> None:
+    channels = find_channels(FailsWhenTraced(), torch.randn(2, 6))
+    assert (channels.spaces, "RuntimeError" in channels.untraced) == ((), True)
+
+
+class OddCalls(nn.Module):
+    """Calls that are right, and not as most write them."""
+
+    def __init__(self, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.call(self, self.first(x)))
+        return logits
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda _, x: torch.matmul(input=x, other=torch.ones(8, 8).to(x)),
+        lambda _, x: torch.matmul(torch.ones(2, 2).to(x), x),
+        lambda _, x: torch.cat(tensors=[x, x], dim=1)[:, :8],
+        lambda _, x: torch.flip(input=x, dims=(1,)),
+        lambda _, x: torch.where(x > 0)[0][:1] * 0 + x,
+        lambda _, x: nn.functional.linear(torch.ones(2, 8).to(x), torch.ones(8, 8).to(x)) + x,
+        lambda _, x: torch.ones(2, 8, dtype=torch.float16).type_as(x) + x,
+        lambda _, x: nn.functional.softmax(input=x, dim=1),
+        lambda _, x: torch.relu_(input=x),
+        lambda _, x: x.unsqueeze(dim=0).squeeze(dim=0),
+        lambda _, x: torch.stack((x, x)).mean(dim=0),
+    ],
+)
+def test_calls_in_odd_forms_keep_the_function(call: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    moves_and_keeps_the_function(OddCalls(call), torch.randn(2, 6))
 
 
 def test_a_hooked_layer_stays() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
 from sparse_export.graph.channels.labels import FIXED, AxisRecord, Ledger, hash_of, mixed
-from sparse_export.graph.channels.trace import ChannelTrace, Tracer
+from sparse_export.graph.channels.trace import ChannelTrace, ForwardFailed, Tracer
 
 _N_TRACED = 2  # samples: enough to tell the batch axis from others
 
@@ -75,19 +75,26 @@ def find_channels(module: nn.Module, sample: Tensor | tuple[Tensor, ...]) -> Cha
     names = {id(tensor): name for name, tensor in tensors.items()}
     for name in shared:
         ledger.hold(name, f"{name} shares its memory with another tensor")
-    try:
-        with _undisturbed(module), torch.no_grad():
+    axes: dict[str, int | None] = {}
+    with _undisturbed(module), torch.no_grad():
+        try:
             expected = module(*(x.clone() for x in inputs))
-            axes: dict[str, int | None] = {}
             graphs = _graphs(module)
-            for i, graph in enumerate(graphs):
+        except Exception as cause:  # noqa: BLE001 - whatever a user's forward raises, on a proxy too
+            return _untraced(cause)
+        for i, graph in enumerate(graphs):
+            try:
                 found = ChannelTrace(module, graph, ledger, names, axes).run(*(x.clone() for x in inputs))
-                if i == 0 and not _same(found, expected):
-                    return Channels(spaces=(), untraced="The traced graph computes something else.")
-    except Exception as cause:  # noqa: BLE001 - whatever a user's forward raises on a proxy
-        reason = str(cause).strip().partition("\n")[0] or "no message"
-        return Channels(spaces=(), untraced=f"The forward cannot be traced: {type(cause).__name__}: {reason}")
+            except ForwardFailed as failure:
+                return _untraced(failure.__cause__ or failure)
+            if i == 0 and not _same(found, expected):
+                return Channels(spaces=(), untraced="The traced graph computes something else.")
     return Channels(spaces=tuple(_spaces(ledger)))
+
+
+def _untraced(cause: BaseException) -> Channels:
+    reason = str(cause).strip().partition("\n")[0] or "no message"
+    return Channels(spaces=(), untraced=f"The forward cannot be traced: {type(cause).__name__}: {reason}")
 
 
 def first_samples(sample: Tensor | tuple[Tensor, ...], n: int) -> tuple[Tensor, ...]:

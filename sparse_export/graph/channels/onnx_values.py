@@ -73,17 +73,17 @@ REDUCE = frozenset(
 def _evaluated(node: onnx.NodeProto, inputs: Sequence[Array | None], opset: int) -> Array | None:
     """What a node makes of small arrays, None when that cannot be had."""
     feeds = {name: x for name, x in zip(node.input, inputs, strict=True) if x is not None}
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
+            for name, x in feeds.items()
+        ],
+        [helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None)],
+    )
+    one = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     try:
-        graph = helper.make_graph(
-            [node],
-            "one",
-            [
-                helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
-                for name, x in feeds.items()
-            ],
-            [helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None)],
-        )
-        one = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
         with np.errstate(all="ignore"):
             found: Any = ReferenceEvaluator(one).run(None, feeds)
     except Exception:  # noqa: BLE001 - whatever it does not know; the channel counts as not constant then

@@ -120,6 +120,10 @@ class Undecided:
     tag: int = 0
 
 
+class ForwardFailed(Exception):  # noqa: N818 - a finding, caught by `find_channels`
+    """An operation of the network failed, for the reason that is its cause."""
+
+
 @dataclass
 class Traced:
     """A tensor of the real run with its labels."""
@@ -150,11 +154,15 @@ class ChannelTrace(fx.Interpreter):
         axes: dict[str, int | None],
     ) -> None:
         super().__init__(module, graph=graph)
+        self.extra_traceback = False  # which would make a KeyError another error
         self.ledger, self.names, self.axes = ledger, names, axes
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        out = getattr(super(), n.op)(n.target, _plain(args), _plain(kwargs))
+        try:
+            out = getattr(super(), n.op)(n.target, _plain(args), _plain(kwargs))
+        except Exception as cause:  # whatever a user's operation raises
+            raise ForwardFailed from cause
         if n.op == "placeholder":
             return _wrap(out, _fixed(out, "input", n.name))
         if n.op == "get_attr":
@@ -166,11 +174,9 @@ class ChannelTrace(fx.Interpreter):
         try:
             labels = self._labels(n, args, kwargs, out)
             result = _wrap(out, labels)
-        except Exception as cause:  # noqa: BLE001 - whatever is odd about somebody's call, its channels stay put
+        except UnknownOperation:  # alone: another error is a fault of a rule
             kind = f"{where} is not a known operation"
-            self._give_up(
-                (args, kwargs), kind if isinstance(cause, UnknownOperation) else f"{kind} ({cause})"
-            )
+            self._give_up((args, kwargs), kind)
             if n.op == "call_module":
                 part = self.submodules_of(n)
                 for tensor in (*part.parameters(), *part.buffers()):
@@ -198,6 +204,8 @@ class ChannelTrace(fx.Interpreter):
 
     def _settle(self, traced: Any, other: Labels | None, where: str) -> Labels:
         """Labels of a traced tensor; an undecided parameter gets the axis that has `other`'s channels, or none."""
+        if not isinstance(traced, Traced):
+            raise UnknownOperation("a tensor that was not traced")
         found = traced.labels
         if isinstance(found, Labels):
             return found
@@ -255,6 +263,10 @@ class ChannelTrace(fx.Interpreter):
         if name == "getitem" and not isinstance(args[0], Traced):
             return tree_map(lambda t: t.labels if isinstance(t, Traced) else None, args[0][args[1]])
         self._refuse_shared_memory(n, name, kwargs, inputs)
+        if name in _MOVES | _CASTS and not (args and isinstance(args[0], Traced)):
+            raise UnknownOperation(name)
+        if name in _SAME_VALUES | _ELEMENTWISE | _REDUCTIONS and not isinstance(out, Tensor):
+            raise UnknownOperation(name)
         if name in _MOVES:
             return self._moved(n, name, args, kwargs)
         if name in _CASTS:
@@ -279,7 +291,7 @@ class ChannelTrace(fx.Interpreter):
         in_place = in_place or name in ("iadd", "imul", "isub", "itruediv")
         if not (in_place or kwargs.get("inplace") is True):
             return
-        source = n.args[0]
+        source = n.args[0] if n.args else None
         if not isinstance(source, fx.Node) or not _is_sole(source, len(inputs) == 1):
             raise UnknownOperation(name)
 
@@ -309,7 +321,16 @@ class ChannelTrace(fx.Interpreter):
     def _move(self, traced: Any, function: Callable[[Tensor], Any], filler: str = "") -> Any:
         """Whatever only moves values, run on their places. A place of -1 is a value that was filled in."""
         labels = traced.labels
-        moved = function(positions(traced.value.shape).double())  # exact below 2^53; some take no integers
+        places = positions(traced.value.shape).double()  # exact below 2^53; some take no integers
+        try:
+            moved = function(places)
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+            IndexError,
+        ) as cause:  # of torch's, which took the values
+            raise UnknownOperation(str(cause)) from cause
 
         def look_up(index: Tensor) -> Labels | Undecided:
             index = index.long()
@@ -350,7 +371,7 @@ class ChannelTrace(fx.Interpreter):
         return rules.elementwise(self.ledger, settled, out.shape)
 
     def _joined(self, args: tuple[Any, ...], kwargs: dict[str, Any], where: str, *, stacked: bool) -> Labels:
-        parts = args[0] if args else kwargs["tensors"]
+        parts = _argument(args, kwargs, 0, "tensors")
         dim = _argument(args, kwargs, 1, "dim", 0)
         if not isinstance(dim, int) or not all(isinstance(part, Traced) for part in parts):
             raise UnknownOperation("cat")
@@ -416,7 +437,9 @@ class ChannelTrace(fx.Interpreter):
         )
 
     def _matmul(self, args: tuple[Any, ...], where: str) -> Labels:
-        x, y = args
+        x, y = _argument(args, {}, 0, "input"), _argument(args, {}, 1, "other")
+        if not (isinstance(x, Traced) and isinstance(y, Traced)):
+            raise UnknownOperation("matmul")
         if isinstance(y.labels, Undecided) and y.value.dim() == 2 and isinstance(x.labels, Labels):
             weight = self._raw(y)
             assert weight is not None
@@ -522,7 +545,9 @@ class ChannelTrace(fx.Interpreter):
         kind = type(part)
         if part._forward_hooks or part._forward_pre_hooks:
             raise UnknownOperation("a module with hooks")
-        if getattr(part, "inplace", False) and not _is_sole(n.all_input_nodes[0], True):
+        if getattr(part, "inplace", False) and not all(
+            _is_sole(node, True) for node in n.all_input_nodes[:1]
+        ):
             raise UnknownOperation("in place")
         if kind is nn.MultiheadAttention:
             return self._multihead(part, args, kwargs, out, where)
@@ -541,8 +566,10 @@ class ChannelTrace(fx.Interpreter):
 
     def _own(self, part: nn.Module, *keys: str) -> list[str]:
         """Names of those of a module's parameters and buffers that it has."""
-        tensors = [getattr(part, key, None) for key in keys]
-        return [self.names[id(tensor)] for tensor in tensors if tensor is not None]
+        tensors = [tensor for key in keys if (tensor := getattr(part, key, None)) is not None]
+        if any(id(tensor) not in self.names for tensor in tensors):
+            raise UnknownOperation("a tensor that is neither parameter nor buffer")
+        return [self.names[id(tensor)] for tensor in tensors]
 
     def _layer(self, part: nn.Module, x: Labels, out: Any, where: str) -> Labels:
         ledger, kind = self.ledger, type(part)
