@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -23,6 +23,7 @@ def make_sparsifier(
     output_layers: Sequence[str] | None = None,
     first_loss: Callable[[], Tensor] | None = None,
     combine: Callable[[Tensor], object] | None = None,
+    unfit: Mapping[str, str] | None = None,
 ) -> Sparsifier:
     """What trains by the recipe's method.
 
@@ -35,6 +36,7 @@ def make_sparsifier(
         first_loss: of the first batch, for methods that draw their masks from it; without it they are
             refused.
         combine: sums a gradient over several processes, in place; None for one process.
+        unfit: weights that no pattern can hold in, each with the reason.
 
     Raises:
         UsageError: as the classes do.
@@ -50,6 +52,7 @@ def make_sparsifier(
             keep_dense=config.keep_dense,
             output_layers=output_layers,
             small_share=config.small_share,
+            unfit=unfit,
         )
         return made
     masks = None
@@ -69,4 +72,5 @@ def make_sparsifier(
         seed=recipe.seed,
         output_layers=output_layers,
         masks=masks,
+        unfit=unfit,
     )

@@ -81,6 +81,7 @@ def masked_layers(
     masks: Mapping[str, Tensor] | None,
     output_layers: Sequence[str] | None,
     total_steps: int | None,
+    unfit: Mapping[str, str] | None = None,
 ) -> MaskedLayers:
     """Choose the weights that are masked.
 
@@ -90,6 +91,7 @@ def masked_layers(
         masks: to start with, which then decide the density; None for the configuration's.
         output_layers: weights that give the outputs; None for those of the layer registered last.
         total_steps: length of the training; None where it is not known.
+        unfit: weights that no pattern can hold in, each with the reason.
 
     Raises:
         UsageError: no layer can be masked so, or not as many weights can be active.
@@ -107,6 +109,7 @@ def masked_layers(
             small_share=config.small_share,
             approach=config.wanted_approach,
             total_steps=total_steps,
+            unfit=unfit,
         )
         parameters = {name: model.get_parameter(name) for name in plan.caps}
     n_weights = sum(value.numel() for value in parameters.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from sparse_export import models
 from sparse_export.errors import UsageError
+from sparse_export.graph.weight_uses import why_no_axis
 from sparse_export.tasks.labels import require_outputs
 from sparse_export.train.distributed import World
-from sparse_export.train.layers import output_layers
+from sparse_export.train.layers import maskable_parameters, output_layers
 from sparse_export.train.recipe import Recipe
 
 __all__ = [
@@ -53,10 +54,12 @@ class Outputs:
     Args:
         n: logits.
         layers: the weights of the layer that gives them.
+        unfit: weights that no pattern can hold in, see `why_no_axis`; empty where no pattern is asked for.
     """
 
     n: int
     layers: tuple[str, ...]
+    unfit: Mapping[str, str]
 
 
 def require_fit(
@@ -101,7 +104,9 @@ def require_fit(
             expected=f"Logits of shape (2, {n_classes}) were expected for {recipe.data}.",
             do="Choose a model with as many outputs as there are classes.",
         )
-    return Outputs(n=output.shape[-1], layers=layers)
+    has_pattern = recipe.sparsity.pattern is not None
+    unfit = why_no_axis(model, sample, list(maskable_parameters(model))) if has_pattern else {}
+    return Outputs(n=output.shape[-1], layers=layers, unfit=unfit)
 
 
 def wrapped_for_training(

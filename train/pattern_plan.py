@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -71,6 +71,7 @@ def plan_pattern(
     small_share: float = SMALL_SHARE,
     approach: tuple[float, float] = (0.0, 0.0),
     total_steps: int | None = None,
+    unfit: Mapping[str, str] | None = None,
 ) -> PatternPlan:
     """Decide which layers of a network get the pattern, and how the training comes to it.
 
@@ -82,6 +83,7 @@ def plan_pattern(
         small_share: see `sparse_export.sparsity.eligible`.
         approach: fractions of the training over which the cap falls, see `sparse_export.sparsity.cap_size`.
         total_steps: length of the training.
+        unfit: weights that no pattern can hold in, each with the reason, see `why_no_axis`.
 
     Raises:
         UsageError: no layer can take the pattern, or an approach comes without total_steps.
@@ -92,15 +94,17 @@ def plan_pattern(
             expected="total_steps was expected with it.",
         )
     shapes = {name: tuple(value.shape) for name, value in maskable_parameters(model).items()}
+    named, unfit = named_dense(model, keep_dense), unfit or {}
     caps, why_dense = capped_layers(
         shapes,
         {name: reduction_axis(model, name) for name in shapes},
         pattern,
         parts={name: summed_parts(model, name) for name in shapes},
         outputs=output_layers(model) if outputs is None else outputs,
-        keep_dense=named_dense(model, keep_dense),
+        keep_dense=named | unfit.keys(),
         small_share=small_share,
     )
+    why_dense |= {name: reason for name, reason in unfit.items() if name not in named}
     if not caps:
         listed = "; ".join(f"{name}: {reason}" for name, reason in why_dense.items())
         raise UsageError(

@@ -146,6 +146,7 @@ class Session:
             self.total_steps,
             output_layers=self.outputs.layers,
             first_loss=self._first_loss,
+            unfit=self.outputs.unfit,
             combine=dist.all_reduce if self.world.size > 1 else None,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_export.errors import UnknownNameError, UsageError
-from sparse_export.formats.run import Accuracy, LayerInfo, ModelInfo, Run, RunInfo
+from sparse_export.formats.run import Accuracy, LayerInfo, Run
 from sparse_export.sparsity import (
     Distribution,
     MaskUpdate,
@@ -77,6 +78,7 @@ class SparseTraining:
         output_layers: weights that give the outputs, which a pattern leaves dense; None for the layer
             registered last.
         masks: to start with, by parameter name, in place of random ones; they then decide the density.
+        unfit: weights that a pattern leaves dense, each with the reason.
 
     Raises:
         UsageError: a setting is out of its range, settings contradict each other, or the network or the
@@ -114,6 +116,7 @@ class SparseTraining:
         small_share: float = SMALL_SHARE,
         masks: Mapping[str, Tensor] | None = None,
         transposable: bool = False,
+        unfit: Mapping[str, str] | None = None,
     ) -> None:
         if isinstance(pattern, str):
             pattern = pattern_from_text(pattern)
@@ -149,7 +152,7 @@ class SparseTraining:
             update_every=update_every or 0,
             keep_dense=tuple(keep_dense),
         )
-        self._set_up(model, optimizer, config, total_steps, seed, output_layers, masks, process_group)
+        self._set_up(model, optimizer, config, total_steps, seed, output_layers, masks, process_group, unfit)
 
     @classmethod
     def from_config(
@@ -163,11 +166,12 @@ class SparseTraining:
         output_layers: Sequence[str] | None = None,
         masks: Mapping[str, Tensor] | None = None,
         process_group: Any = None,
+        unfit: Mapping[str, str] | None = None,
     ) -> Self:
         """A trainer by a configuration, with the defaults that it has for a recipe.
 
         Args:
-            model, optimizer, total_steps, seed, output_layers, process_group: see the class.
+            model, optimizer, total_steps, seed, output_layers, process_group, unfit: see the class.
             config: its density is not read where there are masks.
             masks: to start with, by parameter name.
 
@@ -175,7 +179,9 @@ class SparseTraining:
             UsageError, RanksDiverged: as the class does.
         """
         trainer = cls.__new__(cls)
-        trainer._set_up(model, optimizer, config, total_steps, seed, output_layers, masks, process_group)
+        trainer._set_up(
+            model, optimizer, config, total_steps, seed, output_layers, masks, process_group, unfit
+        )
         return trainer
 
     def _set_up(
@@ -188,6 +194,7 @@ class SparseTraining:
         output_layers: Sequence[str] | None,
         masks: Mapping[str, Tensor] | None,
         process_group: Any,
+        unfit: Mapping[str, str] | None,
     ) -> None:
         model = unwrapped(model)
         if masks is not None:
@@ -196,7 +203,12 @@ class SparseTraining:
         self._schedule = update_schedule(config, total_steps)
         require_start(rule, self._schedule, masks)
         self._layers = masked_layers(
-            model, config, masks=masks, output_layers=output_layers, total_steps=total_steps
+            model,
+            config,
+            masks=masks,
+            output_layers=output_layers,
+            total_steps=total_steps,
+            unfit=unfit,
         )
         require_optimizer(optimizer, self._layers.parameters, momentum=rule.reads_momentum)
         self.model, self.optimizer = model, optimizer
@@ -323,10 +335,7 @@ class SparseTraining:
 
     @property
     def flip_rate(self) -> float | None:
-        """Mask bits that the last update changed / masked weights; None before the first.
-
-        Reads from the device.
-        """
+        """Mask bits changed by the last update / masked weights; None before one. Reads from the device."""
         return None if self._n_flipped is None else int(self._n_flipped) / self.n_masked
 
     @property
@@ -443,12 +452,9 @@ class SparseTraining:
         self._n_flipped = None if saved.n_flipped is None else torch.tensor(saved.n_flipped)
         self._n_cap = self._layers.n_at(self.n_steps)
         self._n_now_active = sum(int(mask.sum()) for mask in saved.masks.values())
-        device = next(iter(self.masks.values())).device
-        self._threshold = (
-            None
-            if saved.threshold is None
-            else torch.tensor(saved.threshold, dtype=torch.float64, device=device)
-        )
+        mask, self._threshold = next(iter(self.masks.values())), None
+        if saved.threshold is not None:
+            self._threshold = mask.new_tensor(saved.threshold, dtype=torch.float64)
         for name, gradient in (saved.gradients or {}).items():
             value = self._layers.parameters[name]
             value.grad = torch.empty_like(value, requires_grad=False).copy_(gradient)
@@ -476,22 +482,19 @@ class SparseTraining:
             UsageError: the shape is not known, or the folder holds something already.
             OutputError: it cannot be written.
         """
-
-        def record(network: ModelInfo) -> RunInfo:
-            return new_run_info(
-                self.model,
-                method=self.method,
-                model=network,
-                data=None,
-                layers=self.layer_facts(),
-                seed=self.seed,
-                n_threads=torch.get_num_threads(),
-                device=str(next(iter(self.masks.values())).device),
-                target_density=self.density,
-                test=test,
-                n_steps=self.n_steps,
-            )
-
+        record = partial(
+            new_run_info,
+            self.model,
+            method=self.method,
+            data=None,
+            layers=self.layer_facts(),
+            seed=self.seed,
+            n_threads=torch.get_num_threads(),
+            device=str(next(iter(self.masks.values())).device),
+            target_density=self.density,
+            test=test,
+            n_steps=self.n_steps,
+        )
         return save_user_run(
             Path(path), self.model, self.masks, self._seen, record, name=model, input_shape=input_shape
         )

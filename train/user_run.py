@@ -48,7 +48,7 @@ def save_user_run(
     model: nn.Module,
     masks: Mapping[str, Tensor],
     seen: SeenShapes,
-    record: Callable[[ModelInfo], RunInfo],
+    record: Callable[..., RunInfo],
     *,
     name: str | None,
     input_shape: Sequence[int] | None,
@@ -59,7 +59,7 @@ def save_user_run(
         folder: new or empty.
         model, masks: what is written.
         seen: by the network.
-        record: of the run, for a network of this name and these shapes.
+        record: makes that of the run, given `model`, the name and the shapes of the network.
         name: by which the network can be made again, if any.
         input_shape: of one sample; None for that which was seen.
 
@@ -75,7 +75,7 @@ def save_user_run(
         )
     if seen.n_classes is None:
         seen.n_classes = _n_classes(model, shape, next(iter(masks)))
-    info = record(ModelInfo(name=name, input_shape=shape, n_classes=seen.n_classes))
+    info = record(model=ModelInfo(name=name, input_shape=shape, n_classes=seen.n_classes))
     with claimed_run(folder):
         require_empty(folder)
         with staged_folder(folder) as stage:

@@ -194,7 +194,7 @@ def layer_infos(
     parameters = dict(network.named_parameters(remove_duplicate=False))
     found = []
     for layer in layers:
-        if layer.name not in n_cut:  # computed from parameters, and no parameter itself
+        if layer.name not in n_dropped:  # computed from parameters, and no parameter itself
             found.append(layer)
             continue
         n_active = layer.n_active

@@ -420,6 +420,28 @@ def test_a_network_with_lazy_layers_is_trained(tmp_path: Path, monkeypatch: pyte
     assert facts_of(run)["1.weight"].pattern == "2:4"
 
 
+@pytest.mark.parametrize("method", ["sparse-momentum", "sr-ste"])
+def test_a_weight_that_is_multiplied_along_two_axes_stays_dense_and_is_told(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tied_training.py").write_text(
+        "from torch import nn\n"
+        "class Tied(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.encoder, self.middle, self.out = nn.Linear(64, 32), nn.Linear(64, 32), nn.Linear(32, 10)\n"
+        "    def forward(self, x):\n"
+        "        x = self.encoder(x.flatten(1)).relu() @ self.encoder.weight\n"
+        "        return self.out(self.middle(x).relu())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    sparsity = {"pattern": "2:4", "density": None, "method": method}
+    recipe = load_recipe("digits", changes={"model": "tied_training:Tied", "epochs": 1, "sparsity": sparsity})
+    facts = facts_of(train(recipe, tmp_path / "run", device="cpu"))
+    assert (facts["encoder.weight"].pattern, facts["middle.weight"].pattern) == (None, "2:4")
+    assert "along axis 0 in the network's own forward" in str(facts["encoder.weight"].why_dense)
+
+
 def test_asp_trains_dense_then_cuts_once_and_runs_the_learning_rate_again(tmp_path: Path) -> None:
     train(METHODS["asp"], tmp_path / "run", device="cpu")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

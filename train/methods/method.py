@@ -149,6 +149,7 @@ class MakeSparsifier(Protocol):
         keep_dense: Sequence[str],
         output_layers: Sequence[str] | None,
         small_share: float,
+        unfit: Mapping[str, str] | None,
     ) -> Any: ...
 
 

@@ -46,7 +46,7 @@ class SrSte:
         optimizer: over its parameters.
         pattern: N:M.
         decay: lambda of the paper, at least 0.
-        keep_dense, output_layers, small_share: as for `SparseTraining`.
+        keep_dense, output_layers, small_share, unfit: as for `SparseTraining`.
 
     Raises:
         UsageError: decay is negative, or no layer can take the pattern.
@@ -67,12 +67,18 @@ class SrSte:
         keep_dense: Sequence[str] = (),
         output_layers: Sequence[str] | None = None,
         small_share: float = SMALL_SHARE,
+        unfit: Mapping[str, str] | None = None,
     ) -> None:
         if not decay >= 0:
             raise UsageError(f"decay is {decay}.", expected="A number of at least 0 was expected.")
         self.model, self.optimizer = unwrapped(model), optimizer
         self._plan = plan_pattern(
-            pattern, self.model, keep_dense=keep_dense, outputs=output_layers, small_share=small_share
+            pattern,
+            self.model,
+            keep_dense=keep_dense,
+            outputs=output_layers,
+            small_share=small_share,
+            unfit=unfit,
         )
         self._decay = decay
         self._parameters = {name: self.model.get_parameter(name) for name in self._plan.caps}
