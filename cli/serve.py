@@ -108,8 +108,9 @@ def command(
     from dataclasses import asdict
 
     from sparse_export.cli._serving import paired
+    from sparse_export.serving.serve_options import ServeOptions
     from sparse_export.serving.server_files import install_server as install
-    from sparse_export.serving.supervise import ServeOptions, serve
+    from sparse_export.serving.supervise import serve
 
     if install_server:
         folder = install(say)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 from sparse_export.errors import (
     GateFailed,
@@ -37,9 +34,9 @@ from sparse_export.serving.repository import (
     write_config,
     write_version,
 )
+from sparse_export.serving.serve_options import ServeOptions
 from sparse_export.serving.server_files import ServerFiles, find_server
-from sparse_export.serving.settings import ModelSettings
-from sparse_export.trust import TrustedDigests
+from sparse_export.serving.stop_signals import ReceivedSignals, received_signals
 
 __all__ = ["Loaded", "ServeOptions", "serve"]
 
@@ -52,40 +49,6 @@ _EXIT_TIMEOUT_S = 5
 _IDLE_CONNECTIONS = (
     f", as it does when clients keep HTTP connections open, idle or not, for {_EXIT_TIMEOUT_S} s more"
 )
-_STOPS = (signal.SIGTERM, signal.SIGINT)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeOptions:
-    """How `serve` behaves. A port of 0 is any free one.
-
-    Attributes:
-        host: the address to bind to.
-        http_port: of the inference protocol over HTTP.
-        grpc_port: of the inference protocol over gRPC.
-        metrics_port: of the metrics page.
-        health_port: of the supervisor's health endpoint.
-        runtime: `auto` or one of RUNTIMES.
-        settings: of the models.
-        drain_s: most seconds that requests get after SIGTERM.
-        restarts: how often, within five minutes, a server that died is started again.
-        start_timeout_s: seconds until it must be ready.
-        max_body_mb: largest HTTP body in MiB, where the server can limit it.
-        trust: digests passed with --trust.
-    """
-
-    host: str = "127.0.0.1"
-    http_port: int = 8000
-    grpc_port: int = 8001
-    metrics_port: int = 8002
-    health_port: int = 8003
-    runtime: str = "auto"
-    settings: ModelSettings = field(default_factory=ModelSettings)
-    drain_s: float = 30.0
-    restarts: int = 3
-    start_timeout_s: float = 120.0
-    max_body_mb: int = 64
-    trust: TrustedDigests = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +124,11 @@ def serve(
         health=options.health_port,
     )
     readiness = Readiness()
-    with _signals() as signals, work_folder() as folder, health_endpoint(ports.host, ports.health, readiness):
+    with (
+        received_signals() as signals,
+        work_folder() as folder,
+        health_endpoint(ports.host, ports.health, readiness),
+    ):
         slots = [
             _Slot(path=path, served=one, runtime=runtime)
             for path, one, runtime in zip(bundles, served, runtimes, strict=True)
@@ -227,36 +194,6 @@ class _Slot:
         return self.runtime == "tensorrt" and self.served.holds_host_code
 
 
-@dataclass(kw_only=True)
-class _Signals:
-    """The signals received. n_stops: number of SIGTERM and SIGINT so far; reload: SIGHUP came."""
-
-    n_stops: int = 0
-    reload: bool = False
-
-
-@contextmanager
-def _signals() -> Iterator[_Signals]:
-    """Record signals in place of their effect until the block ends."""
-    if threading.current_thread() is not threading.main_thread():
-        raise UsageError("`serve` was called outside the main thread.", do="Call it from the main thread.")
-    signals = _Signals()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signals.n_stops += 1
-
-    def reload(number: int, frame: FrameType | None) -> None:
-        signals.reload = True
-
-    before = {number: signal.signal(number, stop) for number in _STOPS}
-    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, reload)
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _write_model(
     folder: WorkFolder, target: Path, slot: _Slot, options: ServeOptions, *, version: int
 ) -> None:
@@ -289,7 +226,7 @@ class _Supervisor:
         readiness: Readiness,
         slots: list[_Slot],
         options: ServeOptions,
-        signals: _Signals,
+        signals: ReceivedSignals,
         say: Callable[[str], None],
         on_ready: Callable[[Ports, int, tuple[Loaded, ...]], None],
     ) -> None:

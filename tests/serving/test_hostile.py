@@ -13,8 +13,9 @@ from sparse_export.errors import ArtefactError
 from sparse_export.formats.bundle import read_bundle_info, save_bundle_info
 from sparse_export.formats.listed import file_infos
 from sparse_export.serving import supervise
+from sparse_export.serving.serve_options import ServeOptions
 from sparse_export.serving.server_files import ServerFiles
-from sparse_export.serving.supervise import ServeOptions, serve
+from sparse_export.serving.supervise import serve
 from tests.graph.dividing import with_division
 from tests.serving.conftest import Bundles
 

@@ -13,8 +13,8 @@ from sparse_export.errors import UsageError
 from sparse_export.serving import supervise
 from sparse_export.serving.process import WorkFolder, work_folder
 from sparse_export.serving.repository import open_served
+from sparse_export.serving.serve_options import ServeOptions
 from sparse_export.serving.settings import ModelSettings
-from sparse_export.serving.supervise import ServeOptions
 from tests.serving.conftest import Bundles
 from tests.serving.engines import with_engines
 
