@@ -71,7 +71,8 @@ def run(target: str, words: Sequence[str], reports: Path, call: Callable[..., in
         call: Runs a command in the environment `env` and returns its exit code.
 
     Returns:
-        The exit code: that of the first part that failed. A part that `words` leave without a test did not fail,
+        The exit code: that of the first part that failed. A part that `words` leave without a test did not
+            fail,
         unless none has any.
     """
     codes = []
@@ -97,8 +98,8 @@ def add_up(reports: Path) -> tuple[list[str], Counts, bool]:
     """Add up what the calls of `run` left in a folder.
 
     Returns:
-        What is wrong with a report, the sum of all, and whether all calls passed. A call that ended with an error of
-        which its report has no test adds one to the failed.
+        What is wrong with a report, the sum of all, and whether all calls passed. A call that ended with an
+        error of which its report has no test adds one to the failed.
     """
     problems, total, ok = [], Counts(0, 0, 0), True
     for file in sorted(reports.glob("*.exit")):

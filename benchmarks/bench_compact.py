@@ -1,9 +1,10 @@
-"""Train, compact and time the LeNets: how much of a sparse network goes with its dead channels, and what that gains.
+"""Train, compact and time the LeNets: how much of a sparse network goes with its dead channels, and what that
+gains.
 
     python -m benchmarks.bench_compact --data-dir DIR [--work DIR] [--rounds N] [--batch SIZES] [--json FILE]
 
-Each step is a command of the command line, run in a process of its own: `train`, `build --compact`, `build` of the
-dense twin, `compare`. Runs and bundles that lie in the work folder already are used again. One thread.
+Each step is a command of the command line, run in a process of its own: `train`, `build --compact`, `build`
+of the dense twin, `compare`. Runs and bundles that lie in the work folder already are used again. One thread.
 """
 
 from __future__ import annotations
@@ -125,13 +126,15 @@ def main(arguments: list[str] | None = None) -> None:
         share = fact["n_weights_after"] / fact["n_weights_before"]
         accuracy = result["comparison"]["sparse"]["accuracy"]
         print(
-            f"{case['recipe']} {case['density']:g} {case['preset']}, {case['epochs']} epochs: {share:.4f} of the parameters, "
+            f"{case['recipe']} {case['density']:g} {case['preset']}, {case['epochs']} epochs: {share:.4f} of "
+            "the parameters, "
             f"{accuracy['n_correct']}/{accuracy['n_samples']} right"
         )
         for at in result["comparison"]["latency"]:
             ratio = at["ratio"]
             print(
-                f"  batch {at['batch']:>3}: {ratio['estimate']:.3f}x [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+                f"  batch {at['batch']:>3}: {ratio['estimate']:.3f}x [{ratio['low']:.3f}, "
+                f"{ratio['high']:.3f}]"
             )
         for layer in fact["layers"]:
             print(f"  {layer['weight']:<14}{layer['before']} -> {layer['after']}  {layer['why']}")

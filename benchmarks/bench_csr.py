@@ -1,8 +1,11 @@
-"""Ways to leave inactive weights out of a training step's three products on the CPU, against the dense products.
+"""Ways to leave inactive weights out of a training step's three products on the CPU, against the dense
+products.
 
-    python -m benchmarks.bench_csr [--size 4096,4096] [--batch 128] [--density 0.05] [--rounds 20] [--threads 1] [--json FILE]
+    python -m benchmarks.bench_csr [--size 4096,4096] [--batch 128] [--density 0.05] [--rounds 20] [--threads
+    1] [--json FILE]
 
-All ways of one product in interleaved blocks; the ratio to the dense product is paired by round, with its 95 % interval.
+All ways of one product in interleaved blocks; the ratio to the dense product is paired by round, with its 95
+% interval.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
     python -m benchmarks.bench_engine [--rounds N] [--network NAME]... [--json FILE]
 
-Networks with random weights, 2:4 wherever the reduction axis allows it, as fp16, batch 1 to 32. In each round one
-engine is built from the graph by `build_engine`, one by a script of nothing but the library's calls in a process of
-its own, with the same options, in alternating order. The packed file must give the same engine to the byte. The bare
-script's must be ours but for the numbers in the library's own names of inner values (`__mye2382`): it draws them in an
-order that hangs on what lies where in memory, and another process has other things there.
+Networks with random weights, 2:4 wherever the reduction axis allows it, as fp16, batch 1 to 32. In each round
+one engine is built from the graph by `build_engine`, one by a script of nothing but the library's calls in a
+process of its own, with the same options, in alternating order. The packed file must give the same engine to
+the byte. The bare script's must be ours but for the numbers in the library's own names of inner values
+(`__mye2382`): it draws them in an order that hangs on what lies where in memory, and another process has
+other things there.
 """
 
 from __future__ import annotations
@@ -68,10 +69,12 @@ open("bare.engine", "wb").write(builder.build_serialized_network(network, config
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a network gave. Times are of every round, in order: wall seconds, and CPU seconds of all processes.
+    """What a network gave. Times are of every round, in order: wall seconds, and CPU seconds of all
+    processes.
 
-    Ours holds everything from the graph in memory to the engine flushed to its place; bare starts from the file.
-    packed_is_the_same: to the byte.  bare_is_the_same: but for the numbers in names that the library gave.
+    Ours holds everything from the graph in memory to the engine flushed to its place; bare starts from the
+    file.  packed_is_the_same: to the byte.  bare_is_the_same: but for the numbers in names that the library
+    gave.
     """
 
     network: str
@@ -144,7 +147,9 @@ def _timed(call: Callable[[], object]) -> tuple[float, float]:
 
 
 def renumbered(engine: Path) -> bytes:
-    """The engine's bytes with the numbers in the library's own names drawn anew, in the order in which they appear."""
+    """The engine's bytes with the numbers in the library's own names drawn anew, in the order in which they
+    appear.
+    """
     new: dict[bytes, bytes] = {}
     return _GIVEN_NAME.sub(
         lambda found: new.setdefault(found[0], b"__mye#%d" % len(new)), engine.read_bytes()
@@ -168,9 +173,12 @@ def main() -> None:
         one = measure(name, words.rounds)
         found.append(one)
         print(
-            f"{name}: {one.engine_bytes:,} bytes, same from packed: {one.packed_is_the_same}, same from the bare library: "
-            f"{one.bare_is_the_same}; {statistics.median(one.ours_s):.2f} s, bare {statistics.median(one.bare_s):.2f} s, "
-            f"ratio {one.ratio(one.ours_s, one.bare_s):.2f} (CPU time {one.ratio(one.ours_cpu_s, one.bare_cpu_s):.2f})",
+            f"{name}: {one.engine_bytes:,} bytes, same from packed: {one.packed_is_the_same}, same from the "
+            "bare library: "
+            f"{one.bare_is_the_same}; {statistics.median(one.ours_s):.2f} s, bare "
+            f"{statistics.median(one.bare_s):.2f} s, "
+            f"ratio {one.ratio(one.ours_s, one.bare_s):.2f} (CPU time "
+            f"{one.ratio(one.ours_cpu_s, one.bare_cpu_s):.2f})",
             flush=True,
         )
     if words.json is not None:

@@ -1,10 +1,11 @@
-"""Train without a pattern, then make 2:4 what can be without loss: which layers, what a Gather costs, what a late cap adds.
+"""Train without a pattern, then make 2:4 what can be without loss: which layers, what a Gather costs, what a
+late cap adds.
 
     python -m benchmarks.bench_lossless --data-dir DIR [--work DIR] [--only NAME ...] [--json FILE]
 
-Runs are trained and bundles built by the command line, one thread each; runs that lie in the work folder are used
-again. The network for CIFAR-10 sees the first 8,000 training and 2,000 test images and few epochs, the small ViT one
-epoch of MNIST: they show how far the road carries, not how well such networks can be trained.
+Runs are trained and bundles built by the command line, one thread each; runs that lie in the work folder are
+used again. The network for CIFAR-10 sees the first 8,000 training and 2,000 test images and few epochs, the
+small ViT one epoch of MNIST: they show how far the road carries, not how well such networks can be trained.
 """
 
 from __future__ import annotations
@@ -123,7 +124,9 @@ def road(commands: Commands, case: Case, density: float) -> dict[str, Any]:
 
 
 def gather_cost(commands: Commands, case: Case, density: float) -> dict[str, Any]:
-    """Latency of the bundle with a gather, and of one that picks entry by entry, over that of the plain bundle."""
+    """Latency of the bundle with a gather, and of one that picks entry by entry, over that of the plain
+    bundle.
+    """
     name = f"{case.name}-{density:g}"
     plain = commands.work / f"{name}-plain"
     commands.run("build", str(commands.work / name), "--out", str(plain))
@@ -154,7 +157,9 @@ def gather_cost(commands: Commands, case: Case, density: float) -> dict[str, Any
 
 
 def _by_entry(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same, with one Gather along the last axis in place of transposition, choice of rows and transposition."""
+    """The same, with one Gather along the last axis in place of transposition, choice of rows and
+    transposition.
+    """
     nodes = list(model.graph.node)
     gather = next(node for node in nodes if node.op_type == "Gather")
     before = next(node for node in nodes if gather.input[0] in node.output)
@@ -172,7 +177,9 @@ def _by_entry(model: onnx.ModelProto) -> onnx.ModelProto:
 def late_cap(
     commands: Commands, case: Case, density: float, *, max_cut: float, epochs: int, seeds: int
 ) -> dict[str, Any]:
-    """Cut what is over after the best order, train on with fixed masks; and train on as long without the cut."""
+    """Cut what is over after the best order, train on with fixed masks; and train on as long without the
+    cut.
+    """
     run = open_run(commands.work / f"{case.name}-{density:g}")
     fact = run.info.data
     assert fact is not None
@@ -233,7 +240,9 @@ def _train_on(
     seed: int,
     lr: float = 0.002,
 ) -> None:
-    """SGD with momentum 0.9, batches of 100, a learning rate that falls by a cosine; masked weights stay 0."""
+    """SGD with momentum 0.9, batches of 100, a learning rate that falls by a cosine; masked weights stay
+    0.
+    """
     network.train()
     optimizer = torch.optim.SGD(
         network.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
@@ -307,7 +316,8 @@ def _print_road(found: Mapping[str, Any]) -> None:
         fact = found[kind]
         before, after = fact["accuracy_before"], fact["accuracy_after"]
         print(
-            f"  {kind}: {before['n_correct']} right before, {after['n_correct']} after, {fact['n_changed']} changed"
+            f"  {kind}: {before['n_correct']} right before, {after['n_correct']} after, {fact['n_changed']} "
+            "changed"
         )
         for layer in fact["layers"]:
             print(
@@ -329,7 +339,8 @@ def _print_gather(found: Mapping[str, Any]) -> None:
 
 def _print_late(found: Mapping[str, Any]) -> None:
     print(
-        f"{found['network']} at {found['density']:g}: {found['before']} right as trained, {found['cut']} when cut; "
+        f"{found['network']} at {found['density']:g}: {found['before']} right as trained, {found['cut']} "
+        "when cut; "
         f"trained on: {found['control']} without the cut, {found['capped']} with it"
     )
     for layer in found["layers"]:

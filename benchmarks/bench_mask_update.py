@@ -3,12 +3,12 @@
     python -m benchmarks.bench_mask_update [--network vgg-d|lenet300-100|resnet50-like]
                                            [--rounds N] [--threads N] [--json FILE] [--pattern N:M]
 
-The plain form is what sparse_learning does: sort all |weight| of a layer and clear the mask at the first indices,
-sort all |momentum| and set the mask at the last. Shares, prune rates and budgets are the same in both, so both must
-come to the same number of weights in every layer. In each round both run once, in alternating order. One thread
-unless told otherwise: with as many threads as processors, every other process on the machine makes both forms wait
-for their slowest thread. With a pattern, the update under it is timed against the update without, on layers that
-can take it and masks that obey it.
+The plain form is what sparse_learning does: sort all |weight| of a layer and clear the mask at the first
+indices, sort all |momentum| and set the mask at the last. Shares, prune rates and budgets are the same in
+both, so both must come to the same number of weights in every layer. In each round both run once, in
+alternating order. One thread unless told otherwise: with as many threads as processors, every other process
+on the machine makes both forms wait for their slowest thread. With a pattern, the update under it is timed
+against the update without, on layers that can take it and masks that obey it.
 """
 
 from __future__ import annotations
@@ -260,7 +260,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.pattern is not None:
         capped = measure_capped(options.network, options.pattern, options.rounds)
         print(
-            f"{capped.network}: {capped.n_weights:,} weights under {capped.pattern}, density {capped.density}\n"
+            f"{capped.network}: {capped.n_weights:,} weights under {capped.pattern}, density "
+            f"{capped.density}\n"
             f"with the cap  {statistics.median(capped.capped_s) * 1e3:9.1f} ms (median of {options.rounds})\n"
             f"without       {statistics.median(capped.uncapped_s) * 1e3:9.1f} ms\n"
             f"ratio         {statistics.median(capped.ratios):9.1f} (median of pairs; "
@@ -271,12 +272,14 @@ def main(arguments: list[str] | None = None) -> None:
     samples = measure(options.network, options.rounds)
     ratios = samples.ratios
     print(
-        f"{samples.network}: {samples.n_weights:,} weights, density {samples.density}, rate {samples.prune_rate}"
+        f"{samples.network}: {samples.n_weights:,} weights, density {samples.density}, rate "
+        f"{samples.prune_rate}"
     )
     print(f"update_masks  {statistics.median(samples.update_s) * 1e3:9.1f} ms (median of {options.rounds})")
     print(f"two sorts     {statistics.median(samples.two_sorts_s) * 1e3:9.1f} ms")
     print(
-        f"ratio         {statistics.median(ratios):9.1f} (median of pairs; {min(ratios):.1f} to {max(ratios):.1f})"
+        f"ratio         {statistics.median(ratios):9.1f} (median of pairs; {min(ratios):.1f} to "
+        f"{max(ratios):.1f})"
     )
     _write(options.json, asdict(samples) | {"ratios": ratios} | facts)
 

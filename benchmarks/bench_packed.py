@@ -2,10 +2,10 @@
 
     python -m benchmarks.bench_packed [--rounds N] [--threads N] [--json FILE]
 
-torchvision's networks with random weights, every weight whose reduction axis 4 divides pruned to 2:4 by magnitude,
-exported by torch.onnx: ResNet-18 in float32, ResNet-50 in float16. Each is packed, expanded and run: dense, packed
-(onnxruntime unpacks) and expanded must give the same bits. In each round expansion and both ways of loading the
-packed file are timed, in alternating order.
+torchvision's networks with random weights, every weight whose reduction axis 4 divides pruned to 2:4 by
+magnitude, exported by torch.onnx: ResNet-18 in float32, ResNet-50 in float16. Each is packed, expanded and
+run: dense, packed (onnxruntime unpacks) and expanded must give the same bits. In each round expansion and
+both ways of loading the packed file are timed, in alternating order.
 """
 
 from __future__ import annotations

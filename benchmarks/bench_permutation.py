@@ -3,11 +3,11 @@
     python -m benchmarks.bench_permutation [--matrix NAME]... [--size N]... [--rounds N]... [--seed N]
                                            [--run RUN...] [--json FILE]
 
-The matrices, each N x N from generator 1000 + N: `gauss`; `heavy`, columns scaled by exp(gauss); `heavysort`, the
-same in rising order of scale; `unstr80`, scaled by exp(gauss / 2) and the smallest 80 % zero. Printed is the share of
-sum |w| that 2:4 keeps before and after; `rows50` keeps the larger half of each row wherever it lies, which no order
-can pass; efficacy is the part of the way from before to rows50. The CPU time is that of the process, the search being
-single-threaded.
+The matrices, each N x N from generator 1000 + N: `gauss`; `heavy`, columns scaled by exp(gauss); `heavysort`,
+the same in rising order of scale; `unstr80`, scaled by exp(gauss / 2) and the smallest 80 % zero. Printed is
+the share of sum |w| that 2:4 keeps before and after; `rows50` keeps the larger half of each row wherever it
+lies, which no order can pass; efficacy is the part of the way from before to rows50. The CPU time is that of
+the process, the search being single-threaded.
 
 Of a run, both objectives are tried on each masked layer whose reduction axis 4 divides.
 """
@@ -209,13 +209,15 @@ def main(arguments: list[str] | None = None) -> None:
                 )
     if options.run:
         print(
-            "run   layer          rows  columns  density  objective  over before  after  kept before   after  CPU s"
+            "run   layer          rows  columns  density  objective  over before  after  kept before   after "
+            " CPU s"
         )
         for run in options.run:
             for layer in measure_run(run, options.seed):
                 layers.append(layer)
                 print(
-                    f"{layer.run:<5} {layer.layer:<12} {layer.rows:>6} {layer.columns:>8} {layer.density:>8.3f}"
+                    f"{layer.run:<5} {layer.layer:<12} {layer.rows:>6} {layer.columns:>8} "
+                    f"{layer.density:>8.3f}"
                     f"  {layer.objective:<9} {layer.over_before:>12} {layer.over_after:>6}"
                     f" {layer.kept_before:>12.4f} {layer.kept_after:>7.4f} {layer.cpu_s:>6.2f}"
                 )

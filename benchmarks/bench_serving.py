@@ -2,10 +2,10 @@
 
     python -m benchmarks.bench_serving DENSE SPARSE [--seconds N] [--rounds N] [--long N] [--json FILE]
 
-Starts `sparse-export serve` on both bundles, once with and once without batching, and loads one model after the other,
-in alternating order, from a client process of its own. A client sends one sample, waits, and sends the next. With
-`--long N`, 32 clients then load the dense model for N seconds. CPU is that of the server and the models' processes.
-Needs the server (`sparse-export serve --install-server`).
+Starts `sparse-export serve` on both bundles, once with and once without batching, and loads one model after
+the other, in alternating order, from a client process of its own. A client sends one sample, waits, and sends
+the next. With `--long N`, 32 clients then load the dense model for N seconds. CPU is that of the server and
+the models' processes. Needs the server (`sparse-export serve --install-server`).
 """
 
 from __future__ import annotations

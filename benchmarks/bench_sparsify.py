@@ -2,9 +2,10 @@
 
     python -m benchmarks.bench_sparsify --data-dir DIR [--work DIR] [--seeds N] [--json FILE]
 
-Dense networks are trained first. What lies in the work folder already, networks and results, is used again. Each seed is that of a dense network and
-of what is drawn for it. Shares of the sum of |w| are over the layers that become 2:4; accuracies are of the test set.
-A network with batch norms is pruned with and without re-estimating them, and not fine-tuned.
+Dense networks are trained first. What lies in the work folder already, networks and results, is used again.
+Each seed is that of a dense network and of what is drawn for it. Shares of the sum of |w| are over the layers
+that become 2:4; accuracies are of the test set. A network with batch norms is pruned with and without
+re-estimating them, and not fine-tuned.
 """
 
 from __future__ import annotations

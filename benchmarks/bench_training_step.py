@@ -3,12 +3,13 @@
     python -m benchmarks.bench_training_step [--fused] [--rounds N] [--json FILE]
     python -m benchmarks.bench_training_step --whole-run --data-dir DIR [--rounds N] [--json FILE]
 
-First form: three loops over the same random batches take turns in blocks, in random order: `dense` (optimizer.step),
-`masked` (the same, then every weight times a fixed mask) and `sparse` (SparseTraining.step with one mask update in
-540 steps, as an epoch of MNIST has). Each round is 540 steps of each. --fused: torch's fused SGD, which `train`
-uses and which makes the step shorter, in place of its plain one.
-Second form: whole processes, CPU seconds as the system counts them: `sparse-export train mnist-lenet300-100 --epochs
-20 --density 0.05` against a bare masked loop with the same data, batch size, optimiser, thread and number of steps.
+First form: three loops over the same random batches take turns in blocks, in random order: `dense`
+(optimizer.step), `masked` (the same, then every weight times a fixed mask) and `sparse` (SparseTraining.step
+with one mask update in 540 steps, as an epoch of MNIST has). Each round is 540 steps of each. --fused:
+torch's fused SGD, which `train` uses and which makes the step shorter, in place of its plain one.  Second
+form: whole processes, CPU seconds as the system counts them: `sparse-export train mnist-lenet300-100 --epochs
+20 --density 0.05` against a bare masked loop with the same data, batch size, optimiser, thread and number of
+steps.
 """
 
 from __future__ import annotations

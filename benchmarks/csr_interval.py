@@ -1,10 +1,13 @@
-"""Whole update intervals of training with CSR products against as many dense steps, to check what `bench-train` adds up.
+"""Whole update intervals of training with CSR products against as many dense steps, to check what
+`bench-train` adds up.
 
-    python -m benchmarks.csr_interval [--width 4096] [--update-every 500] [--intervals 3] [--threads 2] [--json FILE]
+    python -m benchmarks.csr_interval [--width 4096] [--update-every 500] [--intervals 3] [--threads 2]
+    [--json FILE]
 
-Both networks (four layers of one width, batch 128, density .05) really train, on random inputs: the sparse one by
-`SparseTraining` and `StepCsr` with their own windows and updates, nothing added up afterwards. They take turns of five
-steps, in random order. One ratio for each interval; with few intervals their least and greatest say more than a mean.
+Both networks (four layers of one width, batch 128, density .05) really train, on random inputs: the sparse
+one by `SparseTraining` and `StepCsr` with their own windows and updates, nothing added up afterwards. They
+take turns of five steps, in random order. One ratio for each interval; with few intervals their least and
+greatest say more than a mean.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""Do masks grown by the momentum of a window of dense gradients differ from those of full momentum, and the accuracy?
+"""Do masks grown by the momentum of a window of dense gradients differ from those of full momentum, and the
+accuracy?
 
-    python -m benchmarks.csr_masks --data-dir DIR --json FILE [--seeds 0,1,2] [--epochs 20] [--density 0.05] [--all-layers]
+    python -m benchmarks.csr_masks --data-dir DIR --json FILE [--seeds 0,1,2] [--epochs 20] [--density 0.05]
+    [--all-layers]
 
-LeNet-300-100 on MNIST by the recipe `mnist-lenet300-100`, twice for each seed, from the same weights and in the same
-order of samples: with dense products, and with `StepCsr`. In the second, the momentum that dense gradients would have
-gathered at every step is kept beside, for the looks of it: before each update the masks are computed by both. The share
-of grown weights that both grow is the overlap. CSR products in the layers whose density allows it, or with --all-layers
-in all of them, without timing what wins: this is about masks.
+LeNet-300-100 on MNIST by the recipe `mnist-lenet300-100`, twice for each seed, from the same weights and in
+the same order of samples: with dense products, and with `StepCsr`. In the second, the momentum that dense
+gradients would have gathered at every step is kept beside, for the looks of it: before each update the masks
+are computed by both. The share of grown weights that both grow is the overlap. CSR products in the layers
+whose density allows it, or with --all-layers in all of them, without timing what wins: this is about masks.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ class FullMomentum:
             y.register_hook(lambda gy: self._take_in(name, gy))
 
     def _take_in(self, name: str, gy: Tensor) -> None:
-        """Weight decay is left out: it is nothing for inactive weights, and active ones are taken from the optimiser."""
+        """Weight decay is left out: it is nothing for inactive weights, and active ones are taken from the
+        optimiser.
+        """
         self.buffers[name].mul_(self._momentum).add_(gy.t() @ self._inputs[name])
 
 
@@ -183,7 +187,8 @@ def main() -> None:
             )
             grown = [one.grown for one in updates]
             print(
-                f"seed {seed}: test {dense:.2f} % by dense products, {csr:.2f} % by CSR; of what full momentum grows, "
+                f"seed {seed}: test {dense:.2f} % by dense products, {csr:.2f} % by CSR; of what full "
+                "momentum grows, "
                 f"the window grows {100 * statistics.mean(grown):.2f} % in the mean of {len(grown)} updates, "
                 f"{100 * min(grown):.2f} % at least; masks agree in "
                 f"{100 * min(one.masks for one in updates):.2f} % at least",

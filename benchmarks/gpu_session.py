@@ -1,16 +1,20 @@
-"""Everything that is to be known of one CUDA card, by one command, in at most nine minutes and without a network.
+"""Everything that is to be known of one CUDA card, by one command, in at most nine minutes and without a
+network.
 
-    python -m benchmarks.gpu_session [--out FOLDER] [--parts NAMES] [--minutes N] [--data-dir FOLDER] [--rehearse]
+    python -m benchmarks.gpu_session [--out FOLDER] [--parts NAMES] [--minutes N] [--data-dir FOLDER]
+    [--rehearse]
 
-Parts, in order: `tests` (all tests marked gpu), `ceilings` (copying, dense and 2:4 matrix rates), `products` (Linear
-sizes of vision transformers and language models), `inference` (networks dense, 2:4 wherever possible, and planned),
-`training` (steps dense and 2:4, forward only and with the gradient of the input), `masks` (what sparse momentum adds
-to a step, and a mask update), `trained` (short trainings on CIFAR-10, with --data-dir). Each runs in a process of its own with its own share of the time, and writes what it
-has after every case, so that a part which is stopped or fails loses one case. Writes DATE-CARD.json (everything, raw
-samples left out), DATE-CARD.md (a table), DATE-CARD-samples.json.gz (every round) and DATE-CARD-tests.txt.
+Parts, in order: `tests` (all tests marked gpu), `ceilings` (copying, dense and 2:4 matrix rates), `products`
+(Linear sizes of vision transformers and language models), `inference` (networks dense, 2:4 wherever possible,
+and planned), `training` (steps dense and 2:4, forward only and with the gradient of the input), `masks` (what
+sparse momentum adds to a step, and a mask update), `trained` (short trainings on CIFAR-10, with --data-dir).
+Each runs in a process of its own with its own share of the time, and writes what it has after every case, so
+that a part which is stopped or fails loses one case. Writes DATE-CARD.json (everything, raw samples left
+out), DATE-CARD.md (a table), DATE-CARD-samples.json.gz (every round) and DATE-CARD-tests.txt.
 
---rehearse runs all of it but `tests` on the CPU, with the dense reference in place of the hardware's products, in
-small sizes: its figures mean nothing, and its files say so. It shows that the program runs to its end.
+--rehearse runs all of it but `tests` on the CPU, with the dense reference in place of the hardware's
+products, in small sizes: its figures mean nothing, and its files say so. It shows that the program runs to
+its end.
 """
 
 from __future__ import annotations
@@ -74,8 +78,9 @@ SHARES = {
 class Setting:
     """What is measured, and on what.
 
-    networks: (name, input shape, type, batches) each.  training: (name, input shape, batch, compiled, as one CUDA graph)
-    each.  recipes: (recipe, batch) each.  trained: (recipe, epochs) each.  bandwidth_mib: of one copy.
+    networks: (name, input shape, type, batches) each.  training: (name, input shape, batch, compiled, as one
+    CUDA graph) each.  recipes: (recipe, batch) each.  trained: (recipe, epochs) each.  bandwidth_mib: of one
+    copy.
     """
 
     device: str
@@ -162,7 +167,9 @@ def measured(
 
 
 def ratios(found: Mapping[str, LatencyResult], base: str = "dense", n_inside: int = 1) -> Case:
-    """base / each of the others, with intervals, and the samples, of one of the n_inside things that a call does."""
+    """base / each of the others, with intervals, and the samples, of one of the n_inside things that a call
+    does.
+    """
     case: Case = {
         "samples_ms": {name: [ms / n_inside for ms in one.samples_ms] for name, one in found.items()}
     }
@@ -433,7 +440,8 @@ def masks(setting: Setting) -> Iterator[Case]:
 
 
 def trained(setting: Setting) -> Iterator[Case]:
-    """Short trainings on real data, sparse and dense, and sparse without a CUDA graph: that they learn, and how fast.
+    """Short trainings on real data, sparse and dense, and sparse without a CUDA graph: that they learn, and
+    how fast.
 
     The data folder is in the variable SPARSE_EXPORT_DATA.
     """
@@ -607,7 +615,8 @@ def session(folder: Path, parts: Sequence[str], minutes: float, *, rehearse: boo
         document["parts"][name] = part
         write(folder, stem, document)
         print(
-            f"  {len(part['cases'])} cases, {part['seconds']:.0f} s{', ' + part['problem'].splitlines()[-1] if part['problem'] else ''}"
+            f"  {len(part['cases'])} cases, {part['seconds']:.0f} "
+            f"s{', ' + part['problem'].splitlines()[-1] if part['problem'] else ''}"
         )
     return folder / f"{stem}.json"
 

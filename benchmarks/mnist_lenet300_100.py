@@ -1,6 +1,7 @@
 """Accuracy of `lenet300-100` on MNIST by density, start and seed: what README's table is made from.
 
-    python -m benchmarks.mnist_lenet300_100 --data-dir DIR --json FILE [--seeds 0,1,2] [--epochs 20] [--jobs 2]
+    python -m benchmarks.mnist_lenet300_100 --data-dir DIR --json FILE [--seeds 0,1,2] [--epochs 20] [--jobs
+    2]
 
 Every figure is a `sparse-export train mnist-lenet300-100` of its own, in a process of its own.
 """

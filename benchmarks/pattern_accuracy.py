@@ -1,12 +1,14 @@
-"""Accuracy of one recipe dense, by ASP, by SR-STE and by sparse momentum under 2:4, along one axis and along both:
-the tables in docs/results.md.
+"""Accuracy of one recipe dense, by ASP, by SR-STE and by sparse momentum under 2:4, along one axis and along
+both: the tables in docs/results.md.
 
     python -m benchmarks.pattern_accuracy RECIPE --data-dir DIR --json FILE
-                                          [--seeds 0,1,2,3,4] [--epochs 20] [--jobs 2] [--work DIR] [--setting NAME]...
+                                          [--seeds 0,1,2,3,4] [--epochs 20] [--jobs 2] [--work DIR] [--setting
+                                          NAME]...
 
-Every figure is a `sparse-export train` of its own, in a process of its own; all have the same number of steps, the
-dense phase of ASP counted. Differences to the dense twin are paired by seed, since weights and the order of samples
-start alike; their intervals are Student's t over the seeds. --work keeps finished runs, which are not run again.
+Every figure is a `sparse-export train` of its own, in a process of its own; all have the same number of
+steps, the dense phase of ASP counted. Differences to the dense twin are paired by seed, since weights and the
+order of samples start alike; their intervals are Student's t over the seeds. --work keeps finished runs,
+which are not run again.
 --setting, once for each, trains those alone.
 """
 
@@ -81,7 +83,9 @@ def train(recipe: str, setting: str, seed: int, epochs: int, data_dir: Path, wor
 def difference(
     runs: Mapping[tuple[str, int], dict[str, Any]], one: str, other: str, seeds: list[int]
 ) -> dict[str, Any]:
-    """Test points of `one` less those of `other`: mean, two-sided 95 % interval, lower end of the one-sided one."""
+    """Test points of `one` less those of `other`: mean, two-sided 95 % interval, lower end of the one-sided
+    one.
+    """
     points = [runs[one, seed]["test_percent"] - runs[other, seed]["test_percent"] for seed in seeds]
     mean = statistics.mean(points)
     error = statistics.stdev(points) / math.sqrt(len(points))
@@ -137,7 +141,8 @@ def main() -> None:
     ]
     for found in differences:
         print(
-            f"{found['one']} - {found['other']}: {found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], "
+            f"{found['one']} - {found['other']}: {found['mean']:+.3f} [{found['low']:+.3f}, "
+            f"{found['high']:+.3f}], "
             f"one-sided from {found['one_sided_low']:+.3f}"
         )
     document = {

@@ -1,4 +1,5 @@
-"""A network that is nearly all matrix products, so that a training step of it shows what sparsity can give at best.
+"""A network that is nearly all matrix products, so that a training step of it shows what sparsity can give at
+best.
 
 sparse-export bench-train benchmarks/wide-mlp.toml --input-shape 1,28,28
 sparse-export bench-train benchmarks/wide-mlp-csr.toml --input-shape 4096

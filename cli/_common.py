@@ -46,7 +46,9 @@ class Output:
     printed: bool = False
 
     def write(self, text: str) -> None:
-        """Put it on the stream; what its encoding has not, an odd byte of a file name, is written as an escape."""
+        """Put it on the stream; what its encoding has not, an odd byte of a file name, is written as an
+        escape.
+        """
         encoding = self.stream.encoding or "utf-8"
         click.echo(text.encode(encoding, "backslashreplace").decode(encoding), file=self.stream)
         self.printed = True

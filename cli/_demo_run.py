@@ -45,8 +45,8 @@ _KINDS: dict[str, tuple[dict[str, Any], str]] = {
 class Demo:
     """What the demo made, by the names `dense`, `sparse` and `two-four`.
 
-    validations: have passed their gates.  comparisons: of the last two with the first; each is written to a folder
-    of its name under `results`, with its page for people, of `reports`.
+    validations: have passed their gates.  comparisons: of the last two with the first; each is written to a
+    folder of its name under `results`, with its page for people, of `reports`.
     """
 
     bundles: dict[str, Bundle]
@@ -59,7 +59,8 @@ class Demo:
 def demo(
     out: Path, *, observe: Callable[[str], AbstractContextManager[Observer]], say: Callable[[str], None]
 ) -> Demo:
-    """Train `digits` dense, at 20 % density and to 2:4 on the embedded scans, and carry all to the comparison.
+    """Train `digits` dense, at 20 % density and to 2:4 on the embedded scans, and carry all to the
+    comparison.
 
     out: folder for everything; one that an earlier demo made is replaced, any other must be new or empty.
     observe: gives the observer of a training run, by its label.  say: is told of each stage.

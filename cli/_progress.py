@@ -34,7 +34,8 @@ def _headline(info: RunInfo, total_steps: int, step: int) -> str:
     origin = f", from step {step:,}" if step else ""
     data = info.data.name if info.data else "unknown data"
     return (
-        f"{info.model.name} on {data}, {what}, {info.epochs} epoch{_s(info.epochs)}, {total_steps:,} step{_s(total_steps)}{origin}, "
+        f"{info.model.name} on {data}, {what}, {info.epochs} epoch{_s(info.epochs)}, {total_steps:,} "
+        f"step{_s(total_steps)}{origin}, "
         f"{info.device}, {info.n_threads} thread{_s(info.n_threads)}, seed {info.seed}"
     )
 

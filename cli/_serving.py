@@ -16,7 +16,10 @@ _NUMBERS = (
     (
         "max-batch",
         None,
-        "Maximum number of samples in one execution, and in one request.  [default: 64, or what engines take]",
+        (
+            "Maximum number of samples in one execution, and in one "
+            "request.  [default: 64, or what engines take]"
+        ),
     ),
     ("batch-delay-us", 0, "How long a request may wait for others to share an execution."),
     ("instances", 2, "Copies of each model that run at the same time."),

@@ -24,7 +24,10 @@ from sparse_export.cli._common import (
     "runtimes",
     multiple=True,
     metavar="NAME",
-    help="tensorrt, tensorrt-rtx, onnxruntime-tensorrt, -cuda or -cpu; may be repeated. Default: all that can run here.",
+    help=(
+        "tensorrt, tensorrt-rtx, onnxruntime-tensorrt, -cuda or -cpu; may be repeated. Default: all "
+        "that can run here."
+    ),
 )
 @cuda_graphs_option
 @timing_options

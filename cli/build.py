@@ -132,8 +132,9 @@ def command(
 ) -> None:
     """Export RUN to a bundle: ONNX, a golden input and output, a manifest with hashes.
 
-    The file is run once and held against the network before it takes its name. Engines of the targets tensorrt and
-    tensorrt-rtx are built from it; one that cannot be built ends with 1 or 5 after the bundle with the rest is there.
+    The file is run once and held against the network before it takes its name. Engines of the targets
+    tensorrt and tensorrt-rtx are built from it; one that cannot be built ends with 1 or 5 after the bundle
+    with the rest is there.
     """
     from dataclasses import asdict
 
@@ -206,7 +207,8 @@ def _bundle_text(bundle: Bundle, form: str) -> str:
 def _engines_text(info: BundleInfo) -> str:
     """A line an engine: what it is, and how long it took."""
     return "".join(
-        f"{one.file} {info.files[one.file].size_bytes:,} bytes, {one.target} {one.version}, built in {one.build_s:.1f} s"
+        f"{one.file} {info.files[one.file].size_bytes:,} bytes, {one.target} {one.version}, built in "
+        f"{one.build_s:.1f} s"
         f"{f' on {one.gpu}' if one.gpu else ''}\n"
         for one in info.engines
     )
@@ -225,7 +227,8 @@ def _compact_table(fact: CompactInfo) -> str:
     ]
     share = fact.n_weights_after / fact.n_weights_before if fact.n_weights_before else 1.0
     lines.append(
-        f"{fact.n_removed:,} channels and {fact.n_inputs_dropped:,} unread inputs removed: {fact.n_weights_after:,} "
+        f"{fact.n_removed:,} channels and {fact.n_inputs_dropped:,} unread inputs removed: "
+        f"{fact.n_weights_after:,} "
         f"of {fact.n_weights_before:,} parameters left ({share:.4f})"
     )
     return "\n".join(lines)
@@ -255,7 +258,8 @@ def _pattern_table(fact: PatternInfo) -> str:
     n_weights = sum(math.prod(layer.shape) for layer in fact.layers)
     n_obeying = sum(math.prod(layer.shape) for layer in obeying)
     lines.append(
-        f"{len(obeying)} of {len(fact.layers)} layers are {fact.pattern}, {n_obeying:,} of {n_weights:,} weights; "
+        f"{len(obeying)} of {len(fact.layers)} layers are {fact.pattern}, {n_obeying:,} of {n_weights:,} "
+        "weights; "
         f"{sum(layer.n_cut for layer in fact.layers):,} cut"
     )
     if any(layer.road == "gathered" for layer in fact.layers):

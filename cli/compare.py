@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 @click.option(
     "--runtime",
     metavar="NAME",
-    help="tensorrt, tensorrt-rtx, onnxruntime-tensorrt, -cuda or -cpu. Default: the best that runs both here.",
+    help=(
+        "tensorrt, tensorrt-rtx, onnxruntime-tensorrt, -cuda or -cpu. Default: the best that runs both here."
+    ),
 )
 @click.option(
     "--trust",
@@ -74,7 +76,8 @@ def command(
 ) -> None:
     """Compare a dense with a sparse bundle: accuracy, size and time, with intervals.
 
-    Accuracy is measured on the test set; where that is not found, the recorded accuracies are compared, if any.
+    Accuracy is measured on the test set; where that is not found, the recorded accuracies are compared, if
+    any.
     """
     from dataclasses import asdict
 
@@ -118,7 +121,8 @@ def _test_set(info: BundleInfo, data_dir: Path | None) -> tuple[Inputs, np.ndarr
 
     if info.data is None:
         say(
-            "The bundle names no data, so accuracy is not measured; recorded accuracies are shown where there are any."
+            "The bundle names no data, so accuracy is not measured; recorded accuracies are shown where "
+            "there are any."
         )
         return None
     try:

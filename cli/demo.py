@@ -15,7 +15,10 @@ from sparse_export.cli._common import json_option, print_result
 )
 @json_option
 def command(out: Path, as_json: bool) -> None:
-    """Train dense, sparse and 2:4, build, validate and compare, on data that is embedded. A minute on two cores."""
+    """Train dense, sparse and 2:4, build, validate and compare, on data that is embedded.
+
+    A minute on two cores.
+    """
     from dataclasses import asdict
 
     from sparse_export.cli._demo_run import demo

@@ -14,8 +14,9 @@ from sparse_export.cli._common import json_option, print_result
 def command(path: Path, as_json: bool) -> None:
     """Show what a run, a bundle, an .onnx file or an engine holds, layer by layer.
 
-    Of a graph also which layers are 2:4, whether hardware can use that, and why not. A run or a bundle with a file that
-    is missing or was changed ends with 6, a bundle whose graph breaks a pattern that its manifest promises with 3.
+    Of a graph also which layers are 2:4, whether hardware can use that, and why not. A run or a bundle with a
+    file that is missing or was changed ends with 6, a bundle whose graph breaks a pattern that its manifest
+    promises with 3.
     """
     from dataclasses import asdict
 

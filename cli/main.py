@@ -24,13 +24,18 @@ from sparse_export.telemetry import turn_telemetry_off
 
 __all__ = ["COMMANDS", "cli", "main"]
 
-# name -> one line of help, as the command's own module has it. That module, sparse_export.cli.NAME with _ for -, is imported
-# only when the command is called: tests/cli/test_main.py holds the two together.
+# name -> one line of help, as the command's own module has it. That module, sparse_export.cli.NAME with _ for
+# -, is imported only when the command is called: tests/cli/test_main.py holds the two together.
 COMMANDS = {
     "demo": "Train dense, sparse and 2:4, build, validate and compare, on data that is embedded.",
     "train": "Train a network sparse (or dense) by RECIPE, a shipped name or a TOML file.",
-    "sparsify": "Make a trained network N:M sparse: a run's folder, a network by name, or package.module:factory.",
-    "sweep": "Train methods x densities x seeds x settings by GRID, a TOML file: a table with intervals, and charts.",
+    "sparsify": (
+        "Make a trained network N:M sparse: a run's folder, a network by name, or package.module:factory."
+    ),
+    "sweep": (
+        "Train methods x densities x seeds x settings by GRID, a TOML "
+        "file: a table with intervals, and charts."
+    ),
     "plan": "Choose the layers of MODEL, a name or a run, that are worth making 2:4 on this card.",
     "build": "Export RUN to a bundle: ONNX, a golden input and output, a manifest with hashes.",
     "validate": "Check that BUNDLE computes what was trained, and as well.",
@@ -47,7 +52,8 @@ COMMANDS = {
 _INTERRUPTED = 130
 _SAME_ORDER_S = 1.0
 _YES = {"1", "true", "t", "yes", "y", "on"}
-# What a disk, a folder or its owner refuses. Other system errors are faults of the program: they keep a traceback.
+# What a disk, a folder or its owner refuses. Other system errors are faults of the program: they keep a
+# traceback.
 _REFUSALS = {
     errno.EACCES,
     errno.EDQUOT,
@@ -113,8 +119,8 @@ class LazyGroup(Group):
 def _sigterm_interrupts() -> Iterator[None]:
     """Let SIGTERM end a command as Ctrl-C does: children are ended, temporary files removed.
 
-    Training and `serve` answer it in their own way while they run. A second one that comes at once is the same
-    order: `timeout` sends it to the process, then to its group.
+    Training and `serve` answer it in their own way while they run. A second one that comes at once is the
+    same order: `timeout` sends it to the process, then to its group.
     """
     if (
         threading.current_thread() is not threading.main_thread()
@@ -188,7 +194,8 @@ def _refused(cause: OSError) -> SparseExportError:
     if cause.filename is not None:
         return SparseExportError(
             f"Cannot use {_name(cause.filename)}: {cause.strerror or cause}.",
-            expected="A place that this user may read, with room and permission to write where that is needed, "
+            expected="A place that this user may read, with room and permission to write where that is "
+            "needed, "
             "was expected.",
             do="Look at its permissions and the room on its disk, or choose another place.",
         )
@@ -212,8 +219,10 @@ def _print_versions(ctx: click.Context, _: click.Parameter, asked: bool) -> None
     commands={name: click.Command(name, help=text) for name, text in COMMANDS.items()},
     invoke_without_command=True,
     epilog=(
-        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a gate failed, 4 required speed-up not reached, 5 this machine "
-        "lacks what was asked for, 6 an artefact is corrupt or not trusted, 130 interrupted (Ctrl-C, SIGTERM)."
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a gate failed, 4 required speed-up not reached, 5 "
+        "this machine "
+        "lacks what was asked for, 6 an artefact is corrupt or not trusted, 130 interrupted (Ctrl-C, "
+        "SIGTERM)."
     ),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -228,7 +237,9 @@ def _print_versions(ctx: click.Context, _: click.Parameter, asked: bool) -> None
 )
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Train neural networks by sparse momentum, export them to checked ONNX bundles, compare dense with sparse."""
+    """Train neural networks by sparse momentum, export them to checked ONNX bundles, compare dense with
+    sparse.
+    """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         ctx.exit(click.UsageError.exit_code)

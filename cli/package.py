@@ -70,8 +70,8 @@ def command(
 ) -> None:
     """Write BUNDLEs as a model repository of Triton, with the files to deploy it.
 
-    The package has a model for each bundle and runtime, Docker and Kubernetes files, a client and a load script.
-    Files that need an image are left out unless --base-image or --image gives one.
+    The package has a model for each bundle and runtime, Docker and Kubernetes files, a client and a load
+    script. Files that need an image are left out unless --base-image or --image gives one.
     """
     from dataclasses import asdict
 

@@ -37,7 +37,9 @@ from sparse_export.cli._common import code_trust_option, json_option, print_resu
 @click.option(
     "--verify",
     is_flag=True,
-    help="Time the whole network too, dense, 2:4 and planned; exit 4 where the plan may be slower than dense.",
+    help=(
+        "Time the whole network too, dense, 2:4 and planned; exit 4 where the plan may be slower than dense."
+    ),
 )
 @click.option(
     "--keep-verified", type=click.Path(path_type=Path), metavar="FILE", help="Write that measurement there."

@@ -102,8 +102,8 @@ def command(
 ) -> None:
     """Serve BUNDLEs on this machine with Triton, each held to its golden answer first.
 
-    SIGTERM and Ctrl-C drain the server and end it; SIGHUP makes changed bundles a new version. The exit code is the
-    server's.
+    SIGTERM and Ctrl-C drain the server and end it; SIGHUP makes changed bundles a new version. The exit code
+    is the server's.
     """
     from dataclasses import asdict
 
@@ -124,7 +124,8 @@ def command(
         document = {"ports": asdict(ports), "server_pid": pid, "models": [asdict(one) for one in loaded]}
         models = ", ".join(one.name for one in loaded)
         text = (
-            f"ready: {models} on {ports.host}, HTTP {ports.http}, gRPC {ports.grpc}, metrics {ports.metrics}, "
+            f"ready: {models} on {ports.host}, HTTP {ports.http}, gRPC {ports.grpc}, metrics "
+            f"{ports.metrics}, "
             f"health {ports.health}"
         )
         print_result(document, text, as_json)

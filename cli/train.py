@@ -65,7 +65,8 @@ _BY = {"csr": "by CSR products", "2:4": "by 2:4 products", "dense": "by dense pr
 @click.option(
     "--products",
     type=click.Choice(["dense", "csr", "2:4"]),
-    help="csr: leave inactive weights out of the products of Linear layers on the CPU, where that is timed to win. "
+    help="csr: leave inactive weights out of the products of Linear layers on the CPU, where that is "
+    "timed to win. "
     "2:4: forward products by the card's sparse kernels.",
 )
 @click.option(
@@ -122,8 +123,9 @@ def command(
     """Train a network sparse (or dense) by RECIPE, a shipped name or a TOML file.
 
     Shipped: digits, mnist-lenet300-100, mnist-lenet5, fashion-mnist-lenet300-100, fashion-mnist-lenet5,
-    cifar10-alexnet-s, cifar10-vgg-d, cifar10-vgg-like, cifar10-wrn-28-2, cifar10-wrn-16-8, imagenet-resnet50-10,
-    imagenet-resnet50-20. Ctrl-C saves; --resume goes on. Under torchrun the processes train one network together.
+    cifar10-alexnet-s, cifar10-vgg-d, cifar10-vgg-like, cifar10-wrn-28-2, cifar10-wrn-16-8,
+    imagenet-resnet50-10, imagenet-resnet50-20. Ctrl-C saves; --resume goes on. Under torchrun the processes
+    train one network together.
     """
     if resume:
         given = [name for name in _STARTING if _typed(name)]
@@ -221,7 +223,10 @@ def command(
             [
                 *dense_layers,
                 *products_used,
-                f"{accuracy}{info.n_active:,} of {info.n_masked:,} weights ({info.density:.4g}), {info.seconds:.1f} s",
+                (
+                    f"{accuracy}{info.n_active:,} of {info.n_masked:,} weights ({info.density:.4g}), "
+                    f"{info.seconds:.1f} s"
+                ),
                 *(f"{label}: {text}" for label, text in told_speed(info.speed).items()),
                 str(run.path),
             ]
@@ -231,7 +236,10 @@ def command(
 
 
 def _planned(recipe: Recipe, file: Path) -> Recipe:
-    """The recipe with the layers that a plan leaves dense named so. Raises UsageError for another network's plan."""
+    """The recipe with the layers that a plan leaves dense named so.
+
+    Raises UsageError for another network's plan.
+    """
     from sparse_export.plan.planning import dense_by_plan
     from sparse_export.train.recipe import recipe_from_table
 

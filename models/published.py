@@ -17,6 +17,8 @@ def weights_unavailable(name: str, cause: Exception) -> MissingCapability:
     reason = next(iter(str(cause).splitlines()), "") or type(cause).__name__
     return MissingCapability(
         f"The published weights of {name} could not be fetched: {reason.rstrip('.')}.",
-        expected="A connection to where its library keeps them, or a copy in the library's cache, was expected.",
+        expected=(
+            "A connection to where its library keeps them, or a copy in the library's cache, was expected."
+        ),
         do="Fetch the file on another machine and give it with --weights FILE.",
     )

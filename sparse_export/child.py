@@ -1,7 +1,8 @@
-"""Work in a process of its own: a JSON request goes in, a JSON result comes out, and a crash costs nothing else.
+"""Work in a process of its own: a JSON request goes in, a JSON result comes out, and a crash costs nothing
+else.
 
-`call` starts a worker module and `answer` is what that module does with its arguments. A process that lives longer, and
-tells how far it is, is started by its owner with `environment` and `ending` from here.
+`call` starts a worker module and `answer` is what that module does with its arguments. A process that lives
+longer, and tells how far it is, is started by its owner with `environment` and `ending` from here.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class ChildFailed(Exception):  # noqa: N818 - it is never shown: whoever calls r
     """The process gave no result.
 
     Attributes:
-        how: what became of it, as a sentence about the process goes on, with the end of what it wrote to stderr.
+        how: what became of it, as a sentence about the process goes on, with the end of what it wrote to
+            stderr.
         returncode: of the process, None where its time was up.
     """
 
@@ -136,7 +138,8 @@ def answer(words: list[str], work: Callable[[dict[str, Any]], Any]) -> int:
 
 
 def environment() -> dict[str, str]:
-    """The environment of a child process: every module is found where this process has it, and telemetry is off.
+    """The environment of a child process: every module is found where this process has it, and telemetry is
+    off.
 
     Whether this process has imported onnxruntime, which sets the same variables, changes nothing in it.
     """

@@ -1,9 +1,10 @@
 """Keeps libraries from reporting to their makers, unless the user asks for it.
 
-onnxruntime writes a device id and a database into the user's cache folder as soon as it is imported, and later looks for
-its maker's collector (1.31.1, Linux). It reads its variable only while it is imported: `disable_telemetry_events` comes
-too late for the files, and does not stop the uploads. huggingface_hub, by which timm downloads weights, tells in every
-request which torch and which coding agent are there, unless its variable is set before its import (2.4.0).
+onnxruntime writes a device id and a database into the user's cache folder as soon as it is imported, and
+later looks for its maker's collector (1.31.1, Linux). It reads its variable only while it is imported:
+`disable_telemetry_events` comes too late for the files, and does not stop the uploads. huggingface_hub, by
+which timm downloads weights, tells in every request which torch and which coding agent are there, unless its
+variable is set before its import (2.4.0).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A `tensorrt` and CUDA that pretend to run an engine.
 
-It multiplies by two, in the memory of the host, and takes what TensorRT takes: batches of the profile that was chosen,
-at addresses that were set.
+It multiplies by two, in the memory of the host, and takes what TensorRT takes: batches of the profile that
+was chosen, at addresses that were set.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ class _Context:
 class Card:
     """A GPU that is none.
 
-    executed: batch and profile of each execution; streams: where.  host_code_allowed: at each loading.  strategies: for
-    CUDA graphs, of each context that TensorRT for RTX was to make with one.
+    executed: batch and profile of each execution; streams: where.  host_code_allowed: at each loading.
+    strategies: for CUDA graphs, of each context that TensorRT for RTX was to make with one.
     """
 
     capability: tuple[int, int]
@@ -203,7 +203,9 @@ class Graph:
 
 
 def pretend_torch_cuda(monkeypatch: pytest.MonkeyPatch, current: Stream, card: Card) -> list[Stream]:
-    """Let torch have the card with CUDA streams, of which `current` is in use; gives those that are made later on."""
+    """Let torch have the card with CUDA streams, of which `current` is in use; gives those that are made
+    later on.
+    """
     made: list[Stream] = []
 
     def make() -> Stream:

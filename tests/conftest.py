@@ -28,7 +28,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("repeatable" if os.environ.get("CI") else "here")
 
 
-# Tests of serving need Triton's client from their first line on. A machine that has only torch and a card has none.
+# Tests of serving need Triton's client from their first line on. A machine that has only torch and a card has
+# none.
 _LEFT_OUT = [] if importlib.util.find_spec("tritonclient") else ["serving"]
 collect_ignore = list(_LEFT_OUT)
 
@@ -104,7 +105,9 @@ def _choose_part(config: pytest.Config, items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Choose the part, and skip what needs absent hardware, which is looked for only when a test asks for it."""
+    """Choose the part, and skip what needs absent hardware, which is looked for only when a test asks for
+    it.
+    """
     _choose_part(config, items)
     if hasattr(config, "workerinput"):
         items.sort(
@@ -121,7 +124,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Set aside what was loaded: whatever measures collects garbage first, and went through all of torch each time."""
+    """Set aside what was loaded: whatever measures collects garbage first, and went through all of torch each
+    time.
+    """
     gc.collect()
     gc.freeze()
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 @contextmanager
 def exported_once() -> Iterator[None]:
-    """While it lasts, `building` exports a network of the same weights and masks once, and copies after that."""
+    """While it lasts, `building` exports a network of the same weights and masks once, and copies after
+    that.
+    """
     graph: Any = importlib.import_module("sparse_export.building.graph")
     genuine, made = graph.onnx_from_module, {}
 

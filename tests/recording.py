@@ -1,7 +1,7 @@
 """CUDA graphs played on the CPU: operations are recorded with their tensors, undone, and repeated in place.
 
-As in a graph, whatever is no tensor keeps the value of the recording, every tensor its memory, and a value that is read
-back to the host is an error.
+As in a graph, whatever is no tensor keeps the value of the recording, every tensor its memory, and a value
+that is read back to the host is an error.
 """
 
 from __future__ import annotations

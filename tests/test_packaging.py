@@ -29,7 +29,8 @@ ROOTS = {
 }
 LINKS = ("train", "cli", "models")
 
-# Room -> floor. A module imports from lower floors and from its own room, nothing else. docs/architecture.md has the same.
+# Room -> floor. A module imports from lower floors and from its own room, nothing else. docs/architecture.md
+# has the same.
 FLOORS = {
     "errors": 0,
     "version": 0,
@@ -63,7 +64,8 @@ FLOORS = {
     "__main__": 11,
 }
 
-# Imports inside functions: they keep `--help` quick, and optional libraries out of the way. No more without a reason.
+# Imports inside functions: they keep `--help` quick, and optional libraries out of the way. No more without a
+# reason.
 MOST_LOCAL_IMPORTS = 34
 
 
@@ -170,7 +172,8 @@ def test_a_copy_of_the_checkout_runs_without_installation(tmp_path: Path) -> Non
 
 def test_importing_the_package_loads_no_heavy_library() -> None:
     probe = (
-        "import sys, sparse_export, sparse_export.formats.bundle, sparse_export.formats.layers, sparse_export.errors\n"
+        "import sys, sparse_export, sparse_export.formats.bundle, sparse_export.formats.layers, "
+        "sparse_export.errors\n"
         "dir(sparse_export)\n"
         "print(sorted({'torch', 'onnx', 'onnxruntime', 'numpy', 'sklearn', 'pydantic'} & set(sys.modules)))"
     )
@@ -237,7 +240,9 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def _local_imports(path: Path) -> int:
-    """How many import statements of a module for this package stand inside functions, those for types left out."""
+    """How many import statements of a module for this package stand inside functions, those for types left
+    out.
+    """
     nodes = [
         node
         for function in ast.walk(ast.parse(path.read_text()))

@@ -176,7 +176,8 @@ def test_the_parts_for_every_day_run_as_make_runs_them(suite: ModuleType, tmp_pa
     (tmp_path / "tests" / "test_all_kinds.py").write_text(
         "import os, pytest\nfrom hypothesis import given, strategies as st\nfrom tests.many import many\n"
         "def test_threads():\n    assert os.environ['OMP_NUM_THREADS'] == '1'\n"
-        "@pytest.mark.timing\ndef test_timed():\n    assert {'PYTEST_XDIST_WORKER', 'OMP_NUM_THREADS'}.isdisjoint(os.environ)\n"
+        "@pytest.mark.timing\ndef test_timed():\n    assert {'PYTEST_XDIST_WORKER', "
+        "'OMP_NUM_THREADS'}.isdisjoint(os.environ)\n"
         "@pytest.mark.full\ndef test_long():\n    assert False\n"
         "examples = []\n@many(7, every_day=3, database=None)\n@given(st.integers())\n"
         "def test_property(n):\n    examples.append(n)\n"

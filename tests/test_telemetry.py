@@ -1,4 +1,6 @@
-"""onnxruntime reports nothing to its maker, and leaves nothing in the user's folders, unless the user asks for it."""
+"""onnxruntime reports nothing to its maker, and leaves nothing in the user's folders, unless the user asks
+for it.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +129,9 @@ def test_the_users_own_setting_is_kept(value: str, monkeypatch: pytest.MonkeyPat
 
 
 def _imports(text: str) -> Iterator[str]:
-    """Names of the modules that a source imports, by a statement or as text that is handed to a function for it."""
+    """Names of the modules that a source imports, by a statement or as text that is handed to a function for
+    it.
+    """
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -140,7 +144,9 @@ def _imports(text: str) -> Iterator[str]:
 
 
 def test_onnxruntime_is_imported_in_one_place() -> None:
-    """By `load_onnxruntime`, which hands its argument on; and inside the server, where this package need not be."""
+    """By `load_onnxruntime`, which hands its argument on; and inside the server, where this package need not
+    be.
+    """
     places = set()
     for folder in ("sparse_export", "train", "cli", "models", "benchmarks"):
         for path in (CHECKOUT / folder).rglob("*.py"):

@@ -130,7 +130,10 @@ class _Split:
         return cls(x=x, y=y.to(device), info=info, ready=ready)
 
     def rows(self, rows: Tensor) -> Batch:
-        """The samples of these rows; int64, on the inputs' device. index_select: 3 times as fast as x[rows]."""
+        """The samples of these rows; int64, on the inputs' device.
+
+        index_select: 3 times as fast as x[rows].
+        """
         return self._normalised(self.x.index_select(0, rows)), self.y.index_select(0, rows.to(self.y.device))
 
     def span(self, start: int, stop: int) -> Batch:

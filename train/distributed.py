@@ -120,7 +120,10 @@ def torchrun_world_size() -> int:
 
 
 def is_first_process() -> bool:
-    """Is this the process that writes the run? Known before `joined`. Raises UsageError as `torchrun_world_size` does."""
+    """Is this the process that writes the run?
+
+    Known before `joined`. Raises UsageError as `torchrun_world_size` does.
+    """
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank() == 0
     return torchrun_world_size() == 1 or os.environ.get("RANK", "0") == "0"

@@ -57,9 +57,11 @@ def maskable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def computed_weights(model: nn.Module) -> dict[str, tuple[Tensor, str]]:
-    """Weights of the same kinds of layers that are no parameters, by name, each with the reason why it gets no mask.
+    """Weights of the same kinds of layers that are no parameters, by name, each with the reason why it gets
+    no mask.
 
-    They are made at each call from other parameters, as hooks of `torch.nn.utils.prune` and parametrizations do.
+    They are made at each call from other parameters, as hooks of `torch.nn.utils.prune` and parametrizations
+    do.
     """
     found = {}
     parameters = {id(value) for value in model.parameters()}
@@ -75,7 +77,8 @@ def computed_weights(model: nn.Module) -> dict[str, tuple[Tensor, str]]:
             if isinstance(value, Tensor) and id(value) not in parameters:
                 made_of = [name for name, _ in module.named_parameters() if _belongs_to(name, kind)]
                 reason = (
-                    f"it is computed at each call, from {' and '.join(made_of) or 'no parameter'}, so that no mask on it "
+                    f"it is computed at each call, from {' and '.join(made_of) or 'no parameter'}, so that "
+                    "no mask on it "
                     "would last; make it a parameter first, as torch.nn.utils.prune.remove does"
                 )
                 found[f"{owner}.{kind}".lstrip(".")] = (value.detach(), reason)
@@ -83,7 +86,9 @@ def computed_weights(model: nn.Module) -> dict[str, tuple[Tensor, str]]:
 
 
 def _belongs_to(name: str, kind: str) -> bool:
-    """Is a parameter of a layer, like `weight_orig` or `parametrizations.weight.original`, what its weight is made of?"""
+    """Is a parameter of a layer, like `weight_orig` or `parametrizations.weight.original`, what its weight is
+    made of?
+    """
     return name.startswith((f"{kind}_", f"parametrizations.{kind}."))
 
 

@@ -52,7 +52,8 @@ def train(
     number of processes, and on another kind of device. Processes that torchrun has started anew resume by
     themselves.
 
-    One process at a time writes a run, under torchrun rank 0 for all of them: see `sparse_export.files.locks`.
+    One process at a time writes a run, under torchrun rank 0 for all of them: see
+    `sparse_export.files.locks`.
 
     Args:
         recipe: an object, a shipped name or a TOML path; None with `resume`.

@@ -95,7 +95,10 @@ def require_fit(
         require_outputs(
             output.shape[1],
             f"The model {recipe.model}",
-            do="Choose a model with one output per class, two for yes or no, and data with two classes or more.",
+            do=(
+                "Choose a model with one output per class, two for yes or no, and data with two classes "
+                "or more."
+            ),
         )
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[-1] < n_classes:
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__

@@ -44,7 +44,8 @@ def require_empty(folder: Path) -> None:
 
 @contextmanager
 def claimed_run(folder: Path) -> Iterator[None]:
-    """Hold a run's folder that is to be written, without the files that killed processes left in it unfinished.
+    """Hold a run's folder that is to be written, without the files that killed processes left in it
+    unfinished.
 
     Raises FolderInUse where another process is writing it, and OutputError.
     """

@@ -269,7 +269,9 @@ def _times(loop: Loop, latency: LatencyResult) -> StepTimes:
 def _over_an_interval(
     times: Mapping[str, StepTimes], sparse: Loop, every: int
 ) -> tuple[np.ndarray, Phases | None]:
-    """Ms of a sparse step in each round, its share of an update and the window included, and both kinds of steps."""
+    """Ms of a sparse step in each round, its share of an update and the window included, and both kinds of
+    steps.
+    """
     extra_ms = np.array(sparse.update_ms) / every if sparse.update_ms else 0.0
     dense_ms = times["dense"].latency.samples_ms
     narrow_ms = np.array(times["sparse"].latency.samples_ms)

@@ -34,7 +34,10 @@ _MORE_SHOWN = 60  # characters of a line of source
 
 @dataclass(frozen=True, kw_only=True)
 class _Condition:
-    """What a program takes for granted of its batch size. place: where in the source, "" where torch does not say."""
+    """What a program takes for granted of its batch size.
+
+    place: where in the source, "" where torch does not say.
+    """
 
     expression: str
     false_at: int
@@ -44,7 +47,8 @@ class _Condition:
 def captured(network: nn.Module, sample: Tensor) -> ExportedProgram:
     """torch.export's program of a network, for every batch size.
 
-    It is traced without TorchDynamo first, and with it where that fails or fixes the batch size, as `len(x)` does.
+    It is traced without TorchDynamo first, and with it where that fails or fixes the batch size, as `len(x)`
+    does.
 
     Args:
         network: in eval mode, on the CPU.
@@ -77,7 +81,10 @@ def captured(network: nn.Module, sample: Tensor) -> ExportedProgram:
         f"The network {type(network).__name__} depends on the batch size{condition.place}: it was traced for "
         f"{condition.expression}, which is false at batch {condition.false_at}.",
         expected="One graph for every batch size was expected.",
-        do="Take the branch out of forward, and write shapes with -1 or x.shape[0] in place of a fixed batch size.",
+        do=(
+            "Take the branch out of forward, and write shapes with -1 or x.shape[0] in place of a fixed "
+            "batch size."
+        ),
     ) from failure
 
 
@@ -107,8 +114,9 @@ def _exporting(strict: bool) -> Iterator[None]:
 def _conditions(program: ExportedProgram) -> list[_Condition]:
     """What the program takes for granted of its batch size, without what holds for every size.
 
-    Operators of torch ask whether a size is 1 in order to choose strides or a kernel, in attention and recurrent layers
-    for one. That changes no result, and batch 1 is compared with PyTorch when a bundle is built.
+    Operators of torch ask whether a size is 1 in order to choose strides or a kernel, in attention and
+    recurrent layers for one. That changes no result, and batch 1 is compared with PyTorch when a bundle is
+    built.
     """
     found = []
     for guard in _shape_env(program).guards:
@@ -149,7 +157,9 @@ def _inside_operator(place: Any) -> bool:
 
 
 def _place(place: Any) -> str:
-    """Where a guard comes from, for people: ` at net.py, line 7 (if x.shape[0] > 4:)`; empty where that is not known."""
+    """Where a guard comes from, for people: ` at net.py, line 7 (if x.shape[0] > 4:)`; empty where that is
+    not known.
+    """
     frame = place.framework_loc
     if isinstance(frame, traceback.FrameSummary) and not Path(frame.filename).is_relative_to(_TORCH):
         return _at(frame.filename, frame.lineno, frame.line or "")

@@ -1,7 +1,7 @@
 """What the constants of a graph are worth, also where nodes compute them before a layer multiplies by them.
 
-Nothing is allocated on a graph's word alone: how much a node makes is worked out before it is computed, and only
-operators of which that is known are.
+Nothing is allocated on a graph's word alone: how much a node makes is worked out before it is computed, and
+only operators of which that is known are.
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ class _NotEvaluatedError(Exception):
 class Scope:
     """The names of one graph. Those of the graph around it are seen too.
 
-    path: how it is reached from the model's graph, "" for that itself.  names: of the nodes, all different.  overridable: stored values that the
-    caller may replace.  constant: values of nodes that depend on no input.
+    path: how it is reached from the model's graph, "" for that itself.  names: of the nodes, all different.
+    overridable: stored values that the caller may replace.  constant: values of nodes that depend on no
+    input.
     """
 
     path: str
@@ -91,7 +92,10 @@ class Scope:
     constant: set[str] = field(default_factory=set)
 
     def find(self, name: str) -> tuple[Scope, onnx.NodeProto | Stored] | None:
-        """Where a value comes from: a node, or what is stored under the name. None for inputs and the unknown."""
+        """Where a value comes from: a node, or what is stored under the name.
+
+        None for inputs and the unknown.
+        """
         scope: Scope | None = self
         while scope is not None:
             found = scope.stored.get(name) or scope.producers.get(name)
@@ -112,7 +116,8 @@ class Scope:
 
 
 def scopes(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> Iterator[Scope]:
-    """The model's graph and every graph inside it (the branches of an If, the body of a Loop), outermost first.
+    """The model's graph and every graph inside it (the branches of an If, the body of a Loop), outermost
+    first.
 
     nodes: those of the model's graph, as they are to be read.
     """
@@ -209,8 +214,9 @@ def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
 class Step:
     """One node between a layer and its stored weight, seen along the way of the weight.
 
-    shape, dtype: of the weight before this node.  after: its shape after it.  masked_by: the value whose zeros
-    the node puts into the weight, None when it puts none.  zero_point: a quantized zero is not stored as 0.
+    shape, dtype: of the weight before this node.  after: its shape after it.  masked_by: the value whose
+    zeros the node puts into the weight, None when it puts none.  zero_point: a quantized zero is not stored
+    as 0.
     """
 
     node: onnx.NodeProto
@@ -224,7 +230,10 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """A value that depends on no input. stored: name of the tensor it is made of; steps: from the layer up to it."""
+    """A value that depends on no input.
+
+    stored: name of the tensor it is made of; steps: from the layer up to it.
+    """
 
     values: Array
     stored: str
@@ -253,7 +262,8 @@ Key = tuple[Scope, str]
 
 
 def evaluate(scope: Scope, name: str, opset: int) -> Constant | Unevaluated:
-    """Work out a constant, which `scope.is_constant` has said it is. opset: of the model, for ONNX's own domain.
+    """Work out a constant, which `scope.is_constant` has said it is. opset: of the model, for ONNX's own
+    domain.
 
     Raises ArtefactError when a stored tensor or a node cannot be meant.
     """
@@ -344,7 +354,10 @@ def _require_known(node: onnx.NodeProto) -> None:
 
 
 def array_of(tensor: Stored) -> Array:
-    """The values of a stored tensor; a sparse one is filled up. Raises ArtefactError when they do not make sense."""
+    """The values of a stored tensor; a sparse one is filled up.
+
+    Raises ArtefactError when they do not make sense.
+    """
     try:
         if isinstance(tensor, onnx.SparseTensorProto):
             return _dense(tensor)

@@ -1,8 +1,8 @@
 """Whether hardware that knows 2:4 can use the zeros of one weight, and why not.
 
-What is known: the sparse matrix instructions of NVIDIA's GPUs take 2:4 along the reduction axis for 16- and 8-bit
-types and 1:2 for TF32; cuSPARSELt wants rows and columns in multiples of 16 or 32; TensorRT looks at constant
-weights of Conv, Gemm and MatMul. Where only a measurement could tell, the answer is `unproven`.
+What is known: the sparse matrix instructions of NVIDIA's GPUs take 2:4 along the reduction axis for 16- and
+8-bit types and 1:2 for TF32; cuSPARSELt wants rows and columns in multiples of 16 or 32; TensorRT looks at
+constant weights of Conv, Gemm and MatMul. Where only a measurement could tell, the answer is `unproven`.
 """
 
 from __future__ import annotations
@@ -64,8 +64,9 @@ class WeightUse:
 
     shape, dtype: of the weight as it is multiplied, dtype being the quantized type where both sides are
     quantized.  n_reduced, n_outputs: lengths of the sum and of the other side, within one group of channels.
-    n_groups, n_groups_over: for 2:4, None where four does not divide n_reduced.  masked_by: node and mask that
-    put zeros into the weight, in words.  computed_by: operators on the way that change more than layout or type.
+    n_groups, n_groups_over: for 2:4, None where four does not divide n_reduced.  masked_by: node and mask
+    that put zeros into the weight, in words.  computed_by: operators on the way that change more than layout
+    or type.
     """
 
     op_type: str

@@ -31,7 +31,9 @@ OUTPUT_NAME = "logits"
 MAX_WEIGHT_BYTES = 2**31 - 2**20  # protobuf ends at 2 GiB; a mebibyte is left for the graph itself
 
 _ENDS = {"graph:input": INPUT_NAME, "graph:logits": OUTPUT_NAME}
-"""What the ends are called while torch exports, which gives a parameter its own name: these are no Python names."""
+"""What the ends are called while torch exports, which gives a parameter its own name: these are no Python
+names.
+"""
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -46,12 +48,12 @@ def onnx_from_module(
     module: float32, on any device, in any mode; it is not changed. It takes one tensor and returns one.
     input_shape: of one sample.  masks: by parameter name, True = kept; applied to the copy that is exported.
     Batch norm is folded into the layer before it. No zero is negative, and the graph holds no source path.
-    A masked weight has the name of its parameter in the graph, also where it is stored transposed. Another parameter or
-    buffer called `input` or `logits` gets an underscore there.
+    A masked weight has the name of its parameter in the graph, also where it is stored transposed. Another
+    parameter or buffer called `input` or `logits` gets an underscore there.
 
-    Raises UsageError when the network cannot be exported or takes a branch that depends on the batch size, and
-    GateFailed when a layer of the graph is not the layer of the network: a masked weight that is not +0.0, or a kept
-    one that was lost.
+    Raises UsageError when the network cannot be exported or takes a branch that depends on the batch size,
+    and GateFailed when a layer of the graph is not the layer of the network: a masked weight that is not
+    +0.0, or a kept one that was lost.
     """
     _require_exportable(module, masks)
     network = copy.deepcopy(module).cpu().eval().requires_grad_(False)
@@ -164,10 +166,11 @@ def _require_one_tensor(model: onnx.ModelProto, module: nn.Module) -> None:
 
 
 def _unshare(model: onnx.ModelProto, parameters: Mapping[str, Tensor]) -> None:
-    """Give layers a weight of their own again, in place, where the exporter made one of several that are equal.
+    """Give layers a weight of their own again, in place, where the exporter made one of several that are
+    equal.
 
-    It does so with those of up to 1,024 entries: of layers that are all zero, or copies that nobody has trained.
-    parameters: of the network that was exported, by all their names.
+    It does so with those of up to 1,024 entries: of layers that are all zero, or copies that nobody has
+    trained.  parameters: of the network that was exported, by all their names.
     """
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     taken = {*initializers, *(name for node in model.graph.node for name in node.output)}
@@ -200,7 +203,9 @@ def _unshare(model: onnx.ModelProto, parameters: Mapping[str, Tensor]) -> None:
 def _parameter_of(
     node: onnx.NodeProto, values: np.ndarray[Any, Any], parameters: Mapping[str, Tensor]
 ) -> str | None:
-    """The parameter of these values that belongs to the torch module a node comes from; None when that is not sure."""
+    """The parameter of these values that belongs to the torch module a node comes from; None when that is not
+    sure.
+    """
     scope = next(iter(_scopes(node)[-2:-1]), "")
     equal = [
         name
@@ -235,9 +240,9 @@ def _graph_weight(
     """The node that uses a parameter, the name of its weight, and the weight in torch's axis order.
 
     names: all names of the parameter; others: those of the other parameters. The exporter keeps the name,
-    except where it stores a linear weight transposed: then the node still tells the torch module it is from. That is
-    another module where one multiplies by a layer's weight past the layer, as torchvision's Swin does in its attention:
-    such a weight is known by its values.
+    except where it stores a linear weight transposed: then the node still tells the torch module it is from.
+    That is another module where one multiplies by a layer's weight past the layer, as torchvision's Swin does
+    in its attention: such a weight is known by its values.
     """
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     users = [(node, *found) for node in model.graph.node if (found := layer_weight(node, initializers))]
@@ -270,8 +275,11 @@ def _check_layer(
     if found is None or found[2].shape != expected.shape:
         raise GateFailed(
             f"{name} is not the weight of a Conv, ConvTranspose, Gemm or MatMul in the exported graph.",
-            expected="Each masked parameter was expected to be the weight of one, so that its zeros can be seen.",
-            do="Keep it dense (`keep_dense` in a recipe, --keep-dense for sparsify), above all where the network does not "
+            expected=(
+                "Each masked parameter was expected to be the weight of one, so that its zeros can be seen."
+            ),
+            do="Keep it dense (`keep_dense` in a recipe, --keep-dense for sparsify), above all where the "
+            "network does not "
             "use it in evaluation, like an auxiliary head; or use it in such a layer.",
         )
     node, stored, weight = found
@@ -285,7 +293,9 @@ def _check_layer(
     if n_lost:
         raise GateFailed(
             f"{n_lost} kept weights of {name} are zero in the exported graph.",
-            expected="Only those that are zero in the network, or that batch norm scales to zero, were expected.",
+            expected=(
+                "Only those that are zero in the network, or that batch norm scales to zero, were expected."
+            ),
         )
     return stored
 

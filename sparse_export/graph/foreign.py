@@ -1,7 +1,7 @@
 """Models that onnxruntime opens although onnx's own checker or loader refuses them.
 
-They are no rarities: tools leave out the shape of an output, or write nodes in any order, and caches of downloaded
-models hold links to the files.
+They are no rarities: tools leave out the shape of an output, or write nodes in any order, and caches of
+downloaded models hold links to the files.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ _FIRST_IR_OF_PLAIN_WEIGHTS = 4  # before it every stored tensor had to be listed
 def require_readable(model: onnx.ModelProto) -> None:
     """Hold a model to onnx's checker but for what onnxruntime makes up for.
 
-    That is: shapes and types of outputs and shapes of inputs that are missing, a graph without a name, domains of
-    operators without a version, weights that an old model does not list as inputs, and a name that is stored twice.
+    That is: shapes and types of outputs and shapes of inputs that are missing, a graph without a name,
+    domains of operators without a version, weights that an old model does not list as inputs, and a name that
+    is stored twice.
 
     Args:
         model: with its nodes in order. Its stored tensors may lie in files that the checker does not open.
@@ -41,7 +42,9 @@ def require_readable(model: onnx.ModelProto) -> None:
 
 
 def _completed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """What the checker is to see of a model: without large weights, which become inputs, and with what is missing."""
+    """What the checker is to see of a model: without large weights, which become inputs, and with what is
+    missing.
+    """
     whole = onnx.ModelProto(ir_version=max(model.ir_version, _FIRST_IR_OF_PLAIN_WEIGHTS))
     if not model.ir_version:
         whole.ClearField("ir_version")
@@ -76,7 +79,8 @@ def _completed(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def sort_nodes(graph: onnx.GraphProto) -> None:
-    """Put each node behind those that make its inputs, in place, in inner graphs too; the order stays where it may.
+    """Put each node behind those that make its inputs, in place, in inner graphs too; the order stays where
+    it may.
 
     Nodes that wait for each other in a circle stay as they are, at the end.
     """

@@ -62,10 +62,10 @@ Shape = tuple[int, ...]
 def onnx_from_file(path: str | Path, *, check: bool = True, links: bool = False) -> onnx.ModelProto:
     """Read an ONNX model with its external data, from protobuf whatever the file is called.
 
-    What onnxruntime opens is opened, also where onnx's checker is stricter; nodes come in an order that it accepts.
-    check: by that checker too, which takes longer than all the rest.  links: follow symbolic links to the files that
-    hold weights.
-    Raises UsageError when there is no such file, ArtefactError when it is truncated or something else.
+    What onnxruntime opens is opened, also where onnx's checker is stricter; nodes come in an order that it
+    accepts.  check: by that checker too, which takes longer than all the rest.  links: follow symbolic links
+    to the files that hold weights. Raises UsageError when there is no such file, ArtefactError when it is
+    truncated or something else.
     """
     path = Path(path)
     if not path.is_file():
@@ -93,7 +93,10 @@ def onnx_from_file(path: str | Path, *, check: bool = True, links: bool = False)
         raise ArtefactError(
             f"{path} cannot be read as ONNX: {reason}.",
             expected="A whole, valid ONNX model was expected; this one is truncated or something else.",
-            do="Copy it again, with the files beside it that hold its weights if it has any, or export it again.",
+            do=(
+                "Copy it again, with the files beside it that hold its weights if it has any, or export "
+                "it again."
+            ),
         ) from cause
     return model
 
@@ -105,7 +108,9 @@ def _words(cause: BaseException) -> str:
 
 
 def _require_text(message: Message) -> None:
-    """Raise UnicodeDecodeError, a ValueError, for a name that is no UTF-8: protobuf gives bytes for it, without a word."""
+    """Raise UnicodeDecodeError, a ValueError, for a name that is no UTF-8: protobuf gives bytes for it,
+    without a word.
+    """
     parts: list[Message] = []
     texts: list[str | bytes] = []
     if isinstance(message, onnx.TensorProto):  # whose data would be copied by ListFields
@@ -127,7 +132,8 @@ def _require_text(message: Message) -> None:
 def _check(model: onnx.ModelProto, path: Path) -> None:
     """By path where the weights lie beside the model: protobuf cannot hold more than 2 GB.
 
-    Raises ValidationError with the checker's words on the model as it is; puts its nodes in order where that is all.
+    Raises ValidationError with the checker's words on the model as it is; puts its nodes in order where that
+    is all.
     """
     beside = any(tensor.HasField("data_location") for tensor in model.graph.initializer)
     try:
@@ -198,8 +204,9 @@ def _wrong(node: onnx.NodeProto, found: str, expected: str) -> ArtefactError:
 class _Use:
     """A layer that multiplies by a known constant.
 
-    where: path and name of the node.  position: of the operand that is the weight.  stored: name of what it is made of.  steps: the nodes between,
-    from the layer up.  packed: is it the output of Unpack24, which is a way of storing and no work?
+    where: path and name of the node.  position: of the operand that is the weight.  stored: name of what it
+    is made of.  steps: the nodes between, from the layer up.  packed: is it the output of Unpack24, which is
+    a way of storing and no work?
     """
 
     node: onnx.NodeProto
@@ -253,7 +260,10 @@ class _Use:
 
 @dataclass(frozen=True, kw_only=True)
 class _Other:
-    """A layer whose weight is not known, or not a constant. macs: 0 where no weight works, None when not known."""
+    """A layer whose weight is not known, or not a constant.
+
+    macs: 0 where no weight works, None when not known.
+    """
 
     node: onnx.NodeProto
     scope: Scope
@@ -270,7 +280,8 @@ def graph_layers(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
     Every Conv, ConvTranspose, Gemm and MatMul, also in branches, loops and model-local functions, and the
     nodes with weights that are not looked into. A weight that two nodes share gives two layers.
     Multiply-accumulates are those of one sample: a free leading axis of an input counts as 1, a fixed one is
-    divided out; None where shapes stay unknown. Nodes of one name are told apart: the second is `name#2`. Raises ArtefactError for a graph that cannot be meant.
+    divided out; None where shapes stay unknown. Nodes of one name are told apart: the second is `name#2`.
+    Raises ArtefactError for a graph that cannot be meant.
     """
     plain = _inlined(model)
     shapes, n_samples = _shapes_of_one_sample(plain)
@@ -439,7 +450,9 @@ def _facts(use: _Use, over: tuple[int, int] | None) -> WeightUse:
 
 
 def _quantized_type(use: _Use) -> str | None:
-    """The type that both sides are quantized to; None when one of them is not, or other work comes between."""
+    """The type that both sides are quantized to; None when one of them is not, or other work comes
+    between.
+    """
     work = [step for step in use.steps if step.node.op_type not in _LAYOUT]
     other = use.node.input[0 if use.position else 1]
     if work and work[0].node.op_type == "DequantizeLinear" and _is_dequantized(use.scope, other):
@@ -488,7 +501,9 @@ def _obeyed(nonzero: Array, axis: int, n_reduced: int) -> tuple[str, ...]:
 def _with_shared(
     layers: Sequence[GraphLayer], model: onnx.ModelProto, plain: onnx.ModelProto
 ) -> Iterator[GraphLayer]:
-    """Add to each layer who else uses what is stored for it: other layers, and nodes that get it as stored."""
+    """Add to each layer who else uses what is stored for it: other layers, and nodes that get it as
+    stored.
+    """
     users: dict[str, dict[str, None]] = {layer.weight: {} for layer in layers if layer.shape}
     for layer in layers:
         users.get(layer.weight, {})[layer.node] = None
@@ -523,7 +538,10 @@ def require_patterns(model: onnx.ModelProto, promised: Mapping[str, NMPattern]) 
 
 
 def broken_patterns(model: onnx.ModelProto, promised: Mapping[str, NMPattern]) -> tuple[str, ...]:
-    """A clause for each promise that a graph does not keep, in the order of the promises. See `require_patterns`."""
+    """A clause for each promise that a graph does not keep, in the order of the promises.
+
+    See `require_patterns`.
+    """
     if not promised:
         return ()
     found: dict[str, list[str]] = {}
@@ -562,7 +580,8 @@ def promised_patterns(layers: Iterable[LayerInfo]) -> dict[str, NMPattern]:
 
 
 def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with calls of its own functions replaced by what they do, and without the data of its weights.
+    """The model with calls of its own functions replaced by what they do, and without the data of its
+    weights.
 
     Functions that cannot be inlined (of another opset, or making too many nodes) stay.
     """

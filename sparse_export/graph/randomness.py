@@ -1,4 +1,7 @@
-"""Is a network the same function each time it runs? No graph can be held against one that draws random numbers."""
+"""Is a network the same function each time it runs?
+
+No graph can be held against one that draws random numbers.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,8 @@ def require_deterministic(network: nn.Module, input_shape: Sequence[int]) -> Non
     more = f" and {len(drawn) - _MOST_NAMED} more" if len(drawn) > _MOST_NAMED else ""
     by = f", drawing random numbers by {', '.join(drawn[:_MOST_NAMED])}{more}" if drawn else ""
     raise UsageError(
-        f"The network {type(network).__name__} is random in evaluation mode{by}: two runs on one input differ by "
+        f"The network {type(network).__name__} is random in evaluation mode{by}: two runs on one input "
+        "differ by "
         f"{difference:.3g}.",
         expected="A network was expected that answers the same each time.",
         do="Let random operations ask for the mode, as in dropout(x, p, self.training), and run eval().",

@@ -1,4 +1,6 @@
-"""Where a torch network multiplies by its weights, and along which of their axes: its layers do, and forward may too."""
+"""Where a torch network multiplies by its weights, and along which of their axes: its layers do, and forward
+may too.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class WeightUse:
 
 
 def why_no_axis(network: nn.Module, sample: Tensor, names: Sequence[str]) -> dict[str, str]:
-    """Weights that no pattern along their layer's reduction axis can help, since they are multiplied along another too.
+    """Weights that no pattern along their layer's reduction axis can help, since they are multiplied along
+    another too.
 
     Args:
         network: in any mode; it is not changed.

@@ -23,7 +23,10 @@ def outcome_of(ratio: Ratio, floor: float) -> Outcome:
 
 
 def doubts(control: Ratio, *, steady: bool) -> list[str]:
-    """Sentences that say why a verdict is to be read with care. steady: were all times, when warm-up ended?"""
+    """Sentences that say why a verdict is to be read with care.
+
+    steady: were all times, when warm-up ended?
+    """
     found = []
     if not control.low <= 1.0 <= control.high:
         found.append("The control itself misses 1: smaller differences than its own mean nothing here.")

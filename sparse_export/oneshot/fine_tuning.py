@@ -41,8 +41,8 @@ _UPDATES_PER_EPOCH = 5
 def loader_recipe(
     model: str, run: Run | None, data: str, input_shape: Sequence[int] | None, *, epochs: int, seed: int
 ) -> Recipe:
-    """How data are fed and the network is fine-tuned: as the run was trained, at a tenth of its learning rate, or
-    by defaults. Without epochs it is for the data loader alone."""
+    """How data are fed and the network is fine-tuned: as the run was trained, at a tenth of its learning
+    rate, or by defaults. Without epochs it is for the data loader alone."""
     info = None if run is None else run.info
     name = model if info is None else str(info.model.name)
     shape = input_shape if input_shape is not None or info is None else info.model.input_shape
@@ -96,7 +96,9 @@ def fine_tuned(
 
 
 class _Reporting:
-    """An observer that leaves the report in the run's folder once there is one, then tells another observer."""
+    """An observer that leaves the report in the run's folder once there is one, then tells another
+    observer.
+    """
 
     def __init__(self, out: Path, report: SparsifyReport, other: Observer) -> None:
         self._out, self._report = out, report
@@ -109,7 +111,8 @@ class _Reporting:
 
 
 def _fine_tuning(recipe: Recipe, work: Work, report: SparsifyReport, *, moving: bool) -> Recipe:
-    """The recipe with the masks' density: they stand still, or move under the pattern for three quarters of it.
+    """The recipe with the masks' density: they stand still, or move under the pattern for three quarters of
+    it.
 
     Raises UsageError for masks that would move where some of them have no pattern to move under.
     """
@@ -139,7 +142,10 @@ def _fine_tuning(recipe: Recipe, work: Work, report: SparsifyReport, *, moving: 
 
 
 def require_patterns(masks: Collection[str], patterns: Collection[str]) -> None:
-    """Raise UsageError where masks would move and some have no pattern to move under. Both: names of weights."""
+    """Raise UsageError where masks would move and some have no pattern to move under.
+
+    Both: names of weights.
+    """
     others = sorted(set(masks) - set(patterns))
     if others:
         raise UsageError(

@@ -1,12 +1,14 @@
 """What the layers of a network meet on calibration data: sums of squares, or Gram matrices, of their inputs.
 
-Both are sums over the data, so batches stream through and none is kept. The products of a Gram matrix are made in
-float32, over at most 128 MB of inputs at once, and summed up in float64. Memory: for each layer asked for K float64
-numbers, with Gram matrices K² (a convolution's K is input channels of a group times kernel positions, and each of its
-groups has a matrix of its own: 4608, the widest of a ResNet-18, comes to 170 MB), in work 1.5 times that besides, and
-128 MB for the inputs. Ask for one layer at a time where that is much, and `why_no_gram` where even one is too much.
+Both are sums over the data, so batches stream through and none is kept. The products of a Gram matrix are
+made in float32, over at most 128 MB of inputs at once, and summed up in float64. Memory: for each layer asked
+for K float64 numbers, with Gram matrices K² (a convolution's K is input channels of a group times kernel
+positions, and each of its groups has a matrix of its own: 4608, the widest of a ResNet-18, comes to 170 MB),
+in work 1.5 times that besides, and 128 MB for the inputs. Ask for one layer at a time where that is much, and
+`why_no_gram` where even one is too much.
 
-Legend: N samples, C channels, P kernel positions, G groups of channels, K columns as `columns_from_weight` has them.
+Legend: N samples, C channels, P kernel positions, G groups of channels, K columns as `columns_from_weight`
+has them.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from sparse_export.errors import UsageError
 
 LARGEST_GRAM = 10_000**2
-"""Most numbers in the Gram matrices of one layer: 0.8 GB in float64, and 2 GB while a batch is added. A square of
-10,000 takes in the first Linear of AlexNet and the widest convolutions of Wide ResNet-50-2 (9216 columns), and leaves
-out the first Linear of VGG-16 (25,088), whose matrix and its copies would come to 12.6 GB."""
+"""Most numbers in the Gram matrices of one layer: 0.8 GB in float64, and 2 GB while a batch is added. A
+square of 10,000 takes in the first Linear of AlexNet and the widest convolutions of Wide ResNet-50-2 (9216
+columns), and leaves out the first Linear of VGG-16 (25,088), whose matrix and its copies would come to 12.6
+GB."""
 
 _CHUNK = 1 << 25  # numbers of unfolded inputs at once
 
@@ -39,8 +42,8 @@ class InputStatistics:
     """Sums over all inputs that a layer met, on the CPU, in float64; a Gram matrix's of float32 products.
 
     n_inputs: how many there were: samples, times places of a convolution or tokens.
-    squares: (G, K).  gram: (G, K, K), or None where it was not asked for. G is 1 but for grouped convolutions, of
-    whose rows each block belongs to one group.
+    squares: (G, K).  gram: (G, K, K), or None where it was not asked for. G is 1 but for grouped
+    convolutions, of whose rows each block belongs to one group.
     """
 
     n_inputs: int
@@ -54,9 +57,10 @@ def input_statistics(
 ) -> dict[str, InputStatistics]:
     """Run the batches through the network, in eval mode, and sum up what the named weights are multiplied by.
 
-    names: parameters, as `maskable_parameters` has them. Returned in the order in which the forward pass comes to
-    them; a layer that it never calls, or whose inputs cannot be told (`why_not_calibrated`), is not among them.
-    The network is left in the mode that it was in. Raises UsageError for inputs that are NaN or infinite.
+    names: parameters, as `maskable_parameters` has them. Returned in the order in which the forward pass
+    comes to them; a layer that it never calls, or whose inputs cannot be told (`why_not_calibrated`), is not
+    among them. The network is left in the mode that it was in. Raises UsageError for inputs that are NaN or
+    infinite.
     """
     sums: dict[str, _Sums] = {}
     was_training = {part: part.training for part in module.modules()}
@@ -170,7 +174,9 @@ def _attention_input(attribute: str, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _unfolded(layer: _ConvNd, x: Tensor) -> Iterator[Tensor]:
-    """The patches that a convolution's kernel meets, (G, patches, P * C), channels last, a few samples at a time."""
+    """The patches that a convolution's kernel meets, (G, patches, P * C), channels last, a few samples at a
+    time.
+    """
     n_axes = len(layer.kernel_size)
     if x.dim() == n_axes + 1:  # one sample without a batch axis
         x = x[None]

@@ -1,6 +1,7 @@
 """Layers of a network pruned to an N:M pattern by what was learnt of their inputs.
 
-The formulas are functions of matrices (`sparsity/oneshot.py`); here a convolution becomes one, a grouped one several.
+The formulas are functions of matrices (`sparsity/oneshot.py`); here a convolution becomes one, a grouped one
+several.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ def prune_weight(
 ) -> PrunedWeight:
     """Bring a weight (O, I, …) under its cap.
 
-    weight: on the CPU.  statistics: of its inputs; Gram matrices for `reconstruction`, any for `activation`; without
-    them only `magnitude` is possible, and there is no error.  allowed: bool, False where a zero must stay.
+    weight: on the CPU.  statistics: of its inputs; Gram matrices for `reconstruction`, any for `activation`;
+    without them only `magnitude` is possible, and there is no error.  allowed: bool, False where a zero must
+    stay.
     """
     if statistics is None:
         if method != "magnitude":
@@ -104,7 +106,9 @@ def _pruned(
 
 
 def worth_of_weight(weight: Tensor, statistics: InputStatistics) -> Tensor:
-    """|w| · ‖x‖ for every entry of a weight (O, I, …), of the weight's type: what a search for orders is to keep."""
+    """|w| · ‖x‖ for every entry of a weight (O, I, …), of the weight's type: what a search for orders is to
+    keep.
+    """
     norms = statistics.squares.sqrt()  # (groups, K)
     norms_OK = norms.repeat_interleave(weight.shape[0] // len(norms), dim=0)
     return (weight.abs() * weight_from_columns(norms_OK, tuple(weight.shape))).to(weight.dtype)

@@ -230,7 +230,9 @@ class Work:
         return [*called, *(name for name in caps if name not in called)]
 
     def _pruned(self, name: str, weight: Tensor, cap: Cap, method: Method) -> PrunedWeight | str:
-        """The weight after pruning, or why it stays dense: the method needs inputs that nobody can tell or hold."""
+        """The weight after pruning, or why it stays dense: the method needs inputs that nobody can tell or
+        hold.
+        """
         too_large = why_no_gram(self.network, name)
         if too_large and method == "reconstruction":
             return f"{too_large}, and reconstruction needs it"
@@ -310,7 +312,8 @@ def _whole_batches(n_asked: int, n_train: int) -> tuple[int, int]:
 def _require_same_accuracy(before: Accuracy, after: Accuracy) -> None:
     if abs(before.n_correct - after.n_correct) > max(1, round(_SAME_SHARE * before.n_samples)):
         raise GateFailed(
-            f"With its channels permuted the network gets {after.n_correct} of {after.n_samples} samples right.",
+            f"With its channels permuted the network gets {after.n_correct} of {after.n_samples} samples "
+            "right.",
             expected=f"{before.n_correct} as before was expected.",
             do="Sparsify it without --permute; the rules for one of its operations are wrong.",
         )
@@ -320,7 +323,9 @@ def _none_pruned(name: str, method: Method, dense: Mapping[str, str]) -> UsageEr
     listed = "; ".join(f"{layer}: {reason}" for layer, reason in dense.items())
     return UsageError(
         f"The method {method} could prune no layer of {name}: {listed}.",
-        expected="At least one layer that takes the pattern, and that the method can calibrate, was expected.",
+        expected=(
+            "At least one layer that takes the pattern, and that the method can calibrate, was expected."
+        ),
         do="Take --method magnitude, which needs no inputs.",
     )
 

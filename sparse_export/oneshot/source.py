@@ -20,7 +20,8 @@ from sparse_export.models.weights import load_weights, pretrained
 class Source:
     """A network with its weights, on the CPU, in eval mode.
 
-    masks: of a run that was trained sparse, by parameter name; else empty.  origin: where the weights came from.
+    masks: of a run that was trained sparse, by parameter name; else empty.  origin: where the weights came
+    from.
     """
 
     name: str
@@ -72,7 +73,8 @@ def require_weights(model: str, run: Run | None, weights: str | None) -> None:
     if models.is_factory(model):
         if weights in ("pretrained", "random"):
             raise UsageError(
-                f"--weights {weights} was given for the factory {model}, which decides about its weights itself.",
+                f"--weights {weights} was given for the factory {model}, which decides about its weights "
+                "itself.",
                 expected="No --weights, or a file of them, was expected.",
                 do="Leave out --weights, or give a file.",
             )
@@ -87,7 +89,8 @@ def require_weights(model: str, run: Run | None, weights: str | None) -> None:
 def open_source(
     model: str, run: Run | None, weights: str | None, *, n_classes: int | None, seed: int, trust: str | None
 ) -> Source:
-    """Make the network. n_classes: of the data, None to take the network's own number.  seed: of random weights.
+    """Make the network. n_classes: of the data, None to take the network's own number.  seed: of random
+    weights.
 
     Raises what `network_of_run`, `load_weights`, `pretrained` and `models.create` raise.
     """

@@ -71,22 +71,23 @@ def sparsify(
     """Make a trained network N:M sparse and write it as a finished run, ready for `build`.
 
     model: folder of a finished run, a known network, `timm:NAME` or `package.module:factory`.
-    weights: `pretrained`, `random`, or a file of them (safetensors, or torch's with nothing but tensors); needed
-    for a known network, None for a run and for a factory that loads its own.
-    method: `magnitude`; `activation` (|w| times the norm of its input) and `reconstruction` (weights corrected so
-    that outputs stay close) need data.  permute: look for an order of channels first that loses less.
-    data: a name as in a recipe, or `none`; a run's own by default.  calibration_samples: of its training part.
-    finetune: epochs of training afterwards, masks fixed, or with `moving` following momentum under the pattern.
-    keep_dense: shell patterns of parameters or layers that stay as they are.  planned_dense: weights that a plan
-    leaves dense, with its reasons (`sparse_export.plan.planning.dense_by_plan`); it decides about small layers too.
-    norms: re-estimate batch norms on the calibration data after pruning.
-    input_shape: of one sample, where neither network nor data tell.  seed: of everything that is drawn.
-    trust: SHA-256 of the run's `run.json`, needed once for a run that names a factory and was made elsewhere.
+    weights: `pretrained`, `random`, or a file of them (safetensors, or torch's with nothing but tensors);
+    needed for a known network, None for a run and for a factory that loads its own.  method: `magnitude`;
+    `activation` (|w| times the norm of its input) and `reconstruction` (weights corrected so that outputs
+    stay close) need data.  permute: look for an order of channels first that loses less.  data: a name as in
+    a recipe, or `none`; a run's own by default.  calibration_samples: of its training part.  finetune: epochs
+    of training afterwards, masks fixed, or with `moving` following momentum under the pattern.  keep_dense:
+    shell patterns of parameters or layers that stay as they are.  planned_dense: weights that a plan leaves
+    dense, with its reasons (`sparse_export.plan.planning.dense_by_plan`); it decides about small layers too.
+    norms: re-estimate batch norms on the calibration data after pruning.  input_shape: of one sample, where
+    neither network nor data tell.  seed: of everything that is drawn.  trust: SHA-256 of the run's
+    `run.json`, needed once for a run that names a factory and was made elsewhere.
 
     A run that was trained sparse stays zero where it is zero. Interrupted fine-tuning goes on with
     `train(None, out, resume=True)`.
-    Raises UsageError, FolderInUse, DataNotFound, MissingCapability (weights that cannot be fetched), ArtefactError,
-    NotTrustedError, GateFailed (a permutation that changes the function), OutputError, and what training raises.
+    Raises UsageError, FolderInUse, DataNotFound, MissingCapability (weights that cannot be fetched),
+    ArtefactError, NotTrustedError, GateFailed (a permutation that changes the function), OutputError, and
+    what training raises.
     """
     out, model = Path(out), str(model)
     asked = pattern_from_text(pattern)

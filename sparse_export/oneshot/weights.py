@@ -1,7 +1,7 @@
 """Which weights of a trained layer an N:M pattern keeps, and what values they then have.
 
-A layer is a matrix here, its groups consecutive columns: `columns_from_weight` makes it so. Calibration data come as
-their Gram matrix, the sum of x xᵀ over all inputs x (K,) that the layer met.
+A layer is a matrix here, its groups consecutive columns: `columns_from_weight` makes it so. Calibration data
+come as their Gram matrix, the sum of x xᵀ over all inputs x (K,) that the layer met.
 
 Legend: O outputs, K columns (of a convolution kernel position times input channel), n kept columns of a row.
 """
@@ -49,8 +49,8 @@ def by_activation(
 ) -> Pruned:
     """Keep the N largest |w| · ‖x‖ of each group; values stay.
 
-    squares_K: sum of the squares of each input over the calibration data.  Source: Sun et al. 2024 (Wanda), with the
-    group of the pattern as what is compared.
+    squares_K: sum of the squares of each input over the calibration data.  Source: Sun et al. 2024 (Wanda),
+    with the group of the pattern as what is compared.
     """
     scores = weight_OK.abs().double() * squares_K.double().sqrt()
     # Inputs that were never on leave their weights at 0, all alike: then the larger weight is kept.
@@ -68,14 +68,14 @@ def by_reconstruction(
 ) -> Pruned:
     """Choose and correct weights so that the layer's outputs on the calibration data change little.
 
-    Columns are visited in order. At the head of each group those N are kept whose removal would cost most; the error
-    of every removed weight is passed on to the columns to come (Frantar & Alistarh 2023, SparseGPT). Then the kept
-    weights are brought to their least-squares optimum, unless that is more work than `_LEAST_SQUARES_WORK`. A row
-    for which this ends worse than plain magnitude is given back to magnitude, so no row's error on the calibration
-    data is above that.
+    Columns are visited in order. At the head of each group those N are kept whose removal would cost most;
+    the error of every removed weight is passed on to the columns to come (Frantar & Alistarh 2023,
+    SparseGPT). Then the kept weights are brought to their least-squares optimum, unless that is more work
+    than `_LEAST_SQUARES_WORK`. A row for which this ends worse than plain magnitude is given back to
+    magnitude, so no row's error on the calibration data is above that.
 
-    gram_KK: float64, positive semi-definite.  damping: added to its diagonal, in units of the diagonal's mean.
-    Computed in float64; returns the weight's own type.
+    gram_KK: float64, positive semi-definite.  damping: added to its diagonal, in units of the diagonal's
+    mean. Computed in float64; returns the weight's own type.
     """
     original = weight_OK.double()
     allowed = torch.ones_like(weight_OK, dtype=torch.bool) if allowed is None else allowed
@@ -97,8 +97,8 @@ def by_reconstruction(
 def least_squares(weight_OK: Tensor, mask_OK: Tensor, gram_KK: Tensor) -> Tensor:
     """The values of the kept weights that bring each row's outputs closest to those of the whole row.
 
-    gram_KK: float64, positive definite.  Returns float64 (O, K), zero where the mask is off: of each row the w' that
-    minimises (w - w')ᵀ G (w - w'). Solved by Cholesky factors, in chunks of rows of about 256 MB.
+    gram_KK: float64, positive definite.  Returns float64 (O, K), zero where the mask is off: of each row the
+    w' that minimises (w - w')ᵀ G (w - w'). Solved by Cholesky factors, in chunks of rows of about 256 MB.
     """
     weight_OK = weight_OK.double()
     n_kept = int(mask_OK.sum(1).max()) if mask_OK.numel() else 0
@@ -120,7 +120,9 @@ def least_squares(weight_OK: Tensor, mask_OK: Tensor, gram_KK: Tensor) -> Tensor
 
 
 def row_errors(weight_OK: Tensor, other_OK: Tensor, gram_KK: Tensor) -> Tensor:
-    """Of each row the sum over the calibration data of the squared difference of both outputs, float64 (O,)."""
+    """Of each row the sum over the calibration data of the squared difference of both outputs, float64
+    (O,).
+    """
     difference = (weight_OK - other_OK).double()
     return ((difference @ gram_KK) * difference).sum(1).clamp(min=0)
 

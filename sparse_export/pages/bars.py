@@ -128,7 +128,8 @@ def _bar(bar: Bar, colour: int, y: float, most: float, left: float, full: float)
         end = at(bar.value)
         parts.append(
             f'<g class="c{colour}"><rect x="{left}" y="{y:g}" width="{round(end - left, 2):g}" '
-            f'height="{_BAR - _GAP}" fill="currentColor"><title>{escape(f"{bar.name}: {bar.text}")}</title></rect></g>'
+            f'height="{_BAR - _GAP}" '
+            f'fill="currentColor"><title>{escape(f"{bar.name}: {bar.text}")}</title></rect></g>'
         )
         if bar.low is not None and bar.high is not None:
             low, high = at(bar.low), at(bar.high)

@@ -214,7 +214,10 @@ def _level(point: Point, y_axis: Axis, name: str) -> list[str]:
     text = f"{name}: {_value(point)}"
     return [
         f'<rect class="band" x="{left}" y="{top}" width="{right - left}" height="{round(bottom - top, 2)}"/>',
-        f'<line class="level" x1="{left}" x2="{right}" y1="{y}" y2="{y}"><title>{escape(text)}</title></line>',
+        (
+            f'<line class="level" x1="{left}" x2="{right}" y1="{y}" '
+            f'y2="{y}"><title>{escape(text)}</title></line>'
+        ),
         f'<text x="{right - 2}" y="{y - 4}" text-anchor="end">{escape(name)}</text>',
     ]
 
@@ -234,7 +237,8 @@ def _line(series: Series, n: int, x_axis: Axis, y_axis: Axis) -> list[str]:
             parts.append(f'<line x1="{x}" x2="{x}" y1="{low}" y2="{high}" stroke="currentColor"/>')
         text = f"{series.name}, {point.x:g}: {_value(point)}"
         parts.append(
-            f'<circle cx="{x}" cy="{y}" r="{radius}" fill="currentColor"><title>{escape(text)}</title></circle>'
+            f'<circle cx="{x}" cy="{y}" r="{radius}" '
+            f'fill="currentColor"><title>{escape(text)}</title></circle>'
         )
     legend = _BOTTOM + _LEGEND + _LINE * n
     parts.append(f'<line x1="{_LEFT}" x2="{_LEFT + 20}" y1="{legend - 4}" y2="{legend - 4}" {style}/>')

@@ -151,7 +151,8 @@ def require_gpu() -> None:
     if not torch.cuda.is_available():
         raise MissingCapability(
             "This machine has no 2:4 product to measure: torch sees no CUDA device.",
-            do="Plan on the machine that will serve the network, with an NVIDIA GPU of compute capability 8.0 "
+            do="Plan on the machine that will serve the network, with an NVIDIA GPU of compute "
+            "capability 8.0 "
             "or newer, or give its measurements by --timings FILE, without --verify.",
         )
 

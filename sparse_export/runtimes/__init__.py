@@ -28,8 +28,8 @@ class Session(Protocol):
     def run(self, x: np.ndarray) -> np.ndarray:
         """Logits, float32 (batch, n_classes), for a float32 batch (batch, *input_shape).
 
-        Raises UsageError when the shape or the dtype does not fit the network, ArtefactError when the runtime fails
-        at it, MissingCapability when there is too little memory.
+        Raises UsageError when the shape or the dtype does not fit the network, ArtefactError when the runtime
+        fails at it, MissingCapability when there is too little memory.
         """
         ...
 
@@ -52,7 +52,8 @@ class DeviceSession(Protocol):
     """A session whose work on a CUDA device can be launched by itself, to be timed there."""
 
     def launcher(self, x: np.ndarray) -> Callable[[], object]:
-        """A function that launches one pass over a batch, already on the device, and neither copies nor waits.
+        """A function that launches one pass over a batch, already on the device, and neither copies nor
+        waits.
 
         It goes to the stream of torch that is current when it is called. Raises UsageError as `run` does.
         """

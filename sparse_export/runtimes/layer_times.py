@@ -286,5 +286,8 @@ def _whole(timed: Mapping[str, TimedLayers]) -> LayerTiming:
         high=None if found is None else found.ratio.high,
         floor=None if found is None else found.floor,
         outcome=outcome,
-        verdict=f"All layers one by one: {found or 'no time was reported'}. A pass without the profiler is shorter.",
+        verdict=(
+            f"All layers one by one: {found or 'no time was reported'}. A pass without the profiler "
+            "is shorter."
+        ),
     )

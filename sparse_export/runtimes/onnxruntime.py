@@ -41,12 +41,14 @@ _NO_MEMORY = ("bad_alloc", "failed to allocate", "out of memory")
 
 
 def open_session(model_path: Path, *, n_threads: int | None = None, provider: str = "cpu") -> Session:
-    """Load an ONNX file with one input and one output. Packed 2:4 weights are expanded, and checked, in memory.
+    """Load an ONNX file with one input and one output. Packed 2:4 weights are expanded, and checked, in
+    memory.
 
-    n_threads: threads inside an operator; None leaves the choice to onnxruntime (one for each core). Operators
-    run one after the other.  provider: `cpu`, `cuda` or `tensorrt`; no other device takes its place when it is absent.
-    Raises UsageError (no such file, n_threads below 1), UnknownNameError (provider), MissingCapability (this
-    machine cannot run the provider) or ArtefactError (not a usable ONNX file, or packed weights that are damaged).
+    n_threads: threads inside an operator; None leaves the choice to onnxruntime (one for each core).
+    Operators run one after the other.  provider: `cpu`, `cuda` or `tensorrt`; no other device takes its place
+    when it is absent. Raises UsageError (no such file, n_threads below 1), UnknownNameError (provider),
+    MissingCapability (this machine cannot run the provider) or ArtefactError (not a usable ONNX file, or
+    packed weights that are damaged).
     """
     require_provider(provider)
     if n_threads is not None and n_threads < 1:
@@ -170,7 +172,8 @@ def _ends(session: Any, model_path: Path) -> _Ends:
         or outputs[0][1] not in (*_DTYPES, "tensor(bfloat16)")
     ):
         raise ArtefactError(
-            f"{model_path} has inputs {[(name, kind) for name, kind, _ in inputs]} and {len(outputs)} outputs, "
+            f"{model_path} has inputs {[(name, kind) for name, kind, _ in inputs]} and {len(outputs)} "
+            "outputs, "
             f"{outputs}.",
             expected="One floating point input and one output, floating point too, were expected.",
             do="Export the network with one input and its logits as the only output.",
@@ -191,10 +194,12 @@ class _OnnxruntimeSession(BaseSession):
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         wanted = _PROVIDERS[provider]
         types = _types(model_path)
-        # onnxruntime computes in bfloat16 on no CPU: there every value is rounded to it instead, and the name says so.
+        # onnxruntime computes in bfloat16 on no CPU: there every value is rounded to it instead, and the name
+        # says so.
         emulated = provider == "cpu" and TensorProto.BFLOAT16 in types
         if TensorProto.FLOAT8E4M3FN in types:
-            # onnxruntime 1.31.1 takes the Relu before an fp8 QuantizeLinear away, as it may for uint8: wrong results.
+            # onnxruntime 1.31.1 takes the Relu before an fp8 QuantizeLinear away, as it may for uint8: wrong
+            # results.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         content = _content(model_path, emulated)
         self._cache: EngineCache | None = None

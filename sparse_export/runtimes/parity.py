@@ -81,7 +81,8 @@ def require_same_output(
                     worst = max(worst, difference)
                     if not difference <= tolerance:
                         raise GateFailed(
-                            f"The {by} graph differs from the whole one by {difference:.3g} of the largest output "
+                            f"The {by} graph differs from the whole one by {difference:.3g} of the largest "
+                            "output "
                             f"on {n} random inputs of scale {scale:g}.",
                             expected=f"Rounding explains at most {tolerance:.3g}.",
                             do="Build without that, and report the network.",

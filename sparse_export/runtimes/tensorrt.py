@@ -1,7 +1,7 @@
 """Runs an engine with TensorRT or TensorRT for RTX, on tensors of torch.
 
-Written against the interface of TensorRT 10.13, checked by its stubs; TensorRT 11 keeps all of it (NVIDIA, "Migrating
-from TensorRT 10.x to 11.x", Removed Python APIs). Nothing of this has run on a GPU yet.
+Written against the interface of TensorRT 10.13, checked by its stubs; TensorRT 11 keeps all of it (NVIDIA,
+"Migrating from TensorRT 10.x to 11.x", Removed Python APIs). Nothing of this has run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def open_engine(
 ) -> EngineSession:
     """Load an engine of a bundle, after `require_loadable` has let it pass.
 
-    trust: SHA-256 of the manifest, needed once for a bundle that was built elsewhere.  cuda_graphs: record the
-    launches for each batch size at its first use, and replay them; TensorRT for RTX does that itself.
+    trust: SHA-256 of the manifest, needed once for a bundle that was built elsewhere.  cuda_graphs: record
+    the launches for each batch size at its first use, and replay them; TensorRT for RTX does that itself.
     Raises as `require_loadable` does, and ArtefactError when the library refuses the engine.
     """
     require_loadable(bundle, fact, trusted=trust)
@@ -50,7 +50,8 @@ def open_engine(
 def profiler(library: Any, tell: Callable[[str, float], None]) -> trt.IProfiler:
     """A profiler of TensorRT that tells the name of each layer and the ms that it took.
 
-    TensorRT 11 keeps its interface: it is in none of the lists of what went (NVIDIA, "Migrating from TensorRT 10.x to
+    TensorRT 11 keeps its interface: it is in none of the lists of what went (NVIDIA, "Migrating from TensorRT
+    10.x to
     11.x"); TensorRT for RTX has it too.
     """
     if TYPE_CHECKING:
@@ -75,8 +76,8 @@ def _sizes(dims: trt.Dims) -> tuple[int, ...]:
 class EngineSession(BaseSession):
     """Owns an engine with one context on one stream, and the memory of its inputs and outputs.
 
-    plan: its content, which must be trusted: where `fact` says that it is version compatible, it brings a runtime of its
-    own along, code that is run in this process.
+    plan: its content, which must be trusted: where `fact` says that it is version compatible, it brings a
+    runtime of its own along, code that is run in this process.
     """
 
     def __init__(self, plan: bytes, fact: EngineInfo, *, cuda_graphs: bool) -> None:
@@ -85,8 +86,8 @@ class EngineSession(BaseSession):
         library: Any = tensorrt_import.library(fact.target)
         self._trt = library
         self._runtime: trt.Runtime = library.Runtime(library.Logger(library.Logger.ERROR))
-        # Off by default, and then no version compatible engine is loaded (NVIDIA's documentation of the attribute, and
-        # "Version Compatibility" in the TensorRT documentation).
+        # Off by default, and then no version compatible engine is loaded (NVIDIA's documentation of the
+        # attribute, and "Version Compatibility" in the TensorRT documentation).
         self._runtime.engine_host_code_allowed = fact.version_compatible
         engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
         context = None if engine is None else self._new_context(engine, fact.target, cuda_graphs)
@@ -112,8 +113,8 @@ class EngineSession(BaseSession):
     ) -> trt.IExecutionContext | None:
         if target == "tensorrt" or not cuda_graphs:
             return engine.create_execution_context()
-        # TensorRT for RTX compiles kernels for a shape while it runs, and knows by itself from when on a graph can be
-        # captured (NVIDIA, "Working with RTX CUDA Graphs").
+        # TensorRT for RTX compiles kernels for a shape while it runs, and knows by itself from when on a
+        # graph can be captured (NVIDIA, "Working with RTX CUDA Graphs").
         rtx: Any = engine  # the stubs, of TensorRT, know nothing of this
         config = rtx.create_runtime_config()
         config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -191,10 +192,11 @@ class EngineSession(BaseSession):
         return once
 
     def profiled_pass(self, n: int) -> Callable[[], list[tuple[str, float]]]:
-        """A function that runs n standard normal samples, and gives the name of each layer and its ms on the device.
+        """A function that runs n standard normal samples, and gives the name of each layer and its ms on the
+        device.
 
-        From now on this session is slower, each layer being timed by itself. Raises UsageError for a batch that is in
-        no profile, and for a session with CUDA graphs, which launch no single layers.
+        From now on this session is slower, each layer being timed by itself. Raises UsageError for a batch
+        that is in no profile, and for a session with CUDA graphs, which launch no single layers.
         """
         import torch
 
@@ -265,7 +267,9 @@ class EngineSession(BaseSession):
             )
 
     def _recording(self, x: Any) -> tuple[Any, Any, Any]:
-        """The graph for batches of the size of x, with the tensors that it reads and writes; recorded at first use."""
+        """The graph for batches of the size of x, with the tensors that it reads and writes; recorded at
+        first use.
+        """
         import torch
 
         n = int(x.shape[0])

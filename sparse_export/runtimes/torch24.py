@@ -1,6 +1,7 @@
 """Runs a torch network with 2:4 products: wherever torch runs on an NVIDIA card, without an engine.
 
-With the backend `reference` all but the product itself is tested on the CPU; docs/benchmarks.md has times on an H100.
+With the backend `reference` all but the product itself is tested on the CPU; docs/benchmarks.md has times on
+an H100.
 """
 
 from __future__ import annotations

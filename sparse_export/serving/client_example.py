@@ -1,4 +1,5 @@
-"""Asks a served model for the golden answer, over HTTP and gRPC: python example.py --model NAME --golden golden/NAME
+"""Asks a served model for the golden answer, over HTTP and gRPC: python example.py --model NAME --golden
+golden/NAME
 
 Needs tritonclient[http,grpc] and numpy, and nothing of sparse-export.
 """

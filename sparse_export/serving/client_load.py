@@ -1,10 +1,11 @@
 """Puts a served model under load: python load.py --model NAME --golden golden/NAME --clients 32 --seconds 60
 
-Each client sends one sample, waits for the answer and sends the next. Prints requests, errors, percentiles and rate as
-one JSON document. Needs tritonclient[http,grpc] and numpy, and nothing of sparse-export. One process of Python cannot
-load a large server: run several, or NVIDIA's perf_analyzer, for example
+Each client sends one sample, waits for the answer and sends the next. Prints requests, errors, percentiles
+and rate as one JSON document. Needs tritonclient[http,grpc] and numpy, and nothing of sparse-export. One
+process of Python cannot load a large server: run several, or NVIDIA's perf_analyzer, for example
 
-    perf_analyzer -m NAME -u 127.0.0.1:8001 -i grpc --concurrency-range 32 --request-count 20000 --warmup-request-count 500
+    perf_analyzer -m NAME -u 127.0.0.1:8001 -i grpc --concurrency-range 32 --request-count 20000
+    --warmup-request-count 500
 """
 
 from __future__ import annotations

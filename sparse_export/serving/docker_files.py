@@ -32,7 +32,10 @@ def dockerfile(workload: Workload) -> str:
         lines += [
             "",
             f"# The engines were built by TensorRT {version} and load in no other version, so check it here.",
-            f"RUN dpkg-query --show --showformat='${{Version}}\\n' 'libnvinfer1*' | grep -q '^{_escaped(version)}-'",
+            (
+                "RUN dpkg-query --show --showformat='${Version}\\n' 'libnvinfer1*' "
+                f"| grep -q '^{_escaped(version)}-'"
+            ),
         ]
     if workload.has_python_models:
         words = " ".join(f"'{requirement}'" for requirement in workload.requirements)
@@ -56,7 +59,9 @@ def dockerfile(workload: Workload) -> str:
 
 
 def compose(workload: Workload) -> str:
-    """Return the compose file of a workload with a base image; it builds the image and runs it on one machine."""
+    """Return the compose file of a workload with a base image; it builds the image and runs it on one
+    machine.
+    """
     service: dict[str, Any] = {
         "image": workload.image,
         "build": {"context": "..", "dockerfile": "docker/Dockerfile"},
@@ -77,7 +82,10 @@ def compose(workload: Workload) -> str:
         service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
     comments = [
         "docker compose -f docker/compose.yaml up --build, in the package's folder.",
-        "pre_stop needs Compose 2.30 or newer. Stop sending requests to the container before you stop it: Triton",
+        (
+            "pre_stop needs Compose 2.30 or newer. Stop sending requests to the container before you stop "
+            "it: Triton"
+        ),
         "resets the connections that are still waiting when it ends.",
         *tensorrt_comment(workload),
     ]

@@ -24,8 +24,8 @@ _RUNTIME_COMMENT = "No image is named here: set `image` under `model` unless the
 def inference_service(workload: Workload) -> str:
     """Return the InferenceService (serving.kserve.io/v1beta1) that runs KServe's Triton runtime.
 
-    Models of the Python backend need packages, so they run in the workload's image. Others run in the base image, or
-    where none was given in the image of the runtime.
+    Models of the Python backend need packages, so they run in the workload's image. Others run in the base
+    image, or where none was given in the image of the runtime.
     """
     image = workload.image if workload.has_python_models else workload.base_image
     model: dict[str, Any] = {
@@ -56,7 +56,11 @@ def inference_service(workload: Workload) -> str:
         "model": model,
     }
     comments = [
-        "kubectl apply -f kubernetes/kserve.yaml. First copy model_repository/ to the storage, and name that under",
+        (
+            "kubectl apply -f kubernetes/kserve.yaml. First copy "
+            "model_repository/ to the storage, and name that "
+            "under"
+        ),
         "storageUri.",
         *([_PYTHON_COMMENT] if workload.has_python_models else []),
         *tensorrt_comment(workload),

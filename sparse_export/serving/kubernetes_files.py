@@ -49,17 +49,30 @@ def kubernetes_objects(workload: Workload) -> str:
     )
     deployment_comments = [
         f"kubectl apply -f kubernetes/triton.yaml. First push {pushed}, and name it under `image`.",
-        "preStop: while the container sleeps, it gets no new requests and answers those it has. Triton resets the",
+        (
+            "preStop: while the container sleeps, it gets no new requests and answers those it has. Triton "
+            "resets the"
+        ),
         "connections that are still waiting when it ends.",
-        "args: keep the line break at the end of `closed`. No client can send it, so these calls stay closed.",
+        (
+            "args: keep the line break at the end of `closed`. No client "
+            "can send it, so these calls stay closed."
+        ),
         *tensorrt_comment(workload),
     ]
     autoscaler_comments = [
-        "Scales on the time that requests wait, in microseconds. kubernetes/prometheus-adapter-values.yaml makes it a",
+        (
+            "Scales on the time that requests wait, in microseconds. "
+            "kubernetes/prometheus-adapter-values.yaml "
+            "makes it a"
+        ),
         "metric.",
     ]
     ingress_comments = [
-        "Set your host and your certificate. The server itself accepts a body of any size: the limit is here.",
+        (
+            "Set your host and your certificate. The server itself "
+            "accepts a body of any size: the limit is here."
+        ),
     ]
     documents = [
         yaml_text(_deployment(workload), deployment_comments),
@@ -86,7 +99,10 @@ def adapter_values() -> str:
         "metricsQuery": query,
     }
     comments = [
-        "Values of the Helm chart prometheus-community/prometheus-adapter: the mean time that a request waits, by pod.",
+        (
+            "Values of the Helm chart prometheus-community/prometheus-adapter: the mean time that a request "
+            "waits, by pod."
+        ),
     ]
     return yaml_text({"rules": {"custom": [rule]}}, comments)
 
@@ -222,7 +238,9 @@ def _monitor(name: str) -> dict[str, Any]:
 def _ingress(
     name: str, *, service: str, port: str, annotations: dict[str, str], paths: Sequence[str]
 ) -> dict[str, Any]:
-    """Return an Ingress with a host and a certificate of its own; `port` is a port of the service, by name."""
+    """Return an Ingress with a host and a certificate of its own; `port` is a port of the service, by
+    name.
+    """
     host = f"{name}.example.com"
     backends = [
         {

@@ -62,7 +62,12 @@ def config_text(
         n_profiles: number of profiles of each plan.
     """
     blocks = [
-        f"# {name}: written by sparse-export. https://github.com/triton-inference-server/server documents the fields.",
+        (
+            f"# {name}: written by sparse-export. "
+            "https://github.com/triton-inference-server/server "
+            "documents "
+            "the fields."
+        ),
         f"name: {json.dumps(name)}",
         _BACKENDS[runtime],
         f"max_batch_size: {max_batch}",
@@ -117,7 +122,10 @@ def _batching(settings: ModelSettings) -> str:
 def _warmup(inputs: TensorSpec, max_batch: int) -> str:
     tensor = f"data_type: TYPE_{inputs.dtype} dims: [ {_dims(inputs.dims)} ] zero_data: true"
     samples = [
-        f'  {{ name: "batch of {n}" batch_size: {n} inputs {{ key: {json.dumps(inputs.name)} value {{ {tensor} }} }} }}'
+        (
+            f'  {{ name: "batch of {n}" batch_size: {n} inputs {{ key: '
+            f"{json.dumps(inputs.name)} value {{ {tensor} }} }} }}"
+        )
         for n in sorted({1, max_batch})
     ]
     return "model_warmup [\n" + ",\n".join(samples) + "\n]"

@@ -109,12 +109,12 @@ def package(
         bundles: folders of the bundles.
         names: a name for the models of each bundle, None for that of its folder.
         out: folder to write.
-        runtimes: some of `tensorrt`, `onnxruntime` and `python`, by default all that the bundles have; each makes a
-            model `NAME-RUNTIME`.
+        runtimes: some of `tensorrt`, `onnxruntime` and `python`, by default all that the bundles have; each
+            makes a model `NAME-RUNTIME`.
         settings: how the models are served.
         base_image: image of Triton that the Dockerfile begins from. Without it no Dockerfile is written.
-        image: reference of the image that the Dockerfile builds, by default the first bundle's name and manifest.
-            Without a base image it is an image of the user's own that holds the models.
+        image: reference of the image that the Dockerfile builds, by default the first bundle's name and
+            manifest. Without a base image it is an image of the user's own that holds the models.
         max_body_mb: size limit of a request at the ingress.
         trust: SHA-256 of the manifests of bundles from elsewhere whose engines may be packaged.
 
@@ -231,13 +231,15 @@ def _tensorrt_version(served: Sequence[Served]) -> str:
         match = _TENSORRT_VERSION.match(engine.tensorrt)
         if match is None:
             raise ArtefactError(
-                f"The manifest of {bundle.path} names, for {engine.file}, {engine.tensorrt[:100]!r} as the version of TensorRT.",
+                f"The manifest of {bundle.path} names, for {engine.file}, {engine.tensorrt[:100]!r} as the "
+                "version of TensorRT.",
                 do="Build the bundle again.",
             )
         versions.add(match[0])
     if len(versions) > 1:
         raise UsageError(
-            f"The engines were built by TensorRT {' and '.join(sorted(versions))}, and an image has one version.",
+            f"The engines were built by TensorRT {' and '.join(sorted(versions))}, and an image has one "
+            "version.",
             do="Package them apart, or build them again by one version.",
         )
     return versions.pop()

@@ -25,10 +25,14 @@ class _Model(Protocol):
 
 _CONTENTS = {
     "docker/Dockerfile": "the server with the models. Here: `{build}`",
-    "docker/compose.yaml": "runs that image on one machine: `docker compose -f docker/compose.yaml up --build`",
+    "docker/compose.yaml": (
+        "runs that image on one machine: `docker compose -f docker/compose.yaml up --build`"
+    ),
     "kubernetes/triton.yaml": "Deployment, Service, autoscaler, ServiceMonitor and Ingress: "
     "`kubectl apply -f kubernetes/triton.yaml`",
-    "kubernetes/prometheus-adapter-values.yaml": "makes the time that requests wait a metric for the autoscaler",
+    "kubernetes/prometheus-adapter-values.yaml": (
+        "makes the time that requests wait a metric for the autoscaler"
+    ),
     "kubernetes/kserve.yaml": "InferenceService of KServe: `kubectl apply -f kubernetes/kserve.yaml`",
 }
 
@@ -51,7 +55,11 @@ def readme(
     lines = [
         f"# {workload.name}",
         "",
-        "A model repository of Triton and the files to deploy it, written by `sparse-export package`. Read the comments",
+        (
+            "A model repository of Triton and the files to deploy it, "
+            "written by `sparse-export package`. Read "
+            "the comments"
+        ),
         "at the top of a file before you use it. `package.json` lists every file with its SHA-256.",
         "",
         "| model | runtime | largest batch | manifest of its bundle |",

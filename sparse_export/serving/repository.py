@@ -1,4 +1,6 @@
-"""Write the models of a bundle into a model repository: `NAME/config.pbtxt`, and the files in `NAME/VERSION/`."""
+"""Write the models of a bundle into a model repository: `NAME/config.pbtxt`, and the files in
+`NAME/VERSION/`.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +116,8 @@ class Served:
 
 
 def model_name(folder: Path) -> str:
-    """Return the default name of a bundle's model: its folder's, with `-` for characters outside [A-Za-z0-9_.-].
+    """Return the default name of a bundle's model: its folder's, with `-` for characters outside
+    [A-Za-z0-9_.-].
 
     Raises:
         UsageError: the name is too long.
@@ -131,7 +134,8 @@ def require_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"{name!r} is not the name of a model: up to 100 of A-Z, a-z, 0-9, _, . and -, a letter or digit first.",
+            f"{name!r} is not the name of a model: up to 100 of A-Z, a-z, 0-9, _, . and -, a letter or digit "
+            "first.",
             do="Give another name with --name.",
         )
     return name
@@ -176,7 +180,8 @@ def _golden(bundle: Bundle, part: str) -> np.ndarray:
         raise ArtefactError(f"{path} is damaged: {cause}.", do="Build the bundle again.") from cause
     if array.dtype.name not in _DTYPES or array.ndim < 2 or not len(array) or not np.isfinite(array).all():
         raise ArtefactError(
-            f"{path} holds {array.dtype} of shape {array.shape}, not a batch of finite floating-point samples.",
+            f"{path} holds {array.dtype} of shape {array.shape}, not a batch of finite floating-point "
+            "samples.",
             do="Build the bundle again.",
         )
     return array
@@ -223,7 +228,10 @@ def _engines(bundle: Bundle) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
 
 
 def _taken(profiles: Sequence[tuple[int, int, int]]) -> int:
-    """Return the largest M such that each batch of 1 to M fits a profile. A server merges requests to any of them."""
+    """Return the largest M such that each batch of 1 to M fits a profile.
+
+    A server merges requests to any of them.
+    """
     taken = 0
     for least, _, most in sorted(profiles):
         if least > taken + 1:
@@ -253,7 +261,8 @@ def largest_batch(served: Served, runtime: Runtime, settings: ModelSettings) -> 
     if settings.max_batch > most:
         profiles = ", ".join(":".join(map(str, sizes)) for sizes in narrowest.profiles)
         raise UsageError(
-            f"--max-batch is {settings.max_batch}, and {narrowest.file} takes up to {most}: its profiles are {profiles}.",
+            f"--max-batch is {settings.max_batch}, and {narrowest.file} takes up to {most}: its profiles are "
+            f"{profiles}.",
             do="Give less to --max-batch, serve by onnxruntime, or build with another --profile.",
         )
     return settings.max_batch
@@ -342,8 +351,8 @@ def write_version(
     }
     if activity is not None:
         document["activity"] = activity
-        # A file of this name keeps Python from caching its bytecode there. The server, which polls under `serve`,
-        # would take that for a change and load the model again.
+        # A file of this name keeps Python from caching its bytecode there. The server, which polls under
+        # `serve`, would take that for a change and load the model again.
         write_bytes(folder / "__pycache__", b"")
     write_bytes(folder / "model.json", json_bytes(document))
     write_bytes(folder / "model.py", _TEMPLATE.read_bytes())
@@ -359,7 +368,10 @@ def require_engine(served: Served) -> None:
         left_out = f" Left out: {'; '.join(served.left_out)}." if served.left_out else ""
         raise UsageError(
             f"{served.bundle.path} has no TensorRT engine that can be served.{left_out}",
-            do="Build one with `--target tensorrt` and a profile that begins at 1, or choose another runtime.",
+            do=(
+                "Build one with `--target tensorrt` and a profile that begins at 1, or choose another "
+                "runtime."
+            ),
         )
 
 

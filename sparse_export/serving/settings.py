@@ -10,7 +10,8 @@ __all__ = ["DEFAULT_MAX_BATCH", "HOST_CODE", "ModelSettings"]
 
 DEFAULT_MAX_BATCH = 64
 HOST_CODE = "--backend-config=tensorrt,version-compatible=true"
-"""Lets Triton's TensorRT backend load version compatible engines, which hold code for the host (its README)."""
+"""Lets Triton's TensorRT backend load version compatible engines, which hold code for the host (its README).
+"""
 _LARGEST_BATCH = 65536
 
 
@@ -19,16 +20,16 @@ class ModelSettings:
     """Settings of every model in a server.
 
     Attributes:
-        max_batch: maximum number of samples in one execution, and in one request. None: 64, or the largest batch of
-            the model's engines where that is less.
+        max_batch: maximum number of samples in one execution, and in one request. None: 64, or the largest
+            batch of the model's engines where that is less.
         batching: whether waiting requests are merged into one execution.
         batch_delay_us: how long a request may wait for others to be merged with.
-        instances: copies of the model that run at the same time. Two, because with one and a limited queue the
-            server's batcher now and then sleeps for up to half a second (docs/serving.md).
+        instances: copies of the model that run at the same time. Two, because with one and a limited queue
+            the server's batcher now and then sleeps for up to half a second (docs/serving.md).
         threads: threads of onnxruntime in one instance.
         queue_size: maximum number of waiting requests, 0 for no limit.
-        queue_timeout_ms: how long a request may wait before it is refused, 0 for no limit. Neither limit holds
-            without batching.
+        queue_timeout_ms: how long a request may wait before it is refused, 0 for no limit. Neither limit
+            holds without batching.
         warmup: whether a batch of one and the largest batch run before the model counts as loaded.
 
     Raises:

@@ -1,4 +1,6 @@
-"""What the deployment files of a model repository share: server arguments, shutdown, resources, YAML output."""
+"""What the deployment files of a model repository share: server arguments, shutdown, resources, YAML
+output.
+"""
 
 from __future__ import annotations
 

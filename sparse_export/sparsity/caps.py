@@ -1,4 +1,6 @@
-"""A layer's cap: at most N of every M active along its reduction axis, and what there is room for under it."""
+"""A layer's cap: at most N of every M active along its reduction axis, and what there is room for under
+it.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from torch import Tensor
 
 from sparse_export.sparsity.pattern import NMPattern, grouped, ungrouped
 
-# Up to this M the members of a group are ranked by comparing each with each. Sorting rows so short took 2.0 times as
-# long at M = 4, 3.3 at 8, 1.9 at 32 (4 M values, one core of an AMD EPYC, torch 2.14.1, 2026-11-25).
+# Up to this M the members of a group are ranked by comparing each with each. Sorting rows so short took 2.0
+# times as long at M = 4, 3.3 at 8, 1.9 at 32 (4 M values, one core of an AMD EPYC, torch 2.14.1, 2026-11-25).
 _COMPARED = 32
 
 
@@ -36,8 +38,8 @@ def growth_candidates(scores: Tensor, mask: Tensor, cap: Cap) -> Tensor:
 
     scores: float.  mask: bool, the same shape, obeying the cap. Of equal scores the lower index.
     Returns bool. The k candidates of largest |score| are, for every k, the best choice of k positions in all
-    with at most N active in each group: these choices are the independent sets of a laminar matroid, for which
-    taking the largest first is optimal (Edmonds 1971).
+    with at most N active in each group: these choices are the independent sets of a laminar matroid, for
+    which taking the largest first is optimal (Edmonds 1971).
     """
     return ~mask & _leading(scores, ~mask, cap, mask)
 
@@ -57,7 +59,9 @@ def capacity(shape: tuple[int, ...], cap: Cap) -> int:
 
 
 def _leading(values: Tensor, eligible: Tensor, cap: Cap, active: Tensor | None) -> Tensor:
-    """Mark the first of each group's eligible members by |value|: N of them, less one for each active member."""
+    """Mark the first of each group's eligible members by |value|: N of them, less one for each active
+    member.
+    """
     # NaN leads, so that it is seen by whoever chooses among the leading, and not lost by a comparison here.
     groups = grouped(values.abs().nan_to_num_(nan=torch.inf, posinf=torch.inf), cap.axis, cap.pattern)
     among = grouped(eligible, cap.axis, cap.pattern)
@@ -72,7 +76,10 @@ def _leading(values: Tensor, eligible: Tensor, cap: Cap, active: Tensor | None) 
 
 
 def _by_comparison(magnitudes_GM: Tensor, eligible_GM: Tensor, n_places: int | Tensor) -> Tensor:
-    """Rank by counting, for each member, those that come before it. Member-major, so that each step is one stream."""
+    """Rank by counting, for each member, those that come before it.
+
+    Member-major, so that each step is one stream.
+    """
     size = magnitudes_GM.shape[1]
     magnitude = torch.where(eligible_GM, magnitudes_GM, -1).T.contiguous()
     places = [

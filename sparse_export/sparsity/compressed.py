@@ -1,8 +1,8 @@
 """2:4 matrices as kept values and their places: places are found once for a mask, values are gathered again.
 
 Legend: O outputs, I inputs of a layer, the reduction axis; K = I / 2 kept values of a row.
-A mask of fewer than two in a group is completed: every group stores two values, and those in the places that were
-added are the weight's own, which has to be zero there.
+A mask of fewer than two in a group is completed: every group stores two values, and those in the places that
+were added are the weight's own, which has to be zero there.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["TWO_FOUR", "expanded", "gather", "kept_columns", "learned_places", "
 
 TWO_FOUR = NMPattern(n=2, m=4)
 
-# Which two of a group are stored, by its mask (bit i: member i is kept). Groups with fewer than two are completed as
-# CUTLASS's packing does it, so that all ways to a compressed matrix give the same one.
+# Which two of a group are stored, by its mask (bit i: member i is kept). Groups with fewer than two are
+# completed as CUTLASS's packing does it, so that all ways to a compressed matrix give the same one.
 _FIRST = (2, 0, 1, 0, 2, 0, 1, 0, 2, 0, 1, 0, 2, 0, 0, 0)
 _SECOND = (3, 2, 2, 1, 3, 2, 2, 0, 3, 3, 3, 0, 3, 0, 0, 0)
 # The largest whole number below which a type holds all of them.
@@ -59,8 +59,8 @@ def places(columns_OK: Tensor, n_inputs: int) -> Tensor:
 def gather(values: Tensor, weight: Tensor, places: Tensor) -> None:
     """Overwrite kept values with those of a weight.
 
-    values: (n,), of the type to compute in.  weight: contiguous, of any type.  places: int64 (n,), in its flat
-    memory. Makes no host synchronisation.
+    values: (n,), of the type to compute in.  weight: contiguous, of any type.  places: int64 (n,), in its
+    flat memory. Makes no host synchronisation.
     """
     values.copy_(weight.detach().reshape(-1).index_select(0, places))
 
@@ -75,8 +75,8 @@ def learned_places(compress: Callable[[Tensor], Tensor], mask_OI: Tensor, dtype:
     """Places of the values that `compress` stores, in its own order, whatever that is: int64 (O * K,).
 
     compress: gives the kept values of a dense matrix (O, I), flat.
-    Matrices are compressed whose entries are the digits of their own places, so nothing has to be known about the
-    layout. Raises SparseExportError when what comes back is not every kept place once.
+    Matrices are compressed whose entries are the digits of their own places, so nothing has to be known about
+    the layout. Raises SparseExportError when what comes back is not every kept place once.
     """
     columns_OK = kept_columns(mask_OI)
     full_OI = torch.zeros_like(mask_OI).scatter_(1, columns_OK, True)

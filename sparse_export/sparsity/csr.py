@@ -18,11 +18,12 @@ __all__ = ["CsrForm", "csr_form", "gather", "gradient_at", "multiply", "multiply
 
 @dataclass(frozen=True, kw_only=True)
 class CsrForm:
-    """Where a matrix (O, I) has its active entries, in the order of rows; values go along separately, shape (K,).
+    """Where a matrix (O, I) has its active entries, in the order of rows; values go along separately, shape
+    (K,).
 
     places: int32, positions in the flattened matrix, ascending.
-    crow, col: int32, of the matrix, shapes (O + 1,) and (K,).  crow_t, col_t: of its transpose, (I + 1,) and (K,).
-    to_transposed: int32, shape (K,): the transpose's values are values[to_transposed].
+    crow, col: int32, of the matrix, shapes (O + 1,) and (K,).  crow_t, col_t: of its transpose, (I + 1,) and
+    (K,).  to_transposed: int32, shape (K,): the transpose's values are values[to_transposed].
     """
 
     shape: tuple[int, int]
@@ -41,12 +42,14 @@ class CsrForm:
 def csr_form(mask_OI: Tensor) -> CsrForm:
     """The form of a mask: bool, shape (O, I), on the CPU.
 
-    Raises ValueError for a mask that is no matrix, lies elsewhere, or has more entries than 32 bits can count: the
-    library behind torch's products takes 32-bit indices, and torch would convert others at every product.
+    Raises ValueError for a mask that is no matrix, lies elsewhere, or has more entries than 32 bits can
+    count: the library behind torch's products takes 32-bit indices, and torch would convert others at every
+    product.
     """
     if mask_OI.ndim != 2 or mask_OI.dtype != torch.bool or mask_OI.device.type != "cpu":
         raise ValueError(
-            f"The mask is {mask_OI.dtype} of shape {tuple(mask_OI.shape)} on {mask_OI.device}; a bool matrix on the CPU "
+            f"The mask is {mask_OI.dtype} of shape {tuple(mask_OI.shape)} on {mask_OI.device}; a bool matrix "
+            "on the CPU "
             "was expected."
         )
     if mask_OI.numel() >= 2**31:

@@ -1,9 +1,10 @@
 """cuSPARSELt's 2:4 product with plans that are kept.
 
-torch's own operator makes a plan at every call. On an H100 with cuSPARSELt 0.8.0 that kept the host busy for 0.39 ms a
-product in bfloat16, and for 176 ms in float16, whose kernels are compiled while the plan is made: longer than the
-products themselves take. Here a plan is made once for a size and type. It stays for as long as the process does, since
-a captured CUDA graph goes on to use its kernels; a program whose number of rows never repeats makes a plan each time.
+torch's own operator makes a plan at every call. On an H100 with cuSPARSELt 0.8.0 that kept the host busy for
+0.39 ms a product in bfloat16, and for 176 ms in float16, whose kernels are compiled while the plan is made:
+longer than the products themselves take. Here a plan is made once for a size and type. It stays for as long
+as the process does, since a captured CUDA graph goes on to use its kernels; a program whose number of rows
+never repeats makes a plan each time.
 
 The library is the one that torch loaded. Calls are as its header, cusparseLt.h of 0.8, declares them.
 """
@@ -97,7 +98,9 @@ def _handle(device: int) -> _Opaque:
 
 @dataclass(frozen=True, kw_only=True)
 class _Size:
-    """What a plan is made for: y (N, O) = x (N, I) Wᵀ with W (O, I) compressed, by one algorithm, or by the default."""
+    """What a plan is made for: y (N, O) = x (N, I) Wᵀ with W (O, I) compressed, by one algorithm, or by the
+    default.
+    """
 
     device: int
     dtype: torch.dtype
@@ -263,7 +266,10 @@ def _plan(size: _Size, bias: Tensor | None) -> _Plan:
 
 
 def n_algorithms(n_outputs: int, n_inputs: int, n_rows: int, dtype: torch.dtype, *, has_bias: bool) -> int:
-    """How many there are to choose from for a product on the current device. Raises RuntimeError, MissingCapability."""
+    """How many there are to choose from for a product on the current device.
+
+    Raises RuntimeError, MissingCapability.
+    """
     device = torch.cuda.current_device()
     bias = torch.zeros(n_outputs, dtype=dtype, device=f"cuda:{device}") if has_bias else None
     size = _Size(
@@ -282,8 +288,8 @@ def n_algorithms(n_outputs: int, n_inputs: int, n_rows: int, dtype: torch.dtype,
 def product(x_NI: Tensor, packed: Tensor, bias: Tensor | None, n_outputs: int, algorithm: int = -1) -> Tensor:
     """x Wᵀ + bias, (N, O), by a matrix that `torch._cslt_compress` gave. Can be traced by torch.compile.
 
-    x_NI: contiguous, on a card; float16 or bfloat16, or int8, which gives int32 and takes no bias. N has to be a
-    multiple of what the library wants.  algorithm: below `n_algorithms`; -1 is the library's own choice.
+    x_NI: contiguous, on a card; float16 or bfloat16, or int8, which gives int32 and takes no bias. N has to
+    be a multiple of what the library wants.  algorithm: below `n_algorithms`; -1 is the library's own choice.
     Raises RuntimeError with the library's status, MissingCapability.
     """
     result: Tensor = torch.ops.sparse_export.product24(x_NI, packed, bias, n_outputs, algorithm)
@@ -326,8 +332,10 @@ def _check(x: Tensor, packed: Tensor, bias: Tensor | None, n_outputs: int) -> No
         fits = fits and (tuple(bias.shape), bias.dtype, bias.device) == wanted
     if not fits:
         raise ValueError(
-            f"Rows {tuple(x.shape)} of {x.dtype}, a compressed matrix of {packed.numel()} entries of {packed.dtype} and "
-            f"{'no bias' if bias is None else f'a bias {tuple(bias.shape)} of {bias.dtype}'} do not make {n_outputs} "
+            f"Rows {tuple(x.shape)} of {x.dtype}, a compressed matrix of {packed.numel()} entries of "
+            f"{packed.dtype} and "
+            f"{'no bias' if bias is None else f'a bias {tuple(bias.shape)} of {bias.dtype}'} do not make "
+            f"{n_outputs} "
             "outputs: contiguous ones of one type on one device were expected, without a bias for int8."
         )
 

@@ -24,13 +24,13 @@ def capped_layers(
 ) -> tuple[dict[str, Cap], dict[str, str]]:
     """Divide layers into those that get the cap and those that stay as they are, with one reason for each.
 
-    shapes: of the weights, by name.  axes: each weight's reduction axis, None where it has none; never guessed
-    from a shape.  parts: into how many parts that axis falls which are summed apart, 1 by default; the channel groups
-    of a transposed convolution.  outputs: layers that give the network's outputs.  keep_dense: layers that were named to stay.
-    small_share: see SMALL_SHARE; 0 caps small layers too.
-    Output and small layers stay dense because a cap starves them: LeNet-300-100 at density .1 lost a quarter of a
-    point of accuracy when they had one.
-    Returns (caps, reasons), both in the order of `shapes`; together they name every layer once.
+    shapes: of the weights, by name.  axes: each weight's reduction axis, None where it has none; never
+    guessed from a shape.  parts: into how many parts that axis falls which are summed apart, 1 by default;
+    the channel groups of a transposed convolution.  outputs: layers that give the network's outputs.
+    keep_dense: layers that were named to stay.  small_share: see SMALL_SHARE; 0 caps small layers too.
+    Output and small layers stay dense because a cap starves them: LeNet-300-100 at density .1 lost a quarter
+    of a point of accuracy when they had one. Returns (caps, reasons), both in the order of `shapes`; together
+    they name every layer once.
     """
     small = _small(shapes, small_share)
     summed = {
@@ -53,7 +53,8 @@ def capped_layers(
             reasons[name] = "it gives the outputs"
         elif name in small:
             reasons[name] = (
-                f"it is among the smallest layers, which together hold at most {small_share:.0%} of the weights"
+                f"it is among the smallest layers, which together hold at most {small_share:.0%} of the "
+                "weights"
             )
         else:
             caps[name] = Cap(pattern=pattern, axis=axis)

@@ -1,8 +1,10 @@
-"""One launch that gathers the values of all layers into their compressed forms. Needs triton, which torch brings along.
+"""One launch that gathers the values of all layers into their compressed forms. Needs triton, which torch
+brings along.
 
-Gathering by torch takes two launches a form, and writes and reads the values once more in the weight's own type.
-Another way was tried: a program reads a tile of the weight once and fills both forms from it, by two bits a value in
-place of a place of four bytes. On an H100 it took longer (2.8 ms for ViT-L/16 with both forms, against 2.1 ms).
+Gathering by torch takes two launches a form, and writes and reads the values once more in the weight's own
+type.  Another way was tried: a program reads a tile of the weight once and fills both forms from it, by two
+bits a value in place of a place of four bytes. On an H100 it took longer (2.8 ms for ViT-L/16 with both
+forms, against 2.1 ms).
 """
 
 from __future__ import annotations
@@ -52,9 +54,9 @@ def _gather_all(  # type: ignore[no-untyped-def]
 class GatherAll:
     """Fills many compressed forms from their weights. Owns the tables of addresses on the device.
 
-    weights: contiguous, of one type, one for each form; a weight may come several times.  places: int32.  values: of
-    one type, contiguous. The tables stand until `fits` says that a tensor moved; a captured CUDA graph must not outlive
-    that.
+    weights: contiguous, of one type, one for each form; a weight may come several times.  places: int32.
+    values: of one type, contiguous. The tables stand until `fits` says that a tensor moved; a captured CUDA
+    graph must not outlive that.
     """
 
     def __init__(self, weights: Sequence[Tensor], places: Sequence[Tensor], values: Sequence[Tensor]) -> None:

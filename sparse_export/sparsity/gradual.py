@@ -24,9 +24,9 @@ def prune_masks(
     """Keep exactly `n_active` weights: the largest |weight| of all layers together, or of each by its share.
 
     weights: float, masks: bool, by name in one order; nothing is changed in place.
-    n_active: at most what is active now.  counts: for `magnitude`, what each layer is to have in the end; a layer
-    that has less already keeps it, and the others share the rest.
-    Raises ValueError for a number that is not from 0 to what is active (on the CPU only), and for another `prune`.
+    n_active: at most what is active now.  counts: for `magnitude`, what each layer is to have in the end; a
+    layer that has less already keeps it, and the others share the rest. Raises ValueError for a number that
+    is not from 0 to what is active (on the CPU only), and for another `prune`.
     """
     names = list(weights)
     n_before = torch.stack([torch.count_nonzero(masks[name]) for name in names])

@@ -12,6 +12,7 @@ from sparse_export.sparsity.select import largest_in_each
 def grown(scores: Mapping[str, Tensor], inactive: Mapping[str, Tensor], n_grown: Tensor) -> dict[str, Tensor]:
     """Mark the `n_grown` inactive positions of largest |score| in every layer; on ties the lower index.
 
-    scores: float, inactive: bool, by name in one order, shapes alike.  n_grown: int64 (L,).  Returns bool by name.
+    scores: float, inactive: bool, by name in one order, shapes alike.  n_grown: int64 (L,).  Returns bool by
+    name.
     """
     return largest_in_each(scores, inactive, n_grown)

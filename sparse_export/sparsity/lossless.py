@@ -1,4 +1,5 @@
-"""What a pattern costs a weight that was trained without it, and the order of columns in which it costs nothing.
+"""What a pattern costs a weight that was trained without it, and the order of columns in which it costs
+nothing.
 
 Legend: O rows, I columns (input channels), R stacked rows, M members of a group.
 """
@@ -30,7 +31,8 @@ def cut_share(weight: Tensor, axis: int, pattern: NMPattern) -> float:
 
 
 def least_cut_share(weight: Tensor, axis: int, pattern: NMPattern) -> float:
-    """What `cut_share` is at least, in whatever order the columns are: 0 when each row has room for its nonzeros.
+    """What `cut_share` is at least, in whatever order the columns are: 0 when each row has room for its
+    nonzeros.
 
     A row of I weights has I / M groups, so at most I * N / M of them stay: at best the largest.
     """
@@ -46,9 +48,9 @@ def least_cutting_order(
 ) -> Tensor:
     """An order of columns in which no group is over the cap, where the search finds one.
 
-    cutting: when some stay over, take the order that cuts the smaller share of sum |w| instead of the one with
-    fewer groups over.  live_first: prefer an order in which columns of nothing but zeros come last, in groups of
-    their own, so that they can be taken out; an order that leaves no group over goes before that.
+    cutting: when some stay over, take the order that cuts the smaller share of sum |w| instead of the one
+    with fewer groups over.  live_first: prefer an order in which columns of nothing but zeros come last, in
+    groups of their own, so that they can be taken out; an order that leaves no group over goes before that.
     Returns int64 (I,), on the CPU. The same arguments give the same order.  Raises ValueError as
     `find_permutation` does.
     """

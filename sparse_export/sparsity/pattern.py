@@ -1,7 +1,8 @@
 """N:M patterns: at most N nonzeros in every M consecutive weights along the reduction axis.
 
-Legend: G groups, M members of one. The reduction axis is the one that the layer sums over (its input channels); of
-a convolution every kernel position has groups of its own, of a grouped convolution every group of channels.
+Legend: G groups, M members of one. The reduction axis is the one that the layer sums over (its input
+channels); of a convolution every kernel position has groups of its own, of a grouped convolution every group
+of channels.
 """
 
 from __future__ import annotations

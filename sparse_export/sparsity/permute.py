@@ -1,16 +1,16 @@
 """Orders of input channels under which an N:M pattern cuts least.
 
-Legend: O rows of the weight, I its columns (input channels), G = I / M groups, R rows that the order matters to,
-K columns that change places.
+Legend: O rows of the weight, I its columns (input channels), G = I / M groups, R rows that the order matters
+to, K columns that change places.
 
-One round takes one column, of a random slot, out of every group and puts all of them back by the best assignment.
-What a column c adds to a group of M - 1 others is, summed over rows, relu(|c| - t), t the N-th largest of the
-others. So a G x G matrix of sums over rows holds all that a round can do, and scipy's assignment is optimal for it.
-Such a round never makes the order worse. To leave local optima, noise is added to the matrix that fades out before
-the end (annealing).
+One round takes one column, of a random slot, out of every group and puts all of them back by the best
+assignment. What a column c adds to a group of M - 1 others is, summed over rows, relu(|c| - t), t the N-th
+largest of the others. So a G x G matrix of sums over rows holds all that a round can do, and scipy's
+assignment is optimal for it. Such a round never makes the order worse. To leave local optima, noise is added
+to the matrix that fades out before the end (annealing).
 
-All sums are whole numbers below 2^24 kept in float32, hence exact: neither the number of threads nor the processor's
-vector width changes the answer.
+All sums are whole numbers below 2^24 kept in float32, hence exact: neither the number of threads nor the
+processor's vector width changes the answer.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ Objective = Literal["magnitude", "groups"]
 
 DEFAULT_ROUNDS: dict[Objective, int] = {"magnitude": 150, "groups": 600}
 
-# Groups that trade columns with one another in a round. The matrix costs R x G x block and the assignment about
-# G x block^2, so a bound keeps wide layers affordable; which groups form a block is drawn anew in every round.
+# Groups that trade columns with one another in a round. The matrix costs R x G x block and the assignment
+# about G x block^2, so a bound keeps wide layers affordable; which groups form a block is drawn anew in every
+# round.
 _BLOCK = 256
 # Numbers in the buffer that is reduced at once: 4 MB stay in the caches.
 _BUFFER = 1 << 20
@@ -50,7 +51,9 @@ _ROUNDS_A_START = 5
 _DRAWS_A_ROUND = 10
 
 Costs = Callable[[Tensor, Tensor], NDArray[np.float64]]
-"""(removed columns (G,), what stays of each group (G, M - 1)) → what it costs to put column k into group g, (K, G)."""
+"""(removed columns (G,), what stays of each group (G, M - 1)) → what it costs to put column k into group g,
+(K, G).
+"""
 
 Score = Callable[[Tensor, Tensor, NMPattern], tuple[float, ...]]
 """(columns (I, R), an order of them, the pattern) → what the objective wants small, the first first."""
@@ -64,17 +67,17 @@ def find_permutation(
     rounds: int | None = None,
     objective: Objective = "magnitude",
 ) -> Tensor:
-    """An order of the columns such that `weight_OI[:, order]` loses little to N:M groups of consecutive columns.
+    """An order of the columns such that `weight_OI[:, order]` loses little to N:M groups of consecutive
+    columns.
 
-    weight_OI: float, (O, I), finite. Layers that read the same channels are stacked on rows; a convolution comes
-    with a row for each output and kernel position.
-    objective: `magnitude` keeps as much sum |w| as it can; `groups` first has as few groups with more than N
-    nonzeros as it can, then as much sum |w|. Zero such groups means that nothing is cut.
-    rounds: effort; None is 150 for `magnitude`, 600 for `groups`. A search ends early when nothing is cut.
-    Returns int64, (I,), on the weight's device: the identity, unless something better by the objective was found.
-    The same arguments give the same order.
-    Raises ValueError when M does not divide I, for values that are not finite or no floats, for a negative
-    seed or number of rounds, and for an unknown objective.
+    weight_OI: float, (O, I), finite. Layers that read the same channels are stacked on rows; a convolution
+    comes with a row for each output and kernel position.  objective: `magnitude` keeps as much sum |w| as it
+    can; `groups` first has as few groups with more than N nonzeros as it can, then as much sum |w|. Zero such
+    groups means that nothing is cut.  rounds: effort; None is 150 for `magnitude`, 600 for `groups`. A search
+    ends early when nothing is cut. Returns int64, (I,), on the weight's device: the identity, unless
+    something better by the objective was found. The same arguments give the same order. Raises ValueError
+    when M does not divide I, for values that are not finite or no floats, for a negative seed or number of
+    rounds, and for an unknown objective.
     """
     _check(weight_OI, pattern, seed, rounds, objective)
     n_columns = weight_OI.shape[1]
@@ -105,8 +108,9 @@ def find_permutation(
 def _one_thread() -> Iterator[None]:
     """Torch with one thread inside.
 
-    A search calls small operations by the ten thousand. With two threads on two processors that had other work too,
-    each waited for its slower thread: 128 s for 800 rounds at 512 columns in place of 6.6 (AMD EPYC, 2026-11-25).
+    A search calls small operations by the ten thousand. With two threads on two processors that had other
+    work too, each waited for its slower thread: 128 s for 800 rounds at 512 columns in place of 6.6 (AMD
+    EPYC, 2026-11-25).
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -121,7 +125,8 @@ def _check(
 ) -> None:
     if weight_OI.ndim != 2 or not weight_OI.is_floating_point():
         raise ValueError(
-            f"The weight is {weight_OI.dtype} of shape {tuple(weight_OI.shape)}; floats of shape (O, I) were expected."
+            f"The weight is {weight_OI.dtype} of shape {tuple(weight_OI.shape)}; floats of shape (O, I) were "
+            "expected."
         )
     if not fits(tuple(weight_OI.shape), 1, pattern):
         raise ValueError(
@@ -249,10 +254,11 @@ def _round(
 
 
 def _frustration(costs_KG: NDArray[np.float64], rng: np.random.Generator) -> float:
-    """The standard deviation of the costs without what a sum and few products of a column's and a group's factor tell.
+    """The standard deviation of the costs without what a sum and few products of a column's and a group's
+    factor tell.
 
-    Heavy columns next to light ones spread the costs by factors of tens. That part is no trap for the search, and
-    noise of its size would drown the rest.
+    Heavy columns next to light ones spread the costs by factors of tens. That part is no trap for the search,
+    and noise of its size would drown the rest.
     """
     rest = costs_KG - costs_KG.mean(0) - costs_KG.mean(1, keepdims=True) + costs_KG.mean()
     n_products = min(4, len(rest) // 16)
@@ -307,7 +313,8 @@ def _over_then_cut_costs(columns_IR: Tensor, pattern: NMPattern) -> Costs:
 
 
 def _whole_numbers(columns_IR: Tensor, pattern: NMPattern) -> Tensor:
-    """|w| as whole numbers in float32, so small that no sum of the search passes 2^24; what is not 0 is at least 1.
+    """|w| as whole numbers in float32, so small that no sum of the search passes 2^24; what is not 0 is at
+    least 1.
 
     The middle column is given a mean of 64 or more. Where few columns are so heavy that this leaves no room
     for them, their entries are clipped: that they are heavy is all a search needs to know.
@@ -329,7 +336,8 @@ def _nth_largest(columns: list[Tensor], n: int) -> Tensor:
     smallest = len(columns) - n + 1
     if min(n, smallest) > 8:
         return torch.stack(columns).kthvalue(smallest, dim=0).values
-    # Insertion into a short list: few passes over contiguous memory, where sorting is slow for a handful each.
+    # Insertion into a short list: few passes over contiguous memory, where sorting is slow for a handful
+    # each.
     keep, pass_on = (torch.maximum, torch.minimum) if n <= smallest else (torch.minimum, torch.maximum)
     ranks: list[Tensor] = []
     for column in columns:

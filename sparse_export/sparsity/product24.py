@@ -1,7 +1,7 @@
 """Products with a 2:4 matrix: on the hardware through torch's operators, and dense for reference.
 
-Tried on an H100, with cuSPARSELt (docs/benchmarks.md). Everything around the operators, limits, padding, packing and
-places, is the same for the reference and is tested with it.
+Tried on an H100, with cuSPARSELt (docs/benchmarks.md). Everything around the operators, limits, padding,
+packing and places, is the same for the reference and is tested with it.
 
 Legend: N rows of activations, O outputs, I inputs of a layer, the reduction axis.
 """
@@ -80,9 +80,10 @@ _LIMITS: dict[Backend, dict[torch.dtype, _Limit]] = {
 class Compressed:
     """A 2:4 matrix (O, I), filled with the values of a dense weight by `fill`.
 
-    packed: kept values, and for cuSPARSELt its metadata behind them.  meta: columns for the reference, CUTLASS's
-    metadata, None for cuSPARSELt.  places: int32 or int64, where in the weight's flat memory each kept value comes from;
-    for a transposed matrix that is the memory of the weight that it is the transpose of.
+    packed: kept values, and for cuSPARSELt its metadata behind them.  meta: columns for the reference,
+    CUTLASS's metadata, None for cuSPARSELt.  places: int32 or int64, where in the weight's flat memory each
+    kept value comes from; for a transposed matrix that is the memory of the weight that it is the transpose
+    of.
     """
 
     backend: Backend
@@ -93,7 +94,10 @@ class Compressed:
 
 
 def why_not(shape: tuple[int, ...], dtype: torch.dtype, backend: Backend) -> str | None:
-    """Why a weight of this shape cannot be multiplied sparsely; None when it can. The reference takes any type."""
+    """Why a weight of this shape cannot be multiplied sparsely; None when it can.
+
+    The reference takes any type.
+    """
     if len(shape) != 2 or 0 in shape:
         return f"its shape {shape} is no matrix"
     if backend == "reference":
@@ -145,11 +149,12 @@ def require_backend(backend: Backend, device: torch.device) -> None:
 def compress(
     mask_OI: Tensor, dtype: torch.dtype, backend: Backend, *, transposed: bool = False
 ) -> Compressed:
-    """Prepare a 2:4 matrix for a mask: once for as long as the mask stands. Its values are zeros until `fill`.
+    """Prepare a 2:4 matrix for a mask: once for as long as the mask stands. Its values are zeros until
+    `fill`.
 
-    mask_OI: bool, on the device to compute on, 2:4 along I.  transposed: make the matrix (I, O) of the transposed
-    weight, for which the mask has to be 2:4 along O.
-    Raises UsageError when the mask does not obey or `why_not` has a reason; MissingCapability.
+    mask_OI: bool, on the device to compute on, 2:4 along I.  transposed: make the matrix (I, O) of the
+    transposed weight, for which the mask has to be 2:4 along O. Raises UsageError when the mask does not obey
+    or `why_not` has a reason; MissingCapability.
     """
     require_backend(backend, mask_OI.device)
     mask = mask_OI.T.contiguous() if transposed else mask_OI
@@ -165,7 +170,8 @@ def compress(
         columns = kept_columns(mask)
     except ValueError as cause:
         raise UsageError(
-            f"A mask of shape {tuple(mask_OI.shape)} is not 2:4 along its {'outputs' if transposed else 'inputs'}: "
+            f"A mask of shape {tuple(mask_OI.shape)} is not 2:4 along its "
+            f"{'outputs' if transposed else 'inputs'}: "
             f"{cause}",
             expected="At most two of every four were expected.",
             do="Train with the pattern 2:4, or choose a transposable mask.",
@@ -244,8 +250,8 @@ def multiply(
 def quantized_rows(x_NI: Tensor) -> tuple[Tensor, Tensor]:
     """Each row as int8 times a scale of its own: int8 (N, I), symmetric, and float32 (N,).
 
-    The scale is the row's largest magnitude / 127; a row of zeros has scale 1. Halves are rounded to even. Of a row that
-    holds NaN or infinity the scale is that, so that products by it are not finite either.
+    The scale is the row's largest magnitude / 127; a row of zeros has scale 1. Halves are rounded to even. Of
+    a row that holds NaN or infinity the scale is that, so that products by it are not finite either.
     """
     x = x_NI.float()
     largest = x.abs().amax(1) if x.shape[1] else x.new_zeros(x.shape[0])

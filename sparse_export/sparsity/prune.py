@@ -36,9 +36,11 @@ def prune_counts(rates: Tensor, n_active: Tensor) -> Tensor:
 def survivors(
     weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], n_kept: Tensor
 ) -> dict[str, Tensor]:
-    """The masks that keep the `n_kept` largest |weight| among the active ones of every layer; on ties the lower index.
+    """The masks that keep the `n_kept` largest |weight| among the active ones of every layer; on ties the
+    lower index.
 
-    weights: float, masks: bool, by name in one order, shapes alike.  n_kept: int64 (L,).  Returns bool by name.
+    weights: float, masks: bool, by name in one order, shapes alike.  n_kept: int64 (L,).  Returns bool by
+    name.
     """
     return largest_in_each(weights, masks, n_kept)
 
@@ -46,7 +48,8 @@ def survivors(
 def largest_of_all(
     values: Mapping[str, Tensor], candidates: Mapping[str, Tensor], count: Tensor
 ) -> dict[str, Tensor]:
-    """Mark the `count` candidates of largest |value| over all layers together; on ties the earlier layer and index.
+    """Mark the `count` candidates of largest |value| over all layers together; on ties the earlier layer and
+    index.
 
     values: float, candidates: bool, by name in one order, shapes alike.  count: int64, shape ().
     """
@@ -60,7 +63,8 @@ def largest_of_all(
 
 
 def survivors_above(weight: Tensor, mask: Tensor, threshold: Tensor) -> Tensor:
-    """The mask without the active weights whose magnitude is below the threshold. threshold: float64, shape ().
+    """The mask without the active weights whose magnitude is below the threshold. threshold: float64, shape
+    ().
 
     NaN survives, so that whoever looks next sees it.
     """
@@ -68,11 +72,12 @@ def survivors_above(weight: Tensor, mask: Tensor, threshold: Tensor) -> Tensor:
 
 
 def next_threshold(threshold: Tensor, n_removed: Tensor, n_wanted: Tensor) -> Tensor:
-    """The threshold for the next update: doubled when it took too few weights, halved when too many, by a tenth.
+    """The threshold for the next update: doubled when it took too few weights, halved when too many, by a
+    tenth.
 
     threshold: float64, shape ().  n_removed, n_wanted: int64, shape ().
-    Source: Mostafa & Wang 2019, "Parameter efficient training of deep convolutional neural networks by dynamic
-    sparse reparameterization", algorithm 1.
+    Source: Mostafa & Wang 2019, "Parameter efficient training of deep convolutional neural networks by
+    dynamic sparse reparameterization", algorithm 1.
     """
     too_few = n_removed.double() < (1 - _TOLERANCE) * n_wanted.double()
     too_many = n_removed.double() > (1 + _TOLERANCE) * n_wanted.double()

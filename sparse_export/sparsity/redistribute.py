@@ -10,8 +10,8 @@ def shares_from_statistic(statistic: Tensor, n_active: Tensor) -> Tensor:
     """Each layer's share of the growth budget.
 
     statistic: float64 (L,), non-negative.  n_active: int64 (L,).
-    Returns float64 (L,) that sums to 1. When every statistic is zero, or one is not finite, the shares follow the
-    active counts, which gives each layer about what it lost.
+    Returns float64 (L,) that sums to 1. When every statistic is zero, or one is not finite, the shares follow
+    the active counts, which gives each layer about what it lost.
     """
     total = statistic.sum()
     usable = (total > 0) & total.isfinite()
@@ -28,9 +28,9 @@ def growth_budgets(shares: Tensor, n_removed: Tensor, capacity: Tensor) -> Tenso
     shares: float64 (L,), sums to 1.  n_removed: int64 (), the whole budget.  capacity: int64 (L,), sums to at
     least the budget.
     Returns int64 (L,), sums to exactly `n_removed`. What a full layer cannot take is spread equally over the
-    others (the reference's rule, here solved in closed form): layer n gets min(capacity_n, share_n * removed + e)
-    with the one e that spends the budget. Whole numbers by largest remainder; on equal remainders the earlier
-    layer.
+    others (the reference's rule, here solved in closed form): layer n gets min(capacity_n, share_n * removed
+    + e) with the one e that spends the budget. Whole numbers by largest remainder; on equal remainders the
+    earlier layer.
     """
     n_layers = shares.numel()
     base = shares * n_removed.double()

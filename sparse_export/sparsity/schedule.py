@@ -20,11 +20,12 @@ def prune_rate(
 ) -> float:
     """The prune rate after `step` of `total_steps` training steps.
 
-    cosine: final + (initial - final) * (1 + cos(pi * step / total)) / 2, the reference's default, which ends at
-    0.005.  linear: final + (initial - final) * (1 - step / total), which ends at 0, as there.  constant: initial; needs
-    no total.  final: where cosine and linear end, in place of these numbers.
-    Past the end the rate stays at its end. Raises ValueError for cosine and linear without a total, for constant with a
-    final, and for a schedule that is none of these.
+    cosine: final + (initial - final) * (1 + cos(pi * step / total)) / 2, the reference's default, which ends
+    at
+    0.005.  linear: final + (initial - final) * (1 - step / total), which ends at 0, as there.  constant:
+    initial; needs no total.  final: where cosine and linear end, in place of these numbers. Past the end the
+    rate stays at its end. Raises ValueError for cosine and linear without a total, for constant with a final,
+    and for a schedule that is none of these.
     """
     if schedule not in get_args(PruneSchedule):
         raise ValueError(
@@ -49,9 +50,10 @@ def cap_size(
 ) -> int:
     """How many of every M may be active at a step: M before the approach, N after it.
 
-    approach: the fractions of total_steps at which the first and the last of the M - N cuts fall; those between are
-    spread evenly. (0, 0) has N from the first step on; (1/6, 1/3) with 2:4 goes 4:4, 3:4, 2:4.
-    Raises ValueError for fractions that are not 0 <= first <= last <= 1, and for an approach without total_steps.
+    approach: the fractions of total_steps at which the first and the last of the M - N cuts fall; those
+    between are spread evenly. (0, 0) has N from the first step on; (1/6, 1/3) with 2:4 goes 4:4, 3:4, 2:4.
+    Raises ValueError for fractions that are not 0 <= first <= last <= 1, and for an approach without
+    total_steps.
     """
     first, last = approach
     if not 0 <= first <= last <= 1:
@@ -69,7 +71,8 @@ def cap_size(
 def gradual_density(step: int, end: int, final: float) -> float:
     """The density of gradual pruning after `step` steps: from 1 at the start down to `final` at step `end`.
 
-    final + (1 - final) * (1 - step / end)^3. Source: Zhu & Gupta 2017, "To prune, or not to prune", equation 1.
+    final + (1 - final) * (1 - step / end)^3. Source: Zhu & Gupta 2017, "To prune, or not to prune", equation
+    1.
     """
     progress = min(step / end, 1.0) if end > 0 else 1.0
     return final + (1 - final) * (1 - progress) ** 3

@@ -1,13 +1,13 @@
 """Which entries of a tensor are its k largest, exactly k of them, whatever ties there are.
 
-Two forms of one function. On the CPU counts are ordinary integers, and NumPy's vectorised introselect finds the
-k-th largest value. On an accelerator reading a count would make the host wait for the device, so there k stays
-in device memory: a radix selection fixes 10 or 11 bits of the threshold in each pass over the tensor. Neither
-sorts a layer. Measured on VGG-D's 15.2 M weights (2 cores of an AMD EPYC, torch 2.14.1, NumPy 2.4.6, 2026-11-23):
-full sort 1.63 s, topk of 2.5 % 0.28 s, kthvalue 0.23 s, radix 0.26 s, introselect 0.017 s.
+Two forms of one function. On the CPU counts are ordinary integers, and NumPy's vectorised introselect finds
+the k-th largest value. On an accelerator reading a count would make the host wait for the device, so there k
+stays in device memory: a radix selection fixes 10 or 11 bits of the threshold in each pass over the tensor.
+Neither sorts a layer. Measured on VGG-D's 15.2 M weights (2 cores of an AMD EPYC, torch 2.14.1, NumPy 2.4.6,
+2026-11-23): full sort 1.63 s, topk of 2.5 % 0.28 s, kthvalue 0.23 s, radix 0.26 s, introselect 0.017 s.
 
-On an accelerator all layers are selected from at once: an update of ResNet-50 takes 1,700 operators in place of 8,500
-layer by layer. Counts of a digit, which many entries share, are added up in 32 places.
+On an accelerator all layers are selected from at once: an update of ResNet-50 takes 1,700 operators in place
+of 8,500 layer by layer. Counts of a digit, which many entries share, are added up in 32 places.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Passes (shift, width) over the bits of a non-negative float, whose order is that of its bits read as an integer.
+# Passes (shift, width) over the bits of a non-negative float, whose order is that of its bits read as an
+# integer.
 _PASSES_32 = ((20, 11), (10, 10), (0, 10))
 _PASSES_64 = ((52, 11), (41, 11), (30, 11), (20, 10), (10, 10), (0, 10))
 _MOST_AT_ONCE = 2**25  # entries of layers that are selected from together: some 30 bytes each while it lasts
@@ -34,8 +35,9 @@ def largest(values: Tensor, candidates: Tensor, count: Tensor) -> Tensor:
 
     values: float, any shape; their sign does not matter.  candidates: bool, the same shape.
     count: int64, shape (), on the same device, at most the number of candidates.
-    Returns bool, the same shape, exactly `count` entries True. Makes no host synchronisation on an accelerator.
-    Raises ValueError when a candidate is NaN and any are to be marked (on the CPU only; elsewhere NaN ranks first).
+    Returns bool, the same shape, exactly `count` entries True. Makes no host synchronisation on an
+    accelerator. Raises ValueError when a candidate is NaN and any are to be marked (on the CPU only;
+    elsewhere NaN ranks first).
     """
     if values.dtype not in (torch.float32, torch.float64):
         values = values.float()
@@ -71,7 +73,8 @@ def largest_in_each(
     """`largest` of every layer, each with its own count.
 
     values: float, candidates: bool, by name in one order, shapes alike, on one device.  counts: int64 (L,).
-    Returns bool by name. On an accelerator with some 60 launches for all layers of about 33 million entries together.
+    Returns bool by name. On an accelerator with some 60 launches for all layers of about 33 million entries
+    together.
     """
     names = list(values)
     if counts.device.type == "cpu":
@@ -95,7 +98,9 @@ def largest_in_each(
 
 
 def _groups(values: list[Tensor]) -> Iterator[list[int]]:
-    """Places of neighbouring layers of one width of float, in groups up to the limits above, or of a single layer."""
+    """Places of neighbouring layers of one width of float, in groups up to the limits above, or of a single
+    layer.
+    """
     group: list[int] = []
     size = 0
     for place, value in enumerate(values):

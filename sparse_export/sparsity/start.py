@@ -26,11 +26,10 @@ def layer_counts(
 
     shapes: weight shapes in layer order, none empty.  density: 0 to 1.
     uniform: every layer gets `density`.  erdos-renyi: a layer's density is proportional to
-    sum(shape) / prod(shape), which gives thin layers more (Mocanu et al. 2018; with kernel sizes in the sum, as
-    Evci et al. 2020); a layer that would be over full is full, and the rest shares what is left.
-    limits: most active weights of a layer, by name; by default all of them.
-    Whole numbers by largest remainder. Raises ValueError for another density or distribution, and for a density
-    that the limits have no room for.
+    sum(shape) / prod(shape), which gives thin layers more (Mocanu et al. 2018; with kernel sizes in the sum,
+    as Evci et al. 2020); a layer that would be over full is full, and the rest shares what is left.  limits:
+    most active weights of a layer, by name; by default all of them. Whole numbers by largest remainder.
+    Raises ValueError for another density or distribution, and for a density that the limits have no room for.
     """
     if not 0 <= density <= 1:
         raise ValueError(f"density is {density}; a number from 0 to 1 was expected.")
@@ -78,10 +77,9 @@ def random_masks(
 ) -> dict[str, Tensor]:
     """Masks with exactly `counts` active positions a layer, every choice equally likely.
 
-    caps: by the names of layers that must obey one, counts within it. There every position is equally likely: each
-    group first draws N members, and of all that were drawn `counts` are drawn again.
-    generator: of the CPU, so that a seed gives the same masks on every device.
-    Returns bool tensors on the CPU.
+    caps: by the names of layers that must obey one, counts within it. There every position is equally likely:
+    each group first draws N members, and of all that were drawn `counts` are drawn again.  generator: of the
+    CPU, so that a seed gives the same masks on every device. Returns bool tensors on the CPU.
     """
     masks = {}
     caps = caps or {}

@@ -51,8 +51,8 @@ def transposable_mask(scores_OI: Tensor) -> Tensor:
     """The mask of largest total |score| with exactly two of every four along both axes, tile by tile.
 
     scores_OI: float (O, I), both divisible by 4.  Returns bool (O, I). Of equal tiles the first is taken.
-    The choice is exact: all 90 tiles are tried (Hubara et al. 2021, "Accelerated Sparse Neural Training", section 3,
-    solve the same problem by a network flow, or greedily).  Raises ValueError for other sizes.
+    The choice is exact: all 90 tiles are tried (Hubara et al. 2021, "Accelerated Sparse Neural Training",
+    section 3, solve the same problem by a network flow, or greedily).  Raises ValueError for other sizes.
     """
     if not takes_transposable(tuple(scores_OI.shape)):
         raise ValueError(f"Shape {tuple(scores_OI.shape)} cannot be divided into tiles of 4 x 4.")
@@ -67,7 +67,8 @@ def takes_transposable(shape: tuple[int, ...]) -> bool:
 
 
 def _best(scores_OI: Tensor, kept_OI: Tensor | None) -> Tensor:
-    """The tiles of largest total |score|, among those that keep what is to be kept: part of one tile everywhere.
+    """The tiles of largest total |score|, among those that keep what is to be kept: part of one tile
+    everywhere.
 
     In float64, which neither autocast nor TF32 rounds.
     """
@@ -100,15 +101,16 @@ def update_transposable(
     *,
     prune_rate: float,
 ) -> MaskUpdate:
-    """Prune the smallest weights of every layer, and grow as many where the scores are largest, along both axes.
+    """Prune the smallest weights of every layer, and grow as many where the scores are largest, along both
+    axes.
 
-    weights, scores: float, (O, I) or (O, I, 1, 1) by name, in one order.  masks: bool, of the same shapes, with exactly
-    two of every four along both axes.  prune_rate: 0 to 1, of each layer's active weights.
-    Each tile of 4 x 4 goes to the best of the 90 that hold all its survivors, by its total |score|; survivors being part
-    of such a tile, there always is one. So every layer, and every tile, keeps its number of active weights, and there is
-    no budget to share between layers. Of equal tiles the first is taken; a pruned position may come back at once.
-    Makes no host synchronisation on an accelerator, but for the first time there. Raises ValueError for shapes that have no tiles, and on the CPU for
-    values that are not finite.
+    weights, scores: float, (O, I) or (O, I, 1, 1) by name, in one order.  masks: bool, of the same shapes,
+    with exactly two of every four along both axes.  prune_rate: 0 to 1, of each layer's active weights. Each
+    tile of 4 x 4 goes to the best of the 90 that hold all its survivors, by its total |score|; survivors
+    being part of such a tile, there always is one. So every layer, and every tile, keeps its number of active
+    weights, and there is no budget to share between layers. Of equal tiles the first is taken; a pruned
+    position may come back at once. Makes no host synchronisation on an accelerator, but for the first time
+    there. Raises ValueError for shapes that have no tiles, and on the CPU for values that are not finite.
     """
     _check(weights, scores)
     n_before = torch.stack([torch.count_nonzero(masks[name]) for name in weights])
@@ -123,10 +125,11 @@ def update_transposable(
 
 @torch.no_grad()
 def cut_to_transposable(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> MaskUpdate:
-    """Of every tile keep the eight active weights of largest total |weight| that are two of four along both axes.
+    """Of every tile keep the eight active weights of largest total |weight| that are two of four along both
+    axes.
 
-    weights, masks: as in `update_transposable`, with any number of active weights; a tile that has too few for its
-    places gets inactive ones too. Raises ValueError as it does.
+    weights, masks: as in `update_transposable`, with any number of active weights; a tile that has too few
+    for its places gets inactive ones too. Raises ValueError as it does.
     """
     _check(weights, weights)
     updated = {

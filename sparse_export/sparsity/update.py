@@ -30,8 +30,8 @@ _AFTER_PRUNING = ("own", "survivors")  # shares that follow from what pruning di
 
 @dataclass(frozen=True, kw_only=True)
 class MaskUpdate:
-    """What one update did. Every dict is in layer order; the numbers are tensors of shape () on the layers' device,
-    so that reading them, not making them, is what may wait for an accelerator.
+    """What one update did. Every dict is in layer order; the numbers are tensors of shape () on the layers'
+    device, so that reading them, not making them, is what may wait for an accelerator.
 
     masks: bool, after the update.  pruned: bool, after pruning and before growth (True = survived).
     shares: float64, of the growth budget; they sum to 1.  prune_rates: float64, as used in each layer.
@@ -82,13 +82,15 @@ def _check(
         raise ValueError(f"prune_rate is {rate}; a number from 0 to 1 was expected.")
     if redistribution not in get_args(Redistribution):
         raise ValueError(
-            f"redistribution is {redistribution!r}; one of {', '.join(get_args(Redistribution))} was expected."
+            f"redistribution is {redistribution!r}; one of {', '.join(get_args(Redistribution))} was "
+            "expected."
         )
     if prune not in get_args(Prune):
         raise ValueError(f"prune is {prune!r}; one of {', '.join(get_args(Prune))} was expected.")
     if not list(weights) == list(scores) == list(masks):
         raise ValueError(
-            f"weights, scores and masks name different layers: {list(weights)}, {list(scores)}, {list(masks)}. "
+            f"weights, scores and masks name different layers: {list(weights)}, {list(scores)}, "
+            f"{list(masks)}. "
             "The same names in the same order were expected."
         )
     device = next(iter(weights.values())).device
@@ -131,13 +133,17 @@ def _statistic(
     if redistribution == "nonzeros":
         return n_active.double()
     values = torch.where(mask, score if redistribution == "momentum" else weight, 0)
-    # In float64: a float32 sum of VGG-D's largest layer is off by up to 2e-5, differently with the number of threads.
+    # In float64: a float32 sum of VGG-D's largest layer is off by up to 2e-5, differently with the number of
+    # threads.
     return values.abs_().sum(dtype=torch.float64) / n_active.clamp(min=1).double()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Pruned:
-    """masks: what survived.  n_kept: int64, of each layer.  rates: float64, as used.  threshold: for the next update."""
+    """masks: what survived.
+
+    n_kept: int64, of each layer.  rates: float64, as used.  threshold: for the next update.
+    """
 
     masks: dict[str, Tensor]
     n_kept: Tensor
@@ -202,31 +208,30 @@ def update_masks(
 ) -> MaskUpdate:
     """Prune the smallest weights of every layer and grow as many where the scores are largest.
 
-    weights, scores, masks: by layer name, in one order; of a layer all three have one shape: weights and scores
-    float, masks bool (True = kept). scores is the growth statistic of every position, usually the momentum; its
-    magnitude counts. All on one device; nothing is changed in place.
-    prune_rate: 0 to 1, the fraction of active weights that a layer loses.
-    redistribution: what a layer's share of the budget follows: mean |score| of its active weights (`momentum`),
-    their mean |weight| (`magnitude`), their number (`nonzeros`), the layer's size (`none`), what pruning took from
-    it (`own`: every layer keeps its count, where caps allow) or left of it (`survivors`, at least one).
-    prune: the smallest |weight| of each layer by its rate (`magnitude`), of all layers together
-    (`global-magnitude`), or those below one `threshold`, which then follows the rate from update to update, see
-    `sparse_export.sparsity.prune.next_threshold`.  threshold: float64, shape (), on the layers' device.
-    growth_scores: what growth goes by, where that is another statistic than `scores`.
-    caps: of each layer named, how many may be active in a group; what is over is pruned first.
-    n_active: how many weights are to be active over all layers afterwards; None: as many as before.
+    weights, scores, masks: by layer name, in one order; of a layer all three have one shape: weights and
+    scores float, masks bool (True = kept). scores is the growth statistic of every position, usually the
+    momentum; its magnitude counts. All on one device; nothing is changed in place.  prune_rate: 0 to 1, the
+    fraction of active weights that a layer loses.  redistribution: what a layer's share of the budget
+    follows: mean |score| of its active weights (`momentum`), their mean |weight| (`magnitude`), their number
+    (`nonzeros`), the layer's size (`none`), what pruning took from it (`own`: every layer keeps its count,
+    where caps allow) or left of it (`survivors`, at least one).  prune: the smallest |weight| of each layer
+    by its rate (`magnitude`), of all layers together (`global-magnitude`), or those below one `threshold`,
+    which then follows the rate from update to update, see `sparse_export.sparsity.prune.next_threshold`.
+    threshold: float64, shape (), on the layers' device.  growth_scores: what growth goes by, where that is
+    another statistic than `scores`.  caps: of each layer named, how many may be active in a group; what is
+    over is pruned first.  n_active: how many weights are to be active over all layers afterwards; None: as
+    many as before.
 
-    The number of active weights over all layers is exactly what was asked for. A position that is pruned may be
-    grown again in the same update. On ties the lower index is kept, and grown. On an accelerator nothing here
-    waits for the device.
-    Raises ValueError for inputs that do not fit together, for a cap whose M does not divide its axis, for a number
-    of active weights that the caps have no room for or that survivors of pruning exceed (on the CPU only), and on the
-    CPU for NaN that would decide anything or a
-    statistic that is not finite (elsewhere the shares then follow the active counts).
+    The number of active weights over all layers is exactly what was asked for. A position that is pruned may
+    be grown again in the same update. On ties the lower index is kept, and grown. On an accelerator nothing
+    here waits for the device. Raises ValueError for inputs that do not fit together, for a cap whose M does
+    not divide its axis, for a number of active weights that the caps have no room for or that survivors of
+    pruning exceed (on the CPU only), and on the CPU for NaN that would decide anything or a statistic that is
+    not finite (elsewhere the shares then follow the active counts).
 
-    Source: Dettmers & Zettlemoyer 2019, Algorithm 1, as sparse_learning runs it. On purpose different from it:
-    removed = grown in every update (there the count is corrected afterwards), a layer may fill up wholly (there
-    to 99 %), budgets are never negative, ties are decided.
+    Source: Dettmers & Zettlemoyer 2019, Algorithm 1, as sparse_learning runs it. On purpose different from
+    it: removed = grown in every update (there the count is corrected afterwards), a layer may fill up wholly
+    (there to 99 %), budgets are never negative, ties are decided.
     """
     _check(weights, scores, masks, prune_rate, redistribution, prune)
     if growth_scores is not None:
@@ -276,7 +281,8 @@ def update_masks(
         capacity = torch.stack(rooms)
     if budget.device.type == "cpu" and not 0 <= int(budget) <= int(capacity.sum()):
         raise ValueError(
-            f"{int(budget)} weights are to be grown, and there is room for {int(capacity.sum())}. Another n_active "
+            f"{int(budget)} weights are to be grown, and there is room for {int(capacity.sum())}. Another "
+            "n_active "
             "or prune_rate, or wider caps, were expected."
         )
     n_grown = growth_budgets(shares, budget, capacity)

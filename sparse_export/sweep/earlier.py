@@ -14,7 +14,8 @@ _FIRST_VERSION = 1  # of sweeps that recorded none
 
 
 def complete_runs(folder: Path) -> dict[Recipe, Path]:
-    """The complete runs below a sweep's folder, by what matters of their recipes, whatever the folders are called.
+    """The complete runs below a sweep's folder, by what matters of their recipes, whatever the folders are
+    called.
 
     Left out: runs of another `cells.VERSION`, and what cannot be read.
     """
@@ -28,7 +29,9 @@ def complete_runs(folder: Path) -> dict[Recipe, Path]:
 
 
 def complete_recipe(run: Path) -> Recipe | None:
-    """What matters of the recipe of a run that has ended well; None for any other, and for one that cannot be read."""
+    """What matters of the recipe of a run that has ended well; None for any other, and for one that cannot be
+    read.
+    """
     try:
         info = read_run_info(run) if (run / RUN_FILE).is_file() else None
     except SparseExportError:

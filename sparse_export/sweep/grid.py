@@ -27,7 +27,10 @@ _LISTS = {
     "seed": "seeds = [...]",
     "dense": 'methods = ["dense", ...]',
 }
-"""Keys of a recipe that a grid has lists for. A cell is named by these lists, so nothing else may set them."""
+"""Keys of a recipe that a grid has lists for.
+
+A cell is named by these lists, so nothing else may set them.
+"""
 
 
 class _Table(BaseModel):
@@ -37,8 +40,8 @@ class _Table(BaseModel):
 class MethodTable(_Table):
     """[method.NAME]: what is different for one method.
 
-    densities: in place of the grid's; under a pattern an empty list stands for as much as it allows.  changes: of the
-    recipe.
+    densities: in place of the grid's; under a pattern an empty list stands for as much as it allows.
+    changes: of the recipe.
     """
 
     densities: tuple[Density, ...] | None = None
@@ -48,10 +51,10 @@ class MethodTable(_Table):
 class Grid(_Table):
     """The file. recipe: a shipped name, or a TOML file, looked for beside the grid first.
 
-    methods: of recipes; `dense` stands for the dense twins.  densities, seeds: each method is run at each of them, those
-    of WITHOUT_DENSITY once a seed.  Under a pattern, densities may be left out: each method then has as much as it
-    allows.  changes: of the recipe, in every cell.  vary: dotted keys of the recipe, like "sparsity.prune_rate", with
-    the values to try; several make a product.  method: see `MethodTable`.
+    methods: of recipes; `dense` stands for the dense twins.  densities, seeds: each method is run at each of
+    them, those of WITHOUT_DENSITY once a seed.  Under a pattern, densities may be left out: each method then
+    has as much as it allows.  changes: of the recipe, in every cell.  vary: dotted keys of the recipe, like
+    "sparsity.prune_rate", with the values to try; several make a product.  method: see `MethodTable`.
     """
 
     recipe: str
@@ -80,7 +83,9 @@ def load_grid(path: Path) -> Grid:
 
 
 def require_meant(grid: Grid) -> None:
-    """Raise UsageError for what contradicts a list of the grid, or belongs to a method that it does not run."""
+    """Raise UsageError for what contradicts a list of the grid, or belongs to a method that it does not
+    run.
+    """
     strangers = [name for name in grid.method if name not in grid.methods]
     if strangers:
         raise UsageError(

@@ -28,14 +28,17 @@ def page(grid: Grid, grid_text: str, findings: Sequence[Finding], rows: Sequence
     parts = [
         f"<p>{n_complete} of {len(findings)} runs are complete. {escape(facts)}</p>",
         (
-            "<p>Accuracy: mean over the seeds ± half of its 95 % Student t interval. Choose by validation; the test "
+            "<p>Accuracy: mean over the seeds ± half of its 95 % Student t interval. Choose by validation; "
+            "the test "
             "set was read once a run, at its end.</p>"
         ),
         _table(rows),
         (
-            "<p>The estimates are the paper's, by its own definitions, for the convolutions: dense time over the time "
+            "<p>The estimates are the paper's, by its own definitions, for the convolutions: dense time over "
+            "the time "
             "without empty channels, and without any multiplication by zero. Nothing of them was measured. "
-            "<b>ms per step is what was measured</b>, with these runs side by side on this machine; it is the one to "
+            "<b>ms per step is what was measured</b>, with these runs side by side on this machine; it is "
+            "the one to "
             "go by, and no estimate says anything of it.</p>"
         ),
         "<h2>Accuracy against density</h2>",
@@ -85,7 +88,8 @@ def accuracy_chart(rows: Sequence[Row]) -> str:
     lines: dict[str, list[Point]] = {}
     for row in rows:
         if row.method != DENSE and row.test is not None:
-            # A varied pattern is the density of a point where no other was asked for, and no part of the line's name.
+            # A varied pattern is the density of a point where no other was asked for, and no part of the
+            # line's name.
             is_point = row.density is None and PATTERN in dict(row.setting)
             name = heading(row.method, None if is_point else row.pattern, None) + setting_text(row.setting)
             lines.setdefault(name, []).append(_point(_density_of(row), row.test))
@@ -102,7 +106,9 @@ def accuracy_chart(rows: Sequence[Row]) -> str:
 
 
 def _dense_line(rows: Sequence[Row]) -> tuple[Series | None, str]:
-    """The dense mean, called by its setting, and how it was chosen of several: by validation; by test where one has none."""
+    """The dense mean, called by its setting, and how it was chosen of several: by validation; by test where
+    one has none.
+    """
     dense = [(row, row.test) for row in rows if row.method == DENSE and row.test is not None]
     if not dense:
         return None, ""
@@ -113,7 +119,10 @@ def _dense_line(rows: Sequence[Row]) -> tuple[Series | None, str]:
     note = ""
     if len(dense) > 1:
         part = "validation" if has_validation else "test, as not all have a validation part"
-        note = f"<p>The line across is {escape(row.label)}: the best of {len(dense)} dense settings by {part}.</p>"
+        note = (
+            f"<p>The line across is {escape(row.label)}: the best of "
+            f"{len(dense)} dense settings by {part}.</p>"
+        )
     return Series(name=row.label, points=[_point(1.0, test)]), note
 
 
@@ -125,7 +134,9 @@ def _density_of(row: Row) -> float:
 
 
 def sensitivity_chart(rows: Sequence[Row], key: str) -> str:
-    """Test accuracy against the values of one varied key; a line for each method, density and other setting."""
+    """Test accuracy against the values of one varied key; a line for each method, density and other
+    setting.
+    """
     values = sorted({dict(row.setting)[key] for row in rows if key in dict(row.setting)}, key=_order)
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     lines: dict[str, list[Point]] = {}

@@ -19,8 +19,8 @@ from sparse_export.train.recipe import Recipe, load_recipe, merged
 from sparse_export.train.sparsity_config import SparsityConfig
 
 VERSION = 1
-"""Raise it by hand where the same recipe no longer trains the same: where a default of a recipe changes, or what a
-method does. All cells then get new names, and no earlier run stands for one."""
+"""Raise it by hand where the same recipe no longer trains the same: where a default of a recipe changes, or
+what a method does. All cells then get new names, and no earlier run stands for one."""
 
 PATTERN = "sparsity.pattern"
 Setting = tuple[tuple[str, Value], ...]
@@ -29,10 +29,11 @@ _MAX_CELLS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One training run of a grid. name: of its folder; it ends with a hash of what its recipe has other than the defaults.
+    """One training run of a grid. name: of its folder; it ends with a hash of what its recipe has other than
+    the defaults.
 
-    pattern: None for a dense twin, and without one.  density: None for a dense twin, and for as much as the pattern
-    allows.  setting: the varied keys that matter to it, with their values.
+    pattern: None for a dense twin, and without one.  density: None for a dense twin, and for as much as the
+    pattern allows.  setting: the varied keys that matter to it, with their values.
     """
 
     name: str
@@ -48,8 +49,9 @@ def cells_of(grid: Grid, folder: Path = Path()) -> list[Cell]:
     """Every cell once, in the order of the file: methods, then densities, settings and seeds.
 
     folder: where the grid lies.  A varied key that a method does not read makes no second cell of it.
-    Raises RecipeError, naming the cell, for a recipe that cannot be meant; UsageError for a grid of no or too many
-    cells, one that contradicts itself, see `require_meant`, or one that says what none of its methods reads.
+    Raises RecipeError, naming the cell, for a recipe that cannot be meant; UsageError for a grid of no or too
+    many cells, one that contradicts itself, see `require_meant`, or one that says what none of its methods
+    reads.
     """
     require_meant(grid)
     beside = folder / grid.recipe
@@ -110,7 +112,9 @@ def _cell(
     setting: Setting,
     seed: int,
 ) -> tuple[Cell, set[str]]:
-    """One cell, and the keys of the grid that it does not read; where they are varied its setting is without them."""
+    """One cell, and the keys of the grid that it does not read; where they are varied its setting is without
+    them.
+    """
     recipe = _recipe(source, grid, own, method, density, setting, seed)
     unused = unused_keys(recipe)
     ignored = {
@@ -125,11 +129,15 @@ def _cell(
     if density is None and pattern is None and not recipe.dense:
         raise UsageError(
             f"The grid has no densities for {method}.",
-            expected="densities = [...] was expected, for all methods or below [method.NAME], or a sparsity.pattern.",
+            expected=(
+                "densities = [...] was expected, for all methods or below [method.NAME], or a "
+                "sparsity.pattern."
+            ),
         )
     label = _label(method, pattern, density, setting, seed)
     if recipe.threads == 0:
-        # Cells run side by side: one thread each keeps every core at work, and a cell the same on every machine.
+        # Cells run side by side: one thread each keeps every core at work, and a cell the same on every
+        # machine.
         recipe = recipe.model_copy(update={"threads": 1})
     for key, value in setting:
         if (trained := _value_of(recipe, key)) != value:

@@ -27,7 +27,9 @@ _ORPHAN_S = 60.0  # for a cell of a sweep that was killed: it saves its state an
 
 
 class _Orphan(SilentObserver):
-    """Says a line an epoch, and asks for a stop, with the state saved, when the sweep that started it is gone."""
+    """Says a line an epoch, and asks for a stop, with the state saved, when the sweep that started it is
+    gone.
+    """
 
     def __init__(self, parent: int) -> None:
         self._parent = parent

@@ -27,7 +27,10 @@ _HOPELESS = MissingCapability.exit_code
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """How a cell stands. status: `complete`, `failed`, or `waiting`.  reason, exit_code: the last words of one that failed."""
+    """How a cell stands.
+
+    status: `complete`, `failed`, or `waiting`.  reason, exit_code: the last words of one that failed.
+    """
 
     cell: Cell
     run: Path
@@ -51,7 +54,8 @@ def run_folder(folder: Path, cell: Cell) -> Path:
 def run_of(cell: Cell, folder: Path, earlier: Mapping[Recipe, Path]) -> tuple[Path, bool]:
     """The run that is or will be this cell's, and: is it complete?
 
-    earlier: see `complete_runs`; one of them stands for a cell of the same recipe, whatever its folder is called.
+    earlier: see `complete_runs`; one of them stands for a cell of the same recipe, whatever its folder is
+    called.
     """
     own, recipe = run_folder(folder, cell), essence(cell.recipe)
     if complete_recipe(own) == recipe:
@@ -70,11 +74,13 @@ def run_cells(
     device: str = "auto",
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Finding], bool]:
-    """Train what is not complete yet, at most `n_jobs` at a time. Gives how each cell stands, and: was it stopped?
+    """Train what is not complete yet, at most `n_jobs` at a time. Gives how each cell stands, and: was it
+    stopped?
 
     A complete run in folder that was trained by the recipe of a cell stands for it, whatever it is called.
-    Writes below folder: runs/CELL, jobs/CELL.json, logs/CELL.log. A cell that fails does not stop the others, unless
-    they would fail alike, for lack of a data set, a device or a library. SIGINT and SIGTERM stop all cells, with their states saved.
+    Writes below folder: runs/CELL, jobs/CELL.json, logs/CELL.log. A cell that fails does not stop the others,
+    unless they would fail alike, for lack of a data set, a device or a library. SIGINT and SIGTERM stop all
+    cells, with their states saved.
     """
     earlier = complete_runs(folder)
     waiting = [cell for cell in cells if not run_of(cell, folder, earlier)[1]]

@@ -46,15 +46,16 @@ def sweep(
     device: str = "auto",
     say: Callable[[str], None] = lambda _: None,
 ) -> Sweep:
-    """Train every cell of a grid that is not complete in `out` yet, and write `results.json` and `report.html` there.
+    """Train every cell of a grid that is not complete in `out` yet, and write `results.json` and
+    `report.html` there.
 
     n_jobs: processes at a time; by default as many as the machine has cores for, or CUDA devices.
-    What is complete is not trained again, also where an earlier version named it otherwise; what was stopped goes on. The two files are written of what there is,
-    also when cells fail or the sweep is stopped.
-    One process at a time sweeps into a folder. Raises RecipeError and UsageError for a grid before anything is
-    trained, FolderInUse, OutputError, Interrupted on SIGINT or
-    SIGTERM, and at the end, when a cell failed, SparseExportError, or MissingCapability where every cell would have failed
-    by lack of a data set, a device or a library; the others are then not tried.
+    What is complete is not trained again, also where an earlier version named it otherwise; what was stopped
+    goes on. The two files are written of what there is, also when cells fail or the sweep is stopped. One
+    process at a time sweeps into a folder. Raises RecipeError and UsageError for a grid before anything is
+    trained, FolderInUse, OutputError, Interrupted on SIGINT or SIGTERM, and at the end, when a cell failed,
+    SparseExportError, or MissingCapability where every cell would have failed by lack of a data set, a device
+    or a library; the others are then not tried.
     """
     grid_file, out = Path(grid_file), Path(out)
     grid = load_grid(grid_file)
@@ -98,7 +99,8 @@ def sweep(
             raise (MissingCapability if lacking else SparseExportError)(
                 f"{len(failed)} of {len(cells)} cells failed. One of them, {told.cell.name}: {told.reason}",
                 expected="Every cell was expected to end well.",
-                do=f"Their logs are in {out / 'logs'}; the same command tries them again, and {out / RESULTS_FILE} holds "
+                do=f"Their logs are in {out / 'logs'}; the same command tries them again, and "
+                f"{out / RESULTS_FILE} holds "
                 "the others.",
             )
         return result

@@ -10,7 +10,8 @@ from sparse_export.train.sparsity_config import SparsityConfig
 
 
 def unused_keys(recipe: Recipe) -> frozenset[str]:
-    """Dotted keys that training by this recipe does not read, whatever their value, like "sparsity.prune_rate".
+    """Dotted keys that training by this recipe does not read, whatever their value, like
+    "sparsity.prune_rate".
 
     Keys that a recipe refuses beside the others are not listed.
     """

@@ -49,7 +49,9 @@ class Perceptron(nn.Module):
 
 
 def perceptron(fc1: float = 0.12, fc2: float = 0.12) -> tuple[Perceptron, dict[str, Tensor]]:
-    """Sparse but for fc3; in fc1 and fc2 a fifth of the units have no weights, and some groups are crowded."""
+    """Sparse but for fc3; in fc1 and fc2 a fifth of the units have no weights, and some groups are
+    crowded.
+    """
     torch.manual_seed(4)
     module = Perceptron().eval()
     masks = {}

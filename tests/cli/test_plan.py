@@ -22,7 +22,9 @@ from tests.cli.conftest import Call, Made
 
 @pytest.fixture
 def timings(tmp_path: Path) -> Path:
-    """Of digits-cnn at batch 4, in float32 by the reference: the hidden Linear is faster as 2:4, by a made-up third."""
+    """Of digits-cnn at batch 4, in float32 by the reference: the hidden Linear is faster as 2:4, by a made-up
+    third.
+    """
     file = tmp_path / "timings.json"
     dense_ms = tuple(0.3 + 0.001 * (i % 3) for i in range(24))
     product = ProductTiming(

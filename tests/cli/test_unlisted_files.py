@@ -1,4 +1,6 @@
-"""Whatever a run or a bundle does not list is not used: every command refuses it with 6 and names the file."""
+"""Whatever a run or a bundle does not list is not used: every command refuses it with 6 and names the
+file.
+"""
 
 from __future__ import annotations
 

@@ -60,7 +60,8 @@ def rtx() -> None:
 def stand_in(rtx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A module `tensorrt` for the building process: the library for RTX, named and numbered otherwise.
 
-    It builds without a GPU, so that the path of the target `tensorrt` runs too; a test may append to the file.
+    It builds without a GPU, so that the path of the target `tensorrt` runs too; a test may append to the
+    file.
     """
     folder = tmp_path / "stand-in"
     folder.mkdir()

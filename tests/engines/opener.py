@@ -1,4 +1,5 @@
-"""A process that opens ONNX files with onnxruntime, one after the other, and is started again when one ends it.
+"""A process that opens ONNX files with onnxruntime, one after the other, and is started again when one ends
+it.
 
 python -m tests.engines.opener        # a path a line on stdin, what came of it a line on stdout
 """
@@ -31,7 +32,9 @@ class Opener:
         self._process: subprocess.Popen[str] | None = None
 
     def open(self, path: Path) -> tuple[str, str]:
-        """What came of opening and running a file: RAN, REFUSED by an error of ours, ESCAPED by another, or DIED."""
+        """What came of opening and running a file: RAN, REFUSED by an error of ours, ESCAPED by another, or
+        DIED.
+        """
         process = self._process = self._process or subprocess.Popen(
             [sys.executable, "-m", "tests.engines.opener"],
             cwd=Path(__file__).resolve().parents[2],

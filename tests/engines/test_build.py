@@ -63,7 +63,9 @@ def test_a_packed_graph_gives_the_engine_of_the_dense_one(tmp_path: Path) -> Non
 
 
 def test_the_flag_for_sparse_kernels_changes_no_byte_of_an_engine_for_rtx(tmp_path: Path) -> None:
-    """Why the table of layers says `unknown` for that target; should it fail one day, the table can say more."""
+    """Why the table of layers says `unknown` for that target; should it fail one day, the table can say
+    more.
+    """
     _build(tmp_path / "with")
     _build(tmp_path / "without", EngineOptions(target="tensorrt-rtx", sparse=False))
     assert (tmp_path / "with").read_bytes() == (tmp_path / "without").read_bytes()
@@ -115,7 +117,8 @@ def test_a_timing_cache_is_taken_up_again(stand_in: Path, tmp_path: Path) -> Non
     [
         (
             "_create = IBuilderConfig.create_timing_cache\n"
-            "IBuilderConfig.create_timing_cache = lambda self, content: None if content else _create(self, content)\n"
+            "IBuilderConfig.create_timing_cache = lambda self, content: None if content else _create(self, "
+            "content)\n"
         ),
         (
             "_takes = iter((False, True))\n"

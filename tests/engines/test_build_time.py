@@ -18,10 +18,12 @@ ROUNDS = 8
 @pytest.mark.full
 @pytest.mark.slow  # eighteen builds of ResNet-18: with smaller networks it would be the start of a process that is timed
 def test_a_build_takes_at_most_1_3_times_as_long_as_by_the_bare_library() -> None:
-    """Both ways begin a process of their own; ours also writes the graph to a file, and flushes the engine to its place.
+    """Both ways begin a process of their own; ours also writes the graph to a file, and flushes the engine to
+    its place.
 
-    The limit is for what the noise leaves open, the lower end of the 95 % interval: with two cores for several people
-    single rounds gave ratios of wall time from 1.0 to 1.8. CPU time, of all processes, is quieter.
+    The limit is for what the noise leaves open, the lower end of the 95 % interval: with two cores for
+    several people single rounds gave ratios of wall time from 1.0 to 1.8. CPU time, of all processes, is
+    quieter.
     """
     found = measure("resnet18", ROUNDS)
     assert found.bare_is_the_same  # else they did not do the same work

@@ -1,10 +1,10 @@
 """Bytes of anybody's making: no crash, no hang, nothing written outside the output folder.
 
-ONNX files, packed tensors, manifests and engines; none of them may reach a native library in this process. Ten thousand
-cases, a quarter for each of the four; FUZZ_CASES in the environment is another number for each, and in `make test` there
-are at most 200 of each. What native libraries make of files is tried in processes of their own, with fewer cases:
-onnxruntime with an eighth of that number, the builder of TensorRT for RTX with ten, or two. Engines are not loaded:
-whoever vouches for one runs its code.
+ONNX files, packed tensors, manifests and engines; none of them may reach a native library in this process.
+Ten thousand cases, a quarter for each of the four; FUZZ_CASES in the environment is another number for each,
+and in `make test` there are at most 200 of each. What native libraries make of files is tried in processes of
+their own, with fewer cases: onnxruntime with an eighth of that number, the builder of TensorRT for RTX with
+ten, or two. Engines are not loaded: whoever vouches for one runs its code.
 """
 
 from __future__ import annotations
@@ -187,7 +187,9 @@ def opener() -> Iterator[Opener]:
 def test_graphs_that_reach_onnxruntime(
     opener: Opener, which: int, damage: Damage, length: float | None
 ) -> None:
-    """They may be run, be refused by an error that says why, or end the process that opens them, which is not this."""
+    """They may be run, be refused by an error that says why, or end the process that opens them, which is not
+    this.
+    """
     with _alone("m.onnx", _damaged(_graphs()[which], damage, length)) as path:
         state, told = opener.open(path)
         assert state in (RAN, REFUSED, DIED), told

@@ -1,4 +1,6 @@
-"""Where it is sparse: the builder's log in both wordings, the inspector's JSON, and what follows for each layer."""
+"""Where it is sparse: the builder's log in both wordings, the inspector's JSON, and what follows for each
+layer.
+"""
 
 from __future__ import annotations
 

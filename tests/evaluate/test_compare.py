@@ -205,8 +205,8 @@ def test_a_comparison_without_any_accuracy_says_so(make_bundle: MakeBundle) -> N
     assert found.accuracy_source is None
     text = " ".join(str(found).split())
     assert (
-        "Accuracy: not measured, as no labelled samples were given; the dense and the sparse bundle record none."
-        in text
+        "Accuracy: not measured, as no labelled samples were given; the dense and the sparse bundle record "
+        "none." in text
     )
     assert text.count("accuracy not measured not measured") == 1
     assert "an accuracy that was not measured" in verdict_of(found)
@@ -269,9 +269,9 @@ def test_noise_hardly_ever_makes_a_claim_and_a_gain_nearly_always_does(
 ) -> None:
     """1,000 simulated comparisons of 24 rounds, by the rule that `compare` and `bench-train` speak by.
 
-    dense, dense again and sparse have noise of their own, of which both ratios share that of dense. Without a gain no
-    claim was made in any of the 4,000; a gain of 1.1 was claimed in 100 % with independent noise and with drift, in 99.0
-    with AR(1) of .6, and in 98.8 with outliers.
+    dense, dense again and sparse have noise of their own, of which both ratios share that of dense. Without a
+    gain no claim was made in any of the 4,000; a gain of 1.1 was claimed in 100 % with independent noise and
+    with drift, in 99.0 with AR(1) of .6, and in 98.8 with outliers.
     """
     rng = np.random.default_rng(11)
     dense, again, sparse = (noise(rng, 24) / math.sqrt(2) for _ in range(3))

@@ -280,7 +280,8 @@ def test_a_network_whose_layers_get_their_shapes_from_the_input_can_be_timed(
 ) -> None:
     (tmp_path / "lazy_for_bench.py").write_text(
         "from torch import nn\n"
-        "def make():\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(10))\n"
+        "def make():\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(16), nn.ReLU(), "
+        "nn.LazyLinear(10))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     recipe = _digits(model="lazy_for_bench:make", sparsity={"density": 0.2})

@@ -39,7 +39,8 @@ def test_a_verdict_says_what_was_found_then_why_then_what_to_doubt() -> None:
     )
     assert (found.outcome, found.floor) == ("speed-up", 1.04)
     assert found.text.startswith(
-        "Batch 8: speed-up of 1.300x [1.200, 1.400]; two copies differ here by up to 4.0 %. A reason. The control "
+        "Batch 8: speed-up of 1.300x [1.200, 1.400]; two copies differ here by up to 4.0 %. A reason. The "
+        "control "
         "itself misses 1"
     )
     assert found.text.endswith("repeat on a quiet machine.")
@@ -58,5 +59,6 @@ def test_a_speed_up_that_is_missed_is_told_with_its_interval() -> None:
     error = speedup_not_reached(f"It is {times_text(ratio(1.0, 1.1, 1.2))}.", 1.5, do="Promise less.")
     assert isinstance(error, SpeedupNotReached)
     assert str(error) == (
-        "It is 1.100x [1.000, 1.200]. At least 1.5x was required, at the lower end of the interval. Promise less."
+        "It is 1.100x [1.000, 1.200]. At least 1.5x was required, at the lower end of the interval. Promise "
+        "less."
     )

@@ -12,7 +12,9 @@ __all__ = ["divides", "with_division"]
 
 
 def divides(path: Path, divisor: int) -> Path:
-    """Write x (batch, 4) -> y (batch, 3), which divides the smallest int64 on the way; 0 raises, -1 ends a process."""
+    """Write x (batch, 4) -> y (batch, 3), which divides the smallest int64 on the way; 0 raises, -1 ends a
+    process.
+    """
     graph = helper.make_graph(
         [helper.make_node("Gemm", ["x", "w"], ["y"])],
         "linear",
@@ -27,7 +29,9 @@ def divides(path: Path, divisor: int) -> Path:
 
 
 def with_division(model: onnx.ModelProto, divisor: int) -> None:
-    """Add nothing to the only output, after a division of the smallest int64 by a number that no optimiser knows."""
+    """Add nothing to the only output, after a division of the smallest int64 by a number that no optimiser
+    knows.
+    """
     graph = model.graph
     given, output = graph.input[0].name, graph.output[0].name
     for node in graph.node:

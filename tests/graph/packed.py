@@ -19,7 +19,10 @@ DTYPES = tuple(np.dtype(one) for one in (np.float32, np.float16, ml_dtypes.bfloa
 def two_four(
     shape: Sequence[int], axis: int, dtype: Any = np.float32, *, seed: int = 0, density: float = 1.0
 ) -> Array:
-    """A random tensor with at most two nonzeros in four along `axis`. density: share of those two that are kept."""
+    """A random tensor with at most two nonzeros in four along `axis`.
+
+    density: share of those two that are kept.
+    """
     rng = np.random.default_rng(seed)
     values = np.moveaxis(
         rng.integers(1, 100, size=shape) * rng.choice([-0.03125, 0.03125], size=shape), axis, -1
@@ -68,7 +71,9 @@ def gemm(weight: Array, **options: Any) -> onnx.ModelProto:
 
 
 def convolutional(dtype: Any = np.float32, seed: int = 0) -> onnx.ModelProto:
-    """Conv, grouped Conv, ConvTranspose, Gemm either way, MatMul, and a first layer that four does not divide."""
+    """Conv, grouped Conv, ConvTranspose, Gemm either way, MatMul, and a first layer that four does not
+    divide.
+    """
     weights = {
         "stem": np.asarray(np.random.default_rng(seed).standard_normal((8, 3, 3, 3)), dtype=dtype),
         "bias": np.ones(12, dtype=dtype),
@@ -98,7 +103,9 @@ def convolutional(dtype: Any = np.float32, seed: int = 0) -> onnx.ModelProto:
 
 
 def quantized(seed: int = 0) -> onnx.ModelProto:
-    """Quantised activations, and int8 weights behind DequantizeLinear per output channel, of a Conv and a Gemm."""
+    """Quantised activations, and int8 weights behind DequantizeLinear per output channel, of a Conv and a
+    Gemm.
+    """
     rng = np.random.default_rng(seed)
     weights: dict[str, Array] = {
         "xs": np.array(0.05, dtype=np.float32),

@@ -108,7 +108,10 @@ def test_a_forward_that_takes_every_batch_size_is_exported_for_each(
 
 
 class Attention(nn.Module):
-    """Its operators ask whether the batch is 1, to choose strides. With `len(x)` it is traced by TorchDynamo."""
+    """Its operators ask whether the batch is 1, to choose strides.
+
+    With `len(x)` it is traced by TorchDynamo.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -752,7 +752,8 @@ def test_of_a_group_either_all_inputs_leave_or_none() -> None:
     assert found.kept["w2"].tolist() == [*range(4, 12)]
     assert_same_function(model, found.model, (4,))
     assert shapes(compact(model).model)["w2"] == (3, 5)
-    # Groups need not be neighbours: here only the columns 0, 2 and 5 leave, though 1, 3, 6 and 10 are dead as well.
+    # Groups need not be neighbours: here only the columns 0, 2 and 5 leave, though 1, 3, 6 and 10 are dead as
+    # well.
     spread = compact(model, together={"w2": np.array([0, 1, 0, 1, 1, 0, 2, 2, 2, 3, 3, 3])})
     assert spread.kept["w2"].tolist() == [1, 3, 4, *range(6, 12)]
     assert_same_function(model, spread.model, (4,))

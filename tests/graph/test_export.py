@@ -365,7 +365,10 @@ def test_a_norm_without_a_scale_is_folded_like_any_other() -> None:
 
 
 class Copies(nn.Module):
-    """Layers that nobody has trained: torch's encoder begins with copies of one layer. And two that are all zero."""
+    """Layers that nobody has trained: torch's encoder begins with copies of one layer.
+
+    And two that are all zero.
+    """
 
     def __init__(self) -> None:
         super().__init__()

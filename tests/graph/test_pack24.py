@@ -138,7 +138,8 @@ def test_packing_is_what_the_document_says_group_by_group(drawn: Any) -> None:
 def test_values_and_metadata_are_those_of_torch_before_it_interleaves(
     dtype: torch.dtype, density: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Its oracle takes rows by 32 and columns by 64 or 128, packs float32 as 1:2, and cuts silently what is not 2:4.
+    # Its oracle takes rows by 32 and columns by 64 or 128, packs float32 as 1:2, and cuts silently what is
+    # not 2:4.
     monkeypatch.setattr(
         "torch.sparse._semi_structured_conversions._calculate_meta_reordering_scatter_offsets",
         lambda rows, columns, meta_dtype, device: torch.arange(rows * columns),

@@ -1,4 +1,6 @@
-"""A reader written from docs/packed-format.md alone reads what is packed, and the document's example is true."""
+"""A reader written from docs/packed-format.md alone reads what is packed, and the document's example is
+true.
+"""
 
 from __future__ import annotations
 

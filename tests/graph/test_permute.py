@@ -204,7 +204,9 @@ def test_a_wrong_tie_is_caught_and_the_network_left_bit_for_bit(monkeypatch: pyt
 
 
 def test_a_fresh_norm_that_does_not_move_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With scale 1 and mean 0 everywhere, and a last layer of zeros, the network's own outputs tell nothing."""
+    """With scale 1 and mean 0 everywhere, and a last layer of zeros, the network's own outputs tell
+    nothing.
+    """
     real = rules.per_channel
 
     def forgetful(ledger: Any, x: Any, axis: Any, names: Any, where: Any, **rest: Any) -> Any:

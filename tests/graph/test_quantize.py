@@ -103,7 +103,9 @@ def test_two_calibrations_give_the_same_graph() -> None:
 
 
 def _with_names_like_the_quantizers() -> onnx.ModelProto:
-    """A weight `w`, and tensors with the names that onnxruntime gives what it makes of `w` and of the input."""
+    """A weight `w`, and tensors with the names that onnxruntime gives what it makes of `w` and of the
+    input.
+    """
     generator = np.random.default_rng(0)
     scales = {
         "w_scale": generator.uniform(0.5, 2, 16),

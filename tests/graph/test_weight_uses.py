@@ -50,7 +50,9 @@ class Transposed(nn.Module):
 
 
 class Twice(nn.Module):
-    """One layer called twice, and a convolution whose weight is used flat: in both along the layers' own axes."""
+    """One layer called twice, and a convolution whose weight is used flat: in both along the layers' own
+    axes.
+    """
 
     def __init__(self) -> None:
         super().__init__()

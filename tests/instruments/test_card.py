@@ -15,7 +15,9 @@ class NVMLError(Exception):
 
 
 def _fake_nvml(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[str]:
-    """Put a module in pynvml's place that knows one card and only questions; gives the list of what was called."""
+    """Put a module in pynvml's place that knows one card and only questions; gives the list of what was
+    called.
+    """
     called: list[str] = []
 
     def answer(name: str, value: Any) -> Any:

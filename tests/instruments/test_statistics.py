@@ -81,8 +81,9 @@ def test_the_interval_of_a_ratio_keeps_its_coverage(
 ) -> None:
     """Of 1,000 simulated A/A comparisons, 93 to 97 % must have 0 inside a 95 % interval of the log-ratio.
 
-    Measured with 10,000 runs at 20 / 24 / 60 rounds, in percent, and in brackets the ordinary t interval of the
-    mean: independent 96.1 / 96.0 / 95.4 (94.8 / 95.2 / 94.9); AR(1) of 0.3 96.0 / 96.0 / 95.3 (85.0 / 85.4 /
+    Measured with 10,000 runs at 20 / 24 / 60 rounds, in percent, and in brackets the ordinary t interval of
+    the mean: independent 96.1 / 96.0 / 95.4 (94.8 / 95.2 / 94.9); AR(1) of 0.3 96.0 / 96.0 / 95.3 (85.0 /
+    85.4 /
     84.7); AR(1) of 0.6 94.7 / 95.1 / 95.3 (67.3 / 66.8 / 66.8); common drift 96.0 / 96.4 / 95.1; outliers on
     both sides 96.1 / 95.6 / 95.3 (98.5 / 98.0 / 95.4, at 25 times the width); outliers in one series 96.1 /
     95.9 / 95.3 (97.1 / 96.2 / 69.7, biased). A faked speed-up, the interval above 0, came in 1.8 to 2.7 %.

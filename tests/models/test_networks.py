@@ -162,9 +162,12 @@ def test_parameters_are_listed_in_the_order_of_the_forward_pass(name: str) -> No
             (
                 "features.conv1_1 features.bn1_1 features.conv1_2 features.bn1_2"
                 " features.conv2_1 features.bn2_1 features.conv2_2 features.bn2_2"
-                " features.conv3_1 features.bn3_1 features.conv3_2 features.bn3_2 features.conv3_3 features.bn3_3"
-                " features.conv4_1 features.bn4_1 features.conv4_2 features.bn4_2 features.conv4_3 features.bn4_3"
-                " features.conv5_1 features.bn5_1 features.conv5_2 features.bn5_2 features.conv5_3 features.bn5_3"
+                " features.conv3_1 features.bn3_1 features.conv3_2 features.bn3_2 features.conv3_3 "
+                "features.bn3_3"
+                " features.conv4_1 features.bn4_1 features.conv4_2 features.bn4_2 features.conv4_3 "
+                "features.bn4_3"
+                " features.conv5_1 features.bn5_1 features.conv5_2 features.bn5_2 features.conv5_3 "
+                "features.bn5_3"
                 " classifier.fc1 classifier.bn1 classifier.fc2"
             ),
         ),

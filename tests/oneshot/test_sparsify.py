@@ -266,7 +266,8 @@ def test_heads_that_only_training_has_stay_dense(tmp_path: Path, monkeypatch: py
         "class TwoHeads(nn.Module):\n"
         "    def __init__(self):\n"
         "        super().__init__()\n"
-        "        self.body = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())\n"
+        "        self.body = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), "
+        "nn.ReLU())\n"
         "        self.aux = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))\n"
         "        self.head = nn.Linear(32, 4)\n"
         "    def forward(self, x):\n"
@@ -292,7 +293,8 @@ def test_a_weight_that_is_multiplied_along_two_axes_stays_dense(
         "class TiedDecoder(nn.Module):\n"
         "    def __init__(self):\n"
         "        super().__init__()\n"
-        "        self.encoder, self.middle, self.out = nn.Linear(16, 32), nn.Linear(16, 16), nn.Linear(16, 4)\n"
+        "        self.encoder, self.middle, self.out = nn.Linear(16, 32), nn.Linear(16, 16), nn.Linear(16, "
+        "4)\n"
         "    def forward(self, x):\n"
         "        x = self.encoder(x.flatten(1)).relu() @ self.encoder.weight\n"
         "        return self.out(self.middle(x).relu())\n"
@@ -319,7 +321,8 @@ def test_layers_of_a_version_and_weights_computed_from_others_are_built(
         "from tests.models.test_weights import Versioned\n"
         "def factory():\n"
         "    return nn.Sequential(\n"
-        "        nn.Flatten(), nn.utils.weight_norm(nn.Linear(16, 32)), nn.ReLU(), Versioned(32, 32), nn.ReLU(),\n"
+        "        nn.Flatten(), nn.utils.weight_norm(nn.Linear(16, 32)), nn.ReLU(), Versioned(32, 32), "
+        "nn.ReLU(),\n"
         "        nn.Linear(32, 4),\n"
         "    )\n"
     )
@@ -342,7 +345,8 @@ def test_a_factory_with_its_own_weights_needs_no_data_but_a_shape(
         "import torch\nfrom torch import nn\n\n"
         "def factory():\n"
         "    torch.manual_seed(5)\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 3))\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), "
+        "nn.Linear(24, 3))\n"
     )
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="shape of the inputs of own_sparsified:factory is not known"):

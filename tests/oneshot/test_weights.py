@@ -112,7 +112,9 @@ def test_rows_solved_in_chunks_are_those_solved_together(monkeypatch: pytest.Mon
 
 
 def plain_sweep(weight: Tensor, gram: Tensor, pattern: NMPattern) -> tuple[Tensor, Tensor]:
-    """The sweep as the inverse of the Gram matrix of the columns still open says it, inverted anew each time."""
+    """The sweep as the inverse of the Gram matrix of the columns still open says it, inverted anew each
+    time.
+    """
     weight, mask = weight.double().clone(), torch.zeros_like(weight, dtype=torch.bool)
     for j in range(weight.shape[1]):
         inverse = torch.linalg.inv(gram[j:, j:])

@@ -1,4 +1,6 @@
-"""A real Chromium, without a window, driven over the pipe of its DevTools protocol: no library, no port, no network."""
+"""A real Chromium, without a window, driven over the pipe of its DevTools protocol: no library, no port, no
+network.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A session of an engine, on a card that is none: what the library may do, which profile, and which stream waits."""
+"""A session of an engine, on a card that is none: what the library may do, which profile, and which stream
+waits.
+"""
 
 from __future__ import annotations
 

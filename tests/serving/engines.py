@@ -121,7 +121,9 @@ def pretend(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def model_of(folder: Path) -> Iterator[Any]:
-    """The model of a repository's folder, as the backend would start it on the first GPU; ended afterwards."""
+    """The model of a repository's folder, as the backend would start it on the first GPU; ended
+    afterwards.
+    """
     names = runpy.run_path(str(folder / "1" / "model.py"))
     model = names["TritonPythonModel"]()
     model.initialize(

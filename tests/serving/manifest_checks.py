@@ -1,8 +1,8 @@
 """Check the deployment files that `package` writes: their formats' schemas, and what we promise beyond them.
 
-Kubernetes' own objects are held to its schemas, strictly, by `kubernetes-validate`. The schemas of the other formats
-are stored in `schemas/`. A schema knows names and types of fields; that a container is not root, or that a port is one,
-is checked here.
+Kubernetes' own objects are held to its schemas, strictly, by `kubernetes-validate`. The schemas of the other
+formats are stored in `schemas/`. A schema knows names and types of fields; that a container is not root, or
+that a port is one, is checked here.
 """
 
 from __future__ import annotations

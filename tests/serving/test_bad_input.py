@@ -1,4 +1,5 @@
-"""Input that is wrong: refused as the client's fault where Triton does so, never a hang, a dead server or lost memory.
+"""Input that is wrong: refused as the client's fault where Triton does so, never a hang, a dead server or
+lost memory.
 
 Connections are few, short and to this machine only.
 """
@@ -164,7 +165,8 @@ def test_a_body_of_70_mb_is_refused_and_its_memory_given_back(running: Serving) 
     for _ in range(6):
         status, body = post(running.http_port, PATH, head.encode() + data, headers)
         assert 400 <= status < 500, body
-    # Kept bodies would be 420 MB. One at a time may still be in the allocator's hands: 70 MB were seen under load.
+    # Kept bodies would be 420 MB. One at a time may still be in the allocator's hands: 70 MB were seen under
+    # load.
     assert resident_mb(running.server_pid()) < before + 105
 
 

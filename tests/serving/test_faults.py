@@ -122,8 +122,8 @@ def test_a_drain_ends_at_its_limit_although_clients_go_on(
             until(lambda: load.n_answered > 20, "answers")
             code = one.end()
     assert "the drain limit of 1 s is over" in one.log
-    # Of Triton's own making: 1 where it waited in vain for connections to close, and with requests in flight a crash
-    # now and then (in 1 of 4 runs, 2.51).
+    # Of Triton's own making: 1 where it waited in vain for connections to close, and with requests in flight
+    # a crash now and then (in 1 of 4 runs, 2.51).
     how = (
         "tritonserver was ended by SIGSEGV"
         if code == 128 + signal.SIGSEGV

@@ -1,4 +1,7 @@
-"""The server answers 200 with no data to models that hand it arrays of numpy 2. The golden check catches that."""
+"""The server answers 200 with no data to models that hand it arrays of numpy 2.
+
+The golden check catches that.
+"""
 
 from __future__ import annotations
 

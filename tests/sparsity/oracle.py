@@ -84,7 +84,9 @@ def n_removed(layer: Layer, rate: float) -> int:
 
 
 def ideal_budgets(share: Sequence[Fraction], total: int, capacity: Sequence[int]) -> list[Fraction]:
-    """Hand out by share, cut what does not fit, hand the cuttings out equally to whoever has room, and again."""
+    """Hand out by share, cut what does not fit, hand the cuttings out equally to whoever has room, and
+    again.
+    """
     budgets = [p * total for p in share]
     while True:
         excess = sum((max(b - c, Fraction(0)) for b, c in zip(budgets, capacity, strict=True)), Fraction(0))
@@ -97,7 +99,9 @@ def ideal_budgets(share: Sequence[Fraction], total: int, capacity: Sequence[int]
 
 
 def whole_budgets(ideal: Sequence[Fraction], total: int) -> tuple[list[int], bool]:
-    """Round by largest remainder; and say whether the last one given and the first refused are nearly equal."""
+    """Round by largest remainder; and say whether the last one given and the first refused are nearly
+    equal.
+    """
     budgets = [math.floor(b) for b in ideal]
     remainder = [b - math.floor(b) for b in ideal]
     order = sorted(range(len(ideal)), key=lambda n: (-remainder[n], n))

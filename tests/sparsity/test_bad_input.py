@@ -46,7 +46,8 @@ def test_a_prune_rate_out_of_range(rate: float) -> None:
 
 def test_an_unknown_redistribution() -> None:
     assert_refused(
-        "redistribution is 'nonzero'; one of momentum, magnitude, nonzeros, none, own, survivors was expected.",
+        "redistribution is 'nonzero'; one of momentum, magnitude, nonzeros, none, own, survivors was "
+        "expected.",
         redistribution="nonzero",
     )
 

@@ -1,6 +1,7 @@
 """On an accelerator the host never waits for the update, and its masks are those of the CPU.
 
-A tensor on `meta` has no values, so whatever needs one on the host raises there: a test of this without a GPU.
+A tensor on `meta` has no values, so whatever needs one on the host raises there: a test of this without a
+GPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Pruning over all layers, by a threshold and alone; growth by other scores: held against loops over lists."""
+"""Pruning over all layers, by a threshold and alone; growth by other scores: held against loops over
+lists.
+"""
 
 from __future__ import annotations
 

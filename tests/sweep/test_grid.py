@@ -275,7 +275,9 @@ def test_a_raised_version_renames_every_cell(tmp_path: Path, monkeypatch: pytest
 
 
 def test_defaults_of_recipes_are_those_that_the_version_stands_for() -> None:
-    """A changed default trains a cell of the same name otherwise: raise `cells.VERSION`, and write it down here."""
+    """A changed default trains a cell of the same name otherwise: raise `cells.VERSION`, and write it down
+    here.
+    """
     recipe = Recipe(model="digits-cnn", data="digits", epochs=1).model_dump(mode="json")
     now = {
         f"{key}.{below}" if below else key: value

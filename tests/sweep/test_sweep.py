@@ -148,7 +148,9 @@ def only_cell(tmp_path: Path) -> tuple[Path, Cell]:
 def test_a_complete_run_of_an_earlier_version_stands_for_its_cell_under_another_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An earlier version called the folder otherwise, and its recipes lacked keys that have their defaults now."""
+    """An earlier version called the folder otherwise, and its recipes lacked keys that have their defaults
+    now.
+    """
     (grid, cell), out = only_cell(tmp_path), tmp_path / "out"
     run = made_run(out / "runs" / "static-0.1-seed0-0123456789", cell.recipe)
     record = json.loads((run / "run.json").read_text())

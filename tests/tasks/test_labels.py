@@ -118,7 +118,9 @@ def test_labels_that_would_only_broadcast_or_convert_score_nothing(labels: np.nd
 
 
 def test_no_other_module_takes_the_largest_output_for_a_prediction() -> None:
-    """Outside of the rooms that see weights alone, `argmax` along an axis would be a score without a check."""
+    """Outside of the rooms that see weights alone, `argmax` along an axis would be a score without a
+    check.
+    """
     found = set()
     for room in ("sparse_export", "train", "models", "cli"):
         for path in (CHECKOUT / room).rglob("*.py"):

@@ -93,7 +93,9 @@ print("same", BLOCK)
 
 
 def test_the_one_launch_for_all_layers_computes_the_same_in_tritons_interpreter() -> None:
-    """The kernel itself, run on the CPU by triton's own interpreter: for one layer of each shape and dtype."""
+    """The kernel itself, run on the CPU by triton's own interpreter: for one layer of each shape and
+    dtype.
+    """
     pytest.importorskip("triton")
     done = subprocess.run(
         [sys.executable, "-c", INTERPRETED],

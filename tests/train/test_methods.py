@@ -279,7 +279,8 @@ def test_magnitude_arrives_even_when_no_update_falls_on_the_end() -> None:
 def test_every_switch_of_sparse_momentum_keeps_the_count_and_changes_the_masks() -> None:
     """From the same start and the same batches, no two choices end at the same masks.
 
-    Dense enough that a layer is full: `nonzeros` gives back what each layer lost, as `own` does, but spares that one.
+    Dense enough that a layer is full: `nonzeros` gives back what each layer lost, as `own` does, but spares
+    that one.
     """
     ends: dict[tuple[str, str], Tensor] = {}
     for growth in ("momentum", "random", "gradient"):

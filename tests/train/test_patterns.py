@@ -409,7 +409,8 @@ def test_what_is_logged_of_an_epoch_is_its_last_update_also_when_the_run_was_int
 def test_a_network_with_lazy_layers_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lazy_factory.py").write_text(
         "from torch import nn\n"
-        "def make():\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(32), nn.ReLU(), nn.Linear(32, 10))\n"
+        "def make():\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(32), nn.ReLU(), nn.Linear(32, "
+        "10))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     recipe = load_recipe(
@@ -429,7 +430,8 @@ def test_a_weight_that_is_multiplied_along_two_axes_stays_dense_and_is_told(
         "class Tied(nn.Module):\n"
         "    def __init__(self):\n"
         "        super().__init__()\n"
-        "        self.encoder, self.middle, self.out = nn.Linear(64, 32), nn.Linear(64, 32), nn.Linear(32, 10)\n"
+        "        self.encoder, self.middle, self.out = nn.Linear(64, 32), nn.Linear(64, 32), nn.Linear(32, "
+        "10)\n"
         "    def forward(self, x):\n"
         "        x = self.encoder(x.flatten(1)).relu() @ self.encoder.weight\n"
         "        return self.out(self.middle(x).relu())\n"

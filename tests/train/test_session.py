@@ -1,4 +1,6 @@
-"""What a recipe can ask of a training run beyond the plain one: precision, memory order, compilation, streaming."""
+"""What a recipe can ask of a training run beyond the plain one: precision, memory order, compilation,
+streaming.
+"""
 
 from __future__ import annotations
 
@@ -224,7 +226,8 @@ def test_networks_of_every_origin_train_build_and_validate_on_real_pictures(
     (home / "own_nets" / "__init__.py").touch()
     (home / "own_nets" / "factory.py").write_text(
         "from torch import nn\n\n\ndef small(n_classes=10):\n"
-        "    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4),\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), "
+        "nn.AdaptiveAvgPool2d(4),\n"
         "                         nn.Flatten(), nn.Linear(128, n_classes))\n"
     )
     monkeypatch.chdir(home)

@@ -330,7 +330,9 @@ def test_optimisers_that_may_mix_weights_are_refused() -> None:
 
 
 class _Clock:
-    """Gives dense and CSR products set times; the order in which they are timed changes from round to round."""
+    """Gives dense and CSR products set times; the order in which they are timed changes from round to
+    round.
+    """
 
     def __init__(self, dense_s: float, csr_s: float) -> None:
         order = [(dense_s, csr_s) if n % 2 == 0 else (csr_s, dense_s) for n in range(5)]

@@ -1,4 +1,6 @@
-"""What each process does in the tests of distributed training: torchrun torchrun_worker.py SCENARIO ARGUMENT..."""
+"""What each process does in the tests of distributed training: torchrun torchrun_worker.py SCENARIO
+ARGUMENT...
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Which channels of a network may change places: the spaces of channels that share one order.
 
-`find_channels` traces a network with torch.fx and follows labels through it (`channel_trace.py`). Channels that
-every weight, norm, sum and join treats alike form a space: any permutation of it, applied to all its members at
-once, is a re-labelling that leaves the function as it was. Whatever is not known stays in place, with the reason.
+`find_channels` traces a network with torch.fx and follows labels through it (`channel_trace.py`). Channels
+that every weight, norm, sum and join treats alike form a space: any permutation of it, applied to all its
+members at once, is a re-labelling that leaves the function as it was. Whatever is not known stays in place,
+with the reason.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Member:
 
     slots: int64 (width, block): entries of the axis that belong to each channel. More than one where a
         convolution's map was flattened.  groups: of a grouped convolution whose axis 1 this is; each block of
-        axis 0 has its own order, and entries are counted block by block.  reads: it meets values of the channels.
+        axis 0 has its own order, and entries are counted block by block.  reads: it meets values of the
+        channels.
     """
 
     name: str
@@ -40,7 +42,10 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """Channels that have one order wherever they occur. free: they may be permuted; else `reason` says why not."""
+    """Channels that have one order wherever they occur.
+
+    free: they may be permuted; else `reason` says why not.
+    """
 
     name: str
     width: int
@@ -64,9 +69,9 @@ class Channels:
 def find_channels(module: nn.Module, sample: Tensor | tuple[Tensor, ...]) -> Channels:
     """Trace a network and give its spaces of channels. The network is left as it was, mode and buffers too.
 
-    sample: one input batch, of which two samples are used, or a tuple of the forward's arguments. The network is
-    traced as it is in evaluation and as it is in training: what holds only in one of them is not free. One that
-    cannot be traced has no spaces, and `untraced` says why.
+    sample: one input batch, of which two samples are used, or a tuple of the forward's arguments. The network
+    is traced as it is in evaluation and as it is in training: what holds only in one of them is not free. One
+    that cannot be traced has no spaces, and `untraced` says why.
     """
     inputs = first_samples(sample, _N_TRACED)
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())

@@ -1,9 +1,11 @@
 """Labels that follow every value of a network, and the ledger of which channels are one.
 
-A label is an atom and a sub. The atom is the channel that the value belongs to: an entry of some parameter axis,
--1 for a value that no permutation moves. The sub is a 64-bit hash of everything else that identifies the value.
-A permutation p of channels puts the value of label (p(a), s) where that of (a, s) was. So two channels may change
-places when each has the same subs wherever the network tells subs apart: on the columns of a weight, in a sum.
+A label is an atom and a sub. The atom is the channel that the value belongs to: an entry of some parameter
+axis,
+-1 for a value that no permutation moves. The sub is a 64-bit hash of everything else that identifies the
+value. A permutation p of channels puts the value of label (p(a), s) where that of (a, s) was. So two channels
+may change places when each has the same subs wherever the network tells subs apart: on the columns of a
+weight, in a sum.
 
 Legend: R rows, C columns. Hashes are int64 that wrap around.
 """
@@ -75,8 +77,8 @@ def fixed_labels(shape: torch.Size, *words: object) -> Labels:
 
 @dataclass(frozen=True)
 class AxisKey:
-    """One axis of a parameter or buffer. groups > 1: axis 1 of a grouped convolution, which has an order of its
-    own in each of so many blocks of axis 0; its entries are counted block by block."""
+    """One axis of a parameter or buffer. groups > 1: axis 1 of a grouped convolution, which has an order of
+    its own in each of so many blocks of axis 0; its entries are counted block by block."""
 
     name: str
     axis: int
@@ -85,7 +87,8 @@ class AxisKey:
 
 @dataclass
 class AxisRecord:
-    """What is known of one axis: its entries' atoms, the hash of how each is used, and whether it makes values.
+    """What is known of one axis: its entries' atoms, the hash of how each is used, and whether it makes
+    values.
 
     reads: does it meet values as well?  where: what uses it, for messages.
     """
@@ -184,7 +187,9 @@ class Ledger:
         record.uses = record.uses + mixed(torch.as_tensor(uses), 1).expand(len(atoms))
 
     def make(self, key: AxisKey, uses: Tensor | int, where: str) -> tuple[Tensor, Tensor]:
-        """The axis' entries make values: gives their atoms, new where there were none, and what tells them apart."""
+        """The axis' entries make values: gives their atoms, new where there were none, and what tells them
+        apart.
+        """
         size = self.shapes[key.name][key.axis] * key.groups
         record = self._record(key, size, where)
         if record is not None and not record.makes:

@@ -30,11 +30,11 @@ class Value:
 class Layer:
     """A Conv, ConvTranspose, Gemm or MatMul that sums over the channels of its input.
 
-    w_OIK: its weight as outputs, inputs, and whatever is summed over besides.  in_axis, out_axis: of the weight
-    as it is stored.  scale: what the product is multiplied by.  reads_OI: whether an output channel has a weight
-    other than zero for an input channel.  foldable: inputs whose contribution is known and the same everywhere
-    in the output.  constant: of the inputs.  groups: 1, or the groups of a convolution, whose channels leave
-    only as whole groups; then in_slots is empty.
+    w_OIK: its weight as outputs, inputs, and whatever is summed over besides.  in_axis, out_axis: of the
+    weight as it is stored.  scale: what the product is multiplied by.  reads_OI: whether an output channel
+    has a weight other than zero for an input channel.  foldable: inputs whose contribution is known and the
+    same everywhere in the output.  constant: of the inputs.  groups: 1, or the groups of a convolution, whose
+    channels leave only as whole groups; then in_slots is empty.
     """
 
     node: onnx.NodeProto
@@ -62,9 +62,9 @@ class Layer:
 class Channels:
     """The channels of a graph.
 
-    values: by tensor name; a tensor that is not there has no channels that could be removed.  weights: by name
-    and axis, the slots of an array's axis.  edges: slots that can only go together.  pins: slots that cannot
-    go, with the reason.  layers: who sums over channels.
+    values: by tensor name; a tensor that is not there has no channels that could be removed.  weights: by
+    name and axis, the slots of an array's axis.  edges: slots that can only go together.  pins: slots that
+    cannot go, with the reason.  layers: who sums over channels.
     """
 
     graph: Graph
@@ -109,7 +109,10 @@ class Channels:
             self.pin(self.values[name].slots, reason)
 
     def visit(self, node: onnx.NodeProto, rule: Rule | None) -> None:
-        """Go past a node, in the order of the graph. What its rule does not understand keeps all its channels."""
+        """Go past a node, in the order of the graph.
+
+        What its rule does not understand keeps all its channels.
+        """
         understood = rule is not None and sum(map(bool, node.output)) >= 1 and rule(self, node)
         if not understood:
             for name in {*node.input, *captured(node)}:
@@ -121,7 +124,9 @@ class Channels:
             self._claims.setdefault(name, set()).add(())  # read as a whole
 
     def end(self) -> None:
-        """Say after the last node what the graph's outputs need, and constants that are read in different ways."""
+        """Say after the last node what the graph's outputs need, and constants that are read in different
+        ways.
+        """
         for value in self.graph.model.graph.output:
             self._pin_value(value.name, "it is an output of the graph")
             self._claims.setdefault(value.name, set()).add(())

@@ -36,7 +36,10 @@ class Graph:
 
     @staticmethod
     def of(model: onnx.ModelProto) -> Graph:
-        """A copy; a constant that callers may override is not among the arrays. Raises ArtefactError for a damaged one."""
+        """A copy; a constant that callers may override is not among the arrays.
+
+        Raises ArtefactError for a damaged one.
+        """
         given = {value.name for value in model.graph.input}
         arrays = {t.name: array_of(t) for t in model.graph.initializer if t.name not in given}
         nodes = []

@@ -36,8 +36,8 @@ def _sum_layer(
 ) -> bool:
     """A layer that sums over all channels of its input.
 
-    w_OIK: (outputs, inputs, whatever is summed over besides).  same_everywhere: a constant input adds the same
-    to every position of the output; else only a constant 0 does.
+    w_OIK: (outputs, inputs, whatever is summed over besides).  same_everywhere: a constant input adds the
+    same to every position of the output; else only a constant 0 does.
     """
     if w_OIK.dtype not in REAL:
         return False

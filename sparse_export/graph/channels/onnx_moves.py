@@ -1,4 +1,6 @@
-"""What nodes that only move values say of channels: Reshape, Transpose, Concat, Split, Slice, Gather, Pad, Resize."""
+"""What nodes that only move values say of channels: Reshape, Transpose, Concat, Split, Slice, Gather, Pad,
+Resize.
+"""
 
 from __future__ import annotations
 
@@ -203,7 +205,9 @@ def sliced(channels: Channels, node: onnx.NodeProto) -> bool:
 
 
 def gather(channels: Channels, node: onnx.NodeProto) -> bool:
-    """Channels that are picked by constant numbers are channels of their own: fewer numbers, fewer channels."""
+    """Channels that are picked by constant numbers are channels of their own: fewer numbers, fewer
+    channels.
+    """
     shape, indices = channels.shapes.get(node.input[0]), channels.array(node, 1)
     if shape is None or indices is None or node.input[0] in channels.graph.arrays:
         return False

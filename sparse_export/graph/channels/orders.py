@@ -52,7 +52,9 @@ def apply_record(
     inverse: bool = False,
     extra: Sequence[Mapping[str, Tensor]] = (),
 ) -> None:
-    """Permute a network, and tensors that belong to it, as a report's record says; inverse undoes it bit for bit."""
+    """Permute a network, and tensors that belong to it, as a report's record says; inverse undoes it bit for
+    bit.
+    """
     check_names(module, {}, {}, extra)
     apply_orders(module, orders_from_record(module, record, inverse=inverse), extra)
 
@@ -121,7 +123,9 @@ def _aliases(module: nn.Module) -> dict[str, str]:
 
 
 def apply_orders(module: nn.Module, orders: Orders, extra: Sequence[Mapping[str, Tensor]]) -> None:
-    """Move what has to, in place: tensors keep their identity, so that optimisers and views still hold them."""
+    """Move what has to, in place: tensors keep their identity, so that optimisers and views still hold
+    them.
+    """
     tensors, aliases = tensors_of(module), _aliases(module)
     done: set[int] = set()
     with torch.no_grad():

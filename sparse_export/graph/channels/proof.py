@@ -20,8 +20,9 @@ _N_SAMPLES = 8  # of the sample; more would only take longer
 def difference_by(module: nn.Module, sample: Tensor | tuple[Tensor, ...], orders: Orders) -> float:
     """The largest difference of outputs by a permutation, over the largest output, in a float64 copy.
 
-    Once as the network is, and once with every parameter and statistic drawn anew: a network that is fresh, or has
-    a last layer of zeros, would not tell a wrong order. NaN, or outputs of another structure, give infinity.
+    Once as the network is, and once with every parameter and statistic drawn anew: a network that is fresh,
+    or has a last layer of zeros, would not tell a wrong order. NaN, or outputs of another structure, give
+    infinity.
     """
     inputs = first_samples(sample, _N_SAMPLES)
     generator = torch.Generator().manual_seed(0)

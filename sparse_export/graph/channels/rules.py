@@ -1,8 +1,8 @@
 """What each kind of operation does to channel labels: one function a kind.
 
-Each takes a ledger, the labels of what the operation reads, the names of its parameters and `where`, its name in
-messages; it writes down what it ties together and gives the labels of the result. Parameters are named as in
-`Module.named_parameters()`, None where there is none. `channel_labels.py` says what labels are.
+Each takes a ledger, the labels of what the operation reads, the names of its parameters and `where`, its name
+in messages; it writes down what it ties together and gives the labels of the result. Parameters are named as
+in `Module.named_parameters()`, None where there is none. `channel_labels.py` says what labels are.
 
 Legend: R rows, C columns, N batch, I input and O output channels, K what a product sums over.
 """
@@ -130,7 +130,9 @@ def convolution(
     groups: int,
     transposed: bool,
 ) -> Labels:
-    """x (N, I, ...) with a weight (O, I/groups, ...), transposed (I, O/groups, ...); gives labels of `shape`."""
+    """x (N, I, ...) with a weight (O, I/groups, ...), transposed (I, O/groups, ...); gives labels of
+    `shape`.
+    """
     atoms, uses = ledger.columns(x.moved(layout(x.atoms.shape, [1])), where)
     n_in, n_out = len(atoms), shape[1]
     if groups == 1:
@@ -182,7 +184,10 @@ def per_channel(
 
 
 def normalised(ledger: Ledger, x: Labels, dims: Sequence[int], names: Sequence[str], where: str) -> Labels:
-    """Every entry by all those along `dims`: layer norm, softmax. names: parameters with an entry for each."""
+    """Every entry by all those along `dims`: layer norm, softmax.
+
+    names: parameters with an entry for each.
+    """
     shape = x.atoms.shape
     place = layout(shape, dims)
     rows = x.moved(place)
@@ -291,8 +296,8 @@ def multihead_attention(
 ) -> Labels:
     """nn.MultiheadAttention: query, key, value (..., E); out: weight and bias of the output projection.
 
-    weights: one matrix (3E, E), or three. Rows of query and key stay in place: nothing reads them but the scores.
-    The value's rows move within their head, and the output projection's columns with them.
+    weights: one matrix (3E, E), or three. Rows of query and key stay in place: nothing reads them but the
+    scores. The value's rows move within their head, and the output projection's columns with them.
     """
     for labels, weight in zip(inputs, [weights] * 3 if isinstance(weights, str) else weights, strict=True):
         place = layout(labels.atoms.shape, [-1])

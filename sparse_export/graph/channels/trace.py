@@ -1,7 +1,7 @@
 """Runs a torch.fx graph on labels: which operation follows which of `channel_rules.py`.
 
-The network runs beside them on a real sample, which gives every shape. An operation that is not known here pins
-the channels it reads, with its name as the reason.
+The network runs beside them on a real sample, which gives every shape. An operation that is not known here
+pins the channels it reads, with its name as the reason.
 """
 
 from __future__ import annotations
@@ -35,24 +35,32 @@ def _names(text: str) -> frozenset[str]:
 
 # By name, as method, torch or torch.nn.functional function or operator.
 _MOVES = _names(
-    "view reshape flatten permute transpose swapaxes swapdims movedim moveaxis t adjoint squeeze unsqueeze expand"
-    " expand_as view_as reshape_as repeat tile repeat_interleave chunk split tensor_split unbind narrow select"
+    "view reshape flatten permute transpose swapaxes swapdims movedim moveaxis t adjoint squeeze unsqueeze "
+    "expand"
+    " expand_as view_as reshape_as repeat tile repeat_interleave chunk split tensor_split unbind narrow "
+    "select"
     " index_select flip roll getitem unflatten broadcast_to pixel_shuffle pixel_unshuffle channel_shuffle"
     " contiguous clone detach pad"
 )
 _CASTS = _names("to type float half double bfloat16 type_as")
 _ELEMENTWISE = _names(
-    "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu celu gelu silu mish sigmoid tanh hardtanh hardswish"
+    "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu celu gelu silu mish sigmoid tanh hardtanh "
+    "hardswish"
     " hardsigmoid softplus softsign logsigmoid threshold dropout dropout1d dropout2d dropout3d alpha_dropout"
-    " feature_dropout stochastic_depth abs neg exp log log2 log1p expm1 sqrt rsqrt square reciprocal sin cos erf"
-    " floor ceil round sign clamp clip clamp_ pow add add_ sub sub_ mul mul_ div div_ truediv floordiv multiply"
-    " subtract divide true_divide maximum minimum where eq ne lt le gt ge logical_not logical_and logical_or addcmul"
-    " lerp nan_to_num masked_fill masked_fill_ isnan isinf and_ or_ invert iadd imul isub itruediv tanh_ sigmoid_"
+    " feature_dropout stochastic_depth abs neg exp log log2 log1p expm1 sqrt rsqrt square reciprocal sin cos "
+    "erf"
+    " floor ceil round sign clamp clip clamp_ pow add add_ sub sub_ mul mul_ div div_ truediv floordiv "
+    "multiply"
+    " subtract divide true_divide maximum minimum where eq ne lt le gt ge logical_not logical_and logical_or "
+    "addcmul"
+    " lerp nan_to_num masked_fill masked_fill_ isnan isinf and_ or_ invert iadd imul isub itruediv tanh_ "
+    "sigmoid_"
 )
 _SAME_VALUES = _names("zeros_like ones_like full_like new_zeros new_ones new_full")
 _REDUCTIONS = _names("mean sum amax amin prod std var logsumexp")
 _POOLS = _names(
-    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d"
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d"
     " adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d"
 )
 _FACTS = _names("size dim ndim shape dtype device numel is_floating_point is_cuda ndimension stride nelement")
@@ -110,7 +118,8 @@ class UnknownOperation(Exception):  # noqa: N818 - a finding, caught here
 
 @dataclass
 class Undecided:
-    """Entries of a parameter or buffer that the forward reads itself: which axis is channels shows at its first use.
+    """Entries of a parameter or buffer that the forward reads itself: which axis is channels shows at its
+    first use.
 
     index: each entry's place in the parameter.  tag: what was done to it on the way.
     """
@@ -141,8 +150,8 @@ class Tracer(fx.Tracer):
 class ChannelTrace(fx.Interpreter):
     """One run of `graph` over `module`; what it learns is in `ledger`.
 
-    names: id of each parameter and buffer -> its name.  axes: what was decided of those that the forward reads
-    itself; both traces of a network share it.
+    names: id of each parameter and buffer -> its name.  axes: what was decided of those that the forward
+    reads itself; both traces of a network share it.
     """
 
     def __init__(
@@ -203,7 +212,9 @@ class ChannelTrace(fx.Interpreter):
     # What an undecided parameter turns out to be
 
     def _settle(self, traced: Any, other: Labels | None, where: str) -> Labels:
-        """Labels of a traced tensor; an undecided parameter gets the axis that has `other`'s channels, or none."""
+        """Labels of a traced tensor; an undecided parameter gets the axis that has `other`'s channels, or
+        none.
+        """
         if not isinstance(traced, Traced):
             raise UnknownOperation("a tensor that was not traced")
         found = traced.labels

@@ -22,8 +22,8 @@ from sparse_export.graph.passes.gather_nodes import PICKING, picking
 
 __all__ = ["Compacted", "compact", "with_gathers"]
 
-# onnxruntime 1.31.1 on one core of an AMD EPYC with AVX-512, batch 256, 2026-11-25: a product takes 0.019 ns, an
-# entry that is transposed, picked by row and transposed back 0.58 ns (in and out counted), an entry picked
+# onnxruntime 1.31.1 on one core of an AMD EPYC with AVX-512, batch 256, 2026-11-25: a product takes 0.019 ns,
+# an entry that is transposed, picked by row and transposed back 0.58 ns (in and out counted), an entry picked
 # out of a row by itself 7 ns. So picking the live inputs pays when it saves thirty products an entry.
 _PRODUCTS_PER_TRANSPOSED = 30
 _PRODUCTS_PER_PICKED = 370
@@ -38,8 +38,9 @@ class Compacted:
 
     layers: what became of each layer.  n_removed: output channels of layers that are gone; n_inputs_dropped:
     inputs of layers that are no longer read, though what comes before still makes them.  n_weights_before,
-    n_weights_after: entries of all float constants.  kept: for the weights whose inputs had to stay together, by
-    stored name, the numbers of the inputs that are left.  why_outputs: by node what keeps outputs without weights.
+    n_weights_after: entries of all float constants.  kept: for the weights whose inputs had to stay together,
+    by stored name, the numbers of the inputs that are left.  why_outputs: by node what keeps outputs without
+    weights.
     """
 
     model: onnx.ModelProto
@@ -68,11 +69,10 @@ def compact(
     model: not changed; the very same graph comes back when nothing can go.  inputs: also leave out what a
     layer does not read of channels that have to stay, where picking the others costs less than it saves.
     together: by stored name of a weight a number for each of its input channels; those of one number leave
-    together or not at all, so that groups of an N:M pattern stay whole.  unpicked: weights whose inputs that have
-    to stay are not to be left out.
-    Equal but for rounding, as long as no activation is infinite or NaN.
-    Raises GateFailed when the sizes of the result do not fit, ArtefactError for a constant that is damaged or was not
-    loaded; `require_same_output` compares what it computes.
+    together or not at all, so that groups of an N:M pattern stay whole.  unpicked: weights whose inputs that
+    have to stay are not to be left out. Equal but for rounding, as long as no activation is infinite or NaN.
+    Raises GateFailed when the sizes of the result do not fit, ArtefactError for a constant that is damaged or
+    was not loaded; `require_same_output` compares what it computes.
     """
     graph = Graph.of(model)
     channels = channels_of(graph)
@@ -101,8 +101,8 @@ def compact(
 def with_gathers(found: Compacted, model: onnx.ModelProto, groups: Mapping[str, int]) -> Compacted:
     """The same facts once some weights have their inputs in another order, without groups at its end.
 
-    model: the graph that came of `found.model`.  groups: by stored name of such a weight, how many consecutive
-    inputs leave it together.
+    model: the graph that came of `found.model`.  groups: by stored name of such a weight, how many
+    consecutive inputs leave it together.
     """
     arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name in groups}
     old = {layer.node: layer for layer in _with_weights(found.model)}
@@ -330,7 +330,9 @@ def _resize_slice(channels: Channels, node: onnx.NodeProto, alive: Array) -> Non
 
 
 def _narrow(channels: Channels, whole: _Whole, unpicked: Collection[str]) -> dict[str, int]:
-    """Put before each layer a choice of the channels that it reads, where that pays; how many it leaves out."""
+    """Put before each layer a choice of the channels that it reads, where that pays; how many it leaves
+    out.
+    """
     graph, n_dropped = channels.graph, {}
     for layer in channels.layers:
         if not len(layer.in_slots) or len(graph.readers(layer.weight)) > 1 or layer.weight in unpicked:
@@ -379,7 +381,9 @@ def _pick(channels: Channels, layer: Layer, needed: Array) -> None:
 
 
 def _with_weights(model: onnx.ModelProto) -> list[GraphLayer]:
-    """The layers that multiply by a constant; products of two activations have no channel of their own to lose."""
+    """The layers that multiply by a constant; products of two activations have no channel of their own to
+    lose.
+    """
     return [layer for layer in graph_layers(model) if layer.constant]
 
 

@@ -1,4 +1,5 @@
-"""Makes layers of a trained network obey an N:M pattern by the order of their channels, cutting little or nothing.
+"""Makes layers of a trained network obey an N:M pattern by the order of their channels, cutting little or
+nothing.
 
 A layer is made to obey the pattern whole, or left as it was.
 """
@@ -41,9 +42,10 @@ _NO_ROOM = "some of its rows have more nonzeros than there is room for"
 class Fitted:
     """What `fit_pattern` did.
 
-    layers: in the order they were asked for.  gathers: weight name -> the order, int64 (I,), of its columns and of
-    its layer's input in which it obeys the pattern; the network itself still has them in the old order.
-    record: of the permutation; document: all that `replay` needs, as data for JSON.  difference: see PatternInfo.
+    layers: in the order they were asked for.  gathers: weight name -> the order, int64 (I,), of its columns
+    and of its layer's input in which it obeys the pattern; the network itself still has them in the old
+    order.  record: of the permutation; document: all that `replay` needs, as data for JSON.  difference: see
+    PatternInfo.
     """
 
     layers: tuple[PatternLayer, ...]
@@ -71,16 +73,18 @@ def fit_pattern(
     live_first: bool = False,
     seed: int = 0,
 ) -> Fitted:
-    """Permute the channels of a network in place so that weights obey a pattern; cut those that are allowed to be.
+    """Permute the channels of a network in place so that weights obey a pattern; cut those that are allowed
+    to be.
 
-    sample: one input batch, floats.  names: parameters that are to obey it, if they can.  masks: permuted and cut
-    with their weights, in place; projections of an attention take part where they have one.  max_cut: share of sum |w| that a layer may lose, from 0 to below 1; the smallest
-    of a group go.  gather: which layers may be given their input in an order of their own, those that read the
-    network's `input` as it is, `any` or `none`.  uncut: weights that may lose nothing whatever max_cut says, each
-    with the reason.  dense: weights that are to stay as they are, likewise.  live_first: have channels that nobody reads last.
+    sample: one input batch, floats.  names: parameters that are to obey it, if they can.  masks: permuted and
+    cut with their weights, in place; projections of an attention take part where they have one.  max_cut:
+    share of sum |w| that a layer may lose, from 0 to below 1; the smallest of a group go.  gather: which
+    layers may be given their input in an order of their own, those that read the network's `input` as it is,
+    `any` or `none`.  uncut: weights that may lose nothing whatever max_cut says, each with the reason.
+    dense: weights that are to stay as they are, likewise.  live_first: have channels that nobody reads last.
 
-    The function stays what it was but for cuts; `permute_network` proves it. A layer that obeys the pattern already
-    still does afterwards. Raises GateFailed as `permute_network` does.
+    The function stays what it was but for cuts; `permute_network` proves it. A layer that obeys the pattern
+    already still does afterwards. Raises GateFailed as `permute_network` does.
     """
     require_finite({name: module.get_parameter(name) for name in names})
     work = _Work(module, pattern, names, max_cut, uncut or {}, dense or {}, masks)
@@ -115,7 +119,10 @@ def fit_pattern(
 
 
 def replay(module: nn.Module, document: Mapping[str, Any]) -> None:
-    """Do to a fresh copy of the network, in place, what `fit_pattern` did. Raises ArtefactError for another document."""
+    """Do to a fresh copy of the network, in place, what `fit_pattern` did.
+
+    Raises ArtefactError for another document.
+    """
     try:
         n, _, m = document["pattern"].partition(":")
         pattern = NMPattern(n=int(n), m=int(m))
@@ -132,7 +139,9 @@ def replay(module: nn.Module, document: Mapping[str, Any]) -> None:
 def _cut(
     module: nn.Module, pattern: NMPattern, document: Mapping[str, Any], masks: Mapping[str, Tensor]
 ) -> dict[str, int]:
-    """Set to +0.0 what the pattern has no room for, in the weights that the document names; how many each lost."""
+    """Set to +0.0 what the pattern has no room for, in the weights that the document names; how many each
+    lost.
+    """
     n_cut = {}
     for name in document["cut"]:
         weight = module.get_parameter(name)
@@ -200,7 +209,9 @@ class _Work:
         return [name for name in self.names if name not in self.roads and name not in self.reasons]
 
     def found(self, name: str, road: PatternMethod, ordered: Tensor) -> bool:
-        """Note an order that was tried; True, and the road taken, when it needs no larger cut than is allowed."""
+        """Note an order that was tried; True, and the road taken, when it needs no larger cut than is
+        allowed.
+        """
         needed = cut_share(ordered, self.axis(name), self.pattern)
         if needed <= self.needed.get(name, 1.0):
             self.needed[name] = needed
@@ -233,7 +244,8 @@ class _Work:
         """Why a weight has no groups, or empty."""
         owner, weight = self.module.get_submodule(name.rpartition(".")[0]), self.before[name]
         if isinstance(owner, nn.MultiheadAttention):
-            # Export finds these by name only as weights of one layer, which a mask requires of them in any case.
+            # Export finds these by name only as weights of one layer, which a mask requires of them in any
+            # case.
             if name not in self.masked:
                 return "it belongs to a MultiheadAttention, and has no mask"
         elif not isinstance(owner, nn.Linear | _ConvNd) or not name.endswith("weight"):
@@ -277,9 +289,9 @@ def _remembered(*, cutting: bool, live_first: bool, seed: int) -> Callable[[Tens
 def _permutable(work: _Work, channels: Channels, search: Callable[[Tensor, NMPattern], Tensor]) -> list[str]:
     """The weights that obey the pattern when the channels of exactly these are permuted together.
 
-    Layers that read the same channels have one order. When it is not good enough for all of them, the one that is
-    furthest from it goes, and the others are tried again: one that cannot obey the pattern would only be in the way.
-    One that obeys it already may not lose it, and never goes.
+    Layers that read the same channels have one order. When it is not good enough for all of them, the one
+    that is furthest from it goes, and the others are tried again: one that cannot obey the pattern would only
+    be in the way. One that obeys it already may not lose it, and never goes.
     """
     names = [name for name in work.open if _movable(work, channels, name)]
     holding = [name for name in work.names if work.roads.get(name) == "as trained"]
@@ -314,7 +326,9 @@ def _good_enough(work: _Work, name: str, ordered: Tensor) -> bool:
 
 
 def _worst(work: _Work, readers: set[str], failing: set[str], ordered: Mapping[str, Tensor]) -> str | None:
-    """Of the layers that read one space, the one to go without: of those that fail, if any may, the furthest off."""
+    """Of the layers that read one space, the one to go without: of those that fail, if any may, the furthest
+    off.
+    """
     if not readers & failing:
         return None
     droppable = [name for name in ordered if name in readers and name not in work.roads]

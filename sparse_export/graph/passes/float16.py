@@ -23,7 +23,8 @@ BFLOAT16_OPSET = 22
 _LOWEST_OPSET = 20
 _IR_VERSION = 10  # the first that belongs to opset 22
 Array = np.ndarray[Any, Any]
-# Operators with float inputs that stay float32 in ONNX whatever the data are: of Resize roi and scales, by position.
+# Operators with float inputs that stay float32 in ONNX whatever the data are: of Resize roi and scales, by
+# position.
 _KEPT_FLOAT = {"Resize": (1, 2)}
 _WANT_FLOAT = ("Upsample", "QuantizeLinear", "DequantizeLinear")
 
@@ -31,10 +32,10 @@ _WANT_FLOAT = ("Upsample", "QuantizeLinear", "DequantizeLinear")
 def in_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
     """A new model that computes in float16 or bfloat16 between a Cast at each float32 input and output.
 
-    Weights are rounded to nearest, ties to even; a zero stays a zero, so that a 2:4 weight stays 2:4. A limit beyond the
-    type's range, like the lowest value of a mask, becomes the type's own; -inf stays.
-    Raises GateFailed for a weight that float16 cannot hold, UsageError for a graph with subgraphs, functions,
-    or operators that want float32.
+    Weights are rounded to nearest, ties to even; a zero stays a zero, so that a 2:4 weight stays 2:4. A limit
+    beyond the type's range, like the lowest value of a mask, becomes the type's own; -inf stays. Raises
+    GateFailed for a weight that float16 cannot hold, UsageError for a graph with subgraphs, functions, or
+    operators that want float32.
     """
     half = onnx.ModelProto()
     half.CopyFrom(model)
@@ -91,7 +92,8 @@ def _tell_value(node: onnx.NodeProto) -> None:
 def _raise_opset(model: onnx.ModelProto) -> None:
     """To the first opset in which convolutions and pools take bfloat16.
 
-    From 20 to 22 operators gain types; only GroupNormalization changes what it means (onnx, Operators changelog).
+    From 20 to 22 operators gain types; only GroupNormalization changes what it means (onnx, Operators
+    changelog).
     """
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx") and entry.version < BFLOAT16_OPSET:
@@ -100,7 +102,10 @@ def _raise_opset(model: onnx.ModelProto) -> None:
             ):
                 raise UsageError(
                     f"The graph has opset {entry.version} and cannot be taken to {BFLOAT16_OPSET} as it is.",
-                    expected=f"Opset {_LOWEST_OPSET} or later, without GroupNormalization, was expected for bfloat16.",
+                    expected=(
+                        f"Opset {_LOWEST_OPSET} or later, without GroupNormalization, was expected "
+                        "for bfloat16."
+                    ),
                     do="Build it as fp16.",
                 )
             entry.version = BFLOAT16_OPSET
@@ -194,7 +199,8 @@ def _rounded(tensor: TensorProto, name: str, precision: Half, limits: Limits) ->
         lost &= ~limit
     if lost.any():
         raise GateFailed(
-            f"{tensor.name or 'A constant'} holds {float(np.abs(array[lost]).max()):.4g}, which {_NAMES[precision]} cannot.",
+            f"{tensor.name or 'A constant'} holds {float(np.abs(array[lost]).max()):.4g}, which "
+            f"{_NAMES[precision]} cannot.",
             expected="Weights within its range were expected.",
             do="Build as bf16 or fp32, or look at the training.",
         )
@@ -203,7 +209,9 @@ def _rounded(tensor: TensorProto, name: str, precision: Half, limits: Limits) ->
 
 
 def _cast_at(graph: onnx.GraphProto, name: str, to: int, *, is_input: bool) -> onnx.NodeProto:
-    """The Cast that stands at an input or output of the graph; whoever used that value uses its inner form."""
+    """The Cast that stands at an input or output of the graph; whoever used that value uses its inner
+    form.
+    """
     inner = free_name(f"{name}_{'inside' if is_input else 'outside'}", names_of_values(graph))
     for node in graph.node:
         for names in (node.input, node.output):
@@ -238,7 +246,8 @@ def value_types(model: onnx.ModelProto) -> frozenset[int]:
 
 
 def with_bfloat16_emulated(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A new model that computes in float32 and rounds every value to bfloat16, as a GPU that sums in float32 does.
+    """A new model that computes in float32 and rounds every value to bfloat16, as a GPU that sums in float32
+    does.
 
     For runtimes without bfloat16 arithmetic, as onnxruntime has none on the CPU.
     """

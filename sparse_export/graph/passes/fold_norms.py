@@ -17,7 +17,8 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def fold_batch_norm(module: nn.Module, sample: Tensor) -> tuple[str, ...]:
-    """Fold every batch norm that follows one layer and nothing else, in place; gives the names of those layers.
+    """Fold every batch norm that follows one layer and nothing else, in place; gives the names of those
+    layers.
 
     module: in eval mode; parameter names stay, a folded batch norm becomes an Identity.  sample: one input
     batch.  A network that torch.fx cannot trace is left as it is, and so is a layer whose weight or whose
@@ -99,7 +100,9 @@ def _fused(layer: Any, norm: Any) -> nn.Module:
 
 
 def _with_scale(norm: Any) -> Any:
-    """A norm that scales and shifts: by 1 and 0 where the one that is given does not, since torch folds no other."""
+    """A norm that scales and shifts: by 1 and 0 where the one that is given does not, since torch folds no
+    other.
+    """
     whole = copy.deepcopy(norm)
     if whole.weight is None:
         whole.weight = nn.Parameter(torch.ones_like(whole.running_var), requires_grad=False)

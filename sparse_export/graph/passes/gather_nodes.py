@@ -16,11 +16,12 @@ def picking(
 ) -> tuple[onnx.NodeProto, ...]:
     """Nodes whose last output is `source` with only the entries `index` of an axis, in that order.
 
-    source, index: names of values, the second int64 (n,).  axis: 1, or -1 for the last of `rank` axes.  names: for
-    the values between and the result, as in PICKING; they are the nodes' names too.
+    source, index: names of values, the second int64 (n,).  axis: 1, or -1 for the last of `rank` axes.
+    names: for the values between and the result, as in PICKING; they are the nodes' names too.
 
-    Whole rows are picked much faster than entries out of rows: hence a transposition before and one after for the
-    last axis. onnxruntime 1.31.1 on one core of an AMD EPYC, 2026-11-25: 7 ns and 0.6 ns an entry at batch 256.
+    Whole rows are picked much faster than entries out of rows: hence a transposition before and one after for
+    the last axis. onnxruntime 1.31.1 on one core of an AMD EPYC, 2026-11-25: 7 ns and 0.6 ns an entry at
+    batch 256.
     """
     turned, rows, picked = names
     if axis != -1:

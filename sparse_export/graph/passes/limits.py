@@ -1,7 +1,7 @@
 """Constants that stand for a limit, as the lowest value of a mask does, and are no weights.
 
-A mask of attention holds -inf, the lowest float32 or a number like -1e9 where nothing may come through. What it says is
-'lower than all': in a smaller type, that is the lowest value of this type.
+A mask of attention holds -inf, the lowest float32 or a number like -1e9 where nothing may come through. What
+it says is 'lower than all': in a smaller type, that is the lowest value of this type.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def limits_of(graph: onnx.GraphProto) -> Limits:
         graph: without graphs inside it.
 
     Returns:
-        A function of the name of an initializer, or of the output of a node that holds the constant, and its float32
-        values. It gives True for those that are limits: finite ones, which a smaller type may replace by its own
-        largest or lowest. They are the negative values of what ends in a softmax or a maximum, the bounds of a Clip,
-        and the largest float32 of either sign where it is chosen or compared.
+        A function of the name of an initializer, or of the output of a node that holds the constant, and its
+        float32 values. It gives True for those that are limits: finite ones, which a smaller type may replace
+        by its own largest or lowest. They are the negative values of what ends in a softmax or a maximum, the
+        bounds of a Clip, and the largest float32 of either sign where it is chosen or compared.
     """
     users: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -46,7 +46,9 @@ def limits_of(graph: onnx.GraphProto) -> Limits:
     ends = {value.name for value in graph.output}
 
     def reached(name: str, through: frozenset[str]) -> set[str]:
-        """Operators that a value ends in, behind those that it goes through; an output of the graph is no operator."""
+        """Operators that a value ends in, behind those that it goes through; an output of the graph is no
+        operator.
+        """
         found: set[str] = set()
         seen: set[str] = set()
         waiting = [name]

@@ -71,7 +71,10 @@ def is_packed(model: onnx.ModelProto) -> bool:
 
 
 def may_be_packed(path: Path) -> bool:
-    """Does the file name the format at all? A cheap look that spares parsing most files that are not packed."""
+    """Does the file name the format at all?
+
+    A cheap look that spares parsing most files that are not packed.
+    """
     needle = DOMAIN.encode()
     tail = b""
     with path.open("rb") as stream:
@@ -85,8 +88,8 @@ def may_be_packed(path: Path) -> bool:
 def dense_from_file(path: str | Path) -> onnx.ModelProto:
     """Read an ONNX model with its external data, packed or not, with dense weights.
 
-    Only the packing is checked: onnx's checker takes longer than all the rest. Raises UsageError when there is
-    no such file, ArtefactError when it is no ONNX model or as `expand` does.
+    Only the packing is checked: onnx's checker takes longer than all the rest. Raises UsageError when there
+    is no such file, ArtefactError when it is no ONNX model or as `expand` does.
     """
     model = onnx_from_file(path, check=False)
     try:
@@ -147,7 +150,8 @@ def pack(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def unpack_function(opset: int) -> onnx.FunctionProto:
-    """The body of `sparse24::Unpack24(values, meta, shape)`, of operators that runtimes fold and that keep bits.
+    """The body of `sparse24::Unpack24(values, meta, shape)`, of operators that runtimes fold and that keep
+    bits.
 
     Where and Pad are not used: onnxruntime has neither for float16 on the CPU, and would go through float32.
     """
@@ -193,7 +197,8 @@ def _require_names_free(model: onnx.ModelProto) -> None:
         return
     if domain or props:
         raise UsageError(
-            f"The model already has {[*domain, *(f'metadata {key!r}' for key in props)][0]}, and is not packed.",
+            f"The model already has {[*domain, *(f'metadata {key!r}' for key in props)][0]}, and is not "
+            "packed.",
             expected=f"The domain {DOMAIN!r} and metadata keys that begin so were expected to be free.",
             do="Rename them, or leave the model dense.",
         )
@@ -205,7 +210,10 @@ def _require_functions(model: onnx.ModelProto) -> int:
     if opset < MIN_OPSET or model.ir_version < MIN_IR_VERSION:
         raise UsageError(
             f"The model has opset {opset} and IR version {model.ir_version}.",
-            expected=f"Opset {MIN_OPSET} and IR version {MIN_IR_VERSION} or later were expected, for its functions.",
+            expected=(
+                f"Opset {MIN_OPSET} and IR version {MIN_IR_VERSION} or later were expected, for its "
+                "functions."
+            ),
             do="Convert it with onnx.version_converter, or export it anew.",
         )
     return opset
@@ -236,7 +244,9 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def packed_weights(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the weights that a packed model says it holds packed, in its own order; empty for another model."""
+    """Names of the weights that a packed model says it holds packed, in its own order; empty for another
+    model.
+    """
     if not is_packed(model):
         return ()
     keys = (prop.key for prop in model.metadata_props if _is_ours(prop.key))
@@ -404,7 +414,10 @@ def _transposition(graph: onnx.GraphProto, name: str, readers: Mapping[str, int]
 
 
 def _unpacked(parts: Sequence[TensorProto], perm: Shape | None, weight: str) -> tuple[int, Array]:
-    """Data type and bits of a weight, as stored. parts: values, meta, shape.  perm: None without a Transpose."""
+    """Data type and bits of a weight, as stored.
+
+    parts: values, meta, shape.  perm: None without a Transpose.
+    """
     values, meta, shape = parts
     if values.data_type not in BITS:
         raise damaged(f"the values of {weight!r} are {type_name(values.data_type)}", "a type of the format")

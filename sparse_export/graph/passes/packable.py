@@ -26,7 +26,8 @@ ONNX_DOMAINS = ("", "ai.onnx")
 
 @dataclass(frozen=True, kw_only=True)
 class PackChoice:
-    """Whether a weight of a graph is packed. axis: its reduction axis as stored, None when its users disagree.
+    """Whether a weight of a graph is packed. axis: its reduction axis as stored, None when its users
+    disagree.
 
     reason: why it stays dense, None when it is packed.
     """
@@ -40,9 +41,9 @@ class PackChoice:
 def pack_choices(model: onnx.ModelProto) -> tuple[PackChoice, ...]:
     """Every initializer that is a layer's weight, in stored order, and whether `pack` packs it.
 
-    A weight is packed when every use of it is as the weight of a Conv, ConvTranspose, Gemm or MatMul, directly
-    or through DequantizeLinear with zero point 0, QuantizeLinear, Cast, Identity and Transpose, all with one
-    reduction axis along which it is 2:4.
+    A weight is packed when every use of it is as the weight of a Conv, ConvTranspose, Gemm or MatMul,
+    directly or through DequantizeLinear with zero point 0, QuantizeLinear, Cast, Identity and Transpose, all
+    with one reduction axis along which it is 2:4.
     """
     uses = _Uses(model)
     choices = []
@@ -96,7 +97,9 @@ class _Uses:
                         self.constants[node.output[0]] = found.t
 
     def of_weight(self, tensor: TensorProto) -> tuple[set[int], str | None]:
-        """The reduction axes, as stored, of the layers whose weight this is; why it must stay as it is, if so."""
+        """The reduction axes, as stored, of the layers whose weight this is; why it must stay as it is, if
+        so.
+        """
         axes: set[int] = set()
         reason: str | None = None
         rank = len(tensor.dims)

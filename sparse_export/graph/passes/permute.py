@@ -1,7 +1,8 @@
 """Channels of a network put in another order, in which more of its weights fit an N:M pattern.
 
-A permutation is a re-labelling: names, shapes and the function stay, only the order of channels changes, in every
-tensor that has them. What may move is decided by `channels.py`; which order is better is somebody else's search.
+A permutation is a re-labelling: names, shapes and the function stay, only the order of channels changes, in
+every tensor that has them. What may move is decided by `channels.py`; which order is better is somebody
+else's search.
 
 Legend: R stacked rows, I columns to be permuted.
 """
@@ -36,8 +37,8 @@ Search = Callable[[Tensor, NMPattern], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceChange:
-    """A space of channels in the report. permutation: channel i is now what was channel permutation[i]; None where
-    it stayed, and `reason` says why. members: as `name[axis]`."""
+    """A space of channels in the report. permutation: channel i is now what was channel permutation[i]; None
+    where it stayed, and `reason` says why. members: as `name[axis]`."""
 
     name: str
     width: int
@@ -51,10 +52,10 @@ class SpaceChange:
 class LayerChange:
     """A weight that wants a pattern, before and after.
 
-    axis: the one that its groups run along, None where the tensor has none.  n_movable: weights in columns that a
-    free space can move by themselves.  groups_over_*: groups with more than N nonzeros, a mask's where one was
-    given.  kept_*: share of the sum of |weight| that at most N of M keep.  None where the pattern does not divide
-    the axis; `reason` says so, or why no column was moved.
+    axis: the one that its groups run along, None where the tensor has none.  n_movable: weights in columns
+    that a free space can move by themselves.  groups_over_*: groups with more than N nonzeros, a mask's where
+    one was given.  kept_*: share of the sum of |weight| that at most N of M keep.  None where the pattern
+    does not divide the axis; `reason` says so, or why no column was moved.
     """
 
     name: str
@@ -72,8 +73,8 @@ class LayerChange:
 
 @dataclass(frozen=True, kw_only=True)
 class PermutationReport:
-    """What was permuted. untraced: why nothing could be, or empty. difference: the largest between outputs before
-    and after, over the largest output, in float64."""
+    """What was permuted. untraced: why nothing could be, or empty. difference: the largest between outputs
+    before and after, over the largest output, in float64."""
 
     spaces: tuple[SpaceChange, ...]
     layers: tuple[LayerChange, ...]
@@ -100,13 +101,13 @@ def permute_network(
 
     sample: one input batch, or a tuple of the forward's arguments.  layers: the parameter names of weights ->
         pattern.  search: (rows (R, I), pattern) -> int64 permutation of I; groups are consecutive columns.
-    masks: moved alike, and what they keep is what counts as nonzero.  extra: mappings parameter name -> tensor of
-        the parameter's shape, moved alike: momentum, exp_avg, exp_avg_sq. So are gradients.
-    scores: what a weight's entries are worth, of its shape, in place of |weight|; the report tells of it then.
-    Before anything is touched, the outputs of a float64 copy are compared before and after, on the sample and on
-    random inputs, with its weights and with random ones. Raises GateFailed when they differ, or weights are NaN or
-    infinite, and UsageError for a name that the network does not have, an extra of another shape, or a search that
-    gives no permutation.
+    masks: moved alike, and what they keep is what counts as nonzero.  extra: mappings parameter name ->
+        tensor of the parameter's shape, moved alike: momentum, exp_avg, exp_avg_sq. So are gradients.
+    scores: what a weight's entries are worth, of its shape, in place of |weight|; the report tells of it
+    then. Before anything is touched, the outputs of a float64 copy are compared before and after, on the
+    sample and on random inputs, with its weights and with random ones. Raises GateFailed when they differ, or
+    weights are NaN or infinite, and UsageError for a name that the network does not have, an extra of another
+    shape, or a search that gives no permutation.
     """
     masks, scores = masks or {}, scores or {}
     tensors = tensors_of(module)
@@ -147,7 +148,8 @@ def require_finite(weights: Mapping[str, Tensor]) -> None:
     wrong = [name for name, weight in weights.items() if not bool(weight.isfinite().all())]
     if wrong:
         raise GateFailed(
-            f"{', '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''} {'holds' if len(wrong) == 1 else 'hold'} NaN or "
+            f"{', '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''} "
+            f"{'holds' if len(wrong) == 1 else 'hold'} NaN or "
             "infinity.",
             expected="Finite weights were expected.",
             do="Look at the training, which may have diverged.",
@@ -157,7 +159,8 @@ def require_finite(weights: Mapping[str, Tensor]) -> None:
 def preview(
     module: nn.Module, channels: Channels, layers: Mapping[str, NMPattern], search: Search
 ) -> dict[str, Tensor]:
-    """The orders, by tensor, that `permute_network` would choose (see `reordered`); the network is left as it is.
+    """The orders, by tensor, that `permute_network` would choose (see `reordered`); the network is left as it
+    is.
 
     channels: what `find_channels` found in it. Raises UsageError for a search that gives no permutation.
     """
@@ -174,7 +177,10 @@ def preview(
 
 
 def _searched_weight(weight: Tensor, mask: Tensor | None) -> Tensor:
-    """|weight| where the mask keeps it. A kept weight that is still 0 counts as a small one: it takes a place."""
+    """|weight| where the mask keeps it.
+
+    A kept weight that is still 0 counts as a small one: it takes a place.
+    """
     found = weight.detach().abs()
     if mask is None:
         return found
@@ -235,7 +241,9 @@ def _reduction(m: Member, weight: Tensor, pattern: NMPattern) -> bool:
 
 
 def _whole_groups(m: Member, pattern: NMPattern) -> Tensor | None:
-    """Channels in order of their columns, those whose groups belong to the space wholly; None without two groups."""
+    """Channels in order of their columns, those whose groups belong to the space wholly; None without two
+    groups.
+    """
     slots = m.slots[:, 0]
     order = slots.argsort()
     group = slots[order] // pattern.m
@@ -354,7 +362,8 @@ def _layer_change(
 
 
 def summed_parts(module: nn.Module, name: str) -> int:
-    """Into how many parts a weight's reduction axis falls that are summed apart: groups of a transposed convolution.
+    """Into how many parts a weight's reduction axis falls that are summed apart: groups of a transposed
+    convolution.
 
     Those of an ordinary one are apart along its first axis already.
     """

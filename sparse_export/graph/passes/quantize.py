@@ -1,8 +1,9 @@
-"""Explicit quantization: int8 or fp8 values between QuantizeLinear and DequantizeLinear, calibrated on real data.
+"""Explicit quantization: int8 or fp8 values between QuantizeLinear and DequantizeLinear, calibrated on real
+data.
 
-onnxruntime's quantizer places the nodes and measures the ranges. Everything is symmetric with zero point 0, weights
-per output channel, so that a zero stays a zero and 2:4 stays 2:4. Biases stay float32, which TensorRT wants. fp8 is
-made from the same ranges: NVIDIA's convention is E4M3 with the largest magnitude at 448.
+onnxruntime's quantizer places the nodes and measures the ranges. Everything is symmetric with zero point 0,
+weights per output channel, so that a zero stays a zero and 2:4 stays 2:4. Biases stay float32, which TensorRT
+wants. fp8 is made from the same ranges: NVIDIA's convention is E4M3 with the largest magnitude at 448.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ _OPTIONS = {
     "WeightSymmetric": True,
     "QuantizeBias": False,
     "MatMulConstBOnly": True,
-    # Only what goes into a product is quantized. A pair behind it would stand between it and the Relu it is fused with.
+    # Only what goes into a product is quantized. A pair behind it would stand between it and the Relu it is
+    # fused with.
     "OpTypesToExcludeOutputQuantization": _OPERATORS,
     "QDQKeepRemovableActivations": True,  # a symmetric range does not clip at 0, so that Relu has to stay
 }
@@ -44,8 +46,8 @@ def quantized(model: onnx.ModelProto, samples: Sequence[np.ndarray], precision: 
     """A new model with Q/DQ around every Conv, Gemm and MatMul that has a constant weight.
 
     model: float32.  samples: batches of inputs, as the network takes them, from which the ranges are taken.
-    Raises UsageError when there are no samples, or nothing to quantize, and GateFailed when a zero of a weight, or
-    a 2:4 pattern, did not survive.
+    Raises UsageError when there are no samples, or nothing to quantize, and GateFailed when a zero of a
+    weight, or a 2:4 pattern, did not survive.
     """
     if not samples or not all(len(batch) for batch in samples):
         raise UsageError(
@@ -122,7 +124,8 @@ _STAND_IN = re.compile(r"v\d+:")
 
 
 def _restore_names(graph: onnx.GraphProto, originals: Mapping[str, str], nodes: Collection[str]) -> None:
-    """Give values their names back in place of stand-ins, and free ones, made of these, to what the quantizer added.
+    """Give values their names back in place of stand-ins, and free ones, made of these, to what the quantizer
+    added.
 
     A weight has its name although it is another tensor now: promises are by name.
     nodes: names of the nodes that were there before.
@@ -187,12 +190,16 @@ def _fp8_from_int8(small: onnx.ModelProto, model: onnx.ModelProto) -> onnx.Model
 
 
 def require_zeros_kept(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
-    """Raise GateFailed when quantization lost a zero of a weight, a 2:4 pattern, or has a zero point that is not 0."""
+    """Raise GateFailed when quantization lost a zero of a weight, a 2:4 pattern, or has a zero point that is
+    not 0.
+    """
     for tensor in _zero_points(after):
         if np.any(_array(tensor) != 0):
             raise GateFailed(
                 f"The zero point {tensor.name} is not 0.",
-                expected="Symmetric quantization was expected: else a zero weight is stored as another number.",
+                expected=(
+                    "Symmetric quantization was expected: else a zero weight is stored as another number."
+                ),
                 do="Choose fp16, and report the network.",
             )
     old = {layer.node: layer for layer in graph_layers(before)}

@@ -1,4 +1,6 @@
-"""Gives layers of an ONNX graph their input in an order of its channels under which their weights obey a pattern."""
+"""Gives layers of an ONNX graph their input in an order of its channels under which their weights obey a
+pattern.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,12 @@ __all__ = ["gathered"]
 def gathered(
     model: onnx.ModelProto, orders: Mapping[str, Array], *, live_only: int | None = None
 ) -> onnx.ModelProto:
-    """Another graph of the same function in which each of these weights has its input channels in another order.
+    """Another graph of the same function in which each of these weights has its input channels in another
+    order.
 
-    orders: stored name of a weight -> int64 (I,), a permutation of its input channels.  live_only: leave out the
-    groups of so many consecutive channels at the end that no weight is for; None for none.
-    Raises GateFailed for a weight that is not that of Gemm, MatMul or ungrouped Conv nodes alone.
+    orders: stored name of a weight -> int64 (I,), a permutation of its input channels.  live_only: leave out
+    the groups of so many consecutive channels at the end that no weight is for; None for none. Raises
+    GateFailed for a weight that is not that of Gemm, MatMul or ungrouped Conv nodes alone.
     """
     graph = Graph.of(model)
     shapes = graph.shapes()

@@ -1,7 +1,7 @@
 """One 2:4 tensor stored as two values and one nibble for every four entries, and back.
 
-Legend: G groups of 4 consecutive entries along the reduction axis. Work is done on unsigned integers of the dtype's
-width, so that every bit stays.
+Legend: G groups of 4 consecutive entries along the reduction axis. Work is done on unsigned integers of the
+dtype's width, so that every bit stays.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ _SIGN: dict[int, int] = {
 }
 _MAX_RANK = 32
 
-# Both indices of a group by its nonzeros (bit i: weight i is not zero). Groups with fewer than two are completed as
-# torch's CUTLASS packing does, so that values and metadata are those that a GPU's loader would make.
+# Both indices of a group by its nonzeros (bit i: weight i is not zero). Groups with fewer than two are
+# completed as torch's CUTLASS packing does, so that values and metadata are those that a GPU's loader would
+# make.
 _PAIRS = {
     0b0000: (2, 3),
     0b0001: (0, 2),
@@ -53,7 +54,8 @@ _OBEYS = np.array([mask in _PAIRS for mask in range(16)])
 
 @dataclass(frozen=True, kw_only=True)
 class PackedWeight:
-    """A packed tensor. values: (G, 2), the weight's dtype.  meta: uint8 (ceil(G/2),), the even group in the low nibble.
+    """A packed tensor. values: (G, 2), the weight's dtype.  meta: uint8 (ceil(G/2),), the even group in the
+    low nibble.
 
     shape: of the weight with its reduction axis moved last.
     """
@@ -92,7 +94,9 @@ def pack_weight(array: Array, axis: int) -> PackedWeight:
     if n_over:
         raise GateFailed(
             f"{n_over} of {len(groups)} groups have more than 2 nonzeros in 4.",
-            expected=f"A 2:4 tensor was expected along axis {axis} of shape {array.shape}; packing cuts nothing.",
+            expected=(
+                f"A 2:4 tensor was expected along axis {axis} of shape {array.shape}; packing cuts nothing."
+            ),
             do="Prune it to 2:4, or leave it dense.",
         )
     first, second = _FIRST[mask], _SECOND[mask]

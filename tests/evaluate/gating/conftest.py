@@ -1,4 +1,6 @@
-"""A 2:4 bundle of the digits, a dense one of the same weights, and bundles that were changed with their manifests."""
+"""A 2:4 bundle of the digits, a dense one of the same weights, and bundles that were changed with their
+manifests.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def _exported_once() -> Iterator[None]:
 
 @pytest.fixture(scope="package")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """digits-cnn with random weights: 2:4 wherever that fits, and the very same weights as a run without masks."""
+    """digits-cnn with random weights: 2:4 wherever that fits, and the very same weights as a run without
+    masks.
+    """
     folder = tmp_path_factory.mktemp("gating")
     module, masks = network_and_masks(density=0.999)
     patterns = {}

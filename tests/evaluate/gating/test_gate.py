@@ -46,7 +46,9 @@ def outcomes(found: Gate) -> dict[str, str]:
 
 
 def broken_at(found: Gate, name: str, exit_code: int) -> str:
-    """Hold that a link is the broken one, that those before hold and those behind were not run; gives the reason."""
+    """Hold that a link is the broken one, that those before hold and those behind were not run; gives the
+    reason.
+    """
     states = list(outcomes(found).items())
     at = LINKS.index(name)
     assert [link for link, _ in states] == list(LINKS)
@@ -333,7 +335,9 @@ def test_a_speed_that_is_reached_passes(sparse: Bundle, tmp_path: Path) -> None:
 def test_speed_is_measured_where_it_is_deployed_and_nowhere_in_silence(
     sparse: Bundle, dense: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By each runtime that is named, else by whatever `compare` finds best; engines that did not run are named."""
+    """By each runtime that is named, else by whatever `compare` finds best; engines that did not run are
+    named.
+    """
     asked: list[str | None] = []
     asked_of = importlib.import_module("sparse_export.evaluate.gate")
 

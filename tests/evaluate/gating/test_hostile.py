@@ -1,4 +1,6 @@
-"""A bundle from elsewhere whose ONNX file ends whatever process runs it: an error of every command, and no more."""
+"""A bundle from elsewhere whose ONNX file ends whatever process runs it: an error of every command, and no
+more.
+"""
 
 from __future__ import annotations
 
