@@ -1,6 +1,6 @@
 """Layers of a network pruned to an N:M pattern by what was learnt of their inputs.
 
-The formulas are functions of matrices (`sparsity/oneshot.py`); here a convolution becomes one, a grouped one
+The formulas are functions of matrices (`weights.py`); here a convolution becomes one, a grouped one
 several.
 """
 

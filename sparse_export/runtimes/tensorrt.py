@@ -50,9 +50,8 @@ def open_engine(
 def profiler(library: Any, tell: Callable[[str, float], None]) -> trt.IProfiler:
     """A profiler of TensorRT that tells the name of each layer and the ms that it took.
 
-    TensorRT 11 keeps its interface: it is in none of the lists of what went (NVIDIA, "Migrating from TensorRT
-    10.x to
-    11.x"); TensorRT for RTX has it too.
+    TensorRT 11 keeps its interface: it is in none of the lists of what was removed (NVIDIA, "Migrating from
+    TensorRT 10.x to 11.x"); TensorRT for RTX has it too.
     """
     if TYPE_CHECKING:
         import tensorrt as trt

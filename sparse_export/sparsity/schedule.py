@@ -21,8 +21,7 @@ def prune_rate(
     """The prune rate after `step` of `total_steps` training steps.
 
     cosine: final + (initial - final) * (1 + cos(pi * step / total)) / 2, the reference's default, which ends
-    at
-    0.005.  linear: final + (initial - final) * (1 - step / total), which ends at 0, as there.  constant:
+    at 0.005.  linear: final + (initial - final) * (1 - step / total), which ends at 0, as there.  constant:
     initial; needs no total.  final: where cosine and linear end, in place of these numbers. Past the end the
     rate stays at its end. Raises ValueError for cosine and linear without a total, for constant with a final,
     and for a schedule that is none of these.
@@ -71,8 +70,7 @@ def cap_size(
 def gradual_density(step: int, end: int, final: float) -> float:
     """The density of gradual pruning after `step` steps: from 1 at the start down to `final` at step `end`.
 
-    final + (1 - final) * (1 - step / end)^3. Source: Zhu & Gupta 2017, "To prune, or not to prune", equation
-    1.
+    final + (1 - final) * (1 - step / end)^3. Source: Zhu & Gupta 2017, "To prune, or not to prune", eq. 1.
     """
     progress = min(step / end, 1.0) if end > 0 else 1.0
     return final + (1 - final) * (1 - progress) ** 3

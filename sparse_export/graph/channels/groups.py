@@ -1,6 +1,6 @@
 """Which channels of a network may change places: the spaces of channels that share one order.
 
-`find_channels` traces a network with torch.fx and follows labels through it (`channel_trace.py`). Channels
+`find_channels` traces a network with torch.fx and follows labels through it (`trace.py`). Channels
 that every weight, norm, sum and join treats alike form a space: any permutation of it, applied to all its
 members at once, is a re-labelling that leaves the function as it was. Whatever is not known stays in place,
 with the reason.

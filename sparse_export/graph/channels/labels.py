@@ -1,7 +1,6 @@
 """Labels that follow every value of a network, and the ledger of which channels are one.
 
-A label is an atom and a sub. The atom is the channel that the value belongs to: an entry of some parameter
-axis,
+A label is an atom and a sub. The atom is the channel that the value belongs to: an entry of some parameter axis,
 -1 for a value that no permutation moves. The sub is a 64-bit hash of everything else that identifies the
 value. A permutation p of channels puts the value of label (p(a), s) where that of (a, s) was. So two channels
 may change places when each has the same subs wherever the network tells subs apart: on the columns of a

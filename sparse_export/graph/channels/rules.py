@@ -2,7 +2,7 @@
 
 Each takes a ledger, the labels of what the operation reads, the names of its parameters and `where`, its name
 in messages; it writes down what it ties together and gives the labels of the result. Parameters are named as
-in `Module.named_parameters()`, None where there is none. `channel_labels.py` says what labels are.
+in `Module.named_parameters()`, None where there is none. `labels.py` says what labels are.
 
 Legend: R rows, C columns, N batch, I input and O output channels, K what a product sums over.
 """

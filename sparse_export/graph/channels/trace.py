@@ -1,4 +1,4 @@
-"""Runs a torch.fx graph on labels: which operation follows which of `channel_rules.py`.
+"""Runs a torch.fx graph on labels: which operation follows which of `rules.py`.
 
 The network runs beside them on a real sample, which gives every shape. An operation that is not known here
 pins the channels it reads, with its name as the reason.

@@ -1,7 +1,7 @@
 """Channels of a network put in another order, in which more of its weights fit an N:M pattern.
 
 A permutation is a re-labelling: names, shapes and the function stay, only the order of channels changes, in
-every tensor that has them. What may move is decided by `channels.py`; which order is better is somebody
+every tensor that has them. What may move is decided by `channels/groups.py`; which order is better is somebody
 else's search.
 
 Legend: R stacked rows, I columns to be permuted.
