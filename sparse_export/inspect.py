@@ -19,14 +19,10 @@ from sparse_export.formats.bundle import (
     read_bundle_info,
 )
 from sparse_export.formats.engines import EngineInfo
-from sparse_export.formats.layers import (
-    LAYERS_FILE,
-    GraphLayer,
-    read_engine_layers,
-    read_engine_times,
-)
+from sparse_export.formats.layers import LAYERS_FILE, read_engine_layers, read_engine_times
 from sparse_export.formats.listed import FileInfo, file_of, require_complete, verify_files
 from sparse_export.formats.run import RUN_FILE, Accuracy, LayerInfo, RunInfo, read_run_info
+from sparse_export.graph.if_pruned import LayerIfPruned, totals_if_pruned
 from sparse_export.inspection import InspectedEngine, InspectedLayer, Inspection
 
 if TYPE_CHECKING:
@@ -129,6 +125,7 @@ def _of_bundle(path: Path) -> Inspection:
         unchecked=unchecked,
         problem=found.problem or _problem_with_graph(bundle),
         unlisted=_unlisted(path, info),
+        if_pruned=totals_if_pruned(graph) if graph else None,
     )
 
 
@@ -203,14 +200,14 @@ def _of_engine(path: Path) -> Inspection:
 
 def _graph_of_bundle(
     bundle: Bundle,
-) -> tuple[tuple[GraphLayer, ...], tuple[str, ...], str | None]:
+) -> tuple[tuple[LayerIfPruned, ...], tuple[str, ...], str | None]:
     """The layers, the promises that they break, and why these could not be looked at."""
-    from sparse_export.graph.layers import broken_patterns, graph_layers, promised_patterns
+    from sparse_export.graph.layers import broken_patterns, layers_if_pruned, promised_patterns
 
     promised = promised_patterns(bundle.info.layers)
     try:
         model = _whole_graph(bundle.onnx_path)
-        return graph_layers(model), broken_patterns(model, promised), None
+        return layers_if_pruned(model), broken_patterns(model, promised), None
     except (ArtefactError, UsageError) as cause:  # which file is wrong is told with the others
         return (), (), cause.what if promised else None
 
@@ -241,10 +238,10 @@ def _kept(layers: tuple[LayerInfo, ...]) -> tuple[InspectedLayer, ...]:
 
 
 def _of_onnx(path: Path) -> Inspection:
-    from sparse_export.graph.layers import count_parameters, graph_layers
+    from sparse_export.graph.layers import count_parameters, layers_if_pruned
 
     model = _whole_graph(path, links=True)
-    found = graph_layers(model)
+    found = layers_if_pruned(model)
     layers = {
         layer.weight: InspectedLayer(
             name=layer.weight, shape=layer.shape, n_weights=layer.n_weights, n_nonzero=layer.n_nonzero
@@ -262,7 +259,7 @@ def _of_onnx(path: Path) -> Inspection:
         facts["multiply-accumulates"] = f"{total:,} for one sample, {nonzero:,} by non-zero weights"
     n_parameters = count_parameters(model)[0]
     inspection = _inspection(path, "onnx", tuple(layers.values()), n_parameters, None, facts, {})
-    return replace(inspection, graph=found)
+    return replace(inspection, graph=found, if_pruned=totals_if_pruned(found))
 
 
 def _inspection(

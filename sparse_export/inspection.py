@@ -10,9 +10,10 @@ from typing import get_args
 
 from sparse_export.errors import ArtefactError, GateFailed
 from sparse_export.formats.engines import EngineInfo
-from sparse_export.formats.layers import EngineLayer, EngineState, EngineTimes, GraphLayer, LayerTiming
+from sparse_export.formats.layers import EngineLayer, EngineState, EngineTimes, LayerTiming
 from sparse_export.formats.run import Accuracy, SpeedInfo
 from sparse_export.graph.eligibility import MEANINGS
+from sparse_export.graph.if_pruned import IfPruned, LayerIfPruned
 from sparse_export.tables import Shown, Table, shape_text
 from sparse_export.tasks.accuracy import accuracy_text
 
@@ -92,6 +93,7 @@ class Inspection:
         broken: a clause for each promised pattern that the graph does not keep.
         unchecked: why the promises could not be looked at, None when they were or there are none.
         speed: of a run's training, where it was timed.
+        if_pruned: what making the layers of the graph 2:4 would come to, where there is a graph.
     """
 
     path: str
@@ -105,12 +107,13 @@ class Inspection:
     n_files: int
     problem: str | None
     facts: dict[str, str]
-    graph: tuple[GraphLayer, ...] = ()
+    graph: tuple[LayerIfPruned, ...] = ()
     engines: tuple[InspectedEngine, ...] = ()
     broken: tuple[str, ...] = ()
     unchecked: str | None = None
     speed: SpeedInfo | None = None
     unlisted: tuple[str, ...] = ()
+    if_pruned: IfPruned | None = None
 
     def shown(self) -> Shown:
         """Facts, layers with a legend of the reasons, and engines."""
@@ -153,17 +156,19 @@ def _graph_parts(found: Inspection) -> list[str | Table]:
     """The layers of the graph, how many zeros can be used, and what the reasons mean."""
     promised = {layer.name: layer.pattern for layer in found.layers if layer.pattern}
     rows = [_graph_row(layer, promised.get(layer.weight, "-")) for layer in found.graph]
-    head = ("layer", "op", "shape", "density", "2:4", "eligible", "why not", "promised")
-    order = (0, 1, 2, 3, 7, 4, 5, 6) if promised else (0, 1, 2, 3, 4, 5, 6)
+    head = ("layer", "op", "shape", "density", "2:4", "eligible", "why not", "promised", "2:4 would keep")
+    would_keep = [8] if _could_be_pruned(found) else []
+    order = [0, 1, 2, 3, *([7] if promised else []), 4, *would_keep, 5, 6]
+    right = [3, *(order.index(at) for at in would_keep)]
     table = Table(
-        head=[head[at] for at in order], rows=[[row[at] for at in order] for row in rows], right=(3,)
+        head=[head[at] for at in order], rows=[[row[at] for at in order] for row in rows], right=right
     )
     codes = {reason.code for layer in found.graph for reason in layer.reasons}
     legend = [(code, MEANINGS[code][1]) for code in MEANINGS if code in codes]
     return [table, _graph_summary(found), *([Table(rows=legend)] if legend else [])]
 
 
-def _graph_row(layer: GraphLayer, promised: str) -> tuple[str, ...]:
+def _graph_row(layer: LayerIfPruned, promised: str) -> tuple[str, ...]:
     return (
         layer.weight if layer.constant and layer.weight else layer.node,
         layer.op_type,
@@ -173,6 +178,7 @@ def _graph_row(layer: GraphLayer, promised: str) -> tuple[str, ...]:
         layer.eligible,
         ", ".join(dict.fromkeys(reason.code for reason in layer.reasons)) or "-",
         promised,
+        "-" if layer.would_keep is None else _percent(layer.would_keep),
     )
 
 
@@ -184,7 +190,41 @@ def _graph_summary(found: Inspection) -> str:
         f"of {eligible.count('unproven')} that is unproven. Density {found.density:.4f}, "
         f"{found.n_nonzero:,} of {found.n_weights:,} weights."
     )
-    return "\n".join((text, *(f"BROKEN PROMISE: {clause}." for clause in found.broken)))
+    pruned = [_pruned_text(found.if_pruned, len(eligible))] if _could_be_pruned(found) else []
+    return "\n".join((text, *pruned, *(f"BROKEN PROMISE: {clause}." for clause in found.broken)))
+
+
+def _could_be_pruned(found: Inspection) -> bool:
+    """Is it a file in which four divides a layer that is not 2:4? A bundle is what its maker chose."""
+    return found.kind == "onnx" and any(
+        layer.would_keep is not None and not layer.pattern_holds for layer in found.graph
+    )
+
+
+def _pruned_text(totals: IfPruned | None, n_layers: int) -> str:
+    """What making the layers 2:4 would come to, in one line."""
+    if totals is None or totals.would_keep is None:
+        return f"0 of {n_layers} layers could be 2:4 in a way that hardware can use."
+    if totals.macs_share is not None:
+        share = f"{_percent(totals.macs_share)} of the multiply-adds"
+    else:
+        share = f"{_percent(totals.weights_share or 0.0)} of the weights (multiply-adds are not known)"
+    could = f"{totals.n_layers} of {n_layers} layers could be 2:4"
+    parts = [f"{could}: they hold {share} and would keep {_percent(totals.would_keep)} of |w|"]
+    if totals.missing:
+        parts.append(f"missing: {', '.join(totals.missing)}")
+    if totals.n_unproven:
+        parts.append(f"of {totals.n_unproven} it is unproven whether hardware could use it")
+    if totals.n_small:
+        have = "has" if totals.n_small == 1 else "have"
+        parts.append(
+            f"{totals.n_small} {have} fewer than 256 inputs or outputs, where sparse kernels seldom win"
+        )
+    return f"{'; '.join(parts)}."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _unlisted_text(names: Sequence[str]) -> str:
@@ -214,7 +254,7 @@ def _times_row(row: LayerTiming) -> list[str]:
     return [name, *ms, ratio, row.outcome, ", ".join(row.sparse_kernels) or "-", row.verdict]
 
 
-def _two_four(layer: GraphLayer) -> str:
+def _two_four(layer: LayerIfPruned) -> str:
     if layer.pattern_holds is None:
         return "-"
     if layer.n_groups is None:

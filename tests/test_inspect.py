@@ -211,19 +211,71 @@ def spoilt_promise(made: Run, tmp_path: Path, *, keep: bool) -> Path:
 
 
 def test_a_graph_tells_of_each_layer_whether_it_is_2_to_4_and_usable(made: Run) -> None:
-    for path in (made.path.with_name("run-bundle"), made.path.with_name("run-bundle") / "model.onnx"):
+    for path, more in (
+        (made.path.with_name("run-bundle"), []),
+        (made.path.with_name("run-bundle") / "model.onnx", ["2:4", "would", "keep"]),
+    ):
         found = inspect(path)
         assert [layer.weight for layer in found.graph] == [layer.name for layer in found.layers]
         stem = found.graph[0]
         assert (stem.pattern_holds, stem.n_groups, stem.eligible) == (False, None, "no")
         text = str(found)
         header = next(line for line in text.splitlines() if line.startswith("layer "))
-        assert header.split() == ["layer", "op", "shape", "density", "2:4", "eligible", "why", "not"]
+        assert header.split() == ["layer", "op", "shape", "density", "2:4", *more, "eligible", "why", "not"]
         row = next(line for line in text.splitlines() if line.startswith("conv1.weight"))
         assert row.split()[1:3] == ["Conv", "16x1x3x3"]
         assert row.endswith("indivisible, float32")
         assert "0 of 5 layers hold 2:4" in text
         assert "four does not divide the reduction axis" in text
+
+
+def test_a_file_tells_what_2_to_4_would_keep_and_what_is_missing(made: Run) -> None:
+    file = made.path.with_name("run-bundle") / "model.onnx"
+    found = inspect(file)
+    stem, *others = found.graph
+    text = str(found)
+    rows = {line.split()[0]: line for line in text.splitlines() if ".weight " in line}
+    assert stem.would_keep is None
+    assert " -  " in rows["conv1.weight"]
+    for layer in others:
+        assert layer.would_keep is not None
+        assert f"  {100 * layer.would_keep:.1f} %  " in rows[layer.weight]
+    totals = found.if_pruned
+    assert totals is not None and totals.macs_share is not None and totals.would_keep is not None
+    assert (
+        f"4 of 5 layers could be 2:4: they hold {100 * totals.macs_share:.1f} % of the multiply-adds and "
+        f"would keep {100 * totals.would_keep:.1f} % of |w|; missing: float16, bfloat16 or int8; "
+    ) in " ".join(text.split())
+    document = json.loads(CliRunner().invoke(cli, ["inspect", str(file), "--json"]).stdout)
+    assert document["if_pruned"]["n_layers"] == 4
+    assert [layer["would_keep"] for layer in document["graph"]] == [layer.would_keep for layer in found.graph]
+    assert document["graph"][1]["eligible_if_pruned"] == "no"
+    assert [one["code"] for one in document["graph"][1]["reasons_if_pruned"]] == ["float32", "small"]
+
+
+def test_a_bundle_tells_it_in_json_only_and_its_own_table_of_layers_is_without(made: Run) -> None:
+    bundle = made.path.with_name("run-bundle")
+    assert "would keep" not in str(inspect(bundle))
+    graph = json.loads(CliRunner().invoke(cli, ["inspect", str(bundle), "--json"]).stdout)["graph"]
+    for layer in graph:
+        for name in ("would_keep", "magnitude", "eligible_if_pruned", "reasons_if_pruned"):
+            del layer[name]
+    assert json.loads((bundle / "layers.json").read_bytes())["layers"] == graph
+
+
+def test_a_file_that_is_2_to_4_wherever_four_divides_is_told_nothing_of_pruning(
+    made: Run, tmp_path: Path
+) -> None:
+    model = onnx.load(made.path.with_name("run-bundle") / "model.onnx")
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) > 1:
+            weight = numpy_helper.to_array(tensor).copy()
+            weight[:, 0::4] = weight[:, 1::4] = 0
+            tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    onnx.save(model, tmp_path / "m.onnx")
+    found = inspect(tmp_path / "m.onnx")
+    assert [layer.would_keep for layer in found.graph] == [None, 1.0, 1.0, 1.0, 1.0]
+    assert "would keep" not in str(found)
 
 
 def test_a_run_shows_the_pattern_that_a_layer_promises(run: Run) -> None:

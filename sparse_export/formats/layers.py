@@ -36,6 +36,8 @@ ReasonCode = Literal[
     "not-evaluated",
     "not-looked-into",
     "shared",
+    "small",
+    "not-finite",
 ]
 
 

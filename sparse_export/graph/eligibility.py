@@ -8,14 +8,23 @@ constant weights of Conv, Gemm and MatMul. Where only a measurement could tell, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparse_export.formats.layers import Eligible, Reason, ReasonCode
 
-__all__ = ["MEANINGS", "WeightUse", "reasons_of", "verdict"]
+__all__ = [
+    "MEANINGS",
+    "MISSING",
+    "WeightUse",
+    "could_be_used",
+    "reasons_if_pruned",
+    "reasons_of",
+    "verdict",
+]
 
 GROUP = 4  # 2:4
 _ALIGNMENT = {2: 16, 1: 32}  # bytes of a type: multiple that cuSPARSELt wants of rows and columns
+_SMALL = 256  # channels below which sparse kernels seldom win, by TensorRT's engineers
 _BYTES = {"float16": 2, "bfloat16": 2, "int8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
 # What each code says about hardware, and in words. docs/verifier.md tells what to do.
@@ -43,6 +52,16 @@ MEANINGS: dict[ReasonCode, tuple[Eligible, str]] = {
     "not-evaluated": ("unproven", "the weight is constant, but its values were not worked out"),
     "not-looked-into": ("unproven", "has weights, but is no operator that is looked into"),
     "shared": ("yes", "the stored weight is used elsewhere too"),
+    "small": ("yes", "fewer than 256 inputs or outputs, where sparse kernels seldom win"),
+    "not-finite": ("yes", "the magnitude of the weight is not finite"),
+}
+
+# What rules a layer out but can be mended by another export, and how.
+MISSING: dict[ReasonCode, str] = {
+    "float32": "float16, bfloat16 or int8",
+    "other-type": "float16, bfloat16 or int8",
+    "zero-point": "symmetric quantization",
+    "sparse-initializer": "dense storage",
 }
 
 
@@ -95,6 +114,30 @@ def reasons_of(use: WeightUse) -> tuple[Reason, ...]:
         if 0 not in use.shape
         else (reason("empty"),)
     )
+
+
+def reasons_if_pruned(use: WeightUse, *, finite: bool) -> tuple[Reason, ...]:
+    """What stands against the use of the zeros once the weight is 2:4, with what is missing to profit.
+
+    finite: the magnitude of the weight is a finite number.
+    """
+    mended = reasons_of(replace(use, n_groups_over=None if use.n_groups is None else 0))
+    needs = {"float32": reason("float32", f"Needs {MISSING['float32']}.")}
+    found = [needs.get(one.code, one) for one in mended]
+    if len(use.shape) > 1 and use.n_groups and min(use.n_reduced, use.n_outputs) < _SMALL:
+        text = (
+            f"{use.n_reduced} inputs and {use.n_outputs} outputs; sparse kernels seldom win below {_SMALL}."
+        )
+        found.append(reason("small", text))
+    if not finite:
+        text = "The weight has NaN or infinite entries, or a sum |w| too large for float64."
+        found.append(reason("not-finite", text))
+    return tuple(found)
+
+
+def could_be_used(reasons: Sequence[Reason]) -> bool:
+    """Does nothing rule out the use of the zeros but what another export mends?"""
+    return verdict([one for one in reasons if one.code not in MISSING]) != "no"
 
 
 def _of_shape(use: WeightUse) -> list[Reason]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnx
@@ -30,8 +30,16 @@ from sparse_export.graph.constants import (
     nonzeros,
     scopes,
 )
-from sparse_export.graph.eligibility import GROUP, WeightUse, reason, reasons_of, verdict
+from sparse_export.graph.eligibility import (
+    GROUP,
+    WeightUse,
+    reason,
+    reasons_if_pruned,
+    reasons_of,
+    verdict,
+)
 from sparse_export.graph.foreign import has_linked_data, load_linked_data, require_readable, sort_nodes
+from sparse_export.graph.if_pruned import LayerIfPruned, is_finite, kept_and_dropped, share_kept
 
 if TYPE_CHECKING:  # it loads torch, which reading a graph does not need
     from sparse_export.sparsity.pattern import NMPattern
@@ -57,6 +65,7 @@ MAX_INLINED_NODES = 200_000
 _SMALL = 1024  # entries of an initializer that may tell a shape
 
 Shape = tuple[int, ...]
+_Layer = TypeVar("_Layer", bound=GraphLayer)
 
 
 def onnx_from_file(path: str | Path, *, check: bool = True, links: bool = False) -> onnx.ModelProto:
@@ -289,6 +298,14 @@ def graph_layers(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
     return tuple(_with_shared(layers, model, plain))
 
 
+def layers_if_pruned(model: onnx.ModelProto) -> tuple[LayerIfPruned, ...]:
+    """As `graph_layers`, with what each layer would keep if it were made 2:4, and could do then."""
+    plain = _inlined(model)
+    shapes, n_samples = _shapes_of_one_sample(plain)
+    layers = [_if_pruned(use, _layer(use, shapes, n_samples)) for use in _uses(model, plain)]
+    return tuple(_with_shared(layers, model, plain))
+
+
 def _uses(model: onnx.ModelProto, plain: onnx.ModelProto) -> Iterator[_Use | _Other]:
     """The layers one after the other, so that one weight at a time is in memory.
 
@@ -417,6 +434,25 @@ def _layer(use: _Use | _Other, shapes: Mapping[str, Shape], n_samples: int) -> G
     )
 
 
+def _if_pruned(use: _Use | _Other, layer: GraphLayer) -> LayerIfPruned:
+    if isinstance(use, _Other):
+        return LayerIfPruned(
+            **vars(layer), eligible_if_pruned=layer.eligible, reasons_if_pruned=layer.reasons
+        )
+    sums = kept_and_dropped(use.weight.values, use.axis, use.n_reduced)
+    finite = sums is None or is_finite(sums)
+    over = None if layer.n_groups is None else (0, layer.n_groups)
+    reasons = reasons_if_pruned(_facts(use, over), finite=finite)
+    known = sums is not None and finite
+    return LayerIfPruned(
+        **vars(layer),
+        would_keep=share_kept(*sums) if sums is not None and known else None,
+        magnitude=sum(sums) if sums is not None and known else None,
+        eligible_if_pruned=verdict(reasons),
+        reasons_if_pruned=reasons,
+    )
+
+
 def _facts(use: _Use, over: tuple[int, int] | None) -> WeightUse:
     shape = use.weight.values.shape
     quantized = _quantized_type(use)
@@ -499,8 +535,8 @@ def _obeyed(nonzero: Array, axis: int, n_reduced: int) -> tuple[str, ...]:
 
 
 def _with_shared(
-    layers: Sequence[GraphLayer], model: onnx.ModelProto, plain: onnx.ModelProto
-) -> Iterator[GraphLayer]:
+    layers: Sequence[_Layer], model: onnx.ModelProto, plain: onnx.ModelProto
+) -> Iterator[_Layer]:
     """Add to each layer who else uses what is stored for it: other layers, and nodes that get it as
     stored.
     """
@@ -517,6 +553,8 @@ def _with_shared(
         if others:
             shared = reason("shared", f"{layer.weight} is used by {', '.join(others[:3])} too.")
             layer = replace(layer, reasons=(*layer.reasons, shared))
+            if isinstance(layer, LayerIfPruned):
+                layer = replace(layer, reasons_if_pruned=(*layer.reasons_if_pruned, shared))
         yield layer
 
 
