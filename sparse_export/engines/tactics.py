@@ -38,6 +38,7 @@ _CHOSEN = (
     re.compile(r"Chose (?P<count>\d+) layer\(s\) using sparse tactics(?::(?P<names>.*))?"),
 )
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]+)\]")
+_FUSED = re.compile(r" \+ | \|\| ")
 _REGION = re.compile(r"\{?ForeignNode\[")
 
 
@@ -113,12 +114,13 @@ def parts_of_name(name: str) -> Iterator[str]:
     """Yield the nodes that a layer was fused of.
 
     Args:
-        name: of the layer. A region of many nodes names only its two ends, which says nothing about either,
-            so that it yields none.
+        name: of the layer, fused one after the other ("conv + relu") or side by side ("conv1 || conv2"). A
+            region of many nodes names only its two ends, which says nothing about either, so that it yields
+            none.
     """
     if _REGION.search(name):
         return
-    yield from (part.strip() for part in name.split(" + "))
+    yield from (part.strip() for part in _FUSED.split(name))
 
 
 @dataclass(frozen=True, kw_only=True)

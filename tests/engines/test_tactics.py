@@ -106,6 +106,11 @@ def test_a_region_of_many_nodes_names_none_of_them() -> None:
     assert read_sparsity([line]).eligible == frozenset({"conv9"})
 
 
+def test_layers_that_were_fused_side_by_side_are_told_apart() -> None:
+    line = "(Sparsity) Layers eligible for sparse math: conv1 + relu1 || conv2 + relu2"
+    assert read_sparsity([line]).eligible == frozenset({"conv1", "relu1", "conv2", "relu2"})
+
+
 @given(st.lists(st.text()))
 def test_no_text_breaks_the_reader(texts: list[str]) -> None:
     read_sparsity([*texts, *(f"(Sparsity) {text}" for text in texts)])
