@@ -23,7 +23,7 @@ from sparse_export.formats.layers import LAYERS_FILE, read_engine_layers, read_e
 from sparse_export.formats.listed import FileInfo, file_of, require_complete, verify_files
 from sparse_export.formats.run import RUN_FILE, Accuracy, LayerInfo, RunInfo, read_run_info
 from sparse_export.graph.if_pruned import LayerIfPruned, totals_if_pruned
-from sparse_export.inspection import InspectedEngine, InspectedLayer, Inspection
+from sparse_export.inspection import ForeignEngine, InspectedEngine, InspectedLayer, Inspection
 
 if TYPE_CHECKING:
     import onnx
@@ -33,17 +33,57 @@ __all__ = ["inspect"]
 _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
-def inspect(path: str | Path) -> Inspection:
+def inspect(
+    path: str | Path, *, trt_log: str | Path | None = None, trt_layers: str | Path | None = None
+) -> Inspection:
     """Look at a run folder (finished or not), a bundle, or an ONNX file or an engine of anybody's making.
 
     An engine is not loaded, for that would run its code: what its bundle and its first bytes tell is shown.
     Files that are not what was written are in the result.
 
+    Args:
+        path: of the folder or file.
+        trt_log: of the build of an engine elsewhere, from the graph at `path`.
+        trt_layers: JSON of that engine's layers.
+
     Raises:
-        UsageError: a path that is none of these, or another file of a run or a bundle.
-        ArtefactError: a description or a graph that cannot be read.
+        UsageError: a path that is none of these, or another file of a run or a bundle; a log or JSON that is
+            not there, or without a graph.
+        ArtefactError: a description or a graph that cannot be read; a log or JSON of something else.
     """
-    path = Path(path)
+    found = _inspected(Path(path))
+    if trt_log is None and trt_layers is None:
+        return found
+    return replace(found, foreign=_foreign_engine(found, trt_log, trt_layers))
+
+
+def _foreign_engine(
+    found: Inspection, trt_log: str | Path | None, trt_layers: str | Path | None
+) -> ForeignEngine:
+    """What an engine that was built elsewhere made of a graph."""
+    import onnx
+
+    from sparse_export.engines.explain import explain, nodes_with_float_output
+    from sparse_export.engines.foreign_log import layers_from_file, log_from_file
+
+    if found.kind not in ("onnx", "bundle"):
+        raise UsageError(
+            f"{found.path} holds no ONNX graph, which --trt-log and --trt-layers explain layer by layer.",
+            do="Give the .onnx file that the engine was built from, or a bundle.",
+        )
+    log = log_from_file(trt_log) if trt_log is not None else None
+    layers = layers_from_file(trt_layers) if trt_layers is not None else ()
+    float_output: frozenset[str] = frozenset()
+    if any(reason.code == "int8" for layer in found.graph for reason in layer.reasons):
+        path = Path(found.path)
+        file = Bundle(path=path, info=read_bundle_info(path)).onnx_path if found.kind == "bundle" else path
+        float_output = nodes_with_float_output(onnx.load(file, format="protobuf", load_external_data=False))
+    explained = explain(found.graph, log=log, engine=layers, float_output=float_output)
+    sources = tuple(str(one) for one in (trt_log, trt_layers) if one is not None)
+    return ForeignEngine(sources=sources, layers=explained.layers, notes=explained.notes)
+
+
+def _inspected(path: Path) -> Inspection:
     put_back(path)
     if path.is_dir() and (path / RUN_FILE).is_file():
         return _of_run(path)

@@ -18,6 +18,7 @@ from sparse_export.tables import Shown, Table, shape_text
 from sparse_export.tasks.accuracy import accuracy_text
 
 __all__ = [
+    "ForeignEngine",
     "InspectedEngine",
     "InspectedLayer",
     "Inspection",
@@ -69,11 +70,39 @@ class InspectedEngine:
         title = f"{fact.file}  {fact.target} {fact.version}, {fact.precision}, for {gpus}, batch {profiles}"
         if not self.layers:
             return Shown([title])
-        counts = Counter(row.state for row in self.layers)
-        told = ", ".join(f"{counts[state]} {state}" for state in get_args(EngineState) if counts[state])
-        rows = [(row.weight or row.node, row.state, row.text) for row in self.layers]
-        layers = Table(head=("layer", "sparse kernel", "why"), rows=rows)
-        return Shown([f"{title}\nSparse kernels: {told}.", layers, *chain(*map(_times_parts, self.times))])
+        told, layers = _engine_parts(self.layers)
+        return Shown([f"{title}\n{told}", layers, *chain(*map(_times_parts, self.times))])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignEngine:
+    """An engine that was built elsewhere, by the log of its build or the inspector's JSON.
+
+    Attributes:
+        sources: the files that were read.
+        layers: what became of each layer of the graph.
+        notes: on the build as a whole.
+    """
+
+    sources: tuple[str, ...]
+    layers: tuple[EngineLayer, ...]
+    notes: tuple[str, ...]
+
+    def shown(self) -> Shown:
+        """What the files report of the engine, and what became of each layer."""
+        title = "\n".join((f"engine built elsewhere, by {' and '.join(self.sources)}", *self.notes))
+        if not self.layers:
+            return Shown([title])
+        told, layers = _engine_parts(self.layers)
+        return Shown([f"{title}\n{told}", layers])
+
+
+def _engine_parts(layers: Sequence[EngineLayer]) -> tuple[str, Table]:
+    """How many layers run on sparse kernels, in words, and a row for each."""
+    counts = Counter(row.state for row in layers)
+    told = ", ".join(f"{counts[state]} {state}" for state in get_args(EngineState) if counts[state])
+    rows = [(row.weight or row.node, row.state, row.text) for row in layers]
+    return f"Sparse kernels: {told}.", Table(head=("layer", "sparse kernel", "why"), rows=rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +123,7 @@ class Inspection:
         unchecked: why the promises could not be looked at, None when they were or there are none.
         speed: of a run's training, where it was timed.
         if_pruned: what making the layers of the graph 2:4 would come to, where there is a graph.
+        foreign: an engine of this graph that was built elsewhere, where its log or JSON was given.
     """
 
     path: str
@@ -114,6 +144,7 @@ class Inspection:
     speed: SpeedInfo | None = None
     unlisted: tuple[str, ...] = ()
     if_pruned: IfPruned | None = None
+    foreign: ForeignEngine | None = None
 
     def shown(self) -> Shown:
         """Facts, layers with a legend of the reasons, and engines."""
@@ -131,7 +162,8 @@ class Inspection:
             rows.append(("not listed", _unlisted_text(self.unlisted)))
         layers = _graph_parts(self) if self.graph else [_layer_table(self)] if self.layers else []
         engines = [part for engine in self.engines for part in engine.shown().parts]
-        return Shown([Table(rows=rows), *layers, *engines])
+        foreign = self.foreign.shown().parts if self.foreign is not None else ()
+        return Shown([Table(rows=rows), *layers, *engines, *foreign])
 
     def __str__(self) -> str:
         return self.shown().draw()
