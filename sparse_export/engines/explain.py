@@ -94,7 +94,9 @@ def explain(
         sparsity=sparsity,
         kernels=kernels,
         allowed=_allowed(log, kernels),
-        strange=bool(named) and not named & {layer.node for layer in asked},
+        strange=bool(named)
+        and not named & {layer.node for layer in asked}
+        and not any(_is(_REGION, entry) for entry in described),
         float_output=float_output,
     )
     rows = engine_layers(

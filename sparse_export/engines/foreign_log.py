@@ -5,9 +5,10 @@ Sources. Prefixes: trtexec `[11/29/2026-18:00:00] [V] [TRT] `, TensorRT's own lo
 Conversion Context]:`, onnxruntime `[V:onnxruntime:, tensorrt_execution_provider.h:92 log] [... VERBOSE] `.
 The layers of a verbose log: "Layer(TYPE): NAME, Tactic: 0x..." below "Engine Layer Information:", with the
 kernel's name before, in "NAME Set Tactic Name: KERNEL Tactic: 0x..."; those of `--dumpLayerInfo`:
-"Name: NAME, LayerType: TYPE, ...". trtexec lists its options, "Sparsity: Disabled" and "Precision: FP32+FP16"
-among them, also where it loads an engine and builds none. JSON by `--exportLayerInfo`: NVIDIA/TensorRT issues
-4020, 4048.
+"Name: NAME, LayerType: TYPE, ..."; those of any log: "[GpuLayer] TYPE: NAME", before kernels are chosen.
+Myelin calls its layers after one of their nodes, "NAME_myl9_4". trtexec lists its options, among them
+"Sparsity: Disabled" and "Precision: FP32+FP16", also where it loads an engine and builds none. JSON by
+`--exportLayerInfo`: NVIDIA/TensorRT issues 4020, 4048.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _BUILDER_LINES = re.compile(
     r"\(Sparsity\)|Engine Layer Information:|Engine generation completed|Engine built in|"
     r"input(?:s)? and \d+ output network tensors|Graph construction and optimization completed|"
     r"Tactic: |Local timing cache|Global timing cache|Compiler backend is used|Total Activation Memory|"
-    r"Building CUDA engine|Layer\(\w+\): "
+    r"Building CUDA engine|\[GpuLayer\]|Layer\(\w+\): "
 )
 _TENSORRT = re.compile(r"\[TRT\]|TensorRT|torch_tensorrt|tensorrt_execution_provider")
 _VERBOSE = re.compile(r"\[V\] |VERBOSE|\[V:onnxruntime|^DEBUG: ?\[Torch|^DEBUG:torch_tensorrt|Layer\(\w+\): ")
@@ -44,6 +45,10 @@ _OPTION = re.compile(r"\[I\] Sparsity: (Disabled|Enabled|Forced)")
 _PRECISION = re.compile(r"\[I\] Precision: (?P<types>\S+)")
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _PROFILE = re.compile(r" \[profile \d+\]$")
+_MYELIN = re.compile(r"^(?!__my)(.+)_myl\d+_\d+$")
+_RUNNING = re.compile(r"\[(?:Gpu|Dla)Layer\] (?:(?P<type>[A-Z0-9_]+): )?(?P<name>.+)")
+_COMMAND = re.compile(r"RUNNING TensorRT\.trtexec .*--sparsity=(disable|enable|force)\b")
+_COMMANDS: dict[str, SparsityOption] = {"disable": "Disabled", "enable": "Enabled", "force": "Forced"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +57,9 @@ class BuilderLog:
 
     Attributes:
         sparsity_lines: those that contain "(Sparsity)".
-        layers: of the engine, in the inspector's form; none where the log is not verbose.
+        layers: of the engine, in the inspector's form.
         verbose: it has messages of the lowest level.
-        option: `--sparsity` as trtexec lists its options, None without that list.
+        option: `--sparsity` as trtexec lists its options or its command line has it, None without these.
         low_precision: trtexec allowed 16- or 8-bit kernels for a graph of float32.
     """
 
@@ -83,6 +88,7 @@ def log_from_file(path: str | Path) -> BuilderLog:
     path = Path(path)
     sparsity: list[str] = []
     layers: list[dict[str, Any]] = []
+    running: list[dict[str, Any]] = []
     verbose = tensorrt = built = low_precision = False
     option: SparsityOption | None = None
     kernels: dict[str, str] = {}
@@ -94,8 +100,12 @@ def log_from_file(path: str | Path) -> BuilderLog:
             sparsity.append(line)
         elif "Set Tactic Name: " in line and (found := _TACTIC.search(line)):
             kernels[found["tactic"].lower()] = found["kernel"]
+        elif "Layer] " in line and (found := _RUNNING.search(line)):
+            running.append(_layer(found["name"], LayerType=found["type"] or ""))
         elif "Layer" in line:
             layers += _layer_of_line(line, kernels)
+        elif "--sparsity=" in line and (found := _COMMAND.search(line)):
+            option = _COMMANDS[found[1]]
         elif "[I] Sparsity: " in line and (found := _OPTION.search(line)):
             option = found[1]  # type: ignore[assignment]  # the expression has no other words
         elif "[I] Precision: " in line and (found := _PRECISION.search(line)):
@@ -104,7 +114,7 @@ def log_from_file(path: str | Path) -> BuilderLog:
         _refuse(path, tensorrt)
     return BuilderLog(
         sparsity_lines=tuple(sparsity),
-        layers=tuple(layers),
+        layers=tuple(layers or running),
         # What a program that only loaded the engine lists says nothing of how it was built.
         verbose=verbose and built,
         option=option if built else None,
@@ -167,7 +177,7 @@ def _layer_of_line(line: str, kernels: Mapping[str, str]) -> Iterator[dict[str, 
 
 
 def _layer(name: str, **other: str) -> dict[str, Any]:
-    return {"Name": _PROFILE.sub("", name), **other}
+    return {"Name": _MYELIN.sub(r"\1", _PROFILE.sub("", name)), **other}
 
 
 def layers_from_file(path: str | Path) -> tuple[dict[str, Any], ...]:
@@ -178,7 +188,8 @@ def layers_from_file(path: str | Path) -> tuple[dict[str, Any], ...]:
             in a list. A layer is an object, or only a name. Layers of several profiles are all returned.
 
     Returns:
-        One object for each layer; a name becomes `{"Name": ...}`, without the number of its profile.
+        One object for each layer; a name becomes `{"Name": ...}`. Numbers of profiles, and those that Myelin
+        puts behind the name of a node, are left out of names.
 
     Raises:
         UsageError: there is no such file.

@@ -149,6 +149,7 @@ def test_a_float32_layer_that_stays_one_is_not_eligible() -> None:
     ],
 )
 def test_a_node_inside_a_region_is_told(region: dict[str, str]) -> None:
+    assert f"inside {region['Name']}" in _row(_layer("a"), None, [region]).text
     rows = explain([_layer("a"), _layer("b")], log=None, engine=[region, {"Name": "b"}]).layers
     assert f"inside {region['Name']}" in rows[0].text
 

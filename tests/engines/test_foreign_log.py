@@ -86,6 +86,35 @@ def test_the_layers_of_dump_layer_info_are_read_and_what_a_loading_program_lists
     ]
 
 
+@pytest.mark.parametrize(
+    ("line", "layer"),
+    [
+        ("[I] [TRT] [GpuLayer] CONVOLUTION: a + b", {"Name": "a + b", "LayerType": "CONVOLUTION"}),
+        ("[I] [TRT] [GpuLayer] PLUGIN_V2: p", {"Name": "p", "LayerType": "PLUGIN_V2"}),
+        ("[I] [TRT] [GpuLayer] Conv_0 + Relu_1", {"Name": "Conv_0 + Relu_1", "LayerType": ""}),
+    ],
+)
+def test_layers_of_a_log_that_is_not_verbose_are_read_where_no_others_are(
+    line: str, layer: dict[str, str], tmp_path: Path
+) -> None:
+    assert log_from_file(_file(tmp_path, line)).layers == (layer,)
+    described = f"{line}\nLayer(Conv): other, Tactic: 0x0, x[Half(1)] -> y[Half(1)]"
+    assert [one["Name"] for one in log_from_file(_file(tmp_path, described)).layers] == ["other"]
+
+
+def test_a_layer_that_myelin_called_after_a_node_has_the_name_of_the_node(tmp_path: Path) -> None:
+    text = json.dumps({"Layers": ["/fc/Gemm_myl9_4", "__myl_Fc_myl0_1"]})
+    assert [one["Name"] for one in layers_from_file(_file(tmp_path, text))] == ["/fc/Gemm", "__myl_Fc_myl0_1"]
+
+
+def test_the_command_line_of_trtexec_tells_the_flag(tmp_path: Path) -> None:
+    text = (
+        "&&&& RUNNING TensorRT.trtexec [TensorRT v8601] # trtexec --onnx=a.onnx --sparsity=force --fp16\n"
+        "[I] Engine built in 3 sec.\n"
+    )
+    assert log_from_file(_file(tmp_path, text)).option == "Forced"
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
 def test_what_powershell_writes_is_read(encoding: str, tmp_path: Path) -> None:
     text = (LOGS / "wording-8-to-10.txt").read_text().encode(encoding)
