@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparse_export.engines.foreign_log import layers_from_file, log_from_file
+from sparse_export.engines.header import read_header
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.files import put_back, sha256_file
 from sparse_export.formats.bundle import (
@@ -64,7 +66,6 @@ def _foreign_engine(
     import onnx
 
     from sparse_export.engines.explain import explain, nodes_with_float_output
-    from sparse_export.engines.foreign_log import layers_from_file, log_from_file
 
     if found.kind not in ("onnx", "bundle"):
         raise UsageError(
@@ -201,8 +202,6 @@ def _inspected_engine(bundle: Bundle, fact: EngineInfo) -> InspectedEngine:
 
 
 def _of_engine(path: Path) -> Inspection:
-    from sparse_export.engines.header import read_header
-
     header = read_header(path)
     if header.size_bytes == 0:
         raise ArtefactError(f"{path} is empty.", expected="An engine was expected.", do="Build it again.")

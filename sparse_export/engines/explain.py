@@ -187,10 +187,11 @@ def _explained(row: EngineLayer, layer: GraphLayer, case: _Case) -> EngineLayer:
         row = replace(
             row, state="not picked", text=f"The engine runs it on a dense kernel: {', '.join(names)}."
         )
+    if row.state == "unproven":
+        return replace(row, text=" ".join(_unproven(layer, case)))
     if row.state != "not picked":
         return row
-    likely = _likely(layer, case)
-    return replace(row, text=" ".join((row.text, *likely)))
+    return replace(row, text=" ".join((row.text, *_unproven(layer, case), *_small(layer))))
 
 
 def _out_of_reach(
@@ -242,8 +243,8 @@ def _dense_kernels(mine: Sequence[tuple[Mapping[str, Any], Kernels]]) -> list[st
     return [] if any(one.sparse for _, one in mine) else list(dict.fromkeys(names))
 
 
-def _likely(layer: GraphLayer, case: _Case) -> list[str]:
-    """Sentences on why dense kernels were faster, or no sparse one fitted."""
+def _unproven(layer: GraphLayer, case: _Case) -> list[str]:
+    """Sentences on why perhaps no sparse kernel fits."""
     found = [reason.text for reason in layer.reasons if MEANINGS[reason.code][0] == "unproven"]
     if any(reason.code == "int8" for reason in layer.reasons) and layer.node in case.float_output:
         found = [text for text in found if text != _general("int8")]
@@ -251,13 +252,20 @@ def _likely(layer: GraphLayer, case: _Case) -> list[str]:
             "Likely: its output is not quantized. TensorRT takes sparse int8 kernels only where a layer "
             "reads and writes int8: put QuantizeLinear and DequantizeLinear behind it too."
         )
-    if (channels := _channels(layer)) is not None and min(channels) < _LARGE:
-        reduced, outputs = channels
-        found.append(
-            f"Likely: {reduced} input and {outputs} output channels; below {_LARGE} of either, dense kernels "
-            "are usually faster."
-        )
     return found
+
+
+def _small(layer: GraphLayer) -> list[str]:
+    """A sentence on a product that is too small for sparse kernels to win."""
+    channels = _channels(layer)
+    if channels is None or min(channels) >= _LARGE:
+        return []
+    return [
+        (
+            f"Likely: {channels[0]} input and {channels[1]} output channels; below {_LARGE} of either, dense "
+            "kernels are usually faster."
+        )
+    ]
 
 
 def _general(code: Any) -> str:

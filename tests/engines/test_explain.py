@@ -186,6 +186,8 @@ def test_int8_without_an_int8_output_is_told_as_the_likely_reason() -> None:
     log = _log("(Sparsity) Chose 0 layer(s) using sparse tactics")
     assert "its output is not quantized" in _row(layer, log, float_output={"a"}).text
     assert "its output is not quantized" not in _row(layer, log).text
+    unproven = _row(layer, None, [{"Name": "a"}], float_output={"a"})
+    assert (unproven.state, "its output is not quantized" in unproven.text) == ("unproven", True)
 
 
 def test_an_output_is_quantized_behind_fused_operators_by_all_its_users_or_not_at_all() -> None:
