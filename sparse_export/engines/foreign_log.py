@@ -42,6 +42,7 @@ _DUMPED = re.compile(r"(?:^|\] |- )Name: (?P<name>.*?), LayerType: (?P<type>\w+)
 _DUMPED_TACTIC = re.compile(r"TacticName: (?P<tactic>[^,\s]+)")
 _DUMPED_METADATA = re.compile(r"Metadata: (?P<metadata>.*)")
 _OPTION = re.compile(r"\[I\] Sparsity: (Disabled|Enabled|Forced)")
+_LOADED = re.compile(r"\[I\] Load engine: \S|RUNNING TensorRT\.trtexec .*--loadEngine=")
 _PRECISION = re.compile(r"\[I\] Precision: (?P<types>\S+)")
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _PROFILE = re.compile(r" \[profile \d+\]$")
@@ -89,13 +90,14 @@ def log_from_file(path: str | Path) -> BuilderLog:
     sparsity: list[str] = []
     layers: list[dict[str, Any]] = []
     running: list[dict[str, Any]] = []
-    verbose = tensorrt = built = low_precision = False
+    verbose = tensorrt = built = loaded = low_precision = False
     option: SparsityOption | None = None
     kernels: dict[str, str] = {}
     for line in _lines(path):
         verbose = verbose or _VERBOSE.search(line) is not None
         tensorrt = tensorrt or _TENSORRT.search(line) is not None
         built = built or _BUILDER_LINES.search(line) is not None
+        loaded = loaded or _LOADED.search(line) is not None
         if "(Sparsity)" in line:
             sparsity.append(line)
         elif "Set Tactic Name: " in line and (found := _TACTIC.search(line)):
@@ -110,7 +112,8 @@ def log_from_file(path: str | Path) -> BuilderLog:
             option = found[1]  # type: ignore[assignment]  # the expression has no other words
         elif "[I] Precision: " in line and (found := _PRECISION.search(line)):
             low_precision = "+" in found["types"]
-    if not built and not layers:
+    built = built and not loaded
+    if not built and not (layers or sparsity):
         _refuse(path, tensorrt)
     return BuilderLog(
         sparsity_lines=tuple(sparsity),

@@ -72,7 +72,7 @@ def test_the_layers_of_dump_layer_info_are_read_and_what_a_loading_program_lists
     lines = (
         "[11/29/2026-18:00:00] [I] Sparsity: Disabled",
         "[11/29/2026-18:00:00] [I] Load engine: model.engine",
-        "[11/29/2026-18:00:00] [V] [TRT] Deserialization required 1 microseconds.",
+        "[11/29/2026-18:00:00] [V] [TRT] Total Activation Memory: 1024",
         "[11/29/2026-18:00:01] [I] Layers:",
         (
             "Name: fc, LayerType: gemm, Inputs: [ { Name: x, Format/Datatype: Row major linear FP16 format }], "
@@ -135,6 +135,11 @@ def test_bytes_that_are_no_text_cost_only_themselves(tmp_path: Path) -> None:
         (b"hello\nworld\n", "none of its lines is known"),
         (b"\x08\x00\x01onnx", "none of its lines is known"),
         (b"[I] [TRT] Loaded engine size: 507 MiB\n", "none of its builder"),
+        (b"[I] Load engine: a.engine\n[V] [TRT] Total Activation Memory: 1\n", "none of its builder"),
+        (
+            b"&&&& RUNNING TensorRT.trtexec # trtexec --loadEngine=a --verbose\n[V] [TRT] Tactic: 0x1\n",
+            "none of its builder",
+        ),
     ],
 )
 def test_a_file_without_lines_of_the_builder_is_refused(content: bytes, words: str, tmp_path: Path) -> None:
