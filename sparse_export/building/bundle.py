@@ -157,6 +157,7 @@ def build_from_request(
             )
             save_bundle_info(stage, info)
             remember(sha256_file(stage / BUNDLE_FILE))
+            require_replaceable(checked.target)  # a build is long: files may have been put there meanwhile
     _require_all_built({**built.failures, **timed.failures}, checked.out)
     return Bundle(path=checked.out, info=info)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sparse_export.building.replaceable import require_replaceable
 from sparse_export.errors import ArtefactError, UnknownNameError, UsageError
 from sparse_export.files import claimed, staged_folder, write_bytes, write_json
 from sparse_export.formats.bundle import GOLDEN_INPUT, GOLDEN_OUTPUT
@@ -135,7 +136,7 @@ def package(
         raise UsageError(f"--max-body-mb is {max_body_mb}.", do=f"Give 1 to {_LARGEST_BODY_MB}.")
     out = Path(out)
     with claimed(out):
-        _require_replaceable(out)
+        require_replaceable(out, kind="package", description=PACKAGE_FILE, own=())
         served = [open_served(path, name) for path, name in zip(bundles, names, strict=True)]
         require_distinct(served)
         for one in served:
@@ -180,6 +181,7 @@ def package(
                 "files": {name: asdict(fact) for name, fact in file_infos(stage, files).items()},
             }
             write_json(stage / PACKAGE_FILE, document)
+            require_replaceable(out, kind="package", description=PACKAGE_FILE, own=())
         return Package(
             path=out,
             models=tuple(models),
@@ -201,15 +203,6 @@ def _require_images(base_image: str | None, image: str | None) -> None:
                 f"--image {image!r} has a digest, which an image gets only when it is built.",
                 do="Give a repository and a tag, or leave --base-image out to deploy an image that is built.",
             )
-
-
-def _require_replaceable(out: Path) -> None:
-    if not out.exists() or (out.is_dir() and (not any(out.iterdir()) or (out / PACKAGE_FILE).is_file())):
-        return
-    raise UsageError(
-        f"{out} exists and is not a package.",
-        do="Give --out a new or empty folder, or a package to replace.",
-    )
 
 
 def _runtimes(served: Served, requested: Sequence[str], notes: list[str]) -> tuple[Runtime, ...]:

@@ -323,6 +323,29 @@ def test_a_folder_that_is_no_package_is_not_replaced(bundles: Bundles, tmp_path:
     assert (tmp_path / "mine").read_text() == "mine"
 
 
+def test_a_package_is_not_replaced_where_something_else_would_be_lost(
+    bundles: Bundles, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    package([bundles.dense], [None], out)
+    for name in ("kubernetes/mine.yaml", "notes"):
+        (out / name).write_text("mine")
+        with pytest.raises(UsageError, match=rf"holds .*{name}, which its package\.json does not list"):
+            package([bundles.dense], [None], out)
+        assert (out / name).read_text() == "mine"
+        (out / name).unlink()
+    shutil.copytree(bundles.dense, out / "bundle")  # the only copy, perhaps
+    with pytest.raises(UsageError, match="does not list"):
+        package([out / "bundle"], [None], out)
+    assert (out / "bundle" / "manifest.json").is_file()
+
+
+def test_a_package_of_something_else_is_not_replaced(bundles: Bundles, tmp_path: Path) -> None:
+    (tmp_path / "package.json").write_text('{"name": "of-npm", "files": ["lib"]}')
+    with pytest.raises(UsageError, match="not a package"):
+        package([bundles.dense], [None], tmp_path)
+
+
 def test_an_unknown_runtime_is_told_the_known_ones(bundles: Bundles, tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="onnxruntime"):
         package([bundles.dense], [None], tmp_path / "out", runtimes=["onnxruntim"])
