@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from sparse_export.errors import UsageError
 
@@ -16,9 +17,11 @@ def require_fraction(name: str, value: float) -> None:
 
 
 def require_steps(name: str, value: int | None) -> None:
-    """Raise UsageError for a number of steps below 1; None is one that nobody gave."""
-    if value is not None and value < 1:
-        raise UsageError(f"{name} is {value}.", expected="A number of steps, 1 or more, was expected.")
+    """Raise UsageError for what is no whole number of steps from 1 on; None is one that nobody gave."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise UsageError(f"{name} is {value}.", expected="A whole number of steps, 1 or more, was expected.")
 
 
 def require_one_of(name: str, choice: str | None, choices: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from sparse_export.errors import UsageError
 from sparse_export.formats.run import Accuracy, DataInfo, LayerInfo, ModelInfo, RunInfo
 from sparse_export.version import command_line, library_versions, now
 
@@ -54,7 +55,16 @@ def new_run_info(
 
     Returns:
         The record with status `running` and no files. A network without masked layers counts as dense.
+
+    Raises:
+        UsageError: an accuracy is not an `Accuracy`.
     """
+    for name, accuracy in (("validation", validation), ("test", test)):
+        if accuracy is not None and not isinstance(accuracy, Accuracy):
+            raise UsageError(
+                f"{name} is {accuracy!r}, which is no count of correct predictions.",
+                do=f"Give {name}=Accuracy(n_correct=..., n_samples=...), of sparse_export.formats.run.",
+            )
     masked = [layer for layer in layers if layer.masked] or layers
     n_masked = sum(layer.n_weights for layer in masked)
     if n_active is None:

@@ -64,7 +64,7 @@ def save_user_run(
         input_shape: of one sample; None for that which was seen.
 
     Raises:
-        UsageError: the shape is not known, or the folder holds something already.
+        UsageError: the shape is not known, an inactive weight is not 0, or the folder holds something.
         OutputError: it cannot be written.
     """
     shape = tuple(input_shape) if input_shape is not None else seen.input_shape
@@ -75,12 +75,26 @@ def save_user_run(
         )
     if seen.n_classes is None:
         seen.n_classes = _n_classes(model, shape, next(iter(masks)))
+    _require_masked(model, masks)
     info = record(model=ModelInfo(name=name, input_shape=shape, n_classes=seen.n_classes))
     with claimed_run(folder):
         require_empty(folder)
         with staged_folder(folder) as stage:
             run = finish_run(stage, model, masks, info)
     return replace(run, path=folder)
+
+
+def _require_masked(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Raise UsageError where an inactive weight is not 0: what was scored would not be written."""
+    for name, mask in masks.items():
+        n_wrong = int(torch.count_nonzero(model.get_parameter(name).detach()[~mask]))
+        if n_wrong:
+            raise UsageError(
+                f"{n_wrong} inactive weights of {name} are not 0: the network is not the one that its masks "
+                "describe, and its score is that of another network.",
+                do="Train with `trainer.step()` in place of `optimizer.step()`, or call "
+                "`trainer.apply_masks()` after every step; then measure again.",
+            )
 
 
 @torch.no_grad()

@@ -328,3 +328,39 @@ def test_the_prune_rate_ends_where_schedule_and_method_say(settings: dict[str, A
     assert trainer.prune_rate == pytest.approx(0.4)
     take_steps(trainer, 4)
     assert trainer.prune_rate == pytest.approx(end)
+
+
+def test_a_run_whose_inactive_weights_were_trained_is_not_recorded(tmp_path: Path) -> None:
+    """As when the optimizer is stepped in place of the trainer: the score would be of another network."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    trainer = se.SparseTraining(model, optimizer, density=0.3, total_steps=4)
+    x, y = batch(0)
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    with pytest.raises(UsageError, match=r"inactive weights of .* are not 0.*trainer\.step\(\)"):
+        trainer.run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    trainer.apply_masks()
+    assert trainer.run(tmp_path / "run").info.status == "complete"
+
+
+def test_an_accuracy_is_recorded_as_counts_alone(tmp_path: Path) -> None:
+    model = network()
+    trainer = se.SparseTraining(
+        model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), density=0.3, total_steps=4
+    )
+    take_steps(trainer, 1)
+    with pytest.raises(UsageError, match=r"test is 0\.93.*Accuracy\(n_correct"):
+        trainer.run(tmp_path / "run", test=0.93)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"update_every": 1.5}, {"update_every": True}, {"total_steps": float("nan")}]
+)
+def test_steps_are_whole_numbers(settings: dict[str, Any]) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with pytest.raises(UsageError, match="A whole number of steps"):
+        se.SparseTraining(model, optimizer, density=0.3, **{"total_steps": 12, **settings})
