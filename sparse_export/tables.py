@@ -18,15 +18,22 @@ PLAIN_WIDTH = 200
 _PARAGRAPH_WIDTH = 100
 _LEAST_WIDTH = 40
 _UNBROKEN = 16  # words up to this length are broken only where columns are close together already
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Control characters, and those that turn, hide or break text: direction marks, zero widths, separators.
+_CONTROLS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
 
 
 def visible(text: str) -> str:
-    """The text with control characters as escapes, but for tabs and line ends.
+    """The text with characters that a terminal obeys or hides as escapes, but for tabs and line ends.
 
     Names come out of files of other people, and a terminal obeys what they hold.
     """
-    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _CONTROLS.sub(lambda found: _escaped(ord(found[0])), text)
+
+
+def _escaped(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 @dataclass(frozen=True, kw_only=True)

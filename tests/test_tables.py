@@ -110,3 +110,8 @@ def test_what_is_shown_is_put_one_below_the_other() -> None:
 )
 def test_figures_in_words(found: Any, wanted: str) -> None:
     assert found == wanted
+
+
+@pytest.mark.parametrize("mark", ["\u202e", "\u200b", "\u2028", "\ufeff", "\u2066"])
+def test_marks_that_turn_or_hide_text_are_shown_as_escapes(mark: str) -> None:
+    assert visible(f"fc1{mark}.weight") == f"fc1\\u{ord(mark):04x}.weight"
