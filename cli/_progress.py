@@ -123,7 +123,7 @@ class _Bar:
         self._shown = now
         first, then = self._first
         rate = (step - first) / max(now - then, 1e-9)
-        state = f"loss {float(loss):.3f}{self._accuracy} density {self._density:.3f}"
+        state = f"loss {float(loss.detach()):.3f}{self._accuracy} density {self._density:.3f}"
         self._progress.update(self._task, completed=step, state=state, rate=f"{rate:.3g} steps/s")
 
     def finished_epoch(self, metrics: EpochMetrics) -> None:

@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+from sparse_export.cli._progress import _Bar
 from sparse_export.cli.main import cli
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -165,3 +167,11 @@ def test_a_terminal_gets_a_bar_and_stdout_stays_for_the_result(tmp_path: Path) -
     assert "\x1b[" in text
     assert "test accuracy" in result
     assert "\x1b[" not in result
+
+
+def test_the_bar_reads_a_loss_with_its_gradient_without_a_warning() -> None:
+    bar = _Bar("")
+    bar._total, bar._density, bar._first = 10, 0.2, (0, 0.0)
+    bar._task = bar._progress.add_task("train", total=10, state="", rate="")
+    bar.stepped(10, torch.ones((), requires_grad=True) * 2)
+    assert bar._progress.tasks[0].fields["state"].startswith("loss 2.000")
