@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sparse_export.engines.options import Precision
     from sparse_export.formats.bundle import Bundle, BundleInfo, CompactInfo, PatternInfo
     from sparse_export.graph.passes.fit_pattern import Gather
+    from sparse_export.tables import Shown, Table
 
 
 @click.command("build")
@@ -172,7 +173,7 @@ def command(
     with engine_observer() as progress:
         bundle = build_from_request(run, out, asked, data_dir=data_dir, progress=progress, trust=trust)
     document = {"bundle": str(bundle.path), "manifest": asdict(bundle.info)}
-    print_result(document, _bundle_text(bundle, form), as_json)
+    print_result(document, _bundle_shown(bundle, form), as_json, path=bundle.path)
 
 
 def _planned_dense(run: Path, plan_file: Path) -> dict[str, str]:
@@ -183,25 +184,24 @@ def _planned_dense(run: Path, plan_file: Path) -> dict[str, str]:
     return dense_by_plan(plan_file, read_run_info(run).model.name, instead="Build without a plan.")
 
 
-def _bundle_text(bundle: Bundle, form: str) -> str:
-    """What was written, below what became of channels and layers."""
+def _bundle_shown(bundle: Bundle, form: str) -> Shown:
+    """What was written, below what was done to channels and layers."""
     from sparse_export.formats.bundle import MODEL_FILE
+    from sparse_export.tables import Shown
 
     info = bundle.info
     sizes = [
-        f"{name} {fact.size_bytes:,} bytes{' packed' if form != 'dense' and name == MODEL_FILE else ''}"
-        for name, fact in info.files.items()
+        f"{name} {file.size_bytes:,} bytes{' packed' if form != 'dense' and name == MODEL_FILE else ''}"
+        for name, file in info.files.items()
         if name.endswith(".onnx")
     ]
     text = (
         f"{info.model.name}, {info.n_nonzero:,} of {info.n_parameters:,} parameters not zero, "
-        f"{info.precision}, ONNX opset {info.opset}\n{'; '.join(sizes)}\n{_engines_text(info)}{bundle.path}"
-    )
-    if info.compacted is not None:
-        text = f"{_compact_table(info.compacted)}\n\n{text}"
-    if info.fitted is not None:
-        text = f"{_pattern_table(info.fitted)}\n\n{text}"
-    return text
+        f"{info.precision}, ONNX opset {info.opset}\n{'; '.join(sizes)}\n{_engines_text(info)}"
+    ).rstrip("\n")
+    parts: list[str | Table] = [] if info.fitted is None else _pattern_parts(info.fitted)
+    parts += [] if info.compacted is None else _compact_parts(info.compacted)
+    return Shown([*parts, text])
 
 
 def _engines_text(info: BundleInfo) -> str:
@@ -214,62 +214,53 @@ def _engines_text(info: BundleInfo) -> str:
     )
 
 
-def _compact_table(fact: CompactInfo) -> str:
-    """What went, layer by layer, and what kept more from going."""
-    rows = [("layer", "whole", "compacted", "what kept it from more")]
-    for layer in fact.layers:
-        before, after = ("x".join(map(str, shape)) for shape in (layer.before, layer.after))
-        rows.append((layer.weight, before, after, layer.why))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [
-        "  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[3]])
-        for row in rows
-    ]
-    share = fact.n_weights_after / fact.n_weights_before if fact.n_weights_before else 1.0
-    lines.append(
-        f"{fact.n_removed:,} channels and {fact.n_inputs_dropped:,} unread inputs removed: "
-        f"{fact.n_weights_after:,} "
-        f"of {fact.n_weights_before:,} parameters left ({share:.4f})"
-    )
-    return "\n".join(lines)
+def _compact_parts(info: CompactInfo) -> list[str | Table]:
+    """What was removed, layer by layer, and what kept more from being removed."""
+    from sparse_export.tables import Table, shape_text
 
-
-def _pattern_table(fact: PatternInfo) -> str:
-    """What became of each layer, and of the accuracy."""
     rows = [
-        (
-            *("layer", "shape", "density", f"over {fact.pattern}", "then", "of groups", "cut", "now"),
-            "why not",
-        )
+        (layer.weight, shape_text(layer.before), shape_text(layer.after), layer.why) for layer in info.layers
     ]
-    for layer in fact.layers:
+    share = info.n_weights_after / info.n_weights_before if info.n_weights_before else 1.0
+    total = (
+        f"{info.n_removed:,} channels and {info.n_inputs_dropped:,} unread inputs removed: "
+        f"{info.n_weights_after:,} of {info.n_weights_before:,} parameters left ({share:.4f})"
+    )
+    table = Table(head=("layer", "whole", "compacted", "what kept it from more"), rows=rows)
+    return [table, total] if rows else [total]
+
+
+def _pattern_parts(info: PatternInfo) -> list[str | Table]:
+    """What was done to each layer, and the accuracy before and after."""
+    from sparse_export.tables import Table, shape_text
+
+    rows = []
+    for layer in info.layers:
         counts = (layer.groups_over_before, layer.groups_over_after, layer.n_groups)
         over, then, groups = ("-" if n is None else f"{n:,}" for n in counts)
-        now = layer.road if layer.road == "dense" else f"{fact.pattern}, {layer.road}"
+        now = layer.road if layer.road == "dense" else f"{info.pattern}, {layer.road}"
         cut = f"{100 * layer.cut:.3g} %" if layer.n_cut else "nothing"
-        shape = "x".join(map(str, layer.shape))
+        shape = shape_text(layer.shape)
         rows.append((layer.name, shape, f"{layer.density:.4f}", over, then, groups, cut, now, layer.reason))
-    widths = [max(len(row[column]) for row in rows) for column in range(8)]
+    head = ("layer", "shape", "density", f"over {info.pattern}", "then", "of groups", "cut", "now", "why not")
+    satisfying = [layer for layer in info.layers if layer.road != "dense"]
+    n_weights = sum(math.prod(layer.shape) for layer in info.layers)
+    n_satisfying = sum(math.prod(layer.shape) for layer in satisfying)
     lines = [
-        "  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[8]]).rstrip()
-        for row in rows
+        (
+            f"{len(satisfying)} of {len(info.layers)} layers are {info.pattern}, {n_satisfying:,} of "
+            f"{n_weights:,} weights; {sum(layer.n_cut for layer in info.layers):,} cut"
+        )
     ]
-    obeying = [layer for layer in fact.layers if layer.road != "dense"]
-    n_weights = sum(math.prod(layer.shape) for layer in fact.layers)
-    n_obeying = sum(math.prod(layer.shape) for layer in obeying)
-    lines.append(
-        f"{len(obeying)} of {len(fact.layers)} layers are {fact.pattern}, {n_obeying:,} of {n_weights:,} "
-        "weights; "
-        f"{sum(layer.n_cut for layer in fact.layers):,} cut"
-    )
-    if any(layer.road == "gathered" for layer in fact.layers):
-        names = ", ".join(layer.name for layer in fact.layers if layer.road == "gathered")
+    if any(layer.road == "gathered" for layer in info.layers):
+        names = ", ".join(layer.name for layer in info.layers if layer.road == "gathered")
         lines.append(f"a Gather puts the input in another order for {names}")
-    if fact.accuracy_before is None or fact.accuracy_after is None:
-        lines.append(f"accuracy not measured, because {fact.not_measured}")
+    if info.accuracy_before is None or info.accuracy_after is None:
+        lines.append(f"accuracy not measured, because {info.not_measured}")
     else:
         from sparse_export.tasks.accuracy import accuracy_text
 
-        before, after = (accuracy_text(found) for found in (fact.accuracy_before, fact.accuracy_after))
-        lines.append(f"test accuracy {before} before, {after} after; {fact.n_changed:,} answers are others")
-    return "\n".join(lines)
+        before, after = (accuracy_text(found) for found in (info.accuracy_before, info.accuracy_after))
+        lines.append(f"test accuracy {before} before, {after} after; {info.n_changed:,} predictions changed")
+    table = Table(head=head, rows=rows, right=(2, 3, 4, 5, 6))
+    return [table, "\n".join(lines)] if rows else ["\n".join(lines)]

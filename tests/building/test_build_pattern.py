@@ -297,7 +297,7 @@ def test_the_command_prints_a_line_a_layer(run: Run, tmp_path: Path) -> None:
     assert row[-2:] == ["2:4,", "gathered"]
     assert "in any order at least" in next(line for line in lines if line.startswith("fc3.weight"))
     assert any(line.startswith("2 of 3 layers are 2:4, 4,608 of 4,928 weights; 0 cut") for line in lines)
-    assert "0 answers are others" in done.stdout
+    assert "0 predictions changed" in done.stdout
 
 
 def test_the_document_has_the_same_facts(run: Run, tmp_path: Path) -> None:

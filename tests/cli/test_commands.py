@@ -20,7 +20,9 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
+from sparse_export.cli.build import _bundle_shown
 from sparse_export.cli.main import cli
+from sparse_export.formats.bundle import Bundle, read_bundle_info
 from sparse_export.tasks.data import dataset
 from tests.cli.conftest import Call, Made
 
@@ -364,3 +366,16 @@ def test_sigterm_ends_a_command_with_130_and_leaves_no_temporary_file(
     assert any(name.startswith("sparse-export-work-") for name in seen) == (command == "build engine")
     assert (list(temporary.iterdir()), list(out.parent.iterdir())) == ([], [])
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_table_of_build_fits_a_narrow_terminal(made: Made, call: Call, tmp_path: Path) -> None:
+    bundle = tmp_path / "b"
+    text = call("build", made.sparse_run, "--pattern", "2:4", "--compact", "--out", bundle).stdout
+    info = read_bundle_info(bundle)
+    assert info.fitted is not None
+    assert info.compacted is not None
+    drawn = _bundle_shown(Bundle(path=bundle, info=info), "dense").draw(width=80)
+    assert max(map(len, drawn.splitlines())) <= 80
+    for layer in info.fitted.layers:
+        assert layer.name in text
+        assert layer.name in drawn.replace("\n", "")
