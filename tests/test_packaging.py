@@ -33,6 +33,7 @@ LINKS = ("train", "cli", "models")
 # has the same.
 FLOORS = {
     "errors": 0,
+    "signature": 1,
     "version": 0,
     "telemetry": 0,
     "onnxruntime_import": 1,
