@@ -184,7 +184,7 @@ def late_cap(
     fact = run.info.data
     assert fact is not None
     whole = data.load(fact.name, commands.data_dir)
-    x_test, y_test = data.load_test_set(fact, run.info.model.input_shape, commands.data_dir)
+    x_test, y_test = data.load_test_set(fact, run.info.signature.input_shape, commands.data_dir)
     test = torch.from_numpy(x_test[:]), torch.from_numpy(y_test)
     network = network_of_run(run)
     masks = masks_of_run(run, network)

@@ -83,7 +83,7 @@ def demo(
             validations[kind] = validate(bundles[kind], max_drop=_ENGINE_DROP if engine_runs else 0.0)
             check_gates(validations[kind])
         info = bundles["dense"].info
-        samples = None if info.data is None else data.load_test_set(info.data, info.model.input_shape)
+        samples = None if info.data is None else data.load_test_set(info.data, info.signature.input_shape)
         comparisons: dict[str, Comparison] = {}
         reports: dict[str, Path] = {}
         for kind in _KINDS:

@@ -126,7 +126,7 @@ def _test_set(info: BundleInfo, data_dir: Path | None) -> tuple[Inputs, np.ndarr
         )
         return None
     try:
-        return data.load_test_set(info.data, info.model.input_shape, data_dir)
+        return data.load_test_set(info.data, info.signature.input_shape, data_dir)
     except DataNotFound as cause:
         say(f"{cause} Comparing the recorded accuracies.")
         return None

@@ -41,7 +41,7 @@ def network_of_run(run: Run, *, trusted: TrustedDigests = None) -> nn.Module:
     """
     network = copy.deepcopy(run.module) if run.module is not None else _fresh_network(run, trusted)
     network = network.cpu().eval()
-    give_shapes(network, run.info.model.input_shape)
+    give_shapes(network, run.info.signature.input_shape)
     state = _tensors(run, WEIGHTS_FILE)
     wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     name = run.info.model.name or type(network).__name__
@@ -77,7 +77,7 @@ def _fresh_network(run: Run, trusted: TrustedDigests) -> nn.Module:
     if models.is_factory(name):
         trust.require(sha256_file(run.path / RUN_FILE), f"The factory {name} in {run.path}", trusted=trusted)
     with torch.no_grad():  # weights that a layer computes from others must be copied like the others
-        return models.create(name, run.info.model.n_classes)
+        return models.create(name, run.info.signature.n_classes)
 
 
 def _tensors(run: Run, name: str) -> dict[str, Tensor]:

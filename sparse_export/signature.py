@@ -45,11 +45,12 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     Args:
         name: one of `DTYPES`.
     """
-    if name == "bfloat16":
-        import ml_dtypes
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +157,14 @@ class Signature:
 
     def __str__(self) -> str:
         return f"{', '.join(map(str, self.inputs))} → {', '.join(map(str, self.outputs))}"
+
+    def agrees_with(self, other: Signature) -> bool:
+        """Does a network of this signature take and give the same as one of another?"""
+
+        def ends(one: Signature) -> list[tuple[object, ...]]:
+            return [(end.name, end.dtype, end.shape) for end in (*one.inputs, *one.outputs)]
+
+        return (ends(self), self.batch) == (ends(other), other.batch)
 
     @property
     def only_input(self) -> TensorInfo | None:
@@ -280,19 +289,22 @@ def _drawn(one: TensorInfo, shape: tuple[int, ...], generator: np.random.Generat
     return generator.integers(one.low, one.high, shape, dtype=numpy_dtype(one.dtype), endpoint=True)
 
 
-def class_signature(input_shape: Sequence[int], n_classes: int) -> Signature:
+def class_signature(
+    input_shape: Sequence[int], n_classes: int, *, names: tuple[str, str] = ("input", "logits")
+) -> Signature:
     """Make the signature of a classifier as this program exports it.
 
     Args:
         input_shape: of one sample.
         n_classes: number of logits.
+        names: of input and output.
 
     Returns:
-        `input`, float32 (batch, *input_shape), to `logits`, float32 (batch, n_classes).
+        float32 (batch, *input_shape) to float32 (batch, n_classes).
     """
     return Signature(
-        inputs=(TensorInfo(name="input", dtype="float32", shape=(BATCH, *input_shape)),),
-        outputs=(TensorInfo(name="logits", dtype="float32", shape=(BATCH, n_classes)),),
+        inputs=(TensorInfo(name=names[0], dtype="float32", shape=(BATCH, *input_shape)),),
+        outputs=(TensorInfo(name=names[1], dtype="float32", shape=(BATCH, n_classes)),),
     )
 
 

@@ -23,6 +23,7 @@ from sparse_export.formats.run import (
     read_run_info,
     save_run_info,
 )
+from sparse_export.signature import class_signature
 from sparse_export.tasks import data
 from sparse_export.version import library_versions, now
 
@@ -105,7 +106,8 @@ def save_run(
     info = RunInfo(
         status="complete",
         method="sparse-momentum" if masks else "dense",
-        model=ModelInfo(name=name, input_shape=input_shape, n_classes=10),
+        model=ModelInfo(name=name),
+        signature=class_signature(input_shape, 10),
         data=fact,
         target_density=density,
         density=density,

@@ -29,7 +29,7 @@ __all__ = [
 _SINGLE_THREAD_WORK = 50e6  # weights x batch size; see n_threads_for
 
 
-def make_network(recipe: Recipe, n_outputs: int, device: torch.device, world: World) -> nn.Module:
+def make_network(recipe: Recipe, n_outputs: int | None, device: torch.device, world: World) -> nn.Module:
     """Fresh weights, from torch's own generator, on the device and in the memory format of the recipe."""
     model = models.create(recipe.model, n_outputs)
     if recipe.sync_batch_norm and world.size > 1:

@@ -9,6 +9,7 @@ from torch import nn
 
 from sparse_export.errors import UsageError
 from sparse_export.formats.run import Accuracy, DataInfo, LayerInfo, ModelInfo, RunInfo
+from sparse_export.signature import Signature
 from sparse_export.version import command_line, library_versions, now
 
 __all__ = ["new_run_info"]
@@ -19,6 +20,7 @@ def new_run_info(
     *,
     method: str,
     model: ModelInfo,
+    signature: Signature,
     data: DataInfo | None,
     layers: tuple[LayerInfo, ...],
     seed: int,
@@ -40,6 +42,7 @@ def new_run_info(
         network: whose parameters are counted.
         method: of the record, for example the name of a recipe's method.
         model: how the network is made again.
+        signature: what it takes and gives.
         data: what it was trained on, if that is known.
         layers: every maskable weight, see `sparse_export.train.layers.layer_facts`.
         seed: of everything that is drawn.
@@ -74,6 +77,7 @@ def new_run_info(
         status="running",
         method=method,
         model=model,
+        signature=signature,
         data=data,
         target_density=density if target_density is None else target_density,
         density=density,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sparse_export.errors import ArtefactError, Interrupted, UsageError
 from sparse_export.formats.run import Accuracy, LayerInfo, ModelInfo, Run, RunInfo, SpeedInfo
 from sparse_export.models.weights import load_unversioned
+from sparse_export.signature import class_signature
 from sparse_export.train.batches import BatchLoader, Part, batch_loader
 from sparse_export.train.checkpoint import Position, load_state, save_state, state_path
 from sparse_export.train.device_limits import require_possible
@@ -79,7 +80,7 @@ class Session:
             self._require_same_data(earlier)
         torch.manual_seed(recipe.seed)
         n_outputs = (
-            earlier.model.n_classes if earlier else start.n_outputs if start else self.loader.n_classes
+            earlier.signature.n_classes if earlier else start.n_outputs if start else self.loader.n_classes
         )
         self.model = make_network(recipe, n_outputs, device, world)
         self.outputs = require_fit(self.model, recipe, self.loader.input_shape, self.loader.n_classes, device)
@@ -171,7 +172,8 @@ class Session:
         return new_run_info(
             self.model,
             method=method or (recipe.sparsity.method if sparse else DENSE.name),
-            model=ModelInfo(name=recipe.model, input_shape=self.loader.input_shape, n_classes=self.outputs.n),
+            model=ModelInfo(name=recipe.model),
+            signature=class_signature(self.loader.input_shape, self.outputs.n),
             data=self.loader.info,
             layers=self._layer_facts(),
             n_active=sparse.n_active if sparse else None,

@@ -14,6 +14,7 @@ from sparse_export.errors import UsageError
 from sparse_export.files import staged_folder
 from sparse_export.formats.run import ModelInfo, Run, RunInfo
 from sparse_export.models.modes import modes_kept
+from sparse_export.signature import class_signature
 from sparse_export.train.run_folder import claimed_run, finish_run, require_empty
 
 __all__ = ["SeenShapes", "save_user_run"]
@@ -76,7 +77,7 @@ def save_user_run(
     if seen.n_classes is None:
         seen.n_classes = _n_classes(model, shape, next(iter(masks)))
     _require_masked(model, masks)
-    info = record(model=ModelInfo(name=name, input_shape=shape, n_classes=seen.n_classes))
+    info = record(model=ModelInfo(name=name), signature=class_signature(shape, seen.n_classes))
     with claimed_run(folder):
         require_empty(folder)
         with staged_folder(folder) as stage:

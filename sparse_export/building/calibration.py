@@ -43,5 +43,5 @@ def calibration_batches(
             f"The run names no data set, and {precision} is calibrated on training samples.",
             do="Build as fp16 or bf16, which need none.",
         )
-    found = data.load_training_sample(info.data, info.model.input_shape, n, data_dir)
+    found = data.load_training_sample(info.data, info.signature.input_shape, n, data_dir)
     return [found[start : start + _BATCH] for start in range(0, len(found), _BATCH)]

@@ -19,6 +19,7 @@ from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import EngineLayer, EngineTimes
 from sparse_export.runtimes.layer_times import TimedLayers, compare_layers
 from sparse_export.runtimes.layer_times_worker import timed_from_document
+from sparse_export.signature import BATCH
 
 __all__ = ["TimedEngines", "time_engines", "time_in_child"]
 
@@ -137,13 +138,14 @@ def _time_engine(
             failure_folder=beside.with_name(f"{beside.name}-{engine.target}-twin-failed"),
         )
         if sha256_file(baseline) == sha256_file(stage / engine.file):
-            batches = [optimum for _, optimum, _ in engine.profiles]
+            batches = [one[BATCH][1] for one in engine.profiles]
             return tuple(_not_timed(batch, _SAME) for batch in batches), {}
         inspection = stage / f"{engine.file}.json"
         inspected = inspection.read_text() if inspection.is_file() else None
         engines = {"dense": baseline, "dense again": baseline, "sparse": stage / engine.file}
         found, samples = [], {}
-        for _, batch, _ in engine.profiles:
+        for profile in engine.profiles:
+            batch = profile[BATCH][1]
             timed = timer(engines, engine, batch)
             found.append(
                 compare_layers(

@@ -20,6 +20,7 @@ from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, read_bundle_info
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import EngineLayer, GraphLayer
 from sparse_export.formats.listed import bytes_of
+from sparse_export.signature import BATCH
 
 __all__ = ["EngineProgress", "Engines", "add_engines"]
 
@@ -135,7 +136,7 @@ def _engine_info(
         architectures=options.architectures,
         hardware=options.hardware,
         version_compatible=options.version_compatible,
-        profiles=tuple((one.minimum, one.optimum, one.maximum) for one in options.profiles),
+        profiles=tuple({BATCH: (one.minimum, one.optimum, one.maximum)} for one in options.profiles),
         sparse=options.sparse,
         parse_s=built.parse_s,
         build_s=built.build_s,

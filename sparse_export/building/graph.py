@@ -105,7 +105,7 @@ def build_graph(
     Raises:
         SparseExportError: as `build`, but for files and engines.
     """
-    info, shape = run.info, run.info.model.input_shape
+    info, shape = run.info, run.info.signature.input_shape
     network = network_of_run(run, trusted=trust)
     masks = masks_of_run(run, network)
     fit = None if wanted is None else _fit(network, masks, info, wanted, request)
@@ -138,7 +138,7 @@ def _fit(
 ) -> PatternedNetwork:
     """Permute the network in place, and drop weights where allowed, so that layers satisfy the pattern."""
     before = copy.deepcopy(network)
-    sample = torch.from_numpy(golden_input(info.model.input_shape))
+    sample = torch.from_numpy(golden_input(info.signature.input_shape))
     parameters = dict(network.named_parameters(remove_duplicate=False))
     names = [layer.name for layer in info.layers if layer.name in parameters]  # not those that are computed
     small_share = SMALL_SHARE if request.planned_dense is None else 0.0

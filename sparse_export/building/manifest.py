@@ -12,7 +12,14 @@ from sparse_export.building.graph import BuiltGraph
 from sparse_export.engines.options import Precision
 from sparse_export.engines.precision import TOLERANCE
 from sparse_export.files import sha256_file
-from sparse_export.formats.bundle import BundleInfo, PatternInfo, RunReference
+from sparse_export.formats.bundle import (
+    GOLDEN_INPUT,
+    GOLDEN_OUTPUT,
+    BundleInfo,
+    GoldenInfo,
+    PatternInfo,
+    RunReference,
+)
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.formats.listed import FileInfo
 from sparse_export.formats.run import RUN_FILE, Run
@@ -70,8 +77,10 @@ def bundle_info(
         targets=("onnx", *(one.target for one in built.infos)),
         opset=max(entry.version for entry in graph.model.opset_import if entry.domain in ("", "ai.onnx")),
         ir_version=IR_VERSION,
-        input_name=INPUT_NAME,
-        output_name=OUTPUT_NAME,
+        signature=info.signature,
+        task=info.task,
+        dense=info.dense,
+        golden=GoldenInfo(inputs={INPUT_NAME: GOLDEN_INPUT}, outputs={OUTPUT_NAME: GOLDEN_OUTPUT}, inner={}),
         density=graph.density,
         layers=graph.promising,
         n_parameters=graph.n_parameters,

@@ -295,7 +295,7 @@ def measure_accuracy(
     if info.data is None:
         return missing | {"not_measured": "the run names no data set"}
     try:  # the bundle is as good without a score
-        inputs, labels = load_test_set(info.data, info.model, data_dir, network="the network", do="")
+        inputs, labels = load_test_set(info.data, info.signature, data_dir, network="the network", do="")
     except (DataNotFound, MissingCapability, UsageError) as cause:
         return missing | {"not_measured": cause.what.rstrip(".")}
     logits = torch_logits(before, inputs), onnx_logits(file, inputs)

@@ -146,7 +146,7 @@ def _reported(one: NotTimed, report: Callable[[str], None]) -> NotTimed:
 
 def _why_not(sessions: TimedSessions, bundle: Bundle, batch: int) -> str | None:
     """Why a batch cannot be run, None when it can."""
-    x = np.zeros((batch, *bundle.info.model.input_shape), dtype=np.float32)
+    x = np.zeros((batch, *bundle.info.signature.input_shape), dtype=np.float32)
     try:
         sessions.run("first", x)
     except UsageError as cause:
@@ -181,7 +181,7 @@ def _require_some(
 def _timed(
     sessions: TimedSessions, bundle: Bundle, runtime: str, timing: Timing, report: Callable[[str], None]
 ) -> BenchRow | NotTimed:
-    shape, batch = bundle.info.model.input_shape, timing["batch"]
+    shape, batch = bundle.info.signature.input_shape, timing["batch"]
     why = _why_not(sessions, bundle, batch)
     if why is not None:
         return _reported(NotTimed(runtime=runtime, batch=batch, why=why), report)

@@ -194,13 +194,7 @@ def _check_comparable(dense: Bundle, sparse: Bundle) -> None:
     a, b = dense.info, sparse.info
     same_data = None in (a.data, b.data) or _data_identity(a.data) == _data_identity(b.data)
     for what, found_a, found_b, same in (
-        (
-            "input shapes",
-            a.model.input_shape,
-            b.model.input_shape,
-            a.model.input_shape == b.model.input_shape,
-        ),
-        ("numbers of classes", a.model.n_classes, b.model.n_classes, a.model.n_classes == b.model.n_classes),
+        ("inputs or outputs", a.signature, b.signature, a.signature.agrees_with(b.signature)),
         ("data", _data_identity(a.data), _data_identity(b.data), same_data),
     ):
         if not same:

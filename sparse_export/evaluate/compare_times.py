@@ -32,7 +32,7 @@ def compare_latency(
     """
     batch = timing["batch"]
     report(f"latency at batch {batch}, {timing['rounds']} rounds")
-    shape = dense.info.model.input_shape
+    shape = dense.info.signature.input_shape
     results = opened.sessions.measure(shape, **timing)
     on_device = opened.sessions.measure_on_device(shape, **timing)
     base, again, other = (results[name] for name in ("dense", "dense again", "sparse"))

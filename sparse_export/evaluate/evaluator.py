@@ -84,20 +84,20 @@ def checked_samples(samples: Samples, bundle: Bundle) -> LabelledSamples:
     Raises:
         UsageError: the bundle's network has one output, or inputs or labels do not fit it.
     """
-    model = bundle.info.model
-    require_outputs(
-        model.n_classes,
+    signature = bundle.info.signature
+    n_classes = require_outputs(
+        signature.n_classes,
         f"The network of {bundle.path}",
         do="Leave the test set out, and compute the score of this task outside.",
     )
     x, y = samples
     if isinstance(x, Tensor):
         x = x.detach().cpu().numpy()
-    if x.shape[1:] != model.input_shape:
+    if x.shape[1:] != signature.input_shape:
         raise UsageError(
             f"The test set has inputs of shape {x.shape}.",
-            expected=f"(n, {', '.join(map(str, model.input_shape))}) was expected.",
+            expected=f"(n, {', '.join(map(str, signature.input_shape))}) was expected.",
             do="Give the test set that belongs to the bundles.",
         )
-    labels = require_labels(y, n_samples=len(x), n_outputs=model.n_classes, of="the test set")
+    labels = require_labels(y, n_samples=len(x), n_outputs=n_classes, of="the test set")
     return LabelledSamples(x, labels)

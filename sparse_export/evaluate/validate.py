@@ -74,7 +74,7 @@ def validate(
     _require_gate_possible(bundle, max_drop, against)
     outputs_of, do = f"The network of {bundle.path}", _SCORE_OUTSIDE
     if info.data is not None:  # before the work
-        require_outputs(info.model.n_classes, outputs_of, do=do)
+        require_outputs(info.signature.n_classes, outputs_of, do=do)
     names, not_run = _runtimes(bundle, runtimes, trust)
     require_probed(bundle, trusted=trust)
     for name in names:  # before the work, so that one that cannot be opened ends it at once
@@ -83,7 +83,7 @@ def validate(
     network, run_missing = network_of_bundle(bundle, None if run is None else Path(run), trust)
     test = None
     if info.data is not None:
-        test = load_test_set(info.data, info.model, data_dir, network=outputs_of, do=do)
+        test = load_test_set(info.data, info.signature, data_dir, network=outputs_of, do=do)
 
     with open_session(bundle.onnx_path, n_threads=n_threads) as session:
         on_golden = golden_parity_of_file(session, bundle)

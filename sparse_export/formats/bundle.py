@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Interval
 
 from sparse_export.files import sha256_file, write_json
-from sparse_export.formats.document import SCHEMA_VERSION, description_path, read_document
-from sparse_export.formats.engines import EngineInfo
+from sparse_export.formats.document import (
+    SEALED_VERSION,
+    Amount,
+    Count,
+    Digest,
+    Positive,
+    Share,
+    description_path,
+    read_document,
+    sealed,
+)
+from sparse_export.formats.engines import EngineInfo, upgraded_engine
 from sparse_export.formats.layers import LAYERS_FILE
 from sparse_export.formats.listed import (
     FileInfo,
@@ -17,11 +29,16 @@ from sparse_export.formats.listed import (
     verify_files,
 )
 from sparse_export.formats.run import (
+    CLASSIFICATION,
     Accuracy,
     DataInfo,
+    DenseInfo,
     LayerInfo,
     ModelInfo,
+    TaskInfo,
+    fields_from_shapes,
 )
+from sparse_export.signature import Signature
 
 BUNDLE_FILE = "manifest.json"
 SUMS_FILE = "SHA256SUMS"
@@ -31,6 +48,10 @@ GOLDEN_INPUT = "golden/input.npy"
 GOLDEN_OUTPUT = "golden/output.npy"
 CACHE_FOLDER = "cache/onnxruntime-tensorrt"
 """A folder that may appear in a bundle after it was built, and is no part of it."""
+
+Atol = Annotated[float, Interval(ge=0.0, le=1e-3)]
+Rtol = Annotated[float, Interval(ge=0.0, le=1.0)]
+"""Of no precision is more allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +64,28 @@ class RunReference:
     """
 
     path: str
-    run_sha256: str
+    run_sha256: Digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenInfo:
+    """Files of the golden pair: inputs, and what every runtime has to give for them.
+
+    Attributes:
+        inputs: a `.npy` file for each input, by its name.
+        outputs: likewise for each output of fixed size.
+        inner: likewise for values inside the graph, which stand for outputs whose length depends on the data:
+            the last values of fixed size before them.
+    """
+
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    inner: dict[str, str]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.inputs.values(), *self.outputs.values(), *self.inner.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +102,8 @@ class CompactedLayer:
 
     node: str
     weight: str
-    before: tuple[int, ...]
-    after: tuple[int, ...]
+    before: tuple[Count, ...]
+    after: tuple[Count, ...]
     why: str
 
 
@@ -77,10 +119,10 @@ class CompactInfo:
         layers: those whose shape changed.
     """
 
-    n_removed: int
-    n_inputs_dropped: int
-    n_weights_before: int
-    n_weights_after: int
+    n_removed: Count
+    n_inputs_dropped: Count
+    n_weights_before: Count
+    n_weights_after: Count
     layers: tuple[CompactedLayer, ...]
 
 
@@ -107,15 +149,15 @@ class PatternLayer:
     """
 
     name: str
-    shape: tuple[int, ...]
-    density: float
+    shape: tuple[Count, ...]
+    density: Share
     road: PatternMethod
-    n_groups: int | None
-    groups_over_before: int | None
-    groups_over_after: int | None
-    cut_needed: float | None
-    cut: float
-    n_cut: int
+    n_groups: Count | None
+    groups_over_before: Count | None
+    groups_over_after: Count | None
+    cut_needed: Share | None
+    cut: Share
+    n_cut: Count
     reason: str
 
 
@@ -137,13 +179,13 @@ class PatternInfo:
     """
 
     pattern: str
-    max_cut: float
+    max_cut: Share
     gather: Literal["none", "input", "any"]
     layers: tuple[PatternLayer, ...]
-    difference: float
+    difference: Amount
     accuracy_before: Accuracy | None
     accuracy_after: Accuracy | None
-    n_changed: int | None
+    n_changed: Count | None
     not_measured: str | None
 
 
@@ -156,12 +198,14 @@ class BundleInfo:
         model: the network.
         data: the run's data set, None for none.
         run: where the bundle came from.
-        precision: of the graph, whose inputs and outputs are float32.
+        signature: what the graph takes and gives.
+        task: what it is for.
+        dense: the dense network that the run was made from, if the run says so.
+        golden: files of the golden pair.
+        precision: of the graph; the types of its inputs and outputs are those of the signature.
         targets: `onnx`, and those of the engines.
         opset: of the graph, domain `ai.onnx`.
         ir_version: of the ONNX file.
-        input_name: of the graph.
-        output_name: of the graph.
         density: kept / total over the masked layers, after weights were dropped for a pattern.
         layers: of the run, with the patterns that they promise now.
         n_parameters: entries of all float initializers of the graph.
@@ -170,7 +214,7 @@ class BundleInfo:
         nonzero_macs: likewise without zero weights.
         accuracy: of the run on its test set, before anything was dropped.
         atol: absolute tolerance of the golden pair.
-        rtol: its tolerance as a share of the spread of the logits.
+        rtol: its tolerance as a share of the spread of an output.
         versions: of the libraries that built it.
         command: that built it.
         created: time in ISO 8601.
@@ -179,37 +223,41 @@ class BundleInfo:
         engines: one for each target other than `onnx`.
         n_calibration: training samples that int8 and fp8 took their ranges from.
         fitted: None where no pattern was requested.
+        digest: of this document.
     """
 
     method: str
     model: ModelInfo
+    signature: Signature
     data: DataInfo | None
     run: RunReference
     precision: str
     targets: tuple[str, ...]
-    opset: int
-    ir_version: int
-    input_name: str
-    output_name: str
-    density: float
+    opset: Positive
+    ir_version: Positive
+    golden: GoldenInfo
+    density: Share
     layers: tuple[LayerInfo, ...]
-    n_parameters: int
-    n_nonzero: int
-    macs: int | None
-    nonzero_macs: int | None
+    n_parameters: Count
+    n_nonzero: Count
+    macs: Count | None
+    nonzero_macs: Count | None
     accuracy: Accuracy | None
-    atol: float
-    rtol: float
+    atol: Atol
+    rtol: Rtol
     versions: dict[str, str]
     command: tuple[str, ...]
     created: str
     files: dict[str, FileInfo]
+    task: TaskInfo = CLASSIFICATION
+    dense: DenseInfo | None = None
     compacted: CompactInfo | None = None
     engines: tuple[EngineInfo, ...] = ()
-    n_calibration: int = 0
+    n_calibration: Count = 0
     fitted: PatternInfo | None = None
+    digest: str = field(default="", compare=False)
     kind: Literal["bundle"] = "bundle"
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = SEALED_VERSION
     description_file: ClassVar[str] = BUNDLE_FILE
 
     @property
@@ -219,7 +267,7 @@ class BundleInfo:
         They are the graph, the golden pair, the table of layers, the orders of a bundle that was made to
         satisfy a pattern, and what its engines name.
         """
-        names = [MODEL_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT, LAYERS_FILE]
+        names = [MODEL_FILE, *self.golden.files, LAYERS_FILE]
         names += [ORDERS_FILE] if self.fitted is not None else []
         for engine in self.engines:
             names += [engine.file] if engine.timing_cache is None else [engine.file, engine.timing_cache]
@@ -259,7 +307,7 @@ def save_bundle_info(folder: Path, info: BundleInfo) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    write_json(folder / BUNDLE_FILE, asdict(info))
+    write_json(folder / BUNDLE_FILE, sealed(info))
     sums = {name: file.sha256 for name, file in info.files.items()}
     sums[BUNDLE_FILE] = sha256_file(folder / BUNDLE_FILE)
     lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
@@ -277,8 +325,27 @@ def read_bundle_info(folder: Path) -> BundleInfo:
         ArtefactError: it is no bundle, or its manifest is damaged.
     """
     file = description_path(Path(folder), BUNDLE_FILE, "bundle", "sparse-export build")
-    info: BundleInfo = read_document(file, "bundle", BundleInfo)
+    info: BundleInfo = read_document(
+        file, "bundle", BundleInfo, newest=SEALED_VERSION, upgrade=upgraded_bundle
+    )
     return info
+
+
+def upgraded_bundle(document: dict[str, Any]) -> dict[str, Any]:
+    """Make the present object of a manifest of version 1.
+
+    Args:
+        document: which named the one input and the one output of a classifier.
+    """
+    ends = document["input_name"], document["output_name"]
+    kept = {key: value for key, value in document.items() if key not in ("input_name", "output_name")}
+    golden = {
+        "inputs": {ends[0]: GOLDEN_INPUT},
+        "outputs": {ends[1]: GOLDEN_OUTPUT},
+        "inner": {},
+    }
+    engines = [upgraded_engine(one) for one in document.get("engines", ())]
+    return kept | fields_from_shapes(document["model"], ends) | {"golden": golden, "engines": engines}
 
 
 def open_bundle(folder: Path) -> Bundle:

@@ -1,16 +1,60 @@
-"""Reads the JSON documents of this program into their dataclasses."""
+"""Reads the JSON documents of this program into their dataclasses, and seals those of runs and bundles.
+
+Every number has a range, and a sealed document its own digest, so that no flipped bit is taken for a fact.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Interval, Len
 
 from sparse_export.errors import ArtefactError, UsageError
-from sparse_export.files import put_back
+from sparse_export.files import json_bytes, put_back
 
 SCHEMA_VERSION = 1
+"""Of the documents that are not sealed."""
+
+SEALED_VERSION = 2
+"""Of `run.json` and `manifest.json`. Version 1 had no signature and no digest."""
+
+DIGEST = "digest"
+
+Count = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1)]
+Share = Annotated[float, Interval(ge=0.0, le=1.0)]
+Amount = Annotated[float, Ge(0.0)]
+Digest = Annotated[str, Len(64, 64)]
+
+
+def sealed(info: Any) -> dict[str, Any]:
+    """Make the JSON object of a run or a bundle, with its digest.
+
+    Args:
+        info: a dataclass with a field `digest`.
+
+    Returns:
+        The object; `digest` is the SHA-256 of all the others, as compact JSON with sorted keys.
+    """
+    document: dict[str, Any] = json.loads(json_bytes(asdict(info)))
+    return document | {DIGEST: document_digest(document)}
+
+
+def document_digest(document: Mapping[str, Any]) -> str:
+    """Compute the digest that seals the object of a run or a bundle.
+
+    Args:
+        document: its JSON object; the field `digest` does not count.
+    """
+    others = {key: value for key, value in document.items() if key != DIGEST}
+    text = json.dumps(others, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _refuse_constant(name: str) -> None:
@@ -27,16 +71,25 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_document(path: Path, kind: str, cls: type[Any]) -> Any:
+def read_document(
+    path: Path,
+    kind: str,
+    cls: type[Any],
+    *,
+    newest: int = SCHEMA_VERSION,
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> Any:
     """Read a JSON document into its dataclass.
 
     Args:
         path: of the file.
         kind: what the field `kind` of the document has to be.
         cls: the dataclass.
+        newest: the version that this release writes.
+        upgrade: makes the present object of one of version 1; None where that is the newest.
 
     Returns:
-        The dataclass, its types checked.
+        The dataclass, its types, ranges and digest checked.
 
     Raises:
         ArtefactError: the file cannot be read, is another document, or is damaged.
@@ -61,15 +114,25 @@ def read_document(path: Path, kind: str, cls: type[Any]) -> Any:
     if found != kind:
         raise ArtefactError(f"{path} describes {found!r}, not a {kind}.", do=f"Give the path of a {kind}.")
     version = document.get("schema_version")
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= newest:
         raise ArtefactError(
             f"{path} has schema version {version!r}.",
-            expected=f"This release reads versions up to {SCHEMA_VERSION}.",
+            expected=f"This release reads versions up to {newest}.",
             do="Install a newer sparse-export.",
         )
     try:
-        return pydantic.TypeAdapter(cls).validate_python(document)
-    except pydantic.ValidationError as cause:
+        if upgrade is not None:
+            if version == 1:
+                document = upgrade(document)
+            elif document.get(DIGEST) != document_digest(document):
+                raise ArtefactError(
+                    f"{path} was changed or damaged: its digest is not that of what it says.",
+                    do=f"Copy the {kind} again, or make it again.",
+                )
+        return pydantic.TypeAdapter(cls).validate_json(json.dumps(document), strict=True)
+    except (KeyError, TypeError, ValueError) as cause:
+        if not isinstance(cause, pydantic.ValidationError):  # of version 1, without what every one had
+            raise ArtefactError(f"{path} is damaged: it lacks {cause}.", do="Make it again.") from cause
         first = cause.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ArtefactError(

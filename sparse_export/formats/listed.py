@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from sparse_export.errors import ArtefactError
 from sparse_export.files import sha256_file
+from sparse_export.formats.document import Count, Digest
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message  # type: ignore[import-untyped]
@@ -43,8 +44,8 @@ class FileInfo:
         sha256: hex SHA-256 of its bytes.
     """
 
-    size_bytes: int
-    sha256: str
+    size_bytes: Count
+    sha256: Digest
 
 
 def file_infos(folder: Path, names: Iterable[str]) -> dict[str, FileInfo]:

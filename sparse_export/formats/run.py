@@ -10,28 +10,72 @@ from typing import Any, ClassVar, Literal
 
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.files import json_bytes, write_json
-from sparse_export.formats.document import SCHEMA_VERSION, description_path, read_document
+from sparse_export.formats.document import (
+    SEALED_VERSION,
+    Amount,
+    Count,
+    Digest,
+    Positive,
+    Share,
+    description_path,
+    read_document,
+    sealed,
+)
 from sparse_export.formats.listed import FileInfo, require_complete, verify_files
+from sparse_export.signature import Signature, class_signature
 
 RUN_FILE = "run.json"
 WEIGHTS_FILE = "model.safetensors"
 MASKS_FILE = "masks.safetensors"
+GRAPH_FILE = "model.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """A network and its shapes.
+    """Where a network comes from.
 
     Attributes:
-        name: a known name or `package.module:factory`; None for a network that was passed in memory and
-            cannot be made again from a name.
-        input_shape: of one sample, without the batch axis.
-        n_classes: number of logits.
+        name: a known name, `package.module:factory` or the name of an ONNX file; None for a torch network
+            that was passed in memory and cannot be made again from a name.
+        form: `torch` where the run holds weights for a network that its name makes; `onnx` where it holds the
+            graph itself.
     """
 
     name: str | None
-    input_shape: tuple[int, ...]
-    n_classes: int
+    form: Literal["torch", "onnx"] = "torch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskInfo:
+    """What a network is for.
+
+    Attributes:
+        name: of the task; `agreement` for one without labels, whose outputs are held against those of the
+            dense network.
+        labels: names of its classes, in the order of its outputs; empty where they have none.
+    """
+
+    name: str
+    labels: tuple[str, ...] = ()
+
+
+CLASSIFICATION = TaskInfo(name="classification")
+AGREEMENT = TaskInfo(name="agreement")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseInfo:
+    """The dense network that a sparse one was made from.
+
+    Attributes:
+        sha256: of its file: the ONNX file, or the weights as a run holds them.
+        path: of a run with it, which `build` makes the dense bundle of; None where none was left.
+        test: its accuracy on the test set.
+    """
+
+    sha256: Digest
+    path: str | None
+    test: Accuracy | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +97,11 @@ class DataInfo:
     name: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    n_train: int
-    n_validation: int
-    n_test: int
+    n_train: Count
+    n_validation: Count
+    n_test: Count
     test_sha256: str
-    crop_ratio: float = 1.0
+    crop_ratio: Share = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +119,9 @@ class LayerInfo:
     """
 
     name: str
-    shape: tuple[int, ...]
-    n_weights: int
-    n_active: int
+    shape: tuple[Count, ...]
+    n_weights: Positive
+    n_active: Count
     masked: bool
     pattern: str | None = None
     why_dense: str | None = None
@@ -100,8 +144,8 @@ class Accuracy:
         UsageError: numbers that are not whole, like a mean error, or counts that cannot be.
     """
 
-    n_correct: int
-    n_samples: int
+    n_correct: Count
+    n_samples: Positive
 
     def __post_init__(self) -> None:
         for name in ("n_correct", "n_samples"):
@@ -142,12 +186,12 @@ class SpeedInfo:
         left_out: layers that could not be examined, with the reason.
     """
 
-    step_ms: float
-    estimate_channels: float | None
-    estimate_macs: float | None
-    all_layers_estimate_channels: float | None
-    all_layers_estimate_macs: float | None
-    n_moments: int
+    step_ms: Amount
+    estimate_channels: Amount | None
+    estimate_macs: Amount | None
+    all_layers_estimate_channels: Amount | None
+    all_layers_estimate_macs: Amount | None
+    n_moments: Count
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -168,10 +212,10 @@ class ProductInfo:
 
     name: str
     by: Literal["csr", "2:4", "dense"]
-    density: float
-    n_rows: int | None
-    dense_ms: float | None
-    csr_ms: float | None
+    density: Share
+    n_rows: Count | None
+    dense_ms: Amount | None
+    csr_ms: Amount | None
     reason: str
 
 
@@ -206,42 +250,55 @@ class RunInfo:
         n_processes: processes that trained together at the end.
         speed: None where it was not measured.
         products: one entry for each masked weight, where other products than dense ones were requested.
+        signature: what the network takes and gives.
+        task: what it is for.
+        dense: the dense network that it was made from; None for one that was trained.
+        digest: of this document.
     """
 
     status: Literal["running", "complete"]
     method: str
     model: ModelInfo
     data: DataInfo | None
-    target_density: float
-    density: float
-    n_active: int
-    n_masked: int
-    n_parameters: int
+    target_density: Share
+    density: Share
+    n_active: Count
+    n_masked: Count
+    n_parameters: Count
     layers: tuple[LayerInfo, ...]
     validation: Accuracy | None
     test: Accuracy | None
-    seed: int
-    n_threads: int
+    seed: Count
+    n_threads: Positive
     device: str
-    epochs: int
-    n_steps: int
-    seconds: float
+    epochs: Count
+    n_steps: Count
+    seconds: Amount
     recipe: dict[str, Any]
     versions: dict[str, str]
     command: tuple[str, ...]
     created: str
     files: dict[str, FileInfo]
-    n_processes: int = 1
+    signature: Signature
+    task: TaskInfo = CLASSIFICATION
+    dense: DenseInfo | None = None
+    n_processes: Positive = 1
     speed: SpeedInfo | None = None
     products: tuple[ProductInfo, ...] = ()
+    digest: str = field(default="", compare=False)
     kind: Literal["run"] = "run"
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = SEALED_VERSION
     description_file: ClassVar[str] = RUN_FILE
 
     @property
     def required_files(self) -> tuple[str, ...]:
-        """The files that a finished run cannot do without, weights and masks; none while it is unfinished."""
-        return (WEIGHTS_FILE, MASKS_FILE) if self.status == "complete" else ()
+        """The files that a finished run cannot do without; none while it is unfinished.
+
+        They are weights and masks of a torch network, or the graph.
+        """
+        if self.status != "complete":
+            return ()
+        return (GRAPH_FILE,) if self.model.form == "onnx" else (WEIGHTS_FILE, MASKS_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +322,7 @@ def run_digest(info: RunInfo) -> str:
     Args:
         info: the record.
     """
-    return hashlib.sha256(json_bytes(asdict(info))).hexdigest()
+    return hashlib.sha256(json_bytes(sealed(info))).hexdigest()
 
 
 def save_run_info(folder: Path, info: RunInfo) -> None:
@@ -278,7 +335,7 @@ def save_run_info(folder: Path, info: RunInfo) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    write_json(folder / RUN_FILE, asdict(info))
+    write_json(folder / RUN_FILE, sealed(info))
 
 
 def read_run_info(folder: Path) -> RunInfo:
@@ -292,8 +349,28 @@ def read_run_info(folder: Path) -> RunInfo:
         ArtefactError: it is no run, or its record is damaged.
     """
     file = description_path(Path(folder), RUN_FILE, "run", "sparse-export train")
-    info: RunInfo = read_document(file, "run", RunInfo)
+    info: RunInfo = read_document(file, "run", RunInfo, newest=SEALED_VERSION, upgrade=upgraded_run)
     return info
+
+
+def upgraded_run(document: dict[str, Any]) -> dict[str, Any]:
+    """Make the present object of a run's document of version 1.
+
+    Args:
+        document: which told the shapes of a classifier in its model.
+    """
+    return document | fields_from_shapes(document["model"])
+
+
+def fields_from_shapes(model: dict[str, Any], names: tuple[str, str] = ("input", "logits")) -> dict[str, Any]:
+    """Make the fields that tell the shapes of a classifier, from the model of a document of version 1.
+
+    Args:
+        model: with `name`, `input_shape` and `n_classes`.
+        names: of input and output.
+    """
+    signature = asdict(class_signature(tuple(model["input_shape"]), model["n_classes"], names=names))
+    return {"model": {"name": model["name"]}, "signature": signature, "schema_version": SEALED_VERSION}
 
 
 def open_run(folder: Path) -> Run:

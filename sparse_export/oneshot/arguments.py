@@ -122,7 +122,7 @@ def input_shape_of(
             )
         return loader.input_shape
     if run is not None:
-        told = told or run.info.model.input_shape
+        told = told or run.info.signature.input_shape
     shape = told or models.input_shape(source.name)
     if shape is None:
         raise UsageError(

@@ -22,6 +22,7 @@ from sparse_export.oneshot.layers import require_method
 from sparse_export.oneshot.pipeline import CALIBRATION_BATCH, Work
 from sparse_export.oneshot.report import REPORT_FILE, SparsifyReport, method_name, promised, why_dense
 from sparse_export.oneshot.source import open_source, require_weights, run_of
+from sparse_export.signature import class_signature
 from sparse_export.sparsity.pattern import pattern_from_text
 from sparse_export.train.batches import batch_loader
 from sparse_export.train.distributed import ALONE
@@ -145,7 +146,8 @@ def _run_info(work: Work, report: SparsifyReport, run: Run | None, n_threads: in
     return new_run_info(
         work.network,
         method=method_name(report),
-        model=ModelInfo(name=report.model, input_shape=work.input_shape, n_classes=work.n_outputs),
+        model=ModelInfo(name=report.model),
+        signature=class_signature(work.input_shape, work.n_outputs),
         data=None if work.loader is None else work.loader.info,
         layers=layer_facts(work.network, work.masks, promised(report), why_dense(report)),
         validation=report.stages[-1].validation,

@@ -194,7 +194,7 @@ def _network(
         return (
             network_of_run(run, trusted=trust),
             run.info.model.name,
-            run.info.model.input_shape,
+            run.info.signature.input_shape,
             str(run.path),
         )
     name = str(model)

@@ -59,7 +59,7 @@ def require_probed(
         _probe(
             model.absolute(),
             digest,
-            bundle.info.model.input_shape,
+            bundle.info.signature.input_shape,
             file_of(bundle, GOLDEN_INPUT).absolute() if listed else None,
             provider,
             _LIMIT_S[provider] if limit_s is None else limit_s,

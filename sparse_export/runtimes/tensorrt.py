@@ -18,6 +18,7 @@ from sparse_export.formats.bundle import Bundle
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.listed import bytes_of
 from sparse_export.runtimes.session import BaseSession
+from sparse_export.signature import BATCH
 from sparse_export.trust import TrustedDigests
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class EngineSession(BaseSession):
         self._input, self._output = self._ends(engine)
         self._sample_shape = _sizes(engine.get_tensor_shape(self._input))[1:]
         super().__init__(fact.target, np.float32, (None, *self._sample_shape))
-        self._profiles = fact.profiles
+        self._profiles = tuple(one[BATCH] for one in fact.profiles)
         self._profile = 0
         self._stream = torch.cuda.Stream()
         self._uses_graphs = cuda_graphs

@@ -28,6 +28,7 @@ from sparse_export.formats.bundle import (
 from sparse_export.formats.listed import bytes_of
 from sparse_export.serving.model_config import TensorSpec, check_config, config_text
 from sparse_export.serving.settings import DEFAULT_MAX_BATCH, ModelSettings
+from sparse_export.signature import BATCH
 
 __all__ = [
     "CONFIG_FILE",
@@ -162,8 +163,8 @@ def open_served(folder: Path, name: str | None = None) -> Served:
         name=name,
         bundle=bundle,
         manifest_sha256=sha256_file(folder / BUNDLE_FILE),
-        inputs=_spec(info.input_name, golden_input),
-        outputs=_spec(info.output_name, golden_output),
+        inputs=_spec(info.signature.input_names[0], golden_input),
+        outputs=_spec(info.signature.output_names[0], golden_output),
         golden_input=golden_input,
         golden_output=golden_output,
         engines=engines,
@@ -204,7 +205,7 @@ def _engines(bundle: Bundle) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
         if name not in facts:
             left_out.append(f"{name}: the manifest does not say which batches it takes")
             continue
-        profiles = facts[name].profiles
+        profiles = tuple(one[BATCH] for one in facts[name].profiles)
         if not _taken(profiles):
             sizes = ", ".join(f"{least} to {most}" for least, _, most in profiles)
             left_out.append(f"{name}: its profiles, {sizes}, take no batch of 1, which requests bring")

@@ -108,22 +108,32 @@ def require_labels(labels: GivenLabels, *, n_samples: int, n_outputs: int, of: s
     return _array_of(labels)[0].astype(np.int64)
 
 
-def require_outputs(n_outputs: int, network: str, *, do: str) -> None:
+def require_outputs(n_outputs: int | None, network: str, *, do: str) -> int:
     """Check that a network has outputs to choose among.
 
     Args:
-        n_outputs: size of the last axis of what it returns.
+        n_outputs: size of the last axis of what it returns; None for a network whose outputs are no scores of
+            classes.
         network: for the message.
-        do: what to do where it has one, a sentence.
+        do: what to do where it has one, or none, a sentence.
+
+    Returns:
+        The number of classes.
 
     Raises:
-        UsageError: it has one output, whose largest entry is always number 0.
+        UsageError: it has no scores of classes, or one output, whose largest entry is always number 0.
     """
+    if n_outputs is None:
+        raise UsageError(
+            f"{network} does not return scores (samples, classes), so its top-1 accuracy cannot be computed.",
+            do=do,
+        )
     if n_outputs < 2:
         raise UsageError(
             f"{network} has one output, so its top-1 accuracy cannot be computed; that needs one per class.",
             do=do,
         )
+    return n_outputs
 
 
 def has_class_scores(logits: _Array | Tensor) -> bool:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparse_export.formats.run import DataInfo, ModelInfo
+from sparse_export.formats.run import DataInfo
+from sparse_export.signature import Signature
 from sparse_export.tasks import data
 from sparse_export.tasks.labels import require_labels, require_outputs
 
@@ -27,13 +28,13 @@ class LabelledSamples(NamedTuple):
 
 
 def load_test_set(
-    info: DataInfo, model: ModelInfo, data_dir: str | Path | None, *, network: str, do: str
+    info: DataInfo, signature: Signature, data_dir: str | Path | None, *, network: str, do: str
 ) -> LabelledSamples:
     """Load the test set on record.
 
     Args:
         info: the data of a run or a bundle.
-        model: its network.
+        signature: of its network.
         data_dir: where the data sets lie.
         network: the network, for the message.
         do: what to do where it has no scores of classes, a sentence.
@@ -44,8 +45,8 @@ def load_test_set(
         ArtefactError: they are not those on record.
         MissingCapability: the library that reads them is not installed.
     """
-    require_outputs(model.n_classes, network, do=do)
-    inputs, labels = data.load_test_set(info, model.input_shape, data_dir)
+    n_classes = require_outputs(signature.n_classes, network, do=do)
+    inputs, labels = data.load_test_set(info, signature.input_shape, data_dir)
     of = f"the test set of {info.name}"
-    known = require_labels(labels, n_samples=len(inputs), n_outputs=model.n_classes, of=of)
+    known = require_labels(labels, n_samples=len(inputs), n_outputs=n_classes, of=of)
     return LabelledSamples(inputs, known)

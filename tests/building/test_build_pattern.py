@@ -26,6 +26,7 @@ from sparse_export.formats.bundle import Bundle, PatternLayer, open_bundle
 from sparse_export.formats.run import Run, read_run_info, save_run_info
 from sparse_export.graph.passes.pack24 import packed_weights
 from sparse_export.inspect import inspect
+from sparse_export.signature import class_signature
 from sparse_export.sparsity.pattern import NMPattern, obeys
 from sparse_export.train.loop import train
 from sparse_export.train.recipe import load_recipe
@@ -280,7 +281,7 @@ def test_absent_data_are_told_and_are_no_failure(tmp_path: Path) -> None:
 def test_labels_that_do_not_fit_the_outputs_are_told_and_not_scored(
     n_outputs: int, why: str, run: Run, tmp_path: Path
 ) -> None:
-    info = replace(run.info, model=replace(run.info.model, n_classes=n_outputs))
+    info = replace(run.info, signature=class_signature(run.info.signature.input_shape, n_outputs))
     found = measure_accuracy(info, nn.Identity(), tmp_path / "is not opened.onnx", None)
     assert found == {"accuracy_before": None, "accuracy_after": None, "n_changed": None, "not_measured": why}
 

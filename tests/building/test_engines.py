@@ -44,7 +44,7 @@ def test_the_engine_is_listed_with_its_hash_and_what_it_is_for(bundle: Bundle) -
     info = open_bundle(bundle.path).info
     assert info.targets == ("onnx", "tensorrt-rtx")
     (fact,) = info.engines
-    assert (fact.file, fact.target, fact.profiles) == (ENGINE, "tensorrt-rtx", ((1, 8, 32),))
+    assert (fact.file, fact.target, fact.profiles) == (ENGINE, "tensorrt-rtx", ({"batch": (1, 8, 32)},))
     assert info.files[ENGINE].sha256 == sha256_file(bundle.path / ENGINE)
     assert {ENGINE, f"{ENGINE}.log"} <= info.files.keys()
 
@@ -121,7 +121,10 @@ def test_the_command_tells_of_the_engine(run: Run, tmp_path: Path, call: Call) -
     assert result.exit_code == 0
     assert "engines/tensorrt-rtx-fp32-sm89+sm120.engine" in result.stdout
     (fact,) = open_bundle(tmp_path / "b").info.engines
-    assert (fact.architectures, fact.profiles) == (("sm89", "sm120"), ((1, 1, 4), (8, 8, 8)))
+    assert (fact.architectures, fact.profiles) == (
+        ("sm89", "sm120"),
+        ({"batch": (1, 1, 4)}, {"batch": (8, 8, 8)}),
+    )
 
 
 def test_a_dry_run_writes_nothing_and_says_what_is_missing(

@@ -12,6 +12,7 @@ from sparse_export.formats.bundle import (
     BUNDLE_FILE,
     Bundle,
     BundleInfo,
+    GoldenInfo,
     RunReference,
     read_bundle_info,
     save_bundle_info,
@@ -19,6 +20,7 @@ from sparse_export.formats.bundle import (
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import ModelInfo
+from sparse_export.signature import class_signature
 
 VERSION = "1.7.1.116"
 FILE = "engines/x.engine"
@@ -41,7 +43,7 @@ def engine_fact(**changes: object) -> EngineInfo:
         architectures=("sm89",),
         hardware="none",
         version_compatible=False,
-        profiles=((1, 8, 32),),
+        profiles=({"batch": (1, 8, 32)},),
         sparse=True,
         parse_s=0.0,
         build_s=0.0,
@@ -54,15 +56,17 @@ def bundle_info(**changes: object) -> BundleInfo:
     """The manifest of a bundle of nothing. changes: of its fields."""
     info = BundleInfo(
         method="dense",
-        model=ModelInfo(name="small", input_shape=(16,), n_classes=8),
+        model=ModelInfo(name="small"),
+        signature=class_signature((16,), 8, names=("input", "output")),
+        golden=GoldenInfo(
+            inputs={"input": "golden/input.npy"}, outputs={"output": "golden/output.npy"}, inner={}
+        ),
         data=None,
-        run=RunReference(path="", run_sha256=""),
+        run=RunReference(path="", run_sha256="0" * 64),
         precision="fp32",
         targets=("onnx",),
         opset=20,
         ir_version=10,
-        input_name="input",
-        output_name="output",
         density=1.0,
         layers=(),
         n_parameters=1,

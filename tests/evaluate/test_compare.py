@@ -36,6 +36,7 @@ from sparse_export.formats.bundle import (
     BUNDLE_FILE,
     Bundle,
     BundleInfo,
+    GoldenInfo,
     RunReference,
     open_bundle,
     read_bundle_info,
@@ -48,6 +49,7 @@ from sparse_export.instruments.card import CardLog, CardSample
 from sparse_export.instruments.statistics import Ratio, log_location_interval
 from sparse_export.report.verdict import verdict as verdict_of
 from sparse_export.runtimes.onnxruntime import open_session
+from sparse_export.signature import class_signature
 from sparse_export.trust import TrustedDigests
 from sparse_export.version import library_versions, now
 from tests.card import Card, Stream, pretend_torch_cuda
@@ -109,15 +111,17 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
         total, nonzero = sum(w.size for w in weights), sum(int(np.count_nonzero(w)) for w in weights)
         info = BundleInfo(
             method="test",
-            model=ModelInfo(name="stack", input_shape=(len(weights[0]),), n_classes=weights[-1].shape[1]),
+            model=ModelInfo(name="stack"),
+            signature=class_signature((len(weights[0]),), weights[-1].shape[1], names=("x", "logits")),
+            golden=GoldenInfo(
+                inputs={"x": "golden/input.npy"}, outputs={"logits": "golden/output.npy"}, inner={}
+            ),
             data=data,
             run=RunReference(path="runs/none", run_sha256="00" * 32),
             precision="fp32",
             targets=("onnx",),
             opset=20,
             ir_version=10,
-            input_name="x",
-            output_name="logits",
             density=nonzero / total,
             layers=tuple(
                 LayerInfo(
@@ -513,7 +517,8 @@ def test_a_network_with_one_output_is_not_scored(make_bundle: MakeBundle) -> Non
 def test_outputs_that_are_not_those_of_the_manifest_are_not_scored(make_bundle: MakeBundle) -> None:
     bundles = [make_bundle(name, [_identity_with_noise(16, 1.0)[:, :1]], data=None) for name in ("a", "b")]
     opened = [open_bundle(path) for path in bundles]
-    claimed = [replace(b, info=replace(b.info, model=replace(b.info.model, n_classes=2))) for b in opened]
+    two = class_signature((16,), 2, names=("x", "logits"))
+    claimed = [replace(b, info=replace(b.info, signature=two)) for b in opened]
     x, _ = _samples()
     with pytest.raises(UsageError, match=r"outputs of shape \(300, 1\), so its top-1 accuracy"):
         compare(*claimed, samples=(x, (x[:, 0] > 0).astype(np.int64)), **QUICK)
@@ -627,7 +632,7 @@ def _with_engine(folder: Path, state: str) -> Bundle:
         architectures=(),
         hardware="none",
         version_compatible=False,
-        profiles=((1, 4, 7),),
+        profiles=({"batch": (1, 4, 7)},),
         sparse=True,
         parse_s=0.0,
         build_s=0.0,

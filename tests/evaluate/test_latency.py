@@ -106,7 +106,7 @@ def _with_engines(folder: Path, targets: tuple[Any, ...]) -> Bundle:
             architectures=(),
             hardware="none",
             version_compatible=False,
-            profiles=((1, 4, 8),),
+            profiles=({"batch": (1, 4, 8)},),
             sparse=True,
             parse_s=0.0,
             build_s=0.0,

@@ -24,6 +24,7 @@ from sparse_export.evaluate.validation import Validation, check_gates, parity_te
 from sparse_export.formats.bundle import Bundle, RunReference, read_bundle_info, save_bundle_info
 from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import Accuracy
+from sparse_export.signature import class_signature
 from sparse_export.tasks import data
 from tests.making_runs import digits_accuracy, digits_fact, digits_run, network_and_masks, save_run
 
@@ -364,8 +365,7 @@ def test_the_helpers_accuracy_is_the_recorded_one(sparse: Bundle) -> None:
 def test_labels_that_do_not_fit_the_network_are_refused_before_anything_runs(
     n_outputs: int, why: str, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = read_bundle_info(copied).model
-    rewrite(copied, model=replace(model, n_classes=n_outputs))
+    rewrite(copied, signature=class_signature((1, 8, 8), n_outputs))
     for call in ("open_session", "score", "score_network"):
         monkeypatch.setattr(VALIDATING, call, lambda *_, **__: pytest.fail("the network was run"))
     with pytest.raises(UsageError, match=why):

@@ -241,7 +241,7 @@ def test_bundles_of_the_first_release_are_still_opened(tmp_path: Path) -> None:
         "method": "dense",
         "model": model,
         "data": None,
-        "run": {"path": "run", "run_sha256": ""},
+        "run": {"path": "run", "run_sha256": "0" * 64},
         "precision": "fp32",
         "targets": ["onnx"],
         "opset": 20,

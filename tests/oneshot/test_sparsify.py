@@ -356,7 +356,7 @@ def test_a_factory_with_its_own_weights_needs_no_data_but_a_shape(
     assert [stage.test for stage in done.report.stages] == [None, None, None]
     assert capped(done) == ["1.weight", "3.weight"]
     assert done.report.weights == {"from": "factory"}
-    assert (done.run.info.data, done.run.info.model.n_classes) == (None, 3)
+    assert (done.run.info.data, done.run.info.signature.n_classes) == (None, 3)
     se.build(done.run.path, tmp_path / "bundle", onnx="packed")  # it is this user's, so nothing is asked
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "somebody-elses"))
     with pytest.raises(NotTrustedError, match="would run code"):

@@ -54,6 +54,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
             block_s=0.001,
             warmup_limit_s=0.05,
             n_threads=1,
-            samples=data.load_test_set(dense.info.data, dense.info.model.input_shape),
+            samples=data.load_test_set(dense.info.data, dense.info.signature.input_shape),
         )
         yield Made(dense, sparse, comparison)

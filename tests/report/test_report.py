@@ -194,7 +194,7 @@ def engine_fact() -> EngineInfo:
         architectures=(),
         hardware="none",
         version_compatible=False,
-        profiles=((1, 8, 8),),
+        profiles=({"batch": (1, 8, 8)},),
         sparse=True,
         parse_s=1.0,
         build_s=1.0,

@@ -16,12 +16,12 @@ from sparse_export import trust
 from sparse_export.child import ChildError
 from sparse_export.errors import ArtefactError, MissingCapability, OutputError, SparseExportError
 from sparse_export.files import sha256_file
-from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, read_bundle_info, save_bundle_info
+from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, GoldenInfo, read_bundle_info, save_bundle_info
 from sparse_export.formats.listed import file_infos
-from sparse_export.formats.run import ModelInfo
 from sparse_export.runtimes import probe
 from sparse_export.runtimes.choice import open_runtime
 from sparse_export.runtimes.probe import require_probed
+from sparse_export.signature import class_signature
 from tests.engines.making import bundle_info
 from tests.graph.dividing import divides
 
@@ -39,9 +39,8 @@ def _bundle(folder: Path, divisor: int, golden: np.ndarray | bytes | None = None
         else:
             np.save(folder / GOLDEN, golden)
     info = bundle_info(
-        model=ModelInfo(name="small", input_shape=(4,), n_classes=3),
-        input_name="x",
-        output_name="y",
+        signature=class_signature((4,), 3, names=("x", "y")),
+        golden=GoldenInfo(inputs={"x": GOLDEN}, outputs={"y": "golden/output.npy"}, inner={}),
         command=(str(folder),),  # so that no two of these tests have the same manifest
         files=file_infos(folder, ("model.onnx", *([] if golden is None else [GOLDEN]))),
     )

@@ -20,6 +20,7 @@ from sparse_export.formats.bundle import BUNDLE_FILE
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.trust import remember
 from tests.card import Card, Profiles
+from tests.sealing import write_sealed
 
 
 def with_engines(
@@ -54,7 +55,7 @@ def with_engines(
             architectures=(),
             hardware="none",
             version_compatible=version_compatible,
-            profiles=tuple(profiles),
+            profiles=tuple({"batch": one} for one in profiles),
             sparse=True,
             parse_s=0.0,
             build_s=0.0,
@@ -63,7 +64,7 @@ def with_engines(
         if told:
             manifest["engines"].append(asdict(fact))
     manifest["versions"]["tensorrt-cu13"] = tensorrt
-    (to / BUNDLE_FILE).write_text(json.dumps(manifest))
+    write_sealed(to / BUNDLE_FILE, manifest)
     if trusted:
         remember(sha256_file(to / BUNDLE_FILE))
     return to

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from sparse_export.cli.main import cli
 from sparse_export.formats.bundle import BUNDLE_FILE
+from tests.sealing import write_sealed
 from tests.serving.conftest import Bundles
 from tests.serving.serving import ANY_PORTS, CHECKOUT, Load, Serving, group, serving, until
 
@@ -207,7 +208,7 @@ def test_a_golden_answer_that_is_wrong_is_never_ready(server: Path, bundles: Bun
     shutil.copyfile(bundles.other / "golden" / "output.npy", wrong / "golden" / "output.npy")
     other = json.loads((bundles.other / BUNDLE_FILE).read_text())
     manifest["files"]["golden/output.npy"] = other["files"]["golden/output.npy"]
-    (wrong / BUNDLE_FILE).write_text(json.dumps(manifest))
+    write_sealed(wrong / BUNDLE_FILE, manifest)
     done = _serve(wrong, *ANY_PORTS)
     assert done.returncode == 3
     assert "answer to the golden input of wrong differs by" in _error(done)

@@ -23,6 +23,7 @@ from sparse_export.serving.repository import model_name, open_served, require_na
 from sparse_export.serving.settings import ModelSettings
 from sparse_export.trust import remember
 from tests.cli.conftest import Call
+from tests.sealing import write_sealed
 from tests.serving.conftest import Bundles
 from tests.serving.engines import with_engines
 from tests.serving.manifest_checks import problem
@@ -292,7 +293,7 @@ def test_a_version_in_a_manifest_brings_no_words_into_the_dockerfile(
     shutil.copytree(bundles.dense, bundle)
     manifest = json.loads((bundle / BUNDLE_FILE).read_text())
     manifest["versions"] = {"onnxruntime": "1.0'; touch /tmp/x; '"}
-    (bundle / BUNDLE_FILE).write_text(json.dumps(manifest))
+    write_sealed(bundle / BUNDLE_FILE, manifest)
     with pytest.raises(ArtefactError, match="version of onnxruntime"):
         package([bundle], [None], tmp_path / "out")
 

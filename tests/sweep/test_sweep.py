@@ -29,6 +29,7 @@ from sparse_export.sweep.sweep import sweep
 from sparse_export.sweep.table import shown
 from sparse_export.train.recipe import Recipe, load_recipe
 from tests.making_runs import network_and_masks, save_run
+from tests.sealing import write_sealed
 
 CHECKOUT = Path(__file__).parents[2]
 GRID = (
@@ -155,7 +156,7 @@ def test_a_complete_run_of_an_earlier_version_stands_for_its_cell_under_another_
     run = made_run(out / "runs" / "static-0.1-seed0-0123456789", cell.recipe)
     record = json.loads((run / "run.json").read_text())
     del record["recipe"]["label_smoothing"], record["recipe"]["sparsity"]["transposable"]
-    (run / "run.json").write_text(json.dumps(record))
+    write_sealed(run / "run.json", record)
 
     result = sweep(grid, out, n_jobs=1, device="cpu")
     assert [(one.status, one.run.name) for one in result.findings] == [("complete", run.name)]
@@ -182,7 +183,9 @@ def test_no_other_run_stands_for_a_cell(tmp_path: Path, fault: str) -> None:
         record["recipe"]["label_smoothing"] = 0.1
     if fault == "no recipe any more":
         record["recipe"]["forgotten"] = 1
-    (run / "run.json").write_text("{" if fault == "damaged" else json.dumps(record))
+    write_sealed(run / "run.json", record)
+    if fault == "damaged":
+        (run / "run.json").write_text("{")
     assert cell.recipe not in complete_runs(out)
     assert run_of(cell, out, complete_runs(out)) == (out / "runs" / cell.name, False)
 

@@ -31,6 +31,7 @@ from sparse_export.train.distributed import (
 )
 from sparse_export.train.loop import train
 from sparse_export.train.recipe import load_recipe
+from tests.sealing import write_sealed
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("torchrun_worker.py")
@@ -165,7 +166,7 @@ def test_a_signal_stops_all_processes_after_one_step_and_two_others_go_on(tmp_pa
     document = json.loads((run / "run.json").read_text())
     assert document["recipe"]["epochs"] == 30
     document["recipe"]["epochs"] = 3
-    (run / "run.json").write_text(json.dumps(document))
+    write_sealed(run / "run.json", document)
     words = ("train", "--resume", "--out", str(run))
     code, _, err = finished(launched("-m", "sparse_export", *words))
     assert code == 0, err

@@ -31,6 +31,7 @@ from sparse_export.train.loop import train
 from sparse_export.train.metrics import MetricsLog
 from sparse_export.train.observer import SilentObserver
 from sparse_export.train.recipe import Recipe, load_recipe
+from tests.sealing import write_sealed
 
 EPOCHS = 3
 
@@ -265,11 +266,11 @@ def test_a_run_json_whose_recipe_names_another_network_is_refused_before_it_is_i
     monkeypatch.syspath_prepend(tmp_path)
     document = json.loads((out / "run.json").read_text())
     document["recipe"]["model"] = "evil_net:make"
-    (out / "run.json").write_text(json.dumps(document))
+    write_sealed(out / "run.json", document)
     with pytest.raises(ArtefactError, match="contradicts itself"):
         train(None, out, resume=True)
     document["model"]["name"] = "evil_net:make"
-    (out / "run.json").write_text(json.dumps(document))
+    write_sealed(out / "run.json", document)
     with pytest.raises(NotTrustedError, match="--trust"):
         train(None, out, resume=True)
 
@@ -477,9 +478,9 @@ def test_the_network_gets_as_many_outputs_as_the_data_has_classes(tmp_path: Path
     x = rng.integers(0, 255, (40, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "few.npz", x_train=x, y_train=np.arange(40) % 3, x_test=x, y_test=np.arange(40) % 3)
     run = train(small(data=f"npz:{tmp_path / 'few.npz'}", epochs=1, batch_size=8), tmp_path / "run")
-    assert run.info.model.n_classes == 3
+    assert run.info.signature.n_classes == 3
     assert load_file(tmp_path / "run" / "model.safetensors")["fc2.weight"].shape == (3, 64)
-    assert se.build(tmp_path / "run").info.model.n_classes == 3
+    assert se.build(tmp_path / "run").info.signature.n_classes == 3
 
 
 def test_a_truncated_or_foreign_state_is_refused(tmp_path: Path) -> None:

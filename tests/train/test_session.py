@@ -175,7 +175,7 @@ def test_streamed_pictures_train_build_and_validate_and_resume_with_other_worker
 ) -> None:
     run = train(streamed(pictures), tmp_path / "run", device="cpu")
     assert run.info.data is not None
-    assert (run.info.data.crop_ratio, run.info.model.input_shape) == (0.875, (3, 16, 16))
+    assert (run.info.data.crop_ratio, run.info.signature.input_shape) == (0.875, (3, 16, 16))
     assert run.info.n_steps == 2 * (43 // 8)
     bundle = se.build(run, tmp_path / "bundle")
     validation = se.validate(bundle, max_drop=0.0)

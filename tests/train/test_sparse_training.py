@@ -239,8 +239,8 @@ def test_a_run_of_a_users_loop_can_be_saved_and_keeps_plus_zero(tmp_path: Path) 
     take_steps(trainer, 10)
     run = trainer.run(tmp_path / "mine")
     assert run.info.seed == 7
-    assert run.info.model.input_shape == (20,)
-    assert run.info.model.n_classes == 4
+    assert run.info.signature.input_shape == (20,)
+    assert run.info.signature.n_classes == 4
     weights = load_file(run.path / "model.safetensors")
     for key, mask in trainer.masks.items():
         assert not weights[key][~mask].view(torch.int32).any()  # the bits of +0.0
@@ -271,7 +271,7 @@ def test_a_run_saved_in_the_midst_of_training_leaves_frozen_parts_frozen(tmp_pat
     trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.5)
     model[1].eval()
     run = trainer.run(tmp_path / "run", input_shape=(20,))
-    assert run.info.model.n_classes == 4
+    assert run.info.signature.n_classes == 4
     assert [part.training for part in model] == [True, False, True, True, True]
     assert model.training
 
@@ -284,7 +284,7 @@ def test_a_network_that_gives_one_number_a_sample_has_one_output_whatever_the_ba
     trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.5)
     if seen:
         model(torch.zeros(32, 20))
-    assert trainer.run(tmp_path / "run", input_shape=(20,)).info.model.n_classes == 1
+    assert trainer.run(tmp_path / "run", input_shape=(20,)).info.signature.n_classes == 1
 
 
 def test_a_closure_is_passed_on() -> None:

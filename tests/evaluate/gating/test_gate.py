@@ -31,6 +31,7 @@ from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle, read_bundle_info, save_bundle_info
 from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import Run, save_run_info
+from sparse_export.signature import class_signature
 from sparse_export.tasks.accuracy import accuracy_text
 from tests.engines.making import engine_fact, header
 from tests.evaluate.gating.conftest import QUICK, Spoil, rewrite
@@ -445,7 +446,6 @@ def test_an_unknown_name_that_breaks_a_link_is_told_as_it_was(passed: Gate) -> N
 
 
 def test_labels_that_do_not_fit_the_outputs_break_the_link_of_accuracy(copied: Path, dense: Bundle) -> None:
-    model = read_bundle_info(copied).model
-    rewrite(copied, model=replace(model, n_classes=5))
+    rewrite(copied, signature=class_signature((1, 8, 8), 5))
     reason = broken_at(gate(copied, dense.path, n_threads=1), "accuracy", 2)
     assert "The labels of the test set of digits run from 0 to 9, outside the class numbers 0 to 4" in reason
