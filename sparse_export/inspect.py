@@ -256,7 +256,7 @@ def _whole_graph(path: Path, *, links: bool = False) -> onnx.ModelProto:
 
     links: to files that hold weights are followed.
     """
-    from sparse_export.graph.layers import onnx_from_file
+    from sparse_export.graph.foreign import onnx_from_file
     from sparse_export.graph.passes.pack24 import expand, is_packed
 
     model = onnx_from_file(path, links=links)

@@ -20,6 +20,7 @@ from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph.capture import captured
 from sparse_export.graph.constants import attribute
 from sparse_export.graph.layers import FLOATS, layer_weight
+from sparse_export.graph.model import MAX_WEIGHT_BYTES
 from sparse_export.graph.names import free_name, names_of_values, rename_values
 from sparse_export.graph.passes.fold_norms import fold_batch_norm
 from sparse_export.version import __version__
@@ -28,7 +29,6 @@ OPSET = 20
 IR_VERSION = 10
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
-MAX_WEIGHT_BYTES = 2**31 - 2**20  # protobuf ends at 2 GiB; a mebibyte is left for the graph itself
 
 _ENDS = {"graph:input": INPUT_NAME, "graph:logits": OUTPUT_NAME}
 """What the ends are called while torch exports, which gives a parameter its own name: these are no Python

@@ -1,25 +1,169 @@
-"""Models that onnxruntime opens although onnx's own checker or loader refuses them.
+"""ONNX files as they are read, also those that onnxruntime opens and onnx's own checker or loader refuses.
 
-They are no rarities: tools leave out the shape of an output, or write nodes in any order, and caches of
+The latter are no rarities: tools leave out the shape of an output, or write nodes in any order, and caches of
 downloaded models hold links to the files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 import onnx
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from sparse_export.graph.names import graphs_of
+from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.graph.names import graphs_of, inner_graphs, node_lists
+from sparse_export.graph.shapes import SMALL
 
-__all__ = ["has_linked_data", "load_linked_data", "require_readable", "sort_nodes"]
+__all__ = [
+    "bare_from_file",
+    "load_linked_data",
+    "onnx_from_file",
+    "readable",
+    "require_readable",
+    "sort_nodes",
+]
 
-_SMALL = 1024  # entries of a stored tensor that goes to the checker; it may tell a shape
+_MOST_WORDS = 300  # characters of the checker's
 _FIRST_IR_OF_PLAIN_WEIGHTS = 4  # before it every stored tensor had to be listed as an input
+
+
+def onnx_from_file(path: str | Path, *, check: bool = True, links: bool = False) -> onnx.ModelProto:
+    """Read an ONNX model as it is, with its external data, from protobuf whatever the file is called.
+
+    What onnxruntime opens is opened, also where onnx's checker is stricter; nodes come in an order that it
+    accepts.
+
+    Args:
+        path: of the file.
+        check: by that checker too, which takes longer than all the rest.
+        links: follow symbolic links to the files that hold weights.
+
+    Raises:
+        UsageError: there is no such file.
+        ArtefactError: it is truncated or something else.
+    """
+    path = Path(path)
+    with readable(path):
+        model = _loaded(path)
+        if links and has_linked_data(model, path):
+            load_linked_data(model, path)
+        else:
+            onnx.load_external_data_for_model(model, str(path.parent))
+        if check:
+            _check(model, path)
+    return model
+
+
+def bare_from_file(path: Path) -> onnx.ModelProto:
+    """Read and check an ONNX model but for large tensors that lie in files beside it.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UsageError: there is no such file.
+        ArtefactError: it is truncated or something else.
+    """
+    with readable(path):
+        model = _loaded(path)
+        load_linked_data(model, path, most=SMALL)
+        _check(model, path)
+    return model
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say of what goes wrong inside that the file cannot be read.
+
+    Args:
+        path: of the model.
+
+    Raises:
+        UsageError: there is no such file.
+        ArtefactError: protobuf, onnx's checker or the system refuses it.
+    """
+    if not path.is_file():
+        raise UsageError(
+            f"{path} is not a file.", expected="An .onnx file was expected.", do="Correct the path."
+        )
+    try:
+        yield
+    except onnx.checker.ValidationError as cause:
+        raise ArtefactError(
+            f"{path} cannot be read as ONNX: {_words(cause)}.",
+            expected="A valid ONNX model was expected; these are the words of onnx's checker.",
+            do="Export it again.",
+        ) from cause
+    except (DecodeError, ValueError, OSError) as cause:
+        reason = str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__
+        raise ArtefactError(
+            f"{path} cannot be read as ONNX: {reason}.",
+            expected="A whole, valid ONNX model was expected; this one is truncated or something else.",
+            do=(
+                "Copy it again, with the files beside it that hold its weights if it has any, or export "
+                "it again."
+            ),
+        ) from cause
+
+
+def _loaded(path: Path) -> onnx.ModelProto:
+    # By default a suffix decides, also for onnx's forms of text.
+    model = onnx.load(path, format="protobuf", load_external_data=False)
+    _require_text(model)
+    return model
+
+
+def _words(cause: BaseException) -> str:
+    """What the checker says, in one line of bounded length."""
+    text = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
+    return text if len(text) <= _MOST_WORDS else f"{text[:_MOST_WORDS]}…"
+
+
+def _require_text(message: Message) -> None:
+    """Raise UnicodeDecodeError, a ValueError, for a name that is no UTF-8: protobuf gives bytes for it,
+    without a word.
+    """
+    parts: list[Message] = []
+    texts: list[str | bytes] = []
+    if isinstance(message, onnx.TensorProto):  # whose data would be copied by ListFields
+        texts += [message.name, message.doc_string]
+        parts += message.external_data
+    else:
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                parts += [value] if isinstance(value, Message) else value
+            elif field.type == field.TYPE_STRING:
+                texts += [value] if isinstance(value, str | bytes) else value
+    for text in texts:
+        if isinstance(text, bytes):
+            text.decode()
+    for part in parts:
+        _require_text(part)
+
+
+def _check(model: onnx.ModelProto, path: Path) -> None:
+    """By path where the weights lie beside the model: protobuf cannot hold more than 2 GB.
+
+    Raises ValidationError with the checker's words on the model as it is; puts its nodes in order where that
+    is all.
+    """
+    beside = any(tensor.HasField("data_location") for tensor in model.graph.initializer)
+    try:
+        onnx.checker.check_model(
+            path if beside or model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF else model
+        )
+    except onnx.checker.ValidationError as cause:
+        sort_nodes(model.graph)
+        try:
+            require_readable(model)
+        except onnx.checker.ValidationError:
+            raise cause from None
 
 
 def require_readable(model: onnx.ModelProto) -> None:
@@ -66,7 +210,7 @@ def _completed(model: onnx.ModelProto) -> onnx.ModelProto:
     inputs = {value.name for value in graph.input}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, tensor in stored.items():
-        if math.prod(tensor.dims) <= _SMALL and not uses_external_data(tensor):
+        if math.prod(tensor.dims) <= SMALL and not uses_external_data(tensor):
             graph.initializer.append(tensor)
         elif name not in inputs:
             graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
@@ -130,18 +274,21 @@ def has_linked_data(model: onnx.ModelProto, path: Path) -> bool:
     return any((path.parent / ExternalDataInfo(tensor).location).is_symlink() for tensor in _outside(model))
 
 
-def load_linked_data(model: onnx.ModelProto, path: Path) -> None:
+def load_linked_data(model: onnx.ModelProto, path: Path, *, most: int | None = None) -> None:
     """Read the data that lie beside a model into it, through links as well, which onnx does not follow.
 
     Args:
         model: read without them; changed in place.
         path: of the model.
+        most: entries of a tensor; larger ones are left. None for all.
 
     Raises:
         OSError: a file cannot be read.
         ValueError: a file is named that is not beside the model, is no plain file, or is too short.
     """
     for tensor in list(_outside(model)):
+        if most is not None and math.prod(tensor.dims) > most:
+            continue
         info = ExternalDataInfo(tensor)
         location = PurePath(info.location)
         if location.is_absolute() or ".." in location.parts or not location.parts:
@@ -163,8 +310,26 @@ def load_linked_data(model: onnx.ModelProto, path: Path) -> None:
 
 def _outside(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """The tensors whose data lie in another file."""
-    for graph in graphs_of(model.graph):
-        sparse = [part for one in graph.sparse_initializer for part in (one.values, one.indices)]
-        attributes = [found for node in graph.node for found in node.attribute]
-        held = [tensor for found in attributes for tensor in (*found.tensors, found.t)]
-        yield from (tensor for tensor in (*graph.initializer, *sparse, *held) if uses_external_data(tensor))
+    sparse = [one for graph in graphs_of(model.graph) for one in graph.sparse_initializer] + [
+        found.sparse_tensor for found in attributes_of(model) if found.HasField("sparse_tensor")
+    ]
+    parts = (part for one in sparse for part in (one.values, one.indices))
+    yield from (tensor for tensor in (*tensors_of(model), *parts) if uses_external_data(tensor))
+
+
+def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Find every tensor that is stored in a model, but for sparse ones: in graphs, functions and nodes."""
+    functions = (below for function in model.functions for below in inner_graphs(function.node))
+    for graph in (*graphs_of(model.graph), *functions):
+        yield from graph.initializer
+    for found in attributes_of(model):
+        yield from found.tensors
+        if found.HasField("t"):
+            yield found.t
+
+
+def attributes_of(model: onnx.ModelProto) -> Iterator[onnx.AttributeProto]:
+    """Find the attributes of every node of a model: of its graphs and functions."""
+    for nodes in node_lists(model):
+        for node in nodes:
+            yield from node.attribute

@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnx
-import onnx.inliner
-from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.formats.layers import GraphLayer, Reason
@@ -38,8 +35,9 @@ from sparse_export.graph.eligibility import (
     reasons_of,
     verdict,
 )
-from sparse_export.graph.foreign import has_linked_data, load_linked_data, require_readable, sort_nodes
+from sparse_export.graph.functions import inlined
 from sparse_export.graph.if_pruned import LayerIfPruned, is_finite, kept_and_dropped, share_kept
+from sparse_export.graph.shapes import without_weights
 
 if TYPE_CHECKING:  # it loads torch, which reading a graph does not need
     from sparse_export.sparsity.pattern import NMPattern
@@ -60,101 +58,9 @@ _LAYOUT = frozenset(("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "
 _PLAIN = _LAYOUT | {"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"}
 _UNPACK = ("sparse24", "Unpack24")
 _SIZES = (2, 4, 8, 16)  # M of the patterns that are told
-_MOST_WORDS = 300  # characters of the checker's
-MAX_INLINED_NODES = 200_000
-_SMALL = 1024  # entries of an initializer that may tell a shape
 
 Shape = tuple[int, ...]
 _Layer = TypeVar("_Layer", bound=GraphLayer)
-
-
-def onnx_from_file(path: str | Path, *, check: bool = True, links: bool = False) -> onnx.ModelProto:
-    """Read an ONNX model with its external data, from protobuf whatever the file is called.
-
-    What onnxruntime opens is opened, also where onnx's checker is stricter; nodes come in an order that it
-    accepts.  check: by that checker too, which takes longer than all the rest.  links: follow symbolic links
-    to the files that hold weights. Raises UsageError when there is no such file, ArtefactError when it is
-    truncated or something else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(
-            f"{path} is not a file.", expected="An .onnx file was expected.", do="Correct the path."
-        )
-    try:
-        # By default a suffix decides, also for onnx's forms of text.
-        model = onnx.load(path, format="protobuf", load_external_data=False)
-        _require_text(model)
-        if links and has_linked_data(model, path):
-            load_linked_data(model, path)
-        else:
-            onnx.load_external_data_for_model(model, str(path.parent))
-        if check:
-            _check(model, path)
-    except onnx.checker.ValidationError as cause:
-        raise ArtefactError(
-            f"{path} cannot be read as ONNX: {_words(cause)}.",
-            expected="A valid ONNX model was expected; these are the words of onnx's checker.",
-            do="Export it again.",
-        ) from cause
-    except (DecodeError, ValueError, OSError) as cause:
-        reason = str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__
-        raise ArtefactError(
-            f"{path} cannot be read as ONNX: {reason}.",
-            expected="A whole, valid ONNX model was expected; this one is truncated or something else.",
-            do=(
-                "Copy it again, with the files beside it that hold its weights if it has any, or export "
-                "it again."
-            ),
-        ) from cause
-    return model
-
-
-def _words(cause: BaseException) -> str:
-    """What the checker says, in one line of bounded length."""
-    text = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
-    return text if len(text) <= _MOST_WORDS else f"{text[:_MOST_WORDS]}…"
-
-
-def _require_text(message: Message) -> None:
-    """Raise UnicodeDecodeError, a ValueError, for a name that is no UTF-8: protobuf gives bytes for it,
-    without a word.
-    """
-    parts: list[Message] = []
-    texts: list[str | bytes] = []
-    if isinstance(message, onnx.TensorProto):  # whose data would be copied by ListFields
-        texts += [message.name, message.doc_string]
-        parts += message.external_data
-    else:
-        for field, value in message.ListFields():
-            if field.message_type is not None:
-                parts += [value] if isinstance(value, Message) else value
-            elif field.type == field.TYPE_STRING:
-                texts += [value] if isinstance(value, str | bytes) else value
-    for text in texts:
-        if isinstance(text, bytes):
-            text.decode()
-    for part in parts:
-        _require_text(part)
-
-
-def _check(model: onnx.ModelProto, path: Path) -> None:
-    """By path where the weights lie beside the model: protobuf cannot hold more than 2 GB.
-
-    Raises ValidationError with the checker's words on the model as it is; puts its nodes in order where that
-    is all.
-    """
-    beside = any(tensor.HasField("data_location") for tensor in model.graph.initializer)
-    try:
-        onnx.checker.check_model(
-            path if beside or model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF else model
-        )
-    except onnx.checker.ValidationError as cause:
-        sort_nodes(model.graph)
-        try:
-            require_readable(model)
-        except onnx.checker.ValidationError:
-            raise cause from None
 
 
 def layer_weight(
@@ -292,7 +198,7 @@ def graph_layers(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
     divided out; None where shapes stay unknown. Nodes of one name are told apart: the second is `name#2`.
     Raises ArtefactError for a graph that cannot be meant.
     """
-    plain = _inlined(model)
+    plain = inlined(without_weights(model))
     shapes, n_samples = _shapes_of_one_sample(plain)
     layers = [_layer(use, shapes, n_samples) for use in _uses(model, plain)]
     return tuple(_with_shared(layers, model, plain))
@@ -300,7 +206,7 @@ def graph_layers(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
 
 def layers_if_pruned(model: onnx.ModelProto) -> tuple[LayerIfPruned, ...]:
     """As `graph_layers`, with what each layer would keep if it were made 2:4, and could do then."""
-    plain = _inlined(model)
+    plain = inlined(without_weights(model))
     shapes, n_samples = _shapes_of_one_sample(plain)
     layers = [_if_pruned(use, _layer(use, shapes, n_samples)) for use in _uses(model, plain)]
     return tuple(_with_shared(layers, model, plain))
@@ -583,7 +489,7 @@ def broken_patterns(model: onnx.ModelProto, promised: Mapping[str, NMPattern]) -
     if not promised:
         return ()
     found: dict[str, list[str]] = {}
-    for use in _uses(model, _inlined(model)):
+    for use in _uses(model, inlined(without_weights(model))):
         name = use.stored if isinstance(use, _Use) else use.name
         if name in promised:
             why = _broken(use, promised[name]) if isinstance(use, _Use) else "its values are not known"
@@ -615,80 +521,6 @@ def promised_patterns(layers: Iterable[LayerInfo]) -> dict[str, NMPattern]:
         return {name: pattern_from_text(text) for name, text in promised.items()}
     except UsageError as cause:
         raise ArtefactError(f"A layer promises a pattern that is none. {cause}") from cause
-
-
-def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with calls of its own functions replaced by what they do, and without the data of its
-    weights.
-
-    Functions that cannot be inlined (of another opset, or making too many nodes) stay.
-    """
-    bare = _without_weights(model)
-    if not model.functions or _n_inlined(model) > MAX_INLINED_NODES:
-        return bare
-    try:
-        return onnx.inliner.inline_local_functions(bare)
-    except onnx.checker.ValidationError as cause:
-        raise ArtefactError(
-            f"The functions of the model cannot be meant: {str(cause).strip().rstrip('.')}.",
-            expected="Functions of different names were expected.",
-            do="Export the model again.",
-        ) from cause
-    except (RuntimeError, ValueError, DecodeError):  # its own words are no use; the calls are told as such
-        return bare
-
-
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model that holds the same, but no data of large initializers: shapes are known without."""
-    bare = onnx.ModelProto(ir_version=model.ir_version)
-    bare.opset_import.extend(model.opset_import)
-    bare.functions.extend(model.functions)
-    bare.graph.name = model.graph.name
-    bare.graph.node.extend(model.graph.node)
-    bare.graph.input.extend(model.graph.input)
-    bare.graph.output.extend(model.graph.output)
-    for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) <= _SMALL:
-            bare.graph.initializer.append(tensor)
-        else:
-            bare.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-    for sparse in model.graph.sparse_initializer:
-        bare.graph.initializer.add(
-            name=sparse.values.name, data_type=sparse.values.data_type, dims=sparse.dims
-        )
-    return bare
-
-
-def _n_inlined(model: onnx.ModelProto) -> int:
-    """How many nodes there will be. Raises ArtefactError for a function that calls itself."""
-    functions = {(function.domain, function.name): function for function in model.functions}
-    sizes: dict[tuple[str, str], int] = {}
-    open_calls: list[tuple[str, str]] = []
-
-    def count(nodes: Iterable[onnx.NodeProto]) -> int:
-        total = 0
-        for node in nodes:
-            key = (node.domain, node.op_type)
-            total += size(key) if key in functions else 1
-            for found in node.attribute:
-                graphs = (*([found.g] if found.HasField("g") else []), *found.graphs)
-                total += sum(count(graph.node) for graph in graphs)
-        return total
-
-    def size(key: tuple[str, str]) -> int:
-        if key in open_calls or len(open_calls) > 100:
-            raise ArtefactError(
-                f"The function {'::'.join(key)} of the model calls itself.",
-                expected="Functions that do not call themselves were expected.",
-                do="Export the model again.",
-            )
-        if key not in sizes:
-            open_calls.append(key)
-            sizes[key] = count(functions[key].node)
-            open_calls.pop()
-        return sizes[key]
-
-    return count(model.graph.node)
 
 
 def _uses_of_a_weight(

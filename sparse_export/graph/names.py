@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import onnx
 
-__all__ = ["free_name", "graphs_of", "names_of_values", "rename_values"]
+__all__ = ["free_name", "graphs_of", "inner_graphs", "names_of_values", "node_lists", "rename_values"]
 
 
 def names_of_values(graph: onnx.GraphProto) -> set[str]:
@@ -51,7 +51,22 @@ def _visit(graph: onnx.GraphProto, change: Callable[[str], str]) -> None:
 def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """A graph and those inside it."""
     yield graph
-    for node in graph.node:
+    yield from inner_graphs(graph.node)
+
+
+def inner_graphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    """The graphs inside nodes, and those inside these."""
+    for node in nodes:
         for found in node.attribute:
             for inner in (*found.graphs, *([found.g] if found.HasField("g") else [])):
                 yield from graphs_of(inner)
+
+
+def node_lists(model: onnx.ModelProto) -> Iterator[Sequence[onnx.NodeProto]]:
+    """The nodes of each graph and each function of a model."""
+    for graph in graphs_of(model.graph):
+        yield graph.node
+    for function in model.functions:
+        yield function.node
+        for graph in inner_graphs(function.node):
+            yield graph.node

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.graph.export import onnx_from_module
-from sparse_export.graph.layers import count_parameters, graph_layers, onnx_from_file
+from sparse_export.graph.foreign import onnx_from_file
+from sparse_export.graph.layers import count_parameters, graph_layers
 from tests.making_runs import network_and_masks
 
 

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import ArtefactError, UsageError
-from sparse_export.graph.layers import onnx_from_file
+from sparse_export.graph.foreign import onnx_from_file
 from sparse_export.graph.passes.packable import (
     ONNX_DOMAINS,
     PackChoice,

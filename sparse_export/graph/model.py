@@ -1,0 +1,290 @@
+"""Any ONNX file as one graph that every stage can work on, and such a graph as a file again."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
+from onnx_ir.passes import common as passes
+
+from sparse_export.errors import ArtefactError, output_error
+from sparse_export.graph.constants import node_name
+from sparse_export.graph.foreign import (
+    attributes_of,
+    bare_from_file,
+    load_linked_data,
+    readable,
+    tensors_of,
+)
+from sparse_export.graph.functions import inlined
+from sparse_export.graph.names import free_name, graphs_of, node_lists
+from sparse_export.graph.shapes import SMALL, infer_shapes, n_entries
+
+__all__ = ["DATA_SUFFIX", "MAX_WEIGHT_BYTES", "open_model", "prepared", "save_model"]
+
+MAX_WEIGHT_BYTES = 2**31 - 2**20  # protobuf ends at 2 GiB; a mebibyte is left for the graph itself
+DATA_SUFFIX = ".data"
+
+_FIRST_IR_OF_PLAIN_WEIGHTS = 4  # before it every stored tensor had to be listed as an input
+_Stored = onnx.TensorProto | onnx.SparseTensorProto
+_Aside = dict[str, _Stored]
+
+
+def open_model(path: str | Path) -> onnx.ModelProto:
+    """Open an ONNX file, ready to be worked on.
+
+    What onnxruntime opens is opened. Values keep their names, but for stored tensors of inner graphs whose
+    name occurs in another graph too.
+
+    Args:
+        path: of the file. Data beside it are read, through symbolic links as well.
+
+    Returns:
+        The model with its data, of any size in all. Functions are inlined; the nodes are in order; constants
+        are stored tensors of the main graph, but for those that are the output of a graph; what no output
+        needs is gone; shapes are inferred. A model of an IR version before 4 is one of 4, so that its stored
+        tensors need not be inputs.
+
+    Raises:
+        UsageError: there is no such file.
+        ArtefactError: it is truncated or something else.
+
+    Warns:
+        UserWarning: shapes of values could not be inferred.
+    """
+    path = Path(path)
+    bare = bare_from_file(path)
+    aside = _set_aside(bare)
+    bare = _prepared(bare, str(path))
+    _put_back(bare, aside)
+    with readable(path):
+        load_linked_data(bare, path)
+    return bare
+
+
+def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Make a model ready to be worked on, as `open_model` does a file.
+
+    Args:
+        model: with its data; not changed.
+
+    Returns:
+        Another model.
+
+    Raises:
+        ArtefactError: the graph contradicts itself.
+
+    Warns:
+        UserWarning: shapes of values could not be inferred.
+    """
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    aside = _set_aside(bare)
+    bare = _prepared(bare, model.graph.name or "The model")
+    _put_back(bare, aside)
+    return bare
+
+
+def save_model(
+    model: onnx.ModelProto, path: str | Path, *, max_bytes: int = MAX_WEIGHT_BYTES
+) -> tuple[str, ...]:
+    """Write a model: as one file, or its weights as a second one where it is too large for one.
+
+    Args:
+        model: with its data; not changed.
+        path: of the file. That of the weights is called the same with `.data` behind it.
+        max_bytes: up to which it is one file; protobuf's own limit at most.
+
+    Returns:
+        Names of the files, that of the model first.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    path = Path(path)
+    data = path.with_name(f"{path.name}{DATA_SUFFIX}")
+    try:
+        data.unlink(missing_ok=True)  # onnx would write behind what is there
+        if _n_bytes(model) <= max_bytes:
+            path.write_bytes(model.SerializeToString())
+            return (path.name,)
+        parted = onnx.ModelProto()
+        parted.CopyFrom(model)
+        for tensor in tensors_of(parted):
+            if not tensor.HasField("raw_data") and _is_large(tensor):  # only these bytes go to another file
+                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+        onnx.save_model(parted, path, save_as_external_data=True, location=data.name, size_threshold=SMALL)
+    except OSError as cause:
+        raise output_error(path, cause) from cause
+    return path.name, data.name
+
+
+def _n_bytes(model: onnx.ModelProto) -> int:
+    """How large a model is; protobuf does not count beyond its limit."""
+    weights = sum(tensor.ByteSize() for tensor in model.graph.initializer)
+    return int(weights if weights > MAX_WEIGHT_BYTES else model.ByteSize())
+
+
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    return n_entries(tensor) > SMALL and tensor.data_type != onnx.TensorProto.STRING
+
+
+def _set_aside(model: onnx.ModelProto) -> _Aside:
+    """Take the large tensors out of a model, in place; their names, types and sizes stay.
+
+    Sparse tensors are taken too, and what stays looks dense: onnx_ir does not know them.
+    """
+    aside: _Aside = {}
+
+    def take(place: onnx.TensorProto, stored: _Stored) -> None:
+        kept = type(stored)()
+        kept.CopyFrom(stored)
+        values = kept.values if isinstance(kept, onnx.SparseTensorProto) else kept
+        key = str(len(aside))
+        place.Clear()
+        place.name, place.data_type, place.data_location = (
+            values.name,
+            values.data_type,
+            onnx.TensorProto.EXTERNAL,
+        )
+        place.dims.extend(kept.dims)
+        place.external_data.add(key="location", value=key)
+        aside[key] = kept
+
+    for tensor in tensors_of(model):
+        if _is_large(tensor):
+            take(tensor, tensor)
+    for graph in graphs_of(model.graph):
+        for sparse in graph.sparse_initializer:
+            take(graph.initializer.add(), sparse)
+        del graph.sparse_initializer[:]
+    for found in attributes_of(model):
+        if found.name == "sparse_value" and found.HasField("sparse_tensor"):
+            take(found.t, found.sparse_tensor)
+            found.ClearField("sparse_tensor")
+            found.name, found.type = "value", onnx.AttributeProto.TENSOR
+    return aside
+
+
+def _put_back(model: onnx.ModelProto, aside: _Aside) -> None:
+    """Undo `_set_aside`, in place."""
+
+    def stored(place: onnx.TensorProto) -> _Stored | None:
+        return aside[place.external_data[0].value] if uses_external_data(place) else None
+
+    for found in attributes_of(model):
+        if isinstance(sparse := stored(found.t), onnx.SparseTensorProto):
+            found.sparse_tensor.CopyFrom(sparse)
+            found.ClearField("t")
+            found.name, found.type = "sparse_value", onnx.AttributeProto.SPARSE_TENSOR
+    for graph in graphs_of(model.graph):
+        for at in reversed(range(len(graph.initializer))):
+            if isinstance(sparse := stored(graph.initializer[at]), onnx.SparseTensorProto):
+                graph.sparse_initializer.add().CopyFrom(sparse)
+                graph.sparse_initializer[-1].values.name = graph.initializer[at].name
+                del graph.initializer[at]
+    for tensor in list(tensors_of(model)):
+        if isinstance(dense := stored(tensor), onnx.TensorProto):
+            name = tensor.name
+            tensor.CopyFrom(dense)
+            tensor.name = name
+
+
+def _prepared(bare: onnx.ModelProto, what: str) -> onnx.ModelProto:
+    """A model without its large tensors, made ready. what: it is called in a warning or an error."""
+    _complete(bare)
+    bare = inlined(bare)
+    _name_nodes(bare.graph)
+    ends = [*bare.graph.input, *bare.graph.output]
+    kept = {value.name: onnx.TypeProto.FromString(value.type.SerializeToString()) for value in ends}
+    for value in ends:
+        if value.type.WhichOneof("value") == "map_type" or value.type.sequence_type.elem_type.HasField(
+            "map_type"
+        ):
+            value.ClearField("type")  # onnx_ir does not know it
+    try:
+        model = ir.from_proto(bare)
+        passes.TopologicalSortPass()(model)
+        if bare.ir_version < _FIRST_IR_OF_PLAIN_WEIGHTS:
+            passes.RemoveInitializersFromInputsPass()(model)
+            model.ir_version = _FIRST_IR_OF_PLAIN_WEIGHTS
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        _name_inner_tensors(model)
+        passes.LiftSubgraphInitializersToMainGraphPass()(model)
+        passes.RemoveUnusedNodesPass()(model)
+        found = ir.to_proto(model)
+    except (RuntimeError, ValueError) as cause:
+        reason = " ".join(str(cause.__cause__ or cause).split()).rstrip(".")
+        raise ArtefactError(
+            f"{what} cannot be read as a graph: {reason}.",
+            expected="A graph that onnxruntime can run was expected.",
+            do="Export it again.",
+        ) from cause
+    for value in (*found.graph.input, *found.graph.output):
+        value.type.CopyFrom(kept[value.name])
+    problem = infer_shapes(found)
+    if problem is not None:
+        warnings.warn(f"The shapes of {what} cannot be inferred in full: {problem}.", stacklevel=3)
+    return found
+
+
+def _complete(model: onnx.ModelProto) -> None:
+    """Write into a model, in place, what onnxruntime supposes where it is missing.
+
+    That is a graph's name and versions of operators' domains. Sizes that are not positive are free ones.
+    """
+    model.graph.name = model.graph.name or "graph"
+    for holder in (model, *model.functions):
+        for entry in holder.opset_import:
+            entry.domain = _domain(entry.domain)
+    domains = set()
+    for nodes in node_lists(model):
+        for node in nodes:
+            node.domain = _domain(node.domain)
+            domains.add(node.domain)
+    for domain in sorted(domains - {"", *(entry.domain for entry in model.opset_import)}):
+        model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+    for graph in graphs_of(model.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            for size in value.type.tensor_type.shape.dim:
+                if size.HasField("dim_value") and size.dim_value <= 0:
+                    size.ClearField("dim_value")
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Name the nodes that have no name by what they make, in place, inner graphs too."""
+    for one in graphs_of(graph):
+        taken = {node.name for node in one.node}
+        for node in one.node:
+            if not node.name:
+                node.name = free_name(node_name(node), taken)
+                taken.add(node.name)
+
+
+def _name_inner_tensors(model: ir.Model) -> None:
+    """Give stored tensors of inner graphs names that no other graph has, so that they can be lifted."""
+    graphs = list(model.graphs())
+    taken = Counter(name for graph in graphs for name in _names(graph))
+    for graph in graphs[1:]:
+        for value in list(graph.initializers.values()):
+            name = value.name
+            if name is not None and taken[name] > 1:
+                taken[name] -= 1
+                value.name = free_name(name, taken)
+                taken[value.name] += 1
+
+
+def _names(graph: ir.Graph) -> Iterator[str]:
+    """Names of the values of a graph, each once."""
+    values = (*graph.inputs, *graph.initializers.values(), *(one for node in graph for one in node.outputs))
+    yield from {value.name for value in values if value.name}

@@ -1,0 +1,106 @@
+"""Types and shapes of the values of a graph, as onnx infers them; data propagation is never used."""
+
+from __future__ import annotations
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from sparse_export.graph.names import graphs_of
+
+__all__ = ["infer_shapes", "tensor_types", "without_weights"]
+
+SMALL: int = 1024
+"""Entries of a stored tensor that inference is given whole, since it may be a shape."""
+
+
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a model but for the data of its large initializers, whose shapes are kept.
+
+    Args:
+        model: not changed. Its functions come along.
+
+    Returns:
+        A model with the same values. It holds no `value_info`.
+    """
+    bare = onnx.ModelProto(ir_version=model.ir_version)
+    bare.opset_import.extend(model.opset_import)
+    bare.functions.extend(model.functions)
+    bare.graph.name = model.graph.name
+    bare.graph.node.extend(model.graph.node)
+    bare.graph.input.extend(model.graph.input)
+    bare.graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        if n_entries(tensor) <= SMALL:
+            bare.graph.initializer.append(tensor)
+        else:
+            bare.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    for sparse in model.graph.sparse_initializer:
+        values = sparse.values
+        bare.graph.initializer.add(name=values.name, data_type=values.data_type, dims=sparse.dims)
+    return bare
+
+
+def n_entries(tensor: onnx.TensorProto) -> int:
+    """Count the entries of a stored tensor by its sizes."""
+    count = 1
+    for size in tensor.dims:
+        count *= size
+    return count
+
+
+def infer_shapes(model: onnx.ModelProto) -> str | None:
+    """Write types and shapes into a model: of its values into `value_info`, of its outputs where they lack.
+
+    What the file says of its values stays where it agrees with what follows from the inputs. Where it
+    contradicts, all of it is dropped and inferred anew.
+
+    Args:
+        model: changed in place. Sizes that are not positive are taken as free.
+
+    Returns:
+        Why shapes are missing or were dropped, None where nothing is wrong.
+    """
+    bare = without_weights(model)
+    bare.graph.value_info.extend(model.graph.value_info)
+    problem = None
+    try:
+        found = onnx.shape_inference.infer_shapes(bare, strict_mode=True)
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError, DecodeError) as cause:
+        problem = " ".join(str(cause).split()) or type(cause).__name__
+        for graph in graphs_of(bare.graph):
+            del graph.value_info[:]
+        for value in bare.graph.output:
+            value.type.tensor_type.ClearField("shape")
+        try:
+            found = onnx.shape_inference.infer_shapes(bare)
+        except (onnx.shape_inference.InferenceError, ValueError, RuntimeError, DecodeError):
+            return problem
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(found.graph.value_info)
+    for old, new in zip(model.graph.output, found.graph.output, strict=True):
+        if new.HasField("type") and (old.type.WhichOneof("value") in (None, "tensor_type")):
+            old.type.CopyFrom(new.type)
+    for node, known in zip(model.graph.node, found.graph.node, strict=True):
+        if any(field.HasField("g") or field.graphs for field in node.attribute):
+            node.CopyFrom(known)
+    return problem
+
+
+def tensor_types(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto.Tensor]:
+    """Look up what is known of the values of a graph, stored tensors included.
+
+    Args:
+        graph: with `value_info`; graphs inside it are left out.
+    """
+    found = {
+        value.name: value.type.tensor_type
+        for value in (*graph.value_info, *graph.output, *graph.input)
+        if value.type.HasField("tensor_type")
+    }
+    for tensor in graph.initializer:
+        stored = onnx.TypeProto.Tensor(elem_type=tensor.data_type)
+        stored.shape.SetInParent()
+        for size in tensor.dims:
+            stored.shape.dim.add(dim_value=size)
+        found[tensor.name] = stored
+    return found
