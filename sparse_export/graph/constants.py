@@ -346,9 +346,13 @@ def _sources(scope: Scope, name: str) -> list[Source]:
     return order
 
 
-def _require_known(node: onnx.NodeProto) -> None:
+def _is_known(node: onnx.NodeProto) -> bool:
     known = node.op_type in _NO_LARGER | _BROADCAST | _COUNTED.keys() | {"Constant"}
-    if not is_standard(node) or not known:
+    return is_standard(node) and known
+
+
+def _require_known(node: onnx.NodeProto) -> None:
+    if not _is_known(node):
         operator = node.op_type if is_standard(node) else f"{node.domain}::{node.op_type}"
         raise _NotEvaluatedError(f"is computed by {operator}, which is not evaluated here")
 
@@ -475,6 +479,25 @@ def _n_made(node: onnx.NodeProto, inputs: Sequence[Array]) -> int:
     if node.op_type in _COUNTED:
         return _COUNTED[node.op_type](node, inputs)
     return max((values.size for values in inputs), default=0)
+
+
+def n_made(node: onnx.NodeProto, inputs: Sequence[Array | None]) -> int | None:
+    """Work out how many values a node makes before it does.
+
+    Args:
+        node: of any operator.
+        inputs: what it gets.
+
+    Returns:
+        At least as many as it makes; None where that is not known.
+    """
+    given = [values for values in inputs if values is not None]
+    if not _is_known(node) or len(given) < len(inputs):
+        return None
+    try:
+        return _n_made(node, given)
+    except (ValueError, IndexError, TypeError, ArithmeticError):  # somebody's graph
+        return None
 
 
 def _computed(node: onnx.NodeProto, output: str, inputs: Sequence[Array | None], opset: int) -> Array:

@@ -15,6 +15,7 @@ from onnx_ir.passes import common as passes
 
 from sparse_export.errors import ArtefactError, output_error
 from sparse_export.graph.constants import node_name
+from sparse_export.graph.ends import axes_from_text, signature_of, sizes_from_text, with_axes
 from sparse_export.graph.foreign import (
     attributes_of,
     bare_from_file,
@@ -26,12 +27,23 @@ from sparse_export.graph.functions import inlined
 from sparse_export.graph.names import free_name, graphs_of, node_lists
 from sparse_export.graph.shapes import SMALL, infer_shapes, n_entries
 
-__all__ = ["DATA_SUFFIX", "MAX_WEIGHT_BYTES", "open_model", "prepared", "save_model"]
+__all__ = [
+    "DATA_SUFFIX",
+    "MAX_WEIGHT_BYTES",
+    "axes_from_text",
+    "open_model",
+    "prepared",
+    "save_model",
+    "signature_of",
+    "sizes_from_text",
+    "with_axes",
+]
 
 MAX_WEIGHT_BYTES = 2**31 - 2**20  # protobuf ends at 2 GiB; a mebibyte is left for the graph itself
 DATA_SUFFIX = ".data"
 
 _FIRST_IR_OF_PLAIN_WEIGHTS = 4  # before it every stored tensor had to be listed as an input
+_NO_NAMES = ("", "?", "-1", "None")  # of free sizes, by several tools
 _Stored = onnx.TensorProto | onnx.SparseTensorProto
 _Aside = dict[str, _Stored]
 
@@ -237,7 +249,8 @@ def _prepared(bare: onnx.ModelProto, what: str) -> onnx.ModelProto:
 def _complete(model: onnx.ModelProto) -> None:
     """Write into a model, in place, what onnxruntime supposes where it is missing.
 
-    That is a graph's name and versions of operators' domains. Sizes that are not positive are free ones.
+    That is a graph's name and versions of operators' domains. Sizes that are not positive, or called `?`, are
+    free ones without a name.
     """
     model.graph.name = model.graph.name or "graph"
     for holder in (model, *model.functions):
@@ -253,8 +266,8 @@ def _complete(model: onnx.ModelProto) -> None:
     for graph in graphs_of(model.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             for size in value.type.tensor_type.shape.dim:
-                if size.HasField("dim_value") and size.dim_value <= 0:
-                    size.ClearField("dim_value")
+                if size.WhichOneof("value") and (size.dim_param in _NO_NAMES and size.dim_value <= 0):
+                    size.Clear()
 
 
 def _domain(name: str) -> str:
