@@ -257,6 +257,27 @@ class Signature:
             found[name] = array if axis is None else array[(slice(None),) * axis + (slice(start, stop),)]
         return found
 
+    @property
+    def drawable(self) -> bool:
+        """Can inputs be drawn at random? Not where the range of an integer, or a free size, is not known."""
+        return all(size in self.with_sizes(1) for size in self.free) and not any(
+            one.dtype in INTEGERS and one.dtype != "uint8" and None in (one.low, one.high)
+            for one in self.inputs
+        )
+
+    def repeated(self, feeds: Feeds, n: int) -> dict[str, Array]:
+        """So many samples, by repeating those that there are.
+
+        Args:
+            feeds: inputs by name, with one sample at least.
+            n: samples that are wanted.
+        """
+        found = {}
+        for one in self.inputs:
+            axis, array = one.axis(self.batch), feeds[one.name]
+            found[one.name] = array if axis is None else array.take(np.arange(n) % array.shape[axis], axis)
+        return found
+
     def draw(self, n: int, seed: int, sizes: Mapping[str, int] | None = None) -> dict[str, Array]:
         """Draw random inputs: floats from the standard normal distribution, integers within their range.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sparse_export.building.dense_baseline import TimedEngines, time_engines
 from sparse_export.building.engines import EngineProgress, Engines, add_engines
-from sparse_export.building.golden import GOLDEN_INPUT, GOLDEN_OUTPUT, require_parity, write_golden
+from sparse_export.building.golden import require_parity, write_golden
 from sparse_export.building.graph import BuiltGraph, build_graph
 from sparse_export.building.manifest import bundle_info, layers_document
 from sparse_export.building.model_files import MODEL_FILE, model_files
@@ -19,11 +19,12 @@ from sparse_export.engines.options import EngineOptions, Precision
 from sparse_export.engines.precision import TOLERANCE
 from sparse_export.errors import SparseExportError
 from sparse_export.files import claimed, require_writable, sha256_file, staged_folder, write_bytes, write_json
-from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, PatternInfo, save_bundle_info
+from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, GoldenInfo, PatternInfo, save_bundle_info
 from sparse_export.formats.layers import LAYERS_FILE
 from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import Run, RunInfo
 from sparse_export.graph.passes.fit_pattern import Gather
+from sparse_export.signature import Signature
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.trust import remember
 
@@ -140,16 +141,17 @@ def build_from_request(
         graph = build_graph(opened_run, request, checked.wanted, data_dir=data_dir, trust=trust)
         files = model_files(graph.model, request.onnx)
         with staged_folder(checked.target) as stage:
-            _write_models(stage, files, graph, request.precision)
+            golden = _write_models(stage, files, graph, checked.info.signature, request.precision)
             built, timed = _add_engines(stage, graph, checked, request, progress)
             write_json(stage / LAYERS_FILE, layers_document(graph.layers, built, timed))
-            names = [*files, LAYERS_FILE, GOLDEN_INPUT, GOLDEN_OUTPUT, *built.files, *timed.files]
+            names = [*files, LAYERS_FILE, *golden.files, *built.files, *timed.files]
             pattern = _write_orders(stage, graph, request, checked.info, data_dir)
             if pattern is not None:
                 names.append(ORDERS_FILE)
             info = bundle_info(
                 opened_run,
                 graph,
+                golden=golden,
                 precision=request.precision,
                 built=built,
                 pattern=pattern,
@@ -185,13 +187,16 @@ def dry_run(run: str | Path, out: str | Path | None, request: BuildRequest) -> D
     )
 
 
-def _write_models(stage: Path, files: Mapping[str, bytes], graph: BuiltGraph, precision: Precision) -> None:
+def _write_models(
+    stage: Path, files: Mapping[str, bytes], graph: BuiltGraph, signature: Signature, precision: Precision
+) -> GoldenInfo:
     """Write the model files and the golden pair, and check each of the files against it."""
     for name, content in files.items():
         write_bytes(stage / name, content)
-    write_golden(stage, graph.golden)
+    written = write_golden(stage, graph.golden)
     for name in files:
-        require_parity(stage / name, graph.golden, TOLERANCE[precision])
+        require_parity(stage / name, signature, graph.golden, TOLERANCE[precision])
+    return written
 
 
 def _add_engines(

@@ -1,15 +1,18 @@
-"""The training inputs that int8 and fp8 take their ranges from."""
+"""The inputs that int8 and fp8 take their ranges from."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from sparse_export.building.golden import GOLDEN_SAMPLES, Array
+from sparse_export.building.golden import GOLDEN_SAMPLES
 from sparse_export.engines.options import Precision
 from sparse_export.engines.precision import CALIBRATED
 from sparse_export.errors import UsageError
 from sparse_export.formats.run import RunInfo
+from sparse_export.signature import Array
 from sparse_export.tasks import data
+from sparse_export.tasks.inputs import read_inputs
+from sparse_export.tasks.samples import BatchSamples, SingleInput
 
 __all__ = ["calibration_batches"]
 
@@ -17,31 +20,39 @@ _BATCH = 32
 
 
 def calibration_batches(
-    info: RunInfo, precision: Precision, n: int, data_dir: str | Path | None
-) -> list[Array]:
-    """Load training inputs for the precisions that need them.
+    info: RunInfo,
+    precision: Precision,
+    n: int,
+    data_dir: str | Path | None,
+    inputs: str | Path | None = None,
+) -> list[dict[str, Array]]:
+    """Load inputs for the precisions that need them.
 
     Args:
         info: of the run.
         precision: of the graph.
         n: number of samples.
         data_dir: where the data sets lie.
+        inputs: file or folder of inputs; None for training samples of the run's data set.
 
     Returns:
-        Batches of at most 32 samples, (batch, *input_shape); none for a precision without calibration.
+        Batches of at most 32 samples; none for a precision without calibration and no `inputs`.
 
     Raises:
-        UsageError: n is below the size of the golden pair, or the run names no data set.
+        UsageError: n is below the size of the golden pair, or there are neither inputs nor a data set.
         DataNotFound: the data set is not in data_dir.
     """
-    if precision not in CALIBRATED:
+    if precision not in CALIBRATED and inputs is None:
         return []
     if n < GOLDEN_SAMPLES:
         raise UsageError(f"{n} samples are too few to calibrate on.", do=f"Use {GOLDEN_SAMPLES} at least.")
+    if inputs is not None:
+        found = read_inputs(inputs, info.signature, n_samples=n)
+        return list(BatchSamples(parts=found.batches, signature=info.signature).batches(_BATCH))
     if info.data is None:
         raise UsageError(
-            f"The run names no data set, and {precision} is calibrated on training samples.",
-            do="Build as fp16 or bf16, which need none.",
+            f"The run names no data set, and {precision} is calibrated on real samples.",
+            do="Give some by --inputs FILE.npz, or build as fp16 or bf16, which need none.",
         )
-    found = data.load_training_sample(info.data, info.signature.input_shape, n, data_dir)
-    return [found[start : start + _BATCH] for start in range(0, len(found), _BATCH)]
+    sample = data.load_training_sample(info.data, info.signature.input_shape, n, data_dir)
+    return list(SingleInput(name=info.signature.input_names[0], inputs=sample).batches(_BATCH))

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.files import write_bytes
-from sparse_export.formats.bundle import GOLDEN_INPUT, GOLDEN_OUTPUT
-from sparse_export.formats.run import RUN_FILE
-from sparse_export.graph.randomness import require_deterministic
+from sparse_export.formats.bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, GoldenInfo
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
-from sparse_export.runtimes.tolerance import outside_tolerance, spread
+from sparse_export.runtimes.outputs import outputs_of
+from sparse_export.runtimes.tolerance import OutputDifference, differences, spread
+from sparse_export.signature import Array, Feeds, Signature
+from sparse_export.tasks.samples import ArraySamples
 
 __all__ = [
     "ATOL",
@@ -26,179 +25,202 @@ __all__ = [
     "GOLDEN_OUTPUT",
     "GOLDEN_SAMPLES",
     "SMALLER_BATCHES",
-    "Array",
     "Golden",
     "batch_sizes",
-    "golden_input",
+    "golden_inputs",
     "golden_pair",
-    "largest_difference",
     "outputs_by_batch",
     "require_parity",
     "write_golden",
 ]
 
 GOLDEN_SAMPLES = 8
-ATOL = 1e-6  # for logits that are all but equal; else the spread decides
+ATOL = 1e-6  # for outputs that are all but equal; else the spread decides
 SMALLER_BATCHES = (1, 2, 3)  # a branch on 1, on more than 1, or on an even size shows in one of them
 _SEED = 20
-
-Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """Inputs, and torch's outputs for them.
+    """Inputs, and the outputs of the network for them.
 
     Attributes:
-        inputs: (8, *input_shape).
-        outputs: logits, (8, n_classes).
-        smaller: by n, torch's outputs for a batch of the first n inputs alone.
+        inputs: by name, 8 samples where the batch is free.
+        outputs: by name.
+        smaller: by n, the outputs for a batch of the first n samples alone; none where there is no batch.
+        inner: names of values inside the graph, among the outputs, that stand for outputs whose length
+            depends on the data.
     """
 
-    inputs: Array
-    outputs: Array
-    smaller: Mapping[int, Array]
+    inputs: Feeds
+    outputs: Feeds
+    smaller: Mapping[int, Feeds]
+    inner: tuple[str, ...] = field(default=())
 
 
-def golden_input(input_shape: Sequence[int]) -> Array:
-    """Seeded standard normal inputs, (8, *input_shape)."""
-    generator = np.random.default_rng(_SEED)
-    return generator.standard_normal((GOLDEN_SAMPLES, *input_shape), dtype=np.float32)
-
-
-def golden_pair(network: nn.Module, input_shape: Sequence[int], samples: Sequence[Array]) -> Golden:
-    """Run a network on the golden input, at once and in smaller batches.
-
-    Args:
-        network: maps (n, *input_shape) to logits.
-        input_shape: of one sample.
-        samples: calibration batches. Where there are some, the first samples are the inputs, since ranges say
-            nothing about other inputs.
+def golden_inputs(signature: Signature) -> dict[str, Array]:
+    """Seeded random inputs, of 8 samples.
 
     Raises:
-        UsageError: the network does not take these inputs, returns no logits, or is random in evaluation.
+        UsageError: the graph does not tell the range of an integer, or a free size.
+    """
+    return signature.draw(GOLDEN_SAMPLES, _SEED)
+
+
+def golden_pair(reference: Session, samples: Feeds | None = None, *, inner: Sequence[str] = ()) -> Golden:
+    """Run a network on the golden inputs, at once and in smaller batches.
+
+    Args:
+        reference: the network; it stays open.
+        samples: real inputs; the first are taken, since ranges say nothing about other inputs. None for
+            random ones.
+        inner: names, among its outputs, of values inside the graph.
+
+    Raises:
+        UsageError: the network does not take these inputs, or is random.
         GateFailed: an output is NaN or infinite.
     """
-    inputs = samples[0][:GOLDEN_SAMPLES] if samples else golden_input(input_shape)
-    outputs = _logits(network, inputs, f"{RUN_FILE} says that samples have shape {tuple(input_shape)}.")
-    require_deterministic(network, input_shape)
-    if not np.isfinite(outputs).all():
-        raise GateFailed(
-            f"The network {type(network).__name__} gives NaN or infinity for "
-            f"{'calibration samples' if samples else 'standard normal inputs'}.",
-            do="Look at its weights: training may have diverged.",
+    signature = reference.signature
+    inputs = golden_inputs(signature) if samples is None else signature.part(samples, 0, GOLDEN_SAMPLES)
+    what = "standard normal inputs" if samples is None else "the first samples"
+    outputs = outputs_of(
+        reference, ArraySamples(feeds=inputs, signature=signature), who=f"On {what} the network"
+    )
+    again = reference.run(inputs)
+    changed = [one.name for one in differences(again, outputs, atol=ATOL, rtol=1e-4) if not one.ok]
+    if changed:
+        raise UsageError(
+            f"The network gives another {changed[0]} each time it runs.",
+            expected="A network was expected that answers the same each time.",
+            do="Take what draws random numbers out of it.",
         )
-    return Golden(inputs=inputs, outputs=outputs, smaller=outputs_by_batch(network, inputs))
+    return Golden(
+        inputs=inputs, outputs=outputs, smaller=outputs_by_batch(reference, inputs), inner=tuple(inner)
+    )
 
 
 def outputs_by_batch(
-    network: nn.Module, inputs: Array, sizes: Sequence[int] = SMALLER_BATCHES
-) -> dict[int, Array]:
-    """Run a network on the first n inputs, for each batch size n.
+    reference: Session, inputs: Feeds, sizes: Sequence[int] = SMALLER_BATCHES
+) -> dict[int, Feeds]:
+    """Run a network on the first n samples, for each batch size n.
 
     Args:
-        network: maps (n, *input_shape) to logits.
-        inputs: (N, *input_shape), N no less than the largest size.
+        reference: the network.
+        inputs: no fewer samples than the largest size.
         sizes: batch sizes.
 
     Returns:
-        The logits of each batch, by its size.
+        The outputs of each batch, by its size; none where no size counts samples.
 
     Raises:
         UsageError: the network does not take n samples.
     """
-    expected = "Every batch size has to fit: that of the graph is free."
-    return {n: _logits(network, inputs[:n], expected) for n in sizes}
+    signature = reference.signature
+    if signature.batch is None:
+        return {}
+    n_samples = signature.n_samples(inputs)
+    return {n: reference.run(signature.part(inputs, 0, n)) for n in sizes if n <= n_samples}
 
 
-def _logits(network: nn.Module, inputs: Array, expected: str) -> Array:
-    """Run a batch. Raises UsageError where there are no logits, with what was expected of the inputs."""
-    try:
-        with torch.inference_mode():
-            outputs = network(torch.from_numpy(inputs))
-    except Exception as cause:
-        raise UsageError(
-            f"The network {type(network).__name__} does not take inputs {inputs.shape}: "
-            f"{str(cause) or type(cause).__name__}.",
-            expected=expected,
-        ) from cause
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
-        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise UsageError(
-            f"The network {type(network).__name__} returns {found} for inputs {inputs.shape}, "
-            f"not logits ({len(inputs)}, classes).",
-            do="Wrap it in a module that returns the logits alone.",
-        )
-    logits: Array = outputs.numpy()
-    return logits
-
-
-def write_golden(folder: Path, golden: Golden) -> None:
+def write_golden(folder: Path, golden: Golden) -> GoldenInfo:
     """Write the pair into the folder of a bundle.
+
+    Returns:
+        Its files.
 
     Raises:
         OutputError: it cannot be written.
     """
-    write_bytes(folder / GOLDEN_INPUT, _npy_bytes(golden.inputs))
-    write_bytes(folder / GOLDEN_OUTPUT, _npy_bytes(golden.outputs))
+
+    def files(arrays: Feeds, single: str) -> dict[str, str]:
+        stem = single.removesuffix(".npy")
+        names = {name: single if len(arrays) == 1 else f"{stem}-{at}.npy" for at, name in enumerate(arrays)}
+        for name, file in names.items():
+            write_bytes(folder / file, _npy_bytes(arrays[name]))
+        return names
+
+    outputs = {name: one for name, one in golden.outputs.items() if name not in golden.inner}
+    inner = {name: golden.outputs[name] for name in golden.inner}
+    return GoldenInfo(
+        inputs=files(golden.inputs, GOLDEN_INPUT),
+        outputs=files(outputs, GOLDEN_OUTPUT),
+        inner=files(inner, "golden/inner.npy"),
+    )
 
 
-def require_parity(file: Path, golden: Golden, rtol: float) -> None:
-    """Run a model file on the golden input, whole and in smaller batches.
+def require_parity(file: Path, signature: Signature, golden: Golden, rtol: float) -> None:
+    """Run a model file on the golden inputs, whole and in smaller batches.
 
     Args:
         file: an ONNX file.
+        signature: of the network.
         golden: the pair.
-        rtol: largest difference, as a share of the spread of all golden logits; `ATOL` is added.
+        rtol: largest difference, as a share of the spread of each output; `ATOL` is added. Of integers the
+            share that may differ.
 
     Raises:
         GateFailed: an output of the file differs by more.
     """
-    wanted = golden.outputs
-    allowed = ATOL + rtol * spread(wanted)
-    with open_session(file) as session:
+    with open_session(file, signature=signature, inner=golden.inner) as session:
         found = session.run(golden.inputs)
-        differences = {
-            n: largest_difference(session, golden.inputs[:n], one) for n, one in golden.smaller.items()
-        }
+        by_batch = {n: _run(session, signature.part(golden.inputs, 0, n)) for n in golden.smaller}
+    whole = differences(found, golden.outputs, atol=ATOL, rtol=rtol)
+    bad = {n: _bad(by_batch[n], wanted, golden.outputs, rtol) for n, wanted in golden.smaller.items()}
+    wrong_whole = [one for one in whole if not one.ok]
+    wrong = [n for n, names in bad.items() if names]
+    if not wrong and not wrong_whole:
+        return
     # The same samples, as part of the whole batch: what is wrong there as well is no matter of the batch
     # size.
-    in_whole = {n: outside_tolerance(found[:n], wanted[:n], atol=0.0, rtol=0.0)[0] for n in differences}
-    whole = differences[len(wanted)] = outside_tolerance(found, wanted, atol=0.0, rtol=0.0)[0]
-    wrong = [n for n, one in differences.items() if one is None or not one <= allowed]
-    if not wrong:
-        return
-    if all((n in wrong) == (not one <= allowed) for n, one in in_whole.items()):
+    n_all = signature.n_samples(golden.inputs)
+    in_whole = {
+        n: _bad(signature.part(found, 0, n), signature.part(golden.outputs, 0, n), golden.outputs, rtol)
+        for n in bad
+    }
+    if wrong_whole and all(bool(bad[n]) == bool(in_whole[n]) for n in bad):
         raise GateFailed(
-            f"The exported graph differs from the network by {whole:.3g} on {len(wanted)} inputs.",
-            expected=f"At most {ATOL:g} + {rtol:g} * {spread(wanted):.3g} is allowed.",
+            f"The exported graph differs from the network by {difference_text(wrong_whole[0])} on {n_all} "
+            "inputs.",
+            expected=f"At most {_allowed(wrong_whole[0].name, golden, rtol)} is allowed.",
             do="The export is wrong, or its precision too low for this network; nothing was written.",
         )
+    sizes = {**bad, n_all: [one.name for one in wrong_whole]}
+    names = [name for found_bad in sizes.values() for name in found_bad]
     raise GateFailed(
-        f"The exported graph differs from the network at batch {batch_sizes(wrong)} and agrees at batch "
-        f"{batch_sizes([n for n in differences if n not in wrong])}.",
-        expected=f"At most {ATOL:g} + {rtol:g} ** {spread(wanted):.3g} is allowed.",
+        f"The exported graph differs from the network at batch {batch_sizes([n for n in sizes if sizes[n]])} "
+        f"and agrees at batch {batch_sizes([n for n in sizes if not sizes[n]])}.",
+        expected=f"At most {_allowed(names[0], golden, rtol)} is allowed.",
         do="Remove from forward what depends on the batch size, such as a branch on x.shape[0]. "
         "Nothing was written.",
     )
 
 
-def largest_difference(session: Session, inputs: Array, wanted: Array) -> float | None:
-    """Run a batch and compare the outputs.
+def difference_text(one: OutputDifference) -> str:
+    """By how much an output differs: `0.5`, with its name where that says more."""
+    if one.equal_share is not None:
+        return f"{1 - one.equal_share:.3g} of {one.name}"
+    return f"{one.max_abs_difference:.3g} in {one.name}"
 
-    Args:
-        session: an opened model.
-        inputs: (n, *input_shape).
-        wanted: logits, (n, n_classes).
 
-    Returns:
-        The largest absolute difference; None where the session cannot run the batch.
-    """
+def _allowed(name: str, golden: Golden, rtol: float) -> str:
+    wanted = golden.outputs[name]
+    if wanted.dtype.kind not in "fV":
+        return f"a share of {rtol:g} of {name}"
+    return f"{ATOL:g} + {rtol:g} * {spread(wanted):.3g}"
+
+
+def _run(session: Session, feeds: Feeds) -> Feeds | None:
+    """The outputs; None where the session cannot run these inputs."""
     try:
-        found = session.run(inputs)
+        return session.run(feeds)
     except (ArtefactError, UsageError):
         return None
-    return outside_tolerance(found, wanted, atol=0.0, rtol=0.0)[0]
+
+
+def _bad(found: Feeds | None, wanted: Feeds, whole: Feeds, rtol: float) -> list[str]:
+    """Names of the outputs of a smaller batch that differ by more than is allowed of the whole one."""
+    compared = differences(found or {}, wanted, atol=ATOL, rtol=rtol, spread_of=whole)
+    return [one.name for one in compared if not one.ok]
 
 
 def batch_sizes(sizes: Sequence[int]) -> str:
@@ -209,5 +231,6 @@ def batch_sizes(sizes: Sequence[int]) -> str:
 
 def _npy_bytes(array: Array) -> bytes:
     stream = io.BytesIO()
-    np.save(stream, array, allow_pickle=False)
+    known = array.astype(np.float32) if array.dtype.kind == "V" else array  # NumPy stores no bfloat16
+    np.save(stream, known, allow_pickle=False)
     return stream.getvalue()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.building.calibration import calibration_batches
-from sparse_export.building.golden import Golden, golden_input, golden_pair
+from sparse_export.building.golden import Golden, golden_inputs, golden_pair
 from sparse_export.building.patterns import (
     ineligible_weights,
     layer_infos,
@@ -32,8 +32,11 @@ from sparse_export.graph.layers import (
     require_patterns,
 )
 from sparse_export.graph.passes.fit_pattern import Fitted, fit_pattern
+from sparse_export.graph.randomness import require_deterministic
 from sparse_export.graph.weight_uses import why_no_axis
 from sparse_export.models.run_network import density_of, masks_of_run, network_of_run
+from sparse_export.runtimes.session import only_array
+from sparse_export.runtimes.torch_session import TorchSession
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.trust import TrustedDigests
@@ -111,11 +114,13 @@ def build_graph(
     fit = None if wanted is None else _fit(network, masks, info, wanted, request)
     fitted = None if fit is None else fit.fitted
     samples = calibration_batches(info, request.precision, request.n_calibration, data_dir)
-    golden = golden_pair(network, shape, samples)
+    require_deterministic(network, shape)
+    with TorchSession(network, info.signature) as session:
+        golden = golden_pair(session, samples[0] if samples else None)
     model = onnx_from_module(network, shape, masks=masks_with_promises(network, masks, fitted))
     promising = layer_infos(info.layers, network, masks, wanted, fitted)
     promised = promised_patterns(promising)
-    model, compacted = rewrite_graph(model, shape, promised, fitted, request.compact)
+    model, compacted = rewrite_graph(model, info.signature, promised, fitted, request.compact)
     n_parameters, n_nonzero = count_parameters(model)  # before int8, whose weights are no floats
     model = convert_precision(model, request.precision, samples)
     require_patterns(model, promised)  # of the graph that ships: compacting and gathering move columns
@@ -127,7 +132,7 @@ def build_graph(
         golden=golden,
         n_parameters=n_parameters,
         n_nonzero=n_nonzero,
-        n_calibration=sum(map(len, samples)),
+        n_calibration=sum(map(info.signature.n_samples, samples)),
         compacted=compacted,
         fit=fit,
     )
@@ -138,7 +143,7 @@ def _fit(
 ) -> PatternedNetwork:
     """Permute the network in place, and drop weights where allowed, so that layers satisfy the pattern."""
     before = copy.deepcopy(network)
-    sample = torch.from_numpy(golden_input(info.signature.input_shape))
+    sample = torch.from_numpy(only_array(golden_inputs(info.signature), "The golden pair"))
     parameters = dict(network.named_parameters(remove_duplicate=False))
     names = [layer.name for layer in info.layers if layer.name in parameters]  # not those that are computed
     small_share = SMALL_SHARE if request.planned_dense is None else 0.0

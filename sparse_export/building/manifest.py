@@ -13,8 +13,6 @@ from sparse_export.engines.options import Precision
 from sparse_export.engines.precision import TOLERANCE
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import (
-    GOLDEN_INPUT,
-    GOLDEN_OUTPUT,
     BundleInfo,
     GoldenInfo,
     PatternInfo,
@@ -23,7 +21,7 @@ from sparse_export.formats.bundle import (
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.formats.listed import FileInfo
 from sparse_export.formats.run import RUN_FILE, Run
-from sparse_export.graph.export import INPUT_NAME, IR_VERSION, OUTPUT_NAME
+from sparse_export.graph.export import IR_VERSION
 from sparse_export.version import command_line, library_versions, now
 
 __all__ = ["bundle_info", "layers_document"]
@@ -51,6 +49,7 @@ def bundle_info(
     run: Run,
     graph: BuiltGraph,
     *,
+    golden: GoldenInfo,
     precision: Precision,
     built: Engines,
     pattern: PatternInfo | None,
@@ -61,6 +60,7 @@ def bundle_info(
     Args:
         run: the run that the bundle was built from.
         graph: the graph that ships.
+        golden: files of the golden pair.
         precision: of that graph.
         built: the engines.
         pattern: what was done to satisfy a pattern, None where none was requested.
@@ -80,7 +80,7 @@ def bundle_info(
         signature=info.signature,
         task=info.task,
         dense=info.dense,
-        golden=GoldenInfo(inputs={INPUT_NAME: GOLDEN_INPUT}, outputs={OUTPUT_NAME: GOLDEN_OUTPUT}, inner={}),
+        golden=golden,
         density=graph.density,
         layers=graph.promising,
         n_parameters=graph.n_parameters,

@@ -24,8 +24,11 @@ from sparse_export.graph.passes.compact import compact as compacted_graph
 from sparse_export.graph.passes.fit_pattern import Fitted, Gather
 from sparse_export.graph.passes.permute import reduction_axis, summed_parts
 from sparse_export.graph.passes.reorder_input import gathered
-from sparse_export.runtimes.logits import onnx_logits, torch_logits
+from sparse_export.runtimes.outputs import outputs_of, outputs_of_file
 from sparse_export.runtimes.parity import require_same_output
+from sparse_export.runtimes.session import only_array
+from sparse_export.runtimes.torch_session import TorchSession
+from sparse_export.signature import Signature
 from sparse_export.sparsity import capped_layers
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern, pattern_from_text
@@ -210,7 +213,7 @@ def layer_infos(
 
 def rewrite_graph(
     model: onnx.ModelProto,
-    input_shape: Sequence[int],
+    signature: Signature,
     promised: Mapping[str, NMPattern],
     fitted: Fitted | None,
     compact: bool,
@@ -222,7 +225,7 @@ def rewrite_graph(
 
     Args:
         model: the exported graph.
-        input_shape: of one sample.
+        signature: of the network.
         promised: patterns, by weight.
         fitted: what was done to satisfy a pattern, with the orders of gathered inputs; None for nothing.
         compact: remove dead channels.
@@ -248,12 +251,12 @@ def rewrite_graph(
         whole = model
         found = compacted_graph(whole, together=together, unpicked=orders.keys())
         model = found.model
-        require_same_output(whole, model, input_shape)
+        require_same_output(whole, model, signature)
         orders = {name: _among(order, found.kept[name]) for name, order in orders.items()}
     if orders:
         patterns = {promised[name].m for name in orders}
         whole, model = model, gathered(model, orders, live_only=patterns.pop() if compact else None)
-        require_same_output(whole, model, input_shape, by="gathered")
+        require_same_output(whole, model, signature, by="gathered")
         if found is not None:
             found = with_gathers(found, model, {name: promised[name].m for name in orders})
     return model, None if found is None else _compact_info(found)
@@ -295,14 +298,17 @@ def measure_accuracy(
     if info.data is None:
         return missing | {"not_measured": "the run names no data set"}
     try:  # the bundle is as good without a score
-        inputs, labels = load_test_set(info.data, info.signature, data_dir, network="the network", do="")
+        test = load_test_set(info.data, info.signature, data_dir, network="the network", do="")
     except (DataNotFound, MissingCapability, UsageError) as cause:
         return missing | {"not_measured": cause.what.rstrip(".")}
-    logits = torch_logits(before, inputs), onnx_logits(file, inputs)
+    signature = info.signature
+    with TorchSession(before, signature) as session:
+        first = only_array(outputs_of(session, test.samples, who="The PyTorch network"), "The network")
+    second = only_array(outputs_of_file(file, test.samples, signature=signature), f"{file}")
     return {
-        "accuracy_before": accuracy_of(correct_predictions(logits[0], labels)),
-        "accuracy_after": accuracy_of(correct_predictions(logits[1], labels)),
-        "n_changed": int((predicted_classes(logits[0]) != predicted_classes(logits[1])).sum()),
+        "accuracy_before": accuracy_of(correct_predictions(first, test.labels)),
+        "accuracy_after": accuracy_of(correct_predictions(second, test.labels)),
+        "n_changed": int((predicted_classes(first) != predicted_classes(second)).sum()),
         "not_measured": None,
     }
 

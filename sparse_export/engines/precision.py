@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import onnx
 
 from sparse_export.engines.options import Precision
 from sparse_export.graph.passes.float16 import in_half
 from sparse_export.graph.passes.quantize import quantized
+from sparse_export.signature import Feeds
 
 __all__ = ["CALIBRATED", "TOLERANCE", "convert_precision"]
 
@@ -25,14 +25,14 @@ TOLERANCE: dict[Precision, float] = {"fp32": 3e-4, "fp16": 2e-2, "bf16": 0.2, "i
 
 
 def convert_precision(
-    model: onnx.ModelProto, precision: Precision, samples: Sequence[np.ndarray] = ()
+    model: onnx.ModelProto, precision: Precision, samples: Sequence[Feeds] = ()
 ) -> onnx.ModelProto:
     """Convert a float32 graph to another precision. Its inputs and outputs stay float32.
 
     Args:
         model: the graph.
         precision: the precision; for fp32 the graph itself is returned.
-        samples: batches of real inputs, (batch, *input_shape), for int8 and fp8.
+        samples: batches of real inputs, for int8 and fp8.
 
     Raises:
         UsageError: as `quantized`.

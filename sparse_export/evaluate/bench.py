@@ -7,13 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from sparse_export.engines.loadable import engine_of
 from sparse_export.engines.tensorrt_import import TARGETS
 from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError, what_and_do
 from sparse_export.evaluate.latency import Bench, BenchRow, NotTimed, at_batch
-from sparse_export.evaluate.sessions import TimedSessions, Timing, require_cuda_graphs
+from sparse_export.evaluate.sessions import TimedSessions, Timing, require_cuda_graphs, timed_inputs
 from sparse_export.formats.bundle import MODEL_FILE, Bundle, open_bundle
 from sparse_export.instruments.conditions import measuring
 from sparse_export.instruments.interleave import check_measurable
@@ -146,9 +144,8 @@ def _reported(one: NotTimed, report: Callable[[str], None]) -> NotTimed:
 
 def _why_not(sessions: TimedSessions, bundle: Bundle, batch: int) -> str | None:
     """Why a batch cannot be run, None when it can."""
-    x = np.zeros((batch, *bundle.info.signature.input_shape), dtype=np.float32)
     try:
-        sessions.run("first", x)
+        sessions.run("first", timed_inputs(bundle, batch, 0))
     except UsageError as cause:
         return f"{cause.what} {cause.expected}"
     return None
@@ -181,13 +178,14 @@ def _require_some(
 def _timed(
     sessions: TimedSessions, bundle: Bundle, runtime: str, timing: Timing, report: Callable[[str], None]
 ) -> BenchRow | NotTimed:
-    shape, batch = bundle.info.signature.input_shape, timing["batch"]
+    batch = timing["batch"]
     why = _why_not(sessions, bundle, batch)
     if why is not None:
         return _reported(NotTimed(runtime=runtime, batch=batch, why=why), report)
     report(f"{runtime} at batch {batch}, {timing['rounds']} rounds")
-    results = sessions.measure(shape, **timing)
-    device = sessions.measure_on_device(shape, **timing).get("first")
+    feeds = timed_inputs(bundle, batch, timing["seed"])
+    results = sessions.measure(feeds, **timing)
+    device = sessions.measure_on_device(feeds, **timing).get("first")
     first, again = results["first"], results["again"]
     control = paired_ratio(first.samples_ms, again.samples_ms)
     found = sessions.open["first"].name

@@ -9,7 +9,7 @@ from typing import Any
 from sparse_export.engines.loadable import engine_of
 from sparse_export.engines.tensorrt_import import TARGETS
 from sparse_export.evaluate.comparison import LatencyComparison
-from sparse_export.evaluate.sessions import Opened, Timing
+from sparse_export.evaluate.sessions import Opened, Timing, timed_inputs
 from sparse_export.evaluate.verdict import Verdict, times_text, verdict_of
 from sparse_export.formats.bundle import Bundle
 from sparse_export.formats.layers import LAYERS_FILE, read_engine_layers
@@ -32,9 +32,9 @@ def compare_latency(
     """
     batch = timing["batch"]
     report(f"latency at batch {batch}, {timing['rounds']} rounds")
-    shape = dense.info.signature.input_shape
-    results = opened.sessions.measure(shape, **timing)
-    on_device = opened.sessions.measure_on_device(shape, **timing)
+    feeds = timed_inputs(dense, batch, timing["seed"])
+    results = opened.sessions.measure(feeds, **timing)
+    on_device = opened.sessions.measure_on_device(feeds, **timing)
     base, again, other = (results[name] for name in ("dense", "dense again", "sparse"))
     ratio = paired_ratio(base.samples_ms, other.samples_ms)
     control = paired_ratio(base.samples_ms, again.samples_ms)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparse_export.errors import UsageError
 from sparse_export.formats.bundle import Bundle
 from sparse_export.formats.run import Accuracy
 from sparse_export.runtimes import Session
-from sparse_export.runtimes.logits import Array, session_logits, torch_logits
 from sparse_export.runtimes.onnxruntime import open_session
+from sparse_export.runtimes.outputs import outputs_of
+from sparse_export.runtimes.session import only_array
+from sparse_export.signature import Array
 from sparse_export.tasks.data import Inputs
 from sparse_export.tasks.labels import (
     GivenLabels,
@@ -21,9 +23,9 @@ from sparse_export.tasks.labels import (
     require_labels,
     require_outputs,
 )
-from sparse_export.tasks.samples import LabelledSamples
+from sparse_export.tasks.samples import LabelledSamples, SingleInput
 
-__all__ = ["BoolArray", "Samples", "Scored", "checked_samples", "score", "score_file", "score_network"]
+__all__ = ["BoolArray", "Samples", "Scored", "checked_samples", "score", "score_file"]
 
 BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
@@ -60,18 +62,13 @@ def score(session: Session, test: LabelledSamples, who: str = "") -> Scored:
         GateFailed: outputs that are NaN or infinite.
         UsageError: outputs that are not (samples, classes).
     """
-    return _scored(session_logits(session, test.inputs, who=who), test)
+    return _scored(only_array(outputs_of(session, test.samples, who=who), session.name), test)
 
 
 def score_file(bundle: Bundle, test: LabelledSamples, n_threads: int | None) -> Scored:
     """As `score`, of a bundle's ONNX file by onnxruntime on the CPU."""
-    with open_session(bundle.onnx_path, n_threads=n_threads) as session:
+    with open_session(bundle.onnx_path, signature=bundle.info.signature, n_threads=n_threads) as session:
         return score(session, test, f"The ONNX file {bundle.onnx_path}")
-
-
-def score_network(network: nn.Module, test: LabelledSamples) -> Scored:
-    """As `score`, of a torch network."""
-    return _scored(torch_logits(network, test.inputs), test)
 
 
 def _scored(logits: Array, test: LabelledSamples) -> Scored:
@@ -100,4 +97,5 @@ def checked_samples(samples: Samples, bundle: Bundle) -> LabelledSamples:
             do="Give the test set that belongs to the bundles.",
         )
     labels = require_labels(y, n_samples=len(x), n_outputs=n_classes, of="the test set")
-    return LabelledSamples(x, labels)
+    inputs = SingleInput(name=signature.input_names[0], inputs=x)
+    return LabelledSamples(samples=inputs, labels=labels)

@@ -5,22 +5,30 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from torch import nn
 
-from sparse_export.building.golden import SMALLER_BATCHES, largest_difference, outputs_by_batch
+from sparse_export.building.golden import SMALLER_BATCHES, outputs_by_batch
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.evaluate.validation import BatchParity, Parity
-from sparse_export.formats.bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, MODEL_FILE, Bundle
+from sparse_export.formats.bundle import MODEL_FILE, Bundle
 from sparse_export.formats.listed import bytes_of
 from sparse_export.runtimes import Session
-from sparse_export.runtimes.logits import Array, session_logits
 from sparse_export.runtimes.onnxruntime import open_session
+from sparse_export.runtimes.outputs import outputs_of
 from sparse_export.runtimes.probe import require_probed
-from sparse_export.runtimes.tolerance import outside_tolerance, spread
+from sparse_export.runtimes.tolerance import OutputDifference, differences
+from sparse_export.signature import Array, Feeds, numpy_dtype
 from sparse_export.tasks.labels import has_class_scores, predicted_classes
+from sparse_export.tasks.samples import ArraySamples
 from sparse_export.trust import TrustedDigests
 
-__all__ = ["golden_array", "golden_parity", "golden_parity_of_file", "parity_by_batch", "parity_of"]
+__all__ = [
+    "golden_inputs",
+    "golden_outputs",
+    "golden_parity",
+    "golden_parity_of",
+    "parity_by_batch",
+    "parity_of",
+]
 
 
 def golden_parity(bundle: Bundle, *, n_threads: int | None = None, trust: TrustedDigests = None) -> Parity:
@@ -32,84 +40,141 @@ def golden_parity(bundle: Bundle, *, n_threads: int | None = None, trust: Truste
         trust: SHA-256 of a manifest that is vouched for.
 
     Raises:
-        GateFailed: NaN, or logits of another shape.
+        GateFailed: NaN, or outputs of another shape.
         ArtefactError: files that cannot be read, or that do not fit each other.
     """
     require_probed(bundle, trusted=trust)
-    with open_session(bundle.onnx_path, n_threads=n_threads) as session:
-        return golden_parity_of_file(session, bundle)
+    with open_session(
+        bundle.onnx_path,
+        signature=bundle.info.signature,
+        inner=tuple(bundle.info.golden.inner),
+        n_threads=n_threads,
+    ) as session:
+        return golden_parity_of(session, bundle, who=f"The ONNX file {bundle.onnx_path}")
 
 
-def golden_parity_of_file(session: Session, bundle: Bundle) -> Parity:
-    """As `golden_parity`, of an open session of the bundle's own ONNX file."""
-    golden_input, golden_output = (golden_array(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
+def golden_parity_of(session: Session, bundle: Bundle, *, who: str = "") -> Parity:
+    """As `golden_parity`, of an open session. Values inside the graph count where the session gives them."""
+    inputs, wanted = golden_inputs(bundle), golden_outputs(bundle)
+    given = session.signature.output_names
+    wanted = {
+        name: one for name, one in wanted.items() if name in given or name in bundle.info.golden.outputs
+    }
+    samples = ArraySamples(feeds=inputs, signature=bundle.info.signature)
     try:
-        found = session_logits(session, golden_input, who=f"The ONNX file {bundle.onnx_path}")
+        bundle.info.signature.require_feeds(inputs)
+        found = outputs_of(session, samples, who=who)
     except UsageError as cause:
         raise ArtefactError(
-            f"{bundle.path / GOLDEN_INPUT} does not fit {bundle.path / MODEL_FILE}. {cause.what}",
+            f"The golden input of {bundle.path} does not fit {bundle.path / MODEL_FILE}. {cause.what}",
             expected=cause.expected,
             do="Build the bundle again.",
         ) from cause
-    return parity_of(found, golden_output, bundle)
+    return parity_of(found, wanted, bundle)
 
 
-def golden_array(bundle: Bundle, name: str) -> Array:
-    """Read the golden input or output.
+def golden_inputs(bundle: Bundle) -> dict[str, Array]:
+    """Read the golden inputs, by name.
 
     Raises:
-        ArtefactError: the file is not the one that was written, or no array.
+        ArtefactError: a file is not the one that was written, or no array.
     """
+    dtypes = {one.name: one.dtype for one in bundle.info.signature.inputs}
+    return {name: _array(bundle, file, dtypes.get(name)) for name, file in bundle.info.golden.inputs.items()}
+
+
+def golden_outputs(bundle: Bundle) -> dict[str, Array]:
+    """Read the golden outputs, and values inside the graph that stand for some, by name.
+
+    Raises:
+        ArtefactError: as `golden_inputs`.
+    """
+    golden = bundle.info.golden
+    dtypes = {one.name: one.dtype for one in bundle.info.signature.outputs}
+    files = {**golden.outputs, **golden.inner}
+    return {name: _array(bundle, file, dtypes.get(name)) for name, file in files.items()}
+
+
+def _array(bundle: Bundle, file: str, dtype: str | None) -> Array:
     try:
-        array: Array = np.load(io.BytesIO(bytes_of(bundle, name)), allow_pickle=False)
+        array: Array = np.load(io.BytesIO(bytes_of(bundle, file)), allow_pickle=False)
     except (ValueError, EOFError, OSError) as cause:
         raise ArtefactError(
-            f"{bundle.path / name} cannot be read: {cause}.",
+            f"{bundle.path / file} cannot be read: {cause}.",
             expected="A NumPy array was expected.",
             do="Rebuild it.",
         ) from cause
-    return array
+    return array.astype(numpy_dtype(dtype)) if dtype == "bfloat16" else array  # which NumPy does not store
 
 
-def parity_by_batch(session: Session, bundle: Bundle, network: nn.Module) -> tuple[BatchParity, ...]:
+def parity_by_batch(session: Session, bundle: Bundle, reference: Session) -> tuple[BatchParity, ...]:
     """How far a session is from the bundle's network, on the golden input in batches of each size.
+
+    Args:
+        session: of the bundle's file.
+        bundle: whose golden input is run.
+        reference: of the network.
 
     Raises:
         UsageError: the network does not take a batch.
     """
-    inputs, outputs = (golden_array(bundle, name) for name in (GOLDEN_INPUT, GOLDEN_OUTPUT))
-    allowed = bundle.info.atol + bundle.info.rtol * spread(outputs)
-    sizes = (*(n for n in SMALLER_BATCHES if n < len(inputs)), len(inputs))
-    differences = {
-        n: largest_difference(session, inputs[:n], wanted)
-        for n, wanted in outputs_by_batch(network, inputs, sizes).items()
-    }
-    return tuple(
-        BatchParity(batch=n, max_abs_difference=one, ok=one is not None and one <= allowed)
-        for n, one in differences.items()
-    )
+    inputs, wanted = golden_inputs(bundle), golden_outputs(bundle)
+    signature, info = bundle.info.signature, bundle.info
+    n_samples = signature.n_samples(inputs)
+    sizes = (*(n for n in SMALLER_BATCHES if n < n_samples), n_samples)
+    found = []
+    for n, outputs in outputs_by_batch(reference, inputs, sizes).items():
+        fixed = {name: one for name, one in outputs.items() if name in wanted}
+        largest, ok = _of_batch(session, signature.part(inputs, 0, n), fixed, wanted, info.atol, info.rtol)
+        found.append(BatchParity(batch=n, max_abs_difference=largest, ok=ok))
+    return tuple(found)
 
 
-def parity_of(found: Array, wanted: Array, bundle: Bundle) -> Parity:
-    """How far logits are from those that they should be, by the tolerances of the bundle.
+def _of_batch(
+    session: Session, feeds: Feeds, wanted: Feeds, whole: Feeds, atol: float, rtol: float
+) -> tuple[float | None, bool]:
+    """The largest difference, None where the session cannot run it, and whether all are in tolerance."""
+    try:
+        found = session.run(feeds)
+    except (ArtefactError, UsageError):
+        return None, False
+    compared = differences(found, wanted, atol=atol, rtol=rtol, spread_of=whole)
+    return _largest(compared, "max_abs_difference"), all(one.ok for one in compared)
+
+
+def _largest(compared: tuple[OutputDifference, ...], field: str) -> float:
+    return max((getattr(one, field) for one in compared if getattr(one, field) is not None), default=0.0)
+
+
+def parity_of(found: Feeds, wanted: Feeds, bundle: Bundle) -> Parity:
+    """How far outputs are from those that they should be, by the tolerances of the bundle.
 
     Raises:
         GateFailed: they have another shape.
     """
-    if found.shape != wanted.shape:
-        raise GateFailed(
-            f"{bundle.path / MODEL_FILE} gives logits {found.shape}.",
-            expected=f"{wanted.shape} was expected.",
-        )
+    for name, one in wanted.items():
+        if name not in found or found[name].shape != one.shape:
+            got = f"{name} {found[name].shape}" if name in found else f"no {name}"
+            raise GateFailed(
+                f"{bundle.path / MODEL_FILE} gives {got}.", expected=f"{one.shape} was expected."
+            )
     agreement = None
-    if has_class_scores(found):
-        agreement = float((predicted_classes(found) == predicted_classes(wanted)).mean())
-    largest, outside = outside_tolerance(found, wanted, atol=bundle.info.atol, rtol=bundle.info.rtol)
-    whole = spread(wanted)
+    if bundle.info.signature.n_classes is not None:
+        (name,) = bundle.info.signature.output_names
+        if has_class_scores(found[name]):
+            agreement = float((predicted_classes(found[name]) == predicted_classes(wanted[name])).mean())
+    compared = differences(found, wanted, atol=bundle.info.atol, rtol=bundle.info.rtol)
     return Parity(
-        n_samples=len(wanted),
-        max_abs_difference=largest,
-        max_relative_difference=largest / whole if whole else 0.0,
+        n_samples=_n_samples(wanted, bundle),
+        max_abs_difference=_largest(compared, "max_abs_difference"),
+        max_relative_difference=_largest(compared, "max_relative_difference"),
         top1_agreement=agreement,
-        ok=not outside,
+        ok=all(one.ok for one in compared),
+        outputs=compared,
     )
+
+
+def _n_samples(outputs: Feeds, bundle: Bundle) -> int:
+    signature = bundle.info.signature
+    axes = ((one.name, one.axis(signature.batch)) for one in signature.outputs)
+    return next((outputs[name].shape[axis] for name, axis in axes if axis is not None and name in outputs), 1)

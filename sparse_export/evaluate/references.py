@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from torch import nn
-
 from sparse_export.building.patterns import read_orders
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.evaluate.evaluator import Scored
 from sparse_export.evaluate.validation import AgainstDense
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle, open_bundle
-from sparse_export.formats.run import RUN_FILE, Run, open_run
+from sparse_export.formats.listed import file_of
+from sparse_export.formats.run import GRAPH_FILE, RUN_FILE, Run, open_run
 from sparse_export.graph.passes.fit_pattern import replay
 from sparse_export.instruments.statistics import paired_accuracy_difference
 from sparse_export.models.run_network import network_of_run
+from sparse_export.runtimes import Session
+from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.probe import require_probed
+from sparse_export.runtimes.torch_session import TorchSession
 from sparse_export.trust import TrustedDigests
 
-__all__ = ["against_dense", "network_of_bundle", "open_dense", "run_of_bundle"]
+__all__ = ["against_dense", "open_dense", "reference_of_bundle", "run_of_bundle"]
 
 
 def run_of_bundle(bundle: Bundle, given: Path | None = None) -> Run | None:
@@ -50,31 +52,61 @@ def run_of_bundle(bundle: Bundle, given: Path | None = None) -> Run | None:
     return run
 
 
-def network_of_bundle(
+def reference_of_bundle(
     bundle: Bundle, given: Path | None, trust: TrustedDigests
-) -> tuple[nn.Module | None, str | None]:
-    """The network of the run, or why there is none. A run that was asked for by path must be there."""
+) -> tuple[Session | None, str | None]:
+    """Open the network of the run, or say why there is none.
+
+    Args:
+        bundle: names the run.
+        given: where the run is now; then it must be there.
+        trust: digests passed with --trust.
+
+    Returns:
+        A session that gives what the bundle should, to be closed, and why there is none.
+
+    Raises:
+        UsageError: as `run_of_bundle`.
+        ArtefactError: likewise.
+        NotTrustedError: nobody vouches for the factory that makes the network.
+    """
     run = run_of_bundle(bundle, given)
     if run is None:
         return None, f"The run {Path(bundle.info.run.path)} is no longer there."
+    signature = bundle.info.signature
+    if run.info.model.form == "onnx":
+        return open_session(file_of(run, GRAPH_FILE), signature=signature), None
     if run.info.model.name is None:
         return None, f"The run {run.path} does not say how its network is made."
     network = network_of_run(run, trusted=trust)
     if bundle.info.fitted is not None and any(layer.n_cut for layer in bundle.info.fitted.layers):
         replay(network, read_orders(bundle))  # else it is the same function
-    return network, None
+    return TorchSession(network, signature), None
 
 
 def open_dense(bundle: Bundle, path: Path, trust: TrustedDigests) -> Bundle:
     """Open the dense bundle that another one is held against.
 
+    Args:
+        bundle: the other one.
+        path: folder of the dense bundle.
+        trust: digests passed with --trust.
+
     Raises:
-        UsageError: it was made with other test data.
+        UsageError: it was made with other test data, or takes or gives something else.
         ArtefactError: it is damaged.
     """
     dense = open_bundle(path)
+    if not bundle.info.signature.agrees_with(dense.info.signature):
+        raise UsageError(
+            f"{path} has the signature {dense.info.signature}.",
+            expected=f"{bundle.info.signature} was expected, that of {bundle.path}.",
+            do="Give a dense bundle of the same network.",
+        )
     ours, theirs = bundle.info.data, dense.info.data
-    if ours is None or theirs is None or ours.test_sha256 != theirs.test_sha256:
+    if (ours is None) != (theirs is None) or (
+        ours is not None and theirs is not None and ours.test_sha256 != theirs.test_sha256
+    ):
         raise UsageError(
             f"{path} was made with the test data of {theirs.name if theirs else 'no data set'}.",
             expected=(

@@ -14,13 +14,15 @@ import numpy as np
 from sparse_export.engines.loadable import engine_of, require_genuine
 from sparse_export.engines.tensorrt_import import TARGETS
 from sparse_export.errors import ArtefactError, MissingCapability, NotTrustedError, UsageError, what_and_do
+from sparse_export.evaluate.parity import golden_inputs
 from sparse_export.formats.bundle import Bundle
 from sparse_export.instruments.device import CudaStamps
 from sparse_export.instruments.interleave import LatencyResult, measure_interleaved
 from sparse_export.runtimes import DeviceSession, Session
 from sparse_export.runtimes.choice import candidates, open_runtime
+from sparse_export.signature import Array, Feeds
 
-__all__ = ["Opened", "TimedSessions", "Timing", "opened_both", "require_cuda_graphs"]
+__all__ = ["Opened", "TimedSessions", "Timing", "opened_both", "require_cuda_graphs", "timed_inputs"]
 
 _CALLS_AFTER_OPENING = 3
 
@@ -40,9 +42,26 @@ class Timing(TypedDict):
     warmup_limit_s: float
 
 
-def _inputs(input_shape: tuple[int, ...], batch: int, seed: int) -> np.ndarray:
-    x: np.ndarray = np.random.default_rng(seed).standard_normal((batch, *input_shape), dtype=np.float32)
-    return x
+def timed_inputs(bundle: Bundle, batch: int, seed: int) -> dict[str, Array]:
+    """Make the inputs that a bundle is timed on: random ones, or its golden ones repeated.
+
+    Args:
+        bundle: whose golden inputs are taken where the graph does not tell which integers it takes.
+        batch: samples.
+        seed: of the random ones.
+
+    Raises:
+        UsageError: a network without a batch axis is to be timed on several samples.
+    """
+    signature = bundle.info.signature
+    if signature.batch is None and batch != 1:
+        raise UsageError(
+            f"The network of {bundle.path} takes one sample a call, and batch {batch} was asked for.",
+            do="Ask for --batch 1, or export it with a free batch axis.",
+        )
+    if not signature.drawable:
+        return signature.repeated(golden_inputs(bundle), batch)
+    return signature.draw(batch, seed)
 
 
 def _launch(launchers: Mapping[str, Callable[[], object]], name: str) -> object:
@@ -69,11 +88,11 @@ class TimedSessions:
             raise
         return self
 
-    def run(self, name: str, x: np.ndarray) -> np.ndarray:
-        return self.open[name].run(x)
+    def run(self, name: str, feeds: Feeds) -> dict[str, Array]:
+        return self.open[name].run(feeds)
 
-    def renew(self, x: np.ndarray) -> None:
-        """Close all, open all in random order, run each on x until it has allocated what it needs."""
+    def renew(self, feeds: Feeds) -> None:
+        """Close all, open all in random order, run each until it has allocated what it needs."""
         # Of 32 A/A intervals, 18 held 1 with sessions kept open, 29 with renewed ones, which are about three
         # times as wide (three 256x256 Gemms, batch 1; two busy cores of an AMD EPYC, onnxruntime 1.31.1,
         # 2026-11-23).
@@ -83,48 +102,38 @@ class TimedSessions:
             self.open[names[i]] = self._openers[names[i]]()
         for _ in range(_CALLS_AFTER_OPENING):
             for session in self.open.values():
-                session.run(x)
+                session.run(feeds)
 
-    def measure(
-        self,
-        input_shape: tuple[int, ...],
-        **timing: Unpack[Timing],
-    ) -> dict[str, LatencyResult]:
-        """Time a call of every session on a batch of standard normal inputs, all renewed in each round.
+    def measure(self, feeds: Feeds, **timing: Unpack[Timing]) -> dict[str, LatencyResult]:
+        """Time a call of every session, all renewed in each round.
 
         Args:
-            input_shape: of one sample.
+            feeds: inputs of all of them, see `timed_inputs`.
             timing: see `measure_interleaved`.
         """
-        x = _inputs(input_shape, timing["batch"], timing["seed"])
         return measure_interleaved(
-            {name: partial(self.run, name, x) for name in self.open},
+            {name: partial(self.run, name, feeds) for name in self.open},
             **timing,
-            before_round=partial(self.renew, x),
+            before_round=partial(self.renew, feeds),
         )
 
-    def measure_on_device(
-        self,
-        input_shape: tuple[int, ...],
-        **timing: Unpack[Timing],
-    ) -> dict[str, LatencyResult]:
+    def measure_on_device(self, feeds: Feeds, **timing: Unpack[Timing]) -> dict[str, LatencyResult]:
         """As `measure`, of the work on the device alone, by CUDA events; nothing where a session cannot say.
 
-        The input lies on the device and the logits stay there; passes are launched one after another without
+        The inputs lie on the device and the outputs stay there; passes are launched one after another without
         a pause, so that the host's time is hidden where a pass takes longer than its launch.
         """
         if not all(isinstance(session, DeviceSession) for session in self.open.values()):
             return {}
         import torch
 
-        x = _inputs(input_shape, timing["batch"], timing["seed"])
         launchers: dict[str, Callable[[], object]] = {}
 
         def renew() -> None:
-            self.renew(x)
+            self.renew(feeds)
             for name, session in self.open.items():
                 if isinstance(session, DeviceSession):
-                    launchers[name] = session.launcher(x)
+                    launchers[name] = session.launcher(feeds)
 
         renew()
         with torch.cuda.stream(torch.cuda.Stream()):  # on the default one TensorRT would wait each time

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from sparse_export.errors import UnknownNameError, UsageError
-from sparse_export.evaluate.evaluator import Scored, score, score_file, score_network
-from sparse_export.evaluate.parity import golden_array, golden_parity_of_file, parity_by_batch, parity_of
-from sparse_export.evaluate.references import against_dense, network_of_bundle, open_dense
+from sparse_export.evaluate.agreement import Agreement, agreement_of
+from sparse_export.evaluate.evaluator import Scored, score, score_file
+from sparse_export.evaluate.parity import golden_inputs, golden_parity_of, parity_by_batch, parity_of
+from sparse_export.evaluate.references import against_dense, open_dense, reference_of_bundle
 from sparse_export.evaluate.validation import AgainstDense, Parity, RuntimeResult, Validation
 from sparse_export.files import sha256_file
-from sparse_export.formats.bundle import GOLDEN_INPUT, GOLDEN_OUTPUT, Bundle, open_bundle
+from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.choice import RUNTIMES, open_runtime, runtime_states
-from sparse_export.runtimes.logits import session_logits, torch_logits
 from sparse_export.runtimes.onnxruntime import open_session
+from sparse_export.runtimes.outputs import output_batches
 from sparse_export.runtimes.probe import require_probed
 from sparse_export.tasks.accuracy import drop_points, require_possible_drop
+from sparse_export.tasks.inputs import read_inputs
 from sparse_export.tasks.labels import require_outputs
-from sparse_export.tasks.samples import LabelledSamples, load_test_set
+from sparse_export.tasks.samples import (
+    ArraySamples,
+    BatchSamples,
+    LabelledSamples,
+    SampleSet,
+    load_test_set,
+)
 from sparse_export.trust import TrustedDigests
 from sparse_export.version import library_versions, now
 
 __all__ = ["validate"]
 
 _CPU = "onnxruntime-cpu"
+_MOST_SAMPLES = 4096  # of inputs without labels
 _SCORE_OUTSIDE = "Build it from a run without data, and compute the score of its task outside."
 
 
@@ -38,6 +47,7 @@ def validate(
     run: str | Path | None = None,
     max_drop: float | None = None,
     against: str | Path | None = None,
+    inputs: str | Path | None = None,
     n_threads: int | None = None,
     runtimes: Sequence[str] | None = None,
     trust: TrustedDigests = None,
@@ -49,8 +59,10 @@ def validate(
         data_dir: where the data sets lie.
         run: the run it was built from, where that is not at its path in the manifest any more.
         max_drop: percentage points that the accuracy, on every runtime that ran, may lie below the run's own
-            record, and below the dense bundle.
-        against: a dense bundle of the same data.
+            record, and below the dense bundle; of agreement, that it may lie below 100.
+        against: a dense bundle of the same data. Where the bundle names none, the outputs of both are
+            compared, and their agreement is the score.
+        inputs: file or folder of inputs for that, as `sparsify` takes them; None for the golden ones.
         n_threads: of onnxruntime.
         runtimes: that are to run it besides onnxruntime on the CPU; None for all that can here, of those that
             it has an engine for.
@@ -80,27 +92,33 @@ def validate(
     for name in names:  # before the work, so that one that cannot be opened ends it at once
         open_runtime(bundle, name, n_threads=n_threads, trust=trust).close()
     dense = None if against is None else open_dense(bundle, Path(against), trust)
-    network, run_missing = network_of_bundle(bundle, None if run is None else Path(run), trust)
-    test = None
-    if info.data is not None:
-        test = load_test_set(info.data, info.signature, data_dir, network=outputs_of, do=do)
-
-    with open_session(bundle.onnx_path, n_threads=n_threads) as session:
-        on_golden = golden_parity_of_file(session, bundle)
+    with contextlib.ExitStack() as stack:
+        reference, run_missing = reference_of_bundle(bundle, None if run is None else Path(run), trust)
+        if reference is not None:
+            stack.enter_context(reference)
+        test, unlabelled = None, None
+        if info.data is not None:
+            test = load_test_set(info.data, info.signature, data_dir, network=outputs_of, do=do)
+        elif dense is not None or inputs is not None:
+            unlabelled = _unlabelled(bundle, inputs)
+        session = stack.enter_context(
+            open_session(
+                bundle.onnx_path,
+                signature=info.signature,
+                inner=tuple(info.golden.inner),
+                n_threads=n_threads,
+            )
+        )
+        on_golden = golden_parity_of(session, bundle, who=f"The ONNX file {bundle.onnx_path}")
         on_cpu = None if test is None else score(session, test, f"The ONNX file {bundle.onnx_path}")
-        parity, in_torch = _beside_network(session, bundle, network, on_cpu, test)
-        batches = () if network is None else parity_by_batch(session, bundle, network)
-    dense_scored = None if dense is None or test is None else score_file(dense, test, n_threads)
-
-    def minus_dense(scored: Scored | None) -> AgainstDense | None:
-        if dense is None or dense_scored is None or scored is None:
-            return None
-        return against_dense(dense, dense_scored, scored)
-
-    others = []
-    for name in names:
-        with open_runtime(bundle, name, n_threads=n_threads, trust=trust) as session:
-            others.append(_by_runtime(session, bundle, test, on_cpu, minus_dense))
+        parity, in_network = _beside_network(session, bundle, reference, on_cpu, test)
+        batches = () if reference is None else parity_by_batch(session, bundle, reference)
+        held = _Held(bundle, dense, test, unlabelled, n_threads, stack)
+        others = []
+        for name in names:
+            with open_runtime(bundle, name, n_threads=n_threads, trust=trust) as other:
+                others.append(_by_runtime(other, bundle, test, on_cpu, held))
+        against_dense_one, agreement = held.minus_dense(on_cpu), held.agreement(session)
     parities = [on_golden, parity, *(one.golden for one in others), *(one.parity for one in others)]
     accuracy = None if on_cpu is None else on_cpu.accuracy
     return Validation(
@@ -108,7 +126,7 @@ def validate(
         onnx_sha256=sha256_file(bundle.onnx_path),
         data=None if info.data is None else info.data.name,
         accuracy=accuracy,
-        torch_accuracy=None if in_torch is None else in_torch.accuracy,
+        torch_accuracy=None if in_network is None else in_network.accuracy,
         recorded=info.accuracy,
         drop_points=drop_points(accuracy, info.accuracy),
         golden=on_golden,
@@ -121,61 +139,124 @@ def validate(
         atol=info.atol,
         rtol=info.rtol,
         max_drop=max_drop,
-        against=minus_dense(on_cpu),
+        against=against_dense_one,
+        agreement=agreement,
         versions=library_versions(),
         created=now(),
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Unlabelled:
+    """Inputs without labels, and where they are from, in words."""
+
+    samples: SampleSet
+    words: str
+
+
+def _unlabelled(bundle: Bundle, inputs: str | Path | None) -> _Unlabelled:
+    """The inputs that were given, or the golden ones."""
+    if inputs is None:
+        golden = golden_inputs(bundle)
+        samples = ArraySamples(feeds=golden, signature=bundle.info.signature)
+        return _Unlabelled(samples=samples, words=f"the {len(samples)} samples of the golden pair")
+    found = read_inputs(inputs, bundle.info.signature, n_samples=_MOST_SAMPLES)
+    some = BatchSamples(parts=found.batches, signature=bundle.info.signature)
+    return _Unlabelled(samples=some, words=f"{len(some)} samples of {Path(inputs).name}")
+
+
+class _Held:
+    """The dense bundle that others are held against, opened where it is needed; for the time of a stack."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        dense: Bundle | None,
+        test: LabelledSamples | None,
+        unlabelled: _Unlabelled | None,
+        n_threads: int | None,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self._bundle, self._dense, self._unlabelled = bundle, dense, unlabelled
+        self._scored = None if dense is None or test is None else score_file(dense, test, n_threads)
+        self._session: Session | None = None
+        if dense is not None and unlabelled is not None:
+            self._session = stack.enter_context(
+                open_session(dense.onnx_path, signature=dense.info.signature, n_threads=n_threads)
+            )
+
+    def minus_dense(self, scored: Scored | None) -> AgainstDense | None:
+        if self._dense is None or self._scored is None or scored is None:
+            return None
+        return against_dense(self._dense, self._scored, scored)
+
+    def agreement(self, session: Session) -> Agreement | None:
+        """Of a session of the bundle with the dense one; None where there are labels, or no dense one."""
+        if self._session is None or self._unlabelled is None:
+            return None
+        dense = output_batches(self._session, self._unlabelled.samples, who="The dense network")
+        sparse = output_batches(session, self._unlabelled.samples)
+        pairs = ((a, b) for (_, a), (_, b) in zip(dense, sparse, strict=True))
+        return agreement_of(pairs, self._bundle.info.signature, inputs=self._unlabelled.words)
+
+
 def _by_runtime(
-    session: Session,
-    bundle: Bundle,
-    test: LabelledSamples | None,
-    on_cpu: Scored | None,
-    minus_dense: Callable[[Scored | None], AgainstDense | None],
+    session: Session, bundle: Bundle, test: LabelledSamples | None, on_cpu: Scored | None, held: _Held
 ) -> RuntimeResult:
     """Another runtime than the CPU's on the golden input and the test set."""
-    golden_logits = session_logits(session, golden_array(bundle, GOLDEN_INPUT))
-    on_golden = parity_of(golden_logits, golden_array(bundle, GOLDEN_OUTPUT), bundle)
+    on_golden = golden_parity_of(session, bundle)
     if test is None or on_cpu is None:
-        return RuntimeResult(name=session.name, golden=on_golden, parity=None, accuracy=None)
+        return RuntimeResult(
+            name=session.name,
+            golden=on_golden,
+            parity=None,
+            accuracy=None,
+            agreement=held.agreement(session),
+        )
     scored = score(session, test)
+    (name,) = bundle.info.signature.output_names
     return RuntimeResult(
         name=session.name,
         golden=on_golden,
-        parity=parity_of(scored.logits, on_cpu.logits, bundle),
+        parity=parity_of({name: scored.logits}, {name: on_cpu.logits}, bundle),
         accuracy=scored.accuracy,
         drop_points=drop_points(scored.accuracy, bundle.info.accuracy),
-        against=minus_dense(scored),
+        against=held.minus_dense(scored),
     )
 
 
 def _beside_network(
     session: Session,
     bundle: Bundle,
-    network: nn.Module | None,
+    reference: Session | None,
     scored: Scored | None,
     test: LabelledSamples | None,
 ) -> tuple[Parity | None, Scored | None]:
     """The file against its run's network, on the test set or the golden input, and the network's score."""
-    if network is None:
+    if reference is None:
         return None, None
     if scored is None or test is None:
-        inputs = golden_array(bundle, GOLDEN_INPUT)
-        return parity_of(session_logits(session, inputs), torch_logits(network, inputs), bundle), None
-    in_torch = score_network(network, test)
-    return parity_of(scored.logits, in_torch.logits, bundle), in_torch
+        inputs = golden_inputs(bundle)
+        fixed = {
+            name: one for name, one in reference.run(inputs).items() if name in bundle.info.golden.outputs
+        }
+        return parity_of(session.run(inputs), fixed, bundle), None
+    in_network = score(reference, test, "The PyTorch network")
+    (name,) = bundle.info.signature.output_names
+    return parity_of({name: scored.logits}, {name: in_network.logits}, bundle), in_network
 
 
 def _require_gate_possible(bundle: Bundle, max_drop: float | None, against: str | Path | None) -> None:
     require_possible_drop(max_drop)
-    if bundle.info.data is None and (max_drop is not None or against is not None):
+    if max_drop is None or against is not None:
+        return
+    if bundle.info.data is None:
         raise UsageError(
-            f"{bundle.path} names no data set, so its accuracy cannot be measured.",
-            expected="A bundle of a run with a data set was expected.",
-            do="Leave --max-drop and --against away.",
+            f"{bundle.path} names no data set, so nothing tells what is lost.",
+            expected="A dense bundle was expected, whose outputs its own are held against.",
+            do="Give --against DENSE, or leave --max-drop away.",
         )
-    if max_drop is not None and bundle.info.accuracy is None and against is None:
+    if bundle.info.accuracy is None:
         raise UsageError(
             f"{bundle.path} has no recorded accuracy to compare with.",
             expected="A run with a test accuracy, or a dense bundle, was expected.",

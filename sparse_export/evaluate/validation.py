@@ -8,8 +8,10 @@ from pathlib import Path
 
 from sparse_export.building.golden import batch_sizes
 from sparse_export.errors import GateFailed
+from sparse_export.evaluate.agreement import Agreement, agreement_text, output_text
 from sparse_export.files import write_json
 from sparse_export.formats.run import Accuracy
+from sparse_export.runtimes.tolerance import OutputDifference
 from sparse_export.tables import Shown, Table
 from sparse_export.tasks.accuracy import accuracy_text, difference_text, lost_too_much, points_text
 
@@ -28,13 +30,15 @@ RESULT_FILE = "validation.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How far the ONNX file is from PyTorch on the same samples.
+    """How far the ONNX file is from its network on the same samples.
 
     Attributes:
-        max_relative_difference: the largest absolute one by the spread of the logits that it is held against,
-            their standard deviation.
+        max_abs_difference: the largest, over all outputs of floats.
+        max_relative_difference: likewise, by the spread of the output that it is held against, its standard
+            deviation.
         top1_agreement: share of samples with the same largest logit; None for outputs without two classes or
             more.
+        outputs: each output by itself.
     """
 
     n_samples: int
@@ -42,6 +46,7 @@ class Parity:
     max_relative_difference: float
     top1_agreement: float | None
     ok: bool
+    outputs: tuple[OutputDifference, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,7 @@ class RuntimeResult:
         parity: against onnxruntime on the CPU, on the test set; None, as accuracy, where there is none.
         drop_points: recorded minus accuracy.
         against: what this runtime made of the bundle against the dense one.
+        agreement: with the outputs of the dense one, where there are no labels.
     """
 
     name: str
@@ -93,6 +99,7 @@ class RuntimeResult:
     accuracy: Accuracy | None
     drop_points: float | None = None
     against: AgainstDense | None = None
+    agreement: Agreement | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +116,8 @@ class Validation:
         runtimes: the others that ran it.
         not_run: those that could not, and why.
         max_drop: the gate, in percentage points, None for none.
+        agreement: with the outputs of the dense bundle, where there are no labels; of it that may be lost
+            which max_drop allows.
     """
 
     bundle: str
@@ -128,6 +137,7 @@ class Validation:
     against: AgainstDense | None
     versions: dict[str, str]
     created: str
+    agreement: Agreement | None = None
     batches: tuple[BatchParity, ...] = ()
     runtimes: tuple[RuntimeResult, ...] = ()
     not_run: dict[str, str] = field(default_factory=dict)
@@ -137,13 +147,14 @@ class Validation:
     def shown(self) -> Shown:
         """Every figure, and the gates that failed."""
         rows = [("bundle", self.bundle), ("test data", self.data or "none")]
-        rows.append(("accuracy, ONNX", accuracy_text(self.accuracy)))
-        rows.append(("accuracy, PyTorch", accuracy_text(self.torch_accuracy)))
-        rows.append(("accuracy, recorded", accuracy_text(self.recorded, "none")))
+        if self.data is not None or self.recorded is not None:
+            rows.append(("accuracy, ONNX", accuracy_text(self.accuracy)))
+            rows.append(("accuracy, PyTorch", accuracy_text(self.torch_accuracy)))
+            rows.append(("accuracy, recorded", accuracy_text(self.recorded, "none")))
         if self.drop_points is not None:
             rows.append(("drop from recorded", points_text(self.drop_points)))
         rows.append(("golden pair", parity_text(self.golden)))
-        rows.append(("against PyTorch", parity_text(self.parity) if self.parity else "not compared"))
+        rows.append(("against its network", parity_text(self.parity) if self.parity else "not compared"))
         if self.batches:
             rows.append(("at batch", _batches_text(self.batches)))
         if self.run_missing is not None:
@@ -151,6 +162,10 @@ class Validation:
         if self.against is not None:
             rows.append(("accuracy, dense", accuracy_text(self.against.accuracy)))
             rows.append(("minus dense", _minus_dense(self.against)))
+        if self.agreement is not None:
+            rows.append(("agreement with dense", agreement_text(self.agreement)))
+            rows += [(f"  {one.name}", output_text(one)) for one in self.agreement.outputs]
+            rows += [(f"  {name}", f"not compared: {why}") for name, why in self.agreement.left_out.items()]
         for one in self.runtimes:
             rows += _runtime_rows(one)
         rows += [(name, f"not run: {why}") for name, why in self.not_run.items()]
@@ -164,12 +179,16 @@ class Validation:
 
 
 def _runtime_rows(one: RuntimeResult) -> list[tuple[str, str]]:
-    rows = [(one.name, f"accuracy {accuracy_text(one.accuracy)}")]
-    rows.append(("", f"golden pair {parity_text(one.golden)}"))
+    rows = [(one.name, f"golden pair {parity_text(one.golden)}")]
+    if one.accuracy is not None:
+        rows.insert(0, (one.name, f"accuracy {accuracy_text(one.accuracy)}"))
+        rows[1] = ("", rows[1][1])
     if one.parity is not None:
         rows.append(("", f"against onnxruntime-cpu {parity_text(one.parity)}"))
     if one.against is not None:
         rows.append(("", f"minus dense {_minus_dense(one.against)}"))
+    if one.agreement is not None:
+        rows.append(("", f"agreement with dense {agreement_text(one.agreement)}"))
     return rows
 
 
@@ -191,8 +210,17 @@ def parity_text(parity: Parity) -> str:
         agreement = f"same prediction for {100 * parity.top1_agreement:.3f} % of {agreement}"
     return (
         f"{'within' if parity.ok else 'OUTSIDE'} tolerance: max difference {parity.max_abs_difference:.3g} "
-        f"({parity.max_relative_difference:.3g} of the logits' spread), {agreement}"
+        f"({parity.max_relative_difference:.3g} of the spread), {agreement}{''.join(_counted(parity))}"
     )
+
+
+def _counted(parity: Parity) -> list[str]:
+    """Of each output of integers the share that is equal."""
+    return [
+        f"; {one.name} {100 * one.equal_share:.3f} % equal"
+        for one in parity.outputs
+        if one.equal_share is not None
+    ]
 
 
 def check_gates(validation: Validation) -> None:
@@ -213,7 +241,7 @@ def check_gates(validation: Validation) -> None:
 def failures(validation: Validation) -> list[str]:
     """What is not within its bounds, a clause each."""
     failed = []
-    checks = [("the golden pair", validation.golden), ("PyTorch", validation.parity)]
+    checks = [("the golden pair", validation.golden), ("the network", validation.parity)]
     for one in validation.runtimes:
         checks += [
             (f"the golden pair on {one.name}", one.golden),
@@ -221,18 +249,24 @@ def failures(validation: Validation) -> list[str]:
         ]
     for label, parity in checks:
         if parity is not None and not parity.ok:
+            wrong_outputs = [one for one in parity.outputs if not one.ok]
+            names = f" in {', '.join(one.name for one in wrong_outputs)}" if len(parity.outputs) > 1 else ""
             failed.append(
-                f"the logits differ from {label} by {parity.max_abs_difference:.3g}, more than "
-                f"{validation.atol:g} + {validation.rtol:g} * the logits' spread"
+                f"the outputs differ from {label}{names} by {parity.max_abs_difference:.3g}, more than "
+                f"{validation.atol:g} + {validation.rtol:g} * their spread"
             )
     wrong, agreeing = ([one.batch for one in validation.batches if one.ok is ok] for ok in (False, True))
     if wrong:
         others = f" and agree at batch {batch_sizes(agreeing)}" if agreeing else ""
-        failed.append(f"the logits differ from PyTorch at batch {batch_sizes(wrong)}{others}")
-    found: list[tuple[str, Validation | RuntimeResult]] = [("accuracy", validation)]
-    found += [(f"accuracy on {one.name}", one) for one in validation.runtimes]
-    for what, scored in found:
-        failed += _lost(what, scored.drop_points, scored.against, validation.max_drop)
+        failed.append(f"the outputs differ from the network at batch {batch_sizes(wrong)}{others}")
+    found: list[tuple[str, Validation | RuntimeResult]] = [("", validation)]
+    found += [(f" on {one.name}", one) for one in validation.runtimes]
+    for where, scored in found:
+        failed += _lost(f"accuracy{where}", scored.drop_points, scored.against, validation.max_drop)
+        if scored.agreement is not None:
+            lost = 100.0 - scored.agreement.percent
+            clause = lost_too_much(f"agreement{where}", lost, "the dense bundle's own", validation.max_drop)
+            failed += [clause] if clause else []
     return failed
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, Self, overload, runtime_checkable
 
-import numpy as np
+from sparse_export.signature import Array, Feeds, Signature
 
 __all__ = ["DeviceSession", "Session"]
 
@@ -14,21 +14,28 @@ __all__ = ["DeviceSession", "Session"]
 class Session(Protocol):
     """A loaded network that owns its memory until `close`; as a context manager it closes itself.
 
-    name: runtime and device, as in `onnxruntime-cpu`.
+    name: runtime and device, as in `onnxruntime-cpu`.  signature: what the network takes and gives.
     """
 
     @property
     def name(self) -> str: ...
 
     @property
+    def signature(self) -> Signature: ...
+
+    @property
     def max_batch(self) -> int | None:
         """The most samples that one call takes, None for any number."""
         ...
 
-    def run(self, x: np.ndarray) -> np.ndarray:
-        """Logits, float32 (batch, n_classes), for a float32 batch (batch, *input_shape).
+    @overload
+    def run(self, inputs: Feeds, /) -> dict[str, Array]: ...
+    @overload
+    def run(self, inputs: Array, /) -> Array: ...
+    def run(self, inputs: Feeds | Array, /) -> dict[str, Array] | Array:
+        """The outputs by name, for the inputs by name; the one output alone, for the one input alone.
 
-        Raises UsageError when the shape or the dtype does not fit the network, ArtefactError when the runtime
+        Raises UsageError when names, types or shapes do not fit the network, ArtefactError when the runtime
         fails at it, MissingCapability when there is too little memory.
         """
         ...
@@ -51,8 +58,8 @@ class Session(Protocol):
 class DeviceSession(Protocol):
     """A session whose work on a CUDA device can be launched by itself, to be timed there."""
 
-    def launcher(self, x: np.ndarray) -> Callable[[], object]:
-        """A function that launches one pass over a batch, already on the device, and neither copies nor
+    def launcher(self, feeds: Feeds) -> Callable[[], object]:
+        """A function that launches one pass over the inputs, already on the device, and neither copies nor
         waits.
 
         It goes to the stream of torch that is current when it is called. Raises UsageError as `run` does.

@@ -150,7 +150,12 @@ def open_runtime(
 
         require_provider(_PROVIDERS[chosen])
         require_probed(bundle, provider=_PROVIDERS[chosen], trusted=trust)
-        return open_session(bundle.onnx_path, n_threads=n_threads, provider=_PROVIDERS[chosen])
+        return open_session(
+            bundle.onnx_path,
+            signature=bundle.info.signature,
+            n_threads=n_threads,
+            provider=_PROVIDERS[chosen],
+        )
     if chosen not in TARGETS:
         raise UnknownNameError("runtime", chosen, RUNTIMES)
     from sparse_export.runtimes.tensorrt import open_engine

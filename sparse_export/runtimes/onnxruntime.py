@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
@@ -27,6 +27,7 @@ from sparse_export.onnxruntime_import import load_onnxruntime
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.engine_cache import EngineCache, open_cache
 from sparse_export.runtimes.session import BaseSession
+from sparse_export.signature import DTYPES, Array, Feeds, Signature, TensorInfo
 
 __all__ = ["open_session", "require_provider"]
 
@@ -35,20 +36,32 @@ _PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+_DTYPES = {f"tensor({name})": name for name in DTYPES} | {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+}
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _ONLY_FATAL = 4
 _NO_MEMORY = ("bad_alloc", "failed to allocate", "out of memory")
 
 
-def open_session(model_path: Path, *, n_threads: int | None = None, provider: str = "cpu") -> Session:
-    """Load an ONNX file with one input and one output. Packed 2:4 weights are expanded, and checked, in
-    memory.
+def open_session(
+    model_path: Path,
+    *,
+    signature: Signature | None = None,
+    inner: Sequence[str] = (),
+    n_threads: int | None = None,
+    provider: str = "cpu",
+) -> Session:
+    """Load an ONNX file. Packed 2:4 weights are expanded, and checked, in memory.
 
-    n_threads: threads inside an operator; None leaves the choice to onnxruntime (one for each core).
-    Operators run one after the other.  provider: `cpu`, `cuda` or `tensorrt`; no other device takes its place
-    when it is absent. Raises UsageError (no such file, n_threads below 1), UnknownNameError (provider),
-    MissingCapability (this machine cannot run the provider) or ArtefactError (not a usable ONNX file, or
-    packed weights that are damaged).
+    signature: of the file, for the names of its free sizes; None for the file's own.  inner: names of values
+    inside the graph that are given as outputs too, behind the others.  n_threads: threads
+    inside an operator; None leaves the choice to onnxruntime (one for each core). Operators run one after the
+    other.  provider: `cpu`, `cuda` or `tensorrt`; no other device takes its place when it is absent. Raises
+    UsageError (no such file, n_threads below 1), UnknownNameError (provider), MissingCapability (this machine
+    cannot run the provider) or ArtefactError (not a usable ONNX file, of another signature, or packed weights
+    that are damaged).
     """
     require_provider(provider)
     if n_threads is not None and n_threads < 1:
@@ -59,7 +72,7 @@ def open_session(model_path: Path, *, n_threads: int | None = None, provider: st
         )
     if not model_path.is_file():
         raise UsageError(f"{model_path} is not a file.", expected="An ONNX file was expected.")
-    return _OnnxruntimeSession(model_path, n_threads, provider)
+    return _OnnxruntimeSession(model_path, signature, inner, n_threads, provider)
 
 
 def require_provider(provider: str) -> None:
@@ -102,20 +115,32 @@ def _types(model_path: Path) -> frozenset[int]:
         return frozenset()
 
 
-def _content(model_path: Path, emulated: bool) -> Path | bytes:
-    """What to load: the file itself, or the dense form of a packed one.
+def _content(model_path: Path, emulated: bool, inner: Sequence[str]) -> Path | bytes:
+    """What to load: the file itself, the dense form of a packed one, or one with more outputs.
 
     onnxruntime unpacks too, to the same result, but checks nothing, and is not faster.
     """
-    if not emulated and not may_be_packed(model_path):
+    packed = may_be_packed(model_path)
+    if not emulated and not packed and not inner:
         return model_path
-    model = dense_from_file(model_path)
+    if emulated or packed:
+        model = dense_from_file(model_path)
+    else:
+        model = onnx.load(model_path, load_external_data=False)
+    _give_out(model.graph, inner)
     if emulated:
         model = with_bfloat16_emulated(model)
     if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:  # cannot be handed over; checked all the same
         return model_path
     content: bytes = model.SerializeToString()
     return content
+
+
+def _give_out(graph: onnx.GraphProto, inner: Sequence[str]) -> None:
+    """Make values of a graph outputs too, in place. onnxruntime knows their types by itself."""
+    told = {value.name: value for value in graph.value_info}
+    for name in inner:
+        graph.output.append(told.get(name, onnx.ValueInfoProto(name=name)))
 
 
 def _missing(provider: str, why: str) -> MissingCapability:
@@ -126,11 +151,10 @@ def _missing(provider: str, why: str) -> MissingCapability:
     )
 
 
-def _not_run(model_path: Path, name: str, x: np.ndarray, cause: Exception) -> SparseExportError:
-    """The error to raise where a session that was open did not run a batch that fits it."""
-    what = (
-        f"onnxruntime {load_onnxruntime().__version__} cannot run {model_path} on {len(x)} samples: {cause}."
-    )
+def _not_run(model_path: Path, name: str, feeds: Feeds, cause: Exception) -> SparseExportError:
+    """The error to raise where a session that was open did not run inputs that fit it."""
+    shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
+    what = f"onnxruntime {load_onnxruntime().__version__} cannot run {model_path} on {shapes}: {cause}."
     if any(sign in str(cause).lower() for sign in _NO_MEMORY):
         return MissingCapability(
             what,
@@ -144,48 +168,81 @@ def _not_run(model_path: Path, name: str, x: np.ndarray, cause: Exception) -> Sp
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Ends:
-    """The one input of a session and its one output. shape: a name or None where a size is free."""
-
-    input: str
-    shape: tuple[int | str | None, ...]
-    dtype: np.dtype[Any]
-    output: str
-
-
-def _ends(session: Any, model_path: Path) -> _Ends:
-    """Read from a session. Raises ArtefactError for others than one input and one output, both of floats."""
+def _signature(session: Any, model_path: Path) -> Signature:
+    """Read from a session. Raises ArtefactError for inputs or outputs that are no arrays of numbers."""
     try:
-        inputs = [(one.name, one.type, tuple(one.shape)) for one in session.get_inputs()]
-        outputs = [(one.name, one.type) for one in session.get_outputs()]
+        ends = [
+            [(one.name, one.type, tuple(one.shape)) for one in some]
+            for some in (session.get_inputs(), session.get_outputs())
+        ]
     except (UnicodeDecodeError, RuntimeError) as cause:
         raise ArtefactError(
             f"{model_path} names its inputs or outputs by what is no text: {cause}.",
             expected="Names in UTF-8 were expected.",
             do="Build the bundle again.",
         ) from cause
-    if (
-        len(inputs) != 1
-        or len(outputs) != 1
-        or inputs[0][1] not in _DTYPES
-        or outputs[0][1] not in (*_DTYPES, "tensor(bfloat16)")
-    ):
-        raise ArtefactError(
-            f"{model_path} has inputs {[(name, kind) for name, kind, _ in inputs]} and {len(outputs)} "
-            "outputs, "
-            f"{outputs}.",
-            expected="One floating point input and one output, floating point too, were expected.",
-            do="Export the network with one input and its logits as the only output.",
+    found: list[tuple[TensorInfo, ...]] = []
+    for some in ends:
+        for name, kind, _ in some:
+            if kind not in _DTYPES:
+                raise ArtefactError(
+                    f"{model_path} has {name}, of type {kind}, among its inputs and outputs.",
+                    expected="Arrays of numbers were expected.",
+                    do="Take what makes it out of the graph, to where the network is called.",
+                )
+        found.append(
+            tuple(
+                TensorInfo(name=name, dtype=_DTYPES[kind], shape=_sizes(name, shape))
+                for name, kind, shape in some
+            )
         )
-    name, kind, shape = inputs[0]
-    return _Ends(input=name, shape=shape, dtype=np.dtype(_DTYPES[kind]), output=outputs[0][0])
+    inputs, outputs = found
+    first = next((one.shape[0] for one in inputs if one.shape and isinstance(one.shape[0], str)), None)
+    return Signature(inputs=inputs, outputs=outputs, batch=first if isinstance(first, str) else None)
+
+
+def _sizes(name: str, shape: tuple[int | str | None, ...]) -> tuple[int | str, ...]:
+    """With a name for each free size that has none."""
+    return tuple(
+        size if isinstance(size, int) or size else f"{name}_{axis}" for axis, size in enumerate(shape)
+    )
+
+
+def _require_ends(found: Signature, wanted: Signature, model_path: Path) -> None:
+    """Raise ArtefactError where a file is not of the signature that is told of it.
+
+    Free sizes may have other names, and an output that is free in the file may be told to be fixed.
+    """
+    for what, ours, theirs in (
+        ("inputs", found.inputs, wanted.inputs),
+        ("outputs", found.outputs, wanted.outputs),
+    ):
+        same = [(one.name, one.dtype, len(one.shape)) for one in ours] == [
+            (one.name, one.dtype, len(one.shape)) for one in theirs
+        ] and all(
+            a == b or not (isinstance(a, int) and isinstance(b, int))
+            for one, other in zip(ours, theirs, strict=True)
+            for a, b in zip(one.shape, other.shape, strict=True)
+        )
+        if not same:
+            raise ArtefactError(
+                f"{model_path} has the {what} {', '.join(map(str, ours))}.",
+                expected=f"{', '.join(map(str, theirs))} was expected, as its description says.",
+                do="Build the bundle again.",
+            )
 
 
 class _OnnxruntimeSession(BaseSession):
     """Owns one onnxruntime session."""
 
-    def __init__(self, model_path: Path, n_threads: int | None, provider: str) -> None:
+    def __init__(
+        self,
+        model_path: Path,
+        signature: Signature | None,
+        inner: Sequence[str],
+        n_threads: int | None,
+        provider: str,
+    ) -> None:
         ort = load_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = _ONLY_FATAL
@@ -201,7 +258,9 @@ class _OnnxruntimeSession(BaseSession):
             # onnxruntime 1.31.1 takes the Relu before an fp8 QuantizeLinear away, as it may for uint8: wrong
             # results.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        content = _content(model_path, emulated)
+        content = _content(model_path, emulated, inner)
+        # Where a model is handed over in memory: the data that it names lie beside the file all the same.
+        options.add_session_config_entry(_DATA_FOLDER, str(model_path.absolute().parent))
         self._cache: EngineCache | None = None
         try:
             if provider != "cpu":
@@ -221,26 +280,34 @@ class _OnnxruntimeSession(BaseSession):
             ) from cause
         if session.get_providers()[0] != wanted:
             raise _missing(provider, f"the session came up on {session.get_providers()[0]}")
-        ends = _ends(session, model_path)
+        found = _signature(session, model_path)
+        if signature is not None:
+            outside = tuple(one for one in found.outputs if one.name not in inner)
+            _require_ends(replace(found, outputs=outside), signature, model_path)
+            more = tuple(one for one in found.outputs if one.name in inner)
+            signature = replace(signature, outputs=(*signature.outputs, *more))
         name = f"onnxruntime-{provider}{'-emulating-bfloat16' if emulated else ''}"
-        super().__init__(name, ends.dtype, ends.shape)
+        super().__init__(name, signature or found)
         self._session: Any = session
         self._path = model_path
-        self._input = ends.input
-        self._outputs = [ends.output]
 
-    def _run(self, x: np.ndarray) -> np.ndarray:
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
+        names = list(self.signature.output_names)
         try:
-            y: np.ndarray = self._session.run(self._outputs, {self._input: x})[0]
+            arrays = self._session.run(names, dict(feeds))
         except Exception as cause:  # as above
-            raise _not_run(self._path, self.name, x, cause) from cause
-        if y.ndim < 2 or len(y) != len(x):
-            raise ArtefactError(
-                f"{self._path} answers {len(x)} samples by an output of shape {y.shape}.",
-                expected=f"One row of logits for each was expected, ({len(x)}, classes).",
-                do="Export the network with the batch as the first axis of its output.",
-            )
-        return y
+            raise _not_run(self._path, self.name, feeds, cause) from cause
+        outputs: dict[str, Array] = dict(zip(names, arrays, strict=True))
+        n = self.signature.n_samples(feeds)
+        for one in self.signature.outputs:
+            axis = one.axis(self.signature.batch)
+            if axis is not None and outputs[one.name].shape[axis : axis + 1] != (n,):
+                raise ArtefactError(
+                    f"{self._path} answers {n} samples by {one.name} of shape {outputs[one.name].shape}.",
+                    expected=f"{one} was expected, with as many samples as went in.",
+                    do="Export the network so that its outputs have a batch axis.",
+                )
+        return outputs
 
     def _free(self) -> None:
         self._session = None  # which writes the timing cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -11,7 +10,9 @@ import onnx
 from sparse_export.errors import GateFailed
 from sparse_export.files import temporary_folder
 from sparse_export.graph.layers import graph_layers
+from sparse_export.graph.model import save_model
 from sparse_export.runtimes.onnxruntime import open_session
+from sparse_export.signature import Array, Feeds, Signature
 
 __all__ = ["float_tolerance", "require_same_output"]
 
@@ -42,16 +43,17 @@ def float_tolerance(model: onnx.ModelProto) -> float:
 
 
 def require_same_output(
-    before: onnx.ModelProto, after: onnx.ModelProto, input_shape: Sequence[int], *, by: str = "compacted"
+    before: onnx.ModelProto, after: onnx.ModelProto, signature: Signature, *, by: str = "compacted"
 ) -> float:
     """Run two graphs on random batches and compare their outputs.
 
-    The batches are of 1, 3 and 16 samples, standard normal times 1 and 10, and all zeros.
+    The batches are of 1, 3 and 16 samples, where their number is free; floats are standard normal times 1 and
+    10, and all zeros, integers as `Signature.draw` draws them.
 
     Args:
         before: the original graph.
         after: the rewritten one.
-        input_shape: of one sample.
+        signature: of both.
         by: what was done to it, for the message.
 
     Returns:
@@ -61,30 +63,44 @@ def require_same_output(
         GateFailed: they differ by more than `float_tolerance`.
     """
     tolerance = float_tolerance(before)
-    generator = np.random.default_rng(_SEED)
     worst = 0.0
     with temporary_folder() as folder:
         files = [folder / name for name in ("before.onnx", "after.onnx")]
         for file, model in zip(files, (before, after), strict=True):
-            file.write_bytes(model.SerializeToString())
-        with open_session(files[0]) as first, open_session(files[1]) as second:
-            for n in _BATCHES:
+            save_model(model, file)
+        with (
+            open_session(files[0], signature=signature) as first,
+            open_session(files[1], signature=signature) as second,
+        ):
+            for n in _BATCHES if signature.batch is not None else _BATCHES[:1]:
                 for scale in _SCALES:
-                    x = generator.standard_normal((n, *input_shape), dtype=np.float32)
-                    x *= np.float32(scale)
-                    wanted, found = first.run(x).astype(np.float64), second.run(x).astype(np.float64)
-                    if wanted.shape != found.shape:
-                        difference = math.inf
-                    else:
-                        size = max(float(np.abs(wanted).max(initial=0.0)), float(np.finfo(np.float32).tiny))
-                        difference = float(np.abs(found - wanted).max(initial=0.0)) / size
+                    feeds = _scaled(signature.draw(n, _SEED), scale)
+                    difference, name = _largest_difference(first.run(feeds), second.run(feeds))
                     worst = max(worst, difference)
                     if not difference <= tolerance:
                         raise GateFailed(
-                            f"The {by} graph differs from the whole one by {difference:.3g} of the largest "
-                            "output "
-                            f"on {n} random inputs of scale {scale:g}.",
+                            f"The {by} graph differs from the whole one in {name} by {difference:.3g} of the "
+                            f"largest value on {n} random inputs of scale {scale:g}.",
                             expected=f"Rounding explains at most {tolerance:.3g}.",
                             do="Build without that, and report the network.",
                         )
     return worst
+
+
+def _scaled(feeds: Feeds, scale: float) -> dict[str, Array]:
+    """Floats times a number; integers stay within their range."""
+    return {
+        name: (one * scale).astype(one.dtype) if one.dtype.kind in "fV" else one
+        for name, one in feeds.items()
+    }
+
+
+def _largest_difference(wanted: Feeds, found: Feeds) -> tuple[float, str]:
+    """Over all outputs, relative to the largest value of each, with the name of the output that has it."""
+    of_each = {}
+    for name, one in wanted.items():
+        a, b = one.astype(np.float64), found[name].astype(np.float64)
+        size = max(float(np.abs(a).max(initial=0.0)), float(np.finfo(np.float32).tiny))
+        of_each[name] = math.inf if a.shape != b.shape else float(np.abs(b - a).max(initial=0.0)) / size
+    name = max(of_each, key=lambda key: of_each[key] if of_each[key] == of_each[key] else math.inf)
+    return of_each[name], name

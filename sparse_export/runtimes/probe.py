@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import signal
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sparse_export import child, trust
 from sparse_export.errors import ArtefactError, MissingCapability, OutputError, SparseExportError
 from sparse_export.files import sha256_file
-from sparse_export.formats.bundle import BUNDLE_FILE, GOLDEN_INPUT, Bundle
+from sparse_export.formats.bundle import BUNDLE_FILE, Bundle
 from sparse_export.formats.listed import file_of
 
 __all__ = ["require_probed"]
@@ -55,12 +57,12 @@ def require_probed(
     model = bundle.onnx_path
     digest = sha256_file(bundle.path / BUNDLE_FILE)
     if not _is_vouched_for(digest, trusted):
-        listed = GOLDEN_INPUT in bundle.info.files
+        golden = {name: file for name, file in bundle.info.golden.inputs.items() if file in bundle.info.files}
         _probe(
             model.absolute(),
             digest,
-            bundle.info.signature.input_shape,
-            file_of(bundle, GOLDEN_INPUT).absolute() if listed else None,
+            json.dumps(asdict(bundle.info.signature), sort_keys=True),
+            tuple((name, str(file_of(bundle, file).absolute())) for name, file in golden.items()),
             provider,
             _LIMIT_S[provider] if limit_s is None else limit_s,
         )
@@ -82,16 +84,16 @@ def _is_vouched_for(digest: str, trusted: trust.TrustedDigests) -> bool:
 def _probe(
     model: Path,
     manifest_sha256: str,
-    input_shape: tuple[int, ...],
-    golden: Path | None,
+    signature: str,
+    golden: tuple[tuple[str, str], ...],
     provider: str,
     limit_s: float,
 ) -> None:
-    """Open and run a model in a child process."""
+    """Open and run a model in a child process. signature: as JSON, so that it can be a key."""
     request = {
         "model": str(model),
-        "input": None if golden is None else str(golden),
-        "input_shape": input_shape,
+        "inputs": dict(golden),
+        "signature": json.loads(signature),
         "provider": provider,
         "limit_s": limit_s,
     }

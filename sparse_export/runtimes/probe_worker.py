@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 
 from sparse_export.child import answer
 from sparse_export.errors import ArtefactError, SparseExportError, UsageError
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
+from sparse_export.signature import Array, Feeds, Signature, numpy_dtype
 
 __all__ = ["probe"]
 
@@ -26,17 +28,19 @@ def probe(request: dict[str, Any]) -> None:
     """Open the model of a request, and run it.
 
     Args:
-        request: `model`, `input` (a file, or None for zeros), `input_shape` (of one sample), `provider` and
-            `limit_s`.
+        request: `model`, `inputs` (a file by name; some may be missing, and are zeros), `signature`,
+            `provider` and `limit_s`.
 
     Raises:
         SparseExportError: the model cannot be opened or run.
     """
     _limit_process(request["limit_s"])
-    x = _input(request)
-    with open_session(Path(request["model"]), provider=request["provider"]) as session:
-        _run(session, x, request)
-        _run_noise(session, request)
+    signature: Signature = pydantic.TypeAdapter(Signature).validate_python(request["signature"])
+    feeds = _inputs(request, signature)
+    path = Path(request["model"])
+    with open_session(path, signature=signature, provider=request["provider"]) as session:
+        _run(session, feeds, request)
+        _run_noise(session, feeds)
 
 
 def _limit_process(limit_s: float) -> None:
@@ -49,38 +53,46 @@ def _limit_process(limit_s: float) -> None:
         signal.alarm(math.ceil(limit_s) + _GRACE_S)
 
 
-def _run(session: Session, x: np.ndarray, request: dict[str, Any]) -> None:
-    """Run the input of the request."""
+def _run(session: Session, feeds: Feeds, request: dict[str, Any]) -> None:
+    """Run the inputs of the request."""
     try:
-        session.run(x)
+        session.run(feeds)
     except UsageError as cause:
+        files = ", ".join(request["inputs"].values())
         raise ArtefactError(
-            f"{request['model']} does not take {request['input'] or 'its declared input'}. {cause.what}",
+            f"{request['model']} does not take {files or 'its declared inputs'}. {cause.what}",
             expected=cause.expected,
             do="Build the bundle again.",
         ) from cause
 
 
-def _run_noise(session: Session, request: dict[str, Any]) -> None:
+def _run_noise(session: Session, feeds: Feeds) -> None:
     """Run noise in other batches; neither the outputs matter nor whether the file takes the batches."""
+    signature = session.signature
     for batch in _BATCHES:
-        shape = (batch, *request["input_shape"])
         with contextlib.suppress(SparseExportError):
-            session.run(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+            noise = signature.draw(batch, 0) if signature.drawable else signature.repeated(feeds, batch)
+            session.run(noise)
 
 
-def _input(request: dict[str, Any]) -> np.ndarray:
-    """Load the input of the request, or zeros where it names none."""
-    if request["input"] is None:
-        return np.zeros((1, *request["input_shape"]), dtype=np.float32)
-    try:
-        x: np.ndarray = np.load(request["input"], allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError) as cause:
-        raise ArtefactError(
-            f"{request['input']} cannot be read as a NumPy array: {cause}.",
-            do="Build the bundle again.",
-        ) from cause
-    return x
+def _inputs(request: dict[str, Any], signature: Signature) -> dict[str, Array]:
+    """Load the inputs of the request; zeros in place of those that it does not name."""
+    found = {}
+    sizes = signature.with_sizes(1)
+    for one in signature.inputs:
+        file = request["inputs"].get(one.name)
+        if file is None:
+            found[one.name] = np.zeros(one.sizes(sizes), dtype=numpy_dtype(one.dtype))
+            continue
+        try:
+            array: Array = np.load(file, allow_pickle=False)
+        except (ValueError, EOFError, OSError, MemoryError) as cause:
+            raise ArtefactError(
+                f"{file} cannot be read as a NumPy array: {cause}.",
+                do="Build the bundle again.",
+            ) from cause
+        found[one.name] = array.astype(numpy_dtype(one.dtype)) if one.dtype == "bfloat16" else array
+    return found
 
 
 if __name__ == "__main__":

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self, final
-
-import numpy as np
+from typing import Self, final, overload
 
 from sparse_export.errors import UsageError
+from sparse_export.signature import Array, Feeds, Signature
 
-__all__ = ["BaseSession"]
+__all__ = ["BaseSession", "only_array"]
 
 
 class BaseSession(ABC):
-    """A session of a runtime: open from its making to `close`, for batches of one type and shape.
+    """A session of a runtime: open from its making to `close`.
 
     A subclass loads the network in its `__init__`, runs it in `_run` and gives its memory back in `_free`.
 
     Args:
         name: runtime and device, as in `onnxruntime-cpu`.
-        dtype: of the inputs.
-        shape: of the inputs, the batch included; a size that is no integer is free. None where any shape is
-            tried.
+        signature: what the network takes and gives.
     """
 
-    def __init__(
-        self, name: str, dtype: np.dtype[Any] | type, shape: tuple[int | str | None, ...] | None = None
-    ) -> None:
+    def __init__(self, name: str, signature: Signature) -> None:
         self.name = name
-        self._dtype = np.dtype(dtype)
-        self._shape = shape
+        self.signature = signature
         self._is_open = True
 
     @property
@@ -38,48 +33,42 @@ class BaseSession(ABC):
         """The most samples that one call takes, None for any number."""
         return None
 
+    @overload
+    def run(self, inputs: Feeds, /) -> dict[str, Array]: ...
+    @overload
+    def run(self, inputs: Array, /) -> Array: ...
     @final
-    def run(self, x: np.ndarray) -> np.ndarray:
+    def run(self, inputs: Feeds | Array, /) -> dict[str, Array] | Array:
         """As `sparse_export.runtimes.Session.run`."""
         self._require_open()
-        self._require_fitting(x)
-        return self._run(x)
+        if isinstance(inputs, Mapping):
+            self.signature.require_feeds(inputs)
+            return self._run(inputs)
+        return only_array(self.run({self._only_input: inputs}), self.name)
 
     @abstractmethod
-    def _run(self, x: np.ndarray) -> np.ndarray:
-        """Run a batch that fits, while open."""
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run inputs that fit, while open."""
 
     @abstractmethod
     def _free(self) -> None:
         """Give the memory back; called once."""
+
+    @property
+    def _only_input(self) -> str:
+        if len(self.signature.inputs) != 1:
+            raise UsageError(
+                "One array was given.",
+                expected=f"The network takes {', '.join(map(str, self.signature.inputs))}.",
+                do="Give a mapping of arrays by these names.",
+            )
+        return self.signature.inputs[0].name
 
     def _require_open(self) -> None:
         if not self._is_open:
             raise UsageError(
                 "This session is closed.", expected="An open one was expected.", do="Open the network again."
             )
-
-    def _require_fitting(self, x: np.ndarray) -> None:
-        if x.dtype == self._dtype and self._fits(x.shape):
-            return
-        wanted = "" if self._shape is None else f" of shape {self._described(self._shape)}"
-        raise UsageError(
-            f"The input is {x.dtype} of shape {x.shape}.",
-            expected=f"{self._dtype}{wanted} was expected.",
-            do="Cast or reshape it; the first axis is the batch.",
-        )
-
-    def _fits(self, shape: tuple[int, ...]) -> bool:
-        if self._shape is None:
-            return True
-        return len(shape) == len(self._shape) and all(
-            not isinstance(wanted, int) or wanted == found
-            for wanted, found in zip(self._shape, shape, strict=True)
-        )
-
-    @staticmethod
-    def _described(shape: tuple[int | str | None, ...]) -> str:
-        return f"({', '.join(str(n) if isinstance(n, int) else 'any' for n in shape)})"
 
     @final
     def close(self) -> None:
@@ -97,3 +86,21 @@ class BaseSession(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def only_array(outputs: Mapping[str, Array], who: str) -> Array:
+    """Take the one output of a network.
+
+    Args:
+        outputs: by name.
+        who: gave them, for the message.
+
+    Raises:
+        UsageError: there are several.
+    """
+    if len(outputs) != 1:
+        raise UsageError(
+            f"{who} gives several outputs: {', '.join(outputs)}.",
+            do="Give the inputs as a mapping of arrays by name, and the outputs come as one.",
+        )
+    return next(iter(outputs.values()))

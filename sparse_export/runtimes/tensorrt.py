@@ -17,8 +17,8 @@ from sparse_export.errors import ArtefactError, MissingCapability, UsageError
 from sparse_export.formats.bundle import Bundle
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.listed import bytes_of
-from sparse_export.runtimes.session import BaseSession
-from sparse_export.signature import BATCH
+from sparse_export.runtimes.session import BaseSession, only_array
+from sparse_export.signature import BATCH, Array, Feeds, Signature, class_signature
 from sparse_export.trust import TrustedDigests
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def open_engine(
             expected="A torch built for CUDA, and a driver for it, were expected.",
             do="Install that torch, or use the ONNX file with onnxruntime.",
         )
-    return EngineSession(bytes_of(bundle, fact.file), fact, cuda_graphs=cuda_graphs)
+    return EngineSession(bytes_of(bundle, fact.file), fact, bundle.info.signature, cuda_graphs=cuda_graphs)
 
 
 def profiler(library: Any, tell: Callable[[str, float], None]) -> trt.IProfiler:
@@ -80,7 +80,9 @@ class EngineSession(BaseSession):
     runtime of its own along, code that is run in this process.
     """
 
-    def __init__(self, plan: bytes, fact: EngineInfo, *, cuda_graphs: bool) -> None:
+    def __init__(
+        self, plan: bytes, fact: EngineInfo, signature: Signature | None = None, *, cuda_graphs: bool
+    ) -> None:
         import torch
 
         library: Any = tensorrt_import.library(fact.target)
@@ -100,7 +102,8 @@ class EngineSession(BaseSession):
         self._engine, self._context = engine, context
         self._input, self._output = self._ends(engine)
         self._sample_shape = _sizes(engine.get_tensor_shape(self._input))[1:]
-        super().__init__(fact.target, np.float32, (None, *self._sample_shape))
+        own = class_signature(self._sample_shape, 1, names=(self._input, self._output))
+        super().__init__(fact.target, signature or own)
         self._profiles = tuple(one[BATCH] for one in fact.profiles)
         self._profile = 0
         self._stream = torch.cuda.Stream()
@@ -138,13 +141,13 @@ class EngineSession(BaseSession):
         """The most samples that one call takes."""
         return max(largest for _, _, largest in self._profiles)
 
-    def _run(self, x: np.ndarray) -> np.ndarray:
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
         """Raises UsageError for a batch that is in no profile of the engine, too."""
         import torch
 
+        x = only_array(feeds, "the caller")
         y = self.run_torch(torch.from_numpy(np.ascontiguousarray(x)).cuda(non_blocking=True))
-        result: np.ndarray = y.cpu().numpy()
-        return result
+        return {self._output: y.cpu().numpy()}
 
     def run_torch(self, x: Any) -> Any:
         """Logits on the GPU, for a contiguous float32 CUDA tensor; ready when this returns.
@@ -171,12 +174,13 @@ class EngineSession(BaseSession):
         self._stream.synchronize()
         return y
 
-    def launcher(self, x: np.ndarray) -> Callable[[], object]:
+    def launcher(self, feeds: Feeds) -> Callable[[], object]:
         """As `DeviceSession.launcher`; good until the next `run`. Raises UsageError as `run` does."""
         import torch
 
         self._require_open()
-        self._require_fitting(x)
+        self.signature.require_feeds(feeds)
+        x = only_array(feeds, "the caller")
         self._select_profile(len(x))
         on_device = torch.from_numpy(np.ascontiguousarray(x)).cuda()
         if self._replays:

@@ -1,50 +1,119 @@
 """The tolerance within which two outputs of a network count as the same.
 
-It is relative to the spread of the logits, not to their size: adding 1,000 to all of them changes no
-prediction, and would hide an error if it were relative to the largest.
+Of floats it is relative to their spread, not to their size: adding 1,000 to all of them changes no
+prediction, and would hide an error if it were relative to the largest. Of integers it is a share that may
+differ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-__all__ = ["outside_tolerance", "spread"]
+from sparse_export.signature import FLOATS
+
+__all__ = ["OutputDifference", "differences", "spread"]
 
 _Array = np.ndarray[tuple[Any, ...], np.dtype[Any]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class OutputDifference:
+    """How far one output is from what it should be.
+
+    Attributes:
+        name: of the output.
+        max_abs_difference: the largest; of integers and truth values None.
+        max_relative_difference: likewise by the spread; 0 where there is no spread.
+        equal_share: of integers and truth values the share that is equal; of floats None.
+        ok: within tolerance.
+    """
+
+    name: str
+    max_abs_difference: float | None
+    max_relative_difference: float | None
+    equal_share: float | None
+    ok: bool
+
+
 def spread(wanted: _Array) -> float:
-    """Compute the standard deviation of all logits about the mean of their own sample.
+    """Compute the standard deviation of all values of an output about the mean of their own sample.
 
     It is not their range, which grows with the number of samples: a test set would then have a larger
     tolerance than the eight golden samples.
 
     Args:
-        wanted: (samples, classes). With one class, the deviation is about the mean of all samples.
+        wanted: (samples, ...). With one value a sample, the deviation is about the mean of all samples.
 
     Returns:
         The deviation; 0 for no samples.
     """
     if not wanted.size:
         return 0.0
-    logits = wanted.astype(np.float64).reshape(len(wanted), -1)
-    about = logits.mean(1, keepdims=True) if logits.shape[1] > 1 else logits.mean()
-    return float(np.std(logits - about))
+    rows = wanted.astype(np.float64).reshape(len(wanted) if wanted.ndim else 1, -1)
+    about = rows.mean(1, keepdims=True) if rows.shape[1] > 1 else rows.mean()
+    return float(np.std(rows - about))
 
 
-def outside_tolerance(found: _Array, wanted: _Array, *, atol: float, rtol: float) -> tuple[float, bool]:
-    """Compare two outputs.
+def differences(
+    found: Mapping[str, _Array],
+    wanted: Mapping[str, _Array],
+    *,
+    atol: float,
+    rtol: float,
+    spread_of: Mapping[str, _Array] | None = None,
+) -> tuple[OutputDifference, ...]:
+    """Compare the outputs of a network, one by one.
 
     Args:
-        found: (samples, classes).
-        wanted: of the same shape.
-        atol: absolute tolerance.
-        rtol: tolerance as a share of `spread(wanted)`.
+        found: by name; those that are not wanted are not looked at.
+        wanted: by name.
+        atol: absolute tolerance of floats.
+        rtol: of floats the tolerance as a share of their spread; of integers and truth values the share that
+            may differ.
+        spread_of: outputs by name whose spread counts; None for those that are wanted.
 
     Returns:
-        The largest absolute difference, and whether it exceeds atol + rtol * spread(wanted). NaN always does.
+        One entry for each output that is wanted. Another shape or a missing output is never within
+        tolerance.
     """
-    largest = float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0))
-    return largest, not largest <= atol + rtol * spread(wanted)
+    whole = wanted if spread_of is None else spread_of
+    return tuple(
+        _difference(name, found.get(name), one, whole[name], atol, rtol) for name, one in wanted.items()
+    )
+
+
+def _difference(
+    name: str, found: _Array | None, wanted: _Array, whole: _Array, atol: float, rtol: float
+) -> OutputDifference:
+    is_float = wanted.dtype.name in FLOATS
+    if found is None or found.shape != wanted.shape:
+        off = float("inf")
+        return OutputDifference(
+            name=name,
+            max_abs_difference=off if is_float else None,
+            max_relative_difference=off if is_float else None,
+            equal_share=None if is_float else 0.0,
+            ok=False,
+        )
+    if not is_float:
+        share = float((found == wanted).mean()) if wanted.size else 1.0
+        return OutputDifference(
+            name=name,
+            max_abs_difference=None,
+            max_relative_difference=None,
+            equal_share=share,
+            ok=1.0 - share <= rtol,
+        )
+    largest = float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max(initial=0.0))
+    size = spread(whole)
+    return OutputDifference(
+        name=name,
+        max_abs_difference=largest,
+        max_relative_difference=largest / size if size else 0.0,
+        equal_share=None,
+        ok=largest <= atol + rtol * size,  # never for NaN
+    )

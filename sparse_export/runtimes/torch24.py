@@ -11,13 +11,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
 from sparse_export.models.layers24 import Weight24, change_layers, tune_layers
-from sparse_export.runtimes.session import BaseSession
+from sparse_export.runtimes.session import BaseSession, only_array
+from sparse_export.signature import Array, Feeds, Signature
 from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import fits, groups_over
 from sparse_export.sparsity.product24 import Backend
@@ -110,20 +110,21 @@ def _not_24(weight: Tensor) -> str | None:
 class Torch24Session(BaseSession):
     """A rewritten network behind the one interface of all runtimes. Owns the network until `close`.
 
-    compiled: by torch.compile, for inputs of changing sizes anew.
+    signature: of the network, with one input and one output of floats.  compiled: by torch.compile, for
+    inputs of changing sizes anew.
     """
 
-    def __init__(self, rewritten: Rewritten, *, compiled: bool = False) -> None:
+    def __init__(self, rewritten: Rewritten, signature: Signature, *, compiled: bool = False) -> None:
         first = next(rewritten.model.parameters())
-        super().__init__(f"torch24-{first.device.type}", np.float32)
+        super().__init__(f"torch24-{first.device.type}", signature)
         self._device, self._computed_in = first.device, first.dtype
         self._call: Any = torch.compile(rewritten.model) if compiled else rewritten.model
 
-    def _run(self, x: np.ndarray) -> np.ndarray:
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
+        x = only_array(feeds, "the caller")
         with torch.inference_mode():
             y: Tensor = self._call(torch.from_numpy(x).to(self._device, self._computed_in))
-        logits: np.ndarray = y.float().cpu().numpy()
-        return logits
+        return {self.signature.outputs[0].name: y.float().cpu().numpy()}
 
     def _free(self) -> None:
         self._call = None

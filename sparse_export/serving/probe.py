@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sparse_export.errors import GateFailed
-from sparse_export.runtimes.tolerance import outside_tolerance, spread
+from sparse_export.runtimes.tolerance import differences, spread
 from sparse_export.serving.repository import Served
 
 __all__ = ["Counters", "is_ready", "read_counters", "require_golden"]
@@ -103,8 +103,10 @@ def require_golden(
         for start in range(0, len(x), max_batch)
     ]
     info = served.bundle.info
-    largest, outside = outside_tolerance(np.concatenate(parts), wanted, atol=info.atol, rtol=info.rtol)
-    if outside:
+    name = info.signature.output_names[0]
+    (found,) = differences({name: np.concatenate(parts)}, {name: wanted}, atol=info.atol, rtol=info.rtol)
+    largest = found.max_abs_difference or 0.0
+    if not found.ok:
         raise GateFailed(
             f"The server's answer to the golden input of {model} differs by {largest:.3g}.",
             expected=f"At most {info.atol:g} + {info.rtol:g} * {spread(wanted):.3g} is allowed.",

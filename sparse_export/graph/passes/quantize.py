@@ -23,6 +23,7 @@ from sparse_export.graph.constants import Array
 from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.names import free_name, names_of_values, rename_values
 from sparse_export.onnxruntime_import import load_onnxruntime
+from sparse_export.signature import Feeds
 
 __all__ = ["quantized", "require_zeros_kept"]
 
@@ -42,14 +43,14 @@ _OPTIONS = {
 }
 
 
-def quantized(model: onnx.ModelProto, samples: Sequence[np.ndarray], precision: Quantized) -> onnx.ModelProto:
+def quantized(model: onnx.ModelProto, samples: Sequence[Feeds], precision: Quantized) -> onnx.ModelProto:
     """A new model with Q/DQ around every Conv, Gemm and MatMul that has a constant weight.
 
     model: float32.  samples: batches of inputs, as the network takes them, from which the ranges are taken.
     Raises UsageError when there are no samples, or nothing to quantize, and GateFailed when a zero of a
     weight, or a 2:4 pattern, did not survive.
     """
-    if not samples or not all(len(batch) for batch in samples):
+    if not samples or not all(array.size for feeds in samples for array in feeds.values()):
         raise UsageError(
             "There is nothing to calibrate on.",
             expected="Samples of the training set were expected.",
@@ -68,7 +69,7 @@ def quantized(model: onnx.ModelProto, samples: Sequence[np.ndarray], precision: 
     return small
 
 
-def _int8(model: onnx.ModelProto, samples: Sequence[np.ndarray]) -> onnx.ModelProto:
+def _int8(model: onnx.ModelProto, samples: Sequence[Feeds]) -> onnx.ModelProto:
     quantization = load_onnxruntime("onnxruntime.quantization")
     base: Any = quantization.CalibrationDataReader
     copy = onnx.ModelProto()
@@ -76,15 +77,15 @@ def _int8(model: onnx.ModelProto, samples: Sequence[np.ndarray]) -> onnx.ModelPr
     # The quantizer calls what it makes `W_scale` and the like without a look at the names that are taken.
     originals = {f"v{i}:": name for i, name in enumerate(sorted(names_of_values(model.graph)))}
     rename_values(copy.graph, {name: stand_in for stand_in, name in originals.items()})
-    name = copy.graph.input[0].name
+    stand_in_of = {name: stand_in for stand_in, name in originals.items()}
 
     class Reader(base):  # type: ignore[misc]  # onnxruntime has no types
         def __init__(self) -> None:
-            self._batches: Iterator[np.ndarray] = iter(samples)
+            self._batches: Iterator[Feeds] = iter(samples)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self._batches, None)
-            return None if batch is None else {name: batch}
+            feeds = next(self._batches, None)
+            return None if feeds is None else {stand_in_of[name]: one for name, one in feeds.items()}
 
     loud = logging.getLogger().level
     with temporary_folder() as folder:

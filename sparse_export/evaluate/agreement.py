@@ -1,0 +1,162 @@
+"""How far a sparse network agrees with the dense one: the score where there are no labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparse_export.errors import UsageError
+from sparse_export.instruments.statistics import mean_interval
+from sparse_export.signature import FLOATS, Array, Feeds, Signature
+
+__all__ = ["Agreement", "OutputAgreement", "agreement_of", "agreement_text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputAgreement:
+    """One output of two networks on the same samples.
+
+    Attributes:
+        name: of the output.
+        relative_distance: of floats, ‖sparse - dense‖ / ‖dense‖ over all samples; None of others.
+        cosine: of floats, the mean over the samples of the cosine between both; None of others.
+        equal_share: of integers and truth values, the share that is equal; None of floats.
+    """
+
+    name: str
+    relative_distance: float | None
+    cosine: float | None
+    equal_share: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How far a network agrees with the dense one.
+
+    Attributes:
+        inputs: what they were run on, in words.
+        n_samples: how many there were.
+        percent: 100 times the mean over the samples of the mean over the outputs of the cosine, of integers
+            of the share that is equal. The dense network agrees with itself by 100.
+        low: end of its 95 % interval; that of the percent for one sample.
+        high: likewise.
+        outputs: one entry for each output.
+        left_out: outputs that were not compared, and why.
+    """
+
+    inputs: str
+    n_samples: int
+    percent: float
+    low: float
+    high: float
+    outputs: tuple[OutputAgreement, ...]
+    left_out: dict[str, str]
+
+
+@dataclass(kw_only=True)
+class _Sums:
+    """Of one output so far. shares: by sample, its cosine or the share that is equal."""
+
+    is_float: bool
+    shares: list[Array]
+    distance: float = 0.0
+    size: float = 0.0
+
+
+def agreement_of(pairs: Iterable[tuple[Feeds, Feeds]], signature: Signature, *, inputs: str) -> Agreement:
+    """Hold the outputs of a sparse network against those of the dense one.
+
+    Args:
+        pairs: of each batch what the dense and the sparse network gave, by name.
+        signature: of both.
+        inputs: what they were run on, in words.
+
+    Raises:
+        UsageError: no output can be compared.
+    """
+    sums: dict[str, _Sums] = {}
+    left_out: dict[str, str] = {}
+    for dense, sparse in pairs:
+        for one in signature.outputs:
+            name = one.name
+            if name not in dense or name not in sparse or name in left_out:
+                continue
+            if dense[name].shape != sparse[name].shape:
+                left_out[name] = "its size depends on what the network finds"
+                sums.pop(name, None)
+                continue
+            known = sums.setdefault(name, _Sums(is_float=one.dtype in FLOATS, shares=[]))
+            axis = one.axis(signature.batch)
+            _add(known, _rows(dense[name], axis), _rows(sparse[name], axis))
+    by_output = {name: np.concatenate(one.shares) for name, one in sums.items()}
+    by_output = {name: shares for name, shares in by_output.items() if len(shares)}
+    if not by_output:
+        raise UsageError(
+            f"No output of the network can be compared: {_reasons(left_out) or 'there are no samples'}.",
+            do="Give networks with an output of fixed size, as scores before a selection of boxes.",
+        )
+    n_samples = max(map(len, by_output.values()))
+    values = np.mean([np.resize(shares, n_samples) for shares in by_output.values()], axis=0)
+    found = mean_interval(list(map(float, values)))
+    half = found.half_width or 0.0
+    return Agreement(
+        inputs=inputs,
+        n_samples=n_samples,
+        percent=100 * found.mean,
+        low=100 * (found.mean - half),
+        high=min(100.0, 100 * (found.mean + half)),
+        outputs=tuple(_of_output(name, sums[name], by_output[name]) for name in by_output),
+        left_out=left_out,
+    )
+
+
+def _rows(array: Array, axis: int | None) -> Array:
+    """An output as (samples, values); one sample where none are counted."""
+    if axis is None:
+        return array.reshape(1, -1)
+    return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+
+
+def _add(known: _Sums, dense: Array, sparse: Array) -> None:
+    if not known.is_float:
+        equal = dense == sparse
+        known.shares.append(equal.mean(1) if equal.shape[1] else np.ones(len(equal)))
+        return
+    a, b = dense.astype(np.float64), sparse.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    product = norms[0] * norms[1]
+    cosine = np.divide((a * b).sum(1), product, out=np.zeros(len(a)), where=product > 0)
+    cosine[(norms[0] == 0) & (norms[1] == 0)] = 1.0
+    known.shares.append(np.clip(cosine, -1.0, 1.0))
+    known.distance += float(np.square(b - a).sum())
+    known.size += float(np.square(a).sum())
+
+
+def _of_output(name: str, known: _Sums, shares: Array) -> OutputAgreement:
+    mean = float(shares.mean())
+    if not known.is_float:
+        return OutputAgreement(name=name, relative_distance=None, cosine=None, equal_share=mean)
+    distance = math.sqrt(known.distance / known.size) if known.size else math.sqrt(known.distance)
+    return OutputAgreement(name=name, relative_distance=distance, cosine=mean, equal_share=None)
+
+
+def _reasons(left_out: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {why}" for name, why in left_out.items())
+
+
+def agreement_text(agreement: Agreement) -> str:
+    """Like `99.31 % [99.20, 99.42] on 64 samples of inputs.npz`, and each output."""
+    return (
+        f"{agreement.percent:.2f} % [{agreement.low:.2f}, {agreement.high:.2f}], "
+        f"95 % interval, on {agreement.inputs}"
+    )
+
+
+def output_text(one: OutputAgreement) -> str:
+    """Like `relative distance 0.0123, cosine 0.9998`."""
+    if one.equal_share is not None:
+        return f"{100 * one.equal_share:.2f} % equal"
+    return f"relative distance {one.relative_distance:.4g}, cosine {one.cosine:.5f}"

@@ -1,0 +1,89 @@
+"""Outputs of a network for a whole set of samples, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from sparse_export.errors import GateFailed
+from sparse_export.runtimes import Session
+from sparse_export.runtimes.onnxruntime import open_session
+from sparse_export.signature import Array, Feeds, Signature, joined
+from sparse_export.tasks.samples import SampleSet
+
+__all__ = ["output_batches", "outputs_of", "outputs_of_file"]
+
+BATCH = 500
+BATCH_VALUES = 16 * 2**20  # of a batch's inputs: large pictures come in smaller batches
+
+
+def output_batches(
+    session: Session, samples: SampleSet, *, who: str = ""
+) -> Iterator[tuple[Feeds, dict[str, Array]]]:
+    """Run a session over samples, in batches that it takes.
+
+    Args:
+        session: stays open.
+        samples: that fit it.
+        who: in the error, the runtime by default.
+
+    Yields:
+        The inputs and the outputs of each batch.
+
+    Raises:
+        GateFailed: NaN or infinity among the outputs.
+        UsageError: inputs that do not fit.
+    """
+    start = 0
+    most = min(BATCH, max(1, BATCH_VALUES // max(1, samples.n_values)))
+    for feeds in samples.batches(min(most, session.max_batch or most)):
+        outputs = session.run(feeds)
+        n = session.signature.n_samples(feeds)
+        _require_finite(outputs, session.signature, start, n, who or f"The runtime {session.name}")
+        start += n
+        yield feeds, outputs
+
+
+def outputs_of(session: Session, samples: SampleSet, *, who: str = "") -> dict[str, Array]:
+    """Run a session over samples, and join what it gives.
+
+    Args:
+        session: as of `output_batches`, as are samples and who.
+
+    Returns:
+        Each output, of all samples.
+
+    Raises:
+        GateFailed: NaN or infinity among them.
+        UsageError: inputs that do not fit.
+    """
+    signature = session.signature
+    parts = [outputs for _, outputs in output_batches(session, samples, who=who)]
+    return joined(parts, signature.outputs, signature.batch)
+
+
+def outputs_of_file(
+    file: Path, samples: SampleSet, *, signature: Signature | None = None, n_threads: int | None = None
+) -> dict[str, Array]:
+    """As `outputs_of`, of an ONNX file by onnxruntime on the CPU."""
+    with open_session(file, signature=signature, n_threads=n_threads) as session:
+        return outputs_of(session, samples, who=f"The ONNX file {file}")
+
+
+def _require_finite(outputs: Feeds, signature: Signature, start: int, n: int, who: str) -> None:
+    for one in signature.outputs:
+        array = outputs[one.name]
+        if array.dtype.kind not in "fV" or np.isfinite(array.astype(np.float32)).all():
+            continue
+        which = ""
+        axis = one.axis(signature.batch)
+        if axis is not None and array.shape[axis] == n:
+            bad = ~np.isfinite(np.moveaxis(array.astype(np.float32), axis, 0).reshape(n, -1)).all(axis=1)
+            which = f" for {int(bad.sum())} of {n} samples, first number {start + int(bad.argmax())}"
+        raise GateFailed(
+            f"{who} gives NaN or infinity in {one.name}{which}.",
+            expected="Finite outputs were expected.",
+            do="Look at the weights: training may have diverged.",
+        )
