@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from sparse_export.errors import UsageError
-from sparse_export.formats.run import Accuracy, DataInfo, LayerInfo, ModelInfo, RunInfo
+from sparse_export.formats.run import (
+    CLASSIFICATION,
+    Accuracy,
+    DataInfo,
+    DenseInfo,
+    LayerInfo,
+    ModelInfo,
+    RunInfo,
+    TaskInfo,
+)
 from sparse_export.signature import Signature
 from sparse_export.version import command_line, library_versions, now
 
@@ -16,8 +23,8 @@ __all__ = ["new_run_info"]
 
 
 def new_run_info(
-    network: nn.Module,
     *,
+    n_parameters: int,
     method: str,
     model: ModelInfo,
     signature: Signature,
@@ -35,11 +42,13 @@ def new_run_info(
     n_steps: int = 0,
     seconds: float = 0.0,
     recipe: Mapping[str, Any] | None = None,
+    task: TaskInfo = CLASSIFICATION,
+    dense: DenseInfo | None = None,
 ) -> RunInfo:
     """The record of a run that is not finished yet, by this process at this moment.
 
     Args:
-        network: whose parameters are counted.
+        n_parameters: entries of all parameters.
         method: of the record, for example the name of a recipe's method.
         model: how the network is made again.
         signature: what it takes and gives.
@@ -55,6 +64,8 @@ def new_run_info(
         epochs, n_steps: of the whole training.
         seconds: wall time so far.
         recipe: of the training, as its document has it.
+        task: what the network is for.
+        dense: the dense network that it was made from.
 
     Returns:
         The record with status `running` and no files. A network without masked layers counts as dense.
@@ -83,7 +94,7 @@ def new_run_info(
         density=density,
         n_active=n_active,
         n_masked=n_masked,
-        n_parameters=sum(value.numel() for value in network.parameters()),
+        n_parameters=n_parameters,
         layers=layers,
         validation=validation,
         test=test,
@@ -99,4 +110,6 @@ def new_run_info(
         command=command_line(),
         created=now(),
         files={},
+        task=task,
+        dense=dense,
     )

@@ -170,7 +170,7 @@ class Session:
         """The record, without results. method: of the record; None for the recipe's."""
         recipe, sparse = self.recipe, self.sparse
         return new_run_info(
-            self.model,
+            n_parameters=sum(value.numel() for value in self.model.parameters()),
             method=method or (recipe.sparsity.method if sparse else DENSE.name),
             model=ModelInfo(name=recipe.model),
             signature=class_signature(self.loader.input_shape, self.outputs.n),

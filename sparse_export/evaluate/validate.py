@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparse_export.errors import UnknownNameError, UsageError
-from sparse_export.evaluate.agreement import Agreement, agreement_of
+from sparse_export.tasks.agreement import Agreement, agreement_of
 from sparse_export.evaluate.evaluator import Scored, score, score_file
 from sparse_export.evaluate.parity import golden_inputs, golden_parity_of, parity_by_batch, parity_of
 from sparse_export.evaluate.references import against_dense, open_dense, reference_of_bundle
