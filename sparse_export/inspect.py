@@ -6,7 +6,6 @@ import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sparse_export.engines.foreign_log import layers_from_file, log_from_file
 from sparse_export.engines.header import read_header
@@ -26,9 +25,6 @@ from sparse_export.formats.listed import FileInfo, file_of, require_complete, ve
 from sparse_export.formats.run import RUN_FILE, Accuracy, LayerInfo, RunInfo, read_run_info
 from sparse_export.graph.if_pruned import LayerIfPruned, totals_if_pruned
 from sparse_export.inspection import ForeignEngine, InspectedEngine, InspectedLayer, Inspection
-
-if TYPE_CHECKING:
-    import onnx
 
 __all__ = ["inspect"]
 
@@ -242,25 +238,14 @@ def _graph_of_bundle(
 ) -> tuple[tuple[LayerIfPruned, ...], tuple[str, ...], str | None]:
     """The layers, the promises that they break, and why these could not be looked at."""
     from sparse_export.graph.layers import broken_patterns, layers_if_pruned, promised_patterns
+    from sparse_export.graph.model import open_model
 
     promised = promised_patterns(bundle.info.layers)
     try:
-        model = _whole_graph(bundle.onnx_path)
+        model = open_model(bundle.onnx_path)
         return layers_if_pruned(model), broken_patterns(model, promised), None
     except (ArtefactError, UsageError) as cause:  # which file is wrong is told with the others
         return (), (), cause.what if promised else None
-
-
-def _whole_graph(path: Path, *, links: bool = False) -> onnx.ModelProto:
-    """A graph from a file, with packed weights expanded, so that they go by the names that they have dense.
-
-    links: to files that hold weights are followed.
-    """
-    from sparse_export.graph.foreign import onnx_from_file
-    from sparse_export.graph.passes.pack24 import expand, is_packed
-
-    model = onnx_from_file(path, links=links)
-    return expand(model) if is_packed(model) else model
 
 
 def _kept(layers: tuple[LayerInfo, ...]) -> tuple[InspectedLayer, ...]:
@@ -278,8 +263,9 @@ def _kept(layers: tuple[LayerInfo, ...]) -> tuple[InspectedLayer, ...]:
 
 def _of_onnx(path: Path) -> Inspection:
     from sparse_export.graph.layers import count_parameters, layers_if_pruned
+    from sparse_export.graph.model import open_model
 
-    model = _whole_graph(path, links=True)
+    model = open_model(path)
     found = layers_if_pruned(model)
     layers = {
         layer.weight: InspectedLayer(

@@ -36,6 +36,7 @@ ReasonCode = Literal[
     "not-evaluated",
     "not-looked-into",
     "shared",
+    "quantized",
     "small",
     "not-finite",
 ]

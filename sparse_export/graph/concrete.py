@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import onnx
-import onnx_ir as ir
-from onnxscript.optimizer import fold_constants
 
 from sparse_export.graph.constants import n_made
 from sparse_export.graph.shapes import SMALL, infer_shapes, n_entries, tensor_types, without_weights
 
-__all__ = ["Shape", "free_sizes", "output_shapes_at", "shapes_at", "two_examples"]
+if TYPE_CHECKING:  # the imports take longer than most graphs, which do not need them
+    import onnx_ir as ir
+
+__all__ = ["Shape", "free_sizes", "inferred_at", "output_shapes_at", "shapes_at", "two_examples"]
 
 Shape = tuple[int | None, ...]
+_FACTORS = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 _MOST = 4096  # entries of a value that is computed; it is a shape, or places in one
 
 
@@ -46,18 +49,17 @@ def two_examples(places: Mapping[str, Sequence[tuple[str, int]]]) -> tuple[dict[
         places: as `free_sizes` finds them.
 
     Returns:
-        Two of them by name. Sizes that are the first of an input are small; the others are divisible by 32,
-        as those of pictures often have to be.
+        Two of them by name, in which no two sizes have the same ratio, so that half of one is not taken for
+        another; those of the second are larger, so that no product of them is the same. Sizes that are the first of an input are small; the others are divisible by 64, as those of
+        pictures often have to be.
     """
+    small = [name for name, at in places.items() if any(axis == 0 for _, axis in at)]
     first: dict[str, int] = {}
     second: dict[str, int] = {}
-    for name, at in places.items():
-        if any(axis == 0 for _, axis in at):
-            n = sum(size < 32 for size in first.values())
-            first[name], second[name] = 3 + 4 * n, 5 + 4 * n
-        else:
-            n = 1 + sum(size >= 32 for size in first.values())
-            first[name], second[name] = 64 * n, 96 * n
+    for name in places:
+        i = len(first.keys() & set(small)) if name in small else len(first.keys() - set(small))
+        a, b = (_FACTORS[(i + later) % len(_FACTORS)] for later in (0, 1))
+        first[name], second[name] = (a + 1, b + 1) if name in small else (64 * a, 64 * b)
     return first, second
 
 
@@ -73,6 +75,21 @@ def shapes_at(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, Sha
         is missing where its number of axes is not known, or nothing is left of it.
     """
     return _shapes(_folded(_with_numbers(model, sizes)).graph)
+
+
+def inferred_at(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, Shape]:
+    """Infer the shapes of values for given sizes of the inputs, without computing what follows from shapes.
+
+    Args:
+        model: not changed.
+        sizes: likewise.
+
+    Returns:
+        As `shapes_at`, faster and with more that is not known.
+    """
+    bare = _with_numbers(model, sizes)
+    infer_shapes(bare)
+    return _shapes(bare.graph)
 
 
 def output_shapes_at(model: onnx.ModelProto, sizes: Mapping[str, int]) -> list[Shape | None]:
@@ -149,6 +166,9 @@ def _folded(bare: onnx.ModelProto) -> onnx.ModelProto:
     """The model with what follows from known shapes computed, and shapes inferred; without the former where it
     fails.
     """
+    import onnx_ir as ir
+    from onnxscript.optimizer import fold_constants
+
     model = ir.from_proto(bare)
     with _quiet("onnxscript.optimizer"):
         try:
@@ -169,10 +189,12 @@ def _folded(bare: onnx.ModelProto) -> onnx.ModelProto:
 
 def _is_bounded(node: ir.Node) -> bool:
     """May a node of constants be computed, since it makes a few values at most?"""
+    from onnx_ir import serde
+
     arrays = [
         None if one is None or one.const_value is None else one.const_value.numpy() for one in node.inputs
     ]
-    n = n_made(ir.to_proto(node), arrays)
+    n = n_made(serde.serialize_node(node), arrays)
     return n is not None and n <= _MOST
 
 

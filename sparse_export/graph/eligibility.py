@@ -52,6 +52,7 @@ MEANINGS: dict[ReasonCode, tuple[Eligible, str]] = {
     "not-evaluated": ("unproven", "the weight is constant, but its values were not worked out"),
     "not-looked-into": ("unproven", "has weights, but is no operator that is looked into"),
     "shared": ("yes", "the stored weight is used elsewhere too"),
+    "quantized": ("yes", "the weight is quantized already"),
     "small": ("yes", "fewer than 256 inputs or outputs, where sparse kernels seldom win"),
     "not-finite": ("yes", "the magnitude of the weight is not finite"),
 }
@@ -84,7 +85,8 @@ class WeightUse:
     shape, dtype: of the weight as it is multiplied, dtype being the quantized type where both sides are
     quantized.  n_reduced, n_outputs: lengths of the sum and of the other side, within one group of channels.
     n_groups, n_groups_over: for 2:4, None where four does not divide n_reduced.  masked_by: node and mask
-    that put zeros into the weight, in words.  computed_by: operators on the way that change more than layout
+    that put zeros into the weight, in words.  stored_as: the type that it is quantized to in the file, None
+    where it is not.  computed_by: operators on the way that change more than layout
     or type.
     """
 
@@ -96,6 +98,7 @@ class WeightUse:
     channel_groups: int
     n_groups: int | None
     n_groups_over: int | None
+    stored_as: str | None
     on_left: bool
     n_matrices: int
     weight_only: bool
@@ -193,6 +196,8 @@ def _of_way(use: WeightUse) -> list[Reason]:
     found = []
     if use.weight_only:
         found.append(reason("weight-only"))
+    elif use.stored_as is not None and use.stored_as != "int8":
+        found.append(reason("quantized", f"The weight is quantized already, to {use.stored_as}."))
     if use.zero_point:
         found.append(reason("zero-point"))
     if use.masked_by is not None:

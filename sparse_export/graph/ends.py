@@ -95,6 +95,7 @@ def signature_of(
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
     outputs = list(model.graph.output)
+    dtypes = {value.name: _dtype(value) for value in (*inputs, *outputs)}
     _require_known("axes", told, [value.name for value in (*inputs, *outputs)], "The inputs and outputs are")
     shapes = _named([(value.name, _declared(value, told.get(value.name), "input")) for value in inputs], told)
     batch = _batch(shapes, told)
@@ -102,7 +103,7 @@ def signature_of(
     taken = tuple(
         TensorInfo(
             name=value.name,
-            dtype=_dtype(value),
+            dtype=dtypes[value.name],
             shape=shapes[value.name],
             low=ranges.get(value.name, (None, None))[0],
             high=ranges.get(value.name, (None, None))[1],
@@ -110,7 +111,7 @@ def signature_of(
         for value in inputs
     )
     given = tuple(
-        TensorInfo(name=value.name, dtype=_dtype(value), shape=shape)
+        TensorInfo(name=value.name, dtype=dtypes[value.name], shape=shape)
         for value, shape in zip(outputs, _output_shapes(model, shapes, told), strict=True)
     )
     signature = Signature(inputs=taken, outputs=given, batch=batch, sizes=dict(sizes or {}))

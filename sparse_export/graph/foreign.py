@@ -26,23 +26,20 @@ __all__ = [
     "onnx_from_file",
     "readable",
     "require_readable",
-    "sort_nodes",
 ]
 
 _MOST_WORDS = 300  # characters of the checker's
 _FIRST_IR_OF_PLAIN_WEIGHTS = 4  # before it every stored tensor had to be listed as an input
 
 
-def onnx_from_file(path: str | Path, *, check: bool = True, links: bool = False) -> onnx.ModelProto:
+def onnx_from_file(path: str | Path) -> onnx.ModelProto:
     """Read an ONNX model as it is, with its external data, from protobuf whatever the file is called.
 
-    What onnxruntime opens is opened, also where onnx's checker is stricter; nodes come in an order that it
-    accepts.
+    It is for files of this program's own making: onnx's checker does not see them, and data are not read
+    through symbolic links. `open_model` opens anybody's.
 
     Args:
         path: of the file.
-        check: by that checker too, which takes longer than all the rest.
-        links: follow symbolic links to the files that hold weights.
 
     Raises:
         UsageError: there is no such file.
@@ -51,12 +48,7 @@ def onnx_from_file(path: str | Path, *, check: bool = True, links: bool = False)
     path = Path(path)
     with readable(path):
         model = _loaded(path)
-        if links and has_linked_data(model, path):
-            load_linked_data(model, path)
-        else:
-            onnx.load_external_data_for_model(model, str(path.parent))
-        if check:
-            _check(model, path)
+        onnx.load_external_data_for_model(model, str(path.parent))
     return model
 
 
@@ -150,8 +142,7 @@ def _require_text(message: Message) -> None:
 def _check(model: onnx.ModelProto, path: Path) -> None:
     """By path where the weights lie beside the model: protobuf cannot hold more than 2 GB.
 
-    Raises ValidationError with the checker's words on the model as it is; puts its nodes in order where that
-    is all.
+    Raises ValidationError with the checker's words on the model as it is.
     """
     beside = any(tensor.HasField("data_location") for tensor in model.graph.initializer)
     try:
@@ -159,10 +150,9 @@ def _check(model: onnx.ModelProto, path: Path) -> None:
             path if beside or model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF else model
         )
     except onnx.checker.ValidationError as cause:
-        sort_nodes(model.graph)
         try:
             require_readable(model)
-        except onnx.checker.ValidationError:
+        except (onnx.checker.ValidationError, RuntimeError, ValueError):  # the latter are onnx_ir's
             raise cause from None
 
 
@@ -170,19 +160,30 @@ def require_readable(model: onnx.ModelProto) -> None:
     """Hold a model to onnx's checker but for what onnxruntime makes up for.
 
     That is: shapes and types of outputs and shapes of inputs that are missing, a graph without a name,
-    domains of operators without a version, weights that an old model does not list as inputs, and a name that
-    is stored twice.
+    domains of operators without a version, weights that an old model does not list as inputs, a name that
+    is stored twice, and nodes in any order.
 
     Args:
-        model: with its nodes in order. Its stored tensors may lie in files that the checker does not open.
+        model: not changed. Its stored tensors may lie in files that the checker does not open.
 
     Raises:
         onnx.checker.ValidationError: something else is wrong with it.
+        RuntimeError, ValueError: likewise, by onnx_ir.
     """
     for tensor in model.graph.initializer:
         if not uses_external_data(tensor):
             onnx.checker.check_tensor(tensor)
-    onnx.checker.check_model(_completed(model))
+    for sparse in model.graph.sparse_initializer:
+        onnx.checker.check_sparse_tensor(sparse)
+    whole = _completed(model)
+    try:
+        onnx.checker.check_model(whole)
+    except onnx.checker.ValidationError:
+        import onnx_ir as ir  # it takes longer to load than most files to check
+
+        parts = ir.from_proto(whole)
+        parts.graph.sort()
+        onnx.checker.check_model(ir.to_proto(parts))
 
 
 def _completed(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -199,7 +200,6 @@ def _completed(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.node.extend(model.graph.node)
     graph.input.extend(model.graph.input)
     graph.output.extend(model.graph.output)
-    graph.sparse_initializer.extend(model.graph.sparse_initializer)
     for value in (*graph.input, *graph.output):
         if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
             value.type.tensor_type.shape.SetInParent()
@@ -214,64 +214,15 @@ def _completed(model: onnx.ModelProto) -> onnx.ModelProto:
             graph.initializer.append(tensor)
         elif name not in inputs:
             graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+    for sparse in model.graph.sparse_initializer:
+        values = sparse.values
+        graph.input.append(onnx.helper.make_tensor_value_info(values.name, values.data_type, sparse.dims))
     versioned = {entry.domain for entry in whole.opset_import}
     for domain in (
         {node.domain for one in graphs_of(graph) for node in one.node} - versioned - {"", "ai.onnx"}
     ):
         whole.opset_import.append(onnx.helper.make_opsetid(domain, 1))
     return whole
-
-
-def sort_nodes(graph: onnx.GraphProto) -> None:
-    """Put each node behind those that make its inputs, in place, in inner graphs too; the order stays where
-    it may.
-
-    Nodes that wait for each other in a circle stay as they are, at the end.
-    """
-    for one in list(graphs_of(graph)):
-        order = _order(one)
-        if order != list(range(len(one.node))):
-            nodes = [onnx.NodeProto.FromString(one.node[i].SerializeToString()) for i in order]
-            del one.node[:]
-            one.node.extend(nodes)
-
-
-def _order(graph: onnx.GraphProto) -> list[int]:
-    makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    needed = [
-        {makers[name] for name in _read(node) if name in makers} - {i} for i, node in enumerate(graph.node)
-    ]
-    placed: set[int] = set()
-    order: list[int] = []
-    for first in range(len(graph.node)):
-        stack = [(first, iter(sorted(needed[first])))]
-        open_nodes = {first}
-        while stack and first not in placed:
-            node, sources = stack[-1]
-            source = next((one for one in sources if one not in placed and one not in open_nodes), None)
-            if source is not None:
-                open_nodes.add(source)
-                stack.append((source, iter(sorted(needed[source]))))
-                continue
-            stack.pop()
-            placed.add(node)
-            order.append(node)
-    return order
-
-
-def _read(node: onnx.NodeProto) -> Iterator[str]:
-    """What a node reads, and what the graphs inside it do."""
-    yield from node.input
-    for found in node.attribute:
-        for inner in (*found.graphs, *([found.g] if found.HasField("g") else [])):
-            for one in graphs_of(inner):
-                yield from (name for below in one.node for name in below.input)
-                yield from (value.name for value in one.output)
-
-
-def has_linked_data(model: onnx.ModelProto, path: Path) -> bool:
-    """Does data of the model lie in a file beside it that is a symbolic link? path: of the model."""
-    return any((path.parent / ExternalDataInfo(tensor).location).is_symlink() for tensor in _outside(model))
 
 
 def load_linked_data(model: onnx.ModelProto, path: Path, *, most: int | None = None) -> None:

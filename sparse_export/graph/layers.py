@@ -13,6 +13,7 @@ import onnx
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.formats.layers import GraphLayer, Reason
 from sparse_export.formats.run import LayerInfo
+from sparse_export.graph.concrete import free_sizes, inferred_at, shapes_at
 from sparse_export.graph.constants import (
     Array,
     Constant,
@@ -37,6 +38,7 @@ from sparse_export.graph.eligibility import (
 )
 from sparse_export.graph.functions import inlined
 from sparse_export.graph.if_pruned import LayerIfPruned, is_finite, kept_and_dropped, share_kept
+from sparse_export.graph.names import node_lists
 from sparse_export.graph.shapes import without_weights
 
 if TYPE_CHECKING:  # it loads torch, which reading a graph does not need
@@ -51,6 +53,18 @@ _OTHER_LAYERS = frozenset(
     (
         *("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"),
         *("DeformConv", "Einsum", "LSTM", "GRU", "RNN"),
+    )
+)
+_QUANTIZED = frozenset(
+    (
+        *("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "QAttention"),
+        *(
+            "MatMulNBits",
+            "MatMulBnb4",
+            "MatMulIntegerToFloat",
+            "DynamicQuantizeMatMul",
+            "DynamicQuantizeLSTM",
+        ),
     )
 )
 # Operators that change neither values nor their order along an axis, or whose zeros are the stored ones.
@@ -184,7 +198,7 @@ class _Other:
     scope: Scope
     where: str
     name: str
-    why: Reason
+    why: tuple[Reason, ...]
     constant: bool = False
     macs: int | None = None
 
@@ -235,9 +249,10 @@ def _uses(model: onnx.ModelProto, plain: onnx.ModelProto) -> Iterator[_Use | _Ot
                 yield _without_constant(node, scope, where)
             elif (name := _unknown_weight(node, scope, functions)) is not None:
                 text = f"{_operator(node)} has weights, or may have, and is not looked into."
-                yield _Other(
-                    node=node, scope=scope, where=where, name=name, why=reason("not-looked-into", text)
-                )
+                why = [reason("not-looked-into", text)]
+                if node.op_type in _QUANTIZED:
+                    why.append(reason("quantized", f"{_operator(node)} multiplies by quantized weights."))
+                yield _Other(node=node, scope=scope, where=where, name=name, why=tuple(why))
 
 
 def _examined(
@@ -247,7 +262,7 @@ def _examined(
     weight = evaluate(scope, name, opset)
     if isinstance(weight, Unevaluated):
         why = reason("not-evaluated", f"The weight {name} {weight.why}.")
-        return _Other(node=node, scope=scope, where=where, name=name, why=why, constant=True)
+        return _Other(node=node, scope=scope, where=where, name=name, why=(why,), constant=True)
     names = [name, *(step.source for step in weight.steps)]
     first = next((i for i, at in enumerate(names) if at in packed), None)
     return _Use(
@@ -268,7 +283,7 @@ def _without_constant(node: onnx.NodeProto, scope: Scope, where: str) -> _Other:
         why = reason("not-constant", f"The weight {name} depends on an input of the graph.")
     else:
         why = reason("activations")
-    return _Other(node=node, scope=scope, where=where, name=name, why=why, macs=0)
+    return _Other(node=node, scope=scope, where=where, name=name, why=(why,), macs=0)
 
 
 def _operator(node: onnx.NodeProto) -> str:
@@ -307,8 +322,8 @@ def _layer(use: _Use | _Other, shapes: Mapping[str, Shape], n_samples: int) -> G
             macs=use.macs,
             nonzero_macs=use.macs,
             constant=use.constant,
-            eligible=verdict((use.why,)),
-            reasons=(use.why,),
+            eligible=verdict(use.why),
+            reasons=use.why,
         )
     values = use.weight.values
     nonzero = nonzeros(values)
@@ -381,6 +396,7 @@ def _facts(use: _Use, over: tuple[int, int] | None) -> WeightUse:
         n_groups_over=None if over is None else over[0],
         on_left=use.position == 0,
         n_matrices=math.prod(shape[:-2]) if use.node.op_type == "MatMul" else 1,
+        stored_as=next((step.dtype for step in use.steps if step.node.op_type == "DequantizeLinear"), None),
         weight_only=quantized is None and any(step.node.op_type == "DequantizeLinear" for step in use.steps),
         zero_point=any(step.zero_point for step in use.steps),
         masked_by=masks[0] if masks else None,
@@ -537,38 +553,29 @@ def _uses_of_a_weight(
 
 
 def _shapes_of_one_sample(model: onnx.ModelProto) -> tuple[dict[str, Shape], int]:
-    """Known shapes with free leading axes of the inputs set to 1, and the leading axis where it is fixed."""
+    """Known shapes with free leading axes of the inputs set to 1, and the leading axis where it is fixed.
+
+    model: without its weights. What follows from shapes is computed only where a layer's shape is missing
+    otherwise, since that takes longer.
+    """
     one = onnx.ModelProto()
-    one.CopyFrom(model)  # without weights, and without the value_info that somebody else's shapes stand in
+    one.CopyFrom(model)
     del one.functions[:]  # inference would go into every call, of calls, of calls
-    for node in one.graph.node:
-        node.domain = "" if is_standard(node) else node.domain
+    for nodes in node_lists(one):
+        for node in nodes:
+            node.domain = "" if is_standard(node) else node.domain
+    leading = [name for name, places in free_sizes(one).items() if any(axis == 0 for _, axis in places)]
+    sizes = dict.fromkeys(leading, 1)
+    shapes = inferred_at(one, sizes)
+    makers = [node for node in one.graph.node if node.op_type in _OPERANDS and node.output]
+    if any(None in shapes.get(node.output[0], (None,)) for node in makers):
+        shapes = shapes_at(one, sizes)
     initializers = {tensor.name for tensor in one.graph.initializer}
-    inputs = [value for value in one.graph.input if value.name not in initializers]
-    n_samples = 1
-    for index, value in enumerate(inputs):
-        dims = value.type.tensor_type.shape.dim
-        if not dims:
-            continue
-        if dims[0].HasField("dim_value"):
-            n_samples = dims[0].dim_value if index == 0 else n_samples
-        else:
-            dims[0].dim_value = 1
-    for value in one.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    try:
-        one = onnx.shape_inference.infer_shapes(one, data_prop=True)
-    except (onnx.shape_inference.InferenceError, ValueError):  # somebody's graph; ValueError: above 2 GB
-        return {}, 1
-    values = (*inputs, *one.graph.value_info, *one.graph.output)
-    return {value.name: shape for value in values if (shape := _shape(value)) is not None}, max(n_samples, 1)
-
-
-def _shape(value: onnx.ValueInfoProto) -> Shape | None:
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape") or any(not dim.HasField("dim_value") for dim in tensor.shape.dim):
-        return None
-    return tuple(dim.dim_value for dim in tensor.shape.dim)
+    first = next((value for value in one.graph.input if value.name not in initializers), None)
+    known = None if first is None else shapes.get(first.name)
+    n_samples = known[0] if known and known[0] is not None else 1
+    found = {name: shape for name, shape in shapes.items() if None not in shape}
+    return found, max(n_samples, 1)  # type: ignore[return-value]  # no None is left
 
 
 def count_parameters(model: onnx.ModelProto) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from onnx_ir.passes import common as passes
 
 from sparse_export.errors import ArtefactError, output_error
 from sparse_export.graph.constants import node_name
+from sparse_export.graph.data_sized import last_fixed_ancestors
 from sparse_export.graph.ends import axes_from_text, signature_of, sizes_from_text, with_axes
 from sparse_export.graph.foreign import (
     attributes_of,
@@ -25,12 +26,14 @@ from sparse_export.graph.foreign import (
 )
 from sparse_export.graph.functions import inlined
 from sparse_export.graph.names import free_name, graphs_of, node_lists
+from sparse_export.graph.passes.pack24 import expand, is_packed
 from sparse_export.graph.shapes import SMALL, infer_shapes, n_entries
 
 __all__ = [
     "DATA_SUFFIX",
     "MAX_WEIGHT_BYTES",
     "axes_from_text",
+    "last_fixed_ancestors",
     "open_model",
     "prepared",
     "save_model",
@@ -41,6 +44,8 @@ __all__ = [
 
 MAX_WEIGHT_BYTES = 2**31 - 2**20  # protobuf ends at 2 GiB; a mebibyte is left for the graph itself
 DATA_SUFFIX = ".data"
+
+_SMALL_BYTES = 1024  # of a tensor that stays in the file of the graph
 
 _FIRST_IR_OF_PLAIN_WEIGHTS = 4  # before it every stored tensor had to be listed as an input
 _NO_NAMES = ("", "?", "-1", "None")  # of free sizes, by several tools
@@ -60,7 +65,7 @@ def open_model(path: str | Path) -> onnx.ModelProto:
     Returns:
         The model with its data, of any size in all. Functions are inlined; the nodes are in order; constants
         are stored tensors of the main graph, but for those that are the output of a graph; what no output
-        needs is gone; shapes are inferred. A model of an IR version before 4 is one of 4, so that its stored
+        needs is gone; packed weights are dense; shapes are inferred. A model of an IR version before 4 is one of 4, so that its stored
         tensors need not be inputs.
 
     Raises:
@@ -72,6 +77,10 @@ def open_model(path: str | Path) -> onnx.ModelProto:
     """
     path = Path(path)
     bare = bare_from_file(path)
+    if is_packed(bare):
+        with readable(path):
+            load_linked_data(bare, path)
+        bare = expand(bare)
     aside = _set_aside(bare)
     bare = _prepared(bare, str(path))
     _put_back(bare, aside)
@@ -129,9 +138,12 @@ def save_model(
         parted = onnx.ModelProto()
         parted.CopyFrom(model)
         for tensor in tensors_of(parted):
-            if not tensor.HasField("raw_data") and _is_large(tensor):  # only these bytes go to another file
+            as_numbers = not tensor.HasField("raw_data") and tensor.data_type != onnx.TensorProto.STRING
+            if as_numbers and tensor.ByteSize() > _SMALL_BYTES:  # only raw data go to another file
                 tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
-        onnx.save_model(parted, path, save_as_external_data=True, location=data.name, size_threshold=SMALL)
+        onnx.save_model(
+            parted, path, save_as_external_data=True, location=data.name, size_threshold=_SMALL_BYTES
+        )
     except OSError as cause:
         raise output_error(path, cause) from cause
     return path.name, data.name

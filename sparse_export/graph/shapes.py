@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Iterator
+
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -75,6 +78,7 @@ def infer_shapes(model: onnx.ModelProto) -> str | None:
             found = onnx.shape_inference.infer_shapes(bare)
         except (onnx.shape_inference.InferenceError, ValueError, RuntimeError, DecodeError):
             return problem
+    _drop_made_up_names(found.graph, kept=_dim_names(model.graph))
     del model.graph.value_info[:]
     model.graph.value_info.extend(found.graph.value_info)
     for old, new in zip(model.graph.output, found.graph.output, strict=True):
@@ -84,6 +88,23 @@ def infer_shapes(model: onnx.ModelProto) -> str | None:
         if any(field.HasField("g") or field.graphs for field in node.attribute):
             node.CopyFrom(known)
     return problem
+
+
+def _dims(graph: onnx.GraphProto) -> Iterator[onnx.TensorShapeProto.Dimension]:
+    for one in graphs_of(graph):
+        for value in (*one.input, *one.output, *one.value_info):
+            yield from value.type.tensor_type.shape.dim
+
+
+def _dim_names(graph: onnx.GraphProto) -> set[str]:
+    return {dim.dim_param for dim in _dims(graph)}
+
+
+def _drop_made_up_names(graph: onnx.GraphProto, *, kept: Collection[str]) -> None:
+    """Take away the names that onnx gives sizes of which it knows nothing, in place."""
+    for dim in _dims(graph):
+        if dim.dim_param not in kept and re.fullmatch(r"unk__\d+", dim.dim_param):
+            dim.Clear()
 
 
 def tensor_types(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto.Tensor]:

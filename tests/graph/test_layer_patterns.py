@@ -744,7 +744,9 @@ def test_two_functions_of_one_name_are_refused() -> None:
 def test_other_operators_with_weights_are_named(op: str, domain: str) -> None:
     node = helper.make_node(op, ["x", "w"], ["y"], domain=domain, name="other")
     layer = one(model_of([node], {"w": dense((32, 32))}, check=False))
-    assert (layer.node, codes(layer), layer.macs) == ("other", ["not-looked-into"], None)
+    quantized = ["quantized"] if op == "MatMulNBits" else []
+    assert (layer.node, codes(layer), layer.macs) == ("other", ["not-looked-into", *quantized], None)
+    assert layer.eligible == "unproven"
     assert op in layer.op_type
 
 

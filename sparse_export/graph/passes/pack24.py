@@ -91,7 +91,7 @@ def dense_from_file(path: str | Path) -> onnx.ModelProto:
     Only the packing is checked: onnx's checker takes longer than all the rest. Raises UsageError when there
     is no such file, ArtefactError when it is no ONNX model or as `expand` does.
     """
-    model = onnx_from_file(path, check=False)
+    model = onnx_from_file(path)
     try:
         _expand(model)
     except ArtefactError as cause:
