@@ -7,16 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
-from sparse_export.oneshot import input_statistics as module_under_test
-from sparse_export.oneshot.input_statistics import input_statistics, why_no_gram, why_not_calibrated
+from sparse_export.oneshot import unfolding
+from sparse_export.oneshot.input_statistics import (
+    InputStatistics,
+    input_statistics,
+    why_no_gram,
+    why_not_calibrated,
+)
 from sparse_export.oneshot.weights import columns_from_weight
 
 
-def recorded(module: nn.Module, *inputs: Tensor, name: str = "weight") -> module_under_test.InputStatistics:
+def recorded(module: nn.Module, *inputs: Tensor, name: str = "weight") -> InputStatistics:
     return input_statistics(module, inputs, [name], gram=True)[name]
 
 
-def energy(module: nn.Module, found: module_under_test.InputStatistics) -> float:
+def energy(module: nn.Module, found: InputStatistics) -> float:
     """The sum of squared outputs, without bias, that a Gram matrix tells of."""
     weight = columns_from_weight(module.get_parameter("weight").detach()).double()
     assert found.gram is not None
@@ -43,7 +48,7 @@ def test_the_gram_matrix_of_a_convolution_tells_the_size_of_its_outputs(
     layer: nn.Module, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With random weights a wrong patch, or columns in another order than the weight's, would not."""
-    monkeypatch.setattr(module_under_test, "_CHUNK", chunk)
+    monkeypatch.setattr(unfolding, "_CHUNK", chunk)
     weight = layer.get_parameter("weight")
     n_channels = weight.shape[1] * int(getattr(layer, "groups", 1))
     batches = [torch.randn(n, n_channels, *(9 - n, 7, 5)[: weight.dim() - 2]) for n in (3, 2)]
@@ -152,9 +157,9 @@ def test_a_gram_matrix_is_too_large_by_the_numbers_that_it_has(
     name = f"0.{name}"
     gram = input_statistics(module, [torch.randn(shape)], [name], gram=True)[name].gram
     assert gram is not None
-    monkeypatch.setattr(module_under_test, "LARGEST_GRAM", gram.numel())
+    monkeypatch.setattr(unfolding, "LARGEST_GRAM", gram.numel())
     assert why_no_gram(module, name) == ""
-    monkeypatch.setattr(module_under_test, "LARGEST_GRAM", gram.numel() - 1)
+    monkeypatch.setattr(unfolding, "LARGEST_GRAM", gram.numel() - 1)
     assert f"{gram.shape[1]} x {gram.shape[1]} numbers" in why_no_gram(module, name)
 
 

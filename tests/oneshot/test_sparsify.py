@@ -17,7 +17,7 @@ import sparse_export as se
 from sparse_export import models
 from sparse_export.errors import ArtefactError, DataNotFound, GateFailed, NotTrustedError, UsageError
 from sparse_export.graph.passes.permute import permute_network
-from sparse_export.oneshot import Sparsified, Stage, input_statistics, pipeline, sparsify, steps
+from sparse_export.oneshot import Sparsified, Stage, input_statistics, pipeline, sparsify, steps, unfolding
 from sparse_export.oneshot.source import Source, open_source
 from sparse_export.sparsity import permute
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group, obeys
@@ -403,7 +403,7 @@ def test_a_layer_too_wide_for_its_gram_matrix_goes_without_and_the_report_says_s
 ) -> None:
     (tmp_path / "wide_first.py").write_text(WIDE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(input_statistics, "LARGEST_GRAM", 48**2)
+    monkeypatch.setattr(unfolding, "LARGEST_GRAM", 48**2)
     asked: list[tuple[str, bool]] = []
 
     def noted(module: torch.nn.Module, batches: Any, names: list[str], *, gram: bool) -> Any:

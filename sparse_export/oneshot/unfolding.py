@@ -1,0 +1,132 @@
+"""What a weight is multiplied by, as rows of a matrix, and sums over such rows.
+
+The products of a Gram matrix are made in float32, over at most 128 MB of inputs at once, and summed up in
+float64.
+
+Legend: N samples, C channels, P kernel positions, G groups of channels, K columns as `columns_from_weight`
+has them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+__all__ = ["LARGEST_GRAM", "InputStatistics", "InputSums", "gram_too_large", "patches", "rows"]
+
+LARGEST_GRAM = 10_000**2
+"""Most numbers in the Gram matrices of one layer: 0.8 GB in float64, and 2 GB while a batch is added. A
+square of 10,000 takes in the first Linear of AlexNet and the widest convolutions of Wide ResNet-50-2 (9216
+columns), and leaves out the first Linear of VGG-16 (25,088), whose matrix and its copies would come to 12.6
+GB."""
+
+_CHUNK = 1 << 25  # numbers of unfolded inputs at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputStatistics:
+    """Sums over all inputs that a layer met, on the CPU, in float64; a Gram matrix's of float32 products.
+
+    n_inputs: how many there were: samples, times places of a convolution or tokens.
+    squares: (G, K).  gram: (G, K, K), or None where it was not asked for. G is 1 but for grouped
+    convolutions, of whose rows each block belongs to one group.
+    """
+
+    n_inputs: int
+    squares: Tensor
+    gram: Tensor | None
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self.squares).all())
+
+
+class InputSums:
+    """Statistics that grow with every batch."""
+
+    def __init__(self, *, gram: bool) -> None:
+        self._asks_gram = gram
+        self._n_inputs = 0
+        self._squares: Tensor | None = None
+        self._gram: Tensor | None = None
+
+    def add(self, inputs_GNK: Tensor) -> None:
+        """Add inputs of any float type, on any device."""
+        inputs = inputs_GNK.detach().float()
+        squares = inputs.double().square().sum(1).cpu()
+        self._squares = squares if self._squares is None else self._squares.add_(squares)
+        if self._asks_gram:
+            products = (inputs.mT @ inputs).double().cpu()
+            self._gram = products if self._gram is None else self._gram.add_(products)
+        self._n_inputs += inputs.shape[1]
+
+    def statistics(self) -> InputStatistics | None:
+        """All that was added; None where nothing was."""
+        if self._squares is None:
+            return None
+        return InputStatistics(n_inputs=self._n_inputs, squares=self._squares, gram=self._gram)
+
+
+def gram_too_large(n_groups: int, n_columns: int) -> str:
+    """Why the Gram matrices of a weight's inputs are too large to ask for; empty where they are not."""
+    if n_groups * n_columns**2 <= LARGEST_GRAM:
+        return ""
+    many = f"{n_groups} times " if n_groups > 1 else ""
+    return (
+        f"the Gram matrix of its inputs would have {many}{n_columns:,} x {n_columns:,} numbers, "
+        f"more than the {LARGEST_GRAM:,} that are held in memory"
+    )
+
+
+def rows(x: Tensor) -> Iterator[Tensor]:
+    """The inputs of a matrix, of which every last axis of x is one: (1, inputs, K), in parts."""
+    yield from parts_of(x.reshape(1, -1, x.shape[-1]))
+
+
+def parts_of(inputs_GNK: Tensor) -> Iterator[Tensor]:
+    """Inputs in parts of bounded size."""
+    n_groups, _, n_columns = inputs_GNK.shape
+    yield from inputs_GNK.split(max(1, _CHUNK // max(1, n_groups * n_columns)), dim=1)
+
+
+def patches(
+    x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], groups: int
+) -> Iterator[Tensor]:
+    """The patches that a convolution's kernel meets, (G, patches, P * C), channels last, in parts.
+
+    x: (N, channels, …), padded already.  kernel, strides, dilations: a number for each axis after these two.
+    """
+    counts = [
+        max(0, (size - dilation * (width - 1) - 1) // stride + 1)
+        for size, width, stride, dilation in zip(x.shape[2:], kernel, strides, dilations, strict=True)
+    ]
+    n_positions = math.prod(kernel)
+    line = math.prod(counts[1:]) * n_positions * x.shape[1]  # numbers of one sample at one place of axis 0
+    n_lines = max(1, min(counts[0], _CHUNK // max(1, line)))
+    n_samples = max(1, _CHUNK // max(1, line * n_lines))
+    for part in x.split(n_samples):
+        for first in range(0, counts[0], n_lines):
+            ranges = [(first, min(n_lines, counts[0] - first)), *((0, count) for count in counts[1:])]
+            spans = [
+                [
+                    slice(
+                        offset + stride * start,
+                        offset + stride * (start + count - 1) + 1 if count else 0,
+                        stride,
+                    )
+                    for offset in range(0, dilation * width, dilation)
+                ]
+                for (start, count), width, stride, dilation in zip(
+                    ranges, kernel, strides, dilations, strict=True
+                )
+            ]
+            n_places = math.prod(count for _, count in ranges)
+            found = torch.stack([part[(slice(None), slice(None), *where)] for where in product(*spans)])
+            found = found.reshape(n_positions, len(part), groups, x.shape[1] // groups, n_places)
+            # (P, N, G, C, places) -> (G, N, places, P, C)
+            yield found.permute(2, 1, 4, 0, 3).reshape(groups, len(part) * n_places, -1)
