@@ -130,8 +130,8 @@ def _wrong(node: onnx.NodeProto, found: str, expected: str) -> ArtefactError:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Use:
-    """A layer that multiplies by a known constant.
+class LayerUse:
+    """A layer that multiplies by a known constant, with where it stands.
 
     where: path and name of the node.  position: of the operand that is the weight.  stored: name of what it
     is made of.  steps: the nodes between, from the layer up.  packed: is it the output of Unpack24, which is
@@ -188,7 +188,7 @@ class _Use:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Other:
+class OtherLayer:
     """A layer whose weight is not known, or not a constant.
 
     macs: 0 where no weight works, None when not known.
@@ -218,6 +218,13 @@ def graph_layers(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
     return tuple(_with_shared(layers, model, plain))
 
 
+def layer_uses(model: onnx.ModelProto) -> Iterator[LayerUse | OtherLayer]:
+    """The layers of `graph_layers` with their nodes and the values of their weights, one after the other, so
+    that one weight at a time need be in memory. Raises ArtefactError for a graph that cannot be meant.
+    """
+    yield from _uses(model, inlined(without_weights(model)))
+
+
 def layers_if_pruned(model: onnx.ModelProto) -> tuple[LayerIfPruned, ...]:
     """As `graph_layers`, with what each layer would keep if it were made 2:4, and could do then."""
     plain = inlined(without_weights(model))
@@ -226,7 +233,7 @@ def layers_if_pruned(model: onnx.ModelProto) -> tuple[LayerIfPruned, ...]:
     return tuple(_with_shared(layers, model, plain))
 
 
-def _uses(model: onnx.ModelProto, plain: onnx.ModelProto) -> Iterator[_Use | _Other]:
+def _uses(model: onnx.ModelProto, plain: onnx.ModelProto) -> Iterator[LayerUse | OtherLayer]:
     """The layers one after the other, so that one weight at a time is in memory.
 
     plain: the model without its functions, as far as they could be inlined, and perhaps without its weights.
@@ -252,20 +259,20 @@ def _uses(model: onnx.ModelProto, plain: onnx.ModelProto) -> Iterator[_Use | _Ot
                 why = [reason("not-looked-into", text)]
                 if node.op_type in _QUANTIZED:
                     why.append(reason("quantized", f"{_operator(node)} multiplies by quantized weights."))
-                yield _Other(node=node, scope=scope, where=where, name=name, why=tuple(why))
+                yield OtherLayer(node=node, scope=scope, where=where, name=name, why=tuple(why))
 
 
 def _examined(
     node: onnx.NodeProto, scope: Scope, where: str, position: int, opset: int, packed: Mapping[str, str]
-) -> _Use | _Other:
+) -> LayerUse | OtherLayer:
     name = node.input[position]
     weight = evaluate(scope, name, opset)
     if isinstance(weight, Unevaluated):
         why = reason("not-evaluated", f"The weight {name} {weight.why}.")
-        return _Other(node=node, scope=scope, where=where, name=name, why=(why,), constant=True)
+        return OtherLayer(node=node, scope=scope, where=where, name=name, why=(why,), constant=True)
     names = [name, *(step.source for step in weight.steps)]
     first = next((i for i, at in enumerate(names) if at in packed), None)
-    return _Use(
+    return LayerUse(
         node=node,
         scope=scope,
         where=where,
@@ -277,13 +284,13 @@ def _examined(
     )
 
 
-def _without_constant(node: onnx.NodeProto, scope: Scope, where: str) -> _Other:
+def _without_constant(node: onnx.NodeProto, scope: Scope, where: str) -> OtherLayer:
     name = node.input[1]
     if node.op_type in ("Conv", "ConvTranspose"):
         why = reason("not-constant", f"The weight {name} depends on an input of the graph.")
     else:
         why = reason("activations")
-    return _Other(node=node, scope=scope, where=where, name=name, why=(why,), macs=0)
+    return OtherLayer(node=node, scope=scope, where=where, name=name, why=(why,), macs=0)
 
 
 def _operator(node: onnx.NodeProto) -> str:
@@ -309,8 +316,8 @@ def _unknown_weight(node: onnx.NodeProto, scope: Scope, functions: set[tuple[str
     return "" if is_call else None
 
 
-def _layer(use: _Use | _Other, shapes: Mapping[str, Shape], n_samples: int) -> GraphLayer:
-    if isinstance(use, _Other):
+def _layer(use: LayerUse | OtherLayer, shapes: Mapping[str, Shape], n_samples: int) -> GraphLayer:
+    if isinstance(use, OtherLayer):
         return GraphLayer(
             node=use.where,
             op_type=_operator(use.node),
@@ -355,8 +362,8 @@ def _layer(use: _Use | _Other, shapes: Mapping[str, Shape], n_samples: int) -> G
     )
 
 
-def _if_pruned(use: _Use | _Other, layer: GraphLayer) -> LayerIfPruned:
-    if isinstance(use, _Other):
+def _if_pruned(use: LayerUse | OtherLayer, layer: GraphLayer) -> LayerIfPruned:
+    if isinstance(use, OtherLayer):
         return LayerIfPruned(
             **vars(layer), eligible_if_pruned=layer.eligible, reasons_if_pruned=layer.reasons
         )
@@ -374,7 +381,7 @@ def _if_pruned(use: _Use | _Other, layer: GraphLayer) -> LayerIfPruned:
     )
 
 
-def _facts(use: _Use, over: tuple[int, int] | None) -> WeightUse:
+def _facts(use: LayerUse, over: tuple[int, int] | None) -> WeightUse:
     shape = use.weight.values.shape
     quantized = _quantized_type(use)
     masks = [
@@ -407,7 +414,7 @@ def _facts(use: _Use, over: tuple[int, int] | None) -> WeightUse:
     )
 
 
-def _quantized_type(use: _Use) -> str | None:
+def _quantized_type(use: LayerUse) -> str | None:
     """The type that both sides are quantized to; None when one of them is not, or other work comes
     between.
     """
@@ -506,9 +513,9 @@ def broken_patterns(model: onnx.ModelProto, promised: Mapping[str, NMPattern]) -
         return ()
     found: dict[str, list[str]] = {}
     for use in _uses(model, inlined(without_weights(model))):
-        name = use.stored if isinstance(use, _Use) else use.name
+        name = use.stored if isinstance(use, LayerUse) else use.name
         if name in promised:
-            why = _broken(use, promised[name]) if isinstance(use, _Use) else "its values are not known"
+            why = _broken(use, promised[name]) if isinstance(use, LayerUse) else "its values are not known"
             found.setdefault(name, []).append(f"{why}, in {use.where}" if why else "")
     clauses = []
     for name, pattern in promised.items():
@@ -519,7 +526,7 @@ def broken_patterns(model: onnx.ModelProto, promised: Mapping[str, NMPattern]) -
     return tuple(clauses)
 
 
-def _broken(use: _Use, pattern: NMPattern) -> str:
+def _broken(use: LayerUse, pattern: NMPattern) -> str:
     over = _over(nonzeros(use.weight.values), use.axis, use.n_reduced, n=pattern.n, m=pattern.m)
     if over is None:
         return f"{pattern.m} does not divide the {use.n_reduced} entries along its reduction axis"
