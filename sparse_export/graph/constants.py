@@ -245,7 +245,7 @@ class Constant:
         """Which axis of the stored tensor an axis of the value is; None where it is not one."""
         for step in self.steps:
             if step.node.op_type == "Transpose":
-                axis = _permutation(step.node, len(step.shape))[axis]
+                axis = permutation(step.node, len(step.shape))[axis]
             elif step.shape != step.after or step.node.op_type not in _NO_LARGER | _BROADCAST:
                 return None
         return axis
@@ -411,7 +411,7 @@ def _first_line(cause: BaseException) -> str:
     return str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__
 
 
-def _permutation(node: onnx.NodeProto, rank: int) -> tuple[int, ...]:
+def permutation(node: onnx.NodeProto, rank: int) -> tuple[int, ...]:
     perm = next((tuple(found.ints) for found in node.attribute if found.name == "perm"), ())
     return tuple(int(axis) % rank for axis in perm) if perm else tuple(reversed(range(rank)))
 

@@ -17,7 +17,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-__all__ = ["LARGEST_GRAM", "InputStatistics", "InputSums", "gram_too_large", "patches", "rows"]
+__all__ = ["LARGEST_GRAM", "InputStatistics", "InputSums", "gram_too_large", "joined", "patches", "rows"]
 
 LARGEST_GRAM = 10_000**2
 """Most numbers in the Gram matrices of one layer: 0.8 GB in float64, and 2 GB while a batch is added. A
@@ -70,6 +70,18 @@ class InputSums:
         if self._squares is None:
             return None
         return InputStatistics(n_inputs=self._n_inputs, squares=self._squares, gram=self._gram)
+
+
+def joined(parts: Sequence[InputStatistics]) -> InputStatistics | None:
+    """The statistics of one weight that meets all these inputs; None where there are none."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    grams = [part.gram for part in parts if part.gram is not None]
+    return InputStatistics(
+        n_inputs=sum(part.n_inputs for part in parts),
+        squares=torch.stack([part.squares for part in parts]).sum(0),
+        gram=sum(grams[1:], start=grams[0]) if len(grams) == len(parts) else None,
+    )
 
 
 def gram_too_large(n_groups: int, n_columns: int) -> str:

@@ -29,7 +29,7 @@ from sparse_export.runtimes.engine_cache import EngineCache, open_cache
 from sparse_export.runtimes.session import BaseSession
 from sparse_export.signature import DTYPES, Array, Feeds, Signature, TensorInfo
 
-__all__ = ["open_session", "require_provider"]
+__all__ = ["open_session", "provider_of", "require_provider"]
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -84,6 +84,16 @@ def require_provider(provider: str) -> None:
         raise _missing(provider, f"it offers {', '.join(offered)}")
     if provider != "cpu" and gpu() is None:
         raise _missing(provider, "there is no CUDA device")
+
+
+def provider_of(provider: str) -> str:
+    """Look up onnxruntime's name of a provider, with the libraries that it needs loaded.
+
+    provider: one that `require_provider` has let pass.
+    """
+    if provider != "cpu":
+        _load_cuda_libraries()
+    return _PROVIDERS[provider]
 
 
 def _load_cuda_libraries() -> None:

@@ -1,0 +1,121 @@
+"""What a killed sparsify leaves of the layers that it had finished, for the next one to go on from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pydantic
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from sparse_export.files import remove_leftovers, require_writable, write_bytes
+from sparse_export.oneshot.report import SparsifiedLayer
+from sparse_export.signature import Array, Feeds
+
+__all__ = ["FinishedWeight", "State", "digest_of"]
+
+_FORMAT = "1"
+_TENSOR = "weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedWeight:
+    """A weight after pruning, as it is stored in the graph, and what the report says of it."""
+
+    weight: Tensor
+    layer: SparsifiedLayer
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Finished weights in a folder.
+
+    Attributes:
+        folder: one file a weight; what stands there of other graphs, inputs or options is not looked at.
+        digest: of everything that the values depend on, see `digest_of`.
+    """
+
+    folder: Path
+    digest: str
+
+    def open(self) -> None:
+        """Make the folder, and remove what was half written.
+
+        Raises:
+            OutputError: nothing can be written there.
+        """
+        require_writable(self.folder)
+        remove_leftovers(self.folder)
+
+    def save(self, number: int, finished: FinishedWeight) -> None:
+        """Write a weight, whole or not at all.
+
+        Args:
+            number: of the weight among those that are pruned.
+            finished: of it.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        notes = {"format": _FORMAT, "digest": self.digest, "layer": json.dumps(asdict(finished.layer))}
+        write_bytes(self._file(number), save({_TENSOR: finished.weight}, notes))
+
+    def load(self, number: int, name: str) -> FinishedWeight | None:
+        """Read a weight that an earlier process finished.
+
+        Args:
+            number: as of `save`.
+            name: of the weight.
+
+        Returns:
+            The weight; None where there is none, or none that can be read.
+        """
+        try:
+            with safe_open(self._file(number), framework="pt") as stored:
+                notes: Mapping[str, str] = stored.metadata() or {}
+                if (notes.get("format"), notes.get("digest")) != (_FORMAT, self.digest):
+                    return None
+                layer = pydantic.TypeAdapter(SparsifiedLayer).validate_json(notes["layer"])
+                weight = stored.get_tensor(_TENSOR)
+        except (OSError, SafetensorError, KeyError, ValueError):  # a damaged file is made again
+            return None
+        return FinishedWeight(weight=weight, layer=layer) if layer.name == name else None
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{self.digest[:12]}-{number:05}.safetensors"
+
+
+def digest_of(model: onnx.ModelProto, batches: Iterable[Feeds], options: Mapping[str, Any]) -> str:
+    """The SHA-256 of a graph with its weights, inputs and options.
+
+    Args:
+        model: with its weights read.
+        batches: the calibration inputs.
+        options: made of what JSON has.
+    """
+    found = hashlib.sha256(json.dumps([_FORMAT, options], sort_keys=True).encode())
+    bare = onnx.GraphProto()
+    bare.node.extend(model.graph.node)
+    bare.input.extend(model.graph.input)
+    bare.output.extend(model.graph.output)
+    bare.sparse_initializer.extend(model.graph.sparse_initializer)
+    found.update(bare.SerializeToString(deterministic=True))
+    for tensor in model.graph.initializer:
+        found.update(hashlib.sha256(tensor.SerializeToString(deterministic=True)).digest())
+    for number, feeds in enumerate(batches):
+        for name, array in feeds.items():
+            found.update(f"{number} {name} {array.dtype} {array.shape} ".encode())
+            found.update(hashlib.sha256(_contiguous(array).data).digest())
+    return found.hexdigest()
+
+
+def _contiguous(array: Array) -> Array:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
