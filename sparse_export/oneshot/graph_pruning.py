@@ -17,9 +17,10 @@ from torch import Tensor
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.graph.constants import array_of
 from sparse_export.graph.passes.float16 import value_types, with_bfloat16_emulated
+from sparse_export.oneshot.branches import with_taken_branches
 from sparse_export.oneshot.graph_state import FinishedWeight, State, digest_of
 from sparse_export.oneshot.graph_statistics import Factor, inputs_of
-from sparse_export.oneshot.graph_weights import GraphWeight, WeightsOfGraph, weights_of_graph
+from sparse_export.oneshot.graph_weights import GraphWeight, weights_of_graph, with_uses_in
 from sparse_export.oneshot.input_statistics import require_finite
 from sparse_export.oneshot.layers import Method, prune_weight
 from sparse_export.oneshot.report import SparsifiedLayer
@@ -109,10 +110,8 @@ def sparsify_graph(
         signature.require_feeds(feeds)
     pruned = onnx.ModelProto()
     pruned.CopyFrom(model)
-    # onnxruntime has no bfloat16 on the CPU: a second copy rounds float32 instead.
-    walked = with_bfloat16_emulated(pruned) if TensorProto.BFLOAT16 in value_types(pruned) else pruned
-    wiring = wiring_of(walked)
-    weights = weights_of_graph(walked, wiring, pattern, keep_dense=keep_dense, planned_dense=planned_dense)
+    wiring = wiring_of(pruned)
+    weights = weights_of_graph(pruned, wiring, pattern, keep_dense=keep_dense, planned_dense=planned_dense)
     kept = None
     if state is not None:
         options = {
@@ -123,10 +122,16 @@ def sparsify_graph(
         }
         kept = State(folder=state, digest=digest_of(model, batches, options))
         kept.open()
-    work = _Work(pruned, walked, weights, method, kept, observer, has_inputs=bool(batches))
+    walked, found = pruned, weights.pruned
+    if batches:
+        walked = _to_walk(pruned, batches, memory_bytes, provider)
+        if walked is not pruned:
+            wiring = wiring_of(walked)
+            found = with_uses_in(found, walked, wiring)
+    work = _Work(pruned, walked, found, method, kept, observer, has_inputs=bool(batches))
     spilled = 0
-    seen = [weight for weight in weights.pruned if not weight.unseen] if batches else []
-    for weight in weights.pruned:
+    seen = [weight for weight in found if not weight.unseen] if batches else []
+    for weight in found:
         if weight not in seen and weight.name not in work.layers:
             work.finish(weight, None)
     if any(weight.name not in work.layers for weight in seen):
@@ -153,6 +158,18 @@ def sparsify_graph(
         n_resumed=work.n_resumed,
         spilled_bytes=spilled,
     )
+
+
+def _to_walk(
+    model: onnx.ModelProto, batches: Sequence[Feeds], memory_bytes: int, provider: str
+) -> onnx.ModelProto:
+    """The model as it is walked: a copy where it has choices between branches with layers, or bfloat16, which
+    onnxruntime does not compute in on the CPU.
+    """
+    walked = with_taken_branches(model, batches, memory_bytes=memory_bytes, provider=provider)
+    if provider == "cpu" and TensorProto.BFLOAT16 in value_types(walked):
+        return with_bfloat16_emulated(walked)
+    return walked
 
 
 def _stop(weight: GraphWeight) -> Stop:
@@ -201,7 +218,7 @@ class _Work:
         self,
         pruned: onnx.ModelProto,
         walked: onnx.ModelProto,
-        weights: WeightsOfGraph,
+        weights: Sequence[GraphWeight],
         method: Method,
         state: State | None,
         observer: Finished | None,
@@ -210,13 +227,13 @@ class _Work:
     ) -> None:
         self._models = [pruned] if walked is pruned else [pruned, walked]
         self._stored = [{t.name: t for t in one.graph.initializer} for one in self._models]
-        self._numbers = {weight.name: i for i, weight in enumerate(weights.pruned)}
+        self._numbers = {weight.name: i for i, weight in enumerate(weights)}
         self._method, self._state, self._observer = method, state, observer
         self._has_inputs = has_inputs
         self.layers: dict[str, SparsifiedLayer] = {}
-        for weight in weights.pruned:
+        for weight in weights:
             _require_finite_weight(self._stored[0][weight.name])
-        for weight in weights.pruned:
+        for weight in weights:
             earlier = None if state is None else state.load(self._numbers[weight.name], weight.name)
             if earlier is not None and tuple(earlier.weight.shape) == weight.form.stored:
                 self._set(earlier)

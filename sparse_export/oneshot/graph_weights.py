@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import onnx
@@ -18,7 +18,7 @@ from sparse_export.sparsity.caps import Cap
 from sparse_export.sparsity.eligible import SMALL_SHARE, capped_layers
 from sparse_export.sparsity.pattern import NMPattern
 
-__all__ = ["GraphWeight", "WeightUse", "WeightsOfGraph", "weights_of_graph"]
+__all__ = ["GraphWeight", "WeightUse", "WeightsOfGraph", "weights_of_graph", "with_uses_in"]
 
 _NO_OUTPUT = "the outputs do not hang on it"
 
@@ -126,6 +126,28 @@ def weights_of_graph(
         for name, cap in caps.items()
     ]
     return WeightsOfGraph(pruned=tuple(pruned), dense=dense, names=(*found, *others))
+
+
+def with_uses_in(
+    weights: Sequence[GraphWeight], walked: onnx.ModelProto, wiring: Wiring
+) -> tuple[GraphWeight, ...]:
+    """The weights with the layers of another graph that stores them alike.
+
+    Args:
+        weights: of a graph.
+        walked: the same graph, prepared to be walked: with branches in place of a choice, say.
+        wiring: of it.
+    """
+    found, _ = _collected(walked, wiring)
+    result = []
+    for weight in weights:
+        uses = found.get(weight.name)
+        if uses is None or (not uses.uses and not uses.unseen):
+            why = "no branch that multiplies by it is taken on the calibration inputs"
+            result.append(replace(weight, uses=(), unseen=why))
+        else:
+            result.append(replace(weight, uses=uses.seen, unseen=uses.unseen))
+    return tuple(result)
 
 
 @dataclass(kw_only=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from sparse_export.oneshot.wiring import Wiring
 
-__all__ = ["Segment", "Stop", "plan_segments"]
+__all__ = ["Segment", "Stop", "plan_segments", "segment_for"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,13 @@ def plan_segments(
         to_outputs: walk on to the outputs of the graph; otherwise what no weight hangs on is not run.
         most: bound of the sum of the sizes of weights that share a segment; one alone may be above it.
     """
-    return _Planner(wiring, stops, most).plan(to_outputs)
+    return _Planner(wiring, stops, most).plan(wiring.outputs if to_outputs else ())
+
+
+def segment_for(wiring: Wiring, value: str) -> Segment:
+    """All that has to be run for one value, as a segment that keeps nothing."""
+    (segment,) = _Planner(wiring, [], None).plan([value])
+    return segment
 
 
 class _Planner:
@@ -97,7 +103,7 @@ class _Planner:
         self.can_run: set[int] = set()
         self._release(node for node, count in self.missing.items() if count == 0)
 
-    def plan(self, to_outputs: bool) -> tuple[Segment, ...]:
+    def plan(self, targets: Sequence[str]) -> tuple[Segment, ...]:
         segments = []
         while self.pending:
             ready = [index for index in self.pending if all(map(self._is_known, self.stops[index].values))]
@@ -108,9 +114,9 @@ class _Planner:
                 for node in self.stops[index].nodes:
                     self.missing[node] -= 1
                     self._release([node] if self.missing[node] == 0 else [])
-        if to_outputs:
-            segments.append(self._segment([], targets=self.wiring.outputs))
-        return _with_lifetimes(segments, self.stops, self.wiring, self.wiring.outputs if to_outputs else ())
+        if targets:
+            segments.append(self._segment([], targets=targets))
+        return _with_lifetimes(segments, self.stops, self.wiring, targets)
 
     def _makers(self, node: int) -> Iterable[int]:
         makers = (self.wiring.makers.get(name) for name in self.wiring.reads[node])
@@ -197,7 +203,7 @@ class _Planner:
 
 
 def _with_lifetimes(
-    segments: Sequence[Segment], stops: Sequence[Stop], wiring: Wiring, outputs: Sequence[str]
+    segments: Sequence[Segment], stops: Sequence[Stop], wiring: Wiring, targets: Sequence[str]
 ) -> tuple[Segment, ...]:
     """Note for each segment what later ones read of it, and what nobody reads after it."""
     owner = {
@@ -212,7 +218,7 @@ def _with_lifetimes(
         calibrated = {name for stop in segment.stops for name in stops[stop].values}
         for name in (*segment.reads, *(calibrated - set(segment.fetches))):
             last[name] = index
-    last |= dict.fromkeys(outputs, len(segments) - 1)
+    last |= dict.fromkeys(targets, len(segments) - 1)
     keeps: list[list[str]] = [[] for _ in segments]
     drops: list[list[str]] = [[] for _ in segments]
     for name, at in last.items():

@@ -85,8 +85,10 @@ def by_reconstruction(
         swept = Pruned(weight=least_squares(original, swept.mask, damped), mask=swept.mask)
     rounded = swept.weight.to(weight_OK.dtype)
     plain = by_magnitude(weight_OK, pattern, allowed=allowed)
-    worse = row_errors(original, rounded.double(), gram_KK) > row_errors(
-        original, plain.weight.double(), gram_KK
+    # Not `>`: a value that overflows the weight's type makes the error NaN.
+    worse = ~(
+        row_errors(original, rounded.double(), gram_KK)
+        <= row_errors(original, plain.weight.double(), gram_KK)
     )
     return Pruned(
         weight=torch.where(worse[:, None], plain.weight, rounded),

@@ -189,3 +189,11 @@ def test_shares_and_errors_of_nothing_are_defined() -> None:
     assert kept_share(nothing, nothing.bool()) == 1.0
     assert relative_error(nothing, nothing, torch.eye(4, dtype=torch.float64)) == 0.0
     assert kept_share(torch.tensor([[3.0, 1.0]]), torch.tensor([[True, False]])) == 0.75
+
+
+def test_a_row_whose_correction_overflows_its_type_goes_back_to_magnitude() -> None:
+    """Inputs that are alike: the two weights that are kept take on what the two others lose."""
+    weight = torch.full((3, 8), 60000.0, dtype=torch.float16)
+    gram = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4)).double()
+    found = by_reconstruction(weight, gram, TWO_FOUR)
+    assert torch.equal(found.weight, by_magnitude(weight, TWO_FOUR).weight)
