@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from sparse_export.errors import UsageError
 from sparse_export.formats.run import (
     CLASSIFICATION,
@@ -19,7 +21,12 @@ from sparse_export.formats.run import (
 from sparse_export.signature import Signature
 from sparse_export.version import command_line, library_versions, now
 
-__all__ = ["new_run_info"]
+__all__ = ["n_entries", "new_run_info"]
+
+
+def n_entries(network: nn.Module) -> int:
+    """Count the entries of all parameters of a network."""
+    return sum(value.numel() for value in network.parameters())
 
 
 def new_run_info(

@@ -41,7 +41,7 @@ from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.products import make_products
 from sparse_export.train.randomness import epoch_order, seed_step
 from sparse_export.train.recipe import Recipe
-from sparse_export.train.record import new_run_info
+from sparse_export.train.record import n_entries, new_run_info
 from sparse_export.train.run_folder import finish_run, require_empty, write_run_info
 from sparse_export.train.sparsifier import Sparsifier
 from sparse_export.train.speed import LayerUse, layer_uses, speed_of
@@ -170,7 +170,7 @@ class Session:
         """The record, without results. method: of the record; None for the recipe's."""
         recipe, sparse = self.recipe, self.sparse
         return new_run_info(
-            n_parameters=sum(value.numel() for value in self.model.parameters()),
+            n_parameters=n_entries(self.model),
             method=method or (recipe.sparsity.method if sparse else DENSE.name),
             model=ModelInfo(name=recipe.model),
             signature=class_signature(self.loader.input_shape, self.outputs.n),

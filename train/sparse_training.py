@@ -33,7 +33,7 @@ from sparse_export.train.masked_layers import masked_layers
 from sparse_export.train.methods import OWN_LOOP_METHODS, Method, method_named
 from sparse_export.train.methods.method import GrowthName, Moment
 from sparse_export.train.optimizer_state import forget_momentum, require_optimizer
-from sparse_export.train.record import new_run_info
+from sparse_export.train.record import n_entries, new_run_info
 from sparse_export.train.sparsity_config import DEFAULT_APPROACH, SparsityConfig
 from sparse_export.train.update_schedule import BackOff, update_schedule
 from sparse_export.train.user_run import SeenShapes, save_user_run
@@ -484,7 +484,7 @@ class SparseTraining:
         """
         record = partial(
             new_run_info,
-            self.model,
+            n_parameters=n_entries(self.model),
             method=self.method,
             data=None,
             layers=self.layer_facts(),

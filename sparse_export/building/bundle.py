@@ -47,6 +47,7 @@ def build(
     data_dir: str | Path | None = None,
     engines: Sequence[EngineOptions] = (),
     time_layers: bool = False,
+    inputs: str | Path | None = None,
     progress: EngineProgress | None = None,
     trust: str | None = None,
 ) -> Bundle:
@@ -77,6 +78,8 @@ def build(
         engines: options of a target, where not the defaults; at most one for each target.
         time_layers: build each engine once more without sparse kernels and time the layers of both; needs a
             GPU.
+        inputs: file or folder of real inputs, as `sparsify` takes them, for the golden pair and for int8 and
+            fp8; None for random ones, and for training samples.
         progress: called with the target and how far its build is.
         trust: SHA-256 of the run's `run.json`, needed once for a run that names a factory and was made
             elsewhere.
@@ -107,6 +110,7 @@ def build(
         n_calibration=n_calibration,
         engines=engines,
         time_layers=time_layers,
+        inputs=None if inputs is None else Path(inputs),
     )
     return build_from_request(run, out, request, data_dir=data_dir, progress=progress, trust=trust)
 

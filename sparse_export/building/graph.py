@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -20,21 +20,25 @@ from sparse_export.building.patterns import (
     rewrite_graph,
 )
 from sparse_export.building.request import BuildRequest
-from sparse_export.engines.precision import convert_precision
+from sparse_export.engines.precision import CALIBRATED, convert_precision
+from sparse_export.errors import UsageError
 from sparse_export.formats.bundle import CompactInfo
 from sparse_export.formats.layers import GraphLayer
-from sparse_export.formats.run import LayerInfo, Run, RunInfo
-from sparse_export.graph.export import onnx_from_module
+from sparse_export.formats.run import GRAPH_FILE, LayerInfo, Run, RunInfo
+from sparse_export.graph.export import onnx_from_module, positive_zeros
 from sparse_export.graph.layers import (
     count_parameters,
     graph_layers,
     promised_patterns,
     require_patterns,
 )
+from sparse_export.graph.model import last_fixed_ancestors
 from sparse_export.graph.passes.fit_pattern import Fitted, fit_pattern
 from sparse_export.graph.randomness import require_deterministic
 from sparse_export.graph.weight_uses import why_no_axis
 from sparse_export.models.run_network import density_of, masks_of_run, network_of_run
+from sparse_export.oneshot.graph_run import graph_of_run
+from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.session import only_array
 from sparse_export.runtimes.torch_session import TorchSession
 from sparse_export.sparsity.eligible import SMALL_SHARE
@@ -108,12 +112,14 @@ def build_graph(
     Raises:
         SparseExportError: as `build`, but for files and engines.
     """
+    if run.info.model.form == "onnx":
+        return _from_graph(run, request, wanted, data_dir=data_dir)
     info, shape = run.info, run.info.signature.input_shape
     network = network_of_run(run, trusted=trust)
     masks = masks_of_run(run, network)
     fit = None if wanted is None else _fit(network, masks, info, wanted, request)
     fitted = None if fit is None else fit.fitted
-    samples = calibration_batches(info, request.precision, request.n_calibration, data_dir)
+    samples = calibration_batches(info, request.precision, request.n_calibration, data_dir, request.inputs)
     require_deterministic(network, shape)
     with TorchSession(network, info.signature) as session:
         golden = golden_pair(session, samples[0] if samples else None)
@@ -135,6 +141,57 @@ def build_graph(
         n_calibration=sum(map(info.signature.n_samples, samples)),
         compacted=compacted,
         fit=fit,
+    )
+
+
+def _from_graph(
+    run: Run, request: BuildRequest, wanted: NMPattern | None, *, data_dir: str | Path | None
+) -> BuiltGraph:
+    """As `build_graph`, for a run that holds a graph."""
+    info = run.info
+    if wanted is not None:
+        raise UsageError(
+            f"--pattern {wanted} looks for orders of channels, which it does in torch networks only, and "
+            f"{run.path} holds an ONNX graph.",
+            do=f"Make it sparse by `sparse-export sparsify {info.model.name} --pattern {wanted}` first.",
+        )
+    model = graph_of_run(run)
+    samples = calibration_batches(info, request.precision, request.n_calibration, data_dir, request.inputs)
+    inner = [name for one in info.signature.outputs for name in last_fixed_ancestors(model, one.name)]
+    with open_session(
+        run.path / GRAPH_FILE, signature=info.signature, inner=tuple(dict.fromkeys(inner))
+    ) as session:
+        golden = golden_pair(session, samples[0] if samples else None, inner=dict.fromkeys(inner))
+    golden = _without_data_sized(golden, model)
+    promised = promised_patterns(info.layers)
+    model, compacted = rewrite_graph(model, info.signature, promised, None, request.compact)
+    n_parameters, n_nonzero = count_parameters(model)
+    if request.precision != "fp32":
+        model = convert_precision(model, request.precision, samples)
+    positive_zeros(model)
+    require_patterns(model, promised)
+    masked = [layer for layer in info.layers if layer.masked] or list(info.layers)
+    return BuiltGraph(
+        model=model,
+        layers=graph_layers(model),
+        promising=info.layers,
+        density=sum(layer.n_active for layer in masked) / max(1, sum(layer.n_weights for layer in masked)),
+        golden=golden,
+        n_parameters=n_parameters,
+        n_nonzero=n_nonzero,
+        n_calibration=sum(map(info.signature.n_samples, samples)) if request.precision in CALIBRATED else 0,
+        compacted=compacted,
+        fit=None,
+    )
+
+
+def _without_data_sized(golden: Golden, model: onnx.ModelProto) -> Golden:
+    """The pair without the outputs whose length depends on the data, for which inner values stand."""
+    fixed = [name for name in golden.outputs if name in golden.inner or not last_fixed_ancestors(model, name)]
+    return replace(
+        golden,
+        outputs={name: golden.outputs[name] for name in fixed},
+        smaller={n: {name: one[name] for name in fixed} for n, one in golden.smaller.items()},
     )
 
 

@@ -39,6 +39,8 @@ class BuildRequest:
         n_calibration: number of training samples for int8 and fp8.
         engines: options of some targets.
         time_layers: time the layers of each engine.
+        inputs: file or folder of real inputs, for the golden pair and for the ranges of int8 and fp8; None
+            for random ones, and for training samples of the run's data set.
     """
 
     targets: Sequence[str]
@@ -52,6 +54,7 @@ class BuildRequest:
     n_calibration: int
     engines: Sequence[EngineOptions]
     time_layers: bool
+    inputs: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

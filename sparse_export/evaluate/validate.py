@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparse_export.errors import UnknownNameError, UsageError
-from sparse_export.tasks.agreement import Agreement, agreement_of
 from sparse_export.evaluate.evaluator import Scored, score, score_file
 from sparse_export.evaluate.parity import golden_inputs, golden_parity_of, parity_by_batch, parity_of
 from sparse_export.evaluate.references import against_dense, open_dense, reference_of_bundle
@@ -21,6 +20,7 @@ from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.outputs import output_batches
 from sparse_export.runtimes.probe import require_probed
 from sparse_export.tasks.accuracy import drop_points, require_possible_drop
+from sparse_export.tasks.agreement import Agreement, agreement_of
 from sparse_export.tasks.inputs import read_inputs
 from sparse_export.tasks.labels import require_outputs
 from sparse_export.tasks.samples import (

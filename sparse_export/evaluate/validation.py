@@ -8,12 +8,12 @@ from pathlib import Path
 
 from sparse_export.building.golden import batch_sizes
 from sparse_export.errors import GateFailed
-from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
 from sparse_export.files import write_json
 from sparse_export.formats.run import Accuracy
 from sparse_export.runtimes.tolerance import OutputDifference
 from sparse_export.tables import Shown, Table
 from sparse_export.tasks.accuracy import accuracy_text, difference_text, lost_too_much, points_text
+from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
 
 __all__ = [
     "AgainstDense",

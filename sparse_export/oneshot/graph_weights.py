@@ -179,8 +179,9 @@ def _collected(model: onnx.ModelProto, wiring: Wiring) -> tuple[dict[str, _Uses]
     others: dict[str, str] = {}
     for use in layer_uses(model):
         if isinstance(use, OtherLayer):
-            if use.name and use.why.code not in ("activations", "not-constant"):
-                others.setdefault(use.name, use.why.text)
+            why = use.why[-1]
+            if use.name and why.code not in ("activations", "not-constant"):
+                others.setdefault(use.name, why.text)
             continue
         uses = found.setdefault(use.stored, _Uses(nodes=[], operands=set(), uses=[], holders=set()))
         uses.nodes.append(use.where)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sparse_export.formats.run import Accuracy
 from sparse_export.tables import Shown, Table, shape_text
 from sparse_export.tasks.accuracy import percent_text
+from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
 from sparse_export.train.starting_point import STARTED
 
 REPORT_FILE = "sparsify.json"
@@ -19,6 +20,7 @@ class Stage:
     Attributes:
         name: `original`, `permuted`, `sparsified` or `fine-tuned`.
         validation, test: accuracies, None without data or for an empty part.
+        agreement: with the outputs of the dense network, where there are no labels.
         seconds: that the step took, without the evaluation.
     """
 
@@ -26,6 +28,7 @@ class Stage:
     validation: Accuracy | None
     test: Accuracy | None
     seconds: float
+    agreement: Agreement | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,7 @@ class SparsifyReport:
         output_difference: the largest between the outputs before and after, of the largest output, in
             float64; 0 where nothing was permuted.
         untraced: why no order could be looked for, or empty.
+        n_resumed: layers that an earlier process had finished before it ended.
         kept_share: over the layers that got the pattern.
         n_norms: batch norms that were re-estimated.
     """
@@ -88,6 +92,7 @@ class SparsifyReport:
     kept_share: float
     layers: tuple[SparsifiedLayer, ...]
     stages: tuple[Stage, ...]
+    n_resumed: int = 0
 
     def shown(self) -> Shown:
         """What each layer kept, how good the network was after each step, and a summary."""
@@ -110,6 +115,8 @@ def _layer_table(report: SparsifyReport) -> Table:
 
 
 def _stage_table(report: SparsifyReport) -> Table:
+    if any(stage.agreement is not None for stage in report.stages):
+        return _agreement_table(report)
     rows = [
         (
             stage.name,
@@ -122,14 +129,29 @@ def _stage_table(report: SparsifyReport) -> Table:
     return Table(head=("step", "validation", "test", "seconds"), rows=rows)
 
 
+def _agreement_table(report: SparsifyReport) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for stage in report.stages:
+        if stage.agreement is None:
+            continue
+        rows.append((stage.name, "all outputs", agreement_text(stage.agreement), f"{stage.seconds:.1f}"))
+        rows += [("", one.name, output_text(one), "") for one in stage.agreement.outputs]
+        rows += [("", name, f"not compared: {why}", "") for name, why in stage.agreement.left_out.items()]
+    return Table(head=("step", "output", "agreement with the dense network", "seconds"), rows=rows)
+
+
 def _summary(report: SparsifyReport) -> str:
     n_sparse = sum(layer.pattern is not None for layer in report.layers)
     found = f"{n_sparse} of {len(report.layers)} layers are {report.pattern} by {report.method}"
     parts = [f"{found}; they keep {report.kept_share:.4f} of their sum of |w|"]
-    if all(stage.validation is None and stage.test is None for stage in report.stages):
+    if report.n_resumed:
+        parts.append(f"{report.n_resumed} layers had been finished before the command was ended")
+    if all(stage.validation is None and stage.test is None for stage in report.stages) and not any(
+        stage.agreement for stage in report.stages
+    ):
         parts.append("accuracy was not measured: no data were given")
     if report.n_calibration:
-        parts.append(f"{report.n_calibration:,} samples of the training part were looked at")
+        parts.append(f"{report.n_calibration:,} samples were looked at")
     if report.permute:
         parts.append(
             report.untraced

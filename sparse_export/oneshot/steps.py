@@ -30,7 +30,7 @@ from sparse_export.train.layers import layer_facts
 from sparse_export.train.loop import device_of
 from sparse_export.train.network import n_threads_for
 from sparse_export.train.observer import Observer
-from sparse_export.train.record import new_run_info
+from sparse_export.train.record import n_entries, new_run_info
 from sparse_export.train.run_folder import claimed_run, finish_run, require_empty
 from sparse_export.train.stopping import cpu_settings
 
@@ -144,7 +144,7 @@ def _written(work: Work, report: SparsifyReport, run: Run | None, n_threads: int
 def _run_info(work: Work, report: SparsifyReport, run: Run | None, n_threads: int) -> RunInfo:
     """Of a run that was not trained."""
     return new_run_info(
-        work.network,
+        n_parameters=n_entries(work.network),
         method=method_name(report),
         model=ModelInfo(name=report.model),
         signature=class_signature(work.input_shape, work.n_outputs),

@@ -19,8 +19,9 @@ from sparse_export.errors import ArtefactError, MissingCapability, OutputError, 
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE, Bundle
 from sparse_export.formats.listed import file_of
+from sparse_export.signature import Signature
 
-__all__ = ["require_probed"]
+__all__ = ["require_probed", "require_runnable"]
 
 _WORKER = "sparse_export.runtimes.probe_worker"
 _LIMIT_S = {"cpu": 300.0, "cuda": 300.0, "tensorrt": 1800.0}  # TensorRT builds its engines first
@@ -66,6 +67,22 @@ def require_probed(
             provider,
             _LIMIT_S[provider] if limit_s is None else limit_s,
         )
+
+
+def require_runnable(model: Path, signature: Signature, *, limit_s: float = _LIMIT_S["cpu"]) -> None:
+    """Check that an ONNX file may be opened in this process, as `require_probed` does for a bundle's.
+
+    Args:
+        model: any ONNX file.
+        signature: of it.
+        limit_s: seconds that the child process gets.
+
+    Raises:
+        ArtefactError: the child process was ended by a signal, took too long, or could not run the file.
+        OutputError: the child process has no room to write.
+    """
+    described = json.dumps(asdict(signature), sort_keys=True)
+    _probe(model.absolute(), sha256_file(model), described, (), "cpu", limit_s)
 
 
 def _is_vouched_for(digest: str, trusted: trust.TrustedDigests) -> bool:

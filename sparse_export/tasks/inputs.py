@@ -6,7 +6,7 @@ import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.files import sha256_file
-from sparse_export.signature import FLOATS, Array, Signature, TensorInfo, joined
+from sparse_export.signature import FLOATS, INTEGERS, Array, Signature, TensorInfo, joined
 
-__all__ = ["INPUTS_BATCH", "InputFiles", "read_inputs"]
+__all__ = ["INPUTS_BATCH", "InputFiles", "example_sizes", "read_inputs", "with_seen_ranges"]
 
 INPUTS_BATCH = 128
 """Samples at once, at most."""
@@ -88,6 +88,43 @@ def read_inputs(path: str | Path, signature: Signature, *, n_samples: int = 512,
         n_available=n_available,
         files={source.path.name: sha256_file(source.path) for source in sources},
     )
+
+
+def example_sizes(path: str | Path, signature: Signature) -> dict[str, int]:
+    """The free sizes of the first sample of some inputs, but for that which counts samples.
+
+    Args:
+        path: as of `read_inputs`.
+        signature: of the network.
+
+    Raises:
+        UsageError: as `read_inputs`.
+        ArtefactError: likewise.
+    """
+    feeds = read_inputs(path, signature, n_samples=1).batches[0]
+    sizes: dict[str, int] = {}
+    for one in signature.inputs:
+        one.problem(feeds[one.name], sizes)
+    return {name: size for name, size in sizes.items() if name != signature.batch}
+
+
+def with_seen_ranges(signature: Signature, found: InputFiles) -> Signature:
+    """A signature in which integers whose range the graph does not tell have that of real inputs.
+
+    Args:
+        signature: of the network.
+        found: real inputs.
+    """
+
+    def seen(one: TensorInfo) -> TensorInfo:
+        arrays = [batch[one.name] for batch in found.batches]
+        known = one.low is not None and one.high is not None
+        if known or one.dtype not in INTEGERS or not all(array.size for array in arrays):
+            return one
+        low, high = min(int(array.min()) for array in arrays), max(int(array.max()) for array in arrays)
+        return replace(one, low=low, high=high)
+
+    return replace(signature, inputs=tuple(map(seen, signature.inputs)))
 
 
 def _files(path: Path) -> list[Path]:

@@ -1,0 +1,135 @@
+"""Runs that hold a graph: a dense one of an ONNX file, and the sparse one that is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+
+from sparse_export.files import sha256_file, staged_folder, write_json
+from sparse_export.formats.listed import file_infos, file_of
+from sparse_export.formats.run import (
+    AGREEMENT,
+    GRAPH_FILE,
+    Accuracy,
+    DenseInfo,
+    LayerInfo,
+    ModelInfo,
+    Run,
+    RunInfo,
+    save_run_info,
+)
+from sparse_export.graph.layers import count_parameters, graph_layers
+from sparse_export.graph.model import open_model, save_model
+from sparse_export.signature import Signature
+from sparse_export.train.methods.dense import DENSE
+from sparse_export.train.record import new_run_info
+
+__all__ = ["dense_folder", "facts_of_graph", "graph_of_run", "reusable_run", "write_graph_run"]
+
+
+def dense_folder(out: Path) -> Path:
+    """Where the dense network is left that the run in `out` is made of."""
+    return out.absolute().with_name(f"{out.absolute().name}-dense")
+
+
+def facts_of_graph(model: onnx.ModelProto) -> tuple[LayerInfo, ...]:
+    """The record of each weight of a graph, with the 2:4 pattern where its zeros already have it."""
+    found: dict[str, LayerInfo] = {}
+    for layer in graph_layers(model):
+        if not layer.constant or not layer.shape or layer.weight in found:
+            continue
+        has_zeros = layer.n_nonzero <= layer.n_weights // 2 and bool(layer.pattern_holds)
+        found[layer.weight] = LayerInfo(
+            name=layer.weight,
+            shape=layer.shape,
+            n_weights=layer.n_weights,
+            n_active=layer.n_nonzero if has_zeros else layer.n_weights,
+            masked=has_zeros,
+            pattern="2:4" if has_zeros else None,
+        )
+    return tuple(found.values())
+
+
+def write_graph_run(
+    out: Path,
+    model: onnx.ModelProto,
+    signature: Signature,
+    layers: Sequence[LayerInfo],
+    *,
+    name: str,
+    method: str = DENSE.name,
+    seed: int = 0,
+    n_threads: int = 1,
+    seconds: float = 0.0,
+    test: Accuracy | None = None,
+    dense: DenseInfo | None = None,
+    report: object = None,
+    report_file: str = "",
+) -> Run:
+    """Write a graph as a finished run, whole or not at all.
+
+    Args:
+        out: a new or empty folder.
+        model: the graph.
+        signature: of it.
+        layers: the record of each weight.
+        name: of the network.
+        method: by which it was made sparse.
+        seed: of what was drawn.
+        n_threads: that worked on it.
+        seconds: that this took.
+        test: accuracy on a test set, if any.
+        dense: the network that it was made from.
+        report: what is written to `report_file`, ready for JSON; None for nothing.
+        report_file: its name.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    info = new_run_info(
+        n_parameters=count_parameters(model)[0],
+        method=method,
+        model=ModelInfo(name=name, form="onnx"),
+        signature=signature,
+        data=None,
+        layers=tuple(layers),
+        seed=seed,
+        n_threads=n_threads,
+        device="cpu",
+        test=test,
+        seconds=seconds,
+        task=AGREEMENT,
+        dense=dense,
+    )
+    with staged_folder(out) as stage:
+        files = save_model(model, stage / GRAPH_FILE)
+        info = replace(info, status="complete", files=file_infos(stage, files))
+        save_run_info(stage, info)
+        if report is not None:
+            write_json(stage / report_file, report)
+    return Run(path=out, info=info)
+
+
+def graph_of_run(run: Run) -> onnx.ModelProto:
+    """The graph of a run that holds one, each of its files checked by hash.
+
+    Raises:
+        ArtefactError: a file is not the one that was written.
+    """
+    for name in run.info.files:
+        file_of(run, name)
+    return open_model(run.path / GRAPH_FILE)
+
+
+def reusable_run(out: Path, info: RunInfo, source_sha256: str) -> bool:
+    """Is the run in a folder the dense one of this very source?"""
+    known = info.dense.sha256 if info.dense is not None else None
+    return info.status == "complete" and source_sha256 in (known, _graph_sha256(out))
+
+
+def _graph_sha256(out: Path) -> str | None:
+    file = out / GRAPH_FILE
+    return sha256_file(file) if file.is_file() else None

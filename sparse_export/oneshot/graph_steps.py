@@ -1,0 +1,274 @@
+"""The steps of sparsify for a graph: the dense network is left as a run, the sparse one beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from sparse_export.errors import UsageError
+from sparse_export.files import is_leftover, temporary_folder
+from sparse_export.formats.run import GRAPH_FILE, DenseInfo, LayerInfo, Run, read_run_info
+from sparse_export.graph.model import save_model
+from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY, Finished, PrunedGraph, sparsify_graph
+from sparse_export.oneshot.graph_run import (
+    dense_folder,
+    facts_of_graph,
+    reusable_run,
+    write_graph_run,
+)
+from sparse_export.oneshot.graph_source import GraphSource
+from sparse_export.oneshot.layers import Method
+from sparse_export.oneshot.report import REPORT_FILE, SparsifyReport, Stage, method_name
+from sparse_export.runtimes.onnxruntime import open_session
+from sparse_export.runtimes.outputs import output_batches
+from sparse_export.signature import Feeds, Signature
+from sparse_export.sparsity.pattern import NMPattern
+from sparse_export.tasks.agreement import Agreement, agreement_of
+from sparse_export.tasks.inputs import read_inputs, with_seen_ranges
+from sparse_export.tasks.samples import BatchSamples
+from sparse_export.train.run_folder import claimed_run, require_empty
+
+__all__ = ["dense_run_of", "sparsify_source"]
+
+STATE_FOLDER = "resume-sparsify"
+_HELD_BACK = 64  # samples at most that agreement is measured on
+_HELD_SHARE = 5  # one in so many
+_RANDOM_SAMPLES = 8
+_SEED = 23
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """What weights are calibrated on, and what the agreement is measured on.
+
+    Attributes:
+        calibration: batches; none for random inputs.
+        held: batches for the agreement; none where nothing can be drawn.
+        words: what these are.
+    """
+
+    calibration: tuple[Feeds, ...]
+    held: tuple[Feeds, ...]
+    words: str
+
+
+def dense_run_of(source: GraphSource, out: Path) -> Run:
+    """Leave the dense network as a run, unless it is there already.
+
+    Args:
+        source: the network.
+        out: folder of the run.
+
+    Raises:
+        UsageError: the folder holds something else.
+        OutputError: it cannot be written.
+    """
+    if out.exists() and any(out.iterdir()):
+        try:
+            info = read_run_info(out)
+        except Exception:  # noqa: BLE001 - whatever is there, it is no such run
+            info = None
+        if info is not None and reusable_run(out, info, source.sha256):
+            return Run(path=out, info=info)
+        raise UsageError(
+            f"{out} is where the dense network is left, and it holds something else.",
+            do="Move that away, or choose another --out.",
+        )
+    with claimed_run(out):
+        require_empty(out)
+        return write_graph_run(
+            out,
+            source.model,
+            source.signature,
+            facts_of_graph(source.model),
+            name=source.name,
+            dense=DenseInfo(sha256=source.sha256, path=None),
+        )
+
+
+def sparsify_source(
+    source: GraphSource,
+    out: Path,
+    *,
+    pattern: NMPattern,
+    method: Method,
+    inputs: Path | None,
+    calibration_samples: int,
+    keep_dense: Sequence[str] = (),
+    planned_dense: Mapping[str, str] | None = None,
+    memory_bytes: int = CALIBRATION_MEMORY,
+    seed: int = 0,
+    n_threads: int | None = None,
+    observer: Finished | None = None,
+) -> tuple[Run, SparsifyReport]:
+    """Make a graph N:M sparse, and write it as a finished run with the dense one beside it.
+
+    Args:
+        source: the network.
+        out: folder of the run; the dense one is left in that folder's name with `-dense` behind it.
+        pattern: N:M.
+        method: how weights are chosen.
+        inputs: file or folder of real inputs; None for `magnitude` without any.
+        calibration_samples: of them that weights are calibrated on, at most.
+        keep_dense: shell patterns of weights, or of nodes, that stay as they are.
+        planned_dense: weights that a plan leaves dense, with its reasons.
+        memory_bytes: bound of the values that a walk keeps in memory.
+        seed: of the choice of samples.
+        n_threads: of onnxruntime.
+        observer: told of each layer.
+
+    Returns:
+        The run and the report.
+
+    Raises:
+        SparseExportError: as `sparsify_graph` and `read_inputs`.
+    """
+    signature, split = _split_inputs(source, inputs, calibration_samples, seed)
+    source = replace(source, signature=signature)
+    with claimed_run(out):
+        state = out / STATE_FOLDER
+        _require_own(out)
+        dense = dense_run_of(source, dense_folder(out))
+        began = time.monotonic()
+        pruned = sparsify_graph(
+            source.model,
+            signature=signature,
+            batches=split.calibration or None,
+            pattern=pattern,
+            method=method,
+            keep_dense=keep_dense,
+            planned_dense=planned_dense,
+            memory_bytes=memory_bytes,
+            state=state,
+            observer=observer,
+            n_threads=n_threads,
+        )
+        seconds = time.monotonic() - began
+        agreement = _agreement(dense, pruned, signature, split, n_threads)
+        report = _report(source, pruned, pattern, method, seed, seconds, agreement)
+        run = write_graph_run(
+            out,
+            pruned.model,
+            signature,
+            _facts(pruned),
+            name=source.name,
+            method=method_name(report),
+            seed=seed,
+            seconds=seconds,
+            dense=DenseInfo(sha256=source.sha256, path=str(dense.path)),
+            report=asdict(report),
+            report_file=REPORT_FILE,
+        )
+    return run, report
+
+
+def _require_own(out: Path) -> None:
+    """Raise UsageError where the folder holds more than what a killed sparsify left."""
+    own = out / STATE_FOLDER
+    others = (
+        [one for one in out.iterdir() if one != own and not is_leftover(one.name)] if out.is_dir() else []
+    )
+    if others or not own.is_dir():
+        require_empty(out)
+
+
+def _split_inputs(
+    source: GraphSource, inputs: Path | None, calibration_samples: int, seed: int
+) -> tuple[Signature, _Inputs]:
+    """One sample in five, 64 at most, is held back for the agreement."""
+    signature = source.signature
+    if inputs is None:
+        held = (signature.draw(_RANDOM_SAMPLES, _SEED),) if signature.drawable else ()
+        return signature, _Inputs(calibration=(), held=held, words=f"{_RANDOM_SAMPLES} random samples")
+    found = read_inputs(inputs, signature, n_samples=calibration_samples + _HELD_BACK, seed=seed)
+    signature = with_seen_ranges(signature, found)
+    calibration: list[Feeds] = []
+    held_parts: list[Feeds] = []
+    n_held = n_parts = 0
+    for batch in found.batches:
+        n = signature.n_samples(batch)
+        n_parts += 1
+        if signature.batch is None:
+            aside = n_parts % _HELD_SHARE == 0 and n_held < _HELD_BACK
+            (held_parts if aside else calibration).append(batch)
+            n_held += aside
+            continue
+        back = min(n // _HELD_SHARE, _HELD_BACK - n_held)
+        calibration.append(signature.part(batch, 0, n - back))
+        if back:
+            held_parts.append(signature.part(batch, n - back, n))
+            n_held += back
+    if not n_held:
+        words = f"the {found.n_samples} samples of {inputs.name} that it was calibrated on"
+        return signature, _Inputs(calibration=tuple(calibration), held=tuple(calibration), words=words)
+    words = f"{n_held} samples of {inputs.name} that were held back"
+    return signature, _Inputs(calibration=tuple(calibration), held=tuple(held_parts), words=words)
+
+
+def _agreement(
+    dense: Run, pruned: PrunedGraph, signature: Signature, split: _Inputs, n_threads: int | None
+) -> Agreement | None:
+    if not split.held:
+        return None
+    samples = BatchSamples(parts=split.held, signature=signature)
+    with temporary_folder() as folder:
+        save_model(pruned.model, folder / GRAPH_FILE)
+        with (
+            open_session(dense.path / GRAPH_FILE, signature=signature, n_threads=n_threads) as before,
+            open_session(folder / GRAPH_FILE, signature=signature, n_threads=n_threads) as after,
+        ):
+            first = output_batches(before, samples, who="The dense network")
+            second = output_batches(after, samples, who="The sparse network")
+            pairs = ((a, b) for (_, a), (_, b) in zip(first, second, strict=True))
+            return agreement_of(pairs, signature, inputs=split.words)
+
+
+def _facts(pruned: PrunedGraph) -> list[LayerInfo]:
+    return [
+        LayerInfo(
+            name=layer.name,
+            shape=layer.shape,
+            n_weights=layer.n_weights,
+            n_active=layer.n_active,
+            masked=layer.pattern is not None,
+            pattern=layer.pattern,
+            why_dense=layer.reason if layer.pattern is None else None,
+        )
+        for layer in pruned.layers
+    ]
+
+
+def _report(
+    source: GraphSource,
+    pruned: PrunedGraph,
+    pattern: NMPattern,
+    method: Method,
+    seed: int,
+    seconds: float,
+    agreement: Agreement | None,
+) -> SparsifyReport:
+    sparse = [layer for layer in pruned.layers if layer.pattern is not None]
+    total = sum(layer.magnitude for layer in sparse)
+    kept = sum(layer.magnitude * (layer.kept_share or 0.0) for layer in sparse)
+    return SparsifyReport(
+        model=source.name,
+        weights=source.origin,
+        pattern=str(pattern),
+        method=method,
+        permute=False,
+        moving=False,
+        epochs=0,
+        seed=seed,
+        n_calibration=pruned.n_calibration,
+        n_norms=0,
+        permuted_spaces=0,
+        n_spaces=0,
+        output_difference=0.0,
+        untraced="",
+        kept_share=kept / total if total else 1.0,
+        layers=pruned.layers,
+        stages=(Stage(name="sparsified", validation=None, test=None, seconds=seconds, agreement=agreement),),
+        n_resumed=pruned.n_resumed,
+    )
