@@ -33,6 +33,7 @@ import torch
 from sparse_export import models
 from sparse_export.engines.build import build_engine, engine_from_file
 from sparse_export.engines.options import EngineOptions
+from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.passes.float16 import in_half
 from sparse_export.graph.passes.pack24 import pack
@@ -102,7 +103,7 @@ def two_four_graph(name: str) -> onnx.ModelProto:
         for parameter in module.parameters():
             if parameter.dim() > 1 and fits(tuple(parameter.shape), 1, pattern):
                 parameter.mul_(largest_per_group(parameter.detach(), 1, pattern))
-    return in_half(onnx_from_module(module, SHAPES[name], masks={}), "fp16")
+    return in_half(onnx_from_module(module, example_of_shape(SHAPES[name]), masks={}), "fp16")
 
 
 def measure(name: str, rounds: int) -> Found:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import onnx
 import pytest
 from torch import Tensor, nn
+
+from sparse_export.graph.example import Example
 
 
 @contextmanager
@@ -20,16 +22,14 @@ def exported_once() -> Iterator[None]:
     graph: Any = importlib.import_module("sparse_export.building.graph")
     genuine, made = graph.onnx_from_module, {}
 
-    def export(
-        module: nn.Module, input_shape: Sequence[int], *, masks: Mapping[str, Tensor]
-    ) -> onnx.ModelProto:
+    def export(module: nn.Module, example: Example, *, masks: Mapping[str, Tensor]) -> onnx.ModelProto:
         weights, kept = (
             b"".join(value.numpy().tobytes() for value in tensors.values())
             for tensors in (module.state_dict(), masks)
         )
-        key = weights, kept, tuple(input_shape)
+        key = weights, kept, tuple((name, one.shape) for name, one in example.tensors.items())
         if key not in made:
-            made[key] = genuine(module, input_shape, masks=masks)
+            made[key] = genuine(module, example, masks=masks)
         copy = onnx.ModelProto()
         copy.CopyFrom(made[key])
         return copy

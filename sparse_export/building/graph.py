@@ -25,6 +25,7 @@ from sparse_export.errors import UsageError
 from sparse_export.formats.bundle import CompactInfo
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.formats.run import GRAPH_FILE, LayerInfo, Run, RunInfo
+from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module, positive_zeros
 from sparse_export.graph.layers import (
     count_parameters,
@@ -123,7 +124,9 @@ def build_graph(
     require_deterministic(network, shape)
     with TorchSession(network, info.signature) as session:
         golden = golden_pair(session, samples[0] if samples else None)
-    model = onnx_from_module(network, shape, masks=masks_with_promises(network, masks, fitted))
+    model = onnx_from_module(
+        network, example_of_shape(shape), masks=masks_with_promises(network, masks, fitted)
+    )
     promising = layer_infos(info.layers, network, masks, wanted, fitted)
     promised = promised_patterns(promising)
     model, compacted = rewrite_graph(model, info.signature, promised, fitted, request.compact)

@@ -1,17 +1,16 @@
-"""A torch network captured as a program that holds for every batch size."""
+"""A torch network captured as a program that holds for every free size."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config
@@ -20,10 +19,13 @@ from torch.onnx._internal.exporter import _flags
 from torch.utils._sympy.printers import PythonPrinter
 
 from sparse_export.errors import UsageError
+from sparse_export.graph.example import Example
+from sparse_export.graph.named_network import NamedNetwork
+from sparse_export.signature import BATCH
 
-__all__ = ["captured"]
+__all__ = ["Captured", "captured"]
 
-_BATCH_SIZES = (*range(1, 65), *(2**power + offset for power in range(7, 17) for offset in (-1, 0, 1)))
+_LENGTHS = (*range(1, 65), *(2**power + offset for power in range(7, 17) for offset in (-1, 0, 1)))
 
 _TORCH = Path(torch.__file__).parent
 _BYTECODE = _TORCH / "_dynamo"  # where TorchDynamo evaluates a branch of somebody else's code
@@ -33,65 +35,83 @@ _MORE_SHOWN = 60  # characters of a line of source
 
 
 @dataclass(frozen=True, kw_only=True)
+class Captured:
+    """A network as torch.export has it.
+
+    Attributes:
+        program: takes the tensors of the example in their order, and returns those of the outputs.
+        symbols: what the program calls each free size, to the name that it has in the example.
+    """
+
+    program: ExportedProgram
+    symbols: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Condition:
-    """What a program takes for granted of its batch size.
+    """What a program takes for granted of a free size.
 
     place: where in the source, "" where torch does not say.
     """
 
+    size: str
     expression: str
     false_at: int
     place: str
 
 
-def captured(network: nn.Module, sample: Tensor) -> ExportedProgram:
-    """torch.export's program of a network, for every batch size.
+def captured(network: NamedNetwork) -> Captured:
+    """torch.export's program of a network, for every length of its free sizes.
 
-    It is traced without TorchDynamo first, and with it where that fails or fixes the batch size, as `len(x)`
-    does.
+    It is traced without TorchDynamo first, and with it where that fails or fixes a size, as `len(x)` does.
 
     Args:
-        network: in eval mode, on the CPU.
-        sample: one input batch of at least 2 samples; its values do not matter.
-
-    Returns:
-        The program, whose first dimension of the input is free.
+        network: in eval mode, on the CPU, with an example whose free sizes are 2 or more.
 
     Raises:
-        UsageError: the network takes a branch that depends on the batch size.
+        UsageError: the network takes a branch that depends on a free size. Limits that forward has itself,
+            as the length of a table of positions, are none, but for the batch.
         Exception: whatever torch.export raises for a network that it can trace in neither way.
     """
     failure: Exception | None = None
     condition: _Condition | None = None
     for strict in (False, True):
         try:
-            program = _traced(network, sample, strict)
+            program = _traced(network, strict)
         except Exception as cause:  # noqa: BLE001 - whatever forward raises; the other way may take it
             failure = failure or cause
             continue
-        found = _conditions(program)
+        symbols = _symbols(program, network.example)
+        found = _conditions(program, network, symbols)
         if not found:
-            return program
+            return Captured(program=program, symbols={str(symbol): name for symbol, name in symbols.items()})
         if condition is None or found[0].place:
             condition = found[0]
     if condition is None:
         assert failure is not None
         raise failure
+    size = "batch size" if condition.size == BATCH else f"size {condition.size}"
     raise UsageError(
-        f"The network {type(network).__name__} depends on the batch size{condition.place}: it was traced for "
-        f"{condition.expression}, which is false at batch {condition.false_at}.",
-        expected="One graph for every batch size was expected.",
+        f"The network {type(network.network).__name__} depends on the {size}{condition.place}: it was traced "
+        f"for {condition.expression}, which is false at {condition.size} {condition.false_at}.",
+        expected=f"One graph for every {size} was expected.",
         do=(
             "Take the branch out of forward, and write shapes with -1 or x.shape[0] in place of a fixed "
-            "batch size."
+            f"{size}"
+            + ("." if condition.size == BATCH else ", or let the size be fixed: take it out of free_sizes.")
         ),
     ) from failure
 
 
-def _traced(network: nn.Module, sample: Tensor, strict: bool) -> ExportedProgram:
+def _traced(network: NamedNetwork, strict: bool) -> ExportedProgram:
+    example = network.example
+    free = tuple(
+        {axis: Dim.AUTO for axis, name in enumerate(names) if name is not None}
+        for names in example.axes.values()
+    )
     with torch.no_grad(), _exporting(strict):
         return _flags.set_onnx_exporting_flag(torch.export.export)(
-            network, (sample,), dynamic_shapes=({0: Dim.AUTO},), strict=strict
+            network, tuple(example.tensors.values()), dynamic_shapes=(free,), strict=strict
         )
 
 
@@ -111,41 +131,109 @@ def _exporting(strict: bool) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _conditions(program: ExportedProgram) -> list[_Condition]:
-    """What the program takes for granted of its batch size, without what holds for every size.
+def _symbols(program: ExportedProgram, example: Example) -> dict[Any, str]:
+    """The free sizes of the example by their symbols in the program.
+
+    Two inputs have a symbol each for a size that they share.
+    """
+    axes = list(example.axes.values())
+    found = {}
+    for symbol, sources in getattr(_shape_env(program), "var_to_sources", {}).items():
+        for source in sources:
+            place = getattr(source, "base", None)
+            index, axis = getattr(place, "index", None), getattr(source, "idx", None)
+            name = axes[index][axis] if isinstance(index, int) and isinstance(axis, int) else None
+            if name is not None:
+                found[symbol] = name
+    return found
+
+
+def _conditions(
+    program: ExportedProgram, network: NamedNetwork, symbols: Mapping[Any, str]
+) -> list[_Condition]:
+    """What the program takes for granted of free sizes, without what holds for every length.
 
     Operators of torch ask whether a size is 1 in order to choose strides or a kernel, in attention and
     recurrent layers for one. That changes no result, and batch 1 is compared with PyTorch when a bundle is
     built.
     """
     found = []
-    for guard in _shape_env(program).guards:
-        false_at = _false_at(guard.expr)
-        if false_at and (false_at != [1] or not _inside_operator(guard.sloc)):
-            found.append(
-                _Condition(expression=_text(guard.expr), false_at=false_at[0], place=_place(guard.sloc))
-            )
+    lengths = network.example.all_sizes
+    for guard in _guards(program):
+        expression = guard.expr
+        names = {symbol: symbols[symbol] for symbol in expression.free_symbols if symbol in symbols}
+        if len(names) < len(expression.free_symbols) or free_unbacked_symbols(expression):
+            continue  # of values
+        for name in dict.fromkeys(names.values()):
+            false_at = _false_at(expression, name, names, lengths)
+            if not false_at or (false_at == [1] and _inside_operator(guard.sloc)):
+                continue
+            if name != BATCH:
+                false_at = _without_limits(network, name, false_at)
+            if false_at:
+                found.append(
+                    _Condition(
+                        size=name,
+                        expression=_text(expression, names),
+                        false_at=false_at[0],
+                        place=_place(guard.sloc),
+                    )
+                )
     return found
 
 
 def _shape_env(program: ExportedProgram) -> Any:
-    """Where torch notes what it found out of sizes."""
+    """Where torch notes what it found out of sizes; None for a program without tensors."""
     values = (node.meta.get("val") for node in program.graph.nodes)
-    return next(value.fake_mode.shape_env for value in values if isinstance(value, FakeTensor))
+    return next((value.fake_mode.shape_env for value in values if isinstance(value, FakeTensor)), None)
 
 
-def _false_at(expression: Any) -> list[int]:
-    """The batch sizes, of those that are tried, for which a guard is false; none where it is of values."""
-    if len(expression.free_symbols) != 1 or free_unbacked_symbols(expression):
-        return []
-    (batch,) = expression.free_symbols  # nothing else is free
-    return [size for size in _BATCH_SIZES if expression.subs(batch, size) == False]
+def _guards(program: ExportedProgram) -> list[Any]:
+    return list(getattr(_shape_env(program), "guards", []))
 
 
-def _text(expression: Any) -> str:
+def _false_at(expression: Any, name: str, names: Mapping[Any, str], lengths: Mapping[str, int]) -> list[int]:
+    """The lengths of a size, of those that are tried, for which a guard is false."""
+
+    def is_false(length: int) -> bool:
+        tried = {**lengths, name: length}
+        return bool(expression.subs({symbol: tried[one] for symbol, one in names.items()}) == False)
+
+    return [length for length in _LENGTHS if is_false(length)]
+
+
+def _without_limits(network: NamedNetwork, name: str, false_at: list[int]) -> list[int]:
+    """Leave out lengths that forward does not take either. Those next to the example's are tried, which may
+    be too short or too long; where it takes no other length at all, the size is fixed.
+    """
+    here = network.example.all_sizes[name]
+    below = [length for length in false_at if length < here][-1:]
+    above = [length for length in false_at if length > here][:1]
+    left = [length for length in (*below, *above) if _takes(network, name, length)]
+    if left or {here - 1, here + 1} - set(false_at) - {0} or _is_multiple(here, false_at):
+        return left
+    return [*below, *above]
+
+
+def _is_multiple(here: int, false_at: list[int]) -> bool:
+    """Is a guard true at a multiple of a length?"""
+    return any(here * factor in _LENGTHS and here * factor not in false_at for factor in (2, 3, 4))
+
+
+def _takes(network: NamedNetwork, name: str, length: int) -> bool:
+    tensors = network.example.with_sizes({name: length}).tensors.values()
+    try:
+        with torch.no_grad():
+            network(*tensors)
+    except Exception:  # noqa: BLE001 - whatever forward raises of a length that it does not take
+        return False
+    return True
+
+
+def _text(expression: Any, names: Mapping[Any, str]) -> str:
     """A guard as Python has it, `batch > 1`."""
-    (batch,) = expression.free_symbols
-    return str(PythonPrinter().doprint(expression.subs(batch, type(batch)("batch", integer=True))))
+    named = {symbol: type(symbol)(name, integer=True) for symbol, name in names.items()}
+    return str(PythonPrinter().doprint(expression.subs(named)))
 
 
 def _inside_operator(place: Any) -> bool:

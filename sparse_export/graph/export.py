@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import copy
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from onnx import numpy_helper
+from onnx_ir.passes import common
 from torch import Tensor, nn
 
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph.capture import captured
-from sparse_export.graph.constants import attribute
-from sparse_export.graph.layers import FLOATS, layer_weight
+from sparse_export.graph.example import Example
+from sparse_export.graph.layers import FLOATS, LAYOUT
 from sparse_export.graph.model import MAX_WEIGHT_BYTES
-from sparse_export.graph.names import free_name, names_of_values, rename_values
-from sparse_export.graph.passes.fold_norms import fold_batch_norm
+from sparse_export.graph.named_network import NamedNetwork
+from sparse_export.graph.names import free_name
+from sparse_export.graph.passes.fold_norms import fold_norms
+from sparse_export.graph.passes.simplify import remove_unused, simplify, transpose_weights
+from sparse_export.signature import Array, size_text
 from sparse_export.version import __version__
 
 OPSET = 20
@@ -30,66 +34,73 @@ IR_VERSION = 10
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
 
-_ENDS = {"graph:input": INPUT_NAME, "graph:logits": OUTPUT_NAME}
-"""What the ends are called while torch exports, which gives a parameter its own name: these are no Python
-names.
-"""
-
-_SCOPES = "pkg.torch.onnx.name_scopes"
+_LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+_PREFIX = "network."  # of what belongs to the network, inside NamedNetwork
+_SYMBOL = re.compile(r"[A-Za-z_]\w*")
 
 
-def onnx_from_module(
-    module: nn.Module, input_shape: Sequence[int], *, masks: Mapping[str, Tensor]
-) -> onnx.ModelProto:
-    """The network as ONNX, opset 20, IR 10, with input `input` (batch, *input_shape) and output `logits`.
+def onnx_from_module(module: nn.Module, example: Example, *, masks: Mapping[str, Tensor]) -> onnx.ModelProto:
+    """Write a network as ONNX, opset 20, IR 10.
 
-    The graph holds for every batch size, as far as torch.export can tell; see `captured`.
+    The graph holds for every length of the free sizes, as far as torch.export can tell; see `captured`. Its
+    inputs and free sizes are called as in the example, its outputs as `NamedNetwork` says. Every parameter
+    stands under its own name, of tied ones under the first (with a mask), and a weight that MatMul multiplies
+    by may be stored transposed. Another parameter or buffer that has the name of an input or output gets an
+    underscore. Batch norm is folded into the layer before it. No zero is negative, and the graph holds no
+    source path.
 
-    module: float32, on any device, in any mode; it is not changed. It takes one tensor and returns one.
-    input_shape: of one sample.  masks: by parameter name, True = kept; applied to the copy that is exported.
-    Batch norm is folded into the layer before it. No zero is negative, and the graph holds no source path.
-    A masked weight has the name of its parameter in the graph, also where it is stored transposed. Another
-    parameter or buffer called `input` or `logits` gets an underscore there.
+    Args:
+        module: float32, on any device, in any mode; it is not changed.
+        example: of its inputs.
+        masks: by parameter name, True = kept; applied to the copy that is exported.
 
-    Raises UsageError when the network cannot be exported or takes a branch that depends on the batch size,
-    and GateFailed when a layer of the graph is not the layer of the network: a masked weight that is not
-    +0.0, or a kept one that was lost.
+    Raises:
+        UsageError: the network cannot be exported, or takes a branch that depends on a free size.
+        GateFailed: a layer of the graph is not the layer of the network: a masked weight is not +0.0, or a
+            kept one was lost.
     """
     _require_exportable(module, masks)
     network = copy.deepcopy(module).cpu().eval().requires_grad_(False)
     parameters = dict(network.named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
         parameters[name].masked_fill_(~mask.cpu().bool(), 0.0)
-    expected = {name: parameters[name].numpy().copy() for name in masks}
-    same = {name: [other for other, p in parameters.items() if p is parameters[name]] for name in masks}
-    sample = torch.zeros(2, *input_shape)  # a batch of 1 could be mistaken for a constant
-    fold_batch_norm(network, sample)
     try:
-        model = _exported(network, sample)
+        named = NamedNetwork(network, example.on("cpu")).eval()
+        _require_other_names(named, masks)
+        model = _exported(named)
     except UsageError:  # says itself what is wrong
         raise
     except Exception as cause:
+        inputs = ", ".join(f"{name} {_shape_text(example, name)}" for name in example.tensors)
         raise UsageError(
             f"The network {type(module).__name__} cannot be exported: {_reason(cause)}.",
-            expected=f"A network was expected that torch.export can trace with an input (batch, "
-            f"{', '.join(map(str, input_shape))}), batch being free.",
+            expected=f"A network was expected that torch.export can trace with {inputs}, the named sizes "
+            "being free.",
             do="Run torch.export.export on it to see the whole reason.",
         ) from cause
-    _require_one_tensor(model, module)
-    _unshare(model, dict(network.named_parameters(remove_duplicate=False)))
-    positive_zeros(model)
-    stored = {}
+    stored = _name_weights(model, parameters, masks)
+    simplify(model, set(stored.values()), whole={stored[name] for name in masks if name in stored})
+    transposed = transpose_weights(model, dict.fromkeys(stored.values()))
+    scales = fold_norms(model)
+    remove_unused(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _name_ends(model.graph, list(example.tensors), named.outputs)
+    proto = ir.to_proto(model)
+    positive_zeros(proto)
+    arrays = {tensor.name: tensor for tensor in proto.graph.initializer}
     for name, mask in masks.items():
-        others = parameters.keys() - set(same[name])
-        weight = _check_layer(model, name, same[name], others, expected[name], mask.cpu().bool().numpy())
-        if weight not in masks:  # stored transposed, or under another name of the same parameter
-            stored[weight] = name
-    _name_weights(model, stored)
-    _name_ends(model.graph)
-    _strip(model)
-    model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-    onnx.checker.check_model(model, full_check=True)
-    return model
+        _require_layer(model, name, stored.get(name))
+        weight = numpy_helper.to_array(arrays[stored[name]])
+        _require_masked(
+            name,
+            weight.T if stored[name] in transposed else weight,
+            mask.cpu().bool().numpy(),
+            parameters[name].numpy() * _scale_of(stored[name], scales, transposed),
+        )
+    _strip(proto)
+    proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
 
 
 def _require_exportable(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -114,12 +125,6 @@ def _require_exportable(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
                 f"There is a mask for {name!r}, which is not a parameter of {type(module).__name__}.",
                 expected=f"Its parameters are: {', '.join(parameters)}.",
             )
-        if name in _ENDS.values():
-            raise UsageError(
-                f"There is a mask for the parameter {name}, which is the name of an end of the graph.",
-                expected="Masked weights keep their names in the graph, so other names were expected.",
-                do="Rename the parameter, or leave it dense.",
-            )
         if mask.shape != parameters[name].shape:
             raise UsageError(
                 f"The mask for {name} has shape {tuple(mask.shape)}.",
@@ -127,25 +132,169 @@ def _require_exportable(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
             )
 
 
-def _exported(network: nn.Module, sample: Tensor) -> onnx.ModelProto:
+def _require_other_names(network: NamedNetwork, masks: Mapping[str, Tensor]) -> None:
+    """Raise UsageError where a masked weight and an input or output would have one name."""
+    for name in masks:
+        if name in network.example.tensors or name in network.outputs:
+            raise UsageError(
+                f"There is a mask for the parameter {name}, which is the name of an end of the graph.",
+                expected="Masked weights keep their names in the graph, so other names were expected.",
+                do="Rename the parameter, or leave it dense.",
+            )
+
+
+def _exported(network: NamedNetwork) -> ir.Model:
+    """The graph as torch has it, with the names of free sizes, and everything else inside `network.`"""
     chatter = io.StringIO()
     with contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter), torch.no_grad():
+        found = captured(network)
         program = torch.onnx.export(
-            captured(network, sample),
-            (sample,),
-            input_names=list(_ENDS)[:1],
-            output_names=list(_ENDS)[1:],
+            found.program,
             opset_version=OPSET,
             dynamo=True,
+            optimize=False,
             external_data=False,
-            dynamic_shapes=({0: "batch"},),
             verbose=False,
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
-    model = program.model_proto
-    model.ir_version = IR_VERSION
-    return model
+    _name_sizes(program.model, found.symbols)
+    program.model.ir_version = IR_VERSION
+    return program.model
+
+
+def _name_sizes(model: ir.Model, names: Mapping[str, str]) -> None:
+    """Call free sizes by their names, also in such as are computed of them, in place."""
+    made = (value for node in model.graph.all_nodes() for value in node.outputs)
+    for value in (*model.graph.inputs, *made):
+        for axis, size in enumerate(value.shape or ()):
+            if isinstance(size, ir.SymbolicDim) and size.value is not None and value.shape is not None:
+                value.shape[axis] = _SYMBOL.sub(lambda found: names.get(found[0], found[0]), size.value)
+
+
+def _name_weights(
+    model: ir.Model, parameters: Mapping[str, Tensor], masks: Collection[str]
+) -> dict[str, str]:
+    """Give parameters and buffers their own names, in place, and whatever else has one of these another.
+
+    Returns:
+        By each name of a parameter that the graph has the name that it has there: of tied ones the first with
+        a mask, else the first.
+    """
+    shared: dict[Any, list[str]] = {}
+    for name, parameter in parameters.items():
+        shared.setdefault(_memory(parameter), []).append(name)
+    new = {name: name.removeprefix(_PREFIX) for name in model.graph.initializers}
+    stored: dict[str, str] = {}
+    for names in shared.values():
+        found = [name for name in names if f"{_PREFIX}{name}" in new]
+        if not found:
+            continue
+        first = next((name for name in names if name in masks), names[0])
+        new |= {f"{_PREFIX}{name}": first if name == found[0] else name for name in found}
+        stored |= dict.fromkeys(names, first)
+    _rename(model.graph, new)
+    return stored
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    """What tensors that are one have in common."""
+    if tensor.numel() == 0:
+        return (id(tensor),)
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+
+
+def _name_ends(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Name the inputs and outputs of a graph, in place; whatever else is called so gets another name."""
+    seen: set[ir.Value] = set()
+    for number, value in enumerate(graph.outputs):
+        if value.producer() is None or value in seen:  # an input, a constant, or one that is there already
+            copied = ir.node("Identity", [value])
+            copied.outputs[0].shape, copied.outputs[0].type = value.shape, value.type
+            graph.append(copied)
+            graph.outputs[number] = copied.outputs[0]
+        seen.add(graph.outputs[number])
+    ends = zip((*graph.inputs, *graph.outputs), (*inputs, *outputs), strict=True)
+    _rename(graph, {value.name or "": name for value, name in ends})
+
+
+def _rename(graph: ir.Graph, new: Mapping[str, str]) -> None:
+    """Give values other names, in place. One that has such a name already gets underscores."""
+    values = [value for value in _values(graph) if value.name]
+    taken = {str(value.name) for value in values if value.name not in new} | set(new.values())
+    wanted = set(new.values())
+    pending = []
+    for value in values:
+        name = str(value.name)
+        if name in new:
+            pending.append((value, new[name]))
+        elif name in wanted:
+            other = free_name(f"{name}_", taken)
+            taken.add(other)
+            pending.append((value, other))
+    for number, (value, _) in enumerate(pending):  # initializers are kept by name, so out of the way first
+        value.name = f"{_PREFIX}:{number}"
+    for value, name in pending:
+        value.name = name
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """All values of a graph, those of the graphs inside it too."""
+    yield from graph.inputs
+    yield from list(graph.initializers.values())
+    for inner in graph.subgraphs():
+        yield from inner.inputs
+        yield from list(inner.initializers.values())
+    for node in graph.all_nodes():
+        yield from node.outputs
+
+
+def _require_layer(model: ir.Model, name: str, stored: str | None) -> None:
+    """Raise GateFailed for a parameter that is not the weight of a layer, perhaps in another layout."""
+    reached = [] if stored is None else [model.graph.initializers.get(stored)]
+    while reached:
+        value = reached.pop()
+        for use in () if value is None else value.uses():
+            if use.node.op_type in _LAYERS and not use.node.domain and use.idx < 2:
+                return
+            if use.node.op_type in LAYOUT and not use.node.domain and use.idx == 0:
+                reached.append(use.node.outputs[0])
+    raise GateFailed(
+        f"{name} is not the weight of a Conv, ConvTranspose, Gemm or MatMul in the exported graph.",
+        expected="Each masked parameter was expected to be the weight of one, so that its zeros can be seen.",
+        do="Keep it dense (`keep_dense` in a recipe, --keep-dense for sparsify), above all where the network "
+        "does not use it in evaluation, like an auxiliary head; or use it in such a layer.",
+    )
+
+
+def _scale_of(stored: str, scales: Mapping[str, Array], transposed: Collection[str]) -> Array:
+    """What batch norms multiplied a parameter by, in its own axes."""
+    scale = scales.get(stored, np.ones(1))
+    return scale.T if stored in transposed else scale
+
+
+def _require_masked(name: str, weight: Array, kept: Array, scaled: Array) -> None:
+    """Raise GateFailed where a weight is not the parameter, masked and then scaled."""
+    n_wrong = int(np.count_nonzero((weight[~kept] != 0) | np.signbit(weight[~kept])))
+    if n_wrong:
+        raise GateFailed(
+            f"{n_wrong} masked weights of {name} are not +0.0 in the exported graph.",
+            expected=f"All {int(np.count_nonzero(~kept))} were expected to be.",
+        )
+    # What a scale brings below the smallest normal number may be zero.
+    n_lost = int(np.count_nonzero((np.abs(scaled) >= np.finfo(np.float32).tiny) & (weight == 0)))
+    if n_lost:
+        raise GateFailed(
+            f"{n_lost} kept weights of {name} are zero in the exported graph.",
+            expected=(
+                "Only those that are zero in the network, or that batch norm scales to zero, were expected."
+            ),
+        )
+
+
+def _shape_text(example: Example, name: str) -> str:
+    sizes = zip(example.axes[name], example.tensors[name].shape, strict=True)
+    return size_text([size if free is None else free for free, size in sizes])
 
 
 def _reason(cause: BaseException) -> str:
@@ -156,68 +305,6 @@ def _reason(cause: BaseException) -> str:
     return f"{type(cause).__name__}: {lines[0].rstrip('.')}" if lines else type(cause).__name__
 
 
-def _require_one_tensor(model: onnx.ModelProto, module: nn.Module) -> None:
-    if len(model.graph.output) != 1:
-        raise UsageError(
-            f"The network {type(module).__name__} returns {len(model.graph.output)} tensors.",
-            expected="One tensor of logits (batch, classes) was expected.",
-            do="Wrap it in a module that returns the logits alone.",
-        )
-
-
-def _unshare(model: onnx.ModelProto, parameters: Mapping[str, Tensor]) -> None:
-    """Give layers a weight of their own again, in place, where the exporter made one of several that are
-    equal.
-
-    It does so with those of up to 1,024 entries: of layers that are all zero, or copies that nobody has
-    trained.  parameters: of the network that was exported, by all their names.
-    """
-    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    taken = {*initializers, *(name for node in model.graph.node for name in node.output)}
-    users: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        found = layer_weight(node, initializers)
-        if found is not None:
-            users.setdefault(found[0], []).append(node)
-    for weight, nodes in users.items():
-        if len(nodes) < 2:
-            continue
-        values = numpy_helper.to_array(initializers[weight])
-        stored = {id(parameters[weight]): weight} if weight in parameters else {}
-        for node in nodes:
-            name = _parameter_of(node, values, parameters)
-            if name is None:
-                continue
-            if stored and id(parameters[name]) not in stored:
-                # Stored transposed it has a name that is no parameter's, and is found by where it is used.
-                copied = numpy_helper.from_array(values, name if weight in parameters else weight)
-                while copied.name in taken:
-                    copied.name += "_"
-                taken.add(copied.name)
-                model.graph.initializer.append(copied)
-                stored[id(parameters[name])] = copied.name
-            here = stored.setdefault(id(parameters[name]), weight)
-            node.input[:] = [here if one == weight else one for one in node.input]
-
-
-def _parameter_of(
-    node: onnx.NodeProto, values: np.ndarray[Any, Any], parameters: Mapping[str, Tensor]
-) -> str | None:
-    """The parameter of these values that belongs to the torch module a node comes from; None when that is not
-    sure.
-    """
-    scope = next(iter(_scopes(node)[-2:-1]), "")
-    equal = [
-        name
-        for name, parameter in parameters.items()
-        if any(np.array_equal(parameter.numpy(), form) for form in (values, values.T))
-    ]
-    own = [name for name in equal if name.rpartition(".")[0] == scope]
-    below = [name for name in equal if not scope or name.startswith(f"{scope}.")]
-    found = own or below
-    return found[0] if len({id(parameters[name]) for name in found}) == 1 else None
-
-
 def positive_zeros(model: onnx.ModelProto) -> None:
     """Make every -0.0 of the float initializers +0.0, in place. Folding by a negative scale leaves such."""
     for tensor in model.graph.initializer:
@@ -226,115 +313,6 @@ def positive_zeros(model: onnx.ModelProto) -> None:
             if np.any((values == 0) & np.signbit(values)):
                 values = np.where(values == 0, values.dtype.type(0), values)
                 tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-
-
-def _scopes(node: onnx.NodeProto) -> list[str]:
-    """Names of the torch modules a node comes from, outermost ("") first, the operation last."""
-    text = next((prop.value for prop in node.metadata_props if prop.key == _SCOPES), "[]")
-    return list(ast.literal_eval(text))
-
-
-def _graph_weight(
-    model: onnx.ModelProto, names: Sequence[str], others: AbstractSet[str], expected: np.ndarray[Any, Any]
-) -> tuple[onnx.NodeProto, str, np.ndarray[Any, Any]] | None:
-    """The node that uses a parameter, the name of its weight, and the weight in torch's axis order.
-
-    names: all names of the parameter; others: those of the other parameters. The exporter keeps the name,
-    except where it stores a linear weight transposed: then the node still tells the torch module it is from.
-    That is another module where one multiplies by a layer's weight past the layer, as torchvision's Swin does
-    in its attention: such a weight is known by its values.
-    """
-    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    users = [(node, *found) for node in model.graph.node if (found := layer_weight(node, initializers))]
-    for node, weight, _ in users:
-        if weight in names:
-            return node, weight, numpy_helper.to_array(initializers[weight])
-    owners = {name.rpartition(".")[0] for name in names}
-    turned_shape = list(expected.shape[::-1])
-    transposed = {
-        weight: (node, weight, numpy_helper.to_array(initializers[weight]).T)
-        for node, weight, axis in users
-        if weight not in others and axis == 0 and list(initializers[weight].dims) == turned_shape
-    }
-    fitting = [found for found in transposed.values() if owners.intersection(_scopes(found[0])[-2:-1])]
-    if len(fitting) != 1:  # none, or a module that multiplies by several parameters of its own
-        fitting = [found for found in fitting or transposed.values() if np.array_equal(found[2], expected)]
-    return fitting[0] if len(fitting) == 1 else None
-
-
-def _check_layer(
-    model: onnx.ModelProto,
-    name: str,
-    names: Sequence[str],
-    others: AbstractSet[str],
-    expected: np.ndarray[Any, Any],
-    mask: np.ndarray[Any, Any],
-) -> str:
-    """Name of the weight in the graph. Raises GateFailed when it is not the parameter, masked."""
-    found = _graph_weight(model, names, others, expected)
-    if found is None or found[2].shape != expected.shape:
-        raise GateFailed(
-            f"{name} is not the weight of a Conv, ConvTranspose, Gemm or MatMul in the exported graph.",
-            expected=(
-                "Each masked parameter was expected to be the weight of one, so that its zeros can be seen."
-            ),
-            do="Keep it dense (`keep_dense` in a recipe, --keep-dense for sparsify), above all where the "
-            "network does not "
-            "use it in evaluation, like an auxiliary head; or use it in such a layer.",
-        )
-    node, stored, weight = found
-    n_wrong = int(np.count_nonzero((weight[~mask] != 0) | np.signbit(weight[~mask])))
-    if n_wrong:
-        raise GateFailed(
-            f"{n_wrong} masked weights of {name} are not +0.0 in the exported graph.",
-            expected=f"All {int(np.count_nonzero(~mask))} were expected to be.",
-        )
-    n_lost = _count_lost(_by_output(expected, node), _by_output(weight, node))
-    if n_lost:
-        raise GateFailed(
-            f"{n_lost} kept weights of {name} are zero in the exported graph.",
-            expected=(
-                "Only those that are zero in the network, or that batch norm scales to zero, were expected."
-            ),
-        )
-    return stored
-
-
-def _name_weights(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
-    """Give stored weights other names, in place; not where the name is taken."""
-    taken = names_of_values(model.graph)
-    rename_values(model.graph, {weight: name for weight, name in names.items() if name not in taken})
-
-
-def _name_ends(graph: onnx.GraphProto) -> None:
-    """Call the ends of the graph `input` and `logits`; whatever else is called so gets another name."""
-    taken = names_of_values(graph) | set(_ENDS.values())
-    others = {name: free_name(f"{name}_", taken) for name in _ENDS.values()}
-    rename_values(graph, others | _ENDS)
-
-
-def _by_output(weight: np.ndarray[Any, Any], node: onnx.NodeProto) -> np.ndarray[Any, Any]:
-    """A weight as (output channels, inputs of each)."""
-    if node.op_type == "ConvTranspose":
-        groups = attribute(node, "group", 1)
-        weight = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).swapaxes(1, 2)
-        return weight.reshape(groups * weight.shape[1], -1)
-    return weight.reshape(weight.shape[0], -1)
-
-
-def _count_lost(before_OI: np.ndarray[Any, Any], after_OI: np.ndarray[Any, Any]) -> int:
-    """Weights that became zero without their channel's scale being so small.
-
-    Folding multiplies a channel by one scale; it is read off the channel's largest weight. What it brings
-    below the smallest normal number may be zero.
-    """
-    largest = np.abs(before_OI).argmax(axis=1)[:, None]
-    top = np.take_along_axis(before_OI, largest, axis=1).astype(np.float64)
-    scale = np.divide(
-        np.take_along_axis(after_OI, largest, axis=1), top, out=np.zeros_like(top), where=top != 0
-    )
-    reachable = np.abs(before_OI * scale) >= np.finfo(np.float32).tiny
-    return int(np.count_nonzero(reachable & (after_OI == 0)))
 
 
 def _strip(model: onnx.ModelProto) -> None:

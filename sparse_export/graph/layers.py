@@ -68,8 +68,8 @@ _QUANTIZED = frozenset(
     )
 )
 # Operators that change neither values nor their order along an axis, or whose zeros are the stored ones.
-_LAYOUT = frozenset(("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"))
-_PLAIN = _LAYOUT | {"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"}
+LAYOUT = frozenset(("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"))
+_PLAIN = LAYOUT | {"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"}
 _UNPACK = ("sparse24", "Unpack24")
 _SIZES = (2, 4, 8, 16)  # M of the patterns that are told
 
@@ -418,7 +418,7 @@ def _quantized_type(use: LayerUse) -> str | None:
     """The type that both sides are quantized to; None when one of them is not, or other work comes
     between.
     """
-    work = [step for step in use.steps if step.node.op_type not in _LAYOUT]
+    work = [step for step in use.steps if step.node.op_type not in LAYOUT]
     other = use.node.input[0 if use.position else 1]
     if work and work[0].node.op_type == "DequantizeLinear" and _is_dequantized(use.scope, other):
         return work[0].dtype
@@ -434,7 +434,7 @@ def _is_dequantized(scope: Scope, name: str) -> bool:
         scope, node = found
         if node.op_type == "DequantizeLinear":
             return True
-        if node.op_type not in _LAYOUT or not node.input:
+        if node.op_type not in LAYOUT or not node.input:
             return False
         name = node.input[0]
     return False

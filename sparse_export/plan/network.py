@@ -14,8 +14,8 @@ from sparse_export.files import put_back
 from sparse_export.formats.layer_plan import LayerPlan
 from sparse_export.formats.run import open_run
 from sparse_export.formats.timings import Size, Timings, read_timings
-from sparse_export.graph.passes.fold_norms import fold_batch_norm
 from sparse_export.models.run_network import network_of_run
+from sparse_export.plan.fold_norms import fold_batch_norm
 from sparse_export.plan.layers import Product, products_of
 from sparse_export.plan.planning import make_plan
 from sparse_export.plan.timing import measure_timings

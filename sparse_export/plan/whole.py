@@ -17,13 +17,13 @@ from sparse_export.errors import GateFailed, UsageError
 from sparse_export.evaluate.verdict import floor_text, outcome_text, speedup_not_reached, times_text
 from sparse_export.files import write_json
 from sparse_export.formats.document import SCHEMA_VERSION
-from sparse_export.graph.passes.fold_norms import fold_batch_norm
 from sparse_export.instruments.card import CardLog, watched_cards
 from sparse_export.instruments.conditions import clock_notes
 from sparse_export.instruments.device import CudaStamps, replayed, stamps_for
 from sparse_export.instruments.interleave import LatencyResult, measure_interleaved
 from sparse_export.instruments.machine import machine_facts
 from sparse_export.instruments.statistics import Ratio, location, paired_ratio, resolution
+from sparse_export.plan.fold_norms import fold_batch_norm
 from sparse_export.runtimes.torch24 import rewrite
 from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import largest_per_group

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
 from sparse_export.graph.capture import captured
+from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
+from sparse_export.graph.named_network import NamedNetwork
 
 Forward = Callable[["Network", Tensor], Any]
 
@@ -71,7 +73,7 @@ def test_a_branch_on_the_batch_size_is_refused_and_named(
     forward: Forward, traced_for: str, false_at: int
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        captured(Network(forward).eval(), torch.zeros(2, 2, 4))
+        captured(NamedNetwork(Network(forward).eval(), example_of_shape((2, 4))))
     line = inspect.getsourcelines(forward)[1] + 1
     assert f"Network depends on the batch size at test_capture.py, line {line} (`return" in caught.value.what
     assert caught.value.what.endswith(f"traced for {traced_for}, which is false at batch {false_at}.")
@@ -79,7 +81,7 @@ def test_a_branch_on_the_batch_size_is_refused_and_named(
 
 def test_export_refuses_such_a_branch_in_the_same_words() -> None:
     with pytest.raises(UsageError, match=r"traced for batch > 1, which is false at batch 1"):
-        onnx_from_module(Network(more_than_one), (2, 4), masks={})
+        onnx_from_module(Network(more_than_one), example_of_shape((2, 4)), masks={})
 
 
 def length(net: Network, x: Tensor) -> Any:
@@ -96,7 +98,7 @@ def test_a_forward_that_takes_every_batch_size_is_exported_for_each(
     forward: Forward, capfd: pytest.CaptureFixture[str]
 ) -> None:
     module = Network(forward).eval()
-    model = onnx_from_module(module, (2, 4), masks={})
+    model = onnx_from_module(module, example_of_shape((2, 4)), masks={})
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for n in (1, 2, 5):
         x = torch.randn(n, 2, 4, generator=torch.Generator().manual_seed(n))
@@ -138,7 +140,7 @@ class Recurrent(nn.Module):
 @pytest.mark.parametrize("make", [Attention, Recurrent])
 def test_what_operators_ask_of_the_batch_size_is_no_branch(make: Callable[[], nn.Module]) -> None:
     module = make().eval()
-    model = onnx_from_module(module, (2, 4), masks={})
+    model = onnx_from_module(module, example_of_shape((2, 4)), masks={})
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for n in (1, 3):
         x = torch.randn(n, 2, 4, generator=torch.Generator().manual_seed(n))
@@ -155,6 +157,8 @@ def test_a_forward_is_told_that_it_is_exported_to_onnx() -> None:
         told.append(torch.onnx.is_in_onnx_export())
         return net.first(x.flatten(1))
 
-    captured(Network(asks).eval(), torch.zeros(2, 2, 4))
+    network = NamedNetwork(Network(asks).eval(), example_of_shape((2, 4)))
+    told.clear()
+    captured(network)
     assert set(told) == {True}
     assert not torch.onnx.is_in_onnx_export()

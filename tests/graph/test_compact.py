@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sparse_export import models
 from sparse_export.errors import ArtefactError, GateFailed
+from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.passes.compact import Compacted, compact
 from sparse_export.runtimes.parity import require_same_output
@@ -642,7 +643,7 @@ def test_known_networks_shrink_and_compute_the_same(name: str, shape: tuple[int,
     kill(module)
     with torch.no_grad():  # an answer that depends on the input
         next(reversed([p for p in module.parameters() if p.dim() == 2])).normal_(std=0.1)
-    model = onnx_from_module(module, shape, masks={})
+    model = onnx_from_module(module, example_of_shape(shape), masks={})
     found = compact(model)
     assert found.n_weights_after < 0.6 * found.n_weights_before
     assert require_same_output(model, found.model, shape) < 1e-4
@@ -712,7 +713,7 @@ def test_networks_of_all_kinds_of_branches_compute_the_same(
     with torch.no_grad():
         module.head.weight.add_(0.1 * torch.randn(5, 1))  # else all is dead at once
         module.head.weight[:, torch.rand(8 * 36) < 0.3] = 0
-    checked(onnx_from_module(module, (3, 6, 6), masks={}), (3, 6, 6))
+    checked(onnx_from_module(module, example_of_shape((3, 6, 6)), masks={}), (3, 6, 6))
 
 
 @settings(max_examples=60, deadline=None)

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.graph import if_pruned
+from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.if_pruned import LayerIfPruned, kept_and_dropped, share_kept, totals_if_pruned
 from sparse_export.graph.layers import graph_layers, layers_if_pruned
@@ -295,7 +296,7 @@ def test_magnitudes_that_only_together_are_too_large_for_float64_have_a_share() 
 @pytest.fixture(scope="module")
 def exported() -> onnx.ModelProto:
     module, masks = network_and_masks()
-    return onnx_from_module(module, (1, 8, 8), masks=masks)
+    return onnx_from_module(module, example_of_shape((1, 8, 8)), masks=masks)
 
 
 def test_an_exported_network_would_keep_what_its_best_masks_keep(exported: onnx.ModelProto) -> None:

@@ -21,6 +21,7 @@ from sparse_export.errors import ArtefactError, GateFailed
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.formats.run import LayerInfo
 from sparse_export.graph import constants
+from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.layers import (
     broken_patterns,
@@ -1029,7 +1030,7 @@ def residual() -> tuple[dict[str, Tensor], onnx.ModelProto]:
         if parameter.dim() > 1 and parameter.shape[1] % 4 == 0
     }
     assert len(masks) == 5
-    return masks, onnx_from_module(module, (3, 8, 8), masks=masks)
+    return masks, onnx_from_module(module, example_of_shape((3, 8, 8)), masks=masks)
 
 
 def test_every_layer_of_a_small_residual_network_is_2_to_4_but_the_stem(residual: Any) -> None:

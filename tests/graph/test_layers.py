@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.layers import count_parameters, graph_layers
 from tests.graph.graphs import one_node
@@ -68,7 +69,7 @@ def test_looking_at_a_graph_does_not_change_it() -> None:
 
 def test_layers_of_an_exported_network_agree_with_its_masks() -> None:
     module, masks = network_and_masks()
-    layers = graph_layers(onnx_from_module(module, (1, 8, 8), masks=masks))
+    layers = graph_layers(onnx_from_module(module, example_of_shape((1, 8, 8)), masks=masks))
     assert {layer.weight: layer.n_nonzero for layer in layers} == {
         name: int(mask.sum()) for name, mask in masks.items()
     }
