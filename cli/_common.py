@@ -16,17 +16,20 @@ from sparse_export.tables import Shown, visible
 
 __all__ = [
     "Output",
+    "axes_option",
     "batches_option",
     "code_trust_option",
     "cuda_graphs_option",
     "data_dir_option",
     "device_option",
     "download_option",
+    "inputs_option",
     "json_option",
     "print_result",
     "results_option",
     "run_option",
     "say",
+    "sizes_option",
     "speedup_option",
     "threads_option",
     "timing_options",
@@ -136,13 +139,51 @@ device_option = click.option(
 run_option = click.option(
     "--run", type=click.Path(path_type=Path), help="The run it was built from, when it was moved since."
 )
+axes_option = click.option(
+    "--axes",
+    multiple=True,
+    metavar="NAME=A,B,…",
+    help="Names for the axes of an input of an ONNX file, _ for one that stays, as in state=_,batch,_.",
+)
+sizes_option = click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    metavar="NAME=N",
+    help="An example of a free size of an ONNX file, as in height=640; may be repeated.",
+)
+inputs_option = click.option(
+    "--inputs",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Real inputs without labels, an .npz with an array for each input.",
+)
 trust_option = click.option(
     "--trust",
     multiple=True,
     metavar="SHA256",
     help="Allow the code of a run, or the files of a bundle, from elsewhere, by its hash; may be repeated.",
 )
-code_trust_option = click.option(
+code_axes_option = click.option(
+    "--axes",
+    multiple=True,
+    metavar="NAME=A,B,…",
+    help="Names for the axes of an input of an ONNX file, _ for one that stays, as in state=_,batch,_.",
+)
+sizes_option = click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    metavar="NAME=N",
+    help="An example of a free size of an ONNX file, as in height=640; may be repeated.",
+)
+inputs_option = click.option(
+    "--inputs",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Real inputs without labels, an .npz with an array for each input.",
+)
+trust_option = click.option(
     "--trust", metavar="SHA256", help="Allow the code that a run from elsewhere names, by its hash."
 )
 cuda_graphs_option = click.option(

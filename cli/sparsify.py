@@ -6,11 +6,14 @@ from pathlib import Path
 
 from sparse_export.cli._click import click
 from sparse_export.cli._common import (
+    axes_option,
     code_trust_option,
     data_dir_option,
     device_option,
     json_option,
     print_result,
+    say,
+    sizes_option,
 )
 
 
@@ -52,6 +55,22 @@ from sparse_export.cli._common import (
 @click.option("--norms", is_flag=True, help="Re-estimate batch norms on the calibration samples.")
 @click.option("--input-shape", metavar="C,H,W", help="Of one sample, where nothing else tells it.")
 @click.option(
+    "--inputs",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Real inputs without labels, an .npz with an array for each input, in place of --data.",
+)
+@axes_option
+@sizes_option
+@click.option(
+    "--calibration-memory",
+    type=click.IntRange(1),
+    default=1536,
+    show_default=True,
+    metavar="MIB",
+    help="Of values that are kept in memory on the walk over an ONNX graph; others go to disk.",
+)
+@click.option(
     "--out", type=click.Path(path_type=Path), help="Run folder to write. Default: runs/MODEL-sparsified."
 )
 @click.option(
@@ -75,15 +94,21 @@ def command(
     plan_file: Path | None,
     norms: bool,
     input_shape: str | None,
+    inputs: Path | None,
+    axes: tuple[str, ...],
+    sizes: tuple[str, ...],
+    calibration_memory: int,
     out: Path | None,
     seed: int,
     device: str,
     trust: str | None,
     as_json: bool,
 ) -> None:
-    """Make a trained network N:M sparse: a run's folder, a network by name, or package.module:factory.
+    """Make a trained network N:M sparse: an ONNX file, a run, a name, or package.module:factory.
 
     Writes a run that build takes, and shows what each layer kept and how good the network is after each step.
+    Of an ONNX file, and with --inputs, the dense network is left as a run too, in that folder's name with
+    -dense behind it, and a killed command goes on where it was.
     """
     shape = None if input_shape is None else _shape(input_shape)
 
@@ -116,10 +141,15 @@ def command(
             planned_dense=planned_dense,
             norms=norms,
             input_shape=shape,
+            inputs=inputs,
+            axes=axes,
+            sizes=sizes,
+            calibration_memory=calibration_memory << 20,
             seed=seed,
             device=device,
             trust=trust,
             observer=observer,
+            finished=lambda layer, n, of: say(f"{n} of {of}: {layer.name}"),
         )
     document = {"run": str(done.run.path), **asdict(done.report)}
     print_result(document, done.report.shown(), as_json, path=done.run.path)
@@ -136,4 +166,4 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def _plain(model: str) -> str:
     """A network's name, or the last part of a path, as part of a file name."""
-    return (Path(model).name or "model").replace(":", "-")
+    return (Path(model).name.removesuffix(".onnx") or "model").replace(":", "-")

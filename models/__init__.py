@@ -55,7 +55,16 @@ from sparse_export.models.names import TIMM, is_factory
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ModelSpec", "create", "input_shape", "is_factory", "names", "spec", "torchvision_constructor"]
+__all__ = [
+    "ModelSpec",
+    "create",
+    "example_beside",
+    "input_shape",
+    "is_factory",
+    "names",
+    "spec",
+    "torchvision_constructor",
+]
 
 _OWN = "For a network of timm, give timm:NAME; for one of your own, package.module:factory."
 
@@ -240,6 +249,24 @@ def create(name: str, n_classes: int | None = None) -> torch.nn.Module:
     return known.factory(known.n_classes if n_classes is None else n_classes)
 
 
+def example_beside(name: str) -> tuple[Callable[[], Any], Any] | None:
+    """Look up how a user's network is called: `example_inputs` and `free_sizes` beside its factory.
+
+    Args:
+        name: `package.module:factory`, whose module is imported.
+
+    Returns:
+        The function and the free sizes, None without; None where there is no such function.
+
+    Raises:
+        UsageError: the module cannot be imported.
+    """
+    with _current_folder_first():
+        module = _module(name.partition(":")[0], name)
+    function = getattr(module, "example_inputs", None)
+    return (function, getattr(module, "free_sizes", None)) if callable(function) else None
+
+
 def _from_factory(name: str, n_classes: int | None) -> torch.nn.Module:
     """Create a network by a user's factory. Raises UsageError."""
     import torch
@@ -286,13 +313,7 @@ def _callable(name: str, n_classes: int | None) -> Callable[[], Any]:
             do="Write package.module:factory, like my_package.nets:small_cnn, "
             f"or one of {', '.join(names())}.",
         )
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as cause:
-        raise UsageError(
-            f"The module {module_name} of model {name} cannot be imported: {type(cause).__name__}: {cause}.",
-            do="Install its package, or put the folder that holds it on PYTHONPATH.",
-        ) from cause
+    module = _module(module_name, name)
     try:
         found = operator.attrgetter(attribute)(module)
     except AttributeError as cause:
@@ -317,6 +338,17 @@ def _callable(name: str, n_classes: int | None) -> Callable[[], Any]:
             do="Wrap it in a function that fills them in; only n_classes may be left.",
         )
     return found  # type: ignore[no-any-return]  # attrgetter gives Any; checked above
+
+
+def _module(module_name: str, name: str) -> Any:
+    """Import the module of a factory. Raises UsageError."""
+    try:
+        return importlib.import_module(module_name)
+    except Exception as cause:
+        raise UsageError(
+            f"The module {module_name} of model {name} cannot be imported: {type(cause).__name__}: {cause}.",
+            do="Install its package, or put the folder that holds it on PYTHONPATH.",
+        ) from cause
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:

@@ -35,6 +35,7 @@ from sparse_export.graph.layers import (
 )
 from sparse_export.graph.model import last_fixed_ancestors
 from sparse_export.graph.passes.fit_pattern import Fitted, fit_pattern
+from sparse_export.graph.passes.fold_norms import with_folded_norms
 from sparse_export.graph.randomness import require_deterministic
 from sparse_export.graph.weight_uses import why_no_axis
 from sparse_export.models.run_network import density_of, masks_of_run, network_of_run
@@ -167,6 +168,7 @@ def _from_graph(
         golden = golden_pair(session, samples[0] if samples else None, inner=dict.fromkeys(inner))
     golden = _without_data_sized(golden, model)
     promised = promised_patterns(info.layers)
+    model = with_folded_norms(model)
     model, compacted = rewrite_graph(model, info.signature, promised, None, request.compact)
     n_parameters, n_nonzero = count_parameters(model)
     if request.precision != "fp32":

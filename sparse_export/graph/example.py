@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
 from sparse_export.graph.names import free_name
-from sparse_export.signature import BATCH, DTYPES, Array, Feeds, numpy_dtype
+from sparse_export.signature import BATCH, DTYPES, Array, Feeds, Signature, numpy_dtype
 
 __all__ = [
     "Example",
@@ -22,6 +22,7 @@ __all__ = [
     "example_from_arrays",
     "example_from_function",
     "example_of_shape",
+    "example_of_signature",
     "make_example",
 ]
 
@@ -184,6 +185,30 @@ def as_example(sample: Tensor | Example) -> Example:
         return sample
     axes: tuple[str | None, ...] = (BATCH, *[None] * (sample.dim() - 1))
     return Example(args=(_Place(0),), kwargs={}, tensors={"input": sample}, axes={"input": axes})
+
+
+def example_of_signature(network: nn.Module, signature: Signature) -> Example:
+    """The call that a signature tells of: one input by position, several by the names that forward has.
+
+    Args:
+        network: whose forward it is.
+        signature: of it.
+
+    Raises:
+        UsageError: as of `make_example`.
+    """
+    sizes = signature.with_sizes(2)
+    tensors = {
+        one.name: tensor_from_array(np.zeros(one.sizes(sizes), numpy_dtype(one.dtype)))
+        for one in signature.inputs
+    }
+    axes = {
+        one.name: tuple(size if isinstance(size, str) else None for size in one.shape)
+        for one in signature.inputs
+    }
+    if len(tensors) == 1:
+        return Example(args=(_Place(0),), kwargs={}, tensors=tensors, axes=axes)
+    return make_example(network, (), tensors, free_sizes=axes)
 
 
 def example_from_arrays(network: nn.Module, arrays: Feeds, *, free_sizes: FreeSizes | None = None) -> Example:

@@ -39,7 +39,9 @@ _PREFIX = "network."  # of what belongs to the network, inside NamedNetwork
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 
 
-def onnx_from_module(module: nn.Module, example: Example, *, masks: Mapping[str, Tensor]) -> onnx.ModelProto:
+def onnx_from_module(
+    module: nn.Module, example: Example, *, masks: Mapping[str, Tensor], fold: bool = True
+) -> onnx.ModelProto:
     """Write a network as ONNX, opset 20, IR 10.
 
     The graph holds for every length of the free sizes, as far as torch.export can tell; see `captured`. Its
@@ -53,6 +55,7 @@ def onnx_from_module(module: nn.Module, example: Example, *, masks: Mapping[str,
         module: float32, on any device, in any mode; it is not changed.
         example: of its inputs.
         masks: by parameter name, True = kept; applied to the copy that is exported.
+        fold: fold batch norms; without it every weight keeps its values.
 
     Raises:
         UsageError: the network cannot be exported, or takes a branch that depends on a free size.
@@ -81,7 +84,7 @@ def onnx_from_module(module: nn.Module, example: Example, *, masks: Mapping[str,
     stored = _name_weights(model, parameters, masks)
     simplify(model, set(stored.values()), whole={stored[name] for name in masks if name in stored})
     transposed = transpose_weights(model, dict.fromkeys(stored.values()))
-    scales = fold_norms(model)
+    scales = fold_norms(model) if fold else {}
     remove_unused(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _name_ends(model.graph, list(example.tensors), named.outputs)

@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 
+from sparse_export import models
 from sparse_export.errors import UsageError
 from sparse_export.files import sha256_file
-from sparse_export.graph.model import axes_from_text, open_model, signature_of, sizes_from_text, with_axes
+from sparse_export.formats.run import GRAPH_FILE, RUN_FILE, Run
+from sparse_export.graph.example import (
+    FreeSizes,
+    example_from_arrays,
+    example_from_function,
+    example_of_shape,
+    example_of_signature,
+)
+from sparse_export.graph.export import onnx_from_module
+from sparse_export.graph.model import (
+    axes_from_text,
+    open_model,
+    prepared,
+    signature_of,
+    sizes_from_text,
+    with_axes,
+)
+from sparse_export.graph.randomness import require_deterministic
+from sparse_export.oneshot.graph_run import graph_of_run
+from sparse_export.oneshot.source import open_source, run_of
 from sparse_export.runtimes.probe import require_runnable
 from sparse_export.signature import Signature
-from sparse_export.tasks.inputs import example_sizes
+from sparse_export.tasks.inputs import example_sizes, some_arrays
 
-__all__ = ["GraphSource", "Told", "is_graph_file", "source_of_file"]
+__all__ = ["GraphSource", "Told", "graph_source", "is_graph_file", "source_of_file"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +95,7 @@ def source_of_file(path: Path, told: Told) -> GraphSource:
     model = open_model(path)
     signature = with_example_sizes(model, told)
     with_axes(model, signature)
-    require_runnable(path, replace(signature, outputs=signature.outputs))
+    require_runnable(path, signature)
     digest = sha256_file(path)
     return GraphSource(
         name=path.name,
@@ -82,6 +103,109 @@ def source_of_file(path: Path, told: Told) -> GraphSource:
         signature=signature,
         sha256=digest,
         origin={"from": "file", "path": str(path.resolve()), "sha256": digest},
+    )
+
+
+def graph_source(
+    model: str,
+    told: Told,
+    *,
+    weights: str | None,
+    input_shape: Sequence[int] | None,
+    seed: int,
+    trust: str | None,
+) -> GraphSource | None:
+    """The network as a graph where it is to be pruned as one; None for one that is pruned in torch.
+
+    Args:
+        model: as `sparsify` takes it.
+        told: of its inputs.
+        weights: likewise.
+        input_shape: of one sample, of a torch network with one input of floats.
+        seed: of random weights.
+        trust: digest of a run's `run.json`.
+
+    Raises:
+        SparseExportError: as `source_of_file` and `open_source`, or what was told does not fit.
+    """
+    if is_graph_file(model):
+        if weights is not None or input_shape is not None:
+            raise UsageError(
+                f"{'--weights' if weights is not None else '--input-shape'} was given for the ONNX file "
+                f"{model}.",
+                do="Leave it out: the file holds its weights, and --size tells free sizes.",
+            )
+        return source_of_file(Path(model), told)
+    run = run_of(model, any_form=True)
+    if run is not None and run.info.model.form == "onnx":
+        return _source_of_graph_run(run, told)
+    example = None if run is not None else _own_example(model)
+    if told.inputs is None and example is None:
+        if told.axes or told.sizes:
+            raise UsageError(
+                f"{'--axes' if told.axes else '--size'} was given for the torch network {model}.",
+                expected="An ONNX file was expected.",
+                do="Tell free sizes by `free_sizes` beside the factory.",
+            )
+        return None
+    return _source_of_torch(model, run, told, example, weights, input_shape, seed, trust)
+
+
+def _source_of_graph_run(run: Run, told: Told) -> GraphSource:
+    model = graph_of_run(run)
+    signature = run.info.signature
+    if told.axes or told.sizes:
+        signature = with_example_sizes(model, told)
+    digest = sha256_file(run.path / GRAPH_FILE)
+    origin = {"from": "run", "path": str(run.path.resolve()), "sha256": sha256_file(run.path / RUN_FILE)}
+    return GraphSource(
+        name=str(run.info.model.name), model=model, signature=signature, sha256=digest, origin=origin
+    )
+
+
+def _own_example(model: str) -> tuple[Callable[[], Any], FreeSizes | None] | None:
+    """`example_inputs` and `free_sizes` beside a user's factory; None where there are none."""
+    return models.example_beside(model) if models.is_factory(model) else None
+
+
+def _source_of_torch(
+    model: str,
+    run: Run | None,
+    told: Told,
+    own: tuple[Callable[[], Any], FreeSizes | None] | None,
+    weights: str | None,
+    input_shape: Sequence[int] | None,
+    seed: int,
+    trust: str | None,
+) -> GraphSource:
+    run_of(model)  # whose network has to be made again
+    source = open_source(model, run, weights, n_classes=None, seed=seed, trust=trust)
+    if source.masks:
+        raise UsageError(
+            f"--inputs was given, and the run {model} was trained sparse.",
+            expected="--data was expected, since its masks are kept by what prunes torch networks.",
+            do="Give --data NAME, or --data none with --method magnitude.",
+        )
+    network = source.network
+    if own is not None:
+        example = example_from_function(network, own[0], free_sizes=own[1])
+    elif run is not None:
+        example = example_of_signature(network, run.info.signature)
+    elif told.inputs is not None and input_shape is None:
+        example = example_from_arrays(network, some_arrays(told.inputs))
+    else:
+        example = example_of_shape(input_shape or models.input_shape(model) or ())
+    require_deterministic(network, example)
+    graph = prepared(onnx_from_module(network, example, masks={}, fold=False))
+    signature = signature_of(graph)
+    sizes = {**example.sizes, **signature.sizes}
+    signature = replace(signature, sizes={name: sizes[name] for name in sizes if name in signature.free})
+    return GraphSource(
+        name=source.name,
+        model=graph,
+        signature=signature,
+        sha256=digest_of_graph(graph),
+        origin=source.origin,
     )
 
 

@@ -30,16 +30,17 @@ class Source:
     origin: dict[str, str]
 
 
-def run_of(model: str) -> Run | None:
+def run_of(model: str, *, any_form: bool = False) -> Run | None:
     """The finished run that MODEL is the folder of; None for a network's name.
 
+    any_form: one that holds a graph, or whose network cannot be made again, is taken too.
     Raises UsageError when it is neither, ArtefactError for a run that is damaged or not finished.
     """
     folder = Path(model)
     put_back(folder)
     if (folder / RUN_FILE).is_file():
         run = open_run(folder)
-        if run.info.model.name is None:
+        if run.info.model.name is None and not any_form:
             raise UsageError(
                 f"The run in {folder} does not tell how its network is made.",
                 expected="A run of a known network or of a package.module:factory was expected.",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from sparse_export.errors import UsageError
 from sparse_export.files import staged_folder, write_json
 from sparse_export.formats.run import ModelInfo, Run, RunInfo
 from sparse_export.oneshot.arguments import (
@@ -18,6 +19,9 @@ from sparse_export.oneshot.arguments import (
     require_usable_weights,
 )
 from sparse_export.oneshot.fine_tuning import fine_tuned, loader_recipe, require_patterns
+from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY, Finished
+from sparse_export.oneshot.graph_source import Told, graph_source
+from sparse_export.oneshot.graph_steps import sparsify_source
 from sparse_export.oneshot.layers import require_method
 from sparse_export.oneshot.pipeline import CALIBRATION_BATCH, Work
 from sparse_export.oneshot.report import REPORT_FILE, SparsifyReport, method_name, promised, why_dense
@@ -64,14 +68,19 @@ def sparsify(
     planned_dense: Mapping[str, str] | None = None,
     norms: bool = False,
     input_shape: Sequence[int] | None = None,
+    inputs: str | Path | None = None,
+    axes: Sequence[str] = (),
+    sizes: Sequence[str] = (),
+    calibration_memory: int = CALIBRATION_MEMORY,
     seed: int = 0,
     device: str = "auto",
     trust: str | None = None,
     observer: Observer | None = None,
+    finished: Finished | None = None,
 ) -> Sparsified:
     """Make a trained network N:M sparse and write it as a finished run, ready for `build`.
 
-    model: folder of a finished run, a known network, `timm:NAME` or `package.module:factory`.
+    model: folder of a finished run, a known network, `timm:NAME`, `package.module:factory`, or an ONNX file.
     weights: `pretrained`, `random`, or a file of them (safetensors, or torch's with nothing but tensors);
     needed for a known network, None for a run and for a factory that loads its own.  method: `magnitude`;
     `activation` (|w| times the norm of its input) and `reconstruction` (weights corrected so that outputs
@@ -81,7 +90,13 @@ def sparsify(
     shell patterns of parameters or layers that stay as they are.  planned_dense: weights that a plan leaves
     dense, with its reasons (`sparse_export.plan.planning.dense_by_plan`); it decides about small layers too.
     norms: re-estimate batch norms on the calibration data after pruning.  input_shape: of one sample, where
-    neither network nor data tell.  seed: of everything that is drawn.  trust: SHA-256 of the run's
+    neither network nor data tell.  inputs: a file or folder of real inputs without labels, see
+    `sparse_export.tasks.inputs.read_inputs`, in place of data; the network is then pruned as a graph, in one
+    walk, and so is an ONNX file, one of a run that holds a graph, and a factory with an `example_inputs()`
+    beside it. The dense network is left as a run too, in the folder's name with `-dense` behind it, and a
+    killed call goes on at the last finished layer.  axes, sizes: names for the axes of an ONNX file's inputs,
+    and examples of its free sizes, as --axes and --size take them.  calibration_memory: bytes of the values
+    that the walk keeps in memory.  finished: told of each layer of a graph.  seed: of everything that is drawn.  trust: SHA-256 of the run's
     `run.json`, needed once for a run that names a factory and was made elsewhere.
 
     A run that was trained sparse stays zero where it is zero. Interrupted fine-tuning goes on with
@@ -95,6 +110,24 @@ def sparsify(
     chosen = require_method(method)
     require_plan_for(asked, planned_dense)
     require_numbers(calibration_samples, finetune, seed)
+    told = Told(axes=axes, sizes=sizes, inputs=None if inputs is None else Path(inputs))
+    graph = graph_source(model, told, weights=weights, input_shape=input_shape, seed=seed, trust=trust)
+    if graph is not None:
+        _require_no_training(graph.name, data, finetune=finetune, moving=moving, norms=norms, permute=permute)
+        made, found = sparsify_source(
+            graph,
+            out,
+            pattern=asked,
+            method=chosen,
+            inputs=told.inputs,
+            calibration_samples=calibration_samples,
+            keep_dense=keep_dense,
+            planned_dense=planned_dense,
+            memory_bytes=calibration_memory,
+            seed=seed,
+            observer=finished,
+        )
+        return Sparsified(run=made, report=found)
     run = run_of(model)
     require_weights(model, run, weights)
     data = data_name(data, run, chosen, finetune=finetune, moving=moving, norms=norms)
@@ -130,6 +163,26 @@ def sparsify(
             work, report, recipe, out, moving=moving, data_dir=data_dir, device=device, observer=observer
         )
         return Sparsified(run=finished, report=report)
+
+
+def _require_no_training(
+    name: str, data: str | None, *, finetune: int, moving: bool, norms: bool, permute: bool
+) -> None:
+    """Raise UsageError for what is done to torch networks with a data set alone."""
+    options = {
+        "--data": data is not None and data != "none",
+        "--finetune": finetune > 0,
+        "--moving": moving,
+        "--norms": norms,
+        "--permute": permute,
+    }
+    for option, given in options.items():
+        if given:
+            raise UsageError(
+                f"{option} was given, and {name} is pruned as a graph.",
+                expected="It takes real inputs by --inputs, and neither labels nor training.",
+                do=f"Leave {option} out; give a torch network and a data set to train.",
+            )
 
 
 def _written(work: Work, report: SparsifyReport, run: Run | None, n_threads: int, out: Path) -> Run:

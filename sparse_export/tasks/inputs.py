@@ -16,7 +16,7 @@ from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.files import sha256_file
 from sparse_export.signature import FLOATS, INTEGERS, Array, Signature, TensorInfo, joined
 
-__all__ = ["INPUTS_BATCH", "InputFiles", "example_sizes", "read_inputs", "with_seen_ranges"]
+__all__ = ["INPUTS_BATCH", "InputFiles", "example_sizes", "read_inputs", "some_arrays", "with_seen_ranges"]
 
 INPUTS_BATCH = 128
 """Samples at once, at most."""
@@ -106,6 +106,24 @@ def example_sizes(path: str | Path, signature: Signature) -> dict[str, int]:
     for one in signature.inputs:
         one.problem(feeds[one.name], sizes)
     return {name: size for name, size in sizes.items() if name != signature.batch}
+
+
+def some_arrays(path: str | Path) -> dict[str, Array]:
+    """Two samples, or as many as there are, of inputs by whatever names they have, before a network is known.
+
+    Args:
+        path: an `.npz` or `.npy`, or a folder of `.npz` files, of which the first is read.
+
+    Raises:
+        UsageError: there is no such file.
+        ArtefactError: it cannot be read, or holds something else than plain arrays.
+    """
+    file = _files(Path(path))[0]
+    with _readable(file):
+        if file.suffix == ".npy":
+            return {"input": np.load(file, mmap_mode="r", allow_pickle=False)[:2]}
+        with np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name][:2] if stored[name].ndim else stored[name] for name in stored.files}
 
 
 def with_seen_ranges(signature: Signature, found: InputFiles) -> Signature:

@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+from onnx_ir.passes import common as passes
 
 from sparse_export.graph.names import free_name
 from sparse_export.signature import Array
 
-__all__ = ["fold_norms"]
+__all__ = ["fold_norms", "with_folded_norms"]
 
 _FEWEST_AXES = {"Conv": 3, "ConvTranspose": 3, "Gemm": 2, "MatMul": 2}  # of the weight of each layer
 
@@ -28,6 +30,20 @@ class _Layer:
     weight: ir.Value
     bias_of: ir.Node | None
     position: int
+
+
+def with_folded_norms(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Fold the batch norms of a model as `fold_norms` does, into a new one; the same where it has none.
+
+    Args:
+        model: with its data; not changed.
+    """
+    if not any(node.op_type == "BatchNormalization" for node in model.graph.node):
+        return model
+    graph = ir.from_proto(model)
+    fold_norms(graph)
+    passes.RemoveUnusedNodesPass()(graph)
+    return ir.to_proto(graph)
 
 
 def fold_norms(model: ir.Model) -> dict[str, Array]:
