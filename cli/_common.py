@@ -29,6 +29,7 @@ __all__ = [
     "results_option",
     "run_option",
     "say",
+    "shape_of_sample",
     "sizes_option",
     "speedup_option",
     "threads_option",
@@ -108,6 +109,16 @@ def whole_numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int
         raise click.BadParameter(f"{text!r} is not a list of whole numbers like 1,32.") from cause
 
 
+def shape_of_sample(text: str) -> tuple[int, ...]:
+    """The sizes of `--input-shape 3,224,224`."""
+    words = text.split(",")
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        raise click.UsageError(
+            f"--input-shape is {text!r}; sizes of one sample were expected, like 3,224,224."
+        )
+    return tuple(int(word) for word in words)
+
+
 def _output() -> Output:
     return click.get_current_context().find_root().ensure_object(Output)
 
@@ -164,26 +175,7 @@ trust_option = click.option(
     metavar="SHA256",
     help="Allow the code of a run, or the files of a bundle, from elsewhere, by its hash; may be repeated.",
 )
-code_axes_option = click.option(
-    "--axes",
-    multiple=True,
-    metavar="NAME=A,B,…",
-    help="Names for the axes of an input of an ONNX file, _ for one that stays, as in state=_,batch,_.",
-)
-sizes_option = click.option(
-    "--size",
-    "sizes",
-    multiple=True,
-    metavar="NAME=N",
-    help="An example of a free size of an ONNX file, as in height=640; may be repeated.",
-)
-inputs_option = click.option(
-    "--inputs",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Real inputs without labels, an .npz with an array for each input.",
-)
-trust_option = click.option(
+code_trust_option = click.option(
     "--trust", metavar="SHA256", help="Allow the code that a run from elsewhere names, by its hash."
 )
 cuda_graphs_option = click.option(

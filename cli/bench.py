@@ -6,12 +6,15 @@ from pathlib import Path
 
 from sparse_export.cli._click import click
 from sparse_export.cli._common import (
+    axes_option,
     batches_option,
     cuda_graphs_option,
+    inputs_option,
     json_option,
     print_result,
     results_option,
     say,
+    sizes_option,
     timing_options,
 )
 
@@ -31,6 +34,9 @@ from sparse_export.cli._common import (
 )
 @cuda_graphs_option
 @timing_options
+@inputs_option
+@axes_option
+@sizes_option
 @click.option("--trust", metavar="SHA256", help="Allow the files of a bundle from elsewhere, by its hash.")
 @results_option("bench.json")
 @json_option
@@ -42,33 +48,39 @@ def command(
     rounds: int,
     threads: int | None,
     seed: int,
+    inputs: Path | None,
+    axes: tuple[str, ...],
+    sizes: tuple[str, ...],
     trust: str | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Time BUNDLE: latency percentiles and throughput on each runtime, at several batch sizes.
+    """Time BUNDLE, or an ONNX file: latency percentiles and throughput, on each runtime, at several batches.
 
     With fewer threads than cores, they are held to as many cores.
     """
     from dataclasses import asdict
 
+    from sparse_export.building.from_source import bundle_at
     from sparse_export.evaluate.bench import bench
     from sparse_export.evaluate.latency import write_bench
     from sparse_export.files import require_writable
+    from sparse_export.oneshot.graph_source import Told
 
     if out is not None:
         require_writable(out)
-    result = bench(
-        bundle,
-        batches=batches,
-        runtimes=runtimes,
-        rounds=rounds,
-        n_threads=threads,
-        seed=seed,
-        trust=trust,
-        cuda_graphs=cuda_graphs,
-        on_progress=say,
-    )
+    with bundle_at(bundle, Told(axes=axes, sizes=sizes, inputs=inputs)) as path:
+        result = bench(
+            path,
+            batches=batches,
+            runtimes=runtimes,
+            rounds=rounds,
+            n_threads=threads,
+            seed=seed,
+            trust=trust,
+            cuda_graphs=cuda_graphs,
+            on_progress=say,
+        )
     if out is not None:
         say(f"wrote {write_bench(out, result)}")
     print_result(asdict(result), result.shown(), as_json)

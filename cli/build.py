@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import code_trust_option, json_option, print_result
+from sparse_export.cli._common import (
+    axes_option,
+    code_trust_option,
+    inputs_option,
+    json_option,
+    print_result,
+    shape_of_sample,
+    sizes_option,
+)
 
 if TYPE_CHECKING:
     from sparse_export.engines.options import Precision
@@ -17,8 +25,16 @@ if TYPE_CHECKING:
 
 
 @click.command("build")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", metavar="MODEL", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Bundle folder to write. Default: RUN-bundle.")
+@click.option(
+    "--weights", metavar="WHICH", help="pretrained, random, or a file; for a network that is named."
+)
+@click.option("--data", help="Data set to score a network on that is named.")
+@click.option("--input-shape", metavar="C,H,W", help="Of one sample, where nothing else tells it.")
+@inputs_option
+@axes_option
+@sizes_option
 @click.option(
     "--target", "targets", multiple=True, default=("onnx",), show_default=True, help="What to build for."
 )
@@ -110,6 +126,12 @@ if TYPE_CHECKING:
 def command(
     run: Path,
     out: Path | None,
+    weights: str | None,
+    data: str | None,
+    input_shape: str | None,
+    inputs: Path | None,
+    axes: tuple[str, ...],
+    sizes: tuple[str, ...],
     targets: tuple[str, ...],
     precision: Precision,
     calibrate: int,
@@ -131,19 +153,31 @@ def command(
     trust: str | None,
     as_json: bool,
 ) -> None:
-    """Export RUN to a bundle: ONNX, a golden input and output, a manifest with hashes.
+    """Export MODEL to a bundle: ONNX, a golden input and output, a manifest with hashes.
 
-    The file is run once and held against the network before it takes its name. Engines of the targets
-    tensorrt and tensorrt-rtx are built from it; one that cannot be built ends with 1 or 5 after the bundle
-    with the rest is there.
+    MODEL is a run, or a dense network: an ONNX file, a network by name with --weights, package.module:factory.
+    Of these a dense run is written first, runs/NAME-dense. The file is run once and held against the network
+    before it takes its name. Engines of the targets tensorrt and tensorrt-rtx are built from it; one that
+    cannot be built ends with 1 or 5 after the bundle with the rest is there.
     """
     from dataclasses import asdict
 
     from sparse_export.building import BuildRequest, build_from_request
     from sparse_export.building import dry_run as planned
+    from sparse_export.building.from_source import run_at
     from sparse_export.cli._progress import engine_observer
     from sparse_export.engines.options import engine_options
+    from sparse_export.oneshot.graph_source import Told
 
+    run = run_at(
+        run,
+        weights=weights,
+        told=Told(axes=axes, sizes=sizes, inputs=inputs),
+        input_shape=None if input_shape is None else shape_of_sample(input_shape),
+        data=data,
+        data_dir=data_dir,
+        trust=trust,
+    )
     engines = engine_options(
         targets,
         profiles=profiles,
@@ -165,6 +199,7 @@ def command(
         n_calibration=calibrate,
         engines=engines,
         time_layers=time_layers,
+        inputs=inputs,
     )
     if dry_run:
         plan = planned(run, out, asked)

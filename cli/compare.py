@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 from sparse_export.cli._click import click
 from sparse_export.cli._common import (
+    axes_option,
     batches_option,
     cuda_graphs_option,
     data_dir_option,
+    inputs_option,
     json_option,
     print_result,
     results_option,
     say,
+    sizes_option,
     speedup_option,
     timing_options,
 )
@@ -49,6 +52,9 @@ if TYPE_CHECKING:
 )
 @cuda_graphs_option
 @data_dir_option
+@inputs_option
+@axes_option
+@sizes_option
 @results_option("comparison.json")
 @click.option(
     "--html",
@@ -70,6 +76,9 @@ def command(
     trust: tuple[str, ...],
     cuda_graphs: bool,
     data_dir: Path | None,
+    inputs: Path | None,
+    axes: tuple[str, ...],
+    sizes: tuple[str, ...],
     out: Path | None,
     html: Path | None,
     as_json: bool,
@@ -79,37 +88,44 @@ def command(
     Accuracy is measured on the test set; where that is not found, the recorded accuracies are compared, if
     any.
     """
+    import contextlib
     from dataclasses import asdict
 
+    from sparse_export.building.from_source import bundle_at
     from sparse_export.evaluate.compare import compare
     from sparse_export.evaluate.comparison import check_gates, write_results
     from sparse_export.files import require_writable
     from sparse_export.formats.bundle import open_bundle
+    from sparse_export.oneshot.graph_source import Told
 
-    opened = (open_bundle(dense), open_bundle(sparse))
-    for folder in (out, None if html is None else html.parent):
-        if folder is not None:
-            require_writable(folder)
-    comparison = compare(
-        *opened,
-        batches=batches,
-        rounds=rounds,
-        n_threads=threads,
-        seed=seed,
-        samples=_test_set(opened[0].info, data_dir),
-        max_drop=max_drop,
-        require_speedup=require_speedup,
-        runtime=runtime,
-        trust=trust,
-        cuda_graphs=cuda_graphs,
-        on_progress=say,
-    )
-    if out is not None:
-        say(f"wrote {write_results(out, comparison)}")
-    if html is not None:
-        from sparse_export.report import write_report
+    told = Told(axes=axes, sizes=sizes, inputs=inputs)
+    with contextlib.ExitStack() as stack:
+        paths = [stack.enter_context(bundle_at(side, told)) for side in (dense, sparse)]
+        opened = (open_bundle(paths[0]), open_bundle(paths[1]))
+        for folder in (out, None if html is None else html.parent):
+            if folder is not None:
+                require_writable(folder)
+        comparison = compare(
+            *opened,
+            batches=batches,
+            rounds=rounds,
+            n_threads=threads,
+            seed=seed,
+            samples=_test_set(opened[0].info, data_dir),
+            inputs=inputs,
+            max_drop=max_drop,
+            require_speedup=require_speedup,
+            runtime=runtime,
+            trust=trust,
+            cuda_graphs=cuda_graphs,
+            on_progress=say,
+        )
+        if out is not None:
+            say(f"wrote {write_results(out, comparison)}")
+        if html is not None:
+            from sparse_export.report import write_report
 
-        say(f"wrote {write_report(html, comparison, *opened)}")
+            say(f"wrote {write_report(html, comparison, *opened)}")
     print_result(asdict(comparison), comparison.shown(), as_json)
     check_gates(comparison)
 
@@ -120,10 +136,6 @@ def _test_set(info: BundleInfo, data_dir: Path | None) -> tuple[Inputs, np.ndarr
     from sparse_export.tasks import data
 
     if info.data is None:
-        say(
-            "The bundle names no data, so accuracy is not measured; recorded accuracies are shown where "
-            "there are any."
-        )
         return None
     try:
         return data.load_test_set(info.data, info.signature.input_shape, data_dir)

@@ -8,6 +8,7 @@ from sparse_export.cli._click import click
 from sparse_export.cli._common import (
     batches_option,
     data_dir_option,
+    inputs_option,
     json_option,
     print_result,
     results_option,
@@ -44,6 +45,7 @@ from sparse_export.cli._common import (
 @batches_option("1,32")
 @timing_options
 @data_dir_option
+@inputs_option
 @run_option
 @click.option(
     "--runtime",
@@ -65,6 +67,7 @@ def command(
     threads: int | None,
     seed: int,
     data_dir: Path | None,
+    inputs: Path | None,
     run: Path | None,
     runtimes: tuple[str, ...],
     trust: tuple[str, ...],
@@ -98,6 +101,7 @@ def command(
         n_threads=threads,
         seed=seed,
         data_dir=data_dir,
+        inputs=inputs,
         run=run,
         runtimes=runtimes or None,
         trust=trust,

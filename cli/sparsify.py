@@ -13,6 +13,7 @@ from sparse_export.cli._common import (
     json_option,
     print_result,
     say,
+    shape_of_sample,
     sizes_option,
 )
 
@@ -110,7 +111,7 @@ def command(
     Of an ONNX file, and with --inputs, the dense network is left as a run too, in that folder's name with
     -dense behind it, and a killed command goes on where it was.
     """
-    shape = None if input_shape is None else _shape(input_shape)
+    shape = None if input_shape is None else shape_of_sample(input_shape)
 
     from dataclasses import asdict
 
@@ -153,15 +154,6 @@ def command(
         )
     document = {"run": str(done.run.path), **asdict(done.report)}
     print_result(document, done.report.shown(), as_json, path=done.run.path)
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    words = text.split(",")
-    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
-        raise click.UsageError(
-            f"--input-shape is {text!r}; sizes of one sample were expected, like 3,224,224."
-        )
-    return tuple(int(word) for word in words)
 
 
 def _plain(model: str) -> str:

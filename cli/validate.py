@@ -6,12 +6,15 @@ from pathlib import Path
 
 from sparse_export.cli._click import click
 from sparse_export.cli._common import (
+    axes_option,
     data_dir_option,
+    inputs_option,
     json_option,
     print_result,
     results_option,
     run_option,
     say,
+    sizes_option,
     threads_option,
     trust_option,
 )
@@ -28,8 +31,11 @@ from sparse_export.cli._common import (
     "--against",
     type=click.Path(path_type=Path),
     metavar="BUNDLE",
-    help="Dense bundle to count the drop from.",
+    help="Dense bundle, or ONNX file, to count the drop from.",
 )
+@inputs_option
+@axes_option
+@sizes_option
 @threads_option
 @click.option(
     "--runtime",
@@ -47,38 +53,50 @@ def command(
     run: Path | None,
     max_drop: float | None,
     against: Path | None,
+    inputs: Path | None,
+    axes: tuple[str, ...],
+    sizes: tuple[str, ...],
     threads: int | None,
     runtimes: tuple[str, ...],
     out: Path | None,
     trust: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Check that BUNDLE computes what was trained, and as well.
+    """Check that BUNDLE, or an ONNX file, computes what was trained, and as well.
 
-    Files by their hashes, the ONNX file on the golden input and against PyTorch, accuracy on the test set.
+    Files by their hashes, the ONNX file on the golden input and against its network, accuracy on the test
+    set; without labels how far its outputs agree with those of a dense bundle, on --inputs.
     """
+    import contextlib
     from dataclasses import asdict
 
+    from sparse_export.building.from_source import bundle_at
     from sparse_export.evaluate.validate import validate
     from sparse_export.evaluate.validation import check_gates, write_results
     from sparse_export.files import require_writable
     from sparse_export.formats.bundle import open_bundle
+    from sparse_export.oneshot.graph_source import Told
 
-    if out is not None:
-        for path in (bundle, against):  # first, so that no empty folder tells of a bundle that is not there
-            if path is not None:
-                open_bundle(path)
-        require_writable(out)
-    validation = validate(
-        bundle,
-        data_dir=data_dir,
-        run=run,
-        max_drop=max_drop,
-        against=against,
-        n_threads=threads,
-        runtimes=runtimes or None,
-        trust=trust,
-    )
+    told = Told(axes=axes, sizes=sizes, inputs=inputs)
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(bundle_at(bundle, told))
+        dense = None if against is None else stack.enter_context(bundle_at(against, told))
+        if out is not None:
+            for path in (opened, dense):  # first, so that no empty folder tells of a bundle that is not there
+                if path is not None:
+                    open_bundle(path)
+            require_writable(out)
+        validation = validate(
+            opened,
+            data_dir=data_dir,
+            run=run,
+            max_drop=max_drop,
+            against=dense,
+            inputs=inputs,
+            n_threads=threads,
+            runtimes=runtimes or None,
+            trust=trust,
+        )
     if out is not None:
         say(f"wrote {write_results(out, validation)}")
     print_result(asdict(validation), validation.shown(), as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -89,6 +90,15 @@ def finish_run(folder: Path, module: nn.Module, masks: Mapping[str, Tensor], inf
     info = replace(info, status="complete", files=files)
     write_run_info(folder, info)
     return Run(path=folder, info=info, module=module)
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Compute the hex SHA-256 of the weights and buffers of a network, by name and order."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(_plain(value, None).flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _plain(value: Tensor, mask: Tensor | None) -> Tensor:

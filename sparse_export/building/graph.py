@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,11 +43,12 @@ from sparse_export.oneshot.graph_run import graph_of_run
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.session import only_array
 from sparse_export.runtimes.torch_session import TorchSession
+from sparse_export.signature import Feeds, Signature
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.trust import TrustedDigests
 
-__all__ = ["BuiltGraph", "PatternedNetwork", "build_graph"]
+__all__ = ["BuiltGraph", "PatternedNetwork", "build_graph", "golden_of_graph", "graph_as_it_is"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,38 +162,74 @@ def _from_graph(
         )
     model = graph_of_run(run)
     samples = calibration_batches(info, request.precision, request.n_calibration, data_dir, request.inputs)
-    inner = [name for one in info.signature.outputs for name in last_fixed_ancestors(model, one.name)]
-    with open_session(
-        run.path / GRAPH_FILE, signature=info.signature, inner=tuple(dict.fromkeys(inner))
-    ) as session:
-        golden = golden_pair(session, samples[0] if samples else None, inner=dict.fromkeys(inner))
-    golden = _without_data_sized(golden, model)
+    golden = golden_of_graph(run.path / GRAPH_FILE, model, info.signature, samples[0] if samples else None)
     promised = promised_patterns(info.layers)
     model = with_folded_norms(model)
     model, compacted = rewrite_graph(model, info.signature, promised, None, request.compact)
-    n_parameters, n_nonzero = count_parameters(model)
-    if request.precision != "fp32":
-        model = convert_precision(model, request.precision, samples)
+    counts = count_parameters(model)  # before int8, whose weights are no floats
+    model = convert_precision(model, request.precision, samples)
     positive_zeros(model)
     require_patterns(model, promised)
-    masked = [layer for layer in info.layers if layer.masked] or list(info.layers)
+    used = samples if request.precision in CALIBRATED else []
+    return replace(
+        graph_as_it_is(info.layers, model, golden, counts=counts),
+        n_calibration=sum(map(info.signature.n_samples, used)),
+        compacted=compacted,
+    )
+
+
+def graph_as_it_is(
+    layers: Sequence[LayerInfo],
+    model: onnx.ModelProto,
+    golden: Golden,
+    *,
+    counts: tuple[int, int] | None = None,
+) -> BuiltGraph:
+    """A graph that ships without being fitted to a pattern.
+
+    Args:
+        layers: the record of its weights.
+        model: dense.
+        golden: the pair that checks it.
+        counts: entries of its float initializers, and those that are not zero; None to count them.
+    """
+    masked = [layer for layer in layers if layer.masked] or list(layers)
+    n_parameters, n_nonzero = counts or count_parameters(model)
     return BuiltGraph(
         model=model,
         layers=graph_layers(model),
-        promising=info.layers,
+        promising=tuple(layers),
         density=sum(layer.n_active for layer in masked) / max(1, sum(layer.n_weights for layer in masked)),
         golden=golden,
         n_parameters=n_parameters,
         n_nonzero=n_nonzero,
-        n_calibration=sum(map(info.signature.n_samples, samples)) if request.precision in CALIBRATED else 0,
-        compacted=compacted,
+        n_calibration=0,
+        compacted=None,
         fit=None,
     )
 
 
-def _without_data_sized(golden: Golden, model: onnx.ModelProto) -> Golden:
-    """The pair without the outputs whose length depends on the data, for which inner values stand."""
-    fixed = [name for name in golden.outputs if name in golden.inner or not last_fixed_ancestors(model, name)]
+def golden_of_graph(
+    file: Path, model: onnx.ModelProto, signature: Signature, samples: Feeds | None
+) -> Golden:
+    """The golden pair of an ONNX file by onnxruntime on the CPU.
+
+    For an output whose length depends on the data stand the last values of fixed size before it.
+
+    Args:
+        file: of the graph.
+        model: the same graph.
+        signature: of it.
+        samples: real inputs; None for random ones.
+
+    Raises:
+        SparseExportError: as `golden_pair`.
+    """
+    behind = {one.name: last_fixed_ancestors(model, one.name) for one in signature.outputs}
+    inner = tuple({name: None for names in behind.values() for name in names})
+    with open_session(file, signature=signature, inner=inner) as session:
+        golden = golden_pair(session, samples, inner=inner)
+    fixed = [name for name in golden.outputs if not behind.get(name)]
     return replace(
         golden,
         outputs={name: golden.outputs[name] for name in fixed},

@@ -21,7 +21,6 @@ from sparse_export.formats.bundle import (
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.formats.listed import FileInfo
 from sparse_export.formats.run import RUN_FILE, Run
-from sparse_export.graph.export import IR_VERSION
 from sparse_export.version import command_line, library_versions, now
 
 __all__ = ["bundle_info", "layers_document"]
@@ -76,7 +75,7 @@ def bundle_info(
         n_calibration=graph.n_calibration,
         targets=("onnx", *(one.target for one in built.infos)),
         opset=max(entry.version for entry in graph.model.opset_import if entry.domain in ("", "ai.onnx")),
-        ir_version=IR_VERSION,
+        ir_version=graph.model.ir_version,
         signature=info.signature,
         task=info.task,
         dense=info.dense,

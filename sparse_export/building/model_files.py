@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import onnx
 
-from sparse_export.errors import GateFailed, UnknownNameError
+from sparse_export.errors import GateFailed, UnknownNameError, output_error
 from sparse_export.formats.bundle import MODEL_FILE
+from sparse_export.graph.foreign import external_files
 from sparse_export.graph.passes.pack24 import pack, pack_choices
 
-__all__ = ["DENSE_MODEL_FILE", "MODEL_FILE", "model_files", "require_form"]
+__all__ = ["DENSE_MODEL_FILE", "MODEL_FILE", "graph_files", "model_files", "require_form"]
 
 DENSE_MODEL_FILE = "model-dense.onnx"
 
@@ -24,6 +28,29 @@ def require_form(form: str) -> None:
     """
     if form not in _FORMS:
         raise UnknownNameError("form of the ONNX file", form, _FORMS)
+
+
+def graph_files(source: Path, folder: Path) -> tuple[str, ...]:
+    """Copy an ONNX file as `model.onnx` into the folder of a bundle, with the data that lie beside it.
+
+    Args:
+        source: the file.
+        folder: of the bundle.
+
+    Returns:
+        Paths of the files within the bundle.
+
+    Raises:
+        OutputError: one cannot be written.
+    """
+    names = {MODEL_FILE: source} | {name: source.parent / name for name in external_files(source)}
+    for name, file in names.items():
+        try:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / name)
+        except OSError as cause:
+            raise output_error(folder / name, cause) from cause
+    return tuple(names)
 
 
 def model_files(model: onnx.ModelProto, form: str) -> dict[str, bytes]:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import onnx
 
 from sparse_export.engines.options import Precision
+from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.passes.float16 import in_half
 from sparse_export.graph.passes.quantize import quantized
 from sparse_export.signature import Feeds
 
-__all__ = ["CALIBRATED", "TOLERANCE", "convert_precision"]
+__all__ = ["CALIBRATED", "TOLERANCE", "convert_precision", "precision_of"]
 
 CALIBRATED: frozenset[Precision] = frozenset(("int8", "fp8"))
 
@@ -22,6 +23,13 @@ CALIBRATED: frozenset[Precision] = frozenset(("int8", "fp8"))
 # in another order; about three times for calibrated types, whose error comes from their few levels. Unrelated
 # outputs differ by several spreads.
 TOLERANCE: dict[Precision, float] = {"fp32": 3e-4, "fp16": 2e-2, "bf16": 0.2, "int8": 0.75, "fp8": 1.0}
+
+
+def precision_of(model: onnx.ModelProto) -> Precision:
+    """The precision that a graph from elsewhere computes in, by the types of its layers' weights."""
+    types = {layer.dtype for layer in graph_layers(model)}
+    halves: dict[str, Precision] = {"float16": "fp16", "bfloat16": "bf16"}
+    return next((precision for dtype, precision in halves.items() if dtype in types), "fp32")
 
 
 def convert_precision(

@@ -13,6 +13,7 @@ from sparse_export.evaluate.compare_times import compare_latency, speedup_missed
 from sparse_export.evaluate.comparison import Comparison, Side
 from sparse_export.evaluate.evaluator import Samples, checked_samples, score
 from sparse_export.evaluate.sessions import Opened, Timing, opened_both
+from sparse_export.evaluate.unlabelled import unlabelled
 from sparse_export.formats.bundle import MODEL_FILE, Bundle, open_bundle
 from sparse_export.formats.run import Accuracy
 from sparse_export.instruments.conditions import measuring
@@ -21,7 +22,9 @@ from sparse_export.instruments.machine import n_usable_cores
 from sparse_export.instruments.outcome import require_possible_speedup
 from sparse_export.instruments.statistics import AccuracyDifference, paired_accuracy_difference
 from sparse_export.runtimes.choice import runtime_note
+from sparse_export.runtimes.outputs import output_batches
 from sparse_export.tasks.accuracy import drop_points, lost_too_much, percent_text, require_possible_drop
+from sparse_export.tasks.agreement import Agreement, agreement_of
 from sparse_export.tasks.samples import LabelledSamples
 
 __all__ = ["compare"]
@@ -38,6 +41,7 @@ def compare(
     n_threads: int | None = None,
     seed: int = 0,
     samples: Samples | None = None,
+    inputs: str | Path | None = None,
     max_drop: float | None = None,
     require_speedup: float | None = None,
     runtime: str | None = None,
@@ -65,7 +69,9 @@ def compare(
         samples: the test set as the network takes it: x float32 (n, *input_shape), normalised, y integer
             (n,), class numbers below the number of outputs; arrays or tensors. None takes the accuracies
             recorded in the manifests and leaves out the paired difference.
-        max_drop: most percentage points of accuracy that sparse may lose.
+        inputs: file or folder of inputs without labels, on which the outputs of both are compared where the
+            bundles name no data set; None for the golden ones of the dense bundle.
+        max_drop: most percentage points of accuracy, or of agreement, that sparse may lose.
         require_speedup: what the lower end of the interval of dense / sparse must reach at every batch size,
             for bundles of one precision.
         runtime: None for the first of `candidates` that opens both; those before it are in `passed_over`.
@@ -114,7 +120,12 @@ def compare(
     ):
         _report_runtime(opened, dense, sparse, report)
         found = _accuracies(opened, dense, sparse, checked, report)
+        agreement = None
+        if checked is None and dense.info.data is None and sparse.info.data is None:
+            agreement = _agreement(opened, dense, inputs, report)
         drop = drop_points(found.sparse, found.dense)
+        if drop is None and agreement is not None:
+            drop = 100.0 - agreement.percent
         if max_drop is not None:
             _require_known(drop, max_drop)
         latency = tuple(compare_latency(opened, dense, sparse, timing, report) for timing in timings)
@@ -125,10 +136,11 @@ def compare(
         accuracy_source=found.source,
         accuracy_drop_points=drop,
         difference=found.difference,
+        agreement=agreement,
         latency=latency,
         max_drop_points=max_drop,
         required_speedup=require_speedup,
-        gate_failed=_gate_failed(found, drop, max_drop),
+        gate_failed=_gate_failed(found, agreement, drop, max_drop),
         speedup_missed=speedup_missed(latency, require_speedup),
         runtime=name,
         passed_over=opened.passed_over,
@@ -184,7 +196,27 @@ def _require_known(drop: float | None, max_drop: float) -> None:
         )
 
 
-def _gate_failed(found: _Accuracies, drop: float | None, max_drop: float | None) -> str | None:
+def _agreement(
+    opened: Opened, dense: Bundle, inputs: str | Path | None, report: Callable[[str], None]
+) -> Agreement:
+    """How far the outputs of the sparse session agree with those of the dense one."""
+    signature = dense.info.signature
+    found = unlabelled(dense, inputs)
+    report(f"agreement of the outputs on {found.words}")
+    first, second = (
+        output_batches(opened.sessions.open[role], found.samples, who=f"The {role} bundle")
+        for role in ("dense", "sparse")
+    )
+    pairs = ((a, b) for (_, a), (_, b) in zip(first, second, strict=True))
+    return agreement_of(pairs, signature, inputs=found.words)
+
+
+def _gate_failed(
+    found: _Accuracies, agreement: Agreement | None, drop: float | None, max_drop: float | None
+) -> str | None:
+    if agreement is not None:
+        clause = lost_too_much("The agreement with the dense network", drop, "its own", max_drop)
+        return None if clause is None else f"{clause}."
     what, than = f"The sparse accuracy of {percent_text(found.sparse)}", percent_text(found.dense)
     clause = lost_too_much(what, drop, f"the dense one of {than}", max_drop)
     return None if clause is None else f"{clause}."

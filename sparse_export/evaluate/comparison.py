@@ -16,6 +16,7 @@ from sparse_export.instruments.outcome import Outcome
 from sparse_export.instruments.statistics import AccuracyDifference, Ratio
 from sparse_export.tables import Shown, Table, count_text, ms_text
 from sparse_export.tasks.accuracy import difference_text, percent_text, points_text
+from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
 
 RESULT_FILE = "comparison.json"
 Row = tuple[str, str, str, str]
@@ -86,6 +87,7 @@ class Comparison(Conditions):
         accuracy_source: `measured` here with the very files that were timed, `recorded` in the manifests, or
             None.
         difference: sparse minus dense on the same samples, only when measured.
+        agreement: of the outputs, where neither bundle names a data set; its loss is the drop.
         accuracy_drop_points: dense minus sparse, in percentage points.
         runtime: as its sessions name themselves.
         passed_over: by name, runtimes that would have been better, and why they could not run both.
@@ -104,10 +106,11 @@ class Comparison(Conditions):
     speedup_missed: str | None
     runtime: str
     passed_over: dict[str, str]
+    agreement: Agreement | None = None
 
     def shown(self) -> Shown:
         """Both bundles side by side, the verdicts, and the conditions of the measurement."""
-        rows = [_accuracy_row(self), *_size_rows(self)]
+        rows = [*_score_rows(self), *_size_rows(self)]
         for at in self.latency:
             rows += [("", "", "", ""), *_latency_rows(at)]
         paths = Table(rows=[("dense", self.dense.path), ("sparse", self.sparse.path)])
@@ -117,6 +120,16 @@ class Comparison(Conditions):
 
     def __str__(self) -> str:
         return self.shown().draw()
+
+
+def _score_rows(comparison: Comparison) -> list[Row]:
+    found = comparison.agreement
+    if found is None:
+        return [_accuracy_row(comparison)]
+    rows: list[Row] = [("agreement of outputs", "", "", agreement_text(found))]
+    rows += [(f"  {one.name}", "", "", output_text(one)) for one in found.outputs]
+    rows += [(f"  {name}", "", "", f"not compared: {why}") for name, why in found.left_out.items()]
+    return rows
 
 
 def _size_rows(comparison: Comparison) -> list[Row]:

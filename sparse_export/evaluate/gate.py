@@ -91,6 +91,7 @@ def gate(
     n_threads: int | None = None,
     seed: int = 0,
     data_dir: str | Path | None = None,
+    inputs: str | Path | None = None,
     run: str | Path | None = None,
     runtimes: Sequence[str] | None = None,
     trust: TrustedDigests = None,
@@ -112,6 +113,8 @@ def gate(
         batches: samples of a timed call.
         rounds: see `compare`, as for block_s, n_threads and seed.
         data_dir: where the data sets lie.
+        inputs: of a bundle without labels, whose agreement with the dense one is its score, real inputs to
+            measure that on; None for the golden ones.
         run: where the run of the bundle is now, if not at its path in the manifest.
         runtimes: that have to run the bundle besides onnxruntime on the CPU, None for those of its engines
             that work here.
@@ -141,6 +144,7 @@ def gate(
         n_threads=n_threads,
         seed=seed,
         data_dir=None if data_dir is None else Path(data_dir),
+        inputs=None if inputs is None else Path(inputs),
         run=None if run is None else Path(run),
         runtimes=None if runtimes is None else tuple(runtimes),
         trust=trust,
@@ -206,17 +210,12 @@ class _Measured:
 
     def accuracy(self) -> Finding:
         case = self._case
-        if case.bundle.info.data is None:
-            raise UsageError(
-                f"{case.bundle.path} names no data set, so its accuracy on real data cannot be measured.",
-                expected="A bundle of a run with a data set was expected.",
-                do="Train with a data set, `npz:FILE` for one of your own.",
-            )
         self.validation = validate(
             case.bundle,
             data_dir=case.data_dir,
             run=case.run,
             against=case.against_path,
+            inputs=case.inputs,
             n_threads=case.n_threads,
             runtimes=case.runtimes,
             trust=case.trust,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from sparse_export.errors import UnknownNameError, UsageError
 from sparse_export.evaluate.evaluator import Scored, score, score_file
 from sparse_export.evaluate.parity import golden_inputs, golden_parity_of, parity_by_batch, parity_of
 from sparse_export.evaluate.references import against_dense, open_dense, reference_of_bundle
+from sparse_export.evaluate.unlabelled import Unlabelled, unlabelled
 from sparse_export.evaluate.validation import AgainstDense, Parity, RuntimeResult, Validation
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle, open_bundle
@@ -21,13 +21,9 @@ from sparse_export.runtimes.outputs import output_batches
 from sparse_export.runtimes.probe import require_probed
 from sparse_export.tasks.accuracy import drop_points, require_possible_drop
 from sparse_export.tasks.agreement import Agreement, agreement_of
-from sparse_export.tasks.inputs import read_inputs
 from sparse_export.tasks.labels import require_outputs
 from sparse_export.tasks.samples import (
-    ArraySamples,
-    BatchSamples,
     LabelledSamples,
-    SampleSet,
     load_test_set,
 )
 from sparse_export.trust import TrustedDigests
@@ -36,7 +32,6 @@ from sparse_export.version import library_versions, now
 __all__ = ["validate"]
 
 _CPU = "onnxruntime-cpu"
-_MOST_SAMPLES = 4096  # of inputs without labels
 _SCORE_OUTSIDE = "Build it from a run without data, and compute the score of its task outside."
 
 
@@ -96,11 +91,11 @@ def validate(
         reference, run_missing = reference_of_bundle(bundle, None if run is None else Path(run), trust)
         if reference is not None:
             stack.enter_context(reference)
-        test, unlabelled = None, None
+        test, unlabelled_one = None, None
         if info.data is not None:
             test = load_test_set(info.data, info.signature, data_dir, network=outputs_of, do=do)
         elif dense is not None or inputs is not None:
-            unlabelled = _unlabelled(bundle, inputs)
+            unlabelled_one = unlabelled(bundle, inputs)
         session = stack.enter_context(
             open_session(
                 bundle.onnx_path,
@@ -113,7 +108,7 @@ def validate(
         on_cpu = None if test is None else score(session, test, f"The ONNX file {bundle.onnx_path}")
         parity, in_network = _beside_network(session, bundle, reference, on_cpu, test)
         batches = () if reference is None else parity_by_batch(session, bundle, reference)
-        held = _Held(bundle, dense, test, unlabelled, n_threads, stack)
+        held = _Held(bundle, dense, test, unlabelled_one, n_threads, stack)
         others = []
         for name in names:
             with open_runtime(bundle, name, n_threads=n_threads, trust=trust) as other:
@@ -146,25 +141,6 @@ def validate(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Unlabelled:
-    """Inputs without labels, and where they are from, in words."""
-
-    samples: SampleSet
-    words: str
-
-
-def _unlabelled(bundle: Bundle, inputs: str | Path | None) -> _Unlabelled:
-    """The inputs that were given, or the golden ones."""
-    if inputs is None:
-        golden = golden_inputs(bundle)
-        samples = ArraySamples(feeds=golden, signature=bundle.info.signature)
-        return _Unlabelled(samples=samples, words=f"the {len(samples)} samples of the golden pair")
-    found = read_inputs(inputs, bundle.info.signature, n_samples=_MOST_SAMPLES)
-    some = BatchSamples(parts=found.batches, signature=bundle.info.signature)
-    return _Unlabelled(samples=some, words=f"{len(some)} samples of {Path(inputs).name}")
-
-
 class _Held:
     """The dense bundle that others are held against, opened where it is needed; for the time of a stack."""
 
@@ -173,7 +149,7 @@ class _Held:
         bundle: Bundle,
         dense: Bundle | None,
         test: LabelledSamples | None,
-        unlabelled: _Unlabelled | None,
+        unlabelled: Unlabelled | None,
         n_threads: int | None,
         stack: contextlib.ExitStack,
     ) -> None:

@@ -259,6 +259,20 @@ def load_linked_data(model: onnx.ModelProto, path: Path, *, most: int | None = N
         del tensor.external_data[:]
 
 
+def external_files(path: Path) -> tuple[str, ...]:
+    """Names of the files beside an ONNX file that hold data of it, each once.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UsageError: there is no such file.
+        ArtefactError: it is no ONNX file.
+    """
+    with readable(path):
+        return tuple(sorted({ExternalDataInfo(tensor).location for tensor in _outside(_loaded(path))}))
+
+
 def _outside(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """The tensors whose data lie in another file."""
     sparse = [one for graph in graphs_of(model.graph) for one in graph.sparse_initializer] + [

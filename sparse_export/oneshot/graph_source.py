@@ -30,7 +30,6 @@ from sparse_export.graph.model import (
     sizes_from_text,
     with_axes,
 )
-from sparse_export.graph.randomness import require_deterministic
 from sparse_export.oneshot.graph_run import graph_of_run
 from sparse_export.oneshot.source import open_source, run_of
 from sparse_export.runtimes.probe import require_runnable
@@ -195,7 +194,6 @@ def _source_of_torch(
         example = example_from_arrays(network, some_arrays(told.inputs))
     else:
         example = example_of_shape(input_shape or models.input_shape(model) or ())
-    require_deterministic(network, example)
     graph = prepared(onnx_from_module(network, example, masks={}, fold=False))
     signature = signature_of(graph)
     sizes = {**example.sizes, **signature.sizes}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparse_export.errors import UsageError
 from sparse_export.files import staged_folder, write_json
-from sparse_export.formats.run import ModelInfo, Run, RunInfo
+from sparse_export.formats.run import RUN_FILE, WEIGHTS_FILE, DenseInfo, ModelInfo, Run, RunInfo, open_run
 from sparse_export.oneshot.arguments import (
     data_name,
     input_shape_of,
@@ -20,6 +20,7 @@ from sparse_export.oneshot.arguments import (
 )
 from sparse_export.oneshot.fine_tuning import fine_tuned, loader_recipe, require_patterns
 from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY, Finished
+from sparse_export.oneshot.graph_run import dense_folder
 from sparse_export.oneshot.graph_source import Told, graph_source
 from sparse_export.oneshot.graph_steps import sparsify_source
 from sparse_export.oneshot.layers import require_method
@@ -32,13 +33,20 @@ from sparse_export.train.batches import batch_loader
 from sparse_export.train.distributed import ALONE
 from sparse_export.train.layers import layer_facts
 from sparse_export.train.loop import device_of
+from sparse_export.train.methods.dense import DENSE
 from sparse_export.train.network import n_threads_for
 from sparse_export.train.observer import Observer
 from sparse_export.train.record import n_entries, new_run_info
-from sparse_export.train.run_folder import claimed_run, finish_run, require_empty
+from sparse_export.train.run_folder import (
+    claimed_run,
+    finish_run,
+    require_empty,
+    weights_sha256,
+    write_run_info,
+)
 from sparse_export.train.stopping import cpu_settings
 
-__all__ = ["CALIBRATION_SAMPLES", "Sparsified", "sparsify"]
+__all__ = ["CALIBRATION_SAMPLES", "Sparsified", "dense_torch_run", "sparsify"]
 
 CALIBRATION_SAMPLES = 512
 
@@ -152,17 +160,88 @@ def sparsify(
         n_threads = n_threads_for(source.network, CALIBRATION_BATCH if recipe is None else recipe.batch_size)
         with cpu_settings(n_threads):
             work.stage("original", 0.0)
+            dense = _dense_of(work, run, out)
             permuted = work.permute(caps, chosen) if permute else None
             layers = work.prune(caps, reasons, chosen, permuted, norms=norms)
         report = work.report(
             layers, permuted, pattern=asked, method=chosen, permute=permute, moving=moving, epochs=finetune
         )
         if recipe is None or not finetune:
-            return Sparsified(run=_written(work, report, run, n_threads, out), report=report)
-        finished, report = fine_tuned(
+            return Sparsified(run=_written(work, report, run, n_threads, out, dense), report=report)
+        trained, report = fine_tuned(
             work, report, recipe, out, moving=moving, data_dir=data_dir, device=device, observer=observer
         )
-        return Sparsified(run=finished, report=report)
+        trained = replace(trained, info=replace(trained.info, dense=dense))
+        write_run_info(trained.path, trained.info)
+        return Sparsified(run=trained, report=report)
+
+
+def dense_torch_run(
+    model: str,
+    out: Path,
+    *,
+    weights: str | None,
+    input_shape: Sequence[int] | None = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> Run:
+    """Write a torch network by its name as a dense run, with its score where a data set is given.
+
+    Args:
+        model: a known network, `timm:NAME` or `package.module:factory`.
+        out: folder of the run; one of the same weights that stands there is taken.
+        weights: as of `sparsify`.
+        input_shape: of one sample, where neither network nor data tell.
+        data: a data set; None for none.
+        data_dir: where it lies.
+        seed: of random weights.
+        device: to score it on.
+
+    Raises:
+        SparseExportError: as `sparsify` raises of its source.
+    """
+    require_weights(model, None, weights)
+    place = device_of(device)
+    recipe = None if data is None else loader_recipe(model, None, data, input_shape, epochs=0, seed=seed)
+    loader = None if recipe is None else batch_loader(recipe, data_dir, False, place, ALONE)
+    n_classes = None if loader is None else loader.n_classes
+    source = open_source(model, None, weights, n_classes=n_classes, seed=seed, trust=None)
+    require_usable_weights(source)
+    shape = input_shape_of(source, None, loader, input_shape)
+    work = Work(source, shape, n_outputs_of(source, shape, n_classes), loader, place, 1, seed)
+    work.stage("original", 0.0)
+    return _dense_run(work, out)
+
+
+def _dense_run(work: Work, out: Path) -> Run:
+    """Write the network, as it is now, as a dense run; or take that of the same weights which is there."""
+    digest = weights_sha256(work.network)
+    if (out / RUN_FILE).is_file():
+        run = open_run(out)
+        if run.info.dense is not None and run.info.dense.sha256 == digest:
+            return run
+    stage = work.stages[0]
+    with claimed_run(out):
+        require_empty(out)
+        info = new_run_info(
+            n_parameters=n_entries(work.network),
+            method=DENSE.name,
+            model=ModelInfo(name=work.source.name),
+            signature=class_signature(work.input_shape, work.n_outputs),
+            data=None if work.loader is None else work.loader.info,
+            layers=layer_facts(work.network, {}),
+            validation=stage.validation,
+            test=stage.test,
+            seed=work.seed,
+            n_threads=1,
+            device=work.device.type,
+            dense=DenseInfo(sha256=digest, path=None, test=stage.test),
+        )
+        with staged_folder(out) as staged:
+            run = finish_run(staged, work.network, {}, info)
+        return replace(run, path=out)
 
 
 def _require_no_training(
@@ -185,9 +264,20 @@ def _require_no_training(
             )
 
 
-def _written(work: Work, report: SparsifyReport, run: Run | None, n_threads: int, out: Path) -> Run:
+def _dense_of(work: Work, run: Run | None, out: Path) -> DenseInfo:
+    """The dense network that a sparse one is made from: left as a run, unless it came from one."""
+    test = work.stages[0].test
+    if run is not None:
+        return DenseInfo(sha256=run.info.files[WEIGHTS_FILE].sha256, path=str(run.path.resolve()), test=test)
+    left = _dense_run(work, dense_folder(out))
+    return DenseInfo(sha256=left.info.files[WEIGHTS_FILE].sha256, path=str(left.path.resolve()), test=test)
+
+
+def _written(
+    work: Work, report: SparsifyReport, run: Run | None, n_threads: int, out: Path, dense: DenseInfo
+) -> Run:
     """Write the network as a run that was not trained further, with the report."""
-    info = _run_info(work, report, run, n_threads)
+    info = replace(_run_info(work, report, run, n_threads), dense=dense)
     with staged_folder(out) as stage:
         finished = finish_run(stage, work.network, work.masks, info)
         write_json(stage / REPORT_FILE, asdict(report))

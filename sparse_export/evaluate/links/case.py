@@ -45,6 +45,7 @@ class Case:
     n_threads: int | None
     seed: int
     data_dir: Path | None
+    inputs: Path | None
     run: Path | None
     runtimes: tuple[str, ...] | None
     trust: TrustedDigests

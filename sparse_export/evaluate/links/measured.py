@@ -17,6 +17,7 @@ from sparse_export.tasks.accuracy import (
     lost_too_much,
     percent_text,
 )
+from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
 
 __all__ = ["accuracy_is_kept", "speed_is_reached"]
 
@@ -27,6 +28,8 @@ def accuracy_is_kept(case: Case, validation: Validation) -> Finding:
     Args:
         validation: of the bundle against the dense one.
     """
+    if validation.agreement is not None:
+        return _agreement_is_kept(case, validation, validation.agreement)
     against, accuracy = validation.against, validation.accuracy
     if against is None or accuracy is None:
         raise GateFailed(f"The accuracy of {validation.bundle} was not measured.")
@@ -64,6 +67,38 @@ def accuracy_is_kept(case: Case, validation: Validation) -> Finding:
             f"{difference_text(against, p_value=True)}; 95 % interval.",
             expected=f"At most {case.max_drop:g} points may be lost.",
             do="Train longer or at a higher density, or allow a larger drop.",
+        )
+    else:
+        try:
+            check_gates(validation)
+        except GateFailed as cause:
+            problem = cause
+    return Finding(told=tuple(told), figures=figures, problem=problem)
+
+
+def _agreement_is_kept(case: Case, validation: Validation, agreement: Agreement) -> Finding:
+    """The outputs agree with those of the dense bundle, by all but max_drop, whoever runs them."""
+    told = [f"the outputs agree with those of the dense bundle by {agreement_text(agreement)}"]
+    told += [f"{one.name}: {output_text(one)}" for one in agreement.outputs]
+    told += [f"{name} is not compared: {why}" for name, why in agreement.left_out.items()]
+    told.append(f"at most {case.max_drop:g} points may be lost")
+    figures: dict[str, Figure] = {
+        "agreement_percent": agreement.percent,
+        "agreement_percent_low": agreement.low,
+        "agreement_percent_high": agreement.high,
+        "max_drop_points": case.max_drop,
+    }
+    lost = [("model.onnx", agreement)]
+    lost += [(one.name, one.agreement) for one in validation.runtimes if one.agreement is not None]
+    told += [f"{name} was not run: {why}" for name, why in validation.not_run.items()]
+    found = [lost_too_much(name, 100.0 - one.percent, "full agreement", case.max_drop) for name, one in lost]
+    wrong = [clause for clause in found if clause]
+    problem: SparseExportError | None = None
+    if wrong:
+        problem = GateFailed(
+            f"Agreement with the dense bundle was lost: {'; '.join(wrong)}.",
+            expected=f"At most {case.max_drop:g} points may be lost.",
+            do="Make fewer layers sparse, calibrate on real inputs, or allow a larger drop.",
         )
     else:
         try:
