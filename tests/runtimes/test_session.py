@@ -7,16 +7,16 @@ import pytest
 
 from sparse_export.errors import UsageError
 from sparse_export.runtimes.session import BaseSession
+from sparse_export.signature import Array, Feeds, class_signature
 
 
 class _Doubling(BaseSession):
-    def __init__(self, shape: tuple[int | str | None, ...] | None = ("batch", 3)) -> None:
-        super().__init__("doubling-cpu", np.float32, shape)
+    def __init__(self) -> None:
+        super().__init__("doubling-cpu", class_signature((3,), 3, names=("x", "y")))
         self.n_freed = 0
 
-    def _run(self, x: np.ndarray) -> np.ndarray:
-        doubled: np.ndarray = 2 * x
-        return doubled
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
+        return {"y": 2 * feeds["x"]}
 
     def _free(self) -> None:
         self.n_freed += 1
@@ -36,12 +36,13 @@ def test_memory_is_given_back_once_and_nothing_runs_afterwards() -> None:
     [np.ones((2, 3)), np.ones((2, 4), np.float32), np.ones(3, np.float32), np.ones((2, 3, 1), np.float32)],
 )
 def test_a_batch_of_another_type_or_shape_is_not_run(x: np.ndarray) -> None:
-    with pytest.raises(UsageError, match=r"float32 of shape \(any, 3\) was expected"):
-        _Doubling().run(x)
+    for given in (x, {"x": x}):
+        with pytest.raises(UsageError, match=r"x float32 \(batch, 3\) was expected"):
+            _Doubling().run(given)
 
 
-def test_where_no_shape_is_known_only_the_type_is_checked() -> None:
-    session = _Doubling(None)
-    assert session.run(np.ones((5, 7), np.float32)).shape == (5, 7)
-    with pytest.raises(UsageError, match=r"The input is float64 .* float32 was expected"):
-        session.run(np.ones((5, 7)))
+def test_an_array_goes_for_the_one_input_and_a_mapping_gives_a_mapping() -> None:
+    session, x = _Doubling(), np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(session.run({"x": x})["y"], session.run(x))
+    with pytest.raises(UsageError, match=r"The inputs are input\. x float32 .* Name the arrays"):
+        session.run({"input": x})

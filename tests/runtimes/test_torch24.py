@@ -11,6 +11,7 @@ from sparse_export import models
 from sparse_export.errors import MissingCapability, UsageError
 from sparse_export.models import layers24
 from sparse_export.runtimes.torch24 import Torch24Session, rewrite
+from sparse_export.signature import class_signature
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group
 
 
@@ -100,7 +101,8 @@ def test_the_session_speaks_as_every_runtime_does() -> None:
     model = _pruned(_small())
     x = torch.randn(4, 3, 8, 8)
     wanted: Tensor = model(x).detach()
-    with Torch24Session(rewrite(model, dtype=torch.float32, backend="reference")) as session:
+    found24 = rewrite(model, dtype=torch.float32, backend="reference")
+    with Torch24Session(found24, class_signature((3, 8, 8), wanted.shape[1])) as session:
         assert session.name == "torch24-cpu"
         found = session.run(x.numpy())
         assert found.dtype == np.float32
