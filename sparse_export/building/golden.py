@@ -162,6 +162,7 @@ def require_parity(file: Path, signature: Signature, golden: Golden, rtol: float
         GateFailed: an output of the file differs by more.
     """
     with open_session(file, signature=signature, inner=golden.inner) as session:
+        signature = session.signature  # with the values inside the graph
         found = session.run(golden.inputs)
         by_batch = {n: _run(session, signature.part(golden.inputs, 0, n)) for n in golden.smaller}
     whole = differences(found, golden.outputs, atol=ATOL, rtol=rtol)
@@ -179,8 +180,8 @@ def require_parity(file: Path, signature: Signature, golden: Golden, rtol: float
     }
     if wrong_whole and all(bool(bad[n]) == bool(in_whole[n]) for n in bad):
         raise GateFailed(
-            f"The exported graph differs from the network by {difference_text(wrong_whole[0])} on {n_all} "
-            "inputs.",
+            f"The exported graph differs from the network by {_difference_text(wrong_whole[0])} on {n_all} "
+            f"{'input' if n_all == 1 else 'inputs'}.",
             expected=f"At most {_allowed(wrong_whole[0].name, golden, rtol)} is allowed.",
             do="The export is wrong, or its precision too low for this network; nothing was written.",
         )
@@ -195,8 +196,8 @@ def require_parity(file: Path, signature: Signature, golden: Golden, rtol: float
     )
 
 
-def difference_text(one: OutputDifference) -> str:
-    """By how much an output differs: `0.5`, with its name where that says more."""
+def _difference_text(one: OutputDifference) -> str:
+    """By how much an output differs: `0.5 in logits`, `0.25 of tags`."""
     if one.equal_share is not None:
         return f"{1 - one.equal_share:.3g} of {one.name}"
     return f"{one.max_abs_difference:.3g} in {one.name}"

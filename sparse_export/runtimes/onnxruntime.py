@@ -242,6 +242,23 @@ def _require_ends(found: Signature, wanted: Signature, model_path: Path) -> None
             )
 
 
+def _inside(found: Signature, wanted: Signature, inner: Sequence[str]) -> tuple[TensorInfo, ...]:
+    """Values inside the graph, with the names that the wanted signature gives to the file's free sizes."""
+    names = {
+        own: told
+        for one, other in zip(found.inputs, wanted.inputs, strict=True)
+        for own, told in zip(one.shape, other.shape, strict=True)
+        if isinstance(own, str)
+    }
+    return tuple(
+        replace(
+            one, shape=tuple(names.get(size, size) if isinstance(size, str) else size for size in one.shape)
+        )
+        for one in found.outputs
+        if one.name in inner
+    )
+
+
 class _OnnxruntimeSession(BaseSession):
     """Owns one onnxruntime session."""
 
@@ -294,8 +311,7 @@ class _OnnxruntimeSession(BaseSession):
         if signature is not None:
             outside = tuple(one for one in found.outputs if one.name not in inner)
             _require_ends(replace(found, outputs=outside), signature, model_path)
-            more = tuple(one for one in found.outputs if one.name in inner)
-            signature = replace(signature, outputs=(*signature.outputs, *more))
+            signature = replace(signature, outputs=(*signature.outputs, *_inside(found, signature, inner)))
         name = f"onnxruntime-{provider}{'-emulating-bfloat16' if emulated else ''}"
         super().__init__(name, signature or found)
         self._session: Any = session

@@ -420,6 +420,7 @@ def test_without_a_batch_axis_a_call_is_one_sample(tmp_path: Path) -> None:
 
 def test_values_inside_the_graph_are_given_behind_the_outputs(tokens: Path) -> None:
     with open_session(tokens, signature=_described(), inner=("kept",)) as session:
+        assert session.signature.outputs[-1].shape == ("n", "length", 3)
         found = session.run(_feeds())
     assert list(found) == ["pooled", "longest", "kept"]
     np.testing.assert_allclose(found["kept"].sum(1), found["pooled"], rtol=1e-6)

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sparse_export.runtimes.tolerance import outside_tolerance, spread
+from sparse_export.runtimes.tolerance import OutputDifference, differences, spread
+
+
+def _compared(found: np.ndarray, wanted: np.ndarray, *, atol: float, rtol: float) -> OutputDifference:
+    (one,) = differences({"y": found}, {"y": wanted}, atol=atol, rtol=rtol)
+    return one
+
 
 LOGITS = arrays(
     np.float64, st.tuples(st.integers(2, 5), st.integers(2, 5)), elements=st.integers(-100, 100).map(float)
@@ -32,13 +38,13 @@ def test_an_offset_of_its_own_for_every_sample_hides_no_error() -> None:
     wanted = logits + generator.uniform(-100, 100, (20, 1))
     assert spread(wanted) == pytest.approx(spread(logits))
     turned = logits[:, ::-1] + (wanted - logits)
-    assert outside_tolerance(turned, wanted, atol=0.0, rtol=0.2)[1]
+    assert not _compared(turned, wanted, atol=0.0, rtol=0.2).ok
 
 
 def test_one_logit_a_sample_is_held_to_how_samples_differ() -> None:
     wanted = np.array([[1.0], [-1.0]])
     assert spread(wanted) == 1
-    assert not outside_tolerance(wanted + 0.01, wanted, atol=0.0, rtol=0.1)[1]
+    assert _compared(wanted + 0.01, wanted, atol=0.0, rtol=0.1).ok
 
 
 def test_what_is_just_within_is_in_and_just_beyond_is_out() -> None:
@@ -46,29 +52,79 @@ def test_what_is_just_within_is_in_and_just_beyond_is_out() -> None:
     for difference, outside in ((0.0999, False), (0.1001, True)):
         found = wanted.copy()
         found[1, 0] += difference
-        largest, beyond = outside_tolerance(found, wanted, atol=0.0, rtol=0.1)
-        assert largest == pytest.approx(difference)
-        assert beyond == outside
+        compared = _compared(found, wanted, atol=0.0, rtol=0.1)
+        assert compared.max_abs_difference == pytest.approx(difference)
+        assert compared.max_relative_difference == pytest.approx(difference)
+        assert compared.ok is not outside
 
 
 def test_an_error_that_a_large_offset_would_hide_is_found() -> None:
     wanted = 1000 + np.array([[0.0, 1.0], [1.0, 0.0]])
     swapped = wanted[::-1]
-    assert outside_tolerance(swapped, wanted, atol=1e-6, rtol=1.0)[1]
+    assert not _compared(swapped, wanted, atol=1e-6, rtol=1.0).ok
     assert np.abs(swapped - wanted).max() < 2e-3 * np.abs(wanted).max()
 
 
 def test_equal_logits_are_held_to_the_absolute_part_and_nan_to_nothing() -> None:
     wanted = np.zeros((3, 4))
-    assert not outside_tolerance(wanted, wanted, atol=1e-6, rtol=1e-4)[1]
-    assert outside_tolerance(wanted + 2e-6, wanted, atol=1e-6, rtol=1e-4)[1]
+    assert _compared(wanted, wanted, atol=1e-6, rtol=1e-4).ok
+    assert not _compared(wanted + 2e-6, wanted, atol=1e-6, rtol=1e-4).ok
     nan = wanted.copy()
     nan[0, 0] = np.nan
-    assert outside_tolerance(nan, wanted, atol=1.0, rtol=1.0)[1]
-    assert outside_tolerance(wanted, nan, atol=1.0, rtol=1.0)[1]
+    assert not _compared(nan, wanted, atol=1.0, rtol=1.0).ok
+    assert not _compared(wanted, nan, atol=1.0, rtol=1.0).ok
 
 
 def test_no_sample_at_all_has_no_spread() -> None:
     nothing = np.zeros((0, 4))
     assert spread(nothing) == 0
-    assert outside_tolerance(nothing, nothing, atol=0.0, rtol=0.0) == (0.0, False)
+    compared = _compared(nothing, nothing, atol=0.0, rtol=0.0)
+    assert (compared.max_abs_difference, compared.ok) == (0.0, True)
+
+
+# ---- several outputs
+
+
+def test_each_output_is_held_to_its_own_spread() -> None:
+    wanted = {"large": np.array([[1e3, -1e3]] * 2), "small": np.array([[1.0, -1.0]] * 2)}
+    found = {name: one + 0.5 for name, one in wanted.items()}
+    large, small = differences(found, wanted, atol=0.0, rtol=0.1)
+    assert (large.name, large.ok) == ("large", True)
+    assert (small.name, small.ok) == ("small", False)
+    assert small.max_relative_difference == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.bool_])
+def test_of_integers_and_truth_values_the_share_that_differs_counts(dtype: type[np.generic]) -> None:
+    wanted = np.arange(8).reshape(2, 4).astype(dtype)
+    found = wanted.copy()
+    found[1, 3] = 0
+    for rtol, ok in ((0.125, True), (0.12, False)):
+        compared = _compared(found, wanted, atol=100.0, rtol=rtol)
+        assert compared.ok is ok
+        assert compared.equal_share == 7 / 8
+        assert compared.max_abs_difference is None
+        assert compared.max_relative_difference is None
+
+
+def test_another_shape_or_no_output_is_never_within_tolerance() -> None:
+    wanted = {"boxes": np.zeros((2, 4)), "classes": np.zeros((2, 4), np.int64)}
+    for found in ({}, {name: one[:, :3] for name, one in wanted.items()}):
+        boxes, classes = differences(found, wanted, atol=1e9, rtol=1.0)
+        assert (boxes.ok, boxes.max_abs_difference) == (False, np.inf)
+        assert (classes.ok, classes.equal_share) == (False, 0.0)
+
+
+def test_a_part_is_held_to_the_spread_of_the_whole() -> None:
+    whole = {"y": np.array([[1.0, -1.0], [-3.0, 3.0]])}
+    part, off = {"y": whole["y"][:1]}, {"y": whole["y"][:1] + 0.15}
+    assert not differences(off, part, atol=0.0, rtol=0.1)[0].ok
+    assert differences(off, part, atol=0.0, rtol=0.1, spread_of=whole)[0].ok
+
+
+def test_bfloat16_is_compared_as_floats() -> None:
+    import ml_dtypes
+
+    wanted = np.array([[1.0, -1.0]]).astype(ml_dtypes.bfloat16)
+    compared = _compared(wanted + np.array(0.5, ml_dtypes.bfloat16), wanted, atol=0.0, rtol=0.6)
+    assert (compared.ok, compared.max_abs_difference) == (True, 0.5)
