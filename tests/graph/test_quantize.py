@@ -17,14 +17,15 @@ from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.passes.pack24 import expand, pack, packed_weights
 from sparse_export.graph.passes.quantize import quantized, require_zeros_kept
 from sparse_export.runtimes.onnxruntime import open_session
+from sparse_export.signature import Feeds
 from tests.engines.conftest import small_graph
 
 CALIBRATED: tuple[Precision, ...] = ("int8", "fp8")
 
 
-def _samples(n: int = 4) -> list[np.ndarray]:
+def _samples(n: int = 4) -> list[dict[str, np.ndarray]]:
     generator = np.random.default_rng(7)
-    return [generator.standard_normal((32, 16), dtype=np.float32) for _ in range(n)]
+    return [{"input": generator.standard_normal((32, 16), dtype=np.float32)} for _ in range(n)]
 
 
 def _quantized(precision: Precision, model: onnx.ModelProto | None = None) -> onnx.ModelProto:
@@ -40,7 +41,7 @@ def _outputs(model: onnx.ModelProto, x: np.ndarray, folder: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("precision", CALIBRATED)
 def test_the_outputs_are_near_those_of_the_network(precision: Precision, tmp_path: Path) -> None:
-    x = _samples()[0]
+    x = _samples()[0]["input"]
     wanted = _outputs(small_graph(), x, tmp_path)
     found = _outputs(_quantized(precision), x, tmp_path)
     difference = float(np.abs(found - wanted).max() / wanted.std())
@@ -137,7 +138,7 @@ def _with_names_like_the_quantizers() -> onnx.ModelProto:
 
 @pytest.mark.parametrize("precision", CALIBRATED)
 def test_names_that_the_quantizer_makes_may_be_taken(precision: Precision, tmp_path: Path) -> None:
-    model, x = _with_names_like_the_quantizers(), _samples()[0]
+    model, x = _with_names_like_the_quantizers(), _samples()[0]["input"]
     before = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     small = _quantized(precision, model)
     after = {tensor.name: numpy_helper.to_array(tensor) for tensor in small.graph.initializer}
@@ -151,10 +152,49 @@ def test_names_that_the_quantizer_makes_may_be_taken(precision: Precision, tmp_p
     assert 0 < np.abs(found - wanted).max() / wanted.std() < TOLERANCE[precision] / 2
 
 
-@pytest.mark.parametrize("samples", [[], [np.zeros((0, 16), dtype=np.float32)]])
-def test_without_samples_there_is_nothing_to_calibrate_on(samples: list[np.ndarray]) -> None:
+@pytest.mark.parametrize("samples", [[], [{"input": np.zeros((0, 16), dtype=np.float32)}]])
+def test_without_samples_there_is_nothing_to_calibrate_on(samples: list[Feeds]) -> None:
     with pytest.raises(UsageError, match="calibrate"):
         quantized(small_graph(), samples, "int8")
+
+
+_TOKENS = """
+<ir_version: 10, opset_import: ["" : 20]>
+tokens (int64[batch, sequence] ids, float[batch, sequence, 16] position) => (float[batch, sequence, 8] y)
+<float[4, 16] table, float[16, 8] w>
+{
+    words = Gather (table, ids)
+    h = Add (words, position)
+    y = MatMul (h, w)
+}
+"""
+
+
+@pytest.mark.parametrize("precision", CALIBRATED)
+def test_two_inputs_one_of_integers_are_calibrated_on_in_any_length(
+    precision: Precision, tmp_path: Path
+) -> None:
+    model, generator = onnx.parser.parse_model(_TOKENS), np.random.default_rng(0)
+    del model.graph.initializer[:]
+    for name, shape in (("table", (4, 16)), ("w", (16, 8))):
+        values = generator.standard_normal(shape, dtype=np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    samples = [
+        {
+            "ids": generator.integers(0, 4, (8, length)),
+            "position": generator.standard_normal((8, length, 16), dtype=np.float32),
+        }
+        for length in (5, 9)
+    ]
+    small = convert_precision(model, precision, samples)
+    assert [one.name for one in small.graph.input] == ["ids", "position"]
+    found = []
+    for number, one in enumerate((model, small)):
+        onnx.save(one, tmp_path / f"{number}.onnx")
+        with open_session(tmp_path / f"{number}.onnx") as session:
+            found.append(session.run(samples[1])["y"])
+    difference = float(np.abs(found[1] - found[0]).max() / found[0].std())
+    assert 0 < difference < TOLERANCE[precision] / 2
 
 
 def test_a_graph_without_products_has_nothing_to_quantize() -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - its customary name
 from torch import Tensor, nn
 
+from sparse_export.building import build
 from sparse_export.building.golden import golden_pair
 from sparse_export.errors import UsageError
 from sparse_export.graph.randomness import require_deterministic
+from sparse_export.runtimes.torch_session import TorchSession
+from sparse_export.signature import class_signature
+from tests.making_runs import network_and_masks, save_run
 
 
 class AlwaysDrops(nn.Module):
@@ -62,6 +69,21 @@ def test_a_network_that_answers_the_same_each_time_passes(part: nn.Module) -> No
     require_deterministic(nn.Sequential(nn.Linear(4, 8), part, nn.Linear(8, 3)).eval(), (4,))
 
 
-def test_a_build_tells_of_it_before_anything_is_exported() -> None:
+def test_a_golden_pair_is_made_of_no_such_network() -> None:
+    network = nn.Sequential(nn.Linear(4, 3), AlwaysDrops(0.3)).eval()
+    with pytest.raises(UsageError, match="The network gives another logits each time it runs"):
+        golden_pair(TorchSession(network, class_signature((4,), 3)))
+
+
+def test_a_build_tells_of_it_before_anything_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, masks = network_and_masks()
+    run = save_run(tmp_path / "run", module, masks)
+    random = nn.Sequential(module, AlwaysDrops(0.3)).eval()
+    building = sys.modules["sparse_export.building.graph"]
+    monkeypatch.setattr(building, "network_of_run", lambda *_, **__: random)
+    monkeypatch.setattr(building, "masks_of_run", lambda *_, **__: {})
+    monkeypatch.setattr(building, "onnx_from_module", lambda *_, **__: pytest.fail("it was exported"))
     with pytest.raises(UsageError, match="random in evaluation mode"):
-        golden_pair(nn.Sequential(nn.Linear(4, 3), AlwaysDrops(0.3)).eval(), (4,), [])
+        build(run)
