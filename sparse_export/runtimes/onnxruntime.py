@@ -41,6 +41,7 @@ _DTYPES = {f"tensor({name})": name for name in DTYPES} | {
     "tensor(double)": "float64",
 }
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+_EXACT_INT8 = "session.x64quantprecision"  # else int8 sums saturate at 16 bits on a CPU without VNNI
 _ONLY_FATAL = 4
 _NO_MEMORY = ("bad_alloc", "failed to allocate", "out of memory")
 
@@ -288,6 +289,7 @@ class _OnnxruntimeSession(BaseSession):
         content = _content(model_path, emulated, inner)
         # Where a model is handed over in memory: the data that it names lie beside the file all the same.
         options.add_session_config_entry(_DATA_FOLDER, str(model_path.absolute().parent))
+        options.add_session_config_entry(_EXACT_INT8, "1")
         self._cache: EngineCache | None = None
         try:
             if provider != "cpu":
