@@ -38,6 +38,7 @@ from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.passes.float16 import in_half
 from sparse_export.graph.passes.pack24 import pack
 from sparse_export.instruments.machine import machine_facts
+from sparse_export.signature import class_signature
 from sparse_export.sparsity.pattern import NMPattern, fits, largest_per_group
 from sparse_export.version import library_versions, now
 
@@ -109,12 +110,14 @@ def two_four_graph(name: str) -> onnx.ModelProto:
 def measure(name: str, rounds: int) -> Found:
     """Build a network `rounds` times both ways."""
     model = two_four_graph(name)
+    n_classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    signature = class_signature(SHAPES[name], n_classes)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         (work / "model.onnx").write_bytes(model.SerializeToString())
         (work / "packed.onnx").write_bytes(pack(model).SerializeToString())
         ways: dict[str, Callable[[], object]] = {
-            "ours": lambda: build_engine(model, work / "ours.engine", OPTIONS),
+            "ours": lambda: build_engine(model, work / "ours.engine", OPTIONS, signature),
             "bare": lambda: subprocess.run([*FIXED, sys.executable, "-c", BARE], cwd=work, check=True),
         }
         for way in ways.values():
@@ -123,7 +126,7 @@ def measure(name: str, rounds: int) -> Found:
         for index in range(rounds):
             for key in sorted(ways, reverse=bool(index % 2)):
                 times[key].append(_timed(ways[key]))
-        engine_from_file(work / "packed.onnx", work / "packed.engine", OPTIONS)
+        engine_from_file(work / "packed.onnx", work / "packed.engine", OPTIONS, signature)
         digests = {key: _sha256(work / f"{key}.engine") for key in ("ours", "packed")}
         return Found(
             network=name,

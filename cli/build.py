@@ -57,8 +57,9 @@ if TYPE_CHECKING:
     "--profile",
     "profiles",
     multiple=True,
-    metavar="MIN:OPT:MAX",
-    help="Batch sizes that an engine is made for; several may be given.  [default: 1:8:32]",
+    metavar="[SIZE=]MIN:OPT:MAX,...",
+    help="Bounds of each free size that an engine is made for, the batch where no name stands before them; "
+    "several may be given.  [default: batch=1:8:32]",
 )
 @click.option(
     "--gpu-arch", metavar="SM,...", help="GPUs that a tensorrt-rtx engine is made for, as in sm80,sm89."

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import get_args
 
+from sparse_export.engines.options import profile_text
 from sparse_export.errors import ArtefactError, GateFailed
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import EngineLayer, EngineState, EngineTimes, LayerTiming
@@ -66,8 +67,8 @@ class InspectedEngine:
         """What the engine is, what became of each layer, and their times."""
         fact = self.fact
         gpus = ", ".join(fact.architectures) or fact.architecture or "the library's own choice of GPUs"
-        profiles = ", ".join(":".join(map(str, sizes)) for sizes in fact.profiles)
-        title = f"{fact.file}  {fact.target} {fact.version}, {fact.precision}, for {gpus}, batch {profiles}"
+        profiles = " and ".join(profile_text(one) for one in fact.profiles if one) or "of fixed sizes"
+        title = f"{fact.file}  {fact.target} {fact.version}, {fact.precision}, for {gpus}, {profiles}"
         if not self.layers:
             return Shown([title])
         told, layers = _engine_parts(self.layers)
@@ -267,7 +268,7 @@ def _unlisted_text(names: Sequence[str]) -> str:
 
 def _times_parts(times: EngineTimes) -> list[str | Table]:
     """A row for each piece of work, in the engine's order, and one for all of them."""
-    title = f"Batch {times.batch}, layer by layer, against the same graph built without sparse kernels"
+    title = f"B{times.sizes_text[1:]}, layer by layer, against the same graph built without sparse kernels"
     if not times.rows:
         return [f"{title}: {times.note}"]
     head = ("layer", "dense ms", "sparse ms", "dense/sparse [95 %]", "outcome", "kernel", "verdict")

@@ -23,6 +23,7 @@ __all__ = [
     "TensorInfo",
     "class_signature",
     "joined",
+    "numpy_dtype",
     "size_text",
 ]
 

@@ -1,7 +1,7 @@
 """A `tensorrt` and CUDA that pretend to run an engine.
 
-It multiplies by two, in the memory of the host, and takes what TensorRT takes: batches of the profile that
-was chosen, at addresses that were set.
+It computes with NumPy, in the memory of the host, and takes what TensorRT takes: shapes within the profile
+that was chosen, at addresses that were set.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType, SimpleNamespace
@@ -19,7 +19,35 @@ import numpy as np
 import pytest
 import torch
 
-Profiles = Sequence[tuple[int, int, int]]
+from sparse_export.signature import Array, Signature, TensorInfo, numpy_dtype
+
+Profiles = Sequence[Mapping[str, tuple[int, int, int]]]
+Function = Callable[[dict[str, Array]], dict[str, Array]]
+_TYPES = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "int64": "INT64",
+    "int32": "INT32",
+    "bool": "BOOL",
+}
+
+
+def batches(*bounds: tuple[int, int, int]) -> Profiles:
+    """Profiles of a network that has a free batch alone."""
+    return tuple({"batch": one} for one in bounds)
+
+
+def vectors(*sample: int) -> Signature:
+    """One input and one output of the same size."""
+    return Signature(
+        inputs=(TensorInfo(name="input", dtype="float32", shape=("batch", *sample)),),
+        outputs=(TensorInfo(name="logits", dtype="float32", shape=("batch", *sample)),),
+    )
+
+
+def twice(feeds: dict[str, Array]) -> dict[str, Array]:
+    return {"logits": 2 * feeds["input"]}
 
 
 class _Runtime:
@@ -35,6 +63,7 @@ class _Runtime:
 class _Engine:
     def __init__(self, card: Card) -> None:
         self._card = card
+        self._ends = {one.name: one for one in (*card.signature.outputs, *card.signature.inputs)}
 
     @property
     def num_optimization_profiles(self) -> int:
@@ -42,23 +71,27 @@ class _Engine:
 
     @property
     def num_io_tensors(self) -> int:
-        return 2
+        return len(self._ends)
 
     def get_tensor_name(self, index: int) -> str:
-        return ("input", "logits")[index]
+        return list(self._ends)[index]
 
     def get_tensor_mode(self, name: str) -> str:
-        return "INPUT" if name == "input" else "OUTPUT"
+        return "INPUT" if name in self._card.signature.input_names else "OUTPUT"
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (-1, *self._card.sample)
+        return tuple(one if isinstance(one, int) else -1 for one in self._ends[name].shape)
 
     def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
-        assert name == "input"
-        return [(n, *self._card.sample) for n in self._card.profiles[index]]
+        assert self.get_tensor_mode(name) == "INPUT"
+        profile = self._card.profiles[index]
+        return [
+            tuple(profile[size][which] if isinstance(size, str) else size for size in self._ends[name].shape)
+            for which in range(3)
+        ]
 
-    def get_tensor_dtype(self, name: str) -> str:
-        return "FLOAT"
+    def get_tensor_dtype(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(name=_TYPES[self._ends[name].dtype])
 
     def create_runtime_config(self) -> SimpleNamespace:
         return SimpleNamespace(cuda_graph_strategy="DISABLED")
@@ -73,42 +106,72 @@ class _Context:
     def __init__(self, card: Card) -> None:
         self._card = card
         self._profile = 0
-        self._shape: tuple[int, ...] = ()
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         assert stream == self._card.stream
-        self._profile, self._shape, self._addresses = index, (), {}
+        self._profile, self._shapes, self._addresses = index, {}, {}
         return 0 <= index < len(self._card.profiles)
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        least, _, most = self._card.profiles[self._profile]
-        self._shape = shape if least <= shape[0] <= most else ()
-        return bool(self._shape) and shape[1:] == self._card.sample
+        profile = self._card.profiles[self._profile]
+        (one,) = (one for one in self._card.signature.inputs if one.name == name)
+        fits = len(shape) == len(one.shape) and all(
+            found == size if isinstance(size, int) else profile[size][0] <= found <= profile[size][2]
+            for found, size in zip(shape, one.shape, strict=True)
+        )
+        if fits:
+            self._shapes[name] = tuple(shape)
+        return fits
+
+    def _sizes(self) -> dict[str, int]:
+        return {
+            size: found
+            for one in self._card.signature.inputs
+            for found, size in zip(self._shapes[one.name], one.shape, strict=True)
+            if isinstance(size, str)
+        }
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self._shape
+        (one,) = (one for one in self._card.signature.outputs if one.name == name)
+        known = self._sizes()
+        return tuple(size if isinstance(size, int) else known.get(size, -1) for size in one.shape)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        if set(self._addresses) != {"input", "logits"} or not self._shape:
+        card = self._card
+        wanted = {*card.signature.input_names, *card.signature.output_names}
+        if set(self._addresses) != wanted or set(self._shapes) != set(card.signature.input_names):
             return False
-        self._card.last = partial(self._pass, self._shape, self._profile, dict(self._addresses), stream)
-        self._card.last()
+        shapes = {
+            **self._shapes,
+            **{name: self.get_tensor_shape(name) for name in card.signature.output_names},
+        }
+        card.last = partial(self._pass, shapes, self._profile, dict(self._addresses), stream)
+        card.last()
         return True
 
-    def _pass(self, shape: tuple[int, ...], profile: int, addresses: dict[str, int], stream: int) -> None:
-        size = int(np.prod(shape))
-        x, y = (
-            np.ctypeslib.as_array((ctypes.c_float * size).from_address(addresses[name]))
-            for name in ("input", "logits")
-        )
-        y[:] = 2 * x
-        self._card.executed.append((shape[0], profile))
-        self._card.streams.append(stream)
+    def _pass(
+        self, shapes: dict[str, tuple[int, ...]], profile: int, addresses: dict[str, int], stream: int
+    ) -> None:
+        card = self._card
+
+        def at(one: TensorInfo) -> Array:
+            dtype = numpy_dtype(one.dtype)
+            n_bytes = int(np.prod(shapes[one.name])) * dtype.itemsize
+            raw = np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(addresses[one.name]))
+            return raw.view(dtype).reshape(shapes[one.name])
+
+        feeds = {one.name: at(one) for one in card.signature.inputs}
+        found = card.function(feeds)
+        for one in card.signature.outputs:
+            at(one)[...] = found[one.name]
+        card.executed.append((card.signature.n_samples(feeds), profile))
+        card.streams.append(stream)
 
 
 @dataclass
@@ -120,8 +183,9 @@ class Card:
     """
 
     capability: tuple[int, int]
-    profiles: Profiles
-    sample: tuple[int, ...]
+    profiles: Profiles = ()
+    signature: Signature = field(default_factory=vectors)
+    function: Function = twice
     loads: bool = True
     stream: int = 7
     executed: list[tuple[int, int]] = field(default_factory=list)
@@ -140,7 +204,7 @@ class Card:
         module.Runtime = lambda logger: _Runtime(self)
         module.TensorIOMode = SimpleNamespace(INPUT="INPUT")
         module.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="WHOLE_GRAPH_CAPTURE")
-        module.nptype = {"FLOAT": np.float32}.__getitem__
+        module.nptype = lambda dtype: {"FLOAT": np.float32, "INT64": np.int64}[dtype.name]
         return module  # type: ignore[no-any-return]
 
     def cuda(self) -> SimpleNamespace:

@@ -214,6 +214,7 @@ def _add_engines(
     built = add_engines(
         stage,
         graph.model,
+        checked.info.signature,
         graph.layers,
         checked.engines,
         precision=request.precision,
@@ -222,7 +223,15 @@ def _add_engines(
     )
     if not request.time_layers:
         return built, TimedEngines(times={}, files=(), failures={})
-    timed = time_engines(stage, graph.model, checked.engines, built, beside=checked.target, progress=progress)
+    timed = time_engines(
+        stage,
+        graph.model,
+        checked.info.signature,
+        checked.engines,
+        built,
+        beside=checked.target,
+        progress=progress,
+    )
     return built, timed
 
 

@@ -19,12 +19,12 @@ from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import EngineLayer, EngineTimes
 from sparse_export.runtimes.layer_times import TimedLayers, compare_layers
 from sparse_export.runtimes.layer_times_worker import timed_from_document
-from sparse_export.signature import BATCH
+from sparse_export.signature import Signature
 
 __all__ = ["TimedEngines", "time_engines", "time_in_child"]
 
-TimeEngines = Callable[[Mapping[str, Path], EngineInfo, int], dict[str, TimedLayers]]
-"""Times engines, by name, at a batch size; the record of the sparse engine comes second."""
+TimeEngines = Callable[[Mapping[str, Path], EngineInfo, Signature, Mapping[str, int]], dict[str, TimedLayers]]
+"""Times engines, by name, at certain sizes; the record of the sparse engine comes second."""
 
 _ROUNDS = 24
 _BLOCK_S = 0.02
@@ -54,6 +54,7 @@ class TimedEngines:
 def time_engines(
     stage: Path,
     model: onnx.ModelProto,
+    signature: Signature,
     options: Sequence[EngineOptions],
     built: Engines,
     *,
@@ -68,6 +69,7 @@ def time_engines(
     Args:
         stage: folder of the bundle, as yet under a temporary name.
         model: the dense graph that the engines were built from.
+        signature: of the graph.
         options: as the engines were built with. The dense baseline is built with the same, sparse kernels not
             allowed, and with the timing cache of the engine's own build, so that all other layers get the
             same kernels.
@@ -90,6 +92,7 @@ def time_engines(
             rows, samples = _time_engine(
                 stage,
                 model,
+                signature,
                 engine,
                 by_target[engine.target],
                 built.layers[engine.file],
@@ -112,6 +115,7 @@ def time_engines(
 def _time_engine(
     stage: Path,
     model: onnx.ModelProto,
+    signature: Signature,
     engine: EngineInfo,
     options: EngineOptions,
     layers: Sequence[EngineLayer],
@@ -120,7 +124,7 @@ def _time_engine(
     progress: EngineProgress | None,
     timer: TimeEngines,
 ) -> tuple[tuple[EngineTimes, ...], dict[str, object]]:
-    """The table of each profile, and the samples, by batch size; none where both engines are equal."""
+    """The table of each profile, and the samples, by its sizes; none where both engines are equal."""
     observe = (
         None
         if progress is None
@@ -133,45 +137,62 @@ def _time_engine(
             model,
             baseline,
             replace(options, sparse=False),
+            signature,
             timing_cache=cache,
             progress=observe,
             failure_folder=beside.with_name(f"{beside.name}-{engine.target}-twin-failed"),
         )
+        optima = [{name: bounds[1] for name, bounds in one.items()} for one in engine.profiles]
         if sha256_file(baseline) == sha256_file(stage / engine.file):
-            batches = [one[BATCH][1] for one in engine.profiles]
-            return tuple(_not_timed(batch, _SAME) for batch in batches), {}
+            return tuple(_not_timed(signature, one, _SAME) for one in optima), {}
         inspection = stage / f"{engine.file}.json"
         inspected = inspection.read_text() if inspection.is_file() else None
         engines = {"dense": baseline, "dense again": baseline, "sparse": stage / engine.file}
         found, samples = [], {}
-        for profile in engine.profiles:
-            batch = profile[BATCH][1]
-            timed = timer(engines, engine, batch)
-            found.append(
-                compare_layers(
-                    timed,
-                    layers,
-                    dense_kernels=kernels_from_inspection(built.inspection),
-                    sparse_kernels=kernels_from_inspection(inspected),
-                    nodes=nodes,
-                )
+        for sizes in optima:
+            timed = timer(engines, engine, signature, sizes)
+            times = compare_layers(
+                timed,
+                layers,
+                dense_kernels=kernels_from_inspection(built.inspection),
+                sparse_kernels=kernels_from_inspection(inspected),
+                nodes=nodes,
             )
-            samples[str(batch)] = {name: one.samples_ms for name, one in timed.items()}
+            times = replace(times, sizes=_others(signature, sizes))
+            found.append(times)
+            key = times.sizes_text if times.sizes else str(times.batch)
+            samples[key] = {name: one.samples_ms for name, one in timed.items()}
     return tuple(found), dict(samples)
 
 
-def _not_timed(batch: int, note: str) -> EngineTimes:
+def _others(signature: Signature, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes but for the batch."""
+    return {name: size for name, size in sizes.items() if name != signature.batch}
+
+
+def _not_timed(signature: Signature, sizes: Mapping[str, int], note: str) -> EngineTimes:
     """A table without rows; the note says why."""
-    return EngineTimes(batch=batch, rows=(), whole=None, rounds=0, steady=True, note=note)
+    return EngineTimes(
+        batch=sizes.get(str(signature.batch), 1),
+        rows=(),
+        whole=None,
+        rounds=0,
+        steady=True,
+        note=note,
+        sizes=_others(signature, sizes),
+    )
 
 
-def time_in_child(engines: Mapping[str, Path], engine: EngineInfo, batch: int) -> dict[str, TimedLayers]:
+def time_in_child(
+    engines: Mapping[str, Path], engine: EngineInfo, signature: Signature, sizes: Mapping[str, int]
+) -> dict[str, TimedLayers]:
     """Time the layers of engines in a child process.
 
     Args:
         engines: paths, by name.
         engine: the record of the sparse one.
-        batch: batch size.
+        signature: of the network.
+        sizes: every free size, by name.
 
     Returns:
         The times of each engine, by its name.
@@ -184,7 +205,8 @@ def time_in_child(engines: Mapping[str, Path], engine: EngineInfo, batch: int) -
     request = {
         "engines": dict(zip(engines, links, strict=True)),
         "engine": asdict(engine),
-        "batch": batch,
+        "signature": asdict(signature),
+        "sizes": dict(sizes),
         "rounds": _ROUNDS,
         "block_s": _BLOCK_S,
     }

@@ -11,7 +11,7 @@ import onnx
 
 from sparse_export import trust
 from sparse_export.engines.build import BuiltEngine, build_engine
-from sparse_export.engines.options import EngineOptions, Precision, engine_file
+from sparse_export.engines.options import Bounds, EngineOptions, Precision, engine_file
 from sparse_export.engines.progress import BuildProgress
 from sparse_export.engines.tactics import engine_layers
 from sparse_export.errors import EngineBuildFailed, MissingCapability, SparseExportError
@@ -20,7 +20,7 @@ from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, read_bundle_info
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import EngineLayer, GraphLayer
 from sparse_export.formats.listed import bytes_of
-from sparse_export.signature import BATCH
+from sparse_export.signature import Signature
 
 __all__ = ["EngineProgress", "Engines", "add_engines"]
 
@@ -48,6 +48,7 @@ class Engines:
 def add_engines(
     stage: Path,
     model: onnx.ModelProto,
+    signature: Signature,
     layers: Sequence[GraphLayer],
     options: Sequence[EngineOptions],
     *,
@@ -60,6 +61,7 @@ def add_engines(
     Args:
         stage: that folder, as yet under a temporary name.
         model: the dense graph, in `precision`.
+        signature: of the graph.
         layers: of the graph.
         options: one for each engine.
         precision: for the names and records of the engines.
@@ -88,6 +90,7 @@ def add_engines(
                 model,
                 stage / file,
                 one,
+                signature,
                 timing_cache=_read_own_file(previous, cache),
                 progress=observe,
                 failure_folder=previous.with_name(f"{previous.name}-{one.target}-failed"),
@@ -113,13 +116,15 @@ def add_engines(
             inspection=built.inspection,
         )
         files += [name for name in (*written, cache) if (stage / name).is_file()]
-        infos.append(_engine_info(file, one, precision, built, digest, cache if built.timing_cache else None))
+        kept = cache if built.timing_cache else None
+        infos.append(_engine_info(file, one, one.bounds(signature), precision, built, digest, kept))
     return Engines(infos=tuple(infos), files=tuple(files), layers=rows, failures=failures)
 
 
 def _engine_info(
     file: str,
     options: EngineOptions,
+    profiles: tuple[dict[str, Bounds], ...],
     precision: Precision,
     built: BuiltEngine,
     digest: str,
@@ -136,7 +141,7 @@ def _engine_info(
         architectures=options.architectures,
         hardware=options.hardware,
         version_compatible=options.version_compatible,
-        profiles=tuple({BATCH: (one.minimum, one.optimum, one.maximum)} for one in options.profiles),
+        profiles=profiles,
         sparse=options.sparse,
         parse_s=built.parse_s,
         build_s=built.build_s,

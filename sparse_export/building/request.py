@@ -11,7 +11,7 @@ from sparse_export.building.model_files import require_form
 from sparse_export.building.patterns import parse_pattern, require_in_plan, require_same_pattern
 from sparse_export.building.replaceable import require_replaceable
 from sparse_export.engines.dry_run import require_timeable
-from sparse_export.engines.options import EngineOptions, Precision, require_buildable
+from sparse_export.engines.options import EngineOptions, Precision, require_buildable, require_types
 from sparse_export.engines.tensorrt_import import TARGETS as ENGINE_TARGETS
 from sparse_export.errors import UnknownNameError, UsageError
 from sparse_export.formats.run import RunInfo, open_run
@@ -85,8 +85,8 @@ def check_request(run: Path, out: str | Path | None, request: BuildRequest) -> C
         request: what to build.
 
     Raises:
-        UsageError: an option is invalid, options contradict each other or the run, or `out` may not be
-            replaced.
+        UsageError: an option is invalid, options contradict each other or the run, a profile does not fit the
+            network, or `out` may not be replaced.
         ArtefactError: the run is damaged or unfinished.
         MissingCapability: layers are to be timed, and no engine can run here.
     """
@@ -104,6 +104,9 @@ def check_request(run: Path, out: str | Path | None, request: BuildRequest) -> C
             do="Use the pattern 2:4, or leave the plan out.",
         )
     info = open_run(run).info
+    for one in engines:
+        require_types(info.signature)
+        one.bounds(info.signature)
     out = run.absolute().with_name(f"{run.absolute().name}-bundle") if out is None else Path(out)
     target = Path(os.path.realpath(out)) if out.is_symlink() else out
     require_replaceable(target)

@@ -8,7 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 
 from sparse_export import child
-from sparse_export.engines.options import EngineOptions
+from sparse_export.engines.options import Bounds, EngineOptions, require_types
 from sparse_export.engines.progress import Phases, Progress
 from sparse_export.engines.tensorrt_import import install_hint, module_name
 from sparse_export.errors import (
@@ -28,6 +28,7 @@ from sparse_export.errors import (
 )
 from sparse_export.files import move_file, output_error, temporary_folder, write_bytes
 from sparse_export.graph.passes.pack24 import dense_from_file
+from sparse_export.signature import Signature
 
 __all__ = ["BuiltEngine", "build_engine", "engine_from_file"]
 
@@ -83,26 +84,33 @@ class BuiltEngine:
 
 
 def engine_from_file(
-    onnx_file: Path, out: Path, options: EngineOptions, *, progress: Progress | None = None
+    onnx_file: Path,
+    out: Path,
+    options: EngineOptions,
+    signature: Signature,
+    *,
+    progress: Progress | None = None,
 ) -> BuiltEngine:
-    """Build an engine of an ONNX file with one input, dense or packed, as `build_engine` does.
+    """Build an engine of an ONNX file, dense or packed, as `build_engine` does.
 
     Args:
         onnx_file: the graph.
         out: the engine to write.
         options: how to build it.
+        signature: of the graph.
         progress: called at each step.
 
     Raises:
         SparseExportError: as `build_engine`.
     """
-    return build_engine(dense_from_file(onnx_file), out, options, progress=progress)
+    return build_engine(dense_from_file(onnx_file), out, options, signature, progress=progress)
 
 
 def build_engine(
     model: onnx.ModelProto,
     out: Path,
     options: EngineOptions,
+    signature: Signature,
     *,
     timing_cache: bytes | None = None,
     progress: Progress | None = None,
@@ -111,9 +119,10 @@ def build_engine(
     """Build an engine and write it to `out`. An interruption cancels the build and leaves nothing behind.
 
     Args:
-        model: a dense graph with one input, whose first axis is the batch.
+        model: a dense graph.
         out: the engine to write.
         options: how to build it.
+        signature: of the graph; its inputs take the sizes that the profiles of the options allow.
         timing_cache: of an earlier build.
         progress: called at each step.
         failure_folder: gets the graph, the log and a script that repeats this build when it fails; beside
@@ -121,21 +130,21 @@ def build_engine(
 
     Raises:
         MissingCapability: the library is missing, or needs a GPU that is not here.
-        UsageError: the graph has another number of inputs, or profiles do not fit it.
+        UsageError: the profiles leave a free size without bounds or do not fit the graph, or an input or
+            output is of a type that engines do not have.
         EngineBuildFailed: the graph cannot be parsed, the builder returned no engine, or the process crashed.
         OutputError: the engine cannot be written.
     """
-    name, shape = _input(model)
+    require_types(signature)
+    profiles = [_shapes(signature, sizes) for sizes in options.bounds(signature)]
     with temporary_folder() as work:
         _save(model, work / "model.onnx")
         if timing_cache:
             (work / "timing.cache").write_bytes(timing_cache)
         request: dict[str, Any] = {
             **asdict(options),
-            "profiles": [[one.minimum, one.optimum, one.maximum] for one in options.profiles],
+            "profiles": profiles if signature.free else [],
             "onnx": "model.onnx",
-            "input_name": name,
-            "input_shape": list(shape),
             "engine": "model.engine",
             "timing_cache_in": "timing.cache" if timing_cache else None,
             "timing_cache_out": "new-timing.cache",
@@ -163,21 +172,10 @@ def build_engine(
         )
 
 
-def _input(model: onnx.ModelProto) -> tuple[str, tuple[int, ...]]:
-    """Name and shape of one sample of the only input."""
-    initializers = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in initializers]
-    dims = [list(value.type.tensor_type.shape.dim) for value in inputs]
-    if len(inputs) != 1 or not dims[0] or not all(dim.HasField("dim_value") for dim in dims[0][1:]):
-        found = [
-            (value.name, [d.dim_param or d.dim_value for d in axes])
-            for value, axes in zip(inputs, dims, strict=True)
-        ]
-        raise UsageError(
-            f"The graph has the inputs {found}, not one of known sizes but for its first axis, the batch.",
-            do="Export the network with one such input.",
-        )
-    return inputs[0].name, tuple(dim.dim_value for dim in dims[0][1:])
+def _shapes(signature: Signature, sizes: Mapping[str, Bounds]) -> dict[str, list[list[int]]]:
+    """The smallest, the usual and the largest shape of each input."""
+    at_each = [{name: bounds[which] for name, bounds in sizes.items()} for which in range(3)]
+    return {one.name: [list(one.sizes(known)) for known in at_each] for one in signature.inputs}
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:

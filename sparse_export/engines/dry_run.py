@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparse_export.engines import tensorrt_import
-from sparse_export.engines.options import EngineOptions, Precision, engine_file
+from sparse_export.engines.options import EngineOptions, Precision, engine_file, profile_text
 from sparse_export.errors import MissingCapability, UsageError
 from sparse_export.formats.run import RunInfo
+from sparse_export.signature import Signature
 
 __all__ = ["DryRun", "DryRunFile", "describe_build", "require_timeable"]
 
@@ -108,7 +109,7 @@ def describe_build(
         time_layers: each engine's layers are to be timed.
 
     Raises:
-        UsageError: a library does not build for a GPU that the options name.
+        UsageError: a library does not build for a GPU that the options name, or a profile does not fit.
     """
     name = info.model.name or "the network"
     files = [
@@ -118,13 +119,16 @@ def describe_build(
     ]
     if form == "both":
         files.append(DryRunFile(file="model-dense.onnx", how=f"{precision}, dense"))
-    files += [_describe_engine(one, precision, time_layers) for one in engines]
+    files += [_describe_engine(one, info.signature, precision, time_layers) for one in engines]
     return DryRun(run=str(run), bundle=str(bundle), model=name, precision=precision, files=tuple(files))
 
 
-def _describe_engine(options: EngineOptions, precision: Precision, time_layers: bool) -> DryRunFile:
+def _describe_engine(
+    options: EngineOptions, signature: Signature, precision: Precision, time_layers: bool
+) -> DryRunFile:
     """Describe the file of one engine, and what would prevent it here."""
-    parts = [f"profiles {', '.join(map(str, options.profiles))}"]
+    profiles = [profile_text(one) for one in options.bounds(signature) if one]
+    parts = [f"profiles {' and '.join(profiles)}" if profiles else "sizes all fixed"]
     if options.workspace_bytes is not None:
         parts.append(f"workspace {options.workspace_bytes >> 20} MiB")
     if options.optimization_level is not None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from sparse_export.engines.tensorrt_import import TARGETS, Target
 from sparse_export.errors import UnknownNameError, UsageError
+from sparse_export.signature import BATCH, Signature
 
 __all__ = [
-    "DEFAULT_PROFILE",
+    "DEFAULT_BATCH",
     "HARDWARE_LEVELS",
     "PRECISIONS",
+    "Bounds",
     "EngineOptions",
     "HardwareLevel",
     "Precision",
@@ -22,13 +24,20 @@ __all__ = [
     "engine_options",
     "parse_architectures",
     "parse_profile",
+    "profile_text",
     "require_buildable",
+    "require_types",
 ]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 HardwareLevel = Literal["none", "ampere-plus", "same-compute-capability"]
 HARDWARE_LEVELS: tuple[HardwareLevel, ...] = get_args(HardwareLevel)
+Bounds = tuple[int, int, int]
+"""The smallest that a free size may be, the one that kernels are chosen for, and the largest."""
+DEFAULT_BATCH: Bounds = (1, 8, 32)
+# Its parser makes float32 of float64 without a word (TensorRT for RTX 1.7.1).
+_TYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
 _HIGHEST_LEVEL = 5  # builder_optimization_level, TensorRT 10 and 11
 _ARCHITECTURE = re.compile(r"sm([1-9][0-9]{1,2})")
 # The first compute capability whose tensor cores have the type.
@@ -37,33 +46,77 @@ _FIRST_ARCHITECTURE: dict[str, int] = {"bf16": 80, "fp8": 89}
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """The batch sizes of an engine. str() writes them as `MIN:OPT:MAX`.
+    """Bounds of the free sizes of an engine's inputs. str() writes them as `batch=1:8:32,sequence=16:64:512`.
 
     Attributes:
-        minimum: the smallest, at least 1.
-        optimum: the one that kernels are chosen for.
-        maximum: the largest.
+        sizes: by name, the smallest, at least 1, the one that kernels are chosen for, and the largest.
+            `batch` is the size that counts samples, whatever the network calls it; `DEFAULT_BATCH` without.
 
     Raises:
         UsageError: they are not in this order.
     """
 
-    minimum: int
-    optimum: int
-    maximum: int
+    sizes: Mapping[str, Bounds] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.minimum <= self.optimum <= self.maximum:
-            raise UsageError(
-                f"A profile has the batch sizes {self}, not 1 <= MIN <= OPT <= MAX.",
-                do="Write for instance --profile 1:8:32.",
-            )
+        for name, bounds in self.sizes.items():
+            smallest, usual, largest = bounds
+            if not 1 <= smallest <= usual <= largest:
+                raise UsageError(
+                    f"A profile has the sizes {_bounds_text(bounds)} for {name}, not 1 <= MIN <= OPT <= MAX.",
+                    do=f"Write for instance --profile {name}=1:8:32.",
+                )
 
     def __str__(self) -> str:
-        return f"{self.minimum}:{self.optimum}:{self.maximum}"
+        return profile_text(self.sizes)
+
+    def bounds(self, signature: Signature) -> dict[str, Bounds]:
+        """Look up the bounds of every free size of a network's inputs.
+
+        Args:
+            signature: of the network.
+
+        Returns:
+            They, by name, in the signature's order.
+
+        Raises:
+            UsageError: a free size other than the batch has no bounds, or the profile names another size.
+        """
+        free, batch = signature.free, signature.batch
+        named = dict(self.sizes)
+        if batch is not None and batch in free:
+            if BATCH in named and BATCH not in free:
+                named[batch] = named.pop(BATCH)
+            named.setdefault(batch, DEFAULT_BATCH)
+        unknown = [name for name in named if name not in free]
+        if unknown:
+            raise UsageError(
+                f"--profile {profile_text(self.sizes)} bounds {unknown[0]}, which is no free size of "
+                f"{', '.join(map(str, signature.inputs))}.",
+                do=f"The free sizes are {', '.join(free)}." if free else "Leave --profile out: none is free.",
+            )
+        missing = [name for name in free if name not in named]
+        if missing:
+            whole = named | {one: (signature.sizes.get(one, 1),) * 3 for one in missing}
+            raise UsageError(
+                f"No profile bounds {' and '.join(missing)} of {', '.join(map(str, signature.inputs))}.",
+                do="An engine takes sizes between bounds: give MIN:OPT:MAX, or one number for all three, as "
+                f"in --profile {profile_text({one: whole[one] for one in free})}.",
+            )
+        return {name: named[name] for name in free}
 
 
-DEFAULT_PROFILE = Profile(minimum=1, optimum=8, maximum=32)
+def profile_text(sizes: Mapping[str, Bounds]) -> str:
+    """Write bounds as `--profile` takes them.
+
+    Args:
+        sizes: the bounds, by name.
+    """
+    return ",".join(f"{name}={_bounds_text(bounds)}" for name, bounds in sizes.items())
+
+
+def _bounds_text(bounds: Bounds) -> str:
+    return str(bounds[0]) if len(set(bounds)) == 1 else ":".join(map(str, bounds))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +140,7 @@ class EngineOptions:
     """
 
     target: Target
-    profiles: tuple[Profile, ...] = (DEFAULT_PROFILE,)
+    profiles: tuple[Profile, ...] = (Profile(),)
     workspace_bytes: int | None = None
     optimization_level: int | None = None
     hardware: HardwareLevel = "none"
@@ -114,6 +167,17 @@ class EngineOptions:
         parse_architectures(",".join(self.architectures))
         self._require_of_target()
 
+    def bounds(self, signature: Signature) -> tuple[dict[str, Bounds], ...]:
+        """Look up the bounds of every free size, in each profile.
+
+        Args:
+            signature: of the network.
+
+        Raises:
+            UsageError: as `Profile.bounds`.
+        """
+        return tuple(one.bounds(signature) for one in self.profiles)
+
     def _require_of_target(self) -> None:
         """Raise UsageError for an option of the other target."""
         if self.target == "tensorrt" and self.architectures:
@@ -134,19 +198,26 @@ def parse_profile(text: str) -> Profile:
     """Parse a profile.
 
     Args:
-        text: `MIN:OPT:MAX`, or one number for all three.
+        text: `NAME=MIN:OPT:MAX` for each free size, with commas between. One number stands for all three, and
+            bounds without a name are those of the batch.
 
     Raises:
-        UsageError: anything else, or sizes that are not in order.
+        UsageError: anything else, a size that comes twice, or bounds that are not in order.
     """
-    parts = text.split(":")
-    if len(parts) not in (1, 3) or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
-        raise UsageError(
-            f"{text!r} is no profile: neither MIN:OPT:MAX nor one batch size for all three.",
-            do="Write for instance --profile 1:8:32.",
-        )
-    sizes = [int(part) for part in parts] * (3 if len(parts) == 1 else 1)
-    return Profile(minimum=sizes[0], optimum=sizes[1], maximum=sizes[2])
+    sizes: dict[str, Bounds] = {}
+    for part in text.split(","):
+        before, equals, after = part.rpartition("=")
+        name = before.strip() if equals else BATCH
+        numbers = after.strip().split(":")
+        are_sizes = len(numbers) in (1, 3) and all(re.fullmatch(r"[0-9]{1,9}", one) for one in numbers)
+        if not name or name in sizes or not are_sizes:
+            raise UsageError(
+                f"{text!r} is no profile: {part!r} is not NAME=MIN:OPT:MAX or NAME=SIZE, each name once.",
+                do="Write for instance --profile 1:8:32 or --profile batch=1:8:32,sequence=16:128:512.",
+            )
+        found = [int(one) for one in numbers] * (3 if len(numbers) == 1 else 1)
+        sizes[name] = (found[0], found[1], found[2])
+    return Profile(sizes=sizes)
 
 
 def parse_architectures(text: str) -> tuple[str, ...]:
@@ -223,7 +294,7 @@ def engine_options(
             )
     if hardware not in HARDWARE_LEVELS:
         raise UnknownNameError("hardware compatibility", hardware, HARDWARE_LEVELS)
-    sizes = tuple(parse_profile(text) for text in profiles) or (DEFAULT_PROFILE,)
+    sizes = tuple(parse_profile(text) for text in profiles) or (Profile(),)
     level: HardwareLevel = next(one for one in HARDWARE_LEVELS if one == hardware)
     return tuple(
         EngineOptions(
@@ -255,6 +326,24 @@ def require_buildable(precision: Precision, architectures: Iterable[str]) -> Non
             raise UsageError(
                 f"{name} has no {precision} arithmetic; sm{first} is the first that has.",
                 do="Leave that GPU out, or choose another precision.",
+            )
+
+
+def require_types(signature: Signature) -> None:
+    """Check that engines can take and give what a network does.
+
+    Args:
+        signature: of the network.
+
+    Raises:
+        UsageError: an input or output is of a type that TensorRT does not have.
+    """
+    for one in (*signature.inputs, *signature.outputs):
+        if one.dtype not in _TYPES:
+            raise UsageError(
+                f"An engine cannot take or give {one}: TensorRT has no {one.dtype}.",
+                expected=f"It has {', '.join(_TYPES)}.",
+                do="Cast it inside the network, or build for onnx alone.",
             )
 
 

@@ -108,12 +108,14 @@ def _build(request: dict[str, Any], send_event: SendEvent, cancelled: threading.
 
     config = builder.create_builder_config()
     _configure(config, request)
-    for sizes in request["profiles"]:
+    _require_tensors(network)
+    for shapes in request["profiles"]:
         profile = builder.create_optimization_profile()
-        smallest, usual, largest = (trt.Dims([size, *request["input_shape"]]) for size in sizes)
-        profile.set_shape(request["input_name"], smallest, usual, largest)
+        for name, bounds in shapes.items():
+            smallest, usual, largest = (trt.Dims(shape) for shape in bounds)
+            profile.set_shape(name, smallest, usual, largest)
         if config.add_optimization_profile(profile) < 0:
-            raise _BuildError("usage", f"the batch sizes {sizes} do not fit the graph")
+            raise _BuildError("usage", f"The shapes {_shapes_text(shapes)} do not fit the graph.")
     # In TensorRT for RTX a timing cache does nothing since 1.2: it times nothing (its own
     # DeprecationWarning).
     times_kernels = request["target"] == "tensorrt"
@@ -137,6 +139,25 @@ def _build(request: dict[str, Any], send_event: SendEvent, cancelled: threading.
         n_layers=network.num_layers,
         cache_used=cache_used,
         inspection=_inspection(logger, plan, request["version_compatible"]),
+    )
+
+
+def _require_tensors(network: trt.INetworkDefinition) -> None:
+    """Raise for an input whose values, not only whose sizes, the engine would have to know bounds of."""
+    for at in range(network.num_inputs):
+        tensor = network.get_input(at)
+        if tensor.is_shape_tensor:
+            raise _BuildError(
+                "usage",
+                f"The values of the input {tensor.name} decide about sizes inside the graph, and an engine "
+                "would hold for a few of them only. Make it a constant of the network.",
+            )
+
+
+def _shapes_text(shapes: dict[str, list[list[int]]]) -> str:
+    return ", ".join(
+        f"{name} {' : '.join('x'.join(map(str, shape)) for shape in bounds)}"
+        for name, bounds in shapes.items()
     )
 
 

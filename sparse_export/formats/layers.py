@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -202,15 +202,16 @@ class LayerTiming:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineTimes:
-    """Layers of an engine timed against its dense baseline without sparse kernels, at one batch size.
+    """Layers of an engine timed against its dense baseline without sparse kernels, at one profile's optimum.
 
     Attributes:
-        batch: the batch size.
+        batch: number of samples; 1 where no size counts them.
         rows: empty where nothing was timed.
         whole: all layers of a pass together.
         rounds: number of rounds of interleaved blocks.
         steady: times had settled when warm-up ended.
         note: why nothing was timed; empty otherwise.
+        sizes: the other free sizes, by name.
     """
 
     batch: int
@@ -219,6 +220,12 @@ class EngineTimes:
     rounds: int
     steady: bool
     note: str = ""
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def sizes_text(self) -> str:
+        """The sizes as in `batch 8, sequence 128`."""
+        return ", ".join(f"{name} {size}" for name, size in {"batch": self.batch, **self.sizes}.items())
 
 
 def read_engine_times(file: Path, engine: str) -> tuple[EngineTimes, ...]:

@@ -85,7 +85,9 @@ def layer_times(side: BundleSide) -> list[str]:
     parts = []
     for engine in side.inspection.engines:
         for times in engine.times:
-            parts.append(f"<p>{escape(engine.fact.file)}, batch {times.batch}. {escape(times.note)}</p>")
+            parts.append(
+                f"<p>{escape(engine.fact.file)}, {escape(times.sizes_text)}. {escape(times.note)}</p>"
+            )
             rows = [
                 [
                     ", ".join(row.nodes) or "a layer of the engine's own",

@@ -6,7 +6,8 @@ Written against the interface of TensorRT 10.13, checked by its stubs; TensorRT 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,14 +18,27 @@ from sparse_export.errors import ArtefactError, MissingCapability, UsageError
 from sparse_export.formats.bundle import Bundle
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.listed import bytes_of
-from sparse_export.runtimes.session import BaseSession, only_array
-from sparse_export.signature import BATCH, Array, Feeds, Signature, class_signature
+from sparse_export.runtimes.session import BaseSession
+from sparse_export.signature import Array, Feeds, Signature, numpy_dtype
 from sparse_export.trust import TrustedDigests
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-__all__ = ["EngineSession", "open_engine", "profiler"]
+__all__ = ["EngineSession", "Tensors", "open_engine", "profiler", "to_numpy", "to_torch"]
+
+Tensors = Mapping[str, Any]
+"""Tensors of torch, by the names of a network's inputs, or of its outputs."""
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT64": "int64",
+    "INT32": "int32",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
 
 
 def open_engine(
@@ -33,8 +47,8 @@ def open_engine(
     """Load an engine of a bundle, after `require_loadable` has let it pass.
 
     trust: SHA-256 of the manifest, needed once for a bundle that was built elsewhere.  cuda_graphs: record
-    the launches for each batch size at its first use, and replay them; TensorRT for RTX does that itself.
-    Raises as `require_loadable` does, and ArtefactError when the library refuses the engine.
+    the launches for inputs of each size at their first use, and replay them; TensorRT for RTX does that
+    itself. Raises as `require_loadable` does, and ArtefactError when the library refuses the engine.
     """
     require_loadable(bundle, fact, trusted=trust)
     import torch
@@ -73,6 +87,32 @@ def _sizes(dims: trt.Dims) -> tuple[int, ...]:
     return tuple(int(dims[at]) for at in range(len(dims)))
 
 
+def _names(engine: trt.ICudaEngine) -> list[str]:
+    return [engine.get_tensor_name(at) for at in range(engine.num_io_tensors)]
+
+
+def to_torch(array: Array) -> Any:
+    """The same values as a tensor on the CPU, of any type of a signature that torch has."""
+    import torch
+
+    whole = np.asarray(array, order="C")
+    if array.dtype == numpy_dtype("bfloat16"):
+        return torch.from_numpy(whole.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(whole)
+
+
+def to_numpy(tensor: Any) -> Array:
+    """The same values as an array, for a tensor anywhere."""
+    import torch
+
+    on_host = tensor.cpu()
+    if on_host.dtype == torch.bfloat16:
+        raw: Array = on_host.view(torch.int16).numpy()
+        return raw.view(numpy_dtype("bfloat16"))
+    found: Array = on_host.numpy()
+    return found
+
+
 class EngineSession(BaseSession):
     """Owns an engine with one context on one stream, and the memory of its inputs and outputs.
 
@@ -80,11 +120,10 @@ class EngineSession(BaseSession):
     runtime of its own along, code that is run in this process.
     """
 
-    def __init__(
-        self, plan: bytes, fact: EngineInfo, signature: Signature | None = None, *, cuda_graphs: bool
-    ) -> None:
+    def __init__(self, plan: bytes, fact: EngineInfo, signature: Signature, *, cuda_graphs: bool) -> None:
         import torch
 
+        super().__init__(fact.target, signature)
         library: Any = tensorrt_import.library(fact.target)
         self._trt = library
         self._runtime: trt.Runtime = library.Runtime(library.Logger(library.Logger.ERROR))
@@ -100,16 +139,13 @@ class EngineSession(BaseSession):
                 do="Build it again here.",
             )
         self._engine, self._context = engine, context
-        self._input, self._output = self._ends(engine)
-        self._sample_shape = _sizes(engine.get_tensor_shape(self._input))[1:]
-        own = class_signature(self._sample_shape, 1, names=(self._input, self._output))
-        super().__init__(fact.target, signature or own)
-        self._profiles = tuple(one[BATCH] for one in fact.profiles)
+        self._require_ends(engine, fact)
+        self._profiles = fact.profiles
         self._profile = 0
         self._stream = torch.cuda.Stream()
         self._uses_graphs = cuda_graphs
         self._replays = cuda_graphs and fact.target == "tensorrt"
-        self._recorded: dict[int, tuple[Any, Any, Any]] = {}
+        self._recorded: dict[tuple[tuple[int, ...], ...], tuple[Any, Tensors, Tensors]] = {}
 
     def _new_context(
         self, engine: trt.ICudaEngine, target: str, cuda_graphs: bool
@@ -124,55 +160,65 @@ class EngineSession(BaseSession):
         context: trt.IExecutionContext | None = rtx.create_execution_context(config)
         return context
 
-    def _ends(self, engine: trt.ICudaEngine) -> tuple[str, str]:
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        inputs = [name for name in names if engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT]
-        outputs = [name for name in names if name not in inputs]
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise ArtefactError(
-                f"The engine has the inputs {inputs} and the outputs {outputs}.",
-                expected="One of each was expected.",
-                do="Export the network with one input and its logits as the only output.",
-            )
-        return inputs[0], outputs[0]
+    def _require_ends(self, engine: trt.ICudaEngine, fact: EngineInfo) -> None:
+        """Raise ArtefactError for an engine of other inputs, outputs and free sizes than its bundle's."""
+        for bounds in fact.profiles:
+            if set(bounds) != set(self.signature.free):
+                raise ArtefactError(
+                    f"A profile of {fact.file} bounds {', '.join(bounds) or 'no size'}.",
+                    expected=f"The free sizes are {', '.join(self.signature.free) or 'none'}.",
+                    do="Build the bundle again.",
+                )
+        found: dict[str, set[tuple[str, str | None]]] = {"inputs": set(), "outputs": set()}
+        for name in _names(engine):
+            is_input = engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT
+            dtype = _DTYPES.get(engine.get_tensor_dtype(name).name)
+            found["inputs" if is_input else "outputs"].add((name, dtype))
+        for which, ends in (("inputs", self.signature.inputs), ("outputs", self.signature.outputs)):
+            if found[which] != {(one.name, one.dtype) for one in ends}:
+                raise ArtefactError(
+                    f"{fact.file} has the {which} "
+                    f"{', '.join(f'{name} {dtype}' for name, dtype in sorted(found[which], key=str))}.",
+                    expected=f"{', '.join(map(str, ends))} was expected.",
+                    do="Build the bundle again.",
+                )
 
     @property
-    def max_batch(self) -> int:
-        """The most samples that one call takes."""
-        return max(largest for _, _, largest in self._profiles)
+    def max_batch(self) -> int | None:
+        """The most samples that one call takes; None where no size counts them."""
+        batch = self.signature.batch
+        return max((one[batch][2] for one in self._profiles if batch in one), default=None)
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
-        """Raises UsageError for a batch that is in no profile of the engine, too."""
-        import torch
+        """Raises UsageError for sizes that are in no profile of the engine, too."""
+        on_device = {name: to_torch(array).cuda(non_blocking=True) for name, array in feeds.items()}
+        return {name: to_numpy(one) for name, one in self.run_torch(on_device).items()}
 
-        x = only_array(feeds, "the caller")
-        y = self.run_torch(torch.from_numpy(np.ascontiguousarray(x)).cuda(non_blocking=True))
-        return {self._output: y.cpu().numpy()}
+    def run_torch(self, feeds: Tensors) -> Tensors:
+        """Outputs on the GPU, for contiguous CUDA tensors of the signature's types; ready when this returns.
 
-    def run_torch(self, x: Any) -> Any:
-        """Logits on the GPU, for a contiguous float32 CUDA tensor; ready when this returns.
-
-        What was launched on the current stream of torch before, and may still be writing x, is waited for.
+        What was launched on the current stream of torch before, and may still be writing the inputs, is
+        waited for.
         """
         import torch
 
         self._require_open()
-        n = int(x.shape[0])
-        self._select_profile(n)
-        caller = torch.cuda.current_stream(x.device)
+        self._select_profile(feeds)
+        caller = torch.cuda.current_stream(next(iter(feeds.values())).device)
         if self._replays:
-            graph, kept, recorded = self._recording(x)
+            graph, kept, recorded = self._recording(feeds)
             self._stream.wait_stream(caller)
             with torch.cuda.stream(self._stream):
-                kept.copy_(x)
+                for name, tensor in kept.items():
+                    tensor.copy_(feeds[name])
                 graph.replay()
             self._stream.synchronize()
-            return recorded.clone()
-        y = self._bind(x)  # memory of the caller's stream, which goes on to use it
+            return {name: one.clone() for name, one in recorded.items()}
+        outputs = self._bind(feeds)  # memory of the caller's stream, which goes on to use it
         self._stream.wait_stream(caller)
         self._launch(self._stream)
         self._stream.synchronize()
-        return y
+        return outputs
 
     def launcher(self, feeds: Feeds) -> Callable[[], object]:
         """As `DeviceSession.launcher`; good until the next `run`. Raises UsageError as `run` does."""
@@ -180,9 +226,8 @@ class EngineSession(BaseSession):
 
         self._require_open()
         self.signature.require_feeds(feeds)
-        x = only_array(feeds, "the caller")
-        self._select_profile(len(x))
-        on_device = torch.from_numpy(np.ascontiguousarray(x)).cuda()
+        self._select_profile(feeds)
+        on_device = {name: to_torch(array).cuda() for name, array in feeds.items()}
         if self._replays:
             replay: Callable[[], object] = self._recording(on_device)[0].replay
             return replay
@@ -195,15 +240,12 @@ class EngineSession(BaseSession):
 
         return once
 
-    def profiled_pass(self, n: int) -> Callable[[], list[tuple[str, float]]]:
-        """A function that runs n standard normal samples, and gives the name of each layer and its ms on the
-        device.
+    def profiled_pass(self, feeds: Feeds) -> Callable[[], list[tuple[str, float]]]:
+        """A function that runs some inputs, and gives the name of each layer and its ms on the device.
 
-        From now on this session is slower, each layer being timed by itself. Raises UsageError for a batch
-        that is in no profile, and for a session with CUDA graphs, which launch no single layers.
+        From now on this session is slower, each layer being timed by itself. Raises UsageError for sizes
+        that are in no profile, and for a session with CUDA graphs, which launch no single layers.
         """
-        import torch
-
         self._require_open()
         if self._uses_graphs:
             raise UsageError(
@@ -211,15 +253,15 @@ class EngineSession(BaseSession):
                 expected="One that launches each layer was expected.",
                 do="Open the engine without CUDA graphs.",
             )
+        self.signature.require_feeds(feeds)
+        self._select_profile(feeds)
         told: list[tuple[str, float]] = []
         self._context.profiler = self._profiler = profiler(
             self._trt, lambda name, ms: told.append((name, ms))
         )
         self._context.enqueue_emits_profile = True  # each launch waits, and tells
-        generator = torch.Generator("cuda").manual_seed(0)
-        x = torch.randn((n, *self._sample_shape), generator=generator, device="cuda")
-        self._select_profile(n)
-        self._profiled = (x, self._bind(x))
+        on_device = {name: to_torch(array).cuda() for name, array in feeds.items()}
+        self._profiled = (on_device, self._bind(on_device))
 
         def once() -> list[tuple[str, float]]:
             self._require_open()
@@ -230,17 +272,37 @@ class EngineSession(BaseSession):
 
         return once
 
-    def _select_profile(self, n: int) -> None:
-        fitting = [at for at, (least, _, most) in enumerate(self._profiles) if least <= n <= most]
+    def _select_profile(self, feeds: Mapping[str, Any]) -> None:
+        """Select, of the profiles that take these sizes, the one that is tuned for the nearest."""
+        sizes = {
+            size: int(found)
+            for one in self.signature.inputs
+            for size, found in zip(one.shape, feeds[one.name].shape, strict=True)
+            if isinstance(size, str)
+        }
+        fitting = [
+            at
+            for at, bounds in enumerate(self._profiles)
+            if all(least <= sizes[name] <= most for name, (least, _, most) in bounds.items())
+        ]
         if not fitting:
-            sizes = ", ".join(f"{least} to {most}" for least, _, most in self._profiles)
+            taken = "; ".join(
+                ", ".join(f"{name} {least} to {most}" for name, (least, _, most) in bounds.items())
+                for bounds in self._profiles
+            )
+            given = ", ".join(f"{name} {size}" for name, size in sizes.items())
             raise UsageError(
-                f"A batch of {n} fits no profile of the engine.",
-                expected=f"{sizes} samples were expected.",
+                f"{given} fits no profile of the engine.",
+                expected=f"It takes {taken}.",
                 do="Split the batch, or build with another --profile.",
             )
-        # The one that is tuned for a size nearest to this.
-        best = min(fitting, key=lambda at: abs(self._profiles[at][1] - n))
+
+        def distance(at: int) -> float:
+            return sum(
+                abs(math.log(most_used / sizes[n])) for n, (_, most_used, _) in self._profiles[at].items()
+            )
+
+        best = min(fitting, key=distance)
         if best != self._profile:
             if not self._context.set_optimization_profile_async(best, self._stream.cuda_stream):
                 raise ArtefactError(
@@ -250,17 +312,30 @@ class EngineSession(BaseSession):
                 )
             self._profile = best
 
-    def _bind(self, x: Any) -> Any:
-        """Give the context its tensors; the output, made here, is returned."""
+    def _bind(self, feeds: Tensors) -> Tensors:
+        """Give the context its tensors; the outputs, made here, are returned."""
         import torch
 
-        self._context.set_input_shape(self._input, tuple(x.shape))
-        y = torch.empty(
-            _sizes(self._context.get_tensor_shape(self._output)), dtype=torch.float32, device=x.device
-        )
-        self._context.set_tensor_address(self._input, x.data_ptr())
-        self._context.set_tensor_address(self._output, y.data_ptr())
-        return y
+        for name, tensor in feeds.items():
+            if not self._context.set_input_shape(name, tuple(tensor.shape)):
+                raise UsageError(
+                    f"The engine takes no {name} of shape {tuple(tensor.shape)}.",
+                    do="Give the inputs as the network's signature has them.",
+                )
+            self._context.set_tensor_address(name, tensor.data_ptr())
+        outputs = {}
+        for one in self.signature.outputs:
+            shape = _sizes(self._context.get_tensor_shape(one.name))
+            if -1 in shape:
+                raise UsageError(
+                    f"How long {one.name} is depends on the values of the inputs, and engines are not run so "
+                    "here.",
+                    do="Run the ONNX file with onnxruntime, or cut the graph before that output.",
+                )
+            device = next(iter(feeds.values())).device
+            outputs[one.name] = torch.empty(shape, dtype=getattr(torch, one.dtype), device=device)
+            self._context.set_tensor_address(one.name, outputs[one.name].data_ptr())
+        return outputs
 
     def _launch(self, stream: Any) -> None:
         if not self._context.execute_async_v3(stream.cuda_stream):
@@ -270,25 +345,25 @@ class EngineSession(BaseSession):
                 do="Look at what the library wrote to stderr; build the engine again here.",
             )
 
-    def _recording(self, x: Any) -> tuple[Any, Any, Any]:
-        """The graph for batches of the size of x, with the tensors that it reads and writes; recorded at
-        first use.
+    def _recording(self, feeds: Tensors) -> tuple[Any, Tensors, Tensors]:
+        """The graph for inputs of these sizes, with the tensors that it reads and writes; recorded at first
+        use.
         """
         import torch
 
-        n = int(x.shape[0])
-        if n not in self._recorded:
-            kept = x.clone()
-            y = self._bind(kept)
-            self._stream.wait_stream(torch.cuda.current_stream(x.device))
+        key = tuple(tuple(feeds[name].shape) for name in self.signature.input_names)
+        if key not in self._recorded:
+            kept = {name: tensor.clone() for name, tensor in feeds.items()}
+            outputs = self._bind(kept)
+            self._stream.wait_stream(torch.cuda.current_stream(next(iter(feeds.values())).device))
             for _ in range(2):  # what is set up at the first launches must not be recorded
                 self._launch(self._stream)
             self._stream.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=self._stream):
                 self._launch(self._stream)
-            self._recorded[n] = (graph, kept, y)
-        return self._recorded[n]
+            self._recorded[key] = (graph, kept, outputs)
+        return self._recorded[key]
 
     def _free(self) -> None:
         self._recorded.clear()

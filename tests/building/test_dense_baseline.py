@@ -24,6 +24,7 @@ from sparse_export.formats.run import Run
 from sparse_export.inspect import inspect
 from sparse_export.runtimes.layer_times import TimedLayers, time_layers
 from sparse_export.runtimes.tensorrt import profiler
+from sparse_export.signature import Signature
 from tests.cli.conftest import Call
 from tests.exporting import exported_once
 from tests.making_runs import digits_run
@@ -43,7 +44,9 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparse_export.building.request.require_timeable", lambda options: None)
 
 
-def _made_up(engines: Mapping[str, Path], fact: EngineInfo, batch: int) -> dict[str, TimedLayers]:
+def _made_up(
+    engines: Mapping[str, Path], fact: EngineInfo, signature: Signature, sizes: Mapping[str, int]
+) -> dict[str, TimedLayers]:
     """Times of digits-cnn: the engine with sparse kernels runs its hidden Linear in half the time."""
     assert all(path.stat().st_size for path in engines.values())
     generator = np.random.default_rng(0)
@@ -54,7 +57,7 @@ def _made_up(engines: Mapping[str, Path], fact: EngineInfo, batch: int) -> dict[
 
     return time_layers(
         {name: partial(once, 0.5 if name == "sparse" else 1.0) for name in engines},
-        batch=batch,
+        batch=sizes["batch"],
         rounds=20,
         block_s=1e-3,
         warmup_limit_s=0.05,
@@ -160,10 +163,10 @@ def test_the_process_that_times_says_why_it_could_not_and_its_crash_is_told(
     bundle = build(run.path, tmp_path / "bundle", targets=["tensorrt-rtx"])
     engines = {"dense": bundle.path / bundle.info.engines[0].file}
     with pytest.raises((EngineBuildFailed, MissingCapability), match="cannot load"):
-        time_in_child(engines, _fact(bundle, "tensorrt-rtx"), 8)
+        time_in_child(engines, _fact(bundle, "tensorrt-rtx"), bundle.info.signature, {"batch": 8})
     stand_in.write_text(f"import os\n{stand_in.read_text()}def Runtime(*_): os.abort()\n")
     with pytest.raises(EngineBuildFailed, match="was ended by SIGABRT"):
-        time_in_child(engines, _fact(bundle, "tensorrt"), 8)
+        time_in_child(engines, _fact(bundle, "tensorrt"), bundle.info.signature, {"batch": 8})
 
 
 def test_the_profiler_passes_on_what_the_library_reports() -> None:

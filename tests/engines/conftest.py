@@ -13,6 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.cli.main import cli
 from sparse_export.engines import tensorrt_import
+from sparse_export.signature import class_signature
+
+SMALL = class_signature((16,), 8, names=("input", "output"))
+"""Of `small_graph`."""
 
 
 def small_graph(

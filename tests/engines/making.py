@@ -20,10 +20,11 @@ from sparse_export.formats.bundle import (
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import ModelInfo
-from sparse_export.signature import class_signature
+from sparse_export.signature import Signature, class_signature
 
 VERSION = "1.7.1.116"
 FILE = "engines/x.engine"
+SIGNATURE = class_signature((16,), 8, names=("input", "output"))
 
 
 def header(size: int = 64, version: str = VERSION) -> bytes:
@@ -57,7 +58,7 @@ def bundle_info(**changes: object) -> BundleInfo:
     info = BundleInfo(
         method="dense",
         model=ModelInfo(name="small"),
-        signature=class_signature((16,), 8, names=("input", "output")),
+        signature=SIGNATURE,
         golden=GoldenInfo(
             inputs={"input": "golden/input.npy"}, outputs={"output": "golden/output.npy"}, inner={}
         ),
@@ -86,13 +87,21 @@ def bundle_info(**changes: object) -> BundleInfo:
 
 
 def bundle_with_engine(
-    folder: Path, content: bytes | None = None, *, known: bool = True, **changes: object
+    folder: Path,
+    content: bytes | None = None,
+    *,
+    known: bool = True,
+    signature: Signature = SIGNATURE,
+    **changes: object,
 ) -> Bundle:
     """Write a bundle with one engine, vouched for unless `known` is false. changes: of the `EngineInfo`."""
     (folder / "engines").mkdir(exist_ok=True)
     (folder / FILE).write_bytes(header(100) if content is None else content)
     info = bundle_info(
-        targets=("onnx", "tensorrt-rtx"), files=file_infos(folder, (FILE,)), engines=(engine_fact(**changes),)
+        targets=("onnx", "tensorrt-rtx"),
+        files=file_infos(folder, (FILE,)),
+        engines=(engine_fact(**changes),),
+        signature=signature,
     )
     save_bundle_info(folder, info)
     if known:

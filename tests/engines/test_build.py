@@ -6,20 +6,23 @@ import json
 import os
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 
-from benchmarks.bench_engine import two_four_graph
+from benchmarks.bench_engine import SHAPES, two_four_graph
 from sparse_export.engines.build import BuiltEngine, build_engine, engine_from_file
 from sparse_export.engines.options import EngineOptions, Profile
 from sparse_export.engines.progress import BuildProgress
 from sparse_export.errors import EngineBuildFailed, MissingCapability, OutputError, UsageError
 from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.passes.pack24 import pack
-from tests.engines.conftest import small_graph
+from sparse_export.signature import Signature, TensorInfo, class_signature
+from tests.engines.conftest import SMALL, small_graph
+from tests.named_graphs import WORDS, model_of, words_graph
 
 pytestmark = [pytest.mark.tensorrt, pytest.mark.usefixtures("rtx")]
 RTX = EngineOptions(target="tensorrt-rtx")
@@ -27,7 +30,7 @@ FULL = EngineOptions(target="tensorrt")
 
 
 def _build(out: Path, options: EngineOptions = RTX, **more: Any) -> BuiltEngine:
-    return build_engine(small_graph(), out, options, **more)
+    return build_engine(small_graph(), out, options, SMALL, **more)
 
 
 def _left(folder: Path) -> set[str]:
@@ -58,7 +61,7 @@ def test_a_packed_graph_gives_the_engine_of_the_dense_one(tmp_path: Path) -> Non
     (tmp_path / "packed.onnx").write_bytes(pack(model).SerializeToString())
     assert (tmp_path / "packed.onnx").read_bytes() != (tmp_path / "dense.onnx").read_bytes()
     for name in ("dense", "packed"):
-        engine_from_file(tmp_path / f"{name}.onnx", tmp_path / name, RTX)
+        engine_from_file(tmp_path / f"{name}.onnx", tmp_path / name, RTX, SMALL)
     assert (tmp_path / "dense").read_bytes() == (tmp_path / "packed").read_bytes()
 
 
@@ -72,7 +75,7 @@ def test_the_flag_for_sparse_kernels_changes_no_byte_of_an_engine_for_rtx(tmp_pa
 
 
 def test_several_profiles_and_every_option_are_taken(tmp_path: Path) -> None:
-    profiles = (Profile(minimum=1, optimum=1, maximum=1), Profile(minimum=2, optimum=4, maximum=64))
+    profiles = (Profile(sizes={"batch": (1, 1, 1)}), Profile(sizes={"batch": (2, 4, 64)}))
     options = EngineOptions(
         target="tensorrt-rtx", profiles=profiles, workspace_bytes=1 << 24, optimization_level=1
     )
@@ -163,7 +166,7 @@ def test_an_absent_library_ends_with_5(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_an_operator_that_is_unknown_is_named_with_its_node(tmp_path: Path) -> None:
     with pytest.raises(EngineBuildFailed, match="cannot read the graph: node 'activation' of type Nonsense"):
-        build_engine(small_graph(op="Nonsense"), tmp_path / "x", RTX)
+        build_engine(small_graph(op="Nonsense"), tmp_path / "x", RTX, SMALL)
 
 
 def test_a_gpu_that_the_release_does_not_know_is_a_usage_error(tmp_path: Path) -> None:
@@ -238,24 +241,50 @@ def test_a_script_that_repeats_a_build_can_build(stand_in: Path, tmp_path: Path)
     assert (tmp_path / "x.failed" / "model.engine").is_file()
 
 
-@pytest.mark.parametrize("inputs", [0, 2])
-def test_a_graph_with_other_than_one_input_is_refused(inputs: int, tmp_path: Path) -> None:
-    model = small_graph()
-    first = model.graph.input[0]
-    del model.graph.input[:]
-    for index in range(inputs):
-        copy = model.graph.input.add()
-        copy.CopyFrom(first)
-        copy.name = f"input{index}"
-    with pytest.raises(UsageError, match="not one of known sizes"):
-        build_engine(model, tmp_path / "x", RTX)
+def test_an_engine_takes_several_inputs_of_free_sizes_in_several_profiles(tmp_path: Path) -> None:
+    profiles = (
+        Profile(sizes={"batch": (1, 1, 1), "sequence": (4, 12, 64)}),
+        Profile(sizes={"sequence": (1, 8, 8)}),
+    )
+    options = EngineOptions(target="tensorrt-rtx", profiles=profiles)
+    built = build_engine(words_graph(), tmp_path / "x", options, WORDS)
+    assert (tmp_path / "x").stat().st_size > 1000
+    assert "[E]" not in built.log
 
 
-def test_a_graph_whose_sample_has_a_free_size_is_refused(tmp_path: Path) -> None:
+def test_a_free_size_without_bounds_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"No profile bounds sequence.*--profile batch=1:8:32,sequence=12\."):
+        build_engine(words_graph(), tmp_path / "x", RTX, WORDS)
+    assert _left(tmp_path) == set()
+
+
+def test_bounds_that_the_graph_cannot_have_end_the_build(tmp_path: Path) -> None:
     model = small_graph()
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "n"
-    with pytest.raises(UsageError, match="known sizes"):
-        build_engine(model, tmp_path / "x", RTX)
+    free = replace(SMALL, inputs=(replace(SMALL.inputs[0], shape=("batch", "n")),))
+    options = EngineOptions(target="tensorrt-rtx", profiles=(Profile(sizes={"n": (4, 4, 4)}),))
+    with pytest.raises((EngineBuildFailed, UsageError)):
+        build_engine(model, tmp_path / "x", options, free)
+
+
+def test_a_graph_of_fixed_sizes_needs_no_profile(tmp_path: Path) -> None:
+    model = small_graph()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    fixed = replace(SMALL, inputs=(replace(SMALL.inputs[0], shape=(3, 16)),), batch=None)
+    assert build_engine(model, tmp_path / "x", RTX, fixed).n_layers >= 3
+
+
+def test_an_input_whose_values_are_sizes_is_refused(tmp_path: Path) -> None:
+    signature = Signature(
+        inputs=(
+            TensorInfo(name="x", dtype="float32", shape=("batch", 4)),
+            TensorInfo(name="times", dtype="int64", shape=(2,)),
+        ),
+        outputs=(TensorInfo(name="y", dtype="float32", shape=("rows", "columns")),),
+    )
+    model = model_of(signature, [onnx.helper.make_node("Tile", ["x", "times"], ["y"])], {})
+    with pytest.raises(UsageError, match="The values of the input times decide about sizes"):
+        build_engine(model, tmp_path / "x", RTX, signature)
 
 
 def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
@@ -267,13 +296,13 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> No
 def test_a_file_that_is_no_onnx_never_reaches_the_library(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(os.urandom(300))
     with pytest.raises(Exception, match="cannot be read as ONNX"):
-        engine_from_file(tmp_path / "x.onnx", tmp_path / "x", RTX)
+        engine_from_file(tmp_path / "x.onnx", tmp_path / "x", RTX, SMALL)
 
 
 def test_a_float_graph_is_whole_afterwards(tmp_path: Path) -> None:
     model = small_graph()
     before = model.SerializeToString()
-    build_engine(model, tmp_path / "x", RTX)
+    build_engine(model, tmp_path / "x", RTX, SMALL)
     assert onnx.load_from_string(before) == model
 
 
@@ -289,8 +318,9 @@ def test_a_float_graph_is_whole_afterwards(tmp_path: Path) -> None:
 def test_a_whole_networks_packed_file_gives_the_engine_of_its_graph(network: str, tmp_path: Path) -> None:
     model = two_four_graph(network)  # float16, 2:4, any batch from 1 to 32
     (tmp_path / "packed.onnx").write_bytes(pack(model).SerializeToString())
-    built = build_engine(model, tmp_path / "engine", RTX)
-    engine_from_file(tmp_path / "packed.onnx", tmp_path / "from-packed", RTX)
+    signature = class_signature(SHAPES[network], 10)
+    built = build_engine(model, tmp_path / "engine", RTX, signature)
+    engine_from_file(tmp_path / "packed.onnx", tmp_path / "from-packed", RTX, signature)
     assert (tmp_path / "engine").read_bytes() == (tmp_path / "from-packed").read_bytes()
     n_weights = sum(layer.n_weights for layer in graph_layers(model))
     assert (tmp_path / "engine").stat().st_size > n_weights  # it holds them, two bytes each, or half of them

@@ -35,7 +35,7 @@ from sparse_export.graph.layers import count_parameters, graph_layers
 from sparse_export.graph.passes.pack24 import dense_from_file, expand, pack
 from sparse_export.graph.passes.weight24 import PackedWeight, unpack_weight
 from sparse_export.inspect import inspect
-from tests.engines.conftest import small_graph
+from tests.engines.conftest import SMALL, small_graph
 from tests.engines.opener import (
     DIED,
     RAN,
@@ -94,7 +94,7 @@ def _graphs() -> tuple[bytes, ...]:
 @functools.cache
 def _engine() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        build_engine(small_graph(), Path(folder) / "x", EngineOptions(target="tensorrt-rtx"))
+        build_engine(small_graph(), Path(folder) / "x", EngineOptions(target="tensorrt-rtx"), SMALL)
         return (Path(folder) / "x").read_bytes()
 
 
@@ -173,7 +173,7 @@ def test_graphs_that_reach_the_builder(damage: Damage) -> None:
     """A dense graph has no hash of its own: its process may fail as it likes, and this one tells of it."""
     content = _damaged(small_graph().SerializeToString(), damage, None)
     with _alone("m.onnx", content) as path, tempfile.TemporaryDirectory() as out, suppress(SparseExportError):
-        engine_from_file(path, Path(out) / "x", EngineOptions(target="tensorrt-rtx"))
+        engine_from_file(path, Path(out) / "x", EngineOptions(target="tensorrt-rtx"), SMALL)
 
 
 @pytest.fixture(scope="module")

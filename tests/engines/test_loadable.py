@@ -22,7 +22,7 @@ from sparse_export.errors import ArtefactError, MissingCapability, NotTrustedErr
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE, Bundle
 from sparse_export.runtimes.choice import RUNTIMES, best_runtime, open_runtime, runtime_states
-from tests.engines.conftest import small_graph
+from tests.engines.conftest import SMALL, small_graph
 from tests.engines.making import (
     FILE,
     VERSION,
@@ -230,7 +230,7 @@ def test_any_bytes_are_read_as_a_header_or_as_unknown(content: bytes) -> None:
 @pytest.mark.usefixtures("rtx")
 def test_a_real_engine_tells_its_version_and_length_and_a_cut_one_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "x.engine"
-    build_engine(small_graph(), path, EngineOptions(target="tensorrt-rtx"))
+    build_engine(small_graph(), path, EngineOptions(target="tensorrt-rtx"), SMALL)
     header = read_header(path)
     assert (header.target, header.version) == ("tensorrt-rtx", tensorrt_import.version("tensorrt-rtx"))
     require_whole(path, header)
@@ -238,7 +238,7 @@ def test_a_real_engine_tells_its_version_and_length_and_a_cut_one_is_noticed(tmp
         path.write_bytes(path.read_bytes()[:size])
         with pytest.raises(ArtefactError, match=r"is empty|by its header"):
             require_whole(path, read_header(path))
-        build_engine(small_graph(), path, EngineOptions(target="tensorrt-rtx"))
+        build_engine(small_graph(), path, EngineOptions(target="tensorrt-rtx"), SMALL)
 
 
 # ---- the choice

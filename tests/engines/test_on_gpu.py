@@ -28,7 +28,7 @@ from tests.exporting import exported_once
 from tests.making_runs import digits_run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
-PROFILES = (Profile(minimum=1, optimum=1, maximum=4), Profile(minimum=5, optimum=64, maximum=128))
+PROFILES = (Profile(sizes={"batch": (1, 1, 4)}), Profile(sizes={"batch": (5, 64, 128)}))
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_layers_are_timed_against_an_engine_without_sparse_kernels(bundle: Bundl
 def test_a_profiled_pass_tells_of_the_layers_that_the_inspector_names(bundle: Bundle) -> None:
     (fact,) = bundle.info.engines
     with open_engine(bundle, fact) as session:
-        once = session.profiled_pass(4)
+        once = session.profiled_pass({"input": np.zeros((4, 1, 8, 8), dtype=np.float32)})
         first, second = once(), once()
     assert [name for name, _ in first] == [name for name, _ in second]
     assert sum(ms for _, ms in second) > 0
@@ -155,7 +155,7 @@ def test_an_engine_sees_what_another_stream_is_still_writing(bundle: Bundle) -> 
         late = torch.zeros(8, 1, 8, 8, device="cuda")
         torch.cuda._sleep(200_000_000)
         late.copy_(source)  # on the device, so that the host goes ahead
-        found = session.run_torch(late).cpu().numpy()
+        found = session.run_torch({"input": late})["logits"].cpu().numpy()
     assert _near(found, _wanted(bundle, x), bundle)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,21 +19,74 @@ from sparse_export.engines.options import (
     require_buildable,
 )
 from sparse_export.errors import UnknownNameError, UsageError
+from tests.engines.conftest import SMALL
+from tests.named_graphs import PICTURES, WORDS
+
+_BOUNDS = st.lists(st.integers(1, 10**6), min_size=3, max_size=3).map(sorted).map(tuple)
+_NAMES = st.text(st.characters(exclude_characters=",", exclude_categories=["Z", "C"]), min_size=1)
 
 
-@given(st.lists(st.integers(1, 10**6), min_size=3, max_size=3).map(sorted))
-def test_a_profile_is_read_as_it_is_written(sizes: list[int]) -> None:
-    profile = Profile(minimum=sizes[0], optimum=sizes[1], maximum=sizes[2])
+@given(st.dictionaries(_NAMES, _BOUNDS, min_size=1))
+def test_a_profile_is_read_as_it_is_written(sizes: dict[str, tuple[int, int, int]]) -> None:
+    profile = Profile(sizes=sizes)
     assert parse_profile(str(profile)) == profile
 
 
-def test_one_number_is_all_three_batch_sizes() -> None:
-    assert str(parse_profile("4")) == "4:4:4"
+def test_one_number_is_all_three_and_without_a_name_they_are_the_batch() -> None:
+    assert parse_profile("4").sizes == {"batch": (4, 4, 4)}
+    assert parse_profile("1:8:32, past + new = 16:128:512").sizes == {
+        "batch": (1, 8, 32),
+        "past + new": (16, 128, 512),
+    }
+
+
+def test_a_profile_bounds_every_free_size_and_the_batch_by_whatever_name() -> None:
+    named = replace(WORDS, batch="batch", sizes={})
+    assert parse_profile("sequence=2:4:8").bounds(named) == {"batch": (1, 8, 32), "sequence": (2, 4, 8)}
+    assert parse_profile("2").bounds(PICTURES) == {"n": (2, 2, 2)}
+    assert Profile().bounds(PICTURES) == {"n": (1, 8, 32)}
+    assert Profile().bounds(replace(SMALL, inputs=(), batch=None)) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1:8:32", r"No profile bounds sequence.*--profile batch=1:8:32,sequence=12\.$"),
+        ("batch=4", r"--profile batch=4,sequence=12\.$"),
+        ("sequence=4,height=8", r"bounds height, which is no free size.*The free sizes are batch, sequence"),
+    ],
+)
+def test_a_profile_that_does_not_fit_is_refused_with_what_to_type(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse_profile(text).bounds(WORDS)
+
+
+def test_a_network_of_fixed_sizes_takes_no_profile() -> None:
+    with pytest.raises(UsageError, match="none is free"):
+        parse_profile("4").bounds(
+            replace(SMALL, inputs=(replace(SMALL.inputs[0], shape=(3, 16)),), batch=None)
+        )
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "1:2", "0:1:2", "2:1:3", "1:3:2", "a:b:c", "-1:2:3", "1:2:3:4", "1.5", "\uff11:2:3", "9" * 30],
+    [
+        "",
+        "1:2",
+        "=1",
+        "1,2",
+        "a=1,a=2",
+        "1:2:3,",
+        "0:1:2",
+        "2:1:3",
+        "1:3:2",
+        "a:b:c",
+        "-1:2:3",
+        "1:2:3:4",
+        "1.5",
+        "\uff11:2:3",
+        "9" * 30,
+    ],
 )
 def test_other_texts_are_no_profile(text: str) -> None:
     with pytest.raises(UsageError, match="MIN"):
@@ -45,7 +99,7 @@ def test_any_text_is_a_profile_or_a_usage_error(text: str) -> None:
         profile = parse_profile(text)
     except UsageError:
         return
-    assert 1 <= profile.minimum <= profile.optimum <= profile.maximum
+    assert all(1 <= a <= b <= c for a, b, c in profile.sizes.values())
 
 
 def test_architectures_come_once_each_and_in_order() -> None:
@@ -94,7 +148,7 @@ def test_words_go_to_the_targets_that_know_them() -> None:
     assert (full.target, full.hardware, full.architectures) == ("tensorrt", "ampere-plus", ())
     assert (rtx.target, rtx.hardware, rtx.architectures) == ("tensorrt-rtx", "none", ("sm89",))
     assert {one.workspace_bytes for one in (full, rtx)} == {2 << 20}
-    assert [str(profile) for profile in full.profiles] == ["1:2:4", "8:8:8"]
+    assert [str(profile) for profile in full.profiles] == ["batch=1:2:4", "batch=8"]
 
 
 @pytest.mark.parametrize(

@@ -328,7 +328,7 @@ def test_where_a_session_can_say_the_device_alone_is_timed_too(
     monkeypatch.setattr(
         OPENING, "open_runtime", lambda side, name, **_: _OnDevice(side, slow=side.path == dense.path)
     )
-    pretend_torch_cuda(monkeypatch, Stream(), Card(capability=(8, 9), profiles=(), sample=()))
+    pretend_torch_cuda(monkeypatch, Stream(), Card(capability=(8, 9)))
     found = compare(dense, sparse, runtime="onnxruntime-cpu", **QUICK)
     (at,) = found.latency
     assert at.device_ratio is not None

@@ -176,7 +176,7 @@ def test_an_engine_is_timed_on_its_device_too_where_that_can_be_said(
         return session  # type: ignore[no-any-return]
 
     monkeypatch.setattr("sparse_export.evaluate.bench.open_runtime", opened)
-    card = Card(capability=(8, 9), profiles=(), sample=())
+    card = Card(capability=(8, 9))
     pretend_torch_cuda(monkeypatch, Stream(), card)
     engines = _with_engines(bundle, ("tensorrt-rtx",))
     runtimes = ("tensorrt-rtx", "onnxruntime-cpu")

@@ -18,7 +18,7 @@ from sparse_export.graph.passes.pack24 import expand, pack, packed_weights
 from sparse_export.graph.passes.quantize import quantized, require_zeros_kept
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.signature import Feeds
-from tests.engines.conftest import small_graph
+from tests.engines.conftest import SMALL, small_graph
 
 CALIBRATED: tuple[Precision, ...] = ("int8", "fp8")
 
@@ -94,7 +94,8 @@ def test_the_weights_pack_and_come_back() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", *CALIBRATED])
 def test_an_engine_is_built_at_every_precision(precision: Precision, rtx: None, tmp_path: Path) -> None:
     model = convert_precision(small_graph(), precision, _samples())
-    built = build_engine(model, tmp_path / "x", EngineOptions(target="tensorrt-rtx", architectures=("sm89",)))
+    options = EngineOptions(target="tensorrt-rtx", architectures=("sm89",))
+    built = build_engine(model, tmp_path / "x", options, SMALL)
     assert built.build_s > 0
 
 
