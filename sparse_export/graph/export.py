@@ -16,6 +16,7 @@ import torch
 from onnx import numpy_helper
 from onnx_ir.passes import common
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph.capture import captured
@@ -74,13 +75,7 @@ def onnx_from_module(
     except UsageError:  # says itself what is wrong
         raise
     except Exception as cause:
-        inputs = ", ".join(f"{name} {_shape_text(example, name)}" for name in example.tensors)
-        raise UsageError(
-            f"The network {type(module).__name__} cannot be exported: {_reason(cause)}.",
-            expected=f"A network was expected that torch.export can trace with {inputs}, the named sizes "
-            "being free.",
-            do="Run torch.export.export on it to see the whole reason.",
-        ) from cause
+        raise _not_exported(module, example, cause) from cause
     stored = _name_weights(model, parameters, masks)
     simplify(model, set(stored.values()), whole={stored[name] for name in masks if name in stored})
     transposed = transpose_weights(model, dict.fromkeys(stored.values()))
@@ -298,6 +293,29 @@ def _require_masked(name: str, weight: Array, kept: Array, scaled: Array) -> Non
 def _shape_text(example: Example, name: str) -> str:
     sizes = zip(example.axes[name], example.tensors[name].shape, strict=True)
     return size_text([size if free is None else free for free, size in sizes])
+
+
+def _not_exported(module: nn.Module, example: Example, cause: BaseException) -> UsageError:
+    name = type(module).__name__
+    if _is_branch_on_values(cause):
+        return UsageError(
+            f"The network {name} cannot be exported: its forward branches on values that it computes, as the "
+            "number of boxes that are left, and a graph takes one way.",
+            do="Wrap it in a module that returns its raw outputs, and choose among them outside.",
+        )
+    inputs = ", ".join(f"{one} {_shape_text(example, one)}" for one in example.tensors)
+    return UsageError(
+        f"The network {name} cannot be exported: {_reason(cause)}.",
+        expected=f"A network was expected that torch.export can trace with {inputs}, the named sizes being "
+        "free.",
+        do="Run torch.export.export on it to see the whole reason.",
+    )
+
+
+def _is_branch_on_values(cause: BaseException | None) -> bool:
+    while cause is not None and not isinstance(cause, GuardOnDataDependentSymNode):
+        cause = cause.__cause__
+    return cause is not None
 
 
 def _reason(cause: BaseException) -> str:

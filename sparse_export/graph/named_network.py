@@ -133,7 +133,7 @@ def _tensors(
             f"forward returns {_article(type(value).__name__)}{f' as {name}' if name else ''}.",
             expected="Tensors were expected, lists, tuples, mappings and dataclasses of them, and None.",
             do="Wrap the network in one that returns tensors alone"
-            + (", or call it with use_cache=False." if name == "past_key_values" else "."),
+            + (", or call it with use_cache=False." if type(value).__name__.endswith("Cache") else "."),
         )
     is_list = isinstance(value, tuple | list) and not hasattr(value, "_fields")
     for step, one in inside:
