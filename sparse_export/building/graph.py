@@ -123,7 +123,7 @@ def build_graph(
     fit = None if wanted is None else _fit(network, masks, info, wanted, request)
     fitted = None if fit is None else fit.fitted
     samples = calibration_batches(info, request.precision, request.n_calibration, data_dir, request.inputs)
-    require_deterministic(network, shape)
+    require_deterministic(network, example_of_shape(shape))
     with TorchSession(network, info.signature) as session:
         golden = golden_pair(session, samples[0] if samples else None)
     model = onnx_from_module(

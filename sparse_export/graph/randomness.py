@@ -5,7 +5,7 @@ No graph can be held against one that draws random numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,39 +13,37 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparse_export.errors import UsageError
+from sparse_export.graph.example import Example
+from sparse_export.graph.named_network import tensors_in
 from sparse_export.graph.weight_uses import open_modules
 
 __all__ = ["require_deterministic"]
 
 _TOLERANCE = 1e-5  # of the largest output; sums in another order differ by about 1e-7
-_SEED = 21
 _MOST_NAMED = 3
 
 
-def require_deterministic(network: nn.Module, input_shape: Sequence[int]) -> None:
-    """Run a network twice on the same random inputs.
+def require_deterministic(network: nn.Module, example: Example) -> None:
+    """Run a network twice on the same inputs.
 
     Args:
         network: float32, in evaluation mode, on the CPU.
-        input_shape: of one sample.
+        example: of its inputs; zeros would hide dropout of them.
 
     Raises:
         UsageError: the outputs differ; it names the operators that drew random numbers, and their modules.
     """
-    inputs = torch.randn((2, *input_shape), generator=torch.Generator().manual_seed(_SEED))
+    inputs = list(example.tensors.values())
     try:
         with torch.no_grad():
             with open_modules(network) as modules, _Draws(lambda: modules[-1]) as draws:
-                first = network(inputs.clone())
-            second = network(inputs.clone())
+                first = tensors_in(example.call(network, [one.clone() for one in inputs]))
+            second = tensors_in(example.call(network, [one.clone() for one in inputs]))
     except Exception:  # noqa: BLE001 - whatever forward raises of two samples; told where its answers are wanted
         return
-    if not isinstance(first, Tensor) or first.shape != second.shape or first.numel() == 0:
-        return  # told elsewhere, where it matters
-    largest = float(first.nan_to_num().abs().max())
-    if torch.allclose(first, second, rtol=0.0, atol=_TOLERANCE * largest, equal_nan=True):
+    difference = max((_difference(*pair) for pair in zip(first, second, strict=False)), default=0.0)
+    if difference == 0:
         return
-    difference = float((first - second).nan_to_num().abs().max())
     drawn = list(draws.found)
     more = f" and {len(drawn) - _MOST_NAMED} more" if len(drawn) > _MOST_NAMED else ""
     by = f", drawing random numbers by {', '.join(drawn[:_MOST_NAMED])}{more}" if drawn else ""
@@ -56,6 +54,17 @@ def require_deterministic(network: nn.Module, input_shape: Sequence[int]) -> Non
         expected="A network was expected that answers the same each time.",
         do="Let random operations ask for the mode, as in dropout(x, p, self.training), and run eval().",
     )
+
+
+def _difference(first: Tensor, second: Tensor) -> float:
+    """How far two outputs are apart, 0 where that is rounding; sizes that differ are told elsewhere."""
+    if first.shape != second.shape or first.numel() == 0:
+        return 0.0
+    one, other = first.double(), second.double()
+    largest = float(one.nan_to_num().abs().max())
+    if torch.allclose(one, other, rtol=0.0, atol=_TOLERANCE * largest, equal_nan=True):
+        return 0.0
+    return float((one - other).nan_to_num().abs().max())
 
 
 class _Draws(TorchDispatchMode):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sparse_export.graph.example import Example, as_example
 from sparse_export.graph.passes.permute import reduction_axis
 
 __all__ = ["WeightUse", "open_modules", "uses_of_weights", "why_no_axis"]
@@ -29,13 +30,13 @@ class WeightUse:
     axis: int | None
 
 
-def why_no_axis(network: nn.Module, sample: Tensor, names: Sequence[str]) -> dict[str, str]:
+def why_no_axis(network: nn.Module, sample: Tensor | Example, names: Sequence[str]) -> dict[str, str]:
     """Weights that no pattern along their layer's reduction axis can help, since they are multiplied along
     another too.
 
     Args:
         network: in any mode; it is not changed.
-        sample: one input batch, on its device.
+        sample: one input batch, or an example of the inputs, on its device.
         names: of the weights in question.
 
     Returns:
@@ -63,13 +64,13 @@ def _by(module: str) -> str:
 
 
 def uses_of_weights(
-    network: nn.Module, sample: Tensor, names: Sequence[str]
+    network: nn.Module, sample: Tensor | Example, names: Sequence[str]
 ) -> dict[str, tuple[WeightUse, ...]]:
     """The products of a forward pass in evaluation that weights take part in, each of a kind once, in order.
 
     Args:
         network: in any mode; it is not changed.
-        sample: one input batch, on its device.
+        sample: one input batch, or an example of the inputs, on its device.
         names: of the weights in question.
 
     Returns:
@@ -87,7 +88,7 @@ def uses_of_weights(
             torch.no_grad(),
             _Products(weights, found, lambda: modules[-1]),
         ):
-            network(sample)
+            as_example(sample).call(network)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for part, training in modes:

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from sparse_export import models
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.formats.run import DataInfo, Run
+from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.randomness import require_deterministic
 from sparse_export.oneshot.layers import Method
 from sparse_export.oneshot.source import Source
@@ -161,5 +162,5 @@ def n_outputs_of(source: Source, shape: tuple[int, ...], n_classes: int | None) 
             expected=f"Logits of shape (2, {n_classes or 'classes'}) were expected.",
             do="Choose a model with as many outputs as there are classes, and one that returns logits alone.",
         )
-    require_deterministic(source.network, shape)
+    require_deterministic(source.network, example_of_shape(shape))
     return output.shape[1]

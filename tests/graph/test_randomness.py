@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparse_export.building import build
 from sparse_export.building.golden import golden_pair
 from sparse_export.errors import UsageError
+from sparse_export.graph.example import example_of_shape, make_example
 from sparse_export.graph.randomness import require_deterministic
 from sparse_export.runtimes.torch_session import TorchSession
 from sparse_export.signature import class_signature
@@ -61,12 +62,14 @@ class DrawsForNothing(nn.Module):
 def test_a_network_that_is_random_in_evaluation_is_told_with_where(part: nn.Module, told: str) -> None:
     network = nn.Sequential(nn.Linear(4, 8), part, nn.Linear(8, 3)).eval()
     with pytest.raises(UsageError, match=told):
-        require_deterministic(network, (4,))
+        require_deterministic(network, example_of_shape((4,)))
 
 
 @pytest.mark.parametrize("part", [nn.Dropout(0.5), AlwaysDrops(0.0), DrawsForNothing(), nn.BatchNorm1d(8)])
 def test_a_network_that_answers_the_same_each_time_passes(part: nn.Module) -> None:
-    require_deterministic(nn.Sequential(nn.Linear(4, 8), part, nn.Linear(8, 3)).eval(), (4,))
+    require_deterministic(
+        nn.Sequential(nn.Linear(4, 8), part, nn.Linear(8, 3)).eval(), example_of_shape((4,))
+    )
 
 
 def test_a_golden_pair_is_made_of_no_such_network() -> None:
@@ -87,3 +90,23 @@ def test_a_build_tells_of_it_before_anything_is_exported(
     monkeypatch.setattr(building, "onnx_from_module", lambda *_, **__: pytest.fail("it was exported"))
     with pytest.raises(UsageError, match="random in evaluation mode"):
         build(run)
+
+
+class TakesIds(nn.Module):
+    """Takes integers and a scale by keyword, and gives two tensors in a mapping."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.table, self.drops = nn.Embedding(9, 4), AlwaysDrops(p)
+
+    def forward(self, ids: Tensor, *, scale: float) -> dict[str, Tensor | None]:
+        rows = self.table(ids)
+        return {"plain": rows, "none": None, "scaled": self.drops(rows) * scale}
+
+
+def test_any_inputs_and_outputs_are_run() -> None:
+    ids = torch.arange(8).reshape(2, 4)
+    quiet, loud = TakesIds(0.0).eval(), TakesIds(0.5).eval()
+    require_deterministic(quiet, make_example(quiet, (), {"ids": ids, "scale": 2.0}))
+    with pytest.raises(UsageError, match=r"by \w+ in drops: two runs on one input"):
+        require_deterministic(loud, make_example(loud, (), {"ids": ids, "scale": 2.0}))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparse_export.graph.example import make_example
 from sparse_export.graph.weight_uses import WeightUse, uses_of_weights, why_no_axis
 
 
@@ -137,3 +138,22 @@ def test_products_along_the_layers_own_axis_are_no_reason(
     uses = uses_of_weights(network, SAMPLE, names)
     assert all(uses[name] for name in names)
     assert why_no_axis(network, SAMPLE, names) == {}
+
+
+class TiedToItsTable(nn.Module):
+    """Scores every word by the table that it looks words up in, as language models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.mix = nn.Embedding(12, 8), nn.Linear(8, 8)
+
+    def forward(self, *, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        states = self.mix(self.table(ids)) * mask[..., None]
+        return {"scores": states @ self.table.weight.T}
+
+
+def test_a_network_with_several_inputs_is_run_by_its_example() -> None:
+    network = TiedToItsTable()
+    example = make_example(network, (), {"ids": torch.ones(2, 3, dtype=torch.long), "mask": torch.ones(2, 3)})
+    uses = uses_of_weights(network, example, ["table.weight", "mix.weight"])
+    assert uses == {"table.weight": (WeightUse("", 1),), "mix.weight": (WeightUse("mix", 1),)}
