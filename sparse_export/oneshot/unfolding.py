@@ -1,7 +1,6 @@
 """What a weight is multiplied by, as rows of a matrix, and sums over such rows.
 
-The products of a Gram matrix are made in float32, over at most 128 MB of inputs at once, and summed up in
-float64.
+Products are made in float32, over at most 128 MB of inputs at once, and summed up in float64.
 
 Legend: N samples, C channels, P kernel positions, G groups of channels, K columns as `columns_from_weight`
 has them.
@@ -12,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -30,10 +28,10 @@ _CHUNK = 1 << 25  # numbers of unfolded inputs at once
 
 @dataclass(frozen=True, kw_only=True)
 class InputStatistics:
-    """Sums over all inputs that a layer met, on the CPU, in float64; a Gram matrix's of float32 products.
+    """Sums over all inputs that a layer met, on the CPU, in float64, of products in float32.
 
     n_inputs: how many there were: samples, times places of a convolution or tokens.
-    squares: (G, K).  gram: (G, K, K), or None where it was not asked for. G is 1 but for grouped
+    squares: (G, K), the diagonal of the Gram matrices.  gram: (G, K, K), or None where it was not asked for. G is 1 but for grouped
     convolutions, of whose rows each block belongs to one group.
     """
 
@@ -58,18 +56,20 @@ class InputSums:
     def add(self, inputs_GNK: Tensor) -> None:
         """Add inputs of any float type, on any device."""
         inputs = inputs_GNK.detach().float()
-        squares = inputs.double().square().sum(1).cpu()
-        self._squares = squares if self._squares is None else self._squares.add_(squares)
         if self._asks_gram:
             products = (inputs.mT @ inputs).double().cpu()
             self._gram = products if self._gram is None else self._gram.add_(products)
+        else:
+            squares = inputs.square().sum(1, dtype=torch.float64).cpu()
+            self._squares = squares if self._squares is None else self._squares.add_(squares)
         self._n_inputs += inputs.shape[1]
 
     def statistics(self) -> InputStatistics | None:
         """All that was added; None where nothing was."""
-        if self._squares is None:
+        squares = self._squares if self._gram is None else self._gram.diagonal(dim1=1, dim2=2).clone()
+        if squares is None:
             return None
-        return InputStatistics(n_inputs=self._n_inputs, squares=self._squares, gram=self._gram)
+        return InputStatistics(n_inputs=self._n_inputs, squares=squares, gram=self._gram)
 
 
 def joined(parts: Sequence[InputStatistics]) -> InputStatistics | None:
@@ -117,28 +117,25 @@ def patches(
         max(0, (size - dilation * (width - 1) - 1) // stride + 1)
         for size, width, stride, dilation in zip(x.shape[2:], kernel, strides, dilations, strict=True)
     ]
-    n_positions = math.prod(kernel)
-    line = math.prod(counts[1:]) * n_positions * x.shape[1]  # numbers of one sample at one place of axis 0
+    line = math.prod([*counts[1:], *kernel, x.shape[1]])  # numbers of one sample at one place of axis 0
     n_lines = max(1, min(counts[0], _CHUNK // max(1, line)))
     n_samples = max(1, _CHUNK // max(1, line * n_lines))
-    for part in x.split(n_samples):
+    x = x.movedim(1, -1).contiguous()
+    n_channels = x.shape[-1] // groups
+    steps = x.stride()[1:-1]
+    for start in range(0, len(x), n_samples):
         for first in range(0, counts[0], n_lines):
-            ranges = [(first, min(n_lines, counts[0] - first)), *((0, count) for count in counts[1:])]
-            spans = [
-                [
-                    slice(
-                        offset + stride * start,
-                        offset + stride * (start + count - 1) + 1 if count else 0,
-                        stride,
-                    )
-                    for offset in range(0, dilation * width, dilation)
-                ]
-                for (start, count), width, stride, dilation in zip(
-                    ranges, kernel, strides, dilations, strict=True
-                )
-            ]
-            n_places = math.prod(count for _, count in ranges)
-            found = torch.stack([part[(slice(None), slice(None), *where)] for where in product(*spans)])
-            found = found.reshape(n_positions, len(part), groups, x.shape[1] // groups, n_places)
-            # (P, N, G, C, places) -> (G, N, places, P, C)
-            yield found.permute(2, 1, 4, 0, 3).reshape(groups, len(part) * n_places, -1)
+            part = x[start : start + n_samples]
+            places = [min(n_lines, counts[0] - first), *counts[1:]]
+            view = part.as_strided(
+                (len(part), *places, *kernel, groups, n_channels),
+                (
+                    part.stride(0),
+                    *(step * stride for step, stride in zip(steps, strides, strict=True)),
+                    *(step * dilation for step, dilation in zip(steps, dilations, strict=True)),
+                    n_channels,
+                    1,
+                ),
+                part.storage_offset() + first * strides[0] * steps[0],
+            )
+            yield view.movedim(-2, 0).reshape(groups, len(part) * math.prod(places), -1)
