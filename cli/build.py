@@ -156,8 +156,8 @@ def command(
 ) -> None:
     """Export MODEL to a bundle: ONNX, a golden input and output, a manifest with hashes.
 
-    MODEL is a run, or a dense network: an ONNX file, a network by name with --weights, package.module:factory.
-    Of these a dense run is written first, runs/NAME-dense. The file is run once and held against the network
+    MODEL is a run, or a dense network: an ONNX file, a name with --weights, or package.module:factory. Of
+    these a dense run is written first, runs/NAME-dense. The file is run once and held against the network
     before it takes its name. Engines of the targets tensorrt and tensorrt-rtx are built from it; one that
     cannot be built ends with 1 or 5 after the bundle with the rest is there.
     """

@@ -41,7 +41,8 @@ def network_of_run(run: Run, *, trusted: TrustedDigests = None) -> nn.Module:
     """
     network = copy.deepcopy(run.module) if run.module is not None else _fresh_network(run, trusted)
     network = network.cpu().eval()
-    give_shapes(network, run.info.signature.input_shape)
+    if run.info.signature.only_input is not None:
+        give_shapes(network, run.info.signature.input_shape)
     state = _tensors(run, WEIGHTS_FILE)
     wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     name = run.info.model.name or type(network).__name__

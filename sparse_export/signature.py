@@ -7,7 +7,7 @@ input is `batch`, say, and `sequence` is the second of both `input_ids` and `att
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -158,6 +158,20 @@ class Signature:
 
     def __str__(self) -> str:
         return f"{', '.join(map(str, self.inputs))} → {', '.join(map(str, self.outputs))}"
+
+    def with_ranges_of(self, other: Signature) -> Signature:
+        """The same signature with ranges of integers from another one where it knows none.
+
+        Args:
+            other: of the same inputs.
+        """
+        known = {one.name: one for one in other.inputs}
+
+        def filled(one: TensorInfo) -> TensorInfo:
+            found = known.get(one.name, one)
+            return replace(one, low=found.low, high=found.high) if None in (one.low, one.high) else one
+
+        return replace(self, inputs=tuple(map(filled, self.inputs)))
 
     def agrees_with(self, other: Signature) -> bool:
         """Does a network of this signature take and give the same as one of another?"""

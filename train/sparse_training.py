@@ -36,7 +36,7 @@ from sparse_export.train.optimizer_state import forget_momentum, require_optimiz
 from sparse_export.train.record import n_entries, new_run_info
 from sparse_export.train.sparsity_config import DEFAULT_APPROACH, SparsityConfig
 from sparse_export.train.update_schedule import BackOff, update_schedule
-from sparse_export.train.user_run import SeenShapes, save_user_run
+from sparse_export.train.user_run import FreeSizes, GivenShapes, SeenCall, save_user_run
 
 __all__ = ["SparseTraining"]
 
@@ -237,7 +237,7 @@ class SparseTraining:
             rescale_weights(self._layers, self.masks)
         self.apply_masks()
         self._require_same_masks()
-        self._seen = SeenShapes(model)
+        self._seen = SeenCall(model)
 
     def apply_masks(self) -> None:
         """Set the inactive weights to zero: the one part of a step that touches the device."""
@@ -467,15 +467,16 @@ class SparseTraining:
         *,
         model: str | None = None,
         input_shape: Sequence[int] | None = None,
+        free_sizes: FreeSizes | None = None,
         test: Accuracy | None = None,
     ) -> Run:
         """Write the network as it stands as a finished run folder, ready for `sparse_export.build`.
 
         Args:
             path: of a new or empty folder.
-            model: a known name or `package.module:factory`, by which the network can be made again; without
-                it only the run returned here, which still holds the network, can be built.
-            input_shape: of one sample; by default that of the first batch that went through the network.
+            model: a known name or `package.module:factory` that makes it again; else only this run is built.
+            input_shape: of one sample; by default the inputs are those of the first batch that was seen.
+            free_sizes: names for the axes of inputs; by default the first of all is the batch, and free.
             test: accuracy on the test set, which goes on record.
 
         Raises:
@@ -495,6 +496,5 @@ class SparseTraining:
             test=test,
             n_steps=self.n_steps,
         )
-        return save_user_run(
-            Path(path), self.model, self.masks, self._seen, record, name=model, input_shape=input_shape
-        )
+        shapes = GivenShapes(input_shape=input_shape, free_sizes=free_sizes)
+        return save_user_run(Path(path), self.model, self.masks, self._seen, record, shapes, name=model)

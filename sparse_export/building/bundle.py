@@ -145,7 +145,7 @@ def build_from_request(
         graph = build_graph(opened_run, request, checked.wanted, data_dir=data_dir, trust=trust)
         files = model_files(graph.model, request.onnx)
         with staged_folder(checked.target) as stage:
-            golden = _write_models(stage, files, graph, checked.info.signature, request.precision)
+            golden = _write_models(stage, files, graph, graph.signature, request.precision)
             built, timed = _add_engines(stage, graph, checked, request, progress)
             write_json(stage / LAYERS_FILE, layers_document(graph.layers, built, timed))
             names = [*files, LAYERS_FILE, *golden.files, *built.files, *timed.files]
@@ -214,7 +214,7 @@ def _add_engines(
     built = add_engines(
         stage,
         graph.model,
-        checked.info.signature,
+        graph.signature,
         graph.layers,
         checked.engines,
         precision=request.precision,
@@ -226,7 +226,7 @@ def _add_engines(
     timed = time_engines(
         stage,
         graph.model,
-        checked.info.signature,
+        graph.signature,
         checked.engines,
         built,
         beside=checked.target,

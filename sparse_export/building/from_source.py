@@ -114,7 +114,7 @@ def _bundle_of_file(path: Path, folder: Path, told: Told) -> Bundle:
         samples = found.batches[0]
     run = dense_run_of(source, folder.with_name(f"{folder.name}-run"))
     golden = golden_of_graph(path, source.model, source.signature, samples)
-    graph = graph_as_it_is(run.info.layers, source.model, golden)
+    graph = graph_as_it_is(run.info.layers, source.model, source.signature, golden)
     folder.mkdir(parents=True)
     files = graph_files(path, folder)
     written = write_golden(folder, golden)

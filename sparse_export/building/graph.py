@@ -25,7 +25,7 @@ from sparse_export.errors import UsageError
 from sparse_export.formats.bundle import CompactInfo
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.formats.run import GRAPH_FILE, LayerInfo, Run, RunInfo
-from sparse_export.graph.example import example_of_shape
+from sparse_export.graph.example import example_of_signature
 from sparse_export.graph.export import onnx_from_module, positive_zeros
 from sparse_export.graph.layers import (
     count_parameters,
@@ -33,7 +33,7 @@ from sparse_export.graph.layers import (
     promised_patterns,
     require_patterns,
 )
-from sparse_export.graph.model import last_fixed_ancestors
+from sparse_export.graph.model import last_fixed_ancestors, signature_of
 from sparse_export.graph.passes.fit_pattern import Fitted, fit_pattern
 from sparse_export.graph.passes.fold_norms import with_folded_norms
 from sparse_export.graph.randomness import require_deterministic
@@ -72,6 +72,7 @@ class BuiltGraph:
 
     Attributes:
         model: dense, in the requested precision.
+        signature: of it.
         layers: of the graph.
         promising: the run's layers, with the patterns that they promise now.
         density: of the masks, after weights were dropped for a pattern.
@@ -84,6 +85,7 @@ class BuiltGraph:
     """
 
     model: onnx.ModelProto
+    signature: Signature
     layers: tuple[GraphLayer, ...]
     promising: tuple[LayerInfo, ...]
     density: float
@@ -117,26 +119,27 @@ def build_graph(
     """
     if run.info.model.form == "onnx":
         return _from_graph(run, request, wanted, data_dir=data_dir)
-    info, shape = run.info, run.info.signature.input_shape
+    info = run.info
     network = network_of_run(run, trusted=trust)
     masks = masks_of_run(run, network)
     fit = None if wanted is None else _fit(network, masks, info, wanted, request)
     fitted = None if fit is None else fit.fitted
     samples = calibration_batches(info, request.precision, request.n_calibration, data_dir, request.inputs)
-    require_deterministic(network, example_of_shape(shape))
-    with TorchSession(network, info.signature) as session:
+    example = example_of_signature(network, info.signature)
+    require_deterministic(network, example)
+    model = onnx_from_module(network, example, masks=masks_with_promises(network, masks, fitted))
+    signature = info.signature.with_ranges_of(signature_of(model))
+    with TorchSession(network, signature) as session:
         golden = golden_pair(session, samples[0] if samples else None)
-    model = onnx_from_module(
-        network, example_of_shape(shape), masks=masks_with_promises(network, masks, fitted)
-    )
     promising = layer_infos(info.layers, network, masks, wanted, fitted)
     promised = promised_patterns(promising)
-    model, compacted = rewrite_graph(model, info.signature, promised, fitted, request.compact)
+    model, compacted = rewrite_graph(model, signature, promised, fitted, request.compact)
     n_parameters, n_nonzero = count_parameters(model)  # before int8, whose weights are no floats
     model = convert_precision(model, request.precision, samples)
     require_patterns(model, promised)  # of the graph that ships: compacting and gathering move columns
     return BuiltGraph(
         model=model,
+        signature=signature,
         layers=graph_layers(model),
         promising=promising,
         density=density_of(masks),
@@ -172,7 +175,7 @@ def _from_graph(
     require_patterns(model, promised)
     used = samples if request.precision in CALIBRATED else []
     return replace(
-        graph_as_it_is(info.layers, model, golden, counts=counts),
+        graph_as_it_is(info.layers, model, info.signature, golden, counts=counts),
         n_calibration=sum(map(info.signature.n_samples, used)),
         compacted=compacted,
     )
@@ -181,6 +184,7 @@ def _from_graph(
 def graph_as_it_is(
     layers: Sequence[LayerInfo],
     model: onnx.ModelProto,
+    signature: Signature,
     golden: Golden,
     *,
     counts: tuple[int, int] | None = None,
@@ -190,6 +194,7 @@ def graph_as_it_is(
     Args:
         layers: the record of its weights.
         model: dense.
+        signature: of it.
         golden: the pair that checks it.
         counts: entries of its float initializers, and those that are not zero; None to count them.
     """
@@ -197,6 +202,7 @@ def graph_as_it_is(
     n_parameters, n_nonzero = counts or count_parameters(model)
     return BuiltGraph(
         model=model,
+        signature=signature,
         layers=graph_layers(model),
         promising=tuple(layers),
         density=sum(layer.n_active for layer in masked) / max(1, sum(layer.n_weights for layer in masked)),

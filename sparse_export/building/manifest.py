@@ -76,7 +76,7 @@ def bundle_info(
         targets=("onnx", *(one.target for one in built.infos)),
         opset=max(entry.version for entry in graph.model.opset_import if entry.domain in ("", "ai.onnx")),
         ir_version=graph.model.ir_version,
-        signature=info.signature,
+        signature=graph.signature,
         task=info.task,
         dense=info.dense,
         golden=golden,

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from sparse_export.errors import UsageError
 from sparse_export.graph.example import Example, array_from_tensor
 from sparse_export.graph.names import free_name
-from sparse_export.signature import BATCH, Array, Feeds
+from sparse_export.signature import BATCH, Array, Feeds, Signature, TensorInfo
 
-__all__ = ["NamedNetwork", "run_module", "tensors_in"]
+__all__ = ["NamedNetwork", "run_module", "signature_of_call", "tensors_in"]
 
 _Step = tuple[Literal["item", "attribute"], Any]
 _ONLY = ""
@@ -93,6 +93,67 @@ def run_module(network: NamedNetwork, feeds: Feeds) -> dict[str, Array]:
     with torch.inference_mode():
         outputs = network(*network.example.from_feeds(feeds))
     return {name: array_from_tensor(one) for name, one in zip(network.outputs, outputs, strict=True)}
+
+
+def signature_of_call(network: nn.Module, example: Example) -> Signature:
+    """What a network takes and gives, found by running it with other lengths of the free sizes.
+
+    Args:
+        network: in evaluation mode, on the device of the example.
+        example: of its inputs.
+
+    Returns:
+        The signature. The range of an integer input is not known.
+
+    Raises:
+        UsageError: it does not take another length of a free size, or returns something that is no tensor.
+    """
+    named = NamedNetwork(network, example)
+    sizes = example.all_sizes
+    first = _shapes(named, example)
+    axes: list[list[int | str]] = [list(shape) for shape in first]
+    for name, size in sizes.items():
+        other = _shapes(named, example.with_sizes({name: size + 1}))
+        for sized, before, after in zip(axes, first, other, strict=True):
+            for axis, (a, b) in enumerate(zip(before, after, strict=True)):
+                if a != b:
+                    sized[axis] = name if (a, b) == (size, size + 1) else f"{name}_{axis}"
+    with torch.no_grad():
+        outputs = named(*example.tensors.values())
+    return Signature(
+        inputs=tuple(
+            TensorInfo(
+                name=name,
+                dtype=str(tensor.dtype).removeprefix("torch."),
+                shape=tuple(
+                    size if axis is None else axis
+                    for size, axis in zip(tensor.shape, example.axes[name], strict=True)
+                ),
+            )
+            for name, tensor in example.tensors.items()
+        ),
+        outputs=tuple(
+            TensorInfo(name=name, dtype=str(one.dtype).removeprefix("torch."), shape=tuple(shape))
+            for name, one, shape in zip(named.outputs, outputs, axes, strict=True)
+        ),
+        batch=BATCH if BATCH in sizes else None,
+        sizes=example.sizes,
+    )
+
+
+def _shapes(named: NamedNetwork, example: Example) -> list[tuple[int, ...]]:
+    """Of the outputs for an example. Raises UsageError where the network does not take it."""
+    try:
+        with torch.no_grad():
+            return [tuple(one.shape) for one in named(*example.tensors.values())]
+    except Exception as cause:  # whatever forward raises
+        given = ", ".join(f"{name} {tuple(one.shape)}" for name, one in example.tensors.items())
+        raise UsageError(
+            f"The network {type(named.network).__name__} does not take inputs {given}: "
+            f"{str(cause) or type(cause).__name__}.",
+            expected="Every length of its free sizes was expected to be taken.",
+            do="Name only those sizes as free that are.",
+        ) from cause
 
 
 def tensors_in(returned: Any) -> list[Tensor]:

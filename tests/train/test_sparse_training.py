@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 import sparse_export as se
 from sparse_export.errors import UsageError
+from sparse_export.runtimes.choice import open_runtime
 from sparse_export.sparsity import update_masks
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
@@ -284,7 +286,52 @@ def test_a_network_that_gives_one_number_a_sample_has_one_output_whatever_the_ba
     trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.5)
     if seen:
         model(torch.zeros(32, 20))
-    assert trainer.run(tmp_path / "run", input_shape=(20,)).info.signature.n_classes == 1
+    run = trainer.run(tmp_path / "run", input_shape=(20,))
+    assert [one.shape for one in run.info.signature.outputs] == [("batch",)]
+    assert (run.info.signature.n_classes, run.info.task.name) == (None, "agreement")
+
+
+class _Reads(nn.Module):
+    """Two inputs of integers and a mapping of two outputs, as encoders of text have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 16)
+        self.inner, self.head = nn.Linear(16, 32), nn.Linear(32, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        states = self.inner(self.table(ids)) * mask[..., None]
+        return {"states": states, "scores": self.head(states.mean(1))}
+
+
+def test_a_run_of_any_network_tells_its_inputs_and_outputs_and_can_be_built(tmp_path: Path) -> None:
+    model = _Reads()
+    trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.5)
+    ids = torch.randint(0, 50, (6, 7))
+    for _ in range(3):
+        trainer.optimizer.zero_grad()
+        model(ids=ids, mask=torch.ones_like(ids))["scores"].square().mean().backward()
+        trainer.step()
+    free = {"ids": ("batch", "sequence"), "mask": ("batch", "sequence")}
+    run = trainer.run(tmp_path / "run", free_sizes=free)
+    told = run.info.signature
+    assert [(one.name, one.dtype, one.shape) for one in told.inputs] == [
+        (name, "int64", ("batch", "sequence")) for name in ("ids", "mask")
+    ]
+    assert [(one.name, one.shape) for one in told.outputs] == [
+        ("states", ("batch", "sequence", 32)),
+        ("scores", ("batch", 3)),
+    ]
+    assert told.sizes == {"sequence": 7}
+    bundle = se.build(run, tmp_path / "bundle")
+    assert [(one.low, one.high) for one in bundle.info.signature.inputs] == [(0, 49), (0, 1)]
+    with open_runtime(bundle, "onnxruntime-cpu") as session:
+        longer = torch.randint(0, 50, (3, 11))
+        found = session.run({"ids": longer.numpy(), "mask": np.ones((3, 11), np.int64)})
+    with torch.no_grad():
+        wanted = model.eval()(longer, torch.ones_like(longer))
+    for name, one in wanted.items():
+        np.testing.assert_allclose(found[name], one.numpy(), atol=1e-5)
 
 
 def test_a_closure_is_passed_on() -> None:
