@@ -160,7 +160,7 @@ class Signature:
         return f"{', '.join(map(str, self.inputs))} → {', '.join(map(str, self.outputs))}"
 
     def with_ranges_of(self, other: Signature) -> Signature:
-        """The same signature with ranges of integers from another one where it knows none.
+        """The same signature with the ranges of integers that another one knows.
 
         Args:
             other: of the same inputs.
@@ -169,7 +169,7 @@ class Signature:
 
         def filled(one: TensorInfo) -> TensorInfo:
             found = known.get(one.name, one)
-            return replace(one, low=found.low, high=found.high) if None in (one.low, one.high) else one
+            return one if None in (found.low, found.high) else replace(one, low=found.low, high=found.high)
 
         return replace(self, inputs=tuple(map(filled, self.inputs)))
 

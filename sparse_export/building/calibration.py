@@ -47,7 +47,7 @@ def calibration_batches(
     if n < GOLDEN_SAMPLES:
         raise UsageError(f"{n} samples are too few to calibrate on.", do=f"Use {GOLDEN_SAMPLES} at least.")
     if inputs is not None:
-        found = read_inputs(inputs, info.signature, n_samples=n)
+        found = read_inputs(inputs, info.signature, n_samples=n, within=False)
         return list(BatchSamples(parts=found.batches, signature=info.signature).batches(_BATCH))
     if info.data is None:
         raise UsageError(

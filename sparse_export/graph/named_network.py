@@ -103,7 +103,7 @@ def signature_of_call(network: nn.Module, example: Example) -> Signature:
         example: of its inputs.
 
     Returns:
-        The signature. The range of an integer input is not known.
+        The signature. The range of an integer input is that of the example.
 
     Raises:
         UsageError: it does not take another length of a free size, or returns something that is no tensor.
@@ -129,6 +129,7 @@ def signature_of_call(network: nn.Module, example: Example) -> Signature:
                     size if axis is None else axis
                     for size, axis in zip(tensor.shape, example.axes[name], strict=True)
                 ),
+                **_range(tensor),
             )
             for name, tensor in example.tensors.items()
         ),
@@ -139,6 +140,13 @@ def signature_of_call(network: nn.Module, example: Example) -> Signature:
         batch=BATCH if BATCH in sizes else None,
         sizes=example.sizes,
     )
+
+
+def _range(tensor: Tensor) -> dict[str, int]:
+    """The smallest and the largest of integers."""
+    if tensor.is_floating_point() or tensor.dtype is torch.bool or not tensor.numel():
+        return {}
+    return {"low": int(tensor.min()), "high": int(tensor.max())}
 
 
 def _shapes(named: NamedNetwork, example: Example) -> list[tuple[int, ...]]:

@@ -44,7 +44,9 @@ class InputFiles:
     files: dict[str, str]
 
 
-def read_inputs(path: str | Path, signature: Signature, *, n_samples: int = 512, seed: int = 0) -> InputFiles:
+def read_inputs(
+    path: str | Path, signature: Signature, *, n_samples: int = 512, seed: int = 0, within: bool = True
+) -> InputFiles:
     """Read inputs of a network, at most `n_samples` of them, chosen at random.
 
     Args:
@@ -54,6 +56,8 @@ def read_inputs(path: str | Path, signature: Signature, *, n_samples: int = 512,
         signature: of the network.
         n_samples: bound.
         seed: of the choice.
+        within: integers outside the range of the signature are refused. That of a run or a bundle may only be
+            what was seen so far.
 
     Raises:
         UsageError: there is no such file, or its arrays are not the network's inputs.
@@ -65,7 +69,7 @@ def read_inputs(path: str | Path, signature: Signature, *, n_samples: int = 512,
             expected="At least 1, and a seed of at least 0, were expected.",
         )
     path = Path(path)
-    sources = [_Source(file, signature) for file in _files(path)]
+    sources = [_Source(file, signature, within) for file in _files(path)]
     counts = [source.n_samples for source in sources]
     n_available = sum(counts)
     if not n_available:
@@ -168,8 +172,8 @@ def _files(path: Path) -> list[Path]:
 class _Source:
     """One file of inputs, whose arrays are checked by their headers before any is read."""
 
-    def __init__(self, path: Path, signature: Signature) -> None:
-        self.path, self._signature = path, signature
+    def __init__(self, path: Path, signature: Signature, within: bool) -> None:
+        self.path, self._signature, self._within = path, signature, within
         with _readable(path):
             self._headers = _headers(path, signature)
         self._stacked: dict[str, str] = {}
@@ -217,7 +221,7 @@ class _Source:
         with _readable(self.path):
             arrays = _arrays(self.path, self._signature)
         for info in self._signature.inputs:
-            _require_values(info, arrays[info.name], self.path)
+            _require_values(info, arrays[info.name], self.path, self._within)
         if self._signature.batch is None:
             for number, call in enumerate(chosen.tolist()):
                 yield (self.path, number), {name: self._call(name, arrays[name], call) for name in arrays}
@@ -253,17 +257,17 @@ def _batches(parts: Sequence[dict[str, Array]], signature: Signature) -> Iterato
     n_batches = math.ceil(n_samples / most)
     for i in range(n_batches):
         start, stop = (n_samples * at // n_batches for at in (i, i + 1))
-        yield {name: np.ascontiguousarray(a) for name, a in signature.part(whole, start, stop).items()}
+        yield {name: np.asarray(a, order="C") for name, a in signature.part(whole, start, stop).items()}
 
 
-def _require_values(info: TensorInfo, array: Array, path: Path) -> None:
+def _require_values(info: TensorInfo, array: Array, path: Path, within: bool) -> None:
     if info.dtype in FLOATS:
         if not bool(np.isfinite(array).all()):
             raise UsageError(
                 f"{path}: the input {info.name} holds NaN or infinity.", do="Leave out such samples."
             )
         return
-    if info.dtype == "bool" or not array.size:
+    if info.dtype == "bool" or not array.size or not within:
         return
     low, high = int(array.min()), int(array.max())
     if (info.low is not None and low < info.low) or (info.high is not None and high > info.high):

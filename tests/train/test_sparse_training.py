@@ -324,7 +324,7 @@ def test_a_run_of_any_network_tells_its_inputs_and_outputs_and_can_be_built(tmp_
     ]
     assert told.sizes == {"sequence": 7}
     bundle = se.build(run, tmp_path / "bundle")
-    assert [(one.low, one.high) for one in bundle.info.signature.inputs] == [(0, 49), (0, 1)]
+    assert [(one.low, one.high) for one in bundle.info.signature.inputs] == [(0, 49), (1, 1)]
     with open_runtime(bundle, "onnxruntime-cpu") as session:
         longer = torch.randint(0, 50, (3, 11))
         found = session.run({"ids": longer.numpy(), "mask": np.ones((3, 11), np.int64)})

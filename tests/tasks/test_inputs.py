@@ -1,4 +1,4 @@
-"""Calibration inputs: checked by their headers, chosen by a seed, batched by their sizes."""
+"""Inputs from files: checked by their headers, chosen by a seed, batched by their sizes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.oneshot import calibration
-from sparse_export.oneshot.calibration import Calibration, read_calibration
 from sparse_export.signature import Array, Signature, TensorInfo
+from sparse_export.tasks.inputs import InputFiles, read_inputs
 from tests.oneshot.graphs import drawn
 
 TEXT = Signature(
@@ -53,7 +53,7 @@ def written(path: Path, arrays: Mapping[str, Array]) -> Path:
     return path
 
 
-def check(found: Calibration, signature: Signature) -> None:
+def check(found: InputFiles, signature: Signature) -> None:
     for batch in found.batches:
         signature.require_feeds(batch)
     assert sum(map(signature.n_samples, found.batches)) == found.n_samples
@@ -61,7 +61,7 @@ def check(found: Calibration, signature: Signature) -> None:
 
 def test_samples_are_taken_together_along_the_batch_axis_of_each_input(tmp_path: Path) -> None:
     file = written(tmp_path / "a.npz", texts(300))
-    found = read_calibration(file, TEXT)
+    found = read_inputs(file, TEXT)
     check(found, TEXT)
     assert [len(batch["ids"]) for batch in found.batches] == [100, 100, 100]
     for name, axis in (("ids", 0), ("mask", 0), ("state", 1)):
@@ -74,7 +74,7 @@ def test_samples_are_taken_together_along_the_batch_axis_of_each_input(tmp_path:
 
 def test_the_choice_of_samples_hangs_on_the_seed_alone(tmp_path: Path) -> None:
     file = written(tmp_path / "a.npz", texts(300))
-    first, second, other = (read_calibration(file, TEXT, n_samples=40, seed=seed) for seed in (1, 1, 2))
+    first, second, other = (read_inputs(file, TEXT, n_samples=40, seed=seed) for seed in (1, 1, 2))
     check(first, TEXT)
     chosen = [
         [int(n) for batch in one.batches for n in batch["state"][0, :, 0]] for one in (first, second, other)
@@ -97,7 +97,7 @@ def test_files_of_a_folder_share_batches_where_sizes_and_constant_inputs_are_equ
     }.items():
         written(tmp_path / f"{name}.npz", arrays)
     (tmp_path / "notes.txt").write_text("not looked at")
-    found = read_calibration(tmp_path, TEXT)
+    found = read_inputs(tmp_path, TEXT)
     check(found, TEXT)
     assert sorted((*batch["ids"].shape, int(batch["rate"])) for batch in found.batches) == [
         (1, 5, 8),
@@ -109,17 +109,17 @@ def test_files_of_a_folder_share_batches_where_sizes_and_constant_inputs_are_equ
 
 def test_one_array_is_the_input_of_a_network_that_has_one(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", drawn(5, 3, 6, 4))
-    found = read_calibration(tmp_path / "x.npy", PICTURE, n_samples=4)
+    found = read_inputs(tmp_path / "x.npy", PICTURE, n_samples=4)
     check(found, PICTURE)
     assert found.n_samples == 4
     with pytest.raises(UsageError, match=r"one array, and the network takes ids int64 \(batch, length\), "):
-        read_calibration(tmp_path / "x.npy", TEXT)
+        read_inputs(tmp_path / "x.npy", TEXT)
 
 
 def test_batches_of_large_samples_have_few_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "_BATCH_VALUES", 3 * 6 * 4 * 2)
     file = written(tmp_path / "a.npz", {"x": drawn(5, 3, 6, 4)})
-    assert [len(batch["x"]) for batch in read_calibration(file, PICTURE).batches] == [1, 2, 2]
+    assert [len(batch["x"]) for batch in read_inputs(file, PICTURE).batches] == [1, 2, 2]
 
 
 @pytest.mark.parametrize("shape", [(6, 1, 4), (6, 4)])
@@ -127,7 +127,7 @@ def test_a_network_without_a_free_batch_size_is_called_once_for_each_sample(
     shape: tuple[int, ...], tmp_path: Path
 ) -> None:
     x, scale = drawn(*shape), drawn(2)
-    found = read_calibration(written(tmp_path / "a.npz", {"x": x, "scale": scale}), FIXED)
+    found = read_inputs(written(tmp_path / "a.npz", {"x": x, "scale": scale}), FIXED)
     check(found, FIXED)
     assert found.n_samples == 6
     for batch, row in zip(found.batches, x.reshape(6, 1, 4), strict=True):
@@ -138,7 +138,7 @@ def test_a_network_without_a_free_batch_size_is_called_once_for_each_sample(
 def test_calls_are_as_many_of_each_input(tmp_path: Path) -> None:
     file = written(tmp_path / "a.npz", {"x": drawn(6, 4), "scale": drawn(5, 2)})
     with pytest.raises(UsageError, match="different numbers of calls: 6 of x, 5 of scale"):
-        read_calibration(file, FIXED)
+        read_inputs(file, FIXED)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_arrays_that_are_not_the_inputs_are_refused_with_the_file(
 ) -> None:
     file = written(tmp_path / "a.npz", texts(4) | change)
     with pytest.raises(UsageError, match=words) as refused:
-        read_calibration(file, TEXT)
+        read_inputs(file, TEXT)
     assert "a.npz" in str(refused.value)
 
 
@@ -168,7 +168,7 @@ def test_a_size_is_checked_before_the_array_is_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     with pytest.raises(UsageError, match=r"x has shape \(1000000000000, 7\)"):
-        read_calibration(tmp_path / "a.npz", PICTURE)
+        read_inputs(tmp_path / "a.npz", PICTURE)
 
 
 class Opens:
@@ -184,7 +184,7 @@ def test_pickles_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     np.save(tmp_path / "x.npy", objects)
     for name in ("a.npz", "x.npy"):
         with pytest.raises(ArtefactError, match=f"{name} cannot be read .* holds Python objects"):
-            read_calibration(tmp_path / name, PICTURE)
+            read_inputs(tmp_path / name, PICTURE)
     assert not (tmp_path / "opened").exists()
 
 
@@ -193,22 +193,22 @@ def test_files_that_are_none_are_told(tmp_path: Path) -> None:
     with pytest.raises(
         ArtefactError, match=r"a\.npz cannot be read as arrays of NumPy: File is not a zip file"
     ):
-        read_calibration(tmp_path / "a.npz", PICTURE)
+        read_inputs(tmp_path / "a.npz", PICTURE)
     whole = written(tmp_path / "b.npz", {"x": drawn(5, 3, 6, 4)}).read_bytes()
     damaged = bytearray(whole)
     damaged[400] ^= 1
     (tmp_path / "b.npz").write_bytes(damaged)
     with pytest.raises(ArtefactError, match=r"b\.npz cannot be read as arrays of NumPy: Bad CRC"):
-        read_calibration(tmp_path / "b.npz", PICTURE)
+        read_inputs(tmp_path / "b.npz", PICTURE)
     (tmp_path / "c.txt").write_text("")
     with pytest.raises(UsageError, match="no file of inputs by its name"):
-        read_calibration(tmp_path / "c.txt", PICTURE)
+        read_inputs(tmp_path / "c.txt", PICTURE)
     with pytest.raises(UsageError, match="neither a file nor a folder"):
-        read_calibration(tmp_path / "absent.npz", PICTURE)
+        read_inputs(tmp_path / "absent.npz", PICTURE)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=r"has no \.npz file"):
-        read_calibration(tmp_path / "empty", PICTURE)
+        read_inputs(tmp_path / "empty", PICTURE)
     with pytest.raises(UsageError, match="holds no samples"):
-        read_calibration(written(tmp_path / "d.npz", {"x": drawn(0, 3, 6, 4)}), PICTURE)
+        read_inputs(written(tmp_path / "d.npz", {"x": drawn(0, 3, 6, 4)}), PICTURE)
     with pytest.raises(UsageError, match="0 calibration samples"):
-        read_calibration(tmp_path / "d.npz", PICTURE, n_samples=0)
+        read_inputs(tmp_path / "d.npz", PICTURE, n_samples=0)
