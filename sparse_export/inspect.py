@@ -242,7 +242,7 @@ def _graph_of_bundle(
 
     promised = promised_patterns(bundle.info.layers)
     try:
-        model = open_model(bundle.onnx_path)
+        model = open_model(bundle.onnx_path, links=False)
         return layers_if_pruned(model), broken_patterns(model, promised), None
     except (ArtefactError, UsageError) as cause:  # which file is wrong is told with the others
         return (), (), cause.what if promised else None

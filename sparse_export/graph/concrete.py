@@ -169,9 +169,9 @@ def _folded(bare: onnx.ModelProto) -> onnx.ModelProto:
     import onnx_ir as ir
     from onnxscript.optimizer import fold_constants
 
-    model = ir.from_proto(bare)
     with _quiet("onnxscript.optimizer"):
         try:
+            model = ir.from_proto(bare)
             fold_constants(
                 model,
                 onnx_shape_inference=True,
@@ -179,7 +179,7 @@ def _folded(bare: onnx.ModelProto) -> onnx.ModelProto:
                 output_size_limit=_MOST,
                 should_fold=_is_bounded,
             )
-        except RuntimeError:  # a graph that contradicts itself at these sizes; its shapes stay unknown
+        except (RuntimeError, ValueError):  # the graph contradicts itself at these sizes: shapes stay unknown
             infer_shapes(bare)
             return bare
     folded = ir.to_proto(model)

@@ -52,11 +52,12 @@ def onnx_from_file(path: str | Path) -> onnx.ModelProto:
     return model
 
 
-def bare_from_file(path: Path) -> onnx.ModelProto:
+def bare_from_file(path: Path, *, links: bool) -> onnx.ModelProto:
     """Read and check an ONNX model but for large tensors that lie in files beside it.
 
     Args:
         path: of the file.
+        links: as in `load_linked_data`.
 
     Raises:
         UsageError: there is no such file.
@@ -64,7 +65,7 @@ def bare_from_file(path: Path) -> onnx.ModelProto:
     """
     with readable(path):
         model = _loaded(path)
-        load_linked_data(model, path, most=SMALL)
+        load_linked_data(model, path, links=links, most=SMALL)
         _check(model, path)
     return model
 
@@ -225,12 +226,15 @@ def _completed(model: onnx.ModelProto) -> onnx.ModelProto:
     return whole
 
 
-def load_linked_data(model: onnx.ModelProto, path: Path, *, most: int | None = None) -> None:
+def load_linked_data(
+    model: onnx.ModelProto, path: Path, *, links: bool = True, most: int | None = None
+) -> None:
     """Read the data that lie beside a model into it, through links as well, which onnx does not follow.
 
     Args:
         model: read without them; changed in place.
         path: of the model.
+        links: follow symbolic links to these files, rather than refuse them.
         most: entries of a tensor; larger ones are left. None for all.
 
     Raises:
@@ -247,6 +251,8 @@ def load_linked_data(model: onnx.ModelProto, path: Path, *, most: int | None = N
                 f"the data of {tensor.name} are said to lie in {info.location!r}, not beside the model"
             )
         file = path.parent / location
+        if file.is_symlink() and not links:
+            raise ValueError(f"{file} is a symbolic link, which is not followed in a bundle")
         if not stat.S_ISREG(file.stat().st_mode):
             raise ValueError(f"{file} is no plain file")
         with file.open("rb") as stream:

@@ -53,14 +53,16 @@ _Stored = onnx.TensorProto | onnx.SparseTensorProto
 _Aside = dict[str, _Stored]
 
 
-def open_model(path: str | Path) -> onnx.ModelProto:
+def open_model(path: str | Path, *, links: bool = True) -> onnx.ModelProto:
     """Open an ONNX file, ready to be worked on.
 
     What onnxruntime opens is opened. Values keep their names, but for stored tensors of inner graphs whose
     name occurs in another graph too.
 
     Args:
-        path: of the file. Data beside it are read, through symbolic links as well.
+        path: of the file.
+        links: follow symbolic links to the files that hold its data, as in the cache of a download. Bundles
+            have none.
 
     Returns:
         The model with its data, of any size in all. Functions are inlined; the nodes are in order; constants
@@ -76,16 +78,16 @@ def open_model(path: str | Path) -> onnx.ModelProto:
         UserWarning: shapes of values could not be inferred.
     """
     path = Path(path)
-    bare = bare_from_file(path)
+    bare = bare_from_file(path, links=links)
     if is_packed(bare):
         with readable(path):
-            load_linked_data(bare, path)
+            load_linked_data(bare, path, links=links)
         bare = expand(bare)
     aside = _set_aside(bare)
     bare = _prepared(bare, str(path))
     _put_back(bare, aside)
     with readable(path):
-        load_linked_data(bare, path)
+        load_linked_data(bare, path, links=links)
     return bare
 
 

@@ -751,6 +751,30 @@ def test_other_operators_with_weights_are_named(op: str, domain: str) -> None:
     assert op in layer.op_type
 
 
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [(np.uint8, ["other-type", "quantized"]), (ml_dtypes.float8_e4m3fn, ["quantized"])]
+)
+def test_a_weight_that_is_quantized_already_says_so(dtype: Any, expected: list[str]) -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        helper.make_node("DequantizeLinear", ["stored", "scale", "zero"], ["w"]),
+        helper.make_node("MatMul", ["d", "w"], ["y"], name="layer"),
+    ]
+    tensors = {
+        "stored": two_four((32, 32), 0, np.float32).astype(dtype),
+        "scale": np.array(0.5, dtype=np.float16),
+        "zero": np.zeros((), dtype),
+    }
+    assert codes(one(model_of(nodes, tensors, opset=21))) == expected
+
+
+def test_an_integer_product_is_quantized_and_not_looked_into() -> None:
+    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"], name="layer")
+    layer = one(model_of([node], {"w": np.ones((32, 32), np.int8)}, dtype=np.int8, check=False))
+    assert (codes(layer), layer.eligible) == (["not-looked-into", "quantized"], "unproven")
+
+
 def test_nodes_without_weights_are_left_out() -> None:
     nodes = [helper.make_node("Add", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
     assert graph_layers(model_of(nodes, {"w": dense((32, 32))})) == ()

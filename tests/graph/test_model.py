@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -506,8 +507,9 @@ def in_a_cache(folder: Path) -> Path:
 def test_weights_that_are_links_into_a_cache_are_read_from_anybodys_file_only(tmp_path: Path) -> None:
     file = in_a_cache(tmp_path)
     assert count_parameters(open_model(file)) == (6000, 5993)
-    with pytest.raises(ArtefactError, match="symbolic link"):
-        onnx_from_file(file)
+    for read in (onnx_from_file, partial(open_model, links=False)):
+        with pytest.raises(ArtefactError, match="symbolic link"):
+            read(file)
 
 
 def test_a_linked_file_that_ends_too_early_is_told(tmp_path: Path) -> None:
@@ -526,3 +528,27 @@ def test_links_lead_only_to_files_beside_the_model(location: str, tmp_path: Path
     file.unlink()
     with pytest.raises(ArtefactError, match="not beside the model"):
         open_model(saved(model, file.parent))
+
+
+@pytest.mark.filterwarnings("ignore:The shapes of")
+@pytest.mark.parametrize("make", [branching, looping, calling, sparse_constant])
+def test_a_damaged_file_is_refused_or_opened_and_nothing_else(
+    make: Callable[[], onnx.ModelProto], tmp_path: Path
+) -> None:
+    """A few bytes of the graph are other ones."""
+    whole = make().SerializeToString()
+    drawn = np.random.default_rng(3)
+    opened = 0
+    for _ in range(40):
+        content = bytearray(whole)
+        for at in drawn.integers(0, min(len(content), 600), 2):
+            content[at] = drawn.integers(0, 256)
+        (tmp_path / "m.onnx").write_bytes(content)
+        try:
+            model = open_model(tmp_path / "m.onnx")
+            opened += 1
+            graph_layers(model)
+            signature_of(model)
+        except ArtefactError as error:
+            assert error.do
+    assert 0 < opened < 40
