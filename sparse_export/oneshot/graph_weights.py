@@ -179,9 +179,8 @@ def _collected(model: onnx.ModelProto, wiring: Wiring) -> tuple[dict[str, _Uses]
     others: dict[str, str] = {}
     for use in layer_uses(model):
         if isinstance(use, OtherLayer):
-            why = use.why[-1]
-            if use.name and why.code not in ("activations", "not-constant"):
-                others.setdefault(use.name, why.text)
+            if use.name and not {"activations", "not-constant"}.intersection(one.code for one in use.why):
+                others.setdefault(use.name, "; ".join(one.text.rstrip(".") for one in use.why))
             continue
         uses = found.setdefault(use.stored, _Uses(nodes=[], operands=set(), uses=[], holders=set()))
         uses.nodes.append(use.where)

@@ -1,7 +1,10 @@
 """Runs a graph once over calibration data, segment by segment, keeping what later segments read.
 
-Two ways were tried: (a) each segment is a model of its own, cut out between the values that are kept, and run
-by one session of onnxruntime; (b) each node is. The segments are those of (a); see `plan_segments`.
+A segment is a model of its own, cut out between the values that are kept, and run by one session of
+onnxruntime. The other way was to run each node in a session of its own. With onnxruntime 1.31.1 on two cores
+(2026-11-30, CPU seconds, and the most that was kept) MiniLM on 128 texts of 64 tokens took 3.5 s and 60 MB in
+12 segments, and 5.0 s and 108 MB in 254 nodes, where one call of the whole graph takes 2.7 s; nudenet on 32
+pictures of 320 x 320 took 3.3 s and 50 MB in 42 segments, 4.0 s and 100 MB in 365 nodes, 2.4 s as a whole.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
-import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
@@ -23,7 +25,7 @@ from sparse_export.oneshot.segments import Segment
 from sparse_export.oneshot.wiring import Wiring
 from sparse_export.onnxruntime_import import load_onnxruntime
 from sparse_export.runtimes.onnxruntime import provider_of, require_provider
-from sparse_export.signature import Feeds
+from sparse_export.signature import Array, Feeds
 
 __all__ = ["Walk"]
 
@@ -64,6 +66,7 @@ class Walk:
         self._model, self._wiring, self._segments, self._batches = model, wiring, segments, batches
         self._provider, self._n_threads = provider, n_threads
         self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._sparse = {tensor.values.name: tensor for tensor in model.graph.sparse_initializer}
         self._optimizes = TensorProto.FLOAT8E4M3FN not in value_types(model)
         self._at = 0
         self._reads: dict[str, list[int]] = {}
@@ -93,12 +96,13 @@ class Walk:
             OutputError: live values cannot be written to disk.
         """
         segment = self._segments[self._at]
-        session = None
+        session, weights = None, None
         for batch, feeds in enumerate(self._batches):
             made: dict[str, Value] = {}
             if segment.nodes and segment.fetches:
                 inputs = {name: self._value(name, batch, feeds) for name in segment.reads}
-                session = session or self._session(segment, inputs)
+                if session is None:
+                    session, weights = self._session(segment, inputs)
                 made = dict(zip(segment.fetches, self._run(session, segment, inputs), strict=True))
                 del inputs
             if see is not None:
@@ -110,6 +114,7 @@ class Walk:
                 self.live.drop(name, batch)
             for name in segment.keeps:
                 self.live.put(name, batch, made[name])
+        del session, weights  # which the session reads where they are
         self._at += 1
 
     def skip(self) -> None:
@@ -128,12 +133,15 @@ class Walk:
         """A value from before the segment."""
         if name in self._wiring.inputs:
             return feeds[name]
-        if name in self._stored:
-            return array_of(self._stored[name])
+        if name in self._wiring.stored:
+            return array_of(self._stored[name] if name in self._stored else self._sparse[name])
         return self.live.get(name, batch)
 
-    def _session(self, segment: Segment, inputs: Values) -> Any:
-        """A session for the segment. inputs: of the first batch, for types and sizes."""
+    def _session(self, segment: Segment, inputs: Values) -> tuple[Any, list[Any]]:
+        """A session for the segment, and the stored tensors that must not be gone before it.
+
+        inputs: of the first batch, for types and sizes.
+        """
         ort = load_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = _ONLY_FATAL
@@ -145,7 +153,7 @@ class Walk:
         try:
             values = [ort.OrtValue.ortvalue_from_numpy(array) for array in beside.values()]
             options.add_external_initializers(list(beside), values)
-            return ort.InferenceSession(
+            session = ort.InferenceSession(
                 model.SerializeToString(),
                 options,
                 providers=[provider_of(self._provider)],
@@ -153,6 +161,7 @@ class Walk:
             )
         except Exception as cause:  # onnxruntime's errors have no common base
             raise self._not_run(segment, cause) from cause
+        return session, values
 
     def _run(self, session: Any, segment: Segment, inputs: Values) -> list[Value]:
         try:
@@ -181,9 +190,7 @@ class Walk:
             "runs nothing.",
         )
 
-    def _cut(
-        self, segment: Segment, inputs: Values
-    ) -> tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]]]:
+    def _cut(self, segment: Segment, inputs: Values) -> tuple[onnx.ModelProto, dict[str, Array]]:
         """The segment as a model, and the stored tensors that a session gets beside it."""
         cut = onnx.ModelProto(ir_version=max(self._model.ir_version, _LEAST_IR))
         cut.opset_import.extend(self._model.opset_import)
@@ -203,8 +210,7 @@ class Walk:
             stand_in.data_location = TensorProto.EXTERNAL
             stand_in.external_data.add(key="location", value="in-memory")
             beside[name] = array
-        sparse = [one for one in self._model.graph.sparse_initializer if one.values.name in reads]
-        graph.sparse_initializer.extend(sparse)
+        graph.sparse_initializer.extend(one for name, one in self._sparse.items() if name in reads)
         for name, value in inputs.items():
             graph.input.append(self._declared(name, value))
         for name in segment.fetches:
@@ -216,15 +222,20 @@ class Walk:
 
         value: of the first batch.
         """
-        first = value[0] if isinstance(value, list) else value
-        kind = TensorProto.STRING if first.dtype.hasobject else helper.np_dtype_to_tensor_dtype(first.dtype)
         if isinstance(value, list):
+            kind = _element_type(value[0]) if value else TensorProto.FLOAT
             return helper.make_tensor_sequence_value_info(name, kind, None)
+        kind = _element_type(value)
         shapes = [
             feeds[name].shape if name in feeds else self.live.shape(name, batch)
             for batch, feeds in enumerate(self._batches)
         ]
-        if any(len(shape) != first.ndim for shape in shapes):
+        if any(len(shape) != value.ndim for shape in shapes):
             return helper.make_tensor_value_info(name, kind, None)
         sizes = [size[0] if len(set(size)) == 1 else None for size in zip(*shapes, strict=True)]
         return helper.make_tensor_value_info(name, kind, sizes)
+
+
+def _element_type(array: Array) -> int:
+    """ONNX's number of a type of NumPy."""
+    return TensorProto.STRING if array.dtype.hasobject else int(helper.np_dtype_to_tensor_dtype(array.dtype))

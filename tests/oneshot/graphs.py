@@ -9,9 +9,9 @@ import onnx
 from onnx import numpy_helper, parser
 
 from sparse_export.onnxruntime_import import load_onnxruntime
-from sparse_export.signature import Array, Feeds, Signature, TensorInfo
+from sparse_export.signature import Array, Feeds
 
-__all__ = ["drawn", "model_from", "outputs_of", "signature_from"]
+__all__ = ["drawn", "model_from", "outputs_of"]
 
 
 def drawn(*shape: int, seed: int = 0) -> Array:
@@ -23,19 +23,6 @@ def model_from(text: str, **weights: Array) -> onnx.ModelProto:
     model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> network {text}')
     model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
     return model
-
-
-def signature_from(model: onnx.ModelProto) -> Signature:
-    """Of a model whose samples are along axes called N."""
-
-    def info(value: onnx.ValueInfoProto) -> TensorInfo:
-        kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        sizes = tuple(size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim)
-        return TensorInfo(name=value.name, dtype=kind.name, shape=sizes)
-
-    return Signature(
-        inputs=tuple(map(info, model.graph.input)), outputs=tuple(map(info, model.graph.output)), batch="N"
-    )
 
 
 def outputs_of(model: onnx.ModelProto, feeds: Feeds) -> list[Array]:

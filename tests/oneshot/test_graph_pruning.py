@@ -17,6 +17,7 @@ from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.graph.constants import array_of
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.layers import broken_patterns
+from sparse_export.graph.model import open_model, signature_of
 from sparse_export.graph.passes.float16 import in_half
 from sparse_export.oneshot import graph_pruning, graph_statistics, unfolding
 from sparse_export.oneshot.graph_pruning import PrunedGraph, sparsify_graph
@@ -26,7 +27,7 @@ from sparse_export.oneshot.report import SparsifiedLayer
 from sparse_export.signature import Array, Feeds, class_signature
 from sparse_export.sparsity.caps import Cap
 from sparse_export.sparsity.pattern import NMPattern
-from tests.oneshot.graphs import drawn, model_from, outputs_of, signature_from
+from tests.oneshot.graphs import drawn, model_from, outputs_of
 
 TWO_FOUR = NMPattern(n=2, m=4)
 METHODS: tuple[Method, ...] = ("magnitude", "activation", "reconstruction")
@@ -36,7 +37,7 @@ def pruned(
     model: onnx.ModelProto, batches: Sequence[Feeds] | None, method: Method = "reconstruction", **more: Any
 ) -> PrunedGraph:
     more.setdefault("planned_dense", {})
-    more.setdefault("signature", signature_from(model))
+    more.setdefault("signature", signature_of(model))
     return sparsify_graph(model, batches=batches, pattern=TWO_FOUR, method=method, **more)
 
 
@@ -216,7 +217,7 @@ def test_a_state_of_something_else_is_not_taken(other: str, tmp_path: Path) -> N
     pattern = NMPattern(n=1, m=4) if other == "pattern" else TWO_FOUR
     again = sparsify_graph(
         model,
-        signature=signature_from(model),
+        signature=signature_of(model),
         batches=batches,
         pattern=pattern,
         method="reconstruction",
@@ -335,6 +336,27 @@ def test_the_branch_that_is_always_taken_is_calibrated_and_the_other_goes_by_mag
     )
     inputs = [{"x": feeds["x"]} for feeds in batches]
     assert np.array_equal(weight(done.model, "w0"), weight(pruned(plain, inputs).model, "w0"))
+
+
+def test_a_file_with_its_weights_in_constants_of_branches_is_pruned_like_any_other(tmp_path: Path) -> None:
+    model = with_choice("c = Greater(rate, eight)")
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    choice = next(node for node in model.graph.node if node.op_type == "If")
+    for name, branch in (("w1", "then_branch"), ("w0", "else_branch")):
+        found = next(one for one in choice.attribute if one.name == branch)
+        constant = helper.make_node("Constant", [], ["w"], value=stored[name])
+        body = [constant, *found.g.node]
+        body[1].input[1] = "w"
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in body]
+        del found.g.node[:]
+        found.g.node.extend(copies)
+        model.graph.initializer.remove(stored[name])
+    onnx.save(model, tmp_path / "model.onnx")
+    opened = open_model(tmp_path / "model.onnx")
+    done = pruned(opened, [{"x": drawn(30, 16, seed=1), "rate": np.array(16)}])
+    check(done, opened)
+    (taken,) = (one for one in done.layers if one.error is not None)
+    assert taken.magnitude == pytest.approx(np.abs(array_of(stored["w1"])).sum(), rel=1e-6)
 
 
 @pytest.mark.parametrize(
