@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 
@@ -133,17 +134,22 @@ def parity_by_batch(session: Session, bundle: Bundle, reference: Session) -> tup
 def _of_batch(
     session: Session, feeds: Feeds, wanted: Feeds, whole: Feeds, atol: float, rtol: float
 ) -> tuple[float | None, bool]:
-    """The largest difference, None where the session cannot run it, and whether all are in tolerance."""
+    """The largest difference, and whether all are in tolerance.
+
+    The difference is None where the session cannot run the batch, or gives another shape or NaN.
+    """
     try:
         found = session.run(feeds)
     except (ArtefactError, UsageError):
         return None, False
     compared = differences(found, wanted, atol=atol, rtol=rtol, spread_of=whole)
-    return _largest(compared, "max_abs_difference"), all(one.ok for one in compared)
+    largest = _largest(compared, "max_abs_difference")
+    return (largest if math.isfinite(largest) else None), all(one.ok for one in compared)
 
 
 def _largest(compared: tuple[OutputDifference, ...], field: str) -> float:
-    return max((getattr(one, field) for one in compared if getattr(one, field) is not None), default=0.0)
+    known = [getattr(one, field) for one in compared if getattr(one, field) is not None]
+    return float(np.max(known, initial=0.0))  # NaN where one is
 
 
 def parity_of(found: Feeds, wanted: Feeds, bundle: Bundle) -> Parity:

@@ -17,7 +17,7 @@ from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.choice import RUNTIMES, open_runtime, runtime_states
 from sparse_export.runtimes.onnxruntime import open_session
-from sparse_export.runtimes.outputs import output_batches
+from sparse_export.runtimes.outputs import output_batches, outputs_of
 from sparse_export.runtimes.probe import require_probed
 from sparse_export.tasks.accuracy import drop_points, require_possible_drop
 from sparse_export.tasks.agreement import Agreement, agreement_of
@@ -79,9 +79,10 @@ def validate(
     bundle = open_bundle(Path(bundle.path if isinstance(bundle, Bundle) else bundle))
     info = bundle.info
     _require_gate_possible(bundle, max_drop, against)
-    outputs_of, do = f"The network of {bundle.path}", _SCORE_OUTSIDE
+    _require_inputs_of_use(bundle, inputs, against)
+    network, do = f"The network of {bundle.path}", _SCORE_OUTSIDE
     if info.data is not None:  # before the work
-        require_outputs(info.signature.n_classes, outputs_of, do=do)
+        require_outputs(info.signature.n_classes, network, do=do)
     names, not_run = _runtimes(bundle, runtimes, trust)
     require_probed(bundle, trusted=trust)
     for name in names:  # before the work, so that one that cannot be opened ends it at once
@@ -93,7 +94,7 @@ def validate(
             stack.enter_context(reference)
         test, unlabelled_one = None, None
         if info.data is not None:
-            test = load_test_set(info.data, info.signature, data_dir, network=outputs_of, do=do)
+            test = load_test_set(info.data, info.signature, data_dir, network=network, do=do)
         elif dense is not None or inputs is not None:
             unlabelled_one = unlabelled(bundle, inputs)
         session = stack.enter_context(
@@ -170,8 +171,9 @@ class _Held:
         """Of a session of the bundle with the dense one; None where there are labels, or no dense one."""
         if self._session is None or self._unlabelled is None:
             return None
-        dense = output_batches(self._session, self._unlabelled.samples, who="The dense network")
-        sparse = output_batches(session, self._unlabelled.samples)
+        samples = self._unlabelled.samples
+        dense = output_batches(self._session, samples, who="The dense network", beside=session)
+        sparse = output_batches(session, samples, beside=self._session)
         pairs = ((a, b) for (_, a), (_, b) in zip(dense, sparse, strict=True))
         return agreement_of(pairs, self._bundle.info.signature, inputs=self._unlabelled.words)
 
@@ -212,11 +214,10 @@ def _beside_network(
     if reference is None:
         return None, None
     if scored is None or test is None:
-        inputs = golden_inputs(bundle)
-        fixed = {
-            name: one for name, one in reference.run(inputs).items() if name in bundle.info.golden.outputs
-        }
-        return parity_of(session.run(inputs), fixed, bundle), None
+        samples = ArraySamples(feeds=golden_inputs(bundle), signature=bundle.info.signature)
+        wanted = outputs_of(reference, samples, who="The network of the run")
+        fixed = {name: one for name, one in wanted.items() if name in bundle.info.golden.outputs}
+        return parity_of(outputs_of(session, samples), fixed, bundle), None
     in_network = score(reference, test, "The PyTorch network")
     (name,) = bundle.info.signature.output_names
     return parity_of({name: scored.logits}, {name: in_network.logits}, bundle), in_network
@@ -237,6 +238,21 @@ def _require_gate_possible(bundle: Bundle, max_drop: float | None, against: str 
             f"{bundle.path} has no recorded accuracy to compare with.",
             expected="A run with a test accuracy, or a dense bundle, was expected.",
             do="Leave --max-drop away, or give --against.",
+        )
+
+
+def _require_inputs_of_use(bundle: Bundle, inputs: str | Path | None, against: str | Path | None) -> None:
+    if inputs is None:
+        return
+    if bundle.info.data is not None:
+        raise UsageError(
+            f"{bundle.path} is scored on the labels of {bundle.info.data.name}, not on unlabelled inputs.",
+            do="Leave --inputs away.",
+        )
+    if against is None:
+        raise UsageError(
+            f"There is no dense bundle to compare the outputs of {bundle.path} with on {inputs}.",
+            do="Give --against DENSE, or leave --inputs away.",
         )
 
 

@@ -53,7 +53,7 @@ class Parity:
 class BatchParity:
     """How far the ONNX file is from PyTorch on one batch of golden samples.
 
-    max_abs_difference: None where onnxruntime cannot run a batch of that size.
+    max_abs_difference: None where onnxruntime cannot run a batch of that size, or gives another shape or NaN.
     """
 
     batch: int
@@ -249,12 +249,7 @@ def failures(validation: Validation) -> list[str]:
         ]
     for label, parity in checks:
         if parity is not None and not parity.ok:
-            wrong_outputs = [one for one in parity.outputs if not one.ok]
-            names = f" in {', '.join(one.name for one in wrong_outputs)}" if len(parity.outputs) > 1 else ""
-            failed.append(
-                f"the outputs differ from {label}{names} by {parity.max_abs_difference:.3g}, more than "
-                f"{validation.atol:g} + {validation.rtol:g} * their spread"
-            )
+            failed += _differing(parity, label, validation)
     wrong, agreeing = ([one.batch for one in validation.batches if one.ok is ok] for ok in (False, True))
     if wrong:
         others = f" and agree at batch {batch_sizes(agreeing)}" if agreeing else ""
@@ -268,6 +263,25 @@ def failures(validation: Validation) -> list[str]:
             clause = lost_too_much(f"agreement{where}", lost, "the dense bundle's own", validation.max_drop)
             failed += [clause] if clause else []
     return failed
+
+
+def _differing(parity: Parity, label: str, validation: Validation) -> list[str]:
+    """Clauses on outputs that are not within tolerance: those of floats together, each of integers."""
+    wrong = [one for one in parity.outputs if not one.ok]
+    floats = [one.name for one in wrong if one.equal_share is None]
+    found = []
+    if floats or not wrong:
+        names = f" in {', '.join(floats)}" if len(parity.outputs) > 1 else ""
+        found.append(
+            f"the outputs differ from {label}{names} by {parity.max_abs_difference:.3g}, more than "
+            f"{validation.atol:g} + {validation.rtol:g} * their spread"
+        )
+    return found + [
+        f"{100 * (1 - one.equal_share):.3g} % of {one.name} differ from {label}, more than "
+        f"{100 * validation.rtol:g} %"
+        for one in wrong
+        if one.equal_share is not None
+    ]
 
 
 def _lost(

@@ -20,7 +20,7 @@ BATCH_VALUES = 16 * 2**20  # of a batch's inputs: large pictures come in smaller
 
 
 def output_batches(
-    session: Session, samples: SampleSet, *, who: str = ""
+    session: Session, samples: SampleSet, *, who: str = "", beside: Session | None = None
 ) -> Iterator[tuple[Feeds, dict[str, Array]]]:
     """Run a session over samples, in batches that it takes.
 
@@ -28,6 +28,7 @@ def output_batches(
         session: stays open.
         samples: that fit it.
         who: in the error, the runtime by default.
+        beside: another session, whose batches are to be the same; None for none.
 
     Yields:
         The inputs and the outputs of each batch.
@@ -37,8 +38,9 @@ def output_batches(
         UsageError: inputs that do not fit.
     """
     start = 0
-    most = min(BATCH, max(1, BATCH_VALUES // max(1, samples.n_values)))
-    for feeds in samples.batches(min(most, session.max_batch or most)):
+    bounds = [BATCH, max(1, BATCH_VALUES // max(1, samples.n_values))]
+    bounds += [one.max_batch for one in (session, beside) if one is not None and one.max_batch is not None]
+    for feeds in samples.batches(min(bounds)):
         outputs = session.run(feeds)
         n = session.signature.n_samples(feeds)
         _require_finite(outputs, session.signature, start, n, who or f"The runtime {session.name}")

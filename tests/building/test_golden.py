@@ -16,7 +16,9 @@ from sparse_export.building.golden import Golden, golden_pair, require_parity, w
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.torch_session import TorchSession
-from sparse_export.signature import Signature, TensorInfo, class_signature
+from sparse_export.signature import class_signature
+from tests.tagging import SIGNATURE as TAGGER
+from tests.tagging import save_tagger
 
 _GRAPH = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -145,38 +147,8 @@ def test_nan_in_an_output_is_refused_with_what_it_was_run_on(network: nn.Module)
 # ---- networks with several inputs and outputs
 
 
-_TAGGER = """
-<ir_version: 10, opset_import: ["" : 20]>
-tagger (int64[batch, sequence] ids, float[batch, sequence] mask)
-    => (float[batch, sequence, 3] scores, int64[batch, sequence] tags)
-<float[5, 3] table = {0, 1, 2, 12, 10, 11, 21, 22, 20, 30, 31, 32, 42, 40, 41}, int64[1] last = {2}>
-{
-    words = Gather (table, ids)
-    column = Unsqueeze (mask, last)
-    scores = Mul (words, column)
-    tags = ArgMax <axis: int = 2, keepdims: int = 0> (CHOSEN)
-}
-"""
-TAGGER = Signature(
-    inputs=(
-        TensorInfo(name="ids", dtype="int64", shape=("batch", "sequence"), low=0, high=4),
-        TensorInfo(name="mask", dtype="float32", shape=("batch", "sequence")),
-    ),
-    outputs=(
-        TensorInfo(name="scores", dtype="float32", shape=("batch", "sequence", 3)),
-        TensorInfo(name="tags", dtype="int64", shape=("batch", "sequence")),
-    ),
-    sizes={"sequence": 6},
-)
-
-
-def _tagger(file: Path, chosen: str = "scores") -> Path:
-    onnx.save(parser.parse_model(_TAGGER.replace("CHOSEN", chosen)), file)
-    return file
-
-
 def _tagger_pair(folder: Path) -> Golden:
-    with open_session(_tagger(folder / "reference.onnx"), signature=TAGGER) as session:
+    with open_session(save_tagger(folder / "reference.onnx"), signature=TAGGER) as session:
         return golden_pair(session)
 
 
@@ -197,7 +169,7 @@ def test_integers_are_drawn_within_their_range_and_every_output_is_stored(tmp_pa
 def test_without_a_range_of_its_integers_a_network_needs_real_inputs(tmp_path: Path) -> None:
     ids, mask = TAGGER.inputs
     unknown = replace(TAGGER, inputs=(replace(ids, low=None, high=None), mask))
-    with open_session(_tagger(tmp_path / "m.onnx"), signature=unknown) as session:
+    with open_session(save_tagger(tmp_path / "m.onnx"), signature=unknown) as session:
         with pytest.raises(UsageError, match=r"does not tell which integers its input ids .* --inputs"):
             golden_pair(session)
         feeds = {"ids": np.ones((2, 3), np.int64), "mask": np.ones((2, 3), np.float32)}
@@ -208,7 +180,7 @@ def test_without_a_range_of_its_integers_a_network_needs_real_inputs(tmp_path: P
 
 def test_integer_outputs_are_held_by_the_share_that_is_equal(tmp_path: Path) -> None:
     golden = _tagger_pair(tmp_path)
-    wrong = _tagger(tmp_path / "wrong.onnx", chosen="words")  # the tags differ where the mask is negative
+    wrong = save_tagger(tmp_path / "wrong.onnx", tagged="words")  # the tags differ where the mask is negative
     differs = float((golden.inputs["mask"] < 0).mean())
     assert 0.2 < differs < 0.8
     require_parity(wrong, TAGGER, golden, 1.0)
@@ -252,7 +224,7 @@ def test_a_graph_without_a_batch_axis_is_held_at_its_one_size(tmp_path: Path) ->
 
 
 def test_a_value_inside_the_graph_is_compared_and_stored_apart(tmp_path: Path) -> None:
-    file = _tagger(tmp_path / "m.onnx")
+    file = save_tagger(tmp_path / "m.onnx")
     with open_session(file, signature=TAGGER, inner=("words",)) as session:
         golden = golden_pair(session, inner=("words",))
     assert write_golden(tmp_path, golden).inner == {"words": "golden/inner.npy"}

@@ -6,14 +6,20 @@ import numpy as np
 import pytest
 
 from sparse_export.errors import UsageError
+from sparse_export.runtimes.outputs import output_batches
 from sparse_export.runtimes.session import BaseSession
 from sparse_export.signature import Array, Feeds, class_signature
+from sparse_export.tasks.samples import SingleInput
 
 
 class _Doubling(BaseSession):
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
         super().__init__("doubling-cpu", class_signature((3,), 3, names=("x", "y")))
-        self.n_freed = 0
+        self.n_freed, self._most = 0, most
+
+    @property
+    def max_batch(self) -> int | None:
+        return self._most
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
         return {"y": 2 * feeds["x"]}
@@ -46,3 +52,17 @@ def test_an_array_goes_for_the_one_input_and_a_mapping_gives_a_mapping() -> None
     np.testing.assert_array_equal(session.run({"x": x})["y"], session.run(x))
     with pytest.raises(UsageError, match=r"The inputs are input\. x float32 .* Name the arrays"):
         session.run({"input": x})
+
+
+@pytest.mark.parametrize(
+    ("most", "beside", "sizes"),
+    [(None, None, [8]), (3, None, [3, 3, 2]), (None, 5, [5, 3]), (3, 5, [3, 3, 2])],
+)
+def test_batches_are_those_that_this_session_takes_and_the_one_beside_it(
+    most: int | None, beside: int | None, sizes: list[int]
+) -> None:
+    session = _Doubling(most)
+    samples = SingleInput(name="x", inputs=np.arange(24, dtype=np.float32).reshape(8, 3))
+    batches = list(output_batches(session, samples, beside=_Doubling(beside)))
+    assert [len(feeds["x"]) for feeds, _ in batches] == sizes
+    np.testing.assert_array_equal(np.concatenate([y["y"] for _, y in batches]), 2 * samples.inputs[:])
