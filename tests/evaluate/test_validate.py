@@ -18,15 +18,18 @@ from onnx import numpy_helper
 
 from sparse_export.building import build
 from sparse_export.errors import ArtefactError, GateFailed, NotTrustedError, UsageError
-from sparse_export.evaluate.parity import parity_of
+from sparse_export.evaluate.parity import parity_by_batch, parity_of
 from sparse_export.evaluate.validate import validate
 from sparse_export.evaluate.validation import Validation, check_gates, parity_text, write_results
+from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle, RunReference, read_bundle_info, save_bundle_info
 from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import Accuracy
+from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.signature import class_signature
 from sparse_export.tasks import data
 from tests.making_runs import digits_accuracy, digits_fact, digits_run, network_and_masks, save_run
+from tests.tagging import TABLE, tagger_bundle
 
 VALIDATING: Any = sys.modules["sparse_export.evaluate.validate"]
 
@@ -369,7 +372,7 @@ def test_labels_that_do_not_fit_the_network_are_refused_before_anything_runs(
     for call in ("open_session", "score", "golden_parity_of"):
         monkeypatch.setattr(VALIDATING, call, lambda *_, **__: pytest.fail("the network was run"))
     with pytest.raises(UsageError, match=why):
-        validate(copied)
+        validate(copied, trust=sha256_file(copied / "manifest.json"))
 
 
 def test_without_a_test_set_the_table_says_so_and_shows_no_accuracy(copied: Path) -> None:
@@ -386,3 +389,47 @@ def test_one_output_has_no_largest_to_agree_on(sparse: Bundle) -> None:
         assert (parity.ok, parity.top1_agreement) == (True, None)
     assert "% of 8" not in parity_text(parity)
     assert parity_text(parity).endswith("spread), 8 samples")
+
+
+# ---- networks with several inputs and outputs
+
+
+def test_every_output_is_held_to_the_golden_pair_and_to_the_run(tmp_path: Path) -> None:
+    bundle = tagger_bundle(tmp_path / "b")
+    found = validate(bundle)
+    check_gates(found)
+    assert [(one.name, one.ok, one.equal_share) for one in found.golden.outputs] == [
+        ("scores", True, None),
+        ("tags", True, 1.0),
+    ]
+    assert found.golden.n_samples == 8
+    assert "8 samples; tags 100.000 % equal" in str(found)
+    with open_session(bundle.onnx_path, signature=bundle.info.signature) as session:
+        batches = parity_by_batch(session, bundle, session)
+    assert [(one.batch, one.max_abs_difference, one.ok) for one in batches] == [
+        (n, 0.0, True) for n in (1, 2, 3, 8)
+    ]
+
+
+def test_wrong_integers_fail_the_gate_by_their_share(tmp_path: Path) -> None:
+    bundle = tagger_bundle(tmp_path / "b", tagged="words")
+    found = validate(bundle)
+    scores, tags = found.golden.outputs
+    assert scores.ok
+    assert tags.equal_share is not None
+    assert 0.2 < tags.equal_share < 0.9
+    share = f"{100 * (1 - tags.equal_share):.3g}"
+    with pytest.raises(
+        GateFailed, match=f": {share} % of tags differ from the golden pair, more than 0.03 %"
+    ):
+        check_gates(found)
+    assert f"tags {100 * tags.equal_share:.3f} % equal" in str(found)
+    json.dumps(asdict(found), allow_nan=False)
+
+
+def test_nan_in_one_of_the_outputs_fails_at_once(tmp_path: Path) -> None:
+    table = TABLE.copy()
+    table[4] = np.nan
+    bundle = tagger_bundle(tmp_path / "b", table=table)
+    with pytest.raises(GateFailed, match=r"gives NaN or infinity in scores for \d of 8 samples"):
+        validate(bundle)

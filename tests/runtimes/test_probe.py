@@ -24,6 +24,7 @@ from sparse_export.runtimes.probe import require_probed
 from sparse_export.signature import class_signature
 from tests.engines.making import bundle_info
 from tests.graph.dividing import divides
+from tests.tagging import SIGNATURE, tagger_bundle
 
 GOLDEN = "golden/input.npy"
 
@@ -201,3 +202,33 @@ def test_a_process_that_cannot_start_tells_the_end_of_its_words(
     monkeypatch.setattr(probe, "_WORKER", "sparse_export.runtimes.no_such_module")
     with pytest.raises(ArtefactError, match=r"ended with 1, without a word: .*no_such_module"):
         require_probed(_bundle(tmp_path / "b", 2))
+
+
+# ---- networks with several inputs
+
+
+def test_a_network_with_several_inputs_is_run_on_its_golden_ones_and_on_noise(
+    tmp_path: Path, started: list[Any]
+) -> None:
+    bundle = tagger_bundle(tmp_path / "b")
+    with open_runtime(bundle, "onnxruntime-cpu") as session:
+        assert list(session.run(bundle.info.signature.draw(3, 0))) == ["scores", "tags"]
+    assert len(started) == 1
+
+
+def test_inputs_without_a_golden_file_are_zeros(tmp_path: Path) -> None:
+    bundle = tagger_bundle(tmp_path / "b")
+    files = {name: file for name, file in bundle.info.files.items() if not name.startswith("golden")}
+    save_bundle_info(bundle.path, replace(bundle.info, files=files))
+    require_probed(Bundle(path=bundle.path, info=read_bundle_info(bundle.path)))
+
+
+@pytest.mark.parametrize(("end", "told"), [("inputs", "ids int32"), ("outputs", "tags int32")])
+def test_a_file_with_another_signature_than_the_manifest_says_is_refused(
+    end: str, told: str, tmp_path: Path
+) -> None:
+    ends = [replace(one, dtype="int32") if one.dtype == "int64" else one for one in getattr(SIGNATURE, end)]
+    bundle = tagger_bundle(tmp_path / "b", signature=replace(SIGNATURE, **{end: tuple(ends)}))
+    for trusted in (None, sha256_file(bundle.path / BUNDLE_FILE)):
+        with pytest.raises(ArtefactError, match=rf"model\.onnx has the {end} .*{told}.* as its description"):
+            open_runtime(bundle, "onnxruntime-cpu", trust=trusted)

@@ -1,214 +1,151 @@
-"""Inputs from files: checked by their headers, chosen by a seed, batched by their sizes."""
+"""Inputs from files fit the network, or are refused in words before they are run."""
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sparse_export.errors import ArtefactError, UsageError
-from sparse_export.oneshot import calibration
-from sparse_export.signature import Array, Signature, TensorInfo
-from sparse_export.tasks.inputs import InputFiles, read_inputs
-from tests.oneshot.graphs import drawn
+from sparse_export.files import sha256_file
+from sparse_export.signature import Array, Signature, TensorInfo, class_signature
+from sparse_export.tasks.inputs import INPUTS_BATCH, read_inputs
+from tests.tagging import SIGNATURE
 
-TEXT = Signature(
-    inputs=(
-        TensorInfo(name="ids", dtype="int64", shape=("batch", "length"), low=0, high=99),
-        TensorInfo(name="mask", dtype="bool", shape=("batch", "length")),
-        TensorInfo(name="rate", dtype="int64", shape=()),
-        TensorInfo(name="state", dtype="float32", shape=(2, "batch", 3)),
-    ),
-    outputs=(TensorInfo(name="y", dtype="float32", shape=("batch", 4)),),
-)
-PICTURE = Signature(
-    inputs=(TensorInfo(name="x", dtype="float32", shape=("batch", 3, "h", "w")),),
-    outputs=(TensorInfo(name="y", dtype="float32", shape=("batch", 4)),),
-)
+ONE = class_signature((3,), 2, names=("x", "y"))
 FIXED = Signature(
     inputs=(
-        TensorInfo(name="x", dtype="float32", shape=(1, 4)),
-        TensorInfo(name="scale", dtype="float32", shape=(2,)),
+        TensorInfo(name="x", dtype="float32", shape=(1, 3)),
+        TensorInfo(name="rate", dtype="int64", shape=()),
     ),
-    outputs=(TensorInfo(name="y", dtype="float32", shape=(1, 4)),),
+    outputs=(),
     batch=None,
 )
 
 
-def texts(n: int, length: int = 5, rate: int = 16) -> dict[str, Array]:
+def _tokens(n: int = 4, length: int = 5) -> dict[str, Array]:
+    generator = np.random.default_rng(n * length)
     return {
-        "ids": np.arange(n * length).reshape(n, length) % 100,
-        "mask": np.ones((n, length), bool),
-        "rate": np.array(rate),
-        "state": np.tile(np.arange(n, dtype=np.float32)[None, :, None], (2, 1, 3)),
+        "ids": generator.integers(0, 5, (n, length)),
+        "mask": generator.random((n, length), dtype=np.float32),
     }
 
 
-def written(path: Path, arrays: Mapping[str, Array]) -> Path:
-    np.savez(path, **arrays)  # type: ignore[arg-type]
-    return path
+def _saved(file: Path, **arrays: Array) -> Path:
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    return file
 
 
-def check(found: InputFiles, signature: Signature) -> None:
-    for batch in found.batches:
-        signature.require_feeds(batch)
-    assert sum(map(signature.n_samples, found.batches)) == found.n_samples
+def test_arrays_by_name_come_in_one_batch(tmp_path: Path) -> None:
+    wanted = _tokens()
+    file = _saved(tmp_path / "in.npz", **wanted)
+    found = read_inputs(file, SIGNATURE)
+    (batch,) = found.batches
+    for name in wanted:
+        np.testing.assert_array_equal(batch[name], wanted[name])
+    assert (found.n_samples, found.n_available) == (4, 4)
+    assert found.files == {"in.npz": sha256_file(file)}
 
 
-def test_samples_are_taken_together_along_the_batch_axis_of_each_input(tmp_path: Path) -> None:
-    file = written(tmp_path / "a.npz", texts(300))
-    found = read_inputs(file, TEXT)
-    check(found, TEXT)
-    assert [len(batch["ids"]) for batch in found.batches] == [100, 100, 100]
-    for name, axis in (("ids", 0), ("mask", 0), ("state", 1)):
-        assert np.array_equal(
-            np.concatenate([batch[name] for batch in found.batches], axis), texts(300)[name]
-        )
-    assert found.files == {"a.npz": hashlib.sha256(file.read_bytes()).hexdigest()}
-    assert (found.n_samples, found.n_available) == (300, 300)
+def test_one_array_goes_for_the_one_input(tmp_path: Path) -> None:
+    x = np.arange(12, dtype=np.float32).reshape(4, 3)
+    np.save(tmp_path / "x.npy", x)
+    (batch,) = read_inputs(tmp_path / "x.npy", ONE).batches
+    np.testing.assert_array_equal(batch["x"], x)
 
 
-def test_the_choice_of_samples_hangs_on_the_seed_alone(tmp_path: Path) -> None:
-    file = written(tmp_path / "a.npz", texts(300))
-    first, second, other = (read_inputs(file, TEXT, n_samples=40, seed=seed) for seed in (1, 1, 2))
-    check(first, TEXT)
-    chosen = [
-        [int(n) for batch in one.batches for n in batch["state"][0, :, 0]] for one in (first, second, other)
-    ]
-    assert chosen[0] == chosen[1] != chosen[2]
-    assert len(set(chosen[0])) == first.n_samples == 40
-    assert chosen[0] != list(range(40))
-    assert first.n_available == 300
-    # The samples of one number are taken from each input alike.
-    for batch in first.batches:
-        assert np.array_equal(batch["ids"][:, 0], batch["state"][0, :, 0] * 5 % 100)
+def test_files_of_a_folder_with_other_lengths_come_in_batches_of_their_own(tmp_path: Path) -> None:
+    for at, length in enumerate((5, 7, 5)):
+        _saved(tmp_path / f"{at}.npz", **_tokens(at + 1, length))
+    found = read_inputs(tmp_path, SIGNATURE)
+    assert [batch["ids"].shape for batch in found.batches] == [(4, 5), (2, 7)]
+    assert sorted(found.files) == ["0.npz", "1.npz", "2.npz"]
 
 
-def test_files_of_a_folder_share_batches_where_sizes_and_constant_inputs_are_equal(tmp_path: Path) -> None:
-    for name, arrays in {
-        "1": texts(3, 5),
-        "2": texts(2, 7),
-        "3": texts(4, 5),
-        "4": texts(1, 5, rate=8),
-    }.items():
-        written(tmp_path / f"{name}.npz", arrays)
-    (tmp_path / "notes.txt").write_text("not looked at")
-    found = read_inputs(tmp_path, TEXT)
-    check(found, TEXT)
-    assert sorted((*batch["ids"].shape, int(batch["rate"])) for batch in found.batches) == [
-        (1, 5, 8),
-        (2, 7, 16),
-        (7, 5, 16),
-    ]
-    assert list(found.files) == ["1.npz", "2.npz", "3.npz", "4.npz"]
+def test_of_too_many_some_are_chosen_by_the_seed_in_their_order(tmp_path: Path) -> None:
+    x = np.arange(1000, dtype=np.float32)[:, None] * np.ones(3, np.float32)
+    np.save(tmp_path / "x.npy", x)
+    first, again, other = (
+        read_inputs(tmp_path / "x.npy", ONE, n_samples=200, seed=seed) for seed in (0, 0, 1)
+    )
+    assert [len(batch["x"]) for batch in first.batches] == [100, 100]
+    assert INPUTS_BATCH >= 100
+    assert (first.n_samples, first.n_available) == (200, 1000)
+    chosen, same, others = (
+        np.concatenate([batch["x"] for batch in one.batches])[:, 0] for one in (first, again, other)
+    )
+    assert (np.diff(chosen) > 0).all()
+    np.testing.assert_array_equal(chosen, same)
+    assert not np.array_equal(chosen, others)
 
 
-def test_one_array_is_the_input_of_a_network_that_has_one(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", drawn(5, 3, 6, 4))
-    found = read_inputs(tmp_path / "x.npy", PICTURE, n_samples=4)
-    check(found, PICTURE)
-    assert found.n_samples == 4
-    with pytest.raises(UsageError, match=r"one array, and the network takes ids int64 \(batch, length\), "):
-        read_inputs(tmp_path / "x.npy", TEXT)
-
-
-def test_batches_of_large_samples_have_few_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "_BATCH_VALUES", 3 * 6 * 4 * 2)
-    file = written(tmp_path / "a.npz", {"x": drawn(5, 3, 6, 4)})
-    assert [len(batch["x"]) for batch in read_inputs(file, PICTURE).batches] == [1, 2, 2]
-
-
-@pytest.mark.parametrize("shape", [(6, 1, 4), (6, 4)])
-def test_a_network_without_a_free_batch_size_is_called_once_for_each_sample(
-    shape: tuple[int, ...], tmp_path: Path
-) -> None:
-    x, scale = drawn(*shape), drawn(2)
-    found = read_inputs(written(tmp_path / "a.npz", {"x": x, "scale": scale}), FIXED)
-    check(found, FIXED)
-    assert found.n_samples == 6
-    for batch, row in zip(found.batches, x.reshape(6, 1, 4), strict=True):
-        assert np.array_equal(batch["x"], row)
-        assert np.array_equal(batch["scale"], scale)
-
-
-def test_calls_are_as_many_of_each_input(tmp_path: Path) -> None:
-    file = written(tmp_path / "a.npz", {"x": drawn(6, 4), "scale": drawn(5, 2)})
-    with pytest.raises(UsageError, match="different numbers of calls: 6 of x, 5 of scale"):
-        read_inputs(file, FIXED)
+def test_without_a_batch_axis_a_file_may_hold_several_calls(tmp_path: Path) -> None:
+    x = np.arange(9, dtype=np.float32).reshape(3, 3)
+    for name, given in (
+        ("first", {"x": x, "rate": np.arange(3)}),
+        ("before", {"x": x[:, None], "rate": np.arange(3)}),
+    ):
+        found = read_inputs(_saved(tmp_path / f"{name}.npz", **given), FIXED)
+        assert found.n_samples == 3
+        assert [batch["x"].tolist() for batch in found.batches] == [[row] for row in x.tolist()]
+        assert [batch["rate"].tolist() for batch in found.batches] == [0, 1, 2]
+    with pytest.raises(UsageError, match="different numbers of calls: 3 of x, 2 of rate"):
+        read_inputs(_saved(tmp_path / "uneven.npz", x=x, rate=np.arange(2)), FIXED)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "told"),
     [
-        ({"ids": np.zeros((4, 5), np.int32)}, "ids is int32, not int64"),
-        ({"ids": np.zeros((3, 5), np.int64)}, "batch is 4 in mask and 3 in another input"),
-        ({"state": np.zeros((2, 4, 9), np.float32)}, r"state has shape \(2, 4, 9\), not \(2, batch, 3\)"),
-        ({"more": np.zeros(3)}, "inputs are ids, mask, rate, state, more"),
-        ({"state": np.full((2, 4, 3), np.nan, np.float32)}, "state holds NaN or infinity"),
-        ({"ids": np.full((4, 5), 100)}, "values of ids are from 100 to 100"),
+        ({"mask": None}, r"in\.npz: The inputs are ids\. ids int64 .* was expected"),
+        ({"position": np.zeros((4, 5))}, "The inputs are ids, mask, position"),
+        ({"ids": np.zeros((4, 5), np.int32)}, "The input ids is int32, not int64"),
+        ({"mask": np.zeros((4, 5))}, "The input mask is float64, not float32"),
+        ({"mask": np.zeros(4, np.float32)}, r"mask has shape \(4,\), not \(batch, sequence\)"),
+        ({"mask": np.zeros((4, 6), np.float32)}, "sequence is 6 in mask and 5 in another input"),
+        ({"mask": np.full((4, 5), np.nan, np.float32)}, "the input mask holds NaN or infinity"),
+        (
+            {"ids": np.full((4, 5), 5)},
+            "the values of ids are from 5 to 5. The network takes those from 0 to 4",
+        ),
+        ({"ids": np.full((4, 5), -1)}, "the values of ids are from -1 to -1"),
+        ({"ids": np.zeros((0, 5), int), "mask": np.zeros((0, 5), np.float32)}, "holds no samples"),
     ],
 )
-def test_arrays_that_are_not_the_inputs_are_refused_with_the_file(
-    change: dict[str, Array], words: str, tmp_path: Path
+def test_arrays_that_are_not_the_inputs_are_refused(
+    change: dict[str, Array | None], told: str, tmp_path: Path
 ) -> None:
-    file = written(tmp_path / "a.npz", texts(4) | change)
-    with pytest.raises(UsageError, match=words) as refused:
-        read_inputs(file, TEXT)
-    assert "a.npz" in str(refused.value)
+    arrays = {name: one for name, one in {**_tokens(), **change}.items() if one is not None}
+    with pytest.raises(UsageError, match=told):
+        read_inputs(_saved(tmp_path / "in.npz", **arrays), SIGNATURE)
 
 
-def test_a_size_is_checked_before_the_array_is_read(tmp_path: Path) -> None:
-    """A header may claim any size."""
-    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 7), }"
-    header = header.ljust(117) + b"\n"
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
-    with pytest.raises(UsageError, match=r"x has shape \(1000000000000, 7\)"):
-        read_inputs(tmp_path / "a.npz", PICTURE)
-
-
-class Opens:
-    def __reduce__(self) -> tuple[object, tuple[str, str]]:
-        return open, ("opened", "w")
-
-
-def test_pickles_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    objects = np.empty(1, dtype=object)
-    objects[0] = Opens()
-    np.savez(tmp_path / "a.npz", x=objects)
-    np.save(tmp_path / "x.npy", objects)
-    for name in ("a.npz", "x.npy"):
-        with pytest.raises(ArtefactError, match=f"{name} cannot be read .* holds Python objects"):
-            read_inputs(tmp_path / name, PICTURE)
-    assert not (tmp_path / "opened").exists()
-
-
-def test_files_that_are_none_are_told(tmp_path: Path) -> None:
-    (tmp_path / "a.npz").write_bytes(b"PK no archive")
-    with pytest.raises(
-        ArtefactError, match=r"a\.npz cannot be read as arrays of NumPy: File is not a zip file"
-    ):
-        read_inputs(tmp_path / "a.npz", PICTURE)
-    whole = written(tmp_path / "b.npz", {"x": drawn(5, 3, 6, 4)}).read_bytes()
-    damaged = bytearray(whole)
-    damaged[400] ^= 1
-    (tmp_path / "b.npz").write_bytes(damaged)
-    with pytest.raises(ArtefactError, match=r"b\.npz cannot be read as arrays of NumPy: Bad CRC"):
-        read_inputs(tmp_path / "b.npz", PICTURE)
-    (tmp_path / "c.txt").write_text("")
-    with pytest.raises(UsageError, match="no file of inputs by its name"):
-        read_inputs(tmp_path / "c.txt", PICTURE)
-    with pytest.raises(UsageError, match="neither a file nor a folder"):
-        read_inputs(tmp_path / "absent.npz", PICTURE)
+def test_what_is_no_file_of_inputs_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"has no \.npz file"):
-        read_inputs(tmp_path / "empty", PICTURE)
-    with pytest.raises(UsageError, match="holds no samples"):
-        read_inputs(written(tmp_path / "d.npz", {"x": drawn(0, 3, 6, 4)}), PICTURE)
-    with pytest.raises(UsageError, match="0 calibration samples"):
-        read_inputs(tmp_path / "d.npz", PICTURE, n_samples=0)
+    (tmp_path / "notes.txt").write_text("")
+    np.save(tmp_path / "one.npy", np.zeros((2, 5), np.float32))
+    for name, told in (
+        ("absent.npz", "neither a file nor a folder"),
+        ("empty", r"has no \.npz file"),
+        ("notes.txt", r"no file of inputs by its name.*numpy\.savez"),
+        ("one.npy", r"is one array, and the network takes ids int64 .*, mask float32"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            read_inputs(tmp_path / name, SIGNATURE)
+    with pytest.raises(UsageError, match="0 samples were asked for"):
+        read_inputs(tmp_path / "one.npy", ONE, n_samples=0)
+
+
+def test_a_damaged_file_or_one_with_objects_is_refused(tmp_path: Path) -> None:
+    whole = _saved(tmp_path / "in.npz", **_tokens()).read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:-40])
+    (tmp_path / "text.npz").write_text("no archive")
+    (tmp_path / "text.npy").write_text("no array")
+    np.save(tmp_path / "objects.npy", np.array([{}, {}], dtype=object))
+    for name in ("cut.npz", "text.npz", "text.npy", "objects.npy"):
+        with pytest.raises(
+            ArtefactError, match=rf"{name.replace('.', '[.]')} cannot be read as arrays of NumPy"
+        ):
+            read_inputs(tmp_path / name, ONE)
+    with pytest.raises(ArtefactError, match="Python objects, which are not read"):
+        read_inputs(tmp_path / "objects.npy", ONE)
