@@ -22,10 +22,7 @@ from sparse_export.runtimes.probe import require_probed
 from sparse_export.tasks.accuracy import drop_points, require_possible_drop
 from sparse_export.tasks.agreement import Agreement, agreement_of
 from sparse_export.tasks.labels import require_outputs
-from sparse_export.tasks.samples import (
-    LabelledSamples,
-    load_test_set,
-)
+from sparse_export.tasks.samples import ArraySamples, LabelledSamples, load_test_set
 from sparse_export.trust import TrustedDigests
 from sparse_export.version import library_versions, now
 

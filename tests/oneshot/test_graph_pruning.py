@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.graph.constants import array_of
+from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.layers import broken_patterns
 from sparse_export.graph.model import open_model, signature_of
@@ -95,7 +96,7 @@ def network() -> Network:
 
 @pytest.fixture(scope="module")
 def exported(network: Network) -> onnx.ModelProto:
-    return onnx_from_module(network, (3, 12, 12), masks={})
+    return onnx_from_module(network, example_of_shape((3, 12, 12)), masks={})
 
 
 NAMES = ("down.weight", "left.weight", "right.weight", "first.weight", "again.weight")

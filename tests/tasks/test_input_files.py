@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from sparse_export.errors import ArtefactError, UsageError
-from sparse_export.oneshot import calibration
 from sparse_export.signature import Array, Signature, TensorInfo
+from sparse_export.tasks import inputs as calibration
 from sparse_export.tasks.inputs import InputFiles, read_inputs
 from tests.oneshot.graphs import drawn
 

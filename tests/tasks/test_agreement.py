@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from sparse_export.errors import GateFailed, UsageError
-from sparse_export.evaluate.agreement import Agreement, agreement_of, agreement_text, output_text
 from sparse_export.evaluate.validate import validate
 from sparse_export.evaluate.validation import check_gates
 from sparse_export.signature import Array, Feeds, Signature, TensorInfo
+from sparse_export.tasks.agreement import Agreement, agreement_of, agreement_text, output_text
 from tests.tagging import TABLE, tagger_bundle
 
 
