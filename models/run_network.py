@@ -36,9 +36,14 @@ def network_of_run(run: Run, *, trusted: TrustedDigests = None) -> nn.Module:
 
     Raises:
         NotTrustedError: this user does not vouch for the factory.
-        UsageError: the run does not say how to create the network.
+        UsageError: the run does not say how to create the network, or holds a graph.
         ArtefactError: the weights are another network's.
     """
+    if run.info.model.form == "onnx":
+        raise UsageError(
+            f"The run in {run.path} holds an ONNX graph, and a torch network is needed here.",
+            do="Take a run that was trained, or the network by its name.",
+        )
     network = copy.deepcopy(run.module) if run.module is not None else _fresh_network(run, trusted)
     network = network.cpu().eval()
     if run.info.signature.only_input is not None:

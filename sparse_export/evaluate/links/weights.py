@@ -12,6 +12,7 @@ from sparse_export.evaluate.references import run_of_bundle
 from sparse_export.graph.layers import broken_patterns, count_parameters, promised_patterns
 from sparse_export.graph.passes.permute import reduction_axis
 from sparse_export.models.run_network import masks_of_run, network_of_run
+from sparse_export.oneshot.graph_run import graph_of_run
 from sparse_export.sparsity.pattern import fits, groups_over
 
 __all__ = ["weights_keep_their_pattern"]
@@ -69,6 +70,10 @@ def _of_run(case: Case) -> tuple[list[str], list[str]]:
     run = run_of_bundle(case.bundle, case.run)
     if run is None:
         return [], [f"the run {case.bundle.info.run.path} is not here, so its own weights were not looked at"]
+    if run.info.model.form == "onnx":
+        wrong = list(broken_patterns(graph_of_run(run), promised_patterns(run.info.layers)))
+        n_promised = len(promised_patterns(run.info.layers))
+        return wrong, [f"of the run's own weights {n_promised} were looked at for their pattern"]
     if run.info.model.name is None:
         return [], [f"the run {run.path} does not say how its network is made"]
     network = network_of_run(run, trusted=case.trust)
