@@ -147,7 +147,7 @@ def _why_not(sessions: TimedSessions, bundle: Bundle, batch: int) -> str | None:
     try:
         sessions.run("first", timed_inputs(bundle, batch, 0))
     except UsageError as cause:
-        return f"{cause.what} {cause.expected}"
+        return f"{cause.what} {cause.expected}".rstrip()
     return None
 
 

@@ -16,7 +16,7 @@ from sparse_export.building.golden import Golden, golden_pair, require_parity, w
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.torch_session import TorchSession
-from sparse_export.signature import class_signature
+from sparse_export.signature import Feeds, class_signature
 from tests.tagging import SIGNATURE as TAGGER
 from tests.tagging import save_tagger
 
@@ -155,7 +155,8 @@ def _tagger_pair(folder: Path) -> Golden:
 def test_integers_are_drawn_within_their_range_and_every_output_is_stored(tmp_path: Path) -> None:
     golden = _tagger_pair(tmp_path)
     ids = golden.inputs["ids"]
-    assert (ids.shape, ids.dtype) == ((8, 6), np.int64)
+    assert ids.shape == (8, 6)
+    assert ids.dtype == np.int64
     assert set(ids.ravel().tolist()) == {0, 1, 2, 3, 4}
     assert {name: one.shape for name, one in golden.outputs.items()} == {"scores": (8, 6, 3), "tags": (8, 6)}
     assert {n: one["tags"].shape for n, one in golden.smaller.items()} == {n: (n, 6) for n in (1, 2, 3)}
@@ -172,7 +173,7 @@ def test_without_a_range_of_its_integers_a_network_needs_real_inputs(tmp_path: P
     with open_session(save_tagger(tmp_path / "m.onnx"), signature=unknown) as session:
         with pytest.raises(UsageError, match=r"does not tell which integers its input ids .* --inputs"):
             golden_pair(session)
-        feeds = {"ids": np.ones((2, 3), np.int64), "mask": np.ones((2, 3), np.float32)}
+        feeds: Feeds = {"ids": np.ones((2, 3), np.int64), "mask": np.ones((2, 3), np.float32)}
         golden = golden_pair(session, feeds)
     assert list(golden.smaller) == [1, 2]  # of two samples no batch of three is made
     require_parity(tmp_path / "m.onnx", unknown, golden, 3e-4)

@@ -49,7 +49,7 @@ from sparse_export.instruments.card import CardLog, CardSample
 from sparse_export.instruments.statistics import Ratio, log_location_interval
 from sparse_export.report.verdict import verdict as verdict_of
 from sparse_export.runtimes.onnxruntime import open_session
-from sparse_export.signature import class_signature
+from sparse_export.signature import Array, Feeds, class_signature
 from sparse_export.trust import TrustedDigests
 from sparse_export.version import library_versions, now
 from tests.card import Card, Stream, pretend_torch_cuda
@@ -307,11 +307,11 @@ class _OnDevice:
         self._session = open_session(bundle.onnx_path, n_threads=1)
         self._s = 4e-4 if slow else 2e-4
 
-    def run(self, x: np.ndarray) -> np.ndarray:
+    def run(self, feeds: Feeds) -> dict[str, Array]:
         time.sleep(1e-3)
-        return self._session.run(x)
+        return self._session.run(feeds)
 
-    def launcher(self, x: np.ndarray) -> Callable[[], object]:
+    def launcher(self, feeds: Feeds) -> Callable[[], object]:
         return lambda: time.sleep(self._s)
 
     def close(self) -> None:
@@ -464,7 +464,9 @@ def test_bundles_of_another_input_shape_or_other_data_are_refused(make_bundle: M
     elsewhere = make_bundle(
         "elsewhere", [_identity_with_noise(8, 1.0)], data=replace(DATA, test_sha256="cd" * 32)
     )
-    with pytest.raises(UsageError, match=r"different input shapes: \(8,\) and \(9,\)"):
+    with pytest.raises(
+        UsageError, match=r"different inputs or outputs: x .*\(batch, 8\) and x .*\(batch, 9\)"
+    ):
         compare(here, wider, **QUICK)
     with pytest.raises(UsageError, match=r"different data: .*abab.*cdcd"):
         compare(here, elsewhere, **QUICK)
@@ -520,25 +522,26 @@ def test_outputs_that_are_not_those_of_the_manifest_are_not_scored(make_bundle: 
     two = class_signature((16,), 2, names=("x", "logits"))
     claimed = [replace(b, info=replace(b.info, signature=two)) for b in opened]
     x, _ = _samples()
-    with pytest.raises(UsageError, match=r"outputs of shape \(300, 1\), so its top-1 accuracy"):
+    with pytest.raises(ArtefactError, match=r"has the outputs logits float32 \(batch, 1\)\. .*\(batch, 2\)"):
         compare(*claimed, samples=(x, (x[:, 0] > 0).astype(np.int64)), **QUICK)
 
 
 def test_outputs_that_are_no_numbers_are_not_scored(make_bundle: MakeBundle) -> None:
     weight = _identity_with_noise(16, 1.0)
     bundles = [make_bundle("a", [weight]), make_bundle("b", [np.where(weight > 0.9, np.nan, weight)])]
-    with pytest.raises(GateFailed, match=r"The sparse bundle gives NaN or infinity for 300 of 300 samples"):
+    with pytest.raises(
+        GateFailed, match=r"The sparse bundle gives NaN or infinity in logits for 300 of 300 samples"
+    ):
         compare(*bundles, samples=_samples(), **QUICK)
 
 
 def test_samples_may_be_tensors(pair: tuple[Path, Path]) -> None:
     x, y = _samples(40)
-    got_x, got_y = checked_samples(
-        (torch.from_numpy(x), torch.from_numpy(y).to(torch.uint8)), open_bundle(pair[0])
-    )
-    assert np.array_equal(np.asarray(got_x), x)
-    assert got_y.dtype == np.int64
-    assert got_y.tolist() == y.tolist()
+    found = checked_samples((torch.from_numpy(x), torch.from_numpy(y).to(torch.uint8)), open_bundle(pair[0]))
+    (batch,) = found.samples.batches(40)
+    np.testing.assert_array_equal(batch["x"], x)
+    assert found.labels.dtype == np.int64
+    assert found.labels.tolist() == y.tolist()
 
 
 def test_a_changed_file_is_noticed_before_anything_runs(pair: tuple[Path, Path]) -> None:
@@ -609,10 +612,11 @@ class _Played:
 
     def __init__(self, bundle: Bundle) -> None:
         self._session = open_session(bundle.onnx_path, n_threads=1)
+        self.signature = self._session.signature
 
-    def run(self, x: np.ndarray) -> np.ndarray:
-        assert len(x) <= self.max_batch
-        return self._session.run(x)
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        assert self.signature.n_samples(feeds) <= self.max_batch
+        return self._session.run(feeds)
 
     def close(self) -> None:
         self._session.close()

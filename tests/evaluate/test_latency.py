@@ -7,20 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import onnx
 import pytest
 
 from sparse_export.building import build
 from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError
 from sparse_export.evaluate.bench import bench
 from sparse_export.evaluate.latency import write_bench
-from sparse_export.formats.bundle import Bundle, open_bundle
+from sparse_export.formats.bundle import Bundle, GoldenInfo, open_bundle, save_bundle_info
 from sparse_export.formats.engines import EngineInfo
+from sparse_export.formats.listed import file_infos
 from sparse_export.instruments.machine import machine_facts
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
+from sparse_export.signature import Array, Feeds
 from tests.card import Card, Stream, pretend_torch_cuda
+from tests.engines.making import bundle_info
 from tests.making_runs import digits_run
+from tests.tagging import tagger_bundle
 
 QUICK: dict[str, Any] = {"rounds": 20, "block_s": 0.001, "warmup_limit_s": 0.05, "n_threads": 1}
 
@@ -125,10 +129,11 @@ class _Engine:
     def __init__(self, bundle: Bundle) -> None:
         self._session = open_session(bundle.onnx_path, n_threads=1)
 
-    def run(self, x: np.ndarray) -> np.ndarray:
-        if not 4 <= len(x) <= 8:
-            raise UsageError(f"A batch of {len(x)} fits no profile.", expected="4 to 8 were expected.")
-        return self._session.run(x)
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        n = self._session.signature.n_samples(feeds)
+        if not 4 <= n <= 8:
+            raise UsageError(f"A batch of {n} fits no profile.", expected="4 to 8 were expected.")
+        return self._session.run(feeds)
 
     def close(self) -> None:
         self._session.close()
@@ -155,12 +160,12 @@ def test_an_engine_is_timed_at_the_batches_that_it_has_a_profile_for(
 class _OnDevice(_Engine):
     """An engine whose passes can be launched by themselves; each takes a tenth of a call."""
 
-    def launcher(self, x: np.ndarray) -> Callable[[], object]:
+    def launcher(self, feeds: Feeds) -> Callable[[], object]:
         return lambda: time.sleep(1e-4)
 
-    def run(self, x: np.ndarray) -> np.ndarray:
+    def run(self, feeds: Feeds) -> dict[str, Array]:
         time.sleep(1e-3)
-        return super().run(x)
+        return super().run(feeds)
 
 
 def test_an_engine_is_timed_on_its_device_too_where_that_can_be_said(
@@ -191,6 +196,35 @@ def test_an_engine_is_timed_on_its_device_too_where_that_can_be_said(
     text = " ".join(str(found).split())
     assert f"tensorrt-rtx at batch 4: {engine.device_ms.estimate:.4g} [" in text
     assert "Engines replayed CUDA graphs." in text
+
+
+def test_a_network_with_two_inputs_is_timed_by_name(tmp_path: Path) -> None:
+    bundle = tagger_bundle(tmp_path / "b")
+    found = bench(bundle, batches=(1, 3), runtimes=("onnxruntime-cpu",), **QUICK)
+    assert [(row.batch, row.latency.median_ms > 0) for row in found.rows] == [(1, True), (3, True)]
+
+
+def test_a_network_without_a_batch_axis_is_timed_on_one_sample(tmp_path: Path) -> None:
+    onnx.save(
+        onnx.parser.parse_model(
+            '<ir_version: 10, opset_import: ["" : 20]> g (float[1, 4] x) => (float[1, 4] y) { y = Tanh (x) }'
+        ),
+        tmp_path / "model.onnx",
+    )
+    with open_session(tmp_path / "model.onnx") as session:
+        signature = session.signature
+    assert signature.batch is None
+    info = bundle_info(
+        signature=signature,
+        golden=GoldenInfo(inputs={}, outputs={}, inner={}),
+        files=file_infos(tmp_path, ("model.onnx",)),
+    )
+    save_bundle_info(tmp_path, info)
+    bundle = Bundle(path=tmp_path, info=info)
+    found = bench(bundle, batches=(1, 8), runtimes=("onnxruntime-cpu",), **QUICK)
+    assert [row.batch for row in found.rows] == [1]
+    (other,) = found.not_timed
+    assert other.why.endswith("takes one sample a call, and batch 8 was asked for.")
 
 
 def test_cuda_graphs_of_no_engine_are_refused(bundle: Path) -> None:

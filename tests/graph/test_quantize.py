@@ -180,7 +180,7 @@ def test_two_inputs_one_of_integers_are_calibrated_on_in_any_length(
     for name, shape in (("table", (4, 16)), ("w", (16, 8))):
         values = generator.standard_normal(shape, dtype=np.float32)
         model.graph.initializer.append(numpy_helper.from_array(values, name))
-    samples = [
+    samples: list[Feeds] = [
         {
             "ids": generator.integers(0, 4, (8, length)),
             "position": generator.standard_normal((8, length, 16), dtype=np.float32),

@@ -227,8 +227,10 @@ def test_inputs_without_a_golden_file_are_zeros(tmp_path: Path) -> None:
 def test_a_file_with_another_signature_than_the_manifest_says_is_refused(
     end: str, told: str, tmp_path: Path
 ) -> None:
-    ends = [replace(one, dtype="int32") if one.dtype == "int64" else one for one in getattr(SIGNATURE, end)]
-    bundle = tagger_bundle(tmp_path / "b", signature=replace(SIGNATURE, **{end: tuple(ends)}))
+    ends = {"inputs": SIGNATURE.inputs, "outputs": SIGNATURE.outputs}
+    ends[end] = tuple(replace(one, dtype="int32") if one.dtype == "int64" else one for one in ends[end])
+    wrong = replace(SIGNATURE, inputs=ends["inputs"], outputs=ends["outputs"])
+    bundle = tagger_bundle(tmp_path / "b", signature=wrong)
     for trusted in (None, sha256_file(bundle.path / BUNDLE_FILE)):
         with pytest.raises(ArtefactError, match=rf"model\.onnx has the {end} .*{told}.* as its description"):
             open_runtime(bundle, "onnxruntime-cpu", trust=trusted)

@@ -82,11 +82,8 @@ def test_of_too_many_some_are_chosen_by_the_seed_in_their_order(tmp_path: Path) 
 
 def test_without_a_batch_axis_a_file_may_hold_several_calls(tmp_path: Path) -> None:
     x = np.arange(9, dtype=np.float32).reshape(3, 3)
-    for name, given in (
-        ("first", {"x": x, "rate": np.arange(3)}),
-        ("before", {"x": x[:, None], "rate": np.arange(3)}),
-    ):
-        found = read_inputs(_saved(tmp_path / f"{name}.npz", **given), FIXED)
+    for name, given in (("first", x), ("before", x[:, None])):
+        found = read_inputs(_saved(tmp_path / f"{name}.npz", x=given, rate=np.arange(3)), FIXED)
         assert found.n_samples == 3
         assert [batch["x"].tolist() for batch in found.batches] == [[row] for row in x.tolist()]
         assert [batch["rate"].tolist() for batch in found.batches] == [0, 1, 2]
