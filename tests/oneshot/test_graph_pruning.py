@@ -99,11 +99,7 @@ def network() -> Network:
 
 @pytest.fixture(scope="module")
 def exported(network: Network) -> onnx.ModelProto:
-<<<<<<< HEAD
-    return onnx_from_module(network, example_of_shape((3, 12, 12)), masks={})
-=======
     return onnx_from_module(network, example_of_shape((3, 12, 12)), masks={}, fold=False)
->>>>>>> 8568865 (oneshot: the torch network that a graph is held against has batch norms that do something)
 
 
 NAMES = ("down.weight", "left.weight", "right.weight", "first.weight", "again.weight")
