@@ -113,9 +113,10 @@ def least_squares(weight_OK: Tensor, mask_OK: Tensor, gram_KK: Tensor) -> Tensor
     for rows in torch.arange(len(weight_OK)).split(max(1, _CHUNK // n_kept**2)):
         index, real = order[rows], mask_OK[rows].gather(1, order[rows])
         system = gram_KK[index[:, :, None], index[:, None, :]]
-        system = torch.where(real[:, :, None] & real[:, None, :], system, 0)
-        system += torch.diag_embed((~real).double())
         wanted = torch.where(real, target[rows].gather(1, index), 0)
+        if not bool(real.all()):
+            system = torch.where(real[:, :, None] & real[:, None, :], system, 0)
+            system += torch.diag_embed((~real).double())
         solved = torch.cholesky_solve(wanted[:, :, None], torch.linalg.cholesky(system))[:, :, 0]
         result[rows] = result[rows].scatter(1, index, torch.where(real, solved, 0))
     return result
