@@ -57,7 +57,7 @@ def fcos_head() -> nn.Module:
     [
         (lraspp, {"out": ["batch", 3, 64, 64]}),
         (deeplab, {"out": ["batch", 3, 64, 64], "aux": ["batch", 3, 64, 64]}),
-        (ssdlite_head, {"bbox_regression": ["batch", 150, 4], "cls_logits": ["batch", 150, 3]}),
+        (ssdlite_head, {"bbox_regression": ["batch", 144, 4], "cls_logits": ["batch", 144, 3]}),
         (
             fcos_head,
             {
