@@ -112,7 +112,9 @@ def test_the_examples_of_the_python_page_run_as_they_stand(tmp_path: Path) -> No
         (tmp_path / (name or "grid.toml")).write_text(code)
     # Timing and whole sweeps have tests of their own, and take longer than all the rest.
     names = [name for name, _ in blocks if name not in ("", "nets.py", "work.py")]
-    assert names == ["loop.py", "resume.py", "deploy.py", "stages.py", "look.py", "infer.py", "client.py"]
+    assert names == [
+        *("words.py", "loop.py", "resume.py", "deploy.py", "stages.py", "look.py", "infer.py", "client.py")
+    ]
     code = f"""
 import sys
 from types import SimpleNamespace
@@ -127,6 +129,10 @@ for name in {names!r}:
     exec(open(name).read(), seen[name])
 trained, resumed = (seen[name]["model"].state_dict() for name in ("loop.py", "resume.py"))
 assert all((trained[key] == resumed[key]).all() for key in trained)
+from sparse_export.graph.example import example_from_function
+words = seen["words.py"]
+inputs = example_from_function(words["Words"](), words["example_inputs"], free_sizes=words["free_sizes"])
+assert inputs.sizes == dict(sequence=7)
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
 from sparse_export.graph.names import free_name
-from sparse_export.signature import BATCH, DTYPES, Array, Feeds, Signature, numpy_dtype
+from sparse_export.signature import BATCH, DTYPES, FLOATS, Array, Feeds, Signature, numpy_dtype
 
 __all__ = [
     "Example",
@@ -198,10 +198,12 @@ def example_of_signature(network: nn.Module, signature: Signature) -> Example:
         UsageError: as of `make_example`.
     """
     sizes = signature.with_sizes(2)
-    tensors = {
-        one.name: tensor_from_array(np.zeros(one.sizes(sizes), numpy_dtype(one.dtype)))
-        for one in signature.inputs
-    }
+    generator = np.random.default_rng(_SEED)
+    tensors = {}
+    for one in signature.inputs:
+        shape = one.sizes(sizes)  # zeros of integers, whose range is not known; of floats they hide much
+        values = generator.standard_normal(shape) if one.dtype in FLOATS else np.zeros(shape)
+        tensors[one.name] = tensor_from_array(np.asarray(values).astype(numpy_dtype(one.dtype)))
     axes = {
         one.name: tuple(size if isinstance(size, str) else None for size in one.shape)
         for one in signature.inputs
