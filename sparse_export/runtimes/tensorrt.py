@@ -6,7 +6,6 @@ Written against the interface of TensorRT 10.13, checked by its stubs; TensorRT 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -298,9 +297,8 @@ class EngineSession(BaseSession):
             )
 
         def distance(at: int) -> float:
-            return sum(
-                abs(math.log(most_used / sizes[n])) for n, (_, most_used, _) in self._profiles[at].items()
-            )
+            bounds = self._profiles[at]
+            return sum(abs(usual - sizes[name]) / sizes[name] for name, (_, usual, _) in bounds.items())
 
         best = min(fitting, key=distance)
         if best != self._profile:
