@@ -42,7 +42,7 @@ from sparse_export.formats.run import (
 )
 from sparse_export.signature import class_signature
 from sparse_export.version import command_line, library_versions, now
-from tests.sealing import write_sealed
+from tests.sealing import first_version, write_sealed
 
 MODEL = ModelInfo(name="digits-cnn")
 SIGNATURE = class_signature((1, 8, 8), 10)
@@ -411,17 +411,8 @@ def test_what_is_out_of_range_is_not_read_though_it_is_sealed(
         _open(described)
 
 
-def _first_version(document: dict[str, Any]) -> dict[str, Any]:
-    """As releases before the signature wrote it."""
-    new = ("signature", "task", "dense", "digest", "golden")
-    old = {key: value for key, value in document.items() if key not in new}
-    ends = {"input_name": "x", "output_name": "y"} if "golden" in document else {}
-    shapes = {"model": {"name": "digits-cnn", "input_shape": [1, 8, 8], "n_classes": 10}}
-    return old | ends | shapes | {"schema_version": 1}
-
-
 def test_documents_of_the_first_version_are_read(described: Path) -> None:
-    described.write_text(json.dumps(_first_version(json.loads(described.read_text()))))
+    described.write_text(json.dumps(first_version(json.loads(described.read_text()))))
     info = _open(described).info
     names = ("x", "y") if described.name == "manifest.json" else ("input", "logits")
     assert info.signature == class_signature((1, 8, 8), 10, names=names)
