@@ -21,8 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sparse_export.files import write_json
+from sparse_export.files import temporary_folder, write_json
 from sparse_export.instruments.machine import machine_facts
+from sparse_export.serving.golden_files import write_golden_files
+from sparse_export.serving.repository import open_served
 from sparse_export.version import library_versions, now
 
 CLIENTS = (1, 8, 32)
@@ -89,6 +91,29 @@ def _sample(
     }
 
 
+def _samples(given: argparse.Namespace, bundles: tuple[Path, Path], work: Path) -> list[dict[str, Any]]:
+    """Every sample, of both bundles; `work` gets their golden pairs."""
+    golden = {folder: work / str(at) for at, folder in enumerate(bundles)}
+    for folder, written in golden.items():
+        write_golden_files(written, open_served(folder))
+    samples: list[dict[str, Any]] = []
+    for batching, words in ((True, ()), (False, ("--no-batching",))):
+        with _serving(bundles, words) as document:
+            for clients in CLIENTS:
+                for number in range(given.rounds + 1):  # the first warms up
+                    for model, folder in sorted(zip(MODELS, bundles, strict=True), reverse=bool(number % 2)):
+                        seconds = given.seconds if number else 1.0
+                        sample = _sample(document, golden[folder], model, clients, seconds)
+                        if number:
+                            samples.append({**sample, "batching": batching, "round": number})
+                            print(json.dumps(samples[-1]), flush=True)
+            if batching and given.long:
+                sample = _sample(document, golden[bundles[0]], "dense", 32, given.long)
+                samples.append({**sample, "batching": True, "round": 0, "long": given.long})
+                print(json.dumps(samples[-1]), flush=True)
+    return samples
+
+
 def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -101,22 +126,8 @@ def main() -> None:
     options.add_argument("--json", type=Path)
     given = options.parse_args()
     bundles = (given.dense, given.sparse)
-    samples: list[dict[str, Any]] = []
-    for batching, words in ((True, ()), (False, ("--no-batching",))):
-        with _serving(bundles, words) as document:
-            for clients in CLIENTS:
-                for number in range(given.rounds + 1):  # the first warms up
-                    for model, folder in sorted(zip(MODELS, bundles, strict=True), reverse=bool(number % 2)):
-                        sample = _sample(
-                            document, folder / "golden", model, clients, given.seconds if number else 1.0
-                        )
-                        if number:
-                            samples.append({**sample, "batching": batching, "round": number})
-                            print(json.dumps(samples[-1]), flush=True)
-            if batching and given.long:
-                sample = _sample(document, bundles[0] / "golden", "dense", 32, given.long)
-                samples.append({**sample, "batching": True, "round": 0, "long": given.long})
-                print(json.dumps(samples[-1]), flush=True)
+    with temporary_folder() as work:
+        samples = _samples(given, bundles, work)
     print("| model | clients | batching | p50 ms | p99 ms | requests/s | server CPU ms/request | errors |")
     print("|---|---|---|---|---|---|---|---|")
     for batching in (True, False):

@@ -6,9 +6,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sparse_export.signature import Signature, TensorInfo
+from sparse_export.signature import Signature, TensorInfo, numpy_dtype
 
-_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32}
 WORDS = Signature(
     inputs=(
         TensorInfo(name="input_ids", dtype="int64", shape=("batch", "sequence"), low=0, high=31),
@@ -43,7 +42,12 @@ def model_of(
 ) -> onnx.ModelProto:
     """A graph of nodes between the inputs and outputs of a signature."""
     inputs, outputs = (
-        [helper.make_tensor_value_info(one.name, _TYPES[one.dtype], one.shape) for one in ends]
+        [
+            helper.make_tensor_value_info(
+                one.name, helper.np_dtype_to_tensor_dtype(numpy_dtype(one.dtype)), one.shape
+            )
+            for one in ends
+        ]
         for ends in (signature.inputs, signature.outputs)
     )
     stored = [numpy_helper.from_array(array, name) for name, array in constants.items()]

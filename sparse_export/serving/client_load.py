@@ -44,19 +44,29 @@ class Tally:
         }
 
 
-def client(
-    protocol: Any, url: str, model: str, names: tuple[str, str], sample: np.ndarray, end: float, tally: Tally
-) -> None:
+def tensors(protocol: Any, golden: Path, model: str, url: str) -> list[Any]:
+    """The first sample of the golden inputs; all of them where the server takes no batches apart."""
+    index = json.loads((golden / "golden.json").read_text())
+    with protocol.InferenceServerClient(url) as connection:
+        config = connection.get_model_config(model)
+    is_batched = (config["max_batch_size"] if isinstance(config, dict) else config.config.max_batch_size) > 0
+    found = []
+    for one in index["inputs"]:
+        array = np.load(golden / one["file"])
+        sample = array[:1] if is_batched else array
+        tensor = protocol.InferInput(one["name"], list(sample.shape), one["datatype"])
+        tensor.set_data_from_numpy(sample)
+        found.append(tensor)
+    return found
+
+
+def client(protocol: Any, url: str, model: str, inputs: list[Any], end: float, tally: Tally) -> None:
     """One client, until `end` by time.monotonic."""
-    dtypes = {"float32": "FP32", "float16": "FP16", "float64": "FP64"}
-    tensor = protocol.InferInput(names[0], list(sample.shape), dtypes[sample.dtype.name])
-    tensor.set_data_from_numpy(sample)
-    outputs = [protocol.InferRequestedOutput(names[1])]
     with protocol.InferenceServerClient(url) as connection:
         while time.monotonic() < end:
             begin = time.perf_counter()
             try:
-                connection.infer(model, [tensor], outputs=outputs)
+                connection.infer(model, inputs)
             except Exception as error:  # noqa: BLE001 - whatever a client sees is counted
                 tally.errors[f"{type(error).__name__}: {error}"[:200]] += 1
                 time.sleep(0.05)
@@ -68,11 +78,9 @@ def main() -> int:
     """0 when every request was answered."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     options.add_argument("--model", required=True)
-    options.add_argument("--golden", required=True, type=Path, help="folder with input.npy")
+    options.add_argument("--golden", required=True, type=Path, help="folder with golden.json")
     options.add_argument("--protocol", choices=["http", "grpc"], default="grpc")
     options.add_argument("--url", default=None, help="default 127.0.0.1:8000 for http, :8001 for grpc")
-    options.add_argument("--input", default="input")
-    options.add_argument("--output", default="logits")
     options.add_argument("--clients", type=int, default=32)
     options.add_argument("--seconds", type=float, default=60.0)
     given = options.parse_args()
@@ -81,12 +89,11 @@ def main() -> int:
     else:
         import tritonclient.grpc as protocol
     url = given.url or f"127.0.0.1:{8000 if given.protocol == 'http' else 8001}"
-    sample = np.load(given.golden / "input.npy")[:1]
+    inputs = tensors(protocol, given.golden, given.model, url)
     tally = Tally()
     end = time.monotonic() + given.seconds
-    names = (given.input, given.output)
     threads = [
-        threading.Thread(target=client, args=(protocol, url, given.model, names, sample, end, tally))
+        threading.Thread(target=client, args=(protocol, url, given.model, inputs, end, tally))
         for _ in range(given.clients)
     ]
     for thread in threads:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparse_export.errors import ArtefactError, MissingCapability, how_to_get
 from sparse_export.serving.settings import ModelSettings
+from sparse_export.serving.tensors import Interface, TensorSpec
 
-__all__ = ["TensorSpec", "check_config", "config_text"]
+__all__ = ["check_config", "config_text"]
 
 _BACKENDS = {
     "python": 'backend: "python"',
@@ -21,27 +21,12 @@ _BACKENDS = {
 _US_PER_MS = 1000
 
 
-@dataclass(frozen=True, kw_only=True)
-class TensorSpec:
-    """An input or output of a model.
-
-    Attributes:
-        name: name of the tensor.
-        dtype: Triton's name of its type, as `FP32`.
-        dims: shape of one sample, without the batch axis.
-    """
-
-    name: str
-    dtype: str
-    dims: tuple[int, ...]
-
-
 def config_text(
     name: str,
     *,
     runtime: str,
-    inputs: TensorSpec,
-    outputs: TensorSpec,
+    interface: Interface,
+    sizes: Mapping[str, Sequence[int]],
     settings: ModelSettings,
     max_batch: int,
     parameters: Mapping[str, str],
@@ -53,10 +38,11 @@ def config_text(
     Args:
         name: name of the model.
         runtime: `python`, `onnxruntime` or `tensorrt`.
-        inputs: its input.
-        outputs: its output.
+        interface: its inputs and outputs.
+        sizes: dims of each input to warm up with, by name; of a model that is not batched with one sample.
         settings: how it is served.
-        max_batch: maximum number of samples in one execution; it replaces that of the settings.
+        max_batch: maximum number of samples in one execution; it replaces that of the settings. 0 for a model
+            that is not batched.
         parameters: strings to store in the configuration, as the hash of the manifest.
         plans: for `tensorrt`, file name by compute capability, as {"9.0": "model-sm90.plan"}.
         n_profiles: number of profiles of each plan.
@@ -71,12 +57,12 @@ def config_text(
         f"name: {json.dumps(name)}",
         _BACKENDS[runtime],
         f"max_batch_size: {max_batch}",
-        f"input [{_tensor(inputs)}]",
-        f"output [{_tensor(outputs)}]",
+        f"input [{','.join(_tensor(one, interface.batched) for one in interface.inputs)}]",
+        f"output [{','.join(_tensor(one, interface.batched) for one in interface.outputs)}]",
         _instance_group(runtime, settings, n_profiles),
-        *([_batching(settings)] if settings.batching else []),
+        *([_batching(settings)] if settings.batching and max_batch else []),
         "version_policy { latest { num_versions: 1 } }",
-        *([_warmup(inputs, max_batch)] if settings.warmup else []),
+        *([_warmup(interface, sizes, max_batch)] if settings.warmup else []),
     ]
     if runtime == "onnxruntime":
         parameters = {**parameters, "intra_op_thread_count": str(settings.threads)}
@@ -93,8 +79,15 @@ def _dims(dims: Sequence[int]) -> str:
     return ", ".join(map(str, dims))
 
 
-def _tensor(spec: TensorSpec) -> str:
-    return f" {{ name: {json.dumps(spec.name)} data_type: TYPE_{spec.dtype} dims: [ {_dims(spec.dims)} ] }} "
+def _text(value: str) -> str:
+    """A string of the text format, which takes UTF-8 as it is."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _tensor(spec: TensorSpec, batched: bool) -> str:
+    reshape = " reshape { shape: [ ] }" if spec.is_scalar and batched else ""
+    dims = f"dims: [ {_dims(spec.dims)} ]{reshape}"
+    return f" {{ name: {_text(spec.name)} data_type: TYPE_{spec.dtype} {dims} }} "
 
 
 def _instance_group(runtime: str, settings: ModelSettings, n_profiles: int) -> str:
@@ -119,14 +112,15 @@ def _batching(settings: ModelSettings) -> str:
     return "\n".join(["dynamic_batching {", *lines, "}"])
 
 
-def _warmup(inputs: TensorSpec, max_batch: int) -> str:
-    tensor = f"data_type: TYPE_{inputs.dtype} dims: [ {_dims(inputs.dims)} ] zero_data: true"
+def _warmup(interface: Interface, sizes: Mapping[str, Sequence[int]], max_batch: int) -> str:
+    inputs = [
+        f"inputs {{ key: {_text(one.name)} value {{ data_type: TYPE_{one.dtype} "
+        f"dims: [ {_dims(sizes[one.name])} ] zero_data: true }} }}"
+        for one in interface.inputs
+    ]
     samples = [
-        (
-            f'  {{ name: "batch of {n}" batch_size: {n} inputs {{ key: '
-            f"{json.dumps(inputs.name)} value {{ {tensor} }} }} }}"
-        )
-        for n in sorted({1, max_batch})
+        "\n".join([f'  {{ name: "batch of {n}" batch_size: {n}', *(f"    {one}" for one in inputs), "  }"])
+        for n in sorted({1, max_batch or 1})
     ]
     return "model_warmup [\n" + ",\n".join(samples) + "\n]"
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from sparse_export.building.replaceable import require_replaceable
 from sparse_export.errors import ArtefactError, UnknownNameError, UsageError
 from sparse_export.files import claimed, staged_folder, write_bytes, write_json
-from sparse_export.formats.bundle import GOLDEN_INPUT, GOLDEN_OUTPUT
-from sparse_export.formats.listed import bytes_of, file_infos
+from sparse_export.formats.listed import file_infos
 from sparse_export.serving.deployment import deployment_files, files_left_out
+from sparse_export.serving.golden_files import write_golden_files
 from sparse_export.serving.images import require_image
 from sparse_export.serving.readme_file import readme
 from sparse_export.serving.repository import (
@@ -23,8 +23,9 @@ from sparse_export.serving.repository import (
     largest_batch,
     open_served,
     require_distinct,
-    require_engine,
+    require_served,
     require_trusted_engines,
+    why_not_served,
     write_config,
     write_version,
 )
@@ -53,10 +54,10 @@ class PackagedModel:
     Attributes:
         name: name that clients use.
         runtime: backend of Triton that runs it.
-        max_batch: samples in one execution, at most.
+        max_batch: samples in one execution, at most; 0 where requests are not merged and may be of any size.
         bundle: folder that it comes from.
         manifest_sha256: digest of that bundle's manifest.
-        golden: folder in the package with its stored input and output.
+        golden: folder in the package with its stored inputs and outputs.
     """
 
     name: str
@@ -155,9 +156,7 @@ def package(
                 _write_model(stage, one, runtime, settings) for one in served for runtime in chosen[one.name]
             ]
             for one in served:
-                for name in (GOLDEN_INPUT, GOLDEN_OUTPUT):
-                    target = stage / "golden" / one.name / Path(name).name
-                    write_bytes(target, bytes_of(one.bundle, name))
+                write_golden_files(stage / "golden" / one.name, one)
             deployment = deployment_files(workload)
             deployment["README.md"] = readme(workload, models, deployment, left_out)
             for name, text in deployment.items():
@@ -206,15 +205,18 @@ def _require_images(base_image: str | None, image: str | None) -> None:
 
 
 def _runtimes(served: Served, requested: Sequence[str], notes: list[str]) -> tuple[Runtime, ...]:
-    has_engine = bool(served.engines)
-    if "tensorrt" in requested:
-        require_engine(served)
-    if not has_engine:
-        notes.append(f"{served.name}: no model for tensorrt, the bundle has no TensorRT engine")
-    requested = requested or RUNTIMES
-    return tuple(
-        runtime for runtime in RUNTIMES if runtime in requested and (has_engine or runtime != "tensorrt")
-    )
+    found: list[Runtime] = []
+    for runtime in RUNTIMES:
+        why = why_not_served(served, runtime)
+        if runtime in requested:
+            require_served(served, runtime)
+        if why is not None:
+            notes.append(f"{served.name}: no model for {runtime}, {why}")
+        elif runtime in requested or not requested:
+            found.append(runtime)
+    if not found:
+        raise UsageError(f"{served.bundle.path} has no model that can be served: {notes[-1]}.")
+    return tuple(found)
 
 
 def _tensorrt_version(served: Sequence[Served]) -> str:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from sparse_export.errors import GateFailed
 from sparse_export.runtimes.tolerance import differences, spread
 from sparse_export.serving.repository import Served
+from sparse_export.serving.tensors import wire_dtype
+from sparse_export.signature import Array, Feeds, joined
 
 __all__ = ["Counters", "is_ready", "read_counters", "require_golden"]
 
-_NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
-    "FP32": np.dtype("<f4"),
-    "FP16": np.dtype("<f2"),
-    "FP64": np.dtype("<f8"),
-}
 _LINE = re.compile(r"^(nv_inference_\w+)\{[^}]*\} ([0-9.e+]+)$", re.MULTILINE)
 _LENGTH = "Inference-Header-Content-Length"
 
@@ -78,9 +75,16 @@ def read_counters(host: str, port: int) -> Counters | None:
 
 
 def require_golden(
-    host: str, port: int, served: Served, *, model: str, version: int | None, max_batch: int, timeout_s: float
-) -> float:
-    """Send the golden input to a model, in batches, and compare the answer with the golden output.
+    host: str,
+    port: int,
+    served: Served,
+    *,
+    model: str,
+    version: int | None,
+    max_batch: int,
+    timeout_s: float,
+) -> float | None:
+    """Send the golden inputs to a model, in batches, and compare the answers with the golden outputs.
 
     Args:
         host: of the server.
@@ -88,31 +92,47 @@ def require_golden(
         served: the bundle that the model was made from.
         model: its name on the server.
         version: of the model, None for any.
-        max_batch: largest batch that the model takes.
+        max_batch: largest batch to send.
         timeout_s: seconds for each request.
 
     Returns:
-        The largest absolute difference.
+        The largest absolute difference of a float; None where no output is one.
 
     Raises:
-        GateFailed: it is outside the bundle's tolerance, or there is no valid answer.
+        GateFailed: an output is outside the bundle's tolerance, or there is no valid answer.
     """
-    x, wanted = served.golden_input, served.golden_output
+    signature, info = served.signature, served.bundle.info
+    n_samples = signature.n_samples(served.golden_inputs)
     parts = [
-        _answer(host, port, served, x[start : start + max_batch], model, version, timeout_s)
-        for start in range(0, len(x), max_batch)
+        _answer(
+            host,
+            port,
+            served,
+            signature.part(served.golden_inputs, start, start + max_batch),
+            model,
+            version,
+            timeout_s,
+        )
+        for start in range(0, n_samples, max_batch)
     ]
-    info = served.bundle.info
-    name = info.signature.output_names[0]
-    (found,) = differences({name: np.concatenate(parts)}, {name: wanted}, atol=info.atol, rtol=info.rtol)
-    largest = found.max_abs_difference or 0.0
-    if not found.ok:
+    found = joined(parts, signature.outputs, signature.batch)
+    compared = differences(found, served.golden_outputs, atol=info.atol, rtol=info.rtol)
+    for one in compared:
+        if one.ok:
+            continue
+        if one.equal_share is None:
+            off, size = f"{one.max_abs_difference:.3g}", spread(served.golden_outputs[one.name])
+            allowed = f"At most {info.atol:g} + {info.rtol:g} * {size:.3g} is allowed."
+        else:
+            off = f"{1 - one.equal_share:.3g} of its values"
+            allowed = f"A share of {info.rtol:g} may differ."
         raise GateFailed(
-            f"The server's answer to the golden input of {model} differs by {largest:.3g}.",
-            expected=f"At most {info.atol:g} + {info.rtol:g} * {spread(wanted):.3g} is allowed.",
+            f"The server's answer to the golden input of {model} differs by {off} in {one.name}.",
+            expected=allowed,
             do="Do not use this server: look at its log for the runtime, and build the bundle again.",
         )
-    return largest
+    floats = [one.max_abs_difference for one in compared if one.max_abs_difference is not None]
+    return max(floats, default=None)
 
 
 def _version(version: int | None) -> str:
@@ -141,42 +161,65 @@ def _call(
 
 
 def _answer(
-    host: str, port: int, served: Served, batch: np.ndarray, model: str, version: int | None, timeout_s: float
-) -> np.ndarray:
-    """The server's output for a batch, by the protocol's binary form."""
-    data = np.ascontiguousarray(batch, dtype=_NUMPY_DTYPES[served.inputs.dtype]).tobytes()
-    document = {
-        "inputs": [
-            {
-                "name": served.inputs.name,
-                "shape": list(batch.shape),
-                "datatype": served.inputs.dtype,
-                "parameters": {"binary_data_size": len(data)},
-            }
-        ],
-        "outputs": [{"name": served.outputs.name, "parameters": {"binary_data": True}}],
-    }
-    head = json.dumps(document).encode()
+    host: str, port: int, served: Served, feeds: Feeds, model: str, version: int | None, timeout_s: float
+) -> dict[str, Array]:
+    """The server's outputs for some inputs, by the protocol's binary form."""
+    inputs, contents = [], []
+    for one in served.interface.inputs:
+        array = one.to_wire(feeds[one.name])
+        data = np.asarray(array, dtype=wire_dtype(one.dtype), order="C").tobytes()
+        size = {"binary_data_size": len(data)}
+        inputs.append(
+            {"name": one.name, "shape": list(array.shape), "datatype": one.dtype, "parameters": size}
+        )
+        contents.append(data)
+    outputs = [{"name": one.name, "parameters": {"binary_data": True}} for one in served.interface.outputs]
+    head = json.dumps({"inputs": inputs, "outputs": outputs}).encode()
     path = f"/v2/models/{model}{_version(version)}/infer"
     try:
         status, headers, body = _call(
-            host, port, "POST", path, timeout=timeout_s, body=head + data, headers={_LENGTH: str(len(head))}
+            host,
+            port,
+            "POST",
+            path,
+            timeout=timeout_s,
+            body=head + b"".join(contents),
+            headers={_LENGTH: str(len(head))},
         )
     except (OSError, http.client.HTTPException) as cause:
         raise _wrong(model, f"no answer: {cause or type(cause).__name__}") from cause
     if status != 200:
         raise _wrong(model, f"HTTP {status} {body[:500].decode(errors='replace')}")
+    return _outputs(served, model, served.signature.n_samples(feeds), headers, body)
+
+
+def _outputs(
+    served: Served, model: str, n_samples: int, headers: http.client.HTTPMessage, body: bytes
+) -> dict[str, Array]:
+    """The outputs in the body of a response to so many samples."""
     try:
-        split = int(headers.get(_LENGTH) or len(body))
-        output = json.loads(body[:split])["outputs"][0]
-        shape, dtype = tuple(output["shape"]), _NUMPY_DTYPES[output["datatype"]]
-    except (ValueError, KeyError, IndexError, TypeError) as cause:
+        start = int(headers.get(_LENGTH) or len(body))
+        entries = [
+            (one["name"], tuple(one["shape"]), one["datatype"], one["parameters"]["binary_data_size"])
+            for one in json.loads(body[:start])["outputs"]
+        ]
+    except (ValueError, KeyError, TypeError) as cause:
         raise _wrong(model, f"HTTP 200 without a valid answer: {body[:200]!r}") from cause
-    expected_shape = (len(batch), *served.outputs.dims)
-    content = body[split:]
-    if shape != expected_shape or len(content) != dtype.itemsize * int(np.prod(expected_shape)):
-        raise _wrong(model, f"HTTP 200, shape {shape} and {len(content)} bytes of data")
-    found: np.ndarray = np.frombuffer(content, dtype).reshape(shape)
+    found = {}
+    specs = {one.name: one for one in served.interface.outputs}
+    for name, shape, dtype, size in entries:
+        content, start = body[start : start + size], start + size
+        spec = specs.get(name)
+        if spec is None or dtype != spec.dtype:
+            raise _wrong(model, f"HTTP 200, {name} of {dtype}")
+        wanted = (n_samples, *spec.dims) if served.interface.batched else spec.dims
+        fits = len(shape) == len(wanted) and all(a in (b, -1) for b, a in zip(shape, wanted, strict=True))
+        if not fits or len(content) != wire_dtype(dtype).itemsize * math.prod(shape):
+            raise _wrong(model, f"HTTP 200, {name} of shape {shape} and {len(content)} bytes of data")
+        found[name] = spec.from_wire(np.frombuffer(content, wire_dtype(dtype)).reshape(shape))
+    missing = [name for name in specs if name not in found]
+    if missing:
+        raise _wrong(model, f"HTTP 200 without {missing[0]}")
     return found
 
 

@@ -64,12 +64,15 @@ def readme(
         "",
         "| model | runtime | largest batch | manifest of its bundle |",
         "|---|---|---|---|",
-        *(f"| {m.name} | {m.runtime} | {m.max_batch} | {m.manifest_sha256[:12]} |" for m in models),
+        *(
+            f"| {m.name} | {m.runtime} | {m.max_batch or 'not merged'} | {m.manifest_sha256[:12]} |"
+            for m in models
+        ),
         "",
         "| file | is |",
         "|---|---|",
         "| `model_repository/` | the models |",
-        "| `golden/` | an input and its output for each bundle |",
+        "| `golden/` | inputs and their outputs for each bundle; `golden.json` says which file is which |",
         "| `client/` | a client that checks the golden output, and a load script |",
         *(f"| `{name}` | {_CONTENTS[name].format(build=build)} |" for name in files),
     ]

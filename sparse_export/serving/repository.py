@@ -5,43 +5,39 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from sparse_export import trust
 from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.evaluate.parity import golden_inputs, golden_outputs
 from sparse_export.files import json_bytes, sha256_file, write_bytes
-from sparse_export.formats.bundle import (
-    BUNDLE_FILE,
-    GOLDEN_INPUT,
-    GOLDEN_OUTPUT,
-    MODEL_FILE,
-    Bundle,
-    open_bundle,
-)
+from sparse_export.formats.bundle import BUNDLE_FILE, MODEL_FILE, Bundle, open_bundle
 from sparse_export.formats.listed import bytes_of
-from sparse_export.serving.model_config import TensorSpec, check_config, config_text
+from sparse_export.serving.model_config import check_config, config_text
+from sparse_export.serving.served_engines import Engine, largest_fitting, largest_merged, served_engines
 from sparse_export.serving.settings import DEFAULT_MAX_BATCH, ModelSettings
-from sparse_export.signature import BATCH
+from sparse_export.serving.tensors import Interface, interface_of
+from sparse_export.signature import FLOATS, Array, Feeds, Signature, TensorInfo
 
 __all__ = [
     "CONFIG_FILE",
     "RUNTIMES",
-    "Engine",
     "Runtime",
     "Served",
+    "golden_batch",
     "largest_batch",
     "model_name",
     "open_served",
     "require_distinct",
-    "require_engine",
+    "require_served",
     "require_trusted_engines",
+    "why_not_served",
     "write_config",
     "write_version",
 ]
@@ -52,36 +48,8 @@ CONFIG_FILE = "config.pbtxt"
 
 # Names become folders, and the Python backend puts the path of its model into the words of a shell.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_ENGINE = re.compile(r"tensorrt-(?P<precision>[a-z0-9]+)-sm(?P<major>\d{1,2})(?P<minor>\d)\.engine")
-_DTYPES = {"float32": "FP32", "float16": "FP16", "float64": "FP64"}
 _DENSE_MODEL = "model-dense.onnx"
 _TEMPLATE = Path(__file__).with_name("triton_model.py")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Engine:
-    """A TensorRT engine of a bundle.
-
-    Attributes:
-        file: as the manifest lists it.
-        tensorrt: version that built it.
-        precision: as in its file name.
-        capability: compute capability of the GPU it was built for, as `9.0`.
-        profiles: batch sizes (min, opt, max) of each profile.
-        version_compatible: whether it holds a runtime of its own, which is code for the host.
-    """
-
-    file: str
-    tensorrt: str
-    precision: str
-    capability: str
-    profiles: tuple[tuple[int, int, int], ...]
-    version_compatible: bool
-
-    @property
-    def plan_name(self) -> str:
-        """File name in a repository."""
-        return f"model-sm{self.capability.replace('.', '')}.plan"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +60,9 @@ class Served:
         name: name of its model.
         bundle: the bundle.
         manifest_sha256: digest of its `manifest.json`, which identifies it.
-        inputs: input of the model.
-        outputs: output of the model.
-        golden_input: stored input that a server's answer is checked with.
-        golden_output: stored output for it.
+        interface: what the model takes and gives.
+        golden_inputs: stored inputs that a server's answer is checked with, by name.
+        golden_outputs: stored outputs for them, but for those whose length depends on the inputs' values.
         engines: its TensorRT engines that can be served.
         left_out: other engines, each with the reason.
     """
@@ -103,12 +70,16 @@ class Served:
     name: str
     bundle: Bundle
     manifest_sha256: str
-    inputs: TensorSpec
-    outputs: TensorSpec
-    golden_input: np.ndarray
-    golden_output: np.ndarray
+    interface: Interface
+    golden_inputs: dict[str, Array]
+    golden_outputs: dict[str, Array]
     engines: tuple[Engine, ...]
     left_out: tuple[str, ...]
+
+    @property
+    def signature(self) -> Signature:
+        """What the network takes and gives."""
+        return self.bundle.info.signature
 
     @property
     def holds_host_code(self) -> bool:
@@ -156,89 +127,45 @@ def open_served(folder: Path, name: str | None = None) -> Served:
     folder = Path(folder)
     bundle = open_bundle(folder)
     name = model_name(folder) if name is None else require_name(name)
-    golden_input, golden_output = (_golden(bundle, part) for part in ("input", "output"))
-    info = bundle.info
-    engines, left_out = _engines(bundle)
+    signature, golden = bundle.info.signature, bundle.info.golden
+    inputs, outputs = golden_inputs(bundle), golden_outputs(bundle)
+    sizes: dict[str, int] = {}
+    for one in signature.inputs:
+        _require_golden(bundle, golden.inputs, inputs, one, sizes)
+    for one in signature.outputs:
+        if one.name in golden.outputs:
+            _require_golden(bundle, golden.outputs, outputs, one, sizes)
+    engines, left_out = served_engines(bundle, {size: sizes[size] for size in signature.free})
     return Served(
         name=name,
         bundle=bundle,
         manifest_sha256=sha256_file(folder / BUNDLE_FILE),
-        inputs=_spec(info.signature.input_names[0], golden_input),
-        outputs=_spec(info.signature.output_names[0], golden_output),
-        golden_input=golden_input,
-        golden_output=golden_output,
+        interface=interface_of(signature),
+        golden_inputs=inputs,
+        golden_outputs={name: one for name, one in outputs.items() if name in golden.outputs},
         engines=engines,
         left_out=left_out,
     )
 
 
-def _golden(bundle: Bundle, part: str) -> np.ndarray:
-    name = {"input": GOLDEN_INPUT, "output": GOLDEN_OUTPUT}[part]
-    path = f"{bundle.path / name}"
-    try:
-        array: np.ndarray = np.load(io.BytesIO(bytes_of(bundle, name)), allow_pickle=False)
-    except ValueError as cause:
-        raise ArtefactError(f"{path} is damaged: {cause}.", do="Build the bundle again.") from cause
-    if array.dtype.name not in _DTYPES or array.ndim < 2 or not len(array) or not np.isfinite(array).all():
+def _require_golden(
+    bundle: Bundle, files: Mapping[str, str], arrays: Feeds, one: TensorInfo, sizes: dict[str, int]
+) -> None:
+    """Raise ArtefactError where a golden array is missing, or is not what the signature says."""
+    if one.name not in arrays:
+        raise ArtefactError(f"{bundle.path} has no golden {one.name}.", do="Build the bundle again.")
+    array = arrays[one.name]
+    problem = one.problem(array, sizes)
+    if problem is None and not array.size:
+        problem = f"{one.name} is empty"
+    if problem is None and one.dtype in FLOATS and not np.isfinite(array.astype(np.float64)).all():
+        problem = f"{one.name} holds NaN or infinity"
+    if problem is not None:
         raise ArtefactError(
-            f"{path} holds {array.dtype} of shape {array.shape}, not a batch of finite floating-point "
-            "samples.",
+            f"{bundle.path / files[one.name]} is damaged: {problem}.",
+            expected=f"{one} of finite numbers was expected.",
             do="Build the bundle again.",
         )
-    return array
-
-
-def _spec(name: str, batch: np.ndarray) -> TensorSpec:
-    return TensorSpec(name=name, dtype=_DTYPES[batch.dtype.name], dims=batch.shape[1:])
-
-
-def _engines(bundle: Bundle) -> tuple[tuple[Engine, ...], tuple[str, ...]]:
-    found, left_out = [], []
-    facts = {fact.file: fact for fact in bundle.info.engines}
-    for name in sorted(bundle.info.files):
-        if not name.endswith(".engine"):
-            continue
-        match = _ENGINE.fullmatch(Path(name).name)
-        if match is None:
-            left_out.append(f"{name}: Triton runs engines that are named tensorrt-PRECISION-smXX.engine")
-            continue
-        if name not in facts:
-            left_out.append(f"{name}: the manifest does not say which batches it takes")
-            continue
-        profiles = tuple(one[BATCH] for one in facts[name].profiles)
-        if not _taken(profiles):
-            sizes = ", ".join(f"{least} to {most}" for least, _, most in profiles)
-            left_out.append(f"{name}: its profiles, {sizes}, take no batch of 1, which requests bring")
-            continue
-        capability = f"{match['major']}.{match['minor']}"
-        engine = Engine(
-            file=name,
-            tensorrt=facts[name].version,
-            precision=match["precision"],
-            capability=capability,
-            profiles=profiles,
-            version_compatible=facts[name].version_compatible,
-        )
-        found.append(engine)
-    precisions = {engine.precision for engine in found}
-    if len(precisions) > 1:
-        keep = _preferred(precisions)
-        left_out += [f"{Path(e.file).name}: {keep} is served" for e in found if e.precision != keep]
-        found = [engine for engine in found if engine.precision == keep]
-    return tuple(found), tuple(left_out)
-
-
-def _taken(profiles: Sequence[tuple[int, int, int]]) -> int:
-    """Return the largest M such that each batch of 1 to M fits a profile.
-
-    A server merges requests to any of them.
-    """
-    taken = 0
-    for least, _, most in sorted(profiles):
-        if least > taken + 1:
-            break
-        taken = max(taken, most)
-    return taken
 
 
 def _n_profiles(served: Served) -> int:
@@ -249,30 +176,78 @@ def _n_profiles(served: Served) -> int:
 def largest_batch(served: Served, runtime: Runtime, settings: ModelSettings) -> int:
     """Return the maximum number of samples in one execution of a bundle's model.
 
+    Returns:
+        0 where the server merges no requests: whatever a request brings is one execution.
+
     Raises:
-        UsageError: the settings ask for more than its engines take.
+        UsageError: the settings ask for more than its engines take, or for a model that is not batched.
     """
+    if not served.interface.batched:
+        if settings.max_batch is not None:
+            raise UsageError(
+                f"--max-batch is {settings.max_batch}, and the samples of {served.bundle.path} are not the "
+                f"first axis of everything that it takes and gives: {served.signature}.",
+                expected="Its requests are not merged, and each may be of any size.",
+                do="Leave --max-batch out.",
+            )
+        return 0
     if runtime == "onnxruntime" or not served.engines:
         return settings.max_batch or DEFAULT_MAX_BATCH
-    n_profiles = _n_profiles(served)
-    narrowest = min(served.engines, key=lambda engine: _taken(engine.profiles[:n_profiles]))
-    most = _taken(narrowest.profiles[:n_profiles])
+    n_profiles, batch = _n_profiles(served), str(served.signature.batch)
+
+    def taken(engine: Engine) -> int:
+        return largest_merged(engine.profiles[:n_profiles], batch)
+
+    narrowest = min(served.engines, key=taken)
+    most = taken(narrowest)
     if settings.max_batch is None:
         return min(DEFAULT_MAX_BATCH, most)
     if settings.max_batch > most:
-        profiles = ", ".join(":".join(map(str, sizes)) for sizes in narrowest.profiles)
         raise UsageError(
             f"--max-batch is {settings.max_batch}, and {narrowest.file} takes up to {most}: its profiles are "
-            f"{profiles}.",
+            f"{narrowest.profiles_text}.",
             do="Give less to --max-batch, serve by onnxruntime, or build with another --profile.",
         )
     return settings.max_batch
 
 
-def _preferred(precisions: set[str]) -> str:
-    """Return the precision to serve where a bundle has several: the widest, nearest to the golden output."""
-    order = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
-    return min(precisions, key=lambda name: (order.index(name) if name in order else len(order), name))
+def golden_batch(served: Served, runtime: Runtime, settings: ModelSettings) -> int:
+    """Return the number of samples of the golden input that one request may bring.
+
+    Raises:
+        UsageError: as `largest_batch`.
+    """
+    n_samples = served.signature.n_samples(served.golden_inputs)
+    most = largest_batch(served, runtime, settings) or n_samples
+    if runtime == "onnxruntime":
+        return most
+    sizes = golden_sizes(served)
+    fitting = [largest_fitting(one.profiles, served.signature.batch, sizes) for one in served.engines]
+    return min([most, *fitting])
+
+
+def golden_sizes(served: Served) -> dict[str, int]:
+    """Return the free sizes of the golden input, by name."""
+    return {
+        size: found
+        for one in served.signature.inputs
+        for size, found in zip(one.shape, served.golden_inputs[one.name].shape, strict=True)
+        if isinstance(size, str)
+    }
+
+
+def why_not_served(served: Served, runtime: Runtime) -> str | None:
+    """Say why a bundle has no model for a runtime; None where it has one."""
+    if runtime != "python" and served.interface.bare_scalars:
+        return (
+            f"{served.interface.bare_scalars[0]} is a single number, which Triton's {runtime} does not take"
+        )
+    if runtime == "tensorrt":
+        return None if served.engines else "the bundle has no TensorRT engine"
+    for one in (*served.interface.inputs, *served.interface.outputs):
+        if one.dtype == "BF16":
+            return f"{one.name} is bfloat16, which onnxruntime does not exchange with Triton"
+    return None
 
 
 def require_trusted_engines(served: Served, trusted: trust.TrustedDigests) -> None:
@@ -327,8 +302,7 @@ def write_version(
     Raises:
         UsageError: the bundle has nothing for the runtime.
     """
-    if runtime == "tensorrt":
-        require_engine(served)
+    require_served(served, runtime)
     if runtime == "onnxruntime":
         write_bytes(folder / MODEL_FILE, _dense_onnx(served))
         return
@@ -340,8 +314,10 @@ def write_version(
     write_bytes(folder / MODEL_FILE, content)
     digests = {engine.plan_name: sha256_file(folder / engine.plan_name) for engine in served.engines}
     document: dict[str, object] = {
-        "input": served.inputs.name,
-        "output": served.outputs.name,
+        "inputs": list(served.signature.input_names),
+        "outputs": list(served.signature.output_names),
+        "batched": served.interface.batched,
+        "scalars": list(served.interface.bare_scalars),
         "threads": settings.threads,
         "model": MODEL_FILE,
         "packed": _is_packed(served),
@@ -359,21 +335,24 @@ def write_version(
     write_bytes(folder / "model.py", _TEMPLATE.read_bytes())
 
 
-def require_engine(served: Served) -> None:
-    """Check that a bundle has a TensorRT engine that can be served.
+def require_served(served: Served, runtime: Runtime) -> None:
+    """Check that a bundle has something for a runtime.
 
     Raises:
-        UsageError: it has none; the error says which engines were left out and why.
+        UsageError: it has not; the error says which engines were left out and why.
     """
-    if not served.engines:
-        left_out = f" Left out: {'; '.join(served.left_out)}." if served.left_out else ""
+    why = why_not_served(served, runtime)
+    if why is None:
+        return
+    if runtime != "tensorrt" or served.engines:
         raise UsageError(
-            f"{served.bundle.path} has no TensorRT engine that can be served.{left_out}",
-            do=(
-                "Build one with `--target tensorrt` and a profile that begins at 1, or choose another "
-                "runtime."
-            ),
+            f"{served.bundle.path} has no model for {runtime}: {why}.", do="Choose another runtime."
         )
+    left_out = f" Left out: {'; '.join(served.left_out)}." if served.left_out else ""
+    raise UsageError(
+        f"{served.bundle.path} has no TensorRT engine that can be served.{left_out}",
+        do="Build one with `--target tensorrt` and a profile that begins at 1, or choose another runtime.",
+    )
 
 
 def write_config(
@@ -402,8 +381,8 @@ def write_config(
     text = config_text(
         name,
         runtime=runtime,
-        inputs=served.inputs,
-        outputs=served.outputs,
+        interface=served.interface,
+        sizes=_warm_sizes(served),
         settings=settings,
         max_batch=largest_batch(served, runtime, settings),
         n_profiles=_n_profiles(served),
@@ -414,13 +393,29 @@ def write_config(
     )
     path = folder / CONFIG_FILE
     message = check_config(text, path)
-    parsed = (message.name, message.input[0].name, tuple(message.input[0].dims), message.output[0].name)
-    expected = (name, served.inputs.name, served.inputs.dims, served.outputs.name)
+    parsed = (message.name, *map(_read_back, (message.input, message.output)))
+    ends = served.interface.inputs, served.interface.outputs
+    expected = (name, *([(one.name, f"TYPE_{one.dtype}", one.dims) for one in some] for some in ends))
     if parsed != expected:
         raise ArtefactError(
             f"Triton reads {parsed} from {path}, and the bundle has {expected}.", do="Rename the tensors."
         )
     write_bytes(path, text.encode())
+
+
+def _warm_sizes(served: Served) -> dict[str, tuple[int, ...]]:
+    """The dims of each input at the sizes of the golden one, and with one sample."""
+    one_sample = served.signature.part(served.golden_inputs, 0, 1)
+    return {
+        one.name: one.to_wire(one_sample[one.name]).shape[served.interface.batched :]
+        for one in served.interface.inputs
+    }
+
+
+def _read_back(tensors: Any) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Names, types and dims of a parsed configuration's inputs or outputs."""
+    types = tensors[0].DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number if tensors else {}
+    return [(one.name, types[one.data_type].name, tuple(one.dims)) for one in tensors]
 
 
 def require_distinct(served: Sequence[Served]) -> None:

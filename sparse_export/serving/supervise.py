@@ -26,11 +26,12 @@ from sparse_export.serving.repository import (
     RUNTIMES,
     Runtime,
     Served,
-    largest_batch,
+    golden_batch,
     open_served,
     require_distinct,
-    require_engine,
+    require_served,
     require_trusted_engines,
+    why_not_served,
     write_config,
     write_version,
 )
@@ -60,14 +61,23 @@ class Loaded:
         version: on the server.
         runtime: that runs it.
         manifest_sha256: of its bundle.
-        largest_difference: of its output from the golden output.
+        largest_difference: of its float outputs from the golden ones; None where it has none to compare.
+        compared: names of the outputs that were compared; not those whose length depends on the values of the
+            inputs.
     """
 
     name: str
     version: int
     runtime: str
     manifest_sha256: str
-    largest_difference: float
+    largest_difference: float | None
+    compared: tuple[str, ...]
+
+    def __str__(self) -> str:
+        answer = "golden answer right" if self.compared else "answers, with no output that can be compared"
+        difference = self.largest_difference
+        by = "" if difference is None else f", largest difference {difference:.3g}"
+        return f"{self.name} version {self.version} by {self.runtime}: {answer}{by}"
 
 
 def serve(
@@ -141,14 +151,9 @@ def serve(
 
 def _choose_runtime(served: Served, server: ServerFiles, requested: str) -> Runtime:
     """The requested runtime, or for `auto` the first that both the server and the bundle have."""
-    has: dict[Runtime, bool] = {
-        "tensorrt": bool(served.engines),
-        "onnxruntime": True,
-        "python": True,
-    }
     if requested == "auto":
         for runtime in RUNTIMES:
-            if has[runtime] and runtime in server.backends:
+            if why_not_served(served, runtime) is None and runtime in server.backends:
                 return runtime
     for runtime in RUNTIMES:
         if runtime == requested:
@@ -158,13 +163,12 @@ def _choose_runtime(served: Served, server: ServerFiles, requested: str) -> Runt
                     f"{', '.join(sorted(server.backends)) or 'none'}.",
                     do="Use --runtime auto, or NVIDIA's container, which has them all.",
                 )
-            if runtime == "tensorrt":
-                require_engine(served)
+            require_served(served, runtime)
             return runtime
     if requested != "auto":
         raise UnknownNameError("runtime", requested, ["auto", *RUNTIMES])
     raise MissingCapability(
-        f"{server.binary} has no backend that serves a bundle.", do="Install NVIDIA's build."
+        f"{server.binary} has no backend that serves {served.bundle.path}.", do="Install NVIDIA's build."
     )
 
 
@@ -293,7 +297,7 @@ class _Supervisor:
             slot.served,
             model=model,
             version=version,
-            max_batch=largest_batch(slot.served, slot.runtime, self._options.settings),
+            max_batch=golden_batch(slot.served, slot.runtime, self._options.settings),
             timeout_s=self._options.start_timeout_s,
         )
         return Loaded(
@@ -302,6 +306,7 @@ class _Supervisor:
             runtime=slot.runtime,
             manifest_sha256=slot.served.manifest_sha256,
             largest_difference=largest,
+            compared=tuple(slot.served.golden_outputs),
         )
 
     def _wait_until(self, process: Process, reached: Callable[[], bool]) -> bool:
@@ -324,10 +329,7 @@ class _Supervisor:
     def _announce(self, process: Process, loaded: tuple[Loaded, ...]) -> None:
         """Log the models; the first time also call on_ready."""
         for one in loaded:
-            self._say(
-                f"{one.name} version {one.version} by {one.runtime}: golden answer right, "
-                f"largest difference {one.largest_difference:.3g}"
-            )
+            self._say(str(one))
         if not self._announced:
             self._announced = True
             self._on_ready(self._ports, process.pid, loaded)
@@ -352,10 +354,10 @@ class _Supervisor:
             if served.manifest_sha256 == slot.served.manifest_sha256:
                 self._say(f"{slot.name}: unchanged")
                 return
-            if (served.inputs, served.outputs) != (slot.served.inputs, slot.served.outputs):
+            if served.interface != slot.served.interface:
                 raise UsageError(
-                    f"The new {slot.path} takes {served.inputs} and gives {served.outputs}, "
-                    f"where clients expect {slot.served.inputs} and {slot.served.outputs}.",
+                    f"The new {slot.path} takes and gives {served.interface}, where clients expect "
+                    f"{slot.served.interface}.",
                     do="Serve it under another name.",
                 )
             runtime = _choose_runtime(served, self._server, self._options.runtime)
@@ -376,10 +378,7 @@ class _Supervisor:
             self._say(f"Error: {slot.name}: version {slot.version} stays. {error}")
             return
         slot.served, slot.runtime, slot.version = new.served, new.runtime, new.version
-        self._say(
-            f"{slot.name} version {loaded.version} by {loaded.runtime}: golden answer right, "
-            f"largest difference {loaded.largest_difference:.3g}"
-        )
+        self._say(str(loaded))
 
     def _promote(self, process: Process, slot: _Slot, new: _Slot) -> Loaded:
         """Check a version under another name, then make it the next one. On an error all stays as before."""

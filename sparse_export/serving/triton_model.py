@@ -4,9 +4,11 @@ Copied as `model.py` into a model repository, where it runs by itself: it needs 
 numpy, tensorrt and cuda-python, and uses sparse_export only where packed weights are to be expanded, and only
 when it is there.
 
-Beside it lies `model.json`: `input`, `output`, `threads`, `model` (an ONNX file) and `engines` (file by
-compute capability), `host_code` (those of them that bring a runtime of their own along), `sha256` of each
-file, and, under `serve` alone, `activity`, a folder for a file that counts executions.
+Beside it lies `model.json`: `inputs` and `outputs` (names), `batched` (samples come first in all of them, so
+that requests may be merged), `scalars` (those whose size of 1 is there for the server alone), `threads`,
+`model` (an ONNX file), `packed`, and `engines` (file by compute capability), `host_code` (those of them that
+bring a runtime of their own along), `sha256` of each file, and, under `serve` alone, `activity`, a folder for
+a file that counts executions.
 
 It imports `tensorrt` itself, since `sparse_export.engines.tensorrt_import` is not installed where this file
 runs. Its calls are type-checked against the same stubs of TensorRT 10.13 as `runtimes/tensorrt.py`, which
@@ -23,6 +25,7 @@ import ctypes
 import hashlib
 import importlib
 import json
+import math
 import mmap
 import os
 import struct
@@ -56,15 +59,16 @@ class TritonPythonModel:
         for name, digest in document["sha256"].items():
             if _sha256(folder / name) != digest:
                 raise RuntimeError(f"{folder / name} is not the file that was packaged: its SHA-256 differs")
-        self._input: str = document["input"]
-        self._output: str = document["output"]
+        self._inputs: list[str] = document["inputs"]
+        self._batched: bool = document["batched"]
+        self._scalars = frozenset(document["scalars"])
         device = int(args["model_instance_device_id"])
         on_gpu = args["model_instance_kind"] == "GPU"
         engine = document["engines"].get(_capability(device)) if on_gpu and document["engines"] else None
         self._network: Any
         if engine is not None:
             self._network = _Engine(
-                folder / engine, device, self._input, self._output, engine in document["host_code"]
+                folder / engine, device, self._inputs, document["outputs"], engine in document["host_code"]
             )
         else:
             self._network = _Onnxruntime(
@@ -76,7 +80,7 @@ class TritonPythonModel:
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer requests, merged into one batch; the backend has checked names, types and shapes."""
+        """Answer requests, merged into batches; the backend has checked names, types and shapes."""
         self._activity.begin()
         try:
             return self._answer(requests)
@@ -84,23 +88,34 @@ class TritonPythonModel:
             self._activity.end()
 
     def _answer(self, requests: list[Any]) -> list[Any]:
-        pb = self._pb
-        arrays = [np.from_dlpack(pb.get_input_tensor_by_name(r, self._input)) for r in requests]
-        try:
-            logits = self._network.run(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
-        except Exception as cause:  # noqa: BLE001 - a runtime may raise anything; it is the answer
-            error = pb.TritonError(f"{self._network.name}: {cause}")
-            return [pb.InferenceResponse(error=error) for _ in requests]
-        responses, start = [], 0
-        for array in arrays:
-            part = logits[start : start + len(array)]
-            start += len(array)
-            responses.append(pb.InferenceResponse([self._tensor(part)]))
-        return responses
+        feeds = [{name: self._array(request, name) for name in self._inputs} for request in requests]
+        answers: dict[int, Any] = {}
+        for group in _mergeable(feeds, self._batched):
+            parts = [feeds[at] for at in group]
+            try:
+                outputs = self._network.run(parts[0] if len(parts) == 1 else _joined(parts))
+            except Exception as cause:  # noqa: BLE001 - a runtime may raise anything; it is the answer
+                error = self._pb.TritonError(f"{self._network.name}: {cause}")
+                answers |= {at: self._pb.InferenceResponse(error=error) for at in group}
+                continue
+            start = 0
+            for at, part in zip(group, parts, strict=True):
+                own = outputs
+                if len(parts) > 1:
+                    stop = start + len(part[self._inputs[0]])
+                    own = {name: array[start:stop] for name, array in outputs.items()}
+                    start = stop
+                tensors = [self._tensor(name, array) for name, array in own.items()]
+                answers[at] = self._pb.InferenceResponse(tensors)
+        return [answers[at] for at in range(len(requests))]
 
-    def _tensor(self, array: np.ndarray) -> Any:
-        capsule = array.__dlpack__()
-        tensor = self._pb.Tensor.from_dlpack(self._output, capsule)
+    def _array(self, request: Any, name: str) -> np.ndarray:
+        array: np.ndarray = np.from_dlpack(self._pb.get_input_tensor_by_name(request, name))
+        return array[..., 0] if name in self._scalars else array
+
+    def _tensor(self, name: str, array: np.ndarray) -> Any:
+        capsule = (array[..., np.newaxis] if name in self._scalars else array).__dlpack__()
+        tensor = self._pb.Tensor.from_dlpack(name, capsule)
         # The backend marks the capsule as used by a name that numpy does not know, and numpy would complain
         # on stderr at every request. This is the name that the DLPack protocol specifies.
         _SetName(capsule, _USED)
@@ -110,6 +125,19 @@ class TritonPythonModel:
         """Release all resources."""
         self._network.close()
         self._activity.close()
+
+
+def _mergeable(feeds: list[dict[str, np.ndarray]], batched: bool) -> list[list[int]]:
+    """Numbers of the requests that are one execution: those of one size, where samples come first."""
+    groups: dict[object, list[int]] = {}
+    for at, arrays in enumerate(feeds):
+        key: object = tuple(array.shape[1:] for array in arrays.values()) if batched else at
+        groups.setdefault(key, []).append(at)
+    return list(groups.values())
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _sha256(path: Path) -> str:
@@ -164,13 +192,11 @@ class _Onnxruntime:
             [("CUDAExecutionProvider", {"device_id": device})] if gpu else ["CPUExecutionProvider"]
         )
         self._session = ort.InferenceSession(_dense(path, document["packed"]), options, providers=providers)
-        self._outputs = [document["output"]]
-        self._input = document["input"]
+        self._outputs: list[str] = document["outputs"]
         self.name = f"onnxruntime {ort.__version__} {self._session.get_providers()[0]}"
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        found: np.ndarray = self._session.run(self._outputs, {self._input: batch})[0]
-        return found
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
 
     def close(self) -> None:
         self._session = None
@@ -206,6 +232,27 @@ def _require(status: Any) -> None:
         raise RuntimeError(f"CUDA returned {status}")
 
 
+_Shapes = list[tuple[int, ...]]
+"""Of an input in a profile: the smallest, the one it is tuned for, and the largest."""
+
+
+def _shapes(dims: Any) -> _Shapes:
+    return [tuple(int(one[at]) for at in range(len(one))) for one in dims]
+
+
+def _distance(ends: list[tuple[tuple[int, ...], _Shapes]]) -> float:
+    """How far shapes are from those that a profile is tuned for; infinite where it does not take them."""
+    total = 0.0
+    for shape, (least, usual, most) in ends:
+        if len(shape) != len(usual):
+            return math.inf
+        for found, low, tuned, high in zip(shape, least, usual, most, strict=True):
+            if not low <= found <= high:
+                return math.inf
+            total += abs(tuned - found) / max(found, 1)
+    return total
+
+
 class _Engine:
     """A TensorRT engine, one execution at a time; its buffers grow with the batches.
 
@@ -213,7 +260,9 @@ class _Engine:
     it.
     """
 
-    def __init__(self, path: Path, device: int, input_name: str, output_name: str, host_code: bool) -> None:
+    def __init__(
+        self, path: Path, device: int, inputs: list[str], outputs: list[str], host_code: bool
+    ) -> None:
         if TYPE_CHECKING:
             import tensorrt as trt
         else:
@@ -232,26 +281,33 @@ class _Engine:
                 f"TensorRT {version} cannot load {path}: it was built by another version or GPU"
             )
         self._engine, self._context = engine, context
-        self._input, self._output = input_name, output_name
+        nptype: Any = trt.nptype  # it is written in Python, without types
+        self._dtypes = {name: np.dtype(nptype(engine.get_tensor_dtype(name))) for name in (*inputs, *outputs)}
+        self._inputs, self._outputs = inputs, outputs
         self._profiles = [
-            tuple(int(dims[0]) for dims in engine.get_tensor_profile_shape(input_name, index))
+            {name: _shapes(engine.get_tensor_profile_shape(name, index)) for name in inputs}
             for index in range(engine.num_optimization_profiles)
         ]
         self._profile = 0
-        nptype: Any = trt.nptype  # it is written in Python, without types
-        self._dtype = np.dtype(nptype(engine.get_tensor_dtype(output_name)))
         status, self._stream = runtime.cudaStreamCreate()
         _require(status)
         self._buffers: dict[str, tuple[int, int]] = {}
         self.name = f"tensorrt {version}"
 
-    def _select_profile(self, n: int) -> None:
-        """Select the profile whose optimum is nearest to a batch of n."""
-        fitting = [at for at, (least, _, most) in enumerate(self._profiles) if least <= n <= most]
-        if not fitting:
-            sizes = ", ".join(f"{least} to {most}" for least, _, most in self._profiles)
-            raise ValueError(f"a batch of {n} fits no profile of the engine, which takes {sizes}")
-        best = min(fitting, key=lambda at: abs(self._profiles[at][1] - n))
+    def _select_profile(self, feeds: dict[str, np.ndarray]) -> None:
+        """Select, of the profiles that take these shapes, the one that is tuned for the nearest."""
+        distances = [
+            _distance([(feeds[name].shape, shapes) for name, shapes in profile.items()])
+            for profile in self._profiles
+        ]
+        best = min(range(len(distances)), key=lambda at: distances[at])
+        if distances[best] == math.inf:
+            given = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
+            taken = "; ".join(
+                ", ".join(f"{name} {least} to {most}" for name, (least, _, most) in profile.items())
+                for profile in self._profiles
+            )
+            raise ValueError(f"{given} fits no profile of the engine, which takes {taken}")
         if best != self._profile:
             if not self._context.set_optimization_profile_async(best, int(self._stream)):
                 raise RuntimeError(f"TensorRT refused profile {best}")
@@ -269,23 +325,31 @@ class _Engine:
         self._context.set_tensor_address(name, pointer)
         return pointer
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        batch = np.ascontiguousarray(batch)
-        self._select_profile(len(batch))
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self._select_profile(feeds)
         cuda, kind = self._cuda, self._cuda.cudaMemcpyKind
-        if not self._context.set_input_shape(self._input, batch.shape):
-            raise ValueError(f"the engine takes no inputs of shape {batch.shape}")
-        source = self._buffer(self._input, batch.nbytes)
-        shape = self._context.get_tensor_shape(self._output)
-        logits = np.empty([int(shape[at]) for at in range(len(shape))], self._dtype)
-        target = self._buffer(self._output, logits.nbytes)
         up, down = kind.cudaMemcpyHostToDevice, kind.cudaMemcpyDeviceToHost
-        _require(cuda.cudaMemcpyAsync(source, batch.ctypes.data, batch.nbytes, up, self._stream)[0])
+        arrays = {name: np.asarray(array, order="C") for name, array in feeds.items()}
+        for name, array in arrays.items():
+            if array.dtype != self._dtypes[name] or not self._context.set_input_shape(name, array.shape):
+                raise ValueError(f"the engine takes no {name} of {array.dtype} and shape {array.shape}")
+            source = self._buffer(name, array.nbytes)
+            _require(cuda.cudaMemcpyAsync(source, array.ctypes.data, array.nbytes, up, self._stream)[0])
+        outputs, targets = {}, {}
+        for name in self._outputs:
+            dims = self._context.get_tensor_shape(name)
+            shape = [int(dims[at]) for at in range(len(dims))]
+            if -1 in shape:
+                raise ValueError(f"how long {name} is depends on the values of the inputs")
+            outputs[name] = np.empty(shape, self._dtypes[name])
+            targets[name] = self._buffer(name, outputs[name].nbytes)
         if not self._context.execute_async_v3(int(self._stream)):
             raise RuntimeError("the engine did not run")
-        _require(cuda.cudaMemcpyAsync(logits.ctypes.data, target, logits.nbytes, down, self._stream)[0])
+        for name, array in outputs.items():
+            copied = cuda.cudaMemcpyAsync(array.ctypes.data, targets[name], array.nbytes, down, self._stream)
+            _require(copied[0])
         _require(cuda.cudaStreamSynchronize(self._stream)[0])
-        return logits
+        return outputs
 
     def close(self) -> None:
         for pointer, _ in self._buffers.values():

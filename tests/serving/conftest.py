@@ -13,6 +13,8 @@ import torch
 
 from sparse_export.building import build
 from sparse_export.errors import MissingCapability
+from sparse_export.serving.golden_files import write_golden_files
+from sparse_export.serving.repository import open_served
 from sparse_export.serving.server_files import find_server, install_server
 from sparse_export.sparsity.pattern import NMPattern, fits, largest_per_group
 from sparse_export.tasks import data
@@ -57,6 +59,15 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
         )
         build(run, folder / name, onnx="packed" if name == "sparse" else "dense")
     torch.set_num_threads(threads)
+    return Bundles(folder / "dense", folder / "sparse", folder / "other")
+
+
+@pytest.fixture(scope="session")
+def golden(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
+    """Folders with the golden pair of each, as a package has them."""
+    folder = tmp_path_factory.mktemp("golden")
+    for name in ("dense", "sparse", "other"):
+        write_golden_files(folder / name, open_served(getattr(bundles, name)))
     return Bundles(folder / "dense", folder / "sparse", folder / "other")
 
 

@@ -29,7 +29,7 @@ def with_engines(
     *names: str,
     tensorrt: str = "10.14.1.48",
     trusted: bool = True,
-    profiles: Profiles = ((1, 8, 128),),
+    profiles: Profiles = ({"batch": (1, 8, 128)},),
     version_compatible: bool = False,
     told: bool = True,
 ) -> Path:
@@ -55,7 +55,7 @@ def with_engines(
             architectures=(),
             hardware="none",
             version_compatible=version_compatible,
-            profiles=tuple({"batch": one} for one in profiles),
+            profiles=tuple(dict(one) for one in profiles),
             sparse=True,
             parse_s=0.0,
             build_s=0.0,
@@ -98,9 +98,9 @@ class Response:
 
 
 def backend_utils() -> ModuleType:
-    """`triton_python_backend_utils`, where a request is the array that it brings."""
+    """`triton_python_backend_utils`, where a request is the arrays that it brings, by name."""
     module: Any = ModuleType("triton_python_backend_utils")
-    module.get_input_tensor_by_name = lambda request, name: request
+    module.get_input_tensor_by_name = lambda request, name: request[name]
     module.Tensor = _Tensor
     module.TritonError = str
     module.InferenceResponse = Response

@@ -120,7 +120,7 @@ def _load(golden: Path, protocol: str, port: int) -> dict[str, Any]:
 @pytest.mark.full
 @pytest.mark.slow  # the time under load is what is tested: two servers, three rounds of four seconds each
 def test_32_clients_see_no_error_and_a_request_costs_at_most_1_3_of_the_bare_model(
-    running: Serving, bare: tuple[Ports, int], bundles: Bundles, capsys: pytest.CaptureFixture[str]
+    running: Serving, bare: tuple[Ports, int], golden: Bundles, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bare_ports, bare_pid = bare
     servers = {
@@ -133,7 +133,7 @@ def test_32_clients_see_no_error_and_a_request_costs_at_most_1_3_of_the_bare_mod
         protocol = ("grpc", "http", "grpc")[number]
         for name, (pid, http_port, grpc_port) in sorted(servers.items(), reverse=bool(number % 2)):
             before = cpu_seconds(pid)
-            told = _load(bundles.dense / "golden", protocol, http_port if protocol == "http" else grpc_port)
+            told = _load(golden.dense, protocol, http_port if protocol == "http" else grpc_port)
             spent[name] += cpu_seconds(pid) - before
             answered[name] += told["requests"]
             with capsys.disabled():

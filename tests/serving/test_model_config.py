@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sparse_export.errors import ArtefactError, MissingCapability, UsageError
-from sparse_export.serving.model_config import TensorSpec, check_config, config_text
+from sparse_export.serving.model_config import check_config, config_text
 from sparse_export.serving.settings import ModelSettings
+from sparse_export.serving.tensors import Interface, TensorSpec, interface_of
+from sparse_export.signature import Signature, TensorInfo
+from tests.named_graphs import SPOKEN, WORDS
 
 INPUT = TensorSpec(name="input", dtype="FP32", dims=(3, 32, 32))
 OUTPUT = TensorSpec(name="logits", dtype="FP16", dims=(10,))
+PLAIN = Interface(inputs=(INPUT,), outputs=(OUTPUT,), batched=True)
 
 
 def _text(runtime: str = "python", max_batch: int = 64, **changes: object) -> str:
     return config_text(
         "net",
         runtime=runtime,
-        inputs=INPUT,
-        outputs=OUTPUT,
+        interface=PLAIN,
+        sizes={"input": INPUT.dims},
         settings=ModelSettings(**changes),  # type: ignore[arg-type]
         max_batch=max_batch,
         parameters={"manifest_sha256": "ab" * 32},
@@ -127,3 +133,90 @@ def test_without_tritonclient_it_is_told_what_to_install(monkeypatch: pytest.Mon
 def test_a_number_out_of_range_is_wrong_usage(changes: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=next(iter(changes))):
         ModelSettings(**changes)  # type: ignore[arg-type]
+
+
+def _named(signature: Signature, sizes: dict[str, tuple[int, ...]], max_batch: int) -> Any:
+    text = config_text(
+        "net",
+        runtime="python",
+        interface=interface_of(signature),
+        sizes=sizes,
+        settings=ModelSettings(),
+        max_batch=max_batch,
+        parameters={},
+    )
+    return check_config(text, "config.pbtxt")
+
+
+def test_every_input_and_output_is_there_with_its_type_and_free_sizes() -> None:
+    message = _named(WORDS, {"input_ids": (12,), "attention_mask": (12,)}, 64)
+    assert [(one.name, one.data_type, list(one.dims)) for one in message.input] == [
+        ("input_ids", message.input[0].data_type, [-1]),
+        ("attention_mask", message.input[0].data_type, [-1]),
+    ]
+    types = message.input[0].DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
+    assert [types[one.data_type].name for one in (*message.input, *message.output)] == [
+        *["TYPE_INT64"] * 2,
+        "TYPE_FP32",
+        "TYPE_INT64",
+    ]
+    assert [list(one.dims) for one in message.output] == [[-1, 8], [-1]]
+    warm = {sample.batch_size: sample.inputs["attention_mask"] for sample in message.model_warmup}
+    assert warm.keys() == {1, 64}
+    assert list(warm[64].dims) == [12]
+
+
+def test_a_network_whose_samples_do_not_all_come_first_is_not_batched() -> None:
+    message = _named(SPOKEN, {"sound": (1, 16), "state": (2, 1, 4)}, 0)
+    assert (message.max_batch_size, message.HasField("dynamic_batching")) == (0, False)
+    assert [list(one.dims) for one in message.input] == [[-1, -1], [2, -1, 4]]
+    (warm,) = message.model_warmup
+    assert (warm.batch_size, list(warm.inputs["state"].dims)) == (1, [2, 1, 4])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "batched"),
+    [
+        ((("batch", 3),), True),
+        ((("batch",),), True),
+        ((("batch", "batch"),), False),  # how alike samples are: another answer in another company
+        (((3,),), False),
+        ((("n_boxes", 4),), False),
+    ],
+)
+def test_requests_are_merged_only_where_samples_come_first_in_everything(
+    outputs: tuple[tuple[int | str, ...], ...], batched: bool
+) -> None:
+    signature = Signature(
+        inputs=(TensorInfo(name="x", dtype="float32", shape=("batch", 3)),),
+        outputs=tuple(
+            TensorInfo(name=f"y{at}", dtype="float32", shape=one) for at, one in enumerate(outputs)
+        ),
+    )
+    assert interface_of(signature).batched is batched
+
+
+def test_a_size_of_nothing_but_the_batch_is_one_of_1_on_the_wire_that_the_server_takes_away() -> None:
+    signature = Signature(
+        inputs=(TensorInfo(name="x", dtype="bool", shape=("batch",)),),
+        outputs=(TensorInfo(name="y", dtype="bool", shape=("batch",)),),
+    )
+    message = _named(signature, {"x": (1,)}, 8)
+    assert list(message.input[0].dims) == [1]
+    assert message.input[0].HasField("reshape")
+    assert list(message.input[0].reshape.shape) == []
+    (spec,) = interface_of(signature).inputs
+    sent = spec.to_wire(np.array([True, False]))
+    assert sent.shape == (2, 1)
+    assert spec.from_wire(sent).tolist() == [True, False]
+
+
+def test_names_of_any_kind_are_read_back_as_they_are() -> None:
+    names = ['the "first"', "a/b:0", "\u00e9\n", "back\\slash"]
+    signature = Signature(
+        inputs=tuple(TensorInfo(name=one, dtype="int8", shape=("batch", 2)) for one in names),
+        outputs=(TensorInfo(name="y", dtype="uint64", shape=("batch", 2)),),
+    )
+    message = _named(signature, dict.fromkeys(names, (2,)), 4)
+    assert [one.name for one in message.input] == names
+    assert set(message.model_warmup[0].inputs) == set(names)

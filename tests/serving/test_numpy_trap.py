@@ -63,7 +63,7 @@ def test_a_model_with_arrays_of_numpy_2_answers_200_and_no_data_and_is_caught(
                 assert process.exit_code() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-            with pytest.raises(GateFailed, match=r"HTTP 200, shape \(8, 10\) and 0 bytes of data"):
+            with pytest.raises(GateFailed, match=r"HTTP 200, logits of shape \(8, 10\) and 0 bytes of data"):
                 require_golden(
                     ports.host, ports.http, served, model="dense", version=1, max_batch=64, timeout_s=30
                 )

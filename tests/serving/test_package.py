@@ -4,29 +4,47 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import yaml
 
 from sparse_export.errors import ArtefactError, NotTrustedError, UnknownNameError, UsageError
 from sparse_export.files import sha256_file
-from sparse_export.formats.bundle import BUNDLE_FILE
-from sparse_export.formats.listed import FileInfo, verify_files
+from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, read_bundle_info, save_bundle_info
+from sparse_export.formats.listed import FileInfo, file_infos, verify_files
 from sparse_export.graph.passes.pack24 import may_be_packed
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.serving.model_config import check_config
 from sparse_export.serving.package import Package, package
-from sparse_export.serving.repository import model_name, open_served, require_name, require_trusted_engines
+from sparse_export.serving.repository import (
+    RUNTIMES,
+    Served,
+    model_name,
+    open_served,
+    require_name,
+    require_served,
+    require_trusted_engines,
+    why_not_served,
+)
 from sparse_export.serving.settings import ModelSettings
+from sparse_export.serving.tensors import interface_of
+from sparse_export.signature import TensorInfo
 from sparse_export.trust import remember
+from tests.card import batches
 from tests.cli.conftest import Call
-from tests.sealing import write_sealed
+from tests.engines.making import bundle_info
+from tests.named_graphs import PICTURES, WORDS, words_graph
+from tests.sealing import first_version, write_sealed
 from tests.serving.conftest import Bundles
 from tests.serving.engines import with_engines
 from tests.serving.manifest_checks import problem
+from tests.serving.named_bundles import named_bundle
 
 ENGINE = "tensorrt-fp16-sm90.engine"
 
@@ -73,9 +91,9 @@ def test_native_backends_get_dense_weights_and_ours_the_packed_ones(
     assert ours.read_bytes() == (bundles.sparse / "model.onnx").read_bytes()
     assert (may_be_packed(native), may_be_packed(ours)) == (False, True)
     assert len(onnx.load(native).functions) == 0
-    x = open_served(bundles.sparse).golden_input
+    x = open_served(bundles.sparse).golden_inputs
     with open_session(native, n_threads=1) as a, open_session(ours, n_threads=1) as b:
-        assert a.run(x).tobytes() == b.run(x).tobytes()
+        assert a.run(x)["logits"].tobytes() == b.run(x)["logits"].tobytes()
 
 
 def test_engines_become_plans_for_each_type_of_gpu(bundles: Bundles, tmp_path: Path) -> None:
@@ -108,7 +126,7 @@ def _config(made: Package, model: str) -> Any:
 def test_a_model_takes_no_larger_batches_than_its_engine_has_profiles_for(
     bundles: Bundles, tmp_path: Path
 ) -> None:
-    bundle = with_engines(bundles.dense, tmp_path / "net", ENGINE, profiles=((1, 8, 32),))
+    bundle = with_engines(bundles.dense, tmp_path / "net", ENGINE, profiles=batches((1, 8, 32)))
     made = package([bundle], [None], tmp_path / "out")
     largest = {model.runtime: model.max_batch for model in made.models}
     assert largest == {"tensorrt": 32, "onnxruntime": 64, "python": 32}
@@ -130,7 +148,7 @@ def test_a_model_takes_no_larger_batches_than_its_engine_has_profiles_for(
 def test_every_smaller_batch_is_in_a_profile_too(
     profiles: tuple[tuple[int, int, int], ...], most: int, bundles: Bundles, tmp_path: Path
 ) -> None:
-    bundle = with_engines(bundles.dense, tmp_path / "net", ENGINE, profiles=profiles)
+    bundle = with_engines(bundles.dense, tmp_path / "net", ENGINE, profiles=batches(*profiles))
     made = package([bundle], [None], tmp_path / "out", runtimes=["tensorrt"])
     message = _config(made, "net-tensorrt")
     assert message.max_batch_size == most
@@ -142,7 +160,7 @@ def test_every_smaller_batch_is_in_a_profile_too(
 def test_larger_batches_than_the_engine_takes_are_refused_when_they_are_asked_for(
     runtime: str, bundles: Bundles, call: Call, tmp_path: Path
 ) -> None:
-    bundle = with_engines(bundles.dense, tmp_path / "net", ENGINE, profiles=((1, 8, 32),))
+    bundle = with_engines(bundles.dense, tmp_path / "net", ENGINE, profiles=batches((1, 8, 32)))
     words = ("package", bundle, "--runtime", runtime, "--out", tmp_path / "out", "--max-batch")
     refused = call(*words, 33)
     assert refused.exit_code == 2
@@ -157,7 +175,7 @@ def test_larger_batches_than_the_engine_takes_are_refused_when_they_are_asked_fo
 
 @pytest.mark.parametrize(
     ("changes", "why"),
-    [({"profiles": ((8, 8, 8),)}, "no batch of 1"), ({"told": False}, "does not say which batches")],
+    [({"profiles": batches((8, 8, 8))}, "no batch of 1"), ({"told": False}, "does not say which batches")],
 )
 def test_an_engine_that_cannot_take_what_requests_bring_is_left_out_and_said_why(
     changes: dict[str, Any], why: str, bundles: Bundles, tmp_path: Path
@@ -380,3 +398,77 @@ def test_the_command_prints_models_and_the_path(bundles: Bundles, call: Call, tm
 def test_the_command_wants_as_many_names_as_bundles(bundles: Bundles, call: Call, tmp_path: Path) -> None:
     result = call("package", bundles.dense, bundles.sparse, "--name", "net", "--out", tmp_path / "out")
     assert (result.exit_code, "once for each" in result.stderr) == (2, True)
+
+
+def test_a_bundle_of_the_first_version_makes_the_models_that_it_always_made(
+    bundles: Bundles, tmp_path: Path
+) -> None:
+    old = with_engines(bundles.dense, tmp_path / "old", ENGINE, profiles=batches((1, 8, 32)))
+    document = json.loads((old / BUNDLE_FILE).read_text())
+    document["engines"][0]["profiles"] = [[1, 8, 32]]
+    (old / BUNDLE_FILE).write_text(json.dumps(first_version(document, ("input", "logits"))))
+    remember(sha256_file(old / BUNDLE_FILE))
+    made = package([old], ["net"], tmp_path / "out")
+    assert {model.runtime: model.max_batch for model in made.models} == {
+        "tensorrt": 32,
+        "onnxruntime": 64,
+        "python": 32,
+    }
+    message = _config(made, "net-python")
+    assert [(one.name, list(one.dims)) for one in (*message.input, *message.output)] == [
+        ("input", [1, 8, 8]),
+        ("logits", [10]),
+    ]
+    index = json.loads((made.path / "golden" / "net" / "golden.json").read_text())
+    assert [(one["name"], one["datatype"], one["file"]) for one in index["inputs"]] == [
+        ("input", "FP32", "input.npy")
+    ]
+    assert 0 < index["outputs"][0]["largest_difference"] < 0.01
+
+
+def test_what_onnxruntime_and_triton_do_not_exchange_is_served_by_an_engine_or_not_at_all(
+    tmp_path: Path,
+) -> None:
+    half = replace(PICTURES, outputs=(replace(PICTURES.outputs[0], dtype="bfloat16"),))
+    single = replace(PICTURES, inputs=(*PICTURES.inputs, TensorInfo(name="k", dtype="float32", shape=())))
+    reasons = []
+    for signature in (half, single):
+        info = bundle_info(signature=signature)
+        served = Served(
+            name="net",
+            bundle=Bundle(path=tmp_path, info=info),
+            manifest_sha256="0" * 64,
+            interface=interface_of(signature),
+            golden_inputs={},
+            golden_outputs={},
+            engines=(),
+            left_out=(),
+        )
+        reasons.append({runtime: why_not_served(served, runtime) or "" for runtime in RUNTIMES})
+        with pytest.raises(UsageError, match="has no model for onnxruntime"):
+            require_served(served, "onnxruntime")
+    assert "scores is bfloat16" in reasons[0]["python"]
+    assert "scores is bfloat16" in reasons[0]["onnxruntime"]
+    assert reasons[1]["python"] == ""
+    assert "k is a single number" in reasons[1]["onnxruntime"]
+    assert "k is a single number" in reasons[1]["tensorrt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda array: array.astype(np.int32), "input_ids is int32, not int64"),
+        (lambda array: array[:, :-1], "sequence is 12 in attention_mask and 11 in another input"),
+        (lambda array: array[:0], "input_ids is empty"),
+    ],
+)
+def test_golden_arrays_that_the_network_would_not_take_are_refused(
+    change: Callable[[np.ndarray], np.ndarray], said: str, tmp_path: Path
+) -> None:
+    bundle = named_bundle(tmp_path / "words", words_graph(), WORDS)
+    info = read_bundle_info(bundle)
+    file = bundle / info.golden.inputs["input_ids"]
+    np.save(file, change(np.load(file)))
+    save_bundle_info(bundle, replace(info, files=file_infos(bundle, info.files)))
+    with pytest.raises(ArtefactError, match=said):
+        open_served(bundle)

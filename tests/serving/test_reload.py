@@ -15,6 +15,7 @@ from sparse_export.serving.process import WorkFolder, work_folder
 from sparse_export.serving.repository import open_served
 from sparse_export.serving.serve_options import ServeOptions
 from sparse_export.serving.settings import ModelSettings
+from tests.card import batches
 from tests.serving.conftest import Bundles
 from tests.serving.engines import with_engines
 
@@ -35,7 +36,7 @@ def test_what_a_failed_version_left_does_not_stand_in_the_way_of_the_next(
     folder: WorkFolder, bundles: Bundles, tmp_path: Path
 ) -> None:
     options = ServeOptions(settings=ModelSettings(max_batch=16))
-    narrow = with_engines(bundles.dense, tmp_path / "narrow", ENGINE, profiles=((1, 4, 8),))
+    narrow = with_engines(bundles.dense, tmp_path / "narrow", ENGINE, profiles=batches((1, 4, 8)))
     target = folder.repository / "net"
     with pytest.raises(UsageError, match="takes up to 8"):
         supervise._write_model(folder, target, slot(narrow), options, version=1)

@@ -146,7 +146,7 @@ def test_every_port_is_bound_to_this_machine_alone(running: Serving) -> None:
 
 
 def test_the_client_example_gets_the_golden_answer_from_both_protocols(
-    running: Serving, bundles: Bundles
+    running: Serving, golden: Bundles
 ) -> None:
     script = CHECKOUT / "sparse_export" / "serving" / "client_example.py"
     words = ["--http", f"127.0.0.1:{running.http_port}", "--grpc", f"127.0.0.1:{running.grpc_port}"]
@@ -157,7 +157,7 @@ def test_the_client_example_gets_the_golden_answer_from_both_protocols(
             "--model",
             "sparse",
             "--golden",
-            str(bundles.sparse / "golden"),
+            str(golden.sparse),
             *words,
         ],
         check=False,
@@ -167,7 +167,7 @@ def test_the_client_example_gets_the_golden_answer_from_both_protocols(
     )
     assert (done.returncode, done.stdout.count("right"), done.stderr) == (0, 2, "")
     wrong = subprocess.run(
-        [sys.executable, str(script), "--model", "sparse", "--golden", str(bundles.other / "golden"), *words],
+        [sys.executable, str(script), "--model", "sparse", "--golden", str(golden.other), *words],
         check=False,
         capture_output=True,
         text=True,
@@ -177,12 +177,12 @@ def test_the_client_example_gets_the_golden_answer_from_both_protocols(
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_the_load_script_reports_percentiles(protocol: str, running: Serving, bundles: Bundles) -> None:
+def test_the_load_script_reports_percentiles(protocol: str, running: Serving, golden: Bundles) -> None:
     port = getattr(running, f"{protocol}_port")
     words = ["--protocol", protocol, "--url", f"127.0.0.1:{port}", "--clients", "4", "--seconds", "1"]
     script = CHECKOUT / "sparse_export" / "serving" / "client_load.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--model", "dense", "--golden", str(bundles.dense / "golden"), *words],
+        [sys.executable, str(script), "--model", "dense", "--golden", str(golden.dense), *words],
         check=False,
         capture_output=True,
         text=True,
