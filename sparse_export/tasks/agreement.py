@@ -12,7 +12,7 @@ from sparse_export.errors import UsageError
 from sparse_export.instruments.statistics import mean_interval
 from sparse_export.signature import FLOATS, Array, Feeds, Signature
 
-__all__ = ["Agreement", "OutputAgreement", "agreement_of", "agreement_text"]
+__all__ = ["Agreement", "OutputAgreement", "agreement_of", "agreement_text", "output_text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def _reasons(left_out: Mapping[str, str]) -> str:
 
 
 def agreement_text(agreement: Agreement) -> str:
-    """Like `99.31 % [99.20, 99.42] on 64 samples of inputs.npz`, and each output."""
+    """Like `99.31 % [99.20, 99.42], 95 % interval, on 64 samples of inputs.npz`."""
     return (
         f"{agreement.percent:.2f} % [{agreement.low:.2f}, {agreement.high:.2f}], "
         f"95 % interval, on {agreement.inputs}"
