@@ -226,6 +226,7 @@ def _agreement(
 
 
 def _facts(pruned: PrunedGraph) -> list[LayerInfo]:
+    """The record of each stored weight; what is not looked into may be stored under no name."""
     return [
         LayerInfo(
             name=layer.name,
@@ -237,6 +238,7 @@ def _facts(pruned: PrunedGraph) -> list[LayerInfo]:
             why_dense=layer.reason if layer.pattern is None else None,
         )
         for layer in pruned.layers
+        if layer.n_weights
     ]
 
 
