@@ -86,6 +86,17 @@ def test_the_layers_that_none_comes_after_give_the_outputs() -> None:
     assert found.dense == dict.fromkeys(("w2", "w3"), "it gives the outputs")
 
 
+def test_a_last_layer_as_wide_as_those_of_encoders_gets_the_pattern() -> None:
+    """The weight is stored (I, O)."""
+    for width in (255, 256):
+        model = model_from(
+            "(float[N,8] x) => (float[N,M] y) { a = MatMul(x, w0) b = MatMul(a, w1) y = Relu(b) }",
+            w0=drawn(8, 8),
+            w1=drawn(8, width),
+        )
+        assert ("w1" in names(divided(model, planned_dense={}))) == (width == 256)
+
+
 TWO = "(float[N,8] x) => (float[N,8] y) { a = MatMul(x, w0) b = MatMul(a, w1) y = MatMul(b, w2) }"
 
 

@@ -316,7 +316,7 @@ def test_layers_get_a_cap_or_one_reason() -> None:
         "tiny": (4, 8),
         "named": (64, 128),
         "bias_like": (64,),
-        "head": (1000, 128),
+        "head": (255, 128),
     }
     axes: dict[str, int | None] = dict.fromkeys(shapes, 1) | {"bias_like": None}
     caps, reasons = capped_layers(shapes, axes, TWO_FOUR, outputs=["head"], keep_dense=["named"])
@@ -326,6 +326,25 @@ def test_layers_get_a_cap_or_one_reason() -> None:
     assert "1 channel," in reasons["depthwise"]
     assert "1% of the weights" in reasons["tiny"]
     assert "outputs" in reasons["head"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "parts", "is_capped"),
+    [
+        ((255, 64), 1, 1, False),
+        ((256, 64), 1, 1, True),
+        ((64, 1000), 1, 1, False),
+        ((512, 255, 2, 2), 0, 1, False),
+        ((512, 256, 2, 2), 0, 1, True),
+        ((512, 128, 2, 2), 0, 2, True),  # a transposed convolution of two groups
+        ((1000, 64, 1, 1), 1, 1, True),
+    ],
+)
+def test_a_last_layer_of_many_outputs_gets_a_cap_like_any_other(
+    shape: tuple[int, ...], axis: int, parts: int, is_capped: bool
+) -> None:
+    caps, _ = capped_layers({"last": shape}, {"last": axis}, TWO_FOUR, parts={"last": parts}, outputs=["last"])
+    assert ("last" in caps) == is_capped
 
 
 def test_the_axis_that_is_summed_over_counts_and_not_the_other() -> None:
