@@ -166,7 +166,7 @@ def _conditions(
         names = {symbol: symbols[symbol] for symbol in expression.free_symbols if symbol in symbols}
         if len(names) < len(expression.free_symbols) or free_unbacked_symbols(expression):
             continue  # of values
-        for name in dict.fromkeys(names.values()):
+        for name in (size for size in lengths if size in names.values()):
             false_at = _false_at(expression, name, names, lengths)
             if not false_at or (false_at == [1] and _inside_operator(guard.sloc)):
                 continue

@@ -152,7 +152,7 @@ def square(x: Tensor) -> Tensor:
             r"the size length at test_any_network\.py, line \d+ .*traced for length <= 6, .* at length 7",
         ),
         (fixed, r"the size length at test_any_network\.py, .*length.*, which is false at length 4\."),
-        (square, r"depends on the size length at .*\(`return x \* x.*batch != length"),
+        (square, r"depends on the batch size at .*\(`return x \* x.*batch != length"),
     ],
 )
 def test_a_branch_on_another_free_size_is_refused_and_named(
@@ -165,7 +165,8 @@ def test_a_branch_on_another_free_size_is_refused_and_named(
 
 
 def even_pictures(x: Tensor) -> Tensor:
-    return x.unflatten(1, (-1, 2)).flatten(1, 2)
+    halves: Tensor = x.unflatten(1, (-1, 2))
+    return halves.flatten(1, 2)
 
 
 def only_of_one(x: Tensor) -> Tensor:
@@ -245,7 +246,7 @@ class Keywords(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 4)
-        self.register_buffer("offset", torch.arange(4.0))
+        self.offset = nn.Buffer(torch.arange(4.0))
 
     def forward(
         self,
@@ -384,6 +385,7 @@ class Takes(nn.Module):
 
 def test_what_a_users_function_returns_is_positional_or_by_keyword_or_both() -> None:
     x, y = torch.zeros(3, 2), torch.ones(3, 2)
+    made: Any
     for made in (
         x,
         (x,),
