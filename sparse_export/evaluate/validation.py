@@ -22,6 +22,7 @@ __all__ = [
     "RuntimeResult",
     "Validation",
     "check_gates",
+    "differing",
     "write_results",
 ]
 
@@ -249,7 +250,7 @@ def failures(validation: Validation) -> list[str]:
         ]
     for label, parity in checks:
         if parity is not None and not parity.ok:
-            failed += _differing(parity, label, validation)
+            failed += differing(parity, label, atol=validation.atol, rtol=validation.rtol)
     wrong, agreeing = ([one.batch for one in validation.batches if one.ok is ok] for ok in (False, True))
     if wrong:
         others = f" and agree at batch {batch_sizes(agreeing)}" if agreeing else ""
@@ -265,8 +266,18 @@ def failures(validation: Validation) -> list[str]:
     return failed
 
 
-def _differing(parity: Parity, label: str, validation: Validation) -> list[str]:
-    """Clauses on outputs that are not within tolerance: those of floats together, each of integers."""
+def differing(parity: Parity, label: str, *, atol: float, rtol: float) -> list[str]:
+    """Say which outputs are not within tolerance: those of floats together, each of integers by itself.
+
+    Args:
+        parity: that does not hold.
+        label: what the outputs were held against.
+        atol: absolute tolerance.
+        rtol: tolerance by the spread; of integers the share that may differ.
+
+    Returns:
+        Clauses.
+    """
     wrong = [one for one in parity.outputs if not one.ok]
     floats = [one.name for one in wrong if one.equal_share is None]
     found = []
@@ -274,11 +285,10 @@ def _differing(parity: Parity, label: str, validation: Validation) -> list[str]:
         names = f" in {', '.join(floats)}" if len(parity.outputs) > 1 else ""
         found.append(
             f"the outputs differ from {label}{names} by {parity.max_abs_difference:.3g}, more than "
-            f"{validation.atol:g} + {validation.rtol:g} * their spread"
+            f"{atol:g} + {rtol:g} * their spread"
         )
     return found + [
-        f"{100 * (1 - one.equal_share):.3g} % of {one.name} differ from {label}, more than "
-        f"{100 * validation.rtol:g} %"
+        f"{100 * (1 - one.equal_share):.3g} % of {one.name} differ from {label}, more than {100 * rtol:g} %"
         for one in wrong
         if one.equal_share is not None
     ]

@@ -14,6 +14,7 @@ from sparse_export.errors import ArtefactError, GateFailed
 from sparse_export.evaluate.links.case import Case
 from sparse_export.evaluate.links.chain import Figure, Finding
 from sparse_export.evaluate.parity import golden_parity
+from sparse_export.evaluate.validation import differing
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE
 from sparse_export.formats.engines import EngineInfo
@@ -86,9 +87,8 @@ def graph_keeps_its_pattern(case: Case) -> Finding:
     problem = None
     if not golden.ok:
         problem = GateFailed(
-            f"{case.bundle.path / MODEL_FILE} gives another answer than the stored one, by "
-            f"{golden.max_abs_difference:.3g}.",
-            expected=f"At most {info.atol:g} + {info.rtol:g} * the logits' spread was expected.",
+            f"{case.bundle.path / MODEL_FILE} gives another answer than the stored one: "
+            f"{'; '.join(differing(golden, 'the golden pair', atol=info.atol, rtol=info.rtol))}.",
             do="Build it again from its run.",
         )
     return Finding(told=told, figures=figures, problem=problem)
