@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 
@@ -16,6 +15,7 @@ from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.files import sha256_file
 from sparse_export.formats.listed import bytes_of
 from sparse_export.formats.run import MASKS_FILE, RUN_FILE, WEIGHTS_FILE, Run
+from sparse_export.graph.copies import copy_of
 from sparse_export.models.lazy import give_shapes
 from sparse_export.models.weights import load_unversioned
 from sparse_export.trust import TrustedDigests
@@ -36,7 +36,8 @@ def network_of_run(run: Run, *, trusted: TrustedDigests = None) -> nn.Module:
 
     Raises:
         NotTrustedError: this user does not vouch for the factory.
-        UsageError: the run does not say how to create the network, or holds a graph.
+        UsageError: the run does not say how to create the network, or holds a graph; or its network
+            in memory cannot be copied.
         ArtefactError: the weights are another network's.
     """
     if run.info.model.form == "onnx":
@@ -44,7 +45,7 @@ def network_of_run(run: Run, *, trusted: TrustedDigests = None) -> nn.Module:
             f"The run in {run.path} holds an ONNX graph, and a torch network is needed here.",
             do="Take a run that was trained, or the network by its name.",
         )
-    network = copy.deepcopy(run.module) if run.module is not None else _fresh_network(run, trusted)
+    network = copy_of(run.module) if run.module is not None else _fresh_network(run, trusted)
     network = network.cpu().eval()
     if run.info.signature.only_input is not None:
         give_shapes(network, run.info.signature.input_shape)

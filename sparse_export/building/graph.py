@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from sparse_export.errors import UsageError
 from sparse_export.formats.bundle import CompactInfo
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.formats.run import GRAPH_FILE, LayerInfo, Run, RunInfo
+from sparse_export.graph.copies import copy_of
 from sparse_export.graph.example import example_of_signature
 from sparse_export.graph.export import onnx_from_module, positive_zeros
 from sparse_export.graph.layers import (
@@ -247,7 +247,7 @@ def _fit(
     network: nn.Module, masks: Mapping[str, Tensor], info: RunInfo, wanted: NMPattern, request: BuildRequest
 ) -> PatternedNetwork:
     """Permute the network in place, and drop weights where allowed, so that layers satisfy the pattern."""
-    before = copy.deepcopy(network)
+    before = copy_of(network)
     sample = torch.from_numpy(only_array(golden_inputs(info.signature), "The golden pair"))
     parameters = dict(network.named_parameters(remove_duplicate=False))
     names = [layer.name for layer in info.layers if layer.name in parameters]  # not those that are computed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph.capture import captured
+from sparse_export.graph.copies import copy_of
 from sparse_export.graph.example import Example
 from sparse_export.graph.layers import FLOATS, LAYOUT
 from sparse_export.graph.model import MAX_WEIGHT_BYTES
@@ -64,7 +64,7 @@ def onnx_from_module(
             kept one was lost.
     """
     _require_exportable(module, masks)
-    network = copy.deepcopy(module).cpu().eval().requires_grad_(False)
+    network = copy_of(module).cpu().eval().requires_grad_(False)
     parameters = dict(network.named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
         parameters[name].masked_fill_(~mask.cpu().bool(), 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -332,6 +333,24 @@ def test_a_run_of_any_network_tells_its_inputs_and_outputs_and_can_be_built(tmp_
         wanted = model.eval()(longer, torch.ones_like(longer))
     for name, one in wanted.items():
         np.testing.assert_allclose(found[name], one.numpy(), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attribute")  # of torch.export, about what the hook assigns
+def test_a_network_whose_forward_computes_a_weight_is_built_in_the_process_that_trained_it(
+    tmp_path: Path,
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        normed = nn.utils.weight_norm(nn.Linear(20, 16))
+    model = nn.Sequential(normed, nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    trainer = se.SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), density=0.5)
+    x, y = batch(0)
+    nn.functional.cross_entropy(model(x), y).backward()  # leaves the weight in the layer, with its gradient
+    trainer.step()
+    nn.functional.cross_entropy(model(x), y).backward()
+    bundle = se.build(trainer.run(tmp_path / "run"), tmp_path / "bundle")
+    with open_runtime(bundle, "onnxruntime-cpu") as session, torch.no_grad():
+        np.testing.assert_allclose(session.run(x.numpy()), model.eval()(x).numpy(), atol=1e-5)
 
 
 def test_a_closure_is_passed_on() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_flatten
 from sparse_export.errors import GateFailed
 from sparse_export.graph.channels.groups import first_samples
 from sparse_export.graph.channels.orders import Orders, apply_orders, tensors_of
+from sparse_export.graph.copies import copy_of
 
 _N_RANDOM = 2
 _N_SAMPLES = 8  # of the sample; more would only take longer
@@ -28,7 +28,7 @@ def difference_by(module: nn.Module, sample: Tensor | tuple[Tensor, ...], orders
     generator = torch.Generator().manual_seed(0)
     batches = [inputs] + [tuple(_random_like(x, generator) for x in inputs) for _ in range(_N_RANDOM)]
     try:
-        double = copy.deepcopy(module).double().eval()
+        double = copy_of(module).double().eval()
         worst = 0.0
         for drawn in (False, True):
             if drawn:
