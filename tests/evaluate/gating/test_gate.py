@@ -32,6 +32,7 @@ from sparse_export.formats.bundle import Bundle, read_bundle_info, save_bundle_i
 from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import Run, save_run_info
 from sparse_export.signature import class_signature
+from sparse_export.tasks import data
 from sparse_export.tasks.accuracy import accuracy_text
 from tests.engines.making import engine_fact, header
 from tests.evaluate.gating.conftest import QUICK, Spoil, rewrite
@@ -445,7 +446,21 @@ def test_an_unknown_name_that_breaks_a_link_is_told_as_it_was(passed: Gate) -> N
         check_gate(replace(passed, links=(broken,)))
 
 
-def test_labels_that_do_not_fit_the_outputs_break_the_link_of_accuracy(copied: Path, dense: Bundle) -> None:
+def test_labels_that_do_not_fit_the_outputs_break_the_link_of_accuracy(
+    sparse: Bundle, dense: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = data.load_test_set
+
+    def shifted(*args: Any) -> Any:
+        inputs, labels = genuine(*args)
+        return inputs, labels + 6
+
+    monkeypatch.setattr(data, "load_test_set", shifted)
+    reason = broken_at(gate(sparse.path, dense.path, n_threads=1), "accuracy", 2)
+    assert "The labels of the test set of digits run from 6 to 15, outside the class numbers 0 to 9" in reason
+
+
+def test_another_signature_than_the_files_breaks_the_graph(copied: Path, dense: Bundle) -> None:
     rewrite(copied, signature=class_signature((1, 8, 8), 5))
-    reason = broken_at(gate(copied, dense.path, n_threads=1), "accuracy", 2)
-    assert "The labels of the test set of digits run from 0 to 9, outside the class numbers 0 to 4" in reason
+    reason = broken_at(gate(copied, dense.path, n_threads=1), "graph", 6)
+    assert "has the outputs logits float32 (batch, 10)" in reason
