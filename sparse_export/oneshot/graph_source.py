@@ -34,7 +34,7 @@ from sparse_export.oneshot.graph_run import graph_of_run
 from sparse_export.oneshot.source import open_source, run_of
 from sparse_export.runtimes.probe import require_runnable
 from sparse_export.signature import Signature
-from sparse_export.tasks.inputs import example_sizes, some_arrays
+from sparse_export.tasks.inputs import example_sizes, read_inputs, some_arrays, with_seen_ranges
 
 __all__ = ["GraphSource", "Told", "graph_source", "is_graph_file", "source_of_file"]
 
@@ -94,7 +94,10 @@ def source_of_file(path: Path, told: Told) -> GraphSource:
     model = open_model(path)
     signature = with_example_sizes(model, told)
     with_axes(model, signature)
-    require_runnable(path, signature)
+    drawn = signature  # integers that stand for a choice, as a rate does, are not just any
+    if told.inputs is not None:
+        drawn = with_seen_ranges(signature, read_inputs(told.inputs, signature))
+    require_runnable(path, drawn)
     digest = sha256_file(path)
     return GraphSource(
         name=path.name,

@@ -175,7 +175,8 @@ def _not_run(model_path: Path, name: str, feeds: Feeds, cause: Exception) -> Spa
     return ArtefactError(
         what,
         expected="A file that can be run on every input of its declared shape was expected.",
-        do="Build the bundle again from its run.",
+        do="Build a bundle again from its run; of a file, give inputs that it was made for by --inputs, and "
+        "name axes that belong together by --axes.",
     )
 
 
