@@ -22,7 +22,8 @@ class OutputAgreement:
     Attributes:
         name: of the output.
         relative_distance: of floats, ‖sparse - dense‖ / ‖dense‖ over all samples; None of others.
-        cosine: of floats, the mean over the samples of the cosine between both; None of others.
+        cosine: of floats, the mean over the samples of the cosine between both; None of others, and where a
+            sample has one value, whose cosine would be its sign.
         equal_share: of integers and truth values, the share that is equal; None of floats.
     """
 
@@ -39,8 +40,9 @@ class Agreement:
     Attributes:
         inputs: what they were run on, in words.
         n_samples: how many there were.
-        percent: 100 times the mean over the samples of the mean over the outputs of the cosine, of integers
-            of the share that is equal. The dense network agrees with itself by 100.
+        percent: 100 times the mean over the samples of the mean over the outputs of the cosine; of integers
+            of the share that is equal; of floats with one value a sample of 1 - |sparse - dense| / s, 0 at
+            least, where s is the root of the dense network's mean square. That agrees with itself by 100.
         low: end of its 95 % interval; that of the percent for one sample.
         high: likewise.
         outputs: one entry for each output.
@@ -58,12 +60,27 @@ class Agreement:
 
 @dataclass(kw_only=True)
 class _Sums:
-    """Of one output so far. shares: by sample, its cosine or the share that is equal."""
+    """Of one output so far.
+
+    shares: by sample, its cosine or the share that is equal; of a batch with one value a sample, how far the
+    networks are apart.
+    """
 
     is_float: bool
     shares: list[Array]
     distance: float = 0.0
     size: float = 0.0
+    n_values: int = 0
+    one_valued: list[bool]
+
+    def by_sample(self) -> Array:
+        """From -1 to 1 for each sample."""
+        scale = math.sqrt(self.size / max(self.n_values, 1))
+        parts = [
+            _closeness(share, scale) if one else share
+            for share, one in zip(self.shares, self.one_valued, strict=True)
+        ]
+        return np.concatenate(parts)
 
 
 def agreement_of(pairs: Iterable[tuple[Feeds, Feeds]], signature: Signature, *, inputs: str) -> Agreement:
@@ -88,10 +105,10 @@ def agreement_of(pairs: Iterable[tuple[Feeds, Feeds]], signature: Signature, *, 
                 left_out[name] = "its size depends on what the network finds"
                 sums.pop(name, None)
                 continue
-            known = sums.setdefault(name, _Sums(is_float=one.dtype in FLOATS, shares=[]))
+            known = sums.setdefault(name, _Sums(is_float=one.dtype in FLOATS, shares=[], one_valued=[]))
             axis = one.axis(signature.batch)
             _add(known, _rows(dense[name], axis), _rows(sparse[name], axis))
-    by_output = {name: np.concatenate(one.shares) for name, one in sums.items()}
+    by_output = {name: one.by_sample() for name, one in sums.items()}
     by_output = {name: shares for name, shares in by_output.items() if len(shares)}
     if not by_output:
         raise UsageError(
@@ -121,18 +138,29 @@ def _rows(array: Array, axis: int | None) -> Array:
 
 
 def _add(known: _Sums, dense: Array, sparse: Array) -> None:
+    known.one_valued.append(known.is_float and dense.shape[1] == 1)
     if not known.is_float:
         equal = dense == sparse
         known.shares.append(equal.mean(1) if equal.shape[1] else np.ones(len(equal)))
         return
     a, b = dense.astype(np.float64), sparse.astype(np.float64)
+    known.distance += float(np.square(b - a).sum())
+    known.size += float(np.square(a).sum())
+    known.n_values += a.size
+    if known.one_valued[-1]:
+        known.shares.append(np.abs(b - a)[:, 0])
+        return
     norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
     product = norms[0] * norms[1]
     cosine = np.divide((a * b).sum(1), product, out=np.zeros(len(a)), where=product > 0)
     cosine[(norms[0] == 0) & (norms[1] == 0)] = 1.0
     known.shares.append(np.clip(cosine, -1.0, 1.0))
-    known.distance += float(np.square(b - a).sum())
-    known.size += float(np.square(a).sum())
+
+
+def _closeness(apart: Array, scale: float) -> Array:
+    if not scale:
+        return (apart == 0).astype(np.float64)
+    return np.clip(1 - apart / scale, 0.0, 1.0)
 
 
 def _of_output(name: str, known: _Sums, shares: Array) -> OutputAgreement:
@@ -140,7 +168,8 @@ def _of_output(name: str, known: _Sums, shares: Array) -> OutputAgreement:
     if not known.is_float:
         return OutputAgreement(name=name, relative_distance=None, cosine=None, equal_share=mean)
     distance = math.sqrt(known.distance / known.size) if known.size else math.sqrt(known.distance)
-    return OutputAgreement(name=name, relative_distance=distance, cosine=mean, equal_share=None)
+    cosine = None if all(known.one_valued) else mean
+    return OutputAgreement(name=name, relative_distance=distance, cosine=cosine, equal_share=None)
 
 
 def _reasons(left_out: Mapping[str, str]) -> str:
@@ -159,4 +188,6 @@ def output_text(one: OutputAgreement) -> str:
     """Like `relative distance 0.0123, cosine 0.9998`."""
     if one.equal_share is not None:
         return f"{100 * one.equal_share:.2f} % equal"
+    if one.cosine is None:
+        return f"relative distance {one.relative_distance:.4g}"
     return f"relative distance {one.relative_distance:.4g}, cosine {one.cosine:.5f}"

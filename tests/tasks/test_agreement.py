@@ -65,6 +65,24 @@ def test_of_floats_the_cosine_of_each_sample_counts() -> None:
     assert agreement_text(found).endswith("100.00], 95 % interval, on 4 samples of x.npz")
 
 
+def test_of_one_value_a_sample_the_distance_counts_for_its_cosine_would_be_its_sign() -> None:
+    """In parts of the root of the dense network's mean square, over all batches."""
+    pairs: list[tuple[Feeds, Feeds]] = [
+        ({"y": np.array([[3.0], [0.0]])}, {"y": np.array([[2.5], [0.0]])}),
+        ({"y": np.array([[4.0]])}, {"y": np.array([[20.0]])}),
+    ]
+    found = _agreement(pairs, _output("y", "batch", 1))
+    scale = np.sqrt(25 / 3)
+    assert found.percent == pytest.approx(100 * ((1 - 0.5 / scale) + 1 + 0) / 3)
+    (y,) = found.outputs
+    assert y.cosine is None
+    assert y.relative_distance == pytest.approx(np.sqrt((0.25 + 256) / 25))
+    assert output_text(y) == f"relative distance {y.relative_distance:.4g}"
+    nothing: Feeds = {"y": np.zeros((2, 1))}
+    assert _agreement([(nothing, nothing)], _output("y", "batch", 1)).percent == 100.0
+    assert _agreement([(nothing, {"y": np.ones((2, 1))})], _output("y", "batch", 1)).percent == 0.0
+
+
 def test_of_integers_and_truth_values_the_share_that_is_equal_counts() -> None:
     dense = {"tags": np.array([[1, 2], [3, 4]]), "kept": np.array([True, True])}
     sparse = {"tags": np.array([[1, 2], [3, 5]]), "kept": np.array([True, False])}
