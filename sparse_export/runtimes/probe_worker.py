@@ -28,8 +28,8 @@ def probe(request: dict[str, Any]) -> None:
     """Open the model of a request, and run it.
 
     Args:
-        request: `model`, `inputs` (a file by name; some may be missing, and are zeros), `signature`,
-            `provider` and `limit_s`.
+        request: `model`, `inputs` (a file by name; some may be missing, and are zeros, or what is next to
+            zero in their range), `signature`, `provider` and `limit_s`.
 
     Raises:
         SparseExportError: the model cannot be opened or run.
@@ -82,7 +82,9 @@ def _inputs(request: dict[str, Any], signature: Signature) -> dict[str, Array]:
     for one in signature.inputs:
         file = request["inputs"].get(one.name)
         if file is None:
-            found[one.name] = np.zeros(one.sizes(sizes), dtype=numpy_dtype(one.dtype))
+            low = 0 if one.low is None else max(0, one.low)
+            value = low if one.high is None else min(low, one.high)
+            found[one.name] = np.full(one.sizes(sizes), value, dtype=numpy_dtype(one.dtype))
             continue
         try:
             array: Array = np.load(file, allow_pickle=False)
