@@ -16,7 +16,7 @@ from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.outputs import outputs_of
 from sparse_export.runtimes.tolerance import OutputDifference, differences, spread
-from sparse_export.signature import Array, Feeds, Signature
+from sparse_export.signature import FLOATS, Array, Feeds, Signature
 from sparse_export.tasks.samples import ArraySamples
 
 __all__ = [
@@ -38,6 +38,11 @@ GOLDEN_SAMPLES = 8
 ATOL = 1e-6  # for outputs that are all but equal; else the spread decides
 SMALLER_BATCHES = (1, 2, 3)  # a branch on 1, on more than 1, or on an even size shows in one of them
 _SEED = 20
+
+_MADE_FOR = (
+    " Drawn integers and truth values may be such as the network is not made for, a mask that hides "
+    "everything for one; give real inputs by --inputs FILE.npz."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +188,8 @@ def require_parity(file: Path, signature: Signature, golden: Golden, rtol: float
             f"The exported graph differs from the network by {_difference_text(wrong_whole[0])} on {n_all} "
             f"{'input' if n_all == 1 else 'inputs'}.",
             expected=f"At most {_allowed(wrong_whole[0].name, golden, rtol)} is allowed.",
-            do="The export is wrong, or its precision too low for this network; nothing was written.",
+            do="The export is wrong, or its precision too low for this network; nothing was written."
+            + (_MADE_FOR if any(one.dtype not in FLOATS for one in signature.inputs) else ""),
         )
     sizes = {**bad, n_all: [one.name for one in wrong_whole]}
     names = [name for found_bad in sizes.values() for name in found_bad]
