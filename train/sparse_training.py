@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sparse_export.errors import UnknownNameError, UsageError
+from sparse_export.errors import UsageError
 from sparse_export.formats.run import Accuracy, LayerInfo, Run
 from sparse_export.sparsity import (
     Distribution,
@@ -20,19 +20,18 @@ from sparse_export.sparsity import (
     Prune,
     PruneSchedule,
     Redistribution,
-    pattern_from_text,
 )
 from sparse_export.sparsity.eligible import SMALL_SHARE
-from sparse_export.train.arguments import require_steps
 from sparse_export.train.distributed import masks_sha256, require_same_masks, train_together
 from sparse_export.train.first_masks import checked_masks, first_masks, require_start, rescale_weights
 from sparse_export.train.layers import layer_facts, unwrapped
 from sparse_export.train.mask_pass import MaskPass
 from sparse_export.train.mask_state import MaskState
 from sparse_export.train.masked_layers import masked_layers
-from sparse_export.train.methods import OWN_LOOP_METHODS, Method, method_named
+from sparse_export.train.methods import Method
 from sparse_export.train.methods.method import GrowthName, Moment
 from sparse_export.train.optimizer_state import forget_momentum, require_optimizer
+from sparse_export.train.own_loop import own_loop_config
 from sparse_export.train.record import n_entries, new_run_info
 from sparse_export.train.sparsity_config import DEFAULT_APPROACH, SparsityConfig
 from sparse_export.train.update_schedule import BackOff, update_schedule
@@ -118,39 +117,26 @@ class SparseTraining:
         transposable: bool = False,
         unfit: Mapping[str, str] | None = None,
     ) -> None:
-        if isinstance(pattern, str):
-            pattern = pattern_from_text(pattern)
-        if method not in OWN_LOOP_METHODS:
-            raise UnknownNameError("method", method, OWN_LOOP_METHODS)
-        require_steps("update_every", update_every)
-        if density is None and pattern is None and masks is None:
-            raise UsageError(
-                "Neither a density nor a pattern was given.", expected="At least one was expected."
-            )
-        if density is not None and masks is not None:
-            raise UsageError(
-                "Masks and a density were given.",
-                expected="One of them was expected: masks have a density.",
-            )
-        own = method_named(method)
-        config = SparsityConfig(
-            method=own.name,  # type: ignore[arg-type]  # a MethodName, by the check above
+        config = own_loop_config(
+            total_steps=total_steps,
+            has_masks=masks is not None,
+            method=method,
             density=density,
             pattern=pattern,
-            approach=None if approach == DEFAULT_APPROACH else approach,
-            freeze=own.freeze if freeze is None and own.accepts.freeze else freeze,
+            approach=approach,
+            freeze=freeze,
             small_share=small_share,
             transposable=transposable,
             start=start,
             rescale=rescale,
             prune_rate=prune_rate,
             final_prune_rate=final_prune_rate,
-            prune_schedule=prune_schedule or ("cosine" if total_steps else "constant"),
+            prune_schedule=prune_schedule,
             prune=prune,
             redistribution=redistribution,
             growth=growth,
-            update_every=update_every or 0,
-            keep_dense=tuple(keep_dense),
+            update_every=update_every,
+            keep_dense=keep_dense,
         )
         self._set_up(model, optimizer, config, total_steps, seed, output_layers, masks, process_group, unfit)
 
