@@ -29,7 +29,7 @@ from sparse_export.tasks import data
 from sparse_export.train import SparseTraining
 from sparse_export.train.csr_choice import MOST_DENSITY
 from sparse_export.train.optimizer import make_optimizer
-from sparse_export.train.optimizer_state import momentum_scores
+from sparse_export.train.optimizer_state import OptimizerState
 from sparse_export.train.rates import learning_rate
 from sparse_export.train.recipe import Recipe, load_recipe
 from sparse_export.train.step_csr import StepCsr
@@ -120,7 +120,8 @@ def trained(
 
         def look() -> None:
             weights = {name: model.get_parameter(name).detach() for name in trainer.masks}
-            found = momentum_scores(optimizer, {name: model.get_parameter(name) for name in trainer.masks})
+            weights = {name: model.get_parameter(name) for name in trainer.masks}
+            found = OptimizerState((optimizer,), weights).momentum()
             wanted = {
                 name: torch.where(trainer.masks[name], score, full.buffers[name])
                 if name in full.buffers

@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from sparse_export.errors import UsageError
 
 
 class MaskPass:
@@ -75,6 +77,33 @@ class MaskPass:
         if self._kernel is None or not self._kernel.fits(self._weights, self._multipliers):
             self._kernel = self._kernel_class(self._weights, self._multipliers)
         self._kernel()
+
+
+def weights_of_copy(copy: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
+    """The weights of a copy of a network, which may lie in a wrapper's `module` as averages do.
+
+    Args:
+        copy: the copy.
+        names: of the weights in the network itself.
+
+    Raises:
+        UsageError: it has no weight of one of the names.
+    """
+    have = dict(copy.named_parameters())
+    missing = [name for name in names if name not in have and f"module.{name}" not in have]
+    if missing:
+        raise UsageError(
+            f"{type(copy).__name__} has no weight {missing[0]}.",
+            expected="A copy of the network was expected.",
+        )
+    return {name: have[name if name in have else f"module.{name}"].detach() for name in names}
+
+
+@torch.no_grad()
+def zero_inactive(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """Zero weights in place where masks are off, on whatever device they are."""
+    for name, weight in weights.items():
+        weight.masked_fill_(~masks[name].to(weight.device), 0)
 
 
 def _kernel_class(weights: Sequence[Tensor]) -> Any:

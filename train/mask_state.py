@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparse_export.errors import UsageError
 from sparse_export.train.update_schedule import BackOff
 
-__all__ = ["MaskState"]
+__all__ = ["MaskState", "gradients_of", "put_gradients"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +85,16 @@ class MaskState:
             threshold=float(table["threshold"]) if "threshold" in table else None,
             gradients=table.get("gradients"),
         )
+
+
+def gradients_of(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients of the last step, where there are any, by name."""
+    found = {name: value.grad for name, value in parameters.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def put_gradients(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+    """Give parameters saved gradients, by name, on their devices and in their memory order."""
+    for name, gradient in gradients.items():
+        value = parameters[name]
+        value.grad = torch.empty_like(value, requires_grad=False).copy_(gradient)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_export.errors import UsageError
-from sparse_export.formats.run import Accuracy, LayerInfo, Run
+from sparse_export.formats.run import Accuracy, Run
 from sparse_export.sparsity import (
     Distribution,
     MaskUpdate,
@@ -24,23 +24,25 @@ from sparse_export.sparsity import (
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.train.distributed import masks_sha256, require_same_masks, train_together
 from sparse_export.train.first_masks import checked_masks, first_masks, require_start, rescale_weights
-from sparse_export.train.layers import layer_facts, unwrapped
-from sparse_export.train.mask_pass import MaskPass
-from sparse_export.train.mask_state import MaskState
+from sparse_export.train.layers import unwrapped
+from sparse_export.train.mask_pass import MaskPass, weights_of_copy, zero_inactive
+from sparse_export.train.mask_state import MaskState, gradients_of, put_gradients
 from sparse_export.train.masked_layers import masked_layers
-from sparse_export.train.methods import Method
+from sparse_export.train.methods import METHODS_WITHOUT_MOMENTUM
 from sparse_export.train.methods.method import GrowthName, Moment
-from sparse_export.train.optimizer_state import forget_momentum, require_optimizer
+from sparse_export.train.optimizer_state import MomentumOf, OptimizerState
+from sparse_export.train.optimizer_steps import Attachment, OptimizerSteps, StepCount
 from sparse_export.train.own_loop import own_loop_config
 from sparse_export.train.record import n_entries, new_run_info
 from sparse_export.train.sparsity_config import DEFAULT_APPROACH, SparsityConfig
+from sparse_export.train.trainer_facts import Given, TrainerFacts
 from sparse_export.train.update_schedule import BackOff, update_schedule
 from sparse_export.train.user_run import FreeSizes, GivenShapes, SeenCall, save_user_run
 
 __all__ = ["SparseTraining"]
 
 
-class SparseTraining:
+class SparseTraining(TrainerFacts):
     """Keeps a network sparse while a user's own loop trains it.
 
         trainer = SparseTraining(model, optimizer, density=0.05, total_steps=10_000)
@@ -59,7 +61,9 @@ class SparseTraining:
     Args:
         model: on the device that it is trained on; one wrapped by DistributedDataParallel or torch.compile
             counts as the network inside.
-        optimizer: SGD with momentum, Adam or AdamW over the model's parameters.
+        optimizer: over the model's parameters, or a sequence of several that share them, in the order in
+            which they step. By default their momentum decides: SGD with momentum, Adam, AdamW, NAdam, RAdam,
+            Lion, LAMB, Muon, or an Adafactor that keeps a first moment.
         density: needed without a pattern and without masks; held exactly from the start to the end.
         pattern: `2:4` for example, or an `NMPattern`.
         total_steps: length of the training, which the prune rate falls over; without it the rate stays
@@ -78,6 +82,8 @@ class SparseTraining:
             registered last.
         masks: to start with, by parameter name, in place of random ones; they then decide the density.
         unfit: weights that a pattern leaves dense, each with the reason.
+        momentum_of: reads the momentum of a parameter from any other optimizer; called with both, it gives a
+            tensor of the parameter's shape, or None before there is one.
 
     Raises:
         UsageError: a setting is out of its range, settings contradict each other, or the network or the
@@ -91,7 +97,7 @@ class SparseTraining:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         *,
         density: float | None = None,
         pattern: NMPattern | str | None = None,
@@ -116,6 +122,7 @@ class SparseTraining:
         masks: Mapping[str, Tensor] | None = None,
         transposable: bool = False,
         unfit: Mapping[str, str] | None = None,
+        momentum_of: MomentumOf | None = None,
     ) -> None:
         config = own_loop_config(
             total_steps=total_steps,
@@ -138,13 +145,14 @@ class SparseTraining:
             update_every=update_every,
             keep_dense=keep_dense,
         )
-        self._set_up(model, optimizer, config, total_steps, seed, output_layers, masks, process_group, unfit)
+        given = Given(total_steps, seed, output_layers, masks, process_group, unfit, momentum_of)
+        self._set_up(model, optimizer, config, given)
 
     @classmethod
     def from_config(
         cls,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         config: SparsityConfig,
         *,
         total_steps: int | None,
@@ -153,11 +161,13 @@ class SparseTraining:
         masks: Mapping[str, Tensor] | None = None,
         process_group: Any = None,
         unfit: Mapping[str, str] | None = None,
+        momentum_of: MomentumOf | None = None,
     ) -> Self:
         """A trainer by a configuration, with the defaults that it has for a recipe.
 
         Args:
-            model, optimizer, total_steps, seed, output_layers, process_group, unfit: see the class.
+            model, optimizer, total_steps, seed, output_layers, process_group, unfit, momentum_of: see the
+                class.
             config: its density is not read where there are masks.
             masks: to start with, by parameter name.
 
@@ -165,23 +175,18 @@ class SparseTraining:
             UsageError, RanksDiverged: as the class does.
         """
         trainer = cls.__new__(cls)
-        trainer._set_up(
-            model, optimizer, config, total_steps, seed, output_layers, masks, process_group, unfit
-        )
+        given = Given(total_steps, seed, output_layers, masks, process_group, unfit, momentum_of)
+        trainer._set_up(model, optimizer, config, given)
         return trainer
 
     def _set_up(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         config: SparsityConfig,
-        total_steps: int | None,
-        seed: int,
-        output_layers: Sequence[str] | None,
-        masks: Mapping[str, Tensor] | None,
-        process_group: Any,
-        unfit: Mapping[str, str] | None,
+        given: Given,
     ) -> None:
+        total_steps, masks = given.total_steps, given.masks
         model = unwrapped(model)
         if masks is not None:
             masks = {name: mask.bool() for name, mask in masks.items()}  # of whatever type they were given
@@ -192,21 +197,25 @@ class SparseTraining:
             model,
             config,
             masks=masks,
-            output_layers=output_layers,
+            output_layers=given.output_layers,
             total_steps=total_steps,
-            unfit=unfit,
+            unfit=given.unfit,
         )
-        require_optimizer(optimizer, self._layers.parameters, momentum=rule.reads_momentum)
-        self.model, self.optimizer = model, optimizer
-        self._rule, self._start, self.seed = rule, config.start, seed
+        self._steps = OptimizerSteps(optimizer)
+        self._state = OptimizerState(self._steps.optimizers, self._layers.parameters, given.momentum_of)
+        if rule.reads_momentum:
+            self._state.require_momentum(METHODS_WITHOUT_MOMENTUM)
+        self.model = model
+        self._rule, self._start, self.seed = rule, config.start, given.seed
         self.update_every = config.update_every or None
-        self.n_steps = self.n_updates = 0
+        self.n_updates = 0
         self.last_prune_rate: float | None = None
         self._back_off = BackOff()
         self._threshold: Tensor | None = None
         self._n_flipped: Tensor | None = None
         self._before_update: list[Callable[[], None]] = []
-        self._process_group = process_group
+        self._copies: list[dict[str, Tensor]] = []
+        self._process_group = given.process_group
         self.masks_sha256: str | None = None
         self.n_masked = self._layers.n_weights
         self.n_active = self._layers.n_active(self._layers.n_last)
@@ -214,7 +223,9 @@ class SparseTraining:
         self.density = self.n_active / self.n_masked if wanted is None else wanted
         self._n_cap = self._layers.n_at(0)
         first = (
-            first_masks(self._layers, config, seed) if masks is None else checked_masks(self._layers, masks)
+            first_masks(self._layers, config, given.seed)
+            if masks is None
+            else checked_masks(self._layers, masks)
         )
         self._n_now_active = sum(int(mask.sum()) for mask in first.values())
         self._pass = MaskPass(self._layers.parameters, first)
@@ -229,26 +240,86 @@ class SparseTraining:
         """Set the inactive weights to zero: the one part of a step that touches the device."""
         self._pass.apply()
 
+    def attach(self) -> Attachment:
+        """Hook the optimizer's step, so that any loop that calls it stays sparse as it is.
+
+            with trainer.attach():           # or trainer.attach() ... trainer.detach()
+                train_as_ever(model, optimizer)
+
+        After each `optimizer.step()` inactive weights are set to zero, and masks are updated when it is time.
+        Steps count that change weights: not those that a GradScaler leaves out, nor those that a fused
+        optimizer skips by its `found_inf`. Of several optimizers the steps of the last one count. `step` and
+        `after_step` may be called all the same: they then count nothing. A CUDA graph that captures
+        `optimizer.step()` has the masks in it; call `advance` after each replay.
+
+        Returns:
+            A context manager that detaches at its end; `detach` does so at any time.
+
+        Raises:
+            UsageError: the optimizer is attached already.
+        """
+        return self._steps.attach(self.apply_masks, self._after_hooked_step)
+
+    def detach(self) -> None:
+        """Take the hooks of `attach` away; does nothing where there are none."""
+        self._steps.detach()
+
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Step the optimizer, set inactive weights to zero again, and update the masks when it is time."""
-        loss: float | None = self.optimizer.step(closure) if closure else self.optimizer.step()
+        """Step the optimizer, set inactive weights to zero again, and update the masks when it is time.
+
+        Raises UsageError for a closure with several optimizers.
+        """
+        loss = self._steps.step(closure)
         self.after_step()
         return loss
 
     def after_step(self) -> None:
         """What `step` does after the optimizer's own, for loops in which something else steps it."""
-        self.apply_masks()
-        self.advance()
+        if not self.is_attached:
+            self._after_hooked_step(None)
 
     def advance(self) -> None:
         """Count a step whose masks were applied, and update the masks when it is time."""
-        self.n_steps += 1
-        if (
-            self._layers.n_at(self.n_steps) != self._n_cap
-            or self._is_last_cut()
-            or (self.update_every is not None and self._schedule.is_due(self.n_steps, self.update_every))
-        ):
+        self._count(None)
+
+    def _after_hooked_step(self, found_inf: Tensor | None) -> None:
+        self.apply_masks()
+        self._count(found_inf)
+
+    def _count(self, found_inf: Tensor | None) -> None:
+        """Count a step unless found_inf is not 0, and update the masks when it is time."""
+        count = self._steps.count
+        count.add(found_inf)
+        most = count.most
+        if self._is_update_due(most) and count.settled() == most:
             self.update()
+
+    def _set_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Overwrite the masks, and zero what they leave out."""
+        self._pass.set(masks)
+        self.apply_masks()
+        for copy in self._copies:
+            zero_inactive(copy, self.masks)
+
+    def _is_update_due(self, step: int) -> bool:
+        """After so many steps?"""
+        if self._layers.n_at(step) != self._n_cap or (self._rule.is_gradual and step == self._schedule.end):
+            return True
+        return self.update_every is not None and self._schedule.is_due(step, self.update_every)
+
+    def mask_also(self, copy: nn.Module) -> None:
+        """Zero a copy of the network, as a moving average is, where masks are off: now and at every update.
+
+        An average that holds the past of a pruned weight is no sparse network.
+
+        Args:
+            copy: torch's `AveragedModel`, for example, or another network with the weights' names.
+
+        Raises:
+            UsageError: it lacks one of the masked weights.
+        """
+        self._copies.append(weights_of_copy(copy, self.masks))
+        zero_inactive(self._copies[-1], self.masks)
 
     def next_update(self, every: int | None = None) -> int | None:
         """How many steps will be done when masks are next updated; None for never.
@@ -277,57 +348,9 @@ class SparseTraining:
         """Leave these weights, and no others, out of `apply_masks`: nothing changes them. CPU only."""
         self._pass.rest(names)
 
-    @property
-    def rule(self) -> Method:
-        """What the method decides, with the answers that are replaced."""
-        return self._rule
-
-    @property
-    def method(self) -> str:
-        """The name of the method."""
-        return self._rule.name
-
-    @property
-    def moves_at_updates(self) -> bool:
-        """Do masks move at updates only, which `update` can ask for?"""
-        return self._rule.moves
-
     def csr_trainer(self) -> Self:
         """What `StepCsr` is built on."""
         return self
-
-    @property
-    def has_pattern(self) -> bool:
-        """Are the masks under an N:M pattern?"""
-        return self._layers.plan is not None
-
-    @property
-    def total_steps(self) -> int | None:
-        return self._schedule.total_steps
-
-    @property
-    def prune_schedule(self) -> PruneSchedule:
-        return self._schedule.prune_schedule
-
-    @property
-    def is_frozen(self) -> bool:
-        """Do the masks stand still from now on?"""
-        return self._schedule.is_frozen(self.n_steps)
-
-    @property
-    def prune_rate(self) -> float:
-        """The prune rate that an update would use now."""
-        return self._schedule.prune_rate(self.n_steps) * self._back_off.factor
-
-    @property
-    def flip_rate(self) -> float | None:
-        """Mask bits changed by the last update / masked weights; None before one. Reads from the device."""
-        return None if self._n_flipped is None else int(self._n_flipped) / self.n_masked
-
-    @property
-    def density_now(self) -> float:
-        """Active / masked weights as they stand; other than `density` only while a cap is approached."""
-        return self._n_now_active / self.n_masked
 
     def update(self) -> MaskUpdate:
         """Prune and grow now. A newly active weight starts at 0, a pruned and regrown one keeps its value.
@@ -356,18 +379,13 @@ class SparseTraining:
         self._n_flipped = torch.stack(flips).sum()
         if self._rule.forgets:
             born = {name: mask & ~self.masks[name] for name, mask in update.masks.items()}
-            forget_momentum(self.optimizer, self._layers.parameters, born)
-        self._pass.set(update.masks)
-        self.apply_masks()
+            self._state.forget(born)
+        self._set_masks(update.masks)
         self.n_updates += 1
         if self.has_pattern:
             self._back_off = self._back_off.after(int(self._n_flipped), same_cap=self._n_cap == before)
         self._require_same_masks()
         return update
-
-    def _is_last_cut(self) -> bool:
-        """Is this the step at which gradual pruning has to arrive?"""
-        return self._rule.is_gradual and self.n_steps == self._schedule.end
 
     def _moment(self, rate: float, *, is_cut: bool) -> Moment:
         """Where the training stands. is_cut: has the pattern's cap just become smaller?"""
@@ -375,7 +393,7 @@ class SparseTraining:
         return Moment(
             parameters=layers.parameters,
             masks=self.masks,
-            optimizer=self.optimizer,
+            momentum=self._state.momentum,
             prune_rate=rate,
             n_wanted=layers.n_active(n),
             n_before=self._n_now_active,
@@ -395,29 +413,13 @@ class SparseTraining:
             self.masks_sha256 = masks_sha256(self.masks)
             require_same_masks(self.masks_sha256, self._process_group)
 
-    def layer_facts(self) -> tuple[LayerInfo, ...]:
-        """Every weight that could be masked, with its active count. Reads from the device."""
-        plan = self._layers.plan
-        if plan is None:
-            return layer_facts(self.model, self.masks)
-        promised = dict.fromkeys(self.masks, str(plan.pattern)) if self._layers.is_down(self._n_cap) else {}
-        return layer_facts(self.model, self.masks, promised, plan.why_dense)
-
-    @property
-    def why_dense(self) -> dict[str, str]:
-        """Under a pattern, the reason for each weight that it was not put on."""
-        return dict(self._layers.plan.why_dense) if self._layers.plan is not None else {}
-
     def state_dict(self) -> dict[str, Any]:
         """Masks and position in the schedule; weights and optimizer state are saved by their owners.
 
         Where growth goes by the gradient, that of the last step too: an update may come next.
         """
-        gradients = None
         growth = self._rule.growth
-        if growth is not None and growth.reads_gradient:
-            found = {name: value.grad for name, value in self._layers.parameters.items()}
-            gradients = {name: value for name, value in found.items() if value is not None}
+        reads_gradient = growth is not None and growth.reads_gradient
         return MaskState(
             masks=self.masks,
             n_steps=self.n_steps,
@@ -426,14 +428,13 @@ class SparseTraining:
             last_prune_rate=self.last_prune_rate,
             n_flipped=None if self._n_flipped is None else int(self._n_flipped),
             threshold=None if self._threshold is None else float(self._threshold),
-            gradients=gradients,
+            gradients=gradients_of(self._layers.parameters) if reads_gradient else None,
         ).table()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state. Raises UsageError when it belongs to other layers."""
         saved = MaskState.from_table(state, self.masks)
-        self._pass.set(saved.masks)
-        self.n_steps, self.n_updates = saved.n_steps, saved.n_updates
+        self._steps.count, self.n_updates = StepCount(saved.n_steps), saved.n_updates
         self.last_prune_rate, self._back_off = saved.last_prune_rate, saved.back_off
         self._n_flipped = None if saved.n_flipped is None else torch.tensor(saved.n_flipped)
         self._n_cap = self._layers.n_at(self.n_steps)
@@ -441,10 +442,8 @@ class SparseTraining:
         mask, self._threshold = next(iter(self.masks.values())), None
         if saved.threshold is not None:
             self._threshold = mask.new_tensor(saved.threshold, dtype=torch.float64)
-        for name, gradient in (saved.gradients or {}).items():
-            value = self._layers.parameters[name]
-            value.grad = torch.empty_like(value, requires_grad=False).copy_(gradient)
-        self.apply_masks()
+        put_gradients(self._layers.parameters, saved.gradients or {})
+        self._set_masks(saved.masks)
         self._require_same_masks()
 
     def run(

@@ -33,10 +33,11 @@ class Sparsifier(Protocol):
     masks: dict[str, Tensor]
     n_masked: int
     n_active: int
-    n_steps: int
     n_updates: int
     update_every: int | None
 
+    @property
+    def n_steps(self) -> int: ...
     @property
     def density(self) -> float: ...
     @property
@@ -80,6 +81,7 @@ class CsrTrainer(Protocol):
 
     Attributes:
         optimizer: of the training.
+        optimizers: all of them, where there are several.
         masks: bool, by parameter name.
         n_steps, n_updates: so far.
         update_every: steps between mask updates; None where they are made from outside.
@@ -88,12 +90,16 @@ class CsrTrainer(Protocol):
     """
 
     model: nn.Module
-    optimizer: Optimizer
     masks: dict[str, Tensor]
-    n_steps: int
     n_updates: int
     update_every: int | None
 
+    @property
+    def n_steps(self) -> int: ...
+    @property
+    def optimizer(self) -> Optimizer: ...
+    @property
+    def optimizers(self) -> tuple[Optimizer, ...]: ...
     @property
     def rule(self) -> Method: ...
     @property

@@ -291,10 +291,11 @@ def _require_possible(
             + ("under a pattern." if trainer.has_pattern else f"with the method {rule.name!r}."),
             expected="Masks without a pattern, which do not start dense, were expected.",
         )
-    if type(trainer.optimizer) not in (SGD, Adam, AdamW):
+    names = [type(optimizer).__name__ for optimizer in trainer.optimizers]
+    if len(names) > 1 or type(trainer.optimizer) not in (SGD, Adam, AdamW):
         raise UsageError(
-            f"CSR products were asked for with {type(trainer.optimizer).__name__}.",
-            expected="SGD, Adam or AdamW of torch.optim was expected, which step each weight by itself.",
+            f"CSR products were asked for with {' and '.join(names)}.",
+            expected="One of SGD, Adam and AdamW was expected, which step each weight by itself.",
         )
     if rule.moves and trainer.update_every is None and update_every is None:
         raise UsageError(

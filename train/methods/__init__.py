@@ -18,7 +18,16 @@ from sparse_export.train.methods.sparse_momentum import MOMENTUM, SPARSE_MOMENTU
 from sparse_export.train.methods.sr_ste import SR_STE
 from sparse_export.train.methods.static import STATIC
 
-__all__ = ["GROWTHS", "METHODS", "OWN_LOOP_METHODS", "Method", "MethodName", "chosen_method", "method_named"]
+__all__ = [
+    "GROWTHS",
+    "METHODS",
+    "METHODS_WITHOUT_MOMENTUM",
+    "OWN_LOOP_METHODS",
+    "Method",
+    "MethodName",
+    "chosen_method",
+    "method_named",
+]
 
 MethodName = Literal[
     "sparse-momentum", "set", "rigl", "dsr", "static", "snip", "magnitude", "dense", "sr-ste", "asp"
@@ -42,6 +51,9 @@ METHODS: dict[str, Method] = {
 
 OWN_LOOP_METHODS = tuple(name for name, method in METHODS.items() if method.accepts.own_loop)
 """Those that `SparseTraining` runs in any loop; the others need a recipe's loop, or a class of their own."""
+
+METHODS_WITHOUT_MOMENTUM = tuple(name for name in OWN_LOOP_METHODS if not METHODS[name].reads_momentum)
+"""Those of them that read no momentum of an optimizer."""
 
 GROWTHS: dict[str, Growth] = {growth.name: growth for growth in (MOMENTUM, RANDOM, GRADIENT)}
 

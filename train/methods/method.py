@@ -38,7 +38,8 @@ class Moment:
     Args:
         parameters: the masked weights, by parameter name.
         masks: bool, of the same names and shapes; True = kept.
-        optimizer: trains the parameters.
+        momentum: gives the momentum of the parameters, by name, see
+            `sparse_export.train.optimizer_state.OptimizerState.momentum`.
         prune_rate: fraction of its active weights that a layer loses, 0 to 1.
         n_wanted: active weights that are wanted, over all layers: of a pattern at its cap of this moment,
             else those of the density.
@@ -55,7 +56,7 @@ class Moment:
 
     parameters: Mapping[str, nn.Parameter]
     masks: Mapping[str, Tensor]
-    optimizer: Optimizer
+    momentum: Callable[[], dict[str, Tensor]]
     prune_rate: float
     n_wanted: int
     n_before: int

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from sparse_export.train.methods.method import Growth, Method, Moment
 from sparse_export.train.methods.swap_weights import swap_weights
-from sparse_export.train.optimizer_state import momentum_scores
 
 __all__ = ["MOMENTUM", "SPARSE_MOMENTUM"]
 
 
 def _scores(at: Moment) -> dict[str, Tensor]:
-    return momentum_scores(at.optimizer, at.parameters)
+    return at.momentum()
 
 
 MOMENTUM = Growth(name="momentum", scores=_scores, reads_momentum=True)

@@ -8,7 +8,6 @@ from sparse_export.sparsity import MaskUpdate, update_masks
 from sparse_export.sparsity.prune import FIRST_THRESHOLD
 from sparse_export.sparsity.update import joined
 from sparse_export.train.methods.method import Method, Moment
-from sparse_export.train.optimizer_state import momentum_scores
 from sparse_export.train.transposable import only, swap_transposable
 
 __all__ = ["swap_weights"]
@@ -31,9 +30,7 @@ def swap_weights(method: Method, at: Moment) -> MaskUpdate:
     weights, masks = at.weights(), at.masks
     growth = method.growth
     grown_by = None if growth is None or growth.reads_momentum else growth.scores(at)
-    scores = (
-        grown_by if grown_by and not method.reads_momentum else momentum_scores(at.optimizer, at.parameters)
-    )
+    scores = grown_by if grown_by and not method.reads_momentum else at.momentum()
     threshold = at.threshold
     if method.prune == "threshold" and threshold is None:
         device = next(iter(masks.values())).device
