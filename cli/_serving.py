@@ -24,8 +24,16 @@ _NUMBERS = (
     ("batch-delay-us", 0, "How long a request may wait for others to share an execution."),
     ("instances", 2, "Copies of each model that run at the same time."),
     ("threads", 1, "Threads of onnxruntime in one instance."),
-    ("queue-size", 512, "Maximum number of waiting requests; 0: no limit."),
-    ("queue-timeout-ms", 5000, "How long a request may wait before it is refused; 0: no limit."),
+    (
+        "queue-size",
+        None,
+        "Maximum number of waiting requests; 0: no limit.  [default: 512; 0 for inputs of free length]",
+    ),
+    (
+        "queue-timeout-ms",
+        None,
+        "How long a request may wait before it is refused; 0: no limit.  [default: 5000; 0 likewise]",
+    ),
 )
 
 

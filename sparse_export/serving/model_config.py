@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_export.errors import ArtefactError, MissingCapability, how_to_get
-from sparse_export.serving.settings import ModelSettings
+from sparse_export.serving.settings import DEFAULT_QUEUE_SIZE, DEFAULT_QUEUE_TIMEOUT_MS, ModelSettings
 from sparse_export.serving.tensors import Interface, TensorSpec
 
 __all__ = ["check_config", "config_text"]
@@ -60,7 +60,7 @@ def config_text(
         f"input [{','.join(_tensor(one, interface.batched) for one in interface.inputs)}]",
         f"output [{','.join(_tensor(one, interface.batched) for one in interface.outputs)}]",
         _instance_group(runtime, settings, n_profiles),
-        *([_batching(settings)] if settings.batching and max_batch else []),
+        *([_batching(interface, settings)] if settings.batching and max_batch else []),
         "version_policy { latest { num_versions: 1 } }",
         *([_warmup(interface, sizes, max_batch)] if settings.warmup else []),
     ]
@@ -99,14 +99,24 @@ def _instance_group(runtime: str, settings: ModelSettings, n_profiles: int) -> s
     return f"instance_group [ {{ kind: {kind} count: {settings.instances}{profiles} }} ]"
 
 
-def _batching(settings: ModelSettings) -> str:
+def _batching(interface: Interface, settings: ModelSettings) -> str:
+    # With a limit the server's batcher sleeps for up to half a second wherever a request of another length
+    # ends a batch (Triton 2.51).
+    has_lengths = any(-1 in one.dims for one in interface.inputs)
+    size, timeout_ms = (
+        (0 if has_lengths else default) if given is None else given
+        for given, default in (
+            (settings.queue_size, DEFAULT_QUEUE_SIZE),
+            (settings.queue_timeout_ms, DEFAULT_QUEUE_TIMEOUT_MS),
+        )
+    )
     lines = [f"  max_queue_delay_microseconds: {settings.batch_delay_us}"]
     policy = []
-    if settings.queue_timeout_ms:
+    if timeout_ms:
         policy.append("timeout_action: REJECT")
-        policy.append(f"default_timeout_microseconds: {settings.queue_timeout_ms * _US_PER_MS}")
-    if settings.queue_size:
-        policy.append(f"max_queue_size: {settings.queue_size}")
+        policy.append(f"default_timeout_microseconds: {timeout_ms * _US_PER_MS}")
+    if size:
+        policy.append(f"max_queue_size: {size}")
     if policy:  # a policy without limits would still cost the server its prefetching
         lines += ["  default_queue_policy {", *(f"    {line}" for line in policy), "  }"]
     return "\n".join(["dynamic_batching {", *lines, "}"])

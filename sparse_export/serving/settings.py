@@ -6,12 +6,20 @@ from dataclasses import dataclass
 
 from sparse_export.errors import UsageError
 
-__all__ = ["DEFAULT_MAX_BATCH", "HOST_CODE", "ModelSettings"]
+__all__ = [
+    "DEFAULT_MAX_BATCH",
+    "DEFAULT_QUEUE_SIZE",
+    "DEFAULT_QUEUE_TIMEOUT_MS",
+    "HOST_CODE",
+    "ModelSettings",
+]
 
 DEFAULT_MAX_BATCH = 64
 HOST_CODE = "--backend-config=tensorrt,version-compatible=true"
 """Lets Triton's TensorRT backend load version compatible engines, which hold code for the host (its README).
 """
+DEFAULT_QUEUE_SIZE = 512
+DEFAULT_QUEUE_TIMEOUT_MS = 5000
 _LARGEST_BATCH = 65536
 
 
@@ -27,9 +35,11 @@ class ModelSettings:
         instances: copies of the model that run at the same time. Two, because with one and a limited queue
             the server's batcher now and then sleeps for up to half a second (docs/serving.md).
         threads: threads of onnxruntime in one instance.
-        queue_size: maximum number of waiting requests, 0 for no limit.
-        queue_timeout_ms: how long a request may wait before it is refused, 0 for no limit. Neither limit
-            holds without batching.
+        queue_size: maximum number of waiting requests, 0 for no limit. None: 512, and no limit for a model
+            with a free size beside the batch, whose requests of mixed lengths the server's batcher would
+            hold up with one (docs/serving.md).
+        queue_timeout_ms: how long a request may wait before it is refused, 0 for no limit. None: 5000, and no
+            limit likewise. Neither limit holds without batching.
         warmup: whether a batch of one and the largest batch run before the model counts as loaded.
 
     Raises:
@@ -41,8 +51,8 @@ class ModelSettings:
     batch_delay_us: int = 0
     instances: int = 2
     threads: int = 1
-    queue_size: int = 512
-    queue_timeout_ms: int = 5000
+    queue_size: int | None = None
+    queue_timeout_ms: int | None = None
     warmup: bool = True
 
     def __post_init__(self) -> None:

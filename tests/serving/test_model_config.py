@@ -15,7 +15,7 @@ from sparse_export.serving.model_config import check_config, config_text
 from sparse_export.serving.settings import ModelSettings
 from sparse_export.serving.tensors import Interface, TensorSpec, interface_of
 from sparse_export.signature import Signature, TensorInfo
-from tests.named_graphs import SPOKEN, WORDS
+from tests.named_graphs import PICTURES, SPOKEN, WORDS
 
 INPUT = TensorSpec(name="input", dtype="FP32", dims=(3, 32, 32))
 OUTPUT = TensorSpec(name="logits", dtype="FP16", dims=(10,))
@@ -135,13 +135,13 @@ def test_a_number_out_of_range_is_wrong_usage(changes: dict[str, int]) -> None:
         ModelSettings(**changes)  # type: ignore[arg-type]
 
 
-def _named(signature: Signature, sizes: dict[str, tuple[int, ...]], max_batch: int) -> Any:
+def _named(signature: Signature, sizes: dict[str, tuple[int, ...]], max_batch: int, **settings: Any) -> Any:
     text = config_text(
         "net",
         runtime="python",
         interface=interface_of(signature),
         sizes=sizes,
-        settings=ModelSettings(),
+        settings=ModelSettings(**settings),
         max_batch=max_batch,
         parameters={},
     )
@@ -220,3 +220,21 @@ def test_names_of_any_kind_are_read_back_as_they_are() -> None:
     message = _named(signature, dict.fromkeys(names, (2,)), 4)
     assert [one.name for one in message.input] == names
     assert set(message.model_warmup[0].inputs) == set(names)
+
+
+@pytest.mark.parametrize(
+    ("signature", "settings", "limits"),
+    [
+        (PICTURES, {}, (512, 5_000_000)),
+        (WORDS, {}, (0, 0)),
+        (WORDS, {"queue_size": 9}, (9, 0)),
+        (WORDS, {"queue_timeout_ms": 2}, (0, 2000)),
+    ],
+)
+def test_inputs_of_mixed_lengths_wait_without_a_limit_that_nobody_gave(
+    signature: Signature, settings: dict[str, int], limits: tuple[int, int]
+) -> None:
+    sizes = {one.name: (4,) * (len(one.shape) - 1) for one in signature.inputs}
+    message = _named(signature, sizes, 8, **settings)
+    policy = message.dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == limits
