@@ -19,7 +19,14 @@ from sparse_export.engines.options import EngineOptions, Precision
 from sparse_export.engines.precision import TOLERANCE
 from sparse_export.errors import SparseExportError
 from sparse_export.files import claimed, require_writable, sha256_file, staged_folder, write_bytes, write_json
-from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, GoldenInfo, PatternInfo, save_bundle_info
+from sparse_export.formats.bundle import (
+    BUNDLE_FILE,
+    Bundle,
+    GoldenInfo,
+    PatternInfo,
+    read_bundle_info,
+    save_bundle_info,
+)
 from sparse_export.formats.layers import LAYERS_FILE
 from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import Run, RunInfo
@@ -162,6 +169,7 @@ def build_from_request(
                 files=file_infos(stage, names),
             )
             save_bundle_info(stage, info)
+            info = read_bundle_info(stage)  # with its digest
             remember(sha256_file(stage / BUNDLE_FILE))
             require_replaceable(checked.target)  # a build is long: files may have been put there meanwhile
     _require_all_built({**built.failures, **timed.failures}, checked.out)

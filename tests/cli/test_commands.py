@@ -25,6 +25,7 @@ from sparse_export.cli.main import cli
 from sparse_export.formats.bundle import Bundle, read_bundle_info
 from sparse_export.tasks.data import dataset
 from tests.cli.conftest import Call, Made
+from tests.sealing import write_sealed
 
 QUICK = ("--batch", "1", "--rounds", "20", "--threads", "1")
 
@@ -161,7 +162,7 @@ def _worse(bundle: Path, folder: Path) -> Path:
     manifest = folder / "manifest.json"
     document = json.loads(manifest.read_text())
     document["accuracy"]["n_correct"] = document["accuracy"]["n_samples"]
-    manifest.write_text(json.dumps(document))
+    write_sealed(manifest, document)
     return folder
 
 
@@ -213,7 +214,7 @@ def test_compare_falls_back_to_recorded_accuracies_aloud(made: Made, call: Call,
         manifest = copy / "manifest.json"
         document = json.loads(manifest.read_text())
         document["data"]["name"] = "npz:absent.npz"
-        manifest.write_text(json.dumps(document))
+        write_sealed(manifest, document)
         bundles.append(copy)
     result = call("compare", *bundles, *QUICK, "--data-dir", tmp_path, "--json")
     assert result.exit_code == 0, result.stderr
