@@ -11,6 +11,7 @@ from sparse_export.errors import UsageError
 from sparse_export.formats.run import (
     CLASSIFICATION,
     Accuracy,
+    CallInfo,
     DataInfo,
     DenseInfo,
     LayerInfo,
@@ -51,6 +52,7 @@ def new_run_info(
     recipe: Mapping[str, Any] | None = None,
     task: TaskInfo = CLASSIFICATION,
     dense: DenseInfo | None = None,
+    call: CallInfo | None = None,
 ) -> RunInfo:
     """The record of a run that is not finished yet, by this process at this moment.
 
@@ -73,6 +75,7 @@ def new_run_info(
         recipe: of the training, as its document has it.
         task: what the network is for.
         dense: the dense network that it was made from.
+        call: how forward takes the inputs, where that is not by position alone.
 
     Returns:
         The record with status `running` and no files. A network without masked layers counts as dense.
@@ -119,4 +122,5 @@ def new_run_info(
         files={},
         task=task,
         dense=dense,
+        call=call,
     )

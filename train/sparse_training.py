@@ -66,8 +66,7 @@ class SparseTraining(TrainerFacts):
             Lion, LAMB, Muon, or an Adafactor that keeps a first moment.
         density: needed without a pattern and without masks; held exactly from the start to the end.
         pattern: `2:4` for example, or an `NMPattern`.
-        total_steps: length of the training, which the prune rate falls over; without it the rate stays
-            constant.
+        total_steps: length of the training, over which the prune rate falls; without it the rate stays.
         update_every: masks are updated after so many steps, never within the last such stretch before
             total_steps; None: only when `update` is called.
         prune_schedule: None for `cosine` where total_steps is given, else `constant`.
@@ -75,8 +74,7 @@ class SparseTraining(TrainerFacts):
             `sparse_export.train.methods.snip.snip_masks`.
         seed: of the first masks, and of growth where it is random.
         process_group: the processes that hold the same weights, as data parallelism has them; by default all,
-            where torch.distributed is initialised. Their masks are held against each other after every
-            update.
+            where torch.distributed is initialised. After every update their masks are compared.
         freeze: None for what the method has, under a pattern too.
         output_layers: weights that give the outputs, which a pattern leaves dense; None for the layer
             registered last.
@@ -452,6 +450,7 @@ class SparseTraining(TrainerFacts):
         *,
         model: str | None = None,
         input_shape: Sequence[int] | None = None,
+        example_inputs: Callable[[], Any] | None = None,
         free_sizes: FreeSizes | None = None,
         test: Accuracy | None = None,
     ) -> Run:
@@ -460,7 +459,10 @@ class SparseTraining(TrainerFacts):
         Args:
             path: of a new or empty folder.
             model: a known name or `package.module:factory` that makes it again; else only this run is built.
-            input_shape: of one sample; by default the inputs are those of the first batch that was seen.
+            input_shape: of one sample, of a network with one input of floats.
+            example_inputs: how the network is called where it ships: a function that returns a tensor, a
+                tuple of positional arguments, a mapping of keyword arguments, or both. By default that
+                beside the factory `model`, else the first batch that was seen.
             free_sizes: names for the axes of inputs; by default the first of all is the batch, and free.
             test: accuracy on the test set, which goes on record.
 
@@ -481,5 +483,5 @@ class SparseTraining(TrainerFacts):
             test=test,
             n_steps=self.n_steps,
         )
-        shapes = GivenShapes(input_shape=input_shape, free_sizes=free_sizes)
+        shapes = GivenShapes(input_shape, example_inputs, free_sizes)
         return save_user_run(Path(path), self.model, self.masks, self._seen, record, shapes, name=model)

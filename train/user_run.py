@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,25 +10,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_export import models
 from sparse_export.errors import UsageError
 from sparse_export.files import staged_folder
 from sparse_export.formats.run import AGREEMENT, CLASSIFICATION, ModelInfo, Run, RunInfo
-from sparse_export.graph.example import Example, FreeSizes, as_example, example_of_shape, make_example
+from sparse_export.graph.example import (
+    Example,
+    FreeSizes,
+    call_of,
+    example_from_function,
+    example_from_seen,
+    example_of_shape,
+)
 from sparse_export.graph.named_network import signature_of_call
 from sparse_export.models.modes import modes_kept
-from sparse_export.signature import Signature
 from sparse_export.train.run_folder import claimed_run, finish_run, require_empty
 
 __all__ = ["FreeSizes", "GivenShapes", "SeenCall", "save_user_run"]
 
-_SAMPLES = 2  # that are kept of the first batch
+_SAMPLES = 2  # that are kept of a large first batch
+_KEPT_VALUES = 2**20  # of a batch that is kept whole
 
 
 class SeenCall:
     """What a network was called with first.
 
     Attributes:
-        call: positional and keyword arguments, two samples of each tensor; None before the first batch.
+        call: positional and keyword arguments, of large ones two samples; None before the first batch.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -39,32 +47,57 @@ class SeenCall:
         """Remember it, once. Never within torch.compile."""
         if torch.compiler.is_compiling():
             return
-        self.call = tuple(map(_some, args)), {name: _some(value) for name, value in kwargs.items()}
+        self.call = _kept(args, kwargs)
         self._hook.remove()
 
 
-@dataclass(frozen=True, kw_only=True)
+def _kept(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A copy of the arguments; of large ones a few samples.
+
+    Samples are what the first axis counts, of all tensors that are as long there as the first one.
+    """
+    found = list(_tensors_in((args, kwargs)))
+    first = next((one for one in found if one.dim()), None)
+    length = None if first is None else first.shape[0]
+    most = None if sum(one.numel() for one in found) <= _KEPT_VALUES else _SAMPLES
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            part = value[:most] if value.dim() and value.shape[0] == length else value
+            return part.detach().clone()
+        if isinstance(value, Mapping):
+            return {key: kept(one) for key, one in value.items()}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(kept, value))
+        return type(value)(map(kept, value)) if type(value) in (tuple, list) else value
+
+    return tuple(map(kept, args)), {name: kept(value) for name, value in kwargs.items()}
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors_in(list(value.values()))
+    elif isinstance(value, tuple | list):
+        for one in value:
+            yield from _tensors_in(one)
+
+
+@dataclass(frozen=True)
 class GivenShapes:
     """What a caller tells of a network's inputs.
 
     Attributes:
         input_shape: of one sample, of a network with one input of floats; None for what was seen.
+        example_inputs: a call, see `sparse_export.graph.example.example_from_function`; None for the one
+            beside the factory that makes the network, else for what was seen.
         free_sizes: names of the axes of inputs, see `sparse_export.graph.example.make_example`.
     """
 
     input_shape: Sequence[int] | None
+    example_inputs: Callable[[], Any] | None
     free_sizes: FreeSizes | None
-
-
-def _some(value: Any) -> Any:
-    """An argument with two samples of each tensor, detached and copied."""
-    if isinstance(value, Tensor):
-        return value[:_SAMPLES].detach().clone() if value.dim() else value.detach().clone()
-    if isinstance(value, Mapping):
-        return {key: _some(one) for key, one in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(_some, value))
-    return type(value)(map(_some, value)) if type(value) in (tuple, list) else value
 
 
 def save_user_run(
@@ -83,7 +116,7 @@ def save_user_run(
         folder: new or empty.
         model, masks: what is written.
         seen: by the network.
-        record: makes that of the run, given `model`, the name, `signature` and `task` of the network.
+        record: makes that of the run, given `model`, the name, `signature`, `task` and `call` of the network.
         shapes: what the caller told of the inputs.
         name: by which the network can be made again, if any.
 
@@ -91,10 +124,13 @@ def save_user_run(
         UsageError: the inputs are not known, an inactive weight is not 0, or the folder holds something.
         OutputError: it cannot be written.
     """
-    signature = _signature(model, next(iter(masks)), seen, shapes)
+    device = model.get_parameter(next(iter(masks))).device
+    example = _example(model, next(iter(masks)), seen, shapes, name)
+    with modes_kept(model):
+        signature = signature_of_call(model.eval(), example.on(device))
     _require_masked(model, masks)
-    task = AGREEMENT if signature.n_classes is None else CLASSIFICATION
-    info = record(model=ModelInfo(name=name), signature=signature, task=task)
+    task = CLASSIFICATION if (signature.n_classes or 0) > 1 else AGREEMENT
+    info = record(model=ModelInfo(name=name), signature=signature, task=task, call=call_of(example))
     with claimed_run(folder):
         require_empty(folder)
         with staged_folder(folder) as stage:
@@ -102,36 +138,23 @@ def save_user_run(
     return replace(run, path=folder)
 
 
-def _signature(model: nn.Module, weight: str, seen: SeenCall, shapes: GivenShapes) -> Signature:
-    parameter = model.get_parameter(weight)
+def _example(model: nn.Module, weight: str, seen: SeenCall, shapes: GivenShapes, name: str | None) -> Example:
+    """How the network is called. Raises UsageError."""
     if shapes.input_shape is not None:
         whole = example_of_shape(shapes.input_shape)
-        example = whole.with_tensors({key: one.to(parameter.dtype) for key, one in whole.tensors.items()})
-    elif seen.call is not None:
-        example = _two_samples(model, seen.call, shapes.free_sizes)
-    else:
+        dtype = model.get_parameter(weight).dtype
+        return whole.with_tensors({key: one.to(dtype) for key, one in whole.tensors.items()})
+    own = models.example_beside(name) if name is not None and models.is_factory(name) else None
+    function = shapes.example_inputs or (None if own is None else own[0])
+    if function is not None:
+        sizes = shapes.free_sizes or (None if own is None else own[1])
+        return example_from_function(model, function, free_sizes=sizes)
+    if seen.call is None:
         raise UsageError(
             "The network has not seen a tensor yet, so the shape of its input is not known.",
-            do="Give input_shape, for example input_shape=(1, 28, 28).",
+            do="Give input_shape, for example input_shape=(1, 28, 28), or example_inputs.",
         )
-    with modes_kept(model):
-        return signature_of_call(model.eval(), example.on(parameter.device))
-
-
-def _two_samples(
-    model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], free_sizes: FreeSizes | None
-) -> Example:
-    """The call that was seen, as an example; of one sample, its first axis repeated."""
-    args, kwargs = call
-    example = make_example(model, args, kwargs, free_sizes=free_sizes)
-    if len(example.tensors) == 1:
-        (tensor,) = example.tensors.values()
-        if free_sizes is None and tensor.dim() and tensor.is_floating_point():
-            if tensor.shape[0] < _SAMPLES:
-                tensor = torch.cat([tensor, tensor])
-            alone = as_example(tensor)  # called `input`, as that of an exported classifier is
-            return replace(example, tensors=alone.tensors, axes=alone.axes)
-    return example
+    return example_from_seen(model, *seen.call, free_sizes=shapes.free_sizes)
 
 
 def _require_masked(model: nn.Module, masks: Mapping[str, Tensor]) -> None:

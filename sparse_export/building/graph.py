@@ -125,11 +125,11 @@ def build_graph(
     fit = None if wanted is None else _fit(network, masks, info, wanted, request)
     fitted = None if fit is None else fit.fitted
     samples = calibration_batches(info, request.precision, request.n_calibration, data_dir, request.inputs)
-    example = example_of_signature(network, info.signature)
+    example = example_of_signature(network, info.signature, info.call)
     require_deterministic(network, example)
     model = onnx_from_module(network, example, masks=masks_with_promises(network, masks, fitted))
     signature = info.signature.with_ranges_of(signature_of(model))
-    with TorchSession(network, signature) as session:
+    with TorchSession(network, signature, example) as session:
         golden = golden_pair(session, samples[0] if samples else None)
     promising = layer_infos(info.layers, network, masks, wanted, fitted)
     promised = promised_patterns(promising)

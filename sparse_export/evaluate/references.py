@@ -13,6 +13,7 @@ from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.formats.listed import file_of
 from sparse_export.formats.run import GRAPH_FILE, RUN_FILE, Run, open_run
+from sparse_export.graph.example import example_of_signature
 from sparse_export.graph.passes.fit_pattern import replay
 from sparse_export.instruments.statistics import paired_accuracy_difference
 from sparse_export.models.run_network import network_of_run
@@ -81,7 +82,8 @@ def reference_of_bundle(
     network = network_of_run(run, trusted=trust)
     if bundle.info.fitted is not None and any(layer.n_cut for layer in bundle.info.fitted.layers):
         replay(network, read_orders(bundle))  # else it is the same function
-    return TorchSession(network, signature), None
+    example = example_of_signature(network, signature, run.info.call)
+    return TorchSession(network, signature, example), None
 
 
 def open_dense(bundle: Bundle, path: Path, trust: TrustedDigests) -> Bundle:

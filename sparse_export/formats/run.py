@@ -46,6 +46,22 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CallInfo:
+    """How forward of a torch network is called.
+
+    Numbers, texts, truth values, None and lists stand for themselves, `{"input": NAME}` for a tensor,
+    `{"tuple": [...]}` for a tuple, and `{"mapping": {...}}` for a mapping.
+
+    Attributes:
+        args: positional arguments.
+        kwargs: keyword arguments.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskInfo:
     """What a network is for.
 
@@ -253,6 +269,7 @@ class RunInfo:
         signature: what the network takes and gives.
         task: what it is for.
         dense: the dense network that it was made from; None for one that was trained.
+        call: how forward takes the inputs; None for one by position, several by the names that forward has.
         digest: of this document.
     """
 
@@ -282,6 +299,7 @@ class RunInfo:
     signature: Signature
     task: TaskInfo = CLASSIFICATION
     dense: DenseInfo | None = None
+    call: CallInfo | None = None
     n_processes: Positive = 1
     speed: SpeedInfo | None = None
     products: tuple[ProductInfo, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparse_export.errors import UsageError
+from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.formats.run import CallInfo
 from sparse_export.graph.names import free_name
 from sparse_export.signature import BATCH, DTYPES, FLOATS, Array, Feeds, Signature, numpy_dtype
 
@@ -19,8 +21,10 @@ __all__ = [
     "Example",
     "FreeSizes",
     "as_example",
+    "call_of",
     "example_from_arrays",
     "example_from_function",
+    "example_from_seen",
     "example_of_shape",
     "example_of_signature",
     "make_example",
@@ -187,15 +191,17 @@ def as_example(sample: Tensor | Example) -> Example:
     return Example(args=(_Place(0),), kwargs={}, tensors={"input": sample}, axes={"input": axes})
 
 
-def example_of_signature(network: nn.Module, signature: Signature) -> Example:
-    """The call that a signature tells of: one input by position, several by the names that forward has.
+def example_of_signature(network: nn.Module, signature: Signature, call: CallInfo | None = None) -> Example:
+    """The call that a record tells of, of two samples.
 
     Args:
         network: whose forward it is.
         signature: of it.
+        call: how its inputs are taken; None for one input by position, several by the names that forward has.
 
     Raises:
         UsageError: as of `make_example`.
+        ArtefactError: the call is not one of this signature.
     """
     sizes = signature.with_sizes(2)
     generator = np.random.default_rng(_SEED)
@@ -208,9 +214,35 @@ def example_of_signature(network: nn.Module, signature: Signature) -> Example:
         one.name: tuple(size if isinstance(size, str) else None for size in one.shape)
         for one in signature.inputs
     }
+    if call is not None:
+        places = {name: _Place(number) for number, name in enumerate(tensors)}
+        args = tuple(_from_record(one, places) for one in call.args)
+        kwargs = {name: _from_record(one, places) for name, one in call.kwargs.items()}
+        return Example(args=args, kwargs=kwargs, tensors=tensors, axes=axes)
     if len(tensors) == 1:
         return Example(args=(_Place(0),), kwargs={}, tensors=tensors, axes=axes)
     return make_example(network, (), tensors, free_sizes=axes)
+
+
+def call_of(example: Example) -> CallInfo | None:
+    """The record of a call, from which `example_of_signature` makes it again.
+
+    Args:
+        example: of the call.
+
+    Returns:
+        The record; None for one tensor by position and nothing else.
+
+    Raises:
+        UsageError: an argument cannot be written down, like a named tuple.
+    """
+    if example.args == (_Place(0),) and not example.kwargs:
+        return None
+    names = list(example.tensors)
+    return CallInfo(
+        args=tuple(_as_record(one, names) for one in example.args),
+        kwargs={name: _as_record(one, names) for name, one in example.kwargs.items()},
+    )
 
 
 def example_from_arrays(network: nn.Module, arrays: Feeds, *, free_sizes: FreeSizes | None = None) -> Example:
@@ -235,6 +267,47 @@ def example_from_arrays(network: nn.Module, arrays: Feeds, *, free_sizes: FreeSi
         _require_dtype(name, tensors[name])
         return Example(args=(_Place(0),), kwargs={}, tensors=tensors, axes=_axes(tensors, free_sizes))
     return make_example(network, (), tensors, free_sizes=free_sizes)
+
+
+def example_from_seen(
+    network: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    free_sizes: FreeSizes | None = None,
+) -> Example:
+    """As `make_example`, of a call that happened: a free size of 1 becomes 2 by repeating, a larger batch 2.
+
+    Args:
+        network: whose forward was called.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        free_sizes: as of `make_example`. Without it a single input of floats is called `input`, and its first
+            axis is the batch.
+
+    Raises:
+        UsageError: as of `make_example`.
+    """
+    example = make_example(network, args, kwargs)
+    tensors = dict(example.tensors)
+    if free_sizes is None:
+        own = [one for one in tensors.values() if one.dim()]
+        is_alone = len(tensors) == len(own) == 1 and own[0].is_floating_point()
+        if is_alone or all(one.shape[0] == 1 for one in own):
+            tensors = {
+                name: torch.cat([one, one]) if one.dim() and one.shape[0] == 1 else one
+                for name, one in tensors.items()
+            }
+        if is_alone:
+            tensors = {"input": next(iter(tensors.values()))}
+    else:
+        for name, sizes in free_sizes.items():
+            for axis, size in enumerate(sizes) if name in tensors else ():
+                one = tensors[name]
+                if isinstance(size, str) and axis < one.dim() and one.shape[axis] == 1:
+                    tensors[name] = torch.cat([one, one], axis)
+    example = replace(example, tensors=tensors, axes=_axes(tensors, free_sizes))
+    return example.with_sizes({BATCH: 2}) if example.all_sizes.get(BATCH, 2) > 2 else example
 
 
 def example_from_function(
@@ -338,6 +411,47 @@ def _filled(value: Any, tensors: Sequence[Tensor]) -> Any:
         inside = [_filled(one, tensors) for one in value]
         return type(value)(*inside) if hasattr(value, "_fields") else tuple(inside)
     return value
+
+
+def _as_record(value: Any, names: Sequence[str]) -> Any:
+    """An argument as `CallInfo` has it. Raises UsageError."""
+    if isinstance(value, _Place):
+        return {"input": names[value.index]}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"mapping": {key: _as_record(one, names) for key, one in value.items()}}
+    if isinstance(value, list):
+        return [_as_record(one, names) for one in value]
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return {"tuple": [_as_record(one, names) for one in value]}
+    if isinstance(value, _CONSTANTS) and not (isinstance(value, float) and not math.isfinite(value)):
+        return value
+    raise UsageError(
+        f"forward is called with {value if isinstance(value, float) else type(value).__name__}, which a run "
+        "cannot record.",
+        expected="Tensors were expected, lists, tuples and mappings of them by text, finite numbers, texts "
+        "and None.",
+        do="Wrap the network in one that takes these.",
+    )
+
+
+def _from_record(value: Any, places: Mapping[str, _Place]) -> Any:
+    """An argument from what `CallInfo` has of it. Raises ArtefactError."""
+    if isinstance(value, list | tuple):
+        return [_from_record(one, places) for one in value]
+    if not isinstance(value, dict):
+        return value
+    kind, inside = next(iter(value.items()), ("", None))
+    if kind == "input" and isinstance(inside, str) and inside in places:
+        return places[inside]
+    if kind == "tuple" and isinstance(inside, list | tuple):
+        return tuple(_from_record(one, places) for one in inside)
+    if kind == "mapping" and isinstance(inside, dict):
+        return {key: _from_record(one, places) for key, one in inside.items()}
+    raise ArtefactError(
+        f"The record of the call holds {value}, which is neither an input nor a constant.",
+        expected=f"The inputs are {', '.join(places)}.",
+        do="Write the run again.",
+    )
 
 
 def _dtype_name(tensor: Tensor) -> str:

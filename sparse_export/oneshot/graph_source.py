@@ -192,7 +192,7 @@ def _source_of_torch(
     if own is not None:
         example = example_from_function(network, own[0], free_sizes=own[1])
     elif run is not None:
-        example = example_of_signature(network, run.info.signature)
+        example = example_of_signature(network, run.info.signature, run.info.call)
     elif told.inputs is not None and input_shape is None:
         example = example_from_arrays(network, some_arrays(told.inputs))
     else:

@@ -343,7 +343,9 @@ def test_layers_get_a_cap_or_one_reason() -> None:
 def test_a_last_layer_of_many_outputs_gets_a_cap_like_any_other(
     shape: tuple[int, ...], axis: int, parts: int, is_capped: bool
 ) -> None:
-    caps, _ = capped_layers({"last": shape}, {"last": axis}, TWO_FOUR, parts={"last": parts}, outputs=["last"])
+    caps, _ = capped_layers(
+        {"last": shape}, {"last": axis}, TWO_FOUR, parts={"last": parts}, outputs=["last"]
+    )
     assert ("last" in caps) == is_capped
 
 
