@@ -69,7 +69,15 @@ def run_at(
     name = path.name.removesuffix(".onnx").replace(":", "-")
     folder = Path(run_folder) if run_folder is not None else Path("runs") / f"{name}-dense"
     told = told or Told()
-    source = graph_source(str(model), told, weights=weights, input_shape=input_shape, seed=0, trust=trust)
+    source = graph_source(
+        str(model),
+        told,
+        weights=weights,
+        input_shape=input_shape,
+        seed=0,
+        trust=trust,
+        in_torch=data is not None,
+    )
     if source is None:
         return dense_torch_run(
             str(model), folder, weights=weights, input_shape=input_shape, data=data, data_dir=data_dir

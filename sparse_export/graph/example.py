@@ -160,7 +160,8 @@ def make_example(
     except TypeError as cause:
         raise UsageError(
             f"forward of {type(network).__name__} cannot be called with the example: {cause}.",
-            do="Give its arguments, keyword arguments by the names that forward has.",
+            expected=f"It takes {', '.join(inspect.signature(network.forward).parameters) or 'nothing'}.",
+            do="Name the inputs as forward does, in example_inputs() or in the file that --inputs names.",
         ) from cause
     names = _names_of_arguments(known.signature, len(args))
     tensors: dict[str, Tensor] = {}
@@ -249,7 +250,7 @@ def example_from_arrays(network: nn.Module, arrays: Feeds, *, free_sizes: FreeSi
     """Take arrays, as an .npz file holds them, for the parameters of forward of the same names.
 
     Args:
-        network: whose forward it is. A network with one parameter takes a single array of any name, which is
+        network: whose forward it is. A network that needs one argument takes a single array of any name, which is
             the name of the input then.
         arrays: by name.
         free_sizes: as of `make_example`.
@@ -262,7 +263,13 @@ def example_from_arrays(network: nn.Module, arrays: Feeds, *, free_sizes: FreeSi
     needed = [
         one for one in parameters.values() if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
     ]
-    if len(tensors) == 1 and needed and not tensors.keys() & parameters.keys():
+    required = [
+        one
+        for one in parameters.values()
+        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+    is_alone = len(tensors) == 1 and needed and required in ([], needed[:1])
+    if is_alone and not tensors.keys() & parameters.keys():
         (name,) = tensors
         _require_dtype(name, tensors[name])
         return Example(args=(_Place(0),), kwargs={}, tensors=tensors, axes=_axes(tensors, free_sizes))
@@ -300,11 +307,11 @@ def example_from_seen(
             }
         if is_alone:
             tensors = {"input": next(iter(tensors.values()))}
-    else:
+    elif isinstance(free_sizes, Mapping):  # else `_axes` tells
         for name, sizes in free_sizes.items():
-            for axis, size in enumerate(sizes) if name in tensors else ():
-                one = tensors[name]
-                if isinstance(size, str) and axis < one.dim() and one.shape[axis] == 1:
+            for axis, size in enumerate(sizes if isinstance(sizes, tuple | list) else ()):
+                one = tensors.get(name)
+                if isinstance(size, str) and one is not None and one.shape[axis : axis + 1] == (1,):
                     tensors[name] = torch.cat([one, one], axis)
     example = replace(example, tensors=tensors, axes=_axes(tensors, free_sizes))
     return example.with_sizes({BATCH: 2}) if example.all_sizes.get(BATCH, 2) > 2 else example
@@ -473,6 +480,12 @@ def _axes(tensors: Mapping[str, Tensor], free_sizes: FreeSizes | None) -> dict[s
         lengths = {tensor.shape[0] for tensor in tensors.values() if tensor.dim()}
         first = BATCH if len(lengths) == 1 and min(lengths) >= 2 else None
         return {name: _first_named(tensor, first) for name, tensor in tensors.items()}
+    if not isinstance(free_sizes, Mapping):
+        raise UsageError(
+            f"free_sizes is {free_sizes!r}.",
+            expected="A mapping was expected, from each input to a name for every axis.",
+            do=f"Write it like {{{next(iter(tensors))!r}: ('batch', 'length')}}, with None for a fixed axis.",
+        )
     unknown = [name for name in free_sizes if name not in tensors]
     if unknown:
         raise UsageError(
@@ -494,12 +507,18 @@ def _named(name: str, tensor: Tensor, sizes: Sequence[str | int | None] | None) 
     if sizes is None:
         return (None,) * tensor.dim()
     shape = tuple(tensor.shape)
+    if not isinstance(sizes, tuple | list):
+        raise UsageError(
+            f"free_sizes of {name} is {sizes!r}, and the example has shape {shape}.",
+            expected="A tuple with a name for each free axis was expected, and None for each fixed one.",
+            do="Write it like ('batch', None).",
+        )
     fits = len(sizes) == len(shape) and all(
         size is None or isinstance(size, str) or size == length
         for size, length in zip(sizes, shape, strict=True)
     )
     bad = [size for size in sizes if isinstance(size, str) and not size.isidentifier()]
-    if not fits or isinstance(sizes, str) or bad:
+    if not fits or bad:
         raise UsageError(
             f"free_sizes of {name} is {sizes!r}, and the example has shape {shape}.",
             expected="A name for each free axis was expected, and None for each fixed one.",

@@ -129,7 +129,8 @@ def input_shape_of(
         raise UsageError(
             f"The shape of the inputs of {source.name} is not known.",
             expected="Data, or the shape of one sample, was expected.",
-            do="Give --data NAME, or --input-shape like 3,224,224.",
+            do="Give --data NAME, --input-shape like 3,224,224, or real inputs by --inputs FILE.npz; or write "
+            "example_inputs() beside the factory.",
         )
     return shape
 
@@ -147,7 +148,8 @@ def n_outputs_of(source: Source, shape: tuple[int, ...], n_classes: int | None) 
         raise UsageError(
             f"The model {source.name} cannot take inputs of shape {shape}: {reason}.",
             expected="A model and inputs of one shape were expected.",
-            do="Choose other data, or give the right --input-shape.",
+            do="Choose other data, or give the right --input-shape; of other inputs than one of floats, write "
+            "example_inputs() beside the factory, or give --inputs FILE.npz.",
         ) from cause
     if n_classes is not None and isinstance(output, Tensor) and output.ndim == 2:
         require_outputs(
@@ -160,7 +162,9 @@ def n_outputs_of(source: Source, shape: tuple[int, ...], n_classes: int | None) 
         raise UsageError(
             f"The model {source.name} answers two inputs with {got}.",
             expected=f"Logits of shape (2, {n_classes or 'classes'}) were expected.",
-            do="Choose a model with as many outputs as there are classes, and one that returns logits alone.",
+            do="Choose a model with as many outputs as there are classes; or leave out --data and what needs "
+            "it, so that the model is pruned as a graph, by example_inputs() beside its factory or --inputs "
+            "FILE.npz.",
         )
     require_deterministic(source.network, example_of_shape(shape))
     return output.shape[1]

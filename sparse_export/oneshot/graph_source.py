@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 
 from sparse_export import models
 from sparse_export.errors import UsageError
@@ -116,8 +117,12 @@ def graph_source(
     input_shape: Sequence[int] | None,
     seed: int,
     trust: str | None,
+    in_torch: bool = False,
 ) -> GraphSource | None:
     """The network as a graph where it is to be pruned as one; None for one that is pruned in torch.
+
+    A graph is what an ONNX file is, and every network with other inputs than one of floats, or other outputs
+    than logits.
 
     Args:
         model: as `sparsify` takes it.
@@ -126,6 +131,7 @@ def graph_source(
         input_shape: of one sample, of a torch network with one input of floats.
         seed: of random weights.
         trust: digest of a run's `run.json`.
+        in_torch: something was asked for that is done to torch networks alone, like training on a data set.
 
     Raises:
         SparseExportError: as `source_of_file` and `open_source`, or what was told does not fit.
@@ -141,8 +147,8 @@ def graph_source(
     run = run_of(model, any_form=True)
     if run is not None and run.info.model.form == "onnx":
         return _source_of_graph_run(run, told)
-    example = None if run is not None else _own_example(model)
-    if told.inputs is None and example is None:
+    own = None if run is not None or (in_torch and told.inputs is None) else _own_example(model)
+    if told.inputs is None and own is None and (in_torch or _is_classifier(model, run, input_shape)):
         if told.axes or told.sizes:
             raise UsageError(
                 f"{'--axes' if told.axes else '--size'} was given for the torch network {model}.",
@@ -150,7 +156,7 @@ def graph_source(
                 do="Tell free sizes by `free_sizes` beside the factory.",
             )
         return None
-    return _source_of_torch(model, run, told, example, weights, input_shape, seed, trust)
+    return _source_of_torch(model, run, told, own, weights, input_shape, seed, trust)
 
 
 def _source_of_graph_run(run: Run, told: Told) -> GraphSource:
@@ -170,6 +176,22 @@ def _own_example(model: str) -> tuple[Callable[[], Any], FreeSizes | None] | Non
     return models.example_beside(model) if models.is_factory(model) else None
 
 
+def _is_classifier(model: str, run: Run | None, input_shape: Sequence[int] | None) -> bool:
+    """Does a network take one input of floats and return logits? Yes where that is not known."""
+    if run is not None:
+        return run.info.signature.only_input is not None and run.info.signature.n_classes is not None
+    if input_shape is None or not models.is_factory(model):
+        return True
+    try:
+        with torch.no_grad():
+            returned = example_of_shape(input_shape).call(models.create(model).eval())
+    except UsageError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever forward raises is told by what prunes it
+        return True
+    return isinstance(returned, torch.Tensor) and returned.dim() == 2
+
+
 def _source_of_torch(
     model: str,
     run: Run | None,
@@ -182,11 +204,13 @@ def _source_of_torch(
 ) -> GraphSource:
     run_of(model)  # whose network has to be made again
     source = open_source(model, run, weights, n_classes=None, seed=seed, trust=trust)
-    if source.masks:
+    if not all(bool(mask.all()) for mask in source.masks.values()):
         raise UsageError(
-            f"--inputs was given, and the run {model} was trained sparse.",
-            expected="--data was expected, since its masks are kept by what prunes torch networks.",
-            do="Give --data NAME, or --data none with --method magnitude.",
+            f"The run {model} was trained sparse, and a graph keeps no masks"
+            + (", which is what --inputs prunes." if told.inputs is not None else "."),
+            do="Give --data NAME, or --data none with --method magnitude."
+            if _is_classifier(model, run, None)
+            else "Build it as it is, or train it with a pattern from the start.",
         )
     network = source.network
     if own is not None:

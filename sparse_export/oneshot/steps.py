@@ -119,7 +119,10 @@ def sparsify(
     require_plan_for(asked, planned_dense)
     require_numbers(calibration_samples, finetune, seed)
     told = Told(axes=axes, sizes=sizes, inputs=None if inputs is None else Path(inputs))
-    graph = graph_source(model, told, weights=weights, input_shape=input_shape, seed=seed, trust=trust)
+    in_torch = data not in (None, "none") or finetune > 0 or moving or norms or permute
+    graph = graph_source(
+        model, told, weights=weights, input_shape=input_shape, seed=seed, trust=trust, in_torch=in_torch
+    )
     if graph is not None:
         _require_no_training(graph.name, data, finetune=finetune, moving=moving, norms=norms, permute=permute)
         made, found = sparsify_source(

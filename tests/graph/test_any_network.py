@@ -420,13 +420,20 @@ def test_arrays_are_parameters_by_their_names_and_one_alone_by_any() -> None:
 @pytest.mark.parametrize(
     ("inputs", "free_sizes", "told"),
     [
-        ({"third": torch.zeros(2)}, None, "cannot be called with the example"),
+        ({"third": torch.zeros(2)}, None, "cannot be called with the example.*It takes first, second"),
         ({"first": object()}, None, "first of the example is of type object"),
         ({"first": torch.zeros(2, dtype=torch.complex64)}, None, "first of the example is complex64"),
         ({"first": torch.zeros(2)}, {"input": ("batch",)}, "names 'input', which is no input"),
         ({"first": torch.zeros(2)}, {"first": ("batch", None)}, r"example has shape \(2,\)"),
         ({"first": torch.zeros(2, 3)}, {"first": ("batch", 4)}, r"example has shape \(2, 3\)"),
         ({"first": torch.zeros(2)}, {"first": "a"}, "free_sizes of first is 'a'"),
+        (
+            {"first": torch.zeros(2)},
+            {"first": {0: "batch"}},
+            r"is \{0: 'batch'\}.*Write it like \('batch', None\)",
+        ),
+        ({"first": torch.zeros(2)}, ["batch"], r"free_sizes is \['batch'\].*A mapping was expected"),
+        ({"first": torch.zeros(2)}, {"first": 2}, "free_sizes of first is 2"),
         ({"first": torch.zeros(1)}, {"first": ("batch",)}, "batch is 1 in the example"),
         (
             {"first": torch.zeros(2), "second": torch.zeros(3)},
