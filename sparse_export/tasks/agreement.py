@@ -158,9 +158,8 @@ def _add(known: _Sums, dense: Array, sparse: Array) -> None:
 
 
 def _closeness(apart: Array, scale: float) -> Array:
-    if not scale:
-        return (apart == 0).astype(np.float64)
-    return np.clip(1 - apart / scale, 0.0, 1.0)
+    found: Array = np.clip(1 - apart / scale, 0.0, 1.0) if scale else (apart == 0).astype(np.float64)
+    return found
 
 
 def _of_output(name: str, known: _Sums, shares: Array) -> OutputAgreement:
