@@ -78,8 +78,8 @@ def computed_weights(model: nn.Module) -> dict[str, tuple[Tensor, str]]:
                 made_of = [name for name, _ in module.named_parameters() if _belongs_to(name, kind)]
                 reason = (
                     f"it is computed at each call, from {' and '.join(made_of) or 'no parameter'}, so that "
-                    "no mask on it "
-                    "would last; make it a parameter first, as torch.nn.utils.prune.remove does"
+                    "no mask on it would last; make it a parameter first"
+                    f"{_how_to_undo(module, kind, made_of)}"
                 )
                 found[f"{owner}.{kind}".lstrip(".")] = (value.detach(), reason)
     return found
@@ -90,6 +90,18 @@ def _belongs_to(name: str, kind: str) -> bool:
     made of?
     """
     return name.startswith((f"{kind}_", f"parametrizations.{kind}."))
+
+
+def _how_to_undo(module: nn.Module, kind: str, made_of: Sequence[str]) -> str:
+    """What makes a computed weight a parameter again, as a part of a sentence."""
+    where = "torch.nn.utils"
+    if f"{kind}_mask" in module._buffers:
+        return f", by {where}.prune.remove"
+    if any(name.startswith("parametrizations.") for name in made_of):
+        return f", by {where}.parametrize.remove_parametrizations"
+    if f"{kind}_g" in made_of:
+        return f", by {where}.remove_weight_norm"
+    return f", by {where}.remove_spectral_norm" if f"{kind}_u" in module._buffers else ""
 
 
 def masked_parameters(model: nn.Module, keep_dense: Sequence[str] = ()) -> dict[str, nn.Parameter]:
@@ -103,15 +115,17 @@ def masked_parameters(model: nn.Module, keep_dense: Sequence[str] = ()) -> dict[
         UsageError: a pattern names no maskable parameter, or nothing is left.
     """
     parameters = maskable_parameters(model)
-    _require_known(parameters, keep_dense)
+    _require_known(model, parameters, keep_dense)
     left = {
         name: value
         for name, value in parameters.items()
         if not any(_matches(name, pattern) for pattern in keep_dense)
     }
     if not left:
+        computed = [f"{name}: {reason}" for name, (_, reason) in computed_weights(model).items()]
         raise UsageError(
-            f"{type(model).__name__} has no layer to make sparse.",
+            f"{type(model).__name__} has no layer to make sparse"
+            f"{': ' if computed else ''}{'; '.join(computed)}.",
             expected="At least one Linear or Conv layer that keep_dense does not name was expected.",
             do="Train it dense, or name fewer layers in keep_dense.",
         )
@@ -126,7 +140,7 @@ def named_dense(model: nn.Module, keep_dense: Sequence[str]) -> set[str]:
     parameters = maskable_parameters(model)
     if not keep_dense:
         return set()
-    _require_known(parameters, keep_dense)
+    _require_known(model, parameters, keep_dense)
     return {name for name in parameters if any(_matches(name, pattern) for pattern in keep_dense)}
 
 
@@ -205,9 +219,13 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
 
 
-def _require_known(parameters: Collection[str], keep_dense: Sequence[str]) -> None:
+def _require_known(model: nn.Module, parameters: Collection[str], keep_dense: Sequence[str]) -> None:
+    """Raise UsageError for a pattern of `keep_dense` that names no weight; a computed one is dense anyway."""
     for pattern in keep_dense:
         if not any(_matches(name, pattern) for name in parameters):
+            computed = computed_weights(model)
+            if any(_matches(name, pattern) for name in computed):
+                continue
             raise UsageError(
                 f"keep_dense names {pattern!r}, which is no weight of a Linear or Conv layer here.",
                 expected=f"One of these, or a pattern, was expected: {', '.join(parameters) or 'none'}.",

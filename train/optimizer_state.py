@@ -101,6 +101,18 @@ class OptimizerState:
                     do=f"Use torch.optim.SGD(..., momentum=0.9), Adam or AdamW, {instead}.",
                 )
 
+    def require_read(self) -> None:
+        """Raise UsageError where an optimizer stepped a weight and its momentum is not where it should be."""
+        for name, value in self._parameters.items():
+            optimizer, _ = self._owners[name]
+            keys = [str(key) for key in optimizer.state.get(value, {})]
+            if value.grad is not None and keys and self._read(name) is None:
+                raise UsageError(
+                    f"{type(optimizer).__name__} keeps {', '.join(keys)} of {name}, none of which is known "
+                    "as its momentum.",
+                    do="Give momentum_of, a function of the optimizer and a parameter.",
+                )
+
     def momentum(self) -> dict[str, Tensor]:
         """The momentum of every weight, by name, in its shape.
 

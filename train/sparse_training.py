@@ -24,6 +24,7 @@ from sparse_export.sparsity import (
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.train.distributed import masks_sha256, require_same_masks, train_together
 from sparse_export.train.first_masks import checked_masks, first_masks, require_start, rescale_weights
+from sparse_export.train.layer_checks import EmptyLayers, require_trained, warn_of_unused
 from sparse_export.train.layers import unwrapped
 from sparse_export.train.mask_pass import MaskPass, weights_of_copy, zero_inactive
 from sparse_export.train.mask_state import MaskState, gradients_of, put_gradients
@@ -32,10 +33,10 @@ from sparse_export.train.methods import METHODS_WITHOUT_MOMENTUM
 from sparse_export.train.methods.method import GrowthName, Moment
 from sparse_export.train.optimizer_state import MomentumOf, OptimizerState
 from sparse_export.train.optimizer_steps import Attachment, OptimizerSteps, StepCount
-from sparse_export.train.own_loop import own_loop_config
+from sparse_export.train.own_loop import Given, own_loop_config, require_length, require_types
 from sparse_export.train.record import n_entries, new_run_info
 from sparse_export.train.sparsity_config import DEFAULT_APPROACH, SparsityConfig
-from sparse_export.train.trainer_facts import Given, TrainerFacts
+from sparse_export.train.trainer_facts import TrainerFacts
 from sparse_export.train.update_schedule import BackOff, update_schedule
 from sparse_export.train.user_run import FreeSizes, GivenShapes, SeenCall, save_user_run
 
@@ -173,6 +174,7 @@ class SparseTraining(TrainerFacts):
             UsageError, RanksDiverged: as the class does.
         """
         trainer = cls.__new__(cls)
+        require_length(config.freeze, total_steps)
         given = Given(total_steps, seed, output_layers, masks, process_group, unfit, momentum_of)
         trainer._set_up(model, optimizer, config, given)
         return trainer
@@ -186,6 +188,7 @@ class SparseTraining(TrainerFacts):
     ) -> None:
         total_steps, masks = given.total_steps, given.masks
         model = unwrapped(model)
+        require_types(model, given)
         if masks is not None:
             masks = {name: mask.bool() for name, mask in masks.items()}  # of whatever type they were given
         rule = config.rule
@@ -199,6 +202,7 @@ class SparseTraining(TrainerFacts):
             total_steps=total_steps,
             unfit=given.unfit,
         )
+        require_trained(self._layers.parameters)
         self._steps = OptimizerSteps(optimizer)
         self._state = OptimizerState(self._steps.optimizers, self._layers.parameters, given.momentum_of)
         if rule.reads_momentum:
@@ -212,6 +216,8 @@ class SparseTraining(TrainerFacts):
         self._threshold: Tensor | None = None
         self._n_flipped: Tensor | None = None
         self._before_update: list[Callable[[], None]] = []
+        self._is_use_checked = False
+        self._empty = EmptyLayers()
         self._copies: list[dict[str, Tensor]] = []
         self._process_group = given.process_group
         self.masks_sha256: str | None = None
@@ -232,6 +238,7 @@ class SparseTraining(TrainerFacts):
             rescale_weights(self._layers, self.masks)
         self.apply_masks()
         self._require_same_masks()
+        self._empty.note(self.masks)
         self._seen = SeenCall(model)
 
     def apply_masks(self) -> None:
@@ -281,6 +288,10 @@ class SparseTraining(TrainerFacts):
         self._count(None)
 
     def _after_hooked_step(self, found_inf: Tensor | None) -> None:
+        if not self._is_use_checked:
+            self._is_use_checked = warn_of_unused(self._layers.parameters)
+            if self._is_use_checked and self._rule.reads_momentum:
+                self._state.require_read()
         self.apply_masks()
         self._count(found_inf)
 
@@ -366,6 +377,7 @@ class SparseTraining(TrainerFacts):
                 f"The method is {self.method!r}, whose masks never move, so they cannot be updated.",
                 do="Leave it out, or choose another method.",
             )
+        self._empty.look()
         for do in self._before_update:
             do()
         before, self._n_cap = self._n_cap, self._layers.n_at(self.n_steps)
@@ -383,6 +395,7 @@ class SparseTraining(TrainerFacts):
         if self.has_pattern:
             self._back_off = self._back_off.after(int(self._n_flipped), same_cap=self._n_cap == before)
         self._require_same_masks()
+        self._empty.note(self.masks)
         return update
 
     def _moment(self, rate: float, *, is_cut: bool) -> Moment:
@@ -416,6 +429,7 @@ class SparseTraining(TrainerFacts):
 
         Where growth goes by the gradient, that of the last step too: an update may come next.
         """
+        self._empty.look()
         growth = self._rule.growth
         reads_gradient = growth is not None and growth.reads_gradient
         return MaskState(

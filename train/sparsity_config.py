@@ -18,7 +18,14 @@ from sparse_export.sparsity import (
     pattern_from_text,
 )
 from sparse_export.sparsity.eligible import SMALL_SHARE
-from sparse_export.train.arguments import require_fraction, require_one_of
+from sparse_export.train.arguments import (
+    require_flag,
+    require_fraction,
+    require_number,
+    require_one_of,
+    require_texts,
+    require_whole,
+)
 from sparse_export.train.methods import Method, MethodName, chosen_method, method_named
 from sparse_export.train.methods.method import GrowthName, Products
 
@@ -116,6 +123,7 @@ class SparsityConfig:
 
     def __post_init__(self) -> None:
         """Hold every setting to its range, and all of them to each other."""
+        self._require_types()
         method_named(self.method)
         self._require_ranges()
         rule = self.rule  # its words, too, are checked by this
@@ -163,6 +171,30 @@ class SparsityConfig:
         if self.wanted_density is not None:
             parts.append(f"{self.wanted_density:g}")
         return "-".join(parts)
+
+    def _require_types(self) -> None:
+        """A recipe's are checked as it is read; from Python anything may come."""
+        for name in ("decay", "small_share", "prune_rate"):
+            require_number(name, getattr(self, name))
+        if self.density is not None:
+            require_number("density", self.density)
+        require_whole("update_every", self.update_every)
+        if self.window is not None:
+            require_whole("window", self.window)
+        for name in ("transposable", "rescale"):
+            require_flag(name, getattr(self, name))
+        require_texts("keep_dense", self.keep_dense)
+        if self.pattern is not None and not isinstance(self.pattern, NMPattern):
+            raise UsageError(
+                f"pattern is {self.pattern!r}.", expected="A text like '2:4', or an NMPattern, was expected."
+            )
+        if self.approach is not None:
+            if not isinstance(self.approach, tuple) or len(self.approach) != 2:
+                raise UsageError(
+                    f"approach is {self.approach!r}.", expected="Two fractions of the training were expected."
+                )
+            for value in self.approach:
+                require_number("approach", value)
 
     def _require_ranges(self) -> None:
         if self.density is not None and not 0 < self.density <= 1:

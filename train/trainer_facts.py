@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_export.formats.run import LayerInfo
 from sparse_export.sparsity import PruneSchedule
-from sparse_export.train.layers import layer_facts
+from sparse_export.train.layer_checks import EmptyLayers
+from sparse_export.train.layers import computed_weights, layer_facts
 from sparse_export.train.masked_layers import MaskedLayers
 from sparse_export.train.methods import Method
-from sparse_export.train.optimizer_state import MomentumOf
 from sparse_export.train.optimizer_steps import OptimizerSteps
 from sparse_export.train.update_schedule import BackOff, UpdateSchedule
 
-__all__ = ["Given", "TrainerFacts"]
-
-
-class Given(NamedTuple):
-    """What `SparseTraining` is made with beside a configuration, see there."""
-
-    total_steps: int | None
-    seed: int
-    output_layers: Sequence[str] | None
-    masks: Mapping[str, Tensor] | None
-    process_group: Any
-    unfit: Mapping[str, str] | None
-    momentum_of: MomentumOf | None
+__all__ = ["TrainerFacts"]
 
 
 class TrainerFacts(ABC):
@@ -47,6 +33,7 @@ class TrainerFacts(ABC):
     _n_flipped: Tensor | None
     _n_now_active: int
     _n_cap: int
+    _empty: EmptyLayers
 
     @property
     def n_steps(self) -> int:
@@ -116,6 +103,12 @@ class TrainerFacts(ABC):
         """Active / masked weights as they stand; other than `density` only while a cap is approached."""
         return self._n_now_active / self.n_masked
 
+    @property
+    def empty_layers(self) -> tuple[str, ...]:
+        """Weights without an active one, each of which was warned of. Reads from the device."""
+        self._empty.look()
+        return tuple(self._empty.names)
+
     def layer_facts(self) -> tuple[LayerInfo, ...]:
         """Every weight that could be masked, with its active count. Reads from the device."""
         plan = self._layers.plan
@@ -126,5 +119,7 @@ class TrainerFacts(ABC):
 
     @property
     def why_dense(self) -> dict[str, str]:
-        """Under a pattern, the reason for each weight that it was not put on."""
-        return dict(self._layers.plan.why_dense) if self._layers.plan is not None else {}
+        """The reason for each weight that a pattern was not put on, and for each that is computed."""
+        plan = self._layers.plan
+        computed = {name: reason for name, (_, reason) in computed_weights(self.model).items()}
+        return (plan.why_dense if plan is not None else {}) | computed

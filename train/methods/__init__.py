@@ -60,6 +60,8 @@ GROWTHS: dict[str, Growth] = {growth.name: growth for growth in (MOMENTUM, RANDO
 
 def method_named(name: str) -> Method:
     """A method by name. Raises UnknownNameError."""
+    if not isinstance(name, str):
+        raise UsageError(f"method is {name!r}.", expected=f"One of {', '.join(METHODS)} was expected.")
     if name not in METHODS:
         raise UnknownNameError("method", name, METHODS)
     return METHODS[name]
