@@ -137,6 +137,29 @@ assert inputs.sizes == dict(sequence=7)
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
+@pytest.mark.slow
+def test_networks_of_any_kind_are_sparsified_and_trained_as_the_pages_say(tmp_path: Path) -> None:
+    found = {}
+    for page in ("python.md", "sparsify.md", "training.md"):
+        blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+        found |= dict(blocks)
+    for name in ("words.py", "any.py", "words_loop.py"):
+        (tmp_path / name).write_text(found[name])
+    code = f"""
+import sys
+sys.path[:0] = [{str(DOCS.parent)!r}, "."]
+seen = dict(__name__="__main__")
+exec(open("any.py").read(), seen)
+assert [one.name for one in seen["done"].report.stages[0].agreement.outputs] == ["logits"]
+assert "of-a-file" in str(seen["se"].open_run("runs/of-a-file").path)
+exec(open("words_loop.py").read(), dict(__name__="__main__"))
+info = seen["se"].open_bundle("bundles/words-trained").info
+assert info.signature.input_names == ("input_ids", "attention_mask")
+assert info.signature.free == ("batch", "sequence")
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
 def anchors_of(page: str) -> set[str]:
     """What a link can name after #: the headings, without marks, in small letters, blanks as hyphens."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), re.MULTILINE)
