@@ -139,7 +139,7 @@ assert inputs.sizes == dict(sequence=7)
 
 @pytest.mark.slow
 def test_networks_of_any_kind_are_sparsified_and_trained_as_the_pages_say(tmp_path: Path) -> None:
-    found = {}
+    found: dict[str, str] = {}
     for page in ("python.md", "sparsify.md", "training.md"):
         blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
         found |= dict(blocks)

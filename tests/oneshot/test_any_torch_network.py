@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,7 +157,8 @@ def test_a_dense_run_of_a_users_loop_is_pruned_as_a_graph_and_a_sparse_one_is_no
 def test_arrays_of_other_names_are_told_with_those_of_forward(
     arrays: dict[str, tuple[int, ...]], told: str, here: Path
 ) -> None:
-    np.savez(here / "x.npz", **{name: np.zeros(shape, np.float32) for name, shape in arrays.items()})
+    zeros: dict[str, Any] = {name: np.zeros(shape, np.float32) for name, shape in arrays.items()}
+    np.savez(here / "x.npz", **zeros)
     with pytest.raises(UsageError, match=told):
         sparsify("any_nets:tagger", here / "run", inputs=here / "x.npz")
 
