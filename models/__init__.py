@@ -59,6 +59,7 @@ __all__ = [
     "ModelSpec",
     "create",
     "example_beside",
+    "function_named",
     "input_shape",
     "is_factory",
     "names",
@@ -267,6 +268,22 @@ def example_beside(name: str) -> tuple[Callable[[], Any], Any] | None:
     return (function, getattr(module, "free_sizes", None)) if callable(function) else None
 
 
+def function_named(name: str) -> Callable[..., Any]:
+    """Import a user's function. It runs the code of its module.
+
+    Args:
+        name: `package.module:function`, looked for in the current folder first.
+
+    Raises:
+        UsageError: it cannot be imported, or is no function.
+    """
+    with _current_folder_first():
+        found = _attribute(name, "function", "like my_package.losses:smooth_l1")
+    if not callable(found):
+        raise UsageError(f"{name} is {_kind(found)}, not a function.", do="Name a function.")
+    return found  # type: ignore[no-any-return]  # attrgetter gives Any; checked above
+
+
 def _from_factory(name: str, n_classes: int | None) -> torch.nn.Module:
     """Create a network by a user's factory. Raises UsageError."""
     import torch
@@ -306,23 +323,8 @@ def _callable(name: str, n_classes: int | None) -> Callable[[], Any]:
     """The named factory, with n_classes filled in where it has such a parameter."""
     import torch
 
-    module_name, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
-        raise UsageError(
-            f"{name!r} does not name a factory.",
-            do="Write package.module:factory, like my_package.nets:small_cnn, "
-            f"or one of {', '.join(names())}.",
-        )
-    module = _module(module_name, name)
-    try:
-        found = operator.attrgetter(attribute)(module)
-    except AttributeError as cause:
-        public = ", ".join(sorted(key for key in vars(module) if not key.startswith("_"))) or "nothing"
-        raise UsageError(
-            f"The module {module_name} has no {attribute!r}.",
-            expected=f"{module_name} has: {public}.",
-            do="Correct the name after the colon.",
-        ) from cause
+    others = f"like my_package.nets:small_cnn, or one of {', '.join(names())}"
+    found = _attribute(name, "factory", others)
     if isinstance(found, torch.nn.Module) or not callable(found):
         raise UsageError(
             f"{name} is {_kind(found)}, not a callable that returns a torch.nn.Module.",
@@ -340,13 +342,33 @@ def _callable(name: str, n_classes: int | None) -> Callable[[], Any]:
     return found  # type: ignore[no-any-return]  # attrgetter gives Any; checked above
 
 
+def _attribute(name: str, kind: str, do: str) -> Any:
+    """What `package.module:attribute` names, imported. Raises UsageError. kind, do: for what is no name."""
+    module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
+        raise UsageError(
+            f"{name!r} does not name a {kind}.",
+            do=f"Write package.module:{kind}, {do}.",
+        )
+    module = _module(module_name, name)
+    try:
+        return operator.attrgetter(attribute)(module)
+    except AttributeError as cause:
+        public = ", ".join(sorted(key for key in vars(module) if not key.startswith("_"))) or "nothing"
+        raise UsageError(
+            f"The module {module_name} has no {attribute!r}.",
+            expected=f"{module_name} has: {public}.",
+            do="Correct the name after the colon.",
+        ) from cause
+
+
 def _module(module_name: str, name: str) -> Any:
     """Import the module of a factory. Raises UsageError."""
     try:
         return importlib.import_module(module_name)
     except Exception as cause:
         raise UsageError(
-            f"The module {module_name} of model {name} cannot be imported: {type(cause).__name__}: {cause}.",
+            f"The module {module_name} of {name} cannot be imported: {type(cause).__name__}: {cause}.",
             do="Install its package, or put the folder that holds it on PYTHONPATH.",
         ) from cause
 

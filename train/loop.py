@@ -127,9 +127,10 @@ def _train(
     """`train`, into a folder that this process holds. earlier: of the run to go on with."""
     if earlier is not None:
         recipe = _recorded_recipe(earlier, out)
-        if models.is_factory(recipe.model):
+        if recipe.own_code:
             digest = sha256_file(out / RUN_FILE)
-            trust_store.require(digest, f"the factory {recipe.model} in {out}", trusted=trust)
+            kind = "factory" if models.is_factory(recipe.model) else "loss"
+            trust_store.require(digest, f"the {kind} {' and '.join(recipe.own_code)} in {out}", trusted=trust)
     assert recipe is not None  # `train` saw to it
     if workers is not None:
         recipe = recipe_from_table(

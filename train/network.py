@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ __all__ = [
     "in_memory_format",
     "make_network",
     "n_threads_for",
+    "not_reduced",
     "require_fit",
     "wrapped_for_training",
 ]
@@ -123,6 +125,14 @@ def wrapped_for_training(
         )
     compiled: Any = torch.compile(forward) if recipe.compile else forward
     return cast(Callable[[Tensor], Tensor], compiled)
+
+
+def not_reduced(forward: Any) -> AbstractContextManager[None]:
+    """A backward pass whose gradients the processes do not exchange yet. forward: as it was wrapped."""
+    parallel = getattr(forward, "_orig_mod", forward)
+    if isinstance(parallel, nn.parallel.DistributedDataParallel):
+        return parallel.no_sync()
+    return nullcontext()
 
 
 def n_threads_for(model: nn.Module, batch_size: int) -> int:

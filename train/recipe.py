@@ -15,12 +15,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparse_export.errors import RecipeError, UnknownNameError
+from sparse_export.models.names import is_factory
 from sparse_export.train.methods.dense import DENSE
 from sparse_export.train.sparsity_config import SparsityConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+
+CROSS_ENTROPY = "cross-entropy"
+"""The loss of a recipe that names none of its own."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -98,6 +102,10 @@ class Recipe(_Table):
         sync_batch_norm: batch statistics over all processes (on CUDA only); else each has its own.
         ema: decay of an average of the weights, which is what is tested and saved; from 0, for none, to below
             1.
+        loss: `cross-entropy`, or `package.module:function` of outputs and targets that gives the mean over
+            the samples.
+        grad_clip: most norm of all gradients together, which larger ones are scaled down to; 0 for none.
+        accumulate: parts that a batch is computed in, one after the other; the optimizer steps once a batch.
         label_smoothing: share of the target spread over all classes, from 0 to below 1.
         optimizer, learning_rate, sparsity: the tables of these names.
 
@@ -122,14 +130,36 @@ class Recipe(_Table):
     cuda_graph: bool = False
     sync_batch_norm: bool = False
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    loss: str = CROSS_ENTROPY
+    grad_clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    accumulate: Count = 1
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     optimizer: OptimizerRecipe = OptimizerRecipe()
     learning_rate: LearningRateRecipe = LearningRateRecipe()
     sparsity: SparsityConfig = SparsityConfig()
 
+    @property
+    def has_own_loss(self) -> bool:
+        """Is the loss a user's function?"""
+        return ":" in self.loss
+
+    @property
+    def own_code(self) -> tuple[str, ...]:
+        """The user's functions that a training by this recipe imports: `package.module:name`."""
+        return tuple(name for name in (self.model, self.loss) if is_factory(name))
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         """Raise ValueError, which pydantic reports, for settings that contradict each other."""
+        if self.has_own_loss and self.label_smoothing:
+            raise ValueError(f"label_smoothing belongs to the cross-entropy, and loss is {self.loss!r}")
+        if not self.has_own_loss and self.loss != CROSS_ENTROPY:
+            raise ValueError(
+                f"loss is {self.loss!r}; {CROSS_ENTROPY!r} was expected, or a function of your own as "
+                "'package.module:function'"
+            )
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate is {self.accumulate}, more than the batch_size {self.batch_size}")
         if self.dense:
             return self
         moves_every_step = self.sparsity.rule.moves_every_step
@@ -139,7 +169,12 @@ class Recipe(_Table):
                 f"ema and method {method!r} exclude each other: an average over moving masks satisfies none"
             )
         if products == "csr":
-            others = {"ema": self.ema, "compile": self.compile, "precision 'bf16'": self.precision != "fp32"}
+            others = {
+                "ema": self.ema,
+                "compile": self.compile,
+                "precision 'bf16'": self.precision != "fp32",
+                "grad_clip": self.grad_clip,  # gradients of inactive weights are not there in every step
+            }
             for name, given in others.items():
                 if given:
                     raise ValueError(f"products 'csr' and {name} exclude each other")

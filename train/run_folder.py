@@ -57,8 +57,11 @@ def claimed_run(folder: Path) -> Iterator[None]:
 
 
 def write_run_info(folder: Path, info: RunInfo) -> None:
-    """Write `run.json`; one that names a factory is entered first in this user's own trust store."""
-    if info.model.name is not None and is_factory(info.model.name):
+    """Write `run.json`; one that names code to import, a factory or a loss, is entered first in this user's
+    own trust store.
+    """
+    names = (info.model.name, (info.recipe or {}).get("loss"))
+    if any(isinstance(name, str) and is_factory(name) for name in names):
         trust.remember(run_digest(info))
     save_run_info(folder, info)
 

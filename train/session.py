@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparse_export.errors import ArtefactError, Interrupted, UsageError
 from sparse_export.formats.run import Accuracy, LayerInfo, ModelInfo, Run, RunInfo, SpeedInfo
@@ -27,6 +27,7 @@ from sparse_export.train.epoch import EpochSoFar
 from sparse_export.train.evaluation import accuracy
 from sparse_export.train.factory import make_sparsifier
 from sparse_export.train.layers import layer_facts
+from sparse_export.train.loss import loss_of
 from sparse_export.train.methods.dense import DENSE
 from sparse_export.train.metrics import EpochMetrics, MetricsLog, read_metrics
 from sparse_export.train.network import (
@@ -157,9 +158,7 @@ class Session:
         order = epoch_order(recipe.seed, 0, self.loader.info.n_train)
         x, y = next(iter(self.loader.training(order[: self.batch_size], self.batch_size, 0, 0)))
         seed_step(recipe.seed, 0, self.world.rank, self.device)
-        return nn.functional.cross_entropy(self.model(in_memory_format(recipe, x)), y) * (
-            len(y) / self.batch_size
-        )
+        return loss_of(recipe)(self.model(in_memory_format(recipe, x)), y) * (len(y) / self.batch_size)
 
     def _begin_at(self, start: StartingPoint) -> None:
         load_unversioned(self.model, start.weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from sparse_export.train.captured import CapturedStep, make_capturable, set_rate
 from sparse_export.train.distributed import World
 from sparse_export.train.divergence import FiniteNumbers
 from sparse_export.train.ema import Ema
-from sparse_export.train.network import in_memory_format
+from sparse_export.train.loss import loss_of
+from sparse_export.train.network import in_memory_format, not_reduced
 from sparse_export.train.products import Products
 from sparse_export.train.randomness import augmentation_generator, seed_step
 from sparse_export.train.rates import learning_rate
@@ -61,6 +63,7 @@ class Stepper:
         self._recipe, self._forward = recipe, forward
         self._device, self._world = device, world
         self._batch_size, self._numbers = batch_size, numbers
+        self._loss = loss_of(recipe, label_smoothing=recipe.label_smoothing)
         self._restart = None if recipe.dense else recipe.sparsity.rule.restart
         self._n_updates_averaged = 0
         make_capturable(optimizer, device if recipe.cuda_graph else None)
@@ -118,18 +121,32 @@ class Stepper:
         return loss
 
     def _gradients(self, x: Tensor, y: Tensor) -> Tensor:
+        """Gradients of the batch, in the parts that the recipe says, clipped; gives its loss."""
         self.optimizer.zero_grad()
+        n_parts = min(self._recipe.accumulate, len(y))
+        if n_parts == 1:
+            total = self._part(x, y)
+        else:
+            losses = []
+            for place, (own_x, own_y) in enumerate(
+                zip(x.tensor_split(n_parts), y.tensor_split(n_parts), strict=True), start=1
+            ):
+                with nullcontext() if place == n_parts else not_reduced(self._forward):
+                    losses.append(self._part(own_x, own_y).detach())
+            total = torch.stack(losses).sum()
+        if self._recipe.grad_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._recipe.grad_clip)
+        return total
+
+    def _part(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add the gradients of samples to those that are there; gives their part of the batch's mean loss."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._recipe.precision == "bf16"):
-            loss = nn.functional.cross_entropy(
-                self._forward(x), y, label_smoothing=self._recipe.label_smoothing
-            )
-        if self._world.size == 1:
-            loss.backward()
-            return loss
-        part = loss * (len(y) / self._batch_size)
+            loss = self._loss(self._forward(x), y)
+        if len(y) != self._batch_size:
+            loss = loss * (len(y) / self._batch_size)
         # Gradients are averaged over the processes, which divides by their number.
-        (part * self._world.size).backward()
-        return part
+        (loss if self._world.size == 1 else loss * self._world.size).backward()
+        return loss
 
     def _learning_rate(self, step: int) -> float:
         """The schedule's rate; some methods run through the schedule twice."""

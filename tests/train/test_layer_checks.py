@@ -71,7 +71,7 @@ def test_a_momentum_that_is_not_where_it_should_be_is_refused_at_the_first_step(
         def __init__(self, params: Any) -> None:
             super().__init__(params, {})
 
-        def step(self, closure: Any = None) -> None:
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
             for group in self.param_groups:
                 for value in group["params"]:
                     self.state[value]["state1"] = torch.zeros_like(value)
@@ -84,13 +84,15 @@ def test_a_momentum_that_is_not_where_it_should_be_is_refused_at_the_first_step(
 
 def test_a_layer_that_runs_empty_is_reported_once() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 64, bias=False), nn.ReLU(), nn.Linear(64, 4))
+    last = nn.Linear(64, 4)
+    model = nn.Sequential(nn.Linear(8, 64, bias=False), nn.ReLU(), last)
     trainer = trained(
         model, density=0.2, prune_rate=1.0, redistribution="momentum", update_every=None, start="uniform"
     )
     step(trainer)
-    state = trainer.optimizer.state
-    state[model[2].weight]["momentum_buffer"].zero_()  # so that everything goes to the other layer
+    trainer.optimizer.state[last.weight][
+        "momentum_buffer"
+    ].zero_()  # so that everything goes to the other layer
     with pytest.warns(UserWarning, match=r"2\.weight has no active weight left.*keep_dense=\['2\.weight'\]"):
         trainer.update()
     assert trainer.empty_layers == ("2.weight",)
