@@ -32,7 +32,7 @@ from sparse_export.graph.model import (
     with_axes,
 )
 from sparse_export.oneshot.graph_run import graph_of_run
-from sparse_export.oneshot.source import open_source, run_of
+from sparse_export.oneshot.source import open_source, require_weights, run_of
 from sparse_export.runtimes.probe import require_runnable
 from sparse_export.signature import Signature
 from sparse_export.tasks.inputs import example_sizes, read_inputs, some_arrays, with_seen_ranges
@@ -147,6 +147,7 @@ def graph_source(
     run = run_of(model, any_form=True)
     if run is not None and run.info.model.form == "onnx":
         return _source_of_graph_run(run, told)
+    require_weights(model, run, weights)  # before the user's module is imported
     own = None if run is not None or (in_torch and told.inputs is None) else _own_example(model)
     if told.inputs is None and own is None and (in_torch or _is_classifier(model, run, input_shape)):
         if told.axes or told.sizes:
