@@ -23,7 +23,7 @@ from sparse_export.engines.precision import CALIBRATED, convert_precision
 from sparse_export.errors import UsageError
 from sparse_export.formats.bundle import CompactInfo
 from sparse_export.formats.layers import GraphLayer
-from sparse_export.formats.run import GRAPH_FILE, LayerInfo, Run, RunInfo
+from sparse_export.formats.run import LayerInfo, Run, RunInfo
 from sparse_export.graph.copies import copy_of
 from sparse_export.graph.example import example_of_signature
 from sparse_export.graph.export import onnx_from_module, positive_zeros
@@ -165,7 +165,7 @@ def _from_graph(
         )
     model = graph_of_run(run)
     samples = calibration_batches(info, request.precision, request.n_calibration, data_dir, request.inputs)
-    golden = golden_of_graph(run.path / GRAPH_FILE, model, info.signature, samples[0] if samples else None)
+    golden = golden_of_graph(run.graph_path, model, info.signature, samples[0] if samples else None)
     promised = promised_patterns(info.layers)
     model = with_folded_norms(model)
     model, compacted = rewrite_graph(model, info.signature, promised, None, request.compact)

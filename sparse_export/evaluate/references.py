@@ -11,8 +11,7 @@ from sparse_export.evaluate.evaluator import Scored
 from sparse_export.evaluate.validation import AgainstDense
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle, open_bundle
-from sparse_export.formats.listed import file_of
-from sparse_export.formats.run import GRAPH_FILE, RUN_FILE, Run, open_run
+from sparse_export.formats.run import RUN_FILE, Run, open_run
 from sparse_export.graph.example import example_of_signature
 from sparse_export.graph.passes.fit_pattern import replay
 from sparse_export.instruments.statistics import paired_accuracy_difference
@@ -76,7 +75,7 @@ def reference_of_bundle(
         return None, f"The run {Path(bundle.info.run.path)} is no longer there."
     signature = bundle.info.signature
     if run.info.model.form == "onnx":
-        return open_session(file_of(run, GRAPH_FILE), signature=signature), None
+        return open_session(run.graph_path, signature=signature), None
     if run.info.model.name is None:
         return None, f"The run {run.path} does not say how its network is made."
     network = network_of_run(run, trusted=trust)

@@ -21,7 +21,7 @@ from sparse_export.formats.document import (
     read_document,
     sealed,
 )
-from sparse_export.formats.listed import FileInfo, require_complete, verify_files
+from sparse_export.formats.listed import FileInfo, listed_graph, require_complete, verify_files
 from sparse_export.signature import Signature, class_signature
 
 RUN_FILE = "run.json"
@@ -332,6 +332,16 @@ class Run:
     path: Path
     info: RunInfo
     module: Any = None
+
+    @property
+    def graph_path(self) -> Path:
+        """The path of `model.onnx` of a run that holds a graph, which is checked each time.
+
+        Raises:
+            ArtefactError: `run.json` does not list it, or a file with its external data; or one of them is
+                not the file that was written.
+        """
+        return listed_graph(self.path, self.info.files, GRAPH_FILE, described_by=RUN_FILE)
 
 
 def run_digest(info: RunInfo) -> str:

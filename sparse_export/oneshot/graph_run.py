@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from sparse_export.files import sha256_file, staged_folder, write_json
-from sparse_export.formats.listed import file_infos, file_of
+from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import (
     AGREEMENT,
     GRAPH_FILE,
@@ -119,9 +119,7 @@ def graph_of_run(run: Run) -> onnx.ModelProto:
     Raises:
         ArtefactError: a file is not the one that was written.
     """
-    for name in run.info.files:
-        file_of(run, name)
-    return open_model(run.path / GRAPH_FILE)
+    return open_model(run.graph_path)
 
 
 def reusable_run(out: Path, info: RunInfo, source_sha256: str) -> bool:

@@ -165,7 +165,7 @@ def _source_of_graph_run(run: Run, told: Told) -> GraphSource:
     signature = run.info.signature
     if told.axes or told.sizes:
         signature = with_example_sizes(model, told)
-    digest = sha256_file(run.path / GRAPH_FILE)
+    digest = run.info.files[GRAPH_FILE].sha256
     origin = {"from": "run", "path": str(run.path.resolve()), "sha256": sha256_file(run.path / RUN_FILE)}
     return GraphSource(
         name=str(run.info.model.name), model=model, signature=signature, sha256=digest, origin=origin

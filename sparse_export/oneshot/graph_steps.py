@@ -216,7 +216,7 @@ def _agreement(
     with temporary_folder() as folder:
         save_model(pruned.model, folder / GRAPH_FILE)
         with (
-            open_session(dense.path / GRAPH_FILE, signature=signature, n_threads=n_threads) as before,
+            open_session(dense.graph_path, signature=signature, n_threads=n_threads) as before,
             open_session(folder / GRAPH_FILE, signature=signature, n_threads=n_threads) as after,
         ):
             first = output_batches(before, samples, who="The dense network")
