@@ -20,6 +20,7 @@ from sparse_export.graph.passes.float16 import HALF_TYPES, in_half, value_types,
 from sparse_export.graph.passes.pack24 import expand, pack, packed_weights
 from sparse_export.runtimes.onnxruntime import open_session
 from tests.engines.conftest import small_graph
+from tests.oneshot.graphs import model_from
 
 HALVES = ["fp16", "bf16"]
 EPSILON = {"fp16": 2**-11, "bf16": 2**-8}
@@ -314,10 +315,38 @@ def test_a_function_is_refused() -> None:
         in_half(pack(small_graph()), "fp16")
 
 
-def test_an_operator_without_the_type_is_refused() -> None:
-    extra = [helper.make_node("NonMaxSuppression", ["c", "c"], ["d"])]
+def test_a_graph_that_the_checker_refuses_is_refused() -> None:
+    extra = [helper.make_node("Add", ["c", "nowhere"], ["d"])]
     with pytest.raises(UsageError, match="cannot be float16"):
         in_half(_conv_graph(extra), "fp16")
+
+
+def test_an_operator_without_the_type_runs_in_float32_between_casts(tmp_path: Path) -> None:
+    """Range, as detectors make their grid by, and NonMaxSuppression behind them."""
+    model = model_from(
+        """(float[N,4] x) => (float[N,4] y, int64[K,3] kept) {
+            r = Range (zero, end, one) y = Add (x, r)
+            b = Unsqueeze (y, first) s = ReduceSum <keepdims = 0> (b, last) p = Unsqueeze (s, first)
+            kept = NonMaxSuppression (b, p, most)
+        }""",
+        zero=np.array(0, np.float32),
+        end=np.array(4, np.float32),
+        one=np.array(1, np.float32),
+        first=np.array([0]),
+        last=np.array([2]),
+        most=np.array([9]),
+    )
+    x = np.array([[0, 0, 1, 1], [0, 0, 3, 3], [8, 8, 2, 2]], np.float32)
+    half = in_half(model, "fp16")
+    found = []
+    for name, one in (("whole", model), ("half", half)):
+        onnx.save(one, tmp_path / name)
+        with open_session(tmp_path / name) as session:
+            found.append(session.run({"x": x}))
+    np.testing.assert_array_equal(found[0]["y"], x + np.arange(4, dtype=np.float32))
+    np.testing.assert_array_equal(found[1]["y"], found[0]["y"])
+    np.testing.assert_array_equal(found[1]["kept"], found[0]["kept"])
+    assert len(found[0]["kept"])
 
 
 @pytest.mark.parametrize("opset", [17, 19])

@@ -46,6 +46,7 @@ def in_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
     wanted = HALF_TYPES[precision]
     limits = limits_of(graph)
     kept = _kept_float(graph)
+    narrow = _without_half(half, wanted)
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and tensor.name not in kept:
             tensor.CopyFrom(_rounded(tensor, tensor.name, precision, limits))
@@ -67,12 +68,69 @@ def in_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
         for value in graph.output
         if value.type.tensor_type.elem_type == TensorProto.FLOAT
     ]
-    nodes = [*before, *graph.node, *after]
+    nodes = [*before, *_in_float32(graph, narrow, wanted), *after]
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
     _require_consistent(half, precision)
     return half
+
+
+def _without_half(model: onnx.ModelProto, wanted: int) -> dict[int, tuple[set[int], set[int]]]:
+    """Positions of float32 inputs and outputs that an operator does not have in a 16-bit type, like Range's.
+
+    By index of the node; inputs that stay float32 in any case are not among them.
+    """
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
+    kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    kinds |= {value.name: value.type.tensor_type.elem_type for value in graph.output}
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    type_name = f"tensor({_NAMES['fp16' if wanted == TensorProto.FLOAT16 else 'bf16']})"
+    found = {}
+    for index, node in enumerate(model.graph.node):
+        try:
+            schema = onnx.defs.get_schema(node.op_type, versions.get(node.domain, 1), node.domain)
+        except onnx.defs.SchemaError:
+            continue  # of another domain
+        allowed = {one.type_param_str: set(one.allowed_type_strs) for one in schema.type_constraints}
+        ends = []
+        for names, formal in ((node.input, schema.inputs), (node.output, schema.outputs)):
+            narrow = set()
+            for at, name in enumerate(names):
+                kind = formal[min(at, len(formal) - 1)].type_str
+                if kinds.get(name) == TensorProto.FLOAT and type_name not in allowed.get(kind, {kind}):
+                    narrow.add(at)
+            ends.append(narrow)
+        ends[0] -= set(_kept_positions(node))
+        if ends[0] or (ends[1] and node.op_type != "Cast"):
+            found[index] = (ends[0], ends[1])
+    return found
+
+
+def _in_float32(
+    graph: onnx.GraphProto, narrow: dict[int, tuple[set[int], set[int]]], wanted: int
+) -> list[onnx.NodeProto]:
+    """The nodes, with a Cast before each of the given inputs and behind each of the given outputs."""
+    taken = names_of_values(graph)
+    nodes = []
+
+    def renamed(names: Any, at: int) -> tuple[str, str]:
+        outer = names[at]
+        names[at] = free_name(f"{outer}_float32", taken)
+        taken.add(names[at])
+        return outer, names[at]
+
+    for index, node in enumerate(graph.node):
+        inputs, outputs = narrow.get(index, ((), ()))
+        for at in sorted(inputs):
+            outer, inner = renamed(node.input, at)
+            nodes.append(helper.make_node("Cast", [outer], [inner], name=inner, to=TensorProto.FLOAT))
+        nodes.append(node)
+        for at in sorted(outputs):
+            outer, inner = renamed(node.output, at)
+            nodes.append(helper.make_node("Cast", [inner], [outer], name=inner, to=wanted))
+    return nodes
 
 
 def _tell_value(node: onnx.NodeProto) -> None:
