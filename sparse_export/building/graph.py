@@ -36,6 +36,7 @@ from sparse_export.graph.layers import (
 from sparse_export.graph.model import last_fixed_ancestors, signature_of
 from sparse_export.graph.passes.fit_pattern import Fitted, fit_pattern
 from sparse_export.graph.passes.fold_norms import with_folded_norms
+from sparse_export.graph.passes.newer_opset import with_packable_opset
 from sparse_export.graph.randomness import require_deterministic
 from sparse_export.graph.weight_uses import why_no_axis
 from sparse_export.models.run_network import density_of, masks_of_run, network_of_run
@@ -168,6 +169,8 @@ def _from_graph(
     golden = golden_of_graph(run.graph_path, model, info.signature, samples[0] if samples else None)
     promised = promised_patterns(info.layers)
     model = with_folded_norms(model)
+    if request.onnx != "dense":
+        model = with_packable_opset(model)
     model, compacted = rewrite_graph(model, info.signature, promised, None, request.compact)
     counts = count_parameters(model)  # before int8, whose weights are no floats
     model = convert_precision(model, request.precision, samples)

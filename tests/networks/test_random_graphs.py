@@ -123,7 +123,8 @@ def graphs(draw: Draw) -> onnx.ModelProto:
         largest = graph.node("ArgMax", [draw(st.sampled_from(made))], axis=1, keepdims=0)
         graph.outputs.append(helper.make_tensor_value_info(largest, TensorProto.INT64, ["batch"]))
     built = helper.make_graph(graph.nodes, "random", graph.inputs, graph.outputs, graph.weights)
-    return helper.make_model(built, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    opset, ir_version = draw(st.sampled_from([(11, 6), (13, 7), (17, 8)]))
+    return helper.make_model(built, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
 
 
 def _outputs(path: Path, signature: Signature, feeds: Feeds) -> Mapping[str, Array]:

@@ -1,0 +1,45 @@
+"""Graphs of older opsets, converted to one that knows functions of a model's own."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import version_converter
+
+from sparse_export.errors import UsageError
+from sparse_export.graph.passes.pack24 import MIN_IR_VERSION, MIN_OPSET
+from sparse_export.graph.passes.packable import ONNX_DOMAINS
+
+__all__ = ["with_packable_opset"]
+
+
+def with_packable_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model whose weights can be packed: of a later opset and IR version where its own are too old.
+
+    What it computes stays; whoever builds holds the outputs of the new graph against those of the old one.
+
+    Args:
+        model: with its weights read; not changed.
+
+    Returns:
+        Another model, or the same where it is new enough.
+
+    Raises:
+        UsageError: onnx has no rule for one of its operators.
+    """
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ONNX_DOMAINS), default=0)
+    converted = model
+    if opset < MIN_OPSET:
+        try:
+            converted = version_converter.convert_version(model, MIN_OPSET)
+        except (version_converter.ConvertError, RuntimeError, ValueError) as cause:
+            reason = str(cause).strip().rpartition("\n")[2].rstrip(".")
+            raise UsageError(
+                f"The model has opset {opset}, packing needs {MIN_OPSET}, and onnx cannot convert it: {reason}.",
+                do="Build it with --onnx dense, or export it anew.",
+            ) from cause
+    if converted.ir_version < MIN_IR_VERSION:
+        if converted is model:
+            converted = onnx.ModelProto()
+            converted.CopyFrom(model)
+        converted.ir_version = MIN_IR_VERSION
+    return converted
