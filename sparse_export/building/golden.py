@@ -39,6 +39,7 @@ ATOL = 1e-6  # for outputs that are all but equal; else the spread decides
 SMALLER_BATCHES = (1, 2, 3)  # a branch on 1, on more than 1, or on an even size shows in one of them
 _SEED = 20
 
+_ON_NOISE = " On noise outputs may hardly differ: give real inputs by --inputs."
 _MADE_FOR = (
     " Drawn integers and truth values may be such as the network is not made for, a mask that hides "
     "everything for one; give real inputs by --inputs FILE.npz."
@@ -189,7 +190,7 @@ def require_parity(file: Path, signature: Signature, golden: Golden, rtol: float
             f"{'input' if n_all == 1 else 'inputs'}.",
             expected=f"At most {_allowed(wrong_whole[0].name, golden, rtol)} is allowed.",
             do="The export is wrong, or its precision too low for this network; nothing was written."
-            + (_MADE_FOR if any(one.dtype not in FLOATS for one in signature.inputs) else ""),
+            + (_MADE_FOR if any(one.dtype not in FLOATS for one in signature.inputs) else _ON_NOISE),
         )
     sizes = {**bad, n_all: [one.name for one in wrong_whole]}
     names = [name for found_bad in sizes.values() for name in found_bad]
