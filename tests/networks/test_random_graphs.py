@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +51,7 @@ class _Graph:
         return name
 
     def drawn(self, *shape: int) -> str:
-        scale = np.float32(1 / np.sqrt(max(1, np.prod(shape[1:]))))
+        scale = np.float32(1 / math.sqrt(max(1, math.prod(shape[1:]))))
         return self.weight(self.generator.standard_normal(shape).astype(np.float32) * scale)
 
     def product(self, value: str, width: int, form: Literal["MatMul", "Gemm"]) -> str:
@@ -73,12 +74,14 @@ def _input(draw: Draw, graph: _Graph, kind: str, number: int) -> None:
         return
     if kind == "ids":
         kinds = draw(st.sampled_from([TensorProto.INT64, TensorProto.INT32]))
-        shape = ["batch", draw(st.sampled_from(["length", 5]))]
+        length: list[str | int] = ["length", 5]
+        shape = ["batch", draw(st.sampled_from(length))]
         graph.inputs.append(helper.make_tensor_value_info(name, kinds, shape))
         rows = graph.node("Gather", [graph.drawn(N_IDS, width), name])
         made = graph.node("ReduceMean", [rows], axes=[1], keepdims=0)
     elif kind == "image":
-        shape = ["batch", 4, draw(st.sampled_from(["height", 6])), 7]
+        height: list[str | int] = ["height", 6]
+        shape = ["batch", 4, draw(st.sampled_from(height)), 7]
         graph.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         maps = graph.node("Conv", [name, graph.drawn(width, 4, 3, 3)], pads=[1, 1, 1, 1])
         made = graph.node("ReduceMean", [graph.node("Relu", [maps])], axes=[2, 3], keepdims=0)
@@ -98,13 +101,14 @@ def graphs(draw: Draw) -> onnx.ModelProto:
     ):
         _input(draw, graph, kind, number)
     known = list(graph.vectors)
-    for form in ("MatMul", "Gemm"):
+    forms: tuple[Literal["MatMul"], Literal["Gemm"]] = ("MatMul", "Gemm")
+    for form in forms:
         known.append(graph.product(known[-1], 16, form))
     for _ in range(draw(st.integers(0, 5))):
         value = draw(st.sampled_from(list(graph.vectors)))
         op = draw(st.sampled_from(["MatMul", "Gemm", "Relu", "Tanh", "Softmax", "Add", "Concat", "Identity"]))
-        if op in ("MatMul", "Gemm"):
-            graph.product(value, draw(st.sampled_from([4, 5, 16])), op)
+        if op in forms:
+            graph.product(value, draw(st.sampled_from([4, 5, 16])), "MatMul" if op == "MatMul" else "Gemm")
             continue
         width = graph.vectors[value]
         if op in ("Add", "Concat"):
@@ -115,12 +119,12 @@ def graphs(draw: Draw) -> onnx.ModelProto:
             continue
         graph.vectors[graph.node(op, [value])] = width
     last = graph.product(list(graph.vectors)[-1], 16, "MatMul")
-    made = [name for name in graph.vectors if name.startswith("v") and "." not in name]
-    for name in {last, *draw(st.lists(st.sampled_from(made), max_size=2))}:
-        shape = ["batch", graph.vectors[name]]
+    values = [name for name in graph.vectors if name.startswith("v") and "." not in name]
+    for name in {last, *draw(st.lists(st.sampled_from(values), max_size=2))}:
+        shape: list[str | int] = ["batch", graph.vectors[name]]
         graph.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     if draw(st.booleans()):
-        largest = graph.node("ArgMax", [draw(st.sampled_from(made))], axis=1, keepdims=0)
+        largest = graph.node("ArgMax", [draw(st.sampled_from(values))], axis=1, keepdims=0)
         graph.outputs.append(helper.make_tensor_value_info(largest, TensorProto.INT64, ["batch"]))
     built = helper.make_graph(graph.nodes, "random", graph.inputs, graph.outputs, graph.weights)
     opset, ir_version = draw(st.sampled_from([(11, 6), (13, 7), (17, 8)]))
