@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sparse_export.errors import ArtefactError, FolderInUse, OutputError, output_error
-from sparse_export.files.locks import SHORT_WAIT_S, abandoned, lock_temporary, locked
+from sparse_export.files.locks import SHORT_WAIT_S, abandoned, held_here, lock_temporary, locked
 from sparse_export.files.swap import exchange
 
 __all__ = [
@@ -407,6 +407,8 @@ def _remove_left_folders(base: Path, kind: str) -> None:
         with contextlib.suppress(OSError, OutputError, FolderInUse):
             if match and entry.stat(follow_symlinks=False).st_uid == os.getuid():
                 path = base / match[1]
+                if held_here(path):  # a lock can be taken again by who has it
+                    continue
                 with locked(path, wait_s=0.0) as is_held:
                     if is_held:
                         shutil.rmtree(path, ignore_errors=True)

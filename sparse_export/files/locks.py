@@ -23,7 +23,7 @@ from sparse_export.errors import FolderInUse, output_error
 if TYPE_CHECKING:
     from filelock import FileLock
 
-__all__ = ["SHORT_WAIT_S", "abandoned", "lock_path", "lock_temporary", "locked"]
+__all__ = ["SHORT_WAIT_S", "abandoned", "held_here", "lock_path", "lock_temporary", "locked"]
 
 SHORT_WAIT_S = 0.1  # long enough where another process only looks, or has just ended
 _POLL_S = 0.02
@@ -42,6 +42,16 @@ def lock_path(folder: Path) -> Path:
     """
     real = Path(os.path.realpath(folder))
     return real.with_name(f".{real.name}.lock")
+
+
+def held_here(folder: Path) -> bool:
+    """Does a thread of this very process hold the lock of a folder?
+
+    Args:
+        folder: need not exist.
+    """
+    file = lock_path(folder)
+    return any((process, held) == (os.getpid(), file) for process, _, held in _held)
 
 
 @contextmanager

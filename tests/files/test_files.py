@@ -471,3 +471,12 @@ def test_a_file_is_moved_to_another_file_system_whole(
     monkeypatch.setattr(Path, "replace", elsewhere)
     move_file(source, tmp_path / "place")
     assert (_names(tmp_path), (tmp_path / "place").read_bytes()) == (["place"], b"content")
+
+
+def test_a_temporary_folder_inside_another_leaves_that_one_alone() -> None:
+    with temporary_folder() as outer:
+        (outer / "kept").touch()
+        with temporary_folder() as inner:
+            assert inner != outer
+        assert (outer / "kept").is_file()
+    assert not outer.exists()
