@@ -1,6 +1,6 @@
 """Networks that nobody here wrote, through every link: sparsify, build, inspect, validate, compare, gate, package.
 
-    python -m benchmarks.networks [--network NAME ...] [--work DIR] [--json FILE]
+    python -m benchmarks.networks [--network NAME ...] [--magnitude] [--work DIR] [--json FILE]
 
 Each is made 2:4 by magnitude and by reconstruction, and held against the dense one on inputs that no weight was
 calibrated on. A link that stops is named with the error that it ended with. Runs in the work folder are used
@@ -14,7 +14,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Result:
     """What came of one network.
 
     Attributes:
+        method: of the bundles but `by-magnitude`.
         n_layers: with weights.
         n_two_four: of them made 2:4.
         n_eligible: of these that hardware can use in float16, by the verifier.
@@ -63,6 +64,7 @@ class Result:
     requirement: str
     file: str
     options: tuple[str, ...]
+    method: str = ""
     n_layers: int = 0
     n_two_four: int = 0
     n_eligible: int | None = None
@@ -171,25 +173,34 @@ class Work:
         package([self.folder / "packed"], [None], self.folder / "package")
 
 
-def measured(network: PublicNetwork, model: Path, folder: Path) -> Result:
+def measured(
+    network: PublicNetwork,
+    model: Path,
+    folder: Path,
+    methods: Sequence[str] = ("magnitude", "reconstruction"),
+) -> Result:
     """Put a network through every link.
 
     Args:
         network: which.
         model: its file.
         folder: of its runs and bundles.
+        methods: of sparsify; what the last one gives goes through all links.
     """
     work = Work(network, model, folder)
-    methods = [
+    passed = [
         work.link(f"sparsify, {one}", lambda one=one: work.sparsify(one))  # type: ignore[misc]
-        for one in ("magnitude", "reconstruction")
+        for one in methods
     ]
-    if not all(methods):
+    if not all(passed):
         return work.result
-    sparse = "reconstruction"
+    sparse = methods[-1]
+    work.result.method = sparse
     work.link("build, dense", lambda: work.build(f"{sparse}-dense", "dense"))
-    work.link("build, magnitude", lambda: work.build("magnitude", "by-magnitude", onnx="packed"))
-    work.link("build, packed", lambda: work.build(sparse, "packed", onnx="packed"))
+    if sparse != "magnitude":
+        work.link("build, magnitude", lambda: work.build("magnitude", "by-magnitude"))
+    if not work.link("build, packed", lambda: work.build(sparse, "packed", onnx="packed")):
+        work.build(sparse, "packed")
     half = work.link("build, fp16", lambda: work.build(sparse, "half", precision="fp16"))
     engines = engine_options(("tensorrt-rtx",), architectures="sm89", profiles=network.profiles)
     precision = "fp16" if half else "fp32"
@@ -198,7 +209,9 @@ def measured(network: PublicNetwork, model: Path, folder: Path) -> Result:
         lambda: work.build(sparse, "engine", precision=precision, targets=("tensorrt-rtx",), engines=engines),
     )
     work.link("inspect", work.look)
-    for bundle in ("by-magnitude", "packed", *(["half"] if half else [])):
+    for bundle in ("by-magnitude", "packed", "half"):
+        if not (folder / bundle).is_dir():
+            continue
         work.link(f"validate, {bundle}", lambda bundle=bundle: work.validate(bundle))  # type: ignore[misc]
     work.link("compare", work.compare)
     work.link("gate", work.gate)
@@ -229,14 +242,16 @@ def main(words: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--network", action="append", choices=list(NETWORKS), help="may be repeated")
+    parser.add_argument("--magnitude", action="store_true", help="leave reconstruction out")
     parser.add_argument("--work", type=Path, default=Path("runs/networks"))
     parser.add_argument("--cache", type=Path, default=cache_folder(), help="of the wheels")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(words)
     earlier = json.loads(arguments.json.read_text())["networks"] if _is_there(arguments.json) else {}
+    methods = ("magnitude",) if arguments.magnitude else ("magnitude", "reconstruction")
     for name in arguments.network or NETWORKS:
         network = NETWORKS[name]
-        result = measured(network, fetch(network, arguments.cache), arguments.work / name)
+        result = measured(network, fetch(network, arguments.cache), arguments.work / name, methods)
         print(json.dumps(asdict(result), indent=1), flush=True)
         earlier[name] = asdict(result)
         if arguments.json is not None:
