@@ -179,7 +179,8 @@ def _latency_rows(at: LatencyComparison) -> list[Row]:
 
 def _notes(comparison: Comparison) -> list[str]:
     """What is to be said below the figures, a paragraph each."""
-    notes = [*(at.verdict for at in comparison.latency), _accuracy_note(comparison)]
+    notes = [at.verdict for at in comparison.latency]
+    notes += [_accuracy_note(comparison)] if comparison.agreement is None else []
     notes += [f"Passed over: {name}: {why}" for name, why in comparison.passed_over.items()]
     notes += clock_notes(comparison.cards)
     failed = (comparison.gate_failed, comparison.speedup_missed)

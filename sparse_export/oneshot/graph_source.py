@@ -91,7 +91,8 @@ def source_of_file(path: Path, told: Told) -> GraphSource:
         ArtefactError: it is no ONNX file that onnxruntime runs.
     """
     if not path.is_file():
-        raise UsageError(f"{path} does not exist.", do="Give the path of an ONNX file.")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UsageError(f"{path} {what}.", do="Give the path of an ONNX file.")
     model = open_model(path)
     signature = with_example_sizes(model, told)
     with_axes(model, signature)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -130,22 +131,28 @@ def sparsify_source(
     with claimed_run(out):
         state = out / STATE_FOLDER
         _require_own(out)
-        dense = dense_run_of(source, dense_folder(out))
         began = time.monotonic()
-        pruned = sparsify_graph(
-            source.model,
-            signature=signature,
-            batches=split.calibration or None,
-            pattern=pattern,
-            method=method,
-            keep_dense=keep_dense,
-            planned_dense=planned_dense,
-            memory_bytes=memory_bytes,
-            state=state,
-            observer=observer,
-            n_threads=n_threads,
-        )
+        try:
+            pruned = sparsify_graph(
+                source.model,
+                signature=signature,
+                batches=split.calibration or None,
+                pattern=pattern,
+                method=method,
+                keep_dense=keep_dense,
+                planned_dense=planned_dense,
+                memory_bytes=memory_bytes,
+                state=state,
+                observer=observer,
+                n_threads=n_threads,
+            )
+        except BaseException:
+            for folder in (state, out):  # but not what a layer was left in
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
         seconds = time.monotonic() - began
+        dense = dense_run_of(source, dense_folder(out))
         agreement = _agreement(dense, pruned, signature, split, n_threads)
         report = _report(source, pruned, pattern, method, seed, seconds, agreement)
         run = write_graph_run(

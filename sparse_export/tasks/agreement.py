@@ -177,6 +177,8 @@ def _reasons(left_out: Mapping[str, str]) -> str:
 
 def agreement_text(agreement: Agreement) -> str:
     """Like `99.31 % [99.20, 99.42], 95 % interval, on 64 samples of inputs.npz`."""
+    if agreement.n_samples == 1:  # which has no interval
+        return f"{agreement.percent:.2f} % on {agreement.inputs}"
     return (
         f"{agreement.percent:.2f} % [{agreement.low:.2f}, {agreement.high:.2f}], "
         f"95 % interval, on {agreement.inputs}"
