@@ -165,7 +165,11 @@ def gate(
             asks="each engine was built from that graph",
             check=partial(engines_are_of_the_graph, case),
         ),
-        Link(name="accuracy", asks="these files are as good as was trained, or agree with the dense network", check=measured.accuracy),
+        Link(
+            name="accuracy",
+            asks="these files are as good as was trained, or agree with the dense network",
+            check=measured.accuracy,
+        ),
         Link(name="speed", asks="it is as fast as was promised", check=measured.speed),
     )
     results = walk(links, report=on_progress)

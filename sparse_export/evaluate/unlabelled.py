@@ -28,7 +28,10 @@ def unlabelled(bundle: Bundle, inputs: str | Path | None) -> Unlabelled:
     if inputs is None:
         golden = golden_inputs(bundle)
         samples = ArraySamples(feeds=golden, signature=bundle.info.signature)
-        return Unlabelled(samples=samples, words=f"the {len(samples)} samples of the golden pair, no real inputs being given")
+        return Unlabelled(
+            samples=samples,
+            words=f"the {len(samples)} samples of the golden pair, no real inputs being given",
+        )
     found = read_inputs(inputs, bundle.info.signature, n_samples=_MOST_SAMPLES, within=False)
     some = BatchSamples(parts=found.batches, signature=bundle.info.signature)
     return Unlabelled(samples=some, words=f"{len(some)} samples of {Path(inputs).name}")
