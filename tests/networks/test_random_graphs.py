@@ -6,6 +6,7 @@ import hashlib
 import math
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from sparse_export.graph.model import open_model, signature_of
 from sparse_export.oneshot.graph_source import GraphSource
 from sparse_export.oneshot.graph_steps import sparsify_source
 from sparse_export.runtimes.onnxruntime import open_session
-from sparse_export.signature import Array, Feeds, Signature
+from sparse_export.signature import INTEGERS, Array, Feeds, Signature, TensorInfo
 from sparse_export.sparsity.pattern import NMPattern
 from tests.many import many
 
@@ -136,6 +137,11 @@ def _outputs(path: Path, signature: Signature, feeds: Feeds) -> Mapping[str, Arr
         return session.run(feeds)
 
 
+def _with_range(one: TensorInfo) -> TensorInfo:
+    """An input that no output hangs on does not tell its range."""
+    return replace(one, low=0, high=N_IDS - 1) if one.dtype in INTEGERS else one
+
+
 def _check_same(found: Mapping[str, Array], wanted: Mapping[str, Array]) -> None:
     assert list(found) == list(wanted)
     for name, array in wanted.items():
@@ -164,8 +170,9 @@ def test_what_is_built_of_any_graph_gives_what_the_graph_does(
             sha256=hashlib.sha256(model.SerializeToString()).hexdigest(),
             origin={},
         )
+        ranged = replace(signature, inputs=tuple(map(_with_range, signature.inputs)))
         inputs = folder / "inputs.npz"
-        np.savez(inputs, **signature.draw(20, 3))  # type: ignore[arg-type]
+        np.savez(inputs, **ranged.draw(20, 3))  # type: ignore[arg-type]
         run, report = sparsify_source(
             source,
             folder / "sparse",
@@ -179,7 +186,7 @@ def test_what_is_built_of_any_graph_gives_what_the_graph_does(
         dense: Bundle = build(folder / "sparse-dense", folder / "dense-bundle")
         sparse: Bundle = build(run.path, folder / "bundle", onnx=form)
         for n, seed in ((1, 4), (3, 5)):
-            feeds = signature.draw(n, seed)
+            feeds = ranged.draw(n, seed)
             before = _outputs(folder / "file.onnx", signature, feeds)
             _check_same(_outputs(dense.onnx_path, signature, feeds), before)
             pruned = _outputs(run.path / "model.onnx", signature, feeds)
