@@ -193,6 +193,12 @@ def test_a_users_own_loop_around_ddp_gets_one_mask_in_all_processes(
 
 
 @pytest.mark.slow
+def test_shares_of_a_batch_in_parts_have_the_gradients_of_the_whole_batch() -> None:
+    code, _, err = finished(launched(str(WORKER), "parts"))
+    assert code == 0, err
+
+
+@pytest.mark.slow
 def test_processes_that_torchrun_starts_anew_resume_by_themselves(tmp_path: Path) -> None:
     """The state of the run is what the first attempt left; a fresh start would find the folder taken."""
     from tests.train.test_loop import small

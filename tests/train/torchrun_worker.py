@@ -16,8 +16,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sparse_export.train.distributed import masks_sha256
+from sparse_export.train.distributed import World, masks_sha256
+from sparse_export.train.divergence import FiniteNumbers
 from sparse_export.train.loop import train
+from sparse_export.train.network import wrapped_for_training
 from sparse_export.train.observer import SilentObserver
 from sparse_export.train.recipe import Recipe, load_recipe
 from sparse_export.train.sparse_training import SparseTraining
@@ -90,6 +92,8 @@ def user_loop(out: str, pattern: str = "") -> None:
     trainer = SparseTraining(
         wrapped, optimizer, density=0.3, pattern=pattern or None, total_steps=40, update_every=10
     )
+    if pattern:
+        trainer.attach()
     generator = torch.Generator().manual_seed(1)
     for _ in range(40):
         x = torch.randn(16, 12, generator=generator)
@@ -97,13 +101,45 @@ def user_loop(out: str, pattern: str = "") -> None:
         loss = nn.functional.cross_entropy(wrapped(x.tensor_split(2)[RANK]), y.tensor_split(2)[RANK])
         optimizer.zero_grad()
         loss.backward()
-        trainer.step()
+        (optimizer if pattern else trainer).step()
     names = list(trainer.masks)
     if RANK == 0:
         text = f"{trainer.n_updates} {masks_sha256(trainer.masks)} {trainer.masks_sha256} {' '.join(names)}"
         Path(out).write_text(text)
     dist.barrier()
     os._exit(0)  # how torch takes a process group down is not what is tested
+
+
+def parts() -> None:
+    """Shares of a batch in parts have the gradients of the whole batch, which only the last part exchanges."""
+    dist.init_process_group("gloo")
+    torch.manual_seed(0)
+    plain, model = (nn.Linear(12, 3) for _ in range(2))
+    model.load_state_dict(plain.state_dict())
+    world, settings = World(rank=RANK, size=2), recipe(dense=True, accumulate=3, batch_size=10)
+    stepper = Stepper(
+        settings,
+        model,
+        wrapped_for_training(model, settings, torch.device("cpu"), world),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        None,
+        None,
+        None,
+        device=torch.device("cpu"),
+        world=world,
+        batch_size=10,
+        numbers=FiniteNumbers(run=Path("none"), n_steps=1),
+    )
+    x, y = torch.randn(10, 12, generator=torch.Generator().manual_seed(1)), torch.arange(10) % 3
+    whole = nn.functional.cross_entropy(plain(x), y)
+    whole.backward()
+    loss = stepper.step_gradients(world.share(x), world.share(y), 0).clone()
+    dist.all_reduce(loss)
+    torch.testing.assert_close(loss, whole.detach())
+    for wanted, found in zip(plain.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, wanted.grad)
+    dist.barrier()
+    os._exit(0)
 
 
 if __name__ == "__main__":
@@ -116,6 +152,7 @@ if __name__ == "__main__":
             "diverged": diverged,
             "long": long,
             "user_loop": user_loop,
+            "parts": parts,
         }
         scenarios[scenario](*arguments)
     except SparseExportError as error:
