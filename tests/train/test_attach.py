@@ -283,6 +283,33 @@ def test_matrices_by_muon_and_the_rest_by_adamw() -> None:
         trainer.step(lambda: 0.0)
 
 
+@pytest.mark.parametrize("prepared_first", [False, True])
+def test_an_optimizer_of_accelerate_is_the_one_inside(prepared_first: bool) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model, plain = network(), network()
+    accelerator = accelerate.Accelerator(gradient_accumulation_steps=2, cpu=True)
+    optimizer: Any = OPTIMIZERS["sgd"](model.parameters())
+    if prepared_first:
+        outer, optimizer = accelerator.prepare(model, optimizer)
+    trainer = SparseTraining(model, optimizer, **TRAINING)
+    trainer.attach()
+    if not prepared_first:
+        outer, optimizer = accelerator.prepare(model, optimizer)
+    other = SparseTraining(plain, OPTIMIZERS["sgd"](plain.parameters()), **TRAINING)
+    for step in range(24):
+        with accelerator.accumulate(outer):
+            accelerator.backward(loss_of(outer, step))
+            optimizer.step()
+            optimizer.zero_grad()
+        require_sparse(trainer)
+        (loss_of(plain, step) / 2).backward()
+        if step % 2:
+            other.step()
+            other.optimizer.zero_grad()
+    assert trainer.n_steps == 12
+    require_equal(trainer, other)
+
+
 @pytest.fixture
 def one_process(tmp_path: Path) -> Iterator[None]:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
