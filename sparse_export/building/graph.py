@@ -128,10 +128,10 @@ def build_graph(
     samples = calibration_batches(info, request.precision, request.n_calibration, data_dir, request.inputs)
     example = example_of_signature(network, info.signature, info.call)
     require_deterministic(network, example)
+    with TorchSession(network, info.signature, example) as session:
+        golden = golden_pair(session, samples[0] if samples else None)  # first: its errors are the plainer
     model = onnx_from_module(network, example, masks=masks_with_promises(network, masks, fitted))
     signature = info.signature.with_ranges_of(signature_of(model))
-    with TorchSession(network, signature, example) as session:
-        golden = golden_pair(session, samples[0] if samples else None)
     promising = layer_infos(info.layers, network, masks, wanted, fitted)
     promised = promised_patterns(promising)
     model, compacted = rewrite_graph(model, signature, promised, fitted, request.compact)
