@@ -12,7 +12,7 @@ READY := .venv/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test test-full demo check lint format types bench gpu gpu-wheels clean
+.PHONY: help setup test test-full demo check lint format types bench gpu gpu-wheels networks clean
 
 help:  ## say what can be made
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -24,6 +24,9 @@ test: $(READY)  ## the tests for every day, on two cores; PYTEST_ARGS="..." goes
 
 test-full: $(READY)  ## the long tests that `make test` leaves out, and only those
 	@$(BIN)/python .ci/suite.py test-full $(PYTEST_ARGS)
+
+networks: $(READY)  ## published networks through every link; downloads them
+	@SPARSE_EXPORT_NETWORKS=1 $(BIN)/python -m pytest -q tests/networks $(PYTEST_ARGS)
 
 demo: $(READY)  ## train dense and sparse, export, validate and compare, on data that comes along
 	@$(BIN)/sparse-export demo $(DEMO_ARGS)

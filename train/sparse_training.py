@@ -481,8 +481,7 @@ class SparseTraining(TrainerFacts):
             test: accuracy on the test set, which goes on record.
 
         Raises:
-            UsageError: the shape is not known, or the folder holds something already.
-            OutputError: it cannot be written.
+            SparseExportError: the shape is not known, or the folder holds something or cannot be written.
         """
         record = partial(
             new_run_info,

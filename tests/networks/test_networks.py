@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -32,6 +33,11 @@ class Expected:
     method: str = "magnitude"
     n: int = 10
 
+
+ON_REQUEST = pytest.mark.skipif(
+    "SPARSE_EXPORT_NETWORKS" not in os.environ,
+    reason="downloads 145 MB and takes long: set SPARSE_EXPORT_NETWORKS=1, or run `make networks`",
+)
 
 NETWORKS = {
     "magika": Expected(n_layers=3, n_two_four=1, least=80),
@@ -83,12 +89,14 @@ def test_a_network_with_weights_in_constants_goes_through_every_link(opened: Ope
 
 
 @pytest.mark.full
+@ON_REQUEST
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_goes_through_every_link(name: str, opened: Open) -> None:
     through_every_link(opened, name, NETWORKS[name])
 
 
 @pytest.mark.full
+@ON_REQUEST
 @pytest.mark.parametrize("name", WITH_BRANCHES)
 def test_a_network_with_its_layers_in_branches_is_built_dense_in_float32_only(
     name: str, opened: Open
@@ -110,6 +118,7 @@ def test_a_network_with_its_layers_in_branches_is_built_dense_in_float32_only(
 
 
 @pytest.mark.full
+@ON_REQUEST
 @pytest.mark.tensorrt
 @pytest.mark.parametrize("name", ["magika", "ocr-cls"])
 def test_an_engine_is_built_for_the_bounds_of_every_free_size(name: str, opened: Open) -> None:
