@@ -30,16 +30,16 @@ COMMANDS = {
     "demo": "Train dense, sparse and 2:4, build, validate and compare, on data that is embedded.",
     "train": "Train a network sparse (or dense) by RECIPE, a shipped name or a TOML file.",
     "sparsify": (
-        "Make a trained network N:M sparse: a run's folder, a network by name, or package.module:factory."
+        "Make a trained network N:M sparse: an ONNX file, a run, a name, or package.module:factory."
     ),
     "sweep": (
         "Train methods x densities x seeds x settings by GRID, a TOML "
         "file: a table with intervals, and charts."
     ),
     "plan": "Choose the layers of MODEL, a name or a run, that are worth making 2:4 on this card.",
-    "build": "Export RUN to a bundle: ONNX, a golden input and output, a manifest with hashes.",
-    "validate": "Check that BUNDLE computes what was trained, and as well.",
-    "bench": "Time BUNDLE: latency percentiles and throughput on each runtime, at several batch sizes.",
+    "build": "Export MODEL to a bundle: ONNX, a golden input and output, a manifest with hashes.",
+    "validate": "Check that BUNDLE, or an ONNX file, computes what was trained, and as well.",
+    "bench": "Time BUNDLE, or an ONNX file: latency percentiles and throughput, on each runtime, at several batches.",
     "bench-train": "Time a training step of RECIPE, dense against sparse, in all its parts.",
     "compare": "Compare a dense with a sparse bundle: accuracy, size and time, with intervals.",
     "gate": "Hold BUNDLE to all that deploying it rests on: files, weights, graph, engines, accuracy, speed.",

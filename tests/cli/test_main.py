@@ -185,7 +185,7 @@ def test_an_error_with_json_is_the_one_document(call: Call, monkeypatch: pytest.
 
 def test_json_may_be_asked_for_in_the_environment() -> None:
     done = _program("build", "no-such-run", SPARSE_EXPORT_JSON="1")
-    assert (done.returncode, json.loads(done.stdout)["error"]["type"]) == (2, "UsageError")
+    assert (done.returncode, json.loads(done.stdout)["error"]["type"]) == (2, "UnknownNameError")
 
 
 @pytest.mark.parametrize(("value", "is_document"), [("1", True), ("Yes", True), ("on", True), ("0", False)])
