@@ -39,7 +39,10 @@ COMMANDS = {
     "plan": "Choose the layers of MODEL, a name or a run, that are worth making 2:4 on this card.",
     "build": "Export MODEL to a bundle: ONNX, a golden input and output, a manifest with hashes.",
     "validate": "Check that BUNDLE, or an ONNX file, computes what was trained, and as well.",
-    "bench": "Time BUNDLE, or an ONNX file: latency percentiles and throughput, on each runtime, at several batches.",
+    "bench": (
+        "Time BUNDLE, or an ONNX file: latency percentiles and throughput, on each runtime, at several "
+        "batches."
+    ),
     "bench-train": "Time a training step of RECIPE, dense against sparse, in all its parts.",
     "compare": "Compare a dense with a sparse bundle: accuracy, size and time, with intervals.",
     "gate": "Hold BUNDLE to all that deploying it rests on: files, weights, graph, engines, accuracy, speed.",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sparse_export.errors import UsageError
 
@@ -24,17 +25,21 @@ def require_trained(parameters: Mapping[str, Tensor]) -> None:
         )
 
 
-def warn_of_unused(parameters: Mapping[str, Tensor]) -> bool:
+def warn_of_unused(parameters: Mapping[str, Tensor], optimizers: Iterable[Optimizer]) -> bool:
     """Warn of masked weights that got no gradient in the first step.
 
     Args:
         parameters: by name, after the backward pass.
+        optimizers: what trains them; a weight that is in none is trained in another form at the moment.
 
     Returns:
         Whether that could be seen; not where no weight has a gradient any more.
     """
-    without = [name for name, value in parameters.items() if value.grad is None]
-    if len(without) == len(parameters):
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+    held = {id(value) for group in groups for value in group["params"]}
+    trained = {name: value for name, value in parameters.items() if id(value) in held}
+    without = [name for name, value in trained.items() if value.grad is None]
+    if len(without) == len(trained):
         return False
     if without:
         warnings.warn(

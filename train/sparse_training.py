@@ -289,7 +289,7 @@ class SparseTraining(TrainerFacts):
 
     def _after_hooked_step(self, found_inf: Tensor | None) -> None:
         if not self._is_use_checked:
-            self._is_use_checked = warn_of_unused(self._layers.parameters)
+            self._is_use_checked = warn_of_unused(self._layers.parameters, self.optimizers)
             if self._is_use_checked and self._rule.reads_momentum:
                 self._state.require_read()
         self.apply_masks()
