@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,9 @@ def _traced(network: NamedNetwork, strict: bool) -> ExportedProgram:
         {axis: Dim.AUTO for axis, name in enumerate(names) if name is not None}
         for names in example.axes.values()
     )
-    with torch.no_grad(), _exporting(strict):
+    with torch.no_grad(), _exporting(strict), warnings.catch_warnings():
+        # By a hook that computes a weight of others, as weight_norm's: the graph computes it too.
+        warnings.filterwarnings("ignore", r"The tensor attributes? .* assigned during export")
         return _flags.set_onnx_exporting_flag(torch.export.export)(
             network, tuple(example.tensors.values()), dynamic_shapes=(free,), strict=strict
         )
