@@ -210,5 +210,5 @@ def test_files_that_are_none_are_told(tmp_path: Path) -> None:
         read_inputs(tmp_path / "empty", PICTURE)
     with pytest.raises(UsageError, match="holds no samples"):
         read_inputs(written(tmp_path / "d.npz", {"x": drawn(0, 3, 6, 4)}), PICTURE)
-    with pytest.raises(UsageError, match="0 calibration samples"):
+    with pytest.raises(UsageError, match="0 samples were asked for"):
         read_inputs(tmp_path / "d.npz", PICTURE, n_samples=0)
