@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import onnx
@@ -20,6 +21,7 @@ import sparse_export
 from sparse_export import child
 from sparse_export.cli import main as program
 from sparse_export.onnxruntime_import import load_onnxruntime
+from sparse_export.signature import class_signature
 from sparse_export.telemetry import ONNXRUNTIME_VARIABLE, telemetry_environment, turn_telemetry_off
 
 CHECKOUT = Path(sparse_export.__file__).resolve().parents[1]
@@ -77,8 +79,8 @@ with open_session(Path(sys.argv[1])) as session:
 def test_the_process_that_tries_a_file_leaves_nothing_there(model_path: Path, tmp_path: Path) -> None:
     request = {
         "model": str(model_path),
-        "input": None,
-        "input_shape": [2],
+        "inputs": {},
+        "signature": asdict(class_signature((2,), 2, names=("x", "y"))),
         "provider": "cpu",
         "limit_s": 60,
     }
@@ -94,8 +96,8 @@ import runpy, sys
 from pathlib import Path
 import numpy as np
 names = runpy.run_path(sys.argv[1])
-network = names["_Onnxruntime"](Path(sys.argv[2]), 1, False, 0, {"packed": False, "input": "x", "output": "y"})
-assert network.run(np.full((1, 2), -1, dtype=np.float32)).tolist() == [[0, 0]]
+network = names["_Onnxruntime"](Path(sys.argv[2]), 1, False, 0, {"packed": False, "outputs": ["y"]})
+assert network.run({"x": np.full((1, 2), -1, dtype=np.float32)})["y"].tolist() == [[0, 0]]
 """
     assert _left_by(tmp_path, "-c", code, TRITON_MODEL, model_path) == []
 
