@@ -39,6 +39,7 @@ __all__ = [
     "save_model",
     "signature_of",
     "sizes_from_text",
+    "weight_bytes",
     "with_axes",
 ]
 
@@ -151,9 +152,17 @@ def save_model(
     return path.name, data.name
 
 
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Count the bytes of the stored tensors, one by one: protobuf does not count beyond its limit.
+
+    Args:
+        model: with its data.
+    """
+    return sum(int(tensor.ByteSize()) for tensor in model.graph.initializer)
+
+
 def _n_bytes(model: onnx.ModelProto) -> int:
-    """How large a model is; protobuf does not count beyond its limit."""
-    weights = sum(tensor.ByteSize() for tensor in model.graph.initializer)
+    weights = weight_bytes(model)
     return int(weights if weights > MAX_WEIGHT_BYTES else model.ByteSize())
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from sparse_export.files import sha256_file, staged_folder, write_json
+from sparse_export.files import staged_folder, write_json
 from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import (
     AGREEMENT,
@@ -18,7 +18,6 @@ from sparse_export.formats.run import (
     LayerInfo,
     ModelInfo,
     Run,
-    RunInfo,
     save_run_info,
 )
 from sparse_export.graph.layers import count_parameters, graph_layers
@@ -27,7 +26,7 @@ from sparse_export.signature import Signature
 from sparse_export.train.methods.dense import DENSE
 from sparse_export.train.record import new_run_info
 
-__all__ = ["dense_folder", "facts_of_graph", "graph_of_run", "reusable_run", "write_graph_run"]
+__all__ = ["dense_folder", "facts_of_graph", "graph_of_run", "is_dense_run_of", "write_graph_run"]
 
 
 def dense_folder(out: Path) -> Path:
@@ -122,12 +121,14 @@ def graph_of_run(run: Run) -> onnx.ModelProto:
     return open_model(run.graph_path)
 
 
-def reusable_run(out: Path, info: RunInfo, source_sha256: str) -> bool:
-    """Is the run in a folder the dense one of this very source?"""
-    known = info.dense.sha256 if info.dense is not None else None
-    return info.status == "complete" and source_sha256 in (known, _graph_sha256(out))
+def is_dense_run_of(run: Run, source_sha256: str) -> bool:
+    """Is a run the dense one of this very source?
 
-
-def _graph_sha256(out: Path) -> str | None:
-    file = out / GRAPH_FILE
-    return sha256_file(file) if file.is_file() else None
+    Args:
+        run: a finished run.
+        source_sha256: of the file, or of the graph, that it was made from.
+    """
+    info = run.info
+    known = None if info.dense is None else info.dense.sha256
+    graph = info.files[GRAPH_FILE].sha256 if GRAPH_FILE in info.files else None
+    return info.method == DENSE.name and source_sha256 in (known, graph)

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from sparse_export.errors import UsageError
+from sparse_export.errors import SparseExportError, UsageError
 from sparse_export.files import is_leftover, temporary_folder
-from sparse_export.formats.run import GRAPH_FILE, DenseInfo, LayerInfo, Run, read_run_info
+from sparse_export.formats.run import GRAPH_FILE, DenseInfo, LayerInfo, Run, open_run
 from sparse_export.graph.model import save_model
 from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY, Finished, PrunedGraph, sparsify_graph
 from sparse_export.oneshot.graph_run import (
     dense_folder,
     facts_of_graph,
-    reusable_run,
+    is_dense_run_of,
     write_graph_run,
 )
 from sparse_export.oneshot.graph_source import GraphSource
@@ -55,6 +55,39 @@ class _Inputs:
     words: str
 
 
+def dense_run_there(source: GraphSource, out: Path) -> Run | None:
+    """Look for the dense network as a run, before any work.
+
+    Args:
+        source: the network.
+        out: folder of the run.
+
+    Returns:
+        The run, its files checked by hash; None where the folder is free.
+
+    Raises:
+        UsageError: the folder holds something else, or the network with other inputs.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    try:
+        run = open_run(out)
+    except SparseExportError as cause:  # whatever is there, it is no such run
+        raise _elsewhere(out, "something else") from cause
+    if not is_dense_run_of(run, source.sha256):
+        raise _elsewhere(out, "another network")
+    if not run.info.signature.agrees_with(source.signature):
+        raise _elsewhere(out, f"this one with other inputs, {run.info.signature}")
+    return run
+
+
+def _elsewhere(out: Path, what: str) -> UsageError:
+    return UsageError(
+        f"{out} is where the dense network is left, and it holds {what}.",
+        do="Move that away, or choose another --out.",
+    )
+
+
 def dense_run_of(source: GraphSource, out: Path) -> Run:
     """Leave the dense network as a run, unless it is there already.
 
@@ -63,20 +96,12 @@ def dense_run_of(source: GraphSource, out: Path) -> Run:
         out: folder of the run.
 
     Raises:
-        UsageError: the folder holds something else.
+        UsageError: as `dense_run_there`.
         OutputError: it cannot be written.
     """
-    if out.exists() and any(out.iterdir()):
-        try:
-            info = read_run_info(out)
-        except Exception:  # noqa: BLE001 - whatever is there, it is no such run
-            info = None
-        if info is not None and reusable_run(out, info, source.sha256):
-            return Run(path=out, info=info)
-        raise UsageError(
-            f"{out} is where the dense network is left, and it holds something else.",
-            do="Move that away, or choose another --out.",
-        )
+    there = dense_run_there(source, out)
+    if there is not None:
+        return there
     with claimed_run(out):
         require_empty(out)
         return write_graph_run(
@@ -131,6 +156,7 @@ def sparsify_source(
     with claimed_run(out):
         state = out / STATE_FOLDER
         _require_own(out)
+        dense_run_there(source, dense_folder(out))  # what is in its place is told before the work
         began = time.monotonic()
         try:
             pruned = sparsify_graph(
