@@ -121,7 +121,8 @@ def graphs(draw: Draw) -> onnx.ModelProto:
         graph.vectors[graph.node(op, [value])] = width
     last = graph.product(list(graph.vectors)[-1], 16, "MatMul")
     values = [name for name in graph.vectors if name.startswith("v") and "." not in name]
-    for name in {last, *draw(st.lists(st.sampled_from(values), max_size=2))}:
+    # The chain from the first input is always read, so that one weight at least can take the pattern.
+    for name in {last, known[-1], *draw(st.lists(st.sampled_from(values), max_size=2))}:
         shape: list[str | int] = ["batch", graph.vectors[name]]
         graph.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     if draw(st.booleans()):
