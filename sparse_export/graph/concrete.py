@@ -179,10 +179,9 @@ def _folded(bare: onnx.ModelProto) -> onnx.ModelProto:
                 output_size_limit=_MOST,
                 should_fold=_is_bounded,
             )
+            folded = ir.to_proto(model)
         except (RuntimeError, ValueError):  # the graph contradicts itself at these sizes: shapes stay unknown
-            infer_shapes(bare)
-            return bare
-    folded = ir.to_proto(model)
+            folded = bare
     infer_shapes(folded)
     return folded
 
