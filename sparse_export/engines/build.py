@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from sparse_export import child
 from sparse_export.engines.options import Bounds, EngineOptions, require_types
@@ -181,12 +182,14 @@ def _shapes(signature: Signature, sizes: Mapping[str, Bounds]) -> dict[str, list
 def _save(model: onnx.ModelProto, path: Path) -> None:
     """Write a graph; its weights go into a file of their own only where protobuf cannot hold them."""
     try:
-        if model.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
-            path.write_bytes(model.SerializeToString())
-        else:
+        try:
+            content = model.SerializeToString()  # to ask for its size first takes as long again
+        except EncodeError:
             copy = onnx.ModelProto()
             copy.CopyFrom(model)
             onnx.save(copy, path, save_as_external_data=True, location=f"{path.name}.data")
+        else:
+            path.write_bytes(content)
     except OSError as cause:
         raise output_error(path, cause) from cause
 
