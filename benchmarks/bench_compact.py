@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     for result in results:
         case, fact = result["case"], result["compacted"]
         share = fact["n_weights_after"] / fact["n_weights_before"]
-        accuracy = result["comparison"]["sparse"]["accuracy"]
+        accuracy = result["comparison"]["sparse"]["score"]
         print(
             f"{case['recipe']} {case['density']:g} {case['preset']}, {case['epochs']} epochs: {share:.4f} of "
             "the parameters, "

@@ -314,7 +314,7 @@ def _print_road(found: Mapping[str, Any]) -> None:
     print(f"{found['network']} trained at {found['density']:g}, {found['epochs']} epochs")
     for kind in ("lossless", "small_cut"):
         fact = found[kind]
-        before, after = fact["accuracy_before"], fact["accuracy_after"]
+        before, after = fact["score_before"], fact["score_after"]
         print(
             f"  {kind}: {before['n_correct']} right before, {after['n_correct']} after, {fact['n_changed']} "
             "changed"

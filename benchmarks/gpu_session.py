@@ -463,7 +463,7 @@ def trained(setting: Setting) -> Iterator[Case]:
                     "epochs": epochs,
                     "n_weights": sum(layer.n_weights for layer in info.layers),
                     "n_active": sum(layer.n_active for layer in info.layers),
-                    "test_percent": info.test.percent,
+                    "test_percent": info.test.figure,
                     "steps_per_s": n_steps / info.seconds,
                     "seconds": info.seconds,
                 }

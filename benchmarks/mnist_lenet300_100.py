@@ -64,7 +64,7 @@ def main() -> None:
         runs = [future.result() for future in futures]
     for setting in SETTINGS:
         rows = [run for run in runs if run["setting"] == setting]
-        accuracies = [row["test_accuracy"] for row in rows]
+        accuracies = [row["test_score"] for row in rows]
         print(
             f"{setting:16} {rows[0]['n_active']:>8,} weights  test {statistics.mean(accuracies):.2f} % "
             f"({', '.join(f'{value:.2f}' for value in accuracies)})  "

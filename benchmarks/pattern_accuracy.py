@@ -69,8 +69,8 @@ def train(recipe: str, setting: str, seed: int, epochs: int, data_dir: Path, wor
     return {
         "setting": setting,
         "seed": seed,
-        "test_percent": info.test.percent,
-        "validation_percent": info.validation.percent,
+        "test_percent": info.test.figure,
+        "validation_score": info.validation.figure,
         "n_active": info.n_active,
         "n_masked": info.n_masked,
         "layers": {layer.name: layer.density for layer in info.layers},
@@ -134,7 +134,7 @@ def main() -> None:
         print(
             f"{setting:36} {rows[0]['n_active']:>9,} of {rows[0]['n_masked']:,}  "
             f"test {statistics.mean(tests):.3f} % ({', '.join(f'{value:.2f}' for value in tests)})  "
-            f"validation {statistics.mean(row['validation_percent'] for row in rows):.3f} %"
+            f"validation {statistics.mean(row['validation_score'] for row in rows):.3f} %"
         )
     differences = [
         difference(runs, one, other, seeds) for one, other in PAIRS if one in settings and other in settings

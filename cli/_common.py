@@ -25,10 +25,12 @@ __all__ = [
     "download_option",
     "inputs_option",
     "json_option",
+    "max_drop_help",
     "print_result",
     "results_option",
     "run_option",
     "say",
+    "score_options",
     "shape_of_sample",
     "sizes_option",
     "speedup_option",
@@ -134,6 +136,24 @@ def batches_option(default: str) -> Callable[[Command], Command]:
         show_default=True,
         help="Samples in a timed call.",
     )
+
+
+def score_options(function: Command) -> Command:
+    """--task and --data of the commands that score a network."""
+    task = click.option(
+        "--task",
+        metavar="NAME",
+        help="What it is for, as in regression, or package.module:task. Default: as recorded.",
+    )
+    data = click.option(
+        "--data",
+        metavar="DATA",
+        help="Samples with targets: npz:FILE or package.module:data. Default: as recorded.",
+    )
+    return task(data(function))
+
+
+max_drop_help = "How much may be lost: points of a score in percent, the unit of another, or a share like 2%."
 
 
 def results_option(files: str) -> Callable[[Command], Command]:

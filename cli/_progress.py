@@ -46,8 +46,8 @@ def _s(count: int) -> str:
 
 def _epoch_text(metrics: EpochMetrics, epochs: int) -> str:
     parts = [f"epoch {metrics.epoch}/{epochs}", f"loss {metrics.train_loss:.4f}"]
-    if metrics.validation_percent is not None:
-        parts.append(f"validation {metrics.validation_percent:.2f} %")
+    if metrics.validation_score is not None:
+        parts.append(f"validation {metrics.validation}")
     parts.append(f"density {metrics.density:.4f}")
     return "  ".join(parts)
 
@@ -127,8 +127,8 @@ class _Bar:
         self._progress.update(self._task, completed=step, state=state, rate=f"{rate:.3g} steps/s")
 
     def finished_epoch(self, metrics: EpochMetrics) -> None:
-        if metrics.validation_percent is not None:
-            self._accuracy = f" validation {metrics.validation_percent:.2f} %"
+        if metrics.validation_score is not None:
+            self._accuracy = f" validation {metrics.validation_score:.2f} %"
         if metrics.epoch == self._epochs:
             self.close()
             self._console.print(_epoch_text(metrics, self._epochs), highlight=False)

@@ -120,7 +120,7 @@ if TYPE_CHECKING:
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
-    help="Where the data sets lie, to measure accuracy around --pattern and to calibrate.",
+    help="Where the data sets lie, to measure the score around --pattern and to calibrate.",
 )
 @code_trust_option
 @json_option
@@ -267,7 +267,7 @@ def _compact_parts(info: CompactInfo) -> list[str | Table]:
 
 
 def _pattern_parts(info: PatternInfo) -> list[str | Table]:
-    """What was done to each layer, and the accuracy before and after."""
+    """What was done to each layer, and the score before and after."""
     from sparse_export.tables import Table, shape_text
 
     rows = []
@@ -291,12 +291,13 @@ def _pattern_parts(info: PatternInfo) -> list[str | Table]:
     if any(layer.road == "gathered" for layer in info.layers):
         names = ", ".join(layer.name for layer in info.layers if layer.road == "gathered")
         lines.append(f"a Gather puts the input in another order for {names}")
-    if info.accuracy_before is None or info.accuracy_after is None:
-        lines.append(f"accuracy not measured, because {info.not_measured}")
+    if info.score_before is None or info.score_after is None:
+        lines.append(f"score not measured, because {info.not_measured}")
     else:
-        from sparse_export.tasks.accuracy import accuracy_text
+        from sparse_export.tasks.scores import score_text
 
-        before, after = (accuracy_text(found) for found in (info.accuracy_before, info.accuracy_after))
-        lines.append(f"test accuracy {before} before, {after} after; {info.n_changed:,} predictions changed")
+        before, after = (score_text(found) for found in (info.score_before, info.score_after))
+        changed = "" if info.n_changed is None else f"; {info.n_changed:,} predictions changed"
+        lines.append(f"test {info.score_before.name} {before} before, {after} after{changed}")
     table = Table(head=head, rows=rows, right=(2, 3, 4, 5, 6))
     return [table, "\n".join(lines)] if rows else ["\n".join(lines)]

@@ -13,27 +13,25 @@ from sparse_export.cli._common import (
     data_dir_option,
     inputs_option,
     json_option,
+    max_drop_help,
     print_result,
     results_option,
     say,
+    score_options,
     sizes_option,
     speedup_option,
     timing_options,
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from sparse_export.formats.bundle import BundleInfo
-    from sparse_export.tasks.data import Inputs
+    from sparse_export.formats.bundle import Bundle
+    from sparse_export.tasks.samples import LabelledSamples
 
 
 @click.command("compare")
 @click.argument("dense", type=click.Path(path_type=Path))
 @click.argument("sparse", type=click.Path(path_type=Path))
-@click.option(
-    "--max-drop", type=float, metavar="POINTS", help="Percentage points of accuracy that sparse may lose."
-)
+@click.option("--max-drop", metavar="AMOUNT", help=max_drop_help)
 @speedup_option
 @batches_option("1,32")
 @timing_options
@@ -51,6 +49,7 @@ if TYPE_CHECKING:
     help="Allow the files of a bundle from elsewhere, by its hash; may be repeated.",
 )
 @cuda_graphs_option
+@score_options
 @data_dir_option
 @inputs_option
 @axes_option
@@ -66,7 +65,7 @@ if TYPE_CHECKING:
 def command(
     dense: Path,
     sparse: Path,
-    max_drop: float | None,
+    max_drop: str | None,
     require_speedup: float | None,
     batches: tuple[int, ...],
     rounds: int,
@@ -75,6 +74,8 @@ def command(
     runtime: str | None,
     trust: tuple[str, ...],
     cuda_graphs: bool,
+    task: str | None,
+    data: str | None,
     data_dir: Path | None,
     inputs: Path | None,
     axes: tuple[str, ...],
@@ -83,10 +84,9 @@ def command(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare a dense with a sparse bundle: accuracy, size and time, with intervals.
+    """Compare a dense with a sparse bundle: score, size and time, with intervals.
 
-    Accuracy is measured on the test set; where that is not found, the recorded accuracies are compared, if
-    any.
+    The score is measured on the test set; where that is not found, the recorded scores are compared, if any.
     """
     import contextlib
     from dataclasses import asdict
@@ -111,7 +111,7 @@ def command(
             rounds=rounds,
             n_threads=threads,
             seed=seed,
-            samples=_test_set(opened[0].info, data_dir),
+            samples=_test_set(opened[0], task, data, data_dir, trust),
             inputs=inputs,
             max_drop=max_drop,
             require_speedup=require_speedup,
@@ -130,15 +130,17 @@ def command(
     check_gates(comparison)
 
 
-def _test_set(info: BundleInfo, data_dir: Path | None) -> tuple[Inputs, np.ndarray] | None:
-    """The test set as the network takes it, or None, said aloud, where it cannot be had."""
+def _test_set(
+    dense: Bundle, task: str | None, data: str | None, data_dir: Path | None, trust: tuple[str, ...]
+) -> LabelledSamples | None:
+    """The samples that both are scored on, or None, said aloud, where they cannot be had."""
     from sparse_export.errors import DataNotFound
-    from sparse_export.tasks import data
+    from sparse_export.evaluate.test_set import test_set_of
 
-    if info.data is None:
-        return None
     try:
-        return data.load_test_set(info.data, info.signature.input_shape, data_dir)
+        return test_set_of(dense, task=task, data=data, data_dir=data_dir, trust=trust)
     except DataNotFound as cause:
-        say(f"{cause} Comparing the recorded accuracies.")
+        if data is not None:
+            raise
+        say(f"{cause} Comparing the recorded scores.")
         return None

@@ -10,10 +10,12 @@ from sparse_export.cli._common import (
     data_dir_option,
     inputs_option,
     json_option,
+    max_drop_help,
     print_result,
     results_option,
     run_option,
     say,
+    score_options,
     timing_options,
     trust_option,
 )
@@ -26,15 +28,14 @@ from sparse_export.cli._common import (
     type=click.Path(path_type=Path),
     metavar="BUNDLE",
     required=True,
-    help="Dense bundle of the same data that accuracy and speed are held against.",
+    help="Dense bundle of the same data that score and speed are held against.",
 )
 @click.option(
     "--max-drop",
-    type=float,
-    metavar="POINTS",
-    default=1.0,
+    metavar="AMOUNT",
+    default="1",
     show_default=True,
-    help="Percentage points of accuracy that may be lost.",
+    help=max_drop_help,
 )
 @click.option(
     "--require-speedup",
@@ -44,6 +45,7 @@ from sparse_export.cli._common import (
 )
 @batches_option("1,32")
 @timing_options
+@score_options
 @data_dir_option
 @inputs_option
 @run_option
@@ -60,12 +62,14 @@ from sparse_export.cli._common import (
 def command(
     bundle: Path,
     against: Path,
-    max_drop: float,
+    max_drop: str,
     require_speedup: float | None,
     batches: tuple[int, ...],
     rounds: int,
     threads: int | None,
     seed: int,
+    task: str | None,
+    data: str | None,
     data_dir: Path | None,
     inputs: Path | None,
     run: Path | None,
@@ -74,7 +78,7 @@ def command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Hold BUNDLE to all that deploying it rests on: files, weights, graph, engines, accuracy, speed.
+    """Hold BUNDLE to all that deploying it rests on: files, weights, graph, engines, score, speed.
 
     One link after the other, up to the first that is broken; that one decides the exit code.
     """
@@ -100,6 +104,8 @@ def command(
         rounds=rounds,
         n_threads=threads,
         seed=seed,
+        task=task,
+        data=data,
         data_dir=data_dir,
         inputs=inputs,
         run=run,

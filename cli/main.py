@@ -44,8 +44,8 @@ COMMANDS = {
         "batches."
     ),
     "bench-train": "Time a training step of RECIPE, dense against sparse, in all its parts.",
-    "compare": "Compare a dense with a sparse bundle: accuracy, size and time, with intervals.",
-    "gate": "Hold BUNDLE to all that deploying it rests on: files, weights, graph, engines, accuracy, speed.",
+    "compare": "Compare a dense with a sparse bundle: score, size and time, with intervals.",
+    "gate": "Hold BUNDLE to all that deploying it rests on: files, weights, graph, engines, score, speed.",
     "inspect": "Show what a run, a bundle, an .onnx file or an engine holds, layer by layer.",
     "package": "Write BUNDLEs as a model repository of Triton, with the files to deploy it.",
     "serve": "Serve BUNDLEs on this machine with Triton, each held to its golden answer first.",

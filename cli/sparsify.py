@@ -32,7 +32,14 @@ from sparse_export.cli._common import (
     help="How the weights that stay are chosen; all but magnitude need data.",
 )
 @click.option("--permute", is_flag=True, help="Look for an order of channels first that loses less.")
-@click.option("--data", help="Data set, or none. Default: that of the run.")
+@click.option(
+    "--data",
+    help="Data set, or none; of an ONNX file what it is scored on, npz:FILE or package.module:data. "
+    "Default: that of the run.",
+)
+@click.option(
+    "--task", metavar="NAME", help="What it is for, as validate takes it. Default: that of the run."
+)
 @data_dir_option
 @click.option(
     "--calibration-samples",
@@ -87,6 +94,7 @@ def command(
     method: str,
     permute: bool,
     data: str | None,
+    task: str | None,
     data_dir: Path | None,
     calibration_samples: int,
     finetune: int,
@@ -134,6 +142,7 @@ def command(
             method=method,
             permute=permute,
             data=data,
+            task=task,
             data_dir=data_dir,
             calibration_samples=calibration_samples,
             finetune=finetune,

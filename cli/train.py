@@ -160,7 +160,7 @@ def command(
 
     from sparse_export.cli._progress import training_observer
     from sparse_export.inspection import told_speed
-    from sparse_export.tasks.accuracy import percent_text
+    from sparse_export.tasks.scores import value_text
     from sparse_export.train.loop import train
     from sparse_export.train.recipe import load_recipe
 
@@ -195,8 +195,8 @@ def command(
     document: dict[str, Any] = {
         "run": str(run.path),
         "method": info.method,
-        "test_accuracy": info.test.percent if info.test else None,
-        "validation_accuracy": info.validation.percent if info.validation else None,
+        "test_score": info.test.figure if info.test else None,
+        "validation_score": info.validation.figure if info.validation else None,
         "density": info.density,
         "n_active": info.n_active,
         "n_masked": info.n_masked,
@@ -216,7 +216,7 @@ def command(
         f"{layer.name} stays dense: {layer.why_dense}" for layer in info.layers if layer.why_dense is not None
     ]
     products_used = [f"{fact.name} {_BY[fact.by]}: {fact.reason}" for fact in info.products]
-    accuracy = f"test accuracy {percent_text(info.test)}, " if info.test else ""
+    score = f"test {info.test.name} {value_text(info.test)}, " if info.test else ""
     print_result(
         document,
         "\n".join(
@@ -224,7 +224,7 @@ def command(
                 *dense_layers,
                 *products_used,
                 (
-                    f"{accuracy}{info.n_active:,} of {info.n_masked:,} weights ({info.density:.4g}), "
+                    f"{score}{info.n_active:,} of {info.n_masked:,} weights ({info.density:.4g}), "
                     f"{info.seconds:.1f} s"
                 ),
                 *(f"{label}: {text}" for label, text in told_speed(info.speed).items()),

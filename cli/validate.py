@@ -10,10 +10,12 @@ from sparse_export.cli._common import (
     data_dir_option,
     inputs_option,
     json_option,
+    max_drop_help,
     print_result,
     results_option,
     run_option,
     say,
+    score_options,
     sizes_option,
     threads_option,
     trust_option,
@@ -22,11 +24,10 @@ from sparse_export.cli._common import (
 
 @click.command("validate")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@score_options
 @data_dir_option
 @run_option
-@click.option(
-    "--max-drop", type=float, metavar="POINTS", help="Percentage points of accuracy that may be lost."
-)
+@click.option("--max-drop", metavar="AMOUNT", help=max_drop_help)
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
@@ -49,9 +50,11 @@ from sparse_export.cli._common import (
 @json_option
 def command(
     bundle: Path,
+    task: str | None,
+    data: str | None,
     data_dir: Path | None,
     run: Path | None,
-    max_drop: float | None,
+    max_drop: str | None,
     against: Path | None,
     inputs: Path | None,
     axes: tuple[str, ...],
@@ -64,8 +67,8 @@ def command(
 ) -> None:
     """Check that BUNDLE, or an ONNX file, computes what was trained, and as well.
 
-    Files by their hashes, the ONNX file on the golden input and against its network, accuracy on the test
-    set; without labels how far its outputs agree with those of a dense bundle, on --inputs.
+    Files by their hashes, the ONNX file on the golden input and against its network, its score on the test
+    set; without targets how far its outputs agree with those of a dense bundle, on --inputs.
     """
     import contextlib
     from dataclasses import asdict
@@ -88,6 +91,8 @@ def command(
             require_writable(out)
         validation = validate(
             opened,
+            task=task,
+            data=data,
             data_dir=data_dir,
             run=run,
             max_drop=max_drop,

@@ -38,19 +38,15 @@ this package does not load torch.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import operator
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sparse_export.errors import UnknownNameError, UsageError
 from sparse_export.models.names import TIMM, is_factory
+from sparse_export.own_code import attribute_named, current_folder_first, kind_of, module_named
 
 if TYPE_CHECKING:
     import torch
@@ -262,8 +258,8 @@ def example_beside(name: str) -> tuple[Callable[[], Any], Any] | None:
     Raises:
         UsageError: the module cannot be imported.
     """
-    with _current_folder_first():
-        module = _module(name.partition(":")[0], name)
+    with current_folder_first():
+        module = module_named(name.partition(":")[0], name)
     function = getattr(module, "example_inputs", None)
     return (function, getattr(module, "free_sizes", None)) if callable(function) else None
 
@@ -277,10 +273,10 @@ def function_named(name: str) -> Callable[..., Any]:
     Raises:
         UsageError: it cannot be imported, or is no function.
     """
-    with _current_folder_first():
-        found = _attribute(name, "function", "like my_package.losses:smooth_l1")
+    with current_folder_first():
+        found = attribute_named(name, "function", "like my_package.losses:smooth_l1")
     if not callable(found):
-        raise UsageError(f"{name} is {_kind(found)}, not a function.", do="Name a function.")
+        raise UsageError(f"{name} is {kind_of(found)}, not a function.", do="Name a function.")
     return found  # type: ignore[no-any-return]  # attrgetter gives Any; checked above
 
 
@@ -288,7 +284,7 @@ def _from_factory(name: str, n_classes: int | None) -> torch.nn.Module:
     """Create a network by a user's factory. Raises UsageError."""
     import torch
 
-    with _current_folder_first():
+    with current_folder_first():
         factory = _callable(name, n_classes)
         try:
             module = factory()
@@ -299,24 +295,10 @@ def _from_factory(name: str, n_classes: int | None) -> torch.nn.Module:
             ) from cause
     if not isinstance(module, torch.nn.Module):
         raise UsageError(
-            f"The factory {name} returned {_kind(module)}, not a torch.nn.Module.",
+            f"The factory {name} returned {kind_of(module)}, not a torch.nn.Module.",
             do="Return the network itself from it.",
         )
     return module
-
-
-@contextmanager
-def _current_folder_first() -> Iterator[None]:
-    """Import from the current folder first, as `python -m` does, while a factory is imported and called.
-
-    Not longer: somebody else's folder must not be able to replace libraries that are imported later.
-    """
-    here = os.getcwd()  # noqa: PTH109 - sys.path holds strings
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def _callable(name: str, n_classes: int | None) -> Callable[[], Any]:
@@ -324,10 +306,10 @@ def _callable(name: str, n_classes: int | None) -> Callable[[], Any]:
     import torch
 
     others = f"like my_package.nets:small_cnn, or one of {', '.join(names())}"
-    found = _attribute(name, "factory", others)
+    found = attribute_named(name, "factory", others)
     if isinstance(found, torch.nn.Module) or not callable(found):
         raise UsageError(
-            f"{name} is {_kind(found)}, not a callable that returns a torch.nn.Module.",
+            f"{name} is {kind_of(found)}, not a callable that returns a torch.nn.Module.",
             do="Name a function or a class.",
         )
     signature = _signature(found)
@@ -340,37 +322,6 @@ def _callable(name: str, n_classes: int | None) -> Callable[[], Any]:
             do="Wrap it in a function that fills them in; only n_classes may be left.",
         )
     return found  # type: ignore[no-any-return]  # attrgetter gives Any; checked above
-
-
-def _attribute(name: str, kind: str, do: str) -> Any:
-    """What `package.module:attribute` names, imported. Raises UsageError. kind, do: for what is no name."""
-    module_name, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
-        raise UsageError(
-            f"{name!r} does not name a {kind}.",
-            do=f"Write package.module:{kind}, {do}.",
-        )
-    module = _module(module_name, name)
-    try:
-        return operator.attrgetter(attribute)(module)
-    except AttributeError as cause:
-        public = ", ".join(sorted(key for key in vars(module) if not key.startswith("_"))) or "nothing"
-        raise UsageError(
-            f"The module {module_name} has no {attribute!r}.",
-            expected=f"{module_name} has: {public}.",
-            do="Correct the name after the colon.",
-        ) from cause
-
-
-def _module(module_name: str, name: str) -> Any:
-    """Import the module of a factory. Raises UsageError."""
-    try:
-        return importlib.import_module(module_name)
-    except Exception as cause:
-        raise UsageError(
-            f"The module {module_name} of {name} cannot be imported: {type(cause).__name__}: {cause}.",
-            do="Install its package, or put the folder that holds it on PYTHONPATH.",
-        ) from cause
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
@@ -397,8 +348,3 @@ def _takes_nothing(signature: inspect.Signature) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _kind(value: object) -> str:
-    """A value's type, in words."""
-    return f"a value of type {type(value).__module__}.{type(value).__qualname__}"

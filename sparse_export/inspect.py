@@ -22,7 +22,8 @@ from sparse_export.formats.bundle import (
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import LAYERS_FILE, read_engine_layers, read_engine_times
 from sparse_export.formats.listed import FileInfo, file_of, require_complete, verify_files
-from sparse_export.formats.run import RUN_FILE, Accuracy, LayerInfo, RunInfo, read_run_info
+from sparse_export.formats.run import RUN_FILE, LayerInfo, RunInfo, read_run_info
+from sparse_export.formats.score import Score
 from sparse_export.graph.if_pruned import LayerIfPruned, totals_if_pruned
 from sparse_export.inspection import ForeignEngine, InspectedEngine, InspectedLayer, Inspection
 
@@ -152,7 +153,7 @@ def _of_bundle(path: Path) -> Inspection:
             f"{info.compacted.n_weights_after:,} of {info.compacted.n_weights_before:,} parameters left"
         )
     layers = _kept(info.layers)
-    found = _inspection(path, "bundle", layers, info.n_parameters, info.accuracy, facts, info.files, info)
+    found = _inspection(path, "bundle", layers, info.n_parameters, info.score, facts, info.files, info)
     engines = tuple(_inspected_engine(bundle, fact) for fact in info.engines)
     return replace(
         found,
@@ -292,7 +293,7 @@ def _inspection(
     kind: str,
     layers: tuple[InspectedLayer, ...],
     n_parameters: int,
-    accuracy: Accuracy | None,
+    score: Score | None,
     facts: dict[str, str],
     files: dict[str, FileInfo],
     described: RunInfo | BundleInfo | None = None,
@@ -318,7 +319,7 @@ def _inspection(
         n_weights=n_weights,
         n_nonzero=n_nonzero,
         density=n_nonzero / n_weights if n_weights else 1.0,
-        accuracy=accuracy,
+        score=score,
         n_files=len(files),
         problem=problem,
         facts=facts,

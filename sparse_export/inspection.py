@@ -12,11 +12,12 @@ from sparse_export.engines.options import profile_text
 from sparse_export.errors import ArtefactError, GateFailed
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import EngineLayer, EngineState, EngineTimes, LayerTiming
-from sparse_export.formats.run import Accuracy, SpeedInfo
+from sparse_export.formats.run import SpeedInfo
+from sparse_export.formats.score import Score
 from sparse_export.graph.eligibility import MEANINGS
 from sparse_export.graph.if_pruned import IfPruned, LayerIfPruned
 from sparse_export.tables import Shown, Table, shape_text
-from sparse_export.tasks.accuracy import accuracy_text
+from sparse_export.tasks.scores import score_text
 
 __all__ = [
     "ForeignEngine",
@@ -134,7 +135,7 @@ class Inspection:
     n_weights: int
     n_nonzero: int
     density: float
-    accuracy: Accuracy | None
+    score: Score | None
     n_files: int
     problem: str | None
     facts: dict[str, str]
@@ -150,8 +151,8 @@ class Inspection:
     def shown(self) -> Shown:
         """Facts, layers with a legend of the reasons, and engines."""
         rows = [("path", self.path), ("kind", self.kind), *self.facts.items()]
-        if self.accuracy is not None:
-            rows.append(("test accuracy", accuracy_text(self.accuracy)))
+        if self.score is not None:
+            rows.append((f"test {self.score.name}", score_text(self.score)))
         rows += told_speed(self.speed).items()
         if self.kind != "engine":
             rows.append(("parameters", f"{self.n_parameters:,}"))

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from sparse_export import models
 from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import (
-    Accuracy,
     DataInfo,
     LayerInfo,
     ModelInfo,
@@ -23,6 +22,7 @@ from sparse_export.formats.run import (
     read_run_info,
     save_run_info,
 )
+from sparse_export.formats.score import Score
 from sparse_export.signature import class_signature
 from sparse_export.tasks import data
 from sparse_export.version import library_versions, now
@@ -74,12 +74,12 @@ def digits_fact() -> DataInfo:
     )
 
 
-def digits_accuracy(module: nn.Module) -> Accuracy:
+def digits_accuracy(module: nn.Module) -> Score:
     """Of a network on the test set of the digits."""
     digits = data.load("digits")
     with torch.inference_mode():
         logits = module(data.normalise(digits.x_test, digits.mean, digits.std))
-    return Accuracy(n_correct=int((logits.argmax(1) == digits.y_test).sum()), n_samples=len(digits.y_test))
+    return Score(n_correct=int((logits.argmax(1) == digits.y_test).sum()), n_samples=len(digits.y_test))
 
 
 def save_run(
@@ -90,7 +90,7 @@ def save_run(
     name: str | None = "digits-cnn",
     input_shape: tuple[int, ...] = (1, 8, 8),
     fact: DataInfo | None = None,
-    test: Accuracy | None = None,
+    test: Score | None = None,
     **changes: Any,
 ) -> Run:
     """Write a finished run as training does; `changes` replace fields of its `run.json`."""

@@ -160,6 +160,44 @@ assert info.signature.free == ("batch", "sequence")
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
+@pytest.mark.slow
+def test_the_tasks_of_the_page_score_what_they_say_and_its_recipe_trains(tmp_path: Path) -> None:
+    page = (DOCS / "tasks.md").read_text()
+    for name, code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.DOTALL):
+        (tmp_path / name).write_text(code)
+    (recipe,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "recipe.toml").write_text(recipe)
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n"
+        "def digit(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))\n"
+    )
+    code = f"""
+import sys
+sys.path[:0] = [{str(DOCS.parent)!r}, "."]
+import numpy as np
+from sparse_export.tasks import task_named
+from sparse_export.train.loop import train
+from sparse_export.train.recipe import load_recipe
+
+def figure(name, outputs, targets):
+    task = task_named(name)
+    return task.score(task.statistics(outputs, targets)).figure
+
+steps = np.eye(4)[[[1, 1, 0, 2, 2, 0, 3], [0, 1, 0, 1, 1, 0, 0]]]  # reads 1 2 3 and 1 1
+assert figure("more_tasks:reading", dict(y=steps), [[1, 2, 3], [1, 2]]) == 1 / 5
+tags = np.eye(3)[[[0, 1, 2], [2, 2, 0]]]
+assert figure("more_tasks:tagging", dict(y=tags), np.array([[0, 1, 1], [2, -1, -1]])) == 75.0
+boxes = np.array([[[0, 0, 4, 4], [8, 8, 9, 9], [1, 0, 5, 4.0]]])
+scores = np.array([[0.9, 0.2, 0.1]])
+assert figure("more_tasks:boxes", dict(boxes=boxes, scores=scores), [[[0, 0, 4, 5], [20, 20, 24, 24]]]) == 50.0
+assert figure("my_tasks:within_one", dict(y=np.array([[1.0], [3.0]])), np.array([1.5, 1.5])) == 50.0
+for changes, name in ((dict(), "RMSE"), (dict(task="my_tasks:within_one"), "share within one")):
+    recipe = load_recipe("recipe.toml", changes=dict(model="nets:digit", **changes))
+    assert train(recipe, "run-" + name.replace(" ", "-"), device="cpu").info.test.name == name
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
 def anchors_of(page: str) -> set[str]:
     """What a link can name after #: the headings, without marks, in small letters, blanks as hyphens."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), re.MULTILINE)

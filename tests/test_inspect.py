@@ -41,7 +41,7 @@ def run(made: Run, tmp_path: Path) -> Run:
 def test_a_run_tells_its_layers_and_accuracy(made: Run) -> None:
     found = inspect(made.path)
     assert (found.kind, found.problem, found.n_files) == ("run", None, 2)
-    assert found.accuracy == made.info.test
+    assert found.score == made.info.test
     assert [layer.name for layer in found.layers] == [
         f"{x}.weight" for x in ("conv1", "conv2", "conv3", "fc1", "fc2")
     ]
@@ -54,7 +54,7 @@ def test_an_unfinished_run_can_be_looked_at(run: Run) -> None:
     save_run_info(run.path, replace(run.info, status="running", files={}, test=None))
     (run.path / "model.safetensors").unlink()
     found = inspect(run.path)
-    assert (found.kind, found.problem, found.accuracy) == ("unfinished run", None, None)
+    assert (found.kind, found.problem, found.score) == ("unfinished run", None, None)
 
 
 def test_a_bundle_tells_its_layers_and_its_work(made: Run) -> None:

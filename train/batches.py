@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +15,9 @@ from sparse_export import models
 from sparse_export.errors import UsageError
 from sparse_export.formats.run import DataInfo
 from sparse_export.tasks import data
-from sparse_export.tasks.data import imagefolder
+from sparse_export.tasks.data import imagefolder, own
 from sparse_export.tasks.data.pictures import PictureLoader, decode
+from sparse_export.tasks.shipped import Classification, task_named
 from sparse_export.train.augment import PADDING
 from sparse_export.train.distributed import World
 from sparse_export.train.recipe import Recipe
@@ -33,12 +35,12 @@ class BatchLoader(Protocol):
     Attributes:
         info: which data.
         input_shape: of one sample.
-        n_classes: of the labels.
+        n_outputs: that a network for the targets has; None where they do not tell.
     """
 
     info: DataInfo
     input_shape: tuple[int, ...]
-    n_classes: int
+    n_outputs: int | None
 
     def training(self, order: Tensor, batch_size: int, epoch: int, first: int) -> Iterator[Batch]:
         """Inputs and labels of the batches of one epoch.
@@ -72,6 +74,8 @@ def batch_loader(
         UsageError: this data cannot have such workers or such an augmentation, or is no such data set.
         DataNotFound: the data set is not there.
     """
+    if own.is_own(recipe.data):
+        return OwnLoader(recipe, own.own_data(recipe.data), device, world)
     if recipe.workers:
         listing = data.picture_files(recipe.data, data_dir)
         if listing is None:
@@ -89,7 +93,13 @@ def batch_loader(
         )
     return MemoryLoader(
         recipe,
-        data.load(recipe.data, data_dir, image_size=image_size(recipe), download=download),
+        data.load(
+            recipe.data,
+            data_dir,
+            image_size=image_size(recipe),
+            download=download,
+            classes=isinstance(task_named(recipe.task), Classification),
+        ),
         device,
         world,
     )
@@ -148,7 +158,7 @@ class MemoryLoader:
 
     def __init__(self, recipe: Recipe, dataset: data.DataSet, device: torch.device, world: World) -> None:
         self.input_shape = dataset.input_shape
-        self.n_classes = dataset.n_classes
+        self.n_outputs = _n_outputs(recipe, dataset)
         _require_croppable(recipe, self.input_shape)
         train, validation = data.split(dataset, recipe.validation_fraction)
         self.info = DataInfo(
@@ -186,7 +196,12 @@ class ImageFolderLoader:
     ) -> None:
         self._size = imagefolder.check_size(image_size(recipe))
         self.input_shape: tuple[int, ...] = (3, *self._size)
-        self.n_classes = listing.n_classes
+        self.n_outputs: int | None = listing.n_classes
+        if not isinstance(task_named(recipe.task), Classification):
+            raise UsageError(
+                f"{recipe.data} has a class for each picture, and the task is {recipe.task}.",
+                do="Choose the task classification, or other data.",
+            )
         _require_croppable(recipe, self.input_shape)
         first_validation = data.first_of_validation(
             len(listing.train), recipe.validation_fraction, recipe.data
@@ -232,6 +247,103 @@ class ImageFolderLoader:
 
     def _ready(self, x: Tensor) -> Tensor:
         return data.normalise(x.to(self._device, non_blocking=True), self.info.mean, self.info.std)
+
+
+class OwnLoader:
+    """A user's own data, read sample by sample, by worker processes where the recipe has some."""
+
+    def __init__(self, recipe: Recipe, found: own.OwnData, device: torch.device, world: World) -> None:
+        train = found.part("train")
+        n_train = len(train)
+        if "validation" not in found.parts:
+            n_train = data.first_of_validation(n_train, recipe.validation_fraction, recipe.data)
+        self._train, self._parts = _Rows(train, 0, n_train), {}
+        if "validation" in found.parts:
+            self._parts["validation"] = _Rows(found.parts["validation"], 0, len(found.parts["validation"]))
+        else:
+            self._parts["validation"] = _Rows(train, n_train, len(train))
+        test = found.parts.get("test")
+        self._parts["test"] = _Rows(train, 0, 0) if test is None else _Rows(test, 0, len(test))
+        inputs, _ = train.sample(0)
+        if isinstance(inputs, Mapping):
+            raise UsageError(
+                f"The samples of {recipe.data} have the inputs {', '.join(inputs)}.",
+                expected="One array a sample was expected.",
+                do="Train such a network in a loop of your own, with sparse_export.train.SparseTraining.",
+            )
+        self.input_shape = tuple(inputs.shape)
+        _require_croppable(recipe, self.input_shape)
+        self.n_outputs = _checked_targets(recipe, train.targets())
+        self.info = DataInfo(
+            name=recipe.data,
+            mean=(),
+            std=(),
+            n_train=n_train,
+            n_validation=len(self._parts["validation"]),
+            n_test=len(self._parts["test"]),
+            test_sha256="" if test is None else test.sha256(),
+        )
+        self._device, self._world, self._n_workers = device, world, recipe.workers
+
+    def training(self, order: Tensor, batch_size: int, epoch: int, first: int) -> Iterator[Batch]:
+        starts = range(first * batch_size, len(order) - batch_size + 1, batch_size)
+        rows = [self._world.share(order[start : start + batch_size]).tolist() for start in starts]
+        yield from self._batches(self._train, rows)
+
+    def part(self, name: Part, size: int) -> Iterator[Batch]:
+        rows = self._parts[name]
+        spans = _spans(len(rows), size, self._world)
+        yield from self._batches(rows, [list(range(start, stop)) for start, stop in spans])
+
+    def _batches(self, samples: _Rows, rows: list[list[int]]) -> Iterator[Batch]:
+        loader = torch.utils.data.DataLoader(
+            samples,
+            batch_sampler=rows,
+            num_workers=self._n_workers,
+            generator=torch.Generator(),  # else it draws from that of the weights
+        )
+        for x, y in loader:
+            yield x.to(self._device), y.to(self._device)
+
+
+class _Rows(torch.utils.data.Dataset[Batch]):
+    """A stretch of a part, as tensors."""
+
+    def __init__(self, part: own.Part, start: int, stop: int) -> None:
+        self._part, self._start, self._n = part, start, stop - start
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, index: int) -> Batch:
+        inputs, target = self._part.sample(self._start + index)
+        y = torch.as_tensor(target)
+        if y.dtype == torch.float64:
+            y = y.float()
+        return torch.as_tensor(inputs, dtype=torch.float32), y
+
+
+def _n_outputs(recipe: Recipe, dataset: data.DataSet) -> int | None:
+    """What a network for a data set gives. Raises UsageError for targets that do not fit the task."""
+    if dataset.n_classes is not None and isinstance(task_named(recipe.task), Classification):
+        return dataset.n_classes
+    for y in (dataset.y_train, dataset.y_test):
+        _checked_targets(recipe, y.numpy())
+    return task_named(recipe.task).n_outputs(dataset.y_train)
+
+
+def _checked_targets(recipe: Recipe, targets: Any) -> int | None:
+    """The number of outputs that targets tell. Raises UsageError where they do not fit the task."""
+    task = task_named(recipe.task)
+    if not isinstance(targets, np.ndarray):
+        return None
+    problem = task.problem(targets, None)
+    if problem is not None:
+        raise UsageError(
+            f"The targets of {recipe.data} {problem}.",
+            do=f"Give targets of the task {recipe.task}, or name another task.",
+        )
+    return task.n_outputs(torch.from_numpy(targets))
 
 
 def _spans(n: int, size: int, world: World) -> Iterator[tuple[int, int]]:

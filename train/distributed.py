@@ -57,6 +57,14 @@ class World:
         dist.all_reduce(tensor, group=self.control)
         return list(tensor.tolist())
 
+    def gather(self, array: np.ndarray) -> list[np.ndarray]:
+        """The arrays of all processes, in their order; empty ones are left out."""
+        if self.size == 1:
+            return [array]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, array, group=self.control)
+        return [one for one in found if len(one)]
+
     def copy_from_first(self, tensors: list[Tensor]) -> None:
         """Overwrite the tensors, in place, with those of rank 0."""
         if self.size > 1:

@@ -1,15 +1,20 @@
-"""The accuracy of a network in training on a part of the data."""
+"""The score of a network in training on a part of the data."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sparse_export.formats.run import Accuracy
+from sparse_export.formats.score import Score
 from sparse_export.tasks.labels import count_correct
+from sparse_export.tasks.shipped import Classification, task_named
+from sparse_export.tasks.task import Statistics, Task
 from sparse_export.train.batches import BatchLoader, Part
 from sparse_export.train.distributed import World
 from sparse_export.train.ema import Ema
@@ -17,13 +22,13 @@ from sparse_export.train.network import in_memory_format
 from sparse_export.train.products import Products
 from sparse_export.train.recipe import Recipe
 
-__all__ = ["accuracy"]
+__all__ = ["score_of_part", "statistics_of"]
 
 _BATCH, _BATCH_VALUES = 1000, 16 * 2**20  # samples, and input values, at most at once
 
 
 @torch.no_grad()
-def accuracy(
+def score_of_part(
     name: Part,
     loader: BatchLoader,
     recipe: Recipe,
@@ -33,13 +38,13 @@ def accuracy(
     *,
     device: torch.device,
     world: World,
-) -> Accuracy | None:
-    """Accuracy of the network as it would be saved, in float32, over all processes.
+) -> Score | None:
+    """Score of the network as it would be saved, in float32, over all processes.
 
     Args:
         name: of the part.
         loader: of the data.
-        recipe: its memory format.
+        recipe: its task and memory format.
         model: left in eval mode.
         ema: the average that is tested in place of the weights; None for none.
         products: paused meanwhile, where they are not exact.
@@ -58,7 +63,40 @@ def accuracy(
         world.copy_from_first(list(ema.average.values()))
     size = max(1, min(_BATCH, _BATCH_VALUES // max(1, math.prod(loader.input_shape))))
     exact = products.paused() if products is not None else nullcontext()
+    task = task_named(recipe.task)
     with ema.swapped_in() if ema else nullcontext(), exact:
-        correct = count_correct(lambda x: model(in_memory_format(recipe, x)), loader.part(name, size), device)
-    (n_correct,) = world.sum([float(correct)])
-    return Accuracy(n_correct=round(n_correct), n_samples=n_samples)
+
+        def network(x: Tensor) -> Any:
+            return model(in_memory_format(recipe, x))
+
+        if isinstance(task, Classification) and task.top == 1:  # nothing is read from the device meanwhile
+            correct = count_correct(network, loader.part(name, size), device)
+            (n_correct,) = world.sum([float(correct)])
+            return Score(n_correct=round(n_correct), n_samples=n_samples)
+        own = statistics_of(task, network, loader.part(name, size))
+    return task.score(np.concatenate(world.gather(own)))
+
+
+def statistics_of(
+    task: Task, network: Callable[[Tensor], Any], batches: Iterable[tuple[Tensor, Tensor]]
+) -> Statistics:
+    """The statistics of samples that a torch network is run on.
+
+    Args:
+        task: whose score they are for.
+        network: gives a tensor, or a mapping of tensors.
+        batches: inputs and targets.
+
+    Returns:
+        float64 (n, k); (0, 1) without batches.
+
+    Raises:
+        UsageError: outputs that the task cannot score.
+    """
+    found = []
+    for x, y in batches:
+        outputs = network(x)
+        named = outputs if isinstance(outputs, Mapping) else {"output": outputs}
+        arrays = {str(key): one.detach().float().cpu().numpy() for key, one in named.items()}
+        found.append(task.statistics(arrays, y.cpu().numpy()))
+    return np.concatenate(found) if found else np.zeros((0, 1))

@@ -21,7 +21,8 @@ class EpochMetrics:
         epoch: from 1.
         step: optimizer steps done at its end.
         train_loss: mean over its steps.
-        validation_percent: right answers; None without a validation part.
+        validation_score: of the validation part, as it is shown; None without one.
+        validation: likewise, in words.
         learning_rate: of the last step.
         density: active / masked weights.
         layer_density: by parameter name, after the epoch's mask update.
@@ -39,7 +40,8 @@ class EpochMetrics:
     epoch: int
     step: int
     train_loss: float
-    validation_percent: float | None
+    validation_score: float | None
+    validation: str | None
     learning_rate: float
     density: float
     layer_density: dict[str, float]
@@ -104,7 +106,7 @@ def _event_writer(folder: Path, epoch: int) -> Any:
 def _scalars(metrics: EpochMetrics) -> dict[str, float]:
     values = {
         "loss/train": metrics.train_loss,
-        "accuracy/validation_percent": metrics.validation_percent,
+        "accuracy/validation_score": metrics.validation_score,
         "learning_rate": metrics.learning_rate,
         "masks/density": metrics.density,
         "masks/prune_rate": metrics.prune_rate,

@@ -14,6 +14,7 @@ from sparse_export import models
 from sparse_export.errors import UsageError
 from sparse_export.graph.weight_uses import why_no_axis
 from sparse_export.tasks.labels import require_outputs
+from sparse_export.tasks.shipped import Classification, task_named
 from sparse_export.train.distributed import World
 from sparse_export.train.layers import maskable_parameters, output_layers
 from sparse_export.train.recipe import Recipe
@@ -54,18 +55,22 @@ class Outputs:
     """The outputs of a network.
 
     Args:
-        n: logits.
+        n: numbers a sample, of one output (samples, numbers); None of others.
         layers: the weights of the layer that gives them.
         unfit: weights that no pattern can hold in, see `why_no_axis`; empty where no pattern is asked for.
     """
 
-    n: int
+    n: int | None
     layers: tuple[str, ...]
     unfit: Mapping[str, str]
 
 
 def require_fit(
-    model: nn.Module, recipe: Recipe, input_shape: tuple[int, ...], n_classes: int, device: torch.device
+    model: nn.Module,
+    recipe: Recipe,
+    input_shape: tuple[int, ...],
+    n_outputs: int | None,
+    device: torch.device,
 ) -> Outputs:
     """Run two samples of zeros through the network. Lazy layers have shapes from here on.
 
@@ -73,7 +78,7 @@ def require_fit(
         model: changed to eval mode.
         recipe: its names are in the errors.
         input_shape: of one sample.
-        n_classes: of the data, at most as many as the network has logits.
+        n_outputs: that the targets tell; of classes at most as many as the network has logits.
         device: of the network.
 
     Raises:
@@ -93,25 +98,27 @@ def require_fit(
             expected="A model and a data set of one shape were expected.",
             do="Choose another model or data set.",
         ) from cause
-    if isinstance(output, Tensor) and output.ndim == 2:
-        require_outputs(
-            output.shape[1],
-            f"The model {recipe.model}",
-            do=(
-                "Choose a model with one output per class, two for yes or no, and data with two classes "
-                "or more."
-            ),
-        )
-    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[-1] < n_classes:
-        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UsageError(
-            f"The model {recipe.model} answers two inputs with {got}.",
-            expected=f"Logits of shape (2, {n_classes}) were expected for {recipe.data}.",
-            do="Choose a model with as many outputs as there are classes.",
-        )
+    if isinstance(task_named(recipe.task), Classification):
+        if isinstance(output, Tensor) and output.ndim == 2:
+            require_outputs(
+                output.shape[1],
+                f"The model {recipe.model}",
+                do=(
+                    "Choose a model with one output per class, two for yes or no, and data with two classes "
+                    "or more."
+                ),
+            )
+        if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[-1] < (n_outputs or 0):
+            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise UsageError(
+                f"The model {recipe.model} answers two inputs with {got}.",
+                expected=f"Logits of shape (2, {n_outputs}) were expected for {recipe.data}.",
+                do="Choose a model with as many outputs as there are classes.",
+            )
     has_pattern = recipe.sparsity.pattern is not None
     unfit = why_no_axis(model, sample, list(maskable_parameters(model))) if has_pattern else {}
-    return Outputs(n=output.shape[-1], layers=layers, unfit=unfit)
+    n = output.shape[-1] if isinstance(output, Tensor) and output.ndim == 2 else None
+    return Outputs(n=n, layers=layers, unfit=unfit)
 
 
 def wrapped_for_training(

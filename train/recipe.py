@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from sparse_export.errors import RecipeError, UnknownNameError
 from sparse_export.models.names import is_factory
+from sparse_export.tasks import shipped
+from sparse_export.tasks.data import own
 from sparse_export.train.methods.dense import DENSE
 from sparse_export.train.sparsity_config import SparsityConfig
 
@@ -24,7 +26,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 CROSS_ENTROPY = "cross-entropy"
-"""The loss of a recipe that names none of its own."""
+"""The loss of a classification, by name."""
+
+CLASSIFICATION = "classification"
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -102,8 +106,9 @@ class Recipe(_Table):
         sync_batch_norm: batch statistics over all processes (on CUDA only); else each has its own.
         ema: decay of an average of the weights, which is what is tested and saved; from 0, for none, to below
             1.
-        loss: `cross-entropy`, or `package.module:function` of outputs and targets that gives the mean over
-            the samples.
+        task: what the network is for: a name of `sparse_export.tasks.TASKS`, or `package.module:task`.
+        loss: empty for that of the task, `cross-entropy`, or `package.module:function` of outputs and targets
+            that gives the mean over the samples.
         grad_clip: most norm of all gradients together, which larger ones are scaled down to; 0 for none.
         accumulate: parts that a batch is computed in, one after the other; the optimizer steps once a batch.
         label_smoothing: share of the target spread over all classes, from 0 to below 1.
@@ -130,7 +135,8 @@ class Recipe(_Table):
     cuda_graph: bool = False
     sync_batch_norm: bool = False
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    loss: str = CROSS_ENTROPY
+    task: str = CLASSIFICATION
+    loss: str = ""
     grad_clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     accumulate: Count = 1
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -145,15 +151,17 @@ class Recipe(_Table):
 
     @property
     def own_code(self) -> tuple[str, ...]:
-        """The user's functions that a training by this recipe imports: `package.module:name`."""
-        return tuple(name for name in (self.model, self.loss) if is_factory(name))
+        """What a training by this recipe imports of a user's: `package.module:name`."""
+        return own_code_of(self.model_dump())
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         """Raise ValueError, which pydantic reports, for settings that contradict each other."""
         if self.has_own_loss and self.label_smoothing:
             raise ValueError(f"label_smoothing belongs to the cross-entropy, and loss is {self.loss!r}")
-        if not self.has_own_loss and self.loss != CROSS_ENTROPY:
+        if self.label_smoothing and self.task != CLASSIFICATION:
+            raise ValueError(f"label_smoothing belongs to the cross-entropy, and task is {self.task!r}")
+        if not self.has_own_loss and self.loss not in ("", CROSS_ENTROPY):
             raise ValueError(
                 f"loss is {self.loss!r}; {CROSS_ENTROPY!r} was expected, or a function of your own as "
                 "'package.module:function'"
@@ -189,6 +197,17 @@ class Recipe(_Table):
             if moves_every_step:
                 raise ValueError(f"cuda_graph and method {method!r} exclude each other")
         return self
+
+
+def own_code_of(recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a recipe names of a user's own code.
+
+    Args:
+        recipe: as its document has it.
+    """
+    of_kind = {"model": is_factory, "loss": is_factory, "task": shipped.is_own, "data": own.is_own}
+    named = ((str(recipe.get(key) or ""), is_own) for key, is_own in of_kind.items())
+    return tuple(name for name, is_own in named if name and is_own(name))
 
 
 def names() -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from torch import nn
 from sparse_export.errors import UsageError
 from sparse_export.formats.run import (
     CLASSIFICATION,
-    Accuracy,
     CallInfo,
     DataInfo,
     DenseInfo,
@@ -19,6 +18,7 @@ from sparse_export.formats.run import (
     RunInfo,
     TaskInfo,
 )
+from sparse_export.formats.score import Score
 from sparse_export.signature import Signature
 from sparse_export.version import command_line, library_versions, now
 
@@ -43,8 +43,8 @@ def new_run_info(
     device: str,
     n_active: int | None = None,
     target_density: float | None = None,
-    validation: Accuracy | None = None,
-    test: Accuracy | None = None,
+    validation: Score | None = None,
+    test: Score | None = None,
     n_processes: int = 1,
     epochs: int = 0,
     n_steps: int = 0,
@@ -68,7 +68,7 @@ def new_run_info(
         device: as torch writes it.
         n_active: active weights of the masked layers at the end of the training; None for those of `layers`.
         target_density: that is wanted; None for the density.
-        validation, test: accuracy on these parts; None where it was not measured.
+        validation, test: score on these parts; None where it was not measured.
         n_processes: that train together.
         epochs, n_steps: of the whole training.
         seconds: wall time so far.
@@ -81,13 +81,13 @@ def new_run_info(
         The record with status `running` and no files. A network without masked layers counts as dense.
 
     Raises:
-        UsageError: an accuracy is not an `Accuracy`.
+        UsageError: a score is not a `Score`.
     """
     for name, accuracy in (("validation", validation), ("test", test)):
-        if accuracy is not None and not isinstance(accuracy, Accuracy):
+        if accuracy is not None and not isinstance(accuracy, Score):
             raise UsageError(
                 f"{name} is {accuracy!r}, which is no count of correct predictions.",
-                do=f"Give {name}=Accuracy(n_correct=..., n_samples=...), of sparse_export.formats.run.",
+                do=f"Give {name}=Score(n_correct=..., n_samples=...), of sparse_export.formats.run.",
             )
     masked = [layer for layer in layers if layer.masked] or layers
     n_masked = sum(layer.n_weights for layer in masked)

@@ -25,8 +25,8 @@ from sparse_export.formats.run import (
     run_digest,
     save_run_info,
 )
-from sparse_export.models import is_factory
 from sparse_export.train.checkpoint import state_path
+from sparse_export.train.recipe import own_code_of
 
 
 def require_empty(folder: Path) -> None:
@@ -57,11 +57,11 @@ def claimed_run(folder: Path) -> Iterator[None]:
 
 
 def write_run_info(folder: Path, info: RunInfo) -> None:
-    """Write `run.json`; one that names code to import, a factory or a loss, is entered first in this user's
+    """Write `run.json`; one that names code to import is entered first in this user's
     own trust store.
     """
-    names = (info.model.name, (info.recipe or {}).get("loss"))
-    if any(isinstance(name, str) and is_factory(name) for name in names):
+    named = {"model": info.model.name, "task": info.task.name, "data": info.data and info.data.name}
+    if own_code_of(info.recipe) or own_code_of(named):
         trust.remember(run_digest(info))
     save_run_info(folder, info)
 

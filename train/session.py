@@ -14,9 +14,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sparse_export.errors import ArtefactError, Interrupted, UsageError
-from sparse_export.formats.run import Accuracy, LayerInfo, ModelInfo, Run, RunInfo, SpeedInfo
+from sparse_export.formats.run import LayerInfo, ModelInfo, Run, RunInfo, SpeedInfo, TaskInfo
+from sparse_export.formats.score import Score
+from sparse_export.graph.example import example_of_shape
+from sparse_export.graph.named_network import signature_of_call
 from sparse_export.models.weights import load_unversioned
-from sparse_export.signature import class_signature
+from sparse_export.signature import Signature, class_signature
+from sparse_export.tasks.samples import n_outputs_of
+from sparse_export.tasks.scores import value_text
+from sparse_export.tasks.shipped import Classification, task_named
 from sparse_export.train.batches import BatchLoader, Part, batch_loader
 from sparse_export.train.checkpoint import Position, load_state, save_state, state_path
 from sparse_export.train.device_limits import require_possible
@@ -24,7 +30,7 @@ from sparse_export.train.distributed import Agreement, World, masks_sha256
 from sparse_export.train.divergence import FiniteNumbers
 from sparse_export.train.ema import Ema
 from sparse_export.train.epoch import EpochSoFar
-from sparse_export.train.evaluation import accuracy
+from sparse_export.train.evaluation import score_of_part
 from sparse_export.train.factory import make_sparsifier
 from sparse_export.train.layers import layer_facts
 from sparse_export.train.loss import loss_of
@@ -81,10 +87,14 @@ class Session:
             self._require_same_data(earlier)
         torch.manual_seed(recipe.seed)
         n_outputs = (
-            earlier.signature.n_classes if earlier else start.n_outputs if start else self.loader.n_classes
+            n_outputs_of(earlier.signature)
+            if earlier
+            else start.n_outputs
+            if start
+            else self.loader.n_outputs
         )
         self.model = make_network(recipe, n_outputs, device, world)
-        self.outputs = require_fit(self.model, recipe, self.loader.input_shape, self.loader.n_classes, device)
+        self.outputs = require_fit(self.model, recipe, self.loader.input_shape, self.loader.n_outputs, device)
         self.batch_size = _whole_batch(recipe, self.loader, world)
         self.steps_per_epoch = self.loader.info.n_train // self.batch_size
         self.total_steps = self.steps_per_epoch * recipe.epochs
@@ -172,7 +182,8 @@ class Session:
             n_parameters=n_entries(self.model),
             method=method or (recipe.sparsity.method if sparse else DENSE.name),
             model=ModelInfo(name=recipe.model),
-            signature=class_signature(self.loader.input_shape, self.outputs.n),
+            signature=self._signature(),
+            task=TaskInfo(name=recipe.task),
             data=self.loader.info,
             layers=self._layer_facts(),
             n_active=sparse.n_active if sparse else None,
@@ -185,6 +196,12 @@ class Session:
             n_steps=self.total_steps,
             recipe=recipe.model_dump(mode="json"),
         )
+
+    def _signature(self) -> Signature:
+        """What the network takes and gives."""
+        if isinstance(task_named(self.recipe.task), Classification) and self.outputs.n is not None:
+            return class_signature(self.loader.input_shape, self.outputs.n)
+        return signature_of_call(self.model.eval(), example_of_shape(self.loader.input_shape).on(self.device))
 
     def _resume(self, earlier: RunInfo) -> None:
         """Take up the saved state, if the run came so far, and what the record has of how it was started."""
@@ -232,8 +249,8 @@ class Session:
             self.products.restore()  # what is tested and handed on has ordinary layers
         info = replace(
             self.info,
-            validation=self._accuracy("validation"),
-            test=self._accuracy("test"),
+            validation=self._score("validation"),
+            test=self._score("test"),
             layers=self._layer_facts(),
             seconds=self.position.seconds,
         )
@@ -292,7 +309,7 @@ class Session:
         step_ms = epoch.step_ms
         if self.products is not None:
             self.products.sync()
-        validation = self._accuracy("validation")
+        validation = self._score("validation")
         update_ms = self.stepper.update_after_epoch(epoch.at.epoch)
         sparse = self.sparse
         updated = sparse if sparse is not None and sparse.n_updates > epoch.n_updates_before else None
@@ -300,7 +317,8 @@ class Session:
             epoch=epoch.at.epoch + 1,
             step=epoch.step,
             train_loss=loss_sum / self.steps_per_epoch,
-            validation_percent=None if validation is None else validation.percent,
+            validation_score=None if validation is None else validation.figure,
+            validation=None if validation is None else value_text(validation),
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             density=sparse.density_now if sparse else 1.0,
             layer_density={fact.name: fact.density for fact in self._layer_facts() if fact.masked},
@@ -341,9 +359,9 @@ class Session:
         dist.broadcast_object_list(whole, src=0, group=self.world.control)
         return Run(path=self.out, info=whole[0])
 
-    def _accuracy(self, name: Part) -> Accuracy | None:
-        """See `accuracy`."""
-        return accuracy(
+    def _score(self, name: Part) -> Score | None:
+        """See `score_of_part`."""
+        return score_of_part(
             name,
             self.loader,
             self.recipe,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_export.errors import UsageError
-from sparse_export.formats.run import Accuracy, Run
+from sparse_export.formats.run import Run
+from sparse_export.formats.score import Score
 from sparse_export.sparsity import (
     Distribution,
     MaskUpdate,
@@ -466,7 +467,9 @@ class SparseTraining(TrainerFacts):
         input_shape: Sequence[int] | None = None,
         example_inputs: Callable[[], Any] | None = None,
         free_sizes: FreeSizes | None = None,
-        test: Accuracy | None = None,
+        test: Score | None = None,
+        task: str | None = None,
+        data: str | None = None,
     ) -> Run:
         """Write the network as it stands as a finished run folder, ready for `sparse_export.build`.
 
@@ -474,27 +477,24 @@ class SparseTraining(TrainerFacts):
             path: of a new or empty folder.
             model: a known name or `package.module:factory` that makes it again; else only this run is built.
             input_shape: of one sample, of a network with one input of floats.
-            example_inputs: how the network is called where it ships: a function that returns a tensor, a
-                tuple of positional arguments, a mapping of keyword arguments, or both. By default that
-                beside the factory `model`, else the first batch that was seen.
+            example_inputs: a function that returns a tensor, a tuple of positional arguments, a mapping of
+                keyword arguments, or both. Default: that beside the factory, else the first batch seen.
             free_sizes: names for the axes of inputs; by default the first of all is the batch, and free.
-            test: accuracy on the test set, which goes on record.
+            test: score that goes on record; by default that on data, where these are given.
+            task, data: what it is for and scored on, as `sparsify` takes them.
 
-        Raises:
-            SparseExportError: the shape is not known, or the folder holds something or cannot be written.
+        Raises SparseExportError: the shape is not known, the folder cannot be written, or holds something.
         """
         record = partial(
             new_run_info,
             n_parameters=n_entries(self.model),
             method=self.method,
-            data=None,
             layers=self.layer_facts(),
             seed=self.seed,
             n_threads=torch.get_num_threads(),
             device=str(next(iter(self.masks.values())).device),
             target_density=self.density,
-            test=test,
             n_steps=self.n_steps,
         )
-        shapes = GivenShapes(input_shape, example_inputs, free_sizes)
+        shapes = GivenShapes(input_shape, example_inputs, free_sizes, test, task, data)
         return save_user_run(Path(path), self.model, self.masks, self._seen, record, shapes, name=model)

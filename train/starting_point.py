@@ -28,7 +28,7 @@ class StartingPoint:
 
     weights: Mapping[str, Tensor] = field(repr=False)
     masks: Mapping[str, Tensor] = field(repr=False)
-    n_outputs: int
+    n_outputs: int | None
     method: str
     patterns: Mapping[str, str]
     why_dense: Mapping[str, str] = field(default_factory=dict)

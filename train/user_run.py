@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sparse_export import models
 from sparse_export.errors import UsageError
 from sparse_export.files import staged_folder
-from sparse_export.formats.run import AGREEMENT, CLASSIFICATION, ModelInfo, Run, RunInfo
+from sparse_export.formats.run import AGREEMENT, CLASSIFICATION, DataInfo, ModelInfo, Run, RunInfo, TaskInfo
+from sparse_export.formats.score import Score
 from sparse_export.graph.example import (
     Example,
     FreeSizes,
@@ -24,10 +26,14 @@ from sparse_export.graph.example import (
 )
 from sparse_export.graph.named_network import signature_of_call
 from sparse_export.models.modes import modes_kept
+from sparse_export.signature import Signature
+from sparse_export.tasks.samples import labelled, named_data_info, named_samples
+from sparse_export.tasks.shipped import task_named
 from sparse_export.train.run_folder import claimed_run, finish_run, require_empty
 
-__all__ = ["FreeSizes", "GivenShapes", "SeenCall", "save_user_run"]
+__all__ = ["FreeSizes", "GivenShapes", "SeenCall", "save_user_run", "tensors_in"]
 
+_BATCH = 100  # samples of a call that is scored
 _SAMPLES = 2  # that are kept of a large first batch
 _KEPT_VALUES = 2**20  # of a batch that is kept whole
 
@@ -56,7 +62,7 @@ def _kept(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...
 
     Samples are what the first axis counts, of all tensors that are as long there as the first one.
     """
-    found = list(_tensors_in((args, kwargs)))
+    found = list(tensors_in((args, kwargs)))
     first = next((one for one in found if one.dim()), None)
     length = None if first is None else first.shape[0]
     most = None if sum(one.numel() for one in found) <= _KEPT_VALUES else _SAMPLES
@@ -74,14 +80,15 @@ def _kept(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...
     return tuple(map(kept, args)), {name: kept(value) for name, value in kwargs.items()}
 
 
-def _tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in arguments or outputs: in mappings, tuples and lists too."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
-        yield from _tensors_in(list(value.values()))
+        yield from tensors_in(list(value.values()))
     elif isinstance(value, tuple | list):
         for one in value:
-            yield from _tensors_in(one)
+            yield from tensors_in(one)
 
 
 @dataclass(frozen=True)
@@ -93,11 +100,17 @@ class GivenShapes:
         example_inputs: a call, see `sparse_export.graph.example.example_from_function`; None for the one
             beside the factory that makes the network, else for what was seen.
         free_sizes: names of the axes of inputs, see `sparse_export.graph.example.make_example`.
+        test: score on the test set, None for that on data, if these are given.
+        task: what the network is for.
+        data: what it is scored on.
     """
 
     input_shape: Sequence[int] | None
     example_inputs: Callable[[], Any] | None
     free_sizes: FreeSizes | None
+    test: Score | None = None
+    task: str | None = None
+    data: str | None = None
 
 
 def save_user_run(
@@ -128,14 +141,54 @@ def save_user_run(
     example = _example(model, next(iter(masks)), seen, shapes, name)
     with modes_kept(model):
         signature = signature_of_call(model.eval(), example.on(device))
+        data, test = _scored(model, example, signature, shapes, device)
     _require_masked(model, masks)
     task = CLASSIFICATION if (signature.n_classes or 0) > 1 else AGREEMENT
-    info = record(model=ModelInfo(name=name), signature=signature, task=task, call=call_of(example))
+    info = record(
+        model=ModelInfo(name=name),
+        signature=signature,
+        task=task if shapes.task is None else TaskInfo(name=shapes.task),
+        data=data,
+        test=test,
+        call=call_of(example),
+    )
     with claimed_run(folder):
         require_empty(folder)
         with staged_folder(folder) as stage:
             run = finish_run(stage, model, masks, info)
     return replace(run, path=folder)
+
+
+@torch.no_grad()
+def _scored(
+    model: nn.Module, example: Example, signature: Signature, shapes: GivenShapes, device: torch.device
+) -> tuple[DataInfo | None, Score | None]:
+    """The record of the data that the caller named, and the score on them. Raises UsageError."""
+    if shapes.data is None or shapes.task is None:
+        if shapes.data is not None:
+            raise UsageError(
+                f"data is {shapes.data!r}, and no task is given.",
+                expected="What the network is for was expected, like task='regression'.",
+            )
+        return None, shapes.test
+    task = task_named(shapes.task)
+    samples, targets = named_samples(shapes.data, signature, None)
+    test = labelled(
+        samples, targets, task, signature, of=shapes.data, network="The network", do="Name another task."
+    )
+    found, start = [], 0
+    for feeds in samples.batches(_BATCH):
+        n = signature.n_samples(feeds)
+        outputs = tensors_in(
+            example.call(model, [torch.from_numpy(feeds[name]).to(device) for name in example.tensors])
+        )
+        arrays = {
+            name: one.float().cpu().numpy() for name, one in zip(signature.output_names, outputs, strict=True)
+        }
+        found.append(task.statistics(arrays, test.targets[start : start + n]))
+        start += n
+    score = task.score(np.concatenate(found))
+    return named_data_info(shapes.data, signature, None), shapes.test or score
 
 
 def _example(model: nn.Module, weight: str, seen: SeenCall, shapes: GivenShapes, name: str | None) -> Example:

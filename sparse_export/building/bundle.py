@@ -11,7 +11,7 @@ from sparse_export.building.golden import require_parity, write_golden
 from sparse_export.building.graph import BuiltGraph, build_graph
 from sparse_export.building.manifest import bundle_info, layers_document
 from sparse_export.building.model_files import MODEL_FILE, model_files
-from sparse_export.building.patterns import ORDERS_FILE, measure_accuracy
+from sparse_export.building.patterns import ORDERS_FILE, measure_scores
 from sparse_export.building.replaceable import require_replaceable
 from sparse_export.building.request import BuildRequest, CheckedRequest, check_request
 from sparse_export.engines.dry_run import DryRun, describe_build
@@ -256,7 +256,7 @@ def _write_orders(
         gather=request.gather,
         layers=graph.fit.fitted.layers,
         difference=graph.fit.fitted.difference,
-        **measure_accuracy(info, graph.fit.before, stage / MODEL_FILE, data_dir),
+        **measure_scores(info, graph.fit.before, stage / MODEL_FILE, data_dir),
     )
 
 

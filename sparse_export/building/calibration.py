@@ -12,7 +12,7 @@ from sparse_export.formats.run import RunInfo
 from sparse_export.signature import Array
 from sparse_export.tasks import data
 from sparse_export.tasks.inputs import read_inputs
-from sparse_export.tasks.samples import BatchSamples, SingleInput
+from sparse_export.tasks.samples import BatchSamples, SingleInput, calibration_of
 
 __all__ = ["calibration_batches"]
 
@@ -54,5 +54,13 @@ def calibration_batches(
             f"The run names no data set, and {precision} is calibrated on real samples.",
             do="Give some by --inputs FILE.npz, or build as fp16 or bf16, which need none.",
         )
+    if not info.data.mean:
+        found_batches = calibration_of(info.data.name, info.signature, n)
+        if found_batches is None:
+            raise UsageError(
+                f"{info.data.name} has no part to calibrate on, which {precision} needs.",
+                do="Give some by --inputs FILE.npz.",
+            )
+        return list(BatchSamples(parts=found_batches, signature=info.signature).batches(_BATCH))
     sample = data.load_training_sample(info.data, info.signature.input_shape, n, data_dir)
     return list(SingleInput(name=info.signature.input_names[0], inputs=sample).batches(_BATCH))

@@ -86,7 +86,7 @@ def bundle_info(
         n_nonzero=graph.n_nonzero,
         macs=_total([layer.macs for layer in graph.layers]),
         nonzero_macs=_total([layer.nonzero_macs for layer in graph.layers]),
-        accuracy=info.test,
+        score=info.test,
         atol=ATOL,
         rtol=TOLERANCE[precision],
         versions=library_versions(),

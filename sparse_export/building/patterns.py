@@ -1,4 +1,4 @@
-"""Makes the graph of a network satisfy a pattern, and reports the accuracy before and after."""
+"""Makes the graph of a network satisfy a pattern, and reports the score before and after."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ from sparse_export.signature import Signature
 from sparse_export.sparsity import capped_layers
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern, pattern_from_text
-from sparse_export.tasks.labels import accuracy_of, correct_predictions, predicted_classes
+from sparse_export.tasks.labels import predicted_classes
 from sparse_export.tasks.samples import load_test_set
+from sparse_export.tasks.shipped import task_named
 from sparse_export.train.layers import output_layers
 
 __all__ = [
@@ -41,7 +42,7 @@ __all__ = [
     "ineligible_weights",
     "layer_infos",
     "masks_with_promises",
-    "measure_accuracy",
+    "measure_scores",
     "parse_pattern",
     "read_orders",
     "require_in_plan",
@@ -280,10 +281,10 @@ def _among(order: IntArray, kept: IntArray) -> IntArray:
     return left
 
 
-def measure_accuracy(
+def measure_scores(
     info: RunInfo, before: nn.Module, file: Path, data_dir: str | Path | None
 ) -> dict[str, Any]:
-    """Measure the accuracy of the run's network and of an ONNX file on the run's test set.
+    """Measure the score of the run's network and of an ONNX file on the run's test set.
 
     Args:
         info: of the run.
@@ -292,23 +293,29 @@ def measure_accuracy(
         data_dir: where the data sets lie.
 
     Returns:
-        The last four fields of `PatternInfo`; `not_measured` has the reason where there is no accuracy.
+        The last four fields of `PatternInfo`; `not_measured` has the reason where there is no score.
     """
-    missing: dict[str, Any] = {"accuracy_before": None, "accuracy_after": None, "n_changed": None}
+    missing: dict[str, Any] = {"score_before": None, "score_after": None, "n_changed": None}
     if info.data is None:
         return missing | {"not_measured": "the run names no data set"}
+    signature = info.signature
     try:  # the bundle is as good without a score
-        test = load_test_set(info.data, info.signature, data_dir, network="the network", do="")
+        task = task_named(info.task.name)
+        test = load_test_set(info.data, signature, data_dir, task=task, network="the network", do="")
+        with TorchSession(before, signature) as session:
+            first = outputs_of(session, test.samples, who="The PyTorch network")
+        second = outputs_of_file(file, test.samples, signature=signature)
+        scores = [task.score(task.statistics(outputs, test.targets)) for outputs in (first, second)]
     except (DataNotFound, MissingCapability, UsageError) as cause:
         return missing | {"not_measured": cause.what.rstrip(".")}
-    signature = info.signature
-    with TorchSession(before, signature) as session:
-        first = only_array(outputs_of(session, test.samples, who="The PyTorch network"), "The network")
-    second = only_array(outputs_of_file(file, test.samples, signature=signature), f"{file}")
+    changed = None
+    if signature.n_classes is not None:
+        logits = [only_array(outputs, "The network") for outputs in (first, second)]
+        changed = int((predicted_classes(logits[0]) != predicted_classes(logits[1])).sum())
     return {
-        "accuracy_before": accuracy_of(correct_predictions(first, test.labels)),
-        "accuracy_after": accuracy_of(correct_predictions(second, test.labels)),
-        "n_changed": int((predicted_classes(first) != predicted_classes(second)).sum()),
+        "score_before": scores[0],
+        "score_after": scores[1],
+        "n_changed": changed,
         "not_measured": None,
     }
 

@@ -1,4 +1,4 @@
-"""`compare`: a dense and a sparse bundle on one runtime: accuracy, size and time."""
+"""`compare`: a dense and a sparse bundle on one runtime: score, size and time."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from sparse_export.evaluate.evaluator import Samples, checked_samples, score
 from sparse_export.evaluate.sessions import Opened, Timing, opened_both
 from sparse_export.evaluate.unlabelled import unlabelled
 from sparse_export.formats.bundle import MODEL_FILE, Bundle, open_bundle
-from sparse_export.formats.run import Accuracy
+from sparse_export.formats.score import Score
 from sparse_export.instruments.conditions import measuring
 from sparse_export.instruments.interleave import check_measurable
 from sparse_export.instruments.machine import n_usable_cores
 from sparse_export.instruments.outcome import require_possible_speedup
-from sparse_export.instruments.statistics import AccuracyDifference, paired_accuracy_difference
+from sparse_export.instruments.paired_scores import ScoreDifference
 from sparse_export.runtimes.choice import runtime_note
 from sparse_export.runtimes.outputs import output_batches
-from sparse_export.tasks.accuracy import drop_points, lost_too_much, percent_text, require_possible_drop
 from sparse_export.tasks.agreement import Agreement, agreement_of
 from sparse_export.tasks.samples import LabelledSamples
+from sparse_export.tasks.scores import MaxDrop, drop_of, lost_too_much, require_possible_drop, value_text
 
 __all__ = ["compare"]
 
@@ -40,9 +40,9 @@ def compare(
     warmup_limit_s: float = 5.0,
     n_threads: int | None = None,
     seed: int = 0,
-    samples: Samples | None = None,
+    samples: Samples | LabelledSamples | None = None,
     inputs: str | Path | None = None,
-    max_drop: float | None = None,
+    max_drop: MaxDrop | None = None,
     require_speedup: float | None = None,
     runtime: str | None = None,
     trust: Sequence[str] = (),
@@ -66,12 +66,12 @@ def compare(
         warmup_limit_s: see `measure_interleaved`.
         n_threads: None for the cores this process may use.
         seed: of the timed inputs, and of the order.
-        samples: the test set as the network takes it: x float32 (n, *input_shape), normalised, y integer
-            (n,), class numbers below the number of outputs; arrays or tensors. None takes the accuracies
-            recorded in the manifests and leaves out the paired difference.
+        samples: the test set, as `test_set_of` gives it, or as the network takes it: x float32
+            (n, *input_shape), normalised, and targets of its task, one a sample, arrays or tensors. None
+            takes the scores recorded in the manifests and leaves out the paired difference.
         inputs: file or folder of inputs without labels, on which the outputs of both are compared where the
             bundles name no data set; None for the golden ones of the dense bundle.
-        max_drop: most percentage points of accuracy, or of agreement, that sparse may lose.
+        max_drop: how much worse the score of sparse may be, as `validate` takes it.
         require_speedup: what the lower end of the interval of dense / sparse must reach at every batch size,
             for bundles of one precision.
         runtime: None for the first of `candidates` that opens both; those before it are in `passed_over`.
@@ -99,7 +99,9 @@ def compare(
     _check_comparable(dense, sparse)
     if require_speedup is not None:
         _require_one_precision(dense, sparse)
-    checked = None if samples is None else checked_samples(samples, dense)
+    checked = samples if isinstance(samples, LabelledSamples) else None
+    if isinstance(samples, tuple):
+        checked = checked_samples(samples, dense)
     report = on_progress or (lambda line: None)
     threads = n_usable_cores() if n_threads is None else n_threads
     timings = [
@@ -119,11 +121,11 @@ def compare(
         ) as opened,
     ):
         _report_runtime(opened, dense, sparse, report)
-        found = _accuracies(opened, dense, sparse, checked, report)
+        found = _scores(opened, dense, sparse, checked, report)
         agreement = None
         if checked is None and dense.info.data is None and sparse.info.data is None:
             agreement = _agreement(opened, dense, inputs, report)
-        drop = drop_points(found.sparse, found.dense)
+        drop = drop_of(found.sparse, found.dense)
         if drop is None and agreement is not None:
             drop = 100.0 - agreement.percent
         if max_drop is not None:
@@ -133,12 +135,12 @@ def compare(
     return Comparison(
         dense=_side(dense, found.dense),
         sparse=_side(sparse, found.sparse),
-        accuracy_source=found.source,
-        accuracy_drop_points=drop,
+        score_source=found.source,
+        drop=drop,
         difference=found.difference,
         agreement=agreement,
         latency=latency,
-        max_drop_points=max_drop,
+        max_drop=max_drop,
         required_speedup=require_speedup,
         gate_failed=_gate_failed(found, agreement, drop, max_drop),
         speedup_missed=speedup_missed(latency, require_speedup),
@@ -149,49 +151,49 @@ def compare(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Accuracies:
-    """The accuracies of both bundles.
+class _Scores:
+    """The scores of both bundles.
 
     Attributes:
         source: where they are from; None where one is not known.
     """
 
-    dense: Accuracy | None
-    sparse: Accuracy | None
-    difference: AccuracyDifference | None
+    dense: Score | None
+    sparse: Score | None
+    difference: ScoreDifference | None
     source: Literal["measured", "recorded"] | None
 
 
-def _accuracies(
+def _scores(
     opened: Opened,
     dense: Bundle,
     sparse: Bundle,
     samples: LabelledSamples | None,
     report: Callable[[str], None],
-) -> _Accuracies:
+) -> _Scores:
     """Score the sessions that are timed, or take what the manifests record."""
     if samples is None:
-        recorded = dense.info.accuracy, sparse.info.accuracy
+        recorded = dense.info.score, sparse.info.score
         source: Literal["recorded"] | None = None if None in recorded else "recorded"
-        return _Accuracies(dense=recorded[0], sparse=recorded[1], difference=None, source=source)
-    report(f"accuracy on {len(samples.labels)} samples")
+        return _Scores(dense=recorded[0], sparse=recorded[1], difference=None, source=source)
+    report(f"{samples.task.score_name} on {len(samples.targets)} samples")
     of_dense, of_sparse = (
         score(opened.sessions.open[role], samples, f"The {role} bundle") for role in ("dense", "sparse")
     )
-    return _Accuracies(
-        dense=of_dense.accuracy,
-        sparse=of_sparse.accuracy,
-        difference=paired_accuracy_difference(of_dense.correct, of_sparse.correct),
+    return _Scores(
+        dense=of_dense.score,
+        sparse=of_sparse.score,
+        difference=of_sparse.minus(of_dense),
         source="measured",
     )
 
 
-def _require_known(drop: float | None, max_drop: float) -> None:
-    """Raise UsageError where nobody can say how much accuracy is lost."""
+def _require_known(drop: float | None, max_drop: MaxDrop) -> None:
+    """Raise UsageError where nobody can say how much is lost."""
     if drop is None:
         raise UsageError(
-            f"A drop of at most {max_drop} points is required, but no accuracy is known for both bundles.",
-            expected="A test set, or manifests that record an accuracy, were expected.",
+            f"A drop of at most {max_drop} is required, but no score is known for both bundles.",
+            expected="A test set, or manifests that record a score, were expected.",
             do="Give the test set, or leave the requirement out.",
         )
 
@@ -212,13 +214,14 @@ def _agreement(
 
 
 def _gate_failed(
-    found: _Accuracies, agreement: Agreement | None, drop: float | None, max_drop: float | None
+    found: _Scores, agreement: Agreement | None, drop: float | None, max_drop: MaxDrop | None
 ) -> str | None:
     if agreement is not None:
         clause = lost_too_much("The agreement with the dense network", drop, "its own", max_drop)
         return None if clause is None else f"{clause}."
-    what, than = f"The sparse accuracy of {percent_text(found.sparse)}", percent_text(found.dense)
-    clause = lost_too_much(what, drop, f"the dense one of {than}", max_drop)
+    named = "score" if found.sparse is None else found.sparse.name
+    what, than = f"The sparse {named} of {value_text(found.sparse)}", value_text(found.dense)
+    clause = lost_too_much(what, drop, f"the dense one of {than}", max_drop, found.dense)
     return None if clause is None else f"{clause}."
 
 
@@ -263,7 +266,7 @@ def _report_runtime(opened: Opened, dense: Bundle, sparse: Bundle, report: Calla
             report(note)
 
 
-def _side(bundle: Bundle, accuracy: Accuracy | None) -> Side:
+def _side(bundle: Bundle, accuracy: Score | None) -> Side:
     info = bundle.info
     sizes = {name: file.size_bytes for name, file in info.files.items() if name.startswith(MODEL_FILE)}
     return Side(
@@ -277,5 +280,5 @@ def _side(bundle: Bundle, accuracy: Accuracy | None) -> Side:
         n_nonzero=info.n_nonzero,
         macs=info.macs,
         nonzero_macs=info.nonzero_macs,
-        accuracy=accuracy,
+        score=accuracy,
     )

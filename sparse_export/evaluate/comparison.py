@@ -9,14 +9,15 @@ from typing import Literal
 from sparse_export.errors import GateFailed
 from sparse_export.evaluate.verdict import speedup_not_reached
 from sparse_export.files import write_json
-from sparse_export.formats.run import Accuracy
+from sparse_export.formats.score import Score
 from sparse_export.instruments.conditions import Conditions, clock_notes, conditions_text, onnxruntime_text
 from sparse_export.instruments.interleave import LatencyResult
 from sparse_export.instruments.outcome import Outcome
-from sparse_export.instruments.statistics import AccuracyDifference, Ratio
+from sparse_export.instruments.paired_scores import ScoreDifference
+from sparse_export.instruments.statistics import Ratio
 from sparse_export.tables import Shown, Table, count_text, ms_text
-from sparse_export.tasks.accuracy import difference_text, percent_text, points_text
 from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
+from sparse_export.tasks.scores import MaxDrop, change_text, difference_text, value_text
 
 RESULT_FILE = "comparison.json"
 Row = tuple[str, str, str, str]
@@ -31,7 +32,7 @@ class Side:
     Attributes:
         precision: that the graph computes in.
         size_bytes: of model.onnx and its external data.
-        accuracy: None when nobody measured it.
+        score: None when nobody measured it.
         n_parameters, n_nonzero: over the float initializers.
         macs, nonzero_macs: for one sample; None when not known.
     """
@@ -46,7 +47,7 @@ class Side:
     n_nonzero: int
     macs: int | None
     nonzero_macs: int | None
-    accuracy: Accuracy | None
+    score: Score | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,23 +85,23 @@ class Comparison(Conditions):
     """Everything that `compare` found; `str()` gives the table for people.
 
     Attributes:
-        accuracy_source: `measured` here with the very files that were timed, `recorded` in the manifests, or
+        score_source: `measured` here with the very files that were timed, `recorded` in the manifests, or
             None.
         difference: sparse minus dense on the same samples, only when measured.
         agreement: of the outputs, where neither bundle names a data set; its loss is the drop.
-        accuracy_drop_points: dense minus sparse, in percentage points.
+        drop: how much worse the score of sparse is, in the unit of both.
         runtime: as its sessions name themselves.
         passed_over: by name, runtimes that would have been better, and why they could not run both.
-        gate_failed, speedup_missed: what to report when `max_drop_points` or `required_speedup` was not kept.
+        gate_failed, speedup_missed: what to report when `max_drop` or `required_speedup` was not kept.
     """
 
     dense: Side
     sparse: Side
-    accuracy_source: Literal["measured", "recorded"] | None
-    accuracy_drop_points: float | None
-    difference: AccuracyDifference | None
+    score_source: Literal["measured", "recorded"] | None
+    drop: float | None
+    difference: ScoreDifference | None
     latency: tuple[LatencyComparison, ...]
-    max_drop_points: float | None
+    max_drop: MaxDrop | None
     required_speedup: float | None
     gate_failed: str | None
     speedup_missed: str | None
@@ -125,7 +126,7 @@ class Comparison(Conditions):
 def _score_rows(comparison: Comparison) -> list[Row]:
     found = comparison.agreement
     if found is None:
-        return [_accuracy_row(comparison)]
+        return [_score_row(comparison)]
     rows: list[Row] = [("agreement of outputs", "", "", agreement_text(found))]
     rows += [(f"  {one.name}", "", "", output_text(one)) for one in found.outputs]
     rows += [(f"  {name}", "", "", f"not compared: {why}") for name, why in found.left_out.items()]
@@ -180,40 +181,43 @@ def _latency_rows(at: LatencyComparison) -> list[Row]:
 def _notes(comparison: Comparison) -> list[str]:
     """What is to be said below the figures, a paragraph each."""
     notes = [at.verdict for at in comparison.latency]
-    notes += [_accuracy_note(comparison)] if comparison.agreement is None else []
+    notes += [_score_note(comparison)] if comparison.agreement is None else []
     notes += [f"Passed over: {name}: {why}" for name, why in comparison.passed_over.items()]
     notes += clock_notes(comparison.cards)
     failed = (comparison.gate_failed, comparison.speedup_missed)
     return notes + [f"FAILED: {missed}" for missed in failed if missed]
 
 
-def _accuracy_row(comparison: Comparison) -> Row:
-    change = ""
+def _score_row(comparison: Comparison) -> Row:
+    dense, sparse = comparison.dense.score, comparison.sparse.score
+    known = dense or sparse
+    change, is_share = "", known is None or known.is_share
     if comparison.difference is not None:
-        change = difference_text(comparison.difference)
-    elif comparison.accuracy_drop_points is not None:
-        change = points_text(0.0 - comparison.accuracy_drop_points)
-    dense, sparse = comparison.dense.accuracy, comparison.sparse.accuracy
-    return "accuracy", percent_text(dense), percent_text(sparse), change
+        change = difference_text(comparison.difference, is_share=is_share)
+    elif dense is not None and sparse is not None:
+        change = change_text(sparse.figure - dense.figure, is_share=is_share)
+    return "score" if known is None else known.name, value_text(dense), value_text(sparse), change
 
 
-def _accuracy_note(comparison: Comparison) -> str:
+def _score_note(comparison: Comparison) -> str:
+    known = comparison.dense.score or comparison.sparse.score
+    named = "Score" if known is None else known.name[0].upper() + known.name[1:]
     if comparison.difference:
         d = comparison.difference
+        text = f"{named}: measured with these files on {d.n_samples:,} samples, the same for both"
+        if d.n_only_a is not None and d.n_only_b is not None:
+            return f"{text}; {d.n_only_a:,} only dense has right, {d.n_only_b:,} only sparse."
+        if d.n_resamples is not None:
+            return f"{text}; the interval is of a bootstrap with {d.n_resamples:,} resamples."
+        return f"{text}."
+    if comparison.score_source == "recorded":
         return (
-            f"Accuracy: measured with these files on {d.n_samples:,} samples, the same for both; "
-            f"{d.n_only_a:,} only dense has right, {d.n_only_b:,} only sparse."
+            f"{named}: as recorded when the bundles were built, not measured again, so without an interval."
         )
-    if comparison.accuracy_source == "recorded":
-        return (
-            "Accuracy: as recorded when the bundles were built, not measured again, so without an interval."
-        )
-    missing = [
-        n for n, s in (("dense", comparison.dense), ("sparse", comparison.sparse)) if s.accuracy is None
-    ]
+    missing = [n for n, s in (("dense", comparison.dense), ("sparse", comparison.sparse)) if s.score is None]
     return (
-        f"Accuracy: not measured, as no labelled samples were given; the {' and the '.join(missing)} bundle "
-        f"record{'s' if len(missing) == 1 else ''} none."
+        f"{named}: not measured, as no samples with targets were given; the {' and the '.join(missing)} "
+        f"bundle record{'s' if len(missing) == 1 else ''} none."
     )
 
 
@@ -225,13 +229,13 @@ def check_gates(comparison: Comparison) -> None:
     """Check the requirements that were given to `compare`.
 
     Raises:
-        GateFailed: more accuracy was lost than may be.
+        GateFailed: more was lost than may be.
         SpeedupNotReached: the speed-up that was required was not measured.
     """
     if comparison.gate_failed:
         raise GateFailed(
             comparison.gate_failed,
-            expected=f"At most {comparison.max_drop_points:g} points were allowed.",
+            expected=f"A loss of at most {comparison.max_drop} was allowed.",
             do="Train longer or at a higher density, or allow a larger drop.",
         )
     if comparison.speedup_missed:

@@ -1,7 +1,8 @@
-"""Runs a session, a file or a network over samples: its logits, and which of its predictions are right."""
+"""Runs a session, a file or a network over samples: its outputs, and what its score is made of."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,28 +10,23 @@ from torch import Tensor
 
 from sparse_export.errors import UsageError
 from sparse_export.formats.bundle import Bundle
-from sparse_export.formats.run import Accuracy
+from sparse_export.formats.score import Score
+from sparse_export.instruments.paired_scores import ScoreDifference
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
-from sparse_export.runtimes.outputs import outputs_of
-from sparse_export.runtimes.session import only_array
-from sparse_export.signature import Array
+from sparse_export.runtimes.outputs import output_batches
+from sparse_export.signature import Array, Feeds, joined
 from sparse_export.tasks.data import Inputs
-from sparse_export.tasks.labels import (
-    GivenLabels,
-    accuracy_of,
-    correct_predictions,
-    require_labels,
-    require_outputs,
-)
-from sparse_export.tasks.samples import LabelledSamples, SingleInput
+from sparse_export.tasks.samples import LabelledSamples, SingleInput, labelled
+from sparse_export.tasks.shipped import task_named
+from sparse_export.tasks.task import Statistics, Targets, Task
 
-__all__ = ["BoolArray", "Samples", "Scored", "checked_samples", "score", "score_file"]
+__all__ = ["Samples", "Scored", "checked_samples", "score", "score_file"]
 
-BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+_KEPT_VALUES = 2**26  # of outputs, for the parity of two runtimes
 
-Samples = tuple[Inputs | Tensor, GivenLabels]
-"""Inputs (n, *input_shape) as the network takes them, and labels (n,), as a caller gives them."""
+Samples = tuple[Inputs | Tensor, Targets]
+"""Inputs (n, *input_shape) as the network takes them, and targets, one a sample, as a caller gives them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +34,22 @@ class Scored:
     """What a network made of a test set.
 
     Attributes:
-        logits: (n, classes).
-        correct: bool (n,), which predictions are right.
+        outputs: by name, those of fixed size, of the first samples, as many as fit into memory.
+        statistics: of each sample what its score is made of, float64 (n, k).
+        task: whose score it is.
     """
 
-    logits: Array
-    correct: BoolArray
+    outputs: Feeds
+    statistics: Statistics
+    task: Task
 
     @property
-    def accuracy(self) -> Accuracy:
-        return accuracy_of(self.correct)
+    def score(self) -> Score:
+        return self.task.score(self.statistics)
+
+    def minus(self, other: Scored) -> ScoreDifference:
+        """This score minus another on the same samples, with its paired interval."""
+        return self.task.difference(other.statistics, self.statistics)
 
 
 def score(session: Session, test: LabelledSamples, who: str = "") -> Scored:
@@ -60,9 +62,41 @@ def score(session: Session, test: LabelledSamples, who: str = "") -> Scored:
 
     Raises:
         GateFailed: outputs that are NaN or infinite.
-        UsageError: outputs that are not (samples, classes).
+        UsageError: outputs that the task cannot score.
     """
-    return _scored(only_array(outputs_of(session, test.samples, who=who), session.name), test)
+    signature = session.signature
+    axes = {one.name: one.axis(signature.batch) for one in signature.outputs}
+    kept: list[Feeds] = []
+    statistics: list[Statistics] = []
+    shapes: dict[str, tuple[int, ...]] = {}
+    start, most = 0, 0
+    for feeds, outputs in output_batches(session, test.samples, who=who):
+        n = signature.n_samples(feeds)
+        statistics.append(test.task.statistics(outputs, test.targets[start : start + n]))
+        of_a_sample = {name: _of_a_sample(outputs[name], axis) for name, axis in axes.items()}
+        if not start:  # samples, not batches, whose size differs from runtime to runtime
+            most = max(1, _KEPT_VALUES // max(1, sum(map(math.prod, of_a_sample.values()))))
+            shapes = of_a_sample
+        shapes = {name: shape for name, shape in shapes.items() if of_a_sample[name] == shape}
+        if start < most:
+            kept.append(outputs)
+        start += n
+    fixed = tuple(one for one in signature.outputs if one.name in shapes)
+    whole = joined(({one.name: part[one.name] for one in fixed} for part in kept), fixed, signature.batch)
+    return Scored(
+        outputs={name: _first_of(array, axes[name], most) for name, array in whole.items()},
+        statistics=np.concatenate(statistics),
+        task=test.task,
+    )
+
+
+def _first_of(array: Array, axis: int | None, most: int) -> Array:
+    return array if axis is None else array[(slice(None),) * axis + (slice(most),)]
+
+
+def _of_a_sample(array: Array, axis: int | None) -> tuple[int, ...]:
+    """The shape without the axis that counts samples."""
+    return tuple(size for place, size in enumerate(array.shape) if place != axis)
 
 
 def score_file(bundle: Bundle, test: LabelledSamples, n_threads: int | None) -> Scored:
@@ -71,22 +105,13 @@ def score_file(bundle: Bundle, test: LabelledSamples, n_threads: int | None) -> 
         return score(session, test, f"The ONNX file {bundle.onnx_path}")
 
 
-def _scored(logits: Array, test: LabelledSamples) -> Scored:
-    return Scored(logits=logits, correct=correct_predictions(logits, test.labels))
-
-
 def checked_samples(samples: Samples, bundle: Bundle) -> LabelledSamples:
     """Check samples of a caller against the bundle that is to be scored on them.
 
     Raises:
-        UsageError: the bundle's network has one output, or inputs or labels do not fit it.
+        UsageError: its network, the inputs or the targets do not fit each other.
     """
     signature = bundle.info.signature
-    n_classes = require_outputs(
-        signature.n_classes,
-        f"The network of {bundle.path}",
-        do="Leave the test set out, and compute the score of this task outside.",
-    )
     x, y = samples
     if isinstance(x, Tensor):
         x = x.detach().cpu().numpy()
@@ -96,6 +121,12 @@ def checked_samples(samples: Samples, bundle: Bundle) -> LabelledSamples:
             expected=f"(n, {', '.join(map(str, signature.input_shape))}) was expected.",
             do="Give the test set that belongs to the bundles.",
         )
-    labels = require_labels(y, n_samples=len(x), n_outputs=n_classes, of="the test set")
-    inputs = SingleInput(name=signature.input_names[0], inputs=x)
-    return LabelledSamples(samples=inputs, labels=labels)
+    return labelled(
+        SingleInput(name=signature.input_names[0], inputs=x),
+        y,
+        task_named(bundle.info.task.name),
+        signature,
+        of="the test set",
+        network=f"The network of {bundle.path}",
+        do="Leave the test set out, and compute the score of this task outside.",
+    )

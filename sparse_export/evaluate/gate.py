@@ -20,7 +20,7 @@ from sparse_export.evaluate.links.files import (
     graph_keeps_its_pattern,
 )
 from sparse_export.evaluate.links.junit import junit_xml
-from sparse_export.evaluate.links.measured import accuracy_is_kept, speed_is_reached
+from sparse_export.evaluate.links.measured import score_is_kept, speed_is_reached
 from sparse_export.evaluate.links.weights import weights_keep_their_pattern
 from sparse_export.evaluate.validate import validate
 from sparse_export.evaluate.validation import Validation
@@ -29,7 +29,7 @@ from sparse_export.instruments.interleave import check_measurable
 from sparse_export.instruments.outcome import require_possible_speedup
 from sparse_export.runtimes.choice import RUNTIMES, open_runtime
 from sparse_export.tables import Shown, Table
-from sparse_export.tasks.accuracy import require_possible_drop
+from sparse_export.tasks.scores import MaxDrop, require_possible_drop
 from sparse_export.trust import TrustedDigests, digests
 from sparse_export.version import command_line, library_versions, now
 
@@ -47,7 +47,7 @@ class Gate:
 
     Attributes:
         passed: none is broken.
-        validation, comparisons: behind the links of accuracy and speed, None and () where they were not
+        validation, comparisons: behind the links of score and speed, None and () where they were not
             reached or not asked for; a comparison for each runtime that speed was measured on.
     """
 
@@ -83,7 +83,7 @@ def gate(
     bundle: str | Path,
     against: str | Path,
     *,
-    max_drop: float = MAX_DROP_POINTS,
+    max_drop: MaxDrop = MAX_DROP_POINTS,
     require_speedup: float | None = None,
     batches: Sequence[int] = (1, 32),
     rounds: int = 24,
@@ -95,19 +95,21 @@ def gate(
     run: str | Path | None = None,
     runtimes: Sequence[str] | None = None,
     trust: TrustedDigests = None,
+    task: str | None = None,
+    data: str | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> Gate:
     """Hold a bundle to everything that deploying it rests on, link by link, up to the first that is broken.
 
     Its files are whole; its weights keep their pattern; so does its graph; its engines were built from that
-    graph; its accuracy, measured with those files, is at most max_drop percentage points below that of the
-    dense bundle `against`; and where a speed-up is required, the interval of the interleaved comparison is
+    graph; its score, measured with those files, is at most max_drop worse than that of the dense bundle
+    `against`; and where a speed-up is required, the interval of the interleaved comparison is
     above it, on each of `runtimes`, by default on the best that opens both bundles.
 
     Args:
         bundle: folder of the bundle to deploy.
         against: folder of the dense one.
-        max_drop: percentage points of accuracy that may be lost.
+        max_drop: how much worse the score may be, as `validate` takes it.
         require_speedup: what the lower end of the interval of dense / sparse has to reach; None measures no
             speed.
         batches: samples of a timed call.
@@ -119,6 +121,8 @@ def gate(
         runtimes: that have to run the bundle besides onnxruntime on the CPU, None for those of its engines
             that work here.
         trust: SHA-256 of manifests and a `run.json`, as `validate` takes it.
+        task: what it is scored for, as `validate` takes it.
+        data: what it is scored on, as `validate` takes it.
         on_progress: called with a line before each link.
 
     Returns:
@@ -148,6 +152,8 @@ def gate(
         run=None if run is None else Path(run),
         runtimes=None if runtimes is None else tuple(runtimes),
         trust=trust,
+        task=task,
+        data=data,
     )
     measured = _Measured(case, block_s)
     links = (
@@ -166,9 +172,9 @@ def gate(
             check=partial(engines_are_of_the_graph, case),
         ),
         Link(
-            name="accuracy",
+            name="score",
             asks="these files are as good as was trained, or agree with the dense network",
-            check=measured.accuracy,
+            check=measured.score,
         ),
         Link(name="speed", asks="it is as fast as was promised", check=measured.speed),
     )
@@ -200,7 +206,7 @@ class _Measured:
 
     @property
     def not_run(self) -> tuple[str, ...]:
-        """Runtimes that the bundle was built for, and whose accuracy is not known here."""
+        """Runtimes that the bundle was built for, and whose score is not known here."""
         return () if self.validation is None else tuple(self.validation.not_run)
 
     @property
@@ -212,7 +218,7 @@ class _Measured:
         engines = dict.fromkeys(engine.target for engine in self._case.bundle.info.engines)
         return tuple(name for name in engines if name not in timed)
 
-    def accuracy(self) -> Finding:
+    def score(self) -> Finding:
         case = self._case
         self.validation = validate(
             case.bundle,
@@ -223,8 +229,10 @@ class _Measured:
             n_threads=case.n_threads,
             runtimes=case.runtimes,
             trust=case.trust,
+            task=case.task,
+            data=case.data,
         )
-        return accuracy_is_kept(case, self.validation)
+        return score_is_kept(case, self.validation)
 
     def speed(self) -> Finding:
         case = self._case

@@ -14,7 +14,6 @@ from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.formats.run import RUN_FILE, Run, open_run
 from sparse_export.graph.example import example_of_signature
 from sparse_export.graph.passes.fit_pattern import replay
-from sparse_export.instruments.statistics import paired_accuracy_difference
 from sparse_export.models.run_network import network_of_run
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
@@ -105,15 +104,10 @@ def open_dense(bundle: Bundle, path: Path, trust: TrustedDigests) -> Bundle:
             do="Give a dense bundle of the same network.",
         )
     ours, theirs = bundle.info.data, dense.info.data
-    if (ours is None) != (theirs is None) or (
-        ours is not None and theirs is not None and ours.test_sha256 != theirs.test_sha256
-    ):
+    if ours is not None and theirs is not None and ours.test_sha256 != theirs.test_sha256:
         raise UsageError(
-            f"{path} was made with the test data of {theirs.name if theirs else 'no data set'}.",
-            expected=(
-                f"The test data of {ours.name if ours else 'no data set'} were expected, the very same "
-                "samples."
-            ),
+            f"{path} was made with the test data of {theirs.name}.",
+            expected=f"The test data of {ours.name} were expected, the very same samples.",
             do="Give a dense bundle of the same data.",
         )
     require_probed(dense, trusted=trust)
@@ -121,14 +115,11 @@ def open_dense(bundle: Bundle, path: Path, trust: TrustedDigests) -> Bundle:
 
 
 def against_dense(dense: Bundle, of_dense: Scored, scored: Scored) -> AgainstDense:
-    """The accuracy of a bundle minus that of the dense one, both scored on the same samples."""
-    difference = paired_accuracy_difference(of_dense.correct, scored.correct)
+    """The score of a bundle against that of the dense one, both on the same samples."""
     return AgainstDense(
         path=str(dense.path),
         onnx_sha256=sha256_file(dense.onnx_path),
-        accuracy=of_dense.accuracy,
-        points=difference.points,
-        low=difference.low,
-        high=difference.high,
-        mcnemar_p=difference.mcnemar_p,
+        score=of_dense.score,
+        drop=scored.score.worse_by(of_dense.score),
+        difference=scored.minus(of_dense),
     )

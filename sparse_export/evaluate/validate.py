@@ -10,26 +10,26 @@ from sparse_export.errors import UnknownNameError, UsageError
 from sparse_export.evaluate.evaluator import Scored, score, score_file
 from sparse_export.evaluate.parity import golden_inputs, golden_parity_of, parity_by_batch, parity_of
 from sparse_export.evaluate.references import against_dense, open_dense, reference_of_bundle
+from sparse_export.evaluate.test_set import is_scored, require_possible_task, task_of, test_set_of
 from sparse_export.evaluate.unlabelled import Unlabelled, unlabelled
 from sparse_export.evaluate.validation import AgainstDense, Parity, RuntimeResult, Validation
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle, open_bundle
+from sparse_export.formats.score import Score
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.choice import RUNTIMES, open_runtime, runtime_states
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.outputs import output_batches, outputs_of
 from sparse_export.runtimes.probe import require_probed
-from sparse_export.tasks.accuracy import drop_points, require_possible_drop
 from sparse_export.tasks.agreement import Agreement, agreement_of
-from sparse_export.tasks.labels import require_outputs
-from sparse_export.tasks.samples import ArraySamples, LabelledSamples, load_test_set
+from sparse_export.tasks.samples import ArraySamples, LabelledSamples
+from sparse_export.tasks.scores import MaxDrop, drop_of, require_possible_drop
 from sparse_export.trust import TrustedDigests
 from sparse_export.version import library_versions, now
 
 __all__ = ["validate"]
 
 _CPU = "onnxruntime-cpu"
-_SCORE_OUTSIDE = "Build it from a run without data, and compute the score of its task outside."
 
 
 def validate(
@@ -37,12 +37,14 @@ def validate(
     *,
     data_dir: str | Path | None = None,
     run: str | Path | None = None,
-    max_drop: float | None = None,
+    max_drop: MaxDrop | None = None,
     against: str | Path | None = None,
     inputs: str | Path | None = None,
     n_threads: int | None = None,
     runtimes: Sequence[str] | None = None,
     trust: TrustedDigests = None,
+    task: str | None = None,
+    data: str | None = None,
 ) -> Validation:
     """Run the file that ships over the test set, by onnxruntime, and its network by PyTorch.
 
@@ -50,8 +52,10 @@ def validate(
         bundle: opened anew, every file checked by hash.
         data_dir: where the data sets lie.
         run: the run it was built from, where that is not at its path in the manifest any more.
-        max_drop: percentage points that the accuracy, on every runtime that ran, may lie below the run's own
-            record, and below the dense bundle; of agreement, that it may lie below 100.
+        max_drop: how much worse the score may be on every runtime that ran than the one on record (of a
+            sparsified network that of its dense one), and than that of the dense bundle: in percentage points
+            of a share, in the unit of any other score, or like `2%` as a share of it; of agreement, how far
+            it may lie below 100.
         against: a dense bundle of the same data. Where the bundle names none, the outputs of both are
             compared, and their agreement is the score.
         inputs: file or folder of inputs for that, as `sparsify` takes them; None for the golden ones.
@@ -60,6 +64,10 @@ def validate(
             it has an engine for.
         trust: SHA-256 of a `run.json` whose factory may be imported, of manifests whose engines may be loaded
             and whose ONNX files need no process of their own to be tried in first.
+        task: what the network is for, `package.module:task` of the caller's own code or a name of
+            `sparse_export.tasks.TASKS`; None for what the bundle says.
+        data: samples to score it on in place of those on record, see
+            `sparse_export.evaluate.test_set.test_set_of`; nothing on record is then compared with.
 
     Returns:
         What was found; a missed gate is in it, for `check_gates` to raise.
@@ -67,19 +75,18 @@ def validate(
     Raises:
         GateFailed: NaN in the logits.
         ArtefactError: files or test data other than those on record.
-        UsageError: options without meaning; labels, or a network with one output, that give no top-1
-            accuracy.
+        UsageError: options without meaning; a network or targets that do not fit the task.
         DataNotFound: the data set is not there.
         NotTrustedError: nobody vouches for code that would be run.
         MissingCapability: a runtime that was named cannot work here.
     """
     bundle = open_bundle(Path(bundle.path if isinstance(bundle, Bundle) else bundle))
     info = bundle.info
-    _require_gate_possible(bundle, max_drop, against)
-    _require_inputs_of_use(bundle, inputs, against)
-    network, do = f"The network of {bundle.path}", _SCORE_OUTSIDE
-    if info.data is not None:  # before the work
-        require_outputs(info.signature.n_classes, network, do=do)
+    recorded = info.reference_score if data is None and task is None else None
+    _require_gate_possible(bundle, max_drop, against, recorded, data)
+    _require_inputs_of_use(bundle, inputs, against, data)
+    if is_scored(bundle, data):  # before the work
+        require_possible_task(bundle, task_of(bundle, task, trust))
     names, not_run = _runtimes(bundle, runtimes, trust)
     require_probed(bundle, trusted=trust)
     for name in names:  # before the work, so that one that cannot be opened ends it at once
@@ -89,10 +96,9 @@ def validate(
         reference, run_missing = reference_of_bundle(bundle, None if run is None else Path(run), trust)
         if reference is not None:
             stack.enter_context(reference)
-        test, unlabelled_one = None, None
-        if info.data is not None:
-            test = load_test_set(info.data, info.signature, data_dir, network=network, do=do)
-        elif dense is not None or inputs is not None:
+        test = test_set_of(bundle, task=task, data=data, data_dir=data_dir, trust=trust)
+        unlabelled_one = None
+        if test is None and (dense is not None or inputs is not None):
             unlabelled_one = unlabelled(bundle, inputs)
         session = stack.enter_context(
             open_session(
@@ -110,18 +116,19 @@ def validate(
         others = []
         for name in names:
             with open_runtime(bundle, name, n_threads=n_threads, trust=trust) as other:
-                others.append(_by_runtime(other, bundle, test, on_cpu, held))
+                others.append(_by_runtime(other, bundle, test, on_cpu, held, recorded))
         against_dense_one, agreement = held.minus_dense(on_cpu), held.agreement(session)
     parities = [on_golden, parity, *(one.golden for one in others), *(one.parity for one in others)]
-    accuracy = None if on_cpu is None else on_cpu.accuracy
+    found = None if on_cpu is None else on_cpu.score
     return Validation(
         bundle=str(bundle.path),
         onnx_sha256=sha256_file(bundle.onnx_path),
-        data=None if info.data is None else info.data.name,
-        accuracy=accuracy,
-        torch_accuracy=None if in_network is None else in_network.accuracy,
-        recorded=info.accuracy,
-        drop_points=drop_points(accuracy, info.accuracy),
+        data=data or (None if info.data is None else info.data.name),
+        task=None if test is None else test.task.name,
+        score=found,
+        torch_score=None if in_network is None else in_network.score,
+        recorded=recorded,
+        drop=drop_of(found, recorded),
         golden=on_golden,
         parity=parity,
         run_missing=run_missing,
@@ -176,7 +183,12 @@ class _Held:
 
 
 def _by_runtime(
-    session: Session, bundle: Bundle, test: LabelledSamples | None, on_cpu: Scored | None, held: _Held
+    session: Session,
+    bundle: Bundle,
+    test: LabelledSamples | None,
+    on_cpu: Scored | None,
+    held: _Held,
+    recorded: Score | None,
 ) -> RuntimeResult:
     """Another runtime than the CPU's on the golden input and the test set."""
     on_golden = golden_parity_of(session, bundle)
@@ -185,17 +197,16 @@ def _by_runtime(
             name=session.name,
             golden=on_golden,
             parity=None,
-            accuracy=None,
+            score=None,
             agreement=held.agreement(session),
         )
     scored = score(session, test)
-    (name,) = bundle.info.signature.output_names
     return RuntimeResult(
         name=session.name,
         golden=on_golden,
-        parity=parity_of({name: scored.logits}, {name: on_cpu.logits}, bundle),
-        accuracy=scored.accuracy,
-        drop_points=drop_points(scored.accuracy, bundle.info.accuracy),
+        parity=parity_of(scored.outputs, on_cpu.outputs, bundle),
+        score=scored.score,
+        drop=drop_of(scored.score, recorded),
         against=held.minus_dense(scored),
     )
 
@@ -215,35 +226,43 @@ def _beside_network(
         wanted = outputs_of(reference, samples, who="The network of the run")
         fixed = {name: one for name, one in wanted.items() if name in bundle.info.golden.outputs}
         return parity_of(outputs_of(session, samples), fixed, bundle), None
-    in_network = score(reference, test, "The PyTorch network")
-    (name,) = bundle.info.signature.output_names
-    return parity_of({name: scored.logits}, {name: in_network.logits}, bundle), in_network
+    in_network = score(reference, test, "The network of the run")
+    return parity_of(scored.outputs, in_network.outputs, bundle), in_network
 
 
-def _require_gate_possible(bundle: Bundle, max_drop: float | None, against: str | Path | None) -> None:
+def _require_gate_possible(
+    bundle: Bundle,
+    max_drop: MaxDrop | None,
+    against: str | Path | None,
+    recorded: Score | None,
+    data: str | None,
+) -> None:
     require_possible_drop(max_drop)
     if max_drop is None or against is not None:
         return
-    if bundle.info.data is None:
+    if not is_scored(bundle, data):
         raise UsageError(
             f"{bundle.path} names no data set, so nothing tells what is lost.",
             expected="A dense bundle was expected, whose outputs its own are held against.",
             do="Give --against DENSE, or leave --max-drop away.",
         )
-    if bundle.info.accuracy is None:
+    if recorded is None:
         raise UsageError(
-            f"{bundle.path} has no recorded accuracy to compare with.",
-            expected="A run with a test accuracy, or a dense bundle, was expected.",
+            f"{bundle.path} has no recorded score on {data or 'its data'} to compare with.",
+            expected="A run with a test score, or a dense bundle, was expected.",
             do="Leave --max-drop away, or give --against.",
         )
 
 
-def _require_inputs_of_use(bundle: Bundle, inputs: str | Path | None, against: str | Path | None) -> None:
+def _require_inputs_of_use(
+    bundle: Bundle, inputs: str | Path | None, against: str | Path | None, data: str | None
+) -> None:
     if inputs is None:
         return
-    if bundle.info.data is not None:
+    if is_scored(bundle, data):
+        name = data or (bundle.info.data and bundle.info.data.name)
         raise UsageError(
-            f"{bundle.path} is scored on the labels of {bundle.info.data.name}, not on unlabelled inputs.",
+            f"{bundle.path} is scored on the targets of {name}, not on unlabelled inputs.",
             do="Leave --inputs away.",
         )
     if against is None:

@@ -9,11 +9,19 @@ from pathlib import Path
 from sparse_export.building.golden import batch_sizes
 from sparse_export.errors import GateFailed
 from sparse_export.files import write_json
-from sparse_export.formats.run import Accuracy
+from sparse_export.formats.score import Score
+from sparse_export.instruments.paired_scores import ScoreDifference
 from sparse_export.runtimes.tolerance import OutputDifference
 from sparse_export.tables import Shown, Table
-from sparse_export.tasks.accuracy import accuracy_text, difference_text, lost_too_much, points_text
 from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
+from sparse_export.tasks.scores import (
+    MaxDrop,
+    allowed_text,
+    change_text,
+    difference_text,
+    lost_too_much,
+    score_text,
+)
 
 __all__ = [
     "AgainstDense",
@@ -23,6 +31,7 @@ __all__ = [
     "Validation",
     "check_gates",
     "differing",
+    "minus_dense",
     "write_results",
 ]
 
@@ -64,21 +73,19 @@ class BatchParity:
 
 @dataclass(frozen=True, kw_only=True)
 class AgainstDense:
-    """Accuracy of the bundle minus that of a dense one on the same samples, in percentage points.
+    """The score of the bundle against that of a dense one on the same samples.
 
     Attributes:
-        accuracy: of the dense one, by onnxruntime on the CPU, whatever runs the bundle.
-        low, high: paired 95 % interval.
-        mcnemar_p: of McNemar's exact test.
+        score: of the dense one, by onnxruntime on the CPU, whatever runs the bundle.
+        drop: how much worse that of the bundle is, in the unit of both.
+        difference: that of the bundle minus that of the dense one, with its paired 95 % interval.
     """
 
     path: str
     onnx_sha256: str
-    accuracy: Accuracy
-    points: float
-    low: float
-    high: float
-    mcnemar_p: float
+    score: Score
+    drop: float
+    difference: ScoreDifference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +95,8 @@ class RuntimeResult:
     Attributes:
         name: as the session has it.
         golden: against the stored outputs.
-        parity: against onnxruntime on the CPU, on the test set; None, as accuracy, where there is none.
-        drop_points: recorded minus accuracy.
+        parity: against onnxruntime on the CPU, on the test set; None, as score, where there is none.
+        drop: how much worse the score is than the recorded one.
         against: what this runtime made of the bundle against the dense one.
         agreement: with the outputs of the dense one, where there are no labels.
     """
@@ -97,8 +104,8 @@ class RuntimeResult:
     name: str
     golden: Parity
     parity: Parity | None
-    accuracy: Accuracy | None
-    drop_points: float | None = None
+    score: Score | None
+    drop: float | None = None
     against: AgainstDense | None = None
     agreement: Agreement | None = None
 
@@ -108,15 +115,16 @@ class Validation:
     """What validating a bundle found. A gate that failed is raised by `check_gates`.
 
     Attributes:
-        accuracy: of the ONNX file.
-        torch_accuracy: of the network of its run.
+        task: whose score it is; None without a test set.
+        score: of the ONNX file.
+        torch_score: of the network of its run.
         recorded: what the run reported. The three are None where there is no test set, no run, or no record.
-        drop_points: recorded minus accuracy, in percentage points.
+        drop: how much worse the score is than the recorded one, in the unit of both.
         parity: None when the run was not there; run_missing then says what was looked for, and parity_ok
             rests on the golden pair alone.
         runtimes: the others that ran it.
         not_run: those that could not, and why.
-        max_drop: the gate, in percentage points, None for none.
+        max_drop: the gate, in the unit of the score or as a share of it like `2%`, None for none.
         agreement: with the outputs of the dense bundle, where there are no labels; of it that may be lost
             which max_drop allows.
     """
@@ -124,17 +132,18 @@ class Validation:
     bundle: str
     onnx_sha256: str
     data: str | None
-    accuracy: Accuracy | None
-    torch_accuracy: Accuracy | None
-    recorded: Accuracy | None
-    drop_points: float | None
+    task: str | None
+    score: Score | None
+    torch_score: Score | None
+    recorded: Score | None
+    drop: float | None
     golden: Parity
     parity: Parity | None
     run_missing: str | None
     parity_ok: bool
     atol: float
     rtol: float
-    max_drop: float | None
+    max_drop: MaxDrop | None
     against: AgainstDense | None
     versions: dict[str, str]
     created: str
@@ -143,17 +152,23 @@ class Validation:
     runtimes: tuple[RuntimeResult, ...] = ()
     not_run: dict[str, str] = field(default_factory=dict)
     kind: str = "validation"
-    schema_version: int = 1
+    schema_version: int = 2
 
     def shown(self) -> Shown:
         """Every figure, and the gates that failed."""
         rows = [("bundle", self.bundle), ("test data", self.data or "none")]
         if self.data is not None or self.recorded is not None:
-            rows.append(("accuracy, ONNX", accuracy_text(self.accuracy)))
-            rows.append(("accuracy, PyTorch", accuracy_text(self.torch_accuracy)))
-            rows.append(("accuracy, recorded", accuracy_text(self.recorded, "none")))
-        if self.drop_points is not None:
-            rows.append(("drop from recorded", points_text(self.drop_points)))
+            named = next((one.name for one in (self.score, self.recorded) if one is not None), "score")
+            rows.append((f"{named}, ONNX", score_text(self.score)))
+            rows.append((f"{named}, PyTorch", score_text(self.torch_score)))
+            rows.append((f"{named}, recorded", score_text(self.recorded, "none")))
+        if self.drop is not None:
+            rows.append(
+                (
+                    "drop from recorded",
+                    change_text(self.drop, is_share=self.score is None or self.score.is_share),
+                )
+            )
         rows.append(("golden pair", parity_text(self.golden)))
         rows.append(("against its network", parity_text(self.parity) if self.parity else "not compared"))
         if self.batches:
@@ -161,8 +176,8 @@ class Validation:
         if self.run_missing is not None:
             rows.append(("", f"{self.run_missing} Parity rests on the golden pair alone."))
         if self.against is not None:
-            rows.append(("accuracy, dense", accuracy_text(self.against.accuracy)))
-            rows.append(("minus dense", _minus_dense(self.against)))
+            rows.append((f"{self.against.score.name}, dense", score_text(self.against.score)))
+            rows.append(("minus dense", minus_dense(self.against)))
         if self.agreement is not None:
             rows.append(("agreement with dense", agreement_text(self.agreement)))
             rows += [(f"  {one.name}", output_text(one)) for one in self.agreement.outputs]
@@ -171,7 +186,8 @@ class Validation:
             rows += _runtime_rows(one)
         rows += [(name, f"not run: {why}") for name, why in self.not_run.items()]
         if self.max_drop is not None:
-            rows.append(("gate", f"at most {self.max_drop:g} points lost"))
+            reference = self.recorded if self.against is None else self.against.score
+            rows.append(("gate", allowed_text(self.max_drop, reference)))
         rows.append(("result", "; ".join(failures(self)) or "passed"))
         return Shown([Table(rows=rows)])
 
@@ -181,20 +197,22 @@ class Validation:
 
 def _runtime_rows(one: RuntimeResult) -> list[tuple[str, str]]:
     rows = [(one.name, f"golden pair {parity_text(one.golden)}")]
-    if one.accuracy is not None:
-        rows.insert(0, (one.name, f"accuracy {accuracy_text(one.accuracy)}"))
+    if one.score is not None:
+        rows.insert(0, (one.name, f"{one.score.name} {score_text(one.score)}"))
         rows[1] = ("", rows[1][1])
     if one.parity is not None:
         rows.append(("", f"against onnxruntime-cpu {parity_text(one.parity)}"))
     if one.against is not None:
-        rows.append(("", f"minus dense {_minus_dense(one.against)}"))
+        rows.append(("", f"minus dense {minus_dense(one.against)}"))
     if one.agreement is not None:
         rows.append(("", f"agreement with dense {agreement_text(one.agreement)}"))
     return rows
 
 
-def _minus_dense(against: AgainstDense) -> str:
-    return f"{difference_text(against, p_value=True)}; 95 % interval"
+def minus_dense(against: AgainstDense) -> str:
+    """The difference of two scores in words, with its interval."""
+    text = difference_text(against.difference, is_share=against.score.is_share, p_value=True)
+    return f"{text}; 95 % interval"
 
 
 def _batches_text(batches: Sequence[BatchParity]) -> str:
@@ -243,10 +261,10 @@ def failures(validation: Validation) -> list[str]:
     """What is not within its bounds, a clause each."""
     failed = []
     checks = [("the golden pair", validation.golden), ("the network", validation.parity)]
-    for one in validation.runtimes:
+    for other in validation.runtimes:
         checks += [
-            (f"the golden pair on {one.name}", one.golden),
-            (f"onnxruntime-cpu on {one.name}", one.parity),
+            (f"the golden pair on {other.name}", other.golden),
+            (f"onnxruntime-cpu on {other.name}", other.parity),
         ]
     for label, parity in checks:
         if parity is not None and not parity.ok:
@@ -257,10 +275,10 @@ def failures(validation: Validation) -> list[str]:
         failed.append(f"the outputs differ from the network at batch {batch_sizes(wrong)}{others}")
     found: list[tuple[str, Validation | RuntimeResult]] = [("", validation)]
     found += [(f" on {one.name}", one) for one in validation.runtimes]
-    for where, scored in found:
-        failed += _lost(f"accuracy{where}", scored.drop_points, scored.against, validation.max_drop)
-        if scored.agreement is not None:
-            lost = 100.0 - scored.agreement.percent
+    for where, one in found:
+        failed += _lost(where, one, validation)
+        if one.agreement is not None:
+            lost = 100.0 - one.agreement.percent
             clause = lost_too_much(f"agreement{where}", lost, "the dense bundle's own", validation.max_drop)
             failed += [clause] if clause else []
     return failed
@@ -294,16 +312,17 @@ def differing(parity: Parity, label: str, *, atol: float, rtol: float) -> list[s
     ]
 
 
-def _lost(
-    what: str, drop_points: float | None, against: AgainstDense | None, allowed: float | None
-) -> list[str]:
-    """Clauses on accuracy that was lost against the record and against the dense bundle."""
-    below_record = lost_too_much(what, drop_points, "the recorded one", allowed)
+def _lost(where: str, one: Validation | RuntimeResult, validation: Validation) -> list[str]:
+    """Clauses on a score that is worse than the recorded one, and than that of the dense bundle."""
+    if one.score is None:
+        return []
+    what, max_drop = f"{one.score.name}{where}", validation.max_drop
+    below_record = lost_too_much(what, one.drop, "the recorded one", max_drop, validation.recorded)
     below_dense = None
-    if against is not None:
-        below_dense = lost_too_much(what, -against.points, "the dense bundle's", allowed)
+    if one.against is not None:
+        below_dense = lost_too_much(what, one.against.drop, "the dense bundle's", max_drop, one.against.score)
         if below_dense is not None:
-            below_dense += f" (sparse minus dense {_minus_dense(against)})"
+            below_dense += f" (sparse minus dense {minus_dense(one.against)})"
     return [clause for clause in (below_record, below_dense) if clause]
 
 

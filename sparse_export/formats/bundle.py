@@ -30,7 +30,6 @@ from sparse_export.formats.listed import (
 )
 from sparse_export.formats.run import (
     CLASSIFICATION,
-    Accuracy,
     DataInfo,
     DenseInfo,
     LayerInfo,
@@ -38,6 +37,7 @@ from sparse_export.formats.run import (
     TaskInfo,
     fields_from_shapes,
 )
+from sparse_export.formats.score import Score
 from sparse_export.signature import Signature
 
 BUNDLE_FILE = "manifest.json"
@@ -172,9 +172,9 @@ class PatternInfo:
         layers: in the run's order.
         difference: the largest between the network's outputs before and after its channels were permuted,
             over the largest output, in float64; weights were dropped only afterwards.
-        accuracy_before: of the run's network, by PyTorch.
-        accuracy_after: of the ONNX file, by onnxruntime, on the same samples.
-        n_changed: predictions that changed.
+        score_before: of the run's network, by PyTorch.
+        score_after: of the ONNX file, by onnxruntime, on the same samples.
+        n_changed: predictions that changed, of a classifier.
         not_measured: why these three are None.
     """
 
@@ -183,8 +183,8 @@ class PatternInfo:
     gather: Literal["none", "input", "any"]
     layers: tuple[PatternLayer, ...]
     difference: Amount
-    accuracy_before: Accuracy | None
-    accuracy_after: Accuracy | None
+    score_before: Score | None
+    score_after: Score | None
     n_changed: Count | None
     not_measured: str | None
 
@@ -212,7 +212,7 @@ class BundleInfo:
         n_nonzero: the nonzero ones of these.
         macs: multiply-accumulates by weights for one sample; None where shapes are unknown.
         nonzero_macs: likewise without zero weights.
-        accuracy: of the run on its test set, before anything was dropped.
+        score: of the run on its test set, before anything was dropped.
         atol: absolute tolerance of the golden pair.
         rtol: its tolerance as a share of the spread of an output.
         versions: of the libraries that built it.
@@ -242,7 +242,7 @@ class BundleInfo:
     n_nonzero: Count
     macs: Count | None
     nonzero_macs: Count | None
-    accuracy: Accuracy | None
+    score: Score | None
     atol: Atol
     rtol: Rtol
     versions: dict[str, str]
@@ -259,6 +259,12 @@ class BundleInfo:
     kind: Literal["bundle"] = "bundle"
     schema_version: int = SEALED_VERSION
     description_file: ClassVar[str] = BUNDLE_FILE
+
+    @property
+    def reference_score(self) -> Score | None:
+        """What losses count from: the score of the run's dense network where it has one, else its own."""
+        dense = None if self.dense is None else self.dense.test
+        return self.score if dense is None else dense
 
     @property
     def required_files(self) -> tuple[str, ...]:
@@ -338,7 +344,11 @@ def upgraded_bundle(document: dict[str, Any]) -> dict[str, Any]:
         document: which named the one input and the one output of a classifier.
     """
     ends = document["input_name"], document["output_name"]
-    kept = {key: value for key, value in document.items() if key not in ("input_name", "output_name")}
+    dropped = ("input_name", "output_name", "accuracy")
+    kept = {key: value for key, value in document.items() if key not in dropped}
+    kept["score"] = document.get("accuracy")
+    if isinstance(document.get("fitted"), dict):
+        kept["fitted"] = {key.replace("accuracy_", "score_"): one for key, one in document["fitted"].items()}
     golden = {
         "inputs": {ends[0]: GOLDEN_INPUT},
         "outputs": {ends[1]: GOLDEN_OUTPUT},

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.errors import ArtefactError
 from sparse_export.files import json_bytes, write_json
 from sparse_export.formats.document import (
     SEALED_VERSION,
@@ -22,6 +21,7 @@ from sparse_export.formats.document import (
     sealed,
 )
 from sparse_export.formats.listed import FileInfo, listed_graph, require_complete, verify_files
+from sparse_export.formats.score import Score
 from sparse_export.signature import Signature, class_signature
 
 RUN_FILE = "run.json"
@@ -86,12 +86,12 @@ class DenseInfo:
     Attributes:
         sha256: of its file: the ONNX file, or the weights as a run holds them.
         path: of a run with it, which `build` makes the dense bundle of; None where none was left.
-        test: its accuracy on the test set.
+        test: its score on the test set.
     """
 
     sha256: Digest
     path: str | None
-    test: Accuracy | None = None
+    test: Score | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,43 +146,6 @@ class LayerInfo:
     def density(self) -> float:
         """Kept / total, from 0 to 1."""
         return self.n_active / self.n_weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """Correct predictions among samples.
-
-    Attributes:
-        n_correct: from 0 to n_samples.
-        n_samples: at least 1.
-
-    Raises:
-        UsageError: numbers that are not whole, like a mean error, or counts that cannot be.
-    """
-
-    n_correct: Count
-    n_samples: Positive
-
-    def __post_init__(self) -> None:
-        for name in ("n_correct", "n_samples"):
-            value = getattr(self, name)
-            try:
-                object.__setattr__(self, name, operator.index(value))
-            except TypeError as cause:
-                raise UsageError(
-                    f"{name} of an accuracy is {value!r}, not a count of samples.",
-                    do="Record no accuracy for a score that is not a share of samples.",
-                ) from cause
-        if self.n_samples < 1 or not 0 <= self.n_correct <= self.n_samples:
-            raise UsageError(
-                f"An accuracy has {self.n_correct} correct predictions among {self.n_samples} samples.",
-                expected="There has to be 1 sample at least, and no more correct predictions than samples.",
-            )
-
-    @property
-    def percent(self) -> float:
-        """The share of correct predictions, from 0 to 100."""
-        return 100.0 * self.n_correct / self.n_samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,8 +213,8 @@ class RunInfo:
         n_masked: weights of the masked layers.
         n_parameters: entries of all parameters.
         layers: the weights, masked or not.
-        validation: accuracy on the validation set.
-        test: accuracy on the test set.
+        validation: score on the validation set.
+        test: score on the test set.
         seed: of the run.
         n_threads: of torch.
         device: that it was trained on.
@@ -283,8 +246,8 @@ class RunInfo:
     n_masked: Count
     n_parameters: Count
     layers: tuple[LayerInfo, ...]
-    validation: Accuracy | None
-    test: Accuracy | None
+    validation: Score | None
+    test: Score | None
     seed: Count
     n_threads: Positive
     device: str

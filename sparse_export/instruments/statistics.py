@@ -7,20 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import bdtr, ndtri, stdtr, stdtrit
+from scipy.special import stdtr, stdtrit
 
 from sparse_export.errors import UsageError
 
 __all__ = [
-    "AccuracyDifference",
     "Location",
     "Mean",
     "Ratio",
     "location",
     "log_location_interval",
-    "mcnemar_p",
     "mean_interval",
-    "paired_accuracy_difference",
     "paired_ratio",
     "resolution",
 ]
@@ -84,29 +81,6 @@ class Location:
     estimate: float
     low: float
     high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class AccuracyDifference:
-    """Accuracy of b minus accuracy of a on the same samples.
-
-    Attributes:
-        points: the difference in percentage points.
-        low: end of its interval.
-        high: end of its interval.
-        n_samples: number of samples.
-        n_only_a: samples that only a predicts correctly.
-        n_only_b: samples that only b predicts correctly.
-        mcnemar_p: probability of a split of these at least as unequal by chance.
-    """
-
-    points: float
-    low: float
-    high: float
-    n_samples: int
-    n_only_a: int
-    n_only_b: int
-    mcnemar_p: float
 
 
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Mean:
@@ -278,59 +252,3 @@ def _mixture_quantile(
         low, high = np.where(below < p, between, low), np.where(below < p, high, between)
     quantile: np.ndarray = 0.5 * (low + high)
     return quantile
-
-
-def paired_accuracy_difference(
-    correct_a: np.ndarray, correct_b: np.ndarray, *, confidence: float = 0.95
-) -> AccuracyDifference:
-    """Estimate the accuracy of b minus the accuracy of a on the same samples.
-
-    The interval is Wald's with half a sample added to each of the four cells, from Agresti and Min, "Simple
-    improved confidence intervals for comparing matched proportions", Statistics in Medicine 24, 2005: unlike
-    Wald's own it does not collapse to a point when the two never disagree.
-
-    Args:
-        correct_a: bool, (n_samples,), is the prediction of a correct?
-        correct_b: likewise of b, in the same order.
-        confidence: of the interval, between 0 and 1.
-
-    Raises:
-        UsageError: unequal shapes, or no samples.
-    """
-    a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
-    if a.shape != b.shape or a.ndim != 1 or a.size == 0:
-        raise UsageError(
-            f"A paired accuracy difference of shapes {a.shape} and {b.shape} is not over the same samples.",
-            do="Run both networks on the same test set.",
-        )
-    n, only_a, only_b = a.size, int((a & ~b).sum()), int((b & ~a).sum())
-    n_adjusted, a_adjusted, b_adjusted = n + 2.0, only_a + 0.5, only_b + 0.5
-    difference = (b_adjusted - a_adjusted) / n_adjusted
-    error = math.sqrt(a_adjusted + b_adjusted - (b_adjusted - a_adjusted) ** 2 / n_adjusted) / n_adjusted
-    reach = float(ndtri(0.5 * (1.0 + confidence))) * error
-    return AccuracyDifference(
-        points=100.0 * (only_b - only_a) / n,
-        low=100.0 * max(-1.0, difference - reach),
-        high=100.0 * min(1.0, difference + reach),
-        n_samples=n,
-        n_only_a=only_a,
-        n_only_b=only_b,
-        mcnemar_p=mcnemar_p(only_a, only_b),
-    )
-
-
-def mcnemar_p(n_only_a: int, n_only_b: int) -> float:
-    """Compute the two-sided p-value of McNemar's exact test.
-
-    McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 12,
-    1947, with the binomial distribution in place of its approximation.
-
-    Args:
-        n_only_a: samples that only a predicts correctly.
-        n_only_b: samples that only b predicts correctly.
-
-    Returns:
-        The p-value, 1 when the two never disagree.
-    """
-    n = n_only_a + n_only_b
-    return min(1.0, 2.0 * float(bdtr(min(n_only_a, n_only_b), n, 0.5))) if n else 1.0

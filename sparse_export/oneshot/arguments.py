@@ -17,6 +17,8 @@ from sparse_export.oneshot.layers import Method
 from sparse_export.oneshot.source import Source
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.tasks.labels import require_outputs
+from sparse_export.tasks.shipped import Classification
+from sparse_export.tasks.task import Task
 from sparse_export.train.batches import BatchLoader
 
 __all__ = [
@@ -136,8 +138,8 @@ def input_shape_of(
 
 
 @torch.no_grad()
-def n_outputs_of(source: Source, shape: tuple[int, ...], n_classes: int | None) -> int:
-    """The number of logits.
+def n_outputs_of(source: Source, shape: tuple[int, ...], n_classes: int | None, task: Task) -> int | None:
+    """The number of logits; of another task than classification that of numbers a sample, if there is one.
 
     Raises UsageError when the network does not take such inputs, gives too few, or is random in evaluation.
     """
@@ -151,6 +153,9 @@ def n_outputs_of(source: Source, shape: tuple[int, ...], n_classes: int | None) 
             do="Choose other data, or give the right --input-shape; of other inputs than one of floats, write "
             "example_inputs() beside the factory, or give --inputs FILE.npz.",
         ) from cause
+    if not isinstance(task, Classification):
+        require_deterministic(source.network, example_of_shape(shape))
+        return output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
     if n_classes is not None and isinstance(output, Tensor) and output.ndim == 2:
         require_outputs(
             output.shape[1],
@@ -167,4 +172,4 @@ def n_outputs_of(source: Source, shape: tuple[int, ...], n_classes: int | None) 
             "FILE.npz.",
         )
     require_deterministic(source.network, example_of_shape(shape))
-    return output.shape[1]
+    return int(output.shape[1])

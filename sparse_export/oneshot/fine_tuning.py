@@ -39,7 +39,14 @@ _UPDATES_PER_EPOCH = 5
 
 
 def loader_recipe(
-    model: str, run: Run | None, data: str, input_shape: Sequence[int] | None, *, epochs: int, seed: int
+    model: str,
+    run: Run | None,
+    data: str,
+    input_shape: Sequence[int] | None,
+    *,
+    epochs: int,
+    seed: int,
+    task: str,
 ) -> Recipe:
     """How data are fed and the network is fine-tuned: as the run was trained, at a tenth of its learning
     rate, or by defaults. Without epochs it is for the data loader alone."""
@@ -54,7 +61,16 @@ def loader_recipe(
         table["learning_rate"] = dict(table.get("learning_rate", {})) | {"schedule": "cosine"}
     if data.startswith("imagefolder:") and shape is not None and len(shape) == 3:
         table["image_size"] = list(shape[1:])
-    table |= {"model": name, "data": data, "epochs": max(1, epochs), "seed": seed, "dense": False}
+    if info is not None and info.task.name != task:
+        table.pop("loss", None)  # it belongs to what the run was trained for
+    table |= {
+        "task": task,
+        "model": name,
+        "data": data,
+        "epochs": max(1, epochs),
+        "seed": seed,
+        "dense": False,
+    }
     return recipe_from_table(table, source="for fine-tuning")
 
 

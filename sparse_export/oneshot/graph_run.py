@@ -13,18 +13,20 @@ from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import (
     AGREEMENT,
     GRAPH_FILE,
-    Accuracy,
+    DataInfo,
     DenseInfo,
     LayerInfo,
     ModelInfo,
     Run,
-    save_run_info,
+    TaskInfo,
 )
+from sparse_export.formats.score import Score
 from sparse_export.graph.layers import count_parameters, graph_layers
 from sparse_export.graph.model import open_model, save_model
 from sparse_export.signature import Signature
 from sparse_export.train.methods.dense import DENSE
 from sparse_export.train.record import new_run_info
+from sparse_export.train.run_folder import write_run_info
 
 __all__ = ["dense_folder", "facts_of_graph", "graph_of_run", "is_dense_run_of", "write_graph_run"]
 
@@ -63,8 +65,10 @@ def write_graph_run(
     seed: int = 0,
     n_threads: int = 1,
     seconds: float = 0.0,
-    test: Accuracy | None = None,
+    test: Score | None = None,
     dense: DenseInfo | None = None,
+    task: str | None = None,
+    data: DataInfo | None = None,
     report: object = None,
     report_file: str = "",
 ) -> Run:
@@ -80,8 +84,10 @@ def write_graph_run(
         seed: of what was drawn.
         n_threads: that worked on it.
         seconds: that this took.
-        test: accuracy on a test set, if any.
+        test: score on a test set, if any.
         dense: the network that it was made from.
+        task: what it is for; None for one whose outputs are held against the dense network's.
+        data: what it was scored on.
         report: what is written to `report_file`, ready for JSON; None for nothing.
         report_file: its name.
 
@@ -93,20 +99,20 @@ def write_graph_run(
         method=method,
         model=ModelInfo(name=name, form="onnx"),
         signature=signature,
-        data=None,
+        data=data,
         layers=tuple(layers),
         seed=seed,
         n_threads=n_threads,
         device="cpu",
         test=test,
         seconds=seconds,
-        task=AGREEMENT,
+        task=AGREEMENT if task is None else TaskInfo(name=task),
         dense=dense,
     )
     with staged_folder(out) as stage:
         files = save_model(model, stage / GRAPH_FILE)
         info = replace(info, status="complete", files=file_infos(stage, files))
-        save_run_info(stage, info)
+        write_run_info(stage, info)
         if report is not None:
             write_json(stage / report_file, report)
     return Run(path=out, info=info)

@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import onnx
+
 from sparse_export.errors import SparseExportError, UsageError
 from sparse_export.files import is_leftover, temporary_folder
-from sparse_export.formats.run import GRAPH_FILE, DenseInfo, LayerInfo, Run, open_run
+from sparse_export.formats.run import GRAPH_FILE, DataInfo, DenseInfo, LayerInfo, Run, open_run
+from sparse_export.formats.score import Score
 from sparse_export.graph.model import save_model
 from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY, Finished, PrunedGraph, sparsify_graph
 from sparse_export.oneshot.graph_run import (
@@ -23,17 +26,26 @@ from sparse_export.oneshot.graph_source import GraphSource
 from sparse_export.oneshot.layers import Method
 from sparse_export.oneshot.report import REPORT_FILE, SparsifyReport, Stage, method_name
 from sparse_export.runtimes.onnxruntime import open_session
-from sparse_export.runtimes.outputs import output_batches
+from sparse_export.runtimes.outputs import output_batches, score_of
 from sparse_export.signature import Feeds, Signature
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.tasks.agreement import Agreement, agreement_of
 from sparse_export.tasks.inputs import read_inputs, with_seen_ranges
-from sparse_export.tasks.samples import BatchSamples
+from sparse_export.tasks.samples import (
+    BatchSamples,
+    LabelledSamples,
+    calibration_of,
+    labelled,
+    named_data_info,
+    named_samples,
+)
+from sparse_export.tasks.shipped import task_named
 from sparse_export.train.run_folder import claimed_run, require_empty
 
-__all__ = ["dense_run_of", "sparsify_source"]
+__all__ = ["Scoring", "dense_run_of", "scoring_of", "sparsify_source"]
 
 STATE_FOLDER = "resume-sparsify"
+CALIBRATION_SAMPLES = 512
 _HELD_BACK = 64  # samples at most that agreement is measured on
 _HELD_SHARE = 5  # one in so many
 _RANDOM_SAMPLES = 8
@@ -53,6 +65,66 @@ class _Inputs:
     calibration: tuple[Feeds, ...]
     held: tuple[Feeds, ...]
     words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What a network is scored on.
+
+    Attributes:
+        info: record of the data.
+        test: the samples.
+        calibration: batches of the data to calibrate on; none where they have no such part.
+    """
+
+    info: DataInfo
+    test: LabelledSamples
+    calibration: tuple[Feeds, ...] = ()
+
+
+def scoring_of(
+    source: GraphSource, task: str | None, data: str | None, data_dir: Path | None
+) -> Scoring | None:
+    """The task and the data that a caller names for a graph.
+
+    Args:
+        source: the network.
+        task: what it is for.
+        data: what it is scored on, see `sparse_export.tasks.samples.named_samples`.
+        data_dir: where a relative file starts.
+
+    Returns:
+        None where neither is named.
+
+    Raises:
+        UsageError: one of them is missing, or they do not fit the network.
+        DataNotFound: the data are not there.
+        ArtefactError: they cannot be read.
+    """
+    if task is None and data is None:
+        return None
+    if task is None or data is None:
+        raise UsageError(
+            f"--{'data' if task is None else 'task'} was given for {source.name} without "
+            f"--{'task' if task is None else 'data'}.",
+            expected="Both were expected: what the network is for, and samples with targets.",
+        )
+    known = task_named(task)
+    samples, targets = named_samples(data, source.signature, data_dir)
+    test = labelled(
+        samples,
+        targets,
+        known,
+        source.signature,
+        of=data,
+        network=f"The network {source.name}",
+        do="Name another task.",
+    )
+    return Scoring(
+        info=named_data_info(data, source.signature, data_dir),
+        test=test,
+        calibration=tuple(calibration_of(data, source.signature, CALIBRATION_SAMPLES) or ()),
+    )
 
 
 def dense_run_there(source: GraphSource, out: Path) -> Run | None:
@@ -88,12 +160,16 @@ def _elsewhere(out: Path, what: str) -> UsageError:
     )
 
 
-def dense_run_of(source: GraphSource, out: Path) -> Run:
+def dense_run_of(
+    source: GraphSource, out: Path, *, scoring: Scoring | None = None, test: Score | None = None
+) -> Run:
     """Leave the dense network as a run, unless it is there already.
 
     Args:
         source: the network.
         out: folder of the run.
+        scoring: what it was scored on, if anything.
+        test: its score.
 
     Raises:
         UsageError: as `dense_run_there`.
@@ -110,7 +186,10 @@ def dense_run_of(source: GraphSource, out: Path) -> Run:
             source.signature,
             facts_of_graph(source.model),
             name=source.name,
-            dense=DenseInfo(sha256=source.sha256, path=None),
+            dense=DenseInfo(sha256=source.sha256, path=None, test=test),
+            test=test,
+            task=None if scoring is None else scoring.test.task.name,
+            data=None if scoring is None else scoring.info,
         )
 
 
@@ -128,6 +207,7 @@ def sparsify_source(
     seed: int = 0,
     n_threads: int | None = None,
     observer: Finished | None = None,
+    scoring: Scoring | None = None,
 ) -> tuple[Run, SparsifyReport]:
     """Make a graph N:M sparse, and write it as a finished run with the dense one beside it.
 
@@ -144,6 +224,8 @@ def sparsify_source(
         seed: of the choice of samples.
         n_threads: of onnxruntime.
         observer: told of each layer.
+        scoring: what the dense and the sparse network are scored on; None for their agreement alone. Without
+            inputs its calibration samples are used.
 
     Returns:
         The run and the report.
@@ -151,7 +233,7 @@ def sparsify_source(
     Raises:
         SparseExportError: as `sparsify_graph` and `read_inputs`.
     """
-    signature, split = _split_inputs(source, inputs, calibration_samples, seed)
+    signature, split = _split_inputs(source, inputs, calibration_samples, seed, scoring)
     source = replace(source, signature=signature)
     with claimed_run(out):
         state = out / STATE_FOLDER
@@ -178,9 +260,14 @@ def sparsify_source(
                     folder.rmdir()
             raise
         seconds = time.monotonic() - began
-        dense = dense_run_of(source, dense_folder(out))
+        before, after = _scores(source.model, pruned.model, signature, scoring, n_threads)
+        dense = dense_run_of(source, dense_folder(out), scoring=scoring, test=before)
         agreement = _agreement(dense, pruned, signature, split, n_threads)
-        report = _report(source, pruned, pattern, method, seed, seconds, agreement)
+        stages = (
+            Stage(name="original", validation=None, test=before, seconds=0.0),
+            Stage(name="sparsified", validation=None, test=after, seconds=seconds, agreement=agreement),
+        )
+        report = _report(source, pruned, pattern, method, seed, stages if scoring else stages[1:])
         run = write_graph_run(
             out,
             pruned.model,
@@ -190,7 +277,10 @@ def sparsify_source(
             method=method_name(report),
             seed=seed,
             seconds=seconds,
-            dense=DenseInfo(sha256=source.sha256, path=str(dense.path)),
+            dense=DenseInfo(sha256=source.sha256, path=str(dense.path), test=before),
+            test=after,
+            task=None if scoring is None else scoring.test.task.name,
+            data=None if scoring is None else scoring.info,
             report=asdict(report),
             report_file=REPORT_FILE,
         )
@@ -208,10 +298,16 @@ def _require_own(out: Path) -> None:
 
 
 def _split_inputs(
-    source: GraphSource, inputs: Path | None, calibration_samples: int, seed: int
+    source: GraphSource,
+    inputs: Path | None,
+    calibration_samples: int,
+    seed: int,
+    scoring: Scoring | None,
 ) -> tuple[Signature, _Inputs]:
     """One sample in five, 64 at most, is held back for the agreement."""
     signature = source.signature
+    if inputs is None and scoring is not None and scoring.calibration:
+        return signature, _Inputs(calibration=scoring.calibration, held=(), words="")
     if inputs is None:
         held = (signature.draw(_RANDOM_SAMPLES, _SEED),) if signature.drawable else ()
         return signature, _Inputs(calibration=(), held=held, words=f"{_RANDOM_SAMPLES} random samples")
@@ -238,6 +334,27 @@ def _split_inputs(
         return signature, _Inputs(calibration=tuple(calibration), held=tuple(calibration), words=words)
     words = f"{n_held} samples of {inputs.name} that were held back"
     return signature, _Inputs(calibration=tuple(calibration), held=tuple(held_parts), words=words)
+
+
+def _scores(
+    dense: onnx.ModelProto,
+    sparse: onnx.ModelProto,
+    signature: Signature,
+    scoring: Scoring | None,
+    n_threads: int | None,
+) -> tuple[Score | None, Score | None]:
+    """Of the dense and the sparse graph on the same samples."""
+    if scoring is None:
+        return None, None
+    found = []
+    with temporary_folder() as folder:
+        for number, model in enumerate((dense, sparse)):
+            path = folder / f"{number}" / GRAPH_FILE
+            path.parent.mkdir()
+            save_model(model, path)
+            with open_session(path, signature=signature, n_threads=n_threads) as session:
+                found.append(score_of(session, scoring.test))
+    return found[0], found[1]
 
 
 def _agreement(
@@ -281,8 +398,7 @@ def _report(
     pattern: NMPattern,
     method: Method,
     seed: int,
-    seconds: float,
-    agreement: Agreement | None,
+    stages: tuple[Stage, ...],
 ) -> SparsifyReport:
     sparse = [layer for layer in pruned.layers if layer.pattern is not None]
     total = sum(layer.magnitude for layer in sparse)
@@ -304,6 +420,6 @@ def _report(
         untraced="",
         kept_share=kept / total if total else 1.0,
         layers=pruned.layers,
-        stages=(Stage(name="sparsified", validation=None, test=None, seconds=seconds, agreement=agreement),),
+        stages=stages,
         n_resumed=pruned.n_resumed,
     )

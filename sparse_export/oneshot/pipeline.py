@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.errors import GateFailed, UsageError
-from sparse_export.formats.run import Accuracy
+from sparse_export.formats.score import Score
+from sparse_export.graph.example import example_of_shape
+from sparse_export.graph.named_network import signature_of_call
 from sparse_export.graph.passes.permute import PermutationReport, permute_network
 from sparse_export.graph.weight_uses import why_no_axis
 from sparse_export.oneshot.input_statistics import input_statistics, why_no_gram, why_not_calibrated
@@ -25,14 +27,19 @@ from sparse_export.oneshot.layers import (
 from sparse_export.oneshot.report import SparsifiedLayer, SparsifyReport, Stage
 from sparse_export.oneshot.source import Source
 from sparse_export.oneshot.weights import kept_share
+from sparse_export.signature import Signature, class_signature
 from sparse_export.sparsity.caps import Cap
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group
 from sparse_export.sparsity.permute import find_permutation
-from sparse_export.tasks.labels import count_correct
+from sparse_export.tasks.scores import score_text
+from sparse_export.tasks.shipped import Classification
+from sparse_export.tasks.task import Task
 from sparse_export.train.batches import BatchLoader, Part
+from sparse_export.train.evaluation import statistics_of
 from sparse_export.train.layers import computed_weights, maskable_parameters, output_layers
 from sparse_export.train.pattern_plan import plan_pattern
+from sparse_export.train.user_run import tensors_in
 
 __all__ = ["CALIBRATION_BATCH", "Work"]
 
@@ -49,10 +56,10 @@ def _unused(network: nn.Module, sample: Tensor) -> list[str]:
     """
     weights = {name: weight for name, weight in maskable_parameters(network).items() if weight.requires_grad}
     with torch.enable_grad():
-        outputs = network(sample)
-    if not outputs.requires_grad:
+        total = sum((one.sum() for one in tensors_in(network(sample)) if one.requires_grad), torch.zeros(()))
+    if not total.requires_grad:
         return []
-    found = torch.autograd.grad(outputs.sum(), list(weights.values()), allow_unused=True)
+    found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
     return [name for name, gradient in zip(weights, found, strict=True) if gradient is None]
 
 
@@ -63,15 +70,16 @@ class Work:
         self,
         source: Source,
         input_shape: tuple[int, ...],
-        n_outputs: int,
+        n_outputs: int | None,
         loader: BatchLoader | None,
         device: torch.device,
         n_calibration: int,
         seed: int,
+        task: Task,
     ) -> None:
         self.source, self.network, self.masks = source, source.network, dict(source.masks)
         self.input_shape, self.n_outputs = input_shape, n_outputs
-        self.loader, self.device, self.seed = loader, device, seed
+        self.loader, self.device, self.seed, self.task = loader, device, seed, task
         self.n_calibration = 0 if loader is None else _whole_batches(n_calibration, loader.info.n_train)[0]
         self.stages: list[Stage] = []
         self.in_order: dict[str, float] = {}
@@ -90,15 +98,15 @@ class Work:
         """Note how good the network is now."""
         stage = Stage(
             name=name,
-            validation=self._accuracy("validation"),
-            test=self._accuracy("test"),
+            validation=self._score("validation"),
+            test=self._score("test"),
             seconds=seconds,
         )
         self.stages.append(stage)
         return stage
 
     @torch.no_grad()
-    def _accuracy(self, part: Part) -> Accuracy | None:
+    def _score(self, part: Part) -> Score | None:
         if self.loader is None:
             return None
         fact = self.loader.info
@@ -107,8 +115,13 @@ class Work:
             return None
         self.network.to(self.device).eval()
         size = max(1, min(1000, _TEST_VALUES // math.prod(self.input_shape)))
-        n_correct = count_correct(self.network, self.loader.part(part, size), self.device)
-        return Accuracy(n_correct=int(n_correct), n_samples=n_samples)
+        return self.task.score(statistics_of(self.task, self.network, self.loader.part(part, size)))
+
+    def signature(self) -> Signature:
+        """What the network takes and gives."""
+        if isinstance(self.task, Classification) and self.n_outputs is not None:
+            return class_signature(self.input_shape, self.n_outputs)
+        return signature_of_call(self.network.cpu().eval(), example_of_shape(self.input_shape))
 
     def caps(
         self, pattern: NMPattern, keep_dense: Sequence[str], planned_dense: Mapping[str, str] | None
@@ -157,7 +170,7 @@ class Work:
         after = self.stage("permuted", time.monotonic() - began)
         for was, now in ((before.validation, after.validation), (before.test, after.test)):
             if was is not None and now is not None:
-                _require_same_accuracy(was, now)
+                _require_same_score(was, now)
         return report
 
     def prune(
@@ -309,12 +322,15 @@ def _whole_batches(n_asked: int, n_train: int) -> tuple[int, int]:
     return n_samples // size * size, size
 
 
-def _require_same_accuracy(before: Accuracy, after: Accuracy) -> None:
-    if abs(before.n_correct - after.n_correct) > max(1, round(_SAME_SHARE * before.n_samples)):
+def _require_same_score(before: Score, after: Score) -> None:
+    if before.n_correct is not None and after.n_correct is not None:
+        same = abs(before.n_correct - after.n_correct) <= max(1, round(_SAME_SHARE * before.n_samples))
+    else:
+        same = math.isclose(before.figure, after.figure, rel_tol=1e-3, abs_tol=1e-6)
+    if not same:
         raise GateFailed(
-            f"With its channels permuted the network gets {after.n_correct} of {after.n_samples} samples "
-            "right.",
-            expected=f"{before.n_correct} as before was expected.",
+            f"With its channels permuted the network has {after.name} {score_text(after)}.",
+            expected=f"{score_text(before)} as before was expected.",
             do="Sparsify it without --permute; the rules for one of its operations are wrong.",
         )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparse_export.formats.run import Accuracy
+from sparse_export.formats.score import Score
 from sparse_export.tables import Shown, Table, shape_text
-from sparse_export.tasks.accuracy import percent_text
 from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
+from sparse_export.tasks.scores import value_text
 from sparse_export.train.starting_point import STARTED
 
 REPORT_FILE = "sparsify.json"
@@ -19,14 +19,14 @@ class Stage:
 
     Attributes:
         name: `original`, `permuted`, `sparsified` or `fine-tuned`.
-        validation, test: accuracies, None without data or for an empty part.
+        validation, test: scores, None without data or for an empty part.
         agreement: with the outputs of the dense network, where there are no labels.
         seconds: that the step took, without the evaluation.
     """
 
     name: str
-    validation: Accuracy | None
-    test: Accuracy | None
+    validation: Score | None
+    test: Score | None
     seconds: float
     agreement: Agreement | None = None
 
@@ -96,7 +96,9 @@ class SparsifyReport:
 
     def shown(self) -> Shown:
         """What each layer kept, how good the network was after each step, and a summary."""
-        return Shown([_layer_table(self), _stage_table(self), _summary(self)])
+        tables = [_stage_table(self)] if _is_scored(self) or not _has_agreement(self) else []
+        tables += [_agreement_table(self)] if _has_agreement(self) else []
+        return Shown([_layer_table(self), *tables, _summary(self)])
 
     def __str__(self) -> str:
         return self.shown().draw()
@@ -114,19 +116,27 @@ def _layer_table(report: SparsifyReport) -> Table:
     return Table(head=("layer", "shape", "pattern", "sum |w| kept", "error", "note"), rows=rows)
 
 
+def _is_scored(report: SparsifyReport) -> bool:
+    return any(stage.validation is not None or stage.test is not None for stage in report.stages)
+
+
+def _has_agreement(report: SparsifyReport) -> bool:
+    return any(stage.agreement is not None for stage in report.stages)
+
+
 def _stage_table(report: SparsifyReport) -> Table:
-    if any(stage.agreement is not None for stage in report.stages):
-        return _agreement_table(report)
     rows = [
         (
             stage.name,
-            percent_text(stage.validation, "-"),
-            percent_text(stage.test, "-"),
+            value_text(stage.validation, "-"),
+            value_text(stage.test, "-"),
             f"{stage.seconds:.1f}",
         )
         for stage in report.stages
     ]
-    return Table(head=("step", "validation", "test", "seconds"), rows=rows)
+    named = {one.name for stage in report.stages for one in (stage.validation, stage.test) if one}
+    test = f"test {named.pop()}" if len(named) == 1 else "test"
+    return Table(head=("step", "validation", test, "seconds"), rows=rows)
 
 
 def _agreement_table(report: SparsifyReport) -> Table:
@@ -146,10 +156,8 @@ def _summary(report: SparsifyReport) -> str:
     parts = [f"{found}; they keep {report.kept_share:.4f} of their sum of |w|"]
     if report.n_resumed:
         parts.append(f"{report.n_resumed} layers had been finished before the command was ended")
-    if all(stage.validation is None and stage.test is None for stage in report.stages) and not any(
-        stage.agreement for stage in report.stages
-    ):
-        parts.append("accuracy was not measured: no data were given")
+    if not _is_scored(report) and not _has_agreement(report):
+        parts.append("no score was measured: no data were given")
     if report.n_calibration:
         parts.append(f"{report.n_calibration:,} samples were looked at")
     if report.permute:

@@ -8,7 +8,19 @@ from pathlib import Path
 
 from sparse_export.errors import UsageError
 from sparse_export.files import staged_folder, write_json
-from sparse_export.formats.run import RUN_FILE, WEIGHTS_FILE, DenseInfo, ModelInfo, Run, RunInfo, open_run
+from sparse_export.formats.run import (
+    AGREEMENT,
+    CLASSIFICATION,
+    RUN_FILE,
+    WEIGHTS_FILE,
+    DenseInfo,
+    ModelInfo,
+    Run,
+    RunInfo,
+    TaskInfo,
+    open_run,
+    read_run_info,
+)
 from sparse_export.oneshot.arguments import (
     data_name,
     input_shape_of,
@@ -22,13 +34,13 @@ from sparse_export.oneshot.fine_tuning import fine_tuned, loader_recipe, require
 from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY, Finished
 from sparse_export.oneshot.graph_run import dense_folder
 from sparse_export.oneshot.graph_source import Told, graph_source
-from sparse_export.oneshot.graph_steps import sparsify_source
+from sparse_export.oneshot.graph_steps import scoring_of, sparsify_source
 from sparse_export.oneshot.layers import require_method
 from sparse_export.oneshot.pipeline import CALIBRATION_BATCH, Work
 from sparse_export.oneshot.report import REPORT_FILE, SparsifyReport, method_name, promised, why_dense
 from sparse_export.oneshot.source import open_source, require_weights, run_of
-from sparse_export.signature import class_signature
 from sparse_export.sparsity.pattern import pattern_from_text
+from sparse_export.tasks.shipped import task_named
 from sparse_export.train.batches import batch_loader
 from sparse_export.train.distributed import ALONE
 from sparse_export.train.layers import layer_facts
@@ -69,6 +81,7 @@ def sparsify(
     permute: bool = False,
     data: str | None = None,
     data_dir: Path | None = None,
+    task: str | None = None,
     calibration_samples: int = CALIBRATION_SAMPLES,
     finetune: int = 0,
     moving: bool = False,
@@ -93,7 +106,9 @@ def sparsify(
     needed for a known network, None for a run and for a factory that loads its own.  method: `magnitude`;
     `activation` (|w| times the norm of its input) and `reconstruction` (weights corrected so that outputs
     stay close) need data.  permute: look for an order of channels first that loses less.  data: a name as in
-    a recipe, or `none`; a run's own by default.  calibration_samples: of its training part.  finetune: epochs
+    a recipe, or `none`; a run's own by default; of a network that is pruned as a graph what its score is
+    measured on, see `sparse_export.tasks.samples.named_samples`.  task: what it is for; that of the run, or
+    classification, by default.  calibration_samples: of its training part.  finetune: epochs
     of training afterwards, masks fixed, or with `moving` following momentum under the pattern.  keep_dense:
     shell patterns of parameters or layers that stay as they are.  planned_dense: weights that a plan leaves
     dense, with its reasons (`sparse_export.plan.planning.dense_by_plan`); it decides about small layers too.
@@ -119,12 +134,14 @@ def sparsify(
     require_plan_for(asked, planned_dense)
     require_numbers(calibration_samples, finetune, seed)
     told = Told(axes=axes, sizes=sizes, inputs=None if inputs is None else Path(inputs))
-    in_torch = data not in (None, "none") or finetune > 0 or moving or norms or permute
+    in_torch = (
+        data not in (None, "none") or finetune > 0 or moving or norms or permute or _is_scored_run(model)
+    )
     graph = graph_source(
         model, told, weights=weights, input_shape=input_shape, seed=seed, trust=trust, in_torch=in_torch
     )
     if graph is not None:
-        _require_no_training(graph.name, data, finetune=finetune, moving=moving, norms=norms, permute=permute)
+        _require_no_training(graph.name, finetune=finetune, moving=moving, norms=norms, permute=permute)
         made, found = sparsify_source(
             graph,
             out,
@@ -137,26 +154,31 @@ def sparsify(
             memory_bytes=calibration_memory,
             seed=seed,
             observer=finished,
+            scoring=scoring_of(graph, task, None if data == "none" else data, data_dir),
         )
         return Sparsified(run=made, report=found)
     run = run_of(model)
     require_weights(model, run, weights)
+    task = task or _task_of(run)
     data = data_name(data, run, chosen, finetune=finetune, moving=moving, norms=norms)
     with claimed_run(out):
         require_empty(out)
         place = device_of(device)
         recipe = (
-            None if data is None else loader_recipe(model, run, data, input_shape, epochs=finetune, seed=seed)
+            None
+            if data is None
+            else loader_recipe(model, run, data, input_shape, epochs=finetune, seed=seed, task=task)
         )
         loader = None if recipe is None else batch_loader(recipe, data_dir, False, place, ALONE)
         if loader is not None and run is not None and run.info.data is not None:
             require_same_data(run, loader.info)
-        n_classes = None if loader is None else loader.n_classes
+        n_classes = None if loader is None else loader.n_outputs
         source = open_source(model, run, weights, n_classes=n_classes, seed=seed, trust=trust)
         require_usable_weights(source)
         shape = input_shape_of(source, run, loader, input_shape)
-        n_outputs = n_outputs_of(source, shape, n_classes)
-        work = Work(source, shape, n_outputs, loader, place, calibration_samples, seed)
+        known = task_named(task)
+        n_outputs = n_outputs_of(source, shape, n_classes, known)
+        work = Work(source, shape, n_outputs, loader, place, calibration_samples, seed, known)
         caps, reasons = work.caps(asked, keep_dense, planned_dense)
         if moving:
             require_patterns(work.masks, caps)
@@ -187,6 +209,7 @@ def dense_torch_run(
     input_shape: Sequence[int] | None = None,
     data: str | None = None,
     data_dir: Path | None = None,
+    task: str | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> Run:
@@ -199,6 +222,7 @@ def dense_torch_run(
         input_shape: of one sample, where neither network nor data tell.
         data: a data set; None for none.
         data_dir: where it lies.
+        task: what the network is for; None for classification.
         seed: of random weights.
         device: to score it on.
 
@@ -207,13 +231,20 @@ def dense_torch_run(
     """
     require_weights(model, None, weights)
     place = device_of(device)
-    recipe = None if data is None else loader_recipe(model, None, data, input_shape, epochs=0, seed=seed)
+    recipe = (
+        None
+        if data is None
+        else loader_recipe(
+            model, None, data, input_shape, epochs=0, seed=seed, task=task or CLASSIFICATION.name
+        )
+    )
     loader = None if recipe is None else batch_loader(recipe, data_dir, False, place, ALONE)
-    n_classes = None if loader is None else loader.n_classes
+    n_classes = None if loader is None else loader.n_outputs
     source = open_source(model, None, weights, n_classes=n_classes, seed=seed, trust=None)
     require_usable_weights(source)
     shape = input_shape_of(source, None, loader, input_shape)
-    work = Work(source, shape, n_outputs_of(source, shape, n_classes), loader, place, 1, seed)
+    known = task_named(task or CLASSIFICATION.name)
+    work = Work(source, shape, n_outputs_of(source, shape, n_classes, known), loader, place, 1, seed, known)
     work.stage("original", 0.0)
     return _dense_run(work, out)
 
@@ -232,7 +263,8 @@ def _dense_run(work: Work, out: Path) -> Run:
             n_parameters=n_entries(work.network),
             method=DENSE.name,
             model=ModelInfo(name=work.source.name),
-            signature=class_signature(work.input_shape, work.n_outputs),
+            signature=work.signature(),
+            task=TaskInfo(name=work.task.name),
             data=None if work.loader is None else work.loader.info,
             layers=layer_facts(work.network, {}),
             validation=stage.validation,
@@ -247,12 +279,24 @@ def _dense_run(work: Work, out: Path) -> Run:
         return replace(run, path=out)
 
 
-def _require_no_training(
-    name: str, data: str | None, *, finetune: int, moving: bool, norms: bool, permute: bool
-) -> None:
+def _is_scored_run(model: str) -> bool:
+    """Is MODEL a run of a torch network with data on record, whose score can be measured again?"""
+    folder = Path(model)
+    if not (folder / RUN_FILE).is_file():
+        return False
+    info = read_run_info(folder)
+    return info.data is not None and info.model.form == "torch"
+
+
+def _task_of(run: Run | None) -> str:
+    """The task of a run; classification where it names none."""
+    known = CLASSIFICATION.name if run is None else run.info.task.name
+    return CLASSIFICATION.name if known == AGREEMENT.name else known
+
+
+def _require_no_training(name: str, *, finetune: int, moving: bool, norms: bool, permute: bool) -> None:
     """Raise UsageError for what is done to torch networks with a data set alone."""
     options = {
-        "--data": data is not None and data != "none",
         "--finetune": finetune > 0,
         "--moving": moving,
         "--norms": norms,
@@ -262,7 +306,7 @@ def _require_no_training(
         if given:
             raise UsageError(
                 f"{option} was given, and {name} is pruned as a graph.",
-                expected="It takes real inputs by --inputs, and neither labels nor training.",
+                expected="It takes real inputs by --inputs, and is not trained.",
                 do=f"Leave {option} out; give a torch network and a data set to train.",
             )
 
@@ -293,7 +337,8 @@ def _run_info(work: Work, report: SparsifyReport, run: Run | None, n_threads: in
         n_parameters=n_entries(work.network),
         method=method_name(report),
         model=ModelInfo(name=report.model),
-        signature=class_signature(work.input_shape, work.n_outputs),
+        signature=work.signature(),
+        task=TaskInfo(name=work.task.name),
         data=None if work.loader is None else work.loader.info,
         layers=layer_facts(work.network, work.masks, promised(report), why_dense(report)),
         validation=report.stages[-1].validation,

@@ -40,8 +40,8 @@ def page(comparison: Comparison, dense: BundleSide, sparse: BundleSide) -> str:
     parts = [
         f'<p class="verdict{" failed" if failed else ""}">{escape(verdict(comparison))}</p>',
         f"<p>Dense: {escape(comparison.dense.path)}<br>Sparse: {escape(comparison.sparse.path)}</p>",
-        "<h2>Accuracy and size</h2>",
-        _figures(pictures.accuracy(comparison), pictures.sizes(comparison)),
+        "<h2>Score and size</h2>",
+        _figures(pictures.score(comparison), pictures.sizes(comparison)),
         tables.figures(comparison),
         "<h2>Time of a call</h2>",
         _figures(pictures.speed_ups(comparison), pictures.latency(comparison)),

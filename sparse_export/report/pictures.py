@@ -14,32 +14,36 @@ from sparse_export.pages.bars import Bar, BarGroup, Interval, bar_chart, interva
 from sparse_export.pages.charts import Point, Series, line_chart
 from sparse_export.pages.document import figure
 from sparse_export.report.side import BundleSide
-from sparse_export.tasks.accuracy import difference_text
+from sparse_export.tasks.scores import difference_text
 
-__all__ = ["accuracy", "densities", "latency", "sizes", "speed_ups", "throughput", "training"]
+__all__ = ["densities", "latency", "score", "sizes", "speed_ups", "throughput", "training"]
 
 _COLOURS = {"dense": 0, "sparse": 1}
 MOST_LAYERS = 40  # drawn; the table has all
 
 
-def accuracy(comparison: Comparison) -> str:
+def score(comparison: Comparison) -> str:
     """The difference with its interval; nothing where it was not measured."""
-    d = comparison.difference
-    if d is None:
+    d, known = comparison.difference, comparison.dense.score
+    if d is None or known is None:
         return ""
-    text = difference_text(d)
+    text = difference_text(d, is_share=known.is_share)
     drawing = interval_chart(
-        [Interval(label="sparse minus dense", estimate=d.points, low=d.low, high=d.high, text=text)],
+        [Interval(label="sparse minus dense", estimate=d.amount, low=d.low, high=d.high, text=text)],
         none=0.0,
-        title="Difference in accuracy",
-        x_label="percentage points; the dashed line is no difference",
-        alt=f"Accuracy of sparse minus dense: {text}, of 100.",
+        title=f"Difference in {known.name}",
+        x_label=f"{'percentage points' if known.is_share else known.name}; the dashed line is no difference",
+        alt=f"{known.name} of sparse minus dense: {text}{', of 100' if known.is_share else ''}.",
     )
     caption = (
-        f"Accuracy of sparse minus dense on the same {d.n_samples:,} samples, with its paired 95 % interval. "
-        f"{d.n_only_a:,} samples only dense has right, {d.n_only_b:,} only sparse; McNemar's p is "
-        f"{d.mcnemar_p:.3g}."
+        f"{known.name[0].upper()}{known.name[1:]} of sparse minus dense on the same {d.n_samples:,} samples, "
+        "with its paired 95 % interval."
     )
+    if d.mcnemar_p is not None:
+        caption += (
+            f" {d.n_only_a:,} samples only dense has right, {d.n_only_b:,} only sparse; McNemar's p is "
+            f"{d.mcnemar_p:.3g}."
+        )
     return figure(drawing, caption)
 
 
@@ -207,7 +211,7 @@ def training(sides: Sequence[BundleSide]) -> list[str]:
         (
             "Validation accuracy",
             "validation accuracy, %",
-            "validation_percent",
+            "validation_score",
             1.0,
             "Accuracy on the validation part, which the test set is no part of.",
         ),

@@ -12,20 +12,23 @@ from sparse_export.formats.layers import EngineLayer, GraphLayer
 from sparse_export.pages.document import table
 from sparse_export.report.side import BundleSide
 from sparse_export.tables import count_text, ms_text, shape_text
-from sparse_export.tasks.accuracy import percent_text, points_text
+from sparse_export.tasks.scores import change_text, value_text
 
 __all__ = ["commands", "environment", "figures", "latencies", "layer_times", "layers"]
 
 
 def figures(comparison: Comparison) -> str:
-    """Accuracy, size and work of both, with sparse by dense."""
+    """Score, size and work of both, with sparse by dense."""
     dense, sparse = comparison.dense, comparison.sparse
-    accuracies = [percent_text(side.accuracy) for side in (dense, sparse)]
+    scores = [value_text(side.score) for side in (dense, sparse)]
+    known = dense.score or sparse.score
     change = ""
-    if comparison.accuracy_drop_points is not None:
-        change = points_text(0.0 - comparison.accuracy_drop_points)
+    if dense.score is not None and sparse.score is not None:
+        change = change_text(sparse.score.figure - dense.score.figure, is_share=sparse.score.is_share)
+    elif comparison.drop is not None:
+        change = change_text(0.0 - comparison.drop)
     rows = [
-        [f"accuracy, {comparison.accuracy_source or 'not measured'}", *accuracies, change],
+        [f"{known.name if known else 'score'}, {comparison.score_source or 'not measured'}", *scores, change],
         ["density of masked layers", f"{dense.density:.4f}", f"{sparse.density:.4f}", ""],
         ["precision", dense.precision, sparse.precision, ""],
     ]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from sparse_export.evaluate.comparison import Comparison, LatencyComparison
 from sparse_export.evaluate.verdict import times_text
-from sparse_export.tasks.accuracy import difference_text, percent_text
+from sparse_export.tasks.scores import difference_text, value_text
 
 __all__ = ["verdict"]
 
 
 def verdict(comparison: Comparison) -> str:
-    """Speed, accuracy and size of sparse against dense, and a gate that failed, as one sentence."""
-    parts = [_speed(comparison), _accuracy(comparison), _size(comparison)]
+    """Speed, score and size of sparse against dense, and a gate that failed, as one sentence."""
+    parts = [_speed(comparison), _score(comparison), _size(comparison)]
     kinds = [side.precision for side in (comparison.dense, comparison.sparse)]
     unlike = f" in {kinds[1]}, against dense {kinds[0]}," if kinds[0] != kinds[1] else ""
     text = f"At density {comparison.sparse.density:.3g} the sparse network{unlike} {_listed(parts)}"
@@ -43,13 +43,13 @@ def _batches(at: list[LatencyComparison]) -> str:
     return ", ".join(f"batch {one.batch} ({times_text(one.ratio)})" for one in at)
 
 
-def _accuracy(comparison: Comparison) -> str:
-    dense, sparse = comparison.dense.accuracy, comparison.sparse.accuracy
+def _score(comparison: Comparison) -> str:
+    dense, sparse = comparison.dense.score, comparison.sparse.score
     if dense is None or sparse is None:
-        return "has an accuracy that was not measured against the dense one"
-    text = f"has {percent_text(sparse)} accuracy against {percent_text(dense)}"
+        return "has a score that was not measured against the dense one"
+    text = f"has {value_text(sparse)} {sparse.name} against {value_text(dense)}"
     if comparison.difference is not None:
-        return f"{text} ({difference_text(comparison.difference)})"
+        return f"{text} ({difference_text(comparison.difference, is_share=sparse.is_share)})"
     return f"{text} as recorded"
 
 

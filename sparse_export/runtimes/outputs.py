@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from sparse_export.errors import GateFailed
+from sparse_export.formats.score import Score
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.signature import Array, Feeds, Signature, joined
-from sparse_export.tasks.samples import SampleSet
+from sparse_export.tasks.samples import LabelledSamples, SampleSet
 
-__all__ = ["output_batches", "outputs_of", "outputs_of_file"]
+__all__ = ["output_batches", "outputs_of", "outputs_of_file", "score_of"]
 
 BATCH = 500
 BATCH_VALUES = 16 * 2**20  # of a batch's inputs: large pictures come in smaller batches
@@ -46,6 +47,25 @@ def output_batches(
         _require_finite(outputs, session.signature, start, n, who or f"The runtime {session.name}")
         start += n
         yield feeds, outputs
+
+
+def score_of(session: Session, test: LabelledSamples, *, who: str = "") -> Score:
+    """Run a session over samples with targets, and score what it gives.
+
+    Args:
+        session: as of `output_batches`, as is who.
+        test: that fit it.
+
+    Raises:
+        GateFailed: NaN or infinity among the outputs.
+        UsageError: outputs that the task cannot score.
+    """
+    statistics, start = [], 0
+    for feeds, outputs in output_batches(session, test.samples, who=who):
+        n = session.signature.n_samples(feeds)
+        statistics.append(test.task.statistics(outputs, test.targets[start : start + n]))
+        start += n
+    return test.task.score(np.concatenate(statistics))
 
 
 def outputs_of(session: Session, samples: SampleSet, *, who: str = "") -> dict[str, Array]:

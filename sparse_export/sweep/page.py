@@ -15,7 +15,7 @@ from sparse_export.sweep.grid import DENSE, Grid
 from sparse_export.sweep.run_list import PATTERN, heading, setting_text
 from sparse_export.sweep.running import Finding
 from sparse_export.sweep.table import Row, ratio_text
-from sparse_export.tasks.accuracy import mean_percent_text
+from sparse_export.tasks.scores import mean_percent_text
 from sparse_export.train.metrics import read_metrics
 
 _MOST_COURSES = 24
@@ -28,7 +28,7 @@ def page(grid: Grid, grid_text: str, findings: Sequence[Finding], rows: Sequence
     parts = [
         f"<p>{n_complete} of {len(findings)} runs are complete. {escape(facts)}</p>",
         (
-            "<p>Accuracy: mean over the seeds ± half of its 95 % Student t interval. Choose by validation; "
+            "<p>Scores: mean over the seeds ± half of its 95 % Student t interval. Choose by validation; "
             "the test "
             "set was read once a run, at its end.</p>"
         ),
@@ -41,8 +41,8 @@ def page(grid: Grid, grid_text: str, findings: Sequence[Finding], rows: Sequence
             "the one to "
             "go by, and no estimate says anything of it.</p>"
         ),
-        "<h2>Accuracy against density</h2>",
-        accuracy_chart(rows),
+        "<h2>Score against density</h2>",
+        score_chart(rows),
     ]
     for key in grid.vary:
         parts += [f"<h2>Sensitivity to {escape(key)}</h2>", sensitivity_chart(rows, key)]
@@ -83,8 +83,8 @@ def _table(rows: Sequence[Row]) -> str:
     return table(head, lines)
 
 
-def accuracy_chart(rows: Sequence[Row]) -> str:
-    """Test accuracy against density, a line for each method and setting, and the dense mean across."""
+def score_chart(rows: Sequence[Row]) -> str:
+    """Test score against density, a line for each method and setting, and the dense mean across."""
     lines: dict[str, list[Point]] = {}
     for row in rows:
         if row.method != DENSE and row.test is not None:
@@ -96,9 +96,9 @@ def accuracy_chart(rows: Sequence[Row]) -> str:
     level, note = _dense_line(rows)
     chart = line_chart(
         [Series(name=name, points=sorted(points, key=lambda one: one.x)) for name, points in lines.items()],
-        title="Test accuracy against density",
+        title="Test score against density",
         x_label="density",
-        y_label="test accuracy, %",
+        y_label="test score",
         log_x=True,
         level=level,
     )
@@ -134,7 +134,7 @@ def _density_of(row: Row) -> float:
 
 
 def sensitivity_chart(rows: Sequence[Row], key: str) -> str:
-    """Test accuracy against the values of one varied key; a line for each method, density and other
+    """Test score against the values of one varied key; a line for each method, density and other
     setting.
     """
     values = sorted({dict(row.setting)[key] for row in rows if key in dict(row.setting)}, key=_order)
@@ -151,9 +151,9 @@ def sensitivity_chart(rows: Sequence[Row], key: str) -> str:
     names = "" if numeric else ": " + ", ".join(f"{n} is {value}" for n, value in enumerate(values))
     return line_chart(
         [Series(name=name, points=sorted(points, key=lambda one: one.x)) for name, points in lines.items()],
-        title=f"Test accuracy against {key}",
+        title=f"Test score against {key}",
         x_label=f"{key}{names}",
-        y_label="test accuracy, %",
+        y_label="test score",
     )
 
 

@@ -41,7 +41,7 @@ class _Orphan(SilentObserver):
 
     def finished_epoch(self, metrics: EpochMetrics) -> None:
         print(
-            f"epoch {metrics.epoch}  loss {metrics.train_loss:.4f}  validation {metrics.validation_percent}",
+            f"epoch {metrics.epoch}  loss {metrics.train_loss:.4f}  validation {metrics.validation_score}",
             flush=True,
         )
 

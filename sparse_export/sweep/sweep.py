@@ -124,8 +124,8 @@ def document_of(result: Sweep, *, n_jobs: int) -> dict[str, Any]:
             info = read_run_info(finding.run)
             entry |= {
                 "run": f"runs/{finding.run.name}",
-                "test_percent": info.test.percent if info.test else None,
-                "validation_percent": info.validation.percent if info.validation else None,
+                "test_percent": info.test.figure if info.test else None,
+                "validation_score": info.validation.figure if info.validation else None,
                 "n_active": info.n_active,
                 "n_masked": info.n_masked,
                 "epochs": info.epochs,

@@ -11,7 +11,7 @@ from sparse_export.instruments.statistics import Mean, mean_interval
 from sparse_export.sweep.run_list import Setting, heading, setting_text
 from sparse_export.sweep.running import Finding
 from sparse_export.tables import Shown, Table
-from sparse_export.tasks.accuracy import mean_percent_text
+from sparse_export.tasks.scores import mean_percent_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Row:
     The estimates are means over the seeds, see `sparse_export.formats.run.SpeedInfo`.
 
     Attributes:
-        test, validation: accuracy in percent over the seeds; None without such a part, or without a complete
+        test, validation: scores over the seeds, shares in percent; None without such a part or a complete
             cell.
         step_ms: median over the seeds of the measured time of a step.
     """
@@ -71,8 +71,8 @@ def _row(group: Sequence[Finding]) -> Row:
         setting=cell.setting,
         n_cells=len(group),
         n_complete=len(infos),
-        test=_mean([info.test.percent for info in infos if info.test]),
-        validation=_mean([info.validation.percent for info in infos if info.validation]),
+        test=_mean([info.test.figure for info in infos if info.test]),
+        validation=_mean([info.validation.figure for info in infos if info.validation]),
         estimate_channels=estimates("estimate_channels"),
         estimate_macs=estimates("estimate_macs"),
         all_layers_estimate_channels=estimates("all_layers_estimate_channels"),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sparse_export.errors import UsageError
-from sparse_export.formats.run import Accuracy
+from sparse_export.formats.score import Score
 
 __all__ = [
     "GivenLabels",
@@ -192,9 +192,9 @@ def correct_predictions(logits: Any, labels: Any) -> Any:
     return (predicted == known) & np.isfinite(logits).all(axis=1)
 
 
-def accuracy_of(correct: _Bools) -> Accuracy:
+def accuracy_of(correct: _Bools) -> Score:
     """The accuracy of a set, from which of its samples are right, as `correct_predictions` gives them."""
-    return Accuracy(n_correct=int(correct.sum()), n_samples=int(correct.size))
+    return Score(n_correct=int(correct.sum()), n_samples=int(correct.size))
 
 
 def count_correct(

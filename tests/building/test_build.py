@@ -101,7 +101,7 @@ def test_the_manifest_tells_of_the_run(made: Any) -> None:
     info = bundle.info
     assert info.run.path == str(run.path)
     assert info.run.run_sha256 == sha256_file(run.path / "run.json")
-    assert (info.layers, info.accuracy, info.data) == (run.info.layers, run.info.test, run.info.data)
+    assert (info.layers, info.score, info.data) == (run.info.layers, run.info.test, run.info.data)
     assert info.density == run.info.n_active / run.info.n_masked
 
 

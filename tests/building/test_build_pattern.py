@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from sparse_export.building import build
-from sparse_export.building.patterns import measure_accuracy
+from sparse_export.building.patterns import measure_scores
 from sparse_export.cli.main import cli
 from sparse_export.errors import ArtefactError, GateFailed, UnknownNameError, UsageError
 from sparse_export.evaluate.validate import validate
@@ -137,7 +137,7 @@ def test_what_obeys_is_promised_and_is_so_in_the_file(bundle: Bundle) -> None:
 def test_nothing_cut_leaves_every_answer_as_it_was(bundle: Bundle, run: Run) -> None:
     fact = bundle.info.fitted
     assert fact is not None
-    assert fact.accuracy_before == fact.accuracy_after == run.info.test == bundle.info.accuracy
+    assert fact.score_before == fact.score_after == run.info.test == bundle.info.score
     assert (fact.n_changed, fact.not_measured) == (0, None)
     found = validate(bundle, max_drop=0.0, n_threads=1)
     check_gates(found)
@@ -209,11 +209,11 @@ def test_a_cut_is_told_and_the_network_is_cut_alike_when_it_is_validated(tmp_pat
     assert cut.info.density == pytest.approx(run.info.density - n_cut / n_masked)
     fact = cut.info.fitted
     assert fact is not None
-    assert fact.accuracy_after is not None
-    assert fact.accuracy_before == run.info.test
+    assert fact.score_after is not None
+    assert fact.score_before == run.info.test
     found = validate(cut, n_threads=1)
     check_gates(found)
-    assert found.accuracy == found.torch_accuracy == fact.accuracy_after
+    assert found.score == found.torch_score == fact.score_after
     (cut.path / "orders.json").write_text("[]")
     with pytest.raises(ArtefactError, match=r"orders\.json"):
         validate(cut, n_threads=1)
@@ -267,7 +267,7 @@ def test_absent_data_are_told_and_are_no_failure(tmp_path: Path) -> None:
     )
     done = CliRunner().invoke(cli, ["build", str(run.path), "--pattern", "2:4", "--data-dir", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    assert "accuracy not measured, because" in done.stdout
+    assert "score not measured, because" in done.stdout
     assert str(tmp_path) in done.stdout
 
 
@@ -282,8 +282,8 @@ def test_labels_that_do_not_fit_the_outputs_are_told_and_not_scored(
     n_outputs: int, why: str, run: Run, tmp_path: Path
 ) -> None:
     info = replace(run.info, signature=class_signature(run.info.signature.input_shape, n_outputs))
-    found = measure_accuracy(info, nn.Identity(), tmp_path / "is not opened.onnx", None)
-    assert found == {"accuracy_before": None, "accuracy_after": None, "n_changed": None, "not_measured": why}
+    found = measure_scores(info, nn.Identity(), tmp_path / "is not opened.onnx", None)
+    assert found == {"score_before": None, "score_after": None, "n_changed": None, "not_measured": why}
 
 
 def test_the_command_prints_a_line_a_layer(run: Run, tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_a_network_trained_without_a_pattern_becomes_two_four_and_answers_alike(
     assert layers["fc1.weight"].road == "gathered"  # behind a flattened picture
     assert packed_weights(onnx.load(made.onnx_path)) == ("conv3.weight", "fc1.weight")
     assert sum(layer.n_cut for layer in fact.layers) == fact.n_changed == 0
-    assert fact.accuracy_after == fact.accuracy_before == trained.info.test
+    assert fact.score_after == fact.score_before == trained.info.test
     check_gates(validate(made, max_drop=0.0, n_threads=1))
 
 
@@ -407,4 +407,4 @@ def test_lenet_on_mnist_becomes_two_four_without_a_changed_answer(mnist_dir: Pat
     assert layer.groups_over_before is not None
     assert layer.groups_over_before > 100
     assert (layer.road, layer.groups_over_after, layer.n_cut) == ("gathered", 0, 0)
-    assert (fact.accuracy_after, fact.n_changed) == (trained.info.test, 0)
+    assert (fact.score_after, fact.n_changed) == (trained.info.test, 0)

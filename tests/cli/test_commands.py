@@ -161,7 +161,7 @@ def _worse(bundle: Path, folder: Path) -> Path:
     shutil.copytree(bundle, folder)
     manifest = folder / "manifest.json"
     document = json.loads(manifest.read_text())
-    document["accuracy"]["n_correct"] = document["accuracy"]["n_samples"]
+    document["score"]["n_correct"] = document["score"]["n_samples"]
     write_sealed(manifest, document)
     return folder
 
@@ -172,7 +172,7 @@ def test_a_missed_gate_prints_its_document_all_the_same_and_ends_with_three(
     bundle = _worse(made.sparse, tmp_path / "bundle")
     result = call("validate", bundle, "--max-drop", "0", "--json")
     assert result.exit_code == 3
-    assert _document(result)["drop_points"] > 0
+    assert _document(result)["drop"] > 0
     assert result.stderr.startswith("Error: ")
 
 
@@ -182,7 +182,7 @@ def test_compare_measures_accuracy_and_time_and_writes_what_it_prints(
     result = call("compare", made.dense, made.sparse, *QUICK, "--out", tmp_path / "results", "--json")
     assert result.exit_code == 0, result.stderr
     document = _document(result)
-    assert (document["accuracy_source"], [at["batch"] for at in document["latency"]]) == ("measured", [1])
+    assert (document["score_source"], [at["batch"] for at in document["latency"]]) == ("measured", [1])
     written = json.loads((tmp_path / "results" / "comparison.json").read_text())
     assert {key: written[key] for key in document} == document
 
@@ -218,8 +218,8 @@ def test_compare_falls_back_to_recorded_accuracies_aloud(made: Made, call: Call,
         bundles.append(copy)
     result = call("compare", *bundles, *QUICK, "--data-dir", tmp_path, "--json")
     assert result.exit_code == 0, result.stderr
-    assert _document(result)["accuracy_source"] == "recorded"
-    assert "Comparing the recorded accuracies." in result.stderr
+    assert _document(result)["score_source"] == "recorded"
+    assert "Comparing the recorded scores." in result.stderr
 
 
 def test_compare_refuses_another_test_set(made: Made, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +304,7 @@ def test_gate_tells_every_link_and_writes_both_files(made: Made, call: Call, tmp
     out = tmp_path / "results"
     result = call("gate", made.sparse, "--against", made.dense, "--max-drop", 100, "--out", out)
     assert result.exit_code == 0, result.stderr
-    assert "PASSED. Kept: files, weights, graph, accuracy." in result.stdout
+    assert "PASSED. Kept: files, weights, graph, score." in result.stdout
     assert {path.name for path in out.iterdir()} == {"gate.json", "gate.junit.xml"}
 
 

@@ -57,8 +57,8 @@ def test_the_demo_carries_its_networks_to_a_comparison_and_can_be_repeated(tmp_p
     built = tensorrt_import.is_installed("tensorrt-rtx")
     assert [fact.target for fact in two_four.info.engines] == (["tensorrt-rtx"] if built else [])
     for bundle in (dense, sparse, two_four):
-        assert bundle.info.accuracy is not None
-        assert bundle.info.accuracy.percent > 97
+        assert bundle.info.score is not None
+        assert bundle.info.score.figure > 97
     for kind in ("sparse", "two-four"):
         assert (Path(document["results"]) / kind / "comparison.json").is_file()
         page = Path(document["reports"][kind]).read_text()

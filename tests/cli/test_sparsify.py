@@ -26,7 +26,7 @@ def test_a_run_is_sparsified_and_the_steps_are_shown(made: Made, call: Call, tmp
     built = call("build", tmp_path / "run", "--onnx", "packed", "--out", tmp_path / "bundle")
     assert built.exit_code == 0, built.stderr
     info = se.open_run(tmp_path / "run").info
-    assert f"{info.test.percent:.2f}" in " ".join(steps["fine-tuned"]) if info.test else False
+    assert f"{info.test.figure:.2f}" in " ".join(steps["fine-tuned"]) if info.test else False
 
 
 _STEPS = ("original", "permuted", "sparsified", "fine-tuned")

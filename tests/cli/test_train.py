@@ -54,7 +54,7 @@ def test_a_resumed_run_ends_with_the_figures_in_one_json_document(interrupted: P
     done = program("train", "--resume", "--out", str(interrupted), "--json", SPARSE_EXPORT_TRAIN_SEED="7")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert document["test_accuracy"] > 95
+    assert document["test_score"] > 95
     assert (document["n_active"], document["seed"]) == (8042, 0)
     assert document["density"] == pytest.approx(0.2, abs=1e-4)
     assert document["seconds"] > 0

@@ -74,7 +74,7 @@ def bundle_info(**changes: object) -> BundleInfo:
         n_nonzero=1,
         macs=1,
         nonzero_macs=1,
-        accuracy=None,
+        score=None,
         atol=0.0,
         rtol=0.0,
         versions={},

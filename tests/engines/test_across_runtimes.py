@@ -175,7 +175,7 @@ def test_another_runtime_is_held_against_the_cpu_on_every_sample(
     (result,) = found.runtimes
     assert result.parity is not None
     assert (result.parity.n_samples, result.parity.max_abs_difference) == (400, 0.0)
-    assert result.accuracy == found.accuracy
+    assert result.score == found.score
     check_gates(found)
 
 
@@ -188,7 +188,7 @@ def test_what_a_runtime_made_of_the_bundle_is_held_against_the_dense_one_too(
     (result,) = found.runtimes
     assert result.against is not None
     assert result.against == found.against  # the same answers
-    assert result.drop_points == found.drop_points
+    assert result.drop == found.drop
     assert str(found).count("McNemar p") == 2
 
 
@@ -211,9 +211,7 @@ def test_accuracy_that_a_runtime_lost_fails_the_gate_when_the_file_itself_lost_n
     assert found.against is not None
     below = replace(found.against, points=-against, low=-3.0, high=2.0)
     kept = replace(found.against, points=0.0)
-    drifted = replace(
-        found, drop_points=0.0, against=kept, runtimes=(replace(result, drop_points=lost, against=below),)
-    )
+    drifted = replace(found, drop=0.0, against=kept, runtimes=(replace(result, drop=lost, against=below),))
     if passes:
         check_gates(drifted)
         return

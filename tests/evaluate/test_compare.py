@@ -44,7 +44,8 @@ from sparse_export.formats.bundle import (
 )
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.listed import file_infos
-from sparse_export.formats.run import Accuracy, DataInfo, LayerInfo, ModelInfo
+from sparse_export.formats.run import DataInfo, LayerInfo, ModelInfo
+from sparse_export.formats.score import Score
 from sparse_export.instruments.card import CardLog, CardSample
 from sparse_export.instruments.statistics import Ratio, log_location_interval
 from sparse_export.report.verdict import verdict as verdict_of
@@ -88,7 +89,7 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
         name: str,
         weights: list[np.ndarray],
         *,
-        accuracy: Accuracy | None = None,
+        score: Score | None = None,
         data: DataInfo | None = DATA,
     ) -> Path:
         folder = tmp_path / name
@@ -138,7 +139,7 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
             n_nonzero=nonzero,
             macs=total,
             nonzero_macs=nonzero,
-            accuracy=accuracy,
+            score=score,
             atol=1e-4,
             rtol=1e-3,
             versions=library_versions(),
@@ -157,10 +158,8 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
 def pair(make_bundle: MakeBundle) -> tuple[Path, Path]:
     """The same shapes, dense and with nine of ten weights zero."""
     return (
-        make_bundle("dense", [_identity_with_noise(16, 1.0)], accuracy=Accuracy(n_correct=98, n_samples=100)),
-        make_bundle(
-            "sparse", [_identity_with_noise(16, 0.1)], accuracy=Accuracy(n_correct=97, n_samples=100)
-        ),
+        make_bundle("dense", [_identity_with_noise(16, 1.0)], score=Score(n_correct=98, n_samples=100)),
+        make_bundle("sparse", [_identity_with_noise(16, 0.1)], score=Score(n_correct=97, n_samples=100)),
     )
 
 
@@ -181,9 +180,9 @@ def test_a_comparison_reports_both_sides_as_their_manifests_and_files_say(pair: 
 
 def test_recorded_accuracies_are_called_recorded(pair: tuple[Path, Path]) -> None:
     found = compare(*pair, **QUICK)
-    assert found.accuracy_source == "recorded"
+    assert found.score_source == "recorded"
     assert found.difference is None
-    assert found.accuracy_drop_points == pytest.approx(1.0)
+    assert found.drop == pytest.approx(1.0)
     assert "as recorded when the bundles were built" in " ".join(str(found).split())
     assert "-1.00 points" in str(found)
 
@@ -196,22 +195,22 @@ def test_accuracy_on_samples_is_measured_on_the_files(pair: tuple[Path, Path]) -
         for folder in pair
     ]
     dense_right, sparse_right = ((x @ weight).argmax(axis=1) == y for weight in weights)
-    assert found.accuracy_source == "measured"
-    assert found.dense.accuracy == Accuracy(n_correct=int(dense_right.sum()), n_samples=300)
-    assert found.sparse.accuracy == Accuracy(n_correct=int(sparse_right.sum()), n_samples=300)
+    assert found.score_source == "measured"
+    assert found.dense.score == Score(n_correct=int(dense_right.sum()), n_samples=300)
+    assert found.sparse.score == Score(n_correct=int(sparse_right.sum()), n_samples=300)
     assert found.difference is not None
     assert found.difference.n_only_a == int((dense_right & ~sparse_right).sum())
-    assert found.difference.low <= found.difference.points <= found.difference.high
+    assert found.difference.low <= found.difference.amount <= found.difference.high
 
 
 def test_a_comparison_without_any_accuracy_says_so(make_bundle: MakeBundle) -> None:
     bundles = [make_bundle(name, [_identity_with_noise(8, 1.0)], data=None) for name in ("a", "b")]
     found = compare(*bundles, **QUICK)
-    assert found.accuracy_source is None
+    assert found.score_source is None
     text = " ".join(str(found).split())
     assert "agreement of outputs 100.00 % [100.00, 100.00], 95 % interval" in text
-    assert "accuracy not measured" not in text  # of networks without labels it is their agreement
-    assert "an accuracy that was not measured" in verdict_of(found)
+    assert "score not measured" not in text  # of networks without labels it is their agreement
+    assert "a score that was not measured" in verdict_of(found)
 
 
 @pytest.mark.timing
@@ -452,7 +451,7 @@ def test_a_sparse_bundle_that_is_better_passes_a_drop_of_zero(pair: tuple[Path, 
 
 def test_an_accuracy_gate_without_any_accuracy_is_refused(make_bundle: MakeBundle) -> None:
     bundles = [make_bundle(name, [_identity_with_noise(8, 1.0)]) for name in ("a", "b")]
-    with pytest.raises(UsageError, match="no accuracy is known"):
+    with pytest.raises(UsageError, match="no score is known"):
         compare(*bundles, **QUICK, max_drop=1.0)
 
 
@@ -538,8 +537,8 @@ def test_samples_may_be_tensors(pair: tuple[Path, Path]) -> None:
     found = checked_samples((torch.from_numpy(x), torch.from_numpy(y).to(torch.uint8)), open_bundle(pair[0]))
     (batch,) = found.samples.batches(40)
     np.testing.assert_array_equal(batch["x"], x)
-    assert found.labels.dtype == np.int64
-    assert found.labels.tolist() == y.tolist()
+    assert found.targets.dtype == np.int64
+    assert found.targets.tolist() == y.tolist()
 
 
 def test_a_changed_file_is_noticed_before_anything_runs(pair: tuple[Path, Path]) -> None:
@@ -558,9 +557,9 @@ def test_a_changed_file_is_noticed_before_anything_runs(pair: tuple[Path, Path])
         ({"batches": (0,)}, r"batch sizes are \(0,\)"),
         ({"batches": (4, 4)}, r"batch sizes are \(4, 4\)"),
         ({"rounds": 5}, "5 rounds"),
-        ({"max_drop": -0.1}, "-0.1 points"),
-        ({"max_drop": float("inf")}, "inf points"),
-        ({"max_drop": float("nan")}, "nan points"),
+        ({"max_drop": -0.1}, "allowed drop is -0.1"),
+        ({"max_drop": float("inf")}, "allowed drop is inf"),
+        ({"max_drop": float("nan")}, "allowed drop is nan"),
         ({"require_speedup": 0.5}, "speed-up is 0.5"),
         ({"require_speedup": float("inf")}, "speed-up is inf"),
         ({"require_speedup": float("nan")}, "speed-up is nan"),
@@ -656,7 +655,7 @@ def test_engines_are_compared_where_both_bundles_have_one_that_runs(
     found = compare(dense, sparse, **QUICK, samples=_samples())
     assert (found.runtime, found.passed_over) == ("tensorrt-rtx", {})
     assert "of its layers 1 picked" in found.latency[0].verdict
-    assert found.accuracy_source == "measured"
+    assert found.score_source == "measured"
 
 
 def test_a_better_runtime_that_cannot_run_is_named_and_one_that_was_asked_for_is_not_replaced(

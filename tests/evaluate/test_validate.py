@@ -24,7 +24,7 @@ from sparse_export.evaluate.validation import Validation, check_gates, parity_te
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle, RunReference, read_bundle_info, save_bundle_info
 from sparse_export.formats.listed import file_infos
-from sparse_export.formats.run import Accuracy
+from sparse_export.formats.score import Score
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.signature import class_signature
 from sparse_export.tasks import data
@@ -87,7 +87,7 @@ def correct_by_hand(bundle: Bundle) -> np.ndarray[Any, Any]:
 
 def test_the_accuracy_is_that_of_the_file_on_the_whole_test_set(found: Validation, sparse: Bundle) -> None:
     right = correct_by_hand(sparse)
-    assert found.accuracy == Accuracy(n_correct=int(right.sum()), n_samples=right.size)
+    assert found.score == Score(n_correct=int(right.sum()), n_samples=right.size)
 
 
 def test_the_file_and_pytorch_agree(found: Validation) -> None:
@@ -97,26 +97,26 @@ def test_the_file_and_pytorch_agree(found: Validation) -> None:
     assert found.parity.top1_agreement == 1.0
     assert 0 < found.parity.max_abs_difference < 1e-3
     assert found.parity.max_relative_difference < 1e-4
-    assert found.torch_accuracy == found.accuracy
+    assert found.torch_score == found.score
 
 
 def test_the_drop_is_from_the_runs_own_record(found: Validation) -> None:
     assert found.recorded is not None
-    assert found.recorded == found.torch_accuracy
-    assert found.drop_points == 0.0
+    assert found.recorded == found.torch_score
+    assert found.drop == 0.0
 
 
 def test_the_difference_from_dense_is_paired(found: Validation, sparse: Bundle, dense: Bundle) -> None:
     assert found.against is not None
     expected = 100 * (correct_by_hand(sparse).mean() - correct_by_hand(dense).mean())
-    assert found.against.points == pytest.approx(expected)
-    assert found.against.low < found.against.points < found.against.high
+    assert found.against.difference.amount == pytest.approx(expected)
+    assert found.against.difference.low < found.against.difference.amount < found.against.difference.high
 
 
 def test_the_table_names_every_figure(found: Validation) -> None:
     text = str(found)
-    assert found.accuracy is not None
-    assert text.count(f"({found.accuracy.n_correct}/{found.accuracy.n_samples})") >= 3
+    assert found.score is not None
+    assert text.count(f"({found.score.n_correct}/{found.score.n_samples})") >= 3
     assert "95 % interval" in text
     assert text.endswith("passed")
 
@@ -226,7 +226,7 @@ def test_a_run_that_is_gone_is_told_and_parity_rests_on_the_golden_pair(copied: 
     rewrite(copied, run=RunReference(path="/nowhere/run", run_sha256="0" * 64))
     result = validate(copied)
     assert result.parity is None
-    assert result.torch_accuracy is None
+    assert result.torch_score is None
     assert result.parity_ok
     assert result.run_missing == "The run /nowhere/run is no longer there."
     assert "The run /nowhere/run is no longer there." in str(result)
@@ -271,14 +271,14 @@ def test_a_factory_that_nobody_vouched_for_is_not_imported(
 
 def spoil_record(folder: Path, n_more: int) -> None:
     info = read_bundle_info(folder)
-    assert info.accuracy is not None
-    rewrite(folder, accuracy=replace(info.accuracy, n_correct=info.accuracy.n_correct + n_more))
+    assert info.score is not None
+    rewrite(folder, score=replace(info.score, n_correct=info.score.n_correct + n_more))
 
 
 def test_a_drop_within_the_bound_passes(copied: Path) -> None:
     spoil_record(copied, 10)
     result = validate(copied, max_drop=100 * 10 / len(data.load("digits").x_test))
-    assert result.drop_points == pytest.approx(result.max_drop)
+    assert result.drop == pytest.approx(result.max_drop)
     check_gates(result)
 
 
@@ -286,10 +286,8 @@ def test_a_drop_beyond_the_bound_fails_the_gate_with_the_figures(copied: Path) -
     spoil_record(copied, 11)
     bound = 100 * 10 / len(data.load("digits").x_test)
     result = validate(copied, max_drop=bound)
-    assert result.drop_points is not None
-    with pytest.raises(
-        GateFailed, match=f"accuracy is {result.drop_points:.2f} points below the recorded one"
-    ):
+    assert result.drop is not None
+    with pytest.raises(GateFailed, match=f"accuracy is {result.drop:.2f} points below the recorded one"):
         check_gates(result)
     assert "below the recorded one" in str(result)
 
@@ -325,7 +323,7 @@ def test_a_bundle_without_data_is_held_to_its_network_and_golden_pair(tmp_path: 
     module, masks = network_and_masks()
     bundle = build(save_run(tmp_path / "run", module, masks))
     result = validate(bundle)
-    assert result.accuracy is None
+    assert result.score is None
     assert result.parity is not None
     assert result.parity.n_samples == 8
     check_gates(result)
@@ -336,7 +334,7 @@ def test_a_bundle_without_data_is_held_to_its_network_and_golden_pair(tmp_path: 
 def test_a_bound_without_any_record_is_refused(tmp_path: Path) -> None:
     module, masks = network_and_masks()
     bundle = build(save_run(tmp_path / "run", module, masks, fact=digits_fact()))
-    with pytest.raises(UsageError, match="no recorded accuracy"):
+    with pytest.raises(UsageError, match="no recorded score"):
         validate(bundle, max_drop=1.0)
 
 
@@ -349,13 +347,13 @@ def test_real_mnist_goes_through_build_and_validation(mnist_dir: Path, tmp_path:
     run = save_run(tmp_path / "run", module, masks, name="lenet300-100", input_shape=(1, 28, 28), fact=fact)
     result = validate(build(run), data_dir=mnist_dir)
     check_gates(result)
-    assert result.accuracy is not None
-    assert result.accuracy.n_samples == 10_000
-    assert result.accuracy == result.torch_accuracy
+    assert result.score is not None
+    assert result.score.n_samples == 10_000
+    assert result.score == result.torch_score
 
 
 def test_the_helpers_accuracy_is_the_recorded_one(sparse: Bundle) -> None:
-    assert sparse.info.accuracy == digits_accuracy(network_and_masks()[0])
+    assert sparse.info.score == digits_accuracy(network_and_masks()[0])
 
 
 @pytest.mark.parametrize(
@@ -376,7 +374,7 @@ def test_labels_that_do_not_fit_the_network_are_refused_before_anything_runs(
 
 
 def test_without_a_test_set_the_table_says_so_and_shows_no_accuracy(copied: Path) -> None:
-    rewrite(copied, data=None, accuracy=None)
+    rewrite(copied, data=None, score=None)
     text = str(validate(copied))
     assert re.search(r"test data +none\n", text)
     assert "accuracy" not in text

@@ -31,7 +31,6 @@ from sparse_export.formats.document import SEALED_VERSION
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.formats.listed import FileInfo, file_infos, verify_files
 from sparse_export.formats.run import (
-    Accuracy,
     DataInfo,
     LayerInfo,
     ModelInfo,
@@ -40,6 +39,7 @@ from sparse_export.formats.run import (
     read_run_info,
     save_run_info,
 )
+from sparse_export.formats.score import Score
 from sparse_export.signature import class_signature
 from sparse_export.version import command_line, library_versions, now
 from tests.sealing import first_version, write_sealed
@@ -75,7 +75,7 @@ def _save_run(folder: Path) -> None:
         n_active=5,
         n_masked=20,
         validation=None,
-        test=Accuracy(n_correct=1, n_samples=2),
+        test=Score(n_correct=1, n_samples=2),
         seed=0,
         n_threads=1,
         device="cpu",
@@ -106,7 +106,7 @@ def _save_bundle(folder: Path) -> None:
         n_nonzero=9,
         macs=20,
         nonzero_macs=None,
-        accuracy=None,
+        score=None,
         atol=1e-4,
         rtol=1e-4,
         files=file_infos(folder, names),
@@ -205,9 +205,9 @@ def test_a_description_that_the_system_does_not_give_is_told(
 
 @pytest.mark.parametrize(("n_correct", "n_samples"), [(0, 0), (-1, 2), (3, 2), (0, -1)])
 def test_an_accuracy_that_cannot_be_is_not_read(described: Path, n_correct: int, n_samples: int) -> None:
-    key = "test" if described.name == "run.json" else "accuracy"
+    key = "test" if described.name == "run.json" else "score"
     _change(described, **{key: {"n_correct": n_correct, "n_samples": n_samples}})
-    with pytest.raises(ArtefactError, match=f"damaged at '{key}.*(correct predictions among|greater than)"):
+    with pytest.raises(ArtefactError, match=f"damaged at '{key}.*(right answers among|greater than)"):
         _open(described)
 
 
@@ -315,7 +315,7 @@ def test_every_artefact_error_ends_with_six(described: Path) -> None:
 
 def test_density_and_accuracy_are_computed_from_counts() -> None:
     assert LAYERS[0].density == 0.25
-    assert Accuracy(n_correct=1, n_samples=8).percent == 12.5
+    assert Score(n_correct=1, n_samples=8).figure == 12.5
 
 
 def test_versions_name_ourselves_python_and_torch() -> None:
@@ -369,16 +369,16 @@ def test_layers_written_before_patterns_were_told_can_still_be_read() -> None:
     assert pydantic.TypeAdapter(GraphLayer).validate_python(dataclasses.asdict(layer)) == layer
 
 
-@pytest.mark.parametrize("counts", [(97.75, 100), (0.93, 1), (3, 4.0), (None, 4), ("3", 4)])
+@pytest.mark.parametrize("counts", [(97.75, 100), (0.93, 1), (3, 4.0), ("3", 4)])
 def test_an_accuracy_of_something_that_is_not_counted_is_refused(counts: tuple[Any, Any]) -> None:
-    with pytest.raises(UsageError, match=r"_(correct|samples) of an accuracy is .*count of samples"):
-        Accuracy(n_correct=counts[0], n_samples=counts[1])
+    with pytest.raises(UsageError, match=r"_(correct|samples) of a score is .*count of samples"):
+        Score(n_correct=counts[0], n_samples=counts[1])
 
 
 def test_an_accuracy_takes_the_counts_of_arrays_and_tensors() -> None:
-    found = Accuracy(n_correct=torch.tensor([True, False]).sum(), n_samples=np.int64(2))  # type: ignore[arg-type]
+    found = Score(n_correct=torch.tensor([True, False]).sum(), n_samples=np.int64(2))  # type: ignore[arg-type]
     assert (found, type(found.n_correct), type(found.n_samples)) == (
-        Accuracy(n_correct=1, n_samples=2),
+        Score(n_correct=1, n_samples=2),
         int,
         int,
     )

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from sparse_export.errors import UsageError
+from sparse_export.instruments.paired_scores import mcnemar_p, paired_accuracy_difference
 from sparse_export.instruments.statistics import (
     Ratio,
     location,
     log_location_interval,
-    mcnemar_p,
     mean_interval,
-    paired_accuracy_difference,
     paired_ratio,
     resolution,
 )
@@ -173,7 +172,7 @@ def test_an_accuracy_difference_counts_what_only_one_has_right() -> None:
     a = np.array([True] * 90 + [False] * 10)
     b = np.array([True] * 86 + [False] * 12 + [True] * 2)
     found = paired_accuracy_difference(a, b)
-    assert found.points == pytest.approx(-2.0)
+    assert found.amount == pytest.approx(-2.0)
     assert (found.n_only_a, found.n_only_b, found.n_samples) == (4, 2, 100)
     half = 1.959964 * np.sqrt(4.5 + 2.5 - 2.0**2 / 102) / 102
     assert (found.low, found.high) == pytest.approx(
@@ -184,7 +183,7 @@ def test_an_accuracy_difference_counts_what_only_one_has_right() -> None:
 def test_networks_that_never_disagree_still_have_an_interval() -> None:
     right = np.ones(100, dtype=bool)
     found = paired_accuracy_difference(right, right)
-    assert found.points == 0.0
+    assert found.amount == 0.0
     assert found.low == pytest.approx(-found.high)
     assert 1.0 < found.high < 3.0
 

@@ -90,7 +90,7 @@ def test_every_method_gives_a_run_that_build_packs(
         assert layer.kept_share is not None
         assert 0.5 <= layer.kept_share < 1
     bundle = se.build(done.run.path, tmp_path / "bundle", onnx="packed")
-    assert bundle.info.accuracy == info.test
+    assert bundle.info.score == info.test
     assert se.validate(bundle, max_drop=0.0).parity_ok
 
 
@@ -381,7 +381,7 @@ def test_a_network_with_one_output_is_sparsified_without_a_score_and_not_on_data
         assert not (tmp_path / "run").exists()
     done = sparsify("one_logit:factory", tmp_path / "run", data="none", input_shape=(1, 8, 8))
     assert capped(done) == ["1.weight"]
-    assert "accuracy was not measured: no data were given" in str(done.report)
+    assert "no score was measured: no data were given" in str(done.report)
 
 
 WIDE = """

@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
                 {
                     "epoch": epoch,
                     "train_loss": 2.0 / epoch,
-                    "validation_percent": 90.0 + epoch,
+                    "validation_score": 90.0 + epoch,
                     "flip_rate": 0.1 / epoch if density < 1 and epoch < 3 else None,
                 }
                 for epoch in (1, 2, 3)

@@ -59,7 +59,7 @@ def test_every_picture_is_there_and_says_in_words_what_it_shows(page: str, made:
     assert titles(page) == TITLES
     told = {title: one.get("aria-label", "") for title, one in zip(TITLES, drawings(page), strict=True)}
     assert made.comparison.difference is not None
-    assert f"{made.comparison.difference.points:+.2f} points" in told["Difference in accuracy"]
+    assert f"{made.comparison.difference.amount:+.2f} points" in told["Difference in accuracy"]
     assert f"sparse {made.comparison.sparse.n_nonzero:,}" in told["Size and work"]
     for at in made.comparison.latency:
         assert f"batch {at.batch}: {at.ratio.estimate:.3f}x" in told["Speed-up"]
@@ -115,7 +115,7 @@ def test_the_verdict_is_one_sentence_with_the_figures(made: Made) -> None:
     assert d is not None
     assert text.startswith(f"At density {made.sparse.info.density:.3g} the sparse network is ")
     assert f"batch 1 ({ratio.estimate:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}])" in text
-    assert f"({d.points:+.2f} points [{d.low:+.2f}, {d.high:+.2f}])" in text
+    assert f"({d.amount:+.2f} points [{d.low:+.2f}, {d.high:+.2f}])" in text
     assert text.endswith(" of the bytes, with 95 % intervals in brackets.")
     assert ". " not in text
 
@@ -127,7 +127,7 @@ def test_the_verdict_names_each_outcome_and_a_gate_that_failed(made: Made) -> No
         latency=(replace(first, outcome="speed-up"), replace(second, outcome="slow-down")),
         gate_failed="The sparse accuracy is too low.",
         difference=None,
-        accuracy_source="recorded",
+        score_source="recorded",
     )
     text = verdict(mixed)
     assert "is faster at batch 1 (" in text
@@ -139,15 +139,15 @@ def test_the_verdict_names_each_outcome_and_a_gate_that_failed(made: Made) -> No
 def test_a_comparison_without_accuracies_has_a_page_too(made: Made, tmp_path: Path) -> None:
     nothing = replace(
         made.comparison,
-        dense=replace(made.comparison.dense, accuracy=None, nonzero_macs=None),
-        sparse=replace(made.comparison.sparse, accuracy=None),
+        dense=replace(made.comparison.dense, score=None, nonzero_macs=None),
+        sparse=replace(made.comparison.sparse, score=None),
         difference=None,
-        accuracy_drop_points=None,
-        accuracy_source=None,
+        drop=None,
+        score_source=None,
     )
     text = write_report(tmp_path / "report.html", nothing, made.dense, made.sparse).read_text()
     assert titles(text) == TITLES[1:]
-    assert "accuracy, not measured" in text
+    assert "score, not measured" in text
 
 
 def test_times_of_layers_are_shown_where_they_were_measured_and_not_denied(made: Made) -> None:

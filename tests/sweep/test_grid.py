@@ -35,7 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "cuda_graph": False,
     "sync_batch_norm": False,
     "ema": 0.0,
-    "loss": "cross-entropy",
+    "loss": "",
     "grad_clip": 0.0,
     "accumulate": 1,
     "label_smoothing": 0.0,

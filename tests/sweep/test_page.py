@@ -7,7 +7,7 @@ import re
 import pytest
 
 from sparse_export.instruments.statistics import Mean, mean_interval
-from sparse_export.sweep.page import accuracy_chart
+from sparse_export.sweep.page import score_chart
 from sparse_export.sweep.run_list import Setting
 from sparse_export.sweep.table import Row
 
@@ -74,7 +74,7 @@ def dense(momentum: float, test: float | None, validation: float | None) -> Row:
 def test_the_dense_line_is_chosen_by_validation_and_called_by_its_setting(
     rows: list[Row], line: list[str], note: str
 ) -> None:
-    chart = accuracy_chart([*rows, row("set", 90.0, 91.0, density=0.1)])
+    chart = score_chart([*rows, row("set", 90.0, 91.0, density=0.1)])
     assert re.findall(r">([^<>]*dense[^<>]*)</text>", chart) == line
     drawing, _, below = chart.partition("</svg>")
     assert "best of" not in drawing

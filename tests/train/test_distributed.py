@@ -97,7 +97,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     two = se.open_run(tmp_path / "two")
     assert one.info.test is not None
     assert two.info.test is not None
-    assert abs(one.info.test.percent - two.info.test.percent) < 2.0  # 8 of 400 pictures
+    assert abs(one.info.test.figure - two.info.test.figure) < 2.0  # 8 of 400 pictures
     assert two.info.n_active == one.info.n_active
     assert [line["train_loss"] for line in course(two.path)] == pytest.approx(
         [line["train_loss"] for line in course(one.path)], rel=0.2
@@ -116,7 +116,7 @@ def test_two_processes_reach_what_one_reaches_on_mnist(mnist_dir: Path, tmp_path
     two = se.open_run(tmp_path / "two")
     assert one.info.test is not None
     assert two.info.test is not None
-    assert abs(one.info.test.percent - two.info.test.percent) < 0.4
+    assert abs(one.info.test.figure - two.info.test.figure) < 0.4
     # Without batch norm the sums differ by rounding alone.
     assert course(two.path)[0]["train_loss"] == pytest.approx(course(one.path)[0]["train_loss"], rel=1e-2)
 
@@ -135,7 +135,7 @@ def test_a_killed_process_ends_the_others_with_a_reason_and_one_process_goes_on(
     resumed = train(None, run, resume=True)
     assert resumed.info.n_processes == 1
     assert resumed.info.test is not None
-    assert resumed.info.test.percent > 60
+    assert resumed.info.test.figure > 60
     assert [line["epoch"] for line in course(run)] == [1, 2, 3]
 
 

@@ -98,7 +98,7 @@ def test_a_run_saves_the_average_which_keeps_to_the_masks(tmp_path: Path) -> Non
     # What is on record is the accuracy of what was saved: building and validating hold it to that.
     bundle = se.build(run, tmp_path / "bundle")
     validation = se.validate(bundle, max_drop=0.0)
-    assert validation.accuracy == run.info.test
+    assert validation.score == run.info.test
     assert validation.parity_ok
 
 

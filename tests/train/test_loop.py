@@ -68,7 +68,7 @@ def test_a_run_says_what_it_is_and_its_files_agree(unbroken: Path) -> None:
     assert (info.data.n_train, info.data.n_validation, info.data.n_test) == (1257, 140, 400)
     assert info.test is not None
     assert info.test.n_samples == 400
-    assert info.test.percent > 60  # three epochs; chance is 10
+    assert info.test.figure > 60  # three epochs; chance is 10
     assert (info.n_threads, info.epochs, info.n_steps) == (1, EPOCHS, EPOCHS * (1257 // 64))
     assert json.loads((unbroken / "run.json").read_text())["recipe"]["sparsity"]["density"] == 0.2
 

@@ -363,7 +363,7 @@ def test_a_run_promises_its_pattern_and_the_bundle_keeps_it(name: str, tmp_path:
         layers = json.loads((bundle.path / "layers.json").read_text())["layers"]
         assert len([layer for layer in layers if layer["pattern_holds"]]) == len(promised)
     assert run.info.test is not None
-    assert run.info.test.percent > 50  # four epochs; chance is 10
+    assert run.info.test.figure > 50  # four epochs; chance is 10
 
 
 class SignalAtStep(SilentObserver):

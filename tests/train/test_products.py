@@ -128,7 +128,7 @@ def test_a_run_trains_active_weights_alone_but_for_windows_before_updates(
     assert isinstance(run.module, nn.Module)
     assert {type(module) for module in run.module.modules()} >= {nn.Linear}
     assert run.info.test is not None
-    assert run.info.test.percent > 60  # chance is 10
+    assert run.info.test.figure > 60  # chance is 10
 
 
 @pytest.mark.usefixtures("fc1_by_csr")
@@ -238,8 +238,8 @@ def test_a_run_by_24_products_is_the_dense_one_but_for_rounding_and_hands_on_ord
     dense, sparse = (run.info.test for run in runs.values())
     assert dense is not None
     assert sparse is not None
-    assert sparse.percent > 60
-    assert abs(sparse.percent - dense.percent) <= 10
+    assert sparse.figure > 60
+    assert abs(sparse.figure - dense.figure) <= 10
 
 
 def test_a_run_by_24_products_that_is_resumed_has_the_bits_of_an_unbroken_one(
@@ -260,7 +260,7 @@ def test_on_a_card_a_run_by_24_products_learns(pictures: Path, tmp_path: Path) -
     run = train(_recipe_24(pictures, "2:4", epochs=5, batch_size=64), tmp_path / "run", device="cuda")
     assert {fact.by for fact in run.info.products} == {"2:4", "dense"}  # 784 inputs fit, 100 outputs do not
     assert run.info.test is not None
-    assert run.info.test.percent > 60
+    assert run.info.test.figure > 60
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")

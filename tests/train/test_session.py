@@ -39,7 +39,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> se.Run:
 
 def percent(run: se.Run) -> float:
     assert run.info.test is not None
-    return run.info.test.percent
+    return run.info.test.figure
 
 
 def test_bf16_trains_float32_weights_about_as_well(plain: se.Run, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_streamed_pictures_train_build_and_validate_and_resume_with_other_worker
     assert run.info.n_steps == 2 * (43 // 8)
     bundle = se.build(run, tmp_path / "bundle")
     validation = se.validate(bundle, max_drop=0.0)
-    assert validation.accuracy == run.info.test
+    assert validation.score == run.info.test
     again = train(streamed(pictures), tmp_path / "again", device="cpu", workers=2)
     assert outcome(again.path)[0] == outcome(run.path)[0]
 
@@ -256,7 +256,7 @@ def test_networks_of_every_origin_train_build_and_validate_on_real_pictures(
     bundle = se.build(run, tmp_path / "bundle")
     validation = se.validate(bundle, data_dir=home, max_drop=0.0)
     assert validation.parity_ok
-    assert validation.accuracy == run.info.test
+    assert validation.score == run.info.test
 
 
 UNUSUAL = """

@@ -174,7 +174,7 @@ def test_by_products_along_both_axes_it_learns_and_resumes_to_the_same_bits(
     run = train(asked, tmp_path / "whole", device="cpu")
     assert backward == [True]
     assert run.info.test is not None
-    assert run.info.test.percent > 60
+    assert run.info.test.figure > 60
     masks = load_file(run.path / "masks.safetensors")
     tiled = {name for name, mask in masks.items() if mask.ndim == 2 and mask.shape[0] % 4 == 0}
     assert tiled

@@ -11,6 +11,7 @@ from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.passes.pack24 import dense_from_file
+from sparse_export.tasks.scores import MaxDrop
 from sparse_export.trust import TrustedDigests
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class Case:
     What is read from the files is read when it is first asked for, and checked by hash before.
 
     Attributes:
-        max_drop: percentage points of accuracy.
+        max_drop: how much worse the score may be, as `validate` takes it.
+        task, data: what it is scored for and on, as `validate` takes them.
         require_speedup: what the lower end of the interval of dense / sparse has to reach at every one of
             `batches`, None where nothing was promised.
         run: where the run of the bundle is now.
@@ -38,7 +40,7 @@ class Case:
 
     bundle_path: Path
     against_path: Path
-    max_drop: float
+    max_drop: MaxDrop
     require_speedup: float | None
     batches: tuple[int, ...]
     rounds: int
@@ -49,6 +51,8 @@ class Case:
     run: Path | None
     runtimes: tuple[str, ...] | None
     trust: TrustedDigests
+    task: str | None = None
+    data: str | None = None
 
     @cached_property
     def bundle(self) -> Bundle:

@@ -8,21 +8,22 @@ from sparse_export.errors import GateFailed, SparseExportError
 from sparse_export.evaluate.comparison import Comparison
 from sparse_export.evaluate.links.case import Case
 from sparse_export.evaluate.links.chain import Figure, Finding
-from sparse_export.evaluate.validation import Validation, check_gates
+from sparse_export.evaluate.validation import Validation, check_gates, minus_dense
 from sparse_export.evaluate.verdict import speedup_not_reached
-from sparse_export.tasks.accuracy import (
-    accuracy_text,
-    difference_text,
-    drop_points,
-    lost_too_much,
-    percent_text,
-)
 from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
+from sparse_export.tasks.scores import (
+    allowed_drop,
+    allowed_text,
+    drop_of,
+    lost_too_much,
+    score_text,
+    value_text,
+)
 
-__all__ = ["accuracy_is_kept", "speed_is_reached"]
+__all__ = ["score_is_kept", "speed_is_reached"]
 
 
-def accuracy_is_kept(case: Case, validation: Validation) -> Finding:
+def score_is_kept(case: Case, validation: Validation) -> Finding:
     """The files give what was trained, and lose no more than max_drop on the test set, whoever runs them.
 
     Args:
@@ -30,42 +31,43 @@ def accuracy_is_kept(case: Case, validation: Validation) -> Finding:
     """
     if validation.agreement is not None:
         return _agreement_is_kept(case, validation, validation.agreement)
-    against, accuracy = validation.against, validation.accuracy
-    if against is None or accuracy is None:
-        raise GateFailed(f"The accuracy of {validation.bundle} was not measured.")
+    against, score = validation.against, validation.score
+    if against is None or score is None:
+        raise GateFailed(f"The score of {validation.bundle} was not measured.")
     told = [
         (
-            f"model.onnx has {accuracy_text(accuracy)} on the test set of {validation.data}, the dense "
-            f"bundle {accuracy_text(against.accuracy)}"
+            f"model.onnx has {score.name} {score_text(score)} on the test set of {validation.data}, the "
+            f"dense bundle {score_text(against.score)}"
         ),
-        f"that is {difference_text(against, p_value=True)}; 95 % interval",
-        f"at most {case.max_drop:g} points may be lost",
+        f"that is {minus_dense(against)}",
+        allowed_text(case.max_drop, against.score),
     ]
     figures: dict[str, Figure] = {
-        "accuracy_percent": accuracy.percent,
-        "dense_accuracy_percent": against.accuracy.percent,
-        "points": against.points,
-        "points_low": against.low,
-        "points_high": against.high,
-        "mcnemar_p": against.mcnemar_p,
-        "max_drop_points": case.max_drop,
+        "score": score.figure,
+        "dense_score": against.score.figure,
+        "difference": against.difference.amount,
+        "difference_low": against.difference.low,
+        "difference_high": against.difference.high,
+        "allowed_drop": allowed_drop(case.max_drop, against.score),
     }
-    lost = [("model.onnx", -against.points)]
+    if against.difference.mcnemar_p is not None:
+        figures["mcnemar_p"] = against.difference.mcnemar_p
+    lost = [("model.onnx", against.drop)]
     for one in validation.runtimes:
-        points = drop_points(one.accuracy, against.accuracy)
-        if points is not None:
-            lost.append((one.name, points))
-            told.append(f"{one.name} has {percent_text(one.accuracy)}")
+        drop = drop_of(one.score, against.score)
+        if drop is not None:
+            lost.append((one.name, drop))
+            told.append(f"{one.name} has {value_text(one.score)}")
     told += [f"{name} was not run: {why}" for name, why in validation.not_run.items()]
-    than = f"the dense bundle ({percent_text(against.accuracy)})"
-    found = [lost_too_much(name, points, than, case.max_drop) for name, points in lost]
+    than = f"the dense bundle ({value_text(against.score)})"
+    found = [lost_too_much(name, drop, than, case.max_drop, against.score) for name, drop in lost]
     wrong = [clause for clause in found if clause]
     problem: SparseExportError | None = None
     if wrong:
         problem = GateFailed(
-            f"Accuracy was lost: {'; '.join(wrong)}; sparse minus dense is "
-            f"{difference_text(against, p_value=True)}; 95 % interval.",
-            expected=f"At most {case.max_drop:g} points may be lost.",
+            f"{_upper(score.name)} was lost: {'; '.join(wrong)}; sparse minus dense is "
+            f"{minus_dense(against)}.",
+            expected=f"{_upper(allowed_text(case.max_drop, against.score))}.",
             do="Train longer or at a higher density, or allow a larger drop.",
         )
     else:
@@ -76,17 +78,21 @@ def accuracy_is_kept(case: Case, validation: Validation) -> Finding:
     return Finding(told=tuple(told), figures=figures, problem=problem)
 
 
+def _upper(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
 def _agreement_is_kept(case: Case, validation: Validation, agreement: Agreement) -> Finding:
     """The outputs agree with those of the dense bundle, by all but max_drop, whoever runs them."""
     told = [f"the outputs agree with those of the dense bundle by {agreement_text(agreement)}"]
     told += [f"{one.name}: {output_text(one)}" for one in agreement.outputs]
     told += [f"{name} is not compared: {why}" for name, why in agreement.left_out.items()]
-    told.append(f"at most {case.max_drop:g} points may be lost")
+    told.append(allowed_text(case.max_drop))
     figures: dict[str, Figure] = {
         "agreement_percent": agreement.percent,
         "agreement_percent_low": agreement.low,
         "agreement_percent_high": agreement.high,
-        "max_drop_points": case.max_drop,
+        "allowed_drop": allowed_drop(case.max_drop),
     }
     lost = [("model.onnx", agreement)]
     lost += [(one.name, one.agreement) for one in validation.runtimes if one.agreement is not None]
@@ -97,7 +103,7 @@ def _agreement_is_kept(case: Case, validation: Validation, agreement: Agreement)
     if wrong:
         problem = GateFailed(
             f"Agreement with the dense bundle was lost: {'; '.join(wrong)}.",
-            expected=f"At most {case.max_drop:g} points may be lost.",
+            expected=f"{_upper(allowed_text(case.max_drop))}.",
             do="Make fewer layers sparse, calibrate on real inputs, or allow a larger drop.",
         )
     else:

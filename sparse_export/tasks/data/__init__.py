@@ -38,6 +38,7 @@ __all__ = [
     "names",
     "normalise",
     "picture_files",
+    "require_digest",
     "split",
     "test_sha256",
 ]
@@ -58,6 +59,7 @@ def load(
     *,
     image_size: tuple[int, int] | None = None,
     download: bool = False,
+    classes: bool = True,
 ) -> DataSet:
     """Read a whole data set into memory, on the CPU.
 
@@ -67,6 +69,7 @@ def load(
             starts, the current folder if None.
         image_size: (H, W) for `imagefolder`; for another set of images only its own size is valid.
         download: download a missing set, where torchvision can.
+        classes: the targets have to be class numbers; else those of `npz:FILE` may be any numbers.
 
     Raises:
         UnknownNameError: there is no such set.
@@ -74,7 +77,7 @@ def load(
         DataNotFound: the data are missing, or the download failed.
         ArtefactError: a file is truncated, damaged, or not what the set should be.
     """
-    data = _load(name, None if data_dir is None else Path(data_dir), image_size, download)
+    data = _load(name, None if data_dir is None else Path(data_dir), image_size, download, classes)
     is_image = len(data.input_shape) == 3
     if image_size is not None and is_image and data.input_shape[1:] != tuple(image_size):
         raise UsageError(
@@ -122,18 +125,23 @@ def picture_files(name: str, data_dir: Path | None = None) -> imagefolder.Listin
 
 
 def load_test_set(
-    info: DataInfo, input_shape: tuple[int, ...], data_dir: str | Path | None = None
-) -> tuple[Inputs, Labels]:
+    info: DataInfo,
+    input_shape: tuple[int, ...],
+    data_dir: str | Path | None = None,
+    *,
+    classes: bool = True,
+) -> tuple[Inputs, Array]:
     """Load the test set that a run was tested on.
 
     Args:
         info: of the run.
         input_shape: of one sample.
         data_dir: as of `load`.
+        classes: as of `load`.
 
     Returns:
         Inputs as the network takes them, (N, *input_shape), of which pictures are decoded on slicing, and
-        labels (N,).
+        targets, class numbers (N,) of classes.
 
     Raises:
         ArtefactError: it is another test set than the run's; also as `load`.
@@ -145,11 +153,11 @@ def load_test_set(
     if listing is not None and image_size is not None:
         from sparse_export.tasks.data.pictures import Inputs as Decoded
 
-        _require_digest(info, listing.test.sha256())
+        require_digest(info, listing.test.sha256())
         inputs = Decoded(listing.test, image_size, info.crop_ratio, info.mean, info.std)
         return inputs, listing.test.labels.numpy()
-    found = load(info.name, folder, image_size=image_size)
-    _require_digest(info, test_sha256(found))
+    found = load(info.name, folder, image_size=image_size, classes=classes)
+    require_digest(info, test_sha256(found))
     return normalise(found.x_test, info.mean, info.std).numpy(), found.y_test.numpy()
 
 
@@ -182,15 +190,23 @@ def load_training_sample(
         return Decoded(listing.train, image_size, info.crop_ratio, info.mean, info.std)[
             : min(n, info.n_train)
         ]
-    found = load(info.name, folder, image_size=image_size)
+    found = load(info.name, folder, image_size=image_size, classes=False)
     n_train = min(info.n_train, len(found.x_train))
-    rows = np.random.default_rng(_SAMPLE_SEED).permutation(n_train)[:n]
-    sample: Array = normalise(found.x_train[rows.tolist()], info.mean, info.std).numpy()
+    drawn = np.random.default_rng(_SAMPLE_SEED).permutation(n_train)[:n]
+    sample: Array = normalise(found.x_train[drawn.tolist()], info.mean, info.std).numpy()
     return sample
 
 
-def _require_digest(info: DataInfo, digest: str) -> None:
-    """Raise ArtefactError for another test set than the run's."""
+def require_digest(info: DataInfo, digest: str) -> None:
+    """Check that a test set is that of a run.
+
+    Args:
+        info: of the run.
+        digest: of the test set.
+
+    Raises:
+        ArtefactError: it is another one.
+    """
     if digest != info.test_sha256:
         raise ArtefactError(
             f"The test data of {info.name} differ from those that the run was tested on: "
@@ -199,11 +215,13 @@ def _require_digest(info: DataInfo, digest: str) -> None:
         )
 
 
-def _load(name: str, data_dir: Path | None, image_size: tuple[int, int] | None, download: bool) -> DataSet:
+def _load(
+    name: str, data_dir: Path | None, image_size: tuple[int, int] | None, download: bool, classes: bool
+) -> DataSet:
     """Load a data set of any kind."""
     form, colon, place = name.partition(":")
     if colon and f"{form}:" in ("npz:", "imagefolder:"):
-        return _load_own(name, form, place, data_dir, image_size)
+        return _load_own(name, form, place, data_dir, image_size, classes)
     if name not in _NAMES:
         raise UnknownNameError("data set", name, (*_NAMES, *_FORMS))
     if name == "digits":
@@ -220,14 +238,14 @@ def _load(name: str, data_dir: Path | None, image_size: tuple[int, int] | None, 
 
 
 def _load_own(
-    name: str, form: str, place: str, data_dir: Path | None, image_size: tuple[int, int] | None
+    name: str, form: str, place: str, data_dir: Path | None, image_size: tuple[int, int] | None, classes: bool
 ) -> DataSet:
     """Load a user's own data set."""
     path = _own_path(name, place, data_dir)
     if form == "npz":
         from sparse_export.tasks.data import npz
 
-        return npz.load(name, path)
+        return npz.load(name, path, classes=classes)
 
     from sparse_export.tasks.data import imagefolder
 

@@ -26,12 +26,12 @@ class DataSet:
     Attributes:
         name: of the data set.
         x_train: uint8 (N, C, H, W), or float32 (N, C, …).
-        y_train: int64 (N,), 0 <= y < n_classes.
+        y_train: int64 (N,), 0 <= y < n_classes; without classes numbers (N, …).
         x_test: as x_train.
         y_test: as y_train.
         mean: per channel, of uint8 inputs after scaling to 0..1.
         std: likewise; none is zero.
-        n_classes: number of classes.
+        n_classes: number of classes; None for targets that are none.
         test_digest: of the test set, where it is not computed from its arrays, see `test_sha256`.
 
     Raises:
@@ -45,10 +45,12 @@ class DataSet:
     y_test: Tensor = field(repr=False)
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    n_classes: int
+    n_classes: int | None
     test_digest: str = ""
 
     def __post_init__(self) -> None:
+        if self.n_classes is None:
+            return
         for part, x, y in (("training", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
             require_labels(y, n_samples=len(x), n_outputs=self.n_classes, of=f"the {part} set of {self.name}")
 

@@ -22,7 +22,7 @@ MAX_CLASSES = 1_000_000  # a larger label is an identifier or a measurement, not
 _Array = np.ndarray[Any, Any]
 
 
-def load(name: str, path: Path) -> DataSet:
+def load(name: str, path: Path, *, classes: bool = True) -> DataSet:
     """Load an archive.
 
     mean and std are those of its training set, and the number of classes is the largest label plus one.
@@ -32,12 +32,13 @@ def load(name: str, path: Path) -> DataSet:
     Args:
         name: of the data set.
         path: of the archive.
+        classes: as of `read_arrays`.
 
     Raises:
         DataNotFound: there is no such file.
         ArtefactError: as `read_arrays`.
     """
-    x_train, y_train, x_test, y_test = read_arrays(name, path)
+    x_train, y_train, x_test, y_test = read_arrays(name, path, classes=classes)
     mean, std = channel_statistics(x_train)
     return DataSet(
         name=name,
@@ -47,11 +48,11 @@ def load(name: str, path: Path) -> DataSet:
         y_test=y_test,
         mean=mean,
         std=std,
-        n_classes=int(max(y_train.max(), y_test.max())) + 1,
+        n_classes=int(max(y_train.max(), y_test.max())) + 1 if classes else None,
     )
 
 
-def read_arrays(name: str, path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def read_arrays(name: str, path: Path, *, classes: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Read and check the arrays of an archive.
 
     Args:
@@ -59,6 +60,7 @@ def read_arrays(name: str, path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         path: of the archive. Its inputs are uint8 images (N, H, W), (N, C, H, W) or (N, H, W, C), or floats
             of any shape (N, C, …); its labels are integers (N,), from 0 up. Arrays of four axes are
             channels-last when the last axis has length 1 or 3 and the second has not.
+        classes: the targets have to be class numbers; else they are finite numbers of any shape (N, …).
 
     Returns:
         x_train, y_train, x_test and y_test: inputs uint8 (N, C, H, W) or float32, labels int64 (N,).
@@ -73,8 +75,8 @@ def read_arrays(name: str, path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             do="Correct the path; a relative one starts at --data-dir if given, else at the current folder.",
         )
     arrays = _read(path)
-    x_train, y_train = _samples(path, arrays, "train")
-    x_test, y_test = _samples(path, arrays, "test")
+    x_train, y_train = _samples(path, arrays, "train", classes)
+    x_test, y_test = _samples(path, arrays, "test", classes)
     if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
         raise damaged(
             path,
@@ -120,10 +122,11 @@ def _why(cause: Exception) -> str:
     return str(cause).rstrip(".") or type(cause).__name__
 
 
-def _samples(path: Path, arrays: dict[str, _Array], part: str) -> tuple[Tensor, Tensor]:
+def _samples(path: Path, arrays: dict[str, _Array], part: str, classes: bool) -> tuple[Tensor, Tensor]:
     """Inputs and labels of `train` or `test`."""
     x = _inputs(path, f"x_{part}", arrays[f"x_{part}"])
-    return x, _labels(path, f"y_{part}", arrays[f"y_{part}"], len(x))
+    read = _labels if classes else _targets
+    return x, read(path, f"y_{part}", arrays[f"y_{part}"], len(x))
 
 
 def _inputs(path: Path, key: str, x: _Array) -> Tensor:
@@ -161,6 +164,17 @@ def _labels(path: Path, key: str, y: _Array, n_samples: int) -> Tensor:
             path, f"has labels in {key} that {problem.what}", do=f"{problem.do} Then write the file again."
         )
     return torch.from_numpy(y.astype(np.int64))
+
+
+def _targets(path: Path, key: str, y: _Array, n_samples: int) -> Tensor:
+    """Targets of any task: int64 or float32. Raises ArtefactError for what are no finite numbers."""
+    if y.dtype.kind not in "biuf" or y.ndim == 0 or len(y) != n_samples or not np.isfinite(y).all():
+        raise damaged(
+            path,
+            f"has {key} of {_describe(y)} for {n_samples} samples, which are no finite numbers for each",
+            do="Give one target for each sample and write the file again.",
+        )
+    return torch.from_numpy(y.astype(np.float32 if y.dtype.kind == "f" else np.int64))
 
 
 def _describe(array: _Array | Tensor) -> str:

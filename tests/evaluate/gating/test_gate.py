@@ -33,12 +33,12 @@ from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import Run, save_run_info
 from sparse_export.signature import class_signature
 from sparse_export.tasks import data
-from sparse_export.tasks.accuracy import accuracy_text
+from sparse_export.tasks.scores import score_text
 from tests.engines.making import engine_fact, header
 from tests.evaluate.gating.conftest import QUICK, Spoil, rewrite
 from tests.making_runs import digits_accuracy, digits_fact, digits_run, save_run
 
-LINKS = ("files", "weights", "graph", "engines", "accuracy", "speed")
+LINKS = ("files", "weights", "graph", "engines", "score", "speed")
 ENGINE = "engines/made-up.engine"
 VERSION = "1.7.1.116"
 
@@ -85,17 +85,17 @@ def test_a_good_bundle_passes_and_every_link_tells_its_figures(passed: Gate) -> 
         "weights": "kept",
         "graph": "kept",
         "engines": "nothing to check",
-        "accuracy": "kept",
+        "score": "kept",
         "speed": "nothing to check",
     }
     text = " ".join(str(passed).split())
     assert passed.validation is not None
-    assert passed.validation.accuracy is not None
-    assert f"model.onnx has {accuracy_text(passed.validation.accuracy)} on the test set" in text
+    assert passed.validation.score is not None
+    assert f"model.onnx has accuracy {score_text(passed.validation.score)} on the test set" in text
     assert "4 stored weights hold 2:4" in text
     assert "of the run's own weights 4 keep their pattern" in text
     assert "McNemar p 1" in text
-    assert "PASSED. Kept: files, weights, graph, accuracy. Nothing to check: engines, speed." in text
+    assert "PASSED. Kept: files, weights, graph, score. Nothing to check: engines, speed." in text
     check_gate(passed)
 
 
@@ -112,7 +112,7 @@ def test_the_results_can_be_read_by_machines(passed: Gate, tmp_path: Path) -> No
         "errors": "0",
         "skipped": "2",
     }
-    points = suite.find("testcase[5]/properties/property[@name='points']")
+    points = suite.find("testcase[5]/properties/property[@name='difference']")
     assert points is not None
     assert float(points.get("value", "nan")) == 0.0
 
@@ -283,15 +283,15 @@ def test_an_engine_that_nobody_vouched_for_breaks_the_engines(
 
 def test_lost_accuracy_breaks_the_accuracy_with_its_figures(dense: Bundle, tmp_path: Path) -> None:
     others = [build(digits_run(tmp_path / f"run-{seed}", density=1.0, seed=seed)) for seed in (6, 7)]
-    worst, *_, best = sorted((dense, *others), key=lambda one: one.info.accuracy.percent)  # type: ignore[union-attr]
-    assert worst.info.accuracy is not None
-    assert best.info.accuracy is not None
-    lost = best.info.accuracy.percent - worst.info.accuracy.percent
+    worst, *_, best = sorted((dense, *others), key=lambda one: one.info.score.figure)  # type: ignore[union-attr]
+    assert worst.info.score is not None
+    assert best.info.score is not None
+    lost = best.info.score.figure - worst.info.score.figure
     assert lost > 1
     found = gate(worst.path, best.path, n_threads=1)
-    reason = broken_at(found, "accuracy", 3)
+    reason = broken_at(found, "score", 3)
     assert f"model.onnx is {lost:.2f} points below the dense bundle" in reason
-    assert found.links[4].figures["points"] == pytest.approx(-lost)
+    assert found.links[4].figures["difference"] == pytest.approx(-lost)
     assert found.validation is not None
     assert gate(worst.path, best.path, n_threads=1, max_drop=lost).passed
 
@@ -304,7 +304,7 @@ def test_data_that_are_not_here_break_the_accuracy(copied: Path, dense: Bundle, 
         assert info.data is not None
         rewrite(folder, data=replace(info.data, name="mnist"))
     found = gate(copied, against, data_dir=tmp_path / "no-data")
-    broken_at(found, "accuracy", 5)
+    broken_at(found, "score", 5)
     assert found.links[4].error == "DataNotFound"
 
 
@@ -432,17 +432,17 @@ def test_wrong_usage_that_is_found_on_the_way_breaks_its_link_and_is_written(
     assert info.data is not None
     rewrite(copied, data=replace(info.data, test_sha256="0" * 64))
     found = gate(sparse.path, copied)
-    assert "the very same samples" in broken_at(found, "accuracy", 2)
+    assert "the very same samples" in broken_at(found, "score", 2)
     (error,) = ElementTree.parse(write_results(tmp_path, found)[1]).getroot().iter("error")
     assert error.get("type") == "UsageError"
-    with pytest.raises(UsageError, match="The link 'accuracy' is broken"):
+    with pytest.raises(UsageError, match="The link 'score' is broken"):
         check_gate(found)
 
 
 def test_an_unknown_name_that_breaks_a_link_is_told_as_it_was(passed: Gate) -> None:
     """Its class makes its own sentence of a name, and takes none."""
     broken = replace(passed.links[4], outcome="broken", error="UnknownNameError", reason="No such thing.")
-    with pytest.raises(UsageError, match="The link 'accuracy' is broken: No such thing"):
+    with pytest.raises(UsageError, match="The link 'score' is broken: No such thing"):
         check_gate(replace(passed, links=(broken,)))
 
 
@@ -451,12 +451,12 @@ def test_labels_that_do_not_fit_the_outputs_break_the_link_of_accuracy(
 ) -> None:
     genuine = data.load_test_set
 
-    def shifted(*args: Any) -> Any:
-        inputs, labels = genuine(*args)
+    def shifted(*args: Any, **options: Any) -> Any:
+        inputs, labels = genuine(*args, **options)
         return inputs, labels + 6
 
     monkeypatch.setattr(data, "load_test_set", shifted)
-    reason = broken_at(gate(sparse.path, dense.path, n_threads=1), "accuracy", 2)
+    reason = broken_at(gate(sparse.path, dense.path, n_threads=1), "score", 2)
     assert "The labels of the test set of digits run from 6 to 15, outside the class numbers 0 to 9" in reason
 
 

@@ -3,42 +3,43 @@ from __future__ import annotations
 import pytest
 
 from sparse_export.errors import UsageError
-from sparse_export.formats.run import Accuracy
-from sparse_export.instruments.statistics import AccuracyDifference, Mean
-from sparse_export.tasks.accuracy import (
-    accuracy_text,
+from sparse_export.formats.score import Score
+from sparse_export.instruments.paired_scores import ScoreDifference
+from sparse_export.instruments.statistics import Mean
+from sparse_export.tasks.scores import (
+    change_text,
     difference_text,
-    drop_points,
+    drop_of,
     lost_too_much,
     mean_percent_text,
-    percent_text,
-    points_text,
     require_possible_drop,
+    score_text,
+    value_text,
 )
 
-FOUND = Accuracy(n_correct=982, n_samples=1000)
+FOUND = Score(n_correct=982, n_samples=1000)
 
 
-def _difference(points: float, low: float, high: float) -> AccuracyDifference:
-    return AccuracyDifference(
-        points=points, low=low, high=high, n_samples=1000, n_only_a=3, n_only_b=1, mcnemar_p=0.0389
+def _difference(amount: float, low: float, high: float) -> ScoreDifference:
+    return ScoreDifference(
+        amount=amount, low=low, high=high, n_samples=1000, n_only_a=3, n_only_b=1, mcnemar_p=0.0389
     )
 
 
 @pytest.mark.parametrize(
     ("found", "wanted"),
     [
-        (percent_text(FOUND), "98.20 %"),
-        (percent_text(None), "not measured"),
-        (percent_text(None, "-"), "-"),
-        (accuracy_text(FOUND), "98.20 % (982/1000)"),
-        (accuracy_text(None, "none"), "none"),
+        (value_text(FOUND), "98.20 %"),
+        (value_text(None), "not measured"),
+        (value_text(None, "-"), "-"),
+        (score_text(FOUND), "98.20 % (982/1000)"),
+        (score_text(None, "none"), "none"),
         (mean_percent_text(Mean(mean=98.204, half_width=0.0749, n=3)), "98.20 ± 0.07"),
         (mean_percent_text(Mean(mean=98.2, half_width=None, n=1)), "98.20"),
         (mean_percent_text(None), "-"),
-        (points_text(-0.2), "-0.20 points"),
-        (points_text(0.0), "+0.00 points"),
-        (points_text(-0.0021), "-0.002 points"),
+        (change_text(-0.2), "-0.20 points"),
+        (change_text(0.0), "+0.00 points"),
+        (change_text(-0.0021), "-0.002 points"),
         (difference_text(_difference(-0.2, -0.35, 0.049)), "-0.20 points [-0.35, +0.05]"),
         (
             difference_text(_difference(-0.2, -0.35, -0.05), p_value=True),
@@ -51,9 +52,9 @@ def test_accuracies_in_words(found: str, wanted: str) -> None:
 
 
 def test_a_drop_is_the_reference_minus_the_accuracy() -> None:
-    assert drop_points(FOUND, Accuracy(n_correct=992, n_samples=1000)) == pytest.approx(1.0)
-    assert drop_points(None, FOUND) is None
-    assert drop_points(FOUND, None) is None
+    assert drop_of(FOUND, Score(n_correct=992, n_samples=1000)) == pytest.approx(1.0)
+    assert drop_of(None, FOUND) is None
+    assert drop_of(FOUND, None) is None
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_more_is_lost_than_may_be_only_beyond_rounding(
 
 @pytest.mark.parametrize("bound", [-0.1, float("nan"), float("inf")])
 def test_a_bound_that_is_no_bound_is_refused(bound: float) -> None:
-    with pytest.raises(UsageError, match=f"allowed drop is {bound} points"):
+    with pytest.raises(UsageError, match=f"allowed drop is {bound}"):
         require_possible_drop(bound)
     require_possible_drop(None)
     require_possible_drop(0.0)

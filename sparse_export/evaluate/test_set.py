@@ -1,0 +1,119 @@
+"""The samples that a bundle is scored on: those on record, or those that a caller names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparse_export import trust as trust_store
+from sparse_export.errors import UsageError
+from sparse_export.files import sha256_file
+from sparse_export.formats.bundle import BUNDLE_FILE, Bundle
+from sparse_export.formats.run import AGREEMENT
+from sparse_export.tasks.data import own
+from sparse_export.tasks.labels import require_outputs
+from sparse_export.tasks.samples import LabelledSamples, labelled, load_test_set, named_samples
+from sparse_export.tasks.shipped import Classification, is_own, task_named
+from sparse_export.tasks.task import Task
+from sparse_export.trust import TrustedDigests
+
+__all__ = ["is_scored", "require_possible_task", "task_of", "test_set_of"]
+
+_OTHER_TASK = (
+    "Name another task by --task, or leave the data out: outputs are then held against a dense bundle."
+)
+
+
+def is_scored(bundle: Bundle, data: str | None) -> bool:
+    """Are there targets that the bundle can be scored on?"""
+    return data is not None or bundle.info.data is not None
+
+
+def task_of(bundle: Bundle, task: str | None, trust: TrustedDigests) -> Task:
+    """The task that a caller names, or that of the bundle.
+
+    Args:
+        bundle: which names one.
+        task: a caller's, which is the caller's own code; None for that of the bundle.
+        trust: SHA-256 of a manifest whose task may be imported.
+
+    Raises:
+        UsageError: the bundle has no task with a score, or the task cannot be imported.
+        NotTrustedError: nobody vouches for the bundle's own task.
+    """
+    if task is not None:
+        return task_named(task)
+    name = bundle.info.task.name
+    if name == AGREEMENT.name:
+        raise UsageError(
+            f"{bundle.path} names no task, so nothing tells how its outputs are scored.",
+            do="Name one by --task, like classification, regression or package.module:task.",
+        )
+    if is_own(name):
+        _require_trusted(bundle, f"The task {name}", trust)
+    return task_named(name)
+
+
+def require_possible_task(bundle: Bundle, task: Task) -> None:
+    """Check, before anything runs, that a network gives what its task scores.
+
+    Args:
+        bundle: of the network.
+        task: what it is for.
+
+    Raises:
+        UsageError: a classification of a network that gives no scores of classes.
+    """
+    if isinstance(task, Classification):
+        require_outputs(bundle.info.signature.n_classes, f"The network of {bundle.path}", do=_OTHER_TASK)
+
+
+def test_set_of(
+    bundle: Bundle,
+    *,
+    task: str | None = None,
+    data: str | None = None,
+    data_dir: str | Path | None = None,
+    trust: TrustedDigests = None,
+) -> LabelledSamples | None:
+    """The samples that a bundle is scored on.
+
+    Args:
+        bundle: whose network takes them.
+        task: what it is for; None for what the bundle says.
+        data: `npz:FILE` with an array for each input and one `targets`, or `package.module:data` with a part
+            `test`; None for the data on record.
+        data_dir: where data sets lie, and where a relative FILE starts.
+        trust: SHA-256 of a manifest whose own code may be imported.
+
+    Returns:
+        The samples; None where no data are named and none are on record.
+
+    Raises:
+        UsageError: the network, the data or the targets do not fit the task.
+        DataNotFound: the data are not there.
+        ArtefactError: they are damaged, or not those on record.
+        NotTrustedError: nobody vouches for code that the bundle names.
+    """
+    info, network = bundle.info, f"The network of {bundle.path}"
+    if not is_scored(bundle, data):
+        if task is not None:
+            raise UsageError(
+                f"{bundle.path} names no data set to score the task {task} on.",
+                do="Give --data npz:FILE or --data package.module:data.",
+            )
+        return None
+    known = task_of(bundle, task, trust)
+    if data is not None:
+        samples, targets = named_samples(data, info.signature, data_dir)
+        return labelled(samples, targets, known, info.signature, of=data, network=network, do=_OTHER_TASK)
+    assert info.data is not None
+    if own.is_own(info.data.name):
+        _require_trusted(bundle, f"The data {info.data.name}", trust)
+    return load_test_set(info.data, info.signature, data_dir, task=known, network=network, do=_OTHER_TASK)
+
+
+test_set_of.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it where a test imports it
+
+
+def _require_trusted(bundle: Bundle, what: str, trust: TrustedDigests) -> None:
+    trust_store.require(sha256_file(bundle.path / BUNDLE_FILE), f"{what} in {bundle.path}", trusted=trust)
