@@ -44,6 +44,7 @@ FLOORS = {
     "pages": 1,
     "sparsity": 1,
     "formats": 2,
+    "own_code": 1,
     "trust": 2,
     "graph": 3,
     "tasks": 3,

@@ -83,11 +83,12 @@ def new_run_info(
     Raises:
         UsageError: a score is not a `Score`.
     """
-    for name, accuracy in (("validation", validation), ("test", test)):
-        if accuracy is not None and not isinstance(accuracy, Score):
+    for name, score in (("validation", validation), ("test", test)):
+        if score is not None and not isinstance(score, Score):
             raise UsageError(
-                f"{name} is {accuracy!r}, which is no count of correct predictions.",
-                do=f"Give {name}=Score(n_correct=..., n_samples=...), of sparse_export.formats.run.",
+                f"{name} is {score!r}, which does not say what it is a score of.",
+                do=f"Give {name}=Score(n_correct=..., n_samples=...), of sparse_export.formats.score, or "
+                "Score(name=..., value=..., n_samples=..., is_share=...).",
             )
     masked = [layer for layer in layers if layer.masked] or layers
     n_masked = sum(layer.n_weights for layer in masked)

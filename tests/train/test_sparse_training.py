@@ -411,13 +411,13 @@ def test_a_run_whose_inactive_weights_were_trained_is_not_recorded(tmp_path: Pat
     assert trainer.run(tmp_path / "run").info.status == "complete"
 
 
-def test_an_accuracy_is_recorded_as_counts_alone(tmp_path: Path) -> None:
+def test_a_score_is_recorded_as_such_alone(tmp_path: Path) -> None:
     model = network()
     trainer = se.SparseTraining(
         model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), density=0.3, total_steps=4
     )
     take_steps(trainer, 1)
-    with pytest.raises(UsageError, match=r"test is 0\.93.*Accuracy\(n_correct"):
+    with pytest.raises(UsageError, match=r"test is 0\.93.*Score\(n_correct"):
         trainer.run(tmp_path / "run", test=0.93)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
 
