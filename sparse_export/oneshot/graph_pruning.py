@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,24 @@ from sparse_export.oneshot.branches import with_taken_branches
 from sparse_export.oneshot.graph_state import FinishedWeight, State, digest_of
 from sparse_export.oneshot.graph_statistics import Factor, inputs_of
 from sparse_export.oneshot.graph_weights import GraphWeight, weights_of_graph, with_uses_in
-from sparse_export.oneshot.input_statistics import require_finite
 from sparse_export.oneshot.layers import Method, prune_weight
 from sparse_export.oneshot.report import SparsifiedLayer
 from sparse_export.oneshot.segments import Segment, Stop, plan_segments
-from sparse_export.oneshot.unfolding import LARGEST_GRAM, InputStatistics, InputSums, gram_too_large, joined
+from sparse_export.oneshot.unfolding import (
+    LARGEST_GRAM,
+    InputStatistics,
+    InputSums,
+    gram_too_large,
+    joined,
+    require_finite,
+)
 from sparse_export.oneshot.walk import Values, Walk
 from sparse_export.oneshot.weights import kept_share
 from sparse_export.oneshot.wiring import wiring_of
 from sparse_export.signature import Feeds, Signature
 from sparse_export.sparsity.pattern import NMPattern
 
-__all__ = ["CALIBRATION_MEMORY", "PrunedGraph", "sparsify_graph"]
+__all__ = ["CALIBRATION_MEMORY", "Finished", "PrunedGraph", "sparsify_graph", "squares_of_graph"]
 
 CALIBRATION_MEMORY = 3 * 2**29
 """Bytes of the values that a walk keeps in memory between two segments."""
@@ -51,6 +57,7 @@ class PrunedGraph:
         n_calibration: samples that were looked at; 0 without.
         n_resumed: layers that an earlier process had finished.
         spilled_bytes: of values that did not fit into the memory for them, and went to disk.
+        masks: of the weights that were pruned by this call, bool of the stored shape, by name.
     """
 
     model: onnx.ModelProto
@@ -58,6 +65,7 @@ class PrunedGraph:
     n_calibration: int
     n_resumed: int
     spilled_bytes: int
+    masks: dict[str, Tensor]
 
 
 def sparsify_graph(
@@ -74,6 +82,8 @@ def sparsify_graph(
     observer: Finished | None = None,
     provider: str = "cpu",
     n_threads: int | None = None,
+    only: Collection[str] | None = None,
+    allowed: Mapping[str, Tensor] | None = None,
 ) -> PrunedGraph:
     """Bring the weights of a graph under an N:M pattern by one walk over it.
 
@@ -92,6 +102,8 @@ def sparsify_graph(
         observer: see `Finished`.
         provider: of onnxruntime, for the walk.
         n_threads: of onnxruntime inside an operator; None for one for each core.
+        only: the weights that get the pattern, as far as they can; None for all that should.
+        allowed: by name, bool of the stored shape, False where a zero stays one.
 
     Raises:
         UsageError: inputs do not fit or are NaN or infinite inside the network, no weight can take the
@@ -111,7 +123,9 @@ def sparsify_graph(
     pruned = onnx.ModelProto()
     pruned.CopyFrom(model)
     wiring = wiring_of(pruned)
-    weights = weights_of_graph(pruned, wiring, pattern, keep_dense=keep_dense, planned_dense=planned_dense)
+    weights = weights_of_graph(
+        pruned, wiring, pattern, keep_dense=keep_dense, planned_dense=planned_dense, only=only
+    )
     kept = None
     if state is not None:
         options = {
@@ -128,7 +142,9 @@ def sparsify_graph(
         if walked is not pruned:
             wiring = wiring_of(walked)
             found = with_uses_in(found, walked, wiring)
-    work = _Work(pruned, walked, found, method, kept, observer, has_inputs=bool(batches))
+    work = _Work(
+        pruned, walked, found, method, kept, observer, has_inputs=bool(batches), allowed=allowed or {}
+    )
     spilled = 0
     seen = [weight for weight in found if not weight.unseen] if batches else []
     for weight in found:
@@ -157,7 +173,54 @@ def sparsify_graph(
         n_calibration=sum(signature.n_samples(feeds) for feeds in batches),
         n_resumed=work.n_resumed,
         spilled_bytes=spilled,
+        masks=work.masks,
     )
+
+
+def squares_of_graph(
+    model: onnx.ModelProto,
+    *,
+    signature: Signature,
+    batches: Sequence[Feeds],
+    pattern: NMPattern,
+    only: Collection[str],
+    memory_bytes: int = CALIBRATION_MEMORY,
+    n_threads: int | None = None,
+) -> dict[str, InputStatistics]:
+    """Sum up the squares of what weights are multiplied by, by one walk over a graph that stays as it is.
+
+    Args:
+        model: as of `sparsify_graph`, as are signature, batches, memory_bytes and n_threads.
+        pattern: that the weights could get.
+        only: the weights.
+
+    Returns:
+        By name, without those whose inputs are not seen.
+
+    Raises:
+        UsageError: inputs do not fit or are NaN or infinite inside the network.
+        ArtefactError: onnxruntime cannot run the graph.
+    """
+    for feeds in batches:
+        signature.require_feeds(feeds)
+    wiring = wiring_of(model)
+    weights = weights_of_graph(model, wiring, pattern, only=only).pruned
+    seen = [weight for weight in weights if not weight.unseen]
+    stops = [replace(_stop(weight), size=weight.form.n_groups * weight.form.n_columns) for weight in seen]
+    segments = plan_segments(wiring, stops, most=LARGEST_GRAM)
+    found: dict[str, InputStatistics] = {}
+    with Walk(
+        model, wiring, segments, batches, memory_bytes=memory_bytes, provider="cpu", n_threads=n_threads
+    ) as walk:
+        for segment in segments:
+            here = [seen[index] for index in segment.stops]
+            sums = _sums(walk, segment, here, lambda _: False)
+            for weight in here:
+                one = _of_weight(weight, sums)
+                if one is not None:
+                    require_finite(weight.name, one)
+                    found[weight.name] = one
+    return found
 
 
 def _to_walk(
@@ -189,10 +252,22 @@ def _too_large(weight: GraphWeight) -> str:
 def _calibrate(walk: Walk, segment: Segment, weights: Sequence[GraphWeight], work: _Work) -> None:
     """Run a segment, and prune the weights whose inputs it makes."""
     todo = [weight for weight in weights if weight.name not in work.layers]
-    sums: dict[Factor, InputSums] = {}
+    if segment.preview and not todo:
+        walk.skip()
+        return
+    sums = _sums(walk, segment, todo, lambda weight: not _too_large(weight))
     for weight in todo:
+        work.finish(weight, _of_weight(weight, sums))
+
+
+def _sums(
+    walk: Walk, segment: Segment, weights: Sequence[GraphWeight], has_gram: Callable[[GraphWeight], bool]
+) -> dict[Factor, InputStatistics | None]:
+    """Run a segment, and sum up what the weights are multiplied by."""
+    sums: dict[Factor, InputSums] = {}
+    for weight in weights:
         for use in weight.uses:
-            sums.setdefault(use.factor, InputSums(gram=not _too_large(weight)))
+            sums.setdefault(use.factor, InputSums(gram=has_gram(weight)))
 
     def see(_batch: int, values: Values) -> None:
         for factor, one in sums.items():
@@ -201,14 +276,12 @@ def _calibrate(walk: Walk, segment: Segment, weights: Sequence[GraphWeight], wor
             for inputs in inputs_of(factor, value):
                 one.add(inputs)
 
-    if not segment.preview or todo:
-        walk.run(see, list(dict.fromkeys(factor.value for factor in sums)))
-    else:
-        walk.skip()
-    found = {factor: one.statistics() for factor, one in sums.items()}
-    for weight in todo:
-        parts = [part for use in weight.uses if (part := found[use.factor]) is not None]
-        work.finish(weight, joined(parts))
+    walk.run(see, list(dict.fromkeys(factor.value for factor in sums)))
+    return {factor: one.statistics() for factor, one in sums.items()}
+
+
+def _of_weight(weight: GraphWeight, sums: Mapping[Factor, InputStatistics | None]) -> InputStatistics | None:
+    return joined([part for use in weight.uses if (part := sums[use.factor]) is not None])
 
 
 class _Work:
@@ -224,12 +297,14 @@ class _Work:
         observer: Finished | None,
         *,
         has_inputs: bool,
+        allowed: Mapping[str, Tensor],
     ) -> None:
         self._models = [pruned] if walked is pruned else [pruned, walked]
         self._stored = [{t.name: t for t in one.graph.initializer} for one in self._models]
         self._numbers = {weight.name: i for i, weight in enumerate(weights)}
         self._method, self._state, self._observer = method, state, observer
-        self._has_inputs = has_inputs
+        self._has_inputs, self._allowed = has_inputs, allowed
+        self.masks: dict[str, Tensor] = {}
         self.layers: dict[str, SparsifiedLayer] = {}
         for weight in weights:
             _require_finite_weight(self._stored[0][weight.name])
@@ -246,7 +321,15 @@ class _Work:
         if statistics is not None:
             require_finite(weight.name, statistics)
         before = weight.form.weight_of(stored)
-        after = prune_weight(before, weight.cap, method, statistics)
+        allowed = self._allowed.get(weight.name)
+        after = prune_weight(
+            before,
+            weight.cap,
+            method,
+            statistics,
+            allowed=None if allowed is None else weight.form.weight_of(allowed),
+        )
+        self.masks[weight.name] = weight.form.stored_of(after.mask)
         layer = SparsifiedLayer(
             name=weight.name,
             shape=tuple(stored.shape),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -21,6 +21,7 @@ from sparse_export.sparsity.pattern import NMPattern
 __all__ = ["GraphWeight", "WeightUse", "WeightsOfGraph", "weights_of_graph", "with_uses_in"]
 
 _NO_OUTPUT = "the outputs do not hang on it"
+_NOT_CHOSEN = "another layer was chosen"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,7 @@ def weights_of_graph(
     *,
     keep_dense: Sequence[str] = (),
     planned_dense: Mapping[str, str] | None = None,
+    only: Collection[str] | None = None,
 ) -> WeightsOfGraph:
     """Divide the weights of a graph into those that get the pattern and those that stay dense.
 
@@ -87,6 +89,7 @@ def weights_of_graph(
         pattern: N:M.
         keep_dense: shell patterns of weights, or of the nodes that multiply by them.
         planned_dense: weights that a plan leaves dense, with its reasons; it decides about small layers too.
+        only: the weights that get the pattern, as far as they can; None for all that should.
 
     Raises:
         UsageError: a pattern or the plan names no weight, or no weight can take the pattern.
@@ -112,6 +115,9 @@ def weights_of_graph(
         small_share=SMALL_SHARE if planned_dense is None else 0.0,
     )
     reasons |= {name: why for name, why in unfit.items() if name not in named}
+    if only is not None:
+        caps = {name: Cap(pattern=pattern, axis=1) for name in forms if name in only and name not in unfit}
+        reasons = dict.fromkeys(found, _NOT_CHOSEN) | reasons
     others = {name: why for name, why in others.items() if name not in found}
     dense = {name: reasons[name] for name in found if name not in caps} | others
     if not caps:

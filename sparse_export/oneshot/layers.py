@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparse_export.errors import UnknownNameError
-from sparse_export.oneshot.input_statistics import InputStatistics
+from sparse_export.oneshot.unfolding import InputStatistics
 from sparse_export.oneshot.weights import (
     Pruned,
     by_activation,

@@ -6,20 +6,24 @@ import glob
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
+import onnx
 import torch
 from torch import Tensor, nn
 
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.formats.score import Score
+from sparse_export.graph.constants import array_of
 from sparse_export.graph.example import example_of_shape
+from sparse_export.graph.export import onnx_from_module
+from sparse_export.graph.model import prepared, signature_of
 from sparse_export.graph.named_network import signature_of_call
 from sparse_export.graph.passes.permute import PermutationReport, permute_network
 from sparse_export.graph.weight_uses import why_no_axis
-from sparse_export.oneshot.input_statistics import input_statistics, why_no_gram, why_not_calibrated
+from sparse_export.oneshot.graph_pruning import Finished, sparsify_graph, squares_of_graph
 from sparse_export.oneshot.layers import (
     Method,
-    PrunedWeight,
     prune_weight,
     reestimate_norms,
     worth_of_weight,
@@ -27,7 +31,7 @@ from sparse_export.oneshot.layers import (
 from sparse_export.oneshot.report import SparsifiedLayer, SparsifyReport, Stage
 from sparse_export.oneshot.source import Source
 from sparse_export.oneshot.weights import kept_share
-from sparse_export.signature import Signature, class_signature
+from sparse_export.signature import Feeds, Signature, class_signature
 from sparse_export.sparsity.caps import Cap
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group
@@ -45,6 +49,7 @@ __all__ = ["CALIBRATION_BATCH", "Work"]
 
 CALIBRATION_BATCH = 128  # samples at once, at most
 _TEST_VALUES = 16 * 2**20  # input values of a batch of an evaluation
+_NOT_IN_GRAPH = "no layer of the exported graph multiplies by it alone, so its inputs are not seen"
 _UNUSED = "the outputs do not hang on it in evaluation"
 _SAME_SHARE = 1e-4  # of the samples, whose label float32 may turn when sums run in another order
 
@@ -61,6 +66,22 @@ def _unused(network: nn.Module, sample: Tensor) -> list[str]:
         return []
     found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
     return [name for name, gradient in zip(weights, found, strict=True) if gradient is None]
+
+
+class _Graph(NamedTuple):
+    """A network as a graph, and calibration inputs for it."""
+
+    model: onnx.ModelProto
+    signature: Signature
+    batches: list[Feeds]
+
+
+class _Walked(NamedTuple):
+    """What a walk made of weights, by name: its report, which stay, and their values."""
+
+    layers: dict[str, SparsifiedLayer]
+    masks: dict[str, Tensor]
+    weights: dict[str, Tensor]
 
 
 class Work:
@@ -145,9 +166,15 @@ class Work:
         began = time.monotonic()
         scores: dict[str, Tensor] = {}
         if method != "magnitude":
-            self.network.to(self.device)
-            found = input_statistics(self.network, self.batches(), list(caps), gram=False)
-            parameters = dict(self.network.cpu().named_parameters())
+            graph = self._graph()
+            found = squares_of_graph(
+                graph.model,
+                signature=graph.signature,
+                batches=graph.batches,
+                pattern=next(iter(caps.values())).pattern,
+                only=caps,
+            )
+            parameters = dict(self.network.named_parameters())
             scores = {name: worth_of_weight(parameters[name].detach(), one) for name, one in found.items()}
         self.network.cpu()
         for name, cap in caps.items():
@@ -181,39 +208,47 @@ class Work:
         permuted: PermutationReport | None,
         *,
         norms: bool,
+        observer: Finished | None = None,
     ) -> tuple[SparsifiedLayer, ...]:
         """Prune layer after layer, each calibrated on what the pruned ones before it give.
 
-        Raises UsageError when no layer could be calibrated, and when no weight is left.
+        With data that is one walk over the network's graph.  observer: told of each layer of that.  Raises
+        UsageError when no layer of the graph takes the pattern, and when no weight is left.
         """
         began = time.monotonic()
         notes = {} if permuted is None else {layer.name: layer.reason for layer in permuted.layers}
         dense = dict(reasons)
+        self.network.cpu()
+        walked = self._walked(caps, method, observer)
         found: dict[str, SparsifiedLayer] = {}
-        for name in self._order(caps):
+        for name, cap in caps.items():
             weight = self.network.get_parameter(name)
-            pruned = self._pruned(name, weight.detach().cpu(), caps[name], method)
-            if isinstance(pruned, str):
-                dense[name] = pruned
+            layer = None if walked is None else walked.layers.get(name)
+            if walked is not None and layer is not None:
+                mask, values = walked.masks[name], walked.weights[name]
+                why, error = layer.reason, layer.error
+            elif method == "magnitude":
+                pruned = prune_weight(weight.detach(), cap, method, allowed=self.masks.get(name))
+                mask, values, error = pruned.mask, pruned.weight, None
+                why = "" if walked is None else f"error not measured: {_NOT_IN_GRAPH}"
+            else:
+                dense[name] = _NOT_IN_GRAPH
                 continue
-            remarks = [notes.get(name, ""), self._why_no_error(name, pruned)]
             found[name] = SparsifiedLayer(
                 name=name,
                 shape=tuple(weight.shape),
                 n_weights=weight.numel(),
-                n_active=int(pruned.mask.sum()),
-                pattern=str(caps[name].pattern),
-                reason="; ".join(filter(None, remarks)),
+                n_active=int(mask.sum()),
+                pattern=str(cap.pattern),
+                reason="; ".join(filter(None, [notes.get(name, ""), why])),
                 kept_in_order=self.in_order.get(name),
                 magnitude=float(weight.detach().double().abs().sum()),
-                kept_share=kept_share(weight.detach().cpu(), pruned.mask),
-                error=pruned.error,
+                kept_share=kept_share(weight.detach(), mask),
+                error=error,
             )
             with torch.no_grad():
-                weight.copy_(pruned.weight)
-            self.masks[name] = pruned.mask
-        if not found:
-            raise _none_pruned(self.source.name, method, dense)
+                weight.copy_(values)
+            self.masks[name] = mask
         if not any(bool(mask.any()) for mask in self.masks.values()):
             raise UsageError(
                 f"The masks of {self.source.name} keep none of its weights: a zero of a sparse run stays one.",
@@ -234,36 +269,38 @@ class Work:
             *(self._left_dense(name, weight, reason) for name, (weight, reason) in computed.items()),
         )
 
-    def _order(self, caps: Mapping[str, Cap]) -> list[str]:
-        """The layers in the order of the forward pass, then those that it does not call by themselves."""
+    def _graph(self) -> _Graph:
+        """The network as it is now, its parameters under their own names, and the calibration inputs."""
+        model = prepared(
+            onnx_from_module(
+                self.network.cpu().eval(), example_of_shape(self.input_shape), masks={}, fold=False
+            )
+        )
+        signature = signature_of(model)
+        (name,) = signature.input_names
+        return _Graph(model, signature, [{name: x.cpu().numpy()} for x in self.batches()])
+
+    def _walked(self, caps: Mapping[str, Cap], method: Method, observer: Finished | None) -> _Walked | None:
+        """The weights that a walk over the network's graph pruned; None without data."""
         if self.loader is None:
-            return list(caps)
-        x = next(iter(self.batches()))[:2]
-        called = input_statistics(self.network.to(self.device), [x], list(caps), gram=False)
-        return [*called, *(name for name in caps if name not in called)]
-
-    def _pruned(self, name: str, weight: Tensor, cap: Cap, method: Method) -> PrunedWeight | str:
-        """The weight after pruning, or why it stays dense: the method needs inputs that nobody can tell or
-        hold.
-        """
-        too_large = why_no_gram(self.network, name)
-        if too_large and method == "reconstruction":
-            return f"{too_large}, and reconstruction needs it"
-        statistics = None
-        if self.loader is not None and not (too_large and method == "magnitude"):
-            self.network.to(self.device)
-            gram = not too_large
-            statistics = input_statistics(self.network, self.batches(), [name], gram=gram).get(name)
-        if statistics is None and method != "magnitude":
-            return why_not_calibrated(self.network, name)
-        return prune_weight(weight, cap, method, statistics, allowed=self.masks.get(name))
-
-    def _why_no_error(self, name: str, pruned: PrunedWeight) -> str:
-        """Empty where there is an error, or no data to measure one on."""
-        if pruned.error is not None or self.loader is None:
-            return ""
-        why = why_no_gram(self.network, name) or why_not_calibrated(self.network, name)
-        return f"error not measured: {why}"
+            return None
+        graph = self._graph()
+        pruned = sparsify_graph(
+            graph.model,
+            signature=graph.signature,
+            batches=graph.batches,
+            pattern=next(iter(caps.values())).pattern,
+            method=method,
+            only=caps,
+            allowed={name: mask for name, mask in self.masks.items() if name in caps},
+            observer=observer,
+        )
+        stored = {one.name: one for one in pruned.model.graph.initializer if one.name in pruned.masks}
+        return _Walked(
+            {layer.name: layer for layer in pruned.layers if layer.pattern is not None},
+            pruned.masks,
+            {name: torch.from_numpy(array_of(one).copy()) for name, one in stored.items()},
+        )
 
     def _left_dense(self, name: str, weight: Tensor, reason: str) -> SparsifiedLayer:
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
@@ -333,17 +370,6 @@ def _require_same_score(before: Score, after: Score) -> None:
             expected=f"{score_text(before)} as before was expected.",
             do="Sparsify it without --permute; the rules for one of its operations are wrong.",
         )
-
-
-def _none_pruned(name: str, method: Method, dense: Mapping[str, str]) -> UsageError:
-    listed = "; ".join(f"{layer}: {reason}" for layer, reason in dense.items())
-    return UsageError(
-        f"The method {method} could prune no layer of {name}: {listed}.",
-        expected=(
-            "At least one layer that takes the pattern, and that the method can calibrate, was expected."
-        ),
-        do="Take --method magnitude, which needs no inputs.",
-    )
 
 
 def _kept_in_all(layers: Sequence[SparsifiedLayer]) -> float:

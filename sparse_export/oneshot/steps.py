@@ -187,7 +187,7 @@ def sparsify(
             work.stage("original", 0.0)
             dense = _dense_of(work, run, out)
             permuted = work.permute(caps, chosen) if permute else None
-            layers = work.prune(caps, reasons, chosen, permuted, norms=norms)
+            layers = work.prune(caps, reasons, chosen, permuted, norms=norms, observer=finished)
         report = work.report(
             layers, permuted, pattern=asked, method=chosen, permute=permute, moving=moving, epochs=finetune
         )

@@ -15,7 +15,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["LARGEST_GRAM", "InputStatistics", "InputSums", "gram_too_large", "joined", "patches", "rows"]
+from sparse_export.errors import UsageError
+
+__all__ = [
+    "LARGEST_GRAM",
+    "InputStatistics",
+    "InputSums",
+    "gram_too_large",
+    "joined",
+    "patches",
+    "require_finite",
+    "rows",
+]
 
 LARGEST_GRAM = 10_000**2
 """Most numbers in the Gram matrices of one layer: 0.8 GB in float64, and 2 GB while a batch is added. A
@@ -70,6 +81,16 @@ class InputSums:
         if squares is None:
             return None
         return InputStatistics(n_inputs=self._n_inputs, squares=squares, gram=self._gram)
+
+
+def require_finite(name: str, statistics: InputStatistics) -> None:
+    """Raise UsageError where inputs of a weight were NaN or infinite."""
+    if not statistics.is_finite:
+        raise UsageError(
+            f"On the calibration data the inputs of {name} are NaN or infinite.",
+            expected="Finite ones were expected.",
+            do="Look at the weights of the layers before it, and at the data.",
+        )
 
 
 def joined(parts: Sequence[InputStatistics]) -> InputStatistics | None:

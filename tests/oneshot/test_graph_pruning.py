@@ -22,13 +22,13 @@ from sparse_export.graph.model import open_model, signature_of
 from sparse_export.graph.passes.float16 import in_half
 from sparse_export.oneshot import graph_pruning, graph_statistics, unfolding
 from sparse_export.oneshot.graph_pruning import PrunedGraph, sparsify_graph
-from sparse_export.oneshot.input_statistics import input_statistics
 from sparse_export.oneshot.layers import Method, prune_weight
 from sparse_export.oneshot.report import SparsifiedLayer
 from sparse_export.signature import Array, Feeds, class_signature
 from sparse_export.sparsity.caps import Cap
 from sparse_export.sparsity.pattern import NMPattern
 from tests.oneshot.graphs import drawn, model_from, outputs_of
+from tests.oneshot.hooked import input_statistics
 
 TWO_FOUR = NMPattern(n=2, m=4)
 METHODS: tuple[Method, ...] = ("magnitude", "activation", "reconstruction")

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.errors import UnknownNameError
-from sparse_export.oneshot.input_statistics import InputStatistics, input_statistics
 from sparse_export.oneshot.layers import (
     Method,
     prune_weight,
@@ -17,6 +16,7 @@ from sparse_export.oneshot.layers import (
 )
 from sparse_export.sparsity.caps import Cap
 from sparse_export.sparsity.pattern import NMPattern, obeys
+from tests.oneshot.hooked import InputStatistics, input_statistics
 
 TWO_FOUR = NMPattern(n=2, m=4)
 CAP = Cap(pattern=TWO_FOUR, axis=1)

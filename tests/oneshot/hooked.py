@@ -1,11 +1,4 @@
-"""What the layers of a torch network meet on calibration data: sums of squares, or Gram matrices, of their
-inputs.
-
-Both are sums over the data, so batches stream through and none is kept. Memory: for each layer asked for K
-float64 numbers, with Gram matrices K² (a convolution's K is input channels of a group times kernel positions,
-and each of its groups has a matrix of its own: 4608, the widest of a ResNet-18, comes to 170 MB), in work 1.5
-times that besides, and 128 MB for the inputs. Ask for one layer at a time where that is much, and
-`why_no_gram` where even one is too much.
+"""The oracle of calibration: what the layers of a torch network meet, by hooks on its modules.
 
 Legend: G groups of channels, K columns as `columns_from_weight` has them.
 """
@@ -20,16 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from sparse_export.errors import UsageError
-from sparse_export.oneshot.unfolding import InputStatistics, InputSums, gram_too_large, patches, rows
+from sparse_export.oneshot.unfolding import InputStatistics, InputSums, patches, rows
 
-__all__ = [
-    "InputStatistics",
-    "input_statistics",
-    "require_finite",
-    "why_no_gram",
-    "why_not_calibrated",
-]
+__all__ = ["InputStatistics", "input_statistics"]
 
 _ATTENTION_INPUTS = {"q_proj_weight": 0, "k_proj_weight": 1, "v_proj_weight": 2}
 
@@ -41,9 +27,7 @@ def input_statistics(
     """Run the batches through the network, in eval mode, and sum up what the named weights are multiplied by.
 
     names: parameters, as `maskable_parameters` has them. Returned in the order in which the forward pass
-    comes to them; a layer that it never calls, or whose inputs cannot be told (`why_not_calibrated`), is not
-    among them. The network is left in the mode that it was in. Raises UsageError for inputs that are NaN or
-    infinite.
+    comes to them; a layer that it never calls, or whose inputs cannot be told, is not among them.
     """
     sums: dict[str, InputSums] = {}
     was_training = {part: part.training for part in module.modules()}
@@ -66,35 +50,7 @@ def input_statistics(
         statistics = one.statistics()
         assert statistics is not None, "a layer without inputs has no sums"
         found[name] = statistics
-        require_finite(name, statistics)
     return found
-
-
-def require_finite(name: str, statistics: InputStatistics) -> None:
-    """Raise UsageError where inputs of a weight were NaN or infinite."""
-    if not statistics.is_finite:
-        raise UsageError(
-            f"On the calibration data the inputs of {name} are NaN or infinite.",
-            expected="Finite ones were expected.",
-            do="Look at the weights of the layers before it, and at the data.",
-        )
-
-
-def why_not_calibrated(module: nn.Module, name: str) -> str:
-    """Why no inputs of a weight can be told, for one that `input_statistics` left out."""
-    owner = module.get_submodule(name.rpartition(".")[0])
-    if isinstance(owner, _ConvTransposeNd):
-        return "calibration does not know transposed convolutions"
-    if isinstance(owner, nn.MultiheadAttention):
-        return "its queries, keys and values are not one tensor"
-    return "the forward pass does not call this layer by itself, so its inputs are not seen"
-
-
-def why_no_gram(module: nn.Module, name: str) -> str:
-    """Why the Gram matrices of a weight's inputs are too large to ask for; empty where they are not."""
-    groups = getattr(module.get_submodule(name.rpartition(".")[0]), "groups", 1)
-    n_columns = module.get_parameter(name)[0].numel()
-    return gram_too_large(groups, n_columns)
 
 
 def _owners(module: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[nn.Module, str]]:
