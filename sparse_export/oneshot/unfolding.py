@@ -12,7 +12,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.linalg.blas import ssyrk
 from torch import Tensor
 
 from sparse_export.errors import UsageError
@@ -68,7 +70,7 @@ class InputSums:
         """Add inputs of any float type, on any device."""
         inputs = inputs_GNK.detach().float()
         if self._asks_gram:
-            products = (inputs.mT @ inputs).double().cpu()
+            products = _upper_products(inputs)
             self._gram = products if self._gram is None else self._gram.add_(products)
         else:
             squares = inputs.square().sum(1, dtype=torch.float64).cpu()
@@ -77,10 +79,26 @@ class InputSums:
 
     def statistics(self) -> InputStatistics | None:
         """All that was added; None where nothing was."""
-        squares = self._squares if self._gram is None else self._gram.diagonal(dim1=1, dim2=2).clone()
+        if self._gram is None:
+            squares, gram = self._squares, None
+        else:
+            gram = self._gram.triu() + self._gram.triu(1).mT
+            squares = gram.diagonal(dim1=1, dim2=2).clone()
         if squares is None:
             return None
-        return InputStatistics(n_inputs=self._n_inputs, squares=squares, gram=self._gram)
+        return InputStatistics(n_inputs=self._n_inputs, squares=squares, gram=gram)
+
+
+def _upper_products(inputs_GNK: Tensor) -> Tensor:
+    """The Gram matrices of some inputs, float64 (G, K, K) on the CPU; what is below the diagonal is not meant.
+
+    BLAS has a routine that leaves that half out, and takes half the time.
+    """
+    if inputs_GNK.device.type != "cpu":
+        return (inputs_GNK.mT @ inputs_GNK).double().cpu()
+    # Of a matrix in C's order ssyrk sees the transpose; what it calls the lower triangle is the upper one.
+    found = [ssyrk(1.0, one.contiguous().numpy().T, lower=1).T for one in inputs_GNK]
+    return torch.from_numpy(np.stack(found)).double()
 
 
 def require_finite(name: str, statistics: InputStatistics) -> None:

@@ -17,7 +17,11 @@ from torch import Tensor
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group
 
 _BLOCK = 128  # columns of a sweep whose later neighbours are corrected at once
-_LEAST_SQUARES_WORK = 2e11  # multiplications; about 10 s on two cores
+_ITERATIONS = 40  # of conjugate gradients
+_FEWEST_ITERATIONS = 5
+_GRADIENTS_WORK = 2e12  # multiplications in float32 of all iterations for one layer
+_CONVERGED = 1e-4  # of the first residual
+_TINY = 1e-30
 _CHUNK = 1 << 25  # numbers in the systems of equations that are solved together: 256 MB
 
 
@@ -70,9 +74,9 @@ def by_reconstruction(
 
     Columns are visited in order. At the head of each group those N are kept whose removal would cost most;
     the error of every removed weight is passed on to the columns to come (Frantar & Alistarh 2023,
-    SparseGPT). Then the kept weights are brought to their least-squares optimum, unless that is more work
-    than `_LEAST_SQUARES_WORK`. A row for which this ends worse than plain magnitude is given back to
-    magnitude, so no row's error on the calibration data is above that.
+    SparseGPT). Then the kept weights are brought to their least-squares optimum: by Cholesky factors where
+    that is less work than conjugate gradients, else near it by those. A row for which this ends worse than
+    plain magnitude is given back to magnitude, so no row's error on the calibration data is above that.
 
     gram_KK: float64, positive semi-definite.  damping: added to its diagonal, in units of the diagonal's
     mean. Computed in float64; returns the weight's own type.
@@ -81,8 +85,11 @@ def by_reconstruction(
     allowed = torch.ones_like(weight_OK, dtype=torch.bool) if allowed is None else allowed
     damped = _damped(gram_KK, damping)
     swept = _sweep(torch.where(allowed, original, 0), damped, pattern, allowed)
-    if swept.mask.shape[0] * (swept.mask.shape[1] * pattern.density) ** 3 / 3 <= _LEAST_SQUARES_WORK:
+    n_columns = weight_OK.shape[1]
+    if (n_columns * pattern.density) ** 3 / 3 <= _ITERATIONS * n_columns**2:
         swept = Pruned(weight=least_squares(original, swept.mask, damped), mask=swept.mask)
+    else:
+        swept = Pruned(weight=by_gradients(original, swept, damped), mask=swept.mask)
     rounded = swept.weight.to(weight_OK.dtype)
     plain = by_magnitude(weight_OK, pattern, allowed=allowed)
     # Not `>`: a value that overflows the weight's type makes the error NaN.
@@ -120,6 +127,46 @@ def least_squares(weight_OK: Tensor, mask_OK: Tensor, gram_KK: Tensor) -> Tensor
         solved = torch.cholesky_solve(wanted[:, :, None], torch.linalg.cholesky(system))[:, :, 0]
         result[rows] = result[rows].scatter(1, index, torch.where(real, solved, 0))
     return result
+
+
+def by_gradients(weight_OK: Tensor, start: Pruned, gram_KK: Tensor) -> Tensor:
+    """As `least_squares`, by conjugate gradients for all rows at once, from values that are there.
+
+    Hestenes and Stiefel 1952, preconditioned by the diagonal, in float32, at most 40 iterations. A row that
+    did not get better keeps its values.
+
+    Args:
+        weight_OK: the whole rows.
+        start: of the rows, with the masks.
+        gram_KK: float64, positive definite.
+
+    Returns:
+        float64 (O, K), zero where the mask is off.
+    """
+    most = min(_ITERATIONS, int(_GRADIENTS_WORK / max(1, weight_OK.shape[0] * weight_OK.shape[1] ** 2)))
+    if most < _FEWEST_ITERATIONS:
+        return start.weight.double()
+    gram, mask = gram_KK.float(), start.mask
+    inverse_K = 1.0 / gram.diagonal()
+    solved = start.weight.float()
+    residual = torch.where(mask, (weight_OK.float() - solved) @ gram, 0)
+    preconditioned = residual * inverse_K
+    direction = preconditioned.clone()
+    size = (residual * preconditioned).sum(1, keepdim=True)
+    first = size.clone()
+    for _ in range(most):
+        along = torch.where(mask, direction @ gram, 0)
+        step = size / (direction * along).sum(1, keepdim=True).clamp(min=_TINY)
+        solved += step * direction
+        residual -= step * along
+        preconditioned = residual * inverse_K
+        last, size = size, (residual * preconditioned).sum(1, keepdim=True)
+        if bool((size <= _CONVERGED**2 * first).all()):
+            break
+        direction = preconditioned + size / last.clamp(min=_TINY) * direction
+    found = torch.where(mask, solved, 0).double()
+    better = row_errors(weight_OK, found, gram_KK) < row_errors(weight_OK, start.weight.double(), gram_KK)
+    return torch.where(better[:, None], found, start.weight.double())
 
 
 def row_errors(weight_OK: Tensor, other_OK: Tensor, gram_KK: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ def test_too_much_work_for_least_squares_leaves_the_sweep(monkeypatch: pytest.Mo
     weight, inputs = layer(4, 8, 16)
     gram = inputs.T @ inputs
     best = row_errors(weight, by_reconstruction(weight, gram, TWO_FOUR).weight, gram).sum()
-    monkeypatch.setattr(weights, "_LEAST_SQUARES_WORK", 0)
+    monkeypatch.setattr(weights, "_ITERATIONS", 0)
     monkeypatch.setattr(weights, "least_squares", None)
     swept = row_errors(weight, by_reconstruction(weight, gram, TWO_FOUR).weight, gram).sum()
     assert best < swept
@@ -197,3 +197,30 @@ def test_a_row_whose_correction_overflows_its_type_goes_back_to_magnitude() -> N
     gram = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4)).double()
     found = by_reconstruction(weight, gram, TWO_FOUR)
     assert torch.equal(found.weight, by_magnitude(weight, TWO_FOUR).weight)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_conjugate_gradients_come_to_the_least_squares_optimum_or_near_it(seed: int) -> None:
+    """Inputs that go together, as those of real layers do, so that the system is badly conditioned."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(300, 96, generator=generator, dtype=torch.float64).cumsum(1)
+    gram = mixed.T @ mixed / 300 + 0.01 * torch.eye(96, dtype=torch.float64)
+    weight = torch.randn(12, 96, generator=generator)
+    swept = weights._sweep(weight.double(), gram, TWO_FOUR, torch.ones_like(weight, dtype=torch.bool))
+    best = weights.least_squares(weight, swept.mask, gram)
+    found = weights.by_gradients(weight.double(), swept, gram)
+    assert not bool(found[~swept.mask].any())
+    errors = [float(weights.row_errors(weight, one, gram).sum()) for one in (swept.weight, found, best)]
+    assert errors[2] <= errors[1] * (1 + 1e-9) <= errors[0]
+    assert errors[0] - errors[1] > 0.9 * (errors[0] - errors[2])  # nearly all there is to gain
+    each = [weights.row_errors(weight, one, gram) for one in (found, swept.weight)]
+    assert bool((each[0] <= each[1]).all())
+
+
+def test_a_layer_for_which_few_iterations_are_all_there_is_time_for_keeps_its_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(weights, "_GRADIENTS_WORK", 1.0)
+    weight, gram = torch.randn(4, 8), torch.eye(8, dtype=torch.float64)
+    swept = weights.by_magnitude(weight, TWO_FOUR)
+    assert torch.equal(weights.by_gradients(weight.double(), swept, gram), swept.weight.double())
