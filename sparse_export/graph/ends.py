@@ -19,6 +19,7 @@ AS_IT_IS = "_"
 """An axis of `--axes` that is left as the file has it."""
 
 _BATCHES = (BATCH, "batch_size", "batchsize", "batch_dim", "n_batch", "bs", "n", "b")
+_CLEAR = _BATCHES[:6]  # these mean nothing else
 _Sizes = tuple[int | str, ...]
 
 
@@ -78,8 +79,9 @@ def signature_of(
     """Determine what a graph takes and gives.
 
     Names that the file gives to free sizes stay. One without a name is the batch where it is the first of an
-    input, else it is called after input and axis. The batch is the size that is first in each input whose
-    first size is free; where these differ, the one that is called so.
+    input that has no other axis of that name, else it is called after input and axis. The batch is the size
+    that is first in each input whose first size is free; where these differ, or another axis is called batch
+    in plain words, the one that is called so.
 
     Args:
         model: as `open_model` opens it; not changed.
@@ -222,7 +224,8 @@ def _named(inputs: Sequence[tuple[str, _Sizes]], told: Mapping[str, Sequence[str
         sizes: list[int | str] = []
         for axis, size in enumerate(shape):
             if size == "":
-                size = batch if axis == 0 else free_name(f"{name}_{axis}", taken)
+                is_batch = axis == 0 and batch not in shape
+                size = batch if is_batch else free_name(f"{name}_{axis}", taken)
                 taken.add(size)
             sizes.append(size)
         found[name] = tuple(sizes)
@@ -240,9 +243,12 @@ def _batch(shapes: Mapping[str, _Sizes], told: Mapping[str, Sequence[str]]) -> s
     firsts = {shape[0] for shape in shapes.values() if shape and isinstance(shape[0], str)}
     others = {axes[0] for name, axes in told.items() if name in shapes and axes} - {AS_IT_IS}
     free = sorted({size for shape in shapes.values() for size in shape if isinstance(size, str)})
-    if len(firsts) == 1 and not firsts & others:
-        return str(firsts.pop())
-    return _called_batch(free)
+    called = _called_batch(free)
+    if len(firsts) != 1 or firsts & others:
+        return called
+    (first,) = firsts
+    is_clearer = called is not None and called.lower() in _CLEAR and first.lower() not in _CLEAR
+    return called if is_clearer else first
 
 
 def _output_shapes(

@@ -84,6 +84,14 @@ def test_sizes_without_names_get_some_and_axes_can_be_told() -> None:
     assert signature_of(model, axes=told).batch == "batch"
 
 
+@pytest.mark.parametrize(("shape", "axes"), [([None, "batch"], {}), ([None, None], {"x": ("_", "batch")})])
+def test_a_first_axis_without_a_name_is_no_second_batch(
+    shape: Sizes, axes: dict[str, tuple[str, ...]]
+) -> None:
+    model = graph_of([node("Relu", "x", "y")], {"x": (F, shape)}, {"y": (F, None)})
+    assert shapes_of(model, axes=axes) == {"x": ("x_0", "batch"), "y": ("x_0", "batch")}
+
+
 def test_the_names_are_written_into_the_graph() -> None:
     model = recurrent()
     signature = signature_of(model, axes={"state": ("_", "batch", "_")})
@@ -117,6 +125,12 @@ def test_a_told_axis_overrides_the_name_of_the_file_everywhere() -> None:
         ([[None, 3], ["N", 4]], {}, "N"),
         ([[None, 3], [None, None]], {}, "batch"),
         ([["x", 3], []], {}, "x"),
+        ([["seq", "batch"], [1, "batch"]], {}, "batch"),
+        ([["time", "Batch_Size"], [2, 3]], {}, "Batch_Size"),
+        ([["points", "n"], [2, 3]], {}, "points"),
+        ([["n", "batch"], [2, 3]], {}, "batch"),
+        ([["batch_size", "batch"], [2, 3]], {}, "batch_size"),
+        ([[None, "batch"], [2, 3]], {}, "batch"),
     ],
 )
 def test_the_batch_is_the_first_size_of_all_or_called_so(
