@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,16 +34,14 @@ ANY_PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--h
 
 
 @contextmanager
-def _serving(bundles: tuple[Path, Path], words: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """`serve` on both bundles; what it says when it is ready."""
-    names = [word for name in MODELS for word in ("--name", name)]
+def serving(bundles: Sequence[Path], words: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """`serve` on bundles; what it says when it is ready."""
     command = [
         sys.executable,
         "-m",
         "sparse_export",
         "serve",
         *map(str, bundles),
-        *names,
         *words,
         *ANY_PORTS,
         "--json",
@@ -97,8 +95,9 @@ def _samples(given: argparse.Namespace, bundles: tuple[Path, Path], work: Path) 
     for folder, written in golden.items():
         write_golden_files(written, open_served(folder))
     samples: list[dict[str, Any]] = []
-    for batching, words in ((True, ()), (False, ("--no-batching",))):
-        with _serving(bundles, words) as document:
+    names = [word for name in MODELS for word in ("--name", name)]
+    for batching, words in ((True, names), (False, [*names, "--no-batching"])):
+        with serving(bundles, words) as document:
             for clients in CLIENTS:
                 for number in range(given.rounds + 1):  # the first warms up
                     for model, folder in sorted(zip(MODELS, bundles, strict=True), reverse=bool(number % 2)):

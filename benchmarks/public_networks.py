@@ -25,7 +25,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sparse_export.files.locks import locked
 
-__all__ = ["NETWORKS", "NotFetchedError", "PublicNetwork", "cache_folder", "fetch", "write_inputs"]
+__all__ = [
+    "NETWORKS",
+    "Arrays",
+    "NotFetchedError",
+    "PublicNetwork",
+    "cache_folder",
+    "fetch",
+    "pictures",
+    "write_inputs",
+]
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -38,13 +47,15 @@ class NotFetchedError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class PublicNetwork:
-    """A network inside a wheel.
+    """A network inside a wheel, or one that a factory makes.
 
     Attributes:
         name: short, for file names.
         what: it is, in words.
         requirement: the pinned package, as pip takes it.
         member: path of the graph inside the wheel.
+        factory: `package.module:function` that makes the network in torch, where no wheel holds a graph.
+        input_shape: of one sample, of a factory with one input of floats.
         inputs: makes inputs of some samples.
         options: of `sparsify` and `build`, to open the file.
         profiles: of an engine, as `--profile` takes them; empty for the default.
@@ -55,8 +66,10 @@ class PublicNetwork:
     name: str
     what: str
     requirement: str
-    member: str
     inputs: Callable[[np.random.Generator, int], Arrays]
+    member: str = ""
+    factory: str = ""
+    input_shape: tuple[int, ...] | None = None
     options: tuple[str, ...] = ()
     profiles: tuple[str, ...] = ()
     n_calibration: int = 64
@@ -168,8 +181,13 @@ def _channels_first(images: Sequence[Image.Image], mean: float, std: float) -> N
     return np.ascontiguousarray((array.transpose(0, 3, 1, 2) / 255 - mean) / std)
 
 
+def pictures(rng: np.random.Generator, n: int, size: int, mean: float, std: float) -> NDArray[np.float32]:
+    """Pictures as networks take them, (n, 3, size, size)."""
+    return _channels_first([picture(rng, size, size) for _ in range(n)], mean, std)
+
+
 def _detector_pictures(rng: np.random.Generator, n: int) -> Arrays:
-    return {"images": _channels_first([picture(rng, 192, 192) for _ in range(n)], 0.0, 1.0)}
+    return {"images": pictures(rng, n, 192, 0.0, 1.0)}
 
 
 def _nsfw_pictures(rng: np.random.Generator, n: int) -> Arrays:
