@@ -309,7 +309,8 @@ def _error(outcome: _Outcome, options: EngineOptions, work: Path, folder: Path) 
         what = f"{options.target} cannot read the graph: {failed['what']}."
         do = "Export the network without that operator, or build for onnx alone."
     else:
-        what = f"{options.target} built nothing: {failed['what']}."
+        last = "".join(f": {line}" for line in _errors(log)[-1:])
+        what = f"{options.target} built nothing: {failed['what']}{last}."
         do = "Look at the log; a smaller profile or another precision may be built."
     return EngineBuildFailed(
         what,
@@ -354,5 +355,10 @@ def _lacks_gpu(log: str) -> bool:
 
 def _last_error(log: str) -> str:
     """The last error of a log, or its last line."""
-    errors = [line for line in log.splitlines() if line.startswith(("[E]", "[F]"))]
-    return (errors or log.strip().splitlines() or ["no reason was given"])[-1].rstrip(".")
+    return (_errors(log) or log.strip().splitlines() or ["no reason was given"])[-1].rstrip(".")
+
+
+def _errors(log: str) -> list[str]:
+    """What a log calls errors, without its marks."""
+    lines = [line for line in log.splitlines() if line.startswith(("[E]", "[F]"))]
+    return [line[3:].strip().rstrip(".") for line in lines]

@@ -209,10 +209,13 @@ def test_a_builder_that_gives_nothing_is_a_failure(stand_in: Path, tmp_path: Pat
         f"{stand_in.read_text()}"
         "_Builder = Builder\n"
         "class Builder(_Builder):\n"
+        "    def __init__(self, logger):\n"
+        "        super().__init__(logger)\n"
+        "        logger.log(ILogger.Severity.ERROR, 'Assertion failed at scope.cpp:4.')\n"
         "    def build_serialized_network(self, network, config):\n"
         "        return None\n"
     )
-    with pytest.raises(EngineBuildFailed, match="returned no engine"):
+    with pytest.raises(EngineBuildFailed, match=r"returned no engine: Assertion failed at scope\.cpp:4\. "):
         _build(tmp_path / "x", FULL)
 
 
