@@ -82,9 +82,8 @@ def model_files(model: onnx.ModelProto, form: str) -> dict[str, bytes]:
     if all(choice.reason is not None for choice in choices):
         reasons = "; ".join(f"{choice.weight}: {choice.reason}" for choice in choices[:_REASONS_SHOWN])
         more = f"; and {len(choices) - _REASONS_SHOWN} more" if len(choices) > _REASONS_SHOWN else ""
-        nothing = "no layer has a weight, but for those in branches and loops, which stay as they are"
         raise GateFailed(
-            f"No weight can be packed: {reasons or nothing}{more}.",
+            f"No weight can be packed: {reasons or 'no layer has a stored weight'}{more}.",
             do="Train with a 2:4 pattern, or build with the dense ONNX file.",
         )
     packed: bytes = pack(model).SerializeToString(deterministic=True)

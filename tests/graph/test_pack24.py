@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
+from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.passes.pack24 import (
     PackedWeight,
     dense_from_file,
@@ -400,20 +402,48 @@ def test_a_weight_that_may_be_fed_stays_dense() -> None:
     assert reasons(model) == {"w": "it is also an input of the graph"}
 
 
-def test_a_weight_that_a_subgraph_reads_stays_dense() -> None:
-    inner = helper.make_graph(
-        [node("Identity", ["w"], ["i"])],
-        "inner",
-        [],
-        [helper.make_tensor_value_info("i", TensorProto.FLOAT, None)],
-    )
-    nodes = [
-        node("MatMul", ["x", "w"], ["a"]),
-        node("If", ["yes"], ["b"], then_branch=inner, else_branch=inner),
-        node("Add", ["a", "b"], ["y"]),
+def choosing(then: Sequence[onnx.NodeProto], other: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
+    """A choice between two branches over one weight, both of which end in `i`, and its double."""
+    branches = [
+        helper.make_graph(
+            [*nodes, node("Identity", ["j"], [f"i_{at}"])],
+            f"branch_{at}",
+            [],
+            [helper.make_tensor_value_info(f"i_{at}", TensorProto.FLOAT, None)],
+        )
+        for at, nodes in enumerate((then, other))
     ]
-    model = square(nodes, two_four((8, 8), 0), yes=np.array(True))
-    assert reasons(model) == {"w": "it is also used in a subgraph"}
+    nodes = [
+        node("ReduceMax", ["x"], ["most"], keepdims=0),
+        node("Greater", ["most", "zero"], ["yes"]),
+        node("If", ["yes"], ["b"], then_branch=branches[0], else_branch=branches[1]),
+        node("Add", ["b", "b"], ["y"]),
+    ]
+    return square(nodes, two_four((8, 8), 0), zero=np.array(0.0, dtype=np.float32))
+
+
+def test_a_weight_of_branches_is_packed_and_they_give_the_same() -> None:
+    product = [node("MatMul", ["x", "w"], ["j"])]
+    turned = [node("Transpose", ["w"], ["t"], perm=[1, 0]), node("Gemm", ["x", "t"], ["j"], transB=1)]
+    model = choosing(product, turned)
+    assert reasons(model) == {"w": None}
+    packed = pack(model)
+    assert is_packed(packed)
+    assert expand(packed).graph.initializer[0].name == "w"
+    found = [(layer.weight, layer.pattern_holds) for layer in graph_layers(packed)]
+    assert found == [("w.values", True)] * 2
+    x = np.abs(input_of(model))
+    for some in (x, -x):
+        assert np.array_equal(onnxruntime_output(packed, some), onnxruntime_output(model, some))
+
+
+def test_a_weight_that_a_branch_uses_otherwise_stays_dense() -> None:
+    product = [node("MatMul", ["x", "w"], ["j"])]
+    assert reasons(choosing(product, [node("Add", ["x", "w"], ["j"])])) == {"w": "Add j uses it too"}
+    given = choosing(product, product)
+    branch = given.graph.node[2].attribute[1].g
+    branch.output.add().CopyFrom(helper.make_tensor_value_info("w", TensorProto.FLOAT, [8, 8]))
+    assert reasons(given) == {"w": "it is also an output of a subgraph"}
 
 
 @pytest.mark.parametrize(("zero", "reason"), [(0, None), (1, "the zero point of d is not 0")])

@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from sparse_export.graph.layers import layer_weight
+from sparse_export.graph.names import graphs_of
 from sparse_export.graph.passes.weight24 import (
     BITS,
     Shape,
@@ -43,7 +44,7 @@ def pack_choices(model: onnx.ModelProto) -> tuple[PackChoice, ...]:
 
     A weight is packed when every use of it is as the weight of a Conv, ConvTranspose, Gemm or MatMul,
     directly or through DequantizeLinear with zero point 0, QuantizeLinear, Cast, Identity and Transpose, all
-    with one reduction axis along which it is 2:4.
+    with one reduction axis along which it is 2:4. Uses in the branches of an If and in loops count likewise.
     """
     uses = _Uses(model)
     choices = []
@@ -79,22 +80,25 @@ class _Uses:
     """Who reads what in a graph."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        graph = model.graph
         self.by_name: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
-        self.elsewhere = {
-            **{value.name: "it is also an output of the graph" for value in graph.output},
-            **{value.name: "it is also an input of the graph" for value in graph.input},
-        }
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        for node in graph.node:
-            for slot, name in enumerate(node.input):
-                self.by_name.setdefault(name, []).append((node, slot))
-            for name in names_in_subgraphs(node):
-                self.elsewhere[name] = "it is also used in a subgraph"
-            if node.op_type == "Constant" and node.domain in ONNX_DOMAINS:
-                for found in node.attribute:
-                    if found.name == "value":
-                        self.constants[node.output[0]] = found.t
+        self.elsewhere: dict[str, str] = {}
+        self.constants: dict[str, TensorProto] = {}
+        main = model.graph
+        for graph in graphs_of(main):
+            where = "the graph" if graph is main else "a subgraph"
+            self.elsewhere |= {value.name: f"it is also an output of {where}" for value in graph.output}
+            self.elsewhere |= {value.name: f"it is also an input of {where}" for value in graph.input}
+            self.constants |= {tensor.name: tensor for tensor in graph.initializer}
+            for node in graph.node:
+                self._see(node)
+
+    def _see(self, node: onnx.NodeProto) -> None:
+        for slot, name in enumerate(node.input):
+            self.by_name.setdefault(name, []).append((node, slot))
+        if node.op_type == "Constant" and node.domain in ONNX_DOMAINS:
+            for found in node.attribute:
+                if found.name == "value":
+                    self.constants[node.output[0]] = found.t
 
     def of_weight(self, tensor: TensorProto) -> tuple[set[int], str | None]:
         """The reduction axes, as stored, of the layers whose weight this is; why it must stay as it is, if
