@@ -20,7 +20,7 @@ from sparse_export.graph.passes.float16 import HALF_TYPES, in_half, value_types,
 from sparse_export.graph.passes.pack24 import expand, pack, packed_weights
 from sparse_export.runtimes.onnxruntime import open_session
 from tests.engines.conftest import small_graph
-from tests.oneshot.graphs import model_from
+from tests.oneshot.graphs import model_from, outputs_of
 
 HALVES = ["fp16", "bf16"]
 EPSILON = {"fp16": 2**-11, "bf16": 2**-8}
@@ -298,16 +298,73 @@ def test_float_constants_are_rounded_and_integers_are_not() -> None:
                 ["k"],
                 ["q"],
                 name="branch",
-                then_branch=helper.make_graph([], "t", [], []),
+                then_branch=helper.make_graph(
+                    [helper.make_node("Resize", ["v", "", "s"], ["r"])], "t", [], []
+                ),
                 else_branch=helper.make_graph([], "e", [], []),
             ),
-            "subgraphs of branch",
+            "Resize, which wants float32",
         ),
     ],
 )
 def test_what_is_not_plain_is_refused(node: onnx.NodeProto, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         in_half(_conv_graph([node]), "fp16")
+
+
+_CHOICE = """(float[N,8] x, bool more) => (float[N,8] y, float[N,8] z) {
+    h = MatMul (x, w)
+    y = If (more) <
+        then_branch = then () => (float[N,8] then_y) {
+            half = Constant <value = float[1] {0.5}> () scaled = Mul (h, half)
+            steps = Range (zero, end, one) moved = Add (scaled, steps)
+            then_y = If (more) <
+                then_branch = deep () => (float[N,8] deep_y) { a = MatMul (x, w) deep_y = Add (a, moved) },
+                else_branch = flat () => (float[N,8] flat_y) { flat_y = Identity (moved) }
+            >
+        },
+        else_branch = other () => (float[N,8] other_y) { other_y = MatMul (h, v) }
+    >
+    n = Loop (three, more, h) <
+        body = again (int64 i, bool on, float[N,8] was) => (bool goes, float[N,8] now) {
+            goes = Identity (on) one_more = Add (was, x) now = Tanh (one_more)
+        }
+    >
+    z = Identity (n)
+}"""
+
+
+def _choice() -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.normal(size=(8, 8)).astype(np.float32),
+        "v": rng.normal(size=(8, 8)).astype(np.float32),
+        "zero": np.float32(0),
+        "end": np.float32(8),
+        "one": np.float32(1),
+        "three": np.int64(3),
+    }
+    return model_from(_CHOICE, **weights)
+
+
+@pytest.mark.parametrize("more", [True, False])
+def test_branches_and_loops_compute_in_float16_too(more: bool) -> None:
+    """With values and weights of the graph around, constants of their own, and an operator without the type."""
+    model = _choice()
+    half = in_half(model, "fp16")
+    halves = {tensor.name for tensor in half.graph.initializer if tensor.data_type == TensorProto.FLOAT16}
+    assert halves >= {"w", "v"}
+    casts = [node for node in half.graph.node if node.op_type == "Cast"]
+    assert len(casts) == 3, "one at each float input and output"
+    feeds = {"x": np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32), "more": np.array(more)}
+    for wanted, got in zip(outputs_of(model, feeds), outputs_of(half, feeds), strict=True):
+        assert got.dtype == np.float32
+        assert 0 < np.abs(got - wanted).max() < 2e-2
+
+
+def test_bfloat16_is_refused_where_a_graph_branches() -> None:
+    with pytest.raises(UsageError, match=r"subgraphs of .* Build it as fp16 or fp32\."):
+        in_half(_choice(), "bf16")
 
 
 def test_a_function_is_refused() -> None:

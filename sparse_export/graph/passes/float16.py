@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import GateFailed, UsageError
-from sparse_export.graph.names import free_name, names_of_values
+from sparse_export.graph.names import free_name, graphs_of, inner_graphs, names_of_values
 from sparse_export.graph.passes.limits import Limits, limits_of
 
 __all__ = ["HALF_TYPES", "in_half", "value_types", "with_bfloat16_emulated"]
@@ -23,6 +23,7 @@ BFLOAT16_OPSET = 22
 _LOWEST_OPSET = 20
 _IR_VERSION = 10  # the first that belongs to opset 22
 Array = np.ndarray[Any, Any]
+_Places = dict[int, tuple[set[int], set[int]]]
 # Operators with float inputs that stay float32 in ONNX whatever the data are: of Resize roi and scales, by
 # position.
 _KEPT_FLOAT = {"Resize": (1, 2)}
@@ -33,14 +34,14 @@ def in_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
     """A new model that computes in float16 or bfloat16 between a Cast at each float32 input and output.
 
     Weights are rounded to nearest, ties to even; a zero stays a zero, so that a 2:4 weight stays 2:4. A limit
-    beyond the type's range, like the lowest value of a mask, becomes the type's own; -inf stays. Raises
-    GateFailed for a weight that float16 cannot hold, UsageError for a graph with subgraphs, functions, or
-    operators that want float32.
+    beyond the type's range, like the lowest value of a mask, becomes the type's own; -inf stays. Branches and
+    loops compute in float16 like the graph around them; bfloat16 is refused there. Raises GateFailed for a
+    weight that float16 cannot hold, UsageError for a graph with functions, or operators that want float32.
     """
     half = onnx.ModelProto()
     half.CopyFrom(model)
     graph = half.graph
-    _require_plain(half)
+    _require_plain(half, precision)
     if precision == "bf16":
         _raise_opset(half)
     wanted = HALF_TYPES[precision]
@@ -50,14 +51,17 @@ def in_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and tensor.name not in kept:
             tensor.CopyFrom(_rounded(tensor, tensor.name, precision, limits))
-    for node in graph.node:
-        _tell_value(node)
-        for attribute in node.attribute:
-            if attribute.HasField("t") and attribute.t.data_type == TensorProto.FLOAT:
-                attribute.t.CopyFrom(_rounded(attribute.t, node.output[0], precision, limits))
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
-                attribute.i = wanted
-    del graph.value_info[:]  # of the types before
+    for one in graphs_of(graph):
+        for node in one.node:
+            _round_attributes(node, precision, limits)
+        del one.value_info[:]  # of the types before
+    for one in inner_graphs(graph.node):
+        for tensor in one.initializer:
+            if tensor.data_type == TensorProto.FLOAT:
+                tensor.CopyFrom(_rounded(tensor, tensor.name, precision, limits))
+        for value in (*one.input, *one.output):
+            if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+                value.type.tensor_type.elem_type = wanted
     before = [
         _cast_at(graph, value.name, wanted, is_input=True)
         for value in graph.input
@@ -68,27 +72,61 @@ def in_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
         for value in graph.output
         if value.type.tensor_type.elem_type == TensorProto.FLOAT
     ]
-    nodes = [*before, *_in_float32(graph, narrow, wanted), *after]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    taken = names_of_values(graph)
+    for one, places in reversed(list(zip(graphs_of(graph), narrow, strict=True))):  # the inner ones first
+        nodes = _in_float32(one, places, wanted, taken)
+        _set_nodes(one, [*before, *nodes, *after] if one is graph else nodes)
     _require_consistent(half, precision)
     return half
 
 
-def _without_half(model: onnx.ModelProto, wanted: int) -> dict[int, tuple[set[int], set[int]]]:
+def _round_attributes(node: onnx.NodeProto, precision: Half, limits: Limits) -> None:
+    """Take the tensors that a node holds, and the type that it casts to, to the smaller type, in place."""
+    _tell_value(node)
+    for attribute in node.attribute:
+        if attribute.HasField("t") and attribute.t.data_type == TensorProto.FLOAT:
+            attribute.t.CopyFrom(_rounded(attribute.t, node.output[0], precision, limits))
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+            attribute.i = HALF_TYPES[precision]
+
+
+def _set_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _without_half(model: onnx.ModelProto, wanted: int) -> list[_Places]:
     """Positions of float32 inputs and outputs that an operator does not have in a 16-bit type, like Range's.
 
-    By index of the node; inputs that stay float32 in any case are not among them.
+    For each graph as `graphs_of` orders them, by index of the node; inputs that stay float32 in any case are
+    not among them.
     """
     graph = onnx.shape_inference.infer_shapes(model).graph
-    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
-    kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    kinds |= {value.name: value.type.tensor_type.elem_type for value in graph.output}
     versions = {entry.domain: entry.version for entry in model.opset_import}
     type_name = f"tensor({_NAMES['fp16' if wanted == TensorProto.FLOAT16 else 'bf16']})"
+    return [_narrow(one.node, kinds, versions, type_name) for one, kinds in _typed(graph, {})]
+
+
+def _typed(
+    graph: onnx.GraphProto, around: dict[str, int]
+) -> Iterator[tuple[onnx.GraphProto, dict[str, int]]]:
+    """A graph and those inside it, each with the types of the values that it sees."""
+    kinds = around | {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        kinds[value.name] = value.type.tensor_type.elem_type
+    yield graph, kinds
+    for node in graph.node:
+        for found in node.attribute:
+            for inner in (*found.graphs, *([found.g] if found.HasField("g") else [])):
+                yield from _typed(inner, kinds)
+
+
+def _narrow(
+    nodes: Sequence[onnx.NodeProto], kinds: dict[str, int], versions: dict[str, int], type_name: str
+) -> _Places:
     found = {}
-    for index, node in enumerate(model.graph.node):
+    for index, node in enumerate(nodes):
         try:
             schema = onnx.defs.get_schema(node.op_type, versions.get(node.domain, 1), node.domain)
         except onnx.defs.SchemaError:
@@ -109,10 +147,9 @@ def _without_half(model: onnx.ModelProto, wanted: int) -> dict[int, tuple[set[in
 
 
 def _in_float32(
-    graph: onnx.GraphProto, narrow: dict[int, tuple[set[int], set[int]]], wanted: int
+    graph: onnx.GraphProto, narrow: _Places, wanted: int, taken: set[str]
 ) -> list[onnx.NodeProto]:
     """The nodes, with a Cast before each of the given inputs and behind each of the given outputs."""
-    taken = names_of_values(graph)
     nodes = []
 
     def renamed(names: Any, at: int) -> tuple[str, str]:
@@ -170,12 +207,18 @@ def _raise_opset(model: onnx.ModelProto) -> None:
     model.ir_version = max(model.ir_version, _IR_VERSION)
 
 
-def _require_plain(model: onnx.ModelProto) -> None:
+def _require_plain(model: onnx.ModelProto, precision: Half) -> None:
     inner = [
         node.name or node.op_type
         for node in model.graph.node
         for attribute in node.attribute
         if attribute.graphs or attribute.HasField("g")
+    ]
+    below = [
+        node.name or node.op_type
+        for graph in inner_graphs(model.graph.node)
+        for node in graph.node
+        if node.op_type in _WANT_FLOAT or _kept_positions(node)
     ]
     constants = _constants(model.graph)
     kept = [
@@ -186,14 +229,14 @@ def _require_plain(model: onnx.ModelProto) -> None:
     ]
     problems = [
         *(f"the function {one.domain}::{one.name}" for one in model.functions),
-        *(f"subgraphs of {name}" for name in inner),
-        *(f"{name}, which wants float32" for name in kept),
+        *(f"subgraphs of {name}" for name in inner if precision == "bf16"),
+        *(f"{name}, which wants float32" for name in (*kept, *below)),
     ]
     if problems:
         raise UsageError(
             f"The graph holds {problems[0]}.",
             expected="Plain nodes were expected, whose types follow from their inputs.",
-            do="Build it as fp32.",
+            do="Build it as fp16 or fp32." if inner and precision == "bf16" else "Build it as fp32.",
         )
 
 
@@ -233,7 +276,8 @@ def _kept_float(graph: onnx.GraphProto) -> set[str]:
 
 def _drop_unused(graph: onnx.GraphProto, names: Collection[str]) -> None:
     """Remove those of the constants that nobody reads, in place."""
-    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    read = {name for one in graphs_of(graph) for node in one.node for name in node.input}
+    read |= {value.name for value in graph.output}
     gone = set(names) - read
     tensors = [tensor for tensor in graph.initializer if tensor.name in gone]
     nodes = [node for node in graph.node if node.op_type == "Constant" and gone.issuperset(node.output)]
@@ -271,11 +315,12 @@ def _cast_at(graph: onnx.GraphProto, name: str, to: int, *, is_input: bool) -> o
     form.
     """
     inner = free_name(f"{name}_{'inside' if is_input else 'outside'}", names_of_values(graph))
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for index, one in enumerate(names):
-                if one == name:
-                    names[index] = inner
+    for one in graphs_of(graph):
+        for node in one.node:
+            node.input[:] = [inner if used == name else used for used in node.input]
+            node.output[:] = [inner if made == name else made for made in node.output]
+        for value in one.output if one is not graph else ():
+            value.name = inner if value.name == name else value.name
     ends = ([name], [inner]) if is_input else ([inner], [name])
     return helper.make_node("Cast", *ends, name=f"cast_{name}", to=to)
 

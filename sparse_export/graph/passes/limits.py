@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from sparse_export.graph.names import graphs_of
+
 __all__ = ["Limits", "limits_of"]
 
 Array = np.ndarray[Any, Any]
@@ -31,7 +33,7 @@ def limits_of(graph: onnx.GraphProto) -> Limits:
     """Which entries of a constant of the graph are limits.
 
     Args:
-        graph: without graphs inside it.
+        graph: with the graphs inside it; what a branch or loop gives out is taken for an output.
 
     Returns:
         A function of the name of an initializer, or of the output of a node that holds the constant, and its
@@ -40,10 +42,12 @@ def limits_of(graph: onnx.GraphProto) -> Limits:
         bounds of a Clip, and the largest float32 of either sign where it is chosen or compared.
     """
     users: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    ends = {value.name for value in graph.output}
+    ends: set[str] = set()
+    for one in graphs_of(graph):
+        ends.update(value.name for value in one.output)
+        for node in one.node:
+            for name in node.input:
+                users.setdefault(name, []).append(node)
 
     def reached(name: str, through: frozenset[str]) -> set[str]:
         """Operators that a value ends in, behind those that it goes through; an output of the graph is no
