@@ -11,7 +11,10 @@ from sparse_export.errors import ArtefactError, MissingCapability, how_to_get
 from sparse_export.serving.settings import DEFAULT_QUEUE_SIZE, DEFAULT_QUEUE_TIMEOUT_MS, ModelSettings
 from sparse_export.serving.tensors import Interface, TensorSpec
 
-__all__ = ["check_config", "config_text"]
+__all__ = ["WARMUP_FOLDER", "check_config", "config_text"]
+
+WARMUP_FOLDER = "warmup"
+"""In a model's folder, where Triton looks for `input_data_file`."""
 
 _BACKENDS = {
     "python": 'backend: "python"',
@@ -32,6 +35,7 @@ def config_text(
     parameters: Mapping[str, str],
     plans: Mapping[str, str] | None = None,
     n_profiles: int = 1,
+    warm_files: Mapping[str, str] | None = None,
 ) -> str:
     """Return the content of a `config.pbtxt`.
 
@@ -46,6 +50,8 @@ def config_text(
         parameters: strings to store in the configuration, as the hash of the manifest.
         plans: for `tensorrt`, file name by compute capability, as {"9.0": "model-sm90.plan"}.
         n_profiles: number of profiles of each plan.
+        warm_files: by input the file in the model's folder `WARMUP_FOLDER` that holds one sample to warm up
+            with; an input without one gets zeros.
     """
     blocks = [
         (
@@ -62,7 +68,7 @@ def config_text(
         _instance_group(runtime, settings, n_profiles),
         *([_batching(interface, settings)] if settings.batching and max_batch else []),
         "version_policy { latest { num_versions: 1 } }",
-        *([_warmup(interface, sizes, max_batch)] if settings.warmup else []),
+        *([_warmup(interface, sizes, max_batch, warm_files or {})] if settings.warmup else []),
     ]
     if runtime == "onnxruntime":
         parameters = {**parameters, "intra_op_thread_count": str(settings.threads)}
@@ -122,10 +128,13 @@ def _batching(interface: Interface, settings: ModelSettings) -> str:
     return "\n".join(["dynamic_batching {", *lines, "}"])
 
 
-def _warmup(interface: Interface, sizes: Mapping[str, Sequence[int]], max_batch: int) -> str:
+def _warmup(
+    interface: Interface, sizes: Mapping[str, Sequence[int]], max_batch: int, files: Mapping[str, str]
+) -> str:
+    values = {name: f"input_data_file: {_text(file)}" for name, file in files.items()}
     inputs = [
         f"inputs {{ key: {_text(one.name)} value {{ data_type: TYPE_{one.dtype} "
-        f"dims: [ {_dims(sizes[one.name])} ] zero_data: true }} }}"
+        f"dims: [ {_dims(sizes[one.name])} ] {values.get(one.name, 'zero_data: true')} }} }}"
         for one in interface.inputs
     ]
     samples = [

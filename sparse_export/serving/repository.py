@@ -19,7 +19,7 @@ from sparse_export.evaluate.parity import golden_inputs, golden_outputs
 from sparse_export.files import json_bytes, sha256_file, write_bytes
 from sparse_export.formats.bundle import BUNDLE_FILE, MODEL_FILE, Bundle, open_bundle
 from sparse_export.formats.listed import bytes_of
-from sparse_export.serving.model_config import check_config, config_text
+from sparse_export.serving.model_config import WARMUP_FOLDER, check_config, config_text
 from sparse_export.serving.served_engines import Engine, largest_fitting, largest_merged, served_engines
 from sparse_export.serving.settings import DEFAULT_MAX_BATCH, ModelSettings
 from sparse_export.serving.tensors import Interface, interface_of
@@ -363,7 +363,7 @@ def write_config(
     settings: ModelSettings,
     parameters: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the `config.pbtxt` of a model, after Triton's own schema parsed it.
+    """Write the `config.pbtxt` of a model, after Triton's own schema parsed it, and what it warms up with.
 
     Args:
         folder: folder of the model.
@@ -378,11 +378,17 @@ def write_config(
         ArtefactError: the schema reads other names or shapes than the bundle's.
         MissingCapability: Triton's client, which has the schema, is not installed.
     """
+    warm, files = _warm_sample(served), {}
+    for at, one in enumerate(served.interface.inputs):
+        if settings.warmup and not one.dtype.startswith(("FP", "BF")):
+            files[one.name] = f"input-{at}"
+            write_bytes(folder / WARMUP_FOLDER / files[one.name], warm[one.name].tobytes())
     text = config_text(
         name,
         runtime=runtime,
         interface=served.interface,
-        sizes=_warm_sizes(served),
+        sizes={name: sample.shape for name, sample in warm.items()},
+        warm_files=files,
         settings=settings,
         max_batch=largest_batch(served, runtime, settings),
         n_profiles=_n_profiles(served),
@@ -403,13 +409,15 @@ def write_config(
     write_bytes(path, text.encode())
 
 
-def _warm_sizes(served: Served) -> dict[str, tuple[int, ...]]:
-    """The dims of each input at the sizes of the golden one, and with one sample."""
+def _warm_sample(served: Served) -> dict[str, Array]:
+    """One sample of each golden input, without the batch.
+
+    Its integers and truth values warm a model up: zeros may be such as the network does not take, like a rate
+    or a divisor of 0.
+    """
     one_sample = served.signature.part(served.golden_inputs, 0, 1)
-    return {
-        one.name: one.to_wire(one_sample[one.name]).shape[served.interface.batched :]
-        for one in served.interface.inputs
-    }
+    on_wire = {one.name: one.to_wire(one_sample[one.name]) for one in served.interface.inputs}
+    return {name: one[0] if served.interface.batched else one for name, one in on_wire.items()}
 
 
 def _read_back(tensors: Any) -> list[tuple[str, str, tuple[int, ...]]]:

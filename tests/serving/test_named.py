@@ -52,6 +52,15 @@ SINGLE = Signature(
     batch=None,
 )
 
+# A divisor of 0 ends the process that divides by it, so that the server must not warm up with it.
+SHARED = Signature(
+    inputs=(
+        TensorInfo(name="things", dtype="int64", shape=("batch", 3), low=0, high=99),
+        TensorInfo(name="people", dtype="int64", shape=("batch", 1), low=1, high=9),
+    ),
+    outputs=(TensorInfo(name="each", dtype="int64", shape=("batch", 3)),),
+)
+
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -71,6 +80,10 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "spoken": (spoken_graph(), SPOKEN),
         "every": (model_of(EVERY, same, {}), EVERY),
         "single": (model_of(SINGLE, single, {}), SINGLE),
+        "shared": (
+            model_of(SHARED, [helper.make_node("Div", ["things", "people"], ["each"])], {}),
+            SHARED,
+        ),
     }
     folder = tmp_path_factory.mktemp("named")
     return {name: named_bundle(folder / name, *network) for name, network in networks.items()}
@@ -103,11 +116,11 @@ def test_each_is_ready_once_its_golden_outputs_are_right(served: Serving) -> Non
     models = {model["name"]: model for model in served.document["models"]}
     assert models["words"]["compared"] == ["hidden", "best"]
     assert models["every"]["compared"] == list(EVERY.output_names)
-    assert len(models) == 5
-    assert served.log.count("golden answer right") == 5
+    assert len(models) == 6
+    assert served.log.count("golden answer right") == 6
 
 
-@pytest.mark.parametrize("model", ["words", "pictures", "spoken", "every", "single"])
+@pytest.mark.parametrize("model", ["words", "pictures", "spoken", "every", "single", "shared"])
 def test_the_scripts_ask_with_every_input_and_compare_every_output(
     model: str, served: Serving, named: dict[str, Path], tmp_path: Path
 ) -> None:
