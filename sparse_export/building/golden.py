@@ -56,12 +56,14 @@ class Golden:
         smaller: by n, the outputs for a batch of the first n samples alone; none where there is no batch.
         inner: names of values inside the graph, among the outputs, that stand for outputs whose length
             depends on the data.
+        is_drawn: the inputs are random and not real ones.
     """
 
     inputs: Feeds
     outputs: Feeds
     smaller: Mapping[int, Feeds]
     inner: tuple[str, ...] = field(default=())
+    is_drawn: bool = True
 
 
 def golden_inputs(signature: Signature) -> dict[str, Array]:
@@ -101,7 +103,11 @@ def golden_pair(reference: Session, samples: Feeds | None = None, *, inner: Sequ
             do="Take what draws random numbers out of it.",
         )
     return Golden(
-        inputs=inputs, outputs=outputs, smaller=outputs_by_batch(reference, inputs), inner=tuple(inner)
+        inputs=inputs,
+        outputs=outputs,
+        smaller=outputs_by_batch(reference, inputs),
+        inner=tuple(inner),
+        is_drawn=samples is None,
     )
 
 
@@ -185,12 +191,14 @@ def require_parity(file: Path, signature: Signature, golden: Golden, rtol: float
         for n in bad
     }
     if wrong_whole and all(bool(bad[n]) == bool(in_whole[n]) for n in bad):
+        has_integers = any(one.dtype not in FLOATS for one in signature.inputs)
+        on_drawn = _MADE_FOR if has_integers else _ON_NOISE
         raise GateFailed(
             f"The exported graph differs from the network by {_difference_text(wrong_whole[0])} on {n_all} "
             f"{'input' if n_all == 1 else 'inputs'}.",
             expected=f"At most {_allowed(wrong_whole[0].name, golden, rtol)} is allowed.",
             do="The export is wrong, or its precision too low for this network; nothing was written."
-            + (_MADE_FOR if any(one.dtype not in FLOATS for one in signature.inputs) else _ON_NOISE),
+            + (on_drawn if golden.is_drawn else ""),
         )
     sizes = {**bad, n_all: [one.name for one in wrong_whole]}
     names = [name for found_bad in sizes.values() for name in found_bad]

@@ -94,6 +94,16 @@ def test_a_graph_that_is_wrong_at_every_size_is_told_by_how_much(
         require_parity(_model(tmp_path / "m.onnx", network, [1, 2, 3, 8]), SIGNATURE, golden, 3e-4)
 
 
+def test_real_inputs_are_asked_for_only_where_there_were_none(
+    network: nn.Module, golden: Golden, tmp_path: Path
+) -> None:
+    wrong = _model(tmp_path / "m.onnx", network, [1, 2, 3, 8])
+    real = golden_pair(TorchSession(network, SIGNATURE), golden.inputs)
+    for pair, words in ((golden, r"give real inputs by --inputs\.$"), (real, r"nothing was written\.$")):
+        with pytest.raises(GateFailed, match=words):
+            require_parity(wrong, SIGNATURE, pair, 3e-4)
+
+
 @pytest.mark.parametrize("sample", [0, 2, 6])
 def test_a_sample_that_is_wrong_in_every_batch_is_no_matter_of_the_batch_size(
     sample: int, network: nn.Module, golden: Golden, tmp_path: Path
