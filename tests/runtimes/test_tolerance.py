@@ -75,6 +75,21 @@ def test_equal_logits_are_held_to_the_absolute_part_and_nan_to_nothing() -> None
     assert not _compared(wanted, nan, atol=1.0, rtol=1.0).ok
 
 
+@pytest.mark.parametrize("n_samples", [1, 5])
+def test_a_peak_among_thousands_of_zeros_is_not_measured_by_the_zeros(n_samples: int) -> None:
+    """As of a softmax over many classes, whose deviation is a hundredth of its peak."""
+    wanted = np.zeros((n_samples, 10_000))
+    wanted[:, 7] = 1.0
+    assert np.std(wanted) == pytest.approx(0.01, rel=1e-3)
+    assert spread(wanted) == pytest.approx(0.1, rel=1e-3)
+    found = wanted.copy()
+    found[:, 7] -= 1e-3  # what float16 rounds of such a value
+    (one,) = differences({"y": found}, {"y": wanted}, atol=0.0, rtol=2e-2)
+    assert one.ok
+    (one,) = differences({"y": np.roll(found, 1, axis=1)}, {"y": wanted}, atol=0.0, rtol=2e-2)
+    assert not one.ok
+
+
 def test_no_sample_at_all_has_no_spread() -> None:
     nothing = np.zeros((0, 4))
     assert spread(nothing) == 0
