@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sparse_export.errors import ServerFailed
 from sparse_export.files import temporary_folder, write_json
 from sparse_export.instruments.machine import machine_facts
 from sparse_export.serving.golden_files import write_golden_files
@@ -55,7 +56,10 @@ def serving(bundles: Sequence[Path], words: Sequence[str]) -> Iterator[dict[str,
                 lines.append(line)
                 if line == "}\n":
                     break
-            yield json.loads("".join(lines))
+            document = json.loads("".join(lines))
+            if "error" in document:
+                raise ServerFailed(document["error"]["message"])
+            yield document
         finally:
             process.terminate()
             process.wait()

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.networks import Result
 from sparse_export.engines.options import engine_options
-from sparse_export.errors import SparseExportError
+from sparse_export.errors import GateFailed
 from sparse_export.evaluate.gate import check_gate, gate
 from sparse_export.formats.bundle import open_bundle
 from tests.networks.conftest import Open
@@ -25,6 +25,7 @@ class Expected:
         least: percent of agreement with the dense network, at least.
         method: that is tried; reconstruction of large layers takes minutes.
         n: samples that it is calibrated on, and as many that agreement is measured on.
+        half: does float16 stay within its tolerance?
     """
 
     n_layers: int
@@ -32,6 +33,7 @@ class Expected:
     least: float
     method: str = "magnitude"
     n: int = 10
+    half: bool = True
 
 
 ON_REQUEST = pytest.mark.skipif(
@@ -39,19 +41,21 @@ ON_REQUEST = pytest.mark.skipif(
     reason="downloads 145 MB and takes long: set SPARSE_EXPORT_NETWORKS=1, or run `make networks`",
 )
 
+# Measured on 2026-11-30 with these samples: 91.4, 91.2, 99.1, 99.99, 46.0, 44.3, 90.9, 65.6 and 63.3 percent,
+# and 71.1 of ocr-cls below. What is chosen and drawn is the same everywhere; sums run in another order.
 NETWORKS = {
-    "magika": Expected(n_layers=3, n_two_four=1, least=80),
-    "minilm": Expected(n_layers=18, n_two_four=18, least=75),
-    "nudenet": Expected(n_layers=64, n_two_four=51, least=50, n=5),
-    "open-nsfw": Expected(n_layers=54, n_two_four=43, least=50, n=5),
-    "ocr-det": Expected(n_layers=85, n_two_four=51, least=20, n=5),
-    "ocr-rec": Expected(n_layers=66, n_two_four=45, least=20, n=5),
-    "silero-16k": Expected(n_layers=8, n_two_four=3, least=80, method="reconstruction"),
+    "magika": Expected(n_layers=3, n_two_four=1, least=88),
+    "minilm": Expected(n_layers=18, n_two_four=18, least=88),
+    "nudenet": Expected(n_layers=64, n_two_four=51, least=97, n=5),
+    "open-nsfw": Expected(n_layers=54, n_two_four=43, least=99, n=5),
+    "ocr-det": Expected(n_layers=85, n_two_four=51, least=41, n=5, half=False),
+    "ocr-rec": Expected(n_layers=66, n_two_four=45, least=40, n=5),
+    "silero-16k": Expected(n_layers=8, n_two_four=3, least=86, method="reconstruction"),
+    "silero-flat": Expected(n_layers=16, n_two_four=10, least=61),
+    "silero-branches": Expected(n_layers=16, n_two_four=6, least=59),
 }
-WITH_BRANCHES = {
-    "silero-flat": Expected(n_layers=16, n_two_four=10, least=40),
-    "silero-branches": Expected(n_layers=16, n_two_four=6, least=40),
-}
+HALF = 0.2
+"""Points of agreement that float16 may add or take; at most 0.08 were measured."""
 
 
 def through_every_link(opened: Open, name: str, expected: Expected) -> Result:
@@ -60,8 +64,13 @@ def through_every_link(opened: Open, name: str, expected: Expected) -> Result:
     work.sparsify(expected.method)
     work.build(f"{expected.method}-dense", "dense")
     work.build(expected.method, "packed", onnx="packed")
-    if name != "silero-16k":  # which has a choice, though not between layers
+    if expected.half:
         work.build(expected.method, "half", precision="fp16")
+    else:
+        with pytest.raises(
+            GateFailed, match=r"or its precision too low for this network; nothing was written\.$"
+        ):
+            work.build(expected.method, "half", precision="fp16")
     work.look()
     work.validate("packed")
     check_gate(gate(work.folder / "packed", work.folder / "dense", inputs=work.held, max_drop=100))
@@ -72,8 +81,11 @@ def through_every_link(opened: Open, name: str, expected: Expected) -> Result:
     assert result.dense_bytes is not None
     assert result.packed_bytes is not None
     assert result.packed_bytes < result.dense_bytes
-    assert result.difference["packed"] <= 1e-5
+    assert result.difference["packed"] <= 3e-5
     assert result.agreement["packed"][0] >= expected.least
+    if expected.half:
+        work.validate("half")
+        assert abs(result.agreement["half"][0] - result.agreement["packed"][0]) <= HALF
     promised = open_bundle(work.folder / "packed").info.layers
     assert sum(layer.pattern == "2:4" for layer in promised) == expected.n_two_four
     return result
@@ -81,9 +93,7 @@ def through_every_link(opened: Open, name: str, expected: Expected) -> Result:
 
 def test_a_network_with_weights_in_constants_goes_through_every_link(opened: Open) -> None:
     """All its weights stand in Constant nodes, and its sizes are named -1 and ?."""
-    result = through_every_link(
-        opened, "ocr-cls", Expected(n_layers=54, n_two_four=29, least=40, method="magnitude", n=5)
-    )
+    result = through_every_link(opened, "ocr-cls", Expected(n_layers=54, n_two_four=29, least=66, n=5))
     assert result.left_dense["gives the outputs"] == 1
     assert result.n_eligible is not None
 
@@ -93,28 +103,6 @@ def test_a_network_with_weights_in_constants_goes_through_every_link(opened: Ope
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_goes_through_every_link(name: str, opened: Open) -> None:
     through_every_link(opened, name, NETWORKS[name])
-
-
-@pytest.mark.full
-@ON_REQUEST
-@pytest.mark.parametrize("name", WITH_BRANCHES)
-def test_a_network_with_its_layers_in_branches_is_built_dense_in_float32_only(
-    name: str, opened: Open
-) -> None:
-    """And every link after that passes; the others are refused by one sentence."""
-    expected = WITH_BRANCHES[name]
-    work = opened(name, n=expected.n)
-    work.sparsify("magnitude")
-    with pytest.raises(SparseExportError, match=r"^The graph holds subgraphs of .*Build it as fp32\."):
-        work.build("magnitude", "half", precision="fp16")
-    with pytest.raises(SparseExportError, match="but for those in branches and loops"):
-        work.build("magnitude", "packed", onnx="packed")
-    work.build("magnitude-dense", "dense")
-    work.build("magnitude", "sparse")
-    work.validate("sparse")
-    check_gate(gate(work.folder / "sparse", work.folder / "dense", inputs=work.held, max_drop=100))
-    assert (work.result.n_layers, work.result.n_two_four) == (expected.n_layers, expected.n_two_four)
-    assert work.result.agreement["sparse"][0] >= expected.least
 
 
 @pytest.mark.full
