@@ -16,10 +16,11 @@ from sparse_export.serving.repository import Served
 from sparse_export.serving.tensors import wire_dtype
 from sparse_export.signature import Array, Feeds, joined
 
-__all__ = ["Counters", "is_ready", "read_counters", "require_golden"]
+__all__ = ["Counters", "is_ready", "read_counters", "require_golden", "require_own_answers"]
 
 _LINE = re.compile(r"^(nv_inference_\w+)\{[^}]*\} ([0-9.e+]+)$", re.MULTILINE)
 _LENGTH = "Inference-Header-Content-Length"
+_OTHER_ORDER = 0.05  # of the spread: sums in another order, and ranges of int8 that a whole batch shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +134,42 @@ def require_golden(
         )
     floats = [one.max_abs_difference for one in compared if one.max_abs_difference is not None]
     return max(floats, default=None)
+
+
+def require_own_answers(
+    host: str, port: int, served: Served, *, model: str, version: int | None, timeout_s: float
+) -> None:
+    """Check that a sample's floats are the same alone and beside others, as where requests are merged.
+
+    Args:
+        host: of the server.
+        port: its HTTP port.
+        served: the bundle that the model was made from, whose golden output the server gives.
+        model: its name on the server.
+        version: of the model, None for any.
+        timeout_s: seconds for the request.
+
+    Raises:
+        GateFailed: the answer for the first golden sample alone is another one, or there is no valid answer.
+    """
+    signature, info = served.signature, served.bundle.info
+    sample = signature.part(served.golden_inputs, 0, 1)
+    alone = _answer(host, port, served, sample, model, version, timeout_s)
+    rtol = max(info.rtol, _OTHER_ORDER)
+    for one in differences(
+        alone,
+        signature.part(served.golden_outputs, 0, 1),
+        atol=info.atol,
+        rtol=rtol,
+        spread_of=served.golden_outputs,
+    ):
+        if not one.ok and one.equal_share is None:  # a label may turn where sums run in another order
+            raise GateFailed(
+                f"{one.name} of a sample of {model} is another one alone than beside others: its first axis, "
+                f"{signature.batch}, does not count samples, or they look at each other.",
+                do="Serve it with --no-batching, or name the axis of samples at build: "
+                "--axes x=sequence,batch,_.",
+            )
 
 
 def _version(version: int | None) -> str:

@@ -20,7 +20,7 @@ from sparse_export.errors import (
 )
 from sparse_export.runtimes.probe import require_probed
 from sparse_export.serving.health import Readiness, health_endpoint
-from sparse_export.serving.probe import is_ready, read_counters, require_golden
+from sparse_export.serving.probe import is_ready, read_counters, require_golden, require_own_answers
 from sparse_export.serving.process import Ports, Process, WorkFolder, free_ports, start, work_folder
 from sparse_export.serving.repository import (
     RUNTIMES,
@@ -290,16 +290,20 @@ class _Supervisor:
         return tuple(self._check_golden(slot, slot.name, slot.version) for slot in self._slots)
 
     def _check_golden(self, slot: _Slot, model: str, version: int) -> Loaded:
-        """Check the golden output of a model. Raises GateFailed."""
+        """Check the golden output of a model, and that requests may be merged. Raises GateFailed."""
+        settings, timeout_s = self._options.settings, self._options.start_timeout_s
+        host, port = self._ports.probe_host, self._ports.http
         largest = require_golden(
-            self._ports.probe_host,
-            self._ports.http,
+            host,
+            port,
             slot.served,
             model=model,
             version=version,
-            max_batch=golden_batch(slot.served, slot.runtime, self._options.settings),
-            timeout_s=self._options.start_timeout_s,
+            max_batch=golden_batch(slot.served, slot.runtime, settings),
+            timeout_s=timeout_s,
         )
+        if slot.served.interface.batched and settings.batching:
+            require_own_answers(host, port, slot.served, model=model, version=version, timeout_s=timeout_s)
         return Loaded(
             name=model,
             version=version,

@@ -15,11 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from onnx import helper
 
 from sparse_export.cli.main import cli
 from sparse_export.formats.bundle import BUNDLE_FILE
+from sparse_export.signature import Signature, TensorInfo
+from tests.named_graphs import model_of
 from tests.sealing import write_sealed
 from tests.serving.conftest import Bundles
+from tests.serving.named_bundles import named_bundle
 from tests.serving.serving import ANY_PORTS, CHECKOUT, Load, Serving, group, serving, until
 
 
@@ -212,6 +216,24 @@ def test_a_golden_answer_that_is_wrong_is_never_ready(server: Path, bundles: Bun
     done = _serve(wrong, *ANY_PORTS)
     assert done.returncode == 3
     assert "answer to the golden input of wrong differs by" in _error(done)
+
+
+def test_samples_that_look_at_each_other_are_not_merged(server: Path, tmp_path: Path) -> None:
+    """Its first axis is that of time, say, though it is called batch."""
+    signature = Signature(
+        inputs=(TensorInfo(name="x", dtype="float32", shape=("batch", 3)),),
+        outputs=(TensorInfo(name="y", dtype="float32", shape=("batch", 3)),),
+    )
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "first"], ["mean"]),
+        helper.make_node("Sub", ["x", "mean"], ["y"]),
+    ]
+    bundle = named_bundle(tmp_path / "mixed", model_of(signature, nodes, {"first": np.array([0])}), signature)
+    done = _serve(bundle, *ANY_PORTS)
+    assert done.returncode == 3
+    assert "y of a sample of mixed is another one alone than beside others" in _error(done)
+    with serving(bundle, "--no-batching", log=tmp_path / "log") as one:
+        assert [model["name"] for model in one.document["models"]] == ["mixed"]
 
 
 def test_a_port_in_use_is_told_with_its_option(server: Path, bundles: Bundles) -> None:
