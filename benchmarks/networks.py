@@ -130,7 +130,7 @@ class Work:
             run()
         except SparseExportError as cause:
             self.result.stops[name] = _sentences(cause)
-        self.result.seconds[name] = round(time.monotonic() - began, 1)
+        self.result.seconds.setdefault(name, round(time.monotonic() - began, 1))  # a report has its own
         self.result.cpu_seconds[name] = round(_cpu_seconds() - cpu, 1)
         return name not in self.result.stops
 
