@@ -19,10 +19,11 @@ CALIBRATED: frozenset[Precision] = frozenset(("int8", "fp8"))
 # Largest difference from the float32 network, as a share of the spread of its logits. The largest measured
 # with digits-cnn (dense and at a density of .1, test set and golden pair) and with ResNet-18 and ResNet-50 of
 # random weights: fp32 3.1e-6, fp16 2.1e-3, bf16 2.5e-2, int8 0.24, fp8 0.37 (onnxruntime 1.31.1 on a CPU,
-# 2026-11-26). Allowed is about ten times that for floats, a hundred times for fp32, since other runtimes sum
-# in another order; about three times for calibrated types, whose error comes from their few levels. Unrelated
-# outputs differ by several spreads.
-TOLERANCE: dict[Precision, float] = {"fp32": 3e-4, "fp16": 2e-2, "bf16": 0.2, "int8": 0.75, "fp8": 1.0}
+# 2026-11-26). Allowed is about ten times that for bf16, a hundred times for fp32, since other runtimes sum in
+# another order; about three times for calibrated types, whose error comes from their few levels. Of published
+# detectors, whose outputs are some hundred thousand values, the largest of fp16 was 7.6e-2 (PP-OCR's, made
+# 2:4, 2026-11-30). Unrelated outputs differ by several spreads.
+TOLERANCE: dict[Precision, float] = {"fp32": 3e-4, "fp16": 0.1, "bf16": 0.2, "int8": 0.75, "fp8": 1.0}
 
 
 def precision_of(model: onnx.ModelProto) -> Precision:
