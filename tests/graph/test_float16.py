@@ -406,6 +406,31 @@ def test_an_operator_without_the_type_runs_in_float32_between_casts(tmp_path: Pa
     assert len(found[0]["kept"])
 
 
+def test_sizes_and_steps_of_a_range_stay_exact() -> None:
+    """3,001 is no float16, and 1 by steps of 0.1, rounded down to one, would be 11 values."""
+    model = model_from(
+        """(float[N] x) => (float[N] y, float[K] z) {
+            n = Shape (x) number = Squeeze (n) end = Cast <to = 1> (number)
+            places = Range (zero, end, one) big = Cast <to = 7> (places) odd = Mod (big, two)
+            odds = Cast <to = 1> (odd) y = Add (x, odds)
+            steps = Range (zero, one, step) z = Mul (steps, one)
+        }""",
+        zero=np.float32(0),
+        one=np.float32(1),
+        step=np.float32(0.1),
+        two=np.array([2]),
+    )
+    half = in_half(model, "fp16")
+    casts = [node.input[0] for node in half.graph.node if node.op_type == "Cast"]
+    assert casts.count("number") == 1, "the size is cast to float32 alone"
+    feeds = {"x": np.zeros(3001, np.float32)}
+    wanted, found = outputs_of(model, feeds), outputs_of(half, feeds)
+    np.testing.assert_array_equal(found[0][:2001], wanted[0][:2001])
+    assert found[0].shape == wanted[0].shape
+    np.testing.assert_allclose(found[1], wanted[1], atol=1e-3)
+    assert found[1].shape == (10,)
+
+
 @pytest.mark.parametrize("opset", [17, 19])
 def test_bfloat16_of_an_old_opset_is_refused(opset: int) -> None:
     with pytest.raises(UsageError, match=f"opset {opset}"):

@@ -23,7 +23,8 @@ BFLOAT16_OPSET = 22
 _LOWEST_OPSET = 20
 _IR_VERSION = 10  # the first that belongs to opset 22
 Array = np.ndarray[Any, Any]
-_Places = dict[int, tuple[set[int], set[int]]]
+# By index of a node: by position of an input the value to take in its place, None for its own; outputs.
+_Places = dict[int, tuple[dict[int, str | None], set[int]]]
 # Operators with float inputs that stay float32 in ONNX whatever the data are: of Resize roi and scales, by
 # position.
 _KEPT_FLOAT = {"Resize": (1, 2)}
@@ -47,7 +48,10 @@ def in_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
     wanted = HALF_TYPES[precision]
     limits = limits_of(graph)
     kept = _kept_float(graph)
-    narrow = _without_half(half, wanted)
+    narrow = _without_half(half, wanted, kept)
+    if exact := _exact_constants(graph, narrow):
+        kept |= exact
+        narrow = _without_half(half, wanted, kept)
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and tensor.name not in kept:
             tensor.CopyFrom(_rounded(tensor, tensor.name, precision, limits))
@@ -76,6 +80,7 @@ def in_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
     for one, places in reversed(list(zip(graphs_of(graph), narrow, strict=True))):  # the inner ones first
         nodes = _in_float32(one, places, wanted, taken)
         _set_nodes(one, [*before, *nodes, *after] if one is graph else nodes)
+    _drop_casts(graph, narrow)
     _require_consistent(half, precision)
     return half
 
@@ -96,16 +101,20 @@ def _set_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     graph.node.extend(copies)
 
 
-def _without_half(model: onnx.ModelProto, wanted: int) -> list[_Places]:
+def _without_half(model: onnx.ModelProto, wanted: int, kept: Collection[str]) -> list[_Places]:
     """Positions of float32 inputs and outputs that an operator does not have in a 16-bit type, like Range's.
 
-    For each graph as `graphs_of` orders them, by index of the node; inputs that stay float32 in any case are
-    not among them.
+    For each graph as `graphs_of` orders them, by index of the node; inputs that stay float32 in any case, and
+    the tensors that are `kept` so, are not among them.
     """
     graph = onnx.shape_inference.infer_shapes(model).graph
     versions = {entry.domain: entry.version for entry in model.opset_import}
     type_name = f"tensor({_NAMES['fp16' if wanted == TensorProto.FLOAT16 else 'bf16']})"
-    return [_narrow(one.node, kinds, versions, type_name) for one, kinds in _typed(graph, {})]
+    found = []
+    for one, kinds in _typed(graph, {}):
+        kinds = {name: kind for name, kind in kinds.items() if name not in kept}
+        found.append(_narrow(one.node, kinds, versions, type_name))
+    return found
 
 
 def _typed(
@@ -125,7 +134,12 @@ def _typed(
 def _narrow(
     nodes: Sequence[onnx.NodeProto], kinds: dict[str, int], versions: dict[str, int], type_name: str
 ) -> _Places:
-    found = {}
+    found: _Places = {}
+    integers = {
+        node.output[0]: node.input[0]
+        for node in nodes
+        if node.op_type == "Cast" and kinds.get(node.input[0]) not in (None, TensorProto.FLOAT)
+    }
     for index, node in enumerate(nodes):
         try:
             schema = onnx.defs.get_schema(node.op_type, versions.get(node.domain, 1), node.domain)
@@ -142,15 +156,19 @@ def _narrow(
             ends.append(narrow)
         ends[0] -= set(_kept_positions(node))
         if ends[0] or (ends[1] and node.op_type != "Cast"):
-            found[index] = (ends[0], ends[1])
+            found[index] = ({at: integers.get(node.input[at]) for at in ends[0]}, ends[1])
     return found
 
 
 def _in_float32(
     graph: onnx.GraphProto, narrow: _Places, wanted: int, taken: set[str]
 ) -> list[onnx.NodeProto]:
-    """The nodes, with a Cast before each of the given inputs and behind each of the given outputs."""
-    nodes = []
+    """The nodes, with a Cast before each of the given inputs and behind each of the given outputs.
+
+    A size that was cast from an integer is cast from it again: in 16 bits it would be another one from 2,048 on,
+    and TensorRT does not take it for a size.
+    """
+    nodes: list[onnx.NodeProto] = []
 
     def renamed(names: Any, at: int) -> tuple[str, str]:
         outer = names[at]
@@ -159,10 +177,12 @@ def _in_float32(
         return outer, names[at]
 
     for index, node in enumerate(graph.node):
-        inputs, outputs = narrow.get(index, ((), ()))
-        for at in sorted(inputs):
+        inputs, outputs = narrow.get(index, ({}, set()))
+        for at, source in sorted(inputs.items()):
             outer, inner = renamed(node.input, at)
-            nodes.append(helper.make_node("Cast", [outer], [inner], name=inner, to=TensorProto.FLOAT))
+            nodes.append(
+                helper.make_node("Cast", [source or outer], [inner], name=inner, to=TensorProto.FLOAT)
+            )
         nodes.append(node)
         for at in sorted(outputs):
             outer, inner = renamed(node.output, at)
@@ -259,19 +279,55 @@ def _constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
 
 def _kept_float(graph: onnx.GraphProto) -> set[str]:
     """Give each input that stays float32 a tensor of its own, in place; the names of these tensors."""
+    return _with_copies(graph, [(node, at) for node in graph.node for at in _kept_positions(node)])
+
+
+def _exact_constants(graph: onnx.GraphProto, narrow: Sequence[_Places]) -> set[str]:
+    """As `_kept_float`, of constants that an operator without the type takes: Range by 0.1 gives another number
+    of values where that is rounded.
+    """
+    constants = _constants(graph)
+    return _with_copies(
+        graph,
+        [
+            (one.node[index], at)
+            for one, places in zip(graphs_of(graph), narrow, strict=True)
+            for index, (inputs, _) in places.items()
+            for at in inputs
+            if one.node[index].input[at] in constants
+        ],
+    )
+
+
+def _with_copies(graph: onnx.GraphProto, uses: Sequence[tuple[onnx.NodeProto, int]]) -> set[str]:
+    """Give inputs, by node and position, constants of their own, in place; the names of these."""
     constants, taken = _constants(graph), names_of_values(graph)
     kept: dict[str, str] = {}
-    for node in graph.node:
-        for at in _kept_positions(node):
-            name = node.input[at]
-            if name not in kept:
-                kept[name] = free_name(f"{name}_float32", taken)
-                taken.add(kept[name])
-                graph.initializer.add().CopyFrom(constants[name])
-                graph.initializer[-1].name = kept[name]
-            node.input[at] = kept[name]
+    for node, at in uses:
+        name = node.input[at]
+        if name not in kept:
+            kept[name] = free_name(f"{name}_float32", taken)
+            taken.add(kept[name])
+            graph.initializer.add().CopyFrom(constants[name])
+            graph.initializer[-1].name = kept[name]
+        node.input[at] = kept[name]
     _drop_unused(graph, kept)
     return set(kept.values())
+
+
+def _drop_casts(graph: onnx.GraphProto, narrow: Sequence[_Places]) -> None:
+    """Remove the Casts of integers that are cast to float32 now and that nobody else reads, in place."""
+    sources = {name for places in narrow for inputs, _ in places.values() for name in inputs.values() if name}
+    read = {name for one in graphs_of(graph) for node in one.node for name in node.input}
+    read |= {value.name for one in graphs_of(graph) for value in one.output}
+    for one in graphs_of(graph):
+        gone = [
+            node
+            for node in one.node
+            if node.op_type == "Cast" and node.input[0] in sources and node.output[0] not in read
+        ]
+        for node in gone:
+            one.node.remove(node)
 
 
 def _drop_unused(graph: onnx.GraphProto, names: Collection[str]) -> None:
