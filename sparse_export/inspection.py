@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _NAMES_SHOWN = 5
+_LAYERS_SHOWN = 500  # in the table; drawing one of thousands takes longer than reading the file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +190,8 @@ def _counts(of: InspectedLayer | Inspection) -> tuple[str, str, str]:
 def _graph_parts(found: Inspection) -> list[str | Table]:
     """The layers of the graph, how many zeros can be used, and what the reasons mean."""
     promised = {layer.name: layer.pattern for layer in found.layers if layer.pattern}
-    rows = [_graph_row(layer, promised.get(layer.weight, "-")) for layer in found.graph]
+    shown = found.graph[:_LAYERS_SHOWN]
+    rows = [_graph_row(layer, promised.get(layer.weight, "-")) for layer in shown]
     head = ("layer", "op", "shape", "density", "2:4", "eligible", "why not", "promised", "2:4 would keep")
     would_keep = [8] if _could_be_pruned(found) else []
     order = [0, 1, 2, 3, *([7] if promised else []), 4, *would_keep, 5, 6]
@@ -197,9 +199,11 @@ def _graph_parts(found: Inspection) -> list[str | Table]:
     table = Table(
         head=[head[at] for at in order], rows=[[row[at] for at in order] for row in rows], right=right
     )
-    codes = {reason.code for layer in found.graph for reason in layer.reasons}
+    codes = {reason.code for layer in shown for reason in layer.reasons}
     legend = [(code, MEANINGS[code][1]) for code in MEANINGS if code in codes]
-    return [table, _graph_summary(found), *([Table(rows=legend)] if legend else [])]
+    n_left = len(found.graph) - len(shown)
+    left = [f"{n_left:,} more layers are not shown; --json has all {len(found.graph):,}."] if n_left else []
+    return [table, *left, _graph_summary(found), *([Table(rows=legend)] if legend else [])]
 
 
 def _graph_row(layer: LayerIfPruned, promised: str) -> tuple[str, ...]:

@@ -53,13 +53,15 @@ def two_examples(places: Mapping[str, Sequence[tuple[str, int]]]) -> tuple[dict[
         another; those of the second are larger, so that no product of them is the same. Sizes that are the first of an input are small; the others are divisible by 64, as those of
         pictures often have to be.
     """
-    small = [name for name, at in places.items() if any(axis == 0 for _, axis in at)]
+    n_before = {True: 0, False: 0}
     first: dict[str, int] = {}
     second: dict[str, int] = {}
-    for name in places:
-        i = len(first.keys() & set(small)) if name in small else len(first.keys() - set(small))
+    for name, at in places.items():
+        is_small = any(axis == 0 for _, axis in at)
+        i = n_before[is_small]
+        n_before[is_small] += 1
         a, b = (_FACTORS[(i + later) % len(_FACTORS)] for later in (0, 1))
-        first[name], second[name] = (a + 1, b + 1) if name in small else (64 * a, 64 * b)
+        first[name], second[name] = (a + 1, b + 1) if is_small else (64 * a, 64 * b)
     return first, second
 
 
@@ -105,6 +107,10 @@ def output_shapes_at(model: onnx.ModelProto, sizes: Mapping[str, int]) -> list[S
     Returns:
         The shapes in order, None where not even the number of axes is known.
     """
+    quick = inferred_at(model, sizes)
+    shapes_of_outputs = [quick.get(value.name, (None,)) for value in model.graph.output]
+    if not any(None in shape for shape in shapes_of_outputs):
+        return list(shapes_of_outputs)
     graph = _folded(_with_numbers(model, sizes)).graph
     makers = {name: node for node in graph.node for name in node.output}
     shapes = _shapes(graph)

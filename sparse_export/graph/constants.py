@@ -7,8 +7,8 @@ only operators of which that is known are.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,13 @@ Stored = onnx.TensorProto | onnx.SparseTensorProto
 
 MAX_VALUES = 2**28  # of one computed tensor: 2 GiB in int64, the widest of the indices that unpack a weight
 MAX_NODES = 256  # that compute one weight; unpacking and dequantizing takes about twenty
+MAX_WORK = 2**26
+"""Values that are computed for the layers of one graph, beside `WORK_PER_BYTE` for each byte it stores."""
+WORK_PER_BYTE = 64
+_WORK_OF_A_NODE = 2**13  # as long as it takes to compute so many values
+_WORK_OF_A_STEP = 2**9  # likewise, to find a node
+_MEASURED = 4  # times that the values of a weight are gone through once it is known
+_KEPT_BYTES = 2**26  # of weights, for layers that share them
 LARGEST_RANK = 64  # of a NumPy array
 
 _RANDOM = frozenset(
@@ -232,7 +239,8 @@ class Step:
 class Constant:
     """A value that depends on no input.
 
-    stored: name of the tensor it is made of; steps: from the layer up to it.
+    stored: name of the tensor it is made of; steps: from the layer up to it.  measured: what is counted in
+    its values, for layers that share it.
     """
 
     values: Array
@@ -240,6 +248,7 @@ class Constant:
     steps: tuple[Step, ...]
     sparse: bool
     overridable: bool
+    measured: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def stored_axis(self, axis: int) -> int | None:
         """Which axis of the stored tensor an axis of the value is; None where it is not one."""
@@ -261,57 +270,103 @@ class Unevaluated:
 Key = tuple[Scope, str]
 
 
-def evaluate(scope: Scope, name: str, opset: int) -> Constant | Unevaluated:
-    """Work out a constant, which `scope.is_constant` has said it is. opset: of the model, for ONNX's own
-    domain.
+class Evaluator:
+    """Works out the constants of one graph, and no more of them than what the graph stores is worth: else a
+    small file could ask for hours.
 
-    Raises ArtefactError when a stored tensor or a node cannot be meant.
+    Args:
+        model: whose opset counts, and whose stored bytes.
     """
-    try:
-        with np.errstate(all="ignore"):  # NaN and overflow are findings about a weight, not about us
-            return _evaluate(scope, name, opset)
-    except _NotEvaluatedError as cause:
-        return Unevaluated(why=str(cause))
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._opset = next(
+            (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1
+        )
+        stored = (*model.graph.initializer, *model.graph.sparse_initializer)
+        self._most = MAX_WORK + WORK_PER_BYTE * sum(tensor.ByteSize() for tensor in stored)
+        self._done = 0
+        self._kept: OrderedDict[Key, Constant | Unevaluated] = OrderedDict()
+        self._kept_bytes = 0
+
+    def evaluate(self, scope: Scope, name: str) -> Constant | Unevaluated:
+        """Work out a constant, which `scope.is_constant` has said it is.
+
+        Raises ArtefactError when a stored tensor or a node cannot be meant.
+        """
+        found = scope.find(name)
+        assert found is not None, "a constant comes from somewhere"
+        key = (found[0], name)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        worked_out: Constant | Unevaluated
+        try:
+            with np.errstate(all="ignore"):  # NaN and overflow are findings about a weight, not about us
+                worked_out = self._evaluate(scope, name)
+        except _NotEvaluatedError as cause:
+            worked_out = Unevaluated(why=str(cause))
+        self._keep(key, worked_out)
+        return worked_out
+
+    def _keep(self, key: Key, worked_out: Constant | Unevaluated) -> None:
+        self._kept[key] = worked_out
+        self._kept_bytes += _n_bytes(worked_out)
+        while self._kept_bytes > _KEPT_BYTES:
+            self._kept_bytes -= _n_bytes(self._kept.popitem(last=False)[1])
+
+    def _spend(self, n_values: int) -> None:
+        """Count work before it is done."""
+        self._done += n_values
+        if self._done > self._most:
+            raise _NotEvaluatedError(
+                f"is computed, and the weights of the graph take more than {self._most:,} values to work out, "
+                "of which none is stored"
+            )
+
+    def _evaluate(self, scope: Scope, name: str) -> Constant:
+        order = _sources(scope, name, self._spend)
+        waiting = Counter(key for _, _, sources in order for key in sources if key)
+        values: dict[Key, Array] = {}
+        steps: dict[Key, tuple[Step, Key]] = {}
+        for key, what, sources in order:
+            if not isinstance(what, onnx.NodeProto):
+                values[key] = array_of(what)
+                continue
+            inputs = [values[source] if source else None for source in sources]
+            values[key] = _computed(what, key[1], inputs, self._opset, self._spend)
+            main = _main_input(what, inputs, values[key])
+            if main is not None and (source := sources[main]):
+                steps[key] = _step(what, main, inputs, values[key]), source
+            for gone in filter(None, sources):
+                waiting[gone] -= 1
+                if not waiting[gone]:
+                    values.pop(gone, None)
+        target = order[-1][0]
+        if steps:
+            self._spend(_MEASURED * values[target].size)
+        way: list[Step] = []
+        key = target
+        while key in steps:
+            step, key = steps[key]
+            way.append(step)
+        owner, stored = key
+        return Constant(
+            values=values[target],
+            stored=stored,
+            steps=tuple(way),
+            sparse=isinstance(owner.stored.get(stored), onnx.SparseTensorProto),
+            overridable=any(source in at.overridable for at, source in (entry[0] for entry in order)),
+        )
 
 
-def _evaluate(scope: Scope, name: str, opset: int) -> Constant:
-    order = _sources(scope, name)
-    waiting = Counter(key for _, _, sources in order for key in sources if key)
-    values: dict[Key, Array] = {}
-    steps: dict[Key, tuple[Step, Key]] = {}
-    for key, what, sources in order:
-        if not isinstance(what, onnx.NodeProto):
-            values[key] = array_of(what)
-            continue
-        inputs = [values[source] if source else None for source in sources]
-        values[key] = _computed(what, key[1], inputs, opset)
-        main = _main_input(what, inputs, values[key])
-        if main is not None and (source := sources[main]):
-            steps[key] = _step(what, main, inputs, values[key]), source
-        for gone in filter(None, sources):
-            waiting[gone] -= 1
-            if not waiting[gone]:
-                values.pop(gone, None)
-    target = order[-1][0]
-    way: list[Step] = []
-    key = target
-    while key in steps:
-        step, key = steps[key]
-        way.append(step)
-    owner, stored = key
-    return Constant(
-        values=values[target],
-        stored=stored,
-        steps=tuple(way),
-        sparse=isinstance(owner.stored.get(stored), onnx.SparseTensorProto),
-        overridable=any(source in at.overridable for at, source in (entry[0] for entry in order)),
-    )
+def _n_bytes(worked_out: Constant | Unevaluated) -> int:
+    return worked_out.values.nbytes if isinstance(worked_out, Constant) else 0
 
 
 Source = tuple[Key, onnx.NodeProto | Stored, list[Key | None]]
 
 
-def _sources(scope: Scope, name: str) -> list[Source]:
+def _sources(scope: Scope, name: str, spend: Callable[[int], None]) -> list[Source]:
     """A value and all that it is made of, makers before what they make, each with what it needs."""
     order: list[Source] = []
     seen: set[Key] = set()
@@ -333,6 +388,7 @@ def _sources(scope: Scope, name: str) -> list[Source]:
             order.append((key, what, []))
             continue
         _require_known(what)
+        spend(_WORK_OF_A_STEP)
         n_nodes += 1
         if n_nodes > MAX_NODES:
             raise _NotEvaluatedError(f"is computed by more than {MAX_NODES} nodes")
@@ -500,8 +556,14 @@ def n_made(node: onnx.NodeProto, inputs: Sequence[Array | None]) -> int | None:
         return None
 
 
-def _computed(node: onnx.NodeProto, output: str, inputs: Sequence[Array | None], opset: int) -> Array:
-    """What a node makes of its inputs, under the name `output`."""
+def _computed(
+    node: onnx.NodeProto,
+    output: str,
+    inputs: Sequence[Array | None],
+    opset: int,
+    spend: Callable[[int], None],
+) -> Array:
+    """What a node makes of its inputs, under the name `output`. spend: is told how many values it takes."""
     from onnx.reference.op_run import RuntimeContextError, RuntimeImplementationError, RuntimeTypeError
 
     given = [values for values in inputs if values is not None]
@@ -510,7 +572,9 @@ def _computed(node: onnx.NodeProto, output: str, inputs: Sequence[Array | None],
             return _value_of_constant(node)
         if node.op_type == "Cast" and attribute(node, "to", 0) == onnx.TensorProto.STRING:
             raise _NotEvaluatedError("is computed as text")
-        _require_bounded(_n_made(node, given))
+        n_values = _n_made(node, given)
+        _require_bounded(n_values)
+        spend(_WORK_OF_A_NODE + n_values)
         if node.op_type in ("ScatterElements", "GatherElements"):
             return _along_axis(node, given)
         return _by_reference(node, output, inputs, opset)

@@ -7,6 +7,7 @@ constant weights of Conv, Gemm and MatMul. Where only a measurement could tell, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -110,6 +111,7 @@ class WeightUse:
     in_subgraph: bool
 
 
+@functools.lru_cache(maxsize=1024)  # layers of a network are often alike
 def reasons_of(use: WeightUse) -> tuple[Reason, ...]:
     """All that stands against the hardware's use of the zeros; shared weights are for the caller to add."""
     return tuple(
@@ -119,6 +121,7 @@ def reasons_of(use: WeightUse) -> tuple[Reason, ...]:
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def reasons_if_pruned(use: WeightUse, *, finite: bool) -> tuple[Reason, ...]:
     """What stands against the use of the zeros once the weight is 2:4, with what is missing to profit.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx
 
 from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.graph.collection import without_collection
 from sparse_export.graph.concrete import Shape, free_sizes, output_shapes_at, two_examples
 from sparse_export.graph.names import free_name
 from sparse_export.graph.ranges import integer_ranges
@@ -70,6 +71,7 @@ def sizes_from_text(texts: Sequence[str]) -> dict[str, int]:
     return found
 
 
+@without_collection()
 def signature_of(
     model: onnx.ModelProto,
     *,

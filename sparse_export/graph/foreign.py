@@ -150,11 +150,13 @@ def _check(model: onnx.ModelProto, path: Path) -> None:
         onnx.checker.check_model(
             path if beside or model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF else model
         )
-    except onnx.checker.ValidationError as cause:
+    except onnx.checker.ValidationError:
         try:
             require_readable(model)
-        except (onnx.checker.ValidationError, RuntimeError, ValueError):  # the latter are onnx_ir's
-            raise cause from None
+        except onnx.checker.ValidationError as fault:  # what onnxruntime does not make up for
+            raise fault from None
+        except (RuntimeError, ValueError) as fault:  # onnx_ir's
+            raise onnx.checker.ValidationError(str(fault)) from None
 
 
 def require_readable(model: onnx.ModelProto) -> None:

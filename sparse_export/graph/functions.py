@@ -9,10 +9,12 @@ import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from sparse_export.errors import ArtefactError
+from sparse_export.graph.names import node_lists
 
 __all__ = ["MAX_INLINED_NODES", "inlined"]
 
-MAX_INLINED_NODES = 200_000
+MAX_INLINED_NODES = 20_000
+"""More only of a model that has half as many nodes itself: a small file could ask for any number."""
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -29,7 +31,10 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ArtefactError: a function calls itself, or two have one name.
     """
-    if not model.functions or _n_inlined(model) > MAX_INLINED_NODES:
+    if not model.functions:
+        return model
+    n_written = sum(len(nodes) for nodes in node_lists(model))
+    if _n_inlined(model) > max(MAX_INLINED_NODES, 2 * n_written):
         return model
     try:
         return onnx.inliner.inline_local_functions(model)

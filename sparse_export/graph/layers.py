@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,16 +15,17 @@ import onnx
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.formats.layers import GraphLayer, Reason
 from sparse_export.formats.run import LayerInfo
+from sparse_export.graph.collection import without_collection
 from sparse_export.graph.concrete import free_sizes, inferred_at, shapes_at
 from sparse_export.graph.constants import (
     Array,
     Constant,
+    Evaluator,
     Scope,
     Step,
     Unevaluated,
     array_of,
     attribute,
-    evaluate,
     is_standard,
     node_name,
     nonzeros,
@@ -72,6 +75,7 @@ LAYOUT = frozenset(("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "U
 _PLAIN = LAYOUT | {"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"}
 _UNPACK = ("sparse24", "Unpack24")
 _SIZES = (2, 4, 8, 16)  # M of the patterns that are told
+_SHARERS_NAMED = 3
 
 Shape = tuple[int, ...]
 _Layer = TypeVar("_Layer", bound=GraphLayer)
@@ -151,11 +155,11 @@ class LayerUse:
     def through(self) -> tuple[str, ...]:
         return (*(step.node.op_type for step in self.steps), *([_UNPACK[1]] if self.packed else []))
 
-    @property
+    @functools.cached_property
     def axis(self) -> int:
         return _reduction_axis(self.node, self.position, self.weight.values.ndim)
 
-    @property
+    @functools.cached_property
     def channel_groups(self) -> int:
         """Of a convolution, 1 for the rest. Raises ArtefactError when they do not divide the channels."""
         if self.node.op_type not in ("Conv", "ConvTranspose"):
@@ -170,13 +174,13 @@ class LayerUse:
             )
         return groups
 
-    @property
+    @functools.cached_property
     def n_reduced(self) -> int:
         """Entries along the reduction axis that are summed together: those of one group of channels."""
         length: int = self.weight.values.shape[self.axis]
         return length // self.channel_groups if self.node.op_type == "ConvTranspose" else length
 
-    @property
+    @functools.cached_property
     def n_outputs(self) -> int:
         """Length of the other side of the product: the outputs of one group of channels."""
         shape = self.weight.values.shape
@@ -203,6 +207,7 @@ class OtherLayer:
     macs: int | None = None
 
 
+@without_collection()
 def graph_layers(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
     """The layers of a graph, in graph order, with their pattern and whether hardware can use it.
 
@@ -225,11 +230,12 @@ def layer_uses(model: onnx.ModelProto) -> Iterator[LayerUse | OtherLayer]:
     yield from _uses(model, inlined(without_weights(model)))
 
 
+@without_collection()
 def layers_if_pruned(model: onnx.ModelProto) -> tuple[LayerIfPruned, ...]:
     """As `graph_layers`, with what each layer would keep if it were made 2:4, and could do then."""
     plain = inlined(without_weights(model))
     shapes, n_samples = _shapes_of_one_sample(plain)
-    layers = [_if_pruned(use, _layer(use, shapes, n_samples)) for use in _uses(model, plain)]
+    layers = [_if_pruned(use, shapes, n_samples) for use in _uses(model, plain)]
     return tuple(_with_shared(layers, model, plain))
 
 
@@ -238,7 +244,7 @@ def _uses(model: onnx.ModelProto, plain: onnx.ModelProto) -> Iterator[LayerUse |
 
     plain: the model without its functions, as far as they could be inlined, and perhaps without its weights.
     """
-    opset = _opset(model)
+    evaluator = Evaluator(model)
     functions = {(function.domain, function.name) for function in plain.functions}
     packed = {
         node.output[0]: node.input[0]
@@ -251,7 +257,7 @@ def _uses(model: onnx.ModelProto, plain: onnx.ModelProto) -> Iterator[LayerUse |
             positions = _operands(node)
             position = next((i for i in positions if scope.is_constant(node.input[i])), None)
             if position is not None:
-                yield _examined(node, scope, where, position, opset, packed)
+                yield _examined(node, scope, where, position, evaluator, packed)
             elif positions:
                 yield _without_constant(node, scope, where)
             elif (name := _unknown_weight(node, scope, functions)) is not None:
@@ -263,10 +269,15 @@ def _uses(model: onnx.ModelProto, plain: onnx.ModelProto) -> Iterator[LayerUse |
 
 
 def _examined(
-    node: onnx.NodeProto, scope: Scope, where: str, position: int, opset: int, packed: Mapping[str, str]
+    node: onnx.NodeProto,
+    scope: Scope,
+    where: str,
+    position: int,
+    evaluator: Evaluator,
+    packed: Mapping[str, str],
 ) -> LayerUse | OtherLayer:
     name = node.input[position]
-    weight = evaluate(scope, name, opset)
+    weight = evaluator.evaluate(scope, name)
     if isinstance(weight, Unevaluated):
         why = reason("not-evaluated", f"The weight {name} {weight.why}.")
         return OtherLayer(node=node, scope=scope, where=where, name=name, why=(why,), constant=True)
@@ -295,10 +306,6 @@ def _without_constant(node: onnx.NodeProto, scope: Scope, where: str) -> OtherLa
 
 def _operator(node: onnx.NodeProto) -> str:
     return node.op_type if is_standard(node) else f"{node.domain}::{node.op_type}"
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
 
 
 def _unknown_weight(node: onnx.NodeProto, scope: Scope, functions: set[tuple[str, str]]) -> str | None:
@@ -333,12 +340,11 @@ def _layer(use: LayerUse | OtherLayer, shapes: Mapping[str, Shape], n_samples: i
             reasons=use.why,
         )
     values = use.weight.values
-    nonzero = nonzeros(values)
-    n_nonzero = int(np.count_nonzero(nonzero))
+    counted = _counted(use)
+    n_nonzero = counted.n_nonzero
     uses = None if use.scope.path else _uses_of_a_weight(use.node, values.shape, use.axis, shapes)
     uses = uses // n_samples if uses is not None and uses % n_samples == 0 else None
-    over = _over(nonzero, use.axis, use.n_reduced, n=2, m=GROUP)
-    facts = _facts(use, over)
+    facts = _facts(use)
     reasons = reasons_of(facts)
     return GraphLayer(
         node=use.where,
@@ -353,24 +359,50 @@ def _layer(use: LayerUse | OtherLayer, shapes: Mapping[str, Shape], n_samples: i
         through=use.through,
         dtype=facts.dtype,
         stored_axis=None if use.packed else use.weight.stored_axis(use.axis),
-        pattern_holds=over is not None and not over[0],
+        pattern_holds=counted.over is not None and not counted.over[0],
         n_groups=facts.n_groups,
         n_groups_over=facts.n_groups_over,
-        obeys=_obeyed(nonzero, use.axis, use.n_reduced),
+        obeys=counted.obeys,
         eligible=verdict(reasons),
         reasons=reasons,
     )
 
 
-def _if_pruned(use: LayerUse | OtherLayer, layer: GraphLayer) -> LayerIfPruned:
+@dataclass(frozen=True, kw_only=True)
+class _Counted:
+    """What is counted in a weight. over: groups that break 2:4, and groups; None where four does not divide."""
+
+    n_nonzero: int
+    over: tuple[int, int] | None
+    obeys: tuple[str, ...]
+
+
+def _counted(use: LayerUse) -> _Counted:
+    """Counted once for all the layers that share a weight."""
+    key = "counted", use.axis, use.n_reduced
+    if key not in use.weight.measured:
+        nonzero = nonzeros(use.weight.values)
+        use.weight.measured[key] = _Counted(
+            n_nonzero=int(np.count_nonzero(nonzero)),
+            over=_over(nonzero, use.axis, use.n_reduced, n=2, m=GROUP),
+            obeys=_obeyed(nonzero, use.axis, use.n_reduced),
+        )
+    found: _Counted = use.weight.measured[key]
+    return found
+
+
+def _if_pruned(use: LayerUse | OtherLayer, shapes: Mapping[str, Shape], n_samples: int) -> LayerIfPruned:
+    layer = _layer(use, shapes, n_samples)
     if isinstance(use, OtherLayer):
         return LayerIfPruned(
             **vars(layer), eligible_if_pruned=layer.eligible, reasons_if_pruned=layer.reasons
         )
-    sums = kept_and_dropped(use.weight.values, use.axis, use.n_reduced)
+    key = "sums", use.axis, use.n_reduced
+    if key not in use.weight.measured:
+        use.weight.measured[key] = kept_and_dropped(use.weight.values, use.axis, use.n_reduced)
+    sums: tuple[float, float] | None = use.weight.measured[key]
     finite = sums is None or is_finite(sums)
-    over = None if layer.n_groups is None else (0, layer.n_groups)
-    reasons = reasons_if_pruned(_facts(use, over), finite=finite)
+    reasons = reasons_if_pruned(_facts(use), finite=finite)
     known = sums is not None and finite
     return LayerIfPruned(
         **vars(layer),
@@ -381,9 +413,20 @@ def _if_pruned(use: LayerUse | OtherLayer, layer: GraphLayer) -> LayerIfPruned:
     )
 
 
-def _facts(use: LayerUse, over: tuple[int, int] | None) -> WeightUse:
-    shape = use.weight.values.shape
+def _facts(use: LayerUse) -> WeightUse:
+    """What is known of a layer, worked out once for all that use one weight alike."""
     quantized = _quantized_type(use)
+    alike = use.node.op_type, use.axis, use.channel_groups, use.position, bool(use.scope.path), quantized
+    key = "facts", alike, use.packed
+    if key not in use.weight.measured:
+        use.weight.measured[key] = _facts_alone(use, quantized)
+    found: WeightUse = use.weight.measured[key]
+    return found
+
+
+def _facts_alone(use: LayerUse, quantized: str | None) -> WeightUse:
+    shape = use.weight.values.shape
+    over = _counted(use).over
     masks = [
         f"{step.node.op_type} with the mask {step.masked_by}"
         for step in use.steps
@@ -478,12 +521,16 @@ def _with_shared(
                 for name in users.keys() & set(node.input):
                     users[name][f"{scope.path}{known_as}"] = None
     for layer in layers:
-        others = [node for node in users.get(layer.weight, ()) if node != layer.node]
+        few = itertools.islice(users.get(layer.weight, ()), _SHARERS_NAMED + 1)
+        others = [node for node in few if node != layer.node][:_SHARERS_NAMED]
         if others:
-            shared = reason("shared", f"{layer.weight} is used by {', '.join(others[:3])} too.")
-            layer = replace(layer, reasons=(*layer.reasons, shared))
+            shared = reason("shared", f"{layer.weight} is used by {', '.join(others)} too.")
+            reasons = (*layer.reasons, shared)
             if isinstance(layer, LayerIfPruned):
-                layer = replace(layer, reasons_if_pruned=(*layer.reasons_if_pruned, shared))
+                pruned = (*layer.reasons_if_pruned, shared)
+                layer = replace(layer, reasons=reasons, reasons_if_pruned=pruned)
+            else:
+                layer = replace(layer, reasons=reasons)
         yield layer
 
 
@@ -504,6 +551,7 @@ def require_patterns(model: onnx.ModelProto, promised: Mapping[str, NMPattern]) 
         )
 
 
+@without_collection()
 def broken_patterns(model: onnx.ModelProto, promised: Mapping[str, NMPattern]) -> tuple[str, ...]:
     """A clause for each promise that a graph does not keep, in the order of the promises.
 

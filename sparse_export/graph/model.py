@@ -14,6 +14,7 @@ from onnx.external_data_helper import uses_external_data
 from onnx_ir.passes import common as passes
 
 from sparse_export.errors import ArtefactError, output_error
+from sparse_export.graph.collection import without_collection
 from sparse_export.graph.constants import node_name
 from sparse_export.graph.data_sized import last_fixed_ancestors
 from sparse_export.graph.ends import axes_from_text, signature_of, sizes_from_text, with_axes
@@ -54,6 +55,7 @@ _Stored = onnx.TensorProto | onnx.SparseTensorProto
 _Aside = dict[str, _Stored]
 
 
+@without_collection()
 def open_model(path: str | Path, *, links: bool = True) -> onnx.ModelProto:
     """Open an ONNX file, ready to be worked on.
 
@@ -92,6 +94,7 @@ def open_model(path: str | Path, *, links: bool = True) -> onnx.ModelProto:
     return bare
 
 
+@without_collection()
 def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     """Make a model ready to be worked on, as `open_model` does a file.
 

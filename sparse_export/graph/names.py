@@ -56,10 +56,19 @@ def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 def inner_graphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
     """The graphs inside nodes, and those inside these."""
+    waiting = list(_graphs_in(nodes))[::-1]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        waiting += list(_graphs_in(graph.node))[::-1]
+
+
+def _graphs_in(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
     for node in nodes:
         for found in node.attribute:
-            for inner in (*found.graphs, *([found.g] if found.HasField("g") else [])):
-                yield from graphs_of(inner)
+            yield from found.graphs
+            if found.HasField("g"):
+                yield found.g
 
 
 def node_lists(model: onnx.ModelProto) -> Iterator[Sequence[onnx.NodeProto]]:
