@@ -147,7 +147,9 @@ def _of_bundle(path: Path) -> Inspection:
             f"{info.macs:,} for one sample, {info.nonzero_macs:,} by non-zero weights"
         )
     bundle = Bundle(path=path, info=info)
-    graph, broken, unchecked = _graph_of_bundle(bundle)
+    graph, broken, unchecked, names = _graph_of_bundle(bundle)
+    if names:
+        facts["NaN or infinity"] = names
     if info.compacted is not None:
         facts["compacted"] = (
             f"{info.compacted.n_weights_after:,} of {info.compacted.n_weights_before:,} parameters left"
@@ -236,17 +238,20 @@ def _of_engine(path: Path) -> Inspection:
 
 def _graph_of_bundle(
     bundle: Bundle,
-) -> tuple[tuple[LayerIfPruned, ...], tuple[str, ...], str | None]:
-    """The layers, the promises that they break, and why these could not be looked at."""
+) -> tuple[tuple[LayerIfPruned, ...], tuple[str, ...], str | None, str]:
+    """The layers, the promises that they break, why these could not be looked at, and weights that are not
+    finite.
+    """
+    from sparse_export.graph.finite import not_finite
     from sparse_export.graph.layers import broken_patterns, layers_if_pruned, promised_patterns
     from sparse_export.graph.model import open_model
 
     promised = promised_patterns(bundle.info.layers)
     try:
         model = open_model(bundle.onnx_path, links=False)
-        return layers_if_pruned(model), broken_patterns(model, promised), None
+        return layers_if_pruned(model), broken_patterns(model, promised), None, not_finite(model)
     except (ArtefactError, UsageError) as cause:  # which file is wrong is told with the others
-        return (), (), cause.what if promised else None
+        return (), (), cause.what if promised else None, ""
 
 
 def _kept(layers: tuple[LayerInfo, ...]) -> tuple[InspectedLayer, ...]:
@@ -263,6 +268,7 @@ def _kept(layers: tuple[LayerInfo, ...]) -> tuple[InspectedLayer, ...]:
 
 
 def _of_onnx(path: Path) -> Inspection:
+    from sparse_export.graph.finite import not_finite
     from sparse_export.graph.layers import count_parameters, layers_if_pruned
     from sparse_export.graph.model import open_model
 
@@ -283,6 +289,8 @@ def _of_onnx(path: Path) -> Inspection:
     if found and len(known) == len(macs):
         total, nonzero = (sum(column) for column in zip(*known, strict=True))
         facts["multiply-accumulates"] = f"{total:,} for one sample, {nonzero:,} by non-zero weights"
+    if names := not_finite(model):
+        facts["NaN or infinity"] = names
     n_parameters = count_parameters(model)[0]
     inspection = _inspection(path, "onnx", tuple(layers.values()), n_parameters, None, facts, {})
     return replace(inspection, graph=found, if_pruned=totals_if_pruned(found))

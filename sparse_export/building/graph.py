@@ -27,6 +27,7 @@ from sparse_export.formats.run import LayerInfo, Run, RunInfo
 from sparse_export.graph.copies import copy_of
 from sparse_export.graph.example import example_of_signature
 from sparse_export.graph.export import onnx_from_module, positive_zeros
+from sparse_export.graph.finite import naming_weights
 from sparse_export.graph.layers import (
     count_parameters,
     graph_layers,
@@ -236,7 +237,7 @@ def golden_of_graph(
     """
     behind = {one.name: last_fixed_ancestors(model, one.name) for one in signature.outputs}
     inner = tuple({name: None for names in behind.values() for name in names})
-    with open_session(file, signature=signature, inner=inner) as session:
+    with naming_weights(model), open_session(file, signature=signature, inner=inner) as session:
         golden = golden_pair(session, samples, inner=inner)
     fixed = [name for name in golden.outputs if not behind.get(name)]
     return replace(

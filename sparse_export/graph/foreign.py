@@ -106,6 +106,8 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def _loaded(path: Path) -> onnx.ModelProto:
+    if not path.stat().st_size:
+        raise ValueError("it is empty")
     # By default a suffix decides, also for onnx's forms of text.
     model = onnx.load(path, format="protobuf", load_external_data=False)
     _require_text(model)

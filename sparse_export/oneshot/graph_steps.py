@@ -14,6 +14,7 @@ from sparse_export.errors import SparseExportError, UsageError
 from sparse_export.files import is_leftover, temporary_folder
 from sparse_export.formats.run import GRAPH_FILE, DataInfo, DenseInfo, LayerInfo, Run, open_run
 from sparse_export.formats.score import Score
+from sparse_export.graph.finite import naming_weights
 from sparse_export.graph.model import save_model
 from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY, Finished, PrunedGraph, sparsify_graph
 from sparse_export.oneshot.graph_run import (
@@ -366,6 +367,7 @@ def _agreement(
     with temporary_folder() as folder:
         save_model(pruned.model, folder / GRAPH_FILE)
         with (
+            naming_weights(pruned.model),
             open_session(dense.graph_path, signature=signature, n_threads=n_threads) as before,
             open_session(folder / GRAPH_FILE, signature=signature, n_threads=n_threads) as after,
         ):

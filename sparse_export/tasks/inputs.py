@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.files import sha256_file
 from sparse_export.signature import FLOATS, INTEGERS, Array, Signature, TensorInfo, joined
+from sparse_export.tasks.archives import header_of, require_bounded
 
 __all__ = ["INPUTS_BATCH", "InputFiles", "example_sizes", "read_inputs", "some_arrays", "with_seen_ranges"]
 
@@ -124,6 +124,8 @@ def some_arrays(path: str | Path) -> dict[str, Array]:
     """
     file = _files(Path(path))[0]
     with _readable(file):
+        with file.open("rb") as stream:
+            require_bounded(stream)
         if file.suffix == ".npy":
             return {"input": np.load(file, mmap_mode="r", allow_pickle=False)[:2]}
         with np.load(file, allow_pickle=False) as stored:
@@ -298,28 +300,15 @@ def _headers(path: Path, signature: Signature) -> _Headers:
     """Shapes and types of the arrays of a file, by input."""
     if path.suffix == ".npy":
         with path.open("rb") as stream:
-            return {_only_input(path, signature): _header(stream)}
+            return {_only_input(path, signature): header_of(stream)}
     found = {}
+    with path.open("rb") as stream:
+        require_bounded(stream)
     with zipfile.ZipFile(path) as archive:
         for member in archive.namelist():
             with archive.open(member) as stream:
-                found[member.removesuffix(".npy")] = _header(stream)
+                found[member.removesuffix(".npy")] = header_of(stream)
     return found
-
-
-def _header(stream: IO[bytes]) -> tuple[Shape, np.dtype[np.generic]]:
-    """Of one array. Raises ValueError for what is none, or holds objects, which could run code."""
-    version = np.lib.format.read_magic(stream)
-    readers: Mapping[tuple[int, int], Callable[..., tuple[Shape, bool, np.dtype[np.generic]]]] = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
-        raise ValueError(f"an array has the format {version[0]}.{version[1]}, which is not read here")
-    shape, _fortran, dtype = readers[version](stream)
-    if dtype.hasobject:
-        raise ValueError("an array holds Python objects, which are not read")
-    return shape, dtype
 
 
 def _arrays(path: Path, signature: Signature) -> dict[str, Array]:

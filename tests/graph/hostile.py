@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,7 +36,7 @@ def model(
     return helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=functions)
 
 
-def node(op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: object) -> onnx.NodeProto:
+def node(op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(op, inputs, outputs, **attributes)
 
 
@@ -303,7 +304,7 @@ def circle_of_constants(length: int) -> onnx.ModelProto:
     return model([*nodes, _last(names)])
 
 
-def convolution(**attributes: object) -> onnx.ModelProto:
+def convolution(**attributes: Any) -> onnx.ModelProto:
     return model(
         [node("Conv", ["x", "w"], ["y"], **attributes)],
         [weight("w", 8, 8, 3, 3)],

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sparse_export.errors import DataNotFound
+from sparse_export.tasks.archives import require_bounded
 from sparse_export.tasks.data.dataset import DataSet, channel_statistics
 from sparse_export.tasks.data.places import damaged
 from sparse_export.tasks.labels import label_problem
@@ -90,6 +91,7 @@ def _read(path: Path) -> dict[str, _Array]:
     """The arrays of an archive, by key; nothing is unpickled."""
     try:
         with path.open("rb") as stream:
+            require_bounded(stream)
             archive = np.load(stream, allow_pickle=False)
             held = archive.files if isinstance(archive, np.lib.npyio.NpzFile) else None
             arrays = {key: archive[key] for key in KEYS if key in held} if held else {}
