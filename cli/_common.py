@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -58,6 +59,11 @@ class Output:
         encoding = self.stream.encoding or "utf-8"
         click.echo(text.encode(encoding, "backslashreplace").decode(encoding), file=self.stream)
         self.printed = True
+
+    def discard(self) -> None:
+        """Let what is still buffered go nowhere: else the interpreter fails over it at its end."""
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
 def json_option(function: Command) -> Command:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from sparse_export.cli._click import Group, click
 from sparse_export.cli._common import Output
-from sparse_export.errors import SparseExportError, UnknownNameError
+from sparse_export.errors import MissingCapability, SparseExportError, UnknownNameError
 from sparse_export.files import json_bytes
 from sparse_export.tables import visible
 from sparse_export.telemetry import turn_telemetry_off
@@ -53,6 +53,8 @@ COMMANDS = {
 }
 
 _INTERRUPTED = 130
+_LEAST_SPACE = 2 * 2**30  # bytes of address space; with less, libraries wait for memory for ever
+_NO_SPACE = ("failed to map segment", "Cannot allocate memory")  # in the loader's words
 _SAME_ORDER_S = 1.0
 _YES = {"1", "true", "t", "yes", "y", "on"}
 # What a disk, a folder or its owner refuses. Other system errors are faults of the program: they keep a
@@ -155,38 +157,87 @@ def _exit_code(call: Any, output: Output, *, as_json: bool) -> int:
     """Run a command to its end, tell what went wrong, and return the code to exit with."""
     try:
         try:
+            _require_address_space()
             code = call()
             output.stream.flush()
         except OSError as cause:
+            if cause.errno == errno.ENOMEM:
+                raise _no_memory() from cause
             if cause.errno not in _REFUSALS:
                 raise
+            if cause.errno == errno.ENOSPC and cause.filename is None:
+                output.discard()
             raise _refused(cause) from cause
+        except MemoryError as cause:
+            raise _no_memory(str(cause)) from cause
+        except ImportError as cause:
+            if any(words in str(cause) for words in _NO_SPACE):
+                raise _no_memory(str(cause)) from cause
+            raise
+        except SystemExit as cause:
+            if isinstance(cause.__context__, OSError) and cause.__context__.errno == errno.EPIPE:
+                raise BrokenPipeError from cause  # click's way to answer one
+            raise SparseExportError(
+                f"The command was left in the middle by code that called sys.exit({cause.code!r}).",
+                do="Look for it in the network, or the module, that the command was given.",
+            ) from cause
     except click.ClickException as error:
+        vars(error)["message"] = visible(error.message)  # names in it may come from anybody
         error.show()
         return _report(output, as_json, error, error.format_message(), error.exit_code)
     except SparseExportError as error:
-        click.echo(f"Error: {visible(str(error))}", err=True)
+        _complain(f"Error: {visible(str(error))}")
         return _report(output, as_json, error, str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:
-        click.echo("Interrupted.", err=True)
+        _complain("Interrupted.")
         return _report(output, as_json, error, "Interrupted.", _INTERRUPTED)
     except BrokenPipeError:
         # The reader went away, which is its right. What is still buffered has nowhere to go.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), output.stream.fileno())
+        output.discard()
         return SparseExportError.exit_code
     except Exception as error:  # noqa: BLE001 - the end of the program, and nothing is hidden
-        traceback.print_exc(file=sys.stderr)
+        _complain(visible(traceback.format_exc().rstrip("\n")))
         return _report(output, as_json, error, str(error), SparseExportError.exit_code)
     return code if isinstance(code, int) else 0
+
+
+def _complain(text: str) -> None:
+    """Tell of an error on stderr, where there is one."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
 
 
 def _report(output: Output, as_json: bool, error: BaseException, message: str, exit_code: int) -> int:
     """With --json, make the error the one document, unless the command has already printed its own."""
     if (as_json or output.as_json) and not output.printed:
         document = {"error": {"type": type(error).__name__, "message": message, "exit_code": exit_code}}
-        output.write(json_bytes(document).decode().rstrip())
+        with contextlib.suppress(OSError, ValueError):  # there is no place for it, and stderr has the error
+            output.write(json_bytes(document).decode().rstrip())
+            output.stream.flush()
     return exit_code
+
+
+def _require_address_space() -> None:
+    """Raise MissingCapability where `ulimit -v` leaves too little for the libraries to load."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY and soft < _LEAST_SPACE:
+        raise MissingCapability(
+            f"This process may use {soft:,} bytes of address space.",
+            expected=f"At least {_LEAST_SPACE:,} bytes were expected; training and exporting take more.",
+            do="Raise the limit with `ulimit -v unlimited`, or start the command without it.",
+        )
+
+
+def _no_memory(reason: str = "") -> SparseExportError:
+    told = f": {reason.strip().rstrip('.')}" if reason.strip() else ""
+    return SparseExportError(
+        f"There is not enough memory{told}.",
+        do="Take fewer samples at once, end other programs, or raise the limit (`ulimit -v`).",
+    )
 
 
 def _name(filename: Any) -> str:
@@ -248,8 +299,25 @@ def cli(ctx: click.Context) -> None:
         ctx.exit(click.UsageError.exit_code)
 
 
+def _fill_closed_streams() -> None:
+    """Open nothing in place of stdin, stdout and stderr that the caller closed: else the next file that is
+    opened would take their place, and be written to by whatever prints.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            nothing = os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free
+            if nothing != descriptor:
+                os.dup2(nothing, descriptor)
+                os.close(nothing)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
+
+
 def main() -> NoReturn:
     """Entry point of the console script."""
+    _fill_closed_streams()
     turn_telemetry_off()
     cli.main()
     raise AssertionError("standalone click exits by itself")

@@ -288,7 +288,7 @@ def _from_factory(name: str, n_classes: int | None) -> torch.nn.Module:
         factory = _callable(name, n_classes)
         try:
             module = factory()
-        except Exception as cause:
+        except (Exception, SystemExit) as cause:
             raise UsageError(
                 f"The factory {name} failed with {type(cause).__name__}: {cause}.",
                 do="Call it in Python to see the whole traceback.",

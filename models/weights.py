@@ -58,7 +58,32 @@ def load_weights(module: torch.nn.Module, file: Path) -> None:
             f"{file} holds the weights of another network: {'; '.join(problems[:_SHOWN])}{more}.",
             do="Choose the network that they belong to, or rename them in the file.",
         )
+    unfit = [f"{name} is {kind}" for name in sorted(wanted) if (kind := _unfit(state[name], wanted[name]))]
+    if unfit:
+        more = f"; and {len(unfit) - _SHOWN} more" if len(unfit) > _SHOWN else ""
+        raise ArtefactError(
+            f"{file} holds tensors that are no plain numbers of the network's kind: "
+            f"{'; '.join(unfit[:_SHOWN])}{more}.",
+            do="Save plain, dense tensors of the network's types.",
+        )
     load_unversioned(module, state)
+
+
+def _unfit(value: torch.Tensor, wanted: torch.Tensor) -> str:
+    """What is wrong with a tensor that a plain one is to be filled from; empty where nothing is."""
+    import torch
+
+    if value.is_meta:
+        return "a meta tensor, which has no data"
+    if value.is_quantized:
+        return "quantized; dequantize it"
+    if value.layout is not torch.strided:
+        return "stored as a sparse tensor; make it dense"
+    kinds = [
+        "complex" if one.is_complex() else "float" if one.is_floating_point() else "int"
+        for one in (value, wanted)
+    ]
+    return f"of type {str(value.dtype).removeprefix('torch.')}" if kinds[0] != kinds[1] else ""
 
 
 def load_unversioned(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:

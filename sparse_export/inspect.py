@@ -242,16 +242,14 @@ def _graph_of_bundle(
     """The layers, the promises that they break, why these could not be looked at, and weights that are not
     finite.
     """
-    from sparse_export.graph.finite import not_finite
-    from sparse_export.graph.layers import broken_patterns, layers_if_pruned, promised_patterns
-    from sparse_export.graph.model import open_model
+    from sparse_export.graph.overview import overview_of
 
-    promised = promised_patterns(bundle.info.layers)
+    layers = bundle.info.layers
     try:
-        model = open_model(bundle.onnx_path, links=False)
-        return layers_if_pruned(model), broken_patterns(model, promised), None, not_finite(model)
+        found = overview_of(bundle.onnx_path, links=False, promising=layers)
     except (ArtefactError, UsageError) as cause:  # which file is wrong is told with the others
-        return (), (), cause.what if promised else None, ""
+        return (), (), cause.what if any(layer.pattern for layer in layers) else None, ""
+    return found.layers, found.broken, None, found.not_finite
 
 
 def _kept(layers: tuple[LayerInfo, ...]) -> tuple[InspectedLayer, ...]:
@@ -268,12 +266,10 @@ def _kept(layers: tuple[LayerInfo, ...]) -> tuple[InspectedLayer, ...]:
 
 
 def _of_onnx(path: Path) -> Inspection:
-    from sparse_export.graph.finite import not_finite
-    from sparse_export.graph.layers import count_parameters, layers_if_pruned
-    from sparse_export.graph.model import open_model
+    from sparse_export.graph.overview import overview_of
 
-    model = open_model(path)
-    found = layers_if_pruned(model)
+    overview = overview_of(path)
+    model, found = overview.model, overview.layers
     layers = {
         layer.weight: InspectedLayer(
             name=layer.weight, shape=layer.shape, n_weights=layer.n_weights, n_nonzero=layer.n_nonzero
@@ -289,9 +285,9 @@ def _of_onnx(path: Path) -> Inspection:
     if found and len(known) == len(macs):
         total, nonzero = (sum(column) for column in zip(*known, strict=True))
         facts["multiply-accumulates"] = f"{total:,} for one sample, {nonzero:,} by non-zero weights"
-    if names := not_finite(model):
-        facts["NaN or infinity"] = names
-    n_parameters = count_parameters(model)[0]
+    if overview.not_finite:
+        facts["NaN or infinity"] = overview.not_finite
+    n_parameters = overview.n_parameters
     inspection = _inspection(path, "onnx", tuple(layers.values()), n_parameters, None, facts, {})
     return replace(inspection, graph=found, if_pruned=totals_if_pruned(found))
 

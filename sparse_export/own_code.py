@@ -70,7 +70,7 @@ def module_named(module_name: str, name: str) -> Any:
     """
     try:
         return importlib.import_module(module_name)
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         raise UsageError(
             f"The module {module_name} of {name} cannot be imported: {type(cause).__name__}: {cause}.",
             do="Install its package, or put the folder that holds it on PYTHONPATH.",

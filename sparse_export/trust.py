@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparse_export.errors import ArtefactError, NotTrustedError, UsageError
-from sparse_export.files import json_bytes, output_error, write_bytes
+from sparse_export.files import json_bytes, output_error, require_plain, write_bytes
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -150,6 +150,7 @@ def _checked(digest: str) -> str:
 def _read(path: Path) -> frozenset[str]:
     """The digests of a store; none where there is no store."""
     try:
+        require_plain(path)
         with path.open("rb") as stream:
             _require_private(path, os.fstat(stream.fileno()))  # of the opened file: the name may be switched
             content = stream.read()

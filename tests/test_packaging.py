@@ -41,7 +41,7 @@ FLOORS = {
     "child": 2,
     "tables": 1,
     "instruments": 1,
-    "pages": 1,
+    "pages": 2,
     "sparsity": 1,
     "formats": 2,
     "own_code": 1,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from importlib import resources
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparse_export.errors import RecipeError, UnknownNameError
+from sparse_export.formats.toml import table_from_toml
 from sparse_export.models.names import is_factory
 from sparse_export.tasks import shipped
 from sparse_export.tasks.data import own
@@ -243,8 +243,8 @@ def load_recipe(
             "recipe", text, names(), do="Name one of these, or give the path of a .toml file."
         )
     try:
-        table = tomllib.loads(content.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+        table = table_from_toml(content)
+    except ValueError as cause:
         raise RecipeError(
             f"{name} is not TOML: {cause}.", expected="A recipe in TOML was expected.", do="Mend the file."
         ) from cause

@@ -393,7 +393,12 @@ class Session:
 
 def _whole_batch(recipe: Recipe, loader: BatchLoader, world: World) -> int:
     """Samples of a step over all processes. Raises UsageError when a process would get none."""
-    size = min(recipe.batch_size, loader.info.n_train)
+    size, n_train = recipe.batch_size, loader.info.n_train
+    if size > n_train:
+        raise UsageError(
+            f"batch_size is {size:,}, and the training set has {n_train:,} samples.",
+            do=f"Lower it to {n_train:,} or less.",
+        )
     if size < world.size:
         raise UsageError(
             f"A batch of {size} samples is to be shared by {world.size} processes.",

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ __all__ = [
     "output_error",
     "put_back",
     "remove_leftovers",
+    "require_plain",
     "require_writable",
     "sha256_file",
     "staged_folder",
@@ -53,6 +55,19 @@ def sha256_file(path: Path) -> str:
     """
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def require_plain(path: Path) -> None:
+    """Check that a path is a file with bytes: a pipe or a device could be read for ever.
+
+    Args:
+        path: links are followed.
+
+    Raises:
+        OSError: there is none, or it is something else.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "It is no plain file", str(path))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TypeGuard
 
 from sparse_export.pages.charts import N_COLOURS, WIDTH, Axis, drawing
+from sparse_export.pages.escaping import escape
 
 __all__ = ["Bar", "BarGroup", "Interval", "bar_chart", "interval_chart"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from html import escape
+
+from sparse_export.pages.escaping import escape
 
 # The width of a phone, where a unit of the drawing is a pixel, so that text stays readable; larger screens
 # enlarge it.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+
+from sparse_export.pages.escaping import escape
 
 __all__ = ["document", "figure", "table"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 
 from sparse_export.evaluate.comparison import Comparison
@@ -10,6 +9,7 @@ from sparse_export.files import write_bytes
 from sparse_export.formats.bundle import Bundle
 from sparse_export.graph.eligibility import MEANINGS
 from sparse_export.pages.document import document
+from sparse_export.pages.escaping import escape
 from sparse_export.report import pictures, tables
 from sparse_export.report.side import BundleSide, side_of
 from sparse_export.report.verdict import verdict

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 from sparse_export.evaluate.comparison import Comparison
 from sparse_export.formats.layers import EngineLayer, GraphLayer
 from sparse_export.pages.document import table
+from sparse_export.pages.escaping import escape
 from sparse_export.report.side import BundleSide
 from sparse_export.tables import count_text, ms_text, shape_text
 from sparse_export.tasks.scores import change_text, value_text

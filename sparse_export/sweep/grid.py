@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparse_export.errors import RecipeError, UsageError
+from sparse_export.formats.toml import table_from_toml
 from sparse_export.train.methods import METHODS
 
 Density = Annotated[float, Field(gt=0, le=1)]
@@ -71,8 +71,8 @@ def load_grid(path: Path) -> Grid:
     if not path.is_file():
         raise UsageError(f"There is no file {path}.", expected="A grid in TOML was expected.")
     try:
-        table = tomllib.loads(path.read_bytes().decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+        table = table_from_toml(path.read_bytes())
+    except ValueError as cause:
         raise RecipeError(
             f"{path} is not TOML: {cause}.", expected="A grid in TOML was expected.", do="Mend the file."
         ) from cause

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from sparse_export.errors import SparseExportError
 from sparse_export.instruments.statistics import Mean
 from sparse_export.pages.charts import Point, Series, line_chart
 from sparse_export.pages.document import document, table
+from sparse_export.pages.escaping import escape
 from sparse_export.sparsity import pattern_from_text
 from sparse_export.sweep.grid import DENSE, Grid
 from sparse_export.sweep.run_list import PATTERN, heading, setting_text

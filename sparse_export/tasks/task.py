@@ -142,7 +142,7 @@ class Task:
             found = np.asarray(self.per_sample(given, targets), dtype=np.float64)
         except UsageError:
             raise
-        except Exception as cause:  # whatever code of other people raises
+        except (Exception, SystemExit) as cause:  # whatever code of other people raises
             shapes = {name: one.shape for name, one in outputs.items()}
             raise UsageError(
                 f"The task {self.name} cannot score outputs of shapes {shapes}: "

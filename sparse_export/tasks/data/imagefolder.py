@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from sparse_export.errors import ArtefactError, DataNotFound, UsageError
+from sparse_export.files import require_plain
 from sparse_export.tasks.data.dataset import UINT8_MAX, DataSet
 from sparse_export.tasks.data.places import damaged
 
@@ -242,6 +243,7 @@ def open_picture(file: Path) -> Image.Image:
         ArtefactError: it cannot be decoded, or the range of its values is not known.
     """
     try:
+        require_plain(file)
         with Image.open(file) as source:
             if source.mode in ("I", "F") or source.mode.startswith("I;"):
                 return _grey(file, source).convert("RGB")

@@ -126,7 +126,7 @@ def own_data(name: str) -> OwnData:
         if callable(found) and not any(hasattr(found, one) for one in names):
             try:
                 found = found()
-            except Exception as cause:  # whatever code of other people raises
+            except (Exception, SystemExit) as cause:  # whatever code of other people raises
                 raise UsageError(
                     f"The data {name} failed with {type(cause).__name__}: {cause}.",
                     do="Call it in Python to see the whole traceback.",
