@@ -12,8 +12,7 @@ from sparse_export import trust
 from sparse_export.engines import tensorrt_import
 from sparse_export.engines.header import read_header, require_whole
 from sparse_export.errors import ArtefactError, MissingCapability, SparseExportError, UsageError
-from sparse_export.files import sha256_file
-from sparse_export.formats.bundle import BUNDLE_FILE, Bundle
+from sparse_export.formats.bundle import Bundle
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.listed import file_of
 
@@ -82,7 +81,7 @@ def require_genuine(bundle: Bundle, engine: EngineInfo, *, trusted: trust.Truste
             f"and of {engine.target} {engine.version} by its manifest.",
             do="Build the bundle again.",
         )
-    trust.require(sha256_file(bundle.path / BUNDLE_FILE), f"The engine {path}", trusted=trusted)
+    trust.require(bundle.manifest_sha256, f"The engine {path}", trusted=trusted)
 
 
 def problem_with(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Interval
 
+from sparse_export.errors import ArtefactError
 from sparse_export.files import sha256_file, write_json
 from sparse_export.formats.document import (
     SEALED_VERSION,
@@ -25,6 +28,7 @@ from sparse_export.formats.layers import LAYERS_FILE
 from sparse_export.formats.listed import (
     FileInfo,
     listed_graph,
+    listed_graph_bytes,
     require_complete,
     verify_files,
 )
@@ -285,12 +289,23 @@ class Bundle:
     """A bundle on disk.
 
     Attributes:
-        path: its folder.
+        path: its folder; without links on the way to it where it was opened by `open_bundle`.
         info: its manifest.
+        read_sha256: SHA-256 of the bytes that `info` was read from, where that is known.
     """
 
     path: Path
     info: BundleInfo
+    read_sha256: str | None = None
+
+    @property
+    def manifest_sha256(self) -> str:
+        """SHA-256 of `manifest.json`, which identifies the bundle.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return self.read_sha256 or sha256_file(self.path / BUNDLE_FILE)
 
     @property
     def onnx_path(self) -> Path:
@@ -301,6 +316,17 @@ class Bundle:
                 not the file that was written.
         """
         return listed_graph(self.path, self.info.files, MODEL_FILE, described_by=BUNDLE_FILE)
+
+    def graph_bytes(self, name: str = MODEL_FILE) -> bytes:
+        """Read an ONNX file; what is returned is what was checked, as by `onnx_path`.
+
+        Args:
+            name: as the manifest lists the file.
+
+        Raises:
+            ArtefactError: as `onnx_path`; or the graph keeps its weights in another file.
+        """
+        return listed_graph_bytes(self.path, self.info.files, name, described_by=BUNDLE_FILE)
 
 
 def save_bundle_info(folder: Path, info: BundleInfo) -> None:
@@ -331,8 +357,12 @@ def read_bundle_info(folder: Path) -> BundleInfo:
         ArtefactError: it is no bundle, or its manifest is damaged.
     """
     file = description_path(Path(folder), BUNDLE_FILE, "bundle", "sparse-export build")
+    return _info_from(file, None)
+
+
+def _info_from(file: Path, content: bytes | None) -> BundleInfo:
     info: BundleInfo = read_document(
-        file, "bundle", BundleInfo, newest=SEALED_VERSION, upgrade=upgraded_bundle
+        file, "bundle", BundleInfo, newest=SEALED_VERSION, content=content, upgrade=upgraded_bundle
     )
     return info
 
@@ -370,7 +400,18 @@ def open_bundle(folder: Path) -> Bundle:
             written.
     """
     folder = Path(folder)
-    info = read_bundle_info(folder)
+    file = description_path(folder, BUNDLE_FILE, "bundle", "sparse-export build")
+    real = Path(os.path.realpath(folder))
+    if real != folder.absolute():
+        folder, file = real, real / BUNDLE_FILE  # a link that is changed meanwhile changes nothing
+    try:
+        content = file.read_bytes()
+    except OSError as cause:
+        raise ArtefactError(
+            f"{file} cannot be read: {cause.strerror or cause}.",
+            do="Look at its permissions, or copy the folder again.",
+        ) from cause
+    info = _info_from(file, content)
     require_complete(folder, info)
     verify_files(folder, info.files)
-    return Bundle(path=folder, info=info)
+    return Bundle(path=folder, info=info, read_sha256=hashlib.sha256(content).hexdigest())

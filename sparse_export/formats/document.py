@@ -77,6 +77,7 @@ def read_document(
     cls: type[Any],
     *,
     newest: int = SCHEMA_VERSION,
+    content: bytes | None = None,
     upgrade: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Any:
     """Read a JSON document into its dataclass.
@@ -86,6 +87,7 @@ def read_document(
         kind: what the field `kind` of the document has to be.
         cls: the dataclass.
         newest: the version that this release writes.
+        content: of the file, where it was read already; None to read it.
         upgrade: makes the present object of one of version 1; None where that is the newest.
 
     Returns:
@@ -98,7 +100,9 @@ def read_document(
 
     try:
         document = json.loads(
-            path.read_bytes(), parse_constant=_refuse_constant, object_pairs_hook=_without_repetition
+            path.read_bytes() if content is None else content,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_without_repetition,
         )
     except OSError as cause:
         raise ArtefactError(

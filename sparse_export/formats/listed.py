@@ -206,6 +206,29 @@ def listed_graph(folder: Path, files: Mapping[str, FileInfo], name: str, *, desc
     return folder / name
 
 
+def listed_graph_bytes(folder: Path, files: Mapping[str, FileInfo], name: str, *, described_by: str) -> bytes:
+    """Read a listed ONNX file; the bytes returned are those that were checked.
+
+    Args:
+        folder: a run or a bundle.
+        files: what its description lists.
+        name: the file's path relative to the folder.
+        described_by: file name of the description, for the message.
+
+    Raises:
+        ArtefactError: as `listed_graph`, or the graph keeps data in another file.
+    """
+    content = listed_bytes(folder, files, name, described_by=described_by)
+    if _EXTERNAL_KEY in content or _ENGINE_NODE in content:
+        others = sorted(_referred_to(folder / name, content))
+        if others:
+            raise ArtefactError(
+                f"{folder / name} keeps weights in {others[0]}, and one file was expected.",
+                do="Build the bundle again.",
+            )
+    return content
+
+
 def require_listed(
     folder: Path, files: Mapping[str, FileInfo], names: Iterable[str], *, described_by: str
 ) -> None:

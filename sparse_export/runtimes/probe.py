@@ -17,7 +17,7 @@ from pathlib import Path
 from sparse_export import child, trust
 from sparse_export.errors import ArtefactError, MissingCapability, OutputError, SparseExportError
 from sparse_export.files import sha256_file
-from sparse_export.formats.bundle import BUNDLE_FILE, Bundle
+from sparse_export.formats.bundle import Bundle
 from sparse_export.formats.listed import file_of
 from sparse_export.signature import Signature
 
@@ -56,7 +56,7 @@ def require_probed(
         SparseExportError: as the trust store raises.
     """
     model = bundle.onnx_path
-    digest = sha256_file(bundle.path / BUNDLE_FILE)
+    digest = bundle.manifest_sha256
     if not _is_vouched_for(digest, trusted):
         golden = {name: file for name, file in bundle.info.golden.inputs.items() if file in bundle.info.files}
         _probe(

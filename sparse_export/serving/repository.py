@@ -16,8 +16,8 @@ import numpy as np
 from sparse_export import trust
 from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.evaluate.parity import golden_inputs, golden_outputs
-from sparse_export.files import json_bytes, sha256_file, write_bytes
-from sparse_export.formats.bundle import BUNDLE_FILE, MODEL_FILE, Bundle, open_bundle
+from sparse_export.files import json_bytes, write_bytes
+from sparse_export.formats.bundle import MODEL_FILE, Bundle, open_bundle
 from sparse_export.formats.listed import bytes_of
 from sparse_export.serving.model_config import WARMUP_FOLDER, check_config, config_text
 from sparse_export.serving.served_engines import Engine, largest_fitting, largest_merged, served_engines
@@ -139,7 +139,7 @@ def open_served(folder: Path, name: str | None = None) -> Served:
     return Served(
         name=name,
         bundle=bundle,
-        manifest_sha256=sha256_file(folder / BUNDLE_FILE),
+        manifest_sha256=bundle.manifest_sha256,
         interface=interface_of(signature),
         golden_inputs=inputs,
         golden_outputs={name: one for name, one in outputs.items() if name in golden.outputs},
@@ -272,19 +272,22 @@ def _dense_onnx(served: Served) -> bytes:
     """Return the ONNX file with dense weights, for the native backends."""
     bundle = served.bundle
     if _DENSE_MODEL in bundle.info.files:
-        return bytes_of(bundle, _DENSE_MODEL)
-    if not _is_packed(served):
-        return bytes_of(bundle, MODEL_FILE)
-    from sparse_export.graph.passes.pack24 import dense_from_file
+        return bundle.graph_bytes(_DENSE_MODEL)
+    content = bundle.graph_bytes()
+    if not _is_packed(content):
+        return content
+    from sparse_export.graph.passes.pack24 import dense_from_bytes
 
-    content: bytes = dense_from_file(bundle.onnx_path).SerializeToString(deterministic=True)
-    return content
+    dense: bytes = dense_from_bytes(content, f"{MODEL_FILE} of {bundle.path}").SerializeToString(
+        deterministic=True
+    )
+    return dense
 
 
-def _is_packed(served: Served) -> bool:
-    from sparse_export.graph.passes.pack24 import may_be_packed
+def _is_packed(content: bytes) -> bool:
+    from sparse_export.graph.passes.pack24 import names_packing
 
-    return may_be_packed(served.bundle.onnx_path)
+    return names_packing(content)
 
 
 def write_version(
@@ -306,13 +309,16 @@ def write_version(
     if runtime == "onnxruntime":
         write_bytes(folder / MODEL_FILE, _dense_onnx(served))
         return
+    digests = {}
     for engine in served.engines:
-        write_bytes(folder / engine.plan_name, bytes_of(served.bundle, engine.file))
+        plan = bytes_of(served.bundle, engine.file)
+        digests[engine.plan_name] = hashlib.sha256(plan).hexdigest()
+        write_bytes(folder / engine.plan_name, plan)
+        del plan
     if runtime == "tensorrt":
         return
-    content = bytes_of(served.bundle, MODEL_FILE)
+    content = served.bundle.graph_bytes()
     write_bytes(folder / MODEL_FILE, content)
-    digests = {engine.plan_name: sha256_file(folder / engine.plan_name) for engine in served.engines}
     document: dict[str, object] = {
         "inputs": list(served.signature.input_names),
         "outputs": list(served.signature.output_names),
@@ -320,7 +326,7 @@ def write_version(
         "scalars": list(served.interface.bare_scalars),
         "threads": settings.threads,
         "model": MODEL_FILE,
-        "packed": _is_packed(served),
+        "packed": _is_packed(content),
         "engines": {engine.capability: engine.plan_name for engine in served.engines},
         "host_code": [engine.plan_name for engine in served.engines if engine.version_compatible],
         "sha256": {MODEL_FILE: hashlib.sha256(content).hexdigest(), **digests},

@@ -134,8 +134,8 @@ def test_toml_within_toml_within_toml_is_refused(text: str, tmp_path: Path) -> N
 def test_a_batch_above_the_data_is_refused_before_training(tmp_path: Path) -> None:
     """Before, it was made as large as the data, and one step an epoch was trained."""
     from sparse_export.errors import UsageError
-    from sparse_export.train.recipe import load_recipe
     from sparse_export.train import train
+    from sparse_export.train.recipe import load_recipe
 
     recipe = load_recipe("digits", changes={"batch_size": 100_000})
     with pytest.raises(UsageError, match="batch_size is 100,000, and the training set has"):

@@ -15,8 +15,6 @@ from sparse_export.evaluate.links.case import Case
 from sparse_export.evaluate.links.chain import Figure, Finding
 from sparse_export.evaluate.parity import golden_parity
 from sparse_export.evaluate.validation import differing
-from sparse_export.files import sha256_file
-from sparse_export.formats.bundle import BUNDLE_FILE
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import LAYERS_FILE, GraphLayer, read_engine_layers
 from sparse_export.formats.listed import bytes_of, file_of
@@ -35,7 +33,7 @@ def files_are_whole(case: Case) -> Finding:
     """Every file of both bundles is the one that its manifest lists; the indispensable ones are listed."""
     n_files, n_dense = len(case.bundle.info.files), len(case.dense.info.files)  # opened, and so checked, here
     n_bytes = sum(file.size_bytes for file in case.bundle.info.files.values())
-    digest = sha256_file(case.bundle.path / BUNDLE_FILE)
+    digest = case.bundle.manifest_sha256
     vouched = "this user vouches for" if trust.is_trusted(digest) else "nobody here has vouched for yet"
     return Finding(
         told=(

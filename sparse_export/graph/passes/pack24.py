@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import ArtefactError, UsageError
@@ -70,6 +71,11 @@ def is_packed(model: onnx.ModelProto) -> bool:
     )
 
 
+def names_packing(content: bytes) -> bool:
+    """Does what an ONNX file holds name the format at all?"""
+    return DOMAIN.encode() in content
+
+
 def may_be_packed(path: Path) -> bool:
     """Does the file name the format at all?
 
@@ -91,7 +97,20 @@ def dense_from_file(path: str | Path) -> onnx.ModelProto:
     Only the packing is checked: onnx's checker takes longer than all the rest. Raises UsageError when there
     is no such file, ArtefactError when it is no ONNX model or as `expand` does.
     """
-    model = onnx_from_file(path)
+    return _dense(onnx_from_file(path), path)
+
+
+def dense_from_bytes(content: bytes, path: str | Path) -> onnx.ModelProto:
+    """As `dense_from_file`, of what a file held that was read already. path: of the file, for errors."""
+    try:
+        model = onnx.load_from_string(content)
+    except DecodeError as cause:
+        raise ArtefactError(f"{path} cannot be read as ONNX: {cause}.", do="Build it again.") from cause
+    return _dense(model, path)
+
+
+def _dense(model: onnx.ModelProto, path: str | Path) -> onnx.ModelProto:
+    """The model, expanded in place."""
     try:
         _expand(model)
     except ArtefactError as cause:
