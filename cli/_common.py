@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -33,6 +33,7 @@ __all__ = [
     "say",
     "score_options",
     "shape_of_sample",
+    "showing",
     "sizes_option",
     "speedup_option",
     "threads_option",
@@ -102,6 +103,19 @@ def print_result(document: Any, shown: Shown | str, as_json: bool, *, path: Path
         return
     text = visible(shown) if isinstance(shown, str) else shown.draw_for(output.stream)
     output.write(text if path is None else f"{text}\n{visible(str(path))}")
+
+
+@contextlib.contextmanager
+def showing(document: Any, shown: Shown | str, as_json: bool) -> Iterator[None]:
+    """Put a result on stdout at the end of a block that stores it: also where it cannot be stored.
+
+    Args:
+        document: as of `print_result`, as are the others.
+    """
+    try:
+        yield
+    finally:
+        print_result(document, shown, as_json)
 
 
 def say(text: str) -> None:

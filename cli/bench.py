@@ -11,9 +11,9 @@ from sparse_export.cli._common import (
     cuda_graphs_option,
     inputs_option,
     json_option,
-    print_result,
     results_option,
     say,
+    showing,
     sizes_option,
     timing_options,
 )
@@ -81,6 +81,6 @@ def command(
             cuda_graphs=cuda_graphs,
             on_progress=say,
         )
-    if out is not None:
-        say(f"wrote {write_bench(out, result)}")
-    print_result(asdict(result), result.shown(), as_json)
+    with showing(asdict(result), result.shown(), as_json):
+        if out is not None:
+            say(f"wrote {write_bench(out, result)}")

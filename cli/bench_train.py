@@ -8,9 +8,9 @@ from sparse_export.cli._click import click
 from sparse_export.cli._common import (
     device_option,
     json_option,
-    print_result,
     results_option,
     say,
+    showing,
     speedup_option,
     whole_numbers,
 )
@@ -86,7 +86,7 @@ def command(
         require_speedup=require_speedup,
         on_progress=say,
     )
-    if out is not None:
-        say(f"wrote {write_step_bench(out, result)}")
-    print_result(asdict(result), result.shown(), as_json)
+    with showing(asdict(result), result.shown(), as_json):
+        if out is not None:
+            say(f"wrote {write_step_bench(out, result)}")
     check_speedup(result)

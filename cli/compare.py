@@ -14,10 +14,10 @@ from sparse_export.cli._common import (
     inputs_option,
     json_option,
     max_drop_help,
-    print_result,
     results_option,
     say,
     score_options,
+    showing,
     sizes_option,
     speedup_option,
     timing_options,
@@ -92,12 +92,15 @@ def command(
     from dataclasses import asdict
 
     from sparse_export.building.from_source import bundle_at
+    from sparse_export.errors import UsageError
     from sparse_export.evaluate.compare import compare
     from sparse_export.evaluate.comparison import check_gates, write_results
     from sparse_export.files import require_writable
     from sparse_export.formats.bundle import open_bundle
     from sparse_export.oneshot.graph_source import Told
 
+    if html is not None and html.is_dir():
+        raise UsageError(f"--html {html} is a folder.", do=f"Name a file, such as {html / 'report.html'}.")
     told = Told(axes=axes, sizes=sizes, inputs=inputs)
     with contextlib.ExitStack() as stack:
         paths = [stack.enter_context(bundle_at(side, told)) for side in (dense, sparse)]
@@ -120,13 +123,13 @@ def command(
             cuda_graphs=cuda_graphs,
             on_progress=say,
         )
-        if out is not None:
-            say(f"wrote {write_results(out, comparison)}")
-        if html is not None:
-            from sparse_export.report import write_report
+        with showing(asdict(comparison), comparison.shown(), as_json):
+            if out is not None:
+                say(f"wrote {write_results(out, comparison)}")
+            if html is not None:
+                from sparse_export.report import write_report
 
-            say(f"wrote {write_report(html, comparison, *opened)}")
-    print_result(asdict(comparison), comparison.shown(), as_json)
+                say(f"wrote {write_report(html, comparison, *opened)}")
     check_gates(comparison)
 
 

@@ -11,11 +11,11 @@ from sparse_export.cli._common import (
     inputs_option,
     json_option,
     max_drop_help,
-    print_result,
     results_option,
     run_option,
     say,
     score_options,
+    showing,
     timing_options,
     trust_option,
 )
@@ -113,8 +113,8 @@ def command(
         trust=trust,
         on_progress=say,
     )
-    if out is not None:
-        for path in write_results(out, found):
-            say(f"wrote {path}")
-    print_result(asdict(found), found.shown(), as_json)
+    with showing(asdict(found), found.shown(), as_json):
+        if out is not None:
+            for path in write_results(out, found):
+                say(f"wrote {path}")
     check_gate(found)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import code_trust_option, json_option, print_result, say
+from sparse_export.cli._common import code_trust_option, json_option, say, showing
 
 
 @click.command("plan")
@@ -68,6 +68,7 @@ def command(
 
     A layer that is not faster stays dense by rule. Without a card, give measurements by --timings.
     """
+    import contextlib
     from dataclasses import asdict
 
     from sparse_export.files import require_writable
@@ -96,18 +97,19 @@ def command(
         trust=trust,
         on_progress=say,
     )
-    if keep_timings is not None:
-        write_timings(keep_timings, measured)
-        say(f"wrote {keep_timings}")
-    if out is not None:
-        write_layer_plan(out, plan)
-        say(f"wrote {out}")
+    with contextlib.nullcontext() if verify else showing(asdict(plan), plan_shown(plan), as_json):
+        if keep_timings is not None:
+            write_timings(keep_timings, measured)
+            say(f"wrote {keep_timings}")
+        if out is not None:
+            write_layer_plan(out, plan)
+            say(f"wrote {out}")
     if not verify:
-        print_result(asdict(plan), plan_shown(plan), as_json)
         return
     whole = verify_plan(model, plan, rounds=rounds, trust=trust, on_progress=say)
-    if keep_verified is not None:
-        write_whole(keep_verified, whole)
-        say(f"wrote {keep_verified}")
-    print_result({**asdict(plan), "whole": asdict(whole)}, plan_shown(plan) + whole.shown(), as_json)
+    both = {**asdict(plan), "whole": asdict(whole)}
+    with showing(both, plan_shown(plan) + whole.shown(), as_json):
+        if keep_verified is not None:
+            write_whole(keep_verified, whole)
+            say(f"wrote {keep_verified}")
     check_never_slower(whole)

@@ -11,11 +11,11 @@ from sparse_export.cli._common import (
     inputs_option,
     json_option,
     max_drop_help,
-    print_result,
     results_option,
     run_option,
     say,
     score_options,
+    showing,
     sizes_option,
     threads_option,
     trust_option,
@@ -102,7 +102,7 @@ def command(
             runtimes=runtimes or None,
             trust=trust,
         )
-    if out is not None:
-        say(f"wrote {write_results(out, validation)}")
-    print_result(asdict(validation), validation.shown(), as_json)
+    with showing(asdict(validation), validation.shown(), as_json):
+        if out is not None:
+            say(f"wrote {write_results(out, validation)}")
     check_gates(validation)

@@ -9,8 +9,8 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparse_export.errors import ArtefactError, NotTrustedError, UsageError
-from sparse_export.files import json_bytes, output_error, require_plain, write_bytes
+from sparse_export.errors import ArtefactError, NotTrustedError, OutputError, UsageError
+from sparse_export.files import json_bytes, output_error, require_plain, require_writable, write_bytes
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -63,6 +63,29 @@ def remember(digest: str) -> None:
         write_bytes(path, json_bytes({"schema_version": 1, "sha256": sorted({*known, digest})}))
     finally:
         os.umask(before)
+
+
+def require_usable() -> None:
+    """Check before the work that a digest can be remembered at its end.
+
+    Raises:
+        UsageError: there is no place for the store.
+        ArtefactError: the store is damaged, or others could have written to it.
+        OutputError: it cannot be written.
+    """
+    path = store_path()
+    _read(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        require_writable(path.parent)
+    except (OSError, OutputError) as cause:
+        reason = (
+            cause.what.rstrip(".") if isinstance(cause, OutputError) else f"{cause.strerror}: {path.parent}"
+        )
+        raise OutputError(
+            f"The trust store {path}, which knows what you built yourself, cannot be written: {reason}.",
+            do="Set XDG_DATA_HOME to the absolute path of a folder that you may write to.",
+        ) from cause
 
 
 def is_trusted(digest: str) -> bool:

@@ -14,9 +14,25 @@ from sparse_export.tasks import data
 from sparse_export.tasks.inputs import read_inputs
 from sparse_export.tasks.samples import BatchSamples, SingleInput, calibration_of
 
-__all__ = ["calibration_batches"]
+__all__ = ["calibration_batches", "require_calibration"]
 
 _BATCH = 32
+
+
+def require_calibration(info: RunInfo, precision: Precision, inputs: str | Path | None) -> None:
+    """Check before the work that there is something to take ranges from.
+
+    Args:
+        info: of the run, as are the others of `calibration_batches`.
+
+    Raises:
+        UsageError: there are neither inputs nor a data set, and the precision needs some.
+    """
+    if precision in CALIBRATED and inputs is None and info.data is None:
+        raise UsageError(
+            f"The run names no data set, and {precision} is calibrated on real samples.",
+            do="Give some by --inputs FILE.npz, or build as fp16 or bf16, which need none.",
+        )
 
 
 def calibration_batches(
@@ -49,11 +65,8 @@ def calibration_batches(
     if inputs is not None:
         found = read_inputs(inputs, info.signature, n_samples=n, within=False)
         return list(BatchSamples(parts=found.batches, signature=info.signature).batches(_BATCH))
-    if info.data is None:
-        raise UsageError(
-            f"The run names no data set, and {precision} is calibrated on real samples.",
-            do="Give some by --inputs FILE.npz, or build as fp16 or bf16, which need none.",
-        )
+    require_calibration(info, precision, inputs)
+    assert info.data is not None
     if not info.data.mean:
         found_batches = calibration_of(info.data.name, info.signature, n)
         if found_batches is None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparse_export import trust
+from sparse_export.building.calibration import require_calibration
 from sparse_export.building.model_files import require_form
 from sparse_export.building.patterns import parse_pattern, require_in_plan, require_same_pattern
 from sparse_export.building.replaceable import require_replaceable
@@ -86,7 +88,8 @@ def check_request(run: Path, out: str | Path | None, request: BuildRequest) -> C
 
     Raises:
         UsageError: an option is invalid, options contradict each other or the run, a profile does not fit the
-            network, or `out` may not be replaced.
+            network, `out` may not be replaced, or int8 or fp8 have nothing to be calibrated on.
+        OutputError: the trust store, which the bundle is entered in, cannot be written.
         ArtefactError: the run is damaged or unfinished.
         MissingCapability: layers are to be timed, and no engine can run here.
     """
@@ -103,7 +106,9 @@ def check_request(run: Path, out: str | Path | None, request: BuildRequest) -> C
             f"A layer plan decides about 2:4, and the pattern is {wanted}.",
             do="Use the pattern 2:4, or leave the plan out.",
         )
+    trust.require_usable()
     info = open_run(run).info
+    require_calibration(info, request.precision, request.inputs)
     for one in engines:
         require_types(info.signature)
         one.bounds(info.signature)
