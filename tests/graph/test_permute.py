@@ -395,3 +395,14 @@ def test_scores_decide_in_place_of_magnitude() -> None:
         permute_network(
             module, torch.randn(4, 6), wanting(module), by_swaps, scores={"2.weight": torch.ones(2)}
         )
+
+
+def test_a_fault_of_a_rule_is_no_finding_about_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, it was told as if the network could not be checked."""
+    from sparse_export.graph.channels import proof
+
+    monkeypatch.setattr(proof, "apply_orders", lambda *_: {}["fault"])
+    with pytest.raises(KeyError, match="fault"):
+        proof.difference_by(torch.nn.Linear(4, 4), torch.zeros(2, 4), {})
+    with pytest.raises(GateFailed, match="cannot be checked"):
+        proof.difference_by(torch.nn.Linear(4, 4), torch.zeros(2, 5), {})

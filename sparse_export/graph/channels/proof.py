@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -27,24 +29,33 @@ def difference_by(module: nn.Module, sample: Tensor | tuple[Tensor, ...], orders
     inputs = first_samples(sample, _N_SAMPLES)
     generator = torch.Generator().manual_seed(0)
     batches = [inputs] + [tuple(_random_like(x, generator) for x in inputs) for _ in range(_N_RANDOM)]
-    try:
+    with _of_the_network():
         double = copy_of(module).double().eval()
-        worst = 0.0
-        for drawn in (False, True):
-            if drawn:
-                _draw(double, generator)
+    worst = 0.0
+    for drawn in (False, True):
+        if drawn:
+            _draw(double, generator)
+        with _of_the_network():
             before = [_outputs(double, batch) for batch in batches]
-            apply_orders(double, orders, ())
+        apply_orders(double, orders, ())  # its faults are ours
+        with _of_the_network():
             after = [_outputs(double, batch) for batch in batches]
-            for a, b in zip(before, after, strict=True):
-                worst = max(worst, _apart(a, b))
+        for a, b in zip(before, after, strict=True):
+            worst = max(worst, _apart(a, b))
+    return worst
+
+
+@contextmanager
+def _of_the_network() -> Iterator[None]:
+    """Turn whatever a network raises into a GateFailed."""
+    try:
+        yield
     except Exception as cause:
         raise GateFailed(
             f"Whether a permutation keeps the function cannot be checked: {type(cause).__name__}: {cause}.",
             expected="A network that can be copied and runs in float64 was expected. It was left as it was.",
             do="Train or export it without a permutation.",
         ) from cause
-    return worst
 
 
 def _random_like(x: Tensor, generator: torch.Generator) -> Tensor:
