@@ -118,6 +118,12 @@ if TYPE_CHECKING:
     help="Which layers may get their input in an order of their own for --pattern.",
 )
 @click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Names of the classes, one a line. Default: those that the run has of its data set.",
+)
+@click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
     help="Where the data sets lie, to measure the score around --pattern and to calibrate.",
@@ -150,6 +156,7 @@ def command(
     plan_file: Path | None,
     max_cut: float,
     gather: Gather,
+    labels: Path | None,
     data_dir: Path | None,
     trust: str | None,
     as_json: bool,
@@ -201,6 +208,7 @@ def command(
         engines=engines,
         time_layers=time_layers,
         inputs=inputs,
+        labels=labels,
     )
     if dry_run:
         plan = planned(run, out, asked)

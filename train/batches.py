@@ -36,11 +36,13 @@ class BatchLoader(Protocol):
         info: which data.
         input_shape: of one sample.
         n_outputs: that a network for the targets has; None where they do not tell.
+        class_names: name of each class; empty where they have none.
     """
 
     info: DataInfo
     input_shape: tuple[int, ...]
     n_outputs: int | None
+    class_names: tuple[str, ...]
 
     def training(self, order: Tensor, batch_size: int, epoch: int, first: int) -> Iterator[Batch]:
         """Inputs and labels of the batches of one epoch.
@@ -159,6 +161,7 @@ class MemoryLoader:
     def __init__(self, recipe: Recipe, dataset: data.DataSet, device: torch.device, world: World) -> None:
         self.input_shape = dataset.input_shape
         self.n_outputs = _n_outputs(recipe, dataset)
+        self.class_names = dataset.class_names
         _require_croppable(recipe, self.input_shape)
         train, validation = data.split(dataset, recipe.validation_fraction)
         self.info = DataInfo(
@@ -196,6 +199,7 @@ class ImageFolderLoader:
     ) -> None:
         self._size = imagefolder.check_size(image_size(recipe))
         self.input_shape: tuple[int, ...] = (3, *self._size)
+        self.class_names = listing.class_names
         self.n_outputs: int | None = listing.n_classes
         if not isinstance(task_named(recipe.task), Classification):
             raise UsageError(
@@ -274,6 +278,7 @@ class OwnLoader:
         self.input_shape = tuple(inputs.shape)
         _require_croppable(recipe, self.input_shape)
         self.n_outputs = _checked_targets(recipe, train.targets())
+        self.class_names: tuple[str, ...] = ()
         self.info = DataInfo(
             name=recipe.data,
             mean=(),

@@ -20,6 +20,7 @@ from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.named_network import signature_of_call
 from sparse_export.models.weights import load_unversioned
 from sparse_export.signature import Signature, class_signature
+from sparse_export.tasks.class_names import with_class_names
 from sparse_export.tasks.samples import n_outputs_of
 from sparse_export.tasks.scores import value_text
 from sparse_export.tasks.shipped import Classification, task_named
@@ -183,8 +184,8 @@ class Session:
             method=method or (recipe.sparsity.method if sparse else DENSE.name),
             model=ModelInfo(name=recipe.model),
             signature=self._signature(),
-            task=TaskInfo(name=recipe.task),
             data=self.loader.info,
+            task=with_class_names(TaskInfo(name=recipe.task), self.loader.class_names, self.outputs.n),
             layers=self._layer_facts(),
             n_active=sparse.n_active if sparse else None,
             target_density=sparse.density if sparse else None,

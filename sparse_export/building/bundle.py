@@ -55,6 +55,7 @@ def build(
     engines: Sequence[EngineOptions] = (),
     time_layers: bool = False,
     inputs: str | Path | None = None,
+    labels: str | Path | None = None,
     progress: EngineProgress | None = None,
     trust: str | None = None,
 ) -> Bundle:
@@ -87,6 +88,7 @@ def build(
             GPU.
         inputs: file or folder of real inputs, as `sparsify` takes them, for the golden pair and for int8 and
             fp8; None for random ones, and for training samples.
+        labels: file with the names of the classes, one a line; None for those that the run has.
         progress: called with the target and how far its build is.
         trust: SHA-256 of the run's `run.json`, needed once for a run that names a factory and was made
             elsewhere.
@@ -118,6 +120,7 @@ def build(
         engines=engines,
         time_layers=time_layers,
         inputs=None if inputs is None else Path(inputs),
+        labels=None if labels is None else Path(labels),
     )
     return build_from_request(run, out, request, data_dir=data_dir, progress=progress, trust=trust)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparse_export import trust
@@ -19,6 +19,7 @@ from sparse_export.errors import UnknownNameError, UsageError
 from sparse_export.formats.run import RunInfo, open_run
 from sparse_export.graph.passes.fit_pattern import Gather
 from sparse_export.sparsity.pattern import NMPattern
+from sparse_export.tasks.class_names import read_class_names
 
 __all__ = ["BuildRequest", "CheckedRequest", "check_request"]
 
@@ -43,6 +44,7 @@ class BuildRequest:
         time_layers: time the layers of each engine.
         inputs: file or folder of real inputs, for the golden pair and for the ranges of int8 and fp8; None
             for random ones, and for training samples of the run's data set.
+        labels: file with the names of the classes; None for those that the run has.
     """
 
     targets: Sequence[str]
@@ -57,6 +59,7 @@ class BuildRequest:
     engines: Sequence[EngineOptions]
     time_layers: bool
     inputs: Path | None = None
+    labels: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ class CheckedRequest:
     """A request that passed the checks.
 
     Attributes:
-        info: of the run.
+        info: of the run, with the names of classes that were given.
         engines: options of every target that is an engine, in the order of `TARGETS`.
         wanted: the pattern, None for none.
         out: folder of the bundle.
@@ -109,6 +112,9 @@ def check_request(run: Path, out: str | Path | None, request: BuildRequest) -> C
     trust.require_usable()
     info = open_run(run).info
     require_calibration(info, request.precision, request.inputs)
+    if request.labels is not None:
+        labels = read_class_names(request.labels, info.signature)
+        info = replace(info, task=replace(info.task, labels=labels))
     for one in engines:
         require_types(info.signature)
         one.bounds(info.signature)

@@ -40,6 +40,7 @@ from sparse_export.oneshot.pipeline import CALIBRATION_BATCH, Work
 from sparse_export.oneshot.report import REPORT_FILE, SparsifyReport, method_name, promised, why_dense
 from sparse_export.oneshot.source import open_source, require_weights, run_of
 from sparse_export.sparsity.pattern import pattern_from_text
+from sparse_export.tasks.class_names import with_class_names
 from sparse_export.tasks.shipped import task_named
 from sparse_export.train.batches import batch_loader
 from sparse_export.train.distributed import ALONE
@@ -196,7 +197,7 @@ def sparsify(
         trained, report = fine_tuned(
             work, report, recipe, out, moving=moving, data_dir=data_dir, device=device, observer=observer
         )
-        trained = replace(trained, info=replace(trained.info, dense=dense))
+        trained = replace(trained, info=replace(trained.info, dense=dense, task=_task_info(work, run)))
         write_run_info(trained.path, trained.info)
         return Sparsified(run=trained, report=report)
 
@@ -264,8 +265,8 @@ def _dense_run(work: Work, out: Path) -> Run:
             method=DENSE.name,
             model=ModelInfo(name=work.source.name),
             signature=work.signature(),
-            task=TaskInfo(name=work.task.name),
             data=None if work.loader is None else work.loader.info,
+            task=_task_info(work, None),
             layers=layer_facts(work.network, {}),
             validation=stage.validation,
             test=stage.test,
@@ -320,6 +321,14 @@ def _dense_of(work: Work, run: Run | None, out: Path) -> DenseInfo:
     return DenseInfo(sha256=left.info.files[WEIGHTS_FILE].sha256, path=str(left.path.resolve()), test=test)
 
 
+def _task_info(work: Work, run: Run | None) -> TaskInfo:
+    """What the network is for, with the names of classes that its run has, else the data."""
+    names = () if run is None else run.info.task.labels
+    if not names and work.loader is not None:
+        names = work.loader.class_names
+    return with_class_names(TaskInfo(name=work.task.name), names, work.n_outputs)
+
+
 def _written(
     work: Work, report: SparsifyReport, run: Run | None, n_threads: int, out: Path, dense: DenseInfo
 ) -> Run:
@@ -338,8 +347,8 @@ def _run_info(work: Work, report: SparsifyReport, run: Run | None, n_threads: in
         method=method_name(report),
         model=ModelInfo(name=report.model),
         signature=work.signature(),
-        task=TaskInfo(name=work.task.name),
         data=None if work.loader is None else work.loader.info,
+        task=_task_info(work, run),
         layers=layer_facts(work.network, work.masks, promised(report), why_dense(report)),
         validation=report.stages[-1].validation,
         test=report.stages[-1].test,

@@ -36,6 +36,7 @@ def config_text(
     plans: Mapping[str, str] | None = None,
     n_profiles: int = 1,
     warm_files: Mapping[str, str] | None = None,
+    label_files: Mapping[str, str] | None = None,
 ) -> str:
     """Return the content of a `config.pbtxt`.
 
@@ -52,7 +53,11 @@ def config_text(
         n_profiles: number of profiles of each plan.
         warm_files: by input the file in the model's folder `WARMUP_FOLDER` that holds one sample to warm up
             with; an input without one gets zeros.
+        label_files: of outputs that are scores of classes, the file with the names of the classes, by name of
+            the output.
     """
+    labels = label_files or {}
+    outputs = [_tensor(one, interface.batched, labels.get(one.name)) for one in interface.outputs]
     blocks = [
         (
             f"# {name}: written by sparse-export. "
@@ -64,7 +69,7 @@ def config_text(
         _BACKENDS[runtime],
         f"max_batch_size: {max_batch}",
         f"input [{','.join(_tensor(one, interface.batched) for one in interface.inputs)}]",
-        f"output [{','.join(_tensor(one, interface.batched) for one in interface.outputs)}]",
+        f"output [{','.join(outputs)}]",
         _instance_group(runtime, settings, n_profiles),
         *([_batching(interface, settings)] if settings.batching and max_batch else []),
         "version_policy { latest { num_versions: 1 } }",
@@ -90,10 +95,11 @@ def _text(value: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _tensor(spec: TensorSpec, batched: bool) -> str:
+def _tensor(spec: TensorSpec, batched: bool, label_file: str | None = None) -> str:
     reshape = " reshape { shape: [ ] }" if spec.is_scalar and batched else ""
     dims = f"dims: [ {_dims(spec.dims)} ]{reshape}"
-    return f" {{ name: {_text(spec.name)} data_type: TYPE_{spec.dtype} {dims} }} "
+    labels = "" if label_file is None else f" label_filename: {_text(label_file)}"
+    return f" {{ name: {_text(spec.name)} data_type: TYPE_{spec.dtype} {dims}{labels} }} "
 
 
 def _instance_group(runtime: str, settings: ModelSettings, n_profiles: int) -> str:

@@ -15,6 +15,7 @@ from sparse_export.formats.listed import file_infos
 from sparse_export.serving.deployment import deployment_files, files_left_out
 from sparse_export.serving.golden_files import write_golden_files
 from sparse_export.serving.images import require_image
+from sparse_export.serving.label_file import LABELS_FILE
 from sparse_export.serving.readme_file import readme
 from sparse_export.serving.repository import (
     RUNTIMES,
@@ -58,6 +59,8 @@ class PackagedModel:
         bundle: folder that it comes from.
         manifest_sha256: digest of that bundle's manifest.
         golden: folder in the package with its stored inputs and outputs.
+        task: name of what it is for.
+        labels: file in the package with the names of its classes, in their order; None where they have none.
     """
 
     name: str
@@ -66,6 +69,8 @@ class PackagedModel:
     bundle: str
     manifest_sha256: str
     golden: str
+    task: str
+    labels: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,4 +305,6 @@ def _write_model(stage: Path, served: Served, runtime: Runtime, settings: ModelS
         bundle=str(served.bundle.path),
         manifest_sha256=served.manifest_sha256,
         golden=f"golden/{served.name}",
+        task=served.bundle.info.task.name,
+        labels=f"{REPOSITORY}/{name}/{LABELS_FILE}" if (folder / LABELS_FILE).is_file() else None,
     )

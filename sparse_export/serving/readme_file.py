@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from sparse_export.serving.workload import Workload
@@ -21,6 +22,10 @@ class _Model(Protocol):
     def max_batch(self) -> int: ...
     @property
     def manifest_sha256(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def labels(self) -> str | None: ...
 
 
 _CONTENTS = {
@@ -35,6 +40,10 @@ _CONTENTS = {
     ),
     "kubernetes/kserve.yaml": "InferenceService of KServe: `kubectl apply -f kubernetes/kserve.yaml`",
 }
+
+
+def _labels(model: _Model) -> str:
+    return "none" if model.labels is None else f"[{Path(model.labels).name}]({model.labels})"
 
 
 def readme(
@@ -62,10 +71,11 @@ def readme(
         ),
         "at the top of a file before you use it. `package.json` lists every file with its SHA-256.",
         "",
-        "| model | runtime | largest batch | manifest of its bundle |",
-        "|---|---|---|---|",
+        "| model | runtime | task | names of its classes | largest batch | manifest of its bundle |",
+        "|---|---|---|---|---|---|",
         *(
-            f"| {m.name} | {m.runtime} | {m.max_batch or 'not merged'} | {m.manifest_sha256[:12]} |"
+            f"| {m.name} | {m.runtime} | {m.task} | {_labels(m)} | {m.max_batch or 'not merged'} | "
+            f"{m.manifest_sha256[:12]} |"
             for m in models
         ),
         "",

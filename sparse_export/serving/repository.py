@@ -19,6 +19,7 @@ from sparse_export.evaluate.parity import golden_inputs, golden_outputs
 from sparse_export.files import json_bytes, write_bytes
 from sparse_export.formats.bundle import MODEL_FILE, Bundle, open_bundle
 from sparse_export.formats.listed import bytes_of
+from sparse_export.serving.label_file import LABELS_FILE, labelled_outputs, labels_text
 from sparse_export.serving.model_config import WARMUP_FOLDER, check_config, config_text
 from sparse_export.serving.served_engines import Engine, largest_fitting, largest_merged, served_engines
 from sparse_export.serving.settings import DEFAULT_MAX_BATCH, ModelSettings
@@ -369,7 +370,7 @@ def write_config(
     settings: ModelSettings,
     parameters: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the `config.pbtxt` of a model, after Triton's own schema parsed it, and what it warms up with.
+    """Write the `config.pbtxt` of a model, after Triton's schema parsed it, its warm-up and names of classes.
 
     Args:
         folder: folder of the model.
@@ -389,6 +390,8 @@ def write_config(
         if settings.warmup and not one.dtype.startswith(("FP", "BF")):
             files[one.name] = f"input-{at}"
             write_bytes(folder / WARMUP_FOLDER / files[one.name], warm[one.name].tobytes())
+    class_names = served.bundle.info.task.labels
+    labelled = labelled_outputs(served.interface, class_names)
     text = config_text(
         name,
         runtime=runtime,
@@ -399,6 +402,7 @@ def write_config(
         max_batch=largest_batch(served, runtime, settings),
         n_profiles=_n_profiles(served),
         parameters={"manifest_sha256": served.manifest_sha256, **(parameters or {})},
+        label_files=dict.fromkeys(labelled, LABELS_FILE),
         plans={engine.capability: engine.plan_name for engine in served.engines}
         if runtime == "tensorrt"
         else None,
@@ -412,6 +416,8 @@ def write_config(
         raise ArtefactError(
             f"Triton reads {parsed} from {path}, and the bundle has {expected}.", do="Rename the tensors."
         )
+    if labelled:  # first: the configuration names it
+        write_bytes(folder / LABELS_FILE, labels_text(class_names).encode())
     write_bytes(path, text.encode())
 
 

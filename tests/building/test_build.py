@@ -37,7 +37,7 @@ from sparse_export.errors import (
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.formats.listed import file_infos
-from sparse_export.formats.run import Run, open_run, read_run_info, save_run_info
+from sparse_export.formats.run import Run, TaskInfo, open_run, read_run_info, save_run_info
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group
 from tests.exporting import exported_once
@@ -130,6 +130,18 @@ def test_the_golden_output_is_torchs_and_onnxruntime_agrees(made: Any) -> None:
     session = onnxruntime.InferenceSession(bundle.onnx_path, providers=["CPUExecutionProvider"])
     found = session.run(None, {"input": x})[0]
     assert np.abs(found - y).max() <= bundle.info.atol + bundle.info.rtol * y.std()
+
+
+def test_names_of_classes_are_the_runs_or_those_of_a_file(run: Run, tmp_path: Path) -> None:
+    rehash(run.path, task=TaskInfo(name="classification", labels=tuple("abcdefghij")))
+    assert build(run.path).info.task.labels == tuple("abcdefghij")
+    names = [f"digit {n}" for n in range(10)]
+    (tmp_path / "labels.txt").write_text("\n".join(names))
+    bundle = build(run.path, labels=tmp_path / "labels.txt")
+    assert open_bundle(bundle.path).info.task == TaskInfo(name="classification", labels=tuple(names))
+    (tmp_path / "labels.txt").write_text("\n".join(names[:9]))
+    with pytest.raises(UsageError, match=r"9 names, and the network has 10 classes"):
+        build(run.path, labels=tmp_path / "labels.txt")
 
 
 def test_building_again_gives_the_same_bytes(

@@ -137,6 +137,9 @@ def test_fine_tuning_keeps_the_masks_and_gains(dense: se.Run, tmp_path: Path) ->
         0.1 * dense.info.recipe["optimizer"]["lr"]
     )
     assert tuned.run.info.recipe["learning_rate"]["schedule"] == "cosine"
+    digits = tuple("0123456789")
+    assert dense.info.task.labels == once.run.info.task.labels == tuned.run.info.task.labels == digits
+    assert se.open_run(tuned.run.path).info.task.labels == digits
     se.build(tuned.run.path, tmp_path / "bundle", onnx="packed")
 
 

@@ -13,6 +13,7 @@ import torch
 
 from sparse_export.building import build
 from sparse_export.errors import MissingCapability
+from sparse_export.formats.run import TaskInfo
 from sparse_export.serving.golden_files import write_golden_files
 from sparse_export.serving.repository import open_served
 from sparse_export.serving.server_files import find_server, install_server
@@ -23,6 +24,7 @@ from tests.making_runs import digits_accuracy, digits_fact, network_and_masks, s
 from tests.serving.serving import Serving, serving
 
 TWO_FOUR = NMPattern(n=2, m=4)
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,12 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
                 with torch.no_grad():
                     parameter.mul_(kept).add_(0.0)
         run = save_run(
-            folder / f"{name}-run", module, masks, fact=digits_fact(), test=digits_accuracy(module)
+            folder / f"{name}-run",
+            module,
+            masks,
+            fact=digits_fact(),
+            test=digits_accuracy(module),
+            task=TaskInfo(name="classification", labels=DIGITS if name == "dense" else ()),
         )
         build(run, folder / name, onnx="packed" if name == "sparse" else "dense")
     torch.set_num_threads(threads)

@@ -41,7 +41,7 @@ from tests.cli.conftest import Call
 from tests.engines.making import bundle_info
 from tests.named_graphs import PICTURES, WORDS, words_graph
 from tests.sealing import first_version, write_sealed
-from tests.serving.conftest import Bundles
+from tests.serving.conftest import DIGITS, Bundles
 from tests.serving.engines import with_engines
 from tests.serving.manifest_checks import problem
 from tests.serving.named_bundles import named_bundle
@@ -73,6 +73,21 @@ def test_every_configuration_parses_and_names_its_bundle(packaged: Package, bund
         manifest = getattr(bundles, model.name.partition("-")[0]) / BUNDLE_FILE
         assert message.name == model.name
         assert message.parameters["manifest_sha256"].string_value == sha256_file(manifest)
+
+
+def test_the_names_of_the_classes_are_where_the_server_looks_for_them(packaged: Package) -> None:
+    readme, repository = (packaged.path / "README.md").read_text(), packaged.path / "model_repository"
+    named = {model.name: model.labels for model in packaged.models}
+    for name in ("dense-onnxruntime", "dense-python"):
+        file = named[name]
+        assert file == f"model_repository/{name}/labels.txt"
+        assert (packaged.path / file).read_text().splitlines() == list(DIGITS)
+        assert _config(packaged, name).output[0].label_filename == "labels.txt"
+        assert f"| {name} | {name.partition('-')[2]} | classification | [labels.txt]({file}) |" in readme
+    for name in ("sparse-onnxruntime", "sparse-python"):
+        assert named[name] is None
+        assert not (repository / name / "labels.txt").exists()
+        assert not _config(packaged, name).output[0].label_filename
 
 
 def test_its_list_of_files_is_complete_and_right(packaged: Package) -> None:

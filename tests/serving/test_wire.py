@@ -18,7 +18,7 @@ from tritonclient import grpc, http
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE
 from sparse_export.runtimes.onnxruntime import open_session
-from tests.serving.conftest import Bundles
+from tests.serving.conftest import DIGITS, Bundles
 from tests.serving.serving import CHECKOUT, Serving, get, infer, post
 
 PROTOCOLS = [pytest.param(http, "http_port", id="http"), pytest.param(grpc, "grpc_port", id="grpc")]
@@ -143,6 +143,23 @@ def test_every_port_is_bound_to_this_machine_alone(running: Serving) -> None:
                 )  # of an IPv4 address inside IPv6 too
     loopback = socket.inet_aton("127.0.0.1")[::-1].hex().upper()
     assert listening == {port: {loopback} for port in ports}
+
+
+@pytest.mark.parametrize(("protocol", "port"), PROTOCOLS)
+def test_the_server_names_the_best_classes_where_a_client_asks_for_them(
+    protocol: Any, port: str, running: Serving, digits_test: np.ndarray
+) -> None:
+    tensor = protocol.InferInput("input", [4, 1, 8, 8], "FP32")
+    tensor.set_data_from_numpy(digits_test[:4])
+    asked = [protocol.InferRequestedOutput("logits", class_count=2)]
+    with _client(protocol, running, port) as client:
+        logits = infer(protocol, client, "dense", digits_test[:4])
+        found = client.infer("dense", [tensor], outputs=asked).as_numpy("logits")
+        unnamed = client.infer("sparse", [tensor], outputs=asked).as_numpy("logits")
+    best = [[text.decode().split(":")[1:] for text in row] for row in found]
+    order = np.argsort(-logits, axis=1)[:, :2]
+    assert best == [[[str(at), DIGITS[at]] for at in row] for row in order]
+    assert all(len(text.decode().split(":")) == 2 for text in unnamed.ravel())
 
 
 def test_the_client_example_gets_the_golden_answer_from_both_protocols(

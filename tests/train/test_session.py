@@ -177,6 +177,7 @@ def test_streamed_pictures_train_build_and_validate_and_resume_with_other_worker
     assert run.info.data is not None
     assert (run.info.data.crop_ratio, run.info.signature.input_shape) == (0.875, (3, 16, 16))
     assert run.info.n_steps == 2 * (43 // 8)
+    assert run.info.task.labels == ("dark", "light")
     bundle = se.build(run, tmp_path / "bundle")
     validation = se.validate(bundle, max_drop=0.0)
     assert validation.score == run.info.test

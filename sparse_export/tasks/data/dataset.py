@@ -33,6 +33,7 @@ class DataSet:
         std: likewise; none is zero.
         n_classes: number of classes; None for targets that are none.
         test_digest: of the test set, where it is not computed from its arrays, see `test_sha256`.
+        class_names: name of each class; empty where they have none.
 
     Raises:
         UsageError: labels do not fit.
@@ -47,6 +48,7 @@ class DataSet:
     std: tuple[float, ...]
     n_classes: int | None
     test_digest: str = ""
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.n_classes is None:

@@ -37,6 +37,7 @@ def load() -> DataSet:
         mean=mean,
         std=std,
         n_classes=10,
+        class_names=tuple("0123456789"),
     )
 
 

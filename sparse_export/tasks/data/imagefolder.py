@@ -56,6 +56,7 @@ def load(name: str, folder: Path, *, image_size: tuple[int, int] | None = None) 
         mean=MEAN,
         std=STD,
         n_classes=listing.n_classes,
+        class_names=listing.class_names,
         test_digest=listing.test.sha256(),
     )
 
@@ -98,12 +99,17 @@ class Listing:
     Attributes:
         train: pictures of `train`.
         test: pictures of `val`.
-        n_classes: number of classes.
+        class_names: names of the folders, in the order of the classes.
     """
 
     train: Pictures
     test: Pictures
-    n_classes: int
+    class_names: tuple[str, ...]
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
 
 
 def check_size(image_size: tuple[int, int] | None) -> tuple[int, int]:
@@ -145,7 +151,7 @@ def list_pictures(name: str, folder: Path) -> Listing:
             f"has classes in one of train and val only: {', '.join(only[:5])}{' …' if len(only) > 5 else ''}",
             do="Add the missing class folders, or remove the others.",
         )
-    return Listing(train=_mixed(train), test=_mixed(test), n_classes=len(train))
+    return Listing(train=_mixed(train), test=_mixed(test), class_names=tuple(train))
 
 
 def _mixed(files_by_class: dict[str, list[Path]]) -> Pictures:

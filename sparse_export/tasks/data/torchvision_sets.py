@@ -22,6 +22,15 @@ from sparse_export.tasks.labels import label_problem
 _IDX_SETS: dict[str, Any] = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}
 _IDX_STATISTICS = {"mnist": ((0.1307,), (0.3081,)), "fashion-mnist": ((0.2860,), (0.3530,))}
 _N_CLASSES = 10
+_CLASS_NAMES: dict[str, tuple[str, ...]] = {
+    "mnist": tuple("0123456789"),
+    "fashion-mnist": tuple(datasets.FashionMNIST.classes),
+}
+# Of batches.meta, which an archive has not.
+_CIFAR10_NAMES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2023, 0.1994, 0.2010)
 
@@ -60,6 +69,7 @@ def load_idx(name: str, data_dir: Path, *, download: bool = False) -> DataSet:
         mean=mean,
         std=std,
         n_classes=_N_CLASSES,
+        class_names=_CLASS_NAMES[name],
     )
 
 
@@ -178,4 +188,5 @@ def _cifar10(x_train: Tensor, y_train: Tensor, x_test: Tensor, y_test: Tensor) -
         mean=CIFAR10_MEAN,
         std=CIFAR10_STD,
         n_classes=_N_CLASSES,
+        class_names=_CIFAR10_NAMES,
     )

@@ -20,6 +20,7 @@ def test_there_are_1397_images_to_train_on_and_400_to_test(digits: data.DataSet)
     assert digits.x_train.dtype == digits.x_test.dtype == torch.uint8
     assert digits.y_train.dtype == digits.y_test.dtype == torch.int64
     assert (digits.input_shape, digits.n_classes) == ((1, 8, 8), 10)
+    assert digits.class_names == tuple("0123456789")
 
 
 def test_every_class_is_in_each_part_as_often_as_ever(digits: data.DataSet) -> None:

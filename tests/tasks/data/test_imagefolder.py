@@ -40,7 +40,7 @@ def test_pictures_of_any_shape_come_in_the_default_size_with_imagenets_statistic
     got = load(fruit)
     assert got.x_train.shape == (12, 3, 64, 64) and got.x_test.shape == (6, 3, 64, 64)
     assert got.x_train.dtype == torch.uint8
-    assert got.n_classes == 3
+    assert (got.n_classes, got.class_names) == (3, ("apple", "banana", "cherry"))
     assert (got.mean, got.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 

@@ -57,6 +57,7 @@ def test_the_files_of_a_small_set_come_out_as_they_went_in(small_mnist: Path, tm
     assert got.x_test.numpy().tobytes() == (small_mnist / IMAGES["test"]).read_bytes()[16:]
     assert got.y_train.tolist() == [index % 10 for index in range(30)]
     assert got.y_train.dtype == torch.int64
+    assert got.class_names == tuple("0123456789")
 
 
 @pytest.mark.parametrize("file", [*IMAGES.values(), *LABELS.values()])
@@ -198,6 +199,7 @@ def test_cifar10_is_read_from_an_archive_with_the_usual_mean_and_std(tmp_path: P
     write_cifar_npz(tmp_path)
     got = data.load("cifar10", tmp_path)
     assert (got.name, got.input_shape, got.n_classes) == ("cifar10", (3, 32, 32), 10)
+    assert (got.class_names[0], got.class_names[6], len(got.class_names)) == ("airplane", "frog", 10)
     assert (got.mean, got.std) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 
 
