@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     "--image",
     metavar="REFERENCE",
     help="Image that the Dockerfile builds, or without --base-image one of your own that holds the models. "
-    "Default: the first bundle's name and hash.",
+    "Default: the name of the bundle, or for several of DIR, and a hash.",
 )
 @click.option(
     "--max-body-mb",
@@ -70,8 +70,9 @@ def command(
 ) -> None:
     """Write BUNDLEs as a model repository of Triton, with the files to deploy it.
 
-    The package has a model for each bundle and runtime, Docker and Kubernetes files, a client and a load
-    script. Files that need an image are left out unless --base-image or --image gives one.
+    The package has a model for each bundle and runtime, of which the first is named as `serve` names it,
+    Docker and Kubernetes files, a client and a load script. Files that need an image are left out unless
+    --base-image or --image gives one.
     """
     from dataclasses import asdict
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -117,11 +118,11 @@ def package(
         names: a name for the models of each bundle, None for that of its folder.
         out: folder to write.
         runtimes: some of `tensorrt`, `onnxruntime` and `python`, by default all that the bundles have; each
-            makes a model `NAME-RUNTIME`.
+            makes a model. The first of these is called NAME, as `serve` calls it, the others `NAME-RUNTIME`.
         settings: how the models are served.
         base_image: image of Triton that the Dockerfile begins from. Without it no Dockerfile is written.
-        image: reference of the image that the Dockerfile builds, by default the first bundle's name and
-            manifest. Without a base image it is an image of the user's own that holds the models.
+        image: reference of the image that the Dockerfile builds, by default the workload's name and a hash
+            of the manifests. Without a base image it is an image of the user's own that holds the models.
         max_body_mb: size limit of a request at the ingress.
         trust: SHA-256 of the manifests of bundles from elsewhere whose engines may be packaged.
 
@@ -150,7 +151,15 @@ def package(
                 require_trusted_engines(one, trust)
         notes = [f"{one.name}: left out {reason}" for one in served for reason in one.left_out]
         chosen = {one.name: _runtimes(one, runtimes, notes) for one in served}
-        workload = _workload(served, chosen, base_image=base_image, image=image, max_body_mb=max_body_mb)
+        _require_distinct_models(chosen)
+        workload = _workload(
+            served,
+            chosen,
+            name=_workload_name(served[0].name if len(served) == 1 else out.absolute().name),
+            base_image=base_image,
+            image=image,
+            max_body_mb=max_body_mb,
+        )
         if workload.tensorrt is not None:
             notes.append(
                 f"the engines were built by TensorRT {workload.tensorrt}, and the image needs that version"
@@ -158,7 +167,9 @@ def package(
         left_out = files_left_out(workload)
         with staged_folder(out) as stage:
             models = [
-                _write_model(stage, one, runtime, settings) for one in served for runtime in chosen[one.name]
+                _write_model(stage, one, name, runtime, settings)
+                for one in served
+                for name, runtime in _model_names(one.name, chosen[one.name]).items()
             ]
             for one in served:
                 write_golden_files(stage / "golden" / one.name, one)
@@ -249,11 +260,11 @@ def _workload(
     served: Sequence[Served],
     chosen: dict[str, tuple[Runtime, ...]],
     *,
+    name: str,
     base_image: str | None,
     image: str | None,
     max_body_mb: int,
 ) -> Workload:
-    name = _workload_name(served[0].name)
     has_python_models = any("python" in runtimes for runtimes in chosen.values())
     has_engines = any("tensorrt" in runtimes for runtimes in chosen.values())
     tensorrt = _tensorrt_version(served) if has_engines else None
@@ -262,7 +273,7 @@ def _workload(
     if tensorrt is not None and has_python_models:
         requirements += [f"tensorrt-cu13=={tensorrt}", "cuda-python>=12.8"]
     if image is None and base_image is not None:
-        image = f"{name}:{served[0].manifest_sha256[:12]}"
+        image = f"{name}:{_tag([one.manifest_sha256 for one in served])}"
     return Workload(
         name=name,
         base_image=base_image,
@@ -275,9 +286,31 @@ def _workload(
     )
 
 
-def _workload_name(model: str) -> str:
-    """Return a DNS label from the name of a model. It begins with a letter, as names of Services have to."""
-    name = re.sub(r"[^a-z0-9-]", "-", model.lower()).strip("-") or "model"
+def _model_names(bundle: str, runtimes: Sequence[Runtime]) -> dict[str, Runtime]:
+    """Name the models of a bundle, each with its runtime. The first is the one that `serve` would choose."""
+    return {bundle if at == 0 else f"{bundle}-{runtime}": runtime for at, runtime in enumerate(runtimes)}
+
+
+def _require_distinct_models(chosen: Mapping[str, Sequence[Runtime]]) -> None:
+    """Raise UsageError where a model of one bundle has the name of another bundle's."""
+    names = [name for bundle, runtimes in chosen.items() for name in _model_names(bundle, runtimes)]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"Two models would have the name {name!r}.", do="Name the bundles otherwise with --name."
+            )
+
+
+def _tag(manifests: Sequence[str]) -> str:
+    """Return the tag of an image from the digests of the bundles in it."""
+    return (manifests[0] if len(manifests) == 1 else hashlib.sha256("".join(manifests).encode()).hexdigest())[
+        :12
+    ]
+
+
+def _workload_name(name: str) -> str:
+    """Return a DNS label from a name. It begins with a letter, as names of Services have to."""
+    name = re.sub(r"[^a-z0-9-]", "-", name.lower()).strip("-") or "model"
     name = name if name[0].isalpha() else f"model-{name}"
     return f"{name[:50].rstrip('-')}-triton"
 
@@ -293,8 +326,9 @@ def _onnxruntime_version(served: Served) -> str | None:
     return version
 
 
-def _write_model(stage: Path, served: Served, runtime: Runtime, settings: ModelSettings) -> PackagedModel:
-    name = f"{served.name}-{runtime}"
+def _write_model(
+    stage: Path, served: Served, name: str, runtime: Runtime, settings: ModelSettings
+) -> PackagedModel:
     folder = stage / REPOSITORY / name
     write_version(folder / "1", served, runtime, settings, None)
     write_config(folder, name, served, runtime, settings)

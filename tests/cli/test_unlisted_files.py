@@ -219,7 +219,7 @@ def test_a_dense_model_that_is_not_listed_is_not_packaged(honest: Honest, tmp_pa
     out = tmp_path / "out"
     result = call("package", folder, "--runtime", "onnxruntime", "--out", out)
     assert result.exit_code == 0, result.stderr
-    packaged = out / "model_repository" / "bundle-onnxruntime" / "1" / "model.onnx"
+    packaged = out / "model_repository" / "bundle" / "1" / "model.onnx"
     assert sha256_file(packaged) == read_bundle_info(folder).files["model.onnx"].sha256
 
 

@@ -60,7 +60,7 @@ def packaged(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Pack
 
 
 def test_it_holds_a_model_for_each_bundle_and_runtime(packaged: Package) -> None:
-    names = ["dense-onnxruntime", "dense-python", "sparse-onnxruntime", "sparse-python"]
+    names = ["dense", "dense-python", "sparse", "sparse-python"]
     assert [model.name for model in packaged.models] == names
     assert sorted(path.name for path in (packaged.path / "model_repository").iterdir()) == names
     assert any("no model for tensorrt" in note for note in packaged.notes)
@@ -78,13 +78,13 @@ def test_every_configuration_parses_and_names_its_bundle(packaged: Package, bund
 def test_the_names_of_the_classes_are_where_the_server_looks_for_them(packaged: Package) -> None:
     readme, repository = (packaged.path / "README.md").read_text(), packaged.path / "model_repository"
     named = {model.name: model.labels for model in packaged.models}
-    for name in ("dense-onnxruntime", "dense-python"):
+    for name, runtime in (("dense", "onnxruntime"), ("dense-python", "python")):
         file = named[name]
         assert file == f"model_repository/{name}/labels.txt"
         assert (packaged.path / file).read_text().splitlines() == list(DIGITS)
         assert _config(packaged, name).output[0].label_filename == "labels.txt"
-        assert f"| {name} | {name.partition('-')[2]} | classification | [labels.txt]({file}) |" in readme
-    for name in ("sparse-onnxruntime", "sparse-python"):
+        assert f"| {name} | {runtime} | classification | [labels.txt]({file}) |" in readme
+    for name in ("sparse", "sparse-python"):
         assert named[name] is None
         assert not (repository / name / "labels.txt").exists()
         assert not _config(packaged, name).output[0].label_filename
@@ -101,7 +101,7 @@ def test_native_backends_get_dense_weights_and_ours_the_packed_ones(
     packaged: Package, bundles: Bundles
 ) -> None:
     repository = packaged.path / "model_repository"
-    native = repository / "sparse-onnxruntime" / "1" / "model.onnx"
+    native = repository / "sparse" / "1" / "model.onnx"
     ours = repository / "sparse-python" / "1" / "model.onnx"
     assert ours.read_bytes() == (bundles.sparse / "model.onnx").read_bytes()
     assert (may_be_packed(native), may_be_packed(ours)) == (False, True)
@@ -117,8 +117,8 @@ def test_engines_become_plans_for_each_type_of_gpu(bundles: Bundles, tmp_path: P
         bundles.sparse, tmp_path / "net", *names, "tensorrt-int8-sm90.engine", "rtx-fp16-sm89.engine"
     )
     made = package([bundle], [None], tmp_path / "out", base_image="triton:1")
-    assert [model.name for model in made.models] == ["net-tensorrt", "net-onnxruntime", "net-python"]
-    folder = made.path / "model_repository" / "net-tensorrt"
+    assert [model.name for model in made.models] == ["net", "net-onnxruntime", "net-python"]
+    folder = made.path / "model_repository" / "net"
     message = check_config((folder / "config.pbtxt").read_text(), "config.pbtxt")
     assert dict(message.cc_model_filenames) == {
         "8.6": "model-sm86.plan",
@@ -145,8 +145,9 @@ def test_a_model_takes_no_larger_batches_than_its_engine_has_profiles_for(
     made = package([bundle], [None], tmp_path / "out")
     largest = {model.runtime: model.max_batch for model in made.models}
     assert largest == {"tensorrt": 32, "onnxruntime": 64, "python": 32}
-    for runtime, most in largest.items():
-        message = _config(made, f"net-{runtime}")
+    for model in made.models:
+        most = largest[model.runtime]
+        message = _config(made, model.name)
         assert message.max_batch_size == most
         assert [sample.batch_size for sample in message.model_warmup] == [1, most]
 
@@ -165,7 +166,7 @@ def test_every_smaller_batch_is_in_a_profile_too(
 ) -> None:
     bundle = with_engines(bundles.dense, tmp_path / "net", ENGINE, profiles=batches(*profiles))
     made = package([bundle], [None], tmp_path / "out", runtimes=["tensorrt"])
-    message = _config(made, "net-tensorrt")
+    message = _config(made, "net")
     assert message.max_batch_size == most
     names = [str(at) for at in range(len(profiles))] if len(profiles) > 1 else []
     assert list(message.instance_group[0].profile) == names
@@ -350,6 +351,23 @@ def test_the_workload_has_a_name_that_kubernetes_takes(
     assert next(yaml.safe_load_all(text))["metadata"]["name"] == workload
 
 
+def test_several_bundles_are_deployed_under_the_name_of_the_package(bundles: Bundles, tmp_path: Path) -> None:
+    images = []
+    for second in (bundles.sparse, bundles.other):
+        made = package([bundles.dense, second], ["a", "b"], tmp_path / "Fleet_2", base_image="triton:1")
+        text = (made.path / "kubernetes" / "triton.yaml").read_text()
+        assert next(yaml.safe_load_all(text))["metadata"]["name"] == "fleet-2-triton"
+        assert made.image is not None
+        images.append(made.image)
+    assert all(image.startswith("fleet-2-triton:") for image in images)
+    assert images[0] != images[1]
+
+
+def test_two_models_of_one_name_are_refused(bundles: Bundles, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Two models would have the name 'net-python'"):
+        package([bundles.dense, bundles.other], ["net", "net-python"], tmp_path / "out")
+
+
 def test_a_folder_that_is_no_package_is_not_replaced(bundles: Bundles, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(UsageError, match="not a package"):
@@ -404,7 +422,7 @@ def test_the_command_prints_models_and_the_path(bundles: Bundles, call: Call, tm
     result = call("package", bundles.dense, *words)
     assert result.exit_code == 0, result.stderr
     document: dict[str, Any] = json.loads(result.stdout)
-    assert [model["name"] for model in document["models"]] == ["net-onnxruntime", "net-python"]
+    assert [model["name"] for model in document["models"]] == ["net", "net-python"]
     assert "max_batch_size: 16" in (out / "model_repository" / "net-python" / "config.pbtxt").read_text()
     deployment = next(yaml.safe_load_all((out / "kubernetes" / "triton.yaml").read_text()))
     assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == document["image"]

@@ -45,7 +45,7 @@ def make(bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> M
             version_compatible=version_compatible,
         )
         made = package([bundle], [None], tmp_path / "out", runtimes=["python"])
-        with contextlib.contextmanager(model_of)(made.path / "model_repository" / "net-python") as model:
+        with contextlib.contextmanager(model_of)(made.path / "model_repository" / "net") as model:
             yield model, card
 
     return make
@@ -110,7 +110,7 @@ def test_a_file_that_it_has_no_hash_of_is_not_loaded(
     pretend(card, monkeypatch)
     bundle = with_engines(bundles.dense, tmp_path / "net", ENGINE, profiles=batches((1, 8, 32)))
     made = package([bundle], [None], tmp_path / "out", runtimes=["python"])
-    model = made.path / "model_repository" / "net-python"
+    model = made.path / "model_repository" / "net"
     facts = json.loads((model / "1" / "model.json").read_text())
     del facts["sha256"][name]
     (model / "1" / "model.json").write_text(json.dumps(facts))
@@ -137,7 +137,7 @@ def test_an_engine_of_several_inputs_answers_requests_of_different_lengths(
     bundle = with_engines(plain, tmp_path / "net", ENGINE, profiles=profiles)
     made = package([bundle], [None], tmp_path / "out", runtimes=["python"])
     requests = [WORDS.draw(n, n, {"sequence": size}) for n, size in ((2, 12), (1, 100), (3, 12), (1, 300))]
-    with contextlib.contextmanager(model_of)(made.path / "model_repository" / "net-python") as model:
+    with contextlib.contextmanager(model_of)(made.path / "model_repository" / "net") as model:
         answers = model.execute(requests)
     for answer, feeds in zip(answers[:3], requests, strict=False):
         wanted = _thrice(feeds)
