@@ -124,6 +124,14 @@ if TYPE_CHECKING:
     help="Names of the classes, one a line. Default: those that the run has of its data set.",
 )
 @click.option(
+    "--postprocess",
+    "postprocess",
+    multiple=True,
+    metavar="WHAT",
+    help="Append softmax or sigmoid, argmax, topk:K to the graph; may be repeated. The scores stay the first "
+    "output.",
+)
+@click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
     help="Where the data sets lie, to measure the score around --pattern and to calibrate.",
@@ -157,6 +165,7 @@ def command(
     max_cut: float,
     gather: Gather,
     labels: Path | None,
+    postprocess: tuple[str, ...],
     data_dir: Path | None,
     trust: str | None,
     as_json: bool,
@@ -209,6 +218,7 @@ def command(
         time_layers=time_layers,
         inputs=inputs,
         labels=labels,
+        postprocess=postprocess,
     )
     if dry_run:
         plan = planned(run, out, asked)

@@ -75,6 +75,14 @@ class TensorInfo:
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} {size_text(self.shape)}"
 
+    @property
+    def class_axis(self) -> int | None:
+        """The axis that counts classes, of scores (batch, classes), (batch, sequence, classes) or (batch,
+        classes, height, width); None where there is none.
+        """
+        axis = {2: 1, 3: 2, 4: 1}.get(len(self.shape))
+        return axis if axis is not None and isinstance(self.shape[axis], int) else None
+
     def axis(self, size: str | None) -> int | None:
         """Find the axis of a free size.
 
@@ -135,12 +143,20 @@ class Signature:
         outputs: likewise. A free size of an output may be one that no input has, as the number of boxes.
         batch: name of the free size that counts samples; None where a call is one sample.
         sizes: an example of each other free size of the inputs, which is measured and checked with.
+        appended: what the graph gives behind the network's outputs, made of these. A session does not give
+            them unless they are asked for, and nothing is scored by them.
     """
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     batch: str | None = BATCH
     sizes: dict[str, int] = field(default_factory=dict)
+    appended: tuple[TensorInfo, ...] = ()
+
+    @property
+    def whole(self) -> Signature:
+        """What the graph takes and gives, appended outputs among the others."""
+        return replace(self, outputs=(*self.outputs, *self.appended), appended=())
 
     @property
     def free(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sparse_export.building.dense_baseline import TimedEngines, time_engines
@@ -12,6 +13,7 @@ from sparse_export.building.graph import BuiltGraph, build_graph
 from sparse_export.building.manifest import bundle_info, layers_document
 from sparse_export.building.model_files import MODEL_FILE, model_files
 from sparse_export.building.patterns import ORDERS_FILE, measure_scores
+from sparse_export.building.postprocess import golden_with_postprocess
 from sparse_export.building.replaceable import require_replaceable
 from sparse_export.building.request import BuildRequest, CheckedRequest, check_request
 from sparse_export.engines.dry_run import DryRun, describe_build
@@ -31,7 +33,7 @@ from sparse_export.formats.layers import LAYERS_FILE
 from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import Run, RunInfo
 from sparse_export.graph.passes.fit_pattern import Gather
-from sparse_export.signature import Signature
+from sparse_export.graph.passes.postprocess import with_postprocess
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.trust import remember
 
@@ -56,6 +58,7 @@ def build(
     time_layers: bool = False,
     inputs: str | Path | None = None,
     labels: str | Path | None = None,
+    postprocess: Sequence[str] = (),
     progress: EngineProgress | None = None,
     trust: str | None = None,
 ) -> Bundle:
@@ -89,6 +92,8 @@ def build(
         inputs: file or folder of real inputs, as `sparsify` takes them, for the golden pair and for int8 and
             fp8; None for random ones, and for training samples.
         labels: file with the names of the classes, one a line; None for those that the run has.
+        postprocess: what is appended to the graph behind the network: `softmax` or `sigmoid`, `argmax`,
+            `topk:K`. The scores stay the first output.
         progress: called with the target and how far its build is.
         trust: SHA-256 of the run's `run.json`, needed once for a run that names a factory and was made
             elsewhere.
@@ -121,6 +126,7 @@ def build(
         time_layers=time_layers,
         inputs=None if inputs is None else Path(inputs),
         labels=None if labels is None else Path(labels),
+        postprocess=postprocess,
     )
     return build_from_request(run, out, request, data_dir=data_dir, progress=progress, trust=trust)
 
@@ -153,9 +159,12 @@ def build_from_request(
         require_replaceable(checked.target)  # now that nobody else writes there
         opened_run = Run(path=folder, info=checked.info, module=module)
         graph = build_graph(opened_run, request, checked.wanted, data_dir=data_dir, trust=trust)
+        if request.postprocess:
+            model, signature = with_postprocess(graph.model, graph.signature, request.postprocess)
+            graph = replace(graph, model=model, signature=signature)
         files = model_files(graph.model, request.onnx)
         with staged_folder(checked.target) as stage:
-            golden = _write_models(stage, files, graph, graph.signature, request.precision)
+            golden = _write_models(stage, files, graph, request)
             built, timed = _add_engines(stage, graph, checked, request, progress)
             write_json(stage / LAYERS_FILE, layers_document(graph.layers, built, timed))
             names = [*files, LAYERS_FILE, *golden.files, *built.files, *timed.files]
@@ -166,6 +175,7 @@ def build_from_request(
                 opened_run,
                 graph,
                 golden=golden,
+                postprocess=request.postprocess,
                 precision=request.precision,
                 built=built,
                 pattern=pattern,
@@ -203,15 +213,19 @@ def dry_run(run: str | Path, out: str | Path | None, request: BuildRequest) -> D
 
 
 def _write_models(
-    stage: Path, files: Mapping[str, bytes], graph: BuiltGraph, signature: Signature, precision: Precision
+    stage: Path,
+    files: Mapping[str, bytes],
+    graph: BuiltGraph,
+    request: BuildRequest,
 ) -> GoldenInfo:
     """Write the model files and the golden pair, and check each of the files against it."""
+    golden, signature, rtol = graph.golden, graph.signature, TOLERANCE[request.precision]
     for name, content in files.items():
         write_bytes(stage / name, content)
-    written = write_golden(stage, graph.golden)
-    for name in files:
-        require_parity(stage / name, signature, graph.golden, TOLERANCE[precision])
-    return written
+        require_parity(stage / name, signature, graph.golden, rtol)
+        if request.postprocess:
+            golden = golden_with_postprocess(stage / name, signature, graph.golden, request.postprocess, rtol)
+    return write_golden(stage, golden)
 
 
 def _add_engines(

@@ -49,6 +49,7 @@ def bundle_info(
     graph: BuiltGraph,
     *,
     golden: GoldenInfo,
+    postprocess: Sequence[str] = (),
     precision: Precision,
     built: Engines,
     pattern: PatternInfo | None,
@@ -60,6 +61,7 @@ def bundle_info(
         run: the run that the bundle was built from.
         graph: the graph that ships.
         golden: files of the golden pair.
+        postprocess: the steps that were appended to the graph.
         precision: of that graph.
         built: the engines.
         pattern: what was done to satisfy a pattern, None where none was requested.
@@ -95,6 +97,7 @@ def bundle_info(
         files=dict(files),
         compacted=graph.compacted,
         fitted=pattern,
+        postprocess=tuple(postprocess),
         engines=built.infos,
     )
 

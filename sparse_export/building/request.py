@@ -18,6 +18,7 @@ from sparse_export.engines.tensorrt_import import TARGETS as ENGINE_TARGETS
 from sparse_export.errors import UnknownNameError, UsageError
 from sparse_export.formats.run import RunInfo, open_run
 from sparse_export.graph.passes.fit_pattern import Gather
+from sparse_export.graph.passes.postprocess import require_steps
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.tasks.class_names import read_class_names
 
@@ -45,6 +46,7 @@ class BuildRequest:
         inputs: file or folder of real inputs, for the golden pair and for the ranges of int8 and fp8; None
             for random ones, and for training samples of the run's data set.
         labels: file with the names of the classes; None for those that the run has.
+        postprocess: what is appended to the graph, like `softmax` and `topk:5`.
     """
 
     targets: Sequence[str]
@@ -60,6 +62,7 @@ class BuildRequest:
     time_layers: bool
     inputs: Path | None = None
     labels: Path | None = None
+    postprocess: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,7 @@ def check_request(run: Path, out: str | Path | None, request: BuildRequest) -> C
     if request.labels is not None:
         labels = read_class_names(request.labels, info.signature)
         info = replace(info, task=replace(info.task, labels=labels))
+    require_steps(request.postprocess, info.signature)
     for one in engines:
         require_types(info.signature)
         one.bounds(info.signature)

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from sparse_export.errors import UnknownNameError, UsageError
 from sparse_export.evaluate.evaluator import Scored, score, score_file
-from sparse_export.evaluate.parity import golden_inputs, golden_parity_of, parity_by_batch, parity_of
+from sparse_export.evaluate.parity import (
+    golden_inputs,
+    golden_parity,
+    golden_parity_of,
+    parity_by_batch,
+    parity_of,
+)
 from sparse_export.evaluate.references import against_dense, open_dense, reference_of_bundle
 from sparse_export.evaluate.test_set import is_scored, require_possible_task, task_of, test_set_of
 from sparse_export.evaluate.unlabelled import Unlabelled, unlabelled
@@ -104,11 +110,14 @@ def validate(
             open_session(
                 bundle.onnx_path,
                 signature=info.signature,
-                inner=tuple(info.golden.inner),
+                inner=info.inner_values,
                 n_threads=n_threads,
             )
         )
-        on_golden = golden_parity_of(session, bundle, who=f"The ONNX file {bundle.onnx_path}")
+        if not info.postprocess:
+            on_golden = golden_parity_of(session, bundle, who=f"The ONNX file {bundle.onnx_path}")
+        else:  # with the outputs that were appended, which are no part of a score
+            on_golden = golden_parity(bundle, n_threads=n_threads, trust=trust)
         on_cpu = None if test is None else score(session, test, f"The ONNX file {bundle.onnx_path}")
         parity, in_network = _beside_network(session, bundle, reference, on_cpu, test)
         batches = () if reference is None else parity_by_batch(session, bundle, reference)

@@ -78,8 +78,9 @@ class GoldenInfo:
     Attributes:
         inputs: a `.npy` file for each input, by its name.
         outputs: likewise for each output of fixed size.
-        inner: likewise for values inside the graph, which stand for outputs whose length depends on the data:
-            the last values of fixed size before them.
+        inner: likewise for values that are no outputs of the network: those inside the graph that stand for
+            outputs whose length depends on the data, the last values of fixed size before them; and outputs
+            that a step behind the network added.
     """
 
     inputs: dict[str, str]
@@ -202,7 +203,7 @@ class BundleInfo:
         model: the network.
         data: the run's data set, None for none.
         run: where the bundle came from.
-        signature: what the graph takes and gives.
+        signature: what the network takes and gives, and what was appended to the graph behind it.
         task: what it is for.
         dense: the dense network that the run was made from, if the run says so.
         golden: files of the golden pair.
@@ -227,6 +228,7 @@ class BundleInfo:
         engines: one for each target other than `onnx`.
         n_calibration: training samples that int8 and fp8 took their ranges from.
         fitted: None where no pattern was requested.
+        postprocess: the steps that were appended, like `softmax` and `topk:5`.
         digest: of this document.
     """
 
@@ -259,6 +261,7 @@ class BundleInfo:
     engines: tuple[EngineInfo, ...] = ()
     n_calibration: Count = 0
     fitted: PatternInfo | None = None
+    postprocess: tuple[str, ...] = ()
     digest: str = field(default="", compare=False)
     kind: Literal["bundle"] = "bundle"
     schema_version: int = SEALED_VERSION
@@ -269,6 +272,18 @@ class BundleInfo:
         """What losses count from: the score of the run's dense network where it has one, else its own."""
         dense = None if self.dense is None else self.dense.test
         return self.score if dense is None else dense
+
+    @property
+    def inner_values(self) -> tuple[str, ...]:
+        """The values inside the graph that stand for outputs whose length depends on the data."""
+        return tuple(name for name in self.golden.inner if name not in self.signature.whole.output_names)
+
+    @property
+    def class_scores(self) -> tuple[str, ...]:
+        """The outputs that may hold a score for each class: the first, and appended probabilities."""
+        has_probabilities = {"softmax", "sigmoid"} & set(self.postprocess)
+        appended = self.signature.appended[:1] if has_probabilities else ()
+        return tuple(one.name for one in (self.signature.outputs[0], *appended))
 
     @property
     def required_files(self) -> tuple[str, ...]:

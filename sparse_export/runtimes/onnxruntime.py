@@ -57,12 +57,12 @@ def open_session(
     """Load an ONNX file. Packed 2:4 weights are expanded, and checked, in memory.
 
     signature: of the file, for the names of its free sizes; None for the file's own.  inner: names of values
-    inside the graph that are given as outputs too, behind the others.  n_threads: threads
-    inside an operator; None leaves the choice to onnxruntime (one for each core). Operators run one after the
-    other.  provider: `cpu`, `cuda` or `tensorrt`; no other device takes its place when it is absent. Raises
-    UsageError (no such file, n_threads below 1), UnknownNameError (provider), MissingCapability (this machine
-    cannot run the provider) or ArtefactError (not a usable ONNX file, of another signature, or packed weights
-    that are damaged).
+    inside the graph, or of appended outputs, that are given as outputs too, behind the others.  n_threads:
+    threads inside an operator; None leaves the choice to onnxruntime (one for each core). Operators run one
+    after the other.  provider: `cpu`, `cuda` or `tensorrt`; no other device takes its place when it is
+    absent. Raises UsageError (no such file, n_threads below 1), UnknownNameError (provider),
+    MissingCapability (this machine cannot run the provider) or ArtefactError (not a usable ONNX file, of
+    another signature, or packed weights that are damaged).
     """
     require_provider(provider)
     if n_threads is not None and n_threads < 1:
@@ -150,8 +150,8 @@ def _content(model_path: Path, emulated: bool, inner: Sequence[str]) -> Path | b
 def _give_out(graph: onnx.GraphProto, inner: Sequence[str]) -> None:
     """Make values of a graph outputs too, in place. onnxruntime knows their types by itself."""
     told = {value.name: value for value in graph.value_info}
-    for name in inner:
-        graph.output.append(told.get(name, onnx.ValueInfoProto(name=name)))
+    given = {value.name for value in graph.output}
+    graph.output.extend(told.get(name, onnx.ValueInfoProto(name=name)) for name in inner if name not in given)
 
 
 def _missing(provider: str, why: str) -> MissingCapability:
@@ -312,8 +312,11 @@ class _OnnxruntimeSession(BaseSession):
             raise _missing(provider, f"the session came up on {session.get_providers()[0]}")
         found = _signature(session, model_path)
         if signature is not None:
-            outside = tuple(one for one in found.outputs if one.name not in inner)
-            _require_ends(replace(found, outputs=outside), signature, model_path)
+            file, told = (
+                replace(one, outputs=tuple(end for end in one.outputs if end.name not in inner))
+                for one in (found, signature.whole)
+            )
+            _require_ends(file, told, model_path)
             signature = replace(signature, outputs=(*signature.outputs, *_inside(found, signature, inner)))
         name = f"onnxruntime-{provider}{'-emulating-bfloat16' if emulated else ''}"
         super().__init__(name, signature or found)

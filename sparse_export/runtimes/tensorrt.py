@@ -173,7 +173,8 @@ class EngineSession(BaseSession):
             is_input = engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT
             dtype = _DTYPES.get(engine.get_tensor_dtype(name).name)
             found["inputs" if is_input else "outputs"].add((name, dtype))
-        for which, ends in (("inputs", self.signature.inputs), ("outputs", self.signature.outputs)):
+        whole = self.signature.whole
+        for which, ends in (("inputs", whole.inputs), ("outputs", whole.outputs)):
             if found[which] != {(one.name, one.dtype) for one in ends}:
                 raise ArtefactError(
                     f"{fact.file} has the {which} "
@@ -191,7 +192,8 @@ class EngineSession(BaseSession):
     def _run(self, feeds: Feeds) -> dict[str, Array]:
         """Raises UsageError for sizes that are in no profile of the engine, too."""
         on_device = {name: to_torch(array).cuda(non_blocking=True) for name, array in feeds.items()}
-        return {name: to_numpy(one) for name, one in self.run_torch(on_device).items()}
+        outputs = self.run_torch(on_device)
+        return {name: to_numpy(outputs[name]) for name in self.signature.output_names}
 
     def run_torch(self, feeds: Tensors) -> Tensors:
         """Outputs on the GPU, for contiguous CUDA tensors of the signature's types; ready when this returns.
@@ -322,7 +324,7 @@ class EngineSession(BaseSession):
                 )
             self._context.set_tensor_address(name, tensor.data_ptr())
         outputs = {}
-        for one in self.signature.outputs:
+        for one in self.signature.whole.outputs:
             shape = _sizes(self._context.get_tensor_shape(one.name))
             if -1 in shape:
                 raise UsageError(

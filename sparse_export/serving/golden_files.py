@@ -9,7 +9,7 @@ import numpy as np
 
 from sparse_export.files import write_bytes, write_json
 from sparse_export.runtimes.tolerance import spread
-from sparse_export.serving.repository import Served
+from sparse_export.serving.repository import Served, golden_output_files
 from sparse_export.serving.tensors import TensorSpec
 from sparse_export.signature import Array
 
@@ -29,6 +29,7 @@ def write_golden_files(folder: Path, served: Served) -> None:
         OutputError: it cannot be written.
     """
     info, golden = served.bundle.info, served.bundle.info.golden
+    output_files = golden_output_files(served.bundle)
     inputs = [
         _written(folder, one, golden.inputs[one.name], served.golden_inputs[one.name])
         for one in served.interface.inputs
@@ -38,7 +39,7 @@ def write_golden_files(folder: Path, served: Served) -> None:
         if one.name not in served.golden_outputs:
             continue
         array = served.golden_outputs[one.name]
-        entry = _written(folder, one, golden.outputs[one.name], array)
+        entry = _written(folder, one, output_files[one.name], array)
         if one.dtype.startswith(("FP", "BF")):
             entry["largest_difference"] = info.atol + info.rtol * spread(array)
         else:

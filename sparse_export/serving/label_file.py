@@ -11,18 +11,19 @@ __all__ = ["LABELS_FILE", "labelled_outputs", "labels_text"]
 LABELS_FILE = "labels.txt"
 
 
-def labelled_outputs(interface: Interface, names: Sequence[str]) -> tuple[str, ...]:
+def labelled_outputs(interface: Interface, names: Sequence[str], scores: Sequence[str]) -> tuple[str, ...]:
     """Name the outputs that hold one score for each class.
 
     Args:
         interface: of the model.
         names: of its classes; empty where they have none.
+        scores: outputs that hold scores of classes.
 
     Returns:
         Names of outputs; none where the server could not tell samples from classes.
     """
-    floats = (one for one in interface.outputs if one.dtype.startswith(("FP", "BF")))
-    return tuple(one.name for one in floats if names and interface.batched and one.dims == (len(names),))
+    found = (one for one in interface.outputs if one.name in scores and one.dims == (len(names),))
+    return tuple(one.name for one in found if names and interface.batched)
 
 
 def labels_text(names: Sequence[str]) -> str:

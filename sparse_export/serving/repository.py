@@ -63,7 +63,8 @@ class Served:
         manifest_sha256: digest of its `manifest.json`, which identifies it.
         interface: what the model takes and gives.
         golden_inputs: stored inputs that a server's answer is checked with, by name.
-        golden_outputs: stored outputs for them, but for those whose length depends on the inputs' values.
+        golden_outputs: stored outputs for them, but for those whose length depends on the inputs' values, and
+            appended ones that rounding could change.
         engines: its TensorRT engines that can be served.
         left_out: other engines, each with the reason.
     """
@@ -79,8 +80,8 @@ class Served:
 
     @property
     def signature(self) -> Signature:
-        """What the network takes and gives."""
-        return self.bundle.info.signature
+        """What the graph takes and gives, with the outputs that were appended to it."""
+        return self.bundle.info.signature.whole
 
     @property
     def holds_host_code(self) -> bool:
@@ -128,14 +129,15 @@ def open_served(folder: Path, name: str | None = None) -> Served:
     folder = Path(folder)
     bundle = open_bundle(folder)
     name = model_name(folder) if name is None else require_name(name)
-    signature, golden = bundle.info.signature, bundle.info.golden
+    signature, golden = bundle.info.signature.whole, bundle.info.golden
+    output_files = golden_output_files(bundle)
     inputs, outputs = golden_inputs(bundle), golden_outputs(bundle)
     sizes: dict[str, int] = {}
     for one in signature.inputs:
         _require_golden(bundle, golden.inputs, inputs, one, sizes)
     for one in signature.outputs:
-        if one.name in golden.outputs:
-            _require_golden(bundle, golden.outputs, outputs, one, sizes)
+        if one.name in output_files:
+            _require_golden(bundle, output_files, outputs, one, sizes)
     engines, left_out = served_engines(bundle, {size: sizes[size] for size in signature.free})
     return Served(
         name=name,
@@ -143,10 +145,16 @@ def open_served(folder: Path, name: str | None = None) -> Served:
         manifest_sha256=bundle.manifest_sha256,
         interface=interface_of(signature),
         golden_inputs=inputs,
-        golden_outputs={name: one for name, one in outputs.items() if name in golden.outputs},
+        golden_outputs={name: one for name, one in outputs.items() if name in output_files},
         engines=engines,
         left_out=left_out,
     )
+
+
+def golden_output_files(bundle: Bundle) -> dict[str, str]:
+    """Name the golden file of each output of the graph that has one, appended outputs included."""
+    golden, names = bundle.info.golden, bundle.info.signature.whole.output_names
+    return {name: file for name, file in {**golden.outputs, **golden.inner}.items() if name in names}
 
 
 def _require_golden(
@@ -391,7 +399,7 @@ def write_config(
             files[one.name] = f"input-{at}"
             write_bytes(folder / WARMUP_FOLDER / files[one.name], warm[one.name].tobytes())
     class_names = served.bundle.info.task.labels
-    labelled = labelled_outputs(served.interface, class_names)
+    labelled = labelled_outputs(served.interface, class_names, served.bundle.info.class_scores)
     text = config_text(
         name,
         runtime=runtime,

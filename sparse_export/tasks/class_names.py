@@ -12,8 +12,6 @@ from sparse_export.signature import Signature
 
 __all__ = ["n_named_classes", "read_class_names", "with_class_names"]
 
-# By the rank of the output: (batch, C), (batch, sequence, C), (batch, C, H, W).
-_CLASS_AXES = {2: 1, 3: 2, 4: 1}
 _MAX_BYTES = 64 * 2**20
 
 
@@ -41,9 +39,10 @@ def n_named_classes(signature: Signature) -> int | None:
     Returns:
         Their number; 2 where a sample has one score; None where the output has no axis of classes.
     """
-    shape = signature.outputs[0].shape
-    axis = _CLASS_AXES.get(len(shape))
-    n = 1 if len(shape) == 1 else None if axis is None else shape[axis]
+    scores = signature.outputs[0]
+    if len(scores.shape) == 1:
+        return 2
+    n = None if scores.class_axis is None else scores.shape[scores.class_axis]
     return 2 if n == 1 else n if isinstance(n, int) else None
 
 

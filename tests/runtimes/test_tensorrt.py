@@ -100,6 +100,20 @@ def test_each_batch_runs_in_the_profile_that_is_tuned_nearest_to_it(
     assert card.executed == [(1, 0), (5, 1), (20, 2), (2, 0)]
 
 
+def test_outputs_that_were_appended_behind_the_network_are_written_and_not_given(
+    card: Card, streams: list[Stream], tmp_path: Path
+) -> None:
+    best = TensorInfo(name="class", dtype="int64", shape=("batch",))
+    bundle = _bundle(tmp_path, signature=replace(SIXTEEN, appended=(best,)))
+    card.signature = bundle.info.signature.whole
+    card.function = lambda feeds: {"logits": 2 * feeds["input"], "class": feeds["input"].argmax(1)}
+    x = np.random.default_rng(0).standard_normal((3, 16), dtype=np.float32)
+    with open_engine(bundle, bundle.info.engines[0]) as session:
+        found = session.run({"input": x})
+    assert found.keys() == {"logits"}
+    np.testing.assert_array_equal(found["logits"], 2 * x)
+
+
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_a_run_waits_for_the_stream_that_its_input_comes_from(
     cuda_graphs: bool, card: Card, streams: list[Stream], tmp_path: Path

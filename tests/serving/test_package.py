@@ -14,6 +14,7 @@ import onnx
 import pytest
 import yaml
 
+from sparse_export.building import build
 from sparse_export.errors import ArtefactError, NotTrustedError, UnknownNameError, UsageError
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, read_bundle_info, save_bundle_info
@@ -88,6 +89,34 @@ def test_the_names_of_the_classes_are_where_the_server_looks_for_them(packaged: 
         assert named[name] is None
         assert not (repository / name / "labels.txt").exists()
         assert not _config(packaged, name).output[0].label_filename
+
+
+def test_appended_outputs_are_served_compared_and_named(bundles: Bundles, tmp_path: Path) -> None:
+    steps = ("softmax", "argmax", "topk:10")
+    run = bundles.dense.with_name("dense-run")
+    bundle = build(run, tmp_path / "net", postprocess=steps)
+    made = package([bundle.path], [None], tmp_path / "out")
+    outputs = [(one.name, list(one.dims), one.label_filename) for one in _config(made, "net-python").output]
+    assert outputs == [
+        ("logits", [10], "labels.txt"),
+        ("probabilities", [10], "labels.txt"),
+        ("class", [1], ""),
+        ("top_scores", [10], ""),
+        ("top_classes", [10], ""),
+    ]
+    index = json.loads((made.path / "golden" / "net" / "golden.json").read_text())
+    compared = {one["name"]: one for one in index["outputs"]}
+    assert (
+        {"logits", "probabilities", "top_scores"}
+        <= compared.keys()
+        == {
+            "logits",
+            *bundle.info.golden.inner,
+        }
+    )
+    assert compared["probabilities"]["largest_difference"] > 0
+    facts = json.loads((made.path / "model_repository" / "net-python" / "1" / "model.json").read_text())
+    assert facts["outputs"] == [name for name, _, _ in outputs]
 
 
 def test_its_list_of_files_is_complete_and_right(packaged: Package) -> None:
