@@ -124,6 +124,11 @@ if TYPE_CHECKING:
     help="Names of the classes, one a line. Default: those that the run has of its data set.",
 )
 @click.option(
+    "--preprocess",
+    is_flag=True,
+    help="Write preprocess.onnx too, which makes the network's input of raw pictures as training did.",
+)
+@click.option(
     "--postprocess",
     "postprocess",
     multiple=True,
@@ -165,6 +170,7 @@ def command(
     max_cut: float,
     gather: Gather,
     labels: Path | None,
+    preprocess: bool,
     postprocess: tuple[str, ...],
     data_dir: Path | None,
     trust: str | None,
@@ -218,6 +224,7 @@ def command(
         time_layers=time_layers,
         inputs=inputs,
         labels=labels,
+        preprocess=preprocess,
         postprocess=postprocess,
     )
     if dry_run:

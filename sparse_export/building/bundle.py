@@ -14,6 +14,7 @@ from sparse_export.building.manifest import bundle_info, layers_document
 from sparse_export.building.model_files import MODEL_FILE, model_files
 from sparse_export.building.patterns import ORDERS_FILE, measure_scores
 from sparse_export.building.postprocess import golden_with_postprocess
+from sparse_export.building.preprocess import write_preprocess
 from sparse_export.building.replaceable import require_replaceable
 from sparse_export.building.request import BuildRequest, CheckedRequest, check_request
 from sparse_export.engines.dry_run import DryRun, describe_build
@@ -59,6 +60,7 @@ def build(
     inputs: str | Path | None = None,
     labels: str | Path | None = None,
     postprocess: Sequence[str] = (),
+    preprocess: bool = False,
     progress: EngineProgress | None = None,
     trust: str | None = None,
 ) -> Bundle:
@@ -94,6 +96,8 @@ def build(
         labels: file with the names of the classes, one a line; None for those that the run has.
         postprocess: what is appended to the graph behind the network: `softmax` or `sigmoid`, `argmax`,
             `topk:K`. The scores stay the first output.
+        preprocess: write `preprocess.onnx` too, which makes the network's input of raw samples as training
+            did.
         progress: called with the target and how far its build is.
         trust: SHA-256 of the run's `run.json`, needed once for a run that names a factory and was made
             elsewhere.
@@ -127,6 +131,7 @@ def build(
         inputs=None if inputs is None else Path(inputs),
         labels=None if labels is None else Path(labels),
         postprocess=postprocess,
+        preprocess=preprocess,
     )
     return build_from_request(run, out, request, data_dir=data_dir, progress=progress, trust=trust)
 
@@ -168,6 +173,9 @@ def build_from_request(
             built, timed = _add_engines(stage, graph, checked, request, progress)
             write_json(stage / LAYERS_FILE, layers_document(graph.layers, built, timed))
             names = [*files, LAYERS_FILE, *golden.files, *built.files, *timed.files]
+            preprocess = write_preprocess(stage, checked.info, data_dir) if request.preprocess else None
+            if preprocess is not None:
+                names += preprocess.files
             pattern = _write_orders(stage, graph, request, checked.info, data_dir)
             if pattern is not None:
                 names.append(ORDERS_FILE)
@@ -176,6 +184,7 @@ def build_from_request(
                 graph,
                 golden=golden,
                 postprocess=request.postprocess,
+                preprocess=preprocess,
                 precision=request.precision,
                 built=built,
                 pattern=pattern,

@@ -16,6 +16,7 @@ from sparse_export.formats.bundle import (
     BundleInfo,
     GoldenInfo,
     PatternInfo,
+    PreprocessInfo,
     RunReference,
 )
 from sparse_export.formats.layers import GraphLayer
@@ -50,6 +51,7 @@ def bundle_info(
     *,
     golden: GoldenInfo,
     postprocess: Sequence[str] = (),
+    preprocess: PreprocessInfo | None = None,
     precision: Precision,
     built: Engines,
     pattern: PatternInfo | None,
@@ -62,6 +64,7 @@ def bundle_info(
         graph: the graph that ships.
         golden: files of the golden pair.
         postprocess: the steps that were appended to the graph.
+        preprocess: the graph before it, None for none.
         precision: of that graph.
         built: the engines.
         pattern: what was done to satisfy a pattern, None where none was requested.
@@ -98,6 +101,7 @@ def bundle_info(
         compacted=graph.compacted,
         fitted=pattern,
         postprocess=tuple(postprocess),
+        preprocess=preprocess,
         engines=built.infos,
     )
 

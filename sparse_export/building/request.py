@@ -11,6 +11,7 @@ from sparse_export import trust
 from sparse_export.building.calibration import require_calibration
 from sparse_export.building.model_files import require_form
 from sparse_export.building.patterns import parse_pattern, require_in_plan, require_same_pattern
+from sparse_export.building.preprocess import require_preprocessable
 from sparse_export.building.replaceable import require_replaceable
 from sparse_export.engines.dry_run import require_timeable
 from sparse_export.engines.options import EngineOptions, Precision, require_buildable, require_types
@@ -47,6 +48,7 @@ class BuildRequest:
             for random ones, and for training samples of the run's data set.
         labels: file with the names of the classes; None for those that the run has.
         postprocess: what is appended to the graph, like `softmax` and `topk:5`.
+        preprocess: write the graph that makes the network's input too.
     """
 
     targets: Sequence[str]
@@ -63,6 +65,7 @@ class BuildRequest:
     inputs: Path | None = None
     labels: Path | None = None
     postprocess: Sequence[str] = ()
+    preprocess: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +122,8 @@ def check_request(run: Path, out: str | Path | None, request: BuildRequest) -> C
         labels = read_class_names(request.labels, info.signature)
         info = replace(info, task=replace(info.task, labels=labels))
     require_steps(request.postprocess, info.signature)
+    if request.preprocess:
+        require_preprocessable(info)
     for one in engines:
         require_types(info.signature)
         one.bounds(info.signature)

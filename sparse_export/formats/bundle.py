@@ -42,11 +42,12 @@ from sparse_export.formats.run import (
     fields_from_shapes,
 )
 from sparse_export.formats.score import Score
-from sparse_export.signature import Signature
+from sparse_export.signature import Signature, TensorInfo
 
 BUNDLE_FILE = "manifest.json"
 SUMS_FILE = "SHA256SUMS"
 MODEL_FILE = "model.onnx"
+PREPROCESS_FILE = "preprocess.onnx"
 ORDERS_FILE = "orders.json"
 GOLDEN_INPUT = "golden/input.npy"
 GOLDEN_OUTPUT = "golden/output.npy"
@@ -129,6 +130,30 @@ class CompactInfo:
     n_weights_before: Count
     n_weights_after: Count
     layers: tuple[CompactedLayer, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessInfo:
+    """The graph `preprocess.onnx`, which makes the network's input of raw samples.
+
+    Attributes:
+        input: what it takes; it gives the network's only input.
+        golden_input: file of raw samples.
+        golden_output: file of what the training's loader makes of them.
+        largest_difference: of the graph from that, by onnxruntime on the CPU.
+        allowed_difference: of any runtime.
+    """
+
+    input: TensorInfo
+    golden_input: str
+    golden_output: str
+    largest_difference: Amount
+    allowed_difference: Amount
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All that belong to it."""
+        return (PREPROCESS_FILE, self.golden_input, self.golden_output)
 
 
 PatternMethod = Literal["as trained", "permuted", "gathered", "dense"]
@@ -229,6 +254,7 @@ class BundleInfo:
         n_calibration: training samples that int8 and fp8 took their ranges from.
         fitted: None where no pattern was requested.
         postprocess: the steps that were appended, like `softmax` and `topk:5`.
+        preprocess: the graph that makes the network's input; None for none.
         digest: of this document.
     """
 
@@ -262,6 +288,7 @@ class BundleInfo:
     n_calibration: Count = 0
     fitted: PatternInfo | None = None
     postprocess: tuple[str, ...] = ()
+    preprocess: PreprocessInfo | None = None
     digest: str = field(default="", compare=False)
     kind: Literal["bundle"] = "bundle"
     schema_version: int = SEALED_VERSION
@@ -294,6 +321,7 @@ class BundleInfo:
         """
         names = [MODEL_FILE, *self.golden.files, LAYERS_FILE]
         names += [ORDERS_FILE] if self.fitted is not None else []
+        names += [] if self.preprocess is None else self.preprocess.files
         for engine in self.engines:
             names += [engine.file] if engine.timing_cache is None else [engine.file, engine.timing_cache]
         return tuple(dict.fromkeys(names))
