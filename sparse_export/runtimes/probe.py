@@ -17,13 +17,14 @@ from pathlib import Path
 from sparse_export import child, trust
 from sparse_export.errors import ArtefactError, MissingCapability, OutputError, SparseExportError
 from sparse_export.files import sha256_file
-from sparse_export.formats.bundle import Bundle
+from sparse_export.formats.bundle import PREPROCESS_FILE, Bundle
 from sparse_export.formats.listed import file_of
 from sparse_export.signature import Signature
 
-__all__ = ["require_probed", "require_runnable"]
+__all__ = ["require_preprocess_probed", "require_probed", "require_runnable"]
 
 _WORKER = "sparse_export.runtimes.probe_worker"
+_PICTURE_SIZE = 48  # height and width of noise
 _LIMIT_S = {"cpu": 300.0, "cuda": 300.0, "tensorrt": 1800.0}  # TensorRT builds its engines first
 
 
@@ -67,6 +68,30 @@ def require_probed(
             provider,
             _LIMIT_S[provider] if limit_s is None else limit_s,
         )
+
+
+def require_preprocess_probed(
+    bundle: Bundle, *, trusted: trust.TrustedDigests = None, limit_s: float | None = None
+) -> None:
+    """As `require_probed`, for `preprocess.onnx` on the CPU; nothing where a bundle has none."""
+    info, signature = bundle.info.preprocess, bundle.info.signature
+    digest = bundle.manifest_sha256
+    if info is None or _is_vouched_for(digest, trusted):
+        return
+    sizes = {
+        one: _PICTURE_SIZE for one in info.input.shape if isinstance(one, str) and one != signature.batch
+    }
+    described = Signature(
+        inputs=(info.input,), outputs=signature.inputs[:1], batch=signature.batch, sizes=sizes
+    )
+    _probe(
+        file_of(bundle, PREPROCESS_FILE).absolute(),
+        digest,
+        json.dumps(asdict(described), sort_keys=True),
+        ((info.input.name, str(file_of(bundle, info.golden_input).absolute())),),
+        "cpu",
+        _LIMIT_S["cpu"] if limit_s is None else limit_s,
+    )
 
 
 def require_runnable(model: Path, signature: Signature, *, limit_s: float = _LIMIT_S["cpu"]) -> None:

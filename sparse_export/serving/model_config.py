@@ -11,7 +11,7 @@ from sparse_export.errors import ArtefactError, MissingCapability, how_to_get
 from sparse_export.serving.settings import DEFAULT_QUEUE_SIZE, DEFAULT_QUEUE_TIMEOUT_MS, ModelSettings
 from sparse_export.serving.tensors import Interface, TensorSpec
 
-__all__ = ["WARMUP_FOLDER", "check_config", "config_text"]
+__all__ = ["WARMUP_FOLDER", "check_config", "config_text", "ensemble_text"]
 
 WARMUP_FOLDER = "warmup"
 """In a model's folder, where Triton looks for `input_data_file`."""
@@ -37,6 +37,7 @@ def config_text(
     n_profiles: int = 1,
     warm_files: Mapping[str, str] | None = None,
     label_files: Mapping[str, str] | None = None,
+    kind: str = "",
 ) -> str:
     """Return the content of a `config.pbtxt`.
 
@@ -55,22 +56,17 @@ def config_text(
             with; an input without one gets zeros.
         label_files: of outputs that are scores of classes, the file with the names of the classes, by name of
             the output.
+        kind: where instances run, as `KIND_CPU`; empty for a GPU where there is one.
     """
     labels = label_files or {}
     outputs = [_tensor(one, interface.batched, labels.get(one.name)) for one in interface.outputs]
     blocks = [
-        (
-            f"# {name}: written by sparse-export. "
-            "https://github.com/triton-inference-server/server "
-            "documents "
-            "the fields."
-        ),
-        f"name: {json.dumps(name)}",
+        _head(name),
         _BACKENDS[runtime],
         f"max_batch_size: {max_batch}",
         f"input [{','.join(_tensor(one, interface.batched) for one in interface.inputs)}]",
         f"output [{','.join(outputs)}]",
-        _instance_group(runtime, settings, n_profiles),
+        _instance_group(runtime, settings, n_profiles, kind),
         *([_batching(interface, settings)] if settings.batching and max_batch else []),
         "version_policy { latest { num_versions: 1 } }",
         *([_warmup(interface, sizes, max_batch, warm_files or {})] if settings.warmup else []),
@@ -79,11 +75,67 @@ def config_text(
         parameters = {**parameters, "intra_op_thread_count": str(settings.threads)}
     if runtime == "tensorrt":
         blocks += _tensorrt(plans or {})
-    blocks += [
+    return "\n".join([*blocks, *_parameters(parameters)]) + "\n"
+
+
+def ensemble_text(
+    name: str,
+    *,
+    interface: Interface,
+    steps: Sequence[tuple[str, Mapping[str, str], Mapping[str, str]]],
+    max_batch: int,
+    parameters: Mapping[str, str],
+    label_files: Mapping[str, str],
+) -> str:
+    """Return the content of the `config.pbtxt` of a model that is a chain of others.
+
+    Args:
+        name: name of the model.
+        interface: its inputs and outputs.
+        steps: of each the name of its model, and the ensemble's tensor by the name of its input, and output.
+        max_batch: maximum number of samples in one request.
+        parameters: as of `config_text`, as are `label_files`.
+    """
+    inputs = ",".join(_tensor(one, interface.batched) for one in interface.inputs)
+    outputs = ",".join(
+        _tensor(one, interface.batched, label_files.get(one.name)) for one in interface.outputs
+    )
+    chain = [
+        "\n".join(
+            [
+                f"  {{ model_name: {json.dumps(model)} model_version: -1",
+                *_map("input_map", taken),
+                *_map("output_map", given),
+                "  }",
+            ]
+        )
+        for model, taken, given in steps
+    ]
+    blocks = [
+        _head(name),
+        'platform: "ensemble"',
+        f"max_batch_size: {max_batch}",
+        f"input [{inputs}]",
+        f"output [{outputs}]",
+        "ensemble_scheduling { step [\n" + ",\n".join(chain) + "\n] }",
+    ]
+    return "\n".join([*blocks, *_parameters(parameters)]) + "\n"
+
+
+def _head(name: str) -> str:
+    where = "https://github.com/triton-inference-server/server"
+    return f"# {name}: written by sparse-export. {where} documents the fields.\nname: {json.dumps(name)}"
+
+
+def _map(field: str, tensors: Mapping[str, str]) -> list[str]:
+    return [f"    {field} {{ key: {_text(key)} value: {_text(value)} }}" for key, value in tensors.items()]
+
+
+def _parameters(parameters: Mapping[str, str]) -> list[str]:
+    return [
         f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}"
         for key, value in sorted(parameters.items())
     ]
-    return "\n".join(blocks) + "\n"
 
 
 def _dims(dims: Sequence[int]) -> str:
@@ -102,9 +154,9 @@ def _tensor(spec: TensorSpec, batched: bool, label_file: str | None = None) -> s
     return f" {{ name: {_text(spec.name)} data_type: TYPE_{spec.dtype} {dims}{labels} }} "
 
 
-def _instance_group(runtime: str, settings: ModelSettings, n_profiles: int) -> str:
+def _instance_group(runtime: str, settings: ModelSettings, n_profiles: int, kind: str) -> str:
     # KIND_AUTO is a GPU where there is one, else the CPU. An engine needs a GPU.
-    kind = "KIND_GPU" if runtime == "tensorrt" else "KIND_AUTO"
+    kind = kind or ("KIND_GPU" if runtime == "tensorrt" else "KIND_AUTO")
     profiles = ""
     if runtime == "tensorrt" and n_profiles > 1:  # else the server takes the first for every batch
         profiles = f" profile: [ {', '.join(json.dumps(str(at)) for at in range(n_profiles))} ]"

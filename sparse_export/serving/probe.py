@@ -13,10 +13,10 @@ import numpy as np
 from sparse_export.errors import GateFailed
 from sparse_export.runtimes.tolerance import differences, spread
 from sparse_export.serving.repository import Served
-from sparse_export.serving.tensors import wire_dtype
+from sparse_export.serving.tensors import Interface, wire_dtype
 from sparse_export.signature import Array, Feeds, joined
 
-__all__ = ["Counters", "is_ready", "read_counters", "require_golden", "require_own_answers"]
+__all__ = ["Counters", "answer", "is_ready", "read_counters", "require_golden", "require_own_answers"]
 
 _LINE = re.compile(r"^(nv_inference_\w+)\{[^}]*\} ([0-9.e+]+)$", re.MULTILINE)
 _LENGTH = "Inference-Header-Content-Length"
@@ -105,14 +105,15 @@ def require_golden(
     signature, info = served.signature, served.bundle.info
     n_samples = signature.n_samples(served.golden_inputs)
     parts = [
-        _answer(
+        answer(
             host,
             port,
-            served,
+            served.interface,
             signature.part(served.golden_inputs, start, start + max_batch),
-            model,
-            version,
-            timeout_s,
+            model=model,
+            version=version,
+            n_samples=min(max_batch, n_samples - start),
+            timeout_s=timeout_s,
         )
         for start in range(0, n_samples, max_batch)
     ]
@@ -154,7 +155,16 @@ def require_own_answers(
     """
     signature, info = served.signature, served.bundle.info
     sample = signature.part(served.golden_inputs, 0, 1)
-    alone = _answer(host, port, served, sample, model, version, timeout_s)
+    alone = answer(
+        host,
+        port,
+        served.interface,
+        sample,
+        model=model,
+        version=version,
+        n_samples=1,
+        timeout_s=timeout_s,
+    )
     rtol = max(info.rtol, _OTHER_ORDER)
     for one in differences(
         alone,
@@ -197,12 +207,34 @@ def _call(
         connection.close()
 
 
-def _answer(
-    host: str, port: int, served: Served, feeds: Feeds, model: str, version: int | None, timeout_s: float
+def answer(
+    host: str,
+    port: int,
+    interface: Interface,
+    feeds: Feeds,
+    *,
+    model: str,
+    version: int | None,
+    n_samples: int,
+    timeout_s: float,
 ) -> dict[str, Array]:
-    """The server's outputs for some inputs, by the protocol's binary form."""
+    """Ask a model for its outputs, by the protocol's binary form.
+
+    Args:
+        host: of the server.
+        port: its HTTP port.
+        interface: of the model.
+        feeds: inputs by name.
+        model: its name on the server.
+        version: of the model, None for any.
+        n_samples: that the inputs hold.
+        timeout_s: seconds that the answer may take.
+
+    Raises:
+        GateFailed: there is no valid answer.
+    """
     inputs, contents = [], []
-    for one in served.interface.inputs:
+    for one in interface.inputs:
         array = one.to_wire(feeds[one.name])
         data = np.asarray(array, dtype=wire_dtype(one.dtype), order="C").tobytes()
         size = {"binary_data_size": len(data)}
@@ -210,7 +242,7 @@ def _answer(
             {"name": one.name, "shape": list(array.shape), "datatype": one.dtype, "parameters": size}
         )
         contents.append(data)
-    outputs = [{"name": one.name, "parameters": {"binary_data": True}} for one in served.interface.outputs]
+    outputs = [{"name": one.name, "parameters": {"binary_data": True}} for one in interface.outputs]
     head = json.dumps({"inputs": inputs, "outputs": outputs}).encode()
     path = f"/v2/models/{model}{_version(version)}/infer"
     try:
@@ -227,11 +259,11 @@ def _answer(
         raise _wrong(model, f"no answer: {cause or type(cause).__name__}") from cause
     if status != 200:
         raise _wrong(model, f"HTTP {status} {body[:500].decode(errors='replace')}")
-    return _outputs(served, model, served.signature.n_samples(feeds), headers, body)
+    return _outputs(interface, model, n_samples, headers, body)
 
 
 def _outputs(
-    served: Served, model: str, n_samples: int, headers: http.client.HTTPMessage, body: bytes
+    interface: Interface, model: str, n_samples: int, headers: http.client.HTTPMessage, body: bytes
 ) -> dict[str, Array]:
     """The outputs in the body of a response to so many samples."""
     try:
@@ -243,13 +275,13 @@ def _outputs(
     except (ValueError, KeyError, TypeError) as cause:
         raise _wrong(model, f"HTTP 200 without a valid answer: {body[:200]!r}") from cause
     found = {}
-    specs = {one.name: one for one in served.interface.outputs}
+    specs = {one.name: one for one in interface.outputs}
     for name, shape, dtype, size in entries:
         content, start = body[start : start + size], start + size
         spec = specs.get(name)
         if spec is None or dtype != spec.dtype:
             raise _wrong(model, f"HTTP 200, {name} of {dtype}")
-        wanted = (n_samples, *spec.dims) if served.interface.batched else spec.dims
+        wanted = (n_samples, *spec.dims) if interface.batched else spec.dims
         fits = len(shape) == len(wanted) and all(a in (b, -1) for b, a in zip(shape, wanted, strict=True))
         if not fits or len(content) != wire_dtype(dtype).itemsize * math.prod(shape):
             raise _wrong(model, f"HTTP 200, {name} of shape {shape} and {len(content)} bytes of data")

@@ -33,9 +33,11 @@ __all__ = [
     "Served",
     "golden_batch",
     "largest_batch",
+    "model_document",
     "model_name",
     "open_served",
     "require_distinct",
+    "require_distinct_models",
     "require_served",
     "require_trusted_engines",
     "why_not_served",
@@ -328,17 +330,11 @@ def write_version(
         return
     content = served.bundle.graph_bytes()
     write_bytes(folder / MODEL_FILE, content)
-    document: dict[str, object] = {
-        "inputs": list(served.signature.input_names),
-        "outputs": list(served.signature.output_names),
-        "batched": served.interface.batched,
-        "scalars": list(served.interface.bare_scalars),
-        "threads": settings.threads,
-        "model": MODEL_FILE,
+    digests[MODEL_FILE] = hashlib.sha256(content).hexdigest()
+    document = model_document(served.signature, served.interface, settings, digests) | {
         "packed": _is_packed(content),
         "engines": {engine.capability: engine.plan_name for engine in served.engines},
         "host_code": [engine.plan_name for engine in served.engines if engine.version_compatible],
-        "sha256": {MODEL_FILE: hashlib.sha256(content).hexdigest(), **digests},
         "manifest_sha256": served.manifest_sha256,
     }
     if activity is not None:
@@ -348,6 +344,31 @@ def write_version(
         write_bytes(folder / "__pycache__", b"")
     write_bytes(folder / "model.json", json_bytes(document))
     write_bytes(folder / "model.py", _TEMPLATE.read_bytes())
+
+
+def model_document(
+    signature: Signature, interface: Interface, settings: ModelSettings, digests: Mapping[str, str]
+) -> dict[str, object]:
+    """Assemble the `model.json` of an ONNX file that runs in the Python backend by onnxruntime.
+
+    Args:
+        signature: of the graph.
+        interface: likewise.
+        settings: how it is served.
+        digests: SHA-256 by name, of `model.onnx` and other files.
+    """
+    return {
+        "inputs": list(signature.input_names),
+        "outputs": list(signature.output_names),
+        "batched": interface.batched,
+        "scalars": list(interface.bare_scalars),
+        "threads": settings.threads,
+        "model": MODEL_FILE,
+        "packed": False,
+        "engines": {},
+        "host_code": [],
+        "sha256": dict(digests),
+    }
 
 
 def require_served(served: Served, runtime: Runtime) -> None:
@@ -458,4 +479,17 @@ def require_distinct(served: Sequence[Served]) -> None:
             raise UsageError(
                 f"Two bundles have the name {name!r}.",
                 do="Give each a name, in their order: --name dense --name sparse.",
+            )
+
+
+def require_distinct_models(names: Sequence[str]) -> None:
+    """Check that every model, of which a bundle may have several, has a name of its own.
+
+    Raises:
+        UsageError: two have the same name.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"Two models would have the name {name!r}.", do="Name the bundles otherwise with --name."
             )

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from sparse_export.errors import (
@@ -15,28 +15,33 @@ from sparse_export.errors import (
     MissingCapability,
     ServerFailed,
     SparseExportError,
-    UnknownNameError,
     UsageError,
 )
-from sparse_export.runtimes.probe import require_probed
 from sparse_export.serving.health import Readiness, health_endpoint
+from sparse_export.serving.picture_models import picture_identity, picture_models
+from sparse_export.serving.picture_probe import require_pictures
 from sparse_export.serving.probe import is_ready, read_counters, require_golden, require_own_answers
 from sparse_export.serving.process import Ports, Process, WorkFolder, free_ports, start, work_folder
 from sparse_export.serving.repository import (
-    RUNTIMES,
-    Runtime,
-    Served,
     golden_batch,
     open_served,
     require_distinct,
-    require_served,
+    require_distinct_models,
     require_trusted_engines,
-    why_not_served,
     write_config,
     write_version,
 )
 from sparse_export.serving.serve_options import ServeOptions
 from sparse_export.serving.server_files import ServerFiles, find_server
+from sparse_export.serving.slot import (
+    Loaded,
+    Slot,
+    choose_runtime,
+    emptied,
+    require_files_probed,
+    write_model,
+    write_models_around,
+)
 from sparse_export.serving.stop_signals import ReceivedSignals, received_signals
 
 __all__ = ["Loaded", "ServeOptions", "serve"]
@@ -50,34 +55,6 @@ _EXIT_TIMEOUT_S = 5
 _IDLE_CONNECTIONS = (
     f", as it does when clients keep HTTP connections open, idle or not, for {_EXIT_TIMEOUT_S} s more"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A model that the server has loaded, and whose golden output is right.
-
-    Attributes:
-        name: on the server.
-        version: on the server.
-        runtime: that runs it.
-        manifest_sha256: of its bundle.
-        largest_difference: of its float outputs from the golden ones; None where it has none to compare.
-        compared: names of the outputs that were compared; not those whose length depends on the values of the
-            inputs.
-    """
-
-    name: str
-    version: int
-    runtime: str
-    manifest_sha256: str
-    largest_difference: float | None
-    compared: tuple[str, ...]
-
-    def __str__(self) -> str:
-        answer = "golden answer right" if self.compared else "answers, with no output that can be compared"
-        difference = self.largest_difference
-        by = "" if difference is None else f", largest difference {difference:.3g}"
-        return f"{self.name} version {self.version} by {self.runtime}: {answer}{by}"
 
 
 def serve(
@@ -119,13 +96,23 @@ def serve(
     served = [open_served(path, name) for path, name in zip(bundles, names, strict=True)]
     require_distinct(served)
     server = find_server()
-    runtimes = [_choose_runtime(one, server, options.runtime) for one in served]
+    runtimes = [choose_runtime(one, server, options.runtime) for one in served]
     for one, runtime in zip(served, runtimes, strict=True):
         if runtime != "onnxruntime":
             require_trusted_engines(one, options.trust)
-        _require_probed(one, runtime, options)
+        require_files_probed(one, runtime, options)
         for reason in one.left_out:
             say(f"{one.name}: left out {reason}")
+    slots = [
+        Slot(
+            path=path,
+            served=one,
+            runtime=runtime,
+            pictures=picture_models(one, one.name, runs_python="python" in server.backends),
+        )
+        for path, one, runtime in zip(bundles, served, runtimes, strict=True)
+    ]
+    require_distinct_models([name for slot in slots for name in slot.model_names])
     ports = free_ports(
         options.host,
         http=options.http_port,
@@ -139,80 +126,11 @@ def serve(
         work_folder() as folder,
         health_endpoint(ports.host, ports.health, readiness),
     ):
-        slots = [
-            _Slot(path=path, served=one, runtime=runtime)
-            for path, one, runtime in zip(bundles, served, runtimes, strict=True)
-        ]
         for slot in slots:
-            _write_model(folder, folder.repository / slot.name, slot, options, version=1)
+            write_model(folder, folder.repository / slot.name, slot, options, version=1)
+            write_models_around(folder, slot, server, options)
         supervisor = _Supervisor(server, folder, ports, readiness, slots, options, signals, say, on_ready)
         return supervisor.run()
-
-
-def _choose_runtime(served: Served, server: ServerFiles, requested: str) -> Runtime:
-    """The requested runtime, or for `auto` the first that both the server and the bundle have."""
-    if requested == "auto":
-        for runtime in RUNTIMES:
-            if why_not_served(served, runtime) is None and runtime in server.backends:
-                return runtime
-    for runtime in RUNTIMES:
-        if runtime == requested:
-            if runtime not in server.backends:
-                raise MissingCapability(
-                    f"{server.binary} has no backend {requested!r}; it has "
-                    f"{', '.join(sorted(server.backends)) or 'none'}.",
-                    do="Use --runtime auto, or NVIDIA's container, which has them all.",
-                )
-            require_served(served, runtime)
-            return runtime
-    if requested != "auto":
-        raise UnknownNameError("runtime", requested, ["auto", *RUNTIMES])
-    raise MissingCapability(
-        f"{server.binary} has no backend that serves {served.bundle.path}.", do="Install NVIDIA's build."
-    )
-
-
-def _require_probed(served: Served, runtime: Runtime, options: ServeOptions) -> None:
-    """Probe the ONNX file: one that ends its process would end the server, with all its models."""
-    if runtime != "tensorrt":
-        require_probed(served.bundle, trusted=options.trust, limit_s=options.start_timeout_s)
-
-
-@dataclass(kw_only=True)
-class _Slot:
-    """A model in the repository: the bundle that its newest version came from."""
-
-    path: Path
-    served: Served
-    runtime: Runtime
-    version: int = 1
-
-    @property
-    def name(self) -> str:
-        """Of the model on the server."""
-        return self.served.name
-
-    @property
-    def needs_host_code(self) -> bool:
-        """Must the server's TensorRT backend be allowed to run code that an engine holds?"""
-        return self.runtime == "tensorrt" and self.served.holds_host_code
-
-
-def _write_model(
-    folder: WorkFolder, target: Path, slot: _Slot, options: ServeOptions, *, version: int
-) -> None:
-    """Write a whole model elsewhere, and move it to `target` in one step."""
-    stage = _emptied(folder.staging / "model")
-    stage.mkdir()
-    write_version(stage / str(version), slot.served, slot.runtime, options.settings, str(folder.activity))
-    write_config(stage, target.name, slot.served, slot.runtime, options.settings)
-    stage.rename(target)
-
-
-def _emptied(place: Path) -> Path:
-    """A path to write to, after removing what a failed attempt left there."""
-    shutil.rmtree(place, ignore_errors=True)
-    return place
 
 
 class _Stopped(Exception):  # noqa: N818 - control flow, never shown
@@ -228,7 +146,7 @@ class _Supervisor:
         folder: WorkFolder,
         ports: Ports,
         readiness: Readiness,
-        slots: list[_Slot],
+        slots: list[Slot],
         options: ServeOptions,
         signals: ReceivedSignals,
         say: Callable[[str], None],
@@ -287,9 +205,33 @@ class _Supervisor:
                 f"tritonserver was not ready after {self._options.start_timeout_s:g} s.",
                 do="Look at its log, above; --start-timeout gives it longer.",
             )
-        return tuple(self._check_golden(slot, slot.name, slot.version) for slot in self._slots)
+        return tuple(
+            loaded
+            for slot in self._slots
+            for loaded in (self._check_golden(slot, slot.name, slot.version), *self._check_pictures(slot))
+        )
 
-    def _check_golden(self, slot: _Slot, model: str, version: int) -> Loaded:
+    def _check_pictures(self, slot: Slot) -> tuple[Loaded, ...]:
+        """Check what the models around a network make of raw samples. Raises GateFailed."""
+        models = slot.pictures
+        if models is None:
+            return ()
+        host, port, limit_s = self._ports.probe_host, self._ports.http, self._options.start_timeout_s
+        largest = require_pictures(host, port, slot.served, models, timeout_s=limit_s)
+        return tuple(
+            Loaded(
+                name=name,
+                version=1,
+                runtime="ensemble",
+                manifest_sha256=slot.served.manifest_sha256,
+                largest_difference=largest,
+                compared=slot.served.signature.output_names,
+            )
+            for name in (models.raw, models.file)
+            if name is not None
+        )
+
+    def _check_golden(self, slot: Slot, model: str, version: int) -> Loaded:
         """Check the golden output of a model, and that requests may be merged. Raises GateFailed."""
         settings, timeout_s = self._options.settings, self._options.start_timeout_s
         host, port = self._ports.probe_host, self._ports.http
@@ -351,7 +293,7 @@ class _Supervisor:
                     self._reload(process, slot)
             time.sleep(_TICK_S)
 
-    def _reload(self, process: Process, slot: _Slot) -> None:
+    def _reload(self, process: Process, slot: Slot) -> None:
         """Make a changed bundle the next version; the present one stays when anything is wrong with it."""
         try:
             served = open_served(slot.path, slot.name)
@@ -364,10 +306,15 @@ class _Supervisor:
                     f"{slot.served.interface}.",
                     do="Serve it under another name.",
                 )
-            runtime = _choose_runtime(served, self._server, self._options.runtime)
+            if slot.pictures is not None and picture_identity(served) != picture_identity(slot.served):
+                raise UsageError(
+                    f"The new {slot.path} prepares pictures otherwise, or has other names of classes.",
+                    do="Start `serve` again with this bundle.",
+                )
+            runtime = choose_runtime(served, self._server, self._options.runtime)
             if runtime != "onnxruntime":
                 require_trusted_engines(served, self._options.trust)
-            _require_probed(served, runtime, self._options)
+            require_files_probed(served, runtime, self._options)
             new = replace(slot, served=served, runtime=runtime, version=slot.version + 1)
             if new.needs_host_code and not any(one.needs_host_code for one in self._slots):
                 raise UsageError(
@@ -384,11 +331,11 @@ class _Supervisor:
         slot.served, slot.runtime, slot.version = new.served, new.runtime, new.version
         self._say(str(loaded))
 
-    def _promote(self, process: Process, slot: _Slot, new: _Slot) -> Loaded:
+    def _promote(self, process: Process, slot: Slot, new: Slot) -> Loaded:
         """Check a version under another name, then make it the next one. On an error all stays as before."""
         host, port = self._ports.probe_host, self._ports.http
         candidate = self._folder.repository / f"{slot.name}.candidate"
-        _write_model(self._folder, candidate, new, self._options, version=1)
+        write_model(self._folder, candidate, new, self._options, version=1)
         try:
             if not self._wait_until(process, lambda: is_ready(host, port, candidate.name)):
                 raise ServerFailed(f"{candidate.name} was not loaded.", do="Look at the server's log, above.")
@@ -399,7 +346,7 @@ class _Supervisor:
         for old in model.iterdir():
             if old.name.isdigit() and int(old.name) < slot.version:
                 self._remove(old)
-        stage, version = _emptied(self._folder.staging / "version"), model / str(new.version)
+        stage, version = emptied(self._folder.staging / "version"), model / str(new.version)
         write_version(stage, new.served, new.runtime, self._options.settings, str(self._folder.activity))
         try:
             stage.rename(version)
@@ -416,7 +363,7 @@ class _Supervisor:
 
     def _remove(self, path: Path) -> None:
         """Move a folder out of the repository in one step, then delete it."""
-        aside = _emptied(self._folder.staging / f"old-{path.name}")
+        aside = emptied(self._folder.staging / f"old-{path.name}")
         path.rename(aside)
         shutil.rmtree(aside)
 

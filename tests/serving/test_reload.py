@@ -15,6 +15,7 @@ from sparse_export.serving.process import WorkFolder, work_folder
 from sparse_export.serving.repository import open_served
 from sparse_export.serving.serve_options import ServeOptions
 from sparse_export.serving.settings import ModelSettings
+from sparse_export.serving.slot import Slot, write_model
 from tests.card import batches
 from tests.serving.conftest import Bundles
 from tests.serving.engines import with_engines
@@ -28,8 +29,8 @@ def folder() -> Iterator[WorkFolder]:
         yield made
 
 
-def slot(bundle: Path) -> supervise._Slot:
-    return supervise._Slot(path=bundle, served=open_served(bundle, "net"), runtime="python")
+def slot(bundle: Path) -> Slot:
+    return Slot(path=bundle, served=open_served(bundle, "net"), runtime="python")
 
 
 def test_what_a_failed_version_left_does_not_stand_in_the_way_of_the_next(
@@ -39,8 +40,8 @@ def test_what_a_failed_version_left_does_not_stand_in_the_way_of_the_next(
     narrow = with_engines(bundles.dense, tmp_path / "narrow", ENGINE, profiles=batches((1, 4, 8)))
     target = folder.repository / "net"
     with pytest.raises(UsageError, match="takes up to 8"):
-        supervise._write_model(folder, target, slot(narrow), options, version=1)
-    supervise._write_model(folder, target, slot(bundles.dense), options, version=1)
+        write_model(folder, target, slot(narrow), options, version=1)
+    write_model(folder, target, slot(bundles.dense), options, version=1)
     assert {path.name for path in (target / "1").iterdir()} == {
         "__pycache__",
         "model.json",

@@ -1,0 +1,146 @@
+"""A raw photograph goes into Triton itself, as pixels or as a file, and the name of a class comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from tritonclient import grpc, http
+from tritonclient.utils import InferenceServerException
+
+from sparse_export.building import build
+from sparse_export.formats.bundle import Bundle
+from sparse_export.tasks.data.imagefolder import Pictures, list_pictures, open_picture
+from sparse_export.tasks.data.pictures import Inputs
+from tests.exporting import exported_once
+from tests.making_runs import digits_run
+from tests.picture_runs import KINDS, picture_folder, picture_run
+from tests.serving.serving import Serving, serving
+
+PROTOCOLS = [pytest.param(http, "http_port", id="http"), pytest.param(grpc, "grpc_port", id="grpc")]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
+    root = picture_folder(tmp_path_factory.mktemp("pictures") / "set")
+    return list_pictures("pictures", root).test
+
+
+@pytest.fixture(scope="module")
+def bundle(pictures: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("built")
+    root = pictures.files[0].parents[2]
+    with exported_once():
+        return build(
+            picture_run(folder / "run", root),
+            folder / "net",
+            preprocess=True,
+            postprocess=["softmax", "topk:3"],
+        )
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("digits")
+    with exported_once():
+        return build(digits_run(folder / "run").path, folder / "digits", preprocess=True)
+
+
+@pytest.fixture(scope="module")
+def served(
+    server: Path, bundle: Bundle, digits: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Serving]:
+    with serving(bundle.path, digits.path, log=tmp_path_factory.mktemp("log") / "log") as one:
+        yield one
+
+
+def _wanted(bundle: Bundle, pictures: Pictures) -> np.ndarray:
+    """Scores by the training's loader and onnxruntime."""
+    fact = bundle.info.data
+    assert fact is not None
+    size = bundle.info.signature.input_shape[1:]
+    inputs = Inputs(pictures, (size[0], size[1]), fact.crop_ratio, fact.mean, fact.std)[: len(pictures)]
+    session = onnxruntime.InferenceSession(bundle.path / "model.onnx")
+    scores: np.ndarray = session.run(["logits"], {"input": inputs})[0]
+    return scores
+
+
+def _ask(
+    protocol: Any, client: Any, model: str, name: str, array: np.ndarray, outputs: list[Any] | None = None
+) -> Any:
+    tensor = protocol.InferInput(name, list(array.shape), "UINT8")
+    tensor.set_data_from_numpy(array)
+    return client.infer(model, [tensor], outputs=outputs)
+
+
+def test_every_model_is_ready_and_was_checked(served: Serving) -> None:
+    models = {one["name"]: one for one in served.document["models"]}
+    assert models.keys() == {"net", "net-picture", "net-file", "digits", "digits-picture"}
+    for name in ("net-picture", "net-file", "digits-picture"):
+        assert models[name]["runtime"] == "ensemble"
+        assert models[name]["largest_difference"] < 1e-4
+    assert models["net-file"]["compared"] == ["logits", "probabilities", "top_scores", "top_classes"]
+
+
+@pytest.mark.parametrize(("protocol", "port"), PROTOCOLS)
+@pytest.mark.parametrize("model", ["net-picture", "net-file"])
+def test_a_photograph_goes_in_and_the_name_of_its_class_comes_out(
+    model: str, protocol: Any, port: str, served: Serving, bundle: Bundle, pictures: Pictures
+) -> None:
+    scores = _wanted(bundle, pictures)
+    asked = [protocol.InferRequestedOutput("probabilities", class_count=1)]
+    with protocol.InferenceServerClient(f"127.0.0.1:{getattr(served, port)}") as client:
+        for file, wanted in zip(pictures.files, scores, strict=True):
+            if model == "net-file":
+                name, sent = "file", np.frombuffer(file.read_bytes(), np.uint8)[np.newaxis]
+            else:
+                name, sent = "picture", np.asarray(open_picture(file))[np.newaxis]
+            answer = _ask(protocol, client, model, name, sent, asked).as_numpy("probabilities")
+            probability, number, label = answer.ravel()[0].decode().split(":")
+            assert (int(number), label) == (wanted.argmax(), KINDS[wanted.argmax()])
+            assert float(probability) == pytest.approx(
+                np.exp(wanted - wanted.max()).max() / np.exp(wanted - wanted.max()).sum(), abs=0.02
+            )
+
+
+@pytest.mark.parametrize(("protocol", "port"), PROTOCOLS)
+def test_pictures_of_one_size_go_together_and_give_all_outputs(
+    protocol: Any, port: str, served: Serving
+) -> None:
+    batch = np.random.default_rng(0).integers(0, 256, (5, 33, 50, 3), dtype=np.uint8)
+    with protocol.InferenceServerClient(f"127.0.0.1:{getattr(served, port)}") as client:
+        whole = _ask(protocol, client, "net-picture", "picture", batch)
+        single = _ask(protocol, client, "net-picture", "picture", batch[3:4])
+    logits, top = whole.as_numpy("logits"), whole.as_numpy("top_classes")
+    assert (logits.shape, top.shape) == ((5, 10), (5, 3))
+    np.testing.assert_array_equal(top, np.argsort(-logits, 1)[:, :3])
+    np.testing.assert_allclose(single.as_numpy("logits")[0], logits[3], atol=1e-4)
+
+
+def test_digits_go_in_as_they_lie_in_their_files(served: Serving, digits: Bundle) -> None:
+    raw = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
+    prepare, network = (
+        onnxruntime.InferenceSession(digits.path / name) for name in ("preprocess.onnx", "model.onnx")
+    )
+    (inputs,) = prepare.run(None, {"picture": raw})
+    (wanted,) = network.run(None, {"input": inputs})
+    with http.InferenceServerClient(f"127.0.0.1:{served.http_port}") as client:
+        found = _ask(http, client, "digits-picture", "picture", raw).as_numpy("logits")
+        assert not client.is_model_ready("digits-file")
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture at all", b"\x89PNG\r\n\x1a\n" + bytes(100)])
+def test_a_file_that_is_no_picture_is_an_error_and_the_next_one_is_answered(
+    content: bytes, served: Serving, pictures: Pictures
+) -> None:
+    with http.InferenceServerClient(f"127.0.0.1:{served.http_port}") as client:
+        bad = np.frombuffer(content or b"\0", np.uint8)[np.newaxis]
+        with pytest.raises(InferenceServerException, match="is no picture"):
+            _ask(http, client, "net-file", "file", bad)
+        good = np.frombuffer(pictures.files[0].read_bytes(), np.uint8)[np.newaxis]
+        assert _ask(http, client, "net-file", "file", good).as_numpy("logits").shape == (1, 10)
