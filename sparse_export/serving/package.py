@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from sparse_export.serving.deployment import deployment_files, files_left_out
 from sparse_export.serving.golden_files import write_golden_files
 from sparse_export.serving.images import require_image
 from sparse_export.serving.label_file import LABELS_FILE
+from sparse_export.serving.picture_models import PictureModels, picture_models, write_picture_models
 from sparse_export.serving.readme_file import readme
 from sparse_export.serving.repository import (
     RUNTIMES,
@@ -25,6 +26,7 @@ from sparse_export.serving.repository import (
     largest_batch,
     open_served,
     require_distinct,
+    require_distinct_models,
     require_served,
     require_trusted_engines,
     why_not_served,
@@ -43,7 +45,9 @@ SCHEMA_VERSION = 2
 REPOSITORY = "model_repository"
 _HERE = Path(__file__).parent
 _CLIENTS = {"client/example.py": "client_example.py", "client/load.py": "client_load.py"}
+_PICTURE_CLIENT = {"client/picture.py": "client_picture.py"}
 _LARGEST_BODY_MB = 2047
+_PILLOW = "pillow>=10"
 # Versions go into the words of a shell.
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+!_-]*")
 _TENSORRT_VERSION = re.compile(r"\d+\.\d+\.\d+(\.\d+)?(?![\d])")
@@ -151,11 +155,16 @@ def package(
                 require_trusted_engines(one, trust)
         notes = [f"{one.name}: left out {reason}" for one in served for reason in one.left_out]
         chosen = {one.name: _runtimes(one, runtimes, notes) for one in served}
-        _require_distinct_models(chosen)
+        around = {one.name: _picture_models(one, chosen[one.name], notes) for one in served}
+        names_around = [name for models in around.values() if models is not None for name in models.names]
+        require_distinct_models(
+            [*(name for one in served for name in _model_names(one.name, chosen[one.name])), *names_around]
+        )
         workload = _workload(
             served,
             chosen,
             name=_workload_name(served[0].name if len(served) == 1 else out.absolute().name),
+            decodes=any(one is not None and one.decode is not None for one in around.values()),
             base_image=base_image,
             image=image,
             max_body_mb=max_body_mb,
@@ -172,12 +181,16 @@ def package(
                 for name, runtime in _model_names(one.name, chosen[one.name]).items()
             ]
             for one in served:
+                models += _write_around(stage, one, around[one.name], chosen[one.name], settings)
                 write_golden_files(stage / "golden" / one.name, one)
             deployment = deployment_files(workload)
             deployment["README.md"] = readme(workload, models, deployment, left_out)
             for name, text in deployment.items():
                 write_bytes(stage / name, text.encode())
-            for name, source_name in _CLIENTS.items():
+            clients = _CLIENTS | (
+                _PICTURE_CLIENT if any(name.endswith("-picture") for name in names_around) else {}
+            )
+            for name, source_name in clients.items():
                 (stage / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(_HERE / source_name, stage / name)
             files = [str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file()]
@@ -261,6 +274,7 @@ def _workload(
     chosen: dict[str, tuple[Runtime, ...]],
     *,
     name: str,
+    decodes: bool,
     base_image: str | None,
     image: str | None,
     max_body_mb: int,
@@ -272,6 +286,8 @@ def _workload(
     requirements = ["numpy>=1.26", f"onnxruntime=={onnxruntime}" if onnxruntime else "onnxruntime"]
     if tensorrt is not None and has_python_models:
         requirements += [f"tensorrt-cu13=={tensorrt}", "cuda-python>=12.8"]
+    if has_python_models and decodes:
+        requirements.append(_PILLOW)
     if image is None and base_image is not None:
         image = f"{name}:{_tag([one.manifest_sha256 for one in served])}"
     return Workload(
@@ -291,14 +307,40 @@ def _model_names(bundle: str, runtimes: Sequence[Runtime]) -> dict[str, Runtime]
     return {bundle if at == 0 else f"{bundle}-{runtime}": runtime for at, runtime in enumerate(runtimes)}
 
 
-def _require_distinct_models(chosen: Mapping[str, Sequence[Runtime]]) -> None:
-    """Raise UsageError where a model of one bundle has the name of another bundle's."""
-    names = [name for bundle, runtimes in chosen.items() for name in _model_names(bundle, runtimes)]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(
-                f"Two models would have the name {name!r}.", do="Name the bundles otherwise with --name."
-            )
+def _picture_models(served: Served, runtimes: Sequence[Runtime], notes: list[str]) -> PictureModels | None:
+    """Name the models around the first one of a bundle; None where it has none."""
+    models = picture_models(served, served.name, runs_python="python" in runtimes)
+    if models is not None and models.takes_pictures and models.decode is None:
+        notes.append(f"{served.name}: no model for picture files, which the runtime python decodes")
+    return models
+
+
+def _write_around(
+    stage: Path,
+    served: Served,
+    models: PictureModels | None,
+    runtimes: Sequence[Runtime],
+    settings: ModelSettings,
+) -> list[PackagedModel]:
+    """Write the models around the first one of a bundle."""
+    if models is None:
+        return []
+    runtime: Runtime = (
+        "python" if "onnxruntime" not in runtimes and "tensorrt" not in runtimes else "onnxruntime"
+    )
+    max_batch = largest_batch(served, runtimes[0], settings)
+    write_picture_models(stage / REPOSITORY, served, models, runtime, settings, max_batch=max_batch)
+    runs_by = {models.preprocess: runtime, models.decode: "python"}
+    return [
+        _packaged(
+            stage,
+            served,
+            name,
+            runs_by.get(name, "ensemble"),
+            max_batch=1 if name in models.single else max_batch,
+        )
+        for name in models.names
+    ]
 
 
 def _tag(manifests: Sequence[str]) -> str:
@@ -332,10 +374,16 @@ def _write_model(
     folder = stage / REPOSITORY / name
     write_version(folder / "1", served, runtime, settings, None)
     write_config(folder, name, served, runtime, settings)
+    return _packaged(stage, served, name, runtime, max_batch=largest_batch(served, runtime, settings))
+
+
+def _packaged(stage: Path, served: Served, name: str, runtime: str, *, max_batch: int) -> PackagedModel:
+    """The record of a model that was written."""
+    folder = stage / REPOSITORY / name
     return PackagedModel(
         name=name,
         runtime=runtime,
-        max_batch=largest_batch(served, runtime, settings),
+        max_batch=max_batch,
         bundle=str(served.bundle.path),
         manifest_sha256=served.manifest_sha256,
         golden=f"golden/{served.name}",

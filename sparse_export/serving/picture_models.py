@@ -47,6 +47,7 @@ class PictureModels:
         raw: ensemble that takes raw samples.
         decode: decodes a picture file; None where samples are no pictures of any size, or nothing runs it.
         file: ensemble that takes a picture file; None likewise.
+        takes_pictures: samples are pictures of any size.
     """
 
     network: str
@@ -54,12 +55,18 @@ class PictureModels:
     raw: str
     decode: str | None
     file: str | None
+    takes_pictures: bool
 
     @property
     def names(self) -> tuple[str, ...]:
         """All but the network."""
         every = (self.preprocess, self.raw, self.decode, self.file)
         return tuple(name for name in every if name is not None)
+
+    @property
+    def single(self) -> tuple[str | None, ...]:
+        """Those that take one sample at a time: files become pictures of different sizes."""
+        return (self.decode, self.file)
 
 
 def picture_models(served: Served, network: str, *, runs_python: bool) -> PictureModels | None:
@@ -76,13 +83,15 @@ def picture_models(served: Served, network: str, *, runs_python: bool) -> Pictur
     info = served.bundle.info.preprocess
     if info is None or not served.interface.batched:
         return None
-    decodes = runs_python and "height" in info.input.shape
+    takes_pictures = "height" in info.input.shape
+    decodes = runs_python and takes_pictures
     return PictureModels(
         network=network,
         preprocess=f"{network}-preprocess",
         raw=f"{network}-{info.input.name}",
         decode=f"{network}-decode" if decodes else None,
         file=f"{network}-file" if decodes else None,
+        takes_pictures=takes_pictures,
     )
 
 

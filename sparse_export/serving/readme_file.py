@@ -23,6 +23,8 @@ class _Model(Protocol):
     @property
     def manifest_sha256(self) -> str: ...
     @property
+    def golden(self) -> str: ...
+    @property
     def task(self) -> str: ...
     @property
     def labels(self) -> str | None: ...
@@ -44,6 +46,35 @@ _CONTENTS = {
 
 def _labels(model: _Model) -> str:
     return "none" if model.labels is None else f"[{Path(model.labels).name}]({model.labels})"
+
+
+_PICTURES = """\
+The models that end in `-file` take the bytes of a picture file, those in `-picture` the pixels, uint8
+(1, height, width, channels) in RGB. Both prepare them as training did. The network's own model takes what is
+prepared already: pixels that are not give wrong answers without an error.
+"""
+_NAMES = """\
+Ask for `class_count` classes of an output with scores, and the server answers with `score:number:name`.
+"""
+
+
+def _asking(models: Sequence[_Model]) -> list[str]:
+    """How a client asks the models."""
+    first = models[0]
+    ensembles = [model.name for model in models if model.runtime == "ensemble"]
+    with_pictures = [name for name in ensembles if name.endswith(("-picture", "-file"))]
+    lines = [
+        "",
+        "## Asking a model",
+        "",
+        "With `pip install 'tritonclient[http,grpc]' numpy`, and a server on this machine:",
+        "",
+        f"    python client/example.py --model {first.name} --golden {first.golden}",
+        *(f"    python client/picture.py --model {name} photograph.png" for name in with_pictures),
+    ]
+    lines += ["", _PICTURES.rstrip()] if with_pictures else []
+    lines += ["", _NAMES.rstrip()] if any(model.labels is not None for model in models) else []
+    return lines
 
 
 def readme(
@@ -86,6 +117,7 @@ def readme(
         "| `client/` | a client that checks the golden output, and a load script |",
         *(f"| `{name}` | {_CONTENTS[name].format(build=build)} |" for name in files),
     ]
+    lines += _asking(models)
     if workload.tensorrt is not None:
         version = workload.tensorrt
         lines += ["", f"The engines were built by TensorRT {version} and need an image with that version."]

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+from PIL import Image
 from tritonclient import grpc, http
 from tritonclient.utils import InferenceServerException
 
 from sparse_export.building import build
 from sparse_export.formats.bundle import Bundle
+from sparse_export.formats.run import TaskInfo
+from sparse_export.serving.model_config import check_config
+from sparse_export.serving.package import Package, package
+from sparse_export.serving.picture_models import picture_identity
+from sparse_export.serving.repository import open_served
+from sparse_export.serving.triton_decode import decoded
 from sparse_export.tasks.data.imagefolder import Pictures, list_pictures, open_picture
 from sparse_export.tasks.data.pictures import Inputs
 from tests.exporting import exported_once
@@ -144,3 +155,100 @@ def test_a_file_that_is_no_picture_is_an_error_and_the_next_one_is_answered(
             _ask(http, client, "net-file", "file", bad)
         good = np.frombuffer(pictures.files[0].read_bytes(), np.uint8)[np.newaxis]
         assert _ask(http, client, "net-file", "file", good).as_numpy("logits").shape == (1, 10)
+
+
+@pytest.fixture(scope="module")
+def packaged(bundle: Bundle, digits: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    out = tmp_path_factory.mktemp("packaged") / "out"
+    return package([bundle.path, digits.path], [None, None], out, base_image="triton:1.0")
+
+
+def test_a_package_has_the_same_models_and_says_how_to_ask_them(packaged: Package, served: Serving) -> None:
+    names = [model.name for model in packaged.models]
+    assert {one["name"] for one in served.document["models"]} <= set(names)
+    assert sorted(names) == sorted(path.name for path in (packaged.path / "model_repository").iterdir())
+    largest = {model.name: model.max_batch for model in packaged.models}
+    assert (largest["net-picture"], largest["net-file"], largest["net-decode"]) == (64, 1, 1)
+    readme = (packaged.path / "README.md").read_text()
+    for name in ("net-picture", "net-file", "digits-picture"):
+        assert f"python client/picture.py --model {name} " in readme
+    assert "python client/example.py --model net --golden golden/net" in readme
+    assert "pixels that are not give wrong answers" in readme
+    assert "'pillow>=10'" in (packaged.path / "docker" / "Dockerfile").read_text()
+    for name in names:
+        check_config((packaged.path / "model_repository" / name / "config.pbtxt").read_text(), name)
+
+
+def test_without_the_python_backend_files_are_not_decoded_and_that_is_said(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    made = package([bundle.path], [None], tmp_path / "out", runtimes=["onnxruntime"])
+    assert [model.name for model in made.models] == ["net", "net-preprocess", "net-picture"]
+    assert any("no model for picture files" in note for note in made.notes)
+
+
+@pytest.mark.parametrize("model", ["net-picture", "net-file", "digits-picture"])
+def test_the_client_of_the_package_prints_the_name_of_a_class(
+    model: str, packaged: Package, served: Serving, pictures: Pictures, bundle: Bundle, tmp_path: Path
+) -> None:
+    file = pictures.files[3]
+    if model == "digits-picture":
+        file = tmp_path / "digit.png"
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(file)
+        names = [f"class {n}" for n in range(10)]
+    else:
+        names = [KINDS[_wanted(bundle, pictures.part(3, 4))[0].argmax()]]
+    ports = ["--http", f"127.0.0.1:{served.http_port}", "--grpc", f"127.0.0.1:{served.grpc_port}"]
+    done = subprocess.run(
+        [sys.executable, packaged.path / "client" / "picture.py", "--model", model, *ports, file],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    told = re.fullmatch(rf"{re.escape(str(file))}: (.*), -?\d+\.\d{{4}}\n", done.stdout)
+    assert told is not None
+    assert told[1] in names
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        *(("RGB", "jpg"), ("RGBA", "png"), ("P", "png"), ("L", "jpg"), ("CMYK", "jpg"), ("1", "png")),
+        *(("I;16", "png"), ("I;16", "tiff"), ("LA", "png"), ("RGB", "webp"), ("P", "gif"), ("L", "pgm")),
+    ],
+)
+def test_a_file_is_decoded_as_training_decodes_it(mode: str, suffix: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(4).integers(0, 256, (13, 9, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    if mode == "I;16":
+        picture = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257 + 100)
+    else:
+        picture = picture.convert(mode)
+    file = tmp_path / f"picture.{suffix}"
+    picture.save(file)
+    np.testing.assert_array_equal(decoded(file.read_bytes()), np.asarray(open_picture(file)))
+
+
+def test_files_of_unknown_range_or_too_many_pixels_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(np.ones((3, 3), np.float32)).save(tmp_path / "floats.tiff")
+    with pytest.raises(ValueError, match="unknown range"):
+        decoded((tmp_path / "floats.tiff").read_bytes())
+    Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(Image.DecompressionBombWarning):
+        decoded((tmp_path / "large.png").read_bytes())
+
+
+def test_models_around_a_network_stay_for_new_weights_and_not_for_other_names_of_classes(
+    bundle: Bundle,
+) -> None:
+    served = open_served(bundle.path, "net")
+    task = TaskInfo(name="classification", labels=tuple("abcdefghij"))
+    renamed = replace(served, bundle=replace(bundle, info=replace(bundle.info, task=task)))
+    heavier = replace(served, bundle=replace(bundle, info=replace(bundle.info, n_nonzero=1)))
+    assert picture_identity(served) == picture_identity(heavier)
+    assert picture_identity(served) != picture_identity(renamed)
