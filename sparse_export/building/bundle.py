@@ -218,6 +218,8 @@ def dry_run(run: str | Path, out: str | Path | None, request: BuildRequest) -> D
         form=request.onnx,
         precision=request.precision,
         time_layers=request.time_layers,
+        postprocess=request.postprocess,
+        preprocess=request.preprocess,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from sparse_export.engines import tensorrt_import
 from sparse_export.engines.options import EngineOptions, Precision, engine_file, profile_text
 from sparse_export.errors import MissingCapability, UsageError
+from sparse_export.formats.bundle import PREPROCESS_FILE
 from sparse_export.formats.run import RunInfo
 from sparse_export.signature import Signature
 
@@ -96,6 +97,8 @@ def describe_build(
     form: str,
     precision: Precision = "fp32",
     time_layers: bool = False,
+    postprocess: Sequence[str] = (),
+    preprocess: bool = False,
 ) -> DryRun:
     """Describe what a build would write; a target that cannot be built here is listed with its problem.
 
@@ -107,18 +110,19 @@ def describe_build(
         form: `dense`, `packed` or `both`, of the ONNX file.
         precision: of the graph.
         time_layers: each engine's layers are to be timed.
+        postprocess: steps that are appended to the graph.
+        preprocess: the graph before it is written too.
 
     Raises:
         UsageError: a library does not build for a GPU that the options name, or a profile does not fit.
     """
     name = info.model.name or "the network"
+    forms = {"model.onnx": form} if form != "both" else {"model.onnx": "packed", "model-dense.onnx": "dense"}
     files = [
-        DryRunFile(
-            file="model.onnx", how=f"{precision}, {form}" if form != "both" else f"{precision}, packed"
-        )
+        DryRunFile(file=file, how=", ".join([precision, one, *postprocess])) for file, one in forms.items()
     ]
-    if form == "both":
-        files.append(DryRunFile(file="model-dense.onnx", how=f"{precision}, dense"))
+    if preprocess:
+        files.append(DryRunFile(file=PREPROCESS_FILE, how="the network's input of raw samples"))
     files += [_describe_engine(one, info.signature, precision, time_layers) for one in engines]
     return DryRun(run=str(run), bundle=str(bundle), model=name, precision=precision, files=tuple(files))
 

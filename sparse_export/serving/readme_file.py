@@ -63,11 +63,12 @@ def _asking(models: Sequence[_Model]) -> list[str]:
     first = models[0]
     ensembles = [model.name for model in models if model.runtime == "ensemble"]
     with_pictures = [name for name in ensembles if name.endswith(("-picture", "-file"))]
+    pillow = " pillow" if with_pictures else ""
     lines = [
         "",
         "## Asking a model",
         "",
-        "With `pip install 'tritonclient[http,grpc]' numpy`, and a server on this machine:",
+        f"With `pip install 'tritonclient[http,grpc]' numpy{pillow}`, and a server on this machine:",
         "",
         f"    python client/example.py --model {first.name} --golden {first.golden}",
         *(f"    python client/picture.py --model {name} photograph.png" for name in with_pictures),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from sparse_export.tasks import data
 from sparse_export.tasks.data import imagefolder
 from sparse_export.tasks.data.imagefolder import Pictures, center_crop, list_pictures, open_picture
 from sparse_export.tasks.data.pictures import Inputs
+from tests.cli.conftest import Call
 from tests.exporting import exported_once
 from tests.making_runs import digits_fact, digits_run, network_and_masks, save_run
 from tests.picture_runs import SIZE, picture_folder, picture_run
@@ -170,6 +172,15 @@ def test_a_run_whose_data_are_not_known_or_taken_as_they_are_is_refused(tmp_path
     save_run_info(run.path, replace(run.info, data=replace(digits_fact(), mean=(), std=())))
     with pytest.raises(UsageError, match="taken as they are"):
         build(run.path, tmp_path / "bundle", preprocess=True)
+
+
+def test_a_dry_run_lists_what_would_be_written(tmp_path: Path, call: Call) -> None:
+    run = digits_run(tmp_path / "run")
+    told = call("build", run.path, "--dry-run", "--preprocess", "--postprocess", "softmax")
+    assert told.exit_code == 0, told.stderr
+    assert re.search(r"^model.onnx +fp32, dense, softmax$", told.stdout, re.MULTILINE)
+    assert re.search(r"^preprocess.onnx ", told.stdout, re.MULTILINE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 @pytest.mark.slow

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +160,43 @@ def test_a_file_that_is_no_picture_is_an_error_and_the_next_one_is_answered(
         assert _ask(http, client, "net-file", "file", good).as_numpy("logits").shape == (1, 10)
 
 
+@pytest.mark.slow
+@pytest.mark.full
+def test_no_request_is_lost_when_the_network_gets_another_version(
+    server: Path, digits: Bundle, tmp_path: Path
+) -> None:
+    other = build(digits_run(tmp_path / "run", seed=9).path, tmp_path / "other", preprocess=True)
+    link, raw = tmp_path / "net", np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), dtype=np.uint8)
+    link.symlink_to(digits.path)
+    stop, errors, answers = threading.Event(), [], set()
+
+    def client(protocol: Any, port: int) -> None:
+        with protocol.InferenceServerClient(f"127.0.0.1:{port}") as one:
+            while not stop.is_set():
+                try:
+                    answer = _ask(protocol, one, "net-picture", "picture", raw)
+                    answers.add(answer.as_numpy("logits").tobytes())
+                except InferenceServerException as error:
+                    errors.append(str(error))
+
+    with serving(link, log=tmp_path / "log") as running:
+        ports = (http, running.http_port), (grpc, running.grpc_port)
+        threads = [threading.Thread(target=client, args=one) for one in (*ports, *ports)]
+        for thread in threads:
+            thread.start()
+        for number, target in enumerate((other.path, digits.path), start=3):
+            (tmp_path / "new").symlink_to(target)
+            (tmp_path / "new").rename(link)
+            running.process.send_signal(signal.SIGHUP)
+            running.wait_for("golden answer right", times=number)
+            time.sleep(1.5)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+    assert len(answers) == 2
+
+
 @pytest.fixture(scope="module")
 def packaged(bundle: Bundle, digits: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Package:
     out = tmp_path_factory.mktemp("packaged") / "out"
@@ -173,6 +213,7 @@ def test_a_package_has_the_same_models_and_says_how_to_ask_them(packaged: Packag
     for name in ("net-picture", "net-file", "digits-picture"):
         assert f"python client/picture.py --model {name} " in readme
     assert "python client/example.py --model net --golden golden/net" in readme
+    assert "numpy pillow`" in readme
     assert "pixels that are not give wrong answers" in readme
     assert "'pillow>=10'" in (packaged.path / "docker" / "Dockerfile").read_text()
     for name in names:
