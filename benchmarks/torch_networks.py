@@ -77,7 +77,7 @@ def regression() -> nn.Module:
         x = torch.randn(256, _N_VALUES)
         wanted = torch.sin(x).sum(1, keepdim=True) + x[:, :1] * x[:, 1:2]
         optimizer.zero_grad()
-        nn.functional.mse_loss(network(x), wanted).backward()  # type: ignore[no-untyped-call]
+        nn.functional.mse_loss(network(x), wanted).backward()
         optimizer.step()
     return network.eval()
 

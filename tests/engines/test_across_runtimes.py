@@ -209,8 +209,9 @@ def test_accuracy_that_a_runtime_lost_fails_the_gate_when_the_file_itself_lost_n
     found = validate(int8, against=plain.path, max_drop=1.0, runtimes=["tensorrt-rtx"])
     (result,) = found.runtimes
     assert found.against is not None
-    below = replace(found.against, points=-against, low=-3.0, high=2.0)
-    kept = replace(found.against, points=0.0)
+    difference = replace(found.against.difference, amount=-against, low=-3.0, high=2.0)
+    below = replace(found.against, drop=against, difference=difference)
+    kept = replace(found.against, drop=0.0)
     drifted = replace(found, drop=0.0, against=kept, runtimes=(replace(result, drop=lost, against=below),))
     if passes:
         check_gates(drifted)
@@ -234,7 +235,8 @@ def test_sparse_against_dense_has_mcnemars_test(int8: Bundle, run: Run, tmp_path
     plain = build(run.path, tmp_path / "b")
     found = validate(int8, against=plain.path)
     assert found.against is not None
-    assert 0 <= found.against.mcnemar_p <= 1
+    assert found.against.difference.mcnemar_p is not None
+    assert 0 <= found.against.difference.mcnemar_p <= 1
     assert "McNemar" in str(found)
 
 

@@ -272,6 +272,7 @@ def test_a_factory_that_nobody_vouched_for_is_not_imported(
 def spoil_record(folder: Path, n_more: int) -> None:
     info = read_bundle_info(folder)
     assert info.score is not None
+    assert info.score.n_correct is not None
     rewrite(folder, score=replace(info.score, n_correct=info.score.n_correct + n_more))
 
 

@@ -336,13 +336,13 @@ _CHOICE = """(float[N,8] x, bool more) => (float[N,8] y, float[N,8] z) {
 
 def _choice() -> onnx.ModelProto:
     rng = np.random.default_rng(0)
-    weights = {
+    weights: dict[str, np.ndarray] = {
         "w": rng.normal(size=(8, 8)).astype(np.float32),
         "v": rng.normal(size=(8, 8)).astype(np.float32),
-        "zero": np.float32(0),
-        "end": np.float32(8),
-        "one": np.float32(1),
-        "three": np.int64(3),
+        "zero": np.asarray(0, dtype=np.float32),
+        "end": np.asarray(8, dtype=np.float32),
+        "one": np.asarray(1, dtype=np.float32),
+        "three": np.asarray(3, dtype=np.int64),
     }
     return model_from(_CHOICE, **weights)
 
@@ -415,9 +415,9 @@ def test_sizes_and_steps_of_a_range_stay_exact() -> None:
             odds = Cast <to = 1> (odd) y = Add (x, odds)
             steps = Range (zero, one, step) z = Mul (steps, one)
         }""",
-        zero=np.float32(0),
-        one=np.float32(1),
-        step=np.float32(0.1),
+        zero=np.asarray(0, dtype=np.float32),
+        one=np.asarray(1, dtype=np.float32),
+        step=np.asarray(0.1, dtype=np.float32),
         two=np.array([2]),
     )
     half = in_half(model, "fp16")

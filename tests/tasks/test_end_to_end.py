@@ -164,8 +164,8 @@ def _diabetes(folder: Path) -> tuple[Path, Path, Path]:
     model = onnx_from_module(net.eval(), example_of_shape((10,)), masks={})
     save_model(model, folder / "net.onnx")
     name = model.graph.input[0].name
-    np.savez(folder / "inputs.npz", **{name: x[:300]})  # type: ignore[arg-type]
-    np.savez(folder / "test.npz", targets=y[300:], **{name: x[300:]})  # type: ignore[arg-type]
+    np.savez(folder / "inputs.npz", **{name: x[:300]})
+    np.savez(folder / "test.npz", targets=y[300:], **{name: x[300:]})
     return folder / "net.onnx", folder / "inputs.npz", folder / "test.npz"
 
 
