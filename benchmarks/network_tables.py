@@ -55,6 +55,7 @@ def _outputs(row: Mapping[str, Any]) -> list[str]:
     half = row["difference"].get("half")
     served, seconds = row["served"], row["seconds"]
     first = [f"sparsify, {method}" for method in ("magnitude", "reconstruction")]
+    made = [seconds[link] for link in first if link in seconds]
     rest = sum(took for link, took in seconds.items() if link not in first)
     return [
         row["name"],
@@ -63,7 +64,7 @@ def _outputs(row: Mapping[str, Any]) -> list[str]:
         _interval(sparse),
         _NONE if half is None else f"{half:.1e}",
         _NONE if not served else "same bits" if not any(served.values()) else f"{max(served.values()):.1e}",
-        " / ".join(f"{one:.0f}" for one in (*(seconds.get(name, 0) for name in first), rest)),
+        " / ".join(f"{one:.0f}" if one >= 10 else f"{one:.1f}" for one in (*made, rest)),
     ]
 
 
