@@ -39,6 +39,11 @@ def _port(name: str, default: int, what: str) -> Callable[[Callable[..., None]],
     help="Name of a bundle's model; once for each bundle, in order.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that every port is bound to.")
+@click.option(
+    "--expose-unpatched-server",
+    is_flag=True,
+    help="Let --host be reached by others, although requests can crash the server.",
+)
 @_port("http", 8000, "Port of the protocol over HTTP.")
 @_port("grpc", 8001, "Port of the protocol over gRPC.")
 @_port("metrics", 8002, "Port of Triton's metrics.")
@@ -57,7 +62,7 @@ def _port(name: str, default: int, what: str) -> Callable[[Callable[..., None]],
     type=click.IntRange(min=0),
     default=3,
     show_default=True,
-    help="How often a server that died is started again within five minutes.",
+    help="Starts within five minutes that may fail after the first one.",
 )
 @click.option(
     "--start-timeout",
@@ -87,6 +92,7 @@ def command(
     install_server: bool,
     names: tuple[str, ...],
     host: str,
+    expose_unpatched_server: bool,
     http_port: int,
     grpc_port: int,
     metrics_port: int,
@@ -132,6 +138,7 @@ def command(
 
     options = ServeOptions(
         host=host,
+        expose_unpatched_server=expose_unpatched_server,
         http_port=http_port,
         grpc_port=grpc_port,
         metrics_port=metrics_port,

@@ -14,6 +14,7 @@ from sparse_export.errors import ArtefactError, UnknownNameError, UsageError
 from sparse_export.files import claimed, staged_folder, write_bytes, write_json
 from sparse_export.formats.listed import file_infos
 from sparse_export.serving.deployment import deployment_files, files_left_out
+from sparse_export.serving.exposure import UNPATCHED, image_is_patched
 from sparse_export.serving.golden_files import write_golden_files
 from sparse_export.serving.images import require_image
 from sparse_export.serving.label_file import LABELS_FILE
@@ -173,6 +174,11 @@ def package(
             notes.append(
                 f"the engines were built by TensorRT {workload.tensorrt}, and the image needs that version"
             )
+        if base_image is not None and image_is_patched(base_image) is None:
+            notes.append(
+                f"the tag of {base_image} names no release of Triton: whether it is 25.07 or newer was not "
+                "checked"
+            )
         left_out = files_left_out(workload)
         with staged_folder(out) as stage:
             models = [
@@ -224,6 +230,11 @@ def package(
 def _require_images(base_image: str | None, image: str | None) -> None:
     if base_image is not None:
         require_image(base_image, "--base-image")
+        if image_is_patched(base_image) is False:
+            raise UsageError(
+                f"--base-image {base_image} is older than 25.07. {UNPATCHED}.",
+                do="Choose a release from 25.07 on.",
+            )
     if image is not None:
         require_image(image, "--image")
         if base_image is not None and "@" in image:

@@ -210,6 +210,18 @@ class Process:
         """Return the exit code, None while it runs, -N when signal N ended it."""
         return self._child.poll()
 
+    def model_processes(self) -> list[str]:
+        """Return the command lines of the processes that the server started and that live, one for each
+        instance of a model in its Python backend.
+        """
+        found = []
+        for listed in Path(f"/proc/{self.pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                for child in listed.read_text().split():
+                    line = Path(f"/proc/{child}/cmdline").read_bytes()  # empty once it ended
+                    found.append(line.replace(b"\0", b" ").decode(errors="replace"))
+        return found
+
     def wait(self, timeout_s: float) -> int | None:
         """Wait at most timeout_s seconds, and return the exit code, None while it runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):

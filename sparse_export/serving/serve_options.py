@@ -13,7 +13,8 @@ class ServeOptions:
     """How `serve` behaves. A port of 0 is any free one.
 
     Attributes:
-        host: the address to bind to.
+        host: the address to bind to; of this machine alone, unless `expose_unpatched_server`.
+        expose_unpatched_server: bind to another address although requests can crash the server.
         http_port: of the inference protocol over HTTP.
         grpc_port: of the inference protocol over gRPC.
         metrics_port: of the metrics page.
@@ -21,13 +22,15 @@ class ServeOptions:
         runtime: `auto` or one of RUNTIMES.
         settings: of the models.
         drain_s: most seconds that requests get after SIGTERM.
-        restarts: how often, within five minutes, a server that died is started again.
+        restarts: how many starts may fail within five minutes, after the first one. A server that died
+            after it was ready is always started again.
         start_timeout_s: seconds until it must be ready.
         max_body_mb: largest HTTP body in MiB, where the server can limit it.
         trust: digests passed with --trust.
     """
 
     host: str = "127.0.0.1"
+    expose_unpatched_server: bool = False
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from sparse_export.errors import (
     SparseExportError,
     UsageError,
 )
+from sparse_export.serving.exposure import require_loopback, shortages
 from sparse_export.serving.health import Readiness, health_endpoint
 from sparse_export.serving.picture_models import picture_identity, picture_models
 from sparse_export.serving.picture_probe import require_pictures
@@ -51,6 +53,8 @@ _POLL_S = 1  # how often the server looks at its repository, in whole seconds
 _QUIET_S = 1.0  # without a request begun or ended, before a drained server counts as idle
 _GRACE_S = 2.0  # after readiness fails, for probes to notice
 _RESTART_WINDOW_S = 300.0
+_LONGEST_PAUSE_S = 5.0  # before a server that died again and again after it was ready is started again
+_LOOK_S = 0.5  # how often the processes of models are looked for
 _EXIT_TIMEOUT_S = 5
 _IDLE_CONNECTIONS = (
     f", as it does when clients keep HTTP connections open, idle or not, for {_EXIT_TIMEOUT_S} s more"
@@ -93,6 +97,9 @@ def serve(
             f"`serve` runs on Linux, and this is {sys.platform}.",
             do="Serve from a container, see `sparse-export package`.",
         )
+    require_loopback(options.host, exposed=options.expose_unpatched_server)
+    for warning in shortages():
+        say(f"Warning: {warning}")
     served = [open_served(path, name) for path, name in zip(bundles, names, strict=True)]
     require_distinct(served)
     server = find_server()
@@ -165,8 +172,10 @@ class _Supervisor:
 
     def run(self) -> int:
         """Run the server, with restarts, until it is to stop; its exit code."""
-        restarts: list[float] = []
+        failed: list[float] = []
+        died: list[float] = []
         while True:
+            was_ready = False
             process = start(
                 self._server,
                 self._folder,
@@ -179,23 +188,38 @@ class _Supervisor:
             try:
                 try:
                     loaded = self._bring_up(process)
+                    was_ready = True
                     self._readiness.state = "ready"
                     self._announce(process, loaded)
                     self._watch(process)
                 except _Stopped:
                     return self._stop(process)
+                except ServerFailed as error:
+                    if not self._announced:
+                        raise
+                    self._say(f"Error: {error}")
             finally:
                 self._readiness.state = "restarting"
                 code = process.end()
+            moments = died if was_ready else failed
             now = time.monotonic()
-            restarts = [moment for moment in restarts if now - moment < _RESTART_WINDOW_S]
-            if len(restarts) >= self._options.restarts:
+            moments[:] = [moment for moment in (*moments, now) if now - moment < _RESTART_WINDOW_S]
+            if was_ready:  # by a request, mostly, which anybody may send again
+                self._say(f"tritonserver {_ending(code)}: started again, time {len(died)} in five minutes")
+                self._pause(min(len(died) - 1, _LONGEST_PAUSE_S))
+            elif len(failed) > self._options.restarts:
                 self._say(
-                    f"tritonserver {_ending(code)}, {len(restarts)} restarts in five minutes: giving up"
+                    f"tritonserver {_ending(code)}, {len(failed)} starts in five minutes failed: giving up"
                 )
                 return _exit_code(code) or 1
-            restarts.append(now)
-            self._say(f"tritonserver {_ending(code)}: restart {len(restarts)} of {self._options.restarts}")
+            else:
+                self._say(f"tritonserver {_ending(code)}: start {len(failed)} of {self._options.restarts}")
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, but not for a signal to stop."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self._signals.n_stops:
+            time.sleep(_TICK_S)
 
     def _bring_up(self, process: Process) -> tuple[Loaded, ...]:
         """Wait until the server is ready, then check the golden output of every model."""
@@ -283,15 +307,35 @@ class _Supervisor:
             self._say(f"ready again, process {process.pid}")
 
     def _watch(self, process: Process) -> None:
-        """Reload on SIGHUP until the server ends. Raises _Stopped on a signal to stop."""
+        """Reload on SIGHUP until the server ends, or a model lost a process. Raises _Stopped on a signal to
+        stop.
+        """
+        expected, looked = self._model_processes(process), time.monotonic()
         while process.exit_code() is None:
             if self._signals.n_stops:
                 raise _Stopped
+            if time.monotonic() - looked > _LOOK_S:
+                found, looked = self._model_processes(process), time.monotonic()
+                lost = [name for name, n in expected.items() if found[name] < n]
+                if lost and process.exit_code() is None:
+                    self._say(f"{lost[0]}: a process of the model ended; the server is ended too")
+                    return
             if self._signals.reload:
                 self._signals.reload = False
                 for slot in self._slots:
                     self._reload(process, slot)
+                expected, looked = self._model_processes(process), time.monotonic()
             time.sleep(_TICK_S)
+
+    def _model_processes(self, process: Process) -> Counter[str]:
+        """How many processes of the Python backend run the present version of each model."""
+        lines = process.model_processes()
+        return Counter(
+            {
+                slot.name: sum(f"/{slot.name}/{slot.version}/" in line for line in lines)
+                for slot in self._slots
+            }
+        )
 
     def _reload(self, process: Process, slot: Slot) -> None:
         """Make a changed bundle the next version; the present one stays when anything is wrong with it."""

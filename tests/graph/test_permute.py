@@ -401,8 +401,10 @@ def test_a_fault_of_a_rule_is_no_finding_about_the_network(monkeypatch: pytest.M
     """Before, it was told as if the network could not be checked."""
     from sparse_export.graph.channels import proof
 
-    nothing: dict[str, object] = {}
-    monkeypatch.setattr(proof, "apply_orders", lambda *_: nothing["fault"])
+    def fault(*_: object) -> None:
+        raise KeyError("fault")
+
+    monkeypatch.setattr(proof, "apply_orders", fault)
     with pytest.raises(KeyError, match="fault"):
         proof.difference_by(torch.nn.Linear(4, 4), torch.zeros(2, 4), {})
     with pytest.raises(GateFailed, match="cannot be checked"):

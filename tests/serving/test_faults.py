@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -86,13 +87,54 @@ def test_a_server_that_is_killed_under_load_is_started_again_and_checked_again(
             before = load.n_answered
             until(lambda: load.n_answered > before + 50, "answers of the new server")
         assert group(first) == []
-        assert "tritonserver was ended by SIGKILL: restart 1 of 1" in one.log
+        assert "tritonserver was ended by SIGKILL: started again, time 1 in five minutes" in one.log
         assert one.log.count("golden answer right") == 2
         assert not [error for error in load.errors if "wrong answer" in error]
-        os.kill(one.server_pid(), signal.SIGKILL)
-        assert one.process.wait(60) == 128 + signal.SIGKILL
-        assert "giving up" in one.log
+        for n in (2, 3):  # more often than --restarts, which counts starts that fail
+            os.kill(one.server_pid(), signal.SIGKILL)
+            one.wait_for("ready again", times=n)
+        assert "giving up" not in one.log
     assert _left_over(one.process.pid) == []
+
+
+def test_a_server_that_dies_as_it_starts_is_given_up(server: Path, bundles: Bundles, tmp_path: Path) -> None:
+    with serving(bundles.dense, "--restarts", 1, log=tmp_path / "log") as one:
+        killed: set[int] = set()
+        while one.process.poll() is None:
+            with contextlib.suppress(StopIteration, IndexError, OSError, AssertionError):
+                pid = one.server_pid()
+                if pid not in killed:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
+            time.sleep(0.02)
+        assert one.process.wait(60) == 128 + signal.SIGKILL
+        assert "2 starts in five minutes failed: giving up" in one.log
+    assert _left_over(one.process.pid) == []
+
+
+def test_a_model_whose_process_is_killed_is_not_ready_until_it_answers_again(
+    server: Path, bundles: Bundles, sample: np.ndarray, answer: np.ndarray, tmp_path: Path
+) -> None:
+    """Before, `/ready` said 200 while every request failed: the kernel kills the largest process first."""
+    with serving(bundles.dense, log=tmp_path / "log") as one:
+        pid = one.server_pid()
+        listed = [
+            child
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+        models = [child for child in listed if "/dense/1/" in Path(f"/proc/{child}/cmdline").read_text()]
+        assert models  # one for each instance of the model
+        for child in models:
+            os.kill(int(child), signal.SIGKILL)
+        begin = time.monotonic()
+        until(lambda: one.health()[0] == 503, "not ready")
+        one.wait_for("ready again")
+        assert time.monotonic() - begin < 10
+        assert "dense: a process of the model ended" in one.log
+        with Load(one, "dense", sample, clients=1, wanted=answer) as load:
+            until(lambda: load.n_answered > 5, "answers")
+        assert not load.errors
 
 
 def test_sigterm_under_load_loses_no_request_of_clients_that_heed_readiness(
