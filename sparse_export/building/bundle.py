@@ -284,7 +284,7 @@ def _write_orders(
         gather=request.gather,
         layers=graph.fit.fitted.layers,
         difference=graph.fit.fitted.difference,
-        **measure_scores(info, graph.fit.before, stage / MODEL_FILE, data_dir),
+        **measure_scores(info, graph.fit.before, stage / MODEL_FILE, data_dir, graph.signature),
     )
 
 

@@ -282,7 +282,11 @@ def _among(order: IntArray, kept: IntArray) -> IntArray:
 
 
 def measure_scores(
-    info: RunInfo, before: nn.Module, file: Path, data_dir: str | Path | None
+    info: RunInfo,
+    before: nn.Module,
+    file: Path,
+    data_dir: str | Path | None,
+    of_file: Signature | None = None,
 ) -> dict[str, Any]:
     """Measure the score of the run's network and of an ONNX file on the run's test set.
 
@@ -291,6 +295,7 @@ def measure_scores(
         before: the network as the run has it.
         file: the ONNX file of the bundle.
         data_dir: where the data sets lie.
+        of_file: signature of the file; None for that of the run.
 
     Returns:
         The last four fields of `PatternInfo`; `not_measured` has the reason where there is no score.
@@ -304,7 +309,7 @@ def measure_scores(
         test = load_test_set(info.data, signature, data_dir, task=task, network="the network", do="")
         with TorchSession(before, signature) as session:
             first = outputs_of(session, test.samples, who="The PyTorch network")
-        second = outputs_of_file(file, test.samples, signature=signature)
+        second = outputs_of_file(file, test.samples, signature=of_file or signature)
         scores = [task.score(task.statistics(outputs, test.targets)) for outputs in (first, second)]
     except (DataNotFound, MissingCapability, UsageError) as cause:
         return missing | {"not_measured": cause.what.rstrip(".")}

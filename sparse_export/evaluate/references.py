@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from sparse_export.building.patterns import read_orders
@@ -72,7 +73,7 @@ def reference_of_bundle(
     run = run_of_bundle(bundle, given)
     if run is None:
         return None, f"The run {Path(bundle.info.run.path)} is no longer there."
-    signature = bundle.info.signature
+    signature = replace(bundle.info.signature, appended=())  # which the run knows nothing of
     if run.info.model.form == "onnx":
         return open_session(run.graph_path, signature=signature), None
     if run.info.model.name is None:

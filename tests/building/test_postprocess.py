@@ -15,8 +15,10 @@ from onnx import TensorProto, helper
 from scipy.special import expit, softmax
 
 from sparse_export.building import build
+from sparse_export.building.from_source import run_at
 from sparse_export.building.golden import Golden
 from sparse_export.building.postprocess import golden_with_postprocess
+from sparse_export.engines.options import Precision
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.evaluate.compare import compare
 from sparse_export.evaluate.validate import validate
@@ -82,6 +84,35 @@ def test_the_score_is_that_of_the_network_and_the_golden_pair_has_what_was_added
     assert [one.name for one in second.golden.outputs] == ["logits", *more.info.golden.inner]
     same = compare(plain, more, rounds=20, block_s=0.001, batches=(1,), n_threads=1)
     assert same.dense.score == same.sparse.score == first.score
+
+
+def test_a_bundle_of_a_graph_is_held_against_the_graph_of_its_run(made: Any, tmp_path: Path) -> None:
+    run = run_at(made[1].onnx_path, run_folder=tmp_path / "run")
+    bundle = build(run, tmp_path / "bundle", postprocess=["softmax", "topk:2"])
+    validation = validate(bundle)
+    assert validation.parity is not None
+    assert validation.parity_ok
+    assert {"logits", "probabilities"} <= {one.name for one in validation.golden.outputs}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_other_precisions_keep_what_is_appended_in_float32(
+    precision: Precision, made: Any, tmp_path: Path
+) -> None:
+    bundle = build(made[0].path, tmp_path / "bundle", postprocess=ALL, precision=precision, compact=True)
+    assert [one.dtype for one in bundle.info.signature.appended] == ["float32", "int64", "float32", "int64"]
+    assert validate(bundle).parity_ok
+
+
+def test_a_bundle_made_to_satisfy_a_pattern_is_scored_before_and_after(made: Any, tmp_path: Path) -> None:
+    run = made[0].path
+    plain, more = (
+        build(run, tmp_path / name, pattern="2:4", max_cut=0.9, postprocess=steps).info.fitted
+        for name, steps in (("plain", ()), ("more", ALL))
+    )
+    assert more is not None
+    assert more.not_measured is None
+    assert more == plain
 
 
 def test_a_golden_value_that_the_graph_does_not_give_fails_validation(made: Any, tmp_path: Path) -> None:
