@@ -252,8 +252,10 @@ class Signature:
         unknown = [name for name in feeds if name not in self.input_names]
         missing = [name for name in self.input_names if name not in feeds]
         if unknown or missing:
+            faults = [f"{one} is missing" for one in self.inputs if one.name in missing]
+            faults += [f"the network has no input {name}" for name in unknown]
             raise UsageError(
-                f"The inputs are {', '.join(feeds) or 'none'}.",
+                f"The inputs are {', '.join(feeds) or 'none'}: {'; '.join(faults)}.",
                 expected=f"{wanted} was expected.",
                 do="Name the arrays as the network names its inputs.",
             )
@@ -264,6 +266,24 @@ class Signature:
                 raise UsageError(
                     f"The input {problem}.", expected=f"{wanted} was expected.", do="Cast or reshape it."
                 )
+
+    def outside(self, feeds: Feeds) -> str:
+        """Say which integers are outside the range that is known of an input, as `ids holds 100`.
+
+        Args:
+            feeds: inputs that fit otherwise.
+
+        Returns:
+            The first, with the range; empty where there are none.
+        """
+        for one in self.inputs:
+            array = feeds[one.name]
+            if one.dtype not in INTEGERS or not array.size:
+                continue
+            for value in (int(array.min()), int(array.max())):
+                if (one.low is not None and value < one.low) or (one.high is not None and value > one.high):
+                    return f"{one.name} holds {value}, and the network takes {one.low} to {one.high}"
+        return ""
 
     def n_samples(self, feeds: Feeds) -> int:
         """Count the samples of arrays that fit; 1 where no size counts them."""

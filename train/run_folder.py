@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sparse_export import trust
-from sparse_export.errors import UsageError
+from sparse_export.errors import SparseExportError, UsageError
 from sparse_export.files import claimed, is_leftover, remove_leftovers, write_bytes
 from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import (
@@ -22,6 +22,7 @@ from sparse_export.formats.run import (
     WEIGHTS_FILE,
     Run,
     RunInfo,
+    read_run_info,
     run_digest,
     save_run_info,
 )
@@ -34,13 +35,23 @@ def require_empty(folder: Path) -> None:
     if folder.exists() and (
         not folder.is_dir() or any(not is_leftover(entry.name) for entry in folder.iterdir())
     ):
-        found = "a run" if (folder / RUN_FILE).is_file() else "something else"
+        found, unfinished = "something else", False
+        if (folder / RUN_FILE).is_file():
+            found, unfinished = "a run", _is_unfinished(folder)
         raise UsageError(
             f"{folder} already holds {found}.",
             expected="A new or empty folder was expected, so that nothing is lost.",
             do="Choose another one with --out"
-            + (", or go on with this run by --resume." if found == "a run" else "."),
+            + (", or go on with this run by --resume." if unfinished else "."),
         )
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Is this a run that `train --resume` goes on with?"""
+    try:
+        return read_run_info(folder).status != "complete"
+    except SparseExportError:
+        return False
 
 
 @contextmanager

@@ -61,7 +61,11 @@ def sizes_from_text(texts: Sequence[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     for text in texts:
         name, _, number = text.rpartition("=")
-        if not name or not (number.isascii() and number.isdigit()) or int(number) < 1:
+        if name and number.lstrip("-").isdecimal() and int(number) < 1:
+            raise UsageError(
+                f"--size {text} is no size.", do=f"Write NAME=NUMBER with 1 or more, as {name}=1."
+            )
+        if not name or not (number.isascii() and number.isdigit()):
             raise UsageError(
                 f"--size {text} is not a size.", do="Write it as NAME=NUMBER, such as height=640."
             )
@@ -120,6 +124,12 @@ def signature_of(
     )
     signature = Signature(inputs=taken, outputs=given, batch=batch, sizes=dict(sizes or {}))
     others = [size for size in signature.free if size != batch]
+    if batch in signature.sizes:
+        raise UsageError(
+            f"--size gives {batch}, which counts the samples of a batch: it needs no example.",
+            expected=f"The other free sizes are {', '.join(others)}." if others else "",
+            do="Leave it out.",
+        )
     _require_known("size", signature.sizes, others, "The free sizes are")
     return signature
 

@@ -328,6 +328,8 @@ class _OnnxruntimeSession(BaseSession):
         try:
             arrays = self._session.run(names, dict(feeds))
         except Exception as cause:  # as above
+            if outside := self.signature.outside(feeds):
+                raise UsageError(f"{outside}.", do="Give inputs that were made for this network.") from cause
             raise _not_run(self._path, self.name, feeds, cause) from cause
         outputs: dict[str, Array] = dict(zip(names, arrays, strict=True))
         n = self.signature.n_samples(feeds)

@@ -59,3 +59,14 @@ def test_what_goes_wrong_ends_with_its_code_and_leaves_nothing(
     assert (result.exit_code, result.stdout) == (code, "")
     assert told in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_in_the_way_is_not_said_to_be_resumable(tmp_path: Path) -> None:
+    """Before, `--resume` was advised, which is no option of sparsify, and goes on with nothing."""
+    from sparse_export.errors import UsageError
+    from sparse_export.train.run_folder import require_empty
+    from tests.making_runs import network_and_masks, save_run
+
+    save_run(tmp_path / "run", *network_and_masks(density=1.0))
+    with pytest.raises(UsageError, match=r"already holds a run\..*Choose another one with --out\.$"):
+        require_empty(tmp_path / "run")

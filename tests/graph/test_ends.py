@@ -19,6 +19,7 @@ from sparse_export.graph.model import (
     sizes_from_text,
     with_axes,
 )
+from tests.graph.graphs import one_node
 
 Array = np.ndarray[Any, Any]
 Sizes = Sequence[int | str | None] | None
@@ -433,3 +434,19 @@ def test_a_loop_that_runs_as_often_as_data_say_is_of_no_fixed_size() -> None:
 def test_an_output_that_does_not_exist_is_named() -> None:
     with pytest.raises(UsageError, match="no output z"):
         last_fixed_ancestors(recurrent(), "z")
+
+
+@pytest.mark.parametrize("text", ["seq=0", "seq=-3"])
+def test_a_size_below_1_is_told_as_such(text: str) -> None:
+    with pytest.raises(UsageError, match=rf"--size {text} is no size\. Write NAME=NUMBER with 1 or more"):
+        sizes_from_text([text])
+
+
+def test_a_size_for_the_batch_is_told_to_need_none() -> None:
+    """Before, the network was said not to have it."""
+    model = one_node("MatMul", (8, 4), ("n", "length", 8))
+    with pytest.raises(
+        UsageError, match=r"--size gives n, which counts the samples.*other free sizes are length"
+    ):
+        signature_of(model, sizes={"n": 4})
+    assert signature_of(model, sizes={"length": 4}).sizes == {"length": 4}

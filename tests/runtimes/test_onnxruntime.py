@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import ArtefactError, GateFailed, MissingCapability, UnknownNameError, UsageError
+from sparse_export.graph.model import open_model, signature_of
 from sparse_export.graph.passes.pack24 import pack
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
@@ -319,7 +320,10 @@ def test_inputs_with_wrong_names_types_and_sizes_are_refused_in_words(tokens: Pa
     feeds = _feeds()
     ids, mask = feeds["ids"], feeds["mask"]
     wrong = [
-        ({"ids": ids}, r"The inputs are ids\. ids int64 \(batch, sequence\), mask .* was expected"),
+        (
+            {"ids": ids},
+            r"The inputs are ids: mask .* is missing\. ids int64 \(batch, sequence\), mask .* was expected",
+        ),
         (feeds | {"position": ids}, "The inputs are ids, mask, position"),
         ({"ids": ids.astype(np.int32), "mask": mask}, "ids is int32, not int64"),
         ({"ids": ids[0], "mask": mask}, r"ids has shape \(3,\), not \(batch, sequence\)"),
@@ -435,3 +439,23 @@ def test_nan_in_one_of_several_outputs_is_told_with_its_name_and_sample(tokens: 
             GateFailed, match=r"The model gives NaN .* in pooled for 1 of 2 samples, first number 1"
         ):
             outputs_of(session, samples, who="The model")
+
+
+def test_integers_that_the_network_does_not_take_are_named_with_value_and_range(tmp_path: Path) -> None:
+    """Before, in onnxruntime's words, as a fault of the file."""
+    table = onnx.numpy_helper.from_array(np.ones((100, 4), np.float32), "table")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gather", ["table", "ids"], ["y"])],
+        "words",
+        [onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["n", 8])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 8, 4])],
+        [table],
+    )
+    file = tmp_path / "m.onnx"
+    opset = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), file)
+    signature = signature_of(open_model(file))
+    with open_session(file, signature=signature) as session:
+        session.run({"ids": np.full((2, 8), 99)})
+        with pytest.raises(UsageError, match="ids holds 100, and the network takes 0 to 99"):
+            session.run({"ids": np.full((2, 8), 100)})

@@ -212,3 +212,9 @@ def test_files_that_are_none_are_told(tmp_path: Path) -> None:
         read_inputs(written(tmp_path / "d.npz", {"x": drawn(0, 3, 6, 4)}), PICTURE)
     with pytest.raises(UsageError, match="0 samples were asked for"):
         read_inputs(tmp_path / "d.npz", PICTURE, n_samples=0)
+
+
+def test_the_names_that_are_missing_and_unknown_are_told_apart(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", picture=np.zeros((2, 7), np.float32))
+    with pytest.raises(UsageError, match=r"is missing; the network has no input picture"):
+        read_inputs(tmp_path / "a.npz", PICTURE)

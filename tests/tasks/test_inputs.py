@@ -94,7 +94,7 @@ def test_without_a_batch_axis_a_file_may_hold_several_calls(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"mask": None}, r"in\.npz: The inputs are ids\. ids int64 .* was expected"),
+        ({"mask": None}, r"in\.npz: The inputs are ids: mask .* is missing\. ids int64 .* was expected"),
         ({"position": np.zeros((4, 5))}, "The inputs are ids, mask, position"),
         ({"ids": np.zeros((4, 5), np.int32)}, "The input ids is int32, not int64"),
         ({"mask": np.zeros((4, 5))}, "The input mask is float64, not float32"),
