@@ -138,6 +138,7 @@ def _probe(
         "signature": json.loads(signature),
         "provider": provider,
         "limit_s": limit_s,
+        "memory_bytes": _memory_bytes() if provider == "cpu" else None,
     }
     try:
         child.call(_WORKER, request, limit_s=limit_s, options=("-S",))
@@ -147,6 +148,16 @@ def _probe(
         # SIGKILL: the kernel ends what takes too much memory. None: its time was up.
         large = failed.returncode in (None, -signal.SIGKILL)
         raise _failed(model, manifest_sha256, failed.how, large=large) from None
+
+
+def _memory_bytes() -> int | None:
+    """Three quarters of the memory that is free, which a probe may take; None where that is not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    free = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if free is None else int(free) * 1024 * 3 // 4
 
 
 def _failed(model: Path, manifest_sha256: str, how: str, *, large: bool) -> ArtefactError:

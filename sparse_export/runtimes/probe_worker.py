@@ -34,7 +34,7 @@ def probe(request: dict[str, Any]) -> None:
     Raises:
         SparseExportError: the model cannot be opened or run.
     """
-    _limit_process(request["limit_s"])
+    _limit_process(request["limit_s"], request.get("memory_bytes"))
     signature: Signature = pydantic.TypeAdapter(Signature).validate_python(request["signature"])
     feeds = _inputs(request, signature)
     path = Path(request["model"])
@@ -43,12 +43,16 @@ def probe(request: dict[str, Any]) -> None:
         _run_noise(session, feeds)
 
 
-def _limit_process(limit_s: float) -> None:
-    """Allow no core file, and end this process after the limit, in whatever code it then is."""
+def _limit_process(limit_s: float, memory_bytes: int | None) -> None:
+    """Allow no core file and no more than so much memory, and end this process after the limit, in whatever
+    code it then is.
+    """
     if sys.platform != "win32":
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if memory_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(math.ceil(limit_s) + _GRACE_S)
 

@@ -18,6 +18,7 @@ from sparse_export.errors import ArtefactError, MissingCapability, OutputError, 
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, GoldenInfo, read_bundle_info, save_bundle_info
 from sparse_export.formats.listed import file_infos
+from sparse_export.graph.model import signature_of
 from sparse_export.runtimes import probe
 from sparse_export.runtimes.choice import open_runtime
 from sparse_export.runtimes.probe import require_probed
@@ -234,3 +235,24 @@ def test_a_file_with_another_signature_than_the_manifest_says_is_refused(
     for trusted in (None, sha256_file(bundle.path / BUNDLE_FILE)):
         with pytest.raises(ArtefactError, match=rf"model\.onnx has the {end} .*{told}.* as its description"):
             open_runtime(bundle, "onnxruntime-cpu", trust=trusted)
+
+
+def test_a_probe_takes_no_more_memory_than_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that makes 4 GiB of one number. Before, it could take all that the machine has."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [
+        helper.make_node("Expand", ["x", "sizes"], ["many"]),
+        helper.make_node("ReduceMax", ["many"], ["y"], keepdims=0),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
+        for name, sizes in (("x", [1]), ("y", []))
+    ]
+    sizes = numpy_helper.from_array(np.array([2**30]), "sizes")
+    graph = helper.make_graph(nodes, "large", ends[:1], ends[1:], [sizes])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    monkeypatch.setattr(probe, "_memory_bytes", lambda: 2**30)
+    with pytest.raises(SparseExportError, match=r"Failed to allocate|bad_alloc|memory"):
+        probe.require_runnable(tmp_path / "m.onnx", signature_of(model))
