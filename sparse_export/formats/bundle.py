@@ -339,7 +339,7 @@ class Bundle:
 
     path: Path
     info: BundleInfo
-    read_sha256: str | None = None
+    read_sha256: str | None = field(default=None, compare=False)
 
     @property
     def manifest_sha256(self) -> str:

@@ -50,7 +50,9 @@ def test_a_batch_of_another_type_or_shape_is_not_run(x: np.ndarray) -> None:
 def test_an_array_goes_for_the_one_input_and_a_mapping_gives_a_mapping() -> None:
     session, x = _Doubling(), np.ones((2, 3), np.float32)
     np.testing.assert_array_equal(session.run({"x": x})["y"], session.run(x))
-    with pytest.raises(UsageError, match=r"The inputs are input\. x float32 .* Name the arrays"):
+    with pytest.raises(
+        UsageError, match=r"x float32 .* is missing; the network has no input input\. x float32"
+    ):
         session.run({"input": x})
 
 
