@@ -4,11 +4,14 @@ call ends as if nothing had been.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -47,26 +50,37 @@ def _at_operation(event: str, arguments: tuple[Any, ...]) -> None:
 sys.addaudithook(_at_operation)
 
 
-def forked(work: Callable[[], object], at: int) -> tuple[int, int]:
-    """Do work in a fork that is killed at an operation, 0 for none: its status, and how many there were."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            torch.set_num_threads(1)
-            _kill.update(n=0, at=at)
-            work()
-            code = 0
-        except SparseExportError as error:
-            os.write(2, f"{error}\n".encode())
-        finally:
-            os.write(writing, str(_kill["n"]).encode())
-            os._exit(code)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        n = pipe.read()
-    return os.waitpid(child, 0)[1], int(n or 0)
+def _child(work: Callable[[Path], object], folder: Path, at: int, told: Connection) -> None:
+    """Do work, and tell how many operations there were; the process is killed at one of them, 0 for none."""
+    torch.set_num_threads(1)
+    _kill.update(n=0, at=at)
+    try:
+        work(folder)
+    except SparseExportError as error:
+        os.write(2, f"{error}\n".encode())
+        sys.exit(1)
+    finally:
+        told.send(_kill["n"])
+
+
+def forked(work: Callable[[Path], object], folder: Path, at: int) -> tuple[int, int]:
+    """Do work in a process of its own: its exit code, and how many operations there were.
+
+    It is forked from a server that never computed a gradient: torch cannot in a fork of one that did.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([__name__])
+    here, there = server.Pipe(duplex=False)
+    process = server.Process(target=_child, args=(work, folder, at, there))
+    process.start()
+    there.close()
+    try:
+        n = here.recv()
+    except EOFError:
+        n = 0
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode, n
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,10 @@ def _trained(out: Path) -> object:
     recipe = load_recipe("digits", changes={"epochs": 2, "sparsity": {"density": 0.3}})
     begun = (out / "run.json").is_file()
     return train(None if begun else recipe, out, device="cpu", resume=begun)
+
+
+def _sparsified(net: str, out: Path) -> object:
+    return None if _run_state(out) else sparsify(net, out, method="magnitude")
 
 
 def _run_state(out: Path) -> str:
@@ -131,19 +149,16 @@ def commands(tmp_path: Path) -> dict[str, Command]:
     net = str(tmp_path / "net.onnx")
     return {
         "train": Command(_trained, _run_state),
-        "build": Command(lambda out: build(tmp_path / "run", out), _bundle_state),
-        "package": Command(lambda out: package([tmp_path / "bundle"], ["m"], out), _package_state),
-        "sparsify": Command(
-            lambda out: sparsify(net, out, data=None, method="magnitude") if not _run_state(out) else None,
-            _run_state,
-        ),
+        "build": Command(partial(build, tmp_path / "run"), _bundle_state),
+        "package": Command(partial(package, [tmp_path / "bundle"], ["m"]), _package_state),
+        "sparsify": Command(partial(_sparsified, net), _run_state),
     }
 
 
 def _killed(command: Command, folder: Path, wanted: int) -> int:
     """Kill a command at so many of its operations, spread over all; how many times it was."""
     whole = folder / "whole"
-    status, n = forked(lambda: command.work(whole), at=0)
+    status, n = forked(command.work, whole, at=0)
     assert status == 0
     right = command.state(whole)
     assert right
@@ -152,10 +167,10 @@ def _killed(command: Command, folder: Path, wanted: int) -> int:
         at = 1 + i * (n - 1) // max(wanted - 1, 1)
         out = folder / f"at{at}" / "out"
         out.parent.mkdir(exist_ok=True)
-        status, _ = forked(lambda out=out: command.work(out), at=at)  # type: ignore[misc]
-        n_killed += os.WIFSIGNALED(status)
+        status, _ = forked(command.work, out, at=at)
+        n_killed += status == -signal.SIGKILL
         assert command.state(out) in ("", right), at
-        status, _ = forked(lambda out=out: command.work(out), at=0)  # type: ignore[misc]
+        status, _ = forked(command.work, out, at=0)
         assert status == 0, at
         assert command.state(out) == right, at
         left = [entry.name for entry in out.parent.iterdir() if entry.name.endswith(".tmp")]
