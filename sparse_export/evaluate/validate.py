@@ -137,6 +137,7 @@ def validate(
         score=found,
         torch_score=None if in_network is None else in_network.score,
         recorded=recorded,
+        recorded_of_dense=recorded is not None and recorded is not info.score,
         drop=drop_of(found, recorded),
         golden=on_golden,
         parity=parity,

@@ -118,7 +118,8 @@ class Validation:
         task: whose score it is; None without a test set.
         score: of the ONNX file.
         torch_score: of the network of its run.
-        recorded: what the run reported. The three are None where there is no test set, no run, or no record.
+        recorded: what the run reported, or with `recorded_of_dense` what its dense network had. The three are
+            None where there is no test set, no run, or no record.
         drop: how much worse the score is than the recorded one, in the unit of both.
         parity: None when the run was not there; run_missing then says what was looked for, and parity_ok
             rests on the golden pair alone.
@@ -147,6 +148,7 @@ class Validation:
     against: AgainstDense | None
     versions: dict[str, str]
     created: str
+    recorded_of_dense: bool = False
     agreement: Agreement | None = None
     batches: tuple[BatchParity, ...] = ()
     runtimes: tuple[RuntimeResult, ...] = ()
@@ -161,7 +163,8 @@ class Validation:
             named = next((one.name for one in (self.score, self.recorded) if one is not None), "score")
             rows.append((f"{named}, ONNX", score_text(self.score)))
             rows.append((f"{named}, PyTorch", score_text(self.torch_score)))
-            rows.append((f"{named}, recorded", score_text(self.recorded, "none")))
+            of = "dense network, recorded" if self.recorded_of_dense else "recorded"
+            rows.append((f"{named}, {of}", score_text(self.recorded, "none")))
         if self.drop is not None:
             rows.append(
                 (

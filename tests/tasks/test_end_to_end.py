@@ -190,6 +190,7 @@ def test_an_onnx_file_is_scored_by_its_own_task_from_end_to_end(tmp_path: Path) 
     found = validate(sparse, max_drop="100%", n_threads=1)
     assert found.score is not None and found.recorded == first
     assert found.drop == pytest.approx(found.score.figure - first.figure)
+    assert "RMSE, dense network, recorded" in " ".join(str(found).split())
     assert gate(sparse.path, dense.path, max_drop="100%", n_threads=1).passed
     np.savez(tmp_path / "test.npz", targets=np.zeros(3), input=np.zeros((3, 10), np.float32))
     with pytest.raises(ArtefactError, match="differ from those that the run was tested on"):
