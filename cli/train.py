@@ -197,6 +197,8 @@ def command(
         "method": info.method,
         "test_score": info.test.figure if info.test else None,
         "validation_score": info.validation.figure if info.validation else None,
+        "test": asdict(info.test) if info.test else None,
+        "validation": asdict(info.validation) if info.validation else None,
         "density": info.density,
         "n_active": info.n_active,
         "n_masked": info.n_masked,

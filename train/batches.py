@@ -316,12 +316,23 @@ class _Rows(torch.utils.data.Dataset[Batch]):
 
     def __init__(self, part: own.Part, start: int, stop: int) -> None:
         self._part, self._start, self._n = part, start, stop - start
+        self._shape = part.sample(0)[0].shape
 
     def __len__(self) -> int:
         return self._n
 
     def __getitem__(self, index: int) -> Batch:
-        inputs, target = self._part.sample(self._start + index)
+        at = self._start + index
+        inputs, target = self._part.sample(at)
+        if inputs.shape != self._shape:
+            raise UsageError(
+                f"Sample {at} of {self._part.name} has inputs of shape {inputs.shape}.",
+                expected=f"{self._shape} was expected, as of the first sample.",
+            )
+        if inputs.dtype.kind == "f" and not np.isfinite(inputs).all():
+            raise UsageError(
+                f"Sample {at} of {self._part.name} holds NaN or infinity.", do="Leave out such samples."
+            )
         y = torch.as_tensor(target)
         if y.dtype == torch.float64:
             y = y.float()

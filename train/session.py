@@ -31,7 +31,7 @@ from sparse_export.train.distributed import Agreement, World, masks_sha256
 from sparse_export.train.divergence import FiniteNumbers
 from sparse_export.train.ema import Ema
 from sparse_export.train.epoch import EpochSoFar
-from sparse_export.train.evaluation import score_of_part
+from sparse_export.train.evaluation import score_of_part, statistics_of
 from sparse_export.train.factory import make_sparsifier
 from sparse_export.train.layers import layer_facts
 from sparse_export.train.loss import loss_of
@@ -96,6 +96,7 @@ class Session:
         )
         self.model = make_network(recipe, n_outputs, device, world)
         self.outputs = require_fit(self.model, recipe, self.loader.input_shape, self.loader.n_outputs, device)
+        self._require_scorable()
         self.batch_size = _whole_batch(recipe, self.loader, world)
         self.steps_per_epoch = self.loader.info.n_train // self.batch_size
         self.total_steps = self.steps_per_epoch * recipe.epochs
@@ -137,6 +138,32 @@ class Session:
             batch_size=self.batch_size,
             numbers=self.numbers,
         )
+
+    @torch.no_grad()
+    def _require_scorable(self) -> None:
+        """Try the loss and the score of another task than classification on two samples, before anything is
+        written.
+
+        Raises UsageError.
+        """
+        recipe, task = self.recipe, task_named(self.recipe.task)
+        parts: tuple[Part, ...] = ("validation", "test")
+        batches = (batch for name in parts for batch in self.loader.part(name, 2))
+        found = None if isinstance(task, Classification) else next(batches, None)
+        if found is None:
+            return
+        outputs = self.model.eval()(in_memory_format(recipe, found[0]))
+        try:
+            loss_of(recipe)(outputs, found[1])
+        except UsageError:
+            raise
+        except Exception as cause:  # whatever a loss raises
+            raise UsageError(
+                f"The loss of the task {recipe.task} cannot be computed on two samples of {recipe.data}: "
+                f"{next(iter(str(cause).splitlines()), type(cause).__name__)}.",
+                do="Give targets, and a network, of one shape; or call the loss in Python.",
+            ) from cause
+        statistics_of(task, lambda _: outputs, [found])
 
     def _require_same_data(self, earlier: RunInfo) -> None:
         if earlier.data != self.loader.info:

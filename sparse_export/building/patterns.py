@@ -34,7 +34,7 @@ from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern, pattern_from_text
 from sparse_export.tasks.labels import predicted_classes
 from sparse_export.tasks.samples import load_test_set
-from sparse_export.tasks.shipped import task_named
+from sparse_export.tasks.shipped import Classification, task_named
 from sparse_export.train.layers import output_layers
 
 __all__ = [
@@ -314,7 +314,7 @@ def measure_scores(
     except (DataNotFound, MissingCapability, UsageError) as cause:
         return missing | {"not_measured": cause.what.rstrip(".")}
     changed = None
-    if signature.n_classes is not None:
+    if signature.n_classes is not None and isinstance(task, Classification):
         logits = [only_array(outputs, "The network") for outputs in (first, second)]
         changed = int((predicted_classes(logits[0]) != predicted_classes(logits[1])).sum())
     return {

@@ -127,7 +127,7 @@ def _is_uint8(name: str, data_dir: str | Path | None) -> bool:
     """Are the samples of a data set uint8 pictures? Those of a named set are."""
     if name in data.names():
         return True
-    found = data.load(name, None if data_dir is None else Path(data_dir))
+    found = data.load(name, None if data_dir is None else Path(data_dir), classes=False)
     return found.x_test.dtype == torch.uint8
 
 

@@ -88,7 +88,8 @@ def validate(
     """
     bundle = open_bundle(Path(bundle.path if isinstance(bundle, Bundle) else bundle))
     info = bundle.info
-    recorded = info.reference_score if data is None and task is None else None
+    on_record = data in (None, info.data and info.data.name) and task in (None, info.task.name)
+    recorded = info.reference_score if on_record else None
     _require_gate_possible(bundle, max_drop, against, recorded, data)
     _require_inputs_of_use(bundle, inputs, against, data)
     if is_scored(bundle, data):  # before the work

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparse_export.errors import ArtefactError, DataNotFound, UsageError
 from sparse_export.formats.run import DataInfo
-from sparse_export.signature import Array, Feeds, Signature, numpy_dtype
+from sparse_export.signature import Array, Feeds, Signature, TensorInfo, numpy_dtype
 from sparse_export.tasks import data
 from sparse_export.tasks.data import own
 from sparse_export.tasks.inputs import INPUTS_BATCH
@@ -273,8 +273,7 @@ def named_samples(name: str, signature: Signature, data_dir: str | Path | None) 
         )
     targets = arrays.pop(TARGETS)
     given = {
-        one.name: arrays[one.name].astype(numpy_dtype(one.dtype)) if one.name in arrays else None
-        for one in signature.inputs
+        one.name: _in_type(arrays[one.name], one) if one.name in arrays else None for one in signature.inputs
     }
     feeds = {key: one for key, one in given.items() if one is not None} | {
         key: one for key, one in arrays.items() if key not in given
@@ -284,6 +283,13 @@ def named_samples(name: str, signature: Signature, data_dir: str | Path | None) 
     except UsageError as cause:
         raise UsageError(f"{path}: {cause.what}", expected=cause.expected, do=cause.do) from cause
     return ArraySamples(feeds=feeds, signature=signature), targets
+
+
+def _in_type(array: Array, info: TensorInfo) -> Array:
+    """An array in the type of an input; what would lose by that stays as it is, and is refused then."""
+    wanted = numpy_dtype(info.dtype)
+    whole = wanted.kind not in "iub" or array.dtype.kind in "iub"
+    return array.astype(wanted) if whole else array
 
 
 def named_data_info(name: str, signature: Signature, data_dir: str | Path | None) -> DataInfo:

@@ -25,6 +25,7 @@ __all__ = [
 
 NOT_MEASURED = "not measured"
 _ROUNDING = 1e-9
+_ROUNDING_SHARE = 1e-6
 
 MaxDrop = float | str
 """How much worse a score may get: in the unit that it is shown in, or, like `2%`, as a share of it."""
@@ -97,7 +98,12 @@ def lost_too_much(
     Returns:
         A clause, or None where no more is lost.
     """
-    if lost is None or max_drop is None or lost <= allowed_drop(max_drop, reference) + _ROUNDING:
+    if lost is None or max_drop is None:
+        return None
+    rounding = _ROUNDING
+    if reference is not None and reference.n_correct is None:  # runtimes sum in other orders
+        rounding = max(rounding, _ROUNDING_SHARE * abs(reference.figure))
+    if lost <= allowed_drop(max_drop, reference) + rounding:
         return None
     side = "above" if reference is not None and not reference.higher_is_better else "below"
     points = reference is None or reference.is_share

@@ -40,7 +40,7 @@ def task_named(name: str) -> Task:
     """
     if name in TASKS:
         return TASKS[name]
-    if ":" not in name:
+    if name.partition(":")[0] in {known.partition(":")[0] for known in TASKS} or ":" not in name:
         raise UnknownNameError("task", name, (*TASKS, "package.module:task"))
     with current_folder_first():
         found = attribute_named(name, "task", f"like my_package.tasks:reading, or one of {', '.join(TASKS)}")
@@ -207,9 +207,7 @@ class Regression(Task):
             return "are no finite numbers"
         width = int(np.prod(targets.shape[1:]))
         if n_outputs is not None and n_outputs != width:
-            return (
-                f"have {width} numbers a sample, and the network has {n_outputs} outputs{_fitting(targets)}"
-            )
+            return f"have {width} numbers a sample, and the network has {n_outputs} outputs"
         return None
 
     def n_outputs(self, targets: Tensor) -> int | None:

@@ -149,6 +149,68 @@ def test_targets_of_another_task_are_refused_before_training(tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("per_sample", "loss", "said"),
+    [
+        ("[1.0]", "outputs.mean()", r"gives shape \(1,\) for 2 samples"),
+        ("[1.0, 1.0]", "outputs.nothing", "has no attribute 'nothing'"),
+        ("[1.0, 1.0]", "outputs", "The loss of the task .* gives shape"),
+    ],
+)
+def test_a_task_that_cannot_score_or_be_trained_is_told_before_the_first_step(
+    per_sample: str, loss: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"own_tasks_{abs(hash((per_sample, loss))) % 10**8}"
+    (tmp_path / f"{module}.py").write_text(
+        "from sparse_export.tasks import Task\n"
+        "class Broken(Task):\n"
+        f"    def loss(self, outputs, targets): return {loss}\n"
+        f"    def per_sample(self, outputs, targets): return {per_sample}\n"
+    )
+    x, y = _data("regression")
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    table = _recipe("regression", tmp_path / "data.npz").model_dump(mode="json", exclude_none=True)
+    recipe = recipe_from_table(table | {"task": f"{module}:Broken"}, source="of the test")
+    with pytest.raises(UsageError, match=said):
+        train(recipe, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_masks_of_another_size_than_the_outputs_are_told_before_the_first_step(tmp_path: Path) -> None:
+    x, y = _data("segmentation")
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=y[:, ::2], x_test=x, y_test=y[:, ::2])
+    with pytest.raises(
+        UsageError, match="The loss of the task segmentation cannot be computed on two samples"
+    ):
+        train(_recipe("segmentation", tmp_path / "data.npz"), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sample_of_ones_own_that_fails_or_has_another_shape_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, body in (
+        ("raises", "raise ValueError('disk gone')"),
+        ("odd", "return np.zeros((1, 8, 8 - (at == 7)), 'float32'), 0.5"),
+    ):
+        (tmp_path / f"own_data_{name}.py").write_text(
+            "import numpy as np\n"
+            "class Some:\n"
+            "    targets = [0.5] * 100\n"
+            "    def __len__(self): return 100\n"
+            "    def __getitem__(self, at):\n"
+            f"        if at == 7: {body}\n"
+            "        return np.zeros((1, 8, 8), 'float32'), 0.5\n"
+            "data = {'train': Some(), 'test': Some()}\n"
+        )
+        recipe = _recipe("regression", tmp_path, data=f"own_data_{name}:data", validation_fraction=0.0)
+        said = "Sample 7 of the part (train|test) of own_data_"
+        with pytest.raises(
+            UsageError, match=said + f"{name}:data (cannot be read: ValueError|has inputs of)"
+        ):
+            train(recipe, tmp_path / f"run-{name}", device="cpu")
+
+
 def _diabetes(folder: Path) -> tuple[Path, Path, Path]:
     """A regression network as an ONNX file, calibration inputs, and test samples with targets."""
     x, y = load_diabetes(return_X_y=True)
@@ -187,7 +249,7 @@ def test_an_onnx_file_is_scored_by_its_own_task_from_end_to_end(tmp_path: Path) 
     sparse = build(done.run, tmp_path / "sparse")
     dense = build(tmp_path / "run-dense", tmp_path / "dense")
     assert sparse.info.reference_score == first == dense.info.score
-    found = validate(sparse, max_drop="100%", n_threads=1)
+    found = validate(sparse, task="regression", data=f"npz:{test}", max_drop="100%", n_threads=1)
     assert found.score is not None and found.recorded == first
     assert found.drop == pytest.approx(found.score.figure - first.figure)
     assert "RMSE, dense network, recorded" in " ".join(str(found).split())

@@ -145,8 +145,9 @@ def test_a_task_of_ones_own_is_some_lines(tmp_path: Path, monkeypatch: pytest.Mo
         task_named("own_tasks_a:other")
     with pytest.raises(UsageError, match="has no loss, so nothing can be trained"):
         task_named("own_tasks_a:reading").loss(None, None)
-    with pytest.raises(UnknownNameError, match="regression"):
-        task_named("regresion")
+    for wrong in ("regresion", "regression:mae"):
+        with pytest.raises(UnknownNameError, match="regression"):
+            task_named(wrong)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def score_is_kept(case: Case, validation: Validation) -> Finding:
             f"{_upper(score.name)} was lost: {'; '.join(wrong)}; sparse minus dense is "
             f"{minus_dense(against)}.",
             expected=f"{_upper(allowed_text(case.max_drop, against.score))}.",
-            do="Train longer or at a higher density, or allow a larger drop.",
+            do="Train longer or at a higher density, leave more layers dense, or allow a larger drop.",
         )
     else:
         try:

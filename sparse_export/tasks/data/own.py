@@ -43,9 +43,15 @@ class Part:
         """Inputs and target of a sample, tensors as arrays.
 
         Raises:
-            UsageError: it is no such pair.
+            UsageError: it is no such pair, or the user's code fails.
         """
-        found = self.samples[index]
+        try:
+            found = self.samples[index]
+        except (Exception, SystemExit) as cause:  # whatever code of other people raises
+            raise UsageError(
+                f"Sample {index} of {self.name} cannot be read: {type(cause).__name__}: {cause}.",
+                do="Take that sample in Python to see the whole traceback.",
+            ) from cause
         if not isinstance(found, Sequence) or len(found) != 2:
             raise UsageError(
                 f"Sample {index} of {self.name} is {kind_of(found)}.",
