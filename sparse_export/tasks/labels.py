@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from sparse_export.errors import UsageError
-from sparse_export.formats.score import Score
 
 __all__ = [
     "GivenLabels",
     "LabelProblem",
-    "accuracy_of",
     "correct_predictions",
     "count_correct",
     "has_class_scores",
@@ -190,11 +188,6 @@ def correct_predictions(logits: Any, labels: Any) -> Any:
         return (predicted == labels) & logits.isfinite().all(1)
     known = require_labels(labels, n_samples=len(logits), n_outputs=logits.shape[1], of="the samples")
     return (predicted == known) & np.isfinite(logits).all(axis=1)
-
-
-def accuracy_of(correct: _Bools) -> Score:
-    """The accuracy of a set, from which of its samples are right, as `correct_predictions` gives them."""
-    return Score(n_correct=int(correct.sum()), n_samples=int(correct.size))
 
 
 def count_correct(
