@@ -20,6 +20,7 @@ __all__ = [
     "axes_option",
     "batches_option",
     "code_trust_option",
+    "comparison_options",
     "cuda_graphs_option",
     "data_dir_option",
     "device_option",
@@ -233,6 +234,24 @@ _rounds_option = click.option(
 _seed_option = click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the timed inputs and the order of the blocks."
 )
+
+
+_most_rounds_option = click.option(
+    "--rounds", type=int, default=40, show_default=True, help="The most interleaved rounds at a batch size."
+)
+_budget_option = click.option(
+    "--budget",
+    type=float,
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time for a batch size, after which dense and sparse count as not told apart.",
+)
+
+
+def comparison_options(function: Command) -> Command:
+    """--rounds, --budget, --threads and --seed of the commands that end as soon as times are told apart."""
+    return _most_rounds_option(_budget_option(threads_option(_seed_option(function))))
 
 
 def timing_options(function: Command) -> Command:

@@ -1,4 +1,7 @@
-"""Shows how training and engine builds go: a bar on a terminal, plain lines elsewhere. Always on stderr."""
+"""Shows how training, engine builds and timings go: a bar on a terminal, plain lines elsewhere.
+
+Always on stderr.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from sparse_export.formats.run import RunInfo
     from sparse_export.train.metrics import EpochMetrics
 
+_LINE_EVERY_S = 30.0
 _EVERY_S = 0.2  # reading the loss makes the host wait for a device
 
 
@@ -188,3 +192,49 @@ class _EngineBar:
 
     def close(self) -> None:
         self._progress.stop()
+
+
+@contextmanager
+def round_observer() -> Iterator[_RoundBar | _RoundLines]:
+    """What is told of each round of a measurement of times."""
+    observer = _RoundBar() if sys.stderr.isatty() else _RoundLines()
+    try:
+        yield observer
+    finally:
+        observer.close()
+
+
+class _RoundLines:
+    """One line in half a minute."""
+
+    def __init__(self) -> None:
+        self._shown = time.monotonic()
+
+    def __call__(self, n: int, most: int, left_s: float) -> None:
+        now = time.monotonic()
+        if now - self._shown >= _LINE_EVERY_S:
+            self._shown = now
+            text = f"round {n} of at most {most}, at most {left_s:.0f} s left"
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _RoundBar:
+    """A line that is written over: rounds, and the time left at most."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.status import Status
+
+        self._status = Status("", console=Console(stderr=True))
+
+    def __call__(self, n: int, most: int, left_s: float) -> None:
+        self._status.update(f"round {n} of at most {most}, at most {left_s:.0f} s left")
+        self._status.start()
+        if left_s == 0.0:
+            self._status.stop()
+
+    def close(self) -> None:
+        self._status.stop()

@@ -9,6 +9,7 @@ from sparse_export.cli._click import click
 from sparse_export.cli._common import (
     axes_option,
     batches_option,
+    comparison_options,
     cuda_graphs_option,
     data_dir_option,
     inputs_option,
@@ -20,7 +21,6 @@ from sparse_export.cli._common import (
     showing,
     sizes_option,
     speedup_option,
-    timing_options,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--max-drop", metavar="AMOUNT", help=max_drop_help)
 @speedup_option
 @batches_option("1,32")
-@timing_options
+@comparison_options
 @click.option(
     "--runtime",
     metavar="NAME",
@@ -69,6 +69,7 @@ def command(
     require_speedup: float | None,
     batches: tuple[int, ...],
     rounds: int,
+    budget: float,
     threads: int | None,
     seed: int,
     runtime: str | None,
@@ -92,6 +93,7 @@ def command(
     from dataclasses import asdict
 
     from sparse_export.building.from_source import bundle_at
+    from sparse_export.cli._progress import round_observer
     from sparse_export.errors import UsageError
     from sparse_export.evaluate.compare import compare
     from sparse_export.evaluate.comparison import check_gates, write_results
@@ -108,21 +110,24 @@ def command(
         for folder in (out, None if html is None else html.parent):
             if folder is not None:
                 require_writable(folder)
-        comparison = compare(
-            *opened,
-            batches=batches,
-            rounds=rounds,
-            n_threads=threads,
-            seed=seed,
-            samples=_test_set(opened[0], task, data, data_dir, trust),
-            inputs=inputs,
-            max_drop=max_drop,
-            require_speedup=require_speedup,
-            runtime=runtime,
-            trust=trust,
-            cuda_graphs=cuda_graphs,
-            on_progress=say,
-        )
+        with round_observer() as on_round:
+            comparison = compare(
+                *opened,
+                batches=batches,
+                rounds=rounds,
+                budget_s=budget,
+                n_threads=threads,
+                seed=seed,
+                samples=_test_set(opened[0], task, data, data_dir, trust),
+                inputs=inputs,
+                max_drop=max_drop,
+                require_speedup=require_speedup,
+                runtime=runtime,
+                trust=trust,
+                cuda_graphs=cuda_graphs,
+                on_progress=say,
+                on_round=on_round,
+            )
         with showing(asdict(comparison), comparison.shown(), as_json):
             if out is not None:
                 say(f"wrote {write_results(out, comparison)}")

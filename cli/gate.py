@@ -7,6 +7,7 @@ from pathlib import Path
 from sparse_export.cli._click import click
 from sparse_export.cli._common import (
     batches_option,
+    comparison_options,
     data_dir_option,
     inputs_option,
     json_option,
@@ -16,7 +17,6 @@ from sparse_export.cli._common import (
     say,
     score_options,
     showing,
-    timing_options,
     trust_option,
 )
 
@@ -44,7 +44,7 @@ from sparse_export.cli._common import (
     help="Speed-up that is promised, at the low end of its interval. Without it none is measured.",
 )
 @batches_option("1,32")
-@timing_options
+@comparison_options
 @score_options
 @data_dir_option
 @inputs_option
@@ -66,6 +66,7 @@ def command(
     require_speedup: float | None,
     batches: tuple[int, ...],
     rounds: int,
+    budget: float,
     threads: int | None,
     seed: int,
     task: str | None,
@@ -85,6 +86,7 @@ def command(
     import contextlib
     from dataclasses import asdict
 
+    from sparse_export.cli._progress import round_observer
     from sparse_export.errors import ArtefactError
     from sparse_export.evaluate.gate import check_gate, gate, write_results
     from sparse_export.files import require_writable
@@ -95,24 +97,27 @@ def command(
             with contextlib.suppress(ArtefactError):  # a damaged one is a finding of the gate
                 read_bundle_info(path)
         require_writable(out)
-    found = gate(
-        bundle,
-        against,
-        max_drop=max_drop,
-        require_speedup=require_speedup,
-        batches=batches,
-        rounds=rounds,
-        n_threads=threads,
-        seed=seed,
-        task=task,
-        data=data,
-        data_dir=data_dir,
-        inputs=inputs,
-        run=run,
-        runtimes=runtimes or None,
-        trust=trust,
-        on_progress=say,
-    )
+    with round_observer() as on_round:
+        found = gate(
+            bundle,
+            against,
+            max_drop=max_drop,
+            require_speedup=require_speedup,
+            batches=batches,
+            rounds=rounds,
+            budget_s=budget,
+            n_threads=threads,
+            seed=seed,
+            task=task,
+            data=data,
+            data_dir=data_dir,
+            inputs=inputs,
+            run=run,
+            runtimes=runtimes or None,
+            trust=trust,
+            on_progress=say,
+            on_round=on_round,
+        )
     with showing(asdict(found), found.shown(), as_json):
         if out is not None:
             for path in write_results(out, found):

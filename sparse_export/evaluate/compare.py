@@ -11,6 +11,7 @@ from sparse_export.errors import UsageError
 from sparse_export.evaluate.bench import check_batches
 from sparse_export.evaluate.compare_times import compare_latency, speedup_missed
 from sparse_export.evaluate.comparison import Comparison, Side
+from sparse_export.evaluate.deciding import Round
 from sparse_export.evaluate.evaluator import Samples, checked_samples, score
 from sparse_export.evaluate.sessions import Opened, Timing, opened_both
 from sparse_export.evaluate.unlabelled import unlabelled
@@ -18,6 +19,7 @@ from sparse_export.formats.bundle import MODEL_FILE, Bundle, open_bundle
 from sparse_export.formats.score import Score
 from sparse_export.instruments.conditions import measuring
 from sparse_export.instruments.interleave import check_measurable
+from sparse_export.instruments.looks import looks_of
 from sparse_export.instruments.machine import n_usable_cores
 from sparse_export.instruments.outcome import require_possible_speedup
 from sparse_export.instruments.paired_scores import ScoreDifference
@@ -27,7 +29,7 @@ from sparse_export.tasks.agreement import Agreement, agreement_of
 from sparse_export.tasks.samples import LabelledSamples
 from sparse_export.tasks.scores import MaxDrop, drop_of, lost_too_much, require_possible_drop, value_text
 
-__all__ = ["compare"]
+__all__ = ["compare", "require_possible_timing"]
 
 
 def compare(
@@ -35,7 +37,8 @@ def compare(
     sparse: Bundle | Path,
     *,
     batches: Sequence[int] = (1, 32),
-    rounds: int = 24,
+    rounds: int = 40,
+    budget_s: float = 120.0,
     block_s: float = 0.02,
     warmup_limit_s: float = 5.0,
     n_threads: int | None = None,
@@ -48,20 +51,24 @@ def compare(
     trust: Sequence[str] = (),
     cuda_graphs: bool = False,
     on_progress: Callable[[str], None] | None = None,
+    on_round: Round | None = None,
 ) -> Comparison:
     """Run both bundles on one runtime, their engines or model.onnx, and compare them.
 
     The dense file is loaded twice, the sparse one once, all with the same number of threads; the three are
     timed in interleaved blocks (`measure_interleaved`) on standard normal input, being closed and loaded anew
-    in random order before each round, and each pair's ratio gets a 95 % interval (`paired_ratio`). Idle
-    threads of a session spin for a moment after its block; the order being random and mirrored, that meets
-    all three alike.
+    in random order before each round. The times are looked at after 8 rounds and at half as many again each
+    time; a batch size ends as soon as dense and sparse are told apart, or differ by less than 3 %. The
+    intervals of all looks together hold the true ratio in 95 % of measurements (`looks_of`). Idle threads of
+    a session spin for a moment after its block; the order being random and mirrored, that meets all three
+    alike.
 
     Args:
         dense: a bundle, or its folder.
         sparse: likewise, of the same task.
         batches: samples in a timed call.
-        rounds: see `measure_interleaved`.
+        rounds: the most at each batch size, 8 at least.
+        budget_s: seconds at each batch size, after which it ends undecided.
         block_s: see `measure_interleaved`.
         warmup_limit_s: see `measure_interleaved`.
         n_threads: None for the cores this process may use.
@@ -78,6 +85,7 @@ def compare(
         trust: SHA-256 of manifests, needed once for engines of bundles from elsewhere.
         cuda_graphs: engines replay their launches; other runtimes have none.
         on_progress: called with a line before each step.
+        on_round: told of each round that is timed.
 
     Returns:
         What was found; a requirement that was not kept is in it, for `check_gates` to raise.
@@ -94,7 +102,7 @@ def compare(
     check_batches(batches)
     require_possible_drop(max_drop)
     require_possible_speedup(require_speedup, example="Write 1.2 for a fifth more speed.")
-    check_measurable(rounds, block_s)
+    require_possible_timing(rounds, budget_s, block_s)
     dense, sparse = (side if isinstance(side, Bundle) else open_bundle(side) for side in (dense, sparse))
     _check_comparable(dense, sparse)
     if require_speedup is not None:
@@ -130,7 +138,19 @@ def compare(
             drop = 100.0 - agreement.percent
         if max_drop is not None:
             _require_known(drop, max_drop)
-        latency = tuple(compare_latency(opened, dense, sparse, timing, report) for timing in timings)
+        latency = tuple(
+            compare_latency(
+                opened,
+                dense,
+                sparse,
+                timing,
+                budget_s=budget_s,
+                required=require_speedup,
+                report=report,
+                on_round=on_round,
+            )
+            for timing in timings
+        )
         name = opened.sessions.open["dense"].name
     return Comparison(
         dense=_side(dense, found.dense),
@@ -142,12 +162,30 @@ def compare(
         latency=latency,
         max_drop=max_drop,
         required_speedup=require_speedup,
+        budget_s=budget_s,
         gate_failed=_gate_failed(found, agreement, drop, max_drop),
         speedup_missed=speedup_missed(latency, require_speedup),
         runtime=name,
         passed_over=opened.passed_over,
         **vars(conditions()),
     )
+
+
+def require_possible_timing(rounds: int, budget_s: float, block_s: float) -> None:
+    """Check how much `compare` may measure.
+
+    Args:
+        rounds: the most at each batch size.
+        budget_s: seconds at each batch size.
+        block_s: seconds of a block.
+
+    Raises:
+        UsageError: too few rounds for a first look, or a time that is not positive.
+    """
+    looks_of(rounds)
+    check_measurable(rounds, block_s, fewest=1)
+    if not 0 < budget_s < float("inf"):
+        raise UsageError(f"The budget is {budget_s} s.", do="Give a number of seconds above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,14 @@ from typing import Any
 from sparse_export.engines.loadable import engine_of
 from sparse_export.engines.tensorrt_import import TARGETS
 from sparse_export.evaluate.comparison import LatencyComparison
+from sparse_export.evaluate.deciding import Deciding, Ended, Round
 from sparse_export.evaluate.sessions import Opened, Timing, timed_inputs
 from sparse_export.evaluate.verdict import Verdict, times_text, verdict_of
 from sparse_export.formats.bundle import Bundle
 from sparse_export.formats.layers import LAYERS_FILE, read_engine_layers
 from sparse_export.formats.listed import file_of
-from sparse_export.instruments.interleave import LatencyResult
+from sparse_export.instruments.interleave import MIN_ROUNDS, LatencyResult
+from sparse_export.instruments.looks import looks_of
 from sparse_export.instruments.outcome import Outcome, outcome_of, reaches
 from sparse_export.instruments.statistics import Ratio, paired_ratio, resolution
 from sparse_export.runtimes.choice import KNOW_TWO_FOUR
@@ -23,21 +25,40 @@ __all__ = ["compare_latency", "speedup_missed", "verdict_of_bundles"]
 
 
 def compare_latency(
-    opened: Opened, dense: Bundle, sparse: Bundle, timing: Timing, report: Callable[[str], None]
+    opened: Opened,
+    dense: Bundle,
+    sparse: Bundle,
+    timing: Timing,
+    *,
+    budget_s: float,
+    required: float | None,
+    report: Callable[[str], None],
+    on_round: Round | None,
 ) -> LatencyComparison:
     """Time the open sessions at one batch size, and judge the ratio.
 
     Args:
+        opened: the sessions.
+        dense: bundle.
+        sparse: likewise.
+        timing: how; its rounds are the most.
+        budget_s: seconds after which it ends without a decision.
+        required: speed-up that is required, if any.
         report: called with a line before.
+        on_round: told of each round.
     """
     batch = timing["batch"]
-    report(f"latency at batch {batch}, {timing['rounds']} rounds")
+    report(f"latency at batch {batch}, at most {timing['rounds']} rounds and {budget_s:g} s")
     feeds = timed_inputs(dense, batch, timing["seed"])
-    results = opened.sessions.measure(feeds, **timing)
-    on_device = opened.sessions.measure_on_device(feeds, **timing)
+    looks = looks_of(timing["rounds"])
+    deciding = Deciding(looks, budget_s=budget_s, required=required, on_round=on_round)
+    results = opened.sessions.measure(feeds, enough=deciding, **timing)
+    fixed = timing.copy()
+    fixed["rounds"] = MIN_ROUNDS
+    on_device = opened.sessions.measure_on_device(feeds, **fixed)
     base, again, other = (results[name] for name in ("dense", "dense again", "sparse"))
-    ratio = paired_ratio(base.samples_ms, other.samples_ms)
-    control = paired_ratio(base.samples_ms, again.samples_ms)
+    ratio, control = deciding.ratios({name: one.samples_ms for name, one in results.items()})
+    assert deciding.ended is not None
     verdict = verdict_of_bundles(
         batch=batch,
         ratio=ratio,
@@ -48,6 +69,7 @@ def compare_latency(
         steady=base.steady and again.steady and other.steady,
         on_sparse_kernels=_on_sparse_kernels(opened.runtime, sparse),
         precisions=(dense.info.precision, sparse.info.precision),
+        ended=deciding.ended,
     )
     return LatencyComparison(
         batch=batch,
@@ -56,6 +78,8 @@ def compare_latency(
         sparse=other,
         ratio=ratio,
         control=control,
+        confidence=looks.confidence,
+        ended=deciding.ended,
         floor=verdict.floor,
         outcome=verdict.outcome,
         verdict=verdict.text,
@@ -103,6 +127,7 @@ def verdict_of_bundles(
     share: float | None = None,
     on_sparse_kernels: str | None = None,
     precisions: tuple[str, str] = ("fp32", "fp32"),
+    ended: Ended = "decided",
 ) -> Verdict:
     """The verdict on two bundles at one batch size, with what their graphs let say of it.
 
@@ -118,6 +143,7 @@ def verdict_of_bundles(
         on_sparse_kernels: of a runtime that has kernels for 2:4, what it reports of them, else None.
         precisions: of the dense and of the sparse graph; where they differ, nothing is said to come from
             sparsity.
+        ended: why the measurement did.
     """
     outcome = outcome_of(ratio, resolution(control))
     why = _why(
@@ -128,6 +154,9 @@ def verdict_of_bundles(
         precisions=precisions,
     )
     reasons = [] if why is None else [why]
+    if outcome == "not told apart":
+        more = {"budget": "more time by --budget", "rounds": "more rounds by --rounds"}.get(ended)
+        reasons.insert(0, f"Give it {more}, or a quieter machine." if more else "Use a quieter machine.")
     if share is not None and not same_shapes:
         reasons.append(
             f"Dead channels were taken out of the sparse graph: it has {share:.3f} of the dense one's "
@@ -156,6 +185,8 @@ def _why(
     if not same_shapes:
         if outcome == "speed-up":
             return None
+        if outcome == "not told apart":
+            return "The graphs differ in shape; what that gains is within the noise of this measurement."
         return "The graphs differ in shape, yet the difference in work does not show as a gain."
     if on_sparse_kernels is not None:
         return f"Both graphs have the same shapes. The runtime has kernels for 2:4: {on_sparse_kernels}."

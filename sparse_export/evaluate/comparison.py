@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from sparse_export.errors import GateFailed
+from sparse_export.evaluate.deciding import Ended
 from sparse_export.evaluate.verdict import speedup_not_reached
 from sparse_export.files import write_json
 from sparse_export.formats.score import Score
@@ -21,6 +22,11 @@ from sparse_export.tasks.scores import MaxDrop, change_text, difference_text, va
 
 RESULT_FILE = "comparison.json"
 Row = tuple[str, str, str, str]
+_WHY_ENDED = {
+    "decided": "after which it was decided",
+    "rounds": "the most that were allowed",
+    "budget": "for which there was time",
+}
 
 __all__ = ["Comparison", "LatencyComparison", "Side", "check_gates", "write_results"]
 
@@ -58,6 +64,8 @@ class LatencyComparison:
         ratio: dense / sparse, above 1 when sparse is faster.
         control: dense / the same dense file loaded again, which differs from 1 only by what this machine
             cannot resolve.
+        confidence: of both intervals; that of all looks at the times together is 0.95.
+        ended: the times were told apart (`decided`), or the most rounds or the time were used up.
         floor: the farthest end of the control's interval from 1, as a ratio above 1.
         outcome: of ratio's interval against floor.
         verdict: the outcome in words.
@@ -72,6 +80,8 @@ class LatencyComparison:
     sparse: LatencyResult
     ratio: Ratio
     control: Ratio
+    confidence: float
+    ended: Ended
     floor: float
     outcome: Outcome
     verdict: str
@@ -85,6 +95,7 @@ class Comparison(Conditions):
     """Everything that `compare` found; `str()` gives the table for people.
 
     Attributes:
+        budget_s: seconds that each batch size had; `rounds` are the most that it had.
         score_source: `measured` here with the very files that were timed, `recorded` in the manifests, or
             None.
         difference: sparse minus dense on the same samples, only when measured.
@@ -103,6 +114,7 @@ class Comparison(Conditions):
     latency: tuple[LatencyComparison, ...]
     max_drop: MaxDrop | None
     required_speedup: float | None
+    budget_s: float
     gate_failed: str | None
     speedup_missed: str | None
     runtime: str
@@ -116,7 +128,8 @@ class Comparison(Conditions):
             rows += [("", "", "", ""), *_latency_rows(at)]
         paths = Table(rows=[("dense", self.dense.path), ("sparse", self.sparse.path)])
         head = ("", "dense", "sparse", "sparse against dense")
-        conditions = conditions_text(self, onnxruntime_text(self, self.runtime), "95 % intervals")
+        notes = "95 % intervals over all looks at the times"
+        conditions = conditions_text(self, onnxruntime_text(self, self.runtime), notes, at_most=True)
         return Shown([paths, Table(head=head, rows=rows, right=(1, 2)), *_notes(self), conditions])
 
     def __str__(self) -> str:
@@ -163,6 +176,7 @@ def _latency_rows(at: LatencyComparison) -> list[Row]:
         ("  mean ms", *_ms(at.dense.mean_ms, at.sparse.mean_ms), ""),
         ("  90th percentile ms", *_ms(at.dense.p90_ms, at.sparse.p90_ms), ""),
         ("  99th percentile ms", *_ms(at.dense.p99_ms, at.sparse.p99_ms), ""),
+        ("  rounds", "", "", f"{at.ratio.n_rounds}, {_WHY_ENDED[at.ended]}"),
         ("  timed calls", count_text(at.dense.n_calls), count_text(at.sparse.n_calls), ""),
         (
             "  control: dense twice, ms",

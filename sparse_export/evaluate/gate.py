@@ -10,8 +10,9 @@ from pathlib import Path
 from sparse_export import errors
 from sparse_export.errors import SparseExportError, UnknownNameError, UsageError
 from sparse_export.evaluate.bench import check_batches
-from sparse_export.evaluate.compare import compare
+from sparse_export.evaluate.compare import compare, require_possible_timing
 from sparse_export.evaluate.comparison import Comparison
+from sparse_export.evaluate.deciding import Round
 from sparse_export.evaluate.links.case import Case
 from sparse_export.evaluate.links.chain import Finding, Link, LinkResult, walk
 from sparse_export.evaluate.links.files import (
@@ -25,7 +26,6 @@ from sparse_export.evaluate.links.weights import weights_keep_their_pattern
 from sparse_export.evaluate.validate import validate
 from sparse_export.evaluate.validation import Validation
 from sparse_export.files import write_bytes, write_json
-from sparse_export.instruments.interleave import check_measurable
 from sparse_export.instruments.outcome import require_possible_speedup
 from sparse_export.runtimes.choice import RUNTIMES, open_runtime
 from sparse_export.tables import Shown, Table
@@ -86,7 +86,8 @@ def gate(
     max_drop: MaxDrop = MAX_DROP_POINTS,
     require_speedup: float | None = None,
     batches: Sequence[int] = (1, 32),
-    rounds: int = 24,
+    rounds: int = 40,
+    budget_s: float = 120.0,
     block_s: float = _BLOCK_S,
     n_threads: int | None = None,
     seed: int = 0,
@@ -98,6 +99,7 @@ def gate(
     task: str | None = None,
     data: str | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
+    on_round: Round | None = None,
 ) -> Gate:
     """Hold a bundle to everything that deploying it rests on, link by link, up to the first that is broken.
 
@@ -113,7 +115,7 @@ def gate(
         require_speedup: what the lower end of the interval of dense / sparse has to reach; None measures no
             speed.
         batches: samples of a timed call.
-        rounds: see `compare`, as for block_s, n_threads and seed.
+        rounds: see `compare`, as for budget_s, block_s, n_threads and seed.
         data_dir: where the data sets lie.
         inputs: of a bundle without labels, whose agreement with the dense one is its score, real inputs to
             measure that on; None for the golden ones.
@@ -124,6 +126,7 @@ def gate(
         task: what it is scored for, as `validate` takes it.
         data: what it is scored on, as `validate` takes it.
         on_progress: called with a line before each link.
+        on_round: told of each round that is timed.
 
     Returns:
         What became of every link; a broken one is in it, for `check_gate` to raise.
@@ -134,7 +137,7 @@ def gate(
     require_possible_drop(max_drop)
     require_possible_speedup(require_speedup, example="Write 1.2 for a fifth more speed.")
     check_batches(batches)
-    check_measurable(rounds, block_s)
+    require_possible_timing(rounds, budget_s, block_s)
     for name in runtimes or ():
         if name not in RUNTIMES:
             raise UnknownNameError("runtime", name, RUNTIMES)
@@ -155,7 +158,7 @@ def gate(
         task=task,
         data=data,
     )
-    measured = _Measured(case, block_s)
+    measured = _Measured(case, budget_s, block_s, on_round)
     links = (
         Link(
             name="files", asks="every file is the one that was written", check=partial(files_are_whole, case)
@@ -198,11 +201,11 @@ def gate(
 class _Measured:
     """Owns what the two links that run the files measured, so that it can be written with the verdict."""
 
-    def __init__(self, case: Case, block_s: float) -> None:
+    def __init__(self, case: Case, budget_s: float, block_s: float, on_round: Round | None) -> None:
         self.validation: Validation | None = None
         self.comparisons: list[Comparison] = []
         self._case = case
-        self._block_s = block_s
+        self._budget_s, self._block_s, self._on_round = budget_s, block_s, on_round
 
     @property
     def not_run(self) -> tuple[str, ...]:
@@ -249,12 +252,14 @@ class _Measured:
                     case.bundle,
                     batches=case.batches,
                     rounds=case.rounds,
+                    budget_s=self._budget_s,
                     block_s=self._block_s,
                     n_threads=case.n_threads,
                     seed=case.seed,
                     require_speedup=case.require_speedup,
                     runtime=runtime,
                     trust=digests(case.trust),
+                    on_round=self._on_round,
                 )
             )
         return speed_is_reached(case, self.comparisons)

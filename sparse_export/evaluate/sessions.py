@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
@@ -15,16 +17,21 @@ from sparse_export.engines.loadable import engine_of, require_genuine
 from sparse_export.engines.tensorrt_import import TARGETS
 from sparse_export.errors import ArtefactError, MissingCapability, NotTrustedError, UsageError, what_and_do
 from sparse_export.evaluate.parity import golden_inputs
-from sparse_export.formats.bundle import Bundle
+from sparse_export.files import temporary_folder
+from sparse_export.formats.bundle import MODEL_FILE, Bundle
+from sparse_export.graph.model import save_model
+from sparse_export.graph.passes.pack24 import dense_from_file, may_be_packed
 from sparse_export.instruments.device import CudaStamps
-from sparse_export.instruments.interleave import LatencyResult, measure_interleaved
+from sparse_export.instruments.interleave import Enough, LatencyResult, measure_interleaved
 from sparse_export.runtimes import DeviceSession, Session
 from sparse_export.runtimes.choice import candidates, open_runtime
+from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.signature import Array, Feeds
 
 __all__ = ["Opened", "TimedSessions", "Timing", "opened_both", "require_cuda_graphs", "timed_inputs"]
 
 _CALLS_AFTER_OPENING = 3
+_LONG_S = 0.25  # of such a call what follows the first differs little
 
 
 class Timing(TypedDict):
@@ -32,6 +39,7 @@ class Timing(TypedDict):
 
     Attributes:
         batch: samples of a call.
+        rounds: the most, where they end before.
         seed: of the inputs and the order.
     """
 
@@ -101,20 +109,27 @@ class TimedSessions:
         for i in self._order.permutation(len(names)):
             self.open[names[i]] = self._openers[names[i]]()
         for _ in range(_CALLS_AFTER_OPENING):
+            began = time.monotonic()
             for session in self.open.values():
                 session.run(feeds)
+            if time.monotonic() - began > _LONG_S * len(self.open):
+                break
 
-    def measure(self, feeds: Feeds, **timing: Unpack[Timing]) -> dict[str, LatencyResult]:
+    def measure(
+        self, feeds: Feeds, enough: Enough | None = None, **timing: Unpack[Timing]
+    ) -> dict[str, LatencyResult]:
         """Time a call of every session, all renewed in each round.
 
         Args:
             feeds: inputs of all of them, see `timed_inputs`.
-            timing: see `measure_interleaved`.
+            enough: ends it before the last round, see `measure_interleaved`.
+            timing: see there too.
         """
         return measure_interleaved(
             {name: partial(self.run, name, feeds) for name in self.open},
             **timing,
             before_round=partial(self.renew, feeds),
+            enough=enough,
         )
 
     def measure_on_device(self, feeds: Feeds, **timing: Unpack[Timing]) -> dict[str, LatencyResult]:
@@ -208,13 +223,16 @@ def opened_both(
                 raise
             passed_over[name] = what_and_do(cause)
             continue
-        first, other = (
-            partial(open_runtime, side, name, n_threads=n_threads, trust=trust, cuda_graphs=cuda_graphs)
-            for side in (dense, sparse)
-        )
         with contextlib.ExitStack() as stack:
-            openers = {"dense": first, "dense again": first, "sparse": other}
+            folder = stack.enter_context(temporary_folder())
             try:
+                first, other = (
+                    _opener(
+                        side, name, folder / of, n_threads=n_threads, trust=trust, cuda_graphs=cuda_graphs
+                    )
+                    for of, side in (("dense", dense), ("sparse", sparse))
+                )
+                openers = {"dense": first, "dense again": first, "sparse": other}
                 sessions = stack.enter_context(TimedSessions(openers, seed))
             except (MissingCapability, ArtefactError) as cause:
                 if runtime is not None or name == "onnxruntime-cpu":
@@ -226,6 +244,39 @@ def opened_both(
             yield Opened(sessions=sessions, runtime=name, passed_over=passed_over)
             return
     raise AssertionError  # the CPU is among the candidates
+
+
+def _opener(
+    bundle: Bundle,
+    name: str,
+    folder: Path,
+    *,
+    n_threads: int,
+    trust: Sequence[str],
+    cuda_graphs: bool,
+) -> Callable[[], Session]:
+    """What loads a bundle afresh. Packed weights are expanded here, once for all the times that it is called.
+
+    Args:
+        bundle: to load.
+        name: of the runtime.
+        folder: where the expanded file is written.
+        n_threads: of onnxruntime.
+        trust: as of `open_runtime`, as are cuda_graphs and the errors.
+        cuda_graphs: likewise.
+    """
+    if name in TARGETS or not may_be_packed(bundle.onnx_path):
+        return partial(open_runtime, bundle, name, n_threads=n_threads, trust=trust, cuda_graphs=cuda_graphs)
+    open_runtime(bundle, name, n_threads=n_threads, trust=trust).close()  # which checks it
+    folder.mkdir()
+    save_model(dense_from_file(bundle.onnx_path), folder / MODEL_FILE)
+    return partial(
+        open_session,
+        folder / MODEL_FILE,
+        signature=bundle.info.signature,
+        n_threads=n_threads,
+        provider=name.removeprefix("onnxruntime-"),
+    )
 
 
 def require_cuda_graphs(*runtimes: str) -> None:

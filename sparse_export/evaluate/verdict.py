@@ -62,7 +62,8 @@ def outcome_text(ratio: Ratio, floor: float, *, sparse: str = "sparse") -> str:
     if outcome == "slow-down":
         slower, low, high = 1 / ratio.estimate, 1 / ratio.high, 1 / ratio.low
         return f"slow-down, {sparse} takes {slower:.3f}x as long [{low:.3f}, {high:.3f}]"
-    return f"no speed-up; dense / {sparse} is {ratio}"
+    said = "no speed-up" if outcome == "no difference" else "not told apart"
+    return f"{said}; dense / {sparse} is {ratio}"
 
 
 def floor_text(floor: float, copies: str) -> str:

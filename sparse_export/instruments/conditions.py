@@ -63,18 +63,20 @@ def measuring(
         )
 
 
-def conditions_text(result: Conditions, by: str, *notes: str) -> str:
+def conditions_text(result: Conditions, by: str, *notes: str, at_most: bool = False) -> str:
     """By what, how and where something was timed, as a sentence.
 
     Args:
         result: that was timed.
         by: the library that ran it, with its version.
         notes: clauses on how, in addition.
+        at_most: whether the measurement may end before its last round.
     """
     held = f" on core {', '.join(map(str, result.cores))}" if result.cores else ""
+    most = "at most " if at_most else ""
     how = (
         f"threads: {result.n_threads}{held}",
-        f"{result.rounds} interleaved rounds of blocks of {1e3 * result.block_s:g} ms",
+        f"{most}{result.rounds} interleaved rounds of blocks of {1e3 * result.block_s:g} ms",
         f"seed {result.seed}",
     )
     machine = result.machine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +13,13 @@ import numpy as np
 
 from sparse_export.errors import UsageError
 
-__all__ = ["LatencyResult", "TimeCalls", "check_measurable", "measure_interleaved"]
+__all__ = ["Enough", "LatencyResult", "TimeCalls", "check_measurable", "measure_interleaved"]
 
 TimeCalls = Callable[[Callable[[], object], int], list[float]]
 """Makes a number of calls; returns the seconds of each."""
+
+Enough = Callable[[Mapping[str, Sequence[float]]], bool]
+"""Gets `samples_ms` so far, by name; says whether they are enough."""
 
 MIN_ROUNDS = 20
 _N_WINDOWS = 3
@@ -67,6 +70,7 @@ def measure_interleaved(
     seed: int = 0,
     warmup_limit_s: float = 5.0,
     before_round: Callable[[], None] | None = None,
+    enough: Enough | None = None,
     clock: Callable[[], float] = time.perf_counter,
     time_calls: TimeCalls | None = None,
 ) -> dict[str, LatencyResult]:
@@ -80,7 +84,7 @@ def measure_interleaved(
     Args:
         candidates: by name.
         batch: samples in one call, for the record.
-        rounds: 20 at least.
+        rounds: 20 at least; with `enough`, the most of them.
         block_s: seconds of a block: as many calls as take about that, one at least, their number fixed after
             warm-up; every call is timed.
         seed: of the order.
@@ -89,6 +93,9 @@ def measure_interleaved(
             make one copy of a file slower than another while both stay loaded, which no number of rounds
             averages out; loading all candidates again here, in random order, turns that into noise of the
             round.
+        enough: called, untimed, after every round with `samples_ms` so far, by name; when it says so, that
+            round was the last. One that looks at the values has to allow for looking again and again, see
+            `sparse_export.instruments.looks`.
         clock: seconds, monotonic.
         time_calls: times a number of calls, by default one by one with the clock; for a device that works
             asynchronously see `sparse_export.instruments.device`.
@@ -97,9 +104,9 @@ def measure_interleaved(
         The results, by name.
 
     Raises:
-        UsageError: fewer than 20 rounds, or a block_s that is not positive.
+        UsageError: fewer than 20 rounds without `enough`, or a block_s that is not positive.
     """
-    check_measurable(rounds, block_s)
+    check_measurable(rounds, block_s, fewest=MIN_ROUNDS if enough is None else 1)
     order = np.random.default_rng(seed)
     timed = time_calls or partial(_timed_calls, clock=clock)
     names = list(candidates)
@@ -113,24 +120,27 @@ def measure_interleaved(
             shuffled = [names[i] for i in order.permutation(len(names))]
             for name in (*shuffled, *reversed(shuffled)):
                 blocks_s[name].append(timed(candidates[name], n_calls[name]))
+            if enough is not None and enough({name: _samples_ms(blocks_s[name]) for name in names}):
+                break
     return {name: _result(name, batch, blocks_s[name], steady[name]) for name in names}
 
 
-def check_measurable(rounds: int, block_s: float) -> None:
+def check_measurable(rounds: int, block_s: float, *, fewest: int = MIN_ROUNDS) -> None:
     """Check the size of a measurement.
 
     Args:
         rounds: number of rounds.
         block_s: seconds of a block.
+        fewest: rounds that are enough.
 
     Raises:
-        UsageError: fewer than 20 rounds, or blocks that are not longer than 0 s.
+        UsageError: fewer rounds, or blocks that are not longer than 0 s.
     """
-    if rounds < MIN_ROUNDS or not block_s > 0:
+    if rounds < fewest or not block_s > 0:
         raise UsageError(
-            f"{rounds} rounds of blocks of {block_s} s are too few or too short: below {MIN_ROUNDS} rounds "
+            f"{rounds} rounds of blocks of {block_s} s are too few or too short: below {fewest} rounds "
             "intervals mean little.",
-            do=f"Measure {MIN_ROUNDS} rounds at least, of blocks above 0 s; shorter blocks save time.",
+            do=f"Measure {fewest} rounds at least, of blocks above 0 s; shorter blocks save time.",
         )
 
 
@@ -185,6 +195,12 @@ def _is_steady(windows_s: list[float]) -> bool:
     return len(windows_s) == _N_WINDOWS and all(abs(w - middle) <= _STEADY_WITHIN * middle for w in windows_s)
 
 
+def _samples_ms(blocks_s: list[list[float]]) -> tuple[float, ...]:
+    """For each round the mean of its two block medians."""
+    medians_ms = [1e3 * float(np.median(block)) for block in blocks_s]
+    return tuple(0.5 * (a + b) for a, b in zip(medians_ms[::2], medians_ms[1::2], strict=True))
+
+
 def _result(name: str, batch: int, blocks_s: list[list[float]], steady: bool) -> LatencyResult:
     """The result of one candidate, from the seconds of all calls, by block."""
     calls_ms = 1e3 * np.concatenate(blocks_s)
@@ -201,7 +217,7 @@ def _result(name: str, batch: int, blocks_s: list[list[float]], steady: bool) ->
         n_calls=calls_ms.size,
         n_calls_per_block=len(blocks_s[0]),
         steady=steady,
-        samples_ms=tuple(0.5 * (first + second) for first, second in block_median_ms),
+        samples_ms=_samples_ms(blocks_s),
         block_median_ms=block_median_ms,
         block_mean_ms=tuple(zip(means_ms[::2], means_ms[1::2], strict=True)),
     )

@@ -7,19 +7,30 @@ from typing import Literal
 from sparse_export.errors import UsageError
 from sparse_export.instruments.statistics import Ratio
 
-__all__ = ["Outcome", "doubts", "outcome_of", "reaches", "require_possible_speedup"]
+__all__ = ["NEGLIGIBLE", "Outcome", "doubts", "outcome_of", "reaches", "require_possible_speedup"]
 
-Outcome = Literal["speed-up", "slow-down", "no difference"]
+Outcome = Literal["speed-up", "slow-down", "no difference", "not told apart"]
+NEGLIGIBLE = 1.03
+"""A ratio whose whole interval lies between this and its inverse is no difference that matters."""
 
 
 def outcome_of(ratio: Ratio, floor: float) -> Outcome:
-    """Either direction only where the whole interval of the ratio lies beyond the floor.
+    """Decide what the interval of a ratio shows.
 
-    floor: of the control, see `sparse_export.instruments.statistics.resolution`.
+    Args:
+        ratio: dense / sparse.
+        floor: of the control, see `sparse_export.instruments.statistics.resolution`.
+
+    Returns:
+        Either direction only where the whole interval lies beyond the floor; no difference only where it lies
+        within `NEGLIGIBLE` of 1; else the measurement did not tell the two apart.
     """
     if ratio.low > floor:
         return "speed-up"
-    return "slow-down" if ratio.high < 1.0 / floor else "no difference"
+    if ratio.high < 1.0 / floor:
+        return "slow-down"
+    small = ratio.low >= 1.0 / NEGLIGIBLE and ratio.high <= NEGLIGIBLE
+    return "no difference" if small else "not told apart"
 
 
 def doubts(control: Ratio, *, steady: bool) -> list[str]:

@@ -30,7 +30,12 @@ def _listed(parts: list[str]) -> str:
 
 def _speed(comparison: Comparison) -> str:
     """The outcomes grouped, those of one kind together."""
-    words = {"speed-up": "is faster", "slow-down": "is slower", "no difference": "is not measurably faster"}
+    words = {
+        "speed-up": "is faster",
+        "slow-down": "is slower",
+        "no difference": "is not faster",
+        "not told apart": "is not told apart in speed from the dense one",
+    }
     parts = []
     for outcome, what in words.items():
         at = [one for one in comparison.latency if one.outcome == outcome]

@@ -381,8 +381,8 @@ def test_zeros_in_a_dense_graph_are_no_speed_up_and_the_verdict_says_why() -> No
 
 @pytest.mark.parametrize("control", [_ratio(0.99, 1.03, 1.06), _ratio(0.94, 0.97, 1.01)])
 def test_an_interval_above_one_is_no_speed_up_when_the_control_reaches_as_far(control: Ratio) -> None:
-    assert _judge(_ratio(1.02, 1.05, 1.08), control)[0] == "no difference"
-    assert _judge(_ratio(0.93, 0.95, 0.98), control)[0] == "no difference"
+    assert _judge(_ratio(1.02, 1.05, 1.08), control)[0] == "not told apart"
+    assert _judge(_ratio(0.93, 0.95, 0.98), control)[0] == "not told apart"
     assert _judge(_ratio(1.08, 1.10, 1.12), control)[0] == "speed-up"
     assert _judge(_ratio(0.88, 0.90, 0.92), control)[0] == "slow-down"
 
@@ -709,6 +709,53 @@ def test_progress_names_each_step(pair: tuple[Path, Path]) -> None:
     compare(*pair, **{**QUICK, "batches": (1, 2)}, samples=_samples(), on_progress=lines.append)
     assert lines == [
         "accuracy on 300 samples",
-        "latency at batch 1, 20 rounds",
-        "latency at batch 2, 20 rounds",
+        "latency at batch 1, at most 20 rounds and 120 s",
+        "latency at batch 2, at most 20 rounds and 120 s",
     ]
+
+
+def test_each_round_is_told_until_nothing_is_left(pair: tuple[Path, Path]) -> None:
+    told: list[tuple[int, int, float]] = []
+    found = compare(*pair, **QUICK, samples=_samples(), on_round=lambda *told_of: told.append(told_of))
+    (at,) = found.latency
+    assert [n for n, _, _ in told] == list(range(1, at.ratio.n_rounds + 1))
+    assert {most for _, most, _ in told} == {20}
+    assert all(left >= 0 for _, _, left in told)
+    assert told[-1][2] == 0
+
+
+def test_a_budget_that_is_used_up_ends_undecided_and_says_so(pair: tuple[Path, Path]) -> None:
+    found = compare(*pair, **QUICK, samples=_samples(), budget_s=1e-3)
+    (at,) = found.latency
+    assert (at.ratio.n_rounds, at.ended) == (4, "budget")
+    assert len(at.sparse.samples_ms) == 4
+    if at.outcome == "not told apart":
+        assert "more time by --budget" in at.verdict
+    assert "4, for which there was time" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [({"budget_s": 0.0}, "budget is 0"), ({"rounds": 7}, "7 rounds are too few")]
+)
+def test_a_measurement_without_time_or_rounds_is_refused(
+    pair: tuple[Path, Path], given: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        compare(*pair, **{**QUICK, **given}, samples=_samples())
+
+
+def test_packed_weights_are_expanded_once_for_all_rounds(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expanded: list[Path] = []
+    read: Callable[[Path], onnx.ModelProto] = OPENING.dense_from_file
+    monkeypatch.setattr(OPENING, "may_be_packed", lambda path: True)
+
+    def counted(path: Path) -> onnx.ModelProto:
+        expanded.append(path)
+        return read(path)
+
+    monkeypatch.setattr(OPENING, "dense_from_file", counted)
+    found = compare(*pair, **QUICK, samples=_samples())
+    assert len(expanded) == 2
+    assert found.latency[0].ratio.n_rounds >= 8

@@ -24,7 +24,8 @@ def ratio(low: float, estimate: float, high: float) -> Ratio:
     [
         (ratio(1.15, 1.2, 1.25), "speed-up of 1.200x [1.150, 1.250]"),
         (ratio(0.75, 0.8, 0.85), "slow-down, sparse takes 1.250x as long [1.176, 1.333]"),
-        (ratio(1.005, 1.2, 1.25), "no speed-up; dense / sparse is 1.200 [1.005, 1.250]"),
+        (ratio(1.005, 1.2, 1.25), "not told apart; dense / sparse is 1.200 [1.005, 1.250]"),
+        (ratio(0.99, 1.0, 1.02), "no speed-up; dense / sparse is 1.000 [0.990, 1.020]"),
     ],
 )
 def test_a_ratio_is_claimed_only_beyond_the_floor(found: Ratio, wanted: str) -> None:

@@ -7,10 +7,21 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sparse_export.errors import UsageError
-from sparse_export.instruments.outcome import doubts, outcome_of, reaches, require_possible_speedup
+from sparse_export.instruments.outcome import (
+    NEGLIGIBLE,
+    doubts,
+    outcome_of,
+    reaches,
+    require_possible_speedup,
+)
 from sparse_export.instruments.statistics import Ratio
 
-TURNED = {"speed-up": "slow-down", "slow-down": "speed-up", "no difference": "no difference"}
+TURNED = {
+    "speed-up": "slow-down",
+    "slow-down": "speed-up",
+    "no difference": "no difference",
+    "not told apart": "not told apart",
+}
 ends = st.floats(min_value=0.25, max_value=4.0)
 floors = st.floats(min_value=1.0, max_value=2.0)
 
@@ -25,8 +36,8 @@ def _ratio(low: float, high: float) -> Ratio:
 def test_a_turned_ratio_has_the_opposite_outcome(a: float, b: float, floor: float) -> None:
     low, high = sorted((a, b))
     for end in (low, high):  # where an end is the floor, the rounding of 1 / end decides
-        assume(abs(end - floor) > 1e-9)
-        assume(abs(end - 1 / floor) > 1e-9)
+        for bound in (floor, 1 / floor, NEGLIGIBLE, 1 / NEGLIGIBLE):
+            assume(abs(end - bound) > 1e-9)
     found = outcome_of(_ratio(low, high), floor)
     assert outcome_of(_ratio(1 / high, 1 / low), floor) == TURNED[found]
 
@@ -36,7 +47,22 @@ def test_an_interval_that_touches_what_cannot_be_resolved_claims_nothing(
     a: float, b: float, floor: float
 ) -> None:
     low, high = min(a, b, floor), max(a, b, 1 / floor)
-    assert outcome_of(_ratio(low, high), floor) == "no difference"
+    assert outcome_of(_ratio(low, high), floor) in {"no difference", "not told apart"}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [
+        (0.98, 1.02, "no difference"),
+        (1.005, 1.02, "no difference"),
+        (0.96, 1.02, "not told apart"),
+        (0.98, 1.04, "not told apart"),
+    ],
+)
+def test_no_difference_is_claimed_only_where_a_larger_one_is_excluded(
+    low: float, high: float, outcome: str
+) -> None:
+    assert outcome_of(_ratio(low, high), 1.01) == outcome
 
 
 def test_only_the_lower_end_of_a_speed_up_reaches_what_is_required() -> None:

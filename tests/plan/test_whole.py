@@ -72,7 +72,7 @@ def test_it_is_told_in_words_and_written_with_every_round(found: WholeNetwork, t
     assert "CUDA graph" not in told
     launched = replace(found, device="a card", how={"dense": "cuda graph", "planned": "eager"})
     assert "for want of a CUDA graph: planned" in " ".join(str(launched).split())
-    assert "As planned (1 layers): no speed-up; dense / 2:4 is 1.200" in str(
+    assert "As planned (1 layers): not told apart; dense / 2:4 is 1.200" in str(
         replace(found, planned=replace(fast, low=1.0), floor=1.01)
     )
     write_whole(tmp_path / "whole.json", found)

@@ -132,13 +132,11 @@ def speed_is_reached(case: Case, comparisons: Sequence[Comparison]) -> Finding:
                 f"{prefix}batch_{at.batch}_floor": at.floor,
             }
         told += [
-            f"{at.verdict} {at.dense.median_ms:.4g} ms dense, {at.sparse.median_ms:.4g} ms sparse"
+            f"{at.verdict} {at.dense.median_ms:.4g} ms dense, {at.sparse.median_ms:.4g} ms sparse, "
+            f"{at.ratio.n_rounds} interleaved rounds"
             for at in comparison.latency
         ]
-        told.append(
-            f"measured with {comparison.runtime}, threads: {comparison.n_threads}, {comparison.rounds} "
-            "interleaved rounds"
-        )
+        told.append(f"measured with {comparison.runtime}, threads: {comparison.n_threads}")
         told += [f"{name} is passed over: {why}" for name, why in comparison.passed_over.items()]
         if comparison.speedup_missed:
             missed.append(f"With {comparison.runtime}: {comparison.speedup_missed}")
