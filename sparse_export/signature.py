@@ -189,6 +189,20 @@ class Signature:
 
         return replace(self, inputs=tuple(map(filled, self.inputs)))
 
+    def with_ranges(self, ranges: Mapping[str, tuple[int, int]]) -> Signature:
+        """The same signature with other ranges of integers.
+
+        Args:
+            ranges: the smallest and the largest value, by input.
+        """
+
+        def ranged(one: TensorInfo) -> TensorInfo:
+            return (
+                replace(one, low=ranges[one.name][0], high=ranges[one.name][1]) if one.name in ranges else one
+            )
+
+        return replace(self, inputs=tuple(map(ranged, self.inputs)))
+
     def agrees_with(self, other: Signature) -> bool:
         """Does a network of this signature take and give the same as one of another?"""
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from sparse_export.errors import UsageError
+from sparse_export.train.inputs import ModelInputs, each, tensors_of
 
 __all__ = ["Capture", "CapturedStep", "cuda_capture", "make_capturable", "set_rate"]
 
@@ -37,10 +39,10 @@ class CapturedStep:
         capture: `cuda_capture`, but for tests.
     """
 
-    def __init__(self, work: Callable[[Tensor, Tensor], Tensor], capture: Capture | None = None) -> None:
+    def __init__(self, work: Callable[[Any, Tensor], Tensor], capture: Capture | None = None) -> None:
         self._work, self._capture = work, capture or cuda_capture
         self._n_launched = 0
-        self._inputs: tuple[Tensor, Tensor] | None = None
+        self._inputs: tuple[ModelInputs, Tensor] | None = None
         self._replay: Callable[[], None] | None = None
         self._loss: Tensor | None = None
 
@@ -49,7 +51,7 @@ class CapturedStep:
         """Is the step replayed from now on?"""
         return self._replay is not None
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, x: ModelInputs, y: Tensor) -> Tensor:
         """One step.
 
         Args:
@@ -63,12 +65,14 @@ class CapturedStep:
         """
         if self._n_launched < N_LAUNCHED:
             self._n_launched += 1
-            with _aside(x.device):
+            with _aside(y.device):
                 return self._work(x, y).detach()
         if self._inputs is None:
-            self._inputs = (x.clone(), y.clone())
+            self._inputs = (each(x, Tensor.clone), y.clone())
             self._replay, self._loss = self._captured(*self._inputs)
-        for own, given in zip(self._inputs, (x, y), strict=True):
+        held, held_y = self._inputs
+        pairs = zip((*tensors_of(held), held_y), (*tensors_of(x), y), strict=True)
+        for own, given in pairs:
             if own.shape != given.shape:
                 raise UsageError(
                     f"A captured step was given inputs of shape {tuple(given.shape)}.",
@@ -81,7 +85,7 @@ class CapturedStep:
         self._replay()
         return self._loss.detach().clone()
 
-    def _captured(self, x: Tensor, y: Tensor) -> tuple[Callable[[], None], Tensor]:
+    def _captured(self, x: ModelInputs, y: Tensor) -> tuple[Callable[[], None], Tensor]:
         try:
             return self._capture(lambda: self._work(x, y))
         except torch.OutOfMemoryError:

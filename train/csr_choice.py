@@ -14,6 +14,7 @@ from sparse_export.formats.run import ProductInfo
 from sparse_export.models.layers_csr import why_not_linear
 from sparse_export.models.modes import modes_kept
 from sparse_export.sparsity.csr import csr_form, gather, gradient_at, multiply, multiply_transposed
+from sparse_export.train.inputs import ModelInputs, called
 from sparse_export.train.speed import input_of
 
 __all__ = ["MOST_DENSITY", "choose_products"]
@@ -30,7 +31,7 @@ Call = Callable[[], object]
 def choose_products(
     model: nn.Module,
     masks: Mapping[str, Tensor],
-    sample: Tensor,
+    sample: ModelInputs,
     *,
     most_density: float = MOST_DENSITY,
     clock: Callable[[], float] = time.perf_counter,
@@ -94,7 +95,7 @@ def _fact(name: str, density: float, n_rows: int | None, times: _Times | None, r
     )
 
 
-def _rows(model: nn.Module, sample: Tensor) -> dict[str, int]:
+def _rows(model: nn.Module, sample: ModelInputs) -> dict[str, int]:
     """Rows of activations of each Linear layer by its name, at its last call."""
     rows: dict[str, int] = {}
 
@@ -111,7 +112,7 @@ def _rows(model: nn.Module, sample: Tensor) -> dict[str, int]:
     ]
     try:
         with torch.no_grad(), modes_kept(model):
-            model.eval()(sample)
+            called(model.eval(), sample)
     finally:
         for handle in handles:
             handle.remove()

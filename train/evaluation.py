@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.formats.score import Score
+from sparse_export.graph.named_network import named_tensors
 from sparse_export.tasks.labels import count_correct
 from sparse_export.tasks.shipped import Classification, task_named
 from sparse_export.tasks.task import Statistics, Task
-from sparse_export.train.batches import BatchLoader, Part
 from sparse_export.train.distributed import World
 from sparse_export.train.ema import Ema
+from sparse_export.train.inputs import ModelInputs, called, tensors_of
+from sparse_export.train.loader import BatchLoader, Part
 from sparse_export.train.network import in_memory_format
 from sparse_export.train.products import Products
 from sparse_export.train.recipe import Recipe
@@ -61,13 +62,14 @@ def score_of_part(
     world.copy_from_first([value for value in model.buffers() if value.numel()])
     if ema is not None:
         world.copy_from_first(list(ema.average.values()))
-    size = max(1, min(_BATCH, _BATCH_VALUES // max(1, math.prod(loader.input_shape))))
+    n_values = sum(one.numel() for one in tensors_of(loader.sample(1)))
+    size = max(1, min(_BATCH, _BATCH_VALUES // max(1, n_values)))
     exact = products.paused() if products is not None else nullcontext()
     task = task_named(recipe.task)
     with ema.swapped_in() if ema else nullcontext(), exact:
 
-        def network(x: Tensor) -> Any:
-            return model(in_memory_format(recipe, x))
+        def network(x: ModelInputs) -> Any:
+            return called(model, in_memory_format(recipe, x))
 
         if isinstance(task, Classification) and task.top == 1:  # nothing is read from the device meanwhile
             correct = count_correct(network, loader.part(name, size), device)
@@ -78,13 +80,13 @@ def score_of_part(
 
 
 def statistics_of(
-    task: Task, network: Callable[[Tensor], Any], batches: Iterable[tuple[Tensor, Tensor]]
+    task: Task, network: Callable[[Any], Any], batches: Iterable[tuple[Any, Tensor]]
 ) -> Statistics:
     """The statistics of samples that a torch network is run on.
 
     Args:
         task: whose score they are for.
-        network: gives a tensor, or a mapping of tensors.
+        network: gives a tensor, or tuples, mappings and dataclasses of tensors.
         batches: inputs and targets.
 
     Returns:
@@ -96,7 +98,7 @@ def statistics_of(
     found = []
     for x, y in batches:
         outputs = network(x)
-        named = outputs if isinstance(outputs, Mapping) else {"output": outputs}
-        arrays = {str(key): one.detach().float().cpu().numpy() for key, one in named.items()}
+        named = {"output": outputs} if isinstance(outputs, Tensor) else named_tensors(outputs)
+        arrays = {name: one.detach().float().cpu().numpy() for name, one in named.items()}
         found.append(task.statistics(arrays, y.cpu().numpy()))
     return np.concatenate(found) if found else np.zeros((0, 1))

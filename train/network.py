@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from sparse_export import models
 from sparse_export.errors import UsageError
+from sparse_export.graph.example import Example, make_example
 from sparse_export.graph.weight_uses import why_no_axis
+from sparse_export.signature import BATCH
 from sparse_export.tasks.labels import require_outputs
 from sparse_export.tasks.shipped import Classification, task_named
 from sparse_export.train.distributed import World
+from sparse_export.train.inputs import ModelInputs, called, each, tensors_of
 from sparse_export.train.layers import maskable_parameters, output_layers
 from sparse_export.train.recipe import Recipe
 
@@ -24,6 +27,7 @@ __all__ = [
     "in_memory_format",
     "make_network",
     "n_threads_for",
+    "named_example",
     "not_reduced",
     "require_fit",
     "wrapped_for_training",
@@ -43,11 +47,13 @@ def make_network(recipe: Recipe, n_outputs: int | None, device: torch.device, wo
     return model
 
 
-def in_memory_format(recipe: Recipe, x: Tensor) -> Tensor:
+def in_memory_format(recipe: Recipe, x: ModelInputs) -> ModelInputs:
     """Inputs in the memory format of the recipe."""
-    if recipe.channels_last and x.ndim == 4:
-        return x.contiguous(memory_format=torch.channels_last)
-    return x
+
+    def formatted(one: Tensor) -> Tensor:
+        return one.contiguous(memory_format=torch.channels_last) if one.ndim == 4 else one
+
+    return each(x, formatted) if recipe.channels_last else x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,33 +74,30 @@ class Outputs:
 def require_fit(
     model: nn.Module,
     recipe: Recipe,
-    input_shape: tuple[int, ...],
+    sample: ModelInputs,
     n_outputs: int | None,
-    device: torch.device,
 ) -> Outputs:
-    """Run two samples of zeros through the network. Lazy layers have shapes from here on.
+    """Run two samples through the network. Lazy layers have shapes from here on.
 
     Args:
         model: changed to eval mode.
         recipe: its names are in the errors.
-        input_shape: of one sample.
+        sample: two samples, on the device of the network.
         n_outputs: that the targets tell; of classes at most as many as the network has logits.
-        device: of the network.
 
     Raises:
         UsageError: the network cannot take this data.
     """
     model.eval()
     try:
-        sample = in_memory_format(recipe, torch.zeros((2, *input_shape), device=device))
+        sample = in_memory_format(recipe, sample)
         with torch.no_grad():
-            output = model(sample)
-            layers = output_layers(model, lambda: model(sample))
+            output = called(model, sample)
+            layers = output_layers(model, lambda: called(model, sample))
     except Exception as cause:  # whatever a network raises: some assert, some index
         reason = next(iter(str(cause).splitlines()), type(cause).__name__)
         raise UsageError(
-            f"The model {recipe.model} cannot take inputs of shape {input_shape} from {recipe.data}: "
-            f"{reason}.",
+            f"The model {recipe.model} cannot take {_described(sample)} from {recipe.data}: {reason}.",
             expected="A model and a data set of one shape were expected.",
             do="Choose another model or data set.",
         ) from cause
@@ -116,14 +119,41 @@ def require_fit(
                 do="Choose a model with as many outputs as there are classes.",
             )
     has_pattern = recipe.sparsity.pattern is not None
-    unfit = why_no_axis(model, sample, list(maskable_parameters(model))) if has_pattern else {}
+    example = named_example(model, recipe, sample) or cast(Tensor, sample)
+    unfit = why_no_axis(model, example, list(maskable_parameters(model))) if has_pattern else {}
     n = output.shape[-1] if isinstance(output, Tensor) and output.ndim == 2 else None
     return Outputs(n=n, layers=layers, unfit=unfit)
 
 
+def named_example(model: nn.Module, recipe: Recipe, x: ModelInputs) -> Example | None:
+    """The call of a network with named inputs; None for one with a single tensor.
+
+    Args:
+        model: the network.
+        recipe: whose factory may have `free_sizes` beside it, see `sparse_export.graph.example.FreeSizes`;
+            else the number of samples alone is free.
+        x: two samples.
+    """
+    if not isinstance(x, dict):
+        return None
+    beside = models.example_beside(recipe.model) if models.is_factory(recipe.model) else None
+    sizes = None if beside is None else beside[1]
+    batch: dict[str, tuple[str | None, ...]] = {
+        name: (BATCH, *[None] * (one.dim() - 1)) for name, one in x.items()
+    }
+    return make_example(model, (), x, free_sizes=sizes or batch)
+
+
+def _described(x: ModelInputs) -> str:
+    """The shapes of one sample, for a message."""
+    if isinstance(x, dict):
+        return "the inputs " + ", ".join(f"{name} of shape {tuple(one.shape[1:])}" for name, one in x.items())
+    return f"inputs of shape {tuple(tensors_of(x)[0].shape[1:])}"
+
+
 def wrapped_for_training(
     model: nn.Module, recipe: Recipe, device: torch.device, world: World
-) -> Callable[[Tensor], Tensor]:
+) -> Callable[..., Any]:
     """The network wrapped for training: by DistributedDataParallel and torch.compile, where needed."""
     forward: Any = model
     if world.size > 1:
@@ -131,7 +161,7 @@ def wrapped_for_training(
             forward, device_ids=[device.index] if device.type == "cuda" else None
         )
     compiled: Any = torch.compile(forward) if recipe.compile else forward
-    return cast(Callable[[Tensor], Tensor], compiled)
+    return cast(Callable[..., Any], compiled)
 
 
 def not_reduced(forward: Any) -> AbstractContextManager[None]:

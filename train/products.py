@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from sparse_export.formats.run import ProductInfo
 from sparse_export.train.csr_choice import choose_products
+from sparse_export.train.inputs import ModelInputs
 from sparse_export.train.recipe import Recipe
 from sparse_export.train.sparsifier import Sparsifier
 from sparse_export.train.step24 import Step24, product_facts, products_24
@@ -23,7 +24,7 @@ def make_products(
     recipe: Recipe,
     model: nn.Module,
     sparse: Sparsifier | None,
-    sample: Callable[[], Tensor],
+    sample: Callable[[], ModelInputs],
     *,
     earlier: Sequence[ProductInfo],
     n_threads: int,

@@ -16,7 +16,7 @@ from torch import Tensor
 from sparse_export.errors import ArtefactError, Interrupted, UsageError
 from sparse_export.formats.run import LayerInfo, ModelInfo, Run, RunInfo, SpeedInfo, TaskInfo
 from sparse_export.formats.score import Score
-from sparse_export.graph.example import example_of_shape
+from sparse_export.graph.example import call_of, example_of_shape
 from sparse_export.graph.named_network import signature_of_call
 from sparse_export.models.weights import load_unversioned
 from sparse_export.signature import Signature, class_signature
@@ -24,7 +24,7 @@ from sparse_export.tasks.class_names import with_class_names
 from sparse_export.tasks.samples import n_outputs_of
 from sparse_export.tasks.scores import value_text
 from sparse_export.tasks.shipped import Classification, task_named
-from sparse_export.train.batches import BatchLoader, Part, batch_loader
+from sparse_export.train.batches import batch_loader
 from sparse_export.train.checkpoint import Position, load_state, save_state, state_path
 from sparse_export.train.device_limits import require_possible
 from sparse_export.train.distributed import Agreement, World, masks_sha256
@@ -33,7 +33,9 @@ from sparse_export.train.ema import Ema
 from sparse_export.train.epoch import EpochSoFar
 from sparse_export.train.evaluation import score_of_part, statistics_of
 from sparse_export.train.factory import make_sparsifier
+from sparse_export.train.inputs import ModelInputs, called
 from sparse_export.train.layers import layer_facts
+from sparse_export.train.loader import BatchLoader, Part
 from sparse_export.train.loss import loss_of
 from sparse_export.train.methods.dense import DENSE
 from sparse_export.train.metrics import EpochMetrics, MetricsLog, read_metrics
@@ -41,6 +43,7 @@ from sparse_export.train.network import (
     in_memory_format,
     make_network,
     n_threads_for,
+    named_example,
     require_fit,
     wrapped_for_training,
 )
@@ -95,8 +98,9 @@ class Session:
             else self.loader.n_outputs
         )
         self.model = make_network(recipe, n_outputs, device, world)
-        self.outputs = require_fit(self.model, recipe, self.loader.input_shape, self.loader.n_outputs, device)
+        self.outputs = require_fit(self.model, recipe, self.loader.sample(2), self.loader.n_outputs)
         self._require_scorable()
+        self._example = named_example(self.model, recipe, self.loader.sample(2))
         self.batch_size = _whole_batch(recipe, self.loader, world)
         self.steps_per_epoch = self.loader.info.n_train // self.batch_size
         self.total_steps = self.steps_per_epoch * recipe.epochs
@@ -152,7 +156,7 @@ class Session:
         found = None if isinstance(task, Classification) else next(batches, None)
         if found is None:
             return
-        outputs = self.model.eval()(in_memory_format(recipe, found[0]))
+        outputs = called(self.model.eval(), in_memory_format(recipe, found[0]))
         try:
             loss_of(recipe)(outputs, found[1])
         except UsageError:
@@ -196,7 +200,8 @@ class Session:
         order = epoch_order(recipe.seed, 0, self.loader.info.n_train)
         x, y = next(iter(self.loader.training(order[: self.batch_size], self.batch_size, 0, 0)))
         seed_step(recipe.seed, 0, self.world.rank, self.device)
-        return loss_of(recipe)(self.model(in_memory_format(recipe, x)), y) * (len(y) / self.batch_size)
+        outputs = called(self.model, in_memory_format(recipe, x))
+        return loss_of(recipe)(outputs, y) * (len(y) / self.batch_size)
 
     def _begin_at(self, start: StartingPoint) -> None:
         load_unversioned(self.model, start.weights)
@@ -216,6 +221,7 @@ class Session:
             layers=self._layer_facts(),
             n_active=sparse.n_active if sparse else None,
             target_density=sparse.density if sparse else None,
+            call=None if self._example is None else call_of(self._example),
             seed=recipe.seed,
             n_threads=self.n_threads,
             device=self.device.type,
@@ -227,6 +233,8 @@ class Session:
 
     def _signature(self) -> Signature:
         """What the network takes and gives."""
+        if self._example is not None:
+            return signature_of_call(self.model.eval(), self._example).with_ranges(self.loader.ranges())
         if isinstance(task_named(self.recipe.task), Classification) and self.outputs.n is not None:
             return class_signature(self.loader.input_shape, self.outputs.n)
         return signature_of_call(self.model.eval(), example_of_shape(self.loader.input_shape).on(self.device))
@@ -248,12 +256,9 @@ class Session:
                 do="Start the run again in another folder.",
             )
 
-    def _sample(self) -> Tensor:
-        """Zeros like the inputs of a step: of a batch, this process's share."""
-        n_own = max(1, self.batch_size // self.world.size)
-        return in_memory_format(
-            self.recipe, torch.zeros((n_own, *self.loader.input_shape), device=self.device)
-        )
+    def _sample(self) -> ModelInputs:
+        """Inputs like those of a step: of a batch, this process's share."""
+        return in_memory_format(self.recipe, self.loader.sample(max(1, self.batch_size // self.world.size)))
 
     def how_to_go_on(self) -> str:
         """The command that resumes this run."""
@@ -277,6 +282,7 @@ class Session:
             self.products.restore()  # what is tested and handed on has ordinary layers
         info = replace(
             self.info,
+            signature=self.info.signature.with_ranges(self.loader.ranges()),
             validation=self._score("validation"),
             test=self._score("test"),
             layers=self._layer_facts(),
@@ -404,7 +410,7 @@ class Session:
         facts = self.sparse.layer_facts() if self.sparse else layer_facts(self.model, {})
         return facts if self._promises is None else self._promises.said_of(facts)
 
-    def _probe(self) -> Tensor | None:
+    def _probe(self) -> ModelInputs | None:
         """A batch of the validation part, for looking at layers; None without one, and in later ranks."""
         if not self.world.is_first:
             return None

@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparse_export.formats.run import SpeedInfo
 from sparse_export.models.modes import modes_kept
+from sparse_export.train.inputs import ModelInputs, called, tensors_of
 
 _TIMED_FOR_S = 0.5
 _MIN_TIMED, _MAX_TIMED = 3, 30
@@ -82,7 +83,7 @@ def estimate(
     return Estimate(channels=dense / channels, macs=dense / macs)
 
 
-def speed_of(model: nn.Module, x: Tensor | None, lines: Sequence[Mapping[str, Any]]) -> SpeedInfo | None:
+def speed_of(model: nn.Module, x: ModelInputs | None, lines: Sequence[Mapping[str, Any]]) -> SpeedInfo | None:
     """The measured time of a step and, apart from it, the estimates, over all epochs.
 
     Args:
@@ -165,7 +166,7 @@ class Look:
     left_out: dict[str, str]
 
 
-def look(model: nn.Module, x: Tensor) -> Look:
+def look(model: nn.Module, x: ModelInputs) -> Look:
     """Look at what the layers do with a batch.
 
     The network is run once, in evaluation; nothing of it changes.
@@ -192,14 +193,14 @@ def look(model: nn.Module, x: Tensor) -> Look:
     ]
     try:
         with _evaluated(model):
-            model(x)
+            called(model, x)
     finally:
         for handle in handles:
             handle.remove()
     return Look(uses=uses, left_out=left_out)
 
 
-def layer_uses(model: nn.Module, x: Tensor) -> dict[str, LayerUse]:
+def layer_uses(model: nn.Module, x: ModelInputs) -> dict[str, LayerUse]:
     """What the layers do with a batch, by name, without those that cannot be looked at: see `look`."""
     return look(model, x).uses
 
@@ -220,7 +221,7 @@ def _why_not(values: object, what: str) -> str | None:
     return None if values.ndim > 0 and values.numel() > 0 else f"its {what} is empty"
 
 
-def layer_times_ms(model: nn.Module, x: Tensor) -> dict[str, float]:
+def layer_times_ms(model: nn.Module, x: ModelInputs) -> dict[str, float]:
     """Median forward time of each layer in ms, dense, as it runs on this device; of a layer called twice, the
     sum.
     """
@@ -243,7 +244,7 @@ def layer_times_ms(model: nn.Module, x: Tensor) -> dict[str, float]:
         with _evaluated(model):
             for n in range(_MAX_TIMED):
                 now.clear()
-                model(x)
+                called(model, x)
                 if n > 0:  # the first call warms up
                     for name, value in now.items():
                         times[name].append(value)
@@ -255,9 +256,10 @@ def layer_times_ms(model: nn.Module, x: Tensor) -> dict[str, float]:
     return {name: median(values) for name, values in times.items() if values}
 
 
-def _clock(x: Tensor) -> float:
-    if x.device.type == "cuda":
-        torch.cuda.synchronize(x.device)
+def _clock(x: ModelInputs) -> float:
+    device = tensors_of(x)[0].device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 

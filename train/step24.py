@@ -23,6 +23,7 @@ from sparse_export.sparsity.compressed import TWO_FOUR
 from sparse_export.sparsity.pattern import fits, obeys
 from sparse_export.sparsity.product24 import Backend, why_not
 from sparse_export.sparsity.transposable import is_transposable
+from sparse_export.train.inputs import ModelInputs, called, tensors_of
 
 __all__ = ["BACKEND_24", "MovingMasks", "Step24", "product_facts", "products_24"]
 
@@ -43,7 +44,7 @@ class MovingMasks(Protocol):
 
 
 def products_24(
-    model: nn.Module, trainer: MovingMasks, sample: Tensor, *, sparse_backward: bool = False
+    model: nn.Module, trainer: MovingMasks, sample: ModelInputs, *, sparse_backward: bool = False
 ) -> Step24:
     """The 2:4 products of a recipe: in bfloat16, tuned for inputs like the sample.
 
@@ -60,7 +61,7 @@ def products_24(
         model, trainer, dtype=torch.bfloat16, backend=BACKEND_24, sparse_backward=sparse_backward
     )
     model.eval()  # no layer is to keep statistics of the sample
-    with torch.autocast(sample.device.type, torch.bfloat16):
+    with torch.autocast(tensors_of(sample)[0].device.type, torch.bfloat16):
         products.tune(model, sample)
     model.train()
     return products
@@ -177,14 +178,14 @@ class Step24:
             return
         self._fill()
 
-    def tune(self, model: nn.Module, x: Tensor) -> None:
+    def tune(self, model: nn.Module, x: ModelInputs) -> None:
         """Choose the fastest algorithms for inputs like x, of the network as it was given, not compiled.
         Times the device.
 
         Runs the network once, forward, as it is: in training, layers that keep statistics take x into them. A
         layer whose mask is not 2:4 yet is tuned when it becomes so.
         """
-        tune_layers(model, self.layers, lambda: model(x))
+        tune_layers(model, self.layers, lambda: called(model, x))
 
     @contextmanager
     def paused(self) -> Iterator[None]:

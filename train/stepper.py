@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from sparse_export.train.captured import CapturedStep, make_capturable, set_rate
 from sparse_export.train.distributed import World
 from sparse_export.train.divergence import FiniteNumbers
 from sparse_export.train.ema import Ema
+from sparse_export.train.inputs import ModelInputs, called, parts_of
 from sparse_export.train.loss import loss_of
 from sparse_export.train.network import in_memory_format, not_reduced
 from sparse_export.train.products import Products
@@ -47,7 +49,7 @@ class Stepper:
         self,
         recipe: Recipe,
         model: nn.Module,
-        forward: Callable[[Tensor], Tensor],
+        forward: Callable[..., Any],
         optimizer: Optimizer,
         sparse: Sparsifier | None,
         ema: Ema | None,
@@ -69,7 +71,7 @@ class Stepper:
         make_capturable(optimizer, device if recipe.cuda_graph else None)
         self._captured = CapturedStep(self._whole_step) if recipe.cuda_graph else None
 
-    def step_gradients(self, x: Tensor, y: Tensor, step: int) -> Tensor:
+    def step_gradients(self, x: ModelInputs, y: Tensor, step: int) -> Tensor:
         """Forward and backward, and where it is captured the weights' step too.
 
         Gives this process's part of the batch's mean loss: the parts add up to it.
@@ -77,7 +79,7 @@ class Stepper:
         recipe = self._recipe
         seed_step(recipe.seed, step, self._world.rank, self._device)
         set_rate(self.optimizer, self._learning_rate(step))
-        if recipe.augment == "crop-flip":
+        if recipe.augment == "crop-flip" and isinstance(x, Tensor):  # which alone it is taken for
             crops = draw_crops(self._batch_size, augmentation_generator(recipe.seed, step))
             x = crop_flip(x, self._world.share(crops.T).T)
         x = in_memory_format(recipe, x)
@@ -112,7 +114,7 @@ class Stepper:
         self._mask_average()
         return 1000 * (self._now() - began)
 
-    def _whole_step(self, x: Tensor, y: Tensor) -> Tensor:
+    def _whole_step(self, x: ModelInputs, y: Tensor) -> Tensor:
         """What a CUDA graph holds: everything of a step but what its number decides."""
         loss = self._gradients(x, y)
         self.optimizer.step()
@@ -120,7 +122,7 @@ class Stepper:
             self.sparse.apply_masks()
         return loss
 
-    def _gradients(self, x: Tensor, y: Tensor) -> Tensor:
+    def _gradients(self, x: ModelInputs, y: Tensor) -> Tensor:
         """Gradients of the batch, in the parts that the recipe says, clipped; gives its loss."""
         self.optimizer.zero_grad()
         n_parts = min(self._recipe.accumulate, len(y))
@@ -129,7 +131,7 @@ class Stepper:
         else:
             losses = []
             for place, (own_x, own_y) in enumerate(
-                zip(x.tensor_split(n_parts), y.tensor_split(n_parts), strict=True), start=1
+                zip(parts_of(x, n_parts), y.tensor_split(n_parts), strict=True), start=1
             ):
                 with nullcontext() if place == n_parts else not_reduced(self._forward):
                     losses.append(self._part(own_x, own_y).detach())
@@ -138,10 +140,10 @@ class Stepper:
             nn.utils.clip_grad_norm_(self.model.parameters(), self._recipe.grad_clip)
         return total
 
-    def _part(self, x: Tensor, y: Tensor) -> Tensor:
+    def _part(self, x: ModelInputs, y: Tensor) -> Tensor:
         """Add the gradients of samples to those that are there; gives their part of the batch's mean loss."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._recipe.precision == "bf16"):
-            loss = self._loss(self._forward(x), y)
+            loss = self._loss(called(self._forward, x), y)
         if len(y) != self._batch_size:
             loss = loss * (len(y) / self._batch_size)
         # Gradients are averaged over the processes, which divides by their number.

@@ -27,7 +27,8 @@ from sparse_export.graph.example import (
 from sparse_export.graph.named_network import signature_of_call
 from sparse_export.models.modes import modes_kept
 from sparse_export.signature import Signature
-from sparse_export.tasks.samples import labelled, named_data_info, named_samples
+from sparse_export.tasks.named_data import open_named
+from sparse_export.tasks.samples import labelled
 from sparse_export.tasks.shipped import task_named
 from sparse_export.train.run_folder import claimed_run, finish_run, require_empty
 
@@ -172,12 +173,18 @@ def _scored(
             )
         return None, shapes.test
     task = task_named(shapes.task)
-    samples, targets = named_samples(shapes.data, signature, None)
+    data = open_named(shapes.data, signature, None)
     test = labelled(
-        samples, targets, task, signature, of=shapes.data, network="The network", do="Name another task."
+        data.samples,
+        data.targets,
+        task,
+        signature,
+        of=shapes.data,
+        network="The network",
+        do="Name another task.",
     )
     found, start = [], 0
-    for feeds in samples.batches(_BATCH):
+    for feeds in data.samples.batches(_BATCH):
         n = signature.n_samples(feeds)
         outputs = tensors_in(
             example.call(model, [torch.from_numpy(feeds[name]).to(device) for name in example.tensors])
@@ -188,7 +195,7 @@ def _scored(
         found.append(task.statistics(arrays, test.targets[start : start + n]))
         start += n
     score = task.score(np.concatenate(found))
-    return named_data_info(shapes.data, signature, None), shapes.test or score
+    return data.info(), shapes.test or score
 
 
 def _example(model: nn.Module, weight: str, seen: SeenCall, shapes: GivenShapes, name: str | None) -> Example:

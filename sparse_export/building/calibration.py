@@ -12,7 +12,8 @@ from sparse_export.formats.run import RunInfo
 from sparse_export.signature import Array
 from sparse_export.tasks import data
 from sparse_export.tasks.inputs import read_inputs
-from sparse_export.tasks.samples import BatchSamples, SingleInput, calibration_of
+from sparse_export.tasks.named_data import calibration_of
+from sparse_export.tasks.samples import BatchSamples, SingleInput
 
 __all__ = ["calibration_batches", "require_calibration"]
 
@@ -68,7 +69,7 @@ def calibration_batches(
     require_calibration(info, precision, inputs)
     assert info.data is not None
     if not info.data.mean:
-        found_batches = calibration_of(info.data.name, info.signature, n)
+        found_batches = calibration_of(info.data.name, info.signature, data_dir, n)
         if found_batches is None:
             raise UsageError(
                 f"{info.data.name} has no part to calibrate on, which {precision} needs.",

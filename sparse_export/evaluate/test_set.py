@@ -11,7 +11,8 @@ from sparse_export.formats.bundle import BUNDLE_FILE, Bundle
 from sparse_export.formats.run import AGREEMENT
 from sparse_export.tasks.data import own
 from sparse_export.tasks.labels import require_outputs
-from sparse_export.tasks.samples import LabelledSamples, labelled, load_test_set, named_samples
+from sparse_export.tasks.named_data import open_named
+from sparse_export.tasks.samples import LabelledSamples, labelled, load_test_set
 from sparse_export.tasks.shipped import Classification, is_own, task_named
 from sparse_export.tasks.task import Task
 from sparse_export.trust import TrustedDigests
@@ -104,8 +105,10 @@ def test_set_of(
         return None
     known = task_of(bundle, task, trust)
     if data is not None:
-        samples, targets = named_samples(data, info.signature, data_dir)
-        return labelled(samples, targets, known, info.signature, of=data, network=network, do=_OTHER_TASK)
+        found = open_named(data, info.signature, data_dir)
+        return labelled(
+            found.samples, found.targets, known, info.signature, of=data, network=network, do=_OTHER_TASK
+        )
     assert info.data is not None
     if own.is_own(info.data.name):
         _require_trusted(bundle, f"The data {info.data.name}", trust)

@@ -14,7 +14,7 @@ from sparse_export.graph.example import Example, array_from_tensor
 from sparse_export.graph.names import free_name
 from sparse_export.signature import BATCH, Array, Feeds, Signature, TensorInfo
 
-__all__ = ["NamedNetwork", "run_module", "signature_of_call", "tensors_in"]
+__all__ = ["NamedNetwork", "named_tensors", "run_module", "signature_of_call", "tensors_in"]
 
 _Step = tuple[Literal["item", "attribute"], Any]
 _ONLY = ""
@@ -171,6 +171,21 @@ def tensors_in(returned: Any) -> list[Tensor]:
         UsageError: there is something else.
     """
     return [tensor for _, _, tensor in _tensors(returned, (), _ONLY)]
+
+
+def named_tensors(returned: Any) -> dict[str, Tensor]:
+    """The tensors that a forward returned, by the names that the outputs of its graph have.
+
+    Args:
+        returned: several tensors in tuples, lists, mappings and dataclasses.
+
+    Raises:
+        UsageError: there is something else.
+    """
+    found: dict[str, Tensor] = {}
+    for _, name, tensor in _tensors(returned, (), _ONLY):
+        found[free_name(name, found)] = tensor
+    return found
 
 
 def _name_alone(tensor: Tensor, example: Example) -> str:

@@ -19,7 +19,7 @@ from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.tasks.labels import require_outputs
 from sparse_export.tasks.shipped import Classification
 from sparse_export.tasks.task import Task
-from sparse_export.train.batches import BatchLoader
+from sparse_export.train.loader import BatchLoader
 
 __all__ = [
     "data_name",
@@ -116,6 +116,13 @@ def input_shape_of(
 ) -> tuple[int, ...]:
     told = tuple(given) if given is not None else None
     if loader is not None:
+        if not isinstance(loader.sample(1), Tensor):
+            raise UsageError(
+                f"The samples of {loader.info.name} have named inputs.",
+                expected="One input of floats was expected.",
+                do="Leave out --data and what needs it, so that the network is pruned as a graph; or train it "
+                "sparse by a recipe.",
+            )
         if told is not None and told != loader.input_shape:
             raise UsageError(
                 f"An input shape of {told} was given, and the samples of {loader.info.name} are "

@@ -52,7 +52,9 @@ def loader_recipe(
     rate, or by defaults. Without epochs it is for the data loader alone."""
     info = None if run is None else run.info
     name = model if info is None else str(info.model.name)
-    shape = input_shape if input_shape is not None or info is None else info.signature.input_shape
+    shape = input_shape
+    if shape is None and info is not None and info.signature.only_input is not None:
+        shape = info.signature.input_shape
     table: dict[str, Any] = dict(_FINE_TUNING)
     if info is not None and info.recipe:
         table = {key: value for key, value in info.recipe.items() if value is not None and key != "sparsity"}

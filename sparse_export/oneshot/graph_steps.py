@@ -32,14 +32,8 @@ from sparse_export.signature import Feeds, Signature
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.tasks.agreement import Agreement, agreement_of
 from sparse_export.tasks.inputs import read_inputs, with_seen_ranges
-from sparse_export.tasks.samples import (
-    BatchSamples,
-    LabelledSamples,
-    calibration_of,
-    labelled,
-    named_data_info,
-    named_samples,
-)
+from sparse_export.tasks.named_data import open_named
+from sparse_export.tasks.samples import BatchSamples, LabelledSamples, labelled
 from sparse_export.tasks.shipped import task_named
 from sparse_export.train.run_folder import claimed_run, require_empty
 
@@ -91,7 +85,7 @@ def scoring_of(
     Args:
         source: the network.
         task: what it is for.
-        data: what it is scored on, see `sparse_export.tasks.samples.named_samples`.
+        data: what it is scored on, see `sparse_export.tasks.named_data.open_named`.
         data_dir: where a relative file starts.
 
     Returns:
@@ -111,10 +105,10 @@ def scoring_of(
             expected="Both were expected: what the network is for, and samples with targets.",
         )
     known = task_named(task)
-    samples, targets = named_samples(data, source.signature, data_dir)
+    found = open_named(data, source.signature, data_dir)
     test = labelled(
-        samples,
-        targets,
+        found.samples,
+        found.targets,
         known,
         source.signature,
         of=data,
@@ -122,9 +116,9 @@ def scoring_of(
         do="Name another task.",
     )
     return Scoring(
-        info=named_data_info(data, source.signature, data_dir),
+        info=found.info(),
         test=test,
-        calibration=tuple(calibration_of(data, source.signature, CALIBRATION_SAMPLES) or ()),
+        calibration=() if found.calibration is None else tuple(found.calibration(CALIBRATION_SAMPLES)),
     )
 
 

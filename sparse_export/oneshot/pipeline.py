@@ -39,9 +39,9 @@ from sparse_export.sparsity.permute import find_permutation
 from sparse_export.tasks.scores import score_text
 from sparse_export.tasks.shipped import Classification
 from sparse_export.tasks.task import Task
-from sparse_export.train.batches import BatchLoader, Part
 from sparse_export.train.evaluation import statistics_of
 from sparse_export.train.layers import computed_weights, maskable_parameters, output_layers
+from sparse_export.train.loader import BatchLoader, Part
 from sparse_export.train.pattern_plan import plan_pattern
 from sparse_export.train.user_run import tensors_in
 
@@ -113,6 +113,7 @@ class Work:
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(self.loader.info.n_train, generator=generator)[:n_samples]
         for x, _ in self.loader.training(order, size, 0, 0):
+            assert isinstance(x, Tensor)  # `input_shape_of` saw to it
             yield x
 
     def stage(self, name: str, seconds: float) -> Stage:

@@ -108,7 +108,7 @@ def sparsify(
     `activation` (|w| times the norm of its input) and `reconstruction` (weights corrected so that outputs
     stay close) need data.  permute: look for an order of channels first that loses less.  data: a name as in
     a recipe, or `none`; a run's own by default; of a network that is pruned as a graph what its score is
-    measured on, see `sparse_export.tasks.samples.named_samples`.  task: what it is for; that of the run, or
+    measured on, see `sparse_export.tasks.named_data.open_named`.  task: what it is for; that of the run, or
     classification, by default.  calibration_samples: of its training part.  finetune: epochs
     of training afterwards, masks fixed, or with `moving` following momentum under the pattern.  keep_dense:
     shell patterns of parameters or layers that stay as they are.  planned_dense: weights that a plan leaves
@@ -135,8 +135,9 @@ def sparsify(
     require_plan_for(asked, planned_dense)
     require_numbers(calibration_samples, finetune, seed)
     told = Told(axes=axes, sizes=sizes, inputs=None if inputs is None else Path(inputs))
-    in_torch = (
-        data not in (None, "none") or finetune > 0 or moving or norms or permute or _is_scored_run(model)
+    is_trained = finetune > 0 or moving or norms or permute
+    in_torch = is_trained or (
+        not _has_several_inputs(model) and (data not in (None, "none") or _is_scored_run(model))
     )
     graph = graph_source(
         model, told, weights=weights, input_shape=input_shape, seed=seed, trust=trust, in_torch=in_torch
@@ -287,6 +288,12 @@ def _is_scored_run(model: str) -> bool:
         return False
     info = read_run_info(folder)
     return info.data is not None and info.model.form == "torch"
+
+
+def _has_several_inputs(model: str) -> bool:
+    """Is MODEL a run of a network with other inputs than one of floats, which is pruned as a graph?"""
+    folder = Path(model)
+    return (folder / RUN_FILE).is_file() and read_run_info(folder).signature.only_input is None
 
 
 def _task_of(run: Run | None) -> str:

@@ -191,7 +191,7 @@ def correct_predictions(logits: Any, labels: Any) -> Any:
 
 
 def count_correct(
-    network: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+    network: Callable[[Any], Tensor], batches: Iterable[tuple[Any, Tensor]], device: torch.device
 ) -> Tensor:
     """Count the correct predictions of a torch network over a set, batch by batch.
 

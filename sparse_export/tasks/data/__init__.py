@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DataSet",
     "Inputs",
+    "archive_of",
     "default_data_dir",
     "first_of_validation",
     "load",
@@ -122,6 +123,23 @@ def picture_files(name: str, data_dir: Path | None = None) -> imagefolder.Listin
     from sparse_export.tasks.data import imagefolder
 
     return imagefolder.list_pictures(name, _own_path(name, place, data_dir))
+
+
+def archive_of(name: str, data_dir: Path | None = None) -> Path | None:
+    """The file of an `npz:FILE`, which need not be there.
+
+    Args:
+        name: of a data set.
+        data_dir: where a relative FILE starts, the current folder if None.
+
+    Returns:
+        Its path; None for a data set of another kind.
+
+    Raises:
+        UsageError: there is no FILE behind the colon.
+    """
+    form, _, place = name.partition(":")
+    return _own_path(name, place, data_dir) if form == "npz" else None
 
 
 def load_test_set(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import torch
 from torch import Tensor
 
 from sparse_export.errors import DataNotFound
-from sparse_export.tasks.archives import require_bounded
+from sparse_export.tasks.archives import open_arrays, pieces_of
 from sparse_export.tasks.data.dataset import DataSet, channel_statistics
+from sparse_export.tasks.data.own import OwnData, Part
 from sparse_export.tasks.data.places import damaged
 from sparse_export.tasks.labels import label_problem
 
@@ -70,12 +73,15 @@ def read_arrays(name: str, path: Path, *, classes: bool = True) -> tuple[Tensor,
         DataNotFound: there is no such file.
         ArtefactError: it is no such archive, or an array in it is missing or invalid.
     """
-    if not path.is_file():
-        raise DataNotFound(
-            f"Data set {name} is not there: {path.absolute()} is not a file.",
-            do="Correct the path; a relative one starts at --data-dir if given, else at the current folder.",
+    arrays = _arrays(name, path)
+    missing = [key for key in KEYS if key not in arrays]
+    if missing:
+        raise damaged(
+            path,
+            f"has no {' and no '.join(missing)}",
+            expected=f"It holds {', '.join(arrays) or 'no named arrays'}.",
+            do="Write it with numpy.savez(FILE, x_train=…, y_train=…, x_test=…, y_test=…).",
         )
-    arrays = _read(path)
     x_train, y_train = _samples(path, arrays, "train", classes)
     x_test, y_test = _samples(path, arrays, "test", classes)
     if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
@@ -87,14 +93,82 @@ def read_arrays(name: str, path: Path, *, classes: bool = True) -> tuple[Tensor,
     return x_train, y_train, x_test, y_test
 
 
-def _read(path: Path) -> dict[str, _Array]:
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Samples of arrays, with arrays by name for inputs.
+
+    Attributes:
+        inputs: by the names of the network's inputs, samples along the first axis.
+        targets: likewise.
+    """
+
+    inputs: Mapping[str, _Array]
+    targets: _Array
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, at: int) -> tuple[dict[str, _Array], Any]:
+        return {name: one[at] for name, one in self.inputs.items()}, self.targets[at]
+
+
+def named_parts(name: str, path: Path) -> OwnData | None:
+    """Open an archive with an array for each input of a network.
+
+    Args:
+        name: of the data set.
+        path: of an archive that holds NAME_train and NAME_test for each input, y_train and y_test, and
+            perhaps NAME_validation and y_validation.
+
+    Returns:
+        Its parts, whose samples have their inputs by name; None for an archive whose only input is `x`, and
+        for one of another layout.
+
+    Raises:
+        DataNotFound: there is no such file.
+        ArtefactError: it is no such archive, or an array is missing or has another length.
+    """
+    arrays = _arrays(name, path)
+    inputs = [key.removesuffix("_train") for key in arrays if key.endswith("_train") and key != "y_train"]
+    if inputs in ([], ["x"]):
+        return None
+    parts = {}
+    for part in ("train", "validation", "test"):
+        wanted = [*(f"{one}_{part}" for one in inputs), f"y_{part}"]
+        there = [key for key in wanted if key in arrays]
+        if part == "validation" and not there:
+            continue
+        missing = [key for key in wanted if key not in arrays]
+        if missing:
+            raise damaged(
+                path,
+                f"has no {' and no '.join(missing)}",
+                expected=f"It holds {', '.join(arrays)}.",
+                do="Write it with NAME_train and NAME_test for each input, y_train and y_test.",
+            )
+        lengths = {key: len(arrays[key]) if arrays[key].ndim else 0 for key in wanted}
+        if len(set(lengths.values())) > 1 or not min(lengths.values()):
+            raise damaged(
+                path,
+                f"has {', '.join(f'{n} samples in {key}' for key, n in lengths.items())}",
+                do="Give each array of a part the same number of samples, one at least.",
+            )
+        for key in wanted:
+            _require_finite(path, key, arrays[key])
+        rows = Rows(inputs={one: arrays[f"{one}_{part}"] for one in inputs}, targets=arrays[f"y_{part}"])
+        parts[part] = Part(name=f"the part {part} of {name}", samples=rows)
+    return OwnData(name=name, parts=parts)
+
+
+def _arrays(name: str, path: Path) -> dict[str, _Array]:
     """The arrays of an archive, by key; nothing is unpickled."""
+    if not path.is_file():
+        raise DataNotFound(
+            f"Data set {name} is not there: {path.absolute()} is not a file.",
+            do="Correct the path; a relative one starts at --data-dir if given, else at the current folder.",
+        )
     try:
-        with path.open("rb") as stream:
-            require_bounded(stream)
-            archive = np.load(stream, allow_pickle=False)
-            held = archive.files if isinstance(archive, np.lib.npyio.NpzFile) else None
-            arrays = {key: archive[key] for key in KEYS if key in held} if held else {}
+        return open_arrays(path)
     except (
         *(OSError, EOFError, ValueError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error),
         RuntimeError,  # zipfile's error for a password; NotImplementedError for a compression
@@ -104,15 +178,6 @@ def _read(path: Path) -> dict[str, _Array]:
             f"cannot be read as a NumPy archive: {_why(cause)}",
             do="Get the file again, or write it with numpy.savez without Python objects.",
         ) from cause
-    missing = [key for key in KEYS if key not in arrays]
-    if missing:
-        raise damaged(
-            path,
-            f"has no {' and no '.join(missing)}",
-            expected=f"It holds {', '.join(held) if held else 'no named arrays'}.",
-            do="Write it with numpy.savez(FILE, x_train=…, y_train=…, x_test=…, y_test=…).",
-        )
-    return arrays
 
 
 def _why(cause: Exception) -> str:
@@ -147,15 +212,29 @@ def _inputs(path: Path, key: str, x: _Array) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(x if x.ndim == 4 else x[:, None]))
     with np.errstate(over="ignore"):  # an overflow becomes infinite and is reported below
         x = np.ascontiguousarray(x, dtype=np.float32)
-    finite = np.isfinite(x)
-    if not finite.all():
-        first = tuple(int(index) for index in np.argwhere(~finite)[0])
+    _require_finite(path, key, x)
+    return torch.from_numpy(x)
+
+
+def _require_finite(path: Path, key: str, x: _Array) -> None:
+    """Raise ArtefactError for floats that are NaN or infinite, with their number and the first place."""
+    if x.dtype.kind != "f":
+        return
+    n_wrong, start = 0, 0
+    first: tuple[int, ...] = ()
+    for piece in pieces_of(x):
+        wrong = ~np.isfinite(piece)
+        if wrong.any():
+            row, *rest = (int(index) for index in np.argwhere(wrong)[0])
+            first = first or (start + row, *rest)
+            n_wrong += int(wrong.sum())
+        start += len(piece)
+    if n_wrong:
         raise damaged(
             path,
-            f"has {int((~finite).sum())} values in {key} that are NaN or infinite, the first at {first}",
+            f"has {n_wrong} values in {key} that are NaN or infinite, the first at {first}",
             do="Remove or replace them and write the file again.",
         )
-    return torch.from_numpy(x)
 
 
 def _labels(path: Path, key: str, y: _Array, n_samples: int) -> Tensor:

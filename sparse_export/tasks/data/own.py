@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -24,6 +24,14 @@ def is_own(name: str) -> bool:
     return ":" in name and not name.startswith(("npz:", "imagefolder:"))
 
 
+class Samples(Protocol):
+    """Pairs of inputs and a target, by their number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, at: int, /) -> Any: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """Samples in a fixed order.
@@ -34,7 +42,7 @@ class Part:
     """
 
     name: str
-    samples: Sequence[Any]
+    samples: Samples
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -68,16 +76,22 @@ class Part:
         A sequence with an attribute `targets`, as torchvision's data sets have, is not read for them.
         """
         known = getattr(self.samples, "targets", None)
+        if isinstance(known, np.ndarray | Tensor):
+            return _array(known)
         found = list(known) if known is not None else [self.sample(at)[1] for at in range(len(self))]
         found = [_array_or_other(one) for one in found]
         shapes = {one.shape if isinstance(one, np.ndarray) else None for one in map(_number, found)}
         return np.stack([_number(one) for one in found]) if len(shapes) == 1 and None not in shapes else found
 
+    def some(self, n: int) -> list[tuple[Any, Any]]:
+        """Up to `n` samples, spread evenly."""
+        rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), n)).astype(int))
+        return [self.sample(int(at)) for at in rows]
+
     def sha256(self) -> str:
         """Hex SHA-256 of up to 256 samples, spread evenly, so that other data are noticed."""
         digest = hashlib.sha256(f"{len(self)}\n".encode())
-        for at in np.unique(np.linspace(0, len(self) - 1, min(len(self), _HASHED)).astype(int)):
-            inputs, target = self.sample(int(at))
+        for inputs, target in self.some(_HASHED):
             arrays = inputs if isinstance(inputs, Mapping) else {"": inputs}
             for name, one in arrays.items():
                 digest.update(f"{name} {one.dtype} {one.shape}\n".encode())
