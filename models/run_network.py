@@ -20,7 +20,7 @@ from sparse_export.models.lazy import give_shapes
 from sparse_export.models.weights import load_unversioned
 from sparse_export.trust import TrustedDigests
 
-__all__ = ["density_of", "masks_of_run", "network_of_run"]
+__all__ = ["code_of_run", "density_of", "masks_of_run", "network_of_run"]
 
 
 def network_of_run(run: Run, *, trusted: TrustedDigests = None) -> nn.Module:
@@ -73,6 +73,19 @@ def network_of_run(run: Run, *, trusted: TrustedDigests = None) -> nn.Module:
     return network
 
 
+def code_of_run(run: Run) -> tuple[trust.RunsCode, ...]:
+    """List the code that making the network of a run would run: its factory, where it names one.
+
+    Args:
+        run: the run; one whose network is in memory needs no factory.
+    """
+    name = run.info.model.name
+    if run.module is not None or name is None or not models.is_factory(name):
+        return ()
+    what = f"The factory {name} in {run.path}"
+    return (trust.RunsCode(sha256=sha256_file(run.path / RUN_FILE), what=what),)
+
+
 def _fresh_network(run: Run, trusted: TrustedDigests) -> nn.Module:
     """Create the network of a run with fresh weights."""
     name = run.info.model.name
@@ -81,8 +94,7 @@ def _fresh_network(run: Run, trusted: TrustedDigests) -> nn.Module:
             f"The run in {run.path} does not say how its network is made: it was passed in memory.",
             do="Build it in the process that trained it, or train it with a factory, package.module:factory.",
         )
-    if models.is_factory(name):
-        trust.require(sha256_file(run.path / RUN_FILE), f"The factory {name} in {run.path}", trusted=trusted)
+    trust.require_all(code_of_run(run), trusted=trusted)
     with torch.no_grad():  # weights that a layer computes from others must be copied like the others
         return models.create(name, run.info.signature.n_classes)
 

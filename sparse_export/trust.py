@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sparse_export.errors import ArtefactError, NotTrustedError, OutputError, UsageError
@@ -133,6 +134,19 @@ def is_vouched_for(digest: str, *, trusted: TrustedDigests) -> bool:
     return True
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunsCode:
+    """A file that would run code when it is used.
+
+    Attributes:
+        sha256: of the file that vouches for it, in hex.
+        what: names it in an error, like "The factory a:b in runs/x".
+    """
+
+    sha256: str
+    what: str
+
+
 def require(digest: str, what: str, *, trusted: TrustedDigests) -> None:
     """Check that this user vouches for a file, by the store or now.
 
@@ -146,19 +160,41 @@ def require(digest: str, what: str, *, trusted: TrustedDigests) -> None:
         NotTrustedError: this user does not; the message has the digest to pass.
         SparseExportError: as `remember`.
     """
-    digest = _checked(digest)
-    if is_vouched_for(digest, trusted=trusted):
+    require_all([RunsCode(sha256=digest, what=what)], trusted=trusted)
+
+
+def require_all(files: Sequence[RunsCode], *, trusted: TrustedDigests) -> None:
+    """Check that this user vouches for every file that a command will use, by the store or now.
+
+    Args:
+        files: those that would run code.
+        trusted: digests passed with --trust, as for `require`.
+
+    Raises:
+        NotTrustedError: this user does not vouch for one or more; the message has all the digests to pass.
+        SparseExportError: as `remember`.
+    """
+    lacking: dict[str, list[str]] = {}
+    for one in files:
+        digest = _checked(one.sha256)
+        if not is_vouched_for(digest, trusted=trusted):
+            lacking.setdefault(digest, []).append(one.what)
+    if not lacking:
         return
+    named = {digest: " and ".join(dict.fromkeys(what)) for digest, what in lacking.items()}
+    options = " ".join(f"--trust {digest}" for digest in named)
+    it = "it" if len(named) == 1 else "them"
     passed = (trusted,) if isinstance(trusted, str) else tuple(trusted or ())
     if passed:
+        found = "; ".join(f"{what} has SHA-256 {digest}" for digest, what in named.items())
         raise NotTrustedError(
-            f"{what} has SHA-256 {digest}, not {' or '.join(map(repr, passed))}.",
-            do="It was changed, or the digest is another file's. Do not use it before you know which; "
-            f"when you trust it, pass --trust {digest} too.",
+            f"{found}, not {' or '.join(map(repr, passed))}.",
+            do=f"{'It was' if it == 'it' else 'They were'} changed, or the digest is another file's. Do not "
+            f"use {it} before you know which; when you trust {it}, pass {options} too.",
         )
     raise NotTrustedError(
-        f"{what} would run code that was not made here.",
-        do=f"Look at it, and when you trust it pass --trust {digest} once.",
+        f"{'; '.join(named.values())} would run code that was not made here.",
+        do=f"Look at {it}, and when you trust {it} pass {options} once.",
     )
 
 

@@ -111,6 +111,28 @@ def test_one_of_several_digests_is_enough_and_only_that_is_remembered() -> None:
     assert not trust.is_trusted(B)
 
 
+def test_one_message_names_every_digest_that_is_needed_and_how_to_pass_them() -> None:
+    files = [trust.RunsCode(sha256=digest, what=what) for digest, what in ((A, "The engine"), (B, "The net"))]
+    with pytest.raises(NotTrustedError) as caught:
+        trust.require_all(files, trusted=None)
+    assert str(caught.value) == (
+        "The engine; The net would run code that was not made here. "
+        f"Look at them, and when you trust them pass --trust {A} --trust {B} once."
+    )
+    with pytest.raises(NotTrustedError, match=f"The net has SHA-256 {B}, not '{A}'.*pass --trust {B} too"):
+        trust.require_all(files, trusted=A)
+    with pytest.raises(NotTrustedError, match=f"The net would run .*pass --trust {B} once"):
+        trust.require_all(files, trusted=None)
+    trust.require_all(files, trusted=(B,))
+    trust.require_all(files, trusted=None)
+
+
+def test_what_one_digest_vouches_for_is_named_together() -> None:
+    files = [trust.RunsCode(sha256=A, what=what) for what in ("The engine", "The task", "The task")]
+    with pytest.raises(NotTrustedError, match=f"The engine and The task would .*pass --trust {A} once"):
+        trust.require_all(files, trusted=None)
+
+
 @pytest.mark.parametrize("given", [None, (), ""])
 def test_without_a_digest_only_what_is_known_is_vouched_for(given: str | tuple[str, ...] | None) -> None:
     assert not trust.is_vouched_for(A, trusted=given)

@@ -6,6 +6,7 @@ changes the engine can change the manifest; so this user has to vouch for the ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sparse_export import trust
@@ -16,7 +17,7 @@ from sparse_export.formats.bundle import Bundle
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.listed import file_of
 
-__all__ = ["engine_of", "problem_with", "require_genuine", "require_loadable"]
+__all__ = ["engine_of", "problem_with", "require_all_genuine", "require_genuine", "require_loadable"]
 
 
 def engine_of(bundle: Bundle, target: str) -> EngineInfo:
@@ -72,6 +73,27 @@ def require_genuine(bundle: Bundle, engine: EngineInfo, *, trusted: trust.Truste
         ArtefactError: the file was changed.
         NotTrustedError: this user does not vouch for the manifest.
     """
+    require_all_genuine([(bundle, engine)], trusted=trusted)
+
+
+def require_all_genuine(
+    engines: Sequence[tuple[Bundle, EngineInfo]], *, trusted: trust.TrustedDigests = None
+) -> None:
+    """As `require_genuine`, for several: the error names all the digests that are needed.
+
+    Args:
+        engines: opened bundles, each with its record of an engine.
+        trusted: digests passed with --trust.
+
+    Raises:
+        ArtefactError: a file was changed.
+        NotTrustedError: this user does not vouch for one or more of the manifests.
+    """
+    trust.require_all([_genuine(bundle, engine) for bundle, engine in engines], trusted=trusted)
+
+
+def _genuine(bundle: Bundle, engine: EngineInfo) -> trust.RunsCode:
+    """The engine, once it is the file of its manifest. Raises ArtefactError."""
     path = file_of(bundle, engine.file)
     header = read_header(path)
     require_whole(path, header)
@@ -81,7 +103,7 @@ def require_genuine(bundle: Bundle, engine: EngineInfo, *, trusted: trust.Truste
             f"and of {engine.target} {engine.version} by its manifest.",
             do="Build the bundle again.",
         )
-    trust.require(bundle.manifest_sha256, f"The engine {path}", trusted=trusted)
+    return trust.RunsCode(sha256=bundle.manifest_sha256, what=f"The engine {path}")
 
 
 def problem_with(

@@ -13,7 +13,7 @@ from typing import Self, TypedDict, Unpack
 
 import numpy as np
 
-from sparse_export.engines.loadable import engine_of, require_genuine
+from sparse_export.engines.loadable import engine_of, require_all_genuine
 from sparse_export.engines.tensorrt_import import TARGETS
 from sparse_export.errors import ArtefactError, MissingCapability, NotTrustedError, UsageError, what_and_do
 from sparse_export.evaluate.parity import golden_inputs
@@ -216,8 +216,9 @@ def opened_both(
     passed_over: dict[str, str] = {}
     for name in candidates(dense, sparse) if runtime is None else (runtime,):
         try:  # a file that was changed ends it; one that nobody vouches for is like one that cannot run
-            for side in (dense, sparse) if name in TARGETS else ():
-                require_genuine(side, engine_of(side, name), trusted=trust)
+            if name in TARGETS:
+                both = [(side, engine_of(side, name)) for side in (dense, sparse)]
+                require_all_genuine(both, trusted=trust)
         except NotTrustedError as cause:
             if runtime is not None:
                 raise

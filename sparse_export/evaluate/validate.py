@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from sparse_export.engines.tensorrt_import import TARGETS
 from sparse_export.errors import UnknownNameError, UsageError
 from sparse_export.evaluate.evaluator import Scored, score, score_file
 from sparse_export.evaluate.parity import (
@@ -15,10 +16,16 @@ from sparse_export.evaluate.parity import (
     parity_by_batch,
     parity_of,
 )
-from sparse_export.evaluate.references import against_dense, open_dense, reference_of_bundle
+from sparse_export.evaluate.references import (
+    against_dense,
+    open_dense,
+    reference_of_bundle,
+    run_of_bundle,
+)
 from sparse_export.evaluate.test_set import is_scored, require_possible_task, task_of, test_set_of
 from sparse_export.evaluate.unlabelled import Unlabelled, unlabelled
 from sparse_export.evaluate.validation import AgainstDense, Parity, RuntimeResult, Validation
+from sparse_export.evaluate.vouching import code_of_bundle, require_vouched
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.formats.score import Score
@@ -30,7 +37,7 @@ from sparse_export.runtimes.probe import require_probed
 from sparse_export.tasks.agreement import Agreement, agreement_of
 from sparse_export.tasks.samples import ArraySamples, LabelledSamples
 from sparse_export.tasks.scores import MaxDrop, drop_of, require_possible_drop
-from sparse_export.trust import TrustedDigests
+from sparse_export.trust import TrustedDigests, is_vouched_for
 from sparse_export.version import library_versions, now
 
 __all__ = ["validate"]
@@ -92,6 +99,9 @@ def validate(
     recorded = info.reference_score if on_record else None
     _require_gate_possible(bundle, max_drop, against, recorded, data)
     _require_inputs_of_use(bundle, inputs, against, data)
+    brought = code_of_bundle(bundle, engines=bool(set(runtimes or ()) & set(TARGETS)), task=task, data=data)
+    if not all(is_vouched_for(one.sha256, trusted=trust) for one in brought):  # all that is needed, at once
+        require_vouched(brought, run_of_bundle(bundle, None if run is None else Path(run)), trust)
     if is_scored(bundle, data):  # before the work
         require_possible_task(bundle, task_of(bundle, task, trust))
     names, not_run = _runtimes(bundle, runtimes, trust)

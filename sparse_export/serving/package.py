@@ -151,9 +151,8 @@ def package(
         require_replaceable(out, kind="package", description=PACKAGE_FILE, own=())
         served = [open_served(path, name) for path, name in zip(bundles, names, strict=True)]
         require_distinct(served)
-        for one in served:
-            if not runtimes or {"tensorrt", "python"} & set(runtimes):
-                require_trusted_engines(one, trust)
+        if not runtimes or {"tensorrt", "python"} & set(runtimes):
+            require_trusted_engines(served, trust)
         notes = [f"{one.name}: left out {reason}" for one in served for reason in one.left_out]
         chosen = {one.name: _runtimes(one, runtimes, notes) for one in served}
         around = {one.name: _picture_models(one, chosen[one.name], notes) for one in served}

@@ -261,22 +261,26 @@ def why_not_served(served: Served, runtime: Runtime) -> str | None:
     return None
 
 
-def require_trusted_engines(served: Served, trusted: trust.TrustedDigests) -> None:
-    """Check that this user vouches for a bundle with engines, which are native code.
+def require_trusted_engines(served: Sequence[Served], trusted: trust.TrustedDigests) -> None:
+    """Check that this user vouches for the bundles with engines, which are native code.
 
     Args:
-        served: the bundle.
-        trusted: digests that the user vouches for from now on; that of the bundle's manifest counts.
+        served: the bundles; those without an engine need nobody.
+        trusted: digests that the user vouches for from now on; those of the bundles' manifests count.
 
     Raises:
-        NotTrustedError: the user has not vouched for the bundle's manifest.
+        NotTrustedError: the user has not vouched for the manifests that the message names.
     """
-    if served.engines:
-        trust.require(
-            served.manifest_sha256,
-            f"The engine {served.bundle.path / served.engines[0].file}",
-            trusted=trusted,
-        )
+    trust.require_all(
+        [
+            trust.RunsCode(
+                sha256=one.manifest_sha256, what=f"The engine {one.bundle.path / one.engines[0].file}"
+            )
+            for one in served
+            if one.engines
+        ],
+        trusted=trusted,
+    )
 
 
 def _dense_onnx(served: Served) -> bytes:

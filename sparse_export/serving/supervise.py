@@ -104,9 +104,9 @@ def serve(
     require_distinct(served)
     server = find_server()
     runtimes = [choose_runtime(one, server, options.runtime) for one in served]
-    for one, runtime in zip(served, runtimes, strict=True):
-        if runtime != "onnxruntime":
-            require_trusted_engines(one, options.trust)
+    pairs = list(zip(served, runtimes, strict=True))
+    require_trusted_engines([one for one, runtime in pairs if runtime != "onnxruntime"], options.trust)
+    for one, runtime in pairs:
         require_files_probed(one, runtime, options)
         for reason in one.left_out:
             say(f"{one.name}: left out {reason}")
@@ -357,7 +357,7 @@ class _Supervisor:
                 )
             runtime = choose_runtime(served, self._server, self._options.runtime)
             if runtime != "onnxruntime":
-                require_trusted_engines(served, self._options.trust)
+                require_trusted_engines([served], self._options.trust)
             require_files_probed(served, runtime, self._options)
             new = replace(slot, served=served, runtime=runtime, version=slot.version + 1)
             if new.needs_host_code and not any(one.needs_host_code for one in self._slots):

@@ -651,7 +651,7 @@ def test_engines_are_compared_where_both_bundles_have_one_that_runs(
 ) -> None:
     dense, sparse = (_with_engine(folder, "picked") for folder in pair)
     monkeypatch.setattr(OPENING, "open_runtime", lambda bundle, name, **_: _Played(bundle))
-    monkeypatch.setattr(OPENING, "require_genuine", lambda *_, **__: None)
+    monkeypatch.setattr(OPENING, "require_all_genuine", lambda *_, **__: None)
     found = compare(dense, sparse, **QUICK, samples=_samples())
     assert (found.runtime, found.passed_over) == ("tensorrt-rtx", {})
     assert "of its layers 1 picked" in found.latency[0].verdict
@@ -670,9 +670,9 @@ def test_a_better_runtime_that_cannot_run_is_named_and_one_that_was_asked_for_is
     def nobodys(*_: object, **__: object) -> None:
         raise NotTrustedError("Nobody vouches for it.")
 
-    monkeypatch.setattr(OPENING, "require_genuine", nobodys)
+    monkeypatch.setattr(OPENING, "require_all_genuine", nobodys)
     assert compare(dense, sparse, **QUICK).passed_over == {"tensorrt-rtx": "Nobody vouches for it."}
-    monkeypatch.setattr(OPENING, "require_genuine", lambda *_, **__: None)
+    monkeypatch.setattr(OPENING, "require_all_genuine", lambda *_, **__: None)
     found = compare(dense, sparse, **QUICK)
     assert found.runtime == "onnxruntime-cpu"
     assert set(found.passed_over) == {"tensorrt-rtx"}
@@ -695,11 +695,11 @@ def test_a_manifest_that_is_vouched_for_counts_for_both_of_two_copies(
     digest = sha256_file(first.path / BUNDLE_FILE)
     vouched: list[bool] = []
 
-    def note(*_: object, trusted: TrustedDigests) -> None:
-        vouched.append(digest in trust.digests(trusted))
+    def note(engines: list[tuple[Bundle, EngineInfo]], *, trusted: TrustedDigests) -> None:
+        vouched.extend(digest in trust.digests(trusted) for _ in engines)
 
     monkeypatch.setattr(OPENING, "open_runtime", lambda bundle, name, **_: _Played(bundle))
-    monkeypatch.setattr(OPENING, "require_genuine", note)
+    monkeypatch.setattr(OPENING, "require_all_genuine", note)
     compare(first, second, **QUICK, trust=("ab" * 32, digest.upper()))
     assert vouched == [True, True]
 

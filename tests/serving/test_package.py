@@ -308,15 +308,26 @@ def test_an_engine_is_served_only_when_it_is_trusted(bundles: Bundles, tmp_path:
     folder = with_engines(bundles.dense, tmp_path / "net", "tensorrt-fp16-sm70.engine", trusted=False)
     served = open_served(folder)
     with pytest.raises(NotTrustedError) as error:
-        require_trusted_engines(served, None)
+        require_trusted_engines([served], None)
     assert error.value.exit_code == 6
     with pytest.raises(NotTrustedError):
         package([served.bundle.path], [None], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     package([served.bundle.path], [None], tmp_path / "out", runtimes=["onnxruntime"])  # no engine in it
     remember(served.manifest_sha256)  # as building does
-    require_trusted_engines(served, None)
+    require_trusted_engines([served], None)
     package([served.bundle.path], [None], tmp_path / "all")
+
+
+def test_the_digests_of_all_bundles_are_named_at_once(bundles: Bundles, tmp_path: Path) -> None:
+    folders = [
+        with_engines(one, tmp_path / one.name, "tensorrt-fp16-sm75.engine", trusted=False)
+        for one in (bundles.dense, bundles.sparse)
+    ]
+    digests = [open_served(folder).manifest_sha256 for folder in folders]
+    with pytest.raises(NotTrustedError, match=" ".join(f"--trust {digest}" for digest in digests)):
+        package(folders, [None, None], tmp_path / "out")
+    package(folders, [None, None], tmp_path / "out", trust=digests)
 
 
 def test_a_damaged_bundle_leaves_the_package_that_was_there(bundles: Bundles, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from sparse_export.errors import GateFailed, SparseExportError
 from sparse_export.evaluate.links.case import Case
 from sparse_export.evaluate.links.chain import Figure, Finding
 from sparse_export.evaluate.references import run_of_bundle
+from sparse_export.evaluate.vouching import code_of_bundle, require_vouched
 from sparse_export.graph.layers import broken_patterns, count_parameters, promised_patterns
 from sparse_export.graph.passes.permute import reduction_axis
 from sparse_export.models.run_network import masks_of_run, network_of_run
@@ -76,6 +77,8 @@ def _of_run(case: Case) -> tuple[list[str], list[str]]:
         return wrong, [f"of the run's own weights {n_promised} were looked at for their pattern"]
     if run.info.model.name is None:
         return [], [f"the run {run.path} does not say how its network is made"]
+    brought = code_of_bundle(case.bundle, engines=True, task=case.task, data=case.data)
+    require_vouched(brought, run, case.trust)
     network = network_of_run(run, trusted=case.trust)
     masks = masks_of_run(run, network)  # raises where a weight is not zero that its mask leaves out
     promised = promised_patterns(run.info.layers)

@@ -20,7 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sparse_export.building import build
-from sparse_export.errors import ArtefactError, GateFailed, SpeedupNotReached, UnknownNameError, UsageError
+from sparse_export.errors import (
+    ArtefactError,
+    GateFailed,
+    NotTrustedError,
+    SpeedupNotReached,
+    UnknownNameError,
+    UsageError,
+)
 from sparse_export.evaluate.compare import compare
 from sparse_export.evaluate.comparison import Comparison
 from sparse_export.evaluate.gate import Gate, check_gate, gate, write_results
@@ -28,7 +35,7 @@ from sparse_export.evaluate.links.junit import junit_xml
 from sparse_export.evaluate.validate import validate
 from sparse_export.evaluate.validation import Validation
 from sparse_export.files import sha256_file
-from sparse_export.formats.bundle import Bundle, read_bundle_info, save_bundle_info
+from sparse_export.formats.bundle import Bundle, RunReference, read_bundle_info, save_bundle_info
 from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import Run, save_run_info
 from sparse_export.signature import class_signature
@@ -36,7 +43,7 @@ from sparse_export.tasks import data
 from sparse_export.tasks.scores import score_text
 from tests.engines.making import engine_fact, header
 from tests.evaluate.gating.conftest import QUICK, Spoil, rewrite
-from tests.making_runs import digits_accuracy, digits_fact, digits_run, save_run
+from tests.making_runs import digits_accuracy, digits_fact, digits_run, network_and_masks, save_run
 
 LINKS = ("files", "weights", "graph", "engines", "score", "speed")
 ENGINE = "engines/made-up.engine"
@@ -279,6 +286,23 @@ def test_an_engine_that_nobody_vouched_for_breaks_the_engines(
     assert found.links[3].error == "NotTrustedError"
     digest = sha256_file(copied / "manifest.json")
     assert gate(copied, dense.path, trust=digest, n_threads=1, runtimes=["onnxruntime-cpu"]).passed
+
+
+def test_the_digests_of_an_engine_and_of_a_factory_are_named_at_once(
+    copied: Path, dense: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, the engine's was asked for only after that of the run was given."""
+    module, masks = network_and_masks(density=0.5)
+    run = save_run(tmp_path / "run", module, masks, name="no_such_module:net")
+    with_engine(copied, sha256_file(copied / "model.onnx"))
+    reference = RunReference(path=str(run.path), run_sha256=sha256_file(run.path / "run.json"))
+    rewrite(copied, run=reference)
+    needed = [sha256_file(copied / "manifest.json"), reference.run_sha256]
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "somebody-else"))
+    options = " ".join(f"--trust {digest}" for digest in needed)
+    assert options in broken_at(gate(copied, dense.path), "weights", 6)
+    with pytest.raises(NotTrustedError, match=options):
+        validate(copied, runtimes=["tensorrt"])
 
 
 def test_lost_accuracy_breaks_the_accuracy_with_its_figures(dense: Bundle, tmp_path: Path) -> None:
