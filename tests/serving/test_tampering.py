@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from sparse_export.errors import SparseExportError
 from sparse_export.formats.bundle import open_bundle
+from sparse_export.formats.run import open_run
 from sparse_export.serving.repository import open_served
 from tests.serving.conftest import Bundles
 from tests.serving.engines import with_engines
@@ -78,3 +80,30 @@ def test_a_bundle_with_a_file_that_was_changed_is_not_opened(
     for use in (open_bundle, open_served):
         with pytest.raises(SparseExportError):
             use(bundle)
+
+
+@pytest.mark.full
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["manifest.json", "run.json"])
+def test_no_single_flipped_bit_of_a_description_gives_it_another_meaning(
+    file: str, bundles: Bundles, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """A thousand bits: each ends in an error, or is space between the words of JSON."""
+    is_run = file == "run.json"
+    folder = tmp_path / "changed"
+    shutil.copytree(bundles.dense.with_name("dense-run") if is_run else bundles.dense, folder)
+    whole = (folder / file).read_bytes()
+    meant = (open_run if is_run else open_bundle)(folder).info
+    bits = random.Random(request.config.getoption("--seed")).sample(range(8 * len(whole)), 1000)
+    n_refused = 0
+    for bit in bits:
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        (folder / file).write_bytes(changed)
+        try:
+            found = (open_run if is_run else open_bundle)(folder).info
+        except SparseExportError:
+            n_refused += 1
+        else:
+            assert found == meant, bit
+    assert n_refused > 700
