@@ -36,7 +36,7 @@ ANY_PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--h
 
 @contextmanager
 def serving(bundles: Sequence[Path], words: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """`serve` on bundles; what it says when it is ready."""
+    """`serve` on bundles; what it says when it is ready, and its own process."""
     command = [
         sys.executable,
         "-m",
@@ -59,7 +59,7 @@ def serving(bundles: Sequence[Path], words: Sequence[str]) -> Iterator[dict[str,
             document = json.loads("".join(lines))
             if "error" in document:
                 raise ServerFailed(document["error"]["message"])
-            yield document
+            yield {**document, "serve_pid": process.pid}
         finally:
             process.terminate()
             process.wait()

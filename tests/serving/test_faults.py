@@ -25,7 +25,7 @@ from tests.named_graphs import model_of
 from tests.sealing import write_sealed
 from tests.serving.conftest import Bundles
 from tests.serving.named_bundles import named_bundle
-from tests.serving.serving import ANY_PORTS, CHECKOUT, Load, Serving, group, serving, until
+from tests.serving.serving import ANY_PORTS, CHECKOUT, Load, Serving, get, group, serving, until
 
 
 def _serve(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -225,6 +225,15 @@ def test_a_new_version_is_loaded_under_load_without_an_error(
     with http.InferenceServerClient(f"127.0.0.1:{renewed.http_port}") as client:
         found = infer(http, client, "net", sample)
     assert np.allclose(found, np.load(bundles.dense / "golden" / "output.npy")[:1], atol=1e-4)
+    until(
+        lambda: _series_of(renewed, "net.candidate") == {"nv_inference_request_failure"}, "the end of counts"
+    )
+
+
+def _series_of(one: Serving, model: str) -> set[str]:
+    """Names on the page of metrics."""
+    _, page = get(int(one.document["ports"]["metrics"]), "/metrics")
+    return {line.partition("{")[0] for line in page.decode().splitlines() if f'model="{model}"' in line}
 
 
 def test_a_damaged_new_bundle_leaves_the_old_version_in_place(
