@@ -61,6 +61,9 @@ from sparse_export.cli._common import (
     help="Prune the layers that a plan chose, and only those.",
 )
 @click.option("--norms", is_flag=True, help="Re-estimate batch norms on the calibration samples.")
+@click.option(
+    "--errors", is_flag=True, help="Measure each layer's error by magnitude too: a walk over the samples."
+)
 @click.option("--input-shape", metavar="C,H,W", help="Of one sample, where nothing else tells it.")
 @click.option(
     "--inputs",
@@ -102,6 +105,7 @@ def command(
     keep_dense: tuple[str, ...],
     plan_file: Path | None,
     norms: bool,
+    errors: bool,
     input_shape: str | None,
     inputs: Path | None,
     axes: tuple[str, ...],
@@ -150,6 +154,7 @@ def command(
             keep_dense=keep_dense,
             planned_dense=planned_dense,
             norms=norms,
+            errors=errors,
             input_shape=shape,
             inputs=inputs,
             axes=axes,

@@ -74,7 +74,14 @@ def require_usable_weights(source: Source) -> None:
 
 
 def data_name(
-    data: str | None, run: Run | None, method: Method, *, finetune: int, moving: bool, norms: bool
+    data: str | None,
+    run: Run | None,
+    method: Method,
+    *,
+    finetune: int,
+    moving: bool,
+    norms: bool,
+    errors: bool,
 ) -> str | None:
     """The data to use, None for none. Raises UsageError where the other options need some."""
     if moving and not finetune:
@@ -90,6 +97,7 @@ def data_name(
         (method != "magnitude", f"The method {method} looks at what each layer meets on real inputs"),
         (finetune > 0, "Fine-tuning trains on data"),
         (norms, "Batch norms are re-estimated on data"),
+        (errors, "Errors of layers are measured on data"),
     ):
         if needs:
             raise UsageError(

@@ -38,10 +38,20 @@ from sparse_export.oneshot.wiring import wiring_of
 from sparse_export.signature import Feeds, Signature
 from sparse_export.sparsity.pattern import NMPattern
 
-__all__ = ["CALIBRATION_MEMORY", "Finished", "PrunedGraph", "sparsify_graph", "squares_of_graph"]
+__all__ = [
+    "CALIBRATION_MEMORY",
+    "NOT_ASKED_FOR",
+    "Finished",
+    "PrunedGraph",
+    "has_walk",
+    "sparsify_graph",
+    "squares_of_graph",
+]
 
 CALIBRATION_MEMORY = 3 * 2**29
 """Bytes of the values that a walk keeps in memory between two segments."""
+
+NOT_ASKED_FOR = "error not measured: --errors was not given"
 
 Finished = Callable[[SparsifiedLayer, int, int], None]
 """Gets each layer as it is finished, how many are by now, and how many there will be."""
@@ -54,7 +64,7 @@ class PrunedGraph:
     Attributes:
         model: a new one; names and types are those of the one that it was made of.
         layers: every weight, in graph order.
-        n_calibration: samples that were looked at; 0 without.
+        n_calibration: samples that were looked at; 0 without a walk.
         n_resumed: layers that an earlier process had finished.
         spilled_bytes: of values that did not fit into the memory for them, and went to disk.
         masks: of the weights that were pruned by this call, bool of the stored shape, by name.
@@ -84,14 +94,17 @@ def sparsify_graph(
     n_threads: int | None = None,
     only: Collection[str] | None = None,
     allowed: Mapping[str, Tensor] | None = None,
+    errors: bool = False,
 ) -> PrunedGraph:
     """Bring the weights of a graph under an N:M pattern by one walk over it.
+
+    `magnitude` needs no walk, and there is none unless errors are asked for.
 
     Args:
         model: with its weights read, nodes in topological order, and without functions of its own. It stays
             as it is.
         signature: of it.
-        batches: calibration inputs; None for `magnitude` without any, by which no error is measured.
+        batches: calibration inputs; None for `magnitude` without any.
         pattern: N:M.
         method: how weights are chosen, and what values they get.
         keep_dense: shell patterns of weights, or of nodes that multiply by them.
@@ -104,10 +117,11 @@ def sparsify_graph(
         n_threads: of onnxruntime inside an operator; None for one for each core.
         only: the weights that get the pattern, as far as they can; None for all that should.
         allowed: by name, bool of the stored shape, False where a zero stays one.
+        errors: measure the error of each layer by `magnitude` too; the other methods always do.
 
     Raises:
         UsageError: inputs do not fit or are NaN or infinite inside the network, no weight can take the
-            pattern, a name is unknown, or a method needs inputs and there are none.
+            pattern, a name is unknown, or a method or errors need inputs and there are none.
         ArtefactError: a weight is not finite, or onnxruntime cannot run the graph.
         MissingCapability: memory, or the provider, is missing.
         OutputError: the state, or values that do not fit into memory, cannot be written.
@@ -118,8 +132,16 @@ def sparsify_graph(
             f"The method {method} looks at what each layer meets on real inputs, and there are none.",
             do="Give --inputs FILE.npz, or choose --method magnitude.",
         )
+    if not batches and errors:
+        raise UsageError(
+            "--errors was given, and there are no inputs to measure errors on.",
+            do="Give real inputs, or leave --errors out.",
+        )
     for feeds in batches:
         signature.require_feeds(feeds)
+    why_no_error = ""
+    if batches and not has_walk(method, errors=errors):
+        batches, why_no_error = (), NOT_ASKED_FOR
     pruned = onnx.ModelProto()
     pruned.CopyFrom(model)
     wiring = wiring_of(pruned)
@@ -131,6 +153,7 @@ def sparsify_graph(
         options = {
             "pattern": str(pattern),
             "method": method,
+            "errors": why_no_error,
             "provider": provider,
             "pruned": [weight.name for weight in weights.pruned],
         }
@@ -143,7 +166,15 @@ def sparsify_graph(
             wiring = wiring_of(walked)
             found = with_uses_in(found, walked, wiring)
     work = _Work(
-        pruned, walked, found, method, kept, observer, has_inputs=bool(batches), allowed=allowed or {}
+        pruned,
+        walked,
+        found,
+        method,
+        kept,
+        observer,
+        has_inputs=bool(batches),
+        why_no_error=why_no_error,
+        allowed=allowed or {},
     )
     spilled = 0
     seen = [weight for weight in found if not weight.unseen] if batches else []
@@ -175,6 +206,11 @@ def sparsify_graph(
         spilled_bytes=spilled,
         masks=work.masks,
     )
+
+
+def has_walk(method: Method, *, errors: bool) -> bool:
+    """Does a method look at inputs, or are errors asked for?"""
+    return errors or method != "magnitude"
 
 
 def squares_of_graph(
@@ -297,13 +333,14 @@ class _Work:
         observer: Finished | None,
         *,
         has_inputs: bool,
+        why_no_error: str,
         allowed: Mapping[str, Tensor],
     ) -> None:
         self._models = [pruned] if walked is pruned else [pruned, walked]
         self._stored = [{t.name: t for t in one.graph.initializer} for one in self._models]
         self._numbers = {weight.name: i for i, weight in enumerate(weights)}
         self._method, self._state, self._observer = method, state, observer
-        self._has_inputs, self._allowed = has_inputs, allowed
+        self._has_inputs, self._why_no_error, self._allowed = has_inputs, why_no_error, allowed
         self.masks: dict[str, Tensor] = {}
         self.layers: dict[str, SparsifiedLayer] = {}
         for weight in weights:
@@ -350,7 +387,7 @@ class _Work:
     def _method_for(self, weight: GraphWeight, statistics: InputStatistics | None) -> tuple[Method, str]:
         """The method that the inputs of a weight allow, and a note where it is another, or no error is known."""
         if not self._has_inputs:
-            return self._method, ""
+            return self._method, self._why_no_error
         if statistics is None:
             why = weight.unseen or "nothing reached it"
             return "magnitude", f"{_instead('magnitude', self._method)}: {why}"

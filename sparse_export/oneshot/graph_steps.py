@@ -203,6 +203,7 @@ def sparsify_source(
     n_threads: int | None = None,
     observer: Finished | None = None,
     scoring: Scoring | None = None,
+    errors: bool = False,
 ) -> tuple[Run, SparsifyReport]:
     """Make a graph N:M sparse, and write it as a finished run with the dense one beside it.
 
@@ -221,6 +222,7 @@ def sparsify_source(
         observer: told of each layer.
         scoring: what the dense and the sparse network are scored on; None for their agreement alone. Without
             inputs its calibration samples are used.
+        errors: measure the error of each layer by `magnitude` too.
 
     Returns:
         The run and the report.
@@ -248,6 +250,7 @@ def sparsify_source(
                 state=state,
                 observer=observer,
                 n_threads=n_threads,
+                errors=errors,
             )
         except BaseException:
             for folder in (state, out):  # but not what a layer was left in

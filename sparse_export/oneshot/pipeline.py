@@ -21,7 +21,13 @@ from sparse_export.graph.model import prepared, signature_of
 from sparse_export.graph.named_network import signature_of_call
 from sparse_export.graph.passes.permute import PermutationReport, permute_network
 from sparse_export.graph.weight_uses import why_no_axis
-from sparse_export.oneshot.graph_pruning import Finished, sparsify_graph, squares_of_graph
+from sparse_export.oneshot.graph_pruning import (
+    NOT_ASKED_FOR,
+    Finished,
+    has_walk,
+    sparsify_graph,
+    squares_of_graph,
+)
 from sparse_export.oneshot.layers import (
     Method,
     prune_weight,
@@ -105,6 +111,7 @@ class Work:
         self.stages: list[Stage] = []
         self.in_order: dict[str, float] = {}
         self.n_norms = 0
+        self.looks_at_data = False
 
     def batches(self) -> Iterator[Tensor]:
         """The calibration inputs: of the training part, the same samples each time."""
@@ -167,6 +174,7 @@ class Work:
         began = time.monotonic()
         scores: dict[str, Tensor] = {}
         if method != "magnitude":
+            self.looks_at_data = True
             graph = self._graph()
             found = squares_of_graph(
                 graph.model,
@@ -209,18 +217,23 @@ class Work:
         permuted: PermutationReport | None,
         *,
         norms: bool,
+        errors: bool = False,
         observer: Finished | None = None,
     ) -> tuple[SparsifiedLayer, ...]:
         """Prune layer after layer, each calibrated on what the pruned ones before it give.
 
-        With data that is one walk over the network's graph.  observer: told of each layer of that.  Raises
+        With data that is one walk over the network's graph, for `magnitude` where errors are asked for.
+        observer: told of each layer of that.  Raises
         UsageError when no layer of the graph takes the pattern, and when no weight is left.
         """
         began = time.monotonic()
         notes = {} if permuted is None else {layer.name: layer.reason for layer in permuted.layers}
         dense = dict(reasons)
         self.network.cpu()
-        walked = self._walked(caps, method, observer)
+        walks = self.loader is not None and has_walk(method, errors=errors)
+        walked = self._walked(caps, method, observer) if walks else None
+        self.looks_at_data |= walks or (norms and self.loader is not None)
+        why_unseen = f"error not measured: {_NOT_IN_GRAPH}" if walks else NOT_ASKED_FOR
         found: dict[str, SparsifiedLayer] = {}
         for name, cap in caps.items():
             weight = self.network.get_parameter(name)
@@ -231,7 +244,7 @@ class Work:
             elif method == "magnitude":
                 pruned = prune_weight(weight.detach(), cap, method, allowed=self.masks.get(name))
                 mask, values, error = pruned.mask, pruned.weight, None
-                why = "" if walked is None else f"error not measured: {_NOT_IN_GRAPH}"
+                why = "" if self.loader is None else why_unseen
             else:
                 dense[name] = _NOT_IN_GRAPH
                 continue
@@ -281,10 +294,8 @@ class Work:
         (name,) = signature.input_names
         return _Graph(model, signature, [{name: x.cpu().numpy()} for x in self.batches()])
 
-    def _walked(self, caps: Mapping[str, Cap], method: Method, observer: Finished | None) -> _Walked | None:
-        """The weights that a walk over the network's graph pruned; None without data."""
-        if self.loader is None:
-            return None
+    def _walked(self, caps: Mapping[str, Cap], method: Method, observer: Finished | None) -> _Walked:
+        """The weights that a walk over the network's graph pruned, with their errors."""
         graph = self._graph()
         pruned = sparsify_graph(
             graph.model,
@@ -295,6 +306,7 @@ class Work:
             only=caps,
             allowed={name: mask for name, mask in self.masks.items() if name in caps},
             observer=observer,
+            errors=True,
         )
         stored = {one.name: one for one in pruned.model.graph.initializer if one.name in pruned.masks}
         return _Walked(
@@ -341,7 +353,7 @@ class Work:
             moving=moving,
             epochs=epochs,
             seed=self.seed,
-            n_calibration=self.n_calibration,
+            n_calibration=self.n_calibration if self.looks_at_data else 0,
             n_norms=self.n_norms,
             permuted_spaces=sum(space.permutation is not None for space in spaces),
             n_spaces=len(spaces),

@@ -43,7 +43,8 @@ class SparsifiedLayer:
         kept_in_order: share of it that N of M keep at most in the order that the channels had.
         kept_share: share of it where the mask is on.
         error: ‖X (W - W')‖ / ‖X W‖ over the calibration data, X as the layers before it then made it; None
-            without calibration data, and where `reason` says why.
+            without calibration data, and where `reason` says why, as it does for `magnitude` unless errors were
+            asked for.
         n_active: entries that the mask keeps.
     """
 
@@ -65,7 +66,8 @@ class SparsifyReport:
 
     Attributes:
         weights: where they came from, `sha256` of a file or of a run's `run.json` included.
-        n_calibration: samples of the training part that were looked at; 0 without data.
+        n_calibration: samples of the training part that were looked at; 0 without data, and where the method
+            looks at none and no errors were asked for.
         permuted_spaces: spaces of channels that got another order, of `n_spaces`.
         output_difference: the largest between the outputs before and after, of the largest output, in
             float64; 0 where nothing was permuted.

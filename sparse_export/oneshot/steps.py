@@ -89,6 +89,7 @@ def sparsify(
     keep_dense: Sequence[str] = (),
     planned_dense: Mapping[str, str] | None = None,
     norms: bool = False,
+    errors: bool = False,
     input_shape: Sequence[int] | None = None,
     inputs: str | Path | None = None,
     axes: Sequence[str] = (),
@@ -113,7 +114,8 @@ def sparsify(
     of training afterwards, masks fixed, or with `moving` following momentum under the pattern.  keep_dense:
     shell patterns of parameters or layers that stay as they are.  planned_dense: weights that a plan leaves
     dense, with its reasons (`sparse_export.plan.planning.dense_by_plan`); it decides about small layers too.
-    norms: re-estimate batch norms on the calibration data after pruning.  input_shape: of one sample, where
+    norms: re-estimate batch norms on the calibration data after pruning.  errors: measure the error of each
+    layer on the calibration data by `magnitude` too, which takes a walk over them.  input_shape: of one sample, where
     neither network nor data tell.  inputs: a file or folder of real inputs without labels, see
     `sparse_export.tasks.inputs.read_inputs`, in place of data; the network is then pruned as a graph, in one
     walk, and so is an ONNX file, one of a run that holds a graph, and a factory with an `example_inputs()`
@@ -157,12 +159,13 @@ def sparsify(
             seed=seed,
             observer=finished,
             scoring=scoring_of(graph, task, None if data == "none" else data, data_dir),
+            errors=errors,
         )
         return Sparsified(run=made, report=found)
     run = run_of(model)
     require_weights(model, run, weights)
     task = task or _task_of(run)
-    data = data_name(data, run, chosen, finetune=finetune, moving=moving, norms=norms)
+    data = data_name(data, run, chosen, finetune=finetune, moving=moving, norms=norms, errors=errors)
     with claimed_run(out):
         require_empty(out)
         place = device_of(device)
@@ -189,7 +192,9 @@ def sparsify(
             work.stage("original", 0.0)
             dense = _dense_of(work, run, out)
             permuted = work.permute(caps, chosen) if permute else None
-            layers = work.prune(caps, reasons, chosen, permuted, norms=norms, observer=finished)
+            layers = work.prune(
+                caps, reasons, chosen, permuted, norms=norms, errors=errors, observer=finished
+            )
         report = work.report(
             layers, permuted, pattern=asked, method=chosen, permute=permute, moving=moving, epochs=finetune
         )

@@ -125,6 +125,7 @@ def test_a_graph_is_pruned_as_the_network_is_that_it_was_exported_from(
         [{"input": batch.numpy()} for batch in batches],
         method,
         signature=class_signature((3, 12, 12), 8),
+        errors=True,
     )
     check(done, exported)
     assert {one.name for one in done.layers if one.pattern} == set(NAMES)
@@ -146,6 +147,22 @@ def test_without_inputs_magnitude_prunes_and_the_others_refuse(exported: onnx.Mo
     assert {one.error for one in done.layers} == {None}
     with pytest.raises(UsageError, match="activation looks at what each layer meets"):
         pruned(exported, None, "activation", signature=signature)
+    with pytest.raises(UsageError, match="no inputs to measure errors on"):
+        pruned(exported, None, "magnitude", signature=signature, errors=True)
+
+
+def test_magnitude_walks_for_errors_alone_and_keeps_the_same_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batches = chain(), [{"x": drawn(9, 16)}]
+    walked = pruned(model, batches, "magnitude", errors=True)
+    monkeypatch.setattr(graph_pruning, "Walk", None)
+    plain = pruned(model, batches, "magnitude")
+    assert plain.model == walked.model
+    assert (walked.n_calibration, plain.n_calibration) == (9, 0)
+    assert all(one.error for one in walked.layers if one.pattern)
+    why = "error not measured: --errors was not given"
+    assert {(one.error, one.reason) for one in plain.layers if one.pattern} == {(None, why)}
 
 
 CHAIN = """(float[N,16] x) => (float[N,16] y) {

@@ -17,7 +17,7 @@ import sparse_export as se
 from sparse_export import models
 from sparse_export.errors import ArtefactError, DataNotFound, GateFailed, NotTrustedError, UsageError
 from sparse_export.graph.passes.permute import permute_network
-from sparse_export.oneshot import Sparsified, Stage, pipeline, sparsify, steps, unfolding
+from sparse_export.oneshot import Sparsified, Stage, graph_pruning, pipeline, sparsify, steps, unfolding
 from sparse_export.oneshot.source import Source, open_source
 from sparse_export.sparsity import permute
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group, obeys
@@ -80,10 +80,13 @@ def test_every_method_gives_a_run_that_build_packs(
     assert [stage.name for stage in report.stages] == names
     assert report.stages[0].test == dense.info.test
     assert report.stages[-2].test == dense.info.test  # another order of channels is the same function
-    assert report.n_calibration == 512
+    assert report.n_calibration == (0 if method == "magnitude" else 512)
     for layer in report.layers:
         if layer.pattern is None:
             assert layer.reason
+            continue
+        if method == "magnitude":
+            assert (layer.error, layer.reason) == (None, "error not measured: --errors was not given")
             continue
         assert layer.error is not None
         assert 0 < layer.error < 1
@@ -111,13 +114,40 @@ def test_magnitude_in_order_is_the_plain_rule_on_the_runs_weights(dense: se.Run,
 def test_reconstruction_is_closer_to_the_network_than_magnitude(dense: se.Run, tmp_path: Path) -> None:
     errors = {}
     for method in ("magnitude", "reconstruction"):
-        done = sparsify(dense.path, tmp_path / method, method=method, device="cpu", calibration_samples=100)
+        done = sparsify(
+            dense.path, tmp_path / method, method=method, device="cpu", calibration_samples=100, errors=True
+        )
         assert done.report.n_calibration == 100
         first = next(layer for layer in done.report.layers if layer.pattern)
         errors[method] = first.error
     assert errors["reconstruction"] is not None
     assert errors["magnitude"] is not None
     assert errors["reconstruction"] < 0.8 * errors["magnitude"]
+
+
+def test_magnitude_makes_no_walk_and_no_gram_matrix_unless_errors_are_asked_for(
+    dense: se.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = sparsify(dense.path, tmp_path / "asked", errors=True, device="cpu", calibration_samples=20)
+    assert asked.report.n_calibration == 20
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("samples were looked at")
+
+    monkeypatch.setattr(graph_pruning, "Walk", refuse)
+    monkeypatch.setattr(unfolding, "_upper_products", refuse)
+    monkeypatch.setattr(pipeline, "onnx_from_module", refuse)
+    done = sparsify(dense.path, tmp_path / "run", device="cpu", calibration_samples=20)
+    check(done)
+    assert done.report.stages[-1].test == asked.report.stages[-1].test is not None
+    for one, other in zip(done.report.layers, asked.report.layers, strict=True):
+        if other.error is not None:
+            other = replace(other, error=None, reason="error not measured: --errors was not given")
+        assert one == other
+    files = [(run.path / "model.safetensors").read_bytes() for run in (done.run, asked.run)]
+    assert files[0] == files[1]
+    assert "--errors was not given" in str(done.report)
+    assert any(layer.error for layer in asked.report.layers)
 
 
 def test_fine_tuning_keeps_the_masks_and_gains(dense: se.Run, tmp_path: Path) -> None:
@@ -413,6 +443,7 @@ def test_a_layer_too_wide_for_its_gram_matrix_goes_without_and_the_report_says_s
         data="digits",
         method=method,
         calibration_samples=20,
+        errors=True,
         device="cpu",
     )
     check(done)
@@ -451,6 +482,7 @@ def test_a_transposed_convolution_is_calibrated_like_any_layer(
         data="digits",
         method=method,
         calibration_samples=20,
+        errors=True,
         device="cpu",
     )
     first = done.report.layers[0]
