@@ -1,7 +1,4 @@
-"""Shows how training, engine builds and timings go: a bar on a terminal, plain lines elsewhere.
-
-Always on stderr.
-"""
+"""Shows how training, pruning, engine builds and timings go, on stderr: a bar on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -11,12 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sparse_export.cli._common import say
+from sparse_export.tables import visible
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
     from torch import Tensor
 
     from sparse_export.engines.progress import BuildProgress
     from sparse_export.formats.run import RunInfo
+    from sparse_export.oneshot.costs import LayerDone
     from sparse_export.train.metrics import EpochMetrics
 
 _LINE_EVERY_S = 30.0
@@ -139,6 +140,71 @@ class _Bar:
 
     def close(self) -> None:
         self._progress.stop()
+
+
+@contextmanager
+def layer_observer() -> Iterator[_LayerBar | _LayerLines]:
+    """What is told of each layer that is pruned."""
+    observer = _LayerBar() if sys.stderr.isatty() else _LayerLines()
+    try:
+        yield observer
+    finally:
+        observer.close()
+
+
+class _LayerLines:
+    """One line a layer."""
+
+    def __call__(self, done: LayerDone) -> None:
+        say(f"{done.number} of {done.n_layers}: {done.layer.name}")
+
+    def close(self) -> None:
+        pass
+
+
+class _LayerBar:
+    """A bar over the work of all layers, with the last layer and the time left."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._escape = escape
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[layer]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._progress.add_task("prune", total=1.0, left="", layer="")
+        self._from: tuple[float, float] | None = None
+
+    def __call__(self, done: LayerDone) -> None:
+        now = time.monotonic()
+        if self._from is None or done.resumed:
+            self._from = done.share, now
+        first, then = self._from
+        gained = done.share - first
+        left = "" if gained <= 0 else f"{_duration((now - then) * (1 - done.share) / gained)} left"
+        layer = f"{done.number} of {done.n_layers}: {visible(done.layer.name)}"
+        self._progress.update(self._task, completed=done.share, left=left, layer=self._escape(layer))
+        self._progress.start()
+        if done.number == done.n_layers:
+            self.close()
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @contextmanager

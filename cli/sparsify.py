@@ -12,7 +12,6 @@ from sparse_export.cli._common import (
     device_option,
     json_option,
     print_result,
-    say,
     shape_of_sample,
     sizes_option,
 )
@@ -120,14 +119,14 @@ def command(
     """Make a trained network N:M sparse: an ONNX file, a run, a name, or package.module:factory.
 
     Writes a run that build takes, and shows what each layer kept and how good the network is after each step.
-    Of an ONNX file, and with --inputs, the dense network is left as a run too, in that folder's name with
-    -dense behind it, and a killed command goes on where it was.
+    The dense network is left as a run too, in that folder's name with -dense behind it, unless it came from
+    one. A killed command goes on at the last layer that it had finished.
     """
     shape = None if input_shape is None else shape_of_sample(input_shape)
 
     from dataclasses import asdict
 
-    from sparse_export.cli._progress import training_observer
+    from sparse_export.cli._progress import layer_observer, training_observer
     from sparse_export.oneshot import sparsify
 
     planned_dense = None
@@ -137,7 +136,7 @@ def command(
 
         planned_dense = dense_by_plan(plan_file, name_of(model), instead="There is nothing to sparsify.")
     out = out or Path("runs") / f"{_plain(model)}-sparsified"
-    with training_observer() as observer:
+    with training_observer() as observer, layer_observer() as finished:
         done = sparsify(
             model,
             out,
@@ -164,7 +163,7 @@ def command(
             device=device,
             trust=trust,
             observer=observer,
-            finished=lambda layer, n, of: say(f"{n} of {of}: {layer.name}"),
+            finished=finished,
         )
     document = {"run": str(done.run.path), **asdict(done.report)}
     print_result(document, done.report.shown(), as_json, path=done.run.path)

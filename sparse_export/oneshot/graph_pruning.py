@@ -18,6 +18,7 @@ from sparse_export.errors import ArtefactError, UsageError
 from sparse_export.graph.constants import array_of
 from sparse_export.graph.passes.float16 import value_types, with_bfloat16_emulated
 from sparse_export.oneshot.branches import with_taken_branches
+from sparse_export.oneshot.costs import Finished, LayerDone, costs_of
 from sparse_export.oneshot.graph_state import FinishedWeight, State, digest_of
 from sparse_export.oneshot.graph_statistics import Factor, inputs_of
 from sparse_export.oneshot.graph_weights import GraphWeight, weights_of_graph, with_uses_in
@@ -41,7 +42,6 @@ from sparse_export.sparsity.pattern import NMPattern
 __all__ = [
     "CALIBRATION_MEMORY",
     "NOT_ASKED_FOR",
-    "Finished",
     "PrunedGraph",
     "has_walk",
     "sparsify_graph",
@@ -52,9 +52,6 @@ CALIBRATION_MEMORY = 3 * 2**29
 """Bytes of the values that a walk keeps in memory between two segments."""
 
 NOT_ASKED_FOR = "error not measured: --errors was not given"
-
-Finished = Callable[[SparsifiedLayer, int, int], None]
-"""Gets each layer as it is finished, how many are by now, and how many there will be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +109,7 @@ def sparsify_graph(
         memory_bytes: bound of the values that are kept in memory; others go to a temporary folder.
         state: a folder in which each layer is noted as it is finished. What an earlier call for the same
             graph, inputs and options finished is taken from there, to the same result. The caller removes it.
-        observer: see `Finished`.
+        observer: told of each layer as it is finished.
         provider: of onnxruntime, for the walk.
         n_threads: of onnxruntime inside an operator; None for one for each core.
         only: the weights that get the pattern, as far as they can; None for all that should.
@@ -174,6 +171,7 @@ def sparsify_graph(
         observer,
         has_inputs=bool(batches),
         why_no_error=why_no_error,
+        costs=costs_of(walked, found, batches, method),
         allowed=allowed or {},
     )
     spilled = 0
@@ -334,12 +332,14 @@ class _Work:
         *,
         has_inputs: bool,
         why_no_error: str,
+        costs: Mapping[str, float],
         allowed: Mapping[str, Tensor],
     ) -> None:
         self._models = [pruned] if walked is pruned else [pruned, walked]
         self._stored = [{t.name: t for t in one.graph.initializer} for one in self._models]
         self._numbers = {weight.name: i for i, weight in enumerate(weights)}
         self._method, self._state, self._observer = method, state, observer
+        self._costs, self._cost_done = costs, 0.0
         self._has_inputs, self._why_no_error, self._allowed = has_inputs, why_no_error, allowed
         self.masks: dict[str, Tensor] = {}
         self.layers: dict[str, SparsifiedLayer] = {}
@@ -348,7 +348,7 @@ class _Work:
         for weight in weights:
             earlier = None if state is None else state.load(self._numbers[weight.name], weight.name)
             if earlier is not None and tuple(earlier.weight.shape) == weight.form.stored:
-                self._set(earlier)
+                self._set(earlier, resumed=True)
         self.n_resumed = len(self.layers)
 
     def finish(self, weight: GraphWeight, statistics: InputStatistics | None) -> None:
@@ -397,12 +397,17 @@ class _Work:
         method: Method = "activation" if self._method == "reconstruction" else self._method
         return method, f"{_instead(method, self._method)}: {too_large}"
 
-    def _set(self, finished: FinishedWeight) -> None:
+    def _set(self, finished: FinishedWeight, *, resumed: bool = False) -> None:
         for stored in self._stored:
             _fill(stored[finished.layer.name], finished.weight)
         self.layers[finished.layer.name] = finished.layer
+        self._cost_done += self._costs[finished.layer.name]
         if self._observer is not None:
-            self._observer(finished.layer, len(self.layers), len(self._numbers))
+            n_done, n_all = len(self.layers), len(self._numbers)
+            share = 1.0 if n_done == n_all else self._cost_done / sum(self._costs.values())
+            self._observer(
+                LayerDone(layer=finished.layer, number=n_done, n_layers=n_all, share=share, resumed=resumed)
+            )
 
 
 def _instead(method: Method, asked: Method) -> str:

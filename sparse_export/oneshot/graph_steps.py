@@ -16,7 +16,8 @@ from sparse_export.formats.run import GRAPH_FILE, DataInfo, DenseInfo, LayerInfo
 from sparse_export.formats.score import Score
 from sparse_export.graph.finite import naming_weights
 from sparse_export.graph.model import save_model
-from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY, Finished, PrunedGraph, sparsify_graph
+from sparse_export.oneshot.costs import Finished
+from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY, PrunedGraph, sparsify_graph
 from sparse_export.oneshot.graph_run import (
     dense_folder,
     facts_of_graph,

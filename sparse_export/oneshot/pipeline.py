@@ -21,9 +21,9 @@ from sparse_export.graph.model import prepared, signature_of
 from sparse_export.graph.named_network import signature_of_call
 from sparse_export.graph.passes.permute import PermutationReport, permute_network
 from sparse_export.graph.weight_uses import why_no_axis
+from sparse_export.oneshot.costs import Finished
 from sparse_export.oneshot.graph_pruning import (
     NOT_ASKED_FOR,
-    Finished,
     has_walk,
     sparsify_graph,
     squares_of_graph,

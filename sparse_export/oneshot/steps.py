@@ -30,8 +30,9 @@ from sparse_export.oneshot.arguments import (
     require_same_data,
     require_usable_weights,
 )
+from sparse_export.oneshot.costs import Finished
 from sparse_export.oneshot.fine_tuning import fine_tuned, loader_recipe, require_patterns
-from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY, Finished
+from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY
 from sparse_export.oneshot.graph_run import dense_folder
 from sparse_export.oneshot.graph_source import Told, graph_source
 from sparse_export.oneshot.graph_steps import scoring_of, sparsify_source
@@ -119,10 +120,11 @@ def sparsify(
     neither network nor data tell.  inputs: a file or folder of real inputs without labels, see
     `sparse_export.tasks.inputs.read_inputs`, in place of data; the network is then pruned as a graph, in one
     walk, and so is an ONNX file, one of a run that holds a graph, and a factory with an `example_inputs()`
-    beside it. The dense network is left as a run too, in the folder's name with `-dense` behind it, and a
-    killed call goes on at the last finished layer.  axes, sizes: names for the axes of an ONNX file's inputs,
+    beside it. The dense network is left as a run too, in the folder's name with `-dense` behind it. A killed
+    call goes on at the last finished layer.  axes, sizes: names for the axes of an ONNX file's inputs,
     and examples of its free sizes, as --axes and --size take them.  calibration_memory: bytes of the values
-    that the walk keeps in memory.  finished: told of each layer of a graph.  seed: of everything that is drawn.  trust: SHA-256 of the run's
+    that the walk keeps in memory.  finished: told of each layer as the walk
+    finishes it, with the share of the work that is done.  seed: of everything that is drawn.  trust: SHA-256 of the run's
     `run.json`, needed once for a run that names a factory and was made elsewhere.
 
     A run that was trained sparse stays zero where it is zero. Interrupted fine-tuning goes on with

@@ -85,8 +85,7 @@ def by_reconstruction(
     allowed = torch.ones_like(weight_OK, dtype=torch.bool) if allowed is None else allowed
     damped = _damped(gram_KK, damping)
     swept = _sweep(torch.where(allowed, original, 0), damped, pattern, allowed)
-    n_columns = weight_OK.shape[1]
-    if (n_columns * pattern.density) ** 3 / 3 <= _ITERATIONS * n_columns**2:
+    if _is_solved_exactly(weight_OK.shape[1], pattern):
         swept = Pruned(weight=least_squares(original, swept.mask, damped), mask=swept.mask)
     else:
         swept = Pruned(weight=by_gradients(original, swept, damped), mask=swept.mask)
@@ -101,6 +100,17 @@ def by_reconstruction(
         weight=torch.where(worse[:, None], plain.weight, rounded),
         mask=torch.where(worse[:, None], plain.mask, swept.mask),
     )
+
+
+def _is_solved_exactly(n_columns: int, pattern: NMPattern) -> bool:
+    return (n_columns * pattern.density) ** 3 / 3 <= _ITERATIONS * n_columns**2
+
+
+def solving_cost(n_outputs: int, n_columns: int, pattern: NMPattern) -> float:
+    """Multiply-adds that `by_reconstruction` corrects the kept weights with."""
+    if _is_solved_exactly(n_columns, pattern):
+        return n_outputs * (n_columns * pattern.density) ** 3 / 3
+    return min(_ITERATIONS * n_outputs * n_columns**2, _GRADIENTS_WORK)
 
 
 def least_squares(weight_OK: Tensor, mask_OK: Tensor, gram_KK: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from sparse_export.graph.layers import broken_patterns
 from sparse_export.graph.model import open_model, signature_of
 from sparse_export.graph.passes.float16 import in_half
 from sparse_export.oneshot import graph_pruning, graph_statistics, unfolding
+from sparse_export.oneshot.costs import LayerDone
 from sparse_export.oneshot.graph_pruning import PrunedGraph, sparsify_graph
 from sparse_export.oneshot.layers import Method, prune_weight
 from sparse_export.oneshot.report import SparsifiedLayer
@@ -189,15 +190,15 @@ def test_what_a_killed_process_finished_is_gone_on_from_to_the_same_bits(
     model, batches = chain(), [{"x": drawn(n, 16, seed=n)} for n in (20, 30)]
     whole = pruned(model, batches)
 
-    def kill(_layer: SparsifiedLayer, n_done: int, n_all: int) -> None:
-        assert n_all == 4
-        if n_done == n_before:
+    def kill(done: LayerDone) -> None:
+        assert done.n_layers == 4
+        if done.number == n_before:
             raise KilledError
 
     with pytest.raises(KilledError):
         pruned(model, batches, state=tmp_path, observer=kill)
     seen: list[str] = []
-    again = pruned(model, batches, state=tmp_path, observer=lambda one, *_: seen.append(one.name))
+    again = pruned(model, batches, state=tmp_path, observer=lambda one: seen.append(one.layer.name))
     assert again.n_resumed == n_before
     assert seen == ["w0", "w1", "w2", "w3"]
     assert again.model == whole.model
