@@ -23,6 +23,7 @@ from sparse_export.graph.passes.permute import PermutationReport, permute_networ
 from sparse_export.graph.weight_uses import why_no_axis
 from sparse_export.oneshot.costs import Finished
 from sparse_export.oneshot.graph_pruning import (
+    CALIBRATION_MEMORY,
     NOT_ASKED_FOR,
     has_walk,
     sparsify_graph,
@@ -54,7 +55,8 @@ from sparse_export.train.user_run import tensors_in
 __all__ = ["CALIBRATION_BATCH", "Work"]
 
 CALIBRATION_BATCH = 128  # samples at once, at most
-_TEST_VALUES = 16 * 2**20  # input values of a batch of an evaluation
+_WALK_VALUES = 5 * 2**19  # input values of a batch of a walk: 17 pictures of 224 x 224
+_TEST_VALUES = 4 * 2**20  # input values of a batch of an evaluation
 _NOT_IN_GRAPH = "no layer of the exported graph multiplies by it alone, so its inputs are not seen"
 _UNUSED = "the outputs do not hang on it in evaluation"
 _SAME_SHARE = 1e-4  # of the samples, whose label float32 may turn when sums run in another order
@@ -103,20 +105,27 @@ class Work:
         n_calibration: int,
         seed: int,
         task: Task,
+        memory_bytes: int = CALIBRATION_MEMORY,
     ) -> None:
         self.source, self.network, self.masks = source, source.network, dict(source.masks)
         self.input_shape, self.n_outputs = input_shape, n_outputs
         self.loader, self.device, self.seed, self.task = loader, device, seed, task
-        self.n_calibration = 0 if loader is None else _whole_batches(n_calibration, loader.info.n_train)[0]
+        self.memory_bytes = memory_bytes
+        self.walk_batch = max(1, min(CALIBRATION_BATCH, _WALK_VALUES // math.prod(input_shape)))
+        self.n_calibration = (
+            0 if loader is None else _whole_batches(n_calibration, loader.info.n_train, self.walk_batch)[0]
+        )
         self.stages: list[Stage] = []
         self.in_order: dict[str, float] = {}
         self.n_norms = 0
         self.looks_at_data = False
 
-    def batches(self) -> Iterator[Tensor]:
-        """The calibration inputs: of the training part, the same samples each time."""
+    def batches(self, most: int) -> Iterator[Tensor]:
+        """The calibration inputs, at most so many in a batch: of the training part, the same samples each
+        time.
+        """
         assert self.loader is not None
-        n_samples, size = _whole_batches(self.n_calibration, self.loader.info.n_train)
+        n_samples, size = _whole_batches(self.n_calibration, self.loader.info.n_train, most)
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(self.loader.info.n_train, generator=generator)[:n_samples]
         for x, _ in self.loader.training(order, size, 0, 0):
@@ -182,6 +191,7 @@ class Work:
                 batches=graph.batches,
                 pattern=next(iter(caps.values())).pattern,
                 only=caps,
+                memory_bytes=self.memory_bytes,
             )
             parameters = dict(self.network.named_parameters())
             scores = {name: worth_of_weight(parameters[name].detach(), one) for name, one in found.items()}
@@ -270,7 +280,7 @@ class Work:
                 do="Look at the masks that it began with; train it with a higher density.",
             )
         if norms and self.loader is not None:
-            self.n_norms = reestimate_norms(self.network.to(self.device), self.batches())
+            self.n_norms = reestimate_norms(self.network.to(self.device), self.batches(CALIBRATION_BATCH))
         self.stage("sparsified", time.monotonic() - began)
         self.network.cpu()
         parameters = [
@@ -292,7 +302,7 @@ class Work:
         )
         signature = signature_of(model)
         (name,) = signature.input_names
-        return _Graph(model, signature, [{name: x.cpu().numpy()} for x in self.batches()])
+        return _Graph(model, signature, [{name: x.cpu().numpy()} for x in self.batches(self.walk_batch)])
 
     def _walked(self, caps: Mapping[str, Cap], method: Method, observer: Finished | None) -> _Walked:
         """The weights that a walk over the network's graph pruned, with their errors."""
@@ -305,6 +315,7 @@ class Work:
             method=method,
             only=caps,
             allowed={name: mask for name, mask in self.masks.items() if name in caps},
+            memory_bytes=self.memory_bytes,
             observer=observer,
             errors=True,
         )
@@ -365,10 +376,13 @@ class Work:
         )
 
 
-def _whole_batches(n_asked: int, n_train: int) -> tuple[int, int]:
-    """(samples, batch size): as many samples as asked for, or nearly, in batches of one size."""
+def _whole_batches(n_asked: int, n_train: int, most: int) -> tuple[int, int]:
+    """(samples, batch size): as many samples as asked for, or nearly, in batches of one size, which is at most
+    `most` and more than half of that where there are so many samples.
+    """
     n_samples = min(n_asked, n_train)
-    size = n_samples // math.ceil(n_samples / CALIBRATION_BATCH)
+    most = min(most, n_samples)
+    size = max(range(most // 2 + 1, most + 1), key=lambda size: (n_samples // size * size, size))
     return n_samples // size * size, size
 
 

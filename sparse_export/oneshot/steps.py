@@ -185,7 +185,9 @@ def sparsify(
         shape = input_shape_of(source, run, loader, input_shape)
         known = task_named(task)
         n_outputs = n_outputs_of(source, shape, n_classes, known)
-        work = Work(source, shape, n_outputs, loader, place, calibration_samples, seed, known)
+        work = Work(
+            source, shape, n_outputs, loader, place, calibration_samples, seed, known, calibration_memory
+        )
         caps, reasons = work.caps(asked, keep_dense, planned_dense)
         if moving:
             require_patterns(work.masks, caps)

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from scipy.linalg.blas import ssyrk
 from torch import Tensor
@@ -37,6 +36,7 @@ columns), and leaves out the first Linear of VGG-16 (25,088), whose matrix and i
 GB."""
 
 _CHUNK = 1 << 25  # numbers of unfolded inputs at once
+_MIRRORED = 512  # rows of a Gram matrix that are filled up together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,35 +70,49 @@ class InputSums:
         """Add inputs of any float type, on any device."""
         inputs = inputs_GNK.detach().float()
         if self._asks_gram:
-            products = _upper_products(inputs)
-            self._gram = products if self._gram is None else self._gram.add_(products)
+            if self._gram is None:
+                size = inputs.shape[2]
+                self._gram = torch.zeros((len(inputs), size, size), dtype=torch.float64)
+            for sums, one in zip(self._gram, inputs, strict=True):
+                sums += _upper_products(one)
         else:
             squares = inputs.square().sum(1, dtype=torch.float64).cpu()
             self._squares = squares if self._squares is None else self._squares.add_(squares)
         self._n_inputs += inputs.shape[1]
 
     def statistics(self) -> InputStatistics | None:
-        """All that was added; None where nothing was."""
+        """All that was added, handed over; None where nothing was."""
         if self._gram is None:
             squares, gram = self._squares, None
         else:
-            gram = self._gram.triu() + self._gram.triu(1).mT
+            gram, self._gram = self._gram, None
+            for one in gram:
+                _mirror(one)
             squares = gram.diagonal(dim1=1, dim2=2).clone()
         if squares is None:
             return None
         return InputStatistics(n_inputs=self._n_inputs, squares=squares, gram=gram)
 
 
-def _upper_products(inputs_GNK: Tensor) -> Tensor:
-    """The Gram matrices of some inputs, float64 (G, K, K) on the CPU; what is below the diagonal is not meant.
+def _upper_products(inputs_NK: Tensor) -> Tensor:
+    """The Gram matrix of some inputs, float32 (K, K) on the CPU; what is below the diagonal is not meant.
 
     BLAS has a routine that leaves that half out, and takes half the time.
     """
-    if inputs_GNK.device.type != "cpu":
-        return (inputs_GNK.mT @ inputs_GNK).double().cpu()
+    if inputs_NK.device.type != "cpu":
+        return (inputs_NK.mT @ inputs_NK).cpu()
     # Of a matrix in C's order ssyrk sees the transpose; what it calls the lower triangle is the upper one.
-    found = [ssyrk(1.0, one.contiguous().numpy().T, lower=1).T for one in inputs_GNK]
-    return torch.from_numpy(np.stack(found)).double()
+    return torch.from_numpy(ssyrk(1.0, inputs_NK.contiguous().numpy().T, lower=1).T)
+
+
+def _mirror(matrix_KK: Tensor) -> None:
+    """Write what is above the diagonal below it too, in place, without a copy of the whole."""
+    for start in range(0, len(matrix_KK), _MIRRORED):
+        block = matrix_KK[start : start + _MIRRORED]
+        stop = start + len(block)
+        block[:, :start] = matrix_KK[:start, start:stop].mT
+        inner = block[:, start:stop]
+        inner.copy_(inner.triu() + inner.triu(1).mT)
 
 
 def require_finite(name: str, statistics: InputStatistics) -> None:

@@ -212,8 +212,9 @@ def _kept(weight_OK: Tensor, mask_OK: Tensor) -> Pruned:
 
 
 def _damped(gram_KK: Tensor, damping: float) -> Tensor:
-    mean = float(gram_KK.diagonal().mean())
-    return gram_KK + torch.eye(len(gram_KK), dtype=torch.float64) * (damping * mean or 1.0)
+    damped = gram_KK.clone()
+    damped.diagonal().add_(damping * float(gram_KK.diagonal().mean()) or 1.0)
+    return damped
 
 
 def _sweep(weight_OK: Tensor, gram_KK: Tensor, pattern: NMPattern, allowed_OK: Tensor) -> Pruned:
