@@ -259,6 +259,35 @@ def test_an_onnx_file_is_scored_by_its_own_task_from_end_to_end(tmp_path: Path) 
         validate(sparse, n_threads=1)
 
 
+def test_ranks_of_similarities_go_from_sparsify_to_the_gate(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+    save_model(onnx_from_module(net, example_of_shape((16,)), masks={}), tmp_path / "net.onnx")
+    draw = np.random.default_rng(0)
+    scores, first = draw.random(60), draw.standard_normal((60, 16))
+    second = scores[:, np.newaxis] * first + (1 - scores[:, np.newaxis]) * draw.standard_normal((60, 16))
+    x = np.concatenate([first, second]).astype(np.float32)
+    targets = np.stack([np.tile(np.arange(60), 2), np.tile(scores, 2)], axis=1)
+    np.savez(tmp_path / "test.npz", input=x, targets=targets)
+    done = sparsify(
+        tmp_path / "net.onnx",
+        tmp_path / "run",
+        task="embedding:spearman",
+        data=f"npz:{tmp_path / 'test.npz'}",
+    )
+    dense, sparse = done.report.stages[0].test, done.report.stages[-1].test
+    assert dense is not None and sparse is not None
+    assert (dense.name, dense.n_samples, dense.figure > 0.5) == ("Spearman correlation", 60, True)
+    bundle = build(done.run, tmp_path / "sparse")
+    reference = build(tmp_path / "run-dense", tmp_path / "dense")
+    found = gate(bundle.path, reference.path, max_drop=1.0, n_threads=1)
+    assert found.passed and found.validation is not None and found.validation.against is not None
+    assert found.validation.score is not None
+    assert found.validation.score.figure == pytest.approx(sparse.figure, abs=1e-4)
+    assert found.validation.against.difference.n_samples == 60
+    assert gate(bundle.path, reference.path, max_drop=0.0, n_threads=1).exit_code == 3
+
+
 def test_data_given_at_validation_are_scored_in_place_of_those_on_record(tmp_path: Path) -> None:
     file, _, test = _diabetes(tmp_path)
     done = sparsify(file, tmp_path / "run")

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, r2_score
 
 from sparse_export.errors import UnknownNameError, UsageError
 from sparse_export.formats.score import Score
 from sparse_export.instruments.paired_scores import paired_bootstrap_difference, paired_mean_difference
+from sparse_export.instruments.rank_correlation import rank_correlations
 from sparse_export.signature import Array
 from sparse_export.tasks import TASKS, Task, task_named
 from sparse_export.tasks.shipped import IGNORED
@@ -77,6 +79,64 @@ def test_the_cosine_to_reference_vectors() -> None:
     assert _score("embedding", a, b).value == pytest.approx((1 + 1 / np.sqrt(2) + 0) / 3)
 
 
+def _scored_pairs(n: int) -> tuple[Array, Array, Array]:
+    """Vectors of n pairs in any order, their targets, and the cosine and score of each pair."""
+    numbers = RANDOM.permutation(np.repeat(np.arange(n) * 3, 2))
+    scores = RANDOM.integers(0, 6, n) / 5  # with ties
+    vectors = RANDOM.standard_normal((2 * n, 4)) + 2 * scores[numbers // 3, np.newaxis]
+    pairs = [vectors[numbers == number] for number in np.arange(n) * 3]
+    cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs]
+    targets = np.stack([numbers, scores[numbers // 3]], axis=1)
+    return vectors, targets, np.stack([cosines, scores], axis=1)
+
+
+def test_similarities_of_pairs_are_ranked_as_scipy_ranks_them() -> None:
+    vectors, targets, pairs = _scored_pairs(40)
+    found = _score("embedding:spearman", vectors, targets)  # in two batches, which part some pairs
+    assert found.value == pytest.approx(spearmanr(*pairs.T).statistic)
+    assert (found.n_samples, found.name, found.is_share) == (40, "Spearman correlation", False)
+    worse = vectors + RANDOM.standard_normal(vectors.shape)
+    task = task_named("embedding:spearman")
+    a, b = (task.statistics({"y": one}, targets) for one in (vectors, worse))
+    apart = task.difference(a, b)
+    assert apart.amount == pytest.approx(task.over(b) - task.over(a))
+    assert apart.low < apart.amount < apart.high
+    assert (apart.n_samples, apart.n_resamples) == (40, 10_000)
+    assert task.over(np.concatenate([a[:1] * 0 - 1, a])) == pytest.approx(
+        task.over(a)
+    )  # one without the other
+
+
+def test_rank_correlations_of_resampled_sets_are_those_of_scipy() -> None:
+    pairs = RANDOM.integers(0, 7, (30, 2)).astype(float)
+    counts = RANDOM.multinomial(30, np.full(30, 1 / 30), size=20).astype(np.float64)
+    wanted = [spearmanr(*np.repeat(pairs, one.astype(int), axis=0).T).statistic for one in counts]
+    np.testing.assert_allclose(rank_correlations(pairs, counts), wanted, rtol=1e-12)
+    flat = np.stack([np.ones(5), np.arange(5.0)], axis=1)
+    assert rank_correlations(flat) == 0.0
+    assert np.isnan(rank_correlations(flat[:, ::-1]))
+
+
+def test_the_output_that_holds_the_vectors_is_found_among_several() -> None:
+    tokens, ids = np.ones((2, 5, 3), np.float32), np.ones((2, 3), np.int64)
+    vectors = np.array([[1.0, 0, 0], [0, 1, 0]], np.float32)
+    outputs: dict[str, Array] = {
+        "ids": ids,
+        "tokens": tokens,
+        "other": np.ones((2, 4), np.float32),
+        "pooled": vectors,
+    }
+    embedding = task_named("embedding")
+    assert embedding.statistics(outputs, vectors).tolist() == [[1.0], [1.0]]
+    del outputs["other"]
+    ranks = task_named("embedding:spearman").statistics(outputs, np.array([[0, 1], [0, 1]]))
+    assert ranks.tolist() == [[1, 0, 0, 0, 1], [0, 1, 0, 0, 1]]
+    with pytest.raises(
+        UsageError, match=r"outputs of shapes \(2, 3\), \(2, 5, 3\)\. An output of floats \(s"
+    ):
+        embedding.statistics({"ids": ids, "tokens": tokens}, vectors)
+
+
 @pytest.mark.parametrize(
     ("name", "targets", "said"),
     [
@@ -88,6 +148,11 @@ def test_the_cosine_to_reference_vectors() -> None:
         ("multilabel", np.array([0, 1]), "zeros and ones of shape"),
         ("segmentation", np.array([0, 1]), "class numbers of shape"),
         ("embedding", np.array([0, 1]), "no vectors"),
+        ("embedding:spearman", np.array([0.5, 1.0]), "no pair numbers and scores of shape"),
+        ("embedding:spearman", np.array([[0, 1], [0, 1], [1, 2.0]]), "the pair 1 for 1 samples, not for two"),
+        ("embedding:spearman", np.array([[0, 1], [0, 2], [1, 2], [1, 2.0]]), "two scores to the pair 0"),
+        ("embedding:spearman", np.array([[0, 1], [0, 1], [1, 1], [1, 1.0]]), "all pairs one score"),
+        ("embedding:spearman", np.array([[0, np.nan], [0, 1]]), "no finite numbers"),
     ],
 )
 def test_targets_of_another_task_are_told(name: str, targets: Array, said: str) -> None:
