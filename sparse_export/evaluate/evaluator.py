@@ -14,7 +14,7 @@ from sparse_export.formats.score import Score
 from sparse_export.instruments.paired_scores import ScoreDifference
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
-from sparse_export.runtimes.outputs import output_batches
+from sparse_export.runtimes.outputs import scored_batches
 from sparse_export.signature import Array, Feeds, joined
 from sparse_export.tasks.data import Inputs
 from sparse_export.tasks.samples import LabelledSamples, SingleInput, labelled
@@ -70,9 +70,8 @@ def score(session: Session, test: LabelledSamples, who: str = "") -> Scored:
     statistics: list[Statistics] = []
     shapes: dict[str, tuple[int, ...]] = {}
     start, most = 0, 0
-    for feeds, outputs in output_batches(session, test.samples, who=who):
-        n = signature.n_samples(feeds)
-        statistics.append(test.task.statistics(outputs, test.targets[start : start + n]))
+    for feeds, outputs, of_batch in scored_batches(session, test, who=who):
+        statistics.append(of_batch)
         of_a_sample = {name: _of_a_sample(outputs[name], axis) for name, axis in axes.items()}
         if not start:  # samples, not batches, whose size differs from runtime to runtime
             most = max(1, _KEPT_VALUES // max(1, sum(map(math.prod, of_a_sample.values()))))
@@ -80,7 +79,7 @@ def score(session: Session, test: LabelledSamples, who: str = "") -> Scored:
         shapes = {name: shape for name, shape in shapes.items() if of_a_sample[name] == shape}
         if start < most:
             kept.append(outputs)
-        start += n
+        start += signature.n_samples(feeds)
     fixed = tuple(one for one in signature.outputs if one.name in shapes)
     whole = joined(({one.name: part[one.name] for one in fixed} for part in kept), fixed, signature.batch)
     return Scored(

@@ -13,8 +13,9 @@ from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.signature import Array, Feeds, Signature, joined
 from sparse_export.tasks.samples import LabelledSamples, SampleSet
+from sparse_export.tasks.task import Statistics
 
-__all__ = ["output_batches", "outputs_of", "outputs_of_file", "score_of"]
+__all__ = ["output_batches", "outputs_of", "outputs_of_file", "score_of", "scored_batches"]
 
 BATCH = 500
 BATCH_VALUES = 16 * 2**20  # of a batch's inputs: large pictures come in smaller batches
@@ -49,23 +50,33 @@ def output_batches(
         yield feeds, outputs
 
 
-def score_of(session: Session, test: LabelledSamples, *, who: str = "") -> Score:
-    """Run a session over samples with targets, and score what it gives.
+def scored_batches(
+    session: Session, test: LabelledSamples, *, who: str = ""
+) -> Iterator[tuple[Feeds, dict[str, Array], Statistics]]:
+    """Run a session over samples with targets, in batches that it takes.
 
     Args:
         session: as of `output_batches`, as is who.
         test: that fit it.
 
+    Yields:
+        The inputs and the outputs of each batch, and what the score is made of, float64 (samples, k).
+
     Raises:
         GateFailed: NaN or infinity among the outputs.
         UsageError: outputs that the task cannot score.
     """
-    statistics, start = [], 0
+    start = 0
     for feeds, outputs in output_batches(session, test.samples, who=who):
-        n = session.signature.n_samples(feeds)
-        statistics.append(test.task.statistics(outputs, test.targets[start : start + n]))
-        start += n
-    return test.task.score(np.concatenate(statistics))
+        end = start + session.signature.n_samples(feeds)
+        yield feeds, outputs, test.task.statistics(outputs, test.targets[start:end])
+        start = end
+
+
+def score_of(session: Session, test: LabelledSamples, *, who: str = "") -> Score:
+    """The score of a session over samples with targets; arguments and errors as of `scored_batches`."""
+    found = [statistics for _, _, statistics in scored_batches(session, test, who=who)]
+    return test.task.score(np.concatenate(found))
 
 
 def outputs_of(session: Session, samples: SampleSet, *, who: str = "") -> dict[str, Array]:
