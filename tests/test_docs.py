@@ -172,9 +172,11 @@ def test_the_tasks_of_the_page_score_what_they_say_and_its_recipe_trains(tmp_pat
         "def digit(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))\n"
     )
     code = f"""
+import math
 import sys
 sys.path[:0] = [{str(DOCS.parent)!r}, "."]
 import numpy as np
+import torch
 from sparse_export.tasks import task_named
 from sparse_export.train.loop import train
 from sparse_export.train.recipe import load_recipe
@@ -184,12 +186,22 @@ def figure(name, outputs, targets):
     return task.score(task.statistics(outputs, targets)).figure
 
 steps = np.eye(4)[[[1, 1, 0, 2, 2, 0, 3], [0, 1, 0, 1, 1, 0, 0]]]  # reads 1 2 3 and 1 1
-assert figure("more_tasks:reading", dict(y=steps), [[1, 2, 3], [1, 2]]) == 1 / 5
-tags = np.eye(3)[[[0, 1, 2], [2, 2, 0]]]
-assert figure("more_tasks:tagging", dict(y=tags), np.array([[0, 1, 1], [2, -1, -1]])) == 75.0
-boxes = np.array([[[0, 0, 4, 4], [8, 8, 9, 9], [1, 0, 5, 4.0]]])
-scores = np.array([[0.9, 0.2, 0.1]])
-assert figure("more_tasks:boxes", dict(boxes=boxes, scores=scores), [[[0, 0, 4, 5], [20, 20, 24, 24]]]) == 50.0
+assert figure("reading:task", dict(y=steps), [[1, 2, 3], [1, 2]]) == 1 / 5
+tags, true = np.eye(3)[[[0, 1, 2], [2, 2, 0]]], np.array([[0, 1, 1], [2, -1, -1]])
+assert figure("tagging:task", dict(y=tags), true) == 75.0
+loss = task_named("tagging:task").loss(torch.from_numpy(tags), torch.from_numpy(true))
+assert abs(float(loss) - (math.log(math.e + 2) - 0.75)) < 1e-9  # of four tokens, one of them wrong
+
+from detection import boxes_of
+one = np.float32([[10, 10, 8, 8, 0.9, 0], [10, 11, 8, 8, 0.8, 0], [40, 40, 8, 8, 0, 0.7], [70, 70, 8, 8, 0.6, 0.1]])
+boxes, scores, classes = boxes_of(one.T)  # the second overlaps with the first
+assert boxes.tolist() == [[6, 6, 14, 14], [36, 36, 44, 44], [66, 66, 74, 74]]
+assert np.allclose(scores, [0.9, 0.7, 0.6]) and classes.tolist() == [0, 1, 0]
+true = np.array([[0, 6, 6, 14, 14], [1, 37, 36, 44, 44], [0, 100, 100, 110, 110], [0, 66, 70, 74, 78]])
+nothing = np.zeros((6, 4), np.float32)
+pictures = dict(y=np.stack([one.T, nothing]))
+# Class 0: one of three found, with precision 1; class 1: one of one.
+assert abs(figure("detection:task", pictures, [true, np.zeros((0, 5))]) - 100 * (1 / 3 + 1) / 2) < 1e-9
 assert figure("my_tasks:within_one", dict(y=np.array([[1.0], [3.0]])), np.array([1.5, 1.5])) == 50.0
 for changes, name in ((dict(), "RMSE"), (dict(task="my_tasks:within_one"), "share within one")):
     recipe = load_recipe("recipe.toml", changes=dict(model="nets:digit", **changes))
