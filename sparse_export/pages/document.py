@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sparse_export.pages.escaping import escape
 
@@ -74,6 +74,7 @@ def table(
     *,
     text_columns: Sequence[int] = (0,),
     wrap: bool = False,
+    bold: Collection[tuple[int, int]] = (),
 ) -> str:
     """Format a table, which scrolls by itself where it is wider than the page.
 
@@ -82,18 +83,20 @@ def table(
         rows: plain text, as long as the head.
         text_columns: indices of the columns that are aligned left.
         wrap: break lines inside cells instead.
+        bold: numbers of row and column of the cells that stand out.
 
     Returns:
         HTML.
     """
 
-    def row(cells: Sequence[str], tag: str) -> str:
+    def row(cells: Sequence[str], tag: str, at: int | None = None) -> str:
         kinds = (' class="text"' if n in text_columns else "" for n in range(len(cells)))
-        return "".join(
-            f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)
+        texts = (
+            f"<b>{escape(cell)}</b>" if (at, n) in bold else escape(cell) for n, cell in enumerate(cells)
         )
+        return "".join(f"<{tag}{kind}>{text}</{tag}>" for kind, text in zip(kinds, texts, strict=True))
 
-    body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in rows)
+    body = "".join(f"<tr>{row(cells, 'td', at)}</tr>" for at, cells in enumerate(rows))
     top = f"<thead><tr>{row(head, 'th')}</tr></thead>" if any(head) else ""
     return (
         f'<div class="wide{" wrap" if wrap else ""}" tabindex="0"><table>{top}'

@@ -14,8 +14,8 @@ from sparse_export.sparsity import pattern_from_text
 from sparse_export.sweep.grid import DENSE, Grid
 from sparse_export.sweep.run_list import PATTERN, heading, setting_text
 from sparse_export.sweep.running import Finding
-from sparse_export.sweep.table import Row, ratio_text
-from sparse_export.tasks.scores import mean_percent_text
+from sparse_export.sweep.table import Row, best_rows, direction_text, ratio_text, score_name
+from sparse_export.tasks.scores import mean_text
 from sparse_export.train.metrics import read_metrics
 
 _MOST_COURSES = 24
@@ -28,9 +28,9 @@ def page(grid: Grid, grid_text: str, findings: Sequence[Finding], rows: Sequence
     parts = [
         f"<p>{n_complete} of {len(findings)} runs are complete. {escape(facts)}</p>",
         (
-            "<p>Scores: mean over the seeds ± half of its 95 % Student t interval. Choose by validation; "
-            "the test "
-            "set was read once a run, at its end.</p>"
+            f"<p>Scores: mean over the seeds ± half of its 95 % Student t interval. "
+            f"{escape(direction_text(rows, 'bold'))} Choose by validation; the test set was read once a run, "
+            "at its end.</p>"
         ),
         _table(rows),
         (
@@ -58,8 +58,8 @@ def _table(rows: Sequence[Row]) -> str:
     head = (
         "method, density, setting",
         "runs",
-        "test %",
-        "validation %",
+        f"test {score_name(rows)}",
+        f"validation {score_name(rows)}",
         "estimate: channels",
         "estimate: MACs",
         "all layers: channels",
@@ -70,8 +70,8 @@ def _table(rows: Sequence[Row]) -> str:
         (
             row.label,
             f"{row.n_complete}/{row.n_cells}",
-            mean_percent_text(row.test),
-            mean_percent_text(row.validation),
+            mean_text(row.test, is_share=row.is_share),
+            mean_text(row.validation, is_share=row.is_share),
             ratio_text(row.estimate_channels),
             ratio_text(row.estimate_macs),
             ratio_text(row.all_layers_estimate_channels),
@@ -80,7 +80,8 @@ def _table(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    return table(head, lines)
+    bold = {(at, 2) for at in best_rows(rows, "test")} | {(at, 3) for at in best_rows(rows, "validation")}
+    return table(head, lines, bold=bold)
 
 
 def score_chart(rows: Sequence[Row]) -> str:
@@ -96,9 +97,9 @@ def score_chart(rows: Sequence[Row]) -> str:
     level, note = _dense_line(rows)
     chart = line_chart(
         [Series(name=name, points=sorted(points, key=lambda one: one.x)) for name, points in lines.items()],
-        title="Test score against density",
+        title=f"Test {score_name(rows)} against density",
         x_label="density",
-        y_label="test score",
+        y_label=f"test {score_name(rows)}",
         log_x=True,
         level=level,
     )
@@ -115,7 +116,7 @@ def _dense_line(rows: Sequence[Row]) -> tuple[Series | None, str]:
     by_validation = [row.validation.mean for row, _ in dense if row.validation is not None]
     has_validation = len(by_validation) == len(dense)
     marks = by_validation if has_validation else [test.mean for _, test in dense]
-    row, test = dense[marks.index(max(marks))]
+    row, test = dense[marks.index((max if dense[0][0].higher_is_better else min)(marks))]
     note = ""
     if len(dense) > 1:
         part = "validation" if has_validation else "test, as not all have a validation part"
@@ -151,9 +152,9 @@ def sensitivity_chart(rows: Sequence[Row], key: str) -> str:
     names = "" if numeric else ": " + ", ".join(f"{n} is {value}" for n, value in enumerate(values))
     return line_chart(
         [Series(name=name, points=sorted(points, key=lambda one: one.x)) for name, points in lines.items()],
-        title=f"Test score against {key}",
+        title=f"Test {score_name(rows)} against {key}",
         x_label=f"{key}{names}",
-        y_label="test score",
+        y_label=f"test {score_name(rows)}",
     )
 
 

@@ -124,7 +124,9 @@ def document_of(result: Sweep, *, n_jobs: int) -> dict[str, Any]:
             info = read_run_info(finding.run)
             entry |= {
                 "run": f"runs/{finding.run.name}",
-                "test_percent": info.test.figure if info.test else None,
+                "test_percent": info.test.figure if info.test and info.test.is_share else None,
+                "test_score": info.test.figure if info.test else None,
+                "score_name": next((one.name for one in (info.test, info.validation) if one), None),
                 "validation_score": info.validation.figure if info.validation else None,
                 "n_active": info.n_active,
                 "n_masked": info.n_masked,

@@ -13,11 +13,12 @@ __all__ = [
     "MaxDrop",
     "allowed_drop",
     "allowed_text",
+    "better_text",
     "change_text",
     "difference_text",
     "drop_of",
     "lost_too_much",
-    "mean_percent_text",
+    "mean_text",
     "require_possible_drop",
     "score_text",
     "value_text",
@@ -46,11 +47,17 @@ def score_text(score: Score | None, missing: str = NOT_MEASURED) -> str:
     return f"{value_text(score)} ({of})"
 
 
-def mean_percent_text(mean: Mean | None) -> str:
-    """Like `98.20 ± 0.07`; without an interval for a single run."""
+def better_text(score: Score) -> str:
+    """`higher is better`, or `lower is better`."""
+    return "higher is better" if score.higher_is_better else "lower is better"
+
+
+def mean_text(mean: Mean | None, *, is_share: bool = True) -> str:
+    """Like `98.20 ± 0.07` of a share, in percent, or `1.138 ± 0.012`; a single run has no interval."""
     if mean is None:
         return "-"
-    return f"{mean.mean:.2f}" if mean.half_width is None else f"{mean.mean:.2f} ± {mean.half_width:.2f}"
+    amount, half = (f"{one:.2f}" if is_share else f"{one:.4g}" for one in (mean.mean, mean.half_width or 0.0))
+    return amount if mean.half_width is None else f"{amount} ± {half}"
 
 
 def change_text(amount: float, *, is_share: bool = True) -> str:

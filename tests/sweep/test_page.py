@@ -7,9 +7,9 @@ import re
 import pytest
 
 from sparse_export.instruments.statistics import Mean, mean_interval
-from sparse_export.sweep.page import score_chart
+from sparse_export.sweep.page import _table, score_chart
 from sparse_export.sweep.run_list import Setting
-from sparse_export.sweep.table import Row
+from sparse_export.sweep.table import Row, direction_text, shown
 
 
 def mean(value: float | None) -> Mean | None:
@@ -23,6 +23,7 @@ def row(
     *,
     density: float | None = None,
     setting: Setting = (),
+    score: tuple[str, bool, bool] = ("accuracy", True, True),
 ) -> Row:
     return Row(
         method=method,
@@ -33,6 +34,9 @@ def row(
         n_complete=1,
         test=mean(test),
         validation=mean(validation),
+        score_name=score[0],
+        is_share=score[1],
+        higher_is_better=score[2],
         estimate_channels=None,
         estimate_macs=None,
         all_layers_estimate_channels=None,
@@ -82,3 +86,40 @@ def test_the_dense_line_is_chosen_by_validation_and_called_by_its_setting(
         assert f"The line across is {line[0]}: the {note}" in below
     else:
         assert below == ""
+
+
+RMSE = ("RMSE", False, False)
+
+
+def test_the_score_is_named_its_direction_told_and_the_best_sparse_mean_marked() -> None:
+    rows = [
+        row("dense", 0.9, 1.0, score=RMSE),
+        row("set", 1.138, 1.2, density=0.1, score=RMSE),
+        row("rigl", 1.071, 1.3, density=0.1, score=RMSE),
+    ]
+    text = str(shown(rows))
+    assert "test RMSE" in text and "validation RMSE" in text and "%" not in text
+    assert "Of the RMSE lower is better; the best sparse mean is marked by *." in text
+    assert "1.071 *" in text and "1.2 *" in text and text.count("*") == 3
+    assert re.findall("<b>(.*?)</b>", _table(rows)) == ["1.2", "1.071"]
+    assert "test RMSE" in score_chart(rows)
+
+
+def test_the_dense_line_of_an_error_is_the_lowest_one() -> None:
+    settings = [(("optimizer.momentum", momentum),) for momentum in (0.5, 0.9)]
+    rows = [
+        row("dense", test, setting=setting, score=RMSE)
+        for test, setting in zip((1.0, 2.0), settings, strict=True)
+    ]
+    rows.append(row("set", 1.5, density=0.1, score=RMSE))
+    assert re.findall(r">([^<>]*dense[^<>]*)</text>", score_chart(rows)) == ["dense, momentum 0.5"]
+
+
+def test_of_different_scores_or_none_nothing_is_called_the_best() -> None:
+    mixed = [row("set", 90.0, density=0.1), row("rigl", 1.0, density=0.1, score=RMSE)]
+    assert "test score" in str(shown(mixed)) and "*" not in str(shown(mixed))
+    assert direction_text(mixed, "bold").startswith("The rows have different scores")
+    nothing = [row("set", None, density=0.1, score=("", True, True))]
+    assert direction_text(nothing, "bold") == ""
+    shares = [row("set", 90.0, density=0.1), row("rigl", 91.0, density=0.1)]
+    assert "test accuracy %" in str(shown(shares)) and "91.00 *" in str(shown(shares))
