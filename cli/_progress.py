@@ -107,7 +107,7 @@ class _Bar:
             transient=True,
         )
         self._label = label or "train"
-        self._accuracy = ""
+        self._validated = ""
         self._shown = 0.0
 
     def started(self, info: RunInfo, total_steps: int, step: int) -> None:
@@ -128,12 +128,12 @@ class _Bar:
         self._shown = now
         first, then = self._first
         rate = (step - first) / max(now - then, 1e-9)
-        state = f"loss {float(loss.detach()):.3f}{self._accuracy} density {self._density:.3f}"
+        state = f"loss {float(loss.detach()):.3f}{self._validated} density {self._density:.3f}"
         self._progress.update(self._task, completed=step, state=state, rate=f"{rate:.3g} steps/s")
 
     def finished_epoch(self, metrics: EpochMetrics) -> None:
         if metrics.validation_score is not None:
-            self._accuracy = f" validation {metrics.validation_score:.2f} %"
+            self._validated = f" validation {metrics.validation}"
         if metrics.epoch == self._epochs:
             self.close()
             self._console.print(_epoch_text(metrics, self._epochs), highlight=False)

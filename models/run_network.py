@@ -152,7 +152,7 @@ def masks_of_run(run: Run, network: nn.Module) -> dict[str, Tensor]:
         if bool((parameters[name][~mask] != 0).any()):
             raise ArtefactError(
                 f"{name} in {run.path} has nonzero weights where its mask is False, "
-                "so that the recorded accuracy is not that of the masked network.",
+                "so that the recorded score is not that of the masked network.",
                 do="Train it again.",
             )
     density = density_of(masks)

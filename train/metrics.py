@@ -106,7 +106,7 @@ def _event_writer(folder: Path, epoch: int) -> Any:
 def _scalars(metrics: EpochMetrics) -> dict[str, float]:
     values = {
         "loss/train": metrics.train_loss,
-        "accuracy/validation_score": metrics.validation_score,
+        "score/validation": metrics.validation_score,
         "learning_rate": metrics.learning_rate,
         "masks/density": metrics.density,
         "masks/prune_rate": metrics.prune_rate,

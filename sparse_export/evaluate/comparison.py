@@ -18,7 +18,7 @@ from sparse_export.instruments.paired_scores import ScoreDifference
 from sparse_export.instruments.statistics import Ratio
 from sparse_export.tables import Shown, Table, count_text, ms_text
 from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
-from sparse_export.tasks.scores import MaxDrop, change_text, difference_text, value_text
+from sparse_export.tasks.scores import MaxDrop, better_text, change_text, difference_text, value_text
 
 RESULT_FILE = "comparison.json"
 Row = tuple[str, str, str, str]
@@ -210,7 +210,10 @@ def _score_row(comparison: Comparison) -> Row:
         change = difference_text(comparison.difference, is_share=is_share)
     elif dense is not None and sparse is not None:
         change = change_text(sparse.figure - dense.figure, is_share=is_share)
-    return "score" if known is None else known.name, value_text(dense), value_text(sparse), change
+    title = "score" if known is None else known.name
+    if known is not None and not known.higher_is_better:
+        title += f", {better_text(known)}"
+    return title, value_text(dense), value_text(sparse), change
 
 
 def _score_note(comparison: Comparison) -> str:

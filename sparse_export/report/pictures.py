@@ -14,7 +14,7 @@ from sparse_export.pages.bars import Bar, BarGroup, Interval, bar_chart, interva
 from sparse_export.pages.charts import Point, Series, line_chart
 from sparse_export.pages.document import figure
 from sparse_export.report.side import BundleSide
-from sparse_export.tasks.scores import difference_text
+from sparse_export.tasks.scores import better_text, difference_text
 
 __all__ = ["densities", "latency", "score", "sizes", "speed_ups", "throughput", "training"]
 
@@ -37,7 +37,7 @@ def score(comparison: Comparison) -> str:
     )
     caption = (
         f"{known.name[0].upper()}{known.name[1:]} of sparse minus dense on the same {d.n_samples:,} samples, "
-        "with its paired 95 % interval."
+        f"with its paired 95 % interval; {better_text(known)}."
     )
     if d.mcnemar_p is not None:
         caption += (
@@ -199,7 +199,8 @@ def densities(layers: Sequence[GraphLayer]) -> str:
 
 
 def training(sides: Sequence[BundleSide]) -> list[str]:
-    """Loss, validation accuracy and churn of the masks, epoch by epoch; only what there is a record of."""
+    """Loss, validation score and churn of the masks, epoch by epoch; only what there is a record of."""
+    name, unit, better = _validated(sides)
     wanted = (
         (
             "Training loss",
@@ -209,11 +210,11 @@ def training(sides: Sequence[BundleSide]) -> list[str]:
             "Mean training loss of each epoch, on a logarithmic scale.",
         ),
         (
-            "Validation accuracy",
-            "validation accuracy, %",
+            f"Validation {name}",
+            f"validation {name}{unit}",
             "validation_score",
             1.0,
-            "Accuracy on the validation part, which the test set is no part of.",
+            f"Score on the validation part, which the test set is no part of{better}.",
         ),
         (
             "Mask churn",
@@ -241,6 +242,15 @@ def training(sides: Sequence[BundleSide]) -> list[str]:
         for title, y_label, key, factor, caption in wanted
         if (series := _courses(sides, key, factor))
     ]
+
+
+def _validated(sides: Sequence[BundleSide]) -> tuple[str, str, str]:
+    """Name and unit of the score in the record of the epochs, and which way is better."""
+    runs = [side.run for side in sides if side.run is not None]
+    scores = [one for run in runs for one in (run.validation, run.test) if one is not None]
+    if not scores:
+        return "score", "", ""
+    return scores[0].name, ", %" if scores[0].is_share else "", f"; {better_text(scores[0])}"
 
 
 def _courses(sides: Sequence[BundleSide], key: str, factor: float) -> list[Series]:

@@ -12,7 +12,7 @@ from sparse_export.pages.document import table
 from sparse_export.pages.escaping import escape
 from sparse_export.report.side import BundleSide
 from sparse_export.tables import count_text, ms_text, shape_text
-from sparse_export.tasks.scores import change_text, value_text
+from sparse_export.tasks.scores import better_text, change_text, value_text
 
 __all__ = ["commands", "environment", "figures", "latencies", "layer_times", "layers"]
 
@@ -27,8 +27,9 @@ def figures(comparison: Comparison) -> str:
         change = change_text(sparse.score.figure - dense.score.figure, is_share=sparse.score.is_share)
     elif comparison.drop is not None:
         change = change_text(0.0 - comparison.drop)
+    title = f"{known.name} ({better_text(known)})" if known else "score"
     rows = [
-        [f"{known.name if known else 'score'}, {comparison.score_source or 'not measured'}", *scores, change],
+        [f"{title}, {comparison.score_source or 'not measured'}", *scores, change],
         ["density of masked layers", f"{dense.density:.4f}", f"{sparse.density:.4f}", ""],
         ["precision", dense.precision, sparse.precision, ""],
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparse_export.evaluate.comparison import Comparison, LatencyComparison
 from sparse_export.evaluate.verdict import times_text
-from sparse_export.tasks.scores import difference_text, value_text
+from sparse_export.tasks.scores import better_text, difference_text, value_text
 
 __all__ = ["verdict"]
 
@@ -53,6 +53,8 @@ def _score(comparison: Comparison) -> str:
     if dense is None or sparse is None:
         return "has a score that was not measured against the dense one"
     text = f"has {value_text(sparse)} {sparse.name} against {value_text(dense)}"
+    if not sparse.is_share:
+        text = f"has {sparse.name} {value_text(sparse)} against {value_text(dense)}, {better_text(sparse)}"
     if comparison.difference is not None:
         return f"{text} ({difference_text(comparison.difference, is_share=sparse.is_share)})"
     return f"{text} as recorded"

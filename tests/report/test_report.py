@@ -14,8 +14,10 @@ import pytest
 from sparse_export.formats.bundle import RunReference
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import EngineTimes, LayerTiming
+from sparse_export.formats.score import Score
 from sparse_export.inspection import InspectedEngine
-from sparse_export.report import write_report
+from sparse_export.instruments.paired_scores import ScoreDifference
+from sparse_export.report import pictures, tables, write_report
 from sparse_export.report.page import page as page_of
 from sparse_export.report.side import side_of
 from sparse_export.report.verdict import verdict
@@ -201,3 +203,24 @@ def engine_fact() -> EngineInfo:
         onnx_sha256="0" * 64,
         timing_cache=None,
     )
+
+
+def test_the_score_of_another_task_has_its_own_name_and_direction(made: Made) -> None:
+    def rmse(value: float) -> Score:
+        return Score(name="RMSE", value=value, n_samples=400, higher_is_better=False, is_share=False)
+
+    comparison = replace(
+        made.comparison,
+        dense=replace(made.comparison.dense, score=rmse(1.07)),
+        sparse=replace(made.comparison.sparse, score=rmse(1.138)),
+        difference=ScoreDifference(amount=0.068, low=0.05, high=0.08, n_samples=400, n_resamples=10_000),
+    )
+    assert "has RMSE 1.138 against 1.07, lower is better (+0.068 [+0.05, +0.08])" in verdict(comparison)
+    assert "RMSE (lower is better), measured" in tables.figures(comparison)
+    assert "paired 95 % interval; lower is better." in pictures.score(comparison)
+    assert "RMSE, lower is better" in str(comparison) and "ccuracy" not in str(comparison)
+    side = side_of("dense", made.dense)
+    assert side.run is not None
+    drawn = "".join(pictures.training([replace(side, run=replace(side.run, test=rmse(1.07)))]))
+    assert "Validation RMSE" in drawn and "ccuracy" not in drawn
+    assert "the test set is no part of; lower is better." in drawn
