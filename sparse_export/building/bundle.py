@@ -19,7 +19,7 @@ from sparse_export.building.replaceable import require_replaceable
 from sparse_export.building.request import BuildRequest, CheckedRequest, check_request
 from sparse_export.engines.dry_run import DryRun, describe_build
 from sparse_export.engines.options import EngineOptions, Precision
-from sparse_export.engines.precision import TOLERANCE
+from sparse_export.engines.precision import RMS_TOLERANCE, TOLERANCE
 from sparse_export.errors import SparseExportError
 from sparse_export.files import claimed, require_writable, sha256_file, staged_folder, write_bytes, write_json
 from sparse_export.formats.bundle import (
@@ -231,9 +231,10 @@ def _write_models(
 ) -> GoldenInfo:
     """Write the model files and the golden pair, and check each of the files against it."""
     golden, signature, rtol = graph.golden, graph.signature, TOLERANCE[request.precision]
+    rms = RMS_TOLERANCE[request.precision]
     for name, content in files.items():
         write_bytes(stage / name, content)
-        require_parity(stage / name, signature, graph.golden, rtol)
+        require_parity(stage / name, signature, graph.golden, rtol, rms)
         if request.postprocess:
             golden = golden_with_postprocess(stage / name, signature, graph.golden, request.postprocess, rtol)
     return write_golden(stage, golden)

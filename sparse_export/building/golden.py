@@ -160,7 +160,9 @@ def write_golden(folder: Path, golden: Golden) -> GoldenInfo:
     )
 
 
-def require_parity(file: Path, signature: Signature, golden: Golden, rtol: float) -> None:
+def require_parity(
+    file: Path, signature: Signature, golden: Golden, rtol: float, rms: float | None = None
+) -> None:
     """Run a model file on the golden inputs, whole and in smaller batches.
 
     Args:
@@ -169,6 +171,7 @@ def require_parity(file: Path, signature: Signature, golden: Golden, rtol: float
         golden: the pair.
         rtol: largest difference, as a share of the spread of each output; `ATOL` is added. Of integers the
             share that may differ.
+        rms: largest root mean square of the differences, likewise; None for no limit.
 
     Raises:
         GateFailed: an output of the file differs by more.
@@ -177,8 +180,8 @@ def require_parity(file: Path, signature: Signature, golden: Golden, rtol: float
         signature = session.signature  # with the values inside the graph
         found = session.run(golden.inputs)
         by_batch = {n: _run(session, signature.part(golden.inputs, 0, n)) for n in golden.smaller}
-    whole = differences(found, golden.outputs, atol=ATOL, rtol=rtol)
-    bad = {n: _bad(by_batch[n], wanted, golden.outputs, rtol) for n, wanted in golden.smaller.items()}
+    whole = differences(found, golden.outputs, atol=ATOL, rtol=rtol, rms=rms)
+    bad = {n: _bad(by_batch[n], wanted, golden.outputs, rtol, rms) for n, wanted in golden.smaller.items()}
     wrong_whole = [one for one in whole if not one.ok]
     wrong = [n for n, names in bad.items() if names]
     if not wrong and not wrong_whole:
@@ -187,16 +190,17 @@ def require_parity(file: Path, signature: Signature, golden: Golden, rtol: float
     # size.
     n_all = signature.n_samples(golden.inputs)
     in_whole = {
-        n: _bad(signature.part(found, 0, n), signature.part(golden.outputs, 0, n), golden.outputs, rtol)
+        n: _bad(signature.part(found, 0, n), signature.part(golden.outputs, 0, n), golden.outputs, rtol, rms)
         for n in bad
     }
     if wrong_whole and all(bool(bad[n]) == bool(in_whole[n]) for n in bad):
         has_integers = any(one.dtype not in FLOATS for one in signature.inputs)
         on_drawn = _MADE_FOR if has_integers else _ON_NOISE
+        off = _difference_text(wrong_whole[0], golden, rtol)
         raise GateFailed(
-            f"The exported graph differs from the network by {_difference_text(wrong_whole[0])} on {n_all} "
+            f"The exported graph differs from the network by {off} on {n_all} "
             f"{'input' if n_all == 1 else 'inputs'}.",
-            expected=f"At most {_allowed(wrong_whole[0].name, golden, rtol)} is allowed.",
+            expected=f"At most {_allowed(wrong_whole[0].name, golden, rtol, rms)} is allowed.",
             do="The export is wrong, or its precision too low for this network; nothing was written."
             + (on_drawn if golden.is_drawn else ""),
         )
@@ -205,24 +209,28 @@ def require_parity(file: Path, signature: Signature, golden: Golden, rtol: float
     raise GateFailed(
         f"The exported graph differs from the network at batch {batch_sizes([n for n in sizes if sizes[n]])} "
         f"and agrees at batch {batch_sizes([n for n in sizes if not sizes[n]])}.",
-        expected=f"At most {_allowed(names[0], golden, rtol)} is allowed.",
+        expected=f"At most {_allowed(names[0], golden, rtol, rms)} is allowed.",
         do="Remove from forward what depends on the batch size, such as a branch on x.shape[0]. "
         "Nothing was written.",
     )
 
 
-def _difference_text(one: OutputDifference) -> str:
+def _difference_text(one: OutputDifference, golden: Golden, rtol: float) -> str:
     """By how much an output differs: `0.5 in logits`, `0.25 of tags`."""
     if one.equal_share is not None:
         return f"{1 - one.equal_share:.3g} of {one.name}"
+    allowed = ATOL + rtol * spread(golden.outputs[one.name])
+    if one.max_abs_difference is not None and one.max_abs_difference <= allowed:
+        return f"a root mean square of {one.rms_difference:.3g} of the spread of {one.name}"
     return f"{one.max_abs_difference:.3g} in {one.name}"
 
 
-def _allowed(name: str, golden: Golden, rtol: float) -> str:
+def _allowed(name: str, golden: Golden, rtol: float, rms: float | None) -> str:
     wanted = golden.outputs[name]
     if wanted.dtype.kind not in "fV":
         return f"a share of {rtol:g} of {name}"
-    return f"{ATOL:g} + {rtol:g} * {spread(wanted):.3g}"
+    typical = "" if rms is None else f", and a root mean square of {rms:g} of the spread,"
+    return f"{ATOL:g} + {rtol:g} * {spread(wanted):.3g}{typical}"
 
 
 def _run(session: Session, feeds: Feeds) -> Feeds | None:
@@ -233,9 +241,9 @@ def _run(session: Session, feeds: Feeds) -> Feeds | None:
         return None
 
 
-def _bad(found: Feeds | None, wanted: Feeds, whole: Feeds, rtol: float) -> list[str]:
+def _bad(found: Feeds | None, wanted: Feeds, whole: Feeds, rtol: float, rms: float | None) -> list[str]:
     """Names of the outputs of a smaller batch that differ by more than is allowed of the whole one."""
-    compared = differences(found or {}, wanted, atol=ATOL, rtol=rtol, spread_of=whole)
+    compared = differences(found or {}, wanted, atol=ATOL, rtol=rtol, rms=rms, spread_of=whole)
     return [one.name for one in compared if not one.ok]
 
 

@@ -10,7 +10,7 @@ from sparse_export.building.engines import Engines
 from sparse_export.building.golden import ATOL
 from sparse_export.building.graph import BuiltGraph
 from sparse_export.engines.options import Precision
-from sparse_export.engines.precision import TOLERANCE
+from sparse_export.engines.precision import RMS_TOLERANCE, TOLERANCE
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import (
     BundleInfo,
@@ -94,6 +94,7 @@ def bundle_info(
         score=info.test,
         atol=ATOL,
         rtol=TOLERANCE[precision],
+        rms=RMS_TOLERANCE[precision],
         versions=library_versions(),
         command=command_line(),
         created=now(),

@@ -10,7 +10,7 @@ import numpy as np
 from sparse_export.building.golden import SMALLER_BATCHES, outputs_by_batch
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.evaluate.validation import BatchParity, Parity
-from sparse_export.formats.bundle import MODEL_FILE, Bundle
+from sparse_export.formats.bundle import MODEL_FILE, Bundle, BundleInfo
 from sparse_export.formats.listed import bytes_of
 from sparse_export.formats.run import AGREEMENT, CLASSIFICATION
 from sparse_export.runtimes import Session
@@ -127,13 +127,13 @@ def parity_by_batch(session: Session, bundle: Bundle, reference: Session) -> tup
     found = []
     for n, outputs in outputs_by_batch(reference, inputs, sizes).items():
         fixed = {name: one for name, one in outputs.items() if name in wanted}
-        largest, ok = _of_batch(session, signature.part(inputs, 0, n), fixed, wanted, info.atol, info.rtol)
+        largest, ok = _of_batch(session, signature.part(inputs, 0, n), fixed, wanted, info)
         found.append(BatchParity(batch=n, max_abs_difference=largest, ok=ok))
     return tuple(found)
 
 
 def _of_batch(
-    session: Session, feeds: Feeds, wanted: Feeds, whole: Feeds, atol: float, rtol: float
+    session: Session, feeds: Feeds, wanted: Feeds, whole: Feeds, info: BundleInfo
 ) -> tuple[float | None, bool]:
     """The largest difference, and whether all are in tolerance.
 
@@ -143,7 +143,7 @@ def _of_batch(
         found = session.run(feeds)
     except (ArtefactError, UsageError):
         return None, False
-    compared = differences(found, wanted, atol=atol, rtol=rtol, spread_of=whole)
+    compared = differences(found, wanted, atol=info.atol, rtol=info.rtol, rms=info.rms, spread_of=whole)
     largest = _largest(compared, "max_abs_difference")
     return (largest if math.isfinite(largest) else None), all(one.ok for one in compared)
 
@@ -173,7 +173,8 @@ def parity_of(found: Feeds, wanted: Feeds, bundle: Bundle) -> Parity:
         (name,) = bundle.info.signature.output_names
         if has_class_scores(found[name]):
             agreement = float((predicted_classes(found[name]) == predicted_classes(wanted[name])).mean())
-    compared = differences(found, wanted, atol=bundle.info.atol, rtol=bundle.info.rtol)
+    info = bundle.info
+    compared = differences(found, wanted, atol=info.atol, rtol=info.rtol, rms=info.rms)
     return Parity(
         n_samples=_n_samples(wanted, bundle),
         max_abs_difference=_largest(compared, "max_abs_difference"),

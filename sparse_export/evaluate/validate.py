@@ -159,6 +159,7 @@ def validate(
         not_run=not_run,
         atol=info.atol,
         rtol=info.rtol,
+        rms=info.rms,
         max_drop=max_drop,
         against=against_dense_one,
         agreement=agreement,

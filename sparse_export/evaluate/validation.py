@@ -144,6 +144,7 @@ class Validation:
     parity_ok: bool
     atol: float
     rtol: float
+    rms: float | None
     max_drop: MaxDrop | None
     against: AgainstDense | None
     versions: dict[str, str]
@@ -271,7 +272,7 @@ def failures(validation: Validation) -> list[str]:
         ]
     for label, parity in checks:
         if parity is not None and not parity.ok:
-            failed += differing(parity, label, atol=validation.atol, rtol=validation.rtol)
+            failed += differing(parity, label, atol=validation.atol, rtol=validation.rtol, rms=validation.rms)
     wrong, agreeing = ([one.batch for one in validation.batches if one.ok is ok] for ok in (False, True))
     if wrong:
         others = f" and agree at batch {batch_sizes(agreeing)}" if agreeing else ""
@@ -287,7 +288,7 @@ def failures(validation: Validation) -> list[str]:
     return failed
 
 
-def differing(parity: Parity, label: str, *, atol: float, rtol: float) -> list[str]:
+def differing(parity: Parity, label: str, *, atol: float, rtol: float, rms: float | None) -> list[str]:
     """Say which outputs are not within tolerance: those of floats together, each of integers by itself.
 
     Args:
@@ -295,6 +296,7 @@ def differing(parity: Parity, label: str, *, atol: float, rtol: float) -> list[s
         label: what the outputs were held against.
         atol: absolute tolerance.
         rtol: tolerance by the spread; of integers the share that may differ.
+        rms: tolerance of the root mean square by the spread; None for none.
 
     Returns:
         Clauses.
@@ -306,13 +308,21 @@ def differing(parity: Parity, label: str, *, atol: float, rtol: float) -> list[s
         names = f" in {', '.join(floats)}" if len(parity.outputs) > 1 else ""
         found.append(
             f"the outputs differ from {label}{names} by {parity.max_abs_difference:.3g}, more than "
-            f"{atol:g} + {rtol:g} * their spread"
+            f"{atol:g} + {rtol:g} * their spread{_typical(wrong, rms)}"
         )
     return found + [
         f"{100 * (1 - one.equal_share):.3g} % of {one.name} differ from {label}, more than {100 * rtol:g} %"
         for one in wrong
         if one.equal_share is not None
     ]
+
+
+def _typical(wrong: list[OutputDifference], rms: float | None) -> str:
+    """A clause on the root mean square, where outputs are held to one."""
+    found = [one.rms_difference for one in wrong if one.rms_difference is not None]
+    if rms is None or not found:
+        return ""
+    return f", or by a root mean square of {max(found):.3g} of it, more than {rms:g}"
 
 
 def _lost(where: str, one: Validation | RuntimeResult, validation: Validation) -> list[str]:

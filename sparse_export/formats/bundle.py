@@ -245,6 +245,8 @@ class BundleInfo:
         score: of the run on its test set, before anything was dropped.
         atol: absolute tolerance of the golden pair.
         rtol: its tolerance as a share of the spread of an output.
+        rms: likewise of the root mean square of the differences of an output; None in bundles that were built
+            before there was one.
         versions: of the libraries that built it.
         command: that built it.
         created: time in ISO 8601.
@@ -285,6 +287,7 @@ class BundleInfo:
     dense: DenseInfo | None = None
     compacted: CompactInfo | None = None
     engines: tuple[EngineInfo, ...] = ()
+    rms: Rtol | None = None
     n_calibration: Count = 0
     fitted: PatternInfo | None = None
     postprocess: tuple[str, ...] = ()

@@ -28,6 +28,8 @@ class OutputDifference:
         name: of the output.
         max_abs_difference: the largest; of integers and truth values None.
         max_relative_difference: likewise by the spread; 0 where there is no spread.
+        rms_difference: root mean square of the differences by the spread; 0 where there is no spread, None of
+            integers and truth values.
         equal_share: of integers and truth values the share that is equal; of floats None.
         ok: within tolerance.
     """
@@ -35,6 +37,7 @@ class OutputDifference:
     name: str
     max_abs_difference: float | None
     max_relative_difference: float | None
+    rms_difference: float | None
     equal_share: float | None
     ok: bool
 
@@ -70,6 +73,7 @@ def differences(
     *,
     atol: float,
     rtol: float,
+    rms: float | None = None,
     spread_of: Mapping[str, _Array] | None = None,
 ) -> tuple[OutputDifference, ...]:
     """Compare the outputs of a network, one by one.
@@ -80,6 +84,9 @@ def differences(
         atol: absolute tolerance of floats.
         rtol: of floats the tolerance as a share of their spread; of integers and truth values the share that
             may differ.
+        rms: largest root mean square of the differences of floats, as a share of their spread; `atol` is
+            added. The largest difference of an output of many values lies far out, and says little
+            of the others. None for no limit.
         spread_of: outputs by name whose spread counts; None for those that are wanted.
 
     Returns:
@@ -88,12 +95,18 @@ def differences(
     """
     whole = wanted if spread_of is None else spread_of
     return tuple(
-        _difference(name, found.get(name), one, whole[name], atol, rtol) for name, one in wanted.items()
+        _difference(name, found.get(name), one, whole[name], atol, rtol, rms) for name, one in wanted.items()
     )
 
 
 def _difference(
-    name: str, found: _Array | None, wanted: _Array, whole: _Array, atol: float, rtol: float
+    name: str,
+    found: _Array | None,
+    wanted: _Array,
+    whole: _Array,
+    atol: float,
+    rtol: float,
+    rms: float | None,
 ) -> OutputDifference:
     is_float = wanted.dtype.name in FLOATS
     if found is None or found.shape != wanted.shape:
@@ -102,6 +115,7 @@ def _difference(
             name=name,
             max_abs_difference=off if is_float else None,
             max_relative_difference=off if is_float else None,
+            rms_difference=off if is_float else None,
             equal_share=None if is_float else 0.0,
             ok=False,
         )
@@ -111,15 +125,20 @@ def _difference(
             name=name,
             max_abs_difference=None,
             max_relative_difference=None,
+            rms_difference=None,
             equal_share=share,
             ok=1.0 - share <= rtol,
         )
-    largest = float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max(initial=0.0))
+    off_by = np.abs(found.astype(np.float64) - wanted.astype(np.float64))
+    largest = float(off_by.max(initial=0.0))
+    typical = float(np.sqrt(np.mean(np.square(off_by)))) if off_by.size else 0.0
     size = spread(whole)
     return OutputDifference(
         name=name,
         max_abs_difference=largest,
         max_relative_difference=largest / size if size else 0.0,
+        rms_difference=typical / size if size else 0.0,
         equal_share=None,
-        ok=largest <= atol + rtol * size,  # never for NaN
+        # never for NaN
+        ok=largest <= atol + rtol * size and (rms is None or typical <= atol + rms * size),
     )

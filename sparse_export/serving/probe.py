@@ -118,13 +118,14 @@ def require_golden(
         for start in range(0, n_samples, max_batch)
     ]
     found = joined(parts, signature.outputs, signature.batch)
-    compared = differences(found, served.golden_outputs, atol=info.atol, rtol=info.rtol)
+    compared = differences(found, served.golden_outputs, atol=info.atol, rtol=info.rtol, rms=info.rms)
     for one in compared:
         if one.ok:
             continue
         if one.equal_share is None:
             off, size = f"{one.max_abs_difference:.3g}", spread(served.golden_outputs[one.name])
-            allowed = f"At most {info.atol:g} + {info.rtol:g} * {size:.3g} is allowed."
+            typical = "" if info.rms is None else f", and a root mean square of {info.rms:g} of the spread,"
+            allowed = f"At most {info.atol:g} + {info.rtol:g} * {size:.3g}{typical} is allowed."
         else:
             off = f"{1 - one.equal_share:.3g} of its values"
             allowed = f"A share of {info.rtol:g} may differ."

@@ -94,6 +94,17 @@ def test_a_graph_that_is_wrong_at_every_size_is_told_by_how_much(
         require_parity(_model(tmp_path / "m.onnx", network, [1, 2, 3, 8]), SIGNATURE, golden, 3e-4)
 
 
+def test_a_root_mean_square_beyond_its_own_limit_is_refused(
+    network: nn.Module, golden: Golden, tmp_path: Path
+) -> None:
+    wrong = _model(tmp_path / "m.onnx", network, [1, 2, 3, 8])
+    require_parity(wrong, SIGNATURE, golden, 100.0)
+    told = r"by a root mean square of [\d.e+-]+ of the spread of logits on 8 inputs"
+    with pytest.raises(GateFailed, match=told) as caught:
+        require_parity(wrong, SIGNATURE, golden, 100.0, 0.02)
+    assert "a root mean square of 0.02" in caught.value.expected
+
+
 def test_real_inputs_are_asked_for_only_where_there_were_none(
     network: nn.Module, golden: Golden, tmp_path: Path
 ) -> None:

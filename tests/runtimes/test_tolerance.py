@@ -90,6 +90,24 @@ def test_a_peak_among_thousands_of_zeros_is_not_measured_by_the_zeros(n_samples:
     assert not one.ok
 
 
+def test_the_root_mean_square_is_held_to_a_limit_of_its_own() -> None:
+    """One value far out is allowed by the largest difference; all of them half as far out are not."""
+    wanted = np.tile([1.0, -1.0], (4, 500))
+    one, all_of_them = wanted.copy(), wanted + 0.05
+    one[0, 0] += 0.09
+    for found, largest, typical, ok in (
+        (one, 0.09, 0.09 / 4000**0.5, True),
+        (all_of_them, 0.05, 0.05, False),
+    ):
+        (compared,) = differences({"y": found}, {"y": wanted}, atol=0.0, rtol=0.1, rms=0.02)
+        assert compared.max_relative_difference == pytest.approx(largest)
+        assert compared.rms_difference == pytest.approx(typical)
+        assert compared.ok is ok
+    assert _compared(all_of_them, wanted, atol=0.0, rtol=0.1).ok
+    (nan,) = differences({"y": wanted * np.nan}, {"y": wanted}, atol=0.0, rtol=np.inf, rms=np.inf)
+    assert not nan.ok
+
+
 def test_no_sample_at_all_has_no_spread() -> None:
     nothing = np.zeros((0, 4))
     assert spread(nothing) == 0
@@ -120,6 +138,7 @@ def test_of_integers_and_truth_values_the_share_that_differs_counts(dtype: type[
         assert compared.equal_share == 7 / 8
         assert compared.max_abs_difference is None
         assert compared.max_relative_difference is None
+        assert compared.rms_difference is None
 
 
 def test_another_shape_or_no_output_is_never_within_tolerance() -> None:

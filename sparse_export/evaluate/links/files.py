@@ -84,9 +84,9 @@ def graph_keeps_its_pattern(case: Case) -> Finding:
     }
     problem = None
     if not golden.ok:
+        wrong = differing(golden, "the golden pair", atol=info.atol, rtol=info.rtol, rms=info.rms)
         problem = GateFailed(
-            f"{case.bundle.path / MODEL_FILE} gives another answer than the stored one: "
-            f"{'; '.join(differing(golden, 'the golden pair', atol=info.atol, rtol=info.rtol))}.",
+            f"{case.bundle.path / MODEL_FILE} gives another answer than the stored one: {'; '.join(wrong)}.",
             do="Build it again from its run.",
         )
     return Finding(told=told, figures=figures, problem=problem)
