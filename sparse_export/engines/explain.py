@@ -23,8 +23,8 @@ from sparse_export.engines.tactics import (
     read_sparsity,
 )
 from sparse_export.formats.layers import EngineLayer, GraphLayer
-from sparse_export.graph.constants import node_name
 from sparse_export.graph.eligibility import MEANINGS, verdict
+from sparse_export.graph.quantized_ends import quantized_ends
 
 if TYPE_CHECKING:
     import onnx
@@ -41,14 +41,6 @@ _REFORMAT = "Reformatting CopyNode for "
 _LOW_PRECISION = re.compile(
     r"FP16|\bHalf\b|Int8|BF16|BFloat16|FP8|f16f16|h\d{3,}|i8i8|bf16bf16|e4m3|hmma|imma", re.IGNORECASE
 )
-# What may stand between a layer and the QuantizeLinear of what it puts out, so that one kernel computes all.
-_FUSED_AFTER = frozenset(
-    (
-        *("Add", "Sub", "Mul", "Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSwish", "HardSigmoid", "Gelu"),
-        *("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "BatchNormalization"),
-    )
-)
-_MOST_STEPS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,38 +302,11 @@ def _notes(log: BuilderLog | None, case: _Case) -> tuple[str, ...]:
 
 
 def nodes_with_float_output(model: onnx.ModelProto) -> frozenset[str]:
-    """Find the nodes whose output is used by something else than a QuantizeLinear.
+    """Find the layers whose output is used by something else than a QuantizeLinear.
 
     Element-wise operators and changes of layout between the two are looked through, as TensorRT fuses them.
 
     Args:
         model: its weights are not looked at.
     """
-    users: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-
-    def quantized(name: str, steps: int) -> bool:
-        after = users.get(name, [])
-        return (
-            bool(after)
-            and steps > 0
-            and all(
-                user.op_type == "QuantizeLinear"
-                or (
-                    user.op_type in _FUSED_AFTER
-                    and bool(user.output)
-                    and quantized(user.output[0], steps - 1)
-                )
-                for user in after
-            )
-        )
-
-    return frozenset(
-        node_name(node)
-        for node in model.graph.node
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
-        and node.output
-        and not quantized(node.output[0], _MOST_STEPS)
-    )
+    return frozenset(one.node for one in quantized_ends(model) if not one.writes)

@@ -153,6 +153,15 @@ def test_names_that_the_quantizer_makes_may_be_taken(precision: Precision, tmp_p
     assert 0 < np.abs(found - wanted).max() / wanted.std() < TOLERANCE[precision] / 2
 
 
+@pytest.mark.parametrize("precision", CALIBRATED)
+def test_graphs_of_an_older_opset_are_converted(precision: Precision, tmp_path: Path) -> None:
+    """Opset 11 has no scale for each channel, and none before 19 has fp8."""
+    model, x = small_graph(), _samples()[0]["input"]
+    model.opset_import[0].version, model.ir_version = 11, 6
+    wanted, found = (_outputs(one, x, tmp_path) for one in (model, _quantized(precision, model)))
+    assert 0 < np.abs(found - wanted).max() / wanted.std() < TOLERANCE[precision] / 2
+
+
 @pytest.mark.parametrize("samples", [[], [{"input": np.zeros((0, 16), dtype=np.float32)}]])
 def test_without_samples_there_is_nothing_to_calibrate_on(samples: list[Feeds]) -> None:
     with pytest.raises(UsageError, match="calibrate"):

@@ -1,4 +1,4 @@
-"""Graphs of older opsets, converted to one that knows functions of a model's own."""
+"""Graphs of older opsets, converted to a later one: for functions of a model's own, and for quantization."""
 
 from __future__ import annotations
 
@@ -9,7 +9,34 @@ from sparse_export.errors import UsageError
 from sparse_export.graph.passes.pack24 import MIN_IR_VERSION, MIN_OPSET
 from sparse_export.graph.passes.packable import ONNX_DOMAINS
 
-__all__ = ["with_packable_opset"]
+__all__ = ["with_opset", "with_packable_opset"]
+
+
+def with_opset(model: onnx.ModelProto, lowest: int, what: str) -> onnx.ModelProto:
+    """A model of an opset at least: converted where its own is older.
+
+    Args:
+        model: with its weights read; not changed.
+        lowest: the opset.
+        what: needs it, for the message.
+
+    Returns:
+        Another model, or the same where it is new enough.
+
+    Raises:
+        UsageError: onnx has no rule for one of its operators.
+    """
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ONNX_DOMAINS), default=0)
+    if opset >= lowest:
+        return model
+    try:
+        return version_converter.convert_version(model, lowest)
+    except (version_converter.ConvertError, RuntimeError, ValueError) as cause:
+        reason = str(cause).strip().rpartition("\n")[2].rstrip(".")
+        raise UsageError(
+            f"The model has opset {opset}, {what} needs {lowest}, and onnx cannot convert it: {reason}.",
+            do="Build it as fp16 or fp32 with --onnx dense, or export it anew.",
+        ) from cause
 
 
 def with_packable_opset(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -26,17 +53,7 @@ def with_packable_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         UsageError: onnx has no rule for one of its operators.
     """
-    opset = max((entry.version for entry in model.opset_import if entry.domain in ONNX_DOMAINS), default=0)
-    converted = model
-    if opset < MIN_OPSET:
-        try:
-            converted = version_converter.convert_version(model, MIN_OPSET)
-        except (version_converter.ConvertError, RuntimeError, ValueError) as cause:
-            reason = str(cause).strip().rpartition("\n")[2].rstrip(".")
-            raise UsageError(
-                f"The model has opset {opset}, packing needs {MIN_OPSET}, and onnx cannot convert it: {reason}.",
-                do="Build it with --onnx dense, or export it anew.",
-            ) from cause
+    converted = with_opset(model, MIN_OPSET, "packing")
     if converted.ir_version < MIN_IR_VERSION:
         if converted is model:
             converted = onnx.ModelProto()

@@ -22,13 +22,15 @@ from sparse_export.files import temporary_folder
 from sparse_export.graph.constants import Array
 from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.names import free_name, names_of_values, rename_values
+from sparse_export.graph.passes.newer_opset import with_opset
 from sparse_export.onnxruntime_import import load_onnxruntime
 from sparse_export.signature import Feeds
 
-__all__ = ["quantized", "require_zeros_kept"]
+__all__ = ["Quantized", "quantized", "require_zeros_kept"]
 
 Quantized = Literal["int8", "fp8"]
 _OPERATORS = ["Conv", "Gemm", "MatMul"]
+_OPSETS = {"int8": 13, "fp8": 19}  # the first with a scale for each channel, and with the type
 _INT8_MAX = 127.0
 _FP8_MAX = 448.0
 _OPTIONS = {
@@ -56,6 +58,7 @@ def quantized(model: onnx.ModelProto, samples: Sequence[Feeds], precision: Quant
             expected="Samples of the training set were expected.",
             do="Build from a run that names its data, or choose fp16.",
         )
+    model = with_opset(model, _OPSETS[precision], precision)
     small = _int8(model, samples)
     if not any(node.op_type == "DequantizeLinear" for node in small.graph.node):
         raise UsageError(
