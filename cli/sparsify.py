@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sparse_export.cli._click import click
 from sparse_export.cli._common import (
@@ -11,7 +12,9 @@ from sparse_export.cli._common import (
     data_dir_option,
     device_option,
     json_option,
+    max_drop_help,
     print_result,
+    say,
     shape_of_sample,
     sizes_option,
 )
@@ -59,6 +62,20 @@ from sparse_export.cli._common import (
     metavar="FILE",
     help="Prune the layers that a plan chose, and only those.",
 )
+@click.option(
+    "--max-drop",
+    metavar="AMOUNT",
+    help="Make as many layers sparse as the score allows, and say which. " + max_drop_help,
+)
+@click.option(
+    "--timings",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --max-drop: choose by the time that layers save, as plan measured it, not by multiply-adds.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Show what each layer changes if it alone is sparse, and write nothing."
+)
 @click.option("--norms", is_flag=True, help="Re-estimate batch norms on the calibration samples.")
 @click.option(
     "--errors", is_flag=True, help="Measure each layer's error by magnitude too: a walk over the samples."
@@ -103,6 +120,9 @@ def command(
     moving: bool,
     keep_dense: tuple[str, ...],
     plan_file: Path | None,
+    max_drop: str | None,
+    timings: Path | None,
+    dry_run: bool,
     norms: bool,
     errors: bool,
     input_shape: str | None,
@@ -120,15 +140,43 @@ def command(
 
     Writes a run that build takes, and shows what each layer kept and how good the network is after each step.
     The dense network is left as a run too, in that folder's name with -dense behind it, unless it came from
-    one. A killed command goes on at the last layer that it had finished.
+    one. A killed command goes on at the last layer that it had finished. Exit 3 where --max-drop allows no
+    sparse layer.
     """
     shape = None if input_shape is None else shape_of_sample(input_shape)
 
     from dataclasses import asdict
 
     from sparse_export.cli._progress import layer_observer, training_observer
-    from sparse_export.oneshot import sparsify
+    from sparse_export.oneshot import layer_sensitivities, sparsify
 
+    common: dict[str, Any] = {
+        "pattern": pattern,
+        "weights": weights,
+        "method": method,
+        "data": data,
+        "task": task,
+        "data_dir": data_dir,
+        "calibration_samples": calibration_samples,
+        "keep_dense": keep_dense,
+        "input_shape": shape,
+        "inputs": inputs,
+        "axes": axes,
+        "sizes": sizes,
+        "calibration_memory": calibration_memory << 20,
+        "seed": seed,
+        "device": device,
+        "trust": trust,
+        "timings": timings,
+    }
+    if dry_run:
+        for option, given in (("--permute", permute), ("--plan", plan_file is not None), ("--norms", norms)):
+            if given:
+                raise click.UsageError(f"--dry-run and {option} exclude each other.")
+        with layer_observer() as finished:
+            changes = layer_sensitivities(model, finished=finished, **common)
+        print_result(asdict(changes), changes.shown(), as_json)
+        return
     planned_dense = None
     if plan_file is not None:
         from sparse_export.oneshot.source import name_of
@@ -140,30 +188,17 @@ def command(
         done = sparsify(
             model,
             out,
-            pattern=pattern,
-            weights=weights,
-            method=method,
             permute=permute,
-            data=data,
-            task=task,
-            data_dir=data_dir,
-            calibration_samples=calibration_samples,
             finetune=finetune,
             moving=moving,
-            keep_dense=keep_dense,
             planned_dense=planned_dense,
             norms=norms,
             errors=errors,
-            input_shape=shape,
-            inputs=inputs,
-            axes=axes,
-            sizes=sizes,
-            calibration_memory=calibration_memory << 20,
-            seed=seed,
-            device=device,
-            trust=trust,
+            max_drop=max_drop,
+            scored=say,
             observer=observer,
             finished=finished,
+            **common,
         )
     document = {"run": str(done.run.path), **asdict(done.report)}
     print_result(document, done.report.shown(), as_json, path=done.run.path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from sparse_export.oneshot.dry_run import layer_sensitivities
 from sparse_export.oneshot.report import SparsifiedLayer, SparsifyReport, Stage
 from sparse_export.oneshot.steps import Sparsified, sparsify
 
-__all__ = ["Sparsified", "SparsifiedLayer", "SparsifyReport", "Stage", "sparsify"]
+__all__ = ["Sparsified", "SparsifiedLayer", "SparsifyReport", "Stage", "layer_sensitivities", "sparsify"]

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import onnx
 
-from sparse_export.errors import SparseExportError, UsageError
+from sparse_export.errors import GateFailed, SparseExportError, UsageError
 from sparse_export.files import is_leftover, temporary_folder
-from sparse_export.formats.run import GRAPH_FILE, DataInfo, DenseInfo, LayerInfo, Run, open_run
+from sparse_export.formats.run import GRAPH_FILE, DenseInfo, LayerInfo, Run, open_run
 from sparse_export.formats.score import Score
 from sparse_export.graph.finite import naming_weights
 from sparse_export.graph.model import save_model
+from sparse_export.oneshot.choosing import choose_layers
 from sparse_export.oneshot.costs import Finished
+from sparse_export.oneshot.graph_choice import Bound, tested
+from sparse_export.oneshot.graph_inputs import Inputs, Scoring, held_back, split_inputs
 from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY, PrunedGraph, sparsify_graph
 from sparse_export.oneshot.graph_run import (
     dense_folder,
@@ -29,98 +33,15 @@ from sparse_export.oneshot.layers import Method
 from sparse_export.oneshot.report import REPORT_FILE, SparsifyReport, Stage, method_name
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.outputs import output_batches, score_of
-from sparse_export.signature import Feeds, Signature
+from sparse_export.signature import Signature
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.tasks.agreement import Agreement, agreement_of
-from sparse_export.tasks.inputs import read_inputs, with_seen_ranges
-from sparse_export.tasks.named_data import open_named
-from sparse_export.tasks.samples import BatchSamples, LabelledSamples, labelled
-from sparse_export.tasks.shipped import task_named
+from sparse_export.tasks.samples import BatchSamples
 from sparse_export.train.run_folder import claimed_run, require_empty
 
-__all__ = ["Scoring", "dense_run_of", "scoring_of", "sparsify_source"]
+__all__ = ["dense_run_of", "sparsify_source"]
 
 STATE_FOLDER = "resume-sparsify"
-CALIBRATION_SAMPLES = 512
-_HELD_BACK = 64  # samples at most that agreement is measured on
-_HELD_SHARE = 5  # one in so many
-_RANDOM_SAMPLES = 8
-_SEED = 23
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Inputs:
-    """What weights are calibrated on, and what the agreement is measured on.
-
-    Attributes:
-        calibration: batches; none for random inputs.
-        held: batches for the agreement; none where nothing can be drawn.
-        words: what these are.
-    """
-
-    calibration: tuple[Feeds, ...]
-    held: tuple[Feeds, ...]
-    words: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """What a network is scored on.
-
-    Attributes:
-        info: record of the data.
-        test: the samples.
-        calibration: batches of the data to calibrate on; none where they have no such part.
-    """
-
-    info: DataInfo
-    test: LabelledSamples
-    calibration: tuple[Feeds, ...] = ()
-
-
-def scoring_of(
-    source: GraphSource, task: str | None, data: str | None, data_dir: Path | None
-) -> Scoring | None:
-    """The task and the data that a caller names for a graph.
-
-    Args:
-        source: the network.
-        task: what it is for.
-        data: what it is scored on, see `sparse_export.tasks.named_data.open_named`.
-        data_dir: where a relative file starts.
-
-    Returns:
-        None where neither is named.
-
-    Raises:
-        UsageError: one of them is missing, or they do not fit the network.
-        DataNotFound: the data are not there.
-        ArtefactError: they cannot be read.
-    """
-    if task is None and data is None:
-        return None
-    if task is None or data is None:
-        raise UsageError(
-            f"--{'data' if task is None else 'task'} was given for {source.name} without "
-            f"--{'task' if task is None else 'data'}.",
-            expected="Both were expected: what the network is for, and samples with targets.",
-        )
-    known = task_named(task)
-    found = open_named(data, source.signature, data_dir)
-    test = labelled(
-        found.samples,
-        found.targets,
-        known,
-        source.signature,
-        of=data,
-        network=f"The network {source.name}",
-        do="Name another task.",
-    )
-    return Scoring(
-        info=found.info(),
-        test=test,
-        calibration=() if found.calibration is None else tuple(found.calibration(CALIBRATION_SAMPLES)),
-    )
 
 
 def dense_run_there(source: GraphSource, out: Path) -> Run | None:
@@ -205,6 +126,7 @@ def sparsify_source(
     observer: Finished | None = None,
     scoring: Scoring | None = None,
     errors: bool = False,
+    bound: Bound | None = None,
 ) -> tuple[Run, SparsifyReport]:
     """Make a graph N:M sparse, and write it as a finished run with the dense one beside it.
 
@@ -224,22 +146,26 @@ def sparsify_source(
         scoring: what the dense and the sparse network are scored on; None for their agreement alone. Without
             inputs its calibration samples are used.
         errors: measure the error of each layer by `magnitude` too.
+        bound: of what may be lost, by which layers are chosen; None to make all sparse that should be.
 
     Returns:
         The run and the report.
 
     Raises:
+        GateFailed: no layer can be sparse within the bound. The dense run is left then.
         SparseExportError: as `sparsify_graph` and `read_inputs`.
     """
-    signature, split = _split_inputs(source, inputs, calibration_samples, seed, scoring)
+    signature, split = split_inputs(source, inputs, calibration_samples, seed, scoring, bound)
     source = replace(source, signature=signature)
+    held = None if bound is None else held_back(signature, split, scoring, bound, inputs, seed)
     with claimed_run(out):
         state = out / STATE_FOLDER
         _require_own(out)
         dense_run_there(source, dense_folder(out))  # what is in its place is told before the work
         began = time.monotonic()
-        try:
-            pruned = sparsify_graph(
+
+        def walk(only: Collection[str] | None) -> PrunedGraph:
+            return sparsify_graph(
                 source.model,
                 signature=signature,
                 batches=split.calibration or None,
@@ -252,14 +178,44 @@ def sparsify_source(
                 observer=observer,
                 n_threads=n_threads,
                 errors=errors,
+                only=only,
             )
+
+        choice = None
+        try:
+            pruned = walk(None)
+            if bound is not None and bound.max_drop is not None and held is not None:
+                chosen = choose_layers(
+                    source.model,
+                    signature,
+                    pruned,
+                    held[0],
+                    walk,
+                    max_drop=bound.max_drop,
+                    began=began,
+                    timings=bound.timings,
+                    n_threads=n_threads,
+                    progress=bound.progress,
+                )
+                pruned, choice = chosen.pruned, chosen.choice
+        except GateFailed:
+            shutil.rmtree(state, ignore_errors=True)  # another call with this bound would end alike
+            with contextlib.suppress(OSError):
+                out.rmdir()
+            dense_run_of(source, dense_folder(out))
+            raise
         except BaseException:
             for folder in (state, out):  # but not what a layer was left in
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             raise
         seconds = time.monotonic() - began
-        before, after = _scores(source.model, pruned.model, signature, scoring, n_threads)
+        if choice is not None and scoring is not None and held is not None:
+            done = tested(source.model, pruned.model, signature, scoring.test, held[1], n_threads)
+            choice = replace(choice, test=done.difference, test_is_share=done.sparse.is_share)
+            before, after = done.scores
+        else:
+            before, after = _scores(source.model, pruned.model, signature, scoring, n_threads)
         dense = dense_run_of(source, dense_folder(out), scoring=scoring, test=before)
         agreement = _agreement(dense, pruned, signature, split, n_threads)
         stages = (
@@ -267,6 +223,7 @@ def sparsify_source(
             Stage(name="sparsified", validation=None, test=after, seconds=seconds, agreement=agreement),
         )
         report = _report(source, pruned, pattern, method, seed, stages if scoring else stages[1:])
+        report = replace(report, choice=choice)
         run = write_graph_run(
             out,
             pruned.model,
@@ -296,45 +253,6 @@ def _require_own(out: Path) -> None:
         require_empty(out)
 
 
-def _split_inputs(
-    source: GraphSource,
-    inputs: Path | None,
-    calibration_samples: int,
-    seed: int,
-    scoring: Scoring | None,
-) -> tuple[Signature, _Inputs]:
-    """One sample in five, 64 at most, is held back for the agreement."""
-    signature = source.signature
-    if inputs is None and scoring is not None and scoring.calibration:
-        return signature, _Inputs(calibration=scoring.calibration, held=(), words="")
-    if inputs is None:
-        held = (signature.draw(_RANDOM_SAMPLES, _SEED),) if signature.drawable else ()
-        return signature, _Inputs(calibration=(), held=held, words=f"{_RANDOM_SAMPLES} random samples")
-    found = read_inputs(inputs, signature, n_samples=calibration_samples + _HELD_BACK, seed=seed)
-    signature = with_seen_ranges(signature, found)
-    calibration: list[Feeds] = []
-    held_parts: list[Feeds] = []
-    n_held = n_parts = 0
-    for batch in found.batches:
-        n = signature.n_samples(batch)
-        n_parts += 1
-        if signature.batch is None:
-            aside = n_parts % _HELD_SHARE == 0 and n_held < _HELD_BACK
-            (held_parts if aside else calibration).append(batch)
-            n_held += aside
-            continue
-        back = min(n // _HELD_SHARE, _HELD_BACK - n_held)
-        calibration.append(signature.part(batch, 0, n - back))
-        if back:
-            held_parts.append(signature.part(batch, n - back, n))
-            n_held += back
-    if not n_held:
-        words = f"the {found.n_samples} samples of {inputs.name} that it was calibrated on"
-        return signature, _Inputs(calibration=tuple(calibration), held=tuple(calibration), words=words)
-    words = f"{n_held} samples of {inputs.name} that were held back"
-    return signature, _Inputs(calibration=tuple(calibration), held=tuple(held_parts), words=words)
-
-
 def _scores(
     dense: onnx.ModelProto,
     sparse: onnx.ModelProto,
@@ -357,7 +275,7 @@ def _scores(
 
 
 def _agreement(
-    dense: Run, pruned: PrunedGraph, signature: Signature, split: _Inputs, n_threads: int | None
+    dense: Run, pruned: PrunedGraph, signature: Signature, split: Inputs, n_threads: int | None
 ) -> Agreement | None:
     if not split.held:
         return None

@@ -6,6 +6,7 @@ import glob
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import onnx
@@ -21,10 +22,12 @@ from sparse_export.graph.model import prepared, signature_of
 from sparse_export.graph.named_network import signature_of_call
 from sparse_export.graph.passes.permute import PermutationReport, permute_network
 from sparse_export.graph.weight_uses import why_no_axis
+from sparse_export.oneshot.choice import Choice
 from sparse_export.oneshot.costs import Finished
 from sparse_export.oneshot.graph_pruning import (
     CALIBRATION_MEMORY,
     NOT_ASKED_FOR,
+    PrunedGraph,
     has_walk,
     sparsify_graph,
     squares_of_graph,
@@ -45,19 +48,19 @@ from sparse_export.sparsity.pattern import NMPattern, largest_per_group
 from sparse_export.sparsity.permute import find_permutation
 from sparse_export.tasks.scores import score_text
 from sparse_export.tasks.shipped import Classification
-from sparse_export.tasks.task import Task
+from sparse_export.tasks.task import Statistics, Task
 from sparse_export.train.evaluation import statistics_of
 from sparse_export.train.layers import computed_weights, maskable_parameters, output_layers
 from sparse_export.train.loader import BatchLoader, Part
 from sparse_export.train.pattern_plan import plan_pattern
 from sparse_export.train.user_run import tensors_in
 
-__all__ = ["CALIBRATION_BATCH", "Work"]
+__all__ = ["CALIBRATION_BATCH", "NOT_IN_GRAPH", "Work"]
 
 CALIBRATION_BATCH = 128  # samples at once, at most
 _WALK_VALUES = 5 * 2**19  # input values of a batch of a walk: 17 pictures of 224 x 224
 _TEST_VALUES = 4 * 2**20  # input values of a batch of an evaluation
-_NOT_IN_GRAPH = "no layer of the exported graph multiplies by it alone, so its inputs are not seen"
+NOT_IN_GRAPH = "no layer of the exported graph multiplies by it alone, so its inputs are not seen"
 _UNUSED = "the outputs do not hang on it in evaluation"
 _SAME_SHARE = 1e-4  # of the samples, whose label float32 may turn when sums run in another order
 
@@ -119,6 +122,9 @@ class Work:
         self.in_order: dict[str, float] = {}
         self.n_norms = 0
         self.looks_at_data = False
+        self.choice: Choice | None = None
+        self._chosen: _Walked | None = None
+        self._tested: list[Statistics] = []
 
     def batches(self, most: int) -> Iterator[Tensor]:
         """The calibration inputs, at most so many in a batch: of the training part, the same samples each
@@ -153,7 +159,10 @@ class Work:
             return None
         self.network.to(self.device).eval()
         size = max(1, min(1000, _TEST_VALUES // math.prod(self.input_shape)))
-        return self.task.score(statistics_of(self.task, self.network, self.loader.part(part, size)))
+        statistics = statistics_of(self.task, self.network, self.loader.part(part, size))
+        if part == "test":
+            self._tested.append(statistics)
+        return self.task.score(statistics)
 
     def signature(self) -> Signature:
         """What the network takes and gives."""
@@ -240,10 +249,10 @@ class Work:
         notes = {} if permuted is None else {layer.name: layer.reason for layer in permuted.layers}
         dense = dict(reasons)
         self.network.cpu()
-        walks = self.loader is not None and has_walk(method, errors=errors)
-        walked = self._walked(caps, method, observer) if walks else None
+        walks = self._chosen is not None or (self.loader is not None and has_walk(method, errors=errors))
+        walked = self._chosen or (self._walked(caps, method, observer) if walks else None)
         self.looks_at_data |= walks or (norms and self.loader is not None)
-        why_unseen = f"error not measured: {_NOT_IN_GRAPH}" if walks else NOT_ASKED_FOR
+        why_unseen = f"error not measured: {NOT_IN_GRAPH}" if walks else NOT_ASKED_FOR
         found: dict[str, SparsifiedLayer] = {}
         for name, cap in caps.items():
             weight = self.network.get_parameter(name)
@@ -256,7 +265,7 @@ class Work:
                 mask, values, error = pruned.mask, pruned.weight, None
                 why = "" if self.loader is None else why_unseen
             else:
-                dense[name] = _NOT_IN_GRAPH
+                dense[name] = NOT_IN_GRAPH
                 continue
             found[name] = SparsifiedLayer(
                 name=name,
@@ -319,12 +328,20 @@ class Work:
             observer=observer,
             errors=True,
         )
-        stored = {one.name: one for one in pruned.model.graph.initializer if one.name in pruned.masks}
-        return _Walked(
-            {layer.name: layer for layer in pruned.layers if layer.pattern is not None},
-            pruned.masks,
-            {name: torch.from_numpy(array_of(one).copy()) for name, one in stored.items()},
-        )
+        return _walked_of(pruned)
+
+    def exported(self) -> tuple[onnx.ModelProto, Signature, list[Feeds]]:
+        """The network as it is now as a graph, with its signature and the calibration inputs."""
+        return self._graph()
+
+    def take(self, choice: Choice, pruned: PrunedGraph) -> None:
+        """Let `prune` take layers as they were pruned in the graph.
+
+        Args:
+            choice: how they were chosen.
+            pruned: of the graph that `exported` gives.
+        """
+        self.choice, self._chosen = choice, _walked_of(pruned)
 
     def _left_dense(self, name: str, weight: Tensor, reason: str) -> SparsifiedLayer:
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
@@ -355,6 +372,10 @@ class Work:
         epochs: int,
     ) -> SparsifyReport:
         spaces = permuted.spaces if permuted is not None else ()
+        choice = self.choice
+        if choice is not None and len(self._tested) > 1 and len(self._tested[0]):
+            difference = self.task.difference(self._tested[0], self._tested[-1])
+            choice = replace(choice, test=difference, test_is_share=self.task.is_share)
         return SparsifyReport(
             model=self.source.name,
             weights=self.source.origin,
@@ -373,7 +394,17 @@ class Work:
             kept_share=_kept_in_all(layers),
             layers=layers,
             stages=tuple(self.stages),
+            choice=choice,
         )
+
+
+def _walked_of(pruned: PrunedGraph) -> _Walked:
+    stored = {one.name: one for one in pruned.model.graph.initializer if one.name in pruned.masks}
+    return _Walked(
+        {layer.name: layer for layer in pruned.layers if layer.pattern is not None},
+        pruned.masks,
+        {name: torch.from_numpy(array_of(one).copy()) for name, one in stored.items()},
+    )
 
 
 def _whole_batches(n_asked: int, n_train: int, most: int) -> tuple[int, int]:

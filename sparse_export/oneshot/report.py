@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparse_export.formats.score import Score
+from sparse_export.oneshot.choice import Choice
 from sparse_export.tables import Shown, Table, shape_text
 from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
 from sparse_export.tasks.scores import value_text
@@ -75,6 +76,7 @@ class SparsifyReport:
         n_resumed: layers that an earlier process had finished before it ended.
         kept_share: over the layers that got the pattern.
         n_norms: batch norms that were re-estimated.
+        choice: how layers were chosen under a bound on what may be lost; None without one.
     """
 
     model: str
@@ -95,12 +97,14 @@ class SparsifyReport:
     layers: tuple[SparsifiedLayer, ...]
     stages: tuple[Stage, ...]
     n_resumed: int = 0
+    choice: Choice | None = None
 
     def shown(self) -> Shown:
         """What each layer kept, how good the network was after each step, and a summary."""
         tables = [_stage_table(self)] if _is_scored(self) or not _has_agreement(self) else []
         tables += [_agreement_table(self)] if _has_agreement(self) else []
-        return Shown([_layer_table(self), *tables, _summary(self)])
+        chosen = Shown([]) if self.choice is None else self.choice.shown()
+        return Shown([_layer_table(self), *tables]) + chosen + Shown([_summary(self)])
 
     def __str__(self) -> str:
         return self.shown().draw()

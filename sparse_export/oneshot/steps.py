@@ -30,18 +30,23 @@ from sparse_export.oneshot.arguments import (
     require_same_data,
     require_usable_weights,
 )
+from sparse_export.oneshot.bound import bound_of, require_scored, with_answers_of_dense
+from sparse_export.oneshot.choosing import Progress
 from sparse_export.oneshot.costs import Finished
 from sparse_export.oneshot.fine_tuning import fine_tuned, loader_recipe, require_patterns
+from sparse_export.oneshot.graph_inputs import scoring_of
 from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY
 from sparse_export.oneshot.graph_run import dense_folder
 from sparse_export.oneshot.graph_source import Told, graph_source
-from sparse_export.oneshot.graph_steps import scoring_of, sparsify_source
+from sparse_export.oneshot.graph_steps import sparsify_source
 from sparse_export.oneshot.layers import require_method
 from sparse_export.oneshot.pipeline import CALIBRATION_BATCH, Work
 from sparse_export.oneshot.report import REPORT_FILE, SparsifyReport, method_name, promised, why_dense
 from sparse_export.oneshot.source import open_source, require_weights, run_of
+from sparse_export.oneshot.torch_choice import choose
 from sparse_export.sparsity.pattern import pattern_from_text
 from sparse_export.tasks.class_names import with_class_names
+from sparse_export.tasks.scores import MaxDrop
 from sparse_export.tasks.shipped import task_named
 from sparse_export.train.batches import batch_loader
 from sparse_export.train.distributed import ALONE
@@ -60,7 +65,7 @@ from sparse_export.train.run_folder import (
 )
 from sparse_export.train.stopping import cpu_settings
 
-__all__ = ["CALIBRATION_SAMPLES", "Sparsified", "dense_torch_run", "sparsify"]
+__all__ = ["CALIBRATION_SAMPLES", "Sparsified", "dense_torch_run", "is_scored_run", "sparsify", "task_of"]
 
 CALIBRATION_SAMPLES = 512
 
@@ -101,6 +106,9 @@ def sparsify(
     trust: str | None = None,
     observer: Observer | None = None,
     finished: Finished | None = None,
+    max_drop: MaxDrop | None = None,
+    timings: str | Path | None = None,
+    scored: Progress | None = None,
 ) -> Sparsified:
     """Make a trained network N:M sparse and write it as a finished run, ready for `build`.
 
@@ -125,13 +133,17 @@ def sparsify(
     and examples of its free sizes, as --axes and --size take them.  calibration_memory: bytes of the values
     that the walk keeps in memory.  finished: told of each layer as the walk
     finishes it, with the share of the work that is done.  seed: of everything that is drawn.  trust: SHA-256 of the run's
-    `run.json`, needed once for a run that names a factory and was made elsewhere.
+    `run.json`, needed once for a run that names a factory and was made elsewhere.  max_drop: what may be lost,
+    in the unit of the score or as a share of it like `2%`: as many layers get the pattern as that allows on
+    samples that are held back, and `report.choice` says which, at what cost, and why not the others.
+    timings: file of `plan --keep-timings`, by which layers are chosen for the time that they save.  scored:
+    told of each score of the choice.
 
     A run that was trained sparse stays zero where it is zero. Interrupted fine-tuning goes on with
     `train(None, out, resume=True)`.
     Raises UsageError, FolderInUse, DataNotFound, MissingCapability (weights that cannot be fetched),
-    ArtefactError, NotTrustedError, GateFailed (a permutation that changes the function), OutputError, and
-    what training raises.
+    ArtefactError, NotTrustedError, GateFailed (a permutation that changes the function, or no layer can be
+    sparse within max_drop), OutputError, and what training raises.
     """
     out, model = Path(out), str(model)
     asked = pattern_from_text(pattern)
@@ -139,9 +151,14 @@ def sparsify(
     require_plan_for(asked, planned_dense)
     require_numbers(calibration_samples, finetune, seed)
     told = Told(axes=axes, sizes=sizes, inputs=None if inputs is None else Path(inputs))
+    bound = bound_of(
+        max_drop, timings, scored, pattern=asked, has_plan=planned_dense is not None, norms=norms
+    )
+    if bound is not None and data is None and inputs is not None:
+        bound, task = with_answers_of_dense(bound, task)
     is_trained = finetune > 0 or moving or norms or permute
     in_torch = is_trained or (
-        not _has_several_inputs(model) and (data not in (None, "none") or _is_scored_run(model))
+        not _has_several_inputs(model) and (data not in (None, "none") or is_scored_run(model))
     )
     graph = graph_source(
         model, told, weights=weights, input_shape=input_shape, seed=seed, trust=trust, in_torch=in_torch
@@ -162,12 +179,15 @@ def sparsify(
             observer=finished,
             scoring=scoring_of(graph, task, None if data == "none" else data, data_dir),
             errors=errors,
+            bound=bound,
         )
         return Sparsified(run=made, report=found)
     run = run_of(model)
     require_weights(model, run, weights)
-    task = task or _task_of(run)
+    task = task or task_of(run)
     data = data_name(data, run, chosen, finetune=finetune, moving=moving, norms=norms, errors=errors)
+    if bound is not None:
+        require_scored(data)
     with claimed_run(out):
         require_empty(out)
         place = device_of(device)
@@ -196,6 +216,9 @@ def sparsify(
             work.stage("original", 0.0)
             dense = _dense_of(work, run, out)
             permuted = work.permute(caps, chosen) if permute else None
+            if bound is not None:
+                caps, left = choose(work, caps, chosen, bound, finished)
+                reasons |= left
             layers = work.prune(
                 caps, reasons, chosen, permuted, norms=norms, errors=errors, observer=finished
             )
@@ -290,7 +313,7 @@ def _dense_run(work: Work, out: Path) -> Run:
         return replace(run, path=out)
 
 
-def _is_scored_run(model: str) -> bool:
+def is_scored_run(model: str) -> bool:
     """Is MODEL a run of a torch network with data on record, whose score can be measured again?"""
     folder = Path(model)
     if not (folder / RUN_FILE).is_file():
@@ -305,7 +328,7 @@ def _has_several_inputs(model: str) -> bool:
     return (folder / RUN_FILE).is_file() and read_run_info(folder).signature.only_input is None
 
 
-def _task_of(run: Run | None) -> str:
+def task_of(run: Run | None) -> str:
     """The task of a run; classification where it names none."""
     known = CLASSIFICATION.name if run is None else run.info.task.name
     return CLASSIFICATION.name if known == AGREEMENT.name else known

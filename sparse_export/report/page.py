@@ -11,6 +11,7 @@ from sparse_export.graph.eligibility import MEANINGS
 from sparse_export.pages.document import document
 from sparse_export.pages.escaping import escape
 from sparse_export.report import pictures, tables
+from sparse_export.report.choice import choice_of_layers
 from sparse_export.report.side import BundleSide, side_of
 from sparse_export.report.verdict import verdict
 from sparse_export.version import command_line
@@ -54,6 +55,7 @@ def page(comparison: Comparison, dense: BundleSide, sparse: BundleSide) -> str:
         tables.layers(sparse),
         _legend(sparse),
         *tables.layer_times(sparse),
+        *choice_of_layers(sparse.choice, _patterns(sparse)),
         "<h2>Training</h2>",
         *_training((dense, sparse)),
         "<h2>Where it was measured</h2>",
@@ -66,6 +68,12 @@ def page(comparison: Comparison, dense: BundleSide, sparse: BundleSide) -> str:
 
 def _figures(*drawn: str) -> str:
     return f'<div class="figures">{"".join(drawn)}</div>'
+
+
+def _patterns(side: BundleSide) -> dict[str, str]:
+    """The pattern of each layer of the run that has one."""
+    layers = () if side.run is None else side.run.layers
+    return {layer.name: layer.pattern for layer in layers if layer.pattern is not None}
 
 
 def _training(sides: tuple[BundleSide, BundleSide]) -> list[str]:

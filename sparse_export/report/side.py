@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparse_export.errors import SparseExportError
+import pydantic
+
+from sparse_export.errors import SparseExportError, UsageError
 from sparse_export.evaluate.references import run_of_bundle
 from sparse_export.formats.bundle import Bundle, BundleInfo
 from sparse_export.formats.run import RunInfo
 from sparse_export.inspect import inspect
 from sparse_export.inspection import Inspection, require_unchanged
+from sparse_export.oneshot.choice import Choice
+from sparse_export.oneshot.report import REPORT_FILE
 from sparse_export.train.metrics import read_metrics
 
 __all__ = ["BundleSide", "side_of"]
@@ -26,6 +31,7 @@ class BundleSide:
         name: `dense` or `sparse`.
         run: None where it is no longer there, or is not the one; missing then says so.
         metrics: the lines of its `metrics.jsonl`, none where that cannot be read.
+        choice: how `sparsify` chose its layers; None where it did not, or that cannot be read.
     """
 
     name: str
@@ -34,6 +40,7 @@ class BundleSide:
     run: RunInfo | None
     metrics: Sequence[dict[str, Any]]
     missing: str | None
+    choice: Choice | None = None
 
 
 def side_of(name: str, bundle: Bundle) -> BundleSide:
@@ -43,13 +50,13 @@ def side_of(name: str, bundle: Bundle) -> BundleSide:
         UsageError: the bundle is none. Nothing is raised for its run.
         ArtefactError: the bundle is damaged.
     """
-    run, metrics, missing = None, [], None
+    run, metrics, missing, choice = None, [], None, None
     try:
         found = run_of_bundle(bundle)
     except SparseExportError as cause:
         found, missing = None, cause.what
     if found is not None:
-        run = found.info
+        run, choice = found.info, _choice(Path(found.path))
         try:
             metrics = read_metrics(Path(found.path))
         except (OSError, ValueError):
@@ -65,4 +72,13 @@ def side_of(name: str, bundle: Bundle) -> BundleSide:
         run=run,
         metrics=metrics,
         missing=missing,
+        choice=choice,
     )
+
+
+def _choice(run: Path) -> Choice | None:
+    try:
+        found = json.loads((run / REPORT_FILE).read_bytes())["choice"]
+        return None if found is None else pydantic.TypeAdapter(Choice).validate_python(found)
+    except (OSError, ValueError, KeyError, TypeError, UsageError):  # none, or of another version
+        return None

@@ -1,0 +1,118 @@
+"""What each layer of a network changes if it alone is sparse; nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparse_export.oneshot.arguments import (
+    data_name,
+    input_shape_of,
+    n_outputs_of,
+    require_numbers,
+    require_same_data,
+    require_usable_weights,
+)
+from sparse_export.oneshot.bound import bound_of, require_scored, with_answers_of_dense
+from sparse_export.oneshot.choice import Sensitivities
+from sparse_export.oneshot.costs import Finished
+from sparse_export.oneshot.fine_tuning import loader_recipe
+from sparse_export.oneshot.graph_dry_run import graph_sensitivities
+from sparse_export.oneshot.graph_inputs import scoring_of
+from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY
+from sparse_export.oneshot.graph_source import Told, graph_source
+from sparse_export.oneshot.layers import require_method
+from sparse_export.oneshot.pipeline import CALIBRATION_BATCH, Work
+from sparse_export.oneshot.source import open_source, require_weights, run_of
+from sparse_export.oneshot.steps import CALIBRATION_SAMPLES, is_scored_run, task_of
+from sparse_export.oneshot.torch_choice import sensitivities
+from sparse_export.sparsity.pattern import pattern_from_text
+from sparse_export.tasks.shipped import task_named
+from sparse_export.train.batches import batch_loader
+from sparse_export.train.distributed import ALONE
+from sparse_export.train.loop import device_of
+from sparse_export.train.network import n_threads_for
+from sparse_export.train.stopping import cpu_settings
+
+__all__ = ["layer_sensitivities"]
+
+
+def layer_sensitivities(
+    model: str | Path,
+    *,
+    pattern: str = "2:4",
+    weights: str | None = None,
+    method: str = "magnitude",
+    data: str | None = None,
+    data_dir: Path | None = None,
+    task: str | None = None,
+    calibration_samples: int = CALIBRATION_SAMPLES,
+    keep_dense: Sequence[str] = (),
+    input_shape: Sequence[int] | None = None,
+    inputs: str | Path | None = None,
+    axes: Sequence[str] = (),
+    sizes: Sequence[str] = (),
+    calibration_memory: int = CALIBRATION_MEMORY,
+    seed: int = 0,
+    device: str = "auto",
+    trust: str | None = None,
+    finished: Finished | None = None,
+    timings: str | Path | None = None,
+) -> Sensitivities:
+    """Measure what each layer of a trained network changes if it alone is N:M sparse.
+
+    All layers are pruned by one walk, and each is tried by itself on a few of the samples that
+    `sparsify(max_drop=)` chooses on.
+
+    Args:
+        model: as of `sparsify`, as are all others.
+
+    Returns:
+        The layers, those first that save most for what they change.
+
+    Raises:
+        SparseExportError: as `sparsify`.
+    """
+    model = str(model)
+    asked, chosen = pattern_from_text(pattern), require_method(method)
+    require_numbers(calibration_samples, 0, seed)
+    told = Told(axes=axes, sizes=sizes, inputs=None if inputs is None else Path(inputs))
+    bound = bound_of(None, timings, None, pattern=asked, measures=True)
+    assert bound is not None
+    if data is None and inputs is not None:
+        bound, task = with_answers_of_dense(bound, task)
+    in_torch = data not in (None, "none") or is_scored_run(model)
+    graph = graph_source(
+        model, told, weights=weights, input_shape=input_shape, seed=seed, trust=trust, in_torch=in_torch
+    )
+    if graph is not None:
+        return graph_sensitivities(
+            graph,
+            pattern=asked,
+            method=chosen,
+            inputs=told.inputs,
+            calibration_samples=calibration_samples,
+            bound=bound,
+            keep_dense=keep_dense,
+            memory_bytes=calibration_memory,
+            seed=seed,
+            observer=finished,
+            scoring=scoring_of(graph, task, None if data == "none" else data, data_dir),
+        )
+    run = run_of(model)
+    require_weights(model, run, weights)
+    task = task or task_of(run)
+    data = require_scored(data_name(data, run, chosen, finetune=0, moving=False, norms=False, errors=False))
+    place = device_of(device)
+    recipe = loader_recipe(model, run, data, input_shape, epochs=0, seed=seed, task=task)
+    loader = batch_loader(recipe, data_dir, False, place, ALONE)
+    if run is not None and run.info.data is not None:
+        require_same_data(run, loader.info)
+    source = open_source(model, run, weights, n_classes=loader.n_outputs, seed=seed, trust=trust)
+    require_usable_weights(source)
+    shape, known = input_shape_of(source, run, loader, input_shape), task_named(task)
+    n_outputs = n_outputs_of(source, shape, loader.n_outputs, known)
+    work = Work(source, shape, n_outputs, loader, place, calibration_samples, seed, known, calibration_memory)
+    caps, _ = work.caps(asked, keep_dense, None)
+    with cpu_settings(n_threads_for(source.network, CALIBRATION_BATCH)):
+        return sensitivities(work, caps, chosen, bound, finished)

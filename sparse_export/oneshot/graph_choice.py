@@ -1,0 +1,253 @@
+"""A choice of layers for a graph: what it is made on, and how its result does on the test set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from sparse_export.errors import UsageError
+from sparse_export.files import temporary_folder
+from sparse_export.formats.run import GRAPH_FILE
+from sparse_export.formats.score import Score
+from sparse_export.graph.model import save_model
+from sparse_export.instruments.paired_scores import ScoreDifference
+from sparse_export.oneshot.choosing import Progress
+from sparse_export.oneshot.held_back import (
+    HeldBack,
+    held_from,
+    most_held_of,
+    of_own_data,
+    part_of_test,
+)
+from sparse_export.runtimes import Session
+from sparse_export.runtimes.onnxruntime import open_session
+from sparse_export.runtimes.outputs import output_batches
+from sparse_export.signature import Array, Feeds, Signature
+from sparse_export.tasks.data import own
+from sparse_export.tasks.inputs import InputFiles
+from sparse_export.tasks.samples import BatchSamples, LabelledSamples
+from sparse_export.tasks.scores import MaxDrop
+from sparse_export.tasks.task import Statistics, Task
+
+__all__ = ["Bound", "Parts", "Tested", "held_back_of", "parts_of_inputs", "tested"]
+
+SEARCHED = 512
+"""Inputs without labels that layers are chosen on, at most."""
+
+_SHARE = 5  # one in so many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """What was asked of a choice.
+
+    Attributes:
+        max_drop: what may be lost; None where nothing is chosen, and changes alone are measured.
+        timings: file of `plan --keep-timings`; None for multiply-adds.
+        task: of inputs without labels, what the dense network's answers are held to be right for; None for
+            agreement of outputs.
+        progress: told of each score.
+    """
+
+    max_drop: MaxDrop | None
+    timings: Path | None = None
+    task: Task | None = None
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Inputs without labels, divided.
+
+    Attributes:
+        calibration: that weights are calibrated on.
+        search: that layers are chosen on.
+        report: that the agreement in the report is measured on.
+    """
+
+    calibration: tuple[Feeds, ...]
+    search: tuple[Feeds, ...]
+    report: tuple[Feeds, ...]
+
+
+def parts_of_inputs(found: InputFiles, signature: Signature, most_reported: int) -> Parts:
+    """Divide inputs: a fifth to choose layers on, a fifth for the report, and the others to calibrate on.
+
+    Args:
+        found: the inputs.
+        signature: of the network.
+        most_reported: samples for the report, at most.
+
+    Raises:
+        UsageError: there are too few.
+    """
+    calibration: list[Feeds] = []
+    search: list[Feeds] = []
+    report: list[Feeds] = []
+    if signature.batch is None:
+        n_back = max(1, len(found.batches) // _SHARE)
+        places = [at * _SHARE for at in range(n_back)]
+        for at, batch in enumerate(found.batches):
+            aside = search if at in places else report if at - 1 in places else calibration
+            aside.append(batch)
+        report = report[:most_reported]
+    else:
+        n_reported = n_searched = 0
+        for batch in found.batches:
+            n = signature.n_samples(batch)
+            shown = min(n // _SHARE, most_reported - n_reported)
+            tried = min(n // _SHARE, SEARCHED - n_searched)
+            calibration.append(signature.part(batch, 0, n - shown - tried))
+            if tried:
+                search.append(signature.part(batch, n - shown - tried, n - shown))
+            if shown:
+                report.append(signature.part(batch, n - shown, n))
+            n_reported, n_searched = n_reported + shown, n_searched + tried
+    if not search or not calibration:
+        raise UsageError(
+            f"{found.n_samples} inputs are too few to choose layers by.",
+            expected=f"At least {_SHARE} of one size were expected: a fifth is held back for that.",
+            do="Give more inputs.",
+        )
+    return Parts(calibration=tuple(calibration), search=tuple(search), report=tuple(report))
+
+
+def held_back_of(
+    signature: Signature,
+    test: LabelledSamples | None,
+    data: str,
+    n_calibration: int,
+    search: Sequence[Feeds],
+    bound: Bound,
+    *,
+    inputs: str,
+    seed: int,
+) -> tuple[HeldBack, Array | None]:
+    """The samples that layers are chosen on.
+
+    Args:
+        signature: of the network.
+        test: the test set; None without labels.
+        data: its name.
+        n_calibration: samples of a user's own data that weights are calibrated on.
+        search: inputs without labels for it.
+        bound: what was asked.
+        inputs: name of their file.
+        seed: of the choice.
+
+    Returns:
+        The samples, and the numbers of those of the test set among them; None where none are.
+
+    Raises:
+        UsageError: there are neither data nor inputs, or the network gives no classes.
+    """
+    if test is None:
+        if not search:
+            raise UsageError(
+                "Which layers may be sparse is decided by a score, and there is nothing to score on.",
+                do="Give --task and --data, or real inputs by --inputs FILE.npz.",
+            )
+        if bound.task is not None and signature.n_classes is None:
+            raise UsageError(
+                f"--task {bound.task.name} was given, and the network gives "
+                f"{', '.join(map(str, signature.outputs))}.",
+                expected="One output of (samples, classes) was expected.",
+                do="Leave out --task: agreement of the outputs is then measured.",
+            )
+        samples = BatchSamples(parts=tuple(search), signature=signature)
+        rows = range(len(samples))
+        words = f"samples of {inputs} that were held back"
+        return held_from(samples, None, bound.task, signature, rows, words=words, seed=seed), None
+    if own.is_own(data) and len(own.own_data(data).parts) > 1:
+        part, free = of_own_data(data, n_calibration)
+        if free:
+            most = most_held_of(own.PartSamples(part=part, signature=signature).n_values)
+            free = [free[at * len(free) // min(most, len(free))] for at in range(min(most, len(free)))]
+            some = own.Part(name=part.name, samples=[part.sample(row) for row in free])
+            held = held_from(
+                own.PartSamples(part=some, signature=signature),
+                some.targets(),
+                test.task,
+                signature,
+                range(len(some)),
+                words=f"samples of {part.name}",
+                seed=seed,
+            )
+            return held, None
+    rows_held = part_of_test(len(test.samples), seed)
+    held = held_from(
+        test.samples,
+        test.targets,
+        test.task,
+        signature,
+        rows_held.tolist(),
+        words=f"samples of {data}, a part of the test set",
+        seed=seed,
+    )
+    return held, rows_held
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """The dense and the sparse network on the test set.
+
+    Attributes:
+        dense: score on all of it.
+        sparse: likewise.
+        difference: on the samples that no layer was chosen on, with its interval; None where there are none.
+    """
+
+    dense: Score
+    sparse: Score
+    difference: ScoreDifference | None
+
+    @property
+    def scores(self) -> tuple[Score | None, Score | None]:
+        """Of the dense and the sparse network."""
+        return self.dense, self.sparse
+
+
+def tested(
+    dense: onnx.ModelProto,
+    sparse: onnx.ModelProto,
+    signature: Signature,
+    test: LabelledSamples,
+    held: Array | None,
+    n_threads: int | None,
+) -> Tested:
+    """Run both networks over the test set, once.
+
+    Args:
+        dense: the graph as it came.
+        sparse: the other.
+        signature: of both.
+        test: the test set.
+        held: numbers of the samples that layers were chosen on; None for none of them.
+        n_threads: of onnxruntime.
+    """
+    found = []
+    with temporary_folder() as folder:
+        for number, model in enumerate((dense, sparse)):
+            path = folder / f"{number}" / GRAPH_FILE
+            path.parent.mkdir()
+            save_model(model, path)
+            with open_session(path, signature=signature, n_threads=n_threads) as session:
+                found.append(_statistics(session, test))
+    task = test.task
+    rest = np.setdiff1d(np.arange(len(found[0])), held if held is not None else [])
+    difference = task.difference(found[0][rest], found[1][rest]) if len(rest) else None
+    return Tested(dense=task.score(found[0]), sparse=task.score(found[1]), difference=difference)
+
+
+def _statistics(session: Session, test: LabelledSamples) -> Statistics:
+    """What the score of a network is made of, (n, k)."""
+    found, start = [], 0
+    for feeds, outputs in output_batches(session, test.samples):
+        end = start + session.signature.n_samples(feeds)
+        found.append(test.task.statistics(outputs, test.targets[start:end]))
+        start = end
+    return np.concatenate(found)

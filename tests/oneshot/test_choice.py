@@ -1,0 +1,229 @@
+"""Layers are chosen by what the score may lose: a network of which one layer cannot be sparse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import sparse_export as se
+from sparse_export.errors import GateFailed, UsageError
+from sparse_export.formats.run import open_run
+from sparse_export.graph.constants import array_of
+from sparse_export.graph.model import signature_of
+from sparse_export.oneshot import graph_steps, layer_sensitivities
+from sparse_export.oneshot.held_back import HeldBack, part_of_test
+from sparse_export.oneshot.held_scores import HeldScores
+from sparse_export.oneshot.search import largest_passing
+from sparse_export.oneshot.switchable import SwitchableSession
+from sparse_export.tasks.samples import BatchSamples
+from sparse_export.tasks.shipped import task_named
+from tests.oneshot.choosable import LAYERS, WIDTH, choosable, write_data
+from tests.oneshot.graphs import drawn, outputs_of
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "net.onnx"
+    onnx.save(choosable(), path)
+    write_data(path)
+    return path
+
+
+def _sparsified(file: Path, **options: object) -> se.Sparsified:
+    data = {"task": "classification", "data": f"npz:{file.with_name('data.npz')}"}
+    return se.sparsify(file, file.with_name("run"), **{**data, "max_drop": 2, **options})  # type: ignore[arg-type]
+
+
+def test_the_layer_that_costs_too_much_is_left_dense(file: Path) -> None:
+    done = _sparsified(file)
+    choice = done.report.choice
+    assert choice is not None
+    dense = {layer.name: layer.reason for layer in done.report.layers if layer.pattern is None}
+    assert set(dense) == {"w1", "last"}
+    assert "points of accuracy" in dense["w1"]
+    assert choice.share == pytest.approx(0.75)
+    assert choice.sparse.worse_by(choice.dense) <= 2
+    assert choice.dense.n_samples == 80
+    assert choice.test is not None and choice.test.n_samples == 320
+    assert {point.n_layers for point in choice.curve} >= {0, 3, 4}
+    told = json.loads((done.run.path / "sparsify.json").read_text())["choice"]
+    assert [one["name"] for one in told["layers"] if not one["sparse"]] == ["w1"]
+    assert told["layers"][-1]["name"] == "w1"  # the most costly is the last of the order
+    known = {layer.name: layer for layer in open_run(done.run.path).info.layers}
+    assert known["w1"].pattern is None and known["w1"].why_dense == dense["w1"]
+    assert all(known[name].pattern == "2:4" for name in ("w0", "w2", "w3"))
+
+
+def test_the_test_score_on_record_is_of_all_samples_and_the_dense_network_is_left(file: Path) -> None:
+    done = _sparsified(file)
+    assert done.run.info.test is not None and done.run.info.test.n_samples == 400
+    dense = open_run(file.with_name("run-dense")).info
+    assert dense.test is not None and dense.test.n_correct == 400
+
+
+def test_all_layers_are_sparse_where_much_may_be_lost(file: Path) -> None:
+    choice = _sparsified(file, max_drop=100).report.choice
+    assert choice is not None and choice.share == 1.0 and all(one.sparse for one in choice.layers)
+
+
+@pytest.mark.parametrize("task", [None, "classification"])
+def test_without_labels_it_is_held_against_the_dense_network(file: Path, task: str | None) -> None:
+    done = _sparsified(
+        file, data=None, task=task, inputs=file.with_name("inputs.npz"), method="reconstruction"
+    )
+    choice = done.report.choice
+    assert choice is not None
+    assert [one.name for one in choice.layers if not one.sparse] == ["w1"]
+    assert choice.dense.figure == 100
+    assert choice.dense.name == ("agreement" if task is None else "agreement of classes")
+    assert done.report.stages[-1].agreement is not None  # on inputs that nothing was chosen by
+
+
+def test_no_layer_within_the_bound_ends_with_what_costs_least(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save(choosable(sensitive=LAYERS), path)
+    write_data(path)
+    with pytest.raises(
+        GateFailed, match=r"No layer can be made sparse: .* loses .* points of accuracy alone"
+    ):
+        _sparsified(path, max_drop=0)
+    assert not (tmp_path / "run").exists()
+    assert open_run(tmp_path / "run-dense").info.density == 1.0
+
+
+def test_a_dry_run_writes_nothing_and_puts_the_costly_layer_last(file: Path) -> None:
+    before = sorted(file.parent.iterdir())
+    found = layer_sensitivities(file, task="classification", data=f"npz:{file.with_name('data.npz')}")
+    assert sorted(file.parent.iterdir()) == before
+    assert [one.name for one in found.layers][-1] == "w1"
+    assert found.layers[-1].change > 100 * found.layers[0].change
+    assert found.saving == "multiply-adds" and {one.saving for one in found.layers} == {WIDTH**2}
+    assert "change if sparse alone" in str(found)
+
+
+def test_a_killed_choice_goes_on_from_the_layers_that_were_pruned(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"data": None, "task": None, "inputs": file.with_name("inputs.npz"), "method": "activation"}
+    with monkeypatch.context() as killing:
+        killing.setattr(graph_steps, "choose_layers", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            _sparsified(file, **options)
+    again = _sparsified(file, **options)
+    assert again.report.n_resumed == 4
+    assert not (again.run.path / graph_steps.STATE_FOLDER).exists()
+    file.with_name("run").rename(file.with_name("first"))
+    whole = _sparsified(file, **options)
+    assert whole.report.layers == again.report.layers
+
+
+def _killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_drop": "much"}, "allowed drop is much"),
+        ({"max_drop": -1}, "allowed drop is -1"),
+        ({"planned_dense": {"w0": "slow"}}, "--plan are both given"),
+        ({"max_drop": None, "timings": "a.json"}, "--timings was given without --max-drop"),
+        ({"data": None, "task": None}, "nothing to score on"),
+        ({"pattern": "1:4", "timings": "a.json"}, "--timings was given, and the pattern 1:4"),
+    ],
+)
+def test_what_excludes_a_choice_is_told(file: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        _sparsified(file, **options)
+    assert not file.with_name("run").exists()
+
+
+def test_too_few_inputs_to_choose_by_are_refused(file: Path) -> None:
+    np.savez(file.with_name("few.npz"), x=drawn(4, WIDTH))
+    with pytest.raises(UsageError, match="4 inputs are too few"):
+        _sparsified(file, data=None, task=None, inputs=file.with_name("few.npz"))
+
+
+def test_a_bound_below_one_sample_is_said(file: Path) -> None:
+    choice = _sparsified(file, max_drop=0.5).report.choice
+    assert choice is not None
+    assert any("one of the 80 held-back samples is worth 1.25 points" in one for one in choice.notes)
+
+
+def test_a_fifth_of_a_test_set_is_held_back() -> None:
+    rows = part_of_test(100, 0)
+    assert len(rows) == 20 and len(set(rows.tolist())) == 20
+    assert len(part_of_test(50_000, 0)) == 2000
+    assert not np.array_equal(rows, part_of_test(100, 1))
+
+
+@pytest.mark.parametrize("names", [(), ("w1",), ("w0", "w3"), LAYERS])
+def test_a_switched_session_gives_what_the_rebuilt_graph_gives(names: tuple[str, ...]) -> None:
+    model, x = choosable(), drawn(20, WIDTH, seed=4)
+    arrays = {t.name: array_of(t) for t in model.graph.initializer if t.name in LAYERS}
+    others = {name: drawn(WIDTH, WIDTH, seed=20 + at) for at, name in enumerate(LAYERS)}
+    rebuilt = choosable()
+    for tensor in rebuilt.graph.initializer:
+        if tensor.name in names:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(others[tensor.name], tensor.name))
+    with SwitchableSession(model, signature_of(model), arrays) as session:
+        session.use(session.values(others))
+        session.use(session.values({name: others[name] for name in names}))
+        found = session.run({"x": x})["y"]
+    np.testing.assert_allclose(found, outputs_of(rebuilt, {"x": x})[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_set_that_is_plainly_too_costly_is_given_up_early() -> None:
+    model, x = choosable(), drawn(640, WIDTH, seed=4)
+    signature = signature_of(model)
+    arrays = {t.name: array_of(t) for t in model.graph.initializer if t.name in LAYERS}
+    parts = [{"x": x[at : at + 64]} for at in range(0, 640, 64)]
+    held = HeldBack(
+        samples=BatchSamples(parts=parts, signature=signature),
+        targets=outputs_of(model, {"x": x})[0].argmax(1),
+        task=task_named("classification"),
+        words="samples",
+    )
+    with SwitchableSession(model, signature, arrays) as session:
+        scores = HeldScores(session, held, 1)
+        zeros = session.values({"w1": np.zeros_like(arrays["w1"])})
+        one = scores.of(zeros, give_up=True)
+        whole = scores.of(zeros, give_up=False)
+    assert (one.n_seen, one.passes, whole.n_seen) == (64, False, 640)
+    assert scores.dense.n_correct == 640
+    assert scores.spent == pytest.approx(2.1)
+
+
+@pytest.mark.parametrize("bad", [(), (0,), (5,), (3, 9), (0, 1, 2), tuple(range(16))])
+def test_the_search_leaves_exactly_the_layers_that_fail(bad: tuple[int, ...]) -> None:
+    order = [f"l{at}" for at in range(16)]
+    refused = {f"l{at}" for at in bad}
+    asked: list[tuple[str, ...]] = []
+
+    def passes(names: tuple[str, ...]) -> bool:
+        asked.append(names)
+        return not refused & set(names)
+
+    found = largest_passing(order, dict.fromkeys(order, 1.0), passes, may_go_on=lambda: True)
+    assert set(found.chosen) == set(order) - refused
+    assert found.refused.keys() == refused
+    assert len(set(asked)) == len(asked)
+    if len(bad) <= 2:
+        assert len(asked) <= 1 + 8 * len(bad)
+
+
+def test_a_search_that_may_not_go_on_keeps_what_passed() -> None:
+    order = [f"l{at}" for at in range(8)]
+    budget = iter([True, True, True])
+    found = largest_passing(
+        order,
+        dict.fromkeys(order, 1.0),
+        lambda names: "l6" not in names,
+        may_go_on=lambda: next(budget, False),
+    )
+    assert found.chosen and "l6" not in found.chosen
+    assert set(found.untried) == set(order) - set(found.chosen) - set(found.refused)
