@@ -16,6 +16,7 @@ from sparse_export.files import json_bytes
 from sparse_export.tables import Shown, visible
 
 __all__ = [
+    "Command",
     "Output",
     "axes_option",
     "batches_option",
@@ -169,7 +170,7 @@ def score_options(function: Command) -> Command:
     data = click.option(
         "--data",
         metavar="DATA",
-        help="Samples with targets: npz:FILE or package.module:data. Default: as recorded.",
+        help="Samples with targets: npz:FILE, package.module:data or imagefolder:DIR. Default: as recorded.",
     )
     return task(data(function))
 

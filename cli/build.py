@@ -16,12 +16,14 @@ from sparse_export.cli._common import (
     shape_of_sample,
     sizes_option,
 )
+from sparse_export.cli._pictures import picture_options
 
 if TYPE_CHECKING:
     from sparse_export.engines.options import Precision
     from sparse_export.formats.bundle import Bundle, BundleInfo, CompactInfo, PatternInfo
     from sparse_export.graph.passes.fit_pattern import Gather
     from sparse_export.tables import Shown, Table
+    from sparse_export.tasks.data.picture_settings import PictureSettings
 
 
 @click.command("build")
@@ -136,6 +138,7 @@ if TYPE_CHECKING:
     help="Append softmax or sigmoid, argmax, topk:K to the graph; may be repeated. The scores stay the first "
     "output.",
 )
+@picture_options
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
@@ -173,6 +176,7 @@ def command(
     preprocess: bool,
     postprocess: tuple[str, ...],
     data_dir: Path | None,
+    pictures: PictureSettings | None,
     trust: str | None,
     as_json: bool,
 ) -> None:
@@ -200,6 +204,7 @@ def command(
         data=data,
         data_dir=data_dir,
         trust=trust,
+        pictures=pictures,
     )
     engines = engine_options(
         targets,
@@ -226,6 +231,7 @@ def command(
         labels=labels,
         preprocess=preprocess,
         postprocess=postprocess,
+        workers=0 if pictures is None else pictures.workers,
     )
     if dry_run:
         plan = planned(run, out, asked)

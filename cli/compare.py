@@ -22,9 +22,11 @@ from sparse_export.cli._common import (
     sizes_option,
     speedup_option,
 )
+from sparse_export.cli._pictures import picture_options
 
 if TYPE_CHECKING:
     from sparse_export.formats.bundle import Bundle
+    from sparse_export.tasks.data.picture_settings import PictureSettings
     from sparse_export.tasks.samples import LabelledSamples
 
 
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 @cuda_graphs_option
 @score_options
 @data_dir_option
+@picture_options
 @inputs_option
 @axes_option
 @sizes_option
@@ -78,6 +81,7 @@ def command(
     task: str | None,
     data: str | None,
     data_dir: Path | None,
+    pictures: PictureSettings | None,
     inputs: Path | None,
     axes: tuple[str, ...],
     sizes: tuple[str, ...],
@@ -118,7 +122,7 @@ def command(
                 budget_s=budget,
                 n_threads=threads,
                 seed=seed,
-                samples=_test_set(opened[0], task, data, data_dir, trust),
+                samples=_test_set(opened[0], task, data, data_dir, trust, pictures),
                 inputs=inputs,
                 max_drop=max_drop,
                 require_speedup=require_speedup,
@@ -139,14 +143,19 @@ def command(
 
 
 def _test_set(
-    dense: Bundle, task: str | None, data: str | None, data_dir: Path | None, trust: tuple[str, ...]
+    dense: Bundle,
+    task: str | None,
+    data: str | None,
+    data_dir: Path | None,
+    trust: tuple[str, ...],
+    pictures: PictureSettings | None,
 ) -> LabelledSamples | None:
     """The samples that both are scored on, or None, said aloud, where they cannot be had."""
     from sparse_export.errors import DataNotFound
     from sparse_export.evaluate.test_set import test_set_of
 
     try:
-        return test_set_of(dense, task=task, data=data, data_dir=data_dir, trust=trust)
+        return test_set_of(dense, task=task, data=data, data_dir=data_dir, trust=trust, pictures=pictures)
     except DataNotFound as cause:
         if data is not None:
             raise

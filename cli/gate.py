@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparse_export.cli._click import click
 from sparse_export.cli._common import (
@@ -19,6 +20,10 @@ from sparse_export.cli._common import (
     showing,
     trust_option,
 )
+from sparse_export.cli._pictures import picture_options
+
+if TYPE_CHECKING:
+    from sparse_export.tasks.data.picture_settings import PictureSettings
 
 
 @click.command("gate")
@@ -47,6 +52,7 @@ from sparse_export.cli._common import (
 @comparison_options
 @score_options
 @data_dir_option
+@picture_options
 @inputs_option
 @run_option
 @click.option(
@@ -72,6 +78,7 @@ def command(
     task: str | None,
     data: str | None,
     data_dir: Path | None,
+    pictures: PictureSettings | None,
     inputs: Path | None,
     run: Path | None,
     runtimes: tuple[str, ...],
@@ -111,6 +118,7 @@ def command(
             task=task,
             data=data,
             data_dir=data_dir,
+            pictures=pictures,
             inputs=inputs,
             run=run,
             runtimes=runtimes or None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparse_export.cli._click import click
 from sparse_export.cli._common import (
@@ -18,6 +18,10 @@ from sparse_export.cli._common import (
     shape_of_sample,
     sizes_option,
 )
+from sparse_export.cli._pictures import picture_options
+
+if TYPE_CHECKING:
+    from sparse_export.tasks.data.picture_settings import PictureSettings
 
 
 @click.command("sparsify")
@@ -43,6 +47,7 @@ from sparse_export.cli._common import (
     "--task", metavar="NAME", help="What it is for, as validate takes it. Default: that of the run."
 )
 @data_dir_option
+@picture_options
 @click.option(
     "--calibration-samples",
     type=click.IntRange(1),
@@ -115,6 +120,7 @@ def command(
     data: str | None,
     task: str | None,
     data_dir: Path | None,
+    pictures: PictureSettings | None,
     calibration_samples: int,
     finetune: int,
     moving: bool,
@@ -157,6 +163,7 @@ def command(
         "data": data,
         "task": task,
         "data_dir": data_dir,
+        "pictures": pictures,
         "calibration_samples": calibration_samples,
         "keep_dense": keep_dense,
         "input_shape": shape,

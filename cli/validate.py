@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparse_export.cli._click import click
 from sparse_export.cli._common import (
@@ -20,12 +21,17 @@ from sparse_export.cli._common import (
     threads_option,
     trust_option,
 )
+from sparse_export.cli._pictures import picture_options
+
+if TYPE_CHECKING:
+    from sparse_export.tasks.data.picture_settings import PictureSettings
 
 
 @click.command("validate")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @score_options
 @data_dir_option
+@picture_options
 @run_option
 @click.option("--max-drop", metavar="AMOUNT", help=max_drop_help)
 @click.option(
@@ -53,6 +59,7 @@ def command(
     task: str | None,
     data: str | None,
     data_dir: Path | None,
+    pictures: PictureSettings | None,
     run: Path | None,
     max_drop: str | None,
     against: Path | None,
@@ -94,6 +101,7 @@ def command(
             task=task,
             data=data,
             data_dir=data_dir,
+            pictures=pictures,
             run=run,
             max_drop=max_drop,
             against=dense,

@@ -14,6 +14,7 @@ from sparse_export.errors import UsageError
 from sparse_export.formats.run import DataInfo
 from sparse_export.tasks import data
 from sparse_export.tasks.data import imagefolder, npz, own
+from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.data.pictures import PictureLoader, decode
 from sparse_export.tasks.shipped import Classification, task_named
 from sparse_export.train.distributed import World
@@ -22,6 +23,7 @@ from sparse_export.train.own_loader import OwnLoader
 from sparse_export.train.recipe import Recipe
 
 _FLOAT_LIMIT_BYTES = 2 * 1024**3  # inputs are kept normalised in memory up to here, else normalised per batch
+_HELD_BYTES = 2**30  # of a part of decoded pictures that is kept
 _CROP_RATIO = 0.875  # of the shorter side, as ImageNet is tested: the middle 224 of 256
 
 
@@ -44,15 +46,15 @@ def batch_loader(
     found = _parts_of(recipe, data_dir)
     if found is not None:
         return OwnLoader(recipe, found, device, world)
-    if recipe.workers:
-        listing = data.picture_files(recipe.data, data_dir)
-        if listing is None:
-            raise UsageError(
-                f"workers is {recipe.workers}, but {recipe.data} is read into memory as a whole.",
-                expected="Data imagefolder:DIR were expected, which worker processes decode.",
-                do="Leave workers out.",
-            )
+    listing = data.picture_files(recipe.data, data_dir, recipe.classes)
+    if listing is not None and (recipe.workers or recipe.augment != "random-resized-crop"):
         return ImageFolderLoader(recipe, listing, device, world)
+    if recipe.workers:
+        raise UsageError(
+            f"workers is {recipe.workers}, but {recipe.data} is read into memory as a whole.",
+            expected="Data imagefolder:DIR were expected, which worker processes decode.",
+            do="Leave workers out.",
+        )
     if recipe.augment == "random-resized-crop":
         raise UsageError(
             "augment = 'random-resized-crop' cuts pictures while they are decoded.",
@@ -64,7 +66,6 @@ def batch_loader(
         data.load(
             recipe.data,
             data_dir,
-            image_size=image_size(recipe),
             download=download,
             classes=isinstance(task_named(recipe.task), Classification),
         ),
@@ -79,6 +80,18 @@ def _parts_of(recipe: Recipe, data_dir: Path | None) -> own.OwnData | None:
         return own.own_data(recipe.data)
     file = data.archive_of(recipe.data, data_dir)
     return None if file is None else npz.named_parts(recipe.data, file)
+
+
+def picture_settings(recipe: Recipe) -> PictureSettings:
+    """How the pictures of a recipe become inputs."""
+    return PictureSettings(
+        mean=recipe.mean or imagefolder.MEAN,
+        std=recipe.std or imagefolder.STD,
+        interpolation=recipe.interpolation,
+        resize=recipe.resize,
+        classes=recipe.classes,
+        workers=recipe.workers,
+    )
 
 
 def image_size(recipe: Recipe) -> tuple[int, int] | None:
@@ -163,7 +176,10 @@ class MemoryLoader:
 
 
 class ImageFolderLoader:
-    """A folder of pictures, decoded by worker processes while training runs."""
+    """A folder of pictures, decoded while training runs: by worker processes, or by threads.
+
+    Without workers a part is decoded once where it takes up to `_HELD_BYTES`.
+    """
 
     def __init__(
         self, recipe: Recipe, listing: imagefolder.Listing, device: torch.device, world: World
@@ -187,24 +203,31 @@ class ImageFolderLoader:
             "validation": listing.train.part(first_validation, len(listing.train)),
             "test": listing.test,
         }
+        settings = picture_settings(recipe)
         self.info = DataInfo(
             name=recipe.data,
-            mean=imagefolder.MEAN,
-            std=imagefolder.STD,
+            **settings.record(),
             n_train=len(train),
             n_validation=len(self._parts["validation"]),
             n_test=len(listing.test),
             test_sha256=listing.test.sha256(),
-            crop_ratio=_CROP_RATIO if random_crop else 1.0,
+            crop_ratio=settings.crop_ratio(self._size, otherwise=_CROP_RATIO if random_crop else 1.0),
         )
-        self._device, self._world = device, world
-        self._loader = PictureLoader(
-            train,
-            self._size,
-            n_workers=recipe.workers,
-            random_crop=random_crop,
-            seed=recipe.seed,
-            pinned=device.type == "cuda",
+        self._device, self._world, self._train = device, world, train
+        self._held: dict[str, Tensor] = {}
+        self._loader = (
+            None
+            if not recipe.workers
+            else PictureLoader(
+                train,
+                self._size,
+                n_workers=recipe.workers,
+                random_crop=random_crop,
+                seed=recipe.seed,
+                pinned=device.type == "cuda",
+                crop_ratio=self.info.crop_ratio,
+                interpolation=self.info.interpolation,
+            )
         )
 
     def sample(self, n: int) -> Tensor:
@@ -216,15 +239,32 @@ class ImageFolderLoader:
     def training(self, order: Tensor, batch_size: int, epoch: int, first: int) -> Iterator[Batch]:
         starts = range(first * batch_size, len(order) - batch_size + 1, batch_size)
         rows = [self._world.share(order[start : start + batch_size]).tolist() for start in starts]
+        if self._loader is None:
+            for batch in rows:
+                x = self._decoded("train", self._train, batch)
+                yield self._ready(x), self._train.labels[batch].to(self._device)
+            return
         for x, y in self._loader.batches([[(index, epoch) for index in batch] for batch in rows]):
             yield self._ready(x), y.to(self._device, non_blocking=True)
 
     def part(self, name: Part, size: int) -> Iterator[Batch]:
         pictures = self._parts[name]
         for start, stop in spans(len(pictures), size, self._world):
-            some = pictures.part(start, stop)
-            x = decode(some, self._size, self.info.crop_ratio)
-            yield self._ready(x), some.labels.to(self._device)
+            rows = list(range(start, stop))
+            yield (
+                self._ready(self._decoded(name, pictures, rows)),
+                pictures.labels[start:stop].to(self._device),
+            )
+
+    def _decoded(self, name: str, pictures: imagefolder.Pictures, rows: list[int]) -> Tensor:
+        """uint8 (N, 3, H, W) of some pictures of a part."""
+        how = self._size, self.info.crop_ratio, self.info.interpolation
+        is_small = len(pictures) * 3 * self._size[0] * self._size[1] <= _HELD_BYTES
+        if self._loader is not None or not is_small:
+            return decode(pictures.take(rows), *how)
+        if name not in self._held:
+            self._held[name] = decode(pictures, *how)
+        return self._held[name][rows]
 
     def _ready(self, x: Tensor) -> Tensor:
         return data.normalise(x.to(self._device, non_blocking=True), self.info.mean, self.info.std)

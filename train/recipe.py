@@ -13,16 +13,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sparse_export.errors import RecipeError, UnknownNameError
+from sparse_export.errors import RecipeError, UnknownNameError, UsageError
+from sparse_export.formats.run import Interpolation
 from sparse_export.formats.toml import table_from_toml
 from sparse_export.models.names import is_factory
 from sparse_export.tasks import shipped
 from sparse_export.tasks.data import own
+from sparse_export.tasks.data.picture_settings import class_numbers
 from sparse_export.train.methods.dense import DENSE
 from sparse_export.train.sparsity_config import SparsityConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 CROSS_ENTROPY = "cross-entropy"
@@ -99,6 +102,13 @@ class Recipe(_Table):
         workers: processes that decode the pictures of `imagefolder:DIR` while training runs; 0 decodes all of
             them into memory at the start.
         image_size: height and width of these pictures; None for what the network takes.
+        mean: of red, green and blue of these pictures, after scaling to 0..1; None for ImageNet's.
+        std: likewise, by which they are divided.
+        interpolation: that they are scaled by.
+        resize: pixels that their shorter side is scaled to before the middle is cut out; None for just
+            covering `image_size`.
+        classes: class number of each folder, or a file of them, see
+            `sparse_export.tasks.data.picture_settings.class_numbers`; None to number them by their names.
         precision: of the forward and backward pass; `bf16` by autocast, weights and masks stay float32.
         channels_last: memory format of images and convolutions.
         compile: by torch.compile.
@@ -129,6 +139,11 @@ class Recipe(_Table):
     augment: Literal["none", "crop-flip", "random-resized-crop"] = "none"
     workers: Annotated[int, Field(ge=0, le=256)] = 0
     image_size: tuple[Count, Count] | None = None
+    mean: tuple[Finite, Finite, Finite] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
+    interpolation: Interpolation = "bilinear"
+    resize: Count | None = None
+    classes: dict[str, Annotated[int, Field(ge=0)]] | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
@@ -166,6 +181,12 @@ class Recipe(_Table):
                 f"loss is {self.loss!r}; {CROSS_ENTROPY!r} was expected, or a function of your own as "
                 "'package.module:function'"
             )
+        of_pictures = ("mean", "std", "resize", "classes")
+        set_ones = [name for name in of_pictures if getattr(self, name) is not None]
+        if self.interpolation != "bilinear":
+            set_ones.append("interpolation")
+        if set_ones and not self.data.startswith("imagefolder:"):
+            raise ValueError(f"{set_ones[0]} belongs to the data imagefolder:DIR, and data is {self.data!r}")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate is {self.accumulate}, more than the batch_size {self.batch_size}")
         if self.dense:
@@ -269,6 +290,13 @@ def recipe_from_table(table: Mapping[str, Any], *, source: str) -> Recipe:
     sparsity = table.get("sparsity")
     if isinstance(sparsity, Mapping) and sparsity.get("method") == DENSE.name:
         table = {**table, "dense": True}
+    if isinstance(table.get("classes"), str):
+        try:
+            table = {**table, "classes": class_numbers(Path(table["classes"]))}
+        except UsageError as cause:
+            raise RecipeError(
+                f"The recipe {source} is not right: {cause.what}", expected=cause.expected, do=cause.do
+            ) from cause
     try:
         return Recipe.model_validate_json(json.dumps(table, default=str))
     except ValidationError as cause:

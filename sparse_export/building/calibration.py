@@ -42,6 +42,8 @@ def calibration_batches(
     n: int,
     data_dir: str | Path | None,
     inputs: str | Path | None = None,
+    *,
+    workers: int = 0,
 ) -> list[dict[str, Array]]:
     """Load inputs for the precisions that need them.
 
@@ -51,6 +53,7 @@ def calibration_batches(
         n: number of samples.
         data_dir: where the data sets lie.
         inputs: file or folder of inputs; None for training samples of the run's data set.
+        workers: processes that decode pictures; 0 for threads.
 
     Returns:
         Batches of at most 32 samples; none for a precision without calibration and no `inputs`.
@@ -76,5 +79,5 @@ def calibration_batches(
                 do="Give some by --inputs FILE.npz.",
             )
         return list(BatchSamples(parts=found_batches, signature=info.signature).batches(_BATCH))
-    sample = data.load_training_sample(info.data, info.signature.input_shape, n, data_dir)
+    sample = data.load_training_sample(info.data, info.signature.input_shape, n, data_dir, workers=workers)
     return list(SingleInput(name=info.signature.input_names[0], inputs=sample).batches(_BATCH))

@@ -23,6 +23,7 @@ from sparse_export.formats.run import RUN_FILE
 from sparse_export.oneshot.graph_source import Told, graph_source, is_graph_file, source_of_file
 from sparse_export.oneshot.graph_steps import dense_run_of
 from sparse_export.oneshot.steps import dense_torch_run
+from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.inputs import read_inputs, with_seen_ranges
 
 __all__ = ["bundle_at", "run_at"]
@@ -38,6 +39,7 @@ def run_at(
     data_dir: Path | None = None,
     run_folder: str | Path | None = None,
     trust: str | None = None,
+    pictures: PictureSettings | None = None,
 ) -> Path:
     """Find the run to build, and write a dense one where an ONNX file or a network's name was given.
 
@@ -51,6 +53,7 @@ def run_at(
         run_folder: of the dense run; `runs/NAME-dense` by default. One of the same network that stands there
             is taken.
         trust: digest of a run's `run.json`.
+        pictures: how those of a folder become inputs.
 
     Returns:
         The folder of the run.
@@ -80,7 +83,12 @@ def run_at(
     )
     if source is None:
         return dense_torch_run(
-            str(model), folder, weights=weights, input_shape=input_shape, data=data, data_dir=data_dir
+            *(str(model), folder),
+            weights=weights,
+            input_shape=input_shape,
+            data=data,
+            data_dir=data_dir,
+            pictures=pictures,
         ).path
     if data is not None:
         raise UsageError(

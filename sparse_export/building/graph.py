@@ -126,7 +126,10 @@ def build_graph(
     masks = masks_of_run(run, network)
     fit = None if wanted is None else _fit(network, masks, info, wanted, request)
     fitted = None if fit is None else fit.fitted
-    samples = calibration_batches(info, request.precision, request.n_calibration, data_dir, request.inputs)
+    samples = calibration_batches(
+        *(info, request.precision, request.n_calibration, data_dir, request.inputs),
+        workers=request.workers,
+    )
     example = example_of_signature(network, info.signature, info.call)
     require_deterministic(network, example)
     with TorchSession(network, info.signature, example) as session:
@@ -166,7 +169,10 @@ def _from_graph(
             do=f"Make it sparse by `sparse-export sparsify {info.model.name} --pattern {wanted}` first.",
         )
     model = graph_of_run(run)
-    samples = calibration_batches(info, request.precision, request.n_calibration, data_dir, request.inputs)
+    samples = calibration_batches(
+        *(info, request.precision, request.n_calibration, data_dir, request.inputs),
+        workers=request.workers,
+    )
     golden = golden_of_graph(run.graph_path, model, info.signature, samples[0] if samples else None)
     promised = promised_patterns(info.layers)
     model = with_folded_norms(model)

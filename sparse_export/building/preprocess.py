@@ -83,7 +83,9 @@ def write_preprocess(stage: Path, info: RunInfo, data_dir: str | Path | None) ->
     assert source is not None
     mean, std = source.mean, source.std
     if source.name.startswith(_PICTURES):
-        model, raw = picture_graph(taken, crop_ratio=source.crop_ratio, mean=mean, std=std)
+        model, raw = picture_graph(
+            taken, crop_ratio=source.crop_ratio, mean=mean, std=std, interpolation=source.interpolation
+        )
         samples = _drawn_pictures(info.signature.input_shape[1:])
         wanted = _by_loader(samples, source, info.signature.input_shape)
         allowed = _LEVELS / 255 / min(std) + _ATOL
@@ -147,6 +149,8 @@ def _by_loader(pictures: Array, source: DataInfo, shape: tuple[int, ...]) -> Arr
         for number, picture in enumerate(pictures):
             file = folder / f"{number}.png"
             Image.fromarray(picture).save(file)
-            crops.append(imagefolder.center_crop(file, (shape[1], shape[2]), source.crop_ratio))
+            crops.append(
+                imagefolder.center_crop(file, (shape[1], shape[2]), source.crop_ratio, source.interpolation)
+            )
     found: Array = data.normalise(torch.stack(crops), source.mean, source.std).numpy()
     return found

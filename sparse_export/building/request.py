@@ -49,6 +49,7 @@ class BuildRequest:
         labels: file with the names of the classes; None for those that the run has.
         postprocess: what is appended to the graph, like `softmax` and `topk:5`.
         preprocess: write the graph that makes the network's input too.
+        workers: processes that decode pictures of the run's data; 0 for threads.
     """
 
     targets: Sequence[str]
@@ -66,6 +67,7 @@ class BuildRequest:
     labels: Path | None = None
     postprocess: Sequence[str] = ()
     preprocess: bool = False
+    workers: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from sparse_export.files import write_bytes, write_json
 from sparse_export.instruments.outcome import require_possible_speedup
 from sparse_export.runtimes.choice import RUNTIMES, open_runtime
 from sparse_export.tables import Shown, Table
+from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.scores import MaxDrop, require_possible_drop
 from sparse_export.trust import TrustedDigests, digests
 from sparse_export.version import command_line, library_versions, now
@@ -98,6 +99,7 @@ def gate(
     trust: TrustedDigests = None,
     task: str | None = None,
     data: str | None = None,
+    pictures: PictureSettings | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
     on_round: Round | None = None,
 ) -> Gate:
@@ -125,6 +127,7 @@ def gate(
         trust: SHA-256 of manifests and a `run.json`, as `validate` takes it.
         task: what it is scored for, as `validate` takes it.
         data: what it is scored on, as `validate` takes it.
+        pictures: likewise.
         on_progress: called with a line before each link.
         on_round: told of each round that is timed.
 
@@ -157,6 +160,7 @@ def gate(
         trust=trust,
         task=task,
         data=data,
+        pictures=pictures,
     )
     measured = _Measured(case, budget_s, block_s, on_round)
     links = (
@@ -234,6 +238,7 @@ class _Measured:
             trust=case.trust,
             task=case.task,
             data=case.data,
+            pictures=case.pictures,
         )
         return score_is_kept(case, self.validation)
 

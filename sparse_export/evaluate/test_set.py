@@ -8,8 +8,9 @@ from sparse_export import trust as trust_store
 from sparse_export.errors import UsageError
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE, Bundle
-from sparse_export.formats.run import AGREEMENT
+from sparse_export.formats.run import AGREEMENT, DataInfo
 from sparse_export.tasks.data import own
+from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.labels import require_outputs
 from sparse_export.tasks.named_data import open_named
 from sparse_export.tasks.samples import LabelledSamples, labelled, load_test_set
@@ -75,16 +76,19 @@ def test_set_of(
     data: str | None = None,
     data_dir: str | Path | None = None,
     trust: TrustedDigests = None,
+    pictures: PictureSettings | None = None,
 ) -> LabelledSamples | None:
     """The samples that a bundle is scored on.
 
     Args:
         bundle: whose network takes them.
         task: what it is for; None for what the bundle says.
-        data: `npz:FILE` with an array for each input and one `targets`, or `package.module:data` with a part
-            `test`; None for the data on record.
+        data: `npz:FILE` with an array for each input and one `targets`, `package.module:data` with a part
+            `test`, or `imagefolder:DIR`; None for the data on record.
         data_dir: where data sets lie, and where a relative FILE starts.
         trust: SHA-256 of a manifest whose own code may be imported.
+        pictures: how those of `imagefolder:DIR` become inputs; of the data on record the number of workers
+            alone, for the record has the rest.
 
     Returns:
         The samples; None where no data are named and none are on record.
@@ -104,18 +108,33 @@ def test_set_of(
             )
         return None
     known = task_of(bundle, task, trust)
-    if data is not None:
-        found = open_named(data, info.signature, data_dir)
+    if data is not None and not _is_recorded(info.data, data, pictures):
+        found = open_named(data, info.signature, data_dir, pictures)
         return labelled(
             found.samples, found.targets, known, info.signature, of=data, network=network, do=_OTHER_TASK
         )
     assert info.data is not None
     if own.is_own(info.data.name):
         _require_trusted(bundle, f"The data {info.data.name}", trust)
-    return load_test_set(info.data, info.signature, data_dir, task=known, network=network, do=_OTHER_TASK)
+    return load_test_set(
+        info.data,
+        info.signature,
+        data_dir,
+        task=known,
+        network=network,
+        do=_OTHER_TASK,
+        workers=0 if pictures is None else pictures.workers,
+    )
 
 
 test_set_of.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it where a test imports it
+
+
+def _is_recorded(info: DataInfo | None, data: str, pictures: PictureSettings | None) -> bool:
+    """Are these the pictures on record, whose settings the record has?"""
+    if info is None or info.name != data or not data.startswith("imagefolder:"):
+        return False
+    return pictures is None or pictures == PictureSettings(workers=pictures.workers)
 
 
 def _require_trusted(bundle: Bundle, what: str, trust: TrustedDigests) -> None:

@@ -35,6 +35,7 @@ from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.outputs import output_batches, outputs_of
 from sparse_export.runtimes.probe import require_probed
 from sparse_export.tasks.agreement import Agreement, agreement_of
+from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.samples import ArraySamples, LabelledSamples
 from sparse_export.tasks.scores import MaxDrop, drop_of, require_possible_drop
 from sparse_export.trust import TrustedDigests, is_vouched_for
@@ -58,6 +59,7 @@ def validate(
     trust: TrustedDigests = None,
     task: str | None = None,
     data: str | None = None,
+    pictures: PictureSettings | None = None,
 ) -> Validation:
     """Run the file that ships over the test set, by onnxruntime, and its network by PyTorch.
 
@@ -81,6 +83,7 @@ def validate(
             `sparse_export.tasks.TASKS`; None for what the bundle says.
         data: samples to score it on in place of those on record, see
             `sparse_export.evaluate.test_set.test_set_of`; nothing on record is then compared with.
+        pictures: as of `test_set_of`.
 
     Returns:
         What was found; a missed gate is in it, for `check_gates` to raise.
@@ -113,7 +116,7 @@ def validate(
         reference, run_missing = reference_of_bundle(bundle, None if run is None else Path(run), trust)
         if reference is not None:
             stack.enter_context(reference)
-        test = test_set_of(bundle, task=task, data=data, data_dir=data_dir, trust=trust)
+        test = test_set_of(bundle, task=task, data=data, data_dir=data_dir, trust=trust, pictures=pictures)
         unlabelled_one = None
         if test is None and (dense is not None or inputs is not None):
             unlabelled_one = unlabelled(bundle, inputs)

@@ -94,6 +94,10 @@ class DenseInfo:
     test: Score | None = None
 
 
+Interpolation = Literal["bilinear", "bicubic"]
+"""How pictures are scaled."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataInfo:
     """A data set, and how inputs are normalized: (x - mean) / std per channel, after scaling uint8 to 0..1.
@@ -108,6 +112,8 @@ class DataInfo:
         test_sha256: of the raw test inputs and labels, so that another test set is noticed.
         crop_ratio: of pictures from a folder, the share of the scaled picture that the centre crop keeps
             along its shorter side.
+        interpolation: of pictures from a folder, how they are scaled.
+        classes: likewise, the class number of each folder; empty where they are numbered by their names.
     """
 
     name: str
@@ -118,6 +124,8 @@ class DataInfo:
     n_test: Count
     test_sha256: str
     crop_ratio: Share = 1.0
+    interpolation: Interpolation = "bilinear"
+    classes: dict[str, Count] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

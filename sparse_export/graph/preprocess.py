@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from sparse_export.formats.run import Interpolation
 from sparse_export.signature import TensorInfo
 
 __all__ = ["array_graph", "picture_graph"]
 
 _OPSET, _IR_VERSION = 20, 10
 _UINT8_MAX = 255
+_RESIZE: dict[Interpolation, dict[str, Any]] = {
+    "bilinear": {"mode": "linear"},
+    "bicubic": {"mode": "cubic", "cubic_coeff_a": -0.5},
+}
 _TYPES = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
 
 
 def picture_graph(
-    output: TensorInfo, *, crop_ratio: float, mean: Sequence[float], std: Sequence[float]
+    output: TensorInfo,
+    *,
+    crop_ratio: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: Interpolation = "bilinear",
 ) -> tuple[onnx.ModelProto, TensorInfo]:
     """Scale, crop and normalise pictures of any size.
 
@@ -33,6 +44,7 @@ def picture_graph(
         crop_ratio: the picture is scaled, with its proportions, to just cover (H, W) / crop_ratio.
         mean: of each channel, subtracted after scaling to 0..1.
         std: of each channel.
+        interpolation: how it is scaled; bicubic with Pillow's a = -0.5.
 
     Returns:
         The graph, and its input: `picture`, uint8 (batch, height, width, 3) in RGB.
@@ -53,7 +65,7 @@ def picture_graph(
     graph.node("Concat", ["batch", covering, graph.constant("channels", np.array([3]))], ["sizes"], axis=0)
     graph.node(
         *("Resize", ["picture", "", "", "sizes"], ["resized"]),
-        mode="linear",
+        **_RESIZE[interpolation],
         antialias=1,
         exclude_outside=1,
         coordinate_transformation_mode="half_pixel",

@@ -24,9 +24,10 @@ from sparse_export.oneshot.graph_source import Told, graph_source
 from sparse_export.oneshot.layers import require_method
 from sparse_export.oneshot.pipeline import CALIBRATION_BATCH, Work
 from sparse_export.oneshot.source import open_source, require_weights, run_of
-from sparse_export.oneshot.steps import CALIBRATION_SAMPLES, is_scored_run, task_of
+from sparse_export.oneshot.steps import CALIBRATION_SAMPLES, is_fed_by_loader, task_of
 from sparse_export.oneshot.torch_choice import sensitivities
 from sparse_export.sparsity.pattern import pattern_from_text
+from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.shipped import task_named
 from sparse_export.train.batches import batch_loader
 from sparse_export.train.distributed import ALONE
@@ -58,6 +59,7 @@ def layer_sensitivities(
     trust: str | None = None,
     finished: Finished | None = None,
     timings: str | Path | None = None,
+    pictures: PictureSettings | None = None,
 ) -> Sensitivities:
     """Measure what each layer of a trained network changes if it alone is N:M sparse.
 
@@ -81,7 +83,7 @@ def layer_sensitivities(
     assert bound is not None
     if data is None and inputs is not None:
         bound, task = with_answers_of_dense(bound, task)
-    in_torch = data not in (None, "none") or is_scored_run(model)
+    in_torch = is_fed_by_loader(model, data)
     graph = graph_source(
         model, told, weights=weights, input_shape=input_shape, seed=seed, trust=trust, in_torch=in_torch
     )
@@ -97,14 +99,14 @@ def layer_sensitivities(
             memory_bytes=calibration_memory,
             seed=seed,
             observer=finished,
-            scoring=scoring_of(graph, task, None if data == "none" else data, data_dir),
+            scoring=scoring_of(graph, task, None if data == "none" else data, data_dir, pictures),
         )
     run = run_of(model)
     require_weights(model, run, weights)
     task = task or task_of(run)
     data = require_scored(data_name(data, run, chosen, finetune=0, moving=False, norms=False, errors=False))
     place = device_of(device)
-    recipe = loader_recipe(model, run, data, input_shape, epochs=0, seed=seed, task=task)
+    recipe = loader_recipe(model, run, data, input_shape, epochs=0, seed=seed, task=task, pictures=pictures)
     loader = batch_loader(recipe, data_dir, False, place, ALONE)
     if run is not None and run.info.data is not None:
         require_same_data(run, loader.info)

@@ -20,6 +20,7 @@ from sparse_export.oneshot.report import (
     promised,
     why_dense,
 )
+from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.train.layers import maskable_parameters
 from sparse_export.train.loop import train
 from sparse_export.train.observer import Observer, SilentObserver
@@ -33,6 +34,7 @@ _FINE_TUNING: dict[str, Any] = {
     "optimizer": {"lr": 0.01},
     "learning_rate": {"schedule": "cosine"},
 }
+_OF_PICTURES = ("mean", "std", "interpolation", "resize", "classes")
 _RATE = 0.1  # of a run's own learning rate
 _MOVING_PRUNE_RATE = 0.1
 _UPDATES_PER_EPOCH = 5
@@ -47,9 +49,11 @@ def loader_recipe(
     epochs: int,
     seed: int,
     task: str,
+    pictures: PictureSettings | None = None,
 ) -> Recipe:
     """How data are fed and the network is fine-tuned: as the run was trained, at a tenth of its learning
-    rate, or by defaults. Without epochs it is for the data loader alone."""
+    rate, or by defaults. Without epochs it is for the data loader alone.  pictures: how those of a folder
+    become inputs; None for what the run has."""
     info = None if run is None else run.info
     name = model if info is None else str(info.model.name)
     shape = input_shape
@@ -63,6 +67,10 @@ def loader_recipe(
         table["learning_rate"] = dict(table.get("learning_rate", {})) | {"schedule": "cosine"}
     if data.startswith("imagefolder:") and shape is not None and len(shape) == 3:
         table["image_size"] = list(shape[1:])
+    if pictures is not None:
+        table |= _picture_keys(pictures, data)
+    elif info is not None and info.data is not None and info.data.name != data:
+        table = {key: value for key, value in table.items() if key not in _OF_PICTURES}
     if info is not None and info.task.name != task:
         table.pop("loss", None)  # it belongs to what the run was trained for
     table |= {
@@ -74,6 +82,15 @@ def loader_recipe(
         "dense": False,
     }
     return recipe_from_table(table, source="for fine-tuning")
+
+
+def _picture_keys(pictures: PictureSettings, data: str) -> dict[str, Any]:
+    """The recipe's keys for pictures; of other data than a folder none."""
+    if not data.startswith("imagefolder:"):
+        return {}
+    is_usual = pictures == PictureSettings(workers=pictures.workers)
+    names = ("workers",) if is_usual else ("workers", *_OF_PICTURES)
+    return {name: getattr(pictures, name) for name in names if getattr(pictures, name) is not None}
 
 
 def fine_tuned(

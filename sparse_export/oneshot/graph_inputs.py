@@ -11,6 +11,7 @@ from sparse_export.oneshot.graph_choice import SEARCHED, Bound, held_back_of, pa
 from sparse_export.oneshot.graph_source import GraphSource
 from sparse_export.oneshot.held_back import HeldBack
 from sparse_export.signature import Array, Feeds, Signature
+from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.inputs import read_inputs, with_seen_ranges
 from sparse_export.tasks.named_data import open_named
 from sparse_export.tasks.samples import LabelledSamples, labelled
@@ -58,7 +59,11 @@ class Scoring:
 
 
 def scoring_of(
-    source: GraphSource, task: str | None, data: str | None, data_dir: Path | None
+    source: GraphSource,
+    task: str | None,
+    data: str | None,
+    data_dir: Path | None,
+    pictures: PictureSettings | None = None,
 ) -> Scoring | None:
     """The task and the data that a caller names for a graph.
 
@@ -67,6 +72,7 @@ def scoring_of(
         task: what it is for.
         data: what it is scored on, see `sparse_export.tasks.named_data.open_named`.
         data_dir: where a relative file starts.
+        pictures: how those of a folder become inputs.
 
     Returns:
         None where neither is named.
@@ -85,7 +91,7 @@ def scoring_of(
             expected="Both were expected: what the network is for, and samples with targets.",
         )
     known = task_named(task)
-    found = open_named(data, source.signature, data_dir)
+    found = open_named(data, source.signature, data_dir, pictures)
     test = labelled(
         found.samples,
         found.targets,

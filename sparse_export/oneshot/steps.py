@@ -46,6 +46,7 @@ from sparse_export.oneshot.source import open_source, require_weights, run_of
 from sparse_export.oneshot.torch_choice import choose
 from sparse_export.sparsity.pattern import pattern_from_text
 from sparse_export.tasks.class_names import with_class_names
+from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.scores import MaxDrop
 from sparse_export.tasks.shipped import task_named
 from sparse_export.train.batches import batch_loader
@@ -65,7 +66,7 @@ from sparse_export.train.run_folder import (
 )
 from sparse_export.train.stopping import cpu_settings
 
-__all__ = ["CALIBRATION_SAMPLES", "Sparsified", "dense_torch_run", "is_scored_run", "sparsify", "task_of"]
+__all__ = ["CALIBRATION_SAMPLES", "Sparsified", "dense_torch_run", "is_fed_by_loader", "sparsify", "task_of"]
 
 CALIBRATION_SAMPLES = 512
 
@@ -109,6 +110,7 @@ def sparsify(
     max_drop: MaxDrop | None = None,
     timings: str | Path | None = None,
     scored: Progress | None = None,
+    pictures: PictureSettings | None = None,
 ) -> Sparsified:
     """Make a trained network N:M sparse and write it as a finished run, ready for `build`.
 
@@ -132,7 +134,7 @@ def sparsify(
     call goes on at the last finished layer.  axes, sizes: names for the axes of an ONNX file's inputs,
     and examples of its free sizes, as --axes and --size take them.  calibration_memory: bytes of the values
     that the walk keeps in memory.  finished: told of each layer as the walk
-    finishes it, with the share of the work that is done.  seed: of everything that is drawn.  trust: SHA-256 of the run's
+    finishes it, with the share of the work that is done.  pictures: how those of a folder become inputs.  seed: of everything that is drawn.  trust: SHA-256 of the run's
     `run.json`, needed once for a run that names a factory and was made elsewhere.  max_drop: what may be lost,
     in the unit of the score or as a share of it like `2%`: as many layers get the pattern as that allows on
     samples that are held back, and `report.choice` says which, at what cost, and why not the others.
@@ -156,10 +158,7 @@ def sparsify(
     )
     if bound is not None and data is None and inputs is not None:
         bound, task = with_answers_of_dense(bound, task)
-    is_trained = finetune > 0 or moving or norms or permute
-    in_torch = is_trained or (
-        not _has_several_inputs(model) and (data not in (None, "none") or is_scored_run(model))
-    )
+    in_torch = finetune > 0 or moving or norms or permute or is_fed_by_loader(model, data)
     graph = graph_source(
         model, told, weights=weights, input_shape=input_shape, seed=seed, trust=trust, in_torch=in_torch
     )
@@ -177,7 +176,7 @@ def sparsify(
             memory_bytes=calibration_memory,
             seed=seed,
             observer=finished,
-            scoring=scoring_of(graph, task, None if data == "none" else data, data_dir),
+            scoring=scoring_of(graph, task, None if data == "none" else data, data_dir, pictures),
             errors=errors,
             bound=bound,
         )
@@ -194,7 +193,9 @@ def sparsify(
         recipe = (
             None
             if data is None
-            else loader_recipe(model, run, data, input_shape, epochs=finetune, seed=seed, task=task)
+            else loader_recipe(
+                model, run, data, input_shape, epochs=finetune, seed=seed, task=task, pictures=pictures
+            )
         )
         loader = None if recipe is None else batch_loader(recipe, data_dir, False, place, ALONE)
         if loader is not None and run is not None and run.info.data is not None:
@@ -246,6 +247,7 @@ def dense_torch_run(
     task: str | None = None,
     seed: int = 0,
     device: str = "auto",
+    pictures: PictureSettings | None = None,
 ) -> Run:
     """Write a torch network by its name as a dense run, with its score where a data set is given.
 
@@ -259,6 +261,7 @@ def dense_torch_run(
         task: what the network is for; None for classification.
         seed: of random weights.
         device: to score it on.
+        pictures: how those of a folder become inputs.
 
     Raises:
         SparseExportError: as `sparsify` raises of its source.
@@ -269,7 +272,11 @@ def dense_torch_run(
         None
         if data is None
         else loader_recipe(
-            model, None, data, input_shape, epochs=0, seed=seed, task=task or CLASSIFICATION.name
+            *(model, None, data, input_shape),
+            epochs=0,
+            seed=seed,
+            task=task or CLASSIFICATION.name,
+            pictures=pictures,
         )
     )
     loader = None if recipe is None else batch_loader(recipe, data_dir, False, place, ALONE)
@@ -313,13 +320,18 @@ def _dense_run(work: Work, out: Path) -> Run:
         return replace(run, path=out)
 
 
-def is_scored_run(model: str) -> bool:
+def _is_scored_run(model: str) -> bool:
     """Is MODEL a run of a torch network with data on record, whose score can be measured again?"""
     folder = Path(model)
     if not (folder / RUN_FILE).is_file():
         return False
     info = read_run_info(folder)
     return info.data is not None and info.model.form == "torch"
+
+
+def is_fed_by_loader(model: str, data: str | None) -> bool:
+    """Is MODEL pruned as a torch network because data are named, or on record, and it has one input?"""
+    return not _has_several_inputs(model) and (data not in (None, "none") or _is_scored_run(model))
 
 
 def _has_several_inputs(model: str) -> bool:

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sparse_export.errors import ArtefactError, DataNotFound, UsageError
 from sparse_export.formats.run import DataInfo
 from sparse_export.signature import Array, Feeds, Signature, TensorInfo, numpy_dtype
+from sparse_export.tasks import data
 from sparse_export.tasks.archives import open_arrays, pieces_of
 from sparse_export.tasks.data import own
+from sparse_export.tasks.data.imagefolder import Pictures
+from sparse_export.tasks.data.picture_settings import PictureSettings
+from sparse_export.tasks.data.pictures import Inputs as PictureInputs
 from sparse_export.tasks.inputs import INPUTS_BATCH
-from sparse_export.tasks.sample_set import SampleSet
+from sparse_export.tasks.sample_set import SampleSet, SingleInput
 from sparse_export.tasks.task import Targets
 
 __all__ = ["TARGETS", "NamedData", "arrays_sha256", "calibration_of", "open_named"]
 
 TARGETS = "targets"
 """The array of an archive that is no input."""
-_FORMS = "npz:FILE with an array for each input and one named targets, or package.module:data"
+_FORMS = "npz:FILE with an array for each input and one named targets, package.module:data or imagefolder:DIR"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +36,14 @@ class NamedData:
     """Samples with targets.
 
     Attributes:
-        name: `npz:FILE` or `package.module:data`.
+        name: `npz:FILE`, `package.module:data` or `imagefolder:DIR`.
         samples: the inputs.
         targets: one a sample, in their order.
         sha256: computes the digest of both.
         calibration: gives up to so many samples of a part that is not scored on, in batches; None where the
             data have no such part.
+        normalised: what the record has of how pictures become inputs.
+        n_train: number of training samples, of pictures.
     """
 
     name: str
@@ -44,27 +51,34 @@ class NamedData:
     targets: Targets
     sha256: Callable[[], str]
     calibration: Callable[[int], list[Feeds]] | None = None
+    normalised: Mapping[str, Any] = field(default_factory=lambda: {"mean": (), "std": ()})
+    n_train: int = 0
 
     def info(self) -> DataInfo:
         """The record of the data."""
         return DataInfo(
             name=self.name,
-            mean=(),
-            std=(),
-            n_train=0,
+            **self.normalised,
+            n_train=self.n_train,
             n_validation=0,
             n_test=len(self.samples),
             test_sha256=self.sha256(),
         )
 
 
-def open_named(name: str, signature: Signature, data_dir: str | Path | None) -> NamedData:
+def open_named(
+    name: str,
+    signature: Signature,
+    data_dir: str | Path | None,
+    pictures: PictureSettings | None = None,
+) -> NamedData:
     """Open data by their name.
 
     Args:
-        name: `npz:FILE` or `package.module:data`.
+        name: `npz:FILE`, `package.module:data` or `imagefolder:DIR`.
         signature: of the network that takes them.
-        data_dir: where a relative FILE starts; None for the current folder.
+        data_dir: where a relative FILE or DIR starts; None for the current folder.
+        pictures: how those of a folder become inputs; None for the usual way.
 
     Raises:
         UsageError: there are no such data, or they are not the network's inputs.
@@ -82,6 +96,8 @@ def open_named(name: str, signature: Signature, data_dir: str | Path | None) -> 
             calibration=_calibration(found, signature),
         )
     form, _, place = name.partition(":")
+    if form == "imagefolder":
+        return _of_pictures(name, signature, data_dir, pictures or PictureSettings())
     if form != "npz" or not place:
         raise UsageError(
             f"{name} is no data that a network of any kind is scored on.", expected=f"{_FORMS}, was expected."
@@ -157,6 +173,38 @@ class MappedSamples:
             one.name: np.array(feeds[one.name], _type_for(feeds[one.name], one))
             for one in self.signature.inputs
         }
+
+
+def _of_pictures(
+    name: str, signature: Signature, data_dir: str | Path | None, settings: PictureSettings
+) -> NamedData:
+    """Pictures of a folder as the input of a network. Raises UsageError for one with another input."""
+    taken = signature.only_input
+    shape = () if taken is None else signature.input_shape
+    if taken is None or len(shape) != 3 or shape[0] != 3:
+        raise UsageError(
+            f"{name} holds pictures, and the network takes {', '.join(map(str, signature.inputs))}.",
+            expected="One input of floats (samples, 3, height, width) was expected.",
+            do="Give npz:FILE or package.module:data.",
+        )
+    listing = data.picture_files(name, None if data_dir is None else Path(data_dir), settings.classes)
+    assert listing is not None
+    size = (shape[1], shape[2])
+    crop_ratio = settings.crop_ratio(size)
+
+    def inputs(pictures: Pictures) -> SingleInput:
+        how = size, crop_ratio, settings.mean, settings.std, settings.interpolation, settings.workers
+        return SingleInput(name=taken.name, inputs=PictureInputs(pictures, *how))
+
+    return NamedData(
+        name=name,
+        samples=inputs(listing.test),
+        targets=listing.test.labels.numpy(),
+        sha256=listing.test.sha256,
+        calibration=lambda n: list(inputs(listing.train.part(0, n)).batches(INPUTS_BATCH)),
+        normalised=settings.record() | {"crop_ratio": crop_ratio},
+        n_train=len(listing.train),
+    )
 
 
 def _arrays(path: Path) -> dict[str, Array]:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from sparse_export.signature import Array, Feeds, Signature
 from sparse_export.tasks import data
+from sparse_export.tasks.data.pictures import Inputs as PictureInputs
 
 __all__ = ["ArraySamples", "BatchSamples", "SampleSet", "SingleInput"]
 
@@ -99,5 +100,8 @@ class SingleInput:
         return math.prod(self.inputs.shape[1:])
 
     def batches(self, most: int) -> Iterator[dict[str, Array]]:
+        if isinstance(self.inputs, PictureInputs):
+            yield from ({self.name: batch} for batch in self.inputs.batches(most))
+            return
         for start in range(0, len(self.inputs), most):
             yield {self.name: self.inputs[start : start + most]}

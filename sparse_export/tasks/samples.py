@@ -99,6 +99,7 @@ def load_test_set(
     task: Task,
     network: str,
     do: str,
+    workers: int = 0,
 ) -> LabelledSamples:
     """Load the test set on record.
 
@@ -109,6 +110,7 @@ def load_test_set(
         task: that it was trained for.
         network: the network, for the message.
         do: what to do where it does not fit the task, a sentence.
+        workers: processes that decode pictures; 0 for threads.
 
     Raises:
         UsageError: a network or targets that do not fit the task.
@@ -124,7 +126,11 @@ def load_test_set(
         data.require_digest(info, found.sha256())
         return labelled(found.samples, found.targets, task, signature, of=of, network=network, do=do)
     inputs, targets = data.load_test_set(
-        info, signature.input_shape, data_dir, classes=isinstance(task, Classification)
+        info,
+        signature.input_shape,
+        data_dir,
+        classes=isinstance(task, Classification),
+        workers=workers,
     )
     samples = SingleInput(name=signature.input_names[0], inputs=inputs)
     return labelled(samples, targets, task, signature, of=of, network=network, do=do)

@@ -11,6 +11,7 @@ from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.passes.pack24 import dense_from_file
+from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.scores import MaxDrop
 from sparse_export.trust import TrustedDigests
 
@@ -28,7 +29,7 @@ class Case:
 
     Attributes:
         max_drop: how much worse the score may be, as `validate` takes it.
-        task, data: what it is scored for and on, as `validate` takes them.
+        task, data, pictures: what it is scored for and on, as `validate` takes them.
         require_speedup: what the lower end of the interval of dense / sparse has to reach at every one of
             `batches`, None where nothing was promised.
         run: where the run of the bundle is now.
@@ -53,6 +54,7 @@ class Case:
     trust: TrustedDigests
     task: str | None = None
     data: str | None = None
+    pictures: PictureSettings | None = None
 
     @cached_property
     def bundle(self) -> Bundle:

@@ -14,6 +14,7 @@ it is never replaced by another.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 _SAMPLE_SEED = 23
+_DECODED = 64  # pictures at a time
 _NAMES = ("digits", "mnist", "fashion-mnist", "cifar10")
 _FORMS = ("npz:FILE", "imagefolder:DIR")
 
@@ -104,12 +106,15 @@ class Inputs(Protocol):
     def __getitem__(self, rows: slice, /) -> Array: ...
 
 
-def picture_files(name: str, data_dir: Path | None = None) -> imagefolder.Listing | None:
+def picture_files(
+    name: str, data_dir: Path | None = None, classes: Mapping[str, int] | None = None
+) -> imagefolder.Listing | None:
     """List the files of an `imagefolder:DIR` without decoding them.
 
     Args:
         name: of a data set.
         data_dir: where a relative DIR starts, the current folder if None.
+        classes: the number of each class folder; None to number them by their sorted names.
 
     Returns:
         The files; None for a data set of another kind.
@@ -122,7 +127,7 @@ def picture_files(name: str, data_dir: Path | None = None) -> imagefolder.Listin
         return None
     from sparse_export.tasks.data import imagefolder
 
-    return imagefolder.list_pictures(name, _own_path(name, place, data_dir))
+    return imagefolder.list_pictures(name, _own_path(name, place, data_dir), classes)
 
 
 def archive_of(name: str, data_dir: Path | None = None) -> Path | None:
@@ -148,6 +153,7 @@ def load_test_set(
     data_dir: str | Path | None = None,
     *,
     classes: bool = True,
+    workers: int = 0,
 ) -> tuple[Inputs, Array]:
     """Load the test set that a run was tested on.
 
@@ -156,6 +162,7 @@ def load_test_set(
         input_shape: of one sample.
         data_dir: as of `load`.
         classes: as of `load`.
+        workers: processes that decode pictures; 0 for threads.
 
     Returns:
         Inputs as the network takes them, (N, *input_shape), of which pictures are decoded on slicing, and
@@ -167,12 +174,15 @@ def load_test_set(
     """
     folder = None if data_dir is None else Path(data_dir)
     image_size = (input_shape[1], input_shape[2]) if len(input_shape) == 3 else None
-    listing = picture_files(info.name, folder)
+    listing = picture_files(info.name, folder, info.classes or None)
     if listing is not None and image_size is not None:
         from sparse_export.tasks.data.pictures import Inputs as Decoded
 
         require_digest(info, listing.test.sha256())
-        inputs = Decoded(listing.test, image_size, info.crop_ratio, info.mean, info.std)
+        inputs = Decoded(
+            *(listing.test, image_size, info.crop_ratio, info.mean, info.std, info.interpolation),
+            n_workers=workers,
+        )
         return inputs, listing.test.labels.numpy()
     found = load(info.name, folder, image_size=image_size, classes=classes)
     require_digest(info, test_sha256(found))
@@ -180,7 +190,12 @@ def load_test_set(
 
 
 def load_training_sample(
-    info: DataInfo, input_shape: tuple[int, ...], n: int, data_dir: str | Path | None = None
+    info: DataInfo,
+    input_shape: tuple[int, ...],
+    n: int,
+    data_dir: str | Path | None = None,
+    *,
+    workers: int = 0,
 ) -> Array:
     """Load some training inputs, always the same ones, without augmentation.
 
@@ -192,6 +207,7 @@ def load_training_sample(
         input_shape: of one sample.
         n: number of samples.
         data_dir: as of `load`.
+        workers: as of `load_test_set`.
 
     Returns:
         Inputs as the network takes them, (at most n, *input_shape).
@@ -201,13 +217,15 @@ def load_training_sample(
     """
     folder = None if data_dir is None else Path(data_dir)
     image_size = (input_shape[1], input_shape[2]) if len(input_shape) == 3 else None
-    listing = picture_files(info.name, folder)
+    listing = picture_files(info.name, folder, info.classes or None)
     if listing is not None and image_size is not None:
         from sparse_export.tasks.data.pictures import Inputs as Decoded
 
-        return Decoded(listing.train, image_size, info.crop_ratio, info.mean, info.std)[
-            : min(n, info.n_train)
-        ]
+        first = listing.train.part(0, min(n, info.n_train))
+        taken = Decoded(
+            *(first, image_size, info.crop_ratio, info.mean, info.std, info.interpolation), n_workers=workers
+        )
+        return np.concatenate(list(taken.batches(_DECODED)))
     found = load(info.name, folder, image_size=image_size, classes=False)
     n_train = min(info.n_train, len(found.x_train))
     drawn = np.random.default_rng(_SAMPLE_SEED).permutation(n_train)[:n]

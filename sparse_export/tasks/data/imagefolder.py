@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,16 @@ from torch import Tensor
 
 from sparse_export.errors import ArtefactError, DataNotFound, UsageError
 from sparse_export.files import require_plain
+from sparse_export.formats.run import Interpolation
 from sparse_export.tasks.data.dataset import UINT8_MAX, DataSet
 from sparse_export.tasks.data.places import damaged
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+RESAMPLING: dict[Interpolation, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 DEFAULT_SIZE = (64, 64)
 MAX_BYTES = 8 * 2**30
 _STEP = 257  # 65,535 / 255: from one value of 8 bits to the next in 16
@@ -80,6 +85,10 @@ class Pictures:
         """Return those from `start` up to, not including, `stop`."""
         return Pictures(files=self.files[start:stop], labels=self.labels[start:stop])
 
+    def take(self, rows: Sequence[int]) -> Pictures:
+        """Return those of some places."""
+        return Pictures(files=tuple(self.files[row] for row in rows), labels=self.labels[list(rows)])
+
     def sha256(self) -> str:
         """Compute the hex SHA-256 over the class, name and bytes of every file."""
         digest = hashlib.sha256()
@@ -94,22 +103,19 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Listing:
-    """The pictures of a folder, not decoded. Classes are numbered by the sorted names of their folders.
+    """The pictures of a folder, not decoded.
 
     Attributes:
         train: pictures of `train`.
         test: pictures of `val`.
-        class_names: names of the folders, in the order of the classes.
+        class_names: names of the folders, in the order of the classes; empty where some class has no folder.
+        n_classes: the largest class number, and one.
     """
 
     train: Pictures
     test: Pictures
     class_names: tuple[str, ...]
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
+    n_classes: int
 
 
 def check_size(image_size: tuple[int, int] | None) -> tuple[int, int]:
@@ -132,16 +138,18 @@ def check_size(image_size: tuple[int, int] | None) -> tuple[int, int]:
     return size
 
 
-def list_pictures(name: str, folder: Path) -> Listing:
+def list_pictures(name: str, folder: Path, classes: Mapping[str, int] | None = None) -> Listing:
     """List the pictures of both splits, in an order that mixes the classes and depends on file names alone.
 
     Args:
         name: of the data set, for the message.
         folder: with `train` and `val`; files with another suffix than a picture's are ignored.
+        classes: the number of each class folder; None to number them by their sorted names.
 
     Raises:
         DataNotFound: there is no such folder.
         ArtefactError: a class is empty, or the class lists differ.
+        UsageError: a folder has no number.
     """
     train, test = (_files_by_class(name, folder, part) for part in ("train", "val"))
     if train.keys() != test.keys():
@@ -151,12 +159,28 @@ def list_pictures(name: str, folder: Path) -> Listing:
             f"has classes in one of train and val only: {', '.join(only[:5])}{' …' if len(only) > 5 else ''}",
             do="Add the missing class folders, or remove the others.",
         )
-    return Listing(train=_mixed(train), test=_mixed(test), class_names=tuple(train))
+    numbers = {kind: number for number, kind in enumerate(train)} if classes is None else classes
+    without = [kind for kind in train if kind not in numbers]
+    if without:
+        raise UsageError(
+            f"{folder} has class folders without a number: {', '.join(without[:5])}"
+            f"{' …' if len(without) > 5 else ''}.",
+            expected=f"The map names {', '.join(list(numbers)[:5])}{' …' if len(numbers) > 5 else ''}.",
+            do="Add them to the map of classes, or remove the folders.",
+        )
+    n_classes = max(numbers.values()) + 1
+    by_number = {number: kind for kind, number in numbers.items()}
+    return Listing(
+        train=_mixed(train, numbers),
+        test=_mixed(test, numbers),
+        class_names=tuple(by_number[at] for at in range(n_classes)) if len(by_number) == n_classes else (),
+        n_classes=n_classes,
+    )
 
 
-def _mixed(files_by_class: dict[str, list[Path]]) -> Pictures:
+def _mixed(files_by_class: dict[str, list[Path]], numbers: Mapping[str, int]) -> Pictures:
     """The files ordered by a hash of their names."""
-    labelled = [(file, label) for label, group in enumerate(files_by_class.values()) for file in group]
+    labelled = [(file, numbers[kind]) for kind, group in files_by_class.items() for file in group]
     labelled.sort(key=lambda pair: hashlib.sha256(f"{pair[0].parent.name}/{pair[0].name}".encode()).digest())
     return Pictures(
         files=tuple(file for file, _ in labelled),
@@ -216,13 +240,16 @@ def _decode(files: Sequence[Path], size: tuple[int, int]) -> Tensor:
     return x
 
 
-def center_crop(file: Path, size: tuple[int, int], crop_ratio: float = 1.0) -> Tensor:
+def center_crop(
+    file: Path, size: tuple[int, int], crop_ratio: float = 1.0, interpolation: Interpolation = "bilinear"
+) -> Tensor:
     """Crop the centre of a picture.
 
     Args:
         file: the picture.
         size: (H, W) of the crop.
         crop_ratio: the picture is scaled, with its proportions, to just cover size / crop_ratio.
+        interpolation: how it is scaled.
 
     Returns:
         uint8 (3, H, W).
@@ -234,7 +261,7 @@ def center_crop(file: Path, size: tuple[int, int], crop_ratio: float = 1.0) -> T
     picture = open_picture(file)
     scale = max(height / picture.height, width / picture.width) / crop_ratio
     covering = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-    picture = picture.resize(covering, Image.Resampling.BILINEAR)
+    picture = picture.resize(covering, RESAMPLING[interpolation])
     left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
     return pixels(picture.crop((left, top, left + width, top + height)))
 

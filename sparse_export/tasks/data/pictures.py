@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sparse_export.errors import ArtefactError, SparseExportError
+from sparse_export.formats.run import Interpolation
 from sparse_export.tasks.data.dataset import normalise
 from sparse_export.tasks.data.imagefolder import Pictures, center_crop, open_picture, pixels
 
@@ -28,7 +29,17 @@ PictureRequest = tuple[int, int]  # index of a picture in its split, and the epo
 
 
 class Inputs:
-    """The normalised inputs of pictures, float32 (N, 3, H, W), decoded on slicing."""
+    """The normalised inputs of pictures, float32 (N, 3, H, W), decoded when they are needed.
+
+    Args:
+        pictures: the pictures.
+        size: (H, W) of the crops.
+        crop_ratio: as of `center_crop`.
+        mean: of each channel.
+        std: likewise.
+        interpolation: as of `center_crop`.
+        n_workers: processes that decode what `batches` gives; 0 for threads.
+    """
 
     def __init__(
         self,
@@ -37,9 +48,12 @@ class Inputs:
         crop_ratio: float,
         mean: Sequence[float],
         std: Sequence[float],
+        interpolation: Interpolation = "bilinear",
+        n_workers: int = 0,
     ) -> None:
         self._pictures, self._size, self._crop_ratio = pictures, size, crop_ratio
-        self._mean, self._std = mean, std
+        self._mean, self._std, self._interpolation = mean, std, interpolation
+        self._n_workers = n_workers
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -51,16 +65,50 @@ class Inputs:
 
     def __getitem__(self, rows: slice) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         part = self._pictures.part(*rows.indices(len(self))[:2])
-        return normalise(decode(part, self._size, self._crop_ratio), self._mean, self._std).numpy()
+        x = decode(part, self._size, self._crop_ratio, self._interpolation)
+        return normalise(x, self._mean, self._std).numpy()
+
+    def batches(self, most: int) -> Iterator[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+        """All of them in order, at most so many at a time.
+
+        Raises:
+            ArtefactError: a picture cannot be decoded.
+            SparseExportError: a worker process ended.
+        """
+        starts = range(0, len(self), most)
+        if not self._n_workers:
+            yield from (self[start : start + most] for start in starts)
+            return
+        loader = PictureLoader(
+            self._pictures,
+            self._size,
+            n_workers=self._n_workers,
+            random_crop=False,
+            seed=0,
+            pinned=False,
+            crop_ratio=self._crop_ratio,
+            interpolation=self._interpolation,
+        )
+        ends = [min(start + most, len(self)) for start in starts]
+        requests = [[(at, 0) for at in range(start, end)] for start, end in zip(starts, ends, strict=True)]
+        with workers_watched():
+            for x, _ in loader.batches(requests):
+                yield normalise(x, self._mean, self._std).numpy()
 
 
-def decode(pictures: Pictures, size: tuple[int, int], crop_ratio: float) -> Tensor:
+def decode(
+    pictures: Pictures,
+    size: tuple[int, int],
+    crop_ratio: float,
+    interpolation: Interpolation = "bilinear",
+) -> Tensor:
     """Crop the centres of pictures, by one thread a core.
 
     Args:
         pictures: the pictures.
         size: (H, W) of the crops.
         crop_ratio: as of `center_crop`.
+        interpolation: likewise.
 
     Returns:
         uint8 (N, 3, H, W).
@@ -69,7 +117,9 @@ def decode(pictures: Pictures, size: tuple[int, int], crop_ratio: float) -> Tens
         ArtefactError: a picture cannot be decoded.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = list(pool.map(lambda file: center_crop(file, size, crop_ratio), pictures.files))
+        parts = list(
+            pool.map(lambda file: center_crop(file, size, crop_ratio, interpolation), pictures.files)
+        )
     return torch.stack(parts) if parts else torch.empty((0, 3, *size), dtype=torch.uint8)
 
 
@@ -87,6 +137,8 @@ class PictureLoader:
             to `size` and mirrored half the time; else the centre.
         seed: of the random crops.
         pinned: batches lie in page-locked memory.
+        crop_ratio: of the centre, as of `center_crop`.
+        interpolation: likewise, of random crops too.
     """
 
     def __init__(
@@ -98,10 +150,12 @@ class PictureLoader:
         random_crop: bool,
         seed: int,
         pinned: bool,
+        crop_ratio: float = 1.0,
+        interpolation: Interpolation = "bilinear",
     ) -> None:
         self._batches: list[list[PictureRequest]] = []
         self._loader = DataLoader(
-            _Decoding(pictures, size, random_crop, seed),
+            _Decoding(pictures, size, seed if random_crop else None, crop_ratio, interpolation),
             batch_sampler=_Batches(self._batches),
             num_workers=n_workers,
             collate_fn=_stack,
@@ -192,15 +246,24 @@ class _Batches:
 class _Decoding(Dataset[Any]):
     """Decodes one picture in a worker; a bad one is returned as its error, which keeps its message."""
 
-    def __init__(self, pictures: Pictures, size: tuple[int, int], random_crop: bool, seed: int) -> None:
-        self._pictures, self._size, self._random_crop, self._seed = pictures, size, random_crop, seed
+    def __init__(
+        self,
+        pictures: Pictures,
+        size: tuple[int, int],
+        seed: int | None,
+        crop_ratio: float,
+        interpolation: Interpolation,
+    ) -> None:
+        self._pictures, self._size = pictures, size
+        self._seed = seed  # of random crops; None for the centre
+        self._crop_ratio, self._interpolation = crop_ratio, interpolation
 
     def __getitem__(self, request: PictureRequest) -> tuple[Tensor, Tensor] | ArtefactError:
         index, epoch = request
         file, label = self._pictures.files[index], self._pictures.labels[index]
         try:
-            if not self._random_crop:
-                return center_crop(file, self._size), label
+            if self._seed is None:
+                return center_crop(file, self._size, self._crop_ratio, self._interpolation), label
             from torchvision.transforms import InterpolationMode, RandomHorizontalFlip, RandomResizedCrop
 
             picture = open_picture(file)
@@ -208,7 +271,8 @@ class _Decoding(Dataset[Any]):
             return error
         key = hashlib.sha256(f"{self._seed} {epoch} {index}".encode()).digest()
         torch.default_generator.manual_seed(int.from_bytes(key[:7], "big"))  # the transforms draw from it
-        crop = RandomResizedCrop(self._size, interpolation=InterpolationMode.BILINEAR)(picture)
+        mode = InterpolationMode(self._interpolation)
+        crop = RandomResizedCrop(self._size, interpolation=mode)(picture)
         return pixels(RandomHorizontalFlip()(crop)), label
 
 
