@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +65,7 @@ class PrunedGraph:
         n_calibration: samples that were looked at; 0 without a walk.
         n_resumed: layers that an earlier process had finished.
         spilled_bytes: of values that did not fit into the memory for them, and went to disk.
-        masks: of the weights that were pruned by this call, bool of the stored shape, by name.
+        masks: of the weights that were pruned, bool of the stored shape, by name.
     """
 
     model: onnx.ModelProto
@@ -153,6 +154,7 @@ def sparsify_graph(
             "errors": why_no_error,
             "provider": provider,
             "pruned": [weight.name for weight in weights.pruned],
+            "allowed": {name: _bits(mask) for name, mask in (allowed or {}).items()},
         }
         kept = State(folder=state, digest=digest_of(model, batches, options))
         kept.open()
@@ -366,7 +368,6 @@ class _Work:
             statistics,
             allowed=None if allowed is None else weight.form.weight_of(allowed),
         )
-        self.masks[weight.name] = weight.form.stored_of(after.mask)
         layer = SparsifiedLayer(
             name=weight.name,
             shape=tuple(stored.shape),
@@ -379,7 +380,9 @@ class _Work:
             kept_share=kept_share(before, after.mask),
             error=after.error,
         )
-        finished = FinishedWeight(weight=weight.form.stored_of(after.weight), layer=layer)
+        finished = FinishedWeight(
+            weight=weight.form.stored_of(after.weight), mask=weight.form.stored_of(after.mask), layer=layer
+        )
         if self._state is not None:
             self._state.save(self._numbers[weight.name], finished)
         self._set(finished)
@@ -400,6 +403,7 @@ class _Work:
     def _set(self, finished: FinishedWeight, *, resumed: bool = False) -> None:
         for stored in self._stored:
             _fill(stored[finished.layer.name], finished.weight)
+        self.masks[finished.layer.name] = finished.mask
         self.layers[finished.layer.name] = finished.layer
         self._cost_done += self._costs[finished.layer.name]
         if self._observer is not None:
@@ -412,6 +416,11 @@ class _Work:
 
 def _instead(method: Method, asked: Method) -> str:
     return "error not measured" if method == asked else f"pruned by {method}, error not measured"
+
+
+def _bits(mask: Tensor) -> str:
+    """A digest of a mask."""
+    return hashlib.sha256(np.packbits(mask.numpy()).tobytes()).hexdigest()
 
 
 def _tensor(stored: TensorProto) -> Tensor:

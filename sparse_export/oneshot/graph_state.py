@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,62 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sparse_export.files import remove_leftovers, require_writable, write_bytes
+from sparse_export.files import is_leftover, remove_leftovers, require_writable, write_bytes
 from sparse_export.oneshot.report import SparsifiedLayer
 from sparse_export.signature import Array, Feeds
+from sparse_export.train.run_folder import require_empty
 
-__all__ = ["FinishedWeight", "State", "digest_of"]
+__all__ = ["FinishedWeight", "State", "digest_of", "remove_state", "state_folder"]
 
-_FORMAT = "1"
-_TENSOR = "weight"
+_FOLDER = "resume-sparsify"
+_FORMAT = "2"
+_WEIGHT, _MASK = "weight", "mask"
+
+
+@contextlib.contextmanager
+def state_folder(out: Path) -> Iterator[Path]:
+    """Where a call notes finished layers that writes a run to `out`.
+
+    When the block ends with an error, what no layer was left in is removed.
+
+    Args:
+        out: folder of the run, in which nothing but such notes may stand.
+
+    Yields:
+        A folder in it, which need not be there.
+
+    Raises:
+        UsageError: something else stands in `out`.
+    """
+    folder = out / _FOLDER
+    others = (
+        [one for one in out.iterdir() if one != folder and not is_leftover(one.name)] if out.is_dir() else []
+    )
+    if others or not folder.is_dir():
+        require_empty(out)
+    try:
+        yield folder
+    except BaseException:
+        for one in (folder, out):
+            with contextlib.suppress(OSError):
+                one.rmdir()
+        raise
+
+
+def remove_state(folder: Path) -> None:
+    """Remove the notes of finished layers, which are needed no more."""
+    if folder.is_dir():
+        for one in folder.iterdir():
+            one.unlink()
+        folder.rmdir()
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedWeight:
-    """A weight after pruning, as it is stored in the graph, and what the report says of it."""
+    """A weight after pruning and its mask, as they are stored in the graph, and what the report says."""
 
     weight: Tensor
+    mask: Tensor
     layer: SparsifiedLayer
 
 
@@ -66,7 +108,7 @@ class State:
             OutputError: it cannot be written.
         """
         notes = {"format": _FORMAT, "digest": self.digest, "layer": json.dumps(asdict(finished.layer))}
-        write_bytes(self._file(number), save({_TENSOR: finished.weight}, notes))
+        write_bytes(self._file(number), save({_WEIGHT: finished.weight, _MASK: finished.mask}, notes))
 
     def load(self, number: int, name: str) -> FinishedWeight | None:
         """Read a weight that an earlier process finished.
@@ -84,10 +126,10 @@ class State:
                 if (notes.get("format"), notes.get("digest")) != (_FORMAT, self.digest):
                     return None
                 layer = pydantic.TypeAdapter(SparsifiedLayer).validate_json(notes["layer"])
-                weight = stored.get_tensor(_TENSOR)
+                weight, mask = stored.get_tensor(_WEIGHT), stored.get_tensor(_MASK)
         except (OSError, SafetensorError, KeyError, ValueError):  # a damaged file is made again
             return None
-        return FinishedWeight(weight=weight, layer=layer) if layer.name == name else None
+        return FinishedWeight(weight=weight, mask=mask, layer=layer) if layer.name == name else None
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{self.digest[:12]}-{number:05}.safetensors"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -12,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from sparse_export.errors import GateFailed, SparseExportError, UsageError
-from sparse_export.files import is_leftover, temporary_folder
+from sparse_export.files import temporary_folder
 from sparse_export.formats.run import GRAPH_FILE, DenseInfo, LayerInfo, Run, open_run
 from sparse_export.formats.score import Score
 from sparse_export.graph.finite import naming_weights
@@ -29,6 +27,7 @@ from sparse_export.oneshot.graph_run import (
     write_graph_run,
 )
 from sparse_export.oneshot.graph_source import GraphSource
+from sparse_export.oneshot.graph_state import remove_state, state_folder
 from sparse_export.oneshot.layers import Method
 from sparse_export.oneshot.report import REPORT_FILE, SparsifyReport, Stage, method_name
 from sparse_export.runtimes.onnxruntime import open_session
@@ -40,8 +39,6 @@ from sparse_export.tasks.samples import BatchSamples
 from sparse_export.train.run_folder import claimed_run, require_empty
 
 __all__ = ["dense_run_of", "sparsify_source"]
-
-STATE_FOLDER = "resume-sparsify"
 
 
 def dense_run_there(source: GraphSource, out: Path) -> Run | None:
@@ -158,9 +155,7 @@ def sparsify_source(
     signature, split = split_inputs(source, inputs, calibration_samples, seed, scoring, bound)
     source = replace(source, signature=signature)
     held = None if bound is None else held_back(signature, split, scoring, bound, inputs, seed)
-    with claimed_run(out):
-        state = out / STATE_FOLDER
-        _require_own(out)
+    with claimed_run(out), state_folder(out) as state:
         dense_run_there(source, dense_folder(out))  # what is in its place is told before the work
         began = time.monotonic()
 
@@ -181,10 +176,9 @@ def sparsify_source(
                 only=only,
             )
 
-        choice = None
-        try:
-            pruned = walk(None)
-            if bound is not None and bound.max_drop is not None and held is not None:
+        pruned, choice = walk(None), None
+        if bound is not None and bound.max_drop is not None and held is not None:
+            try:
                 chosen = choose_layers(
                     source.model,
                     signature,
@@ -197,18 +191,11 @@ def sparsify_source(
                     n_threads=n_threads,
                     progress=bound.progress,
                 )
-                pruned, choice = chosen.pruned, chosen.choice
-        except GateFailed:
-            shutil.rmtree(state, ignore_errors=True)  # another call with this bound would end alike
-            with contextlib.suppress(OSError):
-                out.rmdir()
-            dense_run_of(source, dense_folder(out))
-            raise
-        except BaseException:
-            for folder in (state, out):  # but not what a layer was left in
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-            raise
+            except GateFailed:
+                remove_state(state)  # another call with this bound would end alike
+                dense_run_of(source, dense_folder(out))
+                raise
+            pruned, choice = chosen.pruned, chosen.choice
         seconds = time.monotonic() - began
         if choice is not None and scoring is not None and held is not None:
             done = tested(source.model, pruned.model, signature, scoring.test, held[1], n_threads)
@@ -241,16 +228,6 @@ def sparsify_source(
             report_file=REPORT_FILE,
         )
     return run, report
-
-
-def _require_own(out: Path) -> None:
-    """Raise UsageError where the folder holds more than what a killed sparsify left."""
-    own = out / STATE_FOLDER
-    others = (
-        [one for one in out.iterdir() if one != own and not is_leftover(one.name)] if out.is_dir() else []
-    )
-    if others or not own.is_dir():
-        require_empty(out)
 
 
 def _scores(

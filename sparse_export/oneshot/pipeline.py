@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import onnx
@@ -88,11 +89,13 @@ class _Graph(NamedTuple):
 
 
 class _Walked(NamedTuple):
-    """What a walk made of weights, by name: its report, which stay, and their values."""
+    """What a walk made of weights, by name: its report, which stay, their values, and how many an
+    earlier process had finished."""
 
     layers: dict[str, SparsifiedLayer]
     masks: dict[str, Tensor]
     weights: dict[str, Tensor]
+    n_resumed: int
 
 
 class Work:
@@ -120,7 +123,7 @@ class Work:
         )
         self.stages: list[Stage] = []
         self.in_order: dict[str, float] = {}
-        self.n_norms = 0
+        self.n_norms = self.n_resumed = 0
         self.looks_at_data = False
         self.choice: Choice | None = None
         self._chosen: _Walked | None = None
@@ -238,11 +241,13 @@ class Work:
         norms: bool,
         errors: bool = False,
         observer: Finished | None = None,
+        state: Path | None = None,
     ) -> tuple[SparsifiedLayer, ...]:
         """Prune layer after layer, each calibrated on what the pruned ones before it give.
 
         With data that is one walk over the network's graph, for `magnitude` where errors are asked for.
-        observer: told of each layer of that.  Raises
+        observer: told of each layer of that.  state: a folder in which finished layers are noted, see
+        `sparsify_graph`.  Raises
         UsageError when no layer of the graph takes the pattern, and when no weight is left.
         """
         began = time.monotonic()
@@ -250,7 +255,8 @@ class Work:
         dense = dict(reasons)
         self.network.cpu()
         walks = self._chosen is not None or (self.loader is not None and has_walk(method, errors=errors))
-        walked = self._chosen or (self._walked(caps, method, observer) if walks else None)
+        walked = self._chosen or (self._walked(caps, method, observer, state) if walks else None)
+        self.n_resumed = 0 if walked is None else walked.n_resumed
         self.looks_at_data |= walks or (norms and self.loader is not None)
         why_unseen = f"error not measured: {NOT_IN_GRAPH}" if walks else NOT_ASKED_FOR
         found: dict[str, SparsifiedLayer] = {}
@@ -313,7 +319,9 @@ class Work:
         (name,) = signature.input_names
         return _Graph(model, signature, [{name: x.cpu().numpy()} for x in self.batches(self.walk_batch)])
 
-    def _walked(self, caps: Mapping[str, Cap], method: Method, observer: Finished | None) -> _Walked:
+    def _walked(
+        self, caps: Mapping[str, Cap], method: Method, observer: Finished | None, state: Path | None
+    ) -> _Walked:
         """The weights that a walk over the network's graph pruned, with their errors."""
         graph = self._graph()
         pruned = sparsify_graph(
@@ -325,6 +333,7 @@ class Work:
             only=caps,
             allowed={name: mask for name, mask in self.masks.items() if name in caps},
             memory_bytes=self.memory_bytes,
+            state=state,
             observer=observer,
             errors=True,
         )
@@ -387,6 +396,7 @@ class Work:
             seed=self.seed,
             n_calibration=self.n_calibration if self.looks_at_data else 0,
             n_norms=self.n_norms,
+            n_resumed=self.n_resumed,
             permuted_spaces=sum(space.permutation is not None for space in spaces),
             n_spaces=len(spaces),
             output_difference=permuted.difference if permuted is not None else 0.0,
@@ -404,6 +414,7 @@ def _walked_of(pruned: PrunedGraph) -> _Walked:
         {layer.name: layer for layer in pruned.layers if layer.pattern is not None},
         pruned.masks,
         {name: torch.from_numpy(array_of(one).copy()) for name, one in stored.items()},
+        pruned.n_resumed,
     )
 
 

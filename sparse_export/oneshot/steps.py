@@ -38,6 +38,7 @@ from sparse_export.oneshot.graph_inputs import scoring_of
 from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY
 from sparse_export.oneshot.graph_run import dense_folder
 from sparse_export.oneshot.graph_source import Told, graph_source
+from sparse_export.oneshot.graph_state import remove_state, state_folder
 from sparse_export.oneshot.graph_steps import sparsify_source
 from sparse_export.oneshot.layers import require_method
 from sparse_export.oneshot.pipeline import CALIBRATION_BATCH, Work
@@ -187,8 +188,7 @@ def sparsify(
     data = data_name(data, run, chosen, finetune=finetune, moving=moving, norms=norms, errors=errors)
     if bound is not None:
         require_scored(data)
-    with claimed_run(out):
-        require_empty(out)
+    with claimed_run(out), state_folder(out) as state:
         place = device_of(device)
         recipe = (
             None
@@ -221,13 +221,14 @@ def sparsify(
                 caps, left = choose(work, caps, chosen, bound, finished)
                 reasons |= left
             layers = work.prune(
-                caps, reasons, chosen, permuted, norms=norms, errors=errors, observer=finished
+                caps, reasons, chosen, permuted, norms=norms, errors=errors, observer=finished, state=state
             )
         report = work.report(
             layers, permuted, pattern=asked, method=chosen, permute=permute, moving=moving, epochs=finetune
         )
         if recipe is None or not finetune:
             return Sparsified(run=_written(work, report, run, n_threads, out, dense), report=report)
+        remove_state(state)
         trained, report = fine_tuned(
             work, report, recipe, out, moving=moving, data_dir=data_dir, device=device, observer=observer
         )

@@ -203,6 +203,7 @@ def test_what_a_killed_process_finished_is_gone_on_from_to_the_same_bits(
     assert seen == ["w0", "w1", "w2", "w3"]
     assert again.model == whole.model
     assert again.layers == whole.layers
+    assert all(torch.equal(again.masks[name], whole.masks[name]) for name in seen)
 
 
 def test_a_finished_layer_costs_no_statistics_and_a_finished_graph_no_walk(

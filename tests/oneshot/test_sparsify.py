@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sparse_export import models
 from sparse_export.errors import ArtefactError, DataNotFound, GateFailed, NotTrustedError, UsageError
 from sparse_export.graph.passes.permute import permute_network
 from sparse_export.oneshot import Sparsified, Stage, graph_pruning, pipeline, sparsify, steps, unfolding
+from sparse_export.oneshot.costs import LayerDone
 from sparse_export.oneshot.source import Source, open_source
 from sparse_export.sparsity import permute
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group, obeys
@@ -148,6 +150,59 @@ def test_magnitude_makes_no_walk_and_no_gram_matrix_unless_errors_are_asked_for(
     assert files[0] == files[1]
     assert "--errors was not given" in str(done.report)
     assert any(layer.error for layer in asked.report.layers)
+
+
+class KilledError(Exception):
+    pass
+
+
+def kill_at(number: int) -> Callable[[LayerDone], None]:
+    def finished(done: LayerDone) -> None:
+        if done.number == number:
+            raise KilledError
+
+    return finished
+
+
+@pytest.mark.parametrize("permute", [False, True])
+def test_a_killed_call_goes_on_at_the_last_finished_layer_to_the_same_bits(
+    permute: bool, sparse: se.Run, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"method": "reconstruction", "permute": permute, "calibration_samples": 40}
+    whole = sparsify(sparse.path, tmp_path / "whole", device="cpu", **options)
+    n_layers = len(capped(whole))
+    assert n_layers > 1
+    out = tmp_path / "run"
+    with pytest.raises(KilledError):
+        sparsify(sparse.path, out, device="cpu", **options, finished=kill_at(n_layers - 1))
+    assert [one.name for one in out.iterdir()] == ["resume-sparsify"]
+    told: list[LayerDone] = []
+    done = sparsify(sparse.path, out, device="cpu", **options, finished=told.append)
+    assert [one.resumed for one in told] == [True] * (n_layers - 1) + [False]
+    assert done.report.n_resumed == n_layers - 1
+    assert done.report.layers == whole.report.layers
+    for file in ("model.safetensors", "masks.safetensors"):
+        assert (done.run.path / file).read_bytes() == (whole.run.path / file).read_bytes()
+    assert not (out / "resume-sparsify").exists()
+
+
+@pytest.mark.parametrize("change", [{"method": "activation"}, {"seed": 1}, {"calibration_samples": 20}])
+def test_layers_of_another_call_are_not_taken(change: dict[str, Any], dense: se.Run, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"method": "reconstruction", "calibration_samples": 40, "device": "cpu"}
+    with pytest.raises(KilledError):
+        sparsify(dense.path, tmp_path / "run", **options, finished=kill_at(1))
+    done = sparsify(dense.path, tmp_path / "run", **(options | change))
+    assert done.report.n_resumed == 0
+
+
+def test_fine_tuning_after_a_killed_call_starts_in_a_clean_folder(dense: se.Run, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"method": "activation", "calibration_samples": 20, "finetune": 1}
+    with pytest.raises(KilledError):
+        sparsify(dense.path, tmp_path / "run", device="cpu", **options, finished=kill_at(1))
+    done = sparsify(dense.path, tmp_path / "run", device="cpu", **options)
+    check(done)
+    assert done.report.n_resumed == 1
+    assert not (tmp_path / "run" / "resume-sparsify").exists()
 
 
 def test_fine_tuning_keeps_the_masks_and_gains(dense: se.Run, tmp_path: Path) -> None:
