@@ -137,9 +137,9 @@ def mapped_copy(shape: Shape, dtype: np.dtype[Any], pieces: Iterable[Array]) -> 
     if math.prod(shape) * dtype.itemsize < MAPPED_BYTES:
         whole = np.empty(shape, dtype)
     else:
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - the array holds it
-        file.truncate(math.prod(shape) * dtype.itemsize)
-        whole = np.asarray(np.memmap(file, dtype, "r+", 0, shape))
+        with tempfile.TemporaryFile() as file:  # the mapping holds it on
+            file.truncate(math.prod(shape) * dtype.itemsize)
+            whole = np.asarray(np.memmap(file, dtype, "r+", 0, shape))
     start = 0
     for piece in pieces:
         whole[start : start + len(piece)] = piece
@@ -169,10 +169,10 @@ def _array(path: Path, archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> Array
                 pass
             offset = _place_of(path, part) + start
             return np.asarray(np.memmap(path, dtype, "c", offset, shape, order))
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - the array holds it
-        shutil.copyfileobj(member, file, _CHUNK)
-        file.flush()
-        return np.asarray(np.memmap(file, dtype, "c", 0, shape, order))
+        with tempfile.TemporaryFile() as file:  # the mapping holds it on
+            shutil.copyfileobj(member, file, _CHUNK)
+            file.flush()
+            return np.asarray(np.memmap(file, dtype, "c", 0, shape, order))
 
 
 def _place_of(path: Path, part: zipfile.ZipInfo) -> int:

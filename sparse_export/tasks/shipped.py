@@ -23,6 +23,7 @@ from sparse_export.tasks.task import Outputs, Statistics, Targets, Task
 
 __all__ = ["IGNORED", "TASKS", "is_own", "task_named"]
 
+_MASKS = 64  # that are looked at together
 IGNORED = 255
 """The class number of pixels that count for nothing, as PASCAL VOC has it."""
 
@@ -306,7 +307,8 @@ class Segmentation(Task):
         return None
 
     def n_outputs(self, targets: Tensor) -> int | None:
-        return int(targets[targets != IGNORED].max()) + 1
+        largest = [one[one != IGNORED].max() for one in targets.split(_MASKS) if bool((one != IGNORED).any())]
+        return int(max(largest)) + 1 if largest else None
 
 
 class Embedding(Task):

@@ -14,11 +14,12 @@ it is never replaced by another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from sparse_export.errors import ArtefactError, UnknownNameError, UsageError
 from sparse_export.formats.run import DataInfo
@@ -106,6 +107,30 @@ class Inputs(Protocol):
     def __getitem__(self, rows: slice, /) -> Array: ...
 
 
+class NormalisedInputs:
+    """Samples of a set in memory, or mapped, normalised on slicing.
+
+    Args:
+        x: raw samples (N, C, …).
+        mean: of each channel.
+        std: likewise.
+    """
+
+    def __init__(self, x: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+        self._x, self._mean, self._std = x, mean, std
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, …)."""
+        return tuple(self._x.shape)
+
+    def __getitem__(self, rows: slice) -> Array:
+        return normalise(self._x[rows], self._mean, self._std).numpy()
+
+
 def picture_files(
     name: str, data_dir: Path | None = None, classes: Mapping[str, int] | None = None
 ) -> imagefolder.Listing | None:
@@ -186,7 +211,7 @@ def load_test_set(
         return inputs, listing.test.labels.numpy()
     found = load(info.name, folder, image_size=image_size, classes=classes)
     require_digest(info, test_sha256(found))
-    return normalise(found.x_test, info.mean, info.std).numpy(), found.y_test.numpy()
+    return NormalisedInputs(found.x_test, info.mean, info.std), found.y_test.numpy()
 
 
 def load_training_sample(

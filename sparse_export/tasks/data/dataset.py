@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from sparse_export.errors import UsageError
+from sparse_export.signature import Array
+from sparse_export.tasks.archives import pieces_of
 from sparse_export.tasks.labels import require_labels
 
 UINT8_MAX = 255
@@ -103,22 +105,43 @@ def channel_statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
         C means, and C standard deviations. A constant channel has the standard deviation 1, so that dividing
         by it changes nothing.
     """
-    means, stds = [], []
+    array = x.numpy()
+    found = [
+        _of_levels(array, at) if array.dtype == np.uint8 else _of_floats(array, at)
+        for at in range(x.shape[1])
+    ]
+    return tuple(mean for mean, _ in found), tuple(std or 1.0 for _, std in found)
+
+
+def _of_levels(x: Array, channel: int) -> tuple[float, float]:
+    """Of uint8, from how often each value stands there."""
     levels = np.arange(UINT8_MAX + 1)
-    for channel in x.unbind(1):
-        values = channel.numpy().ravel()
-        if values.dtype == np.uint8:
-            counts = np.bincount(values, minlength=UINT8_MAX + 1)
-            mean = float(counts @ levels) / values.size
-            std = float(np.sqrt(counts @ (levels - mean) ** 2 / values.size))
-            mean, std = mean / UINT8_MAX, std / UINT8_MAX
-        else:
-            mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
-            if bool((values == values[0]).all()):
-                std = 0.0
-        means.append(mean)
-        stds.append(std or 1.0)
-    return tuple(means), tuple(stds)
+    counts = np.zeros(UINT8_MAX + 1, np.int64)
+    for piece in pieces_of(x):
+        counts += np.bincount(piece[:, channel].ravel(), minlength=UINT8_MAX + 1)
+    n = int(counts.sum())
+    mean = float(counts @ levels) / n
+    std = float(np.sqrt(counts @ (levels - mean) ** 2 / n))
+    return mean / UINT8_MAX, std / UINT8_MAX
+
+
+def _of_floats(x: Array, channel: int) -> tuple[float, float]:
+    """Of floats, piece by piece: sums of squares about the means of the pieces are added up.
+
+    Source: Chan, Golub and LeVeque, "Algorithms for Computing the Sample Variance" (1983), equation 2.1.
+    """
+    n, mean, squares = 0, 0.0, 0.0
+    low, high = np.inf, -np.inf
+    for piece in pieces_of(x):
+        values = piece[:, channel].ravel()
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        own_mean = float(values.mean(dtype=np.float64))
+        own_squares = float(values.std(dtype=np.float64)) ** 2 * values.size
+        total = n + values.size
+        squares += own_squares + (own_mean - mean) ** 2 * n * values.size / total
+        mean = own_mean if not n else mean + (own_mean - mean) * values.size / total
+        n = total
+    return mean, 0.0 if low == high else float(np.sqrt(squares / n))
 
 
 def first_of_validation(n: int, fraction: float, name: str) -> int:
@@ -173,10 +196,11 @@ def test_sha256(data: DataSet) -> str:
         return data.test_digest
     digest = hashlib.sha256()
     for tensor in (data.x_test, data.y_test):
-        array = np.ascontiguousarray(tensor.numpy())
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        array = tensor.numpy()
         digest.update(f"{array.dtype.name} {array.shape}\n".encode())
-        digest.update(array.data)
+        for piece in pieces_of(array):
+            whole = np.ascontiguousarray(piece)
+            digest.update(whole.astype(whole.dtype.newbyteorder("<"), copy=False).data)
     return digest.hexdigest()
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparse_export.errors import DataNotFound
-from sparse_export.tasks.archives import open_arrays, pieces_of
+from sparse_export.tasks.archives import mapped_copy, open_arrays, pieces_of
 from sparse_export.tasks.data.dataset import DataSet, channel_statistics
 from sparse_export.tasks.data.own import OwnData, Part
 from sparse_export.tasks.data.places import damaged
@@ -209,11 +209,18 @@ def _inputs(path: Path, key: str, x: _Array) -> Tensor:
     if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
         x = x.transpose(0, 3, 1, 2)
     if is_image:
-        return torch.from_numpy(np.ascontiguousarray(x if x.ndim == 4 else x[:, None]))
+        return torch.from_numpy(_as(x if x.ndim == 4 else x[:, None], np.dtype(np.uint8)))
     with np.errstate(over="ignore"):  # an overflow becomes infinite and is reported below
-        x = np.ascontiguousarray(x, dtype=np.float32)
+        x = _as(x, np.dtype(np.float32))
     _require_finite(path, key, x)
     return torch.from_numpy(x)
+
+
+def _as(array: _Array, dtype: np.dtype[Any]) -> _Array:
+    """An array in C order and of a type; a large one that is converted lies in a temporary file."""
+    if array.dtype == dtype and array.flags.c_contiguous:
+        return array
+    return mapped_copy(array.shape, dtype, pieces_of(array))
 
 
 def _require_finite(path: Path, key: str, x: _Array) -> None:
@@ -249,13 +256,14 @@ def _labels(path: Path, key: str, y: _Array, n_samples: int) -> Tensor:
 
 def _targets(path: Path, key: str, y: _Array, n_samples: int) -> Tensor:
     """Targets of any task: int64 or float32. Raises ArtefactError for what are no finite numbers."""
-    if y.dtype.kind not in "biuf" or y.ndim == 0 or len(y) != n_samples or not np.isfinite(y).all():
+    if y.dtype.kind not in "biuf" or y.ndim == 0 or len(y) != n_samples:
         raise damaged(
             path,
-            f"has {key} of {_describe(y)} for {n_samples} samples, which are no finite numbers for each",
+            f"has {key} of {_describe(y)} for {n_samples} samples, which are no numbers for each",
             do="Give one target for each sample and write the file again.",
         )
-    return torch.from_numpy(y.astype(np.float32 if y.dtype.kind == "f" else np.int64))
+    _require_finite(path, key, y)
+    return torch.from_numpy(_as(y, np.dtype(np.float32 if y.dtype.kind == "f" else np.int64)))
 
 
 def _describe(array: _Array | Tensor) -> str:
