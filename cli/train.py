@@ -208,6 +208,7 @@ def command(
         "speed": asdict(info.speed) if info.speed else None,
         "seconds": info.seconds,
         "epochs": info.epochs,
+        "kept_epoch": info.kept_epoch,
         "steps": info.n_steps,
         "seed": info.seed,
         "threads": info.n_threads,
@@ -225,6 +226,7 @@ def command(
             [
                 *dense_layers,
                 *products_used,
+                *([] if info.kept_epoch is None else [f"kept: epoch {info.kept_epoch} of {info.epochs}"]),
                 (
                     f"{score}{info.n_active:,} of {info.n_masked:,} weights ({info.density:.4g}), "
                     f"{info.seconds:.1f} s"

@@ -114,6 +114,8 @@ class Recipe(_Table):
         compile: by torch.compile.
         cuda_graph: a step is launched as one CUDA graph, see `CapturedStep`; in one process on CUDA.
         sync_batch_norm: batch statistics over all processes (on CUDA only); else each has its own.
+        keep: the state that is tested and saved at the end: that of the last epoch, or of the one with the
+            best score on the validation part, of those whose masks are as sparse as at the end.
         ema: decay of an average of the weights, which is what is tested and saved; from 0, for none, to below
             1.
         task: what the network is for: a name of `sparse_export.tasks.TASKS`, or `package.module:task`.
@@ -149,6 +151,7 @@ class Recipe(_Table):
     compile: bool = False
     cuda_graph: bool = False
     sync_batch_norm: bool = False
+    keep: Literal["last", "best"] = "last"
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     task: str = CLASSIFICATION
     loss: str = ""
@@ -187,6 +190,8 @@ class Recipe(_Table):
             set_ones.append("interpolation")
         if set_ones and not self.data.startswith("imagefolder:"):
             raise ValueError(f"{set_ones[0]} belongs to the data imagefolder:DIR, and data is {self.data!r}")
+        if self.keep == "best" and not self.validation_fraction and not own.is_own(self.data):
+            raise ValueError("keep 'best' chooses by the validation part, and validation_fraction is 0")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate is {self.accumulate}, more than the batch_size {self.batch_size}")
         if self.dense:

@@ -25,6 +25,7 @@ from sparse_export.tasks.samples import n_outputs_of
 from sparse_export.tasks.scores import value_text
 from sparse_export.tasks.shipped import Classification, task_named
 from sparse_export.train.batches import batch_loader
+from sparse_export.train.best_state import BestState, is_as_sparse_as_wanted
 from sparse_export.train.checkpoint import Position, load_state, save_state, state_path
 from sparse_export.train.device_limits import require_possible
 from sparse_export.train.distributed import Agreement, World, masks_sha256
@@ -100,6 +101,7 @@ class Session:
         self.model = make_network(recipe, n_outputs, device, world)
         self.outputs = require_fit(self.model, recipe, self.loader.sample(2), self.loader.n_outputs)
         self._require_scorable()
+        self.best = self._best_state(earlier)
         self._example = named_example(self.model, recipe, self.loader.sample(2))
         self.batch_size = _whole_batch(recipe, self.loader, world)
         self.steps_per_epoch = self.loader.info.n_train // self.batch_size
@@ -142,6 +144,17 @@ class Session:
             batch_size=self.batch_size,
             numbers=self.numbers,
         )
+
+    def _best_state(self, earlier: RunInfo | None) -> BestState | None:
+        """Where the best epoch is kept; None where the last one is. Raises UsageError without validation."""
+        if self.recipe.keep == "last":
+            return None
+        if not self.loader.info.n_validation:
+            raise UsageError(
+                f"keep is 'best', and {self.recipe.data} has no validation part to choose by.",
+                do="Set validation_fraction in the recipe, or leave keep out.",
+            )
+        return BestState(self.out, resumed=earlier is not None)
 
     @torch.no_grad()
     def _require_scorable(self) -> None:
@@ -280,6 +293,7 @@ class Session:
                 self._train_epoch(observer, stop, log)
         if self.products is not None:
             self.products.restore()  # what is tested and handed on has ordinary layers
+        kept_epoch = self._put_best_back()
         info = replace(
             self.info,
             signature=self.info.signature.with_ranges(self.loader.ranges()),
@@ -287,8 +301,29 @@ class Session:
             test=self._score("test"),
             layers=self._layer_facts(),
             seconds=self.position.seconds,
+            kept_epoch=kept_epoch,
         )
         return self._finish(info)
+
+    def _put_best_back(self) -> int | None:
+        """Go back to the best epoch; gives its number, None where the last one is kept."""
+        if self.best is None or self.best.epoch is None:
+            return None
+        self.world.wait()  # until it is written
+        self.best.put_back(self.model, self.sparse.masks if self.sparse else {})
+        self.ema = None  # its average is what was kept
+        return self.best.epoch
+
+    @torch.no_grad()
+    def _keep_if_best(self, validation: Score | None, epoch: int) -> None:
+        best = self.best
+        if best is None or validation is None or not best.is_beaten_by(validation):
+            return
+        if not is_as_sparse_as_wanted(self.model, self.sparse):
+            return
+        masks = self.sparse.masks if self.sparse else {}
+        with self.ema.swapped_in() if self.ema else nullcontext():
+            best.keep(self.model, masks, validation, epoch, write=self.world.is_first)
 
     def _train_epoch(self, observer: Observer, stop: Stop, log: MetricsLog | None) -> None:
         at, world = self.position, self.world
@@ -344,6 +379,7 @@ class Session:
         if self.products is not None:
             self.products.sync()
         validation = self._score("validation")
+        self._keep_if_best(validation, epoch.at.epoch + 1)
         update_ms = self.stepper.update_after_epoch(epoch.at.epoch)
         sparse = self.sparse
         updated = sparse if sparse is not None and sparse.n_updates > epoch.n_updates_before else None

@@ -241,6 +241,7 @@ class RunInfo:
         task: what it is for.
         dense: the dense network that it was made from; None for one that was trained.
         call: how forward takes the inputs; None for one by position, several by the names that forward has.
+        kept_epoch: where the best epoch was kept, its number from 1; None for the last one.
         digest: of this document.
     """
 
@@ -274,6 +275,7 @@ class RunInfo:
     n_processes: Positive = 1
     speed: SpeedInfo | None = None
     products: tuple[ProductInfo, ...] = ()
+    kept_epoch: Positive | None = None
     digest: str = field(default="", compare=False)
     kind: Literal["run"] = "run"
     schema_version: int = SEALED_VERSION
