@@ -1,6 +1,6 @@
 """What a weight is multiplied by, as rows of a matrix, and sums over such rows.
 
-Products are made in float32, over at most 128 MB of inputs at once, and summed up in float64.
+Products are made in float32, over at most 32 MB of inputs at once, and summed up in float64.
 
 Legend: N samples, C channels, P kernel positions, G groups of channels, K columns as `columns_from_weight`
 has them.
@@ -35,7 +35,7 @@ square of 10,000 takes in the first Linear of AlexNet and the widest convolution
 columns), and leaves out the first Linear of VGG-16 (25,088), whose matrix and its copies would come to 12.6
 GB."""
 
-_CHUNK = 1 << 25  # numbers of unfolded inputs at once
+_CHUNK = 1 << 23  # numbers of unfolded inputs at once
 _MIRRORED = 512  # rows of a Gram matrix that are filled up together
 
 

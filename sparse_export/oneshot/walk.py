@@ -147,6 +147,9 @@ class Walk:
         options.log_severity_level = _ONLY_FATAL
         options.intra_op_num_threads = self._n_threads or 0
         options.inter_op_num_threads = 1
+        # An arena grows by doubling and is kept to the session's end: 0.4 GB more at the peak of a ResNet-50 on
+        # 48 pictures of 224 x 224 in batches of 16, and 6.0 CPU s in place of 5.5 (onnxruntime 1.31.1, 2026-11-30).
+        options.enable_cpu_mem_arena = False
         if not self._optimizes:  # its optimizations of fp8 are wrong, see runtimes/onnxruntime.py
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         model, beside = self._cut(segment, inputs)

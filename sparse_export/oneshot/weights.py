@@ -22,7 +22,7 @@ _FEWEST_ITERATIONS = 5
 _GRADIENTS_WORK = 2e12  # multiplications in float32 of all iterations for one layer
 _CONVERGED = 1e-4  # of the first residual
 _TINY = 1e-30
-_CHUNK = 1 << 25  # numbers in the systems of equations that are solved together: 256 MB
+_CHUNK = 1 << 22  # numbers in the systems of equations that are solved together: 32 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def least_squares(weight_OK: Tensor, mask_OK: Tensor, gram_KK: Tensor) -> Tensor
     """The values of the kept weights that bring each row's outputs closest to those of the whole row.
 
     gram_KK: float64, positive definite.  Returns float64 (O, K), zero where the mask is off: of each row the
-    w' that minimises (w - w')ᵀ G (w - w'). Solved by Cholesky factors, in chunks of rows of about 256 MB.
+    w' that minimises (w - w')ᵀ G (w - w'). Solved by Cholesky factors, in chunks of rows of about 32 MB.
     """
     weight_OK = weight_OK.double()
     n_kept = int(mask_OK.sum(1).max()) if mask_OK.numel() else 0

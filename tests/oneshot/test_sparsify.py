@@ -152,6 +152,47 @@ def test_magnitude_makes_no_walk_and_no_gram_matrix_unless_errors_are_asked_for(
     assert any(layer.error for layer in asked.report.layers)
 
 
+@pytest.mark.parametrize(
+    ("n_asked", "n_train", "most", "found"),
+    [
+        (512, 60_000, 128, (512, 128)),  # small samples
+        (128, 500, 17, (128, 16)),  # pictures of 224 x 224
+        (100, 500, 17, (100, 10)),
+        (512, 20, 128, (20, 20)),
+        (127, 500, 17, (126, 14)),  # a prime number
+        (3, 500, 1, (3, 1)),
+    ],
+)
+def test_batches_are_small_and_leave_out_few_samples(
+    n_asked: int, n_train: int, most: int, found: tuple[int, int]
+) -> None:
+    assert pipeline._whole_batches(n_asked, n_train, most) == found
+
+
+def test_large_samples_are_walked_in_batches_of_few(
+    dense: se.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_WALK_VALUES", 10 * 64)
+    sizes: list[tuple[int, int]] = []
+    genuine = pipeline.sparsify_graph
+
+    def noted(*args: Any, **options: Any) -> Any:
+        sizes.extend((len(feeds["input"]), options["memory_bytes"]) for feeds in options["batches"])
+        return genuine(*args, **options)
+
+    monkeypatch.setattr(pipeline, "sparsify_graph", noted)
+    done = sparsify(
+        dense.path,
+        tmp_path / "run",
+        method="activation",
+        calibration_samples=40,
+        calibration_memory=1000,
+        device="cpu",
+    )
+    assert sizes == [(10, 1000)] * 4
+    assert done.report.n_calibration == 40
+
+
 class KilledError(Exception):
     pass
 
