@@ -246,11 +246,14 @@ class Session:
 
     def _signature(self) -> Signature:
         """What the network takes and gives."""
+        task = task_named(self.recipe.task)
         if self._example is not None:
-            return signature_of_call(self.model.eval(), self._example).with_ranges(self.loader.ranges())
-        if isinstance(task_named(self.recipe.task), Classification) and self.outputs.n is not None:
+            example = replace(self._example, lone_output=task.output_name)
+            return signature_of_call(self.model.eval(), example).with_ranges(self.loader.ranges())
+        if isinstance(task, Classification) and self.outputs.n is not None:
             return class_signature(self.loader.input_shape, self.outputs.n)
-        return signature_of_call(self.model.eval(), example_of_shape(self.loader.input_shape).on(self.device))
+        example = replace(example_of_shape(self.loader.input_shape), lone_output=task.output_name)
+        return signature_of_call(self.model.eval(), example.on(self.device))
 
     def _resume(self, earlier: RunInfo) -> None:
         """Take up the saved state, if the run came so far, and what the record has of how it was started."""

@@ -140,6 +140,8 @@ def save_user_run(
     """
     device = model.get_parameter(next(iter(masks))).device
     example = _example(model, next(iter(masks)), seen, shapes, name)
+    if shapes.task is not None:
+        example = replace(example, lone_output=task_named(shapes.task).output_name)
     with modes_kept(model):
         signature = signature_of_call(model.eval(), example.on(device))
         data, test = _scored(model, example, signature, shapes, device)

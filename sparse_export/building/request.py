@@ -22,6 +22,7 @@ from sparse_export.graph.passes.fit_pattern import Gather
 from sparse_export.graph.passes.postprocess import require_steps
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.tasks.class_names import read_class_names
+from sparse_export.tasks.shipped import TASKS
 
 __all__ = ["BuildRequest", "CheckedRequest", "check_request"]
 
@@ -121,8 +122,15 @@ def check_request(run: Path, out: str | Path | None, request: BuildRequest) -> C
     info = open_run(run).info
     require_calibration(info, request.precision, request.inputs)
     if request.labels is not None:
+        if info.task.name in TASKS and TASKS[info.task.name].postprocess == ():
+            raise UsageError(
+                f"--labels {request.labels} was given for a run of the task {info.task.name}, "
+                "which has no classes.",
+                do="Leave it out.",
+            )
         labels = read_class_names(request.labels, info.signature)
         info = replace(info, task=replace(info.task, labels=labels))
+    _require_fitting_steps(request.postprocess, info.task.name)
     require_steps(request.postprocess, info.signature)
     if request.preprocess:
         require_preprocessable(info)
@@ -136,6 +144,25 @@ def check_request(run: Path, out: str | Path | None, request: BuildRequest) -> C
     if request.planned_dense is not None:
         require_in_plan(info.layers, request.planned_dense)
     return CheckedRequest(info=info, engines=engines, wanted=wanted, out=out, target=target)
+
+
+def _require_fitting_steps(steps: Sequence[str], task: str) -> None:
+    """Raise UsageError where a step means nothing behind a network of this task."""
+    fitting = TASKS[task].postprocess if task in TASKS else None
+    if fitting is None:
+        return
+    for step in steps:
+        if step.partition(":")[0] not in fitting:
+            forms = " or ".join("topk:K" if one == "topk" else one for one in fitting)
+            raise UsageError(
+                f"--postprocess {step} was given for a run of the task {task}"
+                + (
+                    ", whose outputs are no scores to choose by."
+                    if not fitting
+                    else ", which it does not fit."
+                ),
+                do=f"Use {forms}, or leave it out." if fitting else "Leave it out.",
+            )
 
 
 def _require_targets(targets: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from sparse_export.evaluate.comparison import Comparison, Side
 from sparse_export.evaluate.deciding import Round
 from sparse_export.evaluate.evaluator import Samples, checked_samples, score
 from sparse_export.evaluate.sessions import Opened, Timing, opened_both
+from sparse_export.evaluate.test_set import is_scored
 from sparse_export.evaluate.unlabelled import unlabelled
 from sparse_export.formats.bundle import MODEL_FILE, Bundle, open_bundle
 from sparse_export.formats.score import Score
@@ -131,7 +132,7 @@ def compare(
         _report_runtime(opened, dense, sparse, report)
         found = _scores(opened, dense, sparse, checked, report)
         agreement = None
-        if checked is None and dense.info.data is None and sparse.info.data is None:
+        if checked is None and not is_scored(dense, None) and not is_scored(sparse, None):
             agreement = _agreement(opened, dense, inputs, report)
         drop = drop_of(found.sparse, found.dense)
         if drop is None and agreement is not None:

@@ -12,7 +12,7 @@ from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.evaluate.validation import BatchParity, Parity
 from sparse_export.formats.bundle import MODEL_FILE, Bundle, BundleInfo
 from sparse_export.formats.listed import bytes_of
-from sparse_export.formats.run import AGREEMENT, CLASSIFICATION
+from sparse_export.formats.run import CLASSIFICATION
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.outputs import outputs_of
@@ -166,9 +166,7 @@ def parity_of(found: Feeds, wanted: Feeds, bundle: Bundle) -> Parity:
                 f"{bundle.path / MODEL_FILE} gives {got}.", expected=f"{one.shape} was expected."
             )
     agreement = None
-    of_classes = bundle.info.task.name == AGREEMENT.name or bundle.info.task.name.startswith(
-        CLASSIFICATION.name
-    )
+    of_classes = bundle.info.task.name.startswith(CLASSIFICATION.name)
     if bundle.info.signature.n_classes is not None and of_classes:
         (name,) = bundle.info.signature.output_names
         if has_class_scores(found[name]):

@@ -27,7 +27,7 @@ _OTHER_TASK = (
 
 def is_scored(bundle: Bundle, data: str | None) -> bool:
     """Are there targets that the bundle can be scored on?"""
-    return data is not None or bundle.info.data is not None
+    return data is not None or (bundle.info.data is not None and bundle.info.data.n_test > 0)
 
 
 def task_of(bundle: Bundle, task: str | None, trust: TrustedDigests) -> Task:
@@ -91,7 +91,7 @@ def test_set_of(
             alone, for the record has the rest.
 
     Returns:
-        The samples; None where no data are named and none are on record.
+        The samples; None where no data are named, and none with a test part are on record.
 
     Raises:
         UsageError: the network, the data or the targets do not fit the task.
@@ -103,7 +103,7 @@ def test_set_of(
     if not is_scored(bundle, data):
         if task is not None:
             raise UsageError(
-                f"{bundle.path} names no data set to score the task {task} on.",
+                f"{bundle.path} names no data set with test samples to score the task {task} on.",
                 do="Give --data npz:FILE or --data package.module:data.",
             )
         return None

@@ -267,9 +267,9 @@ def _require_gate_possible(
         return
     if not is_scored(bundle, data):
         raise UsageError(
-            f"{bundle.path} names no data set, so nothing tells what is lost.",
+            f"{bundle.path} names no data set with test samples, so nothing tells what is lost.",
             expected="A dense bundle was expected, whose outputs its own are held against.",
-            do="Give --against DENSE, or leave --max-drop away.",
+            do="Give --against DENSE, samples with targets by --data and --task, or leave --max-drop away.",
         )
     if recorded is None:
         raise UsageError(

@@ -46,8 +46,8 @@ class Parity:
         max_abs_difference: the largest, over all outputs of floats.
         max_relative_difference: likewise, by the spread of the output that it is held against, its standard
             deviation.
-        top1_agreement: share of samples with the same largest logit; None for outputs without two classes or
-            more.
+        top1_agreement: of a classification with two classes or more, the share of samples with the same
+            largest logit; None of other tasks.
         outputs: each output by itself.
     """
 

@@ -53,12 +53,15 @@ class Example:
         kwargs: keyword arguments, likewise. Numbers, texts and None stay as they are in every call.
         tensors: by the names that the inputs of the graph get, in order.
         axes: by the same names, what each axis is called; None where its size is fixed.
+        lone_output: name of the output of a network with one; None for `logits` of floats (samples, n), else
+            `output`.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     tensors: dict[str, Tensor]
     axes: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
+    lone_output: str | None = None
 
     @property
     def all_sizes(self) -> dict[str, int]:
@@ -215,14 +218,16 @@ def example_of_signature(network: nn.Module, signature: Signature, call: CallInf
         one.name: tuple(size if isinstance(size, str) else None for size in one.shape)
         for one in signature.inputs
     }
+    alone = signature.output_names[0] if len(signature.outputs) == 1 else None
+    if call is None and len(tensors) > 1:
+        return replace(make_example(network, (), tensors, free_sizes=axes), lone_output=alone)
+    args: tuple[Any, ...] = (_Place(0),)
+    kwargs: dict[str, Any] = {}
     if call is not None:
         places = {name: _Place(number) for number, name in enumerate(tensors)}
         args = tuple(_from_record(one, places) for one in call.args)
         kwargs = {name: _from_record(one, places) for name, one in call.kwargs.items()}
-        return Example(args=args, kwargs=kwargs, tensors=tensors, axes=axes)
-    if len(tensors) == 1:
-        return Example(args=(_Place(0),), kwargs={}, tensors=tensors, axes=axes)
-    return make_example(network, (), tensors, free_sizes=axes)
+    return Example(args=args, kwargs=kwargs, tensors=tensors, axes=axes, lone_output=alone)
 
 
 def call_of(example: Example) -> CallInfo | None:

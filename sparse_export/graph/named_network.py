@@ -189,6 +189,8 @@ def named_tensors(returned: Any) -> dict[str, Tensor]:
 
 
 def _name_alone(tensor: Tensor, example: Example) -> str:
+    if example.lone_output is not None:
+        return example.lone_output
     is_logits = tensor.is_floating_point() and tensor.dim() == 2
     return "logits" if is_logits and tensor.shape[0] == example.all_sizes.get(BATCH) else "output"
 

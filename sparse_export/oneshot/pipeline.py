@@ -171,7 +171,8 @@ class Work:
         """What the network takes and gives."""
         if isinstance(self.task, Classification) and self.n_outputs is not None:
             return class_signature(self.input_shape, self.n_outputs)
-        return signature_of_call(self.network.cpu().eval(), example_of_shape(self.input_shape))
+        example = replace(example_of_shape(self.input_shape), lone_output=self.task.output_name)
+        return signature_of_call(self.network.cpu().eval(), example)
 
     def caps(
         self, pattern: NMPattern, keep_dense: Sequence[str], planned_dense: Mapping[str, str] | None

@@ -77,6 +77,9 @@ class _RightAnswers(Task):
 class Classification(_RightAnswers):
     """One class a sample: logits (n, classes), targets class numbers (n,)."""
 
+    output_name = "logits"
+    postprocess = ("softmax", "sigmoid", "argmax", "topk")
+
     def __init__(self, top: int = 1) -> None:
         self.top = top
         self.name = "classification" if top == 1 else f"classification:top{top}"
@@ -107,6 +110,8 @@ class Binary(_RightAnswers):
     """Yes or no by one logit, which is above 0 for yes: outputs (n,) or (n, 1), targets 0 and 1 (n,)."""
 
     name = "binary"
+    output_name = "logits"
+    postprocess = ("sigmoid",)
 
     def loss(self, outputs: Outputs, targets: Targets) -> Tensor:
         return functional.binary_cross_entropy_with_logits(outputs.reshape(-1), targets.reshape(-1).float())
@@ -131,6 +136,8 @@ class MultiLabel(Task):
     """Any number of labels a sample: logits (n, labels), targets zeros and ones (n, labels)."""
 
     is_share = True
+    output_name = "logits"
+    postprocess = ("sigmoid", "topk")
 
     def loss(self, outputs: Outputs, targets: Targets) -> Tensor:
         return functional.binary_cross_entropy_with_logits(outputs, targets.float())
@@ -202,6 +209,7 @@ class Regression(Task):
     """Numbers: outputs (n,) or (n, k), targets likewise."""
 
     of_sums = True
+    postprocess = ()
 
     def loss(self, outputs: Outputs, targets: Targets) -> Tensor:
         return functional.mse_loss(
@@ -272,6 +280,7 @@ class Segmentation(Task):
 
     name = "segmentation"
     score_name = "mean IoU"
+    postprocess = ("softmax", "sigmoid", "argmax", "topk")
     is_share = True
     of_sums = True
 
@@ -318,6 +327,7 @@ class Embedding(Task):
     """
 
     name = "embedding"
+    postprocess = ()
     score_name = "mean cosine"
     is_share = True
 
@@ -349,6 +359,7 @@ class SimilarityRanks(Task):
     """
 
     name = "embedding:spearman"
+    postprocess = ()
     score_name = "Spearman correlation"
 
     def loss(self, outputs: Outputs, targets: Targets) -> Tensor:

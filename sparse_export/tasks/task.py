@@ -40,6 +40,9 @@ class Task:
         higher_is_better: False for an error.
         is_share: the score lies between 0 and 1, and is given in percent.
         of_sums: `over` takes the sum of the statistics over the samples, (k,), in place of all of them.
+        output_name: of the output of a network with one, in the graph that a new run exports.
+        postprocess: the steps of `build --postprocess` that mean something behind such a network; None for
+            all of them, as nobody knows.
     """
 
     name = ""
@@ -47,6 +50,8 @@ class Task:
     higher_is_better = True
     is_share = False
     of_sums = False
+    output_name = "output"
+    postprocess: tuple[str, ...] | None = None
 
     def loss(self, outputs: Outputs, targets: Targets) -> Tensor:
         """Compute the mean loss of a batch, which training goes down.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from sparse_export.evaluate.gate import gate
 from sparse_export.evaluate.test_set import test_set_of as samples_of
 from sparse_export.evaluate.validate import validate
 from sparse_export.evaluate.validation import check_gates
+from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle, open_bundle
+from sparse_export.formats.document import DIGEST
 from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.model import save_model
@@ -26,6 +29,7 @@ from sparse_export.oneshot import sparsify
 from sparse_export.train import SparseTraining
 from sparse_export.train.loop import train
 from sparse_export.train.recipe import Recipe, recipe_from_table
+from tests.sealing import write_sealed
 
 NETS = """
 from torch import nn
@@ -137,6 +141,54 @@ def _spoiled(tmp_path: Path, recipe: Recipe) -> Bundle:
     table = recipe.model_dump(mode="json", exclude_none=True) | {"epochs": 1, "optimizer": {"lr": 1e-6}}
     run = train(recipe_from_table(table, source="of the test"), tmp_path / "worse", device="cpu")
     return build(run, tmp_path / "b-worse")
+
+
+def test_outputs_that_are_no_logits_are_not_called_so_and_take_no_softmax(tmp_path: Path) -> None:
+    x, y = _data("regression")
+    np.savez(tmp_path / "data.npz", x_train=x[:200], y_train=y[:200], x_test=x[200:300], y_test=y[200:300])
+    run = train(_recipe("regression", tmp_path / "data.npz", epochs=1), tmp_path / "run", device="cpu")
+    assert run.info.signature.output_names == ("output",)
+    with pytest.raises(
+        UsageError, match=r"softmax was given for a run of the task regression, whose outputs"
+    ):
+        build(run, tmp_path / "none", postprocess=("softmax",))
+    with pytest.raises(UsageError, match=r"--labels .* of the task regression, which has no classes"):
+        build(run, tmp_path / "none", labels=tmp_path / "names.txt")
+    assert build(run, tmp_path / "bundle").info.signature.output_names == ("output",)
+    file = tmp_path / "run" / "run.json"
+    document = json.loads(file.read_text().replace('"output"', '"logits"'))  # as runs were written before
+    write_sealed(file, {key: one for key, one in document.items() if key != DIGEST})
+    trust = sha256_file(file)
+    earlier = build(tmp_path / "run", tmp_path / "earlier", trust=trust)
+    assert earlier.info.signature.output_names == ("logits",)
+    found = validate(earlier, n_threads=1, trust=trust)
+    assert found.parity_ok and found.parity is not None
+
+
+@pytest.mark.parametrize(
+    ("task", "steps", "said"),
+    [
+        (
+            "binary",
+            ("softmax",),
+            r"softmax was given .* task binary, which it does not fit\. Use sigmoid, or",
+        ),
+        (
+            "multilabel",
+            ("sigmoid", "argmax"),
+            r"argmax .* task multilabel, .* Use sigmoid or topk:K, or leave",
+        ),
+    ],
+)
+def test_a_postprocess_that_does_not_fit_the_task_is_refused(
+    task: str, steps: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    x, y = _data(task)
+    np.savez(tmp_path / "data.npz", x_train=x[:200], y_train=y[:200], x_test=x[200:300], y_test=y[200:300])
+    run = train(_recipe(task, tmp_path / "data.npz", epochs=1), tmp_path / "run", device="cpu")
+    assert run.info.signature.output_names == ("logits",)
+    with pytest.raises(UsageError, match=said):
+        build(run, tmp_path / "none", postprocess=steps)
 
 
 def test_targets_of_another_task_are_refused_before_training(tmp_path: Path) -> None:
@@ -294,7 +346,9 @@ def test_data_given_at_validation_are_scored_in_place_of_those_on_record(tmp_pat
     sparse, dense = build(done.run, tmp_path / "sparse"), build(tmp_path / "run-dense", tmp_path / "dense")
     with pytest.raises(UsageError, match="names no task, so nothing tells how its outputs are scored"):
         validate(sparse, data=f"npz:{test}", n_threads=1)
-    with pytest.raises(UsageError, match="names no data set to score the task regression on"):
+    with pytest.raises(
+        UsageError, match="names no data set with test samples to score the task regression on"
+    ):
         validate(sparse, task="regression", n_threads=1)
     found = validate(
         sparse, task="regression:r2", data=f"npz:{test}", against=dense.path, max_drop=0.0, n_threads=1
@@ -362,6 +416,20 @@ def test_a_task_and_data_of_ones_own_go_the_whole_way_and_are_trusted_like_facto
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "of another user"))
     with pytest.raises(NotTrustedError, match="The task own_tasks_b:task in "):
         validate(open_bundle(bundle.path), n_threads=1)
+
+
+def test_a_bundle_whose_data_have_no_test_part_is_held_against_the_dense_outputs(tmp_path: Path) -> None:
+    (tmp_path / "own_tasks_c.py").write_text(OWN.replace(', "test": _Digits(slice(1500, None))', ""))
+    recipe = _recipe("regression", tmp_path, data="own_tasks_c:data", epochs=1)
+    sparse = build(train(recipe, tmp_path / "run", device="cpu"), tmp_path / "sparse")
+    assert sparse.info.data is not None and sparse.info.data.n_test == 0
+    found = validate(sparse, against=sparse.path, n_threads=1)
+    assert found.score is None and found.agreement is not None
+    assert found.agreement.percent == pytest.approx(100.0)
+    with pytest.raises(
+        UsageError, match="names no data set with test samples, so nothing tells what is lost"
+    ):
+        validate(sparse, max_drop=1.0, n_threads=1)
 
 
 def test_a_loop_of_ones_own_attaches_its_task_and_its_data(tmp_path: Path) -> None:
