@@ -79,7 +79,7 @@ def build(
             first.
         onnx: `dense`; `packed` for packed 2:4 weights; `both` adds the dense form as `model-dense.onnx`.
         pattern: an N:M pattern. Channels are permuted so that layers satisfy it, and those that do promise
-            it. Accuracy is then measured before and after, where the test set lies in data_dir.
+            it. The score is then measured before and after, where the test set lies in data_dir.
         max_cut: share of sum |w|, from 0 to below 1, that a layer may lose to satisfy the pattern.
         gather: which layers may get their input in an order of their own: those that read the network's
             `input`, `any` or `none`.

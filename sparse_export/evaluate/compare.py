@@ -305,7 +305,7 @@ def _report_runtime(opened: Opened, dense: Bundle, sparse: Bundle, report: Calla
             report(note)
 
 
-def _side(bundle: Bundle, accuracy: Score | None) -> Side:
+def _side(bundle: Bundle, found: Score | None) -> Side:
     info = bundle.info
     sizes = {name: file.size_bytes for name, file in info.files.items() if name.startswith(MODEL_FILE)}
     return Side(
@@ -319,5 +319,5 @@ def _side(bundle: Bundle, accuracy: Score | None) -> Side:
         n_nonzero=info.n_nonzero,
         macs=info.macs,
         nonzero_macs=info.nonzero_macs,
-        score=accuracy,
+        score=found,
     )

@@ -247,7 +247,7 @@ def _counted(parity: Parity) -> list[str]:
 
 
 def check_gates(validation: Validation) -> None:
-    """Check parity and accuracy against their bounds.
+    """Check parity and score against their bounds.
 
     Raises:
         GateFailed: one is not within them, with the figures.

@@ -18,7 +18,7 @@ _NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def junit_xml(bundle: str, links: Sequence[LinkResult], created: str) -> bytes:
     """One test suite with a test case for each link.
 
-    A finding, like lost accuracy, is a `failure`; a file that is not what it should be, or something that
+    A finding, like a lower score, is a `failure`; a file that is not what it should be, or something that
     this machine lacks, an `error`. What was not run, or had nothing to check, is `skipped` with the reason.
     """
     suite = ElementTree.Element("testsuite", name="sparse-export gate", timestamp=created.partition("+")[0])

@@ -1,4 +1,4 @@
-"""The links that take a measurement: accuracy is kept, speed is reached."""
+"""The links that take a measurement: the score is kept, speed is reached."""
 
 from __future__ import annotations
 
