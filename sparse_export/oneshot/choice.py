@@ -160,7 +160,7 @@ class Choice:
         ]
         if self.test is not None:
             text = difference_text(self.test, is_share=self.test_is_share)
-            lines.append(f"on {self.test.n_samples} other test samples: {text}")
+            lines.append(f"on {self.test.n_samples} test samples that nothing was chosen by: {text}")
         return Shown([Table(head=head, rows=rows, right=(0, 1)), *_paragraphs([*lines, *self.notes])])
 
     @property

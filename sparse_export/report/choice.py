@@ -47,5 +47,5 @@ def choice_of_layers(choice: Choice | None, patterns: Mapping[str, str]) -> list
     )
     if choice.test is not None:
         text = difference_text(choice.test, is_share=choice.test_is_share)
-        caption += f" On {choice.test.n_samples:,} other test samples: {text}."
+        caption += f" On {choice.test.n_samples:,} test samples that nothing was chosen by: {text}."
     return ["<h2>How its layers were chosen</h2>", figure(drawing, caption)]
