@@ -56,9 +56,9 @@ _PUBLISHED = {
     "magika": _Published(n=200, n_test=200, is_classifier=True),
     "minilm": _Published(n=120, n_test=80),
     "nudenet": _Published(n=60, n_test=40),
-    "open-nsfw": _Published(n=80, n_test=100, is_classifier=True),
+    "open-nsfw": _Published(n=120, n_test=100, is_classifier=True),
     "ocr-rec": _Published(n=40, n_test=40),
-    "ocr-cls": _Published(n=200, n_test=200, is_classifier=True),
+    "ocr-cls": _Published(n=400, n_test=200, is_classifier=True),
 }
 _TRAINED = {
     "digits-cnn, digits": ("digits", 15),

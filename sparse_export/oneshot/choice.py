@@ -96,8 +96,9 @@ class Choice:
         max_drop: what might be lost, as it was given.
         allowed: the same in the unit of the score.
         held_back: the samples that it was chosen on, in words.
-        dense: score of the dense network on them.
-        sparse: score of the sparse network on them.
+        n_searched: samples of them that the search saw; the curve is of these.
+        dense: score of the dense network on the others, by which the choice was confirmed.
+        sparse: score of the sparse network on these.
         weights: whose they are: `last walk`, in which the chosen layers were calibrated on what is really
             before them, or `first walk`, in which all were sparse.
         saving: the unit of what a layer saves: `multiply-adds`, `weights` where these are not known, or
@@ -119,6 +120,7 @@ class Choice:
     max_drop: str
     allowed: float
     held_back: str
+    n_searched: int
     dense: Score
     sparse: Score
     weights: str
@@ -143,14 +145,17 @@ class Choice:
                 f"{100 * point.share:.1f} %",
                 str(point.n_layers),
                 _figure(point.score, self.dense),
-                change_text(point.score - self.dense.figure, is_share=self.dense.is_share),
+                change_text(
+                    -point.lost if self.dense.higher_is_better and point.lost else point.lost,
+                    is_share=self.dense.is_share,
+                ),
                 "passes" if point.lost <= self.allowed + 1e-9 else "",
             )
             for point in self.curve
         ]
         head = (f"{self._of} sparse", "layers", name, "to the dense network", "")
         n_sparse = sum(bool(one.sparse) for one in self.layers)
-        on = f"chosen on {self.dense.n_samples} {self.held_back}"
+        on = f"chosen on {self.n_searched} {self.held_back}; confirmed on {self.dense.n_samples} others"
         lines = [
             f"{n_sparse} of {len(self.layers)} layers that could be are sparse: {100 * self.share:.1f} % of "
             f"their {self._of}"

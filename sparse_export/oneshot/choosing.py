@@ -24,7 +24,7 @@ from sparse_export.oneshot.held_back import HeldBack
 from sparse_export.oneshot.held_scores import HeldScores, Measured
 from sparse_export.oneshot.report import SparsifiedLayer
 from sparse_export.oneshot.savings import Savings, savings_of
-from sparse_export.oneshot.search import Found, largest_passing
+from sparse_export.oneshot.search import Found, largest_passing, last_passing
 from sparse_export.oneshot.sensitivity import change_of_outputs, change_words
 from sparse_export.oneshot.switchable import SwitchableSession, Weights
 from sparse_export.signature import Signature
@@ -140,7 +140,8 @@ def choose_layers(
     """
     say = progress or (lambda _: None)
     with _layers(model, signature, first, held, timings, n_threads) as layers:
-        scores = HeldScores(layers.session, held, max_drop)
+        search, rest = held.halves()
+        scores = HeldScores(layers.session, search, max_drop)
         tried: dict[frozenset[str], Measured] = {}
 
         def measured(names: tuple[str, ...], *, give_up: bool = True) -> Measured:
@@ -161,27 +162,41 @@ def choose_layers(
         )
         if not found.chosen:
             raise _nothing(found, tried, scores, held, max_drop)
+        confirming = HeldScores(layers.session, rest, max_drop)
+        confirmed: dict[tuple[str, ...], Measured] = {}
+
+        def confirms(names: tuple[str, ...]) -> bool:
+            one = confirmed[names] = confirming.of(layers.of(names), give_up=False)
+            say(
+                f"{len(names)} layers lose {_amount(one, scores)} on {len(rest)} other samples"
+                + ("" if one.passes else ", too much")
+            )
+            return one.passes
+
+        chosen = last_passing(found.steps, confirms)
+        if not chosen:
+            raise _not_confirmed(confirmed, confirming, rest, max_drop)
         for wanted in _CURVE_SHARES:
             if not any(
-                abs(layers.savings.share(names) - wanted) < _NEAR and one.n_seen == len(held)
+                abs(layers.savings.share(names) - wanted) < _NEAR and one.n_seen == len(search)
                 for names, one in tried.items()
                 if _is_first(tuple(names), layers.order)
             ):
                 measured(_up_to(wanted, layers), give_up=False)
-        searched = tried[frozenset(found.chosen)]
-        whys = _whys(found, tried, scores, held, layers, first)
-        pruned, last, whose = _with_only(model, first, found.chosen, whys), searched, "first walk"
-        if len(found.chosen) < len(layers.weights):
-            say(f"the {len(found.chosen)} chosen layers are pruned again")
-            second = again(found.chosen)
-            stored = _arrays(second.model, found.chosen)
-            other = scores.of(layers.session.values(stored), give_up=False)
+        searched = confirmed[chosen]
+        whys = _whys(found, tried, scores, layers, first) | _taken_back(found, chosen, confirmed, confirming)
+        pruned, last, whose = _with_only(model, first, chosen, whys), searched, "first walk"
+        if len(chosen) < len(layers.weights):
+            say(f"the {len(chosen)} chosen layers are pruned again")
+            second = again(chosen)
+            stored = _arrays(second.model, chosen)
+            other = confirming.of(layers.session.values(stored), give_up=False)
             if other.passes and other.lost <= searched.lost:
                 layers_of = tuple(_why(layer, whys) for layer in second.layers)
                 pruned, last, whose = replace(second, layers=layers_of), other, "last walk"
-        notes = _notes(scores, held, found, max_drop)
+        notes = _notes(confirming, rest, found)
         whole = layers.savings.whole
-        work = sum(layers.savings.work[name] for name in found.chosen)
+        work = sum(layers.savings.work[name] for name in chosen)
         names = (*layers.order, *layers.savings.why_none)
         return Chosen(
             pruned=replace(pruned, n_resumed=first.n_resumed),
@@ -189,19 +204,18 @@ def choose_layers(
                 max_drop=str(max_drop),
                 allowed=scores.allowed,
                 held_back=held.words,
-                dense=scores.dense,
+                n_searched=len(search),
+                dense=confirming.dense,
                 sparse=last.score,
                 weights=whose,
                 saving=layers.savings.unit,
-                share=layers.savings.share(found.chosen),
+                share=layers.savings.share(chosen),
                 share_of_all=None if not whole else work / whole,
                 n_samples=layers.n_samples,
                 change=change_words(held, signature),
-                layers=tuple(
-                    _layer(layers, name, name in found.chosen, whys.get(name, "")) for name in names
-                ),
-                curve=_curve(tried, scores, layers, len(held)),
-                n_scores=scores.spent,
+                layers=tuple(_layer(layers, name, name in chosen, whys.get(name, "")) for name in names),
+                curve=_curve(tried, scores, layers, len(search)),
+                n_scores=scores.spent + confirming.spent,
                 seconds=time.monotonic() - began,
                 notes=notes,
             ),
@@ -263,7 +277,6 @@ def _whys(
     found: Found,
     tried: Mapping[frozenset[str], Measured],
     scores: HeldScores,
-    held: HeldBack,
     layers: _Layers,
     first: PrunedGraph,
 ) -> dict[str, str]:
@@ -281,6 +294,36 @@ def _whys(
     for name in found.untried:
         whys[name] = f"not tried: the search ended after {MOST_SCORES} scores"
     return whys
+
+
+def _taken_back(
+    found: Found,
+    chosen: tuple[str, ...],
+    confirmed: Mapping[tuple[str, ...], Measured],
+    confirming: HeldScores,
+) -> dict[str, str]:
+    """Why layers stay dense that the search had accepted."""
+    left = [name for name in found.chosen if name not in chosen]
+    if not left:
+        return {}
+    failed = min((names for names, one in confirmed.items() if not one.passes), key=len)
+    one = confirmed[failed]
+    lost = f"{_amount(one, confirming)} of {confirming.dense.name}"
+    why = f"taken back: {len(failed)} layers would lose {lost} on {one.n_seen} samples that the search had not seen"
+    return dict.fromkeys(left, why)
+
+
+def _not_confirmed(
+    confirmed: Mapping[tuple[str, ...], Measured], scores: HeldScores, rest: HeldBack, max_drop: MaxDrop
+) -> GateFailed:
+    names = min(confirmed, key=len)
+    one = confirmed[names]
+    return GateFailed(
+        f"No set of layers can be made sparse: {len(names)} that passed on the samples of the search lose "
+        f"{_amount(one, scores)} of {scores.dense.name} on {len(rest)} others, and "
+        f"{allowed_text(max_drop, scores.dense)}.",
+        do="Give more samples, or allow more by --max-drop.",
+    )
 
 
 def _amount(one: Measured, scores: HeldScores) -> str:
@@ -337,12 +380,12 @@ def _why(layer: SparsifiedLayer, whys: Mapping[str, str]) -> SparsifiedLayer:
     return replace(layer, reason=whys[layer.name]) if layer.name in whys else layer
 
 
-def _notes(scores: HeldScores, held: HeldBack, found: Found, max_drop: MaxDrop) -> tuple[str, ...]:
+def _notes(scores: HeldScores, held: HeldBack, found: Found) -> tuple[str, ...]:
     notes = []
     one = scores.one_sample
     if one is not None and scores.allowed < one:
         notes.append(
-            f"one of the {len(held)} held-back samples is worth {one:.2f} points, more than may be lost: no "
+            f"one of the {len(held)} samples that confirm the choice is worth {one:.2f} points, more than may be lost: no "
             "more of them may be wrong than before"
         )
     if held.task is None:

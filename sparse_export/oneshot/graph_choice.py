@@ -38,7 +38,8 @@ __all__ = ["Bound", "Parts", "Tested", "held_back_of", "parts_of_inputs", "teste
 SEARCHED = 512
 """Inputs without labels that layers are chosen on, at most."""
 
-_SHARE = 5  # one in so many
+_SHARE = 5  # one in so many is for the report
+_SEARCHED_SHARE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class Parts:
 
 
 def parts_of_inputs(found: InputFiles, signature: Signature, most_reported: int) -> Parts:
-    """Divide inputs: a fifth to choose layers on, a fifth for the report, and the others to calibrate on.
+    """Divide inputs: three tenths to choose layers on, a fifth for the report, the others to calibrate on.
 
     Args:
         found: the inputs.
@@ -89,18 +90,16 @@ def parts_of_inputs(found: InputFiles, signature: Signature, most_reported: int)
     search: list[Feeds] = []
     report: list[Feeds] = []
     if signature.batch is None:
-        n_back = max(1, len(found.batches) // _SHARE)
-        places = [at * _SHARE for at in range(n_back)]
+        parts = search, calibration, report, calibration, search, calibration, report, calibration, search
         for at, batch in enumerate(found.batches):
-            aside = search if at in places else report if at - 1 in places else calibration
-            aside.append(batch)
-        report = report[:most_reported]
+            parts[at % len(parts)].append(batch)
+        search, report = search[:SEARCHED], report[:most_reported]
     else:
         n_reported = n_searched = 0
         for batch in found.batches:
             n = signature.n_samples(batch)
             shown = min(n // _SHARE, most_reported - n_reported)
-            tried = min(n // _SHARE, SEARCHED - n_searched)
+            tried = min(int(_SEARCHED_SHARE * n), SEARCHED - n_searched)
             calibration.append(signature.part(batch, 0, n - shown - tried))
             if tried:
                 search.append(signature.part(batch, n - shown - tried, n - shown))
@@ -110,7 +109,7 @@ def parts_of_inputs(found: InputFiles, signature: Signature, most_reported: int)
     if not search or not calibration:
         raise UsageError(
             f"{found.n_samples} inputs are too few to choose layers by.",
-            expected=f"At least {_SHARE} of one size were expected: a fifth is held back for that.",
+            expected="At least 4 of one size were expected: three tenths are held back for that.",
             do="Give more inputs.",
         )
     return Parts(calibration=tuple(calibration), search=tuple(search), report=tuple(report))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,31 @@ class HeldBack:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def halves(self) -> tuple[HeldBack, HeldBack]:
+        """The samples that a search may see, and those that confirm what it found; one alone is both."""
+        if len(self) < 2:
+            return self, self
+        signature = self.samples.signature
+        first: list[Feeds] = []
+        second: list[Feeds] = []
+        rows: tuple[list[int], list[int]] = [], []
+        start = 0
+        for at, feeds in enumerate(self.samples.parts):
+            n = signature.n_samples(feeds)
+            middle = (n + at % 2) // 2 if signature.batch is not None else n * (at % 2)
+            for half, numbers, low, high in ((first, rows[0], 0, middle), (second, rows[1], middle, n)):
+                if high > low:
+                    half.append(signature.part(feeds, low, high) if signature.batch is not None else feeds)
+                    numbers.extend(range(start + low, start + high))
+            start += n
+        if not first or not second:
+            return self, self
+        return self._of(first, rows[0]), self._of(second, rows[1])
+
+    def _of(self, parts: Sequence[Feeds], rows: Sequence[int]) -> HeldBack:
+        samples = BatchSamples(parts=tuple(parts), signature=self.samples.signature)
+        return replace(self, samples=samples, targets=_chosen(self.targets, rows))
 
     def some(self, n: int) -> HeldBack:
         """The first of them, as many as there are whole batches or parts of one for."""
@@ -92,11 +117,11 @@ def held_from(
     found.sort(key=lambda one: one[0])
     kept = [row for _, row, _ in found]
     parts = _joined([feeds for _, _, feeds in found], signature)
-    own_targets: Any = None
-    if targets is not None:
-        own_targets = targets[kept] if isinstance(targets, np.ndarray) else [targets[row] for row in kept]
     return HeldBack(
-        samples=BatchSamples(parts=parts, signature=signature), targets=own_targets, task=task, words=words
+        samples=BatchSamples(parts=parts, signature=signature),
+        targets=_chosen(targets, kept),
+        task=task,
+        words=words,
     )
 
 
@@ -135,6 +160,12 @@ def of_own_data(name: str, n_calibration: int) -> tuple[own.Part, list[int]]:
     used = set(_spread(len(part), n_calibration))
     left = [row for row in range(len(part)) if row not in used]
     return part, [left[at] for at in _spread(len(left), MOST_HELD)]
+
+
+def _chosen(targets: Any, rows: Sequence[int]) -> Any:
+    if targets is None:
+        return None
+    return targets[list(rows)] if isinstance(targets, np.ndarray) else [targets[row] for row in rows]
 
 
 def _spread(n: int, most: int) -> list[int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Found", "largest_passing"]
+__all__ = ["Found", "largest_passing", "last_passing"]
 
 
 @dataclass(kw_only=True)
@@ -22,11 +22,13 @@ class Found:
         chosen: in the order of the search; this set passed, or is empty.
         refused: each layer that made a set fail, and the layers that had been accepted by then.
         untried: layers that no test of their own was left for.
+        steps: the sets that were accepted, each with the one before it inside; the last is `chosen`.
     """
 
     chosen: tuple[str, ...] = ()
     refused: dict[str, tuple[str, ...]] = field(default_factory=dict)
     untried: tuple[str, ...] = ()
+    steps: list[tuple[str, ...]] = field(default_factory=list)
 
 
 def largest_passing(
@@ -63,6 +65,7 @@ def largest_passing(
             return
         if passing(wanted):
             found.chosen = wanted
+            found.steps.append(wanted)
             return
         if len(part) == 1:
             found.refused[part[0]] = found.chosen
@@ -84,3 +87,24 @@ def _middle(part: Sequence[str], saving: Mapping[str, float]) -> int:
         if 2 * so_far >= whole:
             return count
     return len(part) - 1
+
+
+def last_passing(
+    steps: Sequence[tuple[str, ...]], passes: Callable[[tuple[str, ...]], bool]
+) -> tuple[str, ...]:
+    """The largest of sets within each other that passes another test, by bisection.
+
+    Args:
+        steps: the sets, the smallest first.
+        passes: tests one; that larger ones pass less is taken for granted.
+
+    Returns:
+        The set; () where not even the smallest passes.
+    """
+    if not steps or passes(steps[-1]):
+        return steps[-1] if steps else ()
+    low, high = -1, len(steps) - 1  # the last known to pass, the first known to fail
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if passes(steps[middle]) else (low, middle)
+    return steps[low] if low >= 0 else ()

@@ -20,13 +20,13 @@ from sparse_export.tasks.shipped import Classification
 __all__ = ["change_of_outputs", "change_words"]
 
 _TINY = 1e-12
+_LEAST_PROBABILITY = 1e-12
 
 
 def change_words(held: HeldBack, signature: Signature) -> str:
     """What `change_of_outputs` measures, in words."""
-    if _is_classes(held, signature):
-        return "KL divergence of the classes from the dense network's, in nats a sample"
-    return "squared change of the outputs, by their variance"
+    what = "logarithms of the classes' probabilities" if _is_classes(held, signature) else "outputs"
+    return f"squared change of the {what}, by their variance"
 
 
 def change_of_outputs(
@@ -45,7 +45,7 @@ def change_of_outputs(
     signature = session.signature
     session.use({})
     dense = [outputs for _, outputs in output_batches(session, held.samples, who="The dense network")]
-    measure = _divergence if _is_classes(held, signature) else _relative_change
+    measure = _change_of_classes if _is_classes(held, signature) else _relative_change
     found = {}
     for name, one in weights.items():
         session.use(one)
@@ -62,19 +62,24 @@ def _is_classes(held: HeldBack, signature: Signature) -> bool:
     return isinstance(held.task, Classification) and signature.n_classes is not None
 
 
-def _divergence(pairs: _Pairs, signature: Signature) -> float:
-    """Mean over the samples of KL(dense ‖ sparse) of the softmax."""
-    name = signature.output_names[0]
-    total, n = 0.0, 0
-    for dense, sparse in pairs:
-        a, b = _log_softmax(dense[name]), _log_softmax(sparse[name])
-        total += float((np.exp(a) * (a - b)).sum())
-        n += len(a)
-    return total / max(1, n)
+def _change_of_classes(pairs: _Pairs, signature: Signature) -> float:
+    """Of the logarithms of the probabilities: a sample of which the network is sure tells as much as others.
+
+    The KL divergence does not: on eight samples that a classifier of two classes was sure of, it was below
+    1e-12 nats for 28 of 29 layers, whatever they would have cost.
+    """
+    (name,) = signature.output_names
+    dense = np.concatenate([_log_probabilities(a[name]) for a, _ in pairs])
+    sparse = np.concatenate([_log_probabilities(b[name]) for _, b in pairs])
+    change, spread = float(np.square(sparse - dense).sum()), float(np.square(dense - dense.mean()).sum())
+    return change / max(spread, _TINY)
 
 
-def _log_softmax(logits: Array) -> Array:
-    wide = logits.astype(np.float64)
+def _log_probabilities(outputs: Array) -> Array:
+    """Of logits, or of what are probabilities already."""
+    wide = outputs.astype(np.float64)
+    if (wide >= 0).all() and np.allclose(wide.sum(axis=1), 1.0, atol=1e-3):
+        return np.log(np.maximum(wide, _LEAST_PROBABILITY))
     wide = wide - wide.max(axis=1, keepdims=True)
     found: Array = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
     return found

@@ -11,6 +11,8 @@ from sparse_export.tasks.scores import allowed_text, difference_text, value_text
 
 __all__ = ["choice_of_layers"]
 
+_SAME = 1e-9  # of shares
+
 
 def choice_of_layers(choice: Choice | None, patterns: Mapping[str, str]) -> list[str]:
     """The picture of a choice with a caption, and nothing where no choice was made.
@@ -25,12 +27,14 @@ def choice_of_layers(choice: Choice | None, patterns: Mapping[str, str]) -> list
     unit = ", %" if choice.dense.is_share else ""
     pattern = next(iter(patterns.values()), "sparse")
     first = [Point(x=100 * one.share, y=one.score) for one in choice.curve if one.in_order]
-    chosen = Point(x=100 * choice.share, y=choice.sparse.figure)
+    sets = [one for one in choice.curve if abs(one.share - choice.share) < _SAME]
+    chosen = [Point(x=100 * one.share, y=one.score) for one in sets]
     series = [
         Series(name="layers in order, those first that save most for what they change", points=first),
-        Series(name="chosen", points=[chosen]),
+        Series(name="chosen", points=chosen[:1]),
     ]
-    worst = choice.dense.figure + choice.allowed * (-1 if choice.dense.higher_is_better else 1)
+    dense = next(one.score for one in choice.curve if not one.n_layers)
+    worst = dense + choice.allowed * (-1 if choice.dense.higher_is_better else 1)
     told = "; ".join(f"{100 * one.share:.1f} % {one.score:.4g}" for one in choice.curve)
     drawing = line_chart(
         series,
@@ -41,9 +45,10 @@ def choice_of_layers(choice: Choice | None, patterns: Mapping[str, str]) -> list
         alt=f"{name} of sets of layers by their share of {of}: {told}.",
     )
     caption = (
-        f"Sets of layers that were scored on {choice.dense.n_samples:,} {choice.held_back}; "
+        f"Sets of layers that were scored on {choice.n_searched:,} {choice.held_back}; "
         f"{allowed_text(choice.max_drop, choice.dense)}. Chosen: {100 * choice.share:.1f} %, {name} "
-        f"{value_text(choice.sparse)} against {value_text(choice.dense)} dense."
+        f"{value_text(choice.sparse)} against {value_text(choice.dense)} dense on "
+        f"{choice.dense.n_samples:,} others."
     )
     if choice.test is not None:
         text = difference_text(choice.test, is_share=choice.test_is_share)

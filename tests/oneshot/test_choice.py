@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from sparse_export.graph.constants import array_of
 from sparse_export.graph.model import signature_of
 from sparse_export.oneshot import graph_steps, layer_sensitivities
 from sparse_export.oneshot.held_back import HeldBack, part_of_test
-from sparse_export.oneshot.held_scores import HeldScores
-from sparse_export.oneshot.search import largest_passing
-from sparse_export.oneshot.switchable import SwitchableSession
+from sparse_export.oneshot.held_scores import HeldScores, Measured
+from sparse_export.oneshot.search import largest_passing, last_passing
+from sparse_export.oneshot.sensitivity import change_of_outputs
+from sparse_export.oneshot.switchable import SwitchableSession, Weights
 from sparse_export.tasks.samples import BatchSamples
 from sparse_export.tasks.shipped import task_named
 from tests.oneshot.choosable import LAYERS, WIDTH, choosable, write_data
@@ -47,7 +49,7 @@ def test_the_layer_that_costs_too_much_is_left_dense(file: Path) -> None:
     assert "points of accuracy" in dense["w1"]
     assert choice.share == pytest.approx(0.75)
     assert choice.sparse.worse_by(choice.dense) <= 2
-    assert choice.dense.n_samples == 80
+    assert (choice.n_searched, choice.dense.n_samples) == (40, 40)
     assert choice.test is not None and choice.test.n_samples == 320
     assert {point.n_layers for point in choice.curve} >= {0, 3, 4}
     told = json.loads((done.run.path / "sparsify.json").read_text())["choice"]
@@ -143,15 +145,17 @@ def test_what_excludes_a_choice_is_told(file: Path, options: dict[str, object], 
 
 
 def test_too_few_inputs_to_choose_by_are_refused(file: Path) -> None:
-    np.savez(file.with_name("few.npz"), x=drawn(4, WIDTH))
-    with pytest.raises(UsageError, match="4 inputs are too few"):
+    np.savez(file.with_name("few.npz"), x=drawn(3, WIDTH))
+    with pytest.raises(UsageError, match="3 inputs are too few"):
         _sparsified(file, data=None, task=None, inputs=file.with_name("few.npz"))
 
 
 def test_a_bound_below_one_sample_is_said(file: Path) -> None:
     choice = _sparsified(file, max_drop=0.5).report.choice
     assert choice is not None
-    assert any("one of the 80 held-back samples is worth 1.25 points" in one for one in choice.notes)
+    assert any(
+        "one of the 40 samples that confirm the choice is worth 2.50 points" in one for one in choice.notes
+    )
 
 
 def test_a_fifth_of_a_test_set_is_held_back() -> None:
@@ -227,3 +231,70 @@ def test_a_search_that_may_not_go_on_keeps_what_passed() -> None:
     )
     assert found.chosen and "l6" not in found.chosen
     assert set(found.untried) == set(order) - set(found.chosen) - set(found.refused)
+
+
+@pytest.mark.parametrize("n_good", range(9))
+def test_a_choice_is_taken_back_as_far_as_other_samples_ask(n_good: int) -> None:
+    steps = [tuple(f"l{at}" for at in range(n)) for n in range(1, 9)]
+    asked: list[int] = []
+
+    def passes(names: tuple[str, ...]) -> bool:
+        asked.append(len(names))
+        return len(names) <= n_good
+
+    assert len(last_passing(steps, passes)) == n_good
+    assert len(asked) == len(set(asked)) <= 4
+
+
+def test_what_passed_by_chance_is_taken_back(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the samples of the search the costly layer costs nothing; on the others it does."""
+    real = HeldScores.of
+
+    def lucky(self: HeldScores, weights: Weights, *, give_up: bool) -> Measured:
+        found = real(self, weights, give_up=False)
+        return replace(found, passes=found.passes or give_up)
+
+    monkeypatch.setattr(HeldScores, "of", lucky)
+    with pytest.raises(GateFailed, match=r"4 that passed on the samples of the search lose .* on 40 others"):
+        _sparsified(file)
+
+
+def test_halves_share_no_sample_and_keep_their_targets() -> None:
+    signature = signature_of(choosable())
+    x = drawn(101, WIDTH)
+    parts = tuple({"x": x[at : at + 10]} for at in range(0, 101, 10))
+    held = HeldBack(
+        samples=BatchSamples(parts=parts, signature=signature),
+        targets=np.arange(101),
+        task=task_named("classification"),
+        words="samples",
+    )
+    first, second = held.halves()
+    assert abs(len(first) - len(second)) <= 1
+    assert first.targets is not None and second.targets is not None
+    assert sorted([*first.targets, *second.targets]) == list(range(101))
+    for half in (first, second):
+        rows = np.concatenate([feeds["x"] for feeds in half.samples.parts])
+        assert np.array_equal(rows, x[half.targets])
+
+
+@pytest.mark.parametrize("form", ["logits", "probabilities"])
+def test_a_classifier_that_is_sure_of_all_samples_tells_layers_apart(form: str) -> None:
+    model, x = choosable(), drawn(8, WIDTH, seed=4)
+    if form == "probabilities":
+        model.graph.node.append(onnx.helper.make_node("Softmax", ["y"], ["p"]))
+        model.graph.output[0].name = "p"
+    signature = signature_of(model)
+    arrays = {t.name: array_of(t) for t in model.graph.initializer if t.name in LAYERS}
+    held = HeldBack(
+        samples=BatchSamples(parts=[{"x": x}], signature=signature),
+        targets=None,
+        task=task_named("classification"),
+        words="samples",
+    )
+    with SwitchableSession(model, signature, arrays) as session:
+        halved = {name: session.values({name: array / 2}) for name, array in arrays.items()}
+        none = session.values({"w0": arrays["w0"]})
+        found = change_of_outputs(session, held, {**halved, "none": none})
+    assert found["none"] == 0
+    assert all(0.01 < found[name] < 10 for name in LAYERS)
