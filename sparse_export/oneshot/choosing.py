@@ -1,8 +1,13 @@
 """Makes as many layers of a graph sparse as its score allows: one walk, a search with real scores, one walk more.
 
 In the first walk every layer is pruned, each calibrated on what the pruned ones before it give, and its dense
-values are kept. Any set of layers can be scored then without pruning again. What was chosen is pruned once more,
-calibrated on what is really before it, unless that turns out worse.
+values are kept. Any set of layers can be scored then without pruning again. What was found on one half of the
+held-back samples is confirmed on the other, pruned once more, calibrated on what is really before it, and kept so
+unless that turns out worse.
+
+Without the other half a network of two classes (PP-OCR's of turned lines, 200 inputs, 2026-11-30) passed the search
+on 40 samples with 58 % of its multiply-adds 2:4 and no class changed, and 13 % of the classes changed on others: of
+31 sets that were tried one passed by chance.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import pytest
 import sparse_export as se
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.formats.run import open_run
+from sparse_export.formats.timings import ProductTiming, Timings, write_timings
 from sparse_export.graph.constants import array_of
 from sparse_export.graph.model import signature_of
 from sparse_export.oneshot import graph_steps, layer_sensitivities
@@ -298,3 +299,74 @@ def test_a_classifier_that_is_sure_of_all_samples_tells_layers_apart(form: str) 
         found = change_of_outputs(session, held, {**halved, "none": none})
     assert found["none"] == 0
     assert all(0.01 < found[name] < 10 for name in LAYERS)
+
+
+def _timings(path: Path, sparse_ms: dict[int, float]) -> Path:
+    """Times of a product of 64 x 64 at some rows: 1 ms dense."""
+    noise = [1 + 0.001 * (at % 3) for at in range(12)]
+    products = tuple(
+        ProductTiming(
+            n_outputs=WIDTH,
+            n_inputs=WIDTH,
+            n_rows=rows,
+            dense_ms=tuple(noise),
+            sparse_ms=tuple(ms * one for one in reversed(noise)),
+        )
+        for rows, ms in sparse_ms.items()
+    )
+    write_timings(
+        path,
+        Timings(
+            model=None,
+            device="made up",
+            dtype="float16",
+            backend="cusparselt",
+            batch=8,
+            model_ms=(5.0,) * 12,
+            products=products,
+            machine={},
+            cards={},
+            versions={},
+            created="2026-11-30T00:00:00+00:00",
+        ),
+    )
+    return path
+
+
+def test_layers_save_the_time_that_was_measured(file: Path) -> None:
+    done = _sparsified(file, timings=_timings(file.with_name("t.json"), {8: 0.5}))
+    choice = done.report.choice
+    assert choice is not None and choice.saving == "ms"
+    assert {one.name for one in choice.layers if one.sparse} == {"w0", "w2", "w3"}
+    assert all(0.45 < one.saving < 0.51 for one in choice.layers)
+    assert choice.share == pytest.approx(0.75)  # of multiply-adds
+
+
+@pytest.mark.parametrize(
+    ("times", "why"), [({8: 1.1}, "it is not faster there"), ({9: 0.5}, "was not timed")]
+)
+def test_layers_that_save_no_time_are_told(file: Path, times: dict[int, float], why: str) -> None:
+    with pytest.raises(UsageError, match=f"No layer that could be 2:4 is faster .*{why}"):
+        _sparsified(file, timings=_timings(file.with_name("t.json"), times))
+
+
+def test_own_data_are_searched_on_their_validation_part(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "choice_data.py").write_text(
+        "import numpy as np\n"
+        f"found = np.load({str(file.with_name('data.npz'))!r})\n"
+        "pairs = list(zip(found['x'], found['targets']))\n"
+        "class data:\n"
+        "    calibration, validation, test = pairs[:100], pairs[100:200], pairs[200:]\n"
+        "class short:\n"
+        "    calibration, test = pairs[:100], pairs[200:]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = _sparsified(file, data="choice_data:data", method="activation").report.choice
+    assert found is not None and found.held_back == "samples of the part validation of choice_data:data"
+    assert found.n_searched == 50 and found.test is not None and found.test.n_samples == 200
+    file.with_name("run").rename(file.with_name("first"))
+    other = _sparsified(file, data="choice_data:short").report.choice  # all of calibration is calibrated on
+    assert other is not None and other.held_back.endswith("a part of the test set")
+    assert other.test is not None and other.test.n_samples == 160
