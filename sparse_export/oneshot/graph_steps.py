@@ -149,7 +149,7 @@ def sparsify_source(
         The run and the report.
 
     Raises:
-        GateFailed: no layer can be sparse within the bound. The dense run is left then.
+        GateFailed: no layer can be sparse within the bound. Nothing is left then.
         SparseExportError: as `sparsify_graph` and `read_inputs`.
     """
     signature, split = split_inputs(source, inputs, calibration_samples, seed, scoring, bound)
@@ -193,7 +193,6 @@ def sparsify_source(
                 )
             except GateFailed:
                 remove_state(state)  # another call with this bound would end alike
-                dense_run_of(source, dense_folder(out))
                 raise
             pruned, choice = chosen.pruned, chosen.choice
         seconds = time.monotonic() - began

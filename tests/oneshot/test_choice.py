@@ -94,8 +94,7 @@ def test_no_layer_within_the_bound_ends_with_what_costs_least(tmp_path: Path) ->
         GateFailed, match=r"No layer can be made sparse: .* loses .* points of accuracy alone"
     ):
         _sparsified(path, max_drop=0)
-    assert not (tmp_path / "run").exists()
-    assert open_run(tmp_path / "run-dense").info.density == 1.0
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["data.npz", "inputs.npz", "net.onnx"]
 
 
 def test_a_dry_run_writes_nothing_and_puts_the_costly_layer_last(file: Path) -> None:
@@ -370,3 +369,17 @@ def test_own_data_are_searched_on_their_validation_part(
     other = _sparsified(file, data="choice_data:short").report.choice  # all of calibration is calibrated on
     assert other is not None and other.held_back.endswith("a part of the test set")
     assert other.test is not None and other.test.n_samples == 160
+
+
+def test_an_error_may_rise_by_a_share_of_itself(file: Path) -> None:
+    x = drawn(400, WIDTH, seed=3)
+    (y,) = outputs_of(onnx.load(file), {"x": x})
+    noise = 0.1 * float(y.std()) * drawn(*y.shape, seed=11)
+    np.savez(file.with_name("data.npz"), x=x, targets=(y + noise).astype(np.float32))
+    choice = _sparsified(file, task="regression", max_drop="20%").report.choice
+    assert choice is not None
+    assert not choice.dense.higher_is_better
+    assert [one.name for one in choice.layers if not one.sparse] == ["w1"]
+    assert choice.sparse.figure <= 1.2 * choice.dense.figure
+    assert choice.layers[-1].reason.startswith("2:4 here loses") or "would lose" in choice.layers[-1].reason
+    assert "points" not in choice.layers[-1].reason
