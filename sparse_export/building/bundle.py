@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sparse_export.building.dense_baseline import TimedEngines, time_engines
+from sparse_export.building.engine_form import EngineForm
 from sparse_export.building.engines import EngineProgress, Engines, add_engines
 from sparse_export.building.golden import require_parity, write_golden
 from sparse_export.building.graph import BuiltGraph, build_graph
@@ -24,6 +25,7 @@ from sparse_export.errors import SparseExportError
 from sparse_export.files import claimed, require_writable, sha256_file, staged_folder, write_bytes, write_json
 from sparse_export.formats.bundle import (
     BUNDLE_FILE,
+    ENGINE_MODEL_FILE,
     Bundle,
     GoldenInfo,
     PatternInfo,
@@ -33,6 +35,7 @@ from sparse_export.formats.bundle import (
 from sparse_export.formats.layers import LAYERS_FILE
 from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import Run, RunInfo
+from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.passes.fit_pattern import Gather
 from sparse_export.graph.passes.postprocess import with_postprocess
 from sparse_export.sparsity.pattern import NMPattern
@@ -166,13 +169,13 @@ def build_from_request(
         graph = build_graph(opened_run, request, checked.wanted, data_dir=data_dir, trust=trust)
         if request.postprocess:
             model, signature = with_postprocess(graph.model, graph.signature, request.postprocess)
-            graph = replace(graph, model=model, signature=signature)
+            graph = replace(graph, model=model, signature=signature, engine=_extended(graph, request))
         files = model_files(graph.model, request.onnx)
         with staged_folder(checked.target) as stage:
             golden = _write_models(stage, files, graph, request)
             built, timed = _add_engines(stage, graph, checked, request, progress)
             write_json(stage / LAYERS_FILE, layers_document(graph.layers, built, timed))
-            names = [*files, LAYERS_FILE, *golden.files, *built.files, *timed.files]
+            names = [*files, *_engine_files(graph), LAYERS_FILE, *golden.files, *built.files, *timed.files]
             preprocess = write_preprocess(stage, checked.info, data_dir) if request.preprocess else None
             if preprocess is not None:
                 names += preprocess.files
@@ -237,7 +240,22 @@ def _write_models(
         require_parity(stage / name, signature, graph.golden, rtol, rms)
         if request.postprocess:
             golden = golden_with_postprocess(stage / name, signature, graph.golden, request.postprocess, rtol)
+    if graph.engine is not None:
+        write_bytes(stage / ENGINE_MODEL_FILE, graph.for_engines.SerializeToString(deterministic=True))
+        require_parity(stage / ENGINE_MODEL_FILE, signature, graph.golden, rtol, rms)
     return write_golden(stage, golden)
+
+
+def _extended(graph: BuiltGraph, request: BuildRequest) -> EngineForm | None:
+    """The graph for engines with what is appended to the other one."""
+    if graph.engine is None:
+        return None
+    model, _ = with_postprocess(graph.engine.model, graph.signature, request.postprocess)
+    return replace(graph.engine, model=model)
+
+
+def _engine_files(graph: BuiltGraph) -> tuple[str, ...]:
+    return () if graph.engine is None else (ENGINE_MODEL_FILE,)
 
 
 def _add_engines(
@@ -250,9 +268,9 @@ def _add_engines(
     """Build the engines, and time their layers if that was requested."""
     built = add_engines(
         stage,
-        graph.model,
+        graph.for_engines,
         graph.signature,
-        graph.layers,
+        graph.layers if graph.engine is None else graph_layers(graph.for_engines),
         checked.engines,
         precision=request.precision,
         previous=checked.target,
@@ -262,7 +280,7 @@ def _add_engines(
         return built, TimedEngines(times={}, files=(), failures={})
     timed = time_engines(
         stage,
-        graph.model,
+        graph.for_engines,
         graph.signature,
         checked.engines,
         built,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.building.calibration import calibration_batches
+from sparse_export.building.engine_form import EngineForm, engine_form
 from sparse_export.building.golden import Golden, golden_inputs, golden_pair
 from sparse_export.building.patterns import (
     ineligible_weights,
@@ -84,6 +85,7 @@ class BuiltGraph:
         n_calibration: number of samples for int8 and fp8.
         compacted: what was removed with dead channels; None for a graph that has all its channels.
         fit: None where no pattern was requested.
+        engine: the graph that engines are built of, where that is another one.
     """
 
     model: onnx.ModelProto
@@ -97,6 +99,12 @@ class BuiltGraph:
     n_calibration: int
     compacted: CompactInfo | None
     fit: PatternedNetwork | None
+    engine: EngineForm | None = None
+
+    @property
+    def for_engines(self) -> onnx.ModelProto:
+        """The graph that engines are built of."""
+        return self.model if self.engine is None else self.engine.model
 
 
 def build_graph(
@@ -140,6 +148,7 @@ def build_graph(
     promised = promised_patterns(promising)
     model, compacted = rewrite_graph(model, signature, promised, fitted, request.compact)
     n_parameters, n_nonzero = count_parameters(model)  # before int8, whose weights are no floats
+    engine = _engine_form(model, signature, samples, request, promised)
     model = convert_precision(model, request.precision, samples)
     require_patterns(model, promised)  # of the graph that ships: compacting and gathering move columns
     return BuiltGraph(
@@ -154,7 +163,22 @@ def build_graph(
         n_calibration=sum(map(info.signature.n_samples, samples)),
         compacted=compacted,
         fit=fit,
+        engine=engine,
     )
+
+
+def _engine_form(
+    model: onnx.ModelProto,
+    signature: Signature,
+    samples: Sequence[Feeds],
+    request: BuildRequest,
+    promised: Mapping[str, NMPattern],
+) -> EngineForm | None:
+    """The graph for engines of one that is sparse already, held to the promised patterns."""
+    found = engine_form(model, signature, samples, request.precision)
+    if found is not None:
+        require_patterns(found.model, promised)
+    return found
 
 
 def _from_graph(
@@ -180,6 +204,8 @@ def _from_graph(
         model = with_packable_opset(model)
     model, compacted = rewrite_graph(model, info.signature, promised, None, request.compact)
     counts = count_parameters(model)  # before int8, whose weights are no floats
+    positive_zeros(model)
+    engine = _engine_form(model, info.signature, samples, request, promised)
     model = convert_precision(model, request.precision, samples)
     positive_zeros(model)
     require_patterns(model, promised)
@@ -188,6 +214,7 @@ def _from_graph(
         graph_as_it_is(info.layers, model, info.signature, golden, counts=counts),
         n_calibration=sum(map(info.signature.n_samples, used)),
         compacted=compacted,
+        engine=engine,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from sparse_export.building.dense_baseline import TimedEngines
+from sparse_export.building.engine_form import EngineForm
 from sparse_export.building.engines import Engines
 from sparse_export.building.golden import ATOL
 from sparse_export.building.graph import BuiltGraph
@@ -13,7 +14,9 @@ from sparse_export.engines.options import Precision
 from sparse_export.engines.precision import RMS_TOLERANCE, TOLERANCE
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import (
+    ENGINE_MODEL_FILE,
     BundleInfo,
+    EngineGraphInfo,
     GoldenInfo,
     PatternInfo,
     PreprocessInfo,
@@ -103,7 +106,21 @@ def bundle_info(
         fitted=pattern,
         postprocess=tuple(postprocess),
         preprocess=preprocess,
+        engine_graph=_engine_graph(graph.engine),
         engines=built.infos,
+    )
+
+
+def _engine_graph(form: EngineForm | None) -> EngineGraphInfo | None:
+    """The record of the graph that engines are built of, where that is another one."""
+    if form is None:
+        return None
+    return EngineGraphInfo(
+        file=ENGINE_MODEL_FILE,
+        ranges=form.ranges,
+        rms={str(ranges): rms for ranges, rms in form.rms.items()},
+        n_products=form.n_products,
+        n_quantized=form.n_quantized,
     )
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from sparse_export.engines import tensorrt_import
 from sparse_export.engines.options import EngineOptions, Precision, engine_file, profile_text
+from sparse_export.engines.precision import CALIBRATED
 from sparse_export.errors import MissingCapability, UsageError
-from sparse_export.formats.bundle import PREPROCESS_FILE
+from sparse_export.formats.bundle import ENGINE_MODEL_FILE, PREPROCESS_FILE
 from sparse_export.formats.run import RunInfo
 from sparse_export.signature import Signature
 
@@ -121,6 +122,9 @@ def describe_build(
     files = [
         DryRunFile(file=file, how=", ".join([precision, one, *postprocess])) for file, one in forms.items()
     ]
+    if precision in CALIBRATED:
+        how = ", ".join([f"{precision} between float16, for engines", *postprocess])
+        files.append(DryRunFile(file=ENGINE_MODEL_FILE, how=how))
     if preprocess:
         files.append(DryRunFile(file=PREPROCESS_FILE, how="the network's input of raw samples"))
     files += [_describe_engine(one, info.signature, precision, time_layers) for one in engines]

@@ -49,6 +49,8 @@ SUMS_FILE = "SHA256SUMS"
 MODEL_FILE = "model.onnx"
 PREPROCESS_FILE = "preprocess.onnx"
 ORDERS_FILE = "orders.json"
+ENGINE_MODEL_FILE = "model-engine.onnx"
+"""The graph that engines of int8 and fp8 are built of."""
 GOLDEN_INPUT = "golden/input.npy"
 GOLDEN_OUTPUT = "golden/output.npy"
 CACHE_FOLDER = "cache/onnxruntime-tensorrt"
@@ -156,6 +158,26 @@ class PreprocessInfo:
         return (PREPROCESS_FILE, self.golden_input, self.golden_output)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EngineGraphInfo:
+    """The graph that engines of int8 and fp8 are built of; `model.onnx` is for onnxruntime's kernels.
+
+    Attributes:
+        file: of the graph.
+        ranges: how the ranges of its values were taken: `max`, `percentile` or `entropy`.
+        rms: by each way that was tried, the root mean square of the error on samples that ranges were taken
+            from, by the spread of the output where it is largest.
+        n_products: products of the graph, those without weights too.
+        n_quantized: those that read and write quantized values.
+    """
+
+    file: str
+    ranges: str
+    rms: dict[str, Amount]
+    n_products: Count
+    n_quantized: Count
+
+
 PatternMethod = Literal["as trained", "permuted", "gathered", "dense"]
 
 
@@ -257,6 +279,7 @@ class BundleInfo:
         fitted: None where no pattern was requested.
         postprocess: the steps that were appended, like `softmax` and `topk:5`.
         preprocess: the graph that makes the network's input; None for none.
+        engine_graph: the graph that engines are built of, where that is another one than `model.onnx`.
         digest: of this document.
     """
 
@@ -292,6 +315,7 @@ class BundleInfo:
     fitted: PatternInfo | None = None
     postprocess: tuple[str, ...] = ()
     preprocess: PreprocessInfo | None = None
+    engine_graph: EngineGraphInfo | None = None
     digest: str = field(default="", compare=False)
     kind: Literal["bundle"] = "bundle"
     schema_version: int = SEALED_VERSION
@@ -325,6 +349,7 @@ class BundleInfo:
         names = [MODEL_FILE, *self.golden.files, LAYERS_FILE]
         names += [ORDERS_FILE] if self.fitted is not None else []
         names += [] if self.preprocess is None else self.preprocess.files
+        names += [] if self.engine_graph is None else [self.engine_graph.file]
         for engine in self.engines:
             names += [engine.file] if engine.timing_cache is None else [engine.file, engine.timing_cache]
         return tuple(dict.fromkeys(names))

@@ -15,6 +15,7 @@ from sparse_export.evaluate.links.case import Case
 from sparse_export.evaluate.links.chain import Figure, Finding
 from sparse_export.evaluate.parity import golden_parity
 from sparse_export.evaluate.validation import differing
+from sparse_export.files import sha256_file
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import LAYERS_FILE, GraphLayer, read_engine_layers
 from sparse_export.formats.listed import bytes_of, file_of
@@ -140,7 +141,9 @@ def engines_are_of_the_graph(case: Case) -> Finding:
     engines = case.bundle.info.engines
     if not engines:
         return Finding(told=("the bundle has no engine, only its ONNX file",), checked=False)
-    digest = _graph_digest(case)
+    own = case.bundle.info.engine_graph
+    graph = MODEL_FILE if own is None else own.file
+    digest = _graph_digest(case) if own is None else sha256_file(file_of(case.bundle, own.file))
     told = []
     for engine in engines:
         require_genuine(case.bundle, engine, trusted=case.trust)
@@ -149,8 +152,7 @@ def engines_are_of_the_graph(case: Case) -> Finding:
                 f"The engine {case.bundle.path / engine.file} was built from the graph "
                 f"{engine.onnx_sha256[:12]}….",
                 expected=(
-                    f"The graph of {MODEL_FILE} was expected, {digest[:12]}…: its engine computes "
-                    "something else."
+                    f"The graph of {graph} was expected, {digest[:12]}…: its engine computes something else."
                 ),
                 do="Build the bundle again, engine and graph together.",
             )

@@ -23,6 +23,7 @@ _PERCENTILE = 99.99
 _BINS = 2048
 _ENTROPY_BINS = 512  # its time grows with the square
 _LEVELS = 128
+_LEAST = 1e-30  # of a range, where all values are zero
 
 
 def require_samples(samples: Sequence[Feeds]) -> None:
@@ -66,6 +67,9 @@ def largest_magnitudes(
         calibrator.select_tensors_to_calibrate = chosen
         calibrator.augment_graph()
         calibrator.create_inference_session()
+        if method != "max":
+            largest = largest_magnitudes(model, values, samples, "max")
+            calibrator.collector = _histograms(calibrate, calibrator, method, largest)
         with contextlib.redirect_stdout(io.StringIO()):  # the calibrators print what they do
             for feeds in samples:
                 # One batch at a time: they keep every value of what they are given at once.
@@ -88,6 +92,28 @@ def _calibrator(calibrate: Any, method: RangeMethod, source: str, augmented: str
         num_bins=_ENTROPY_BINS,
         num_quantized_bins=_LEVELS,
     )
+
+
+def _histograms(calibrate: Any, calibrator: Any, method: RangeMethod, largest: Mapping[str, float]) -> Any:
+    """Empty histograms over the range of each value. Of their own they begin at the range of the first batch and
+    grow by bins of that width: a value far out in a later batch would make millions.
+    """
+    collector = calibrate.HistogramCollector(
+        method=method,
+        symmetric=True,
+        num_bins=calibrator.num_bins,
+        num_quantized_bins=calibrator.num_quantized_bins,
+        percentile=calibrator.percentile,
+        scenario="same",
+    )
+    n = calibrator.num_bins
+    for name, one in largest.items():
+        top = np.float32(max(one, _LEAST))
+        bottom = np.float32(0.0) if method == "percentile" else -top
+        edges = np.linspace(bottom, top, n + 1, dtype=np.float32)
+        ends = (bottom, top) if method == "percentile" else (bottom, top, top)
+        collector.histogram_dict[name] = (np.zeros(n, np.int64), edges, *ends)
+    return collector
 
 
 def _named(values: Collection[str]) -> Any:
