@@ -6,6 +6,7 @@ import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparse_export.engines.foreign_log import layers_from_file, log_from_file
 from sparse_export.engines.header import read_header
@@ -26,6 +27,11 @@ from sparse_export.formats.run import RUN_FILE, LayerInfo, RunInfo, read_run_inf
 from sparse_export.formats.score import Score
 from sparse_export.graph.if_pruned import LayerIfPruned, totals_if_pruned
 from sparse_export.inspection import ForeignEngine, InspectedEngine, InspectedLayer, Inspection
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from sparse_export.graph.quantized_ends import QuantizedEnds
 
 __all__ = ["inspect"]
 
@@ -166,7 +172,31 @@ def _of_bundle(path: Path) -> Inspection:
         problem=found.problem or _problem_with_graph(bundle),
         unlisted=_unlisted(path, info),
         if_pruned=totals_if_pruned(graph) if graph else None,
+        quantized=_quantized_in_bundle(bundle),
     )
+
+
+def _quantized_in_bundle(bundle: Bundle) -> tuple[QuantizedEnds, ...]:
+    """Of the graph that engines are built of; nothing where it cannot be read, which `problem` reports."""
+    import onnx
+
+    own = bundle.info.engine_graph
+    if own is None:
+        return ()
+    try:
+        model = onnx.load_from_string(bundle.graph_bytes(own.file))
+    except ArtefactError:
+        return ()
+    return _quantized(model)
+
+
+def _quantized(model: ModelProto) -> tuple[QuantizedEnds, ...]:
+    """What the products of a graph read and write; nothing where no value is quantized."""
+    from sparse_export.graph.quantized_ends import quantized_ends
+
+    if not any(node.op_type == "DequantizeLinear" for node in model.graph.node):
+        return ()
+    return quantized_ends(model)
 
 
 def _problem_with_graph(bundle: Bundle) -> str | None:
@@ -289,7 +319,7 @@ def _of_onnx(path: Path) -> Inspection:
         facts["NaN or infinity"] = overview.not_finite
     n_parameters = overview.n_parameters
     inspection = _inspection(path, "onnx", tuple(layers.values()), n_parameters, None, facts, {})
-    return replace(inspection, graph=found, if_pruned=totals_if_pruned(found))
+    return replace(inspection, graph=found, if_pruned=totals_if_pruned(found), quantized=_quantized(model))
 
 
 def _inspection(

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from sparse_export.engines.options import profile_text
 from sparse_export.errors import ArtefactError, GateFailed
@@ -18,6 +18,9 @@ from sparse_export.graph.eligibility import MEANINGS
 from sparse_export.graph.if_pruned import IfPruned, LayerIfPruned
 from sparse_export.tables import Shown, Table, shape_text
 from sparse_export.tasks.scores import score_text
+
+if TYPE_CHECKING:  # it loads onnx, which showing the result does not need
+    from sparse_export.graph.quantized_ends import QuantizedEnds
 
 __all__ = [
     "ForeignEngine",
@@ -126,6 +129,8 @@ class Inspection:
         unchecked: why the promises could not be looked at, None when they were or there are none.
         speed: of a run's training, where it was timed.
         if_pruned: what making the layers of the graph 2:4 would come to, where there is a graph.
+        quantized: what each product of a quantized graph reads and writes; of a bundle of the graph that
+            engines are built of. None where nothing is quantized.
         foreign: an engine of this graph that was built elsewhere, where its log or JSON was given.
     """
 
@@ -148,6 +153,7 @@ class Inspection:
     unlisted: tuple[str, ...] = ()
     if_pruned: IfPruned | None = None
     foreign: ForeignEngine | None = None
+    quantized: tuple[QuantizedEnds, ...] = ()
 
     def shown(self) -> Shown:
         """Facts, layers with a legend of the reasons, and engines."""
@@ -164,12 +170,36 @@ class Inspection:
         if self.unlisted:
             rows.append(("not listed", _unlisted_text(self.unlisted)))
         layers = _graph_parts(self) if self.graph else [_layer_table(self)] if self.layers else []
+        layers += _quantized_parts(self)
         engines = [part for engine in self.engines for part in engine.shown().parts]
         foreign = self.foreign.shown().parts if self.foreign is not None else ()
         return Shown([Table(rows=rows), *layers, *engines, *foreign])
 
     def __str__(self) -> str:
         return self.shown().draw()
+
+
+def _quantized_parts(found: Inspection) -> list[str | Table]:
+    """Which products read and write quantized values, and what breaks it for the others."""
+    if not found.quantized:
+        return []
+    names = {layer.node: layer.weight for layer in found.graph if layer.constant and layer.weight}
+    word = {True: "yes", False: "no"}
+    rows = [
+        (names.get(one.node, one.node), word[one.reads], word[one.writes], one.broken_by or "-")
+        for one in found.quantized[:_LAYERS_SHOWN]
+    ]
+    n_all = len(found.quantized)
+    left = (
+        [f"{n_all - len(rows):,} more products are not shown; --json has all."] if n_all > len(rows) else []
+    )
+    n_holding = sum(one.reads and one.writes for one in found.quantized)
+    told = (
+        f"{n_holding} of {n_all} products read and write quantized values, as TensorRT's sparse kernels for "
+        "int8 need. Whether it then picks one is not measured."
+    )
+    table = Table(head=("layer", "reads quantized", "writes quantized", "broken by"), rows=rows)
+    return [told, table, *left]
 
 
 def _layer_table(found: Inspection) -> Table:

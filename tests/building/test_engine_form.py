@@ -23,8 +23,10 @@ from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import ENGINE_MODEL_FILE, Bundle, open_bundle
 from sparse_export.formats.run import Run
 from sparse_export.graph.layers import graph_layers
+from sparse_export.graph.passes.quantize import quantized
 from sparse_export.graph.passes.quantize_typed import quantized_for_engines
 from sparse_export.graph.quantized_ends import quantized_ends
+from sparse_export.inspect import inspect
 from sparse_export.runtimes.onnxruntime import open_session
 from tests.engines.conftest import SMALL, small_graph
 from tests.exporting import exported_once
@@ -145,3 +147,38 @@ def test_a_dry_run_names_the_file(made: tuple[Run, Bundle], tmp_path: Path) -> N
     )
     files = {one.file: one.how for one in dry_run(made[0].path, tmp_path / "out", request).files}
     assert files[ENGINE_MODEL_FILE].startswith("fp8 between float16")
+
+
+# ---- inspect
+
+
+def test_inspect_tells_which_layers_read_and_write_int8_and_what_breaks_it(made: tuple[Run, Bundle]) -> None:
+    found = inspect(made[1].path)
+    assert [one.reads for one in found.quantized] == [True] * 5
+    assert [one.writes for one in found.quantized] == [True] * 4 + [False]
+    assert found.quantized[-1].broken_by.startswith("logits")
+    text = " ".join(str(found).split())
+    assert "4 of 5 products read and write quantized values" in text
+    assert "Whether it then picks one is not measured" in text
+    assert found.quantized[-1].broken_by in text
+
+
+def test_inspect_names_the_input_of_a_product_that_is_not_quantized(tmp_path: Path) -> None:
+    """In onnxruntime's form the Relu between two products reads float values."""
+    model = quantized(small_graph(), [{"input": np.ones((4, 16), np.float32)}], "int8")
+    onnx.save(model, tmp_path / "m.onnx")
+    first, second = inspect(tmp_path / "m.onnx").quantized
+    assert (first.reads, first.writes, second.reads) == (True, True, True)
+    node = next(node for node in model.graph.node if node.name == "second")
+    node.input[0] = "a"  # past its pair
+    onnx.save(model, tmp_path / "m.onnx")
+    first, second = inspect(tmp_path / "m.onnx").quantized
+    assert (second.reads, second.broken_by) == (False, "a")
+    assert (first.writes, first.broken_by) == (False, "a")
+
+
+def test_inspect_says_nothing_of_quantization_where_there_is_none(tmp_path: Path) -> None:
+    onnx.save(small_graph(), tmp_path / "m.onnx")
+    found = inspect(tmp_path / "m.onnx")
+    assert found.quantized == ()
+    assert "quantized" not in str(found)
