@@ -91,6 +91,7 @@ def add_engines(
                 stage / file,
                 one,
                 signature,
+                precision=precision,
                 timing_cache=_read_own_file(previous, cache),
                 progress=observe,
                 failure_folder=previous.with_name(f"{previous.name}-{one.target}-failed"),

@@ -17,7 +17,7 @@ import onnx
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from sparse_export import child
-from sparse_export.engines.options import Bounds, EngineOptions, require_types
+from sparse_export.engines.options import Bounds, EngineOptions, Precision, require_types
 from sparse_export.engines.progress import Phases, Progress
 from sparse_export.engines.tensorrt_import import install_hint, module_name
 from sparse_export.errors import (
@@ -113,6 +113,7 @@ def build_engine(
     options: EngineOptions,
     signature: Signature,
     *,
+    precision: Precision | None = None,
     timing_cache: bytes | None = None,
     progress: Progress | None = None,
     failure_folder: Path | None = None,
@@ -124,6 +125,8 @@ def build_engine(
         out: the engine to write.
         options: how to build it.
         signature: of the graph; its inputs take the sizes that the profiles of the options allow.
+        precision: of the graph, whose products then compute in no float32 unless it is fp32; None for a graph
+            of any types.
         timing_cache: of an earlier build.
         progress: called at each step.
         failure_folder: gets the graph, the log and a script that repeats this build when it fails; beside
@@ -131,8 +134,8 @@ def build_engine(
 
     Raises:
         MissingCapability: the library is missing, or needs a GPU that is not here.
-        UsageError: the profiles leave a free size without bounds or do not fit the graph, or an input or
-            output is of a type that engines do not have.
+        UsageError: the profiles leave a free size without bounds or do not fit the graph, an input or output
+            is of a type that engines do not have, or a product computes in float32 that is not to.
         EngineBuildFailed: the graph cannot be parsed, the builder returned no engine, or the process crashed.
         OutputError: the engine cannot be written.
     """
@@ -144,6 +147,7 @@ def build_engine(
             (work / "timing.cache").write_bytes(timing_cache)
         request: dict[str, Any] = {
             **asdict(options),
+            "precision": precision,
             "profiles": profiles if signature.free else [],
             "onnx": "model.onnx",
             "engine": "model.engine",

@@ -105,6 +105,7 @@ def _build(request: dict[str, Any], send_event: SendEvent, cancelled: threading.
         ]
         raise _BuildError("graph", "; ".join(reported) or "the parser gave no reason")
     parse_s = time.perf_counter() - start
+    _require_types(network, request["precision"])
 
     config = builder.create_builder_config()
     _configure(config, request)
@@ -152,6 +153,29 @@ def _require_tensors(network: trt.INetworkDefinition) -> None:
                 f"The values of the input {tensor.name} decide about sizes inside the graph, and an engine "
                 "would hold for a few of them only. Make it a constant of the network.",
             )
+
+
+def _require_types(network: trt.INetworkDefinition, precision: str | None) -> None:
+    """Raise for a product that computes in float32 in a network that is meant to have none.
+
+    The network is strongly typed: its products run in the types that the parser gave their inputs.
+    """
+    if precision in (None, "fp32"):
+        return
+    products = (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
+    wide = []
+    for at in range(network.num_layers):
+        layer = network.get_layer(at)
+        inputs = [layer.get_input(number) for number in range(layer.num_inputs)]
+        if layer.type in products and any(one is not None and one.dtype == trt.float32 for one in inputs):
+            wide.append(layer.name)
+    if wide:
+        more = f" and {len(wide) - 1} more" if len(wide) > 1 else ""
+        raise _BuildError(
+            "usage",
+            f"The product {wide[0]}{more} computes in float32, and an engine of {precision} is to have none. "
+            "Its graph is not in that precision.",
+        )
 
 
 def _shapes_text(shapes: dict[str, list[list[int]]]) -> str:
