@@ -23,9 +23,8 @@ from sparse_export.oneshot.held_back import (
     of_own_data,
     part_of_test,
 )
-from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
-from sparse_export.runtimes.outputs import output_batches
+from sparse_export.runtimes.outputs import statistics_of_session
 from sparse_export.signature import Array, Feeds, Signature
 from sparse_export.tasks.data import own
 from sparse_export.tasks.inputs import InputFiles
@@ -195,19 +194,36 @@ class Tested:
     """The dense and the sparse network on the test set.
 
     Attributes:
-        dense: score on all of it.
-        sparse: likewise.
-        difference: on the samples that no layer was chosen on, with its interval; None where there are none.
+        task: what both are for.
+        of_dense: what the score is made of, (samples, k).
+        of_sparse: likewise.
     """
 
-    dense: Score
-    sparse: Score
-    difference: ScoreDifference | None
+    task: Task
+    of_dense: Statistics
+    of_sparse: Statistics
 
     @property
-    def scores(self) -> tuple[Score | None, Score | None]:
-        """Of the dense and the sparse network."""
-        return self.dense, self.sparse
+    def dense(self) -> Score:
+        """Of all samples."""
+        return self.task.score(self.of_dense)
+
+    @property
+    def sparse(self) -> Score:
+        """Of all samples."""
+        return self.task.score(self.of_sparse)
+
+    def difference_but(self, held: Array | None) -> ScoreDifference | None:
+        """Sparse minus dense on the samples that no layer was chosen on, with its interval.
+
+        Args:
+            held: numbers of the others; None for none.
+
+        Returns:
+            None where no samples are left.
+        """
+        rest = np.setdiff1d(np.arange(len(self.of_dense)), held if held is not None else [])
+        return self.task.difference(self.of_dense[rest], self.of_sparse[rest]) if len(rest) else None
 
 
 def tested(
@@ -215,7 +231,6 @@ def tested(
     sparse: onnx.ModelProto,
     signature: Signature,
     test: LabelledSamples,
-    held: Array | None,
     n_threads: int | None,
 ) -> Tested:
     """Run both networks over the test set, once.
@@ -225,7 +240,6 @@ def tested(
         sparse: the other.
         signature: of both.
         test: the test set.
-        held: numbers of the samples that layers were chosen on; None for none of them.
         n_threads: of onnxruntime.
     """
     found = []
@@ -235,18 +249,5 @@ def tested(
             path.parent.mkdir()
             save_model(model, path)
             with open_session(path, signature=signature, n_threads=n_threads) as session:
-                found.append(_statistics(session, test))
-    task = test.task
-    rest = np.setdiff1d(np.arange(len(found[0])), held if held is not None else [])
-    difference = task.difference(found[0][rest], found[1][rest]) if len(rest) else None
-    return Tested(dense=task.score(found[0]), sparse=task.score(found[1]), difference=difference)
-
-
-def _statistics(session: Session, test: LabelledSamples) -> Statistics:
-    """What the score of a network is made of, (n, k)."""
-    found, start = [], 0
-    for feeds, outputs in output_batches(session, test.samples):
-        end = start + session.signature.n_samples(feeds)
-        found.append(test.task.statistics(outputs, test.targets[start:end]))
-        start = end
-    return np.concatenate(found)
+                found.append(statistics_of_session(session, test))
+    return Tested(task=test.task, of_dense=found[0], of_sparse=found[1])

@@ -7,8 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import onnx
-
 from sparse_export.errors import GateFailed, SparseExportError, UsageError
 from sparse_export.files import temporary_folder
 from sparse_export.formats.run import GRAPH_FILE, DenseInfo, LayerInfo, Run, open_run
@@ -31,7 +29,7 @@ from sparse_export.oneshot.graph_state import remove_state, state_folder
 from sparse_export.oneshot.layers import Method
 from sparse_export.oneshot.report import REPORT_FILE, SparsifyReport, Stage, method_name
 from sparse_export.runtimes.onnxruntime import open_session
-from sparse_export.runtimes.outputs import output_batches, score_of
+from sparse_export.runtimes.outputs import output_batches
 from sparse_export.signature import Signature
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.tasks.agreement import Agreement, agreement_of
@@ -196,12 +194,12 @@ def sparsify_source(
                 raise
             pruned, choice = chosen.pruned, chosen.choice
         seconds = time.monotonic() - began
-        if choice is not None and scoring is not None and held is not None:
-            done = tested(source.model, pruned.model, signature, scoring.test, held[1], n_threads)
-            choice = replace(choice, test=done.difference, test_is_share=done.sparse.is_share)
-            before, after = done.scores
-        else:
-            before, after = _scores(source.model, pruned.model, signature, scoring, n_threads)
+        before = after = None
+        if scoring is not None:
+            done = tested(source.model, pruned.model, signature, scoring.test, n_threads)
+            before, after = done.dense, done.sparse
+            if choice is not None and held is not None:
+                choice = replace(choice, test=done.difference_but(held[1]), test_is_share=after.is_share)
         dense = dense_run_of(source, dense_folder(out), scoring=scoring, test=before)
         agreement = _agreement(dense, pruned, signature, split, n_threads)
         stages = (
@@ -227,27 +225,6 @@ def sparsify_source(
             report_file=REPORT_FILE,
         )
     return run, report
-
-
-def _scores(
-    dense: onnx.ModelProto,
-    sparse: onnx.ModelProto,
-    signature: Signature,
-    scoring: Scoring | None,
-    n_threads: int | None,
-) -> tuple[Score | None, Score | None]:
-    """Of the dense and the sparse graph on the same samples."""
-    if scoring is None:
-        return None, None
-    found = []
-    with temporary_folder() as folder:
-        for number, model in enumerate((dense, sparse)):
-            path = folder / f"{number}" / GRAPH_FILE
-            path.parent.mkdir()
-            save_model(model, path)
-            with open_session(path, signature=signature, n_threads=n_threads) as session:
-                found.append(score_of(session, scoring.test))
-    return found[0], found[1]
 
 
 def _agreement(

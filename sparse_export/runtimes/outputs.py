@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from sparse_export.errors import GateFailed
-from sparse_export.formats.score import Score
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.signature import Array, Feeds, Signature, joined
 from sparse_export.tasks.samples import LabelledSamples, SampleSet
 from sparse_export.tasks.task import Statistics
 
-__all__ = ["output_batches", "outputs_of", "outputs_of_file", "score_of", "scored_batches"]
+__all__ = ["output_batches", "outputs_of", "outputs_of_file", "scored_batches", "statistics_of_session"]
 
 BATCH = 500
 BATCH_VALUES = 16 * 2**20  # of a batch's inputs: large pictures come in smaller batches
@@ -73,10 +72,9 @@ def scored_batches(
         start = end
 
 
-def score_of(session: Session, test: LabelledSamples, *, who: str = "") -> Score:
-    """The score of a session over samples with targets; arguments and errors as of `scored_batches`."""
-    found = [statistics for _, _, statistics in scored_batches(session, test, who=who)]
-    return test.task.score(np.concatenate(found))
+def statistics_of_session(session: Session, test: LabelledSamples, *, who: str = "") -> Statistics:
+    """What the score of a session is made of; arguments and errors as of `scored_batches`."""
+    return np.concatenate([statistics for _, _, statistics in scored_batches(session, test, who=who)])
 
 
 def outputs_of(session: Session, samples: SampleSet, *, who: str = "") -> dict[str, Array]:
