@@ -13,6 +13,7 @@ from sparse_export.cli._common import (
     inputs_option,
     json_option,
     print_result,
+    say,
     shape_of_sample,
     sizes_option,
 )
@@ -239,8 +240,20 @@ def command(
         return
     with engine_observer() as progress:
         bundle = build_from_request(run, out, asked, data_dir=data_dir, progress=progress, trust=trust)
+    if labels is not None:
+        _warn_of_repeated(labels, bundle)
     document = {"bundle": str(bundle.path), "manifest": asdict(bundle.info)}
     print_result(document, _bundle_shown(bundle, form), as_json, path=bundle.path)
+
+
+def _warn_of_repeated(labels: Path, bundle: Bundle) -> None:
+    """Say which names several classes have."""
+    from sparse_export.tasks.class_names import repeated_names
+
+    repeated = repeated_names(bundle.info.task.labels)
+    if repeated:
+        shown = ", ".join(repeated[:5]) + (" …" if len(repeated) > 5 else "")
+        say(f"warning: --labels {labels} gives several classes one name: {shown}")
 
 
 def _planned_dense(run: Path, plan_file: Path) -> dict[str, str]:

@@ -310,7 +310,7 @@ def measure_scores(
         with TorchSession(before, signature) as session:
             first = outputs_of(session, test.samples, who="The PyTorch network")
         second = outputs_of_file(file, test.samples, signature=of_file or signature)
-        scores = [task.score(task.statistics(outputs, test.targets)) for outputs in (first, second)]
+        scores = [task.score(task.statistics(outputs, test.targets[:])) for outputs in (first, second)]
     except (DataNotFound, MissingCapability, UsageError) as cause:
         return missing | {"not_measured": cause.what.rstrip(".")}
     changed = None

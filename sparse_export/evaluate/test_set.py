@@ -9,7 +9,7 @@ from sparse_export.errors import UsageError
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE, Bundle
 from sparse_export.formats.run import AGREEMENT, DataInfo
-from sparse_export.tasks.data import own
+from sparse_export.tasks.data import own, require_given
 from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.labels import require_outputs
 from sparse_export.tasks.named_data import open_named
@@ -95,7 +95,7 @@ def test_set_of(
 
     Raises:
         UsageError: the network, the data or the targets do not fit the task.
-        DataNotFound: the data are not there.
+        DataNotFound: the data on record are not there.
         ArtefactError: they are damaged, or not those on record.
         NotTrustedError: nobody vouches for code that the bundle names.
     """
@@ -109,6 +109,7 @@ def test_set_of(
         return None
     known = task_of(bundle, task, trust)
     if data is not None and not _is_recorded(info.data, data, pictures):
+        require_given(data, None if data_dir is None else Path(data_dir))
         found = open_named(data, info.signature, data_dir, pictures)
         return labelled(
             found.samples, found.targets, known, info.signature, of=data, network=network, do=_OTHER_TASK

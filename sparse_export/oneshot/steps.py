@@ -47,6 +47,7 @@ from sparse_export.oneshot.source import open_source, require_weights, run_of
 from sparse_export.oneshot.torch_choice import choose
 from sparse_export.sparsity.pattern import pattern_from_text
 from sparse_export.tasks.class_names import with_class_names
+from sparse_export.tasks.data import require_given
 from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.scores import MaxDrop
 from sparse_export.tasks.shipped import task_named
@@ -153,6 +154,8 @@ def sparsify(
     chosen = require_method(method)
     require_plan_for(asked, planned_dense)
     require_numbers(calibration_samples, finetune, seed)
+    if data is not None:
+        require_given(data, data_dir)
     told = Told(axes=axes, sizes=sizes, inputs=None if inputs is None else Path(inputs))
     bound = bound_of(
         max_drop, timings, scored, pattern=asked, has_plan=planned_dense is not None, norms=norms
@@ -267,6 +270,8 @@ def dense_torch_run(
     Raises:
         SparseExportError: as `sparsify` raises of its source.
     """
+    if data is not None:
+        require_given(data, data_dir)
     require_weights(model, None, weights)
     place = device_of(device)
     recipe = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from sparse_export.errors import UsageError
 from sparse_export.formats.run import TaskInfo
 from sparse_export.signature import Signature
 
-__all__ = ["n_named_classes", "read_class_names", "with_class_names"]
+__all__ = ["n_named_classes", "read_class_names", "repeated_names", "with_class_names"]
 
 _MAX_BYTES = 64 * 2**20
 
@@ -27,6 +28,12 @@ def with_class_names(task: TaskInfo, names: Sequence[str], n_outputs: int | None
         The task; without names where the network has other outputs than the data have classes.
     """
     return replace(task, labels=tuple(names) if len(names) == n_outputs else ())
+
+
+def repeated_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names that stand there more than once, each once: their classes cannot be told apart."""
+    counts = Counter(names)
+    return tuple(name for name, n in counts.items() if n > 1)
 
 
 def n_named_classes(signature: Signature) -> int | None:

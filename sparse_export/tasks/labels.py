@@ -45,10 +45,12 @@ class LabelProblem:
     Attributes:
         what: ends a sentence that starts with "The labels".
         do: the way out, a sentence.
+        task: another task that they are the targets of; None where none is known.
     """
 
     what: str
     do: str
+    task: str | None = None
 
 
 def label_problem(labels: GivenLabels, *, n_samples: int, n_classes: int) -> LabelProblem | None:
@@ -225,16 +227,25 @@ def _array_of(labels: GivenLabels) -> tuple[_Array, str]:
 def _type_problem(found: _Array, dtype: str) -> LabelProblem | None:
     """What is wrong with the shape or the type; None for integers of one axis."""
     shape, kind = found.shape, found.dtype.kind
-    if len(shape) == 2 and shape[1] > 1 and kind in "iufb" and _is_one_hot(found):
+    if len(shape) == 2 and shape[1] > 1 and kind in "iufb" and len(found) and np.isin(found, (0, 1)).all():
+        if (found.sum(axis=1) == 1).all():
+            return LabelProblem(
+                what=f"are one-hot, {dtype} of shape {shape}",
+                do="Convert them to class numbers with argmax(1), or name the task multilabel.",
+                task="multilabel",
+            )
         return LabelProblem(
-            what=f"are one-hot, {dtype} of shape {shape}", do="Convert them to class numbers with argmax(1)."
+            what=f"are multi-hot, {dtype} of shape {shape}",
+            do="Name the task multilabel; or give one class number per sample.",
+            task="multilabel",
         )
     if kind == "f":
         where = np.argwhere(np.isnan(found))
-        nan = f" with NaN, first at sample {where[0][0]}" if len(where) and len(shape) else ""
+        nan = f" with {len(where)} NaN, first at sample {where[0][0]}" if len(where) and len(shape) else ""
         return LabelProblem(
             what=f"are {dtype}{nan}, which means regression targets",
-            do="Convert them to int64 if they are class numbers; regression targets have no top-1 accuracy.",
+            do="Convert them to int64 if they are class numbers, or name the task regression.",
+            task="regression",
         )
     if kind == "b":
         return LabelProblem(
@@ -251,7 +262,3 @@ def _type_problem(found: _Array, dtype: str) -> LabelProblem | None:
         what=f"have shape {shape}",
         do="Give one class number per sample. For several labels per sample there is no top-1 accuracy.",
     )
-
-
-def _is_one_hot(found: _Array) -> bool:
-    return bool(len(found) and ((found == 0) | (found == 1)).all() and (found.sum(axis=1) == 1).all())

@@ -91,7 +91,7 @@ def open_named(
         return NamedData(
             name=name,
             samples=own.PartSamples(part=part, signature=signature),
-            targets=part.targets(),
+            targets=part.targets() if part.knows_targets else own.PartTargets(part),
             sha256=part.sha256,
             calibration=_calibration(found, signature),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,15 @@ from torch import Tensor
 
 from sparse_export.errors import UsageError
 from sparse_export.formats.run import DataInfo
-from sparse_export.signature import Signature
+from sparse_export.signature import Array, Signature
 from sparse_export.tasks import data
+from sparse_export.tasks.archives import pieces_of
+from sparse_export.tasks.class_names import n_named_classes
+from sparse_export.tasks.data.own import PartTargets
 from sparse_export.tasks.labels import require_labels, require_outputs
 from sparse_export.tasks.named_data import open_named
 from sparse_export.tasks.sample_set import ArraySamples, BatchSamples, SampleSet, SingleInput
-from sparse_export.tasks.shipped import Classification
+from sparse_export.tasks.shipped import IGNORED, Classification, Segmentation
 from sparse_export.tasks.task import Targets, Task
 
 __all__ = [
@@ -28,6 +32,20 @@ __all__ = [
     "load_test_set",
     "n_outputs_of",
 ]
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """So many samples, of which nothing but the targets is looked at."""
+
+    n: int
+    n_values: int = 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def batches(self, most: int) -> Iterator[dict[str, Array]]:
+        return iter(())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +80,11 @@ def labelled(
     Raises:
         UsageError: the network gives no such outputs, or the targets are not those of the task.
     """
+    if isinstance(targets, PartTargets):
+        seen = targets.seen()
+        if len(seen):
+            labelled(*(_Counted(len(seen)), seen, task, signature), of=of, network=network, do=do)
+        return LabelledSamples(samples=samples, targets=targets, task=task)
     if isinstance(task, Classification):
         n_classes = require_outputs(signature.n_classes, network, do=do)
         known = require_labels(targets, n_samples=len(samples), n_outputs=n_classes, of=of)
@@ -74,13 +97,26 @@ def labelled(
     if isinstance(targets, Tensor):
         targets = targets.detach().cpu().numpy()
     if isinstance(targets, np.ndarray):
-        problem = task.problem(targets, n_outputs_of(signature))
+        problem = task.problem(targets, n_outputs_of(signature)) or _outside(targets, task, signature)
         if problem is not None:
             raise UsageError(
                 f"The targets of {of} {problem}.",
                 do=f"Give targets of the task {task.name}, or another task.",
             )
     return LabelledSamples(samples=samples, targets=targets, task=task)
+
+
+def _outside(targets: Array, task: Task, signature: Signature) -> str | None:
+    """Class numbers of pixels that a network has no output for, as the end of a sentence; None without."""
+    n_classes = n_named_classes(signature) if isinstance(task, Segmentation) else None
+    if n_classes is None:
+        return None
+    for piece in pieces_of(targets):
+        known = piece[piece != IGNORED]
+        if known.size and (int(known.min()) < 0 or int(known.max()) >= n_classes):
+            worst = int(known.min()) if int(known.min()) < 0 else int(known.max())
+            return f"hold the class {worst}, and the network has the classes 0 to {n_classes - 1}"
+    return None
 
 
 def n_outputs_of(signature: Signature) -> int | None:

@@ -217,8 +217,11 @@ class Regression(Task):
         )
 
     def problem(self, targets: Array, n_outputs: int | None) -> str | None:
-        if targets.dtype.kind not in "iuf" or not np.isfinite(targets).all():
-            return "are no finite numbers"
+        if targets.dtype.kind not in "iuf":
+            return "are no numbers"
+        not_finite = _not_finite(targets)
+        if not_finite is not None:
+            return not_finite
         width = int(np.prod(targets.shape[1:]))
         if n_outputs is not None and n_outputs != width:
             return f"have {width} numbers a sample, and the network has {n_outputs} outputs"
@@ -342,6 +345,9 @@ class Embedding(Task):
     def problem(self, targets: Array, n_outputs: int | None) -> str | None:
         if targets.ndim != 2 or targets.dtype.kind != "f":
             return f"are no vectors of shape (samples, size){_fitting(targets)}"
+        not_finite = _not_finite(targets)
+        if not_finite is not None:
+            return not_finite
         if n_outputs is not None and n_outputs != targets.shape[1]:
             return f"are vectors of {targets.shape[1]}, and the network gives {n_outputs} numbers"
         return None
@@ -433,6 +439,15 @@ def _pairs(statistics: Statistics) -> Statistics:
 
 def _first(outputs: Outputs) -> Outputs:
     return next(iter(outputs.values())) if isinstance(outputs, Mapping) else outputs
+
+
+def _not_finite(targets: Array) -> str | None:
+    """How many targets are NaN or infinite, and the first, as the end of a sentence; None where none is."""
+    wrong = np.argwhere(~np.isfinite(targets))
+    if not len(wrong):
+        return None
+    first = int(wrong[0][0]) if targets.ndim == 1 else tuple(map(int, wrong[0]))
+    return f"hold {len(wrong)} that are NaN or infinite, the first at {first}"
 
 
 def _one_number(outputs: Array, name: str) -> Array:

@@ -144,7 +144,7 @@ def test_the_output_that_holds_the_vectors_is_found_among_several() -> None:
         ("classification", np.array([[1, 1, 0], [0, 0, 0]]), "They fit the task multilabel"),
         ("classification", np.zeros((2, 4, 4), dtype=int), "They fit the task segmentation"),
         ("binary", np.array([0, 2]), "no zeros and ones"),
-        ("regression", np.array([np.nan]), "no finite numbers"),
+        ("regression", np.array([np.nan]), "hold 1 that are NaN or infinite, the first at 0"),
         ("multilabel", np.array([0, 1]), "zeros and ones of shape"),
         ("segmentation", np.array([0, 1]), "class numbers of shape"),
         ("embedding", np.array([0, 1]), "no vectors"),

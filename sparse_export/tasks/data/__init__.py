@@ -42,6 +42,7 @@ __all__ = [
     "normalise",
     "picture_files",
     "require_digest",
+    "require_given",
     "split",
     "test_sha256",
 ]
@@ -105,6 +106,25 @@ class Inputs(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: slice, /) -> Array: ...
+
+
+def require_given(name: str, data_dir: Path | None = None) -> None:
+    """Check that the file or folder of a data set that a caller names is there.
+
+    Args:
+        name: of a data set; one of another kind than `npz:FILE` and `imagefolder:DIR` passes.
+        data_dir: where a relative path starts, the current folder if None.
+
+    Raises:
+        UsageError: it is not.
+    """
+    form, _, place = name.partition(":")
+    if form not in ("npz", "imagefolder"):
+        return
+    path = _own_path(name, place, data_dir)
+    kind, is_there = ("file", path.is_file()) if form == "npz" else ("folder", path.is_dir())
+    if not is_there:
+        raise UsageError(f"{path} is not a {kind}.", do=f"Correct the path after {form}:.")
 
 
 class NormalisedInputs:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_export.errors import DataNotFound
+from sparse_export.errors import DataNotFound, UsageError
 from sparse_export.tasks.archives import mapped_copy, open_arrays, pieces_of
 from sparse_export.tasks.data.dataset import DataSet, channel_statistics
 from sparse_export.tasks.data.own import OwnData, Part
@@ -72,6 +72,7 @@ def read_arrays(name: str, path: Path, *, classes: bool = True) -> tuple[Tensor,
     Raises:
         DataNotFound: there is no such file.
         ArtefactError: it is no such archive, or an array in it is missing or invalid.
+        UsageError: labels are the targets of another task than a classification.
     """
     arrays = _arrays(name, path)
     missing = [key for key in KEYS if key not in arrays]
@@ -245,8 +246,10 @@ def _require_finite(path: Path, key: str, x: _Array) -> None:
 
 
 def _labels(path: Path, key: str, y: _Array, n_samples: int) -> Tensor:
-    """Labels as int64. Raises ArtefactError for invalid ones."""
+    """Labels as int64. Raises ArtefactError for invalid ones, and UsageError for those of another task."""
     problem = label_problem(y, n_samples=n_samples, n_classes=MAX_CLASSES)
+    if problem is not None and problem.task is not None:
+        raise UsageError(f"{path} has labels in {key} that {problem.what}.", do=problem.do)
     if problem is not None:
         raise damaged(
             path, f"has labels in {key} that {problem.what}", do=f"{problem.do} Then write the file again."

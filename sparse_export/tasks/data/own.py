@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,9 +14,27 @@ from sparse_export.errors import UsageError
 from sparse_export.own_code import attribute_named, current_folder_first, kind_of
 from sparse_export.signature import Array, Signature, numpy_dtype
 
-__all__ = ["OwnData", "Part", "PartSamples", "is_own", "own_data"]
+__all__ = ["OwnData", "Part", "PartSamples", "PartTargets", "is_own", "own_data"]
 
+_HELD, _HELD_BYTES = 4096, 2**26  # targets that are kept after their samples were read
 _HASHED = 256  # samples of a part that its digest is made of
+
+
+class PartTargets:
+    """The targets of a part without an attribute `targets`: read with its samples, and not before."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+
+    def __len__(self) -> int:
+        return len(self._part)
+
+    def __getitem__(self, rows: slice) -> Any:
+        return _stacked_targets([self._part.target(at) for at in range(*rows.indices(len(self)))])
+
+    def seen(self) -> Any:
+        """Those of up to 256 samples, spread evenly."""
+        return _stacked_targets([_array_or_other(target) for _, target in self._part.some(_HASHED)])
 
 
 def is_own(name: str) -> bool:
@@ -43,6 +61,7 @@ class Part:
 
     name: str
     samples: Samples
+    _held: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -66,9 +85,29 @@ class Part:
                 expected="A pair of inputs and a target was expected.",
             )
         inputs, target = found
+        self._hold(index, _array_or_other(target))
         if isinstance(inputs, Mapping):
             return {str(name): _array(one) for name, one in inputs.items()}, _array_or_other(target)
         return _array(inputs), _array_or_other(target)
+
+    def _hold(self, index: int, target: Any) -> None:
+        """Keep the targets that were read last, for whoever asks for them after the inputs."""
+        self._held.pop(index, None)
+        self._held[index] = target
+        while len(self._held) > _HELD or (
+            len(self._held) > 1
+            and sum(getattr(one, "nbytes", 0) for one in self._held.values()) > _HELD_BYTES
+        ):
+            del self._held[next(iter(self._held))]
+
+    def target(self, index: int) -> Any:
+        """The target of a sample, which is not read again where it was among the last ones."""
+        return self._held[index] if index in self._held else _array_or_other(self.sample(index)[1])
+
+    @property
+    def knows_targets(self) -> bool:
+        """Has the sequence an attribute `targets`, so that no sample is read for them?"""
+        return getattr(self.samples, "targets", None) is not None
 
     def targets(self) -> Any:
         """All targets: an array where they are numbers of one shape, else a list.
@@ -79,9 +118,7 @@ class Part:
         if isinstance(known, np.ndarray | Tensor):
             return _array(known)
         found = list(known) if known is not None else [self.sample(at)[1] for at in range(len(self))]
-        found = [_array_or_other(one) for one in found]
-        shapes = {one.shape if isinstance(one, np.ndarray) else None for one in map(_number, found)}
-        return np.stack([_number(one) for one in found]) if len(shapes) == 1 and None not in shapes else found
+        return _stacked_targets([_array_or_other(one) for one in found])
 
     def some(self, n: int) -> list[tuple[Any, Any]]:
         """Up to `n` samples, spread evenly."""
@@ -222,6 +259,12 @@ class PartSamples:
             arrays = [feeds[one.name] for feeds in held]
             found[one.name] = arrays[0] if axis is None else np.stack(arrays, axis)
         return found
+
+
+def _stacked_targets(found: list[Any]) -> Any:
+    """An array where they are numbers of one shape, else the list."""
+    shapes = {one.shape if isinstance(one, np.ndarray) else None for one in map(_number, found)}
+    return np.stack([_number(one) for one in found]) if len(shapes) == 1 and None not in shapes else found
 
 
 def _shapes(feeds: Mapping[str, Array]) -> list[tuple[int, ...]]:
