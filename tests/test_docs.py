@@ -206,6 +206,9 @@ assert figure("my_tasks:within_one", dict(y=np.array([[1.0], [3.0]])), np.array(
 for changes, name in ((dict(), "RMSE"), (dict(task="my_tasks:within_one"), "share within one")):
     recipe = load_recipe("recipe.toml", changes=dict(model="nets:digit", **changes))
     assert train(recipe, "run-" + name.replace(" ", "-"), device="cpu").info.test.name == name
+pairs = dict(model="pairs:Pair", data="pairs:data", task="classification", epochs=1)
+run = train(load_recipe("recipe.toml", changes=pairs), "run-pairs", device="cpu")
+assert run.info.signature.input_names == ("ids", "features")
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
