@@ -5,14 +5,16 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+PEERS_ARGS ?=
 GPU_ARGS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv-peers/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test test-full demo check lint format types bench gpu gpu-wheels networks clean
+.PHONY: help setup test test-full demo check lint format types bench bench-peers gpu gpu-wheels networks clean
 
 help:  ## say what can be made
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -48,6 +50,9 @@ bench: $(READY)  ## time the mask update, then the training step; BENCH_ARGS="--
 	@$(BIN)/python -m benchmarks.bench_mask_update $(BENCH_ARGS)
 	@$(BIN)/python -m benchmarks.bench_training_step $(BENCH_ARGS)
 
+bench-peers: $(READY) $(PEERS)  ## other programs with this one, in .venv-peers; PEERS_ARGS="--data-dir DIR --json FILE"
+	@$(BIN)/python -m benchmarks.peers.run --peers-python .venv-peers/bin/python $(PEERS_ARGS)
+
 # With the Python that is there, uninstalled: a machine with a card may have no network to install from.
 gpu:  ## tests and measurements on a CUDA card, at most nine minutes; GPU_ARGS="--rehearse" runs it without one
 	@"$(PYTHON)" -m benchmarks.gpu_session $(GPU_ARGS)
@@ -61,8 +66,16 @@ gpu-wheels: $(READY)  ## what `make gpu` may need of packages, as wheels for Pyt
 	@ls gpu-wheels
 
 clean:  ## remove .venv, caches and what builds left
-	rm -rf .venv build dist gpu-wheels .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .coverage *.egg-info
+	rm -rf .venv .venv-peers build dist gpu-wheels .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .coverage *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The other programs want versions of their own, and nothing of them is needed to work on this one.
+$(PEERS): benchmarks/peers/requirements.txt constraints.txt
+	@"$(PYTHON)" -m venv --clear .venv-peers
+	@echo "Installing into .venv-peers (several minutes and up to 8 GB) ..." >&2
+	@.venv-peers/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
+	  -r benchmarks/peers/requirements.txt >&2
+	@touch $@
 
 # The stamp is written last, so that an interrupted installation is taken up again. A .venv that was moved, or
 # whose Python is gone, no longer answers and is made anew.

@@ -144,7 +144,6 @@ def main(words: Sequence[str] | None = None) -> None:
             ],
             "created": now(),
             "machine": machine_facts(),
-            "load_average_1_min": os.getloadavg()[0],
             "versions": library_versions(),
             "loads": loads,
             "kills": kills,
