@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,14 @@ def test_make_runs_the_comparison_in_an_environment_of_its_own() -> None:
     done = subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert "-r benchmarks/peers/requirements.txt" in done.stdout
     assert "benchmarks.peers.run --peers-python .venv-peers/bin/python --network cnn" in done.stdout
+
+
+def test_the_peak_of_a_child_is_not_that_of_its_parent() -> None:
+    """`ru_maxrss` survives fork and exec, so a small child of a large process seemed as large."""
+    ballast = np.ones(2**25)  # 256 MB
+    line = [sys.executable, "-c", "from benchmarks.peers.tools import _peak_mb; print(_peak_mb())"]
+    done = subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert 0 < float(done.stdout) < ballast.nbytes / 2**20
 
 
 def test_the_other_programs_are_pinned() -> None:

@@ -17,7 +17,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +102,9 @@ def _cost(key: str, work: Path, peers_python: str) -> dict[str, Any]:
     return cost
 
 
-def measured(peer: Peer, tools: list[str], data_dir: Path, peers_python: str) -> dict[str, Any]:
+def measured(
+    peer: Peer, tools: list[str], data_dir: Path, peers_python: str, save: Callable[[dict[str, Any]], None]
+) -> None:
     """One network through the programs.
 
     Args:
@@ -108,6 +112,7 @@ def measured(peer: Peer, tools: list[str], data_dir: Path, peers_python: str) ->
         tools: keys of `TOOLS`.
         data_dir: with `cifar10.npz`.
         peers_python: of the environment that holds the other programs.
+        save: called with what there is, after each program.
     """
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -119,7 +124,7 @@ def measured(peer: Peer, tools: list[str], data_dir: Path, peers_python: str) ->
             file = work / f"{key}.onnx"
             results[key] = cost | (_found(file, dense, samples) if file.is_file() else {})
             print(json.dumps({peer.name: {key: results[key]}}), flush=True)
-    return {"what": peer.what, "results": results}
+            save({"what": peer.what, "results": results})
 
 
 def table(networks: dict[str, Any]) -> str:
@@ -175,20 +180,24 @@ def main() -> None:
     options.add_argument("--json", type=Path)
     given = options.parse_args()
     torch.set_num_threads(1)
-    networks = {}
-    for name in given.network or NETWORKS:
-        networks[name] = measured(
-            NETWORKS[name], given.tool or list(TOOLS), given.data_dir, given.peers_python
-        )
-        if given.json:  # after each network, so that a run that is stopped leaves what it has
+    versions = {"ours": _versions(sys.executable), "peers": _versions(given.peers_python)}
+    networks: dict[str, Any] = {}
+
+    def save(name: str, found: dict[str, Any]) -> None:
+        networks[name] = found
+        if given.json:  # a run that is stopped leaves what it has
             document = {
                 "created": now(),
                 "command": ["python", "-m", "benchmarks.peers.run", *sys.argv[1:]],
                 "machine": machine_facts(),
-                "versions": {"ours": _versions(sys.executable), "peers": _versions(given.peers_python)},
+                "versions": versions,
                 "networks": networks,
             }
             write_json(given.json, document)
+
+    tools = given.tool or list(TOOLS)
+    for name in given.network or NETWORKS:
+        measured(NETWORKS[name], tools, given.data_dir, given.peers_python, partial(save, name))
     print(table(networks))
 
 

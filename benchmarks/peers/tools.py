@@ -155,9 +155,10 @@ def _cpu_s() -> float:
 
 
 def _peak_mb() -> float:
-    """Of the largest of these processes so far."""
-    kib = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return kib / 1024
+    """Of the largest of these processes so far. `ru_maxrss` of this one would begin with its parent's size."""
+    status = Path("/proc/self/status").read_text()
+    own = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
 
 
 def main(key: str, work: Path) -> None:
