@@ -54,15 +54,15 @@ class _Published:
 
 _PUBLISHED = {
     "magika": _Published(n=200, n_test=200, is_classifier=True),
-    "minilm": _Published(n=120, n_test=80),
-    "nudenet": _Published(n=60, n_test=40),
-    "open-nsfw": _Published(n=120, n_test=100, is_classifier=True),
-    "ocr-rec": _Published(n=40, n_test=40),
-    "ocr-cls": _Published(n=400, n_test=200, is_classifier=True),
+    "minilm": _Published(n=80, n_test=60),
+    "nudenet": _Published(n=40, n_test=30),
+    "open-nsfw": _Published(n=60, n_test=60, is_classifier=True),
+    "ocr-rec": _Published(n=30, n_test=30),
+    "ocr-cls": _Published(n=200, n_test=200, is_classifier=True),
 }
 _TRAINED = {
     "digits-cnn, digits": ("digits", 15),
-    "LeNet-300-100, MNIST": ("mnist-lenet300-100", 3),
+    "LeNet-300-100, MNIST": ("mnist-lenet300-100", 2),
     "LeNet-5, MNIST": ("mnist-lenet5", 2),
     "LeNet-300-100, Fashion-MNIST": ("fashion-mnist-lenet300-100", 3),
 }

@@ -178,7 +178,7 @@ def choose_layers(
             )
             return one.passes
 
-        chosen = last_passing(found.steps, confirms)
+        chosen = last_passing(found.chosen, confirms)
         if not chosen:
             raise _not_confirmed(confirmed, confirming, rest, max_drop)
         for wanted in _CURVE_SHARES:
@@ -324,7 +324,7 @@ def _not_confirmed(
     names = min(confirmed, key=len)
     one = confirmed[names]
     return GateFailed(
-        f"No set of layers can be made sparse: {len(names)} that passed on the samples of the search lose "
+        f"No layer can be made sparse: {names[0]}, which passed on the samples of the search, loses "
         f"{_amount(one, scores)} of {scores.dense.name} on {len(rest)} others, and "
         f"{allowed_text(max_drop, scores.dense)}.",
         do="Give more samples, or allow more by --max-drop.",

@@ -22,13 +22,11 @@ class Found:
         chosen: in the order of the search; this set passed, or is empty.
         refused: each layer that made a set fail, and the layers that had been accepted by then.
         untried: layers that no test of their own was left for.
-        steps: the sets that were accepted, each with the one before it inside; the last is `chosen`.
     """
 
     chosen: tuple[str, ...] = ()
     refused: dict[str, tuple[str, ...]] = field(default_factory=dict)
     untried: tuple[str, ...] = ()
-    steps: list[tuple[str, ...]] = field(default_factory=list)
 
 
 def largest_passing(
@@ -65,7 +63,6 @@ def largest_passing(
             return
         if passing(wanted):
             found.chosen = wanted
-            found.steps.append(wanted)
             return
         if len(part) == 1:
             found.refused[part[0]] = found.chosen
@@ -89,22 +86,20 @@ def _middle(part: Sequence[str], saving: Mapping[str, float]) -> int:
     return len(part) - 1
 
 
-def last_passing(
-    steps: Sequence[tuple[str, ...]], passes: Callable[[tuple[str, ...]], bool]
-) -> tuple[str, ...]:
-    """The largest of sets within each other that passes another test, by bisection.
+def last_passing(order: Sequence[str], passes: Callable[[tuple[str, ...]], bool]) -> tuple[str, ...]:
+    """The longest beginning of an order that passes a test, by bisection.
 
     Args:
-        steps: the sets, the smallest first.
-        passes: tests one; that larger ones pass less is taken for granted.
+        order: of layers.
+        passes: tests a beginning; that longer ones pass less is taken for granted.
 
     Returns:
-        The set; () where not even the smallest passes.
+        The beginning; () where not even one layer passes.
     """
-    if not steps or passes(steps[-1]):
-        return steps[-1] if steps else ()
-    low, high = -1, len(steps) - 1  # the last known to pass, the first known to fail
+    if not order or passes(tuple(order)):
+        return tuple(order)
+    low, high = 0, len(order)  # the last that is known to pass, the first that is known to fail
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if passes(steps[middle]) else (low, middle)
-    return steps[low] if low >= 0 else ()
+        low, high = (middle, high) if passes(tuple(order[:middle])) else (low, middle)
+    return tuple(order[:low])

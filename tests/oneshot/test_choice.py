@@ -235,14 +235,14 @@ def test_a_search_that_may_not_go_on_keeps_what_passed() -> None:
 
 @pytest.mark.parametrize("n_good", range(9))
 def test_a_choice_is_taken_back_as_far_as_other_samples_ask(n_good: int) -> None:
-    steps = [tuple(f"l{at}" for at in range(n)) for n in range(1, 9)]
+    order = [f"l{at}" for at in range(8)]
     asked: list[int] = []
 
     def passes(names: tuple[str, ...]) -> bool:
         asked.append(len(names))
         return len(names) <= n_good
 
-    assert len(last_passing(steps, passes)) == n_good
+    assert len(last_passing(order, passes)) == n_good
     assert len(asked) == len(set(asked)) <= 4
 
 
@@ -255,8 +255,24 @@ def test_what_passed_by_chance_is_taken_back(file: Path, monkeypatch: pytest.Mon
         return replace(found, passes=found.passes or give_up)
 
     monkeypatch.setattr(HeldScores, "of", lucky)
-    with pytest.raises(GateFailed, match=r"4 that passed on the samples of the search lose .* on 40 others"):
-        _sparsified(file)
+    choice = _sparsified(file).report.choice
+    assert choice is not None
+    assert [one.name for one in choice.layers if not one.sparse] == ["w1"]
+    assert choice.layers[-1].reason.startswith("taken back: 4 layers would lose")
+
+
+def test_a_layer_that_is_not_confirmed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save(choosable(sensitive=LAYERS), path)
+    write_data(path)
+    real = HeldScores.of
+
+    def lucky(self: HeldScores, weights: Weights, *, give_up: bool) -> Measured:
+        return replace(real(self, weights, give_up=False), passes=give_up)
+
+    monkeypatch.setattr(HeldScores, "of", lucky)
+    with pytest.raises(GateFailed, match=r"No layer .*: w\d, which passed .*, loses .* on 40 others"):
+        _sparsified(path)
 
 
 def test_halves_share_no_sample_and_keep_their_targets() -> None:
