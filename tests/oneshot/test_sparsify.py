@@ -174,11 +174,10 @@ def test_large_samples_are_walked_in_batches_of_few(
 ) -> None:
     monkeypatch.setattr(pipeline, "_WALK_VALUES", 10 * 64)
     sizes: list[tuple[int, int]] = []
-    genuine = graph_pruning.sparsify_graph
 
     def noted(*args: Any, **options: Any) -> Any:
         sizes.extend((len(feeds["input"]), options["memory_bytes"]) for feeds in options["batches"])
-        return genuine(*args, **options)
+        return graph_pruning.sparsify_graph(*args, **options)
 
     monkeypatch.setattr(pipeline, "sparsify_graph", noted)
     done = sparsify(
