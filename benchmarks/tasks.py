@@ -1,11 +1,13 @@
 """Every shipped task on real data, from training to the gate: scores of dense and 2:4, with intervals.
 
     python -m benchmarks.tasks [--data-dir DIR] [--epochs N] [--json FILE]
+    python -m benchmarks.tasks --networks PICTURES [--serve] [--row NAME ...] [--json FILE]
 
 Digits of MNIST by class, by "is it even" and as a number; the labels of scikit-learn's synthetic documents;
 the course of a disease (scikit-learn's diabetes data); the foreground of MNIST digits on pictures of CIFAR-10.
 Each network is trained dense and under 2:4 by the same recipe. DIR holds MNIST/raw and cifar10.npz, as
-`sparse-export train --download` leaves them.
+`sparse-export train --download` leaves them. The second form takes published networks in place of these,
+see benchmarks/task_networks.py.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch
 from sklearn.datasets import load_diabetes, make_multilabel_classification
 from torch import nn
 
+from benchmarks import task_networks
 from sparse_export.building.bundle import build
 from sparse_export.evaluate.gate import gate
 from sparse_export.signature import Array
@@ -185,13 +188,21 @@ def main() -> None:
     )
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--networks", type=Path, metavar="PICTURES", help="folder with train and val")
+    parser.add_argument("--serve", action="store_true", help="let Triton answer too")
+    parser.add_argument("--row", action="append", choices=[*CASES, *task_networks.ROWS])
     parser.add_argument("--json", type=Path)
     words = parser.parse_args()
     torch.manual_seed(0)
-    found = []
-    for task in CASES:
-        with tempfile.TemporaryDirectory() as work:
-            found.append(measure(task, words.data_dir or default_data_dir(), words.epochs, Path(work)))
+    found, pictures = [], None if words.networks is None else words.networks.absolute()
+    rows = CASES if pictures is None else task_networks.ROWS
+    for row in words.row or rows:
+        with tempfile.TemporaryDirectory() as folder:
+            work = Path(folder)
+            if pictures is not None:
+                found.append(task_networks.measure(row, work, pictures, serve=words.serve))
+            else:
+                found.append(measure(row, words.data_dir or default_data_dir(), words.epochs, work))
     if words.json:
         document = {"versions": library_versions(), "created": now(), "rows": found}
         words.json.write_text(json.dumps(document, indent=1) + "\n")
