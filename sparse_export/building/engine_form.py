@@ -13,6 +13,7 @@ from sparse_export.engines.precision import CALIBRATED
 from sparse_export.files import temporary_folder
 from sparse_export.graph.model import save_model
 from sparse_export.graph.passes.calibrate import METHODS, RangeMethod
+from sparse_export.graph.passes.migrate_scales import with_migrated_scales
 from sparse_export.graph.passes.quantize_typed import quantized_for_engines
 from sparse_export.graph.quantized_ends import quantized_ends
 from sparse_export.runtimes.onnxruntime import open_session
@@ -25,6 +26,7 @@ __all__ = ["EngineForm", "engine_form"]
 # CNNs stay below with the largest magnitudes (ResNet-18 0.027, digits-cnn 0.007), MiniLM does not (0.42, with
 # entropy 0.12; onnxruntime 1.31.1, 2026-11-30).
 _GOOD = 0.05
+_MIGRATED = "migrated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class EngineForm:
     Attributes:
         model: strongly typed, float32 at its inputs and outputs.
         ranges: how they were taken.
+        migrated: were scales of channels moved into the weights behind normalizations?
         rms: by each way that was tried, the error on the first samples: the root mean square by the spread,
             of the output where it is largest.
         n_products: Conv, Gemm and MatMul nodes, those without weights too.
@@ -42,13 +45,19 @@ class EngineForm:
 
     model: onnx.ModelProto
     ranges: RangeMethod
-    rms: Mapping[RangeMethod, float]
+    migrated: bool
+    rms: Mapping[str, float]
     n_products: int
     n_quantized: int
 
 
 def engine_form(
-    model: onnx.ModelProto, signature: Signature, samples: Sequence[Feeds], precision: Precision
+    model: onnx.ModelProto,
+    signature: Signature,
+    samples: Sequence[Feeds],
+    precision: Precision,
+    *,
+    migrate: bool = True,
 ) -> EngineForm | None:
     """Make the graph for engines of a float32 graph.
 
@@ -57,6 +66,7 @@ def engine_form(
         signature: of it.
         samples: batches of inputs that ranges are taken from; the error is measured on the first batch.
         precision: of the engines.
+        migrate: try to move scales into weights too, where ranges alone leave a large error.
 
     Returns:
         The graph with the least error; None for a precision without ranges, whose graph engines take.
@@ -69,18 +79,25 @@ def engine_form(
         return None
     assert precision == "int8" or precision == "fp8"
     wanted = _run(model, signature, samples[0]) if samples else {}
-    found: dict[RangeMethod, onnx.ModelProto] = {}
-    rms: dict[RangeMethod, float] = {}
+    found: dict[str, onnx.ModelProto] = {}
+    rms: dict[str, float] = {}
     for method in METHODS:
         found[method] = quantized_for_engines(model, samples, precision, method=method)
         rms[method] = _error(_run(found[method], signature, samples[0]), wanted)
         if rms[method] <= _GOOD:
             break
-    best = min(rms, key=lambda method: rms[method])
+    ranges = min(METHODS[: len(rms)], key=lambda method: rms[method])
+    if migrate and rms[ranges] > _GOOD:
+        moved = with_migrated_scales(model, samples)
+        if moved != model:
+            found[_MIGRATED] = quantized_for_engines(moved, samples, precision, method=ranges)
+            rms[_MIGRATED] = _error(_run(found[_MIGRATED], signature, samples[0]), wanted)
+    best = min(rms, key=lambda way: rms[way])
     ends = quantized_ends(found[best])
     return EngineForm(
         model=found[best],
-        ranges=best,
+        ranges=ranges,
+        migrated=best == _MIGRATED,
         rms=rms,
         n_products=len(ends),
         n_quantized=sum(one.holds for one in ends),

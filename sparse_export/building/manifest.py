@@ -118,7 +118,8 @@ def _engine_graph(form: EngineForm | None) -> EngineGraphInfo | None:
     return EngineGraphInfo(
         file=ENGINE_MODEL_FILE,
         ranges=form.ranges,
-        rms={str(ranges): rms for ranges, rms in form.rms.items()},
+        migrated=form.migrated,
+        rms=dict(form.rms),
         n_products=form.n_products,
         n_quantized=form.n_quantized,
     )

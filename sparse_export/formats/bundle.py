@@ -165,14 +165,17 @@ class EngineGraphInfo:
     Attributes:
         file: of the graph.
         ranges: how the ranges of its values were taken: `max`, `percentile` or `entropy`.
-        rms: by each way that was tried, the root mean square of the error on samples that ranges were taken
-            from, by the spread of the output where it is largest.
+        migrated: were scales of channels moved into the weights behind normalizations?
+        rms: by each way that was tried, `migrated` being the best ranges with scales moved: root mean square
+            of the error on samples that ranges were taken from, by the spread of the output where it is
+            largest.
         n_products: products of the graph, those without weights too.
         n_quantized: those that read and write quantized values.
     """
 
     file: str
     ranges: str
+    migrated: bool
     rms: dict[str, Amount]
     n_products: Count
     n_quantized: Count

@@ -21,7 +21,6 @@ RangeMethod = Literal["max", "percentile", "entropy"]
 METHODS: tuple[RangeMethod, ...] = ("max", "percentile", "entropy")
 _PERCENTILE = 99.99
 _BINS = 2048
-_ENTROPY_BINS = 512  # its time grows with the square
 _LEVELS = 128
 _LEAST = 1e-30  # of a range, where all values are zero
 
@@ -89,7 +88,7 @@ def _calibrator(calibrate: Any, method: RangeMethod, source: str, augmented: str
         source,
         augmented_model_path=augmented,
         symmetric=True,
-        num_bins=_ENTROPY_BINS,
+        num_bins=_BINS,  # with 512 MiniLM was 0.26 of the spread off instead of 0.12
         num_quantized_bins=_LEVELS,
     )
 

@@ -19,7 +19,7 @@ from onnx import TensorProto
 from sparse_export.graph.constants import attribute, is_standard
 from sparse_export.graph.names import inner_graphs
 
-__all__ = ["PRODUCTS", "Placement", "Product", "place_pairs"]
+__all__ = ["PRODUCTS", "Placement", "Product", "output_axis", "place_pairs"]
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 _ACTIVATIONS = frozenset(
@@ -50,7 +50,6 @@ class Product:
     Attributes:
         index: of the node.
         weight: name of the tensor.
-        axis: of the weight, that its output channels lie along.
         source: the value that it reads.
         end: the value that its kernel writes: what it makes itself, or the last of what is fused with it.
         is_quantized: is `end` quantized? Outputs of the graph are not: their steps would be ties.
@@ -58,7 +57,6 @@ class Product:
 
     index: int
     weight: str
-    axis: int
     source: str
     end: str
     is_quantized: bool
@@ -138,7 +136,6 @@ def place_pairs(graph: onnx.GraphProto) -> Placement:
             Product(
                 index=index,
                 weight=node.input[1],
-                axis=_output_axis(node),
                 source=node.input[0],
                 end=end,
                 is_quantized=is_quantized,
@@ -173,7 +170,12 @@ def _is_product(node: onnx.NodeProto, stored: Mapping[str, TensorProto], constan
     return node.op_type == "Conv" or len(weight.dims) == 2
 
 
-def _output_axis(node: onnx.NodeProto) -> int:
+def output_axis(node: onnx.NodeProto) -> int:
+    """The axis of a product's weight that its output channels lie along.
+
+    Args:
+        node: a Conv, Gemm or MatMul with a weight of two axes.
+    """
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transB", 0) else 1
     return 0 if node.op_type == "Conv" else 1

@@ -20,7 +20,7 @@ Identity for each pair first, then taken to float16, since that knows which oper
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -33,7 +33,7 @@ from sparse_export.graph.passes.calibrate import RangeMethod, largest_magnitudes
 from sparse_export.graph.passes.float16 import in_half
 from sparse_export.graph.passes.newer_opset import with_opset
 from sparse_export.graph.passes.quantize import Quantized, require_zeros_kept
-from sparse_export.graph.passes.quantize_placement import PRODUCTS, Placement, place_pairs
+from sparse_export.graph.passes.quantize_placement import PRODUCTS, Placement, output_axis, place_pairs
 from sparse_export.signature import Feeds
 
 __all__ = ["quantized_for_engines"]
@@ -76,7 +76,13 @@ def quantized_for_engines(
     marked, marks = _with_marks(plain, placement)
     half = in_half(marked, "fp16")
     _replace_marks(half.graph, marks, placement, magnitudes, precision)
-    _quantize_weights(half.graph, plain.graph, placement, precision)
+    found = {
+        (name, one.weight)
+        for name, value in marks.items()
+        for one in placement.products
+        if one.source == value
+    }
+    _quantize_weights(half.graph, plain.graph, found, precision)
     onnx.checker.check_model(half, full_check=True)
     require_zeros_kept(model, half)
     return half
@@ -180,42 +186,43 @@ def _scales(magnitudes: Array, precision: Quantized) -> Array:
 
 
 def _quantize_weights(
-    graph: onnx.GraphProto, original: onnx.GraphProto, placement: Placement, precision: Quantized
+    graph: onnx.GraphProto,
+    original: onnx.GraphProto,
+    found: Collection[tuple[str, str]],
+    precision: Quantized,
 ) -> None:
     """Store the weights of products by their output channels in few bits, in place.
 
-    A weight keeps its name, since promises are by name, unless others read it too.
+    A weight keeps its name, since promises are by name, unless others read it too.  found: what products read
+    and their weights, by name.
     """
     taken = names_of_values(graph)
     floats = {tensor.name: tensor for tensor in original.initializer}
-    nodes = {node.output[0]: node for node in graph.node if node.op_type in PRODUCTS}
-    nodes |= {node.name: node for node in graph.node if node.op_type in PRODUCTS and node.name}
     made: dict[tuple[str, int], str] = {}
+    weight_of: dict[str, str] = {}
     front: list[onnx.NodeProto] = []
-    for product in placement.products:
-        before = original.node[product.index]
-        node = nodes.get(before.name) or nodes[before.output[0]]
-        key = (product.weight, product.axis)
+    for node in graph.node:
+        if node.op_type not in PRODUCTS or (node.input[0], node.input[1]) not in found:
+            continue
+        weight, axis = node.input[1], output_axis(node)
+        key = (weight, axis)
         if key not in made:
-            made[key] = free_name(f"{product.weight}_dequantized", taken)
+            made[key] = free_name(f"{weight}_dequantized", taken)
             taken.add(made[key])
-            values, scales = _few_bits(numpy_helper.to_array(floats[product.weight]), product.axis, precision)
-            names = [
-                free_name(f"{product.weight}_{what}", taken) for what in ("values", "scale", "zero_point")
-            ]
+            values, scales = _few_bits(numpy_helper.to_array(floats[weight]), axis, precision)
+            names = [free_name(f"{weight}_{what}", taken) for what in ("values", "scale", "zero_point")]
             taken.update(names)
+            weight_of[names[0]] = weight
             zero = np.zeros(scales.shape, values.dtype)
             for name, array in zip(names, (values, scales, zero), strict=True):
                 graph.initializer.append(numpy_helper.from_array(array, name))
-            front.append(
-                helper.make_node("DequantizeLinear", names, [made[key]], name=made[key], axis=product.axis)
-            )
+            front.append(helper.make_node("DequantizeLinear", names, [made[key]], name=made[key], axis=axis))
         node.input[1] = made[key]
     read = {name for node in graph.node for name in node.input}
     renamed: dict[str, str] = {}
     for node in front:
-        weight = node.input[0].removesuffix("_").rpartition("_values")[0]
-        if weight in floats and weight not in read and weight not in renamed.values():
+        weight = weight_of[node.input[0]]
+        if weight not in read and weight not in renamed.values():
             renamed[node.input[0]] = weight
     for tensor in [one for one in graph.initializer if one.name in renamed.values()]:
         graph.initializer.remove(tensor)
