@@ -18,7 +18,14 @@ from sparse_export.instruments.paired_scores import ScoreDifference
 from sparse_export.instruments.statistics import Ratio
 from sparse_export.tables import Shown, Table, count_text, ms_text
 from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
-from sparse_export.tasks.scores import MaxDrop, better_text, change_text, difference_text, value_text
+from sparse_export.tasks.scores import (
+    MaxDrop,
+    better_text,
+    capitalized,
+    change_text,
+    difference_text,
+    value_text,
+)
 
 RESULT_FILE = "comparison.json"
 Row = tuple[str, str, str, str]
@@ -218,7 +225,7 @@ def _score_row(comparison: Comparison) -> Row:
 
 def _score_note(comparison: Comparison) -> str:
     known = comparison.dense.score or comparison.sparse.score
-    named = "Score" if known is None else known.name[0].upper() + known.name[1:]
+    named = "Score" if known is None else capitalized(known.name)
     if comparison.difference:
         d = comparison.difference
         text = f"{named}: measured with these files on {d.n_samples:,} samples, the same for both"

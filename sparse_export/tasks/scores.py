@@ -14,6 +14,7 @@ __all__ = [
     "allowed_drop",
     "allowed_text",
     "better_text",
+    "capitalized",
     "change_text",
     "difference_text",
     "drop_of",
@@ -30,6 +31,12 @@ _ROUNDING_SHARE = 1e-6
 
 MaxDrop = float | str
 """How much worse a score may get: in the unit that it is shown in, or, like `2%`, as a share of it."""
+
+
+def capitalized(text: str) -> str:
+    """The start of a sentence: with a capital, unless its first word has one of its own, as mAP."""
+    first = text.split(maxsplit=1)[0]
+    return text if first != first.lower() else text[0].upper() + text[1:]
 
 
 def value_text(score: Score | None, missing: str = NOT_MEASURED) -> str:

@@ -7,6 +7,7 @@ from sparse_export.formats.score import Score
 from sparse_export.instruments.paired_scores import ScoreDifference
 from sparse_export.instruments.statistics import Mean
 from sparse_export.tasks.scores import (
+    capitalized,
     change_text,
     difference_text,
     drop_of,
@@ -30,6 +31,8 @@ def _difference(amount: float, low: float, high: float) -> ScoreDifference:
     ("found", "wanted"),
     [
         (value_text(FOUND), "98.20 %"),
+        (capitalized("accuracy of it"), "Accuracy of it"),
+        (capitalized("mAP at IoU 0.5"), "mAP at IoU 0.5"),
         (value_text(None), "not measured"),
         (value_text(None, "-"), "-"),
         (score_text(FOUND), "98.20 % (982/1000)"),

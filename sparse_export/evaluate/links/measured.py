@@ -14,6 +14,7 @@ from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
 from sparse_export.tasks.scores import (
     allowed_drop,
     allowed_text,
+    capitalized,
     drop_of,
     lost_too_much,
     score_text,
@@ -65,9 +66,9 @@ def score_is_kept(case: Case, validation: Validation) -> Finding:
     problem: SparseExportError | None = None
     if wrong:
         problem = GateFailed(
-            f"{_upper(score.name)} was lost: {'; '.join(wrong)}; sparse minus dense is "
+            f"{capitalized(score.name)} was lost: {'; '.join(wrong)}; sparse minus dense is "
             f"{minus_dense(against)}.",
-            expected=f"{_upper(allowed_text(case.max_drop, against.score))}.",
+            expected=f"{capitalized(allowed_text(case.max_drop, against.score))}.",
             do="Train longer or at a higher density, leave more layers dense, or allow a larger drop.",
         )
     else:
@@ -76,10 +77,6 @@ def score_is_kept(case: Case, validation: Validation) -> Finding:
         except GateFailed as cause:
             problem = cause
     return Finding(told=tuple(told), figures=figures, problem=problem)
-
-
-def _upper(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def _agreement_is_kept(case: Case, validation: Validation, agreement: Agreement) -> Finding:
@@ -103,7 +100,7 @@ def _agreement_is_kept(case: Case, validation: Validation, agreement: Agreement)
     if wrong:
         problem = GateFailed(
             f"Agreement with the dense bundle was lost: {'; '.join(wrong)}.",
-            expected=f"{_upper(allowed_text(case.max_drop))}.",
+            expected=f"{capitalized(allowed_text(case.max_drop))}.",
             do="Make fewer layers sparse, calibrate on real inputs, or allow a larger drop.",
         )
     else:
