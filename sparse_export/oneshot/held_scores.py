@@ -14,6 +14,7 @@ from sparse_export.oneshot.switchable import SwitchableSession, Weights
 from sparse_export.runtimes.outputs import output_batches
 from sparse_export.signature import Array
 from sparse_export.tasks.agreement import agreement_of
+from sparse_export.tasks.labels import predicted_classes
 from sparse_export.tasks.scores import MaxDrop, allowed_drop, drop_of, lost_too_much
 from sparse_export.tasks.task import Statistics
 
@@ -159,4 +160,4 @@ def _answers(session: SwitchableSession, held: HeldBack) -> Array:
     session.use({})
     found = [outputs for _, outputs in output_batches(session, held.samples, who="The dense network")]
     (name,) = session.signature.output_names
-    return np.concatenate([one[name].argmax(axis=1) for one in found])
+    return np.concatenate([predicted_classes(one[name]) for one in found])
