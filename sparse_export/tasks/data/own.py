@@ -29,7 +29,9 @@ class PartTargets:
     def __len__(self) -> int:
         return len(self._part)
 
-    def __getitem__(self, rows: slice) -> Any:
+    def __getitem__(self, rows: slice | int) -> Any:
+        if isinstance(rows, int):
+            return self._part.target(rows)
         return _stacked_targets([self._part.target(at) for at in range(*rows.indices(len(self)))])
 
     def seen(self) -> Any:
