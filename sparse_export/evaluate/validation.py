@@ -163,7 +163,8 @@ class Validation:
         if self.data is not None or self.recorded is not None:
             named = next((one.name for one in (self.score, self.recorded) if one is not None), "score")
             rows.append((f"{named}, ONNX", score_text(self.score)))
-            rows.append((f"{named}, PyTorch", score_text(self.torch_score)))
+            if self.torch_score is not None or self.score is None:
+                rows.append((f"{named}, PyTorch", score_text(self.torch_score)))
             of = "dense network, recorded" if self.recorded_of_dense else "recorded"
             rows.append((f"{named}, {of}", score_text(self.recorded, "none")))
         if self.drop is not None:

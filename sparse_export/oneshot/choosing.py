@@ -345,10 +345,19 @@ def _nothing(
     alone = {name: tried[frozenset((name,))] for name in found.refused}
     least = min(alone, key=lambda name: alone[name].lost)
     one = alone[least]
-    return GateFailed(
+    what = (
         f"No layer can be made sparse: the one that costs least, {least}, loses {_amount(one, scores)} of "
-        f"{scores.dense.name} alone on {one.n_seen} {held.words}, and {allowed_text(max_drop, scores.dense)}.",
-        do="Allow more by --max-drop, or choose --method reconstruction; --dry-run shows what each layer "
+        f"{scores.dense.name} alone on {one.n_seen} {held.words}, and {allowed_text(max_drop, scores.dense)}."
+    )
+    sample = scores.one_sample
+    if sample is not None and scores.allowed < sample:
+        raise GateFailed(
+            f"{what} One of these samples is worth {sample:.2f} points, so that a single answer decides.",
+            do="Give more samples to choose on, or allow more by --max-drop.",
+        )
+    return GateFailed(
+        what,
+        do="Allow more by --max-drop, or give more samples to calibrate on; --dry-run shows what each layer "
         "changes.",
     )
 

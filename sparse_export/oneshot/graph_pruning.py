@@ -128,7 +128,8 @@ def sparsify_graph(
     if not batches and method != "magnitude":
         raise UsageError(
             f"The method {method} looks at what each layer meets on real inputs, and there are none.",
-            do="Give --inputs FILE.npz, or choose --method magnitude.",
+            do="Give --inputs FILE.npz, beside --data too, whose samples are scored on; or choose --method "
+            "magnitude.",
         )
     if not batches and errors:
         raise UsageError(

@@ -154,6 +154,8 @@ def sparsify(
     chosen = require_method(method)
     require_plan_for(asked, planned_dense)
     require_numbers(calibration_samples, finetune, seed)
+    if _has_several_inputs(model) and data != "none":
+        data, task = _on_record(read_run_info(Path(model)), data, task)
     if data is not None:
         require_given(data, data_dir)
     told = Told(axes=axes, sizes=sizes, inputs=None if inputs is None else Path(inputs))
@@ -344,6 +346,13 @@ def _has_several_inputs(model: str) -> bool:
     """Is MODEL a run of a network with other inputs than one of floats, which is pruned as a graph?"""
     folder = Path(model)
     return (folder / RUN_FILE).is_file() and read_run_info(folder).signature.only_input is None
+
+
+def _on_record(info: RunInfo, data: str | None, task: str | None) -> tuple[str | None, str | None]:
+    """Data and task, those of a run that was trained here where they are not named and it has both."""
+    if info.data is None or info.model.form != "torch":
+        return data, task
+    return data or info.data.name, task or info.task.name
 
 
 def task_of(run: Run | None) -> str:

@@ -60,7 +60,12 @@ def side_of(name: str, bundle: Bundle) -> BundleSide:
         try:
             metrics = read_metrics(Path(found.path))
         except (OSError, ValueError):
-            missing = f"The run {found.path} has no record of its epochs that can be read."
+            trained = found.info.epochs > 0
+            missing = (
+                f"The run {found.path} has no record of its epochs that can be read."
+                if trained
+                else f"The run {found.path} was not trained here."
+            )
     elif missing is None:
         missing = f"The run {bundle.info.run.path} is no longer there."
     inspection = inspect(bundle.path)

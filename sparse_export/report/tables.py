@@ -107,6 +107,14 @@ def layer_times(side: BundleSide) -> list[str]:
     return parts
 
 
+def _rounds(comparison: Comparison) -> str:
+    """How many there were, by batch size where they differ."""
+    counts = {at.batch: at.ratio.n_rounds for at in comparison.latency}
+    if len(set(counts.values())) == 1:
+        return str(next(iter(counts.values())))
+    return ", ".join(f"{n} (batch {batch})" for batch, n in counts.items()) or "no"
+
+
 def environment(comparison: Comparison) -> str:
     """Machine, libraries and settings."""
     cores = ", ".join(map(str, comparison.cores)) or "every usable one"
@@ -117,7 +125,7 @@ def environment(comparison: Comparison) -> str:
         [
             "timing",
             (
-                f"{comparison.rounds} interleaved rounds of blocks of {1e3 * comparison.block_s:g} ms, "
+                f"{_rounds(comparison)} interleaved rounds of blocks of {1e3 * comparison.block_s:g} ms, "
                 f"seed {comparison.seed}; all intervals are 95 %"
             ),
         ],

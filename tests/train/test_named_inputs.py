@@ -145,8 +145,9 @@ def test_a_captured_step_takes_named_inputs() -> None:
 
 def test_a_trained_network_of_several_inputs_is_sparsified_as_a_graph(tmp_path: Path) -> None:
     run = train(recipe(epochs=1, dense=True), tmp_path / "run", device="cpu")
-    made = sparsify(run.path, tmp_path / "sparse", task="classification", data="pair_nets:data").run
+    made = sparsify(run.path, tmp_path / "sparse").run  # on the data and for the task of the run
     assert made.info.model.form == "onnx" and made.info.test is not None
+    assert made.info.data is not None and made.info.data.name == "pair_nets:data"
 
 
 @pytest.mark.parametrize(

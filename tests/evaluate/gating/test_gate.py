@@ -151,6 +151,10 @@ def test_a_bundle_of_another_precision_passes(
     bundle = build(runs["sparse"].path, tmp_path / precision, precision=precision)  # type: ignore[arg-type]
     found = gate(bundle.path, dense.path, n_threads=1, max_drop=5.0)
     assert found.passed, found.verdict
+    (weights,) = (link for link in found.links if link.name == "weights")
+    counted = weights.figures["n_nonzero"]
+    assert isinstance(counted, int)
+    assert 0.9 * bundle.info.n_nonzero < counted <= bundle.info.n_nonzero  # rounding may make zeros
 
 
 def test_a_file_that_was_changed_breaks_the_files(copied: Path, dense: Bundle) -> None:

@@ -186,6 +186,7 @@ def test_options_reach_an_onnx_file_and_its_bundle(folder: Path, tmp_path: Path)
         (["--mean", "0.5,0.5,0.5"], "--mean belongs to --data imagefolder:DIR"),
         (["--data", "imagefolder:x", "--std", "0,1,1"], "three numbers above 0"),
         (["--data", "imagefolder:x", "--mean", "red"], "three numbers were expected"),
+        (["--data", "imagefolder:x", "--mean", "123.7,116.3,103.5"], "Divide the numbers by 255"),
         (["--data", "imagefolder:x", "--classes", "absent.txt"], "cannot be read"),
     ],
 )
