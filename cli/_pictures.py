@@ -97,6 +97,8 @@ def _three_numbers(name: str, text: str) -> tuple[float, ...]:
             f"--{name} is {text!r}; three numbers{'' if name == 'mean' else ' above 0'} were expected, "
             "like 0.5,0.5,0.5."
         )
+    if name == "std" and min(found) < 1e-6:
+        raise click.UsageError(f"--{name} is {text!r}; numbers from 0.000001 on were expected.")
     if any(abs(one) > 1 for one in found):
         raise click.UsageError(
             f"--{name} is {text!r}, and pictures are scaled to 0 to 1 before. Divide the numbers by 255."

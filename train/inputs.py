@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_export.errors import UsageError
 from sparse_export.signature import Array
 
 __all__ = [
@@ -75,7 +76,18 @@ def trained_on(inputs: Array | Mapping[str, Array]) -> ModelInputs:
     Args:
         inputs: an array, which becomes float32; or arrays by name, of which float64 becomes float32 and every
             other type stays.
+
+    Raises:
+        UsageError: an array is none of numbers.
     """
+    named = inputs.items() if isinstance(inputs, Mapping) else [("the input", inputs)]
+    for name, one in named:
+        if np.asarray(one).dtype.kind not in "biuf":
+            raise UsageError(
+                f"Of a sample, {name} is an array of {np.asarray(one).dtype.name}.",
+                expected="Numbers were expected.",
+                do="Turn words into numbers before they become samples.",
+            )
     if not isinstance(inputs, Mapping):
         return torch.as_tensor(inputs, dtype=torch.float32)
     return {

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sparse_export.errors import UsageError
+from sparse_export.formats.timings import read_timings
 from sparse_export.oneshot.choosing import Progress
 from sparse_export.oneshot.graph_choice import Bound
 from sparse_export.sparsity.pattern import NMPattern
@@ -60,6 +61,8 @@ def bound_of(
         )
     if timings is not None and str(pattern) != "2:4":
         raise UsageError(f"--timings was given, and the pattern {pattern}.", do="Times are of 2:4 products.")
+    if timings is not None:
+        read_timings(Path(timings))  # before any layer is pruned
     return Bound(max_drop=max_drop, timings=None if timings is None else Path(timings), progress=progress)
 
 

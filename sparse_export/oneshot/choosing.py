@@ -171,12 +171,15 @@ def choose_layers(
         confirmed: dict[tuple[str, ...], Measured] = {}
 
         def confirms(names: tuple[str, ...]) -> bool:
-            one = confirmed[names] = confirming.of(layers.of(names), give_up=False)
+            """On both halves: the search tried few beginnings of what it found."""
+            before = tried.get(frozenset(names)) or measured(names)
+            one = confirming.of(layers.of(names), give_up=False)
             say(
                 f"{len(names)} layers lose {_amount(one, scores)} on {len(rest)} other samples"
                 + ("" if one.passes else ", too much")
             )
-            return one.passes
+            confirmed[names] = one if before.passes else before
+            return one.passes and before.passes
 
         chosen = last_passing(found.chosen, confirms)
         if not chosen:
@@ -195,8 +198,9 @@ def choose_layers(
             say(f"the {len(chosen)} chosen layers are pruned again")
             second = again(chosen)
             stored = _arrays(second.model, chosen)
-            other = confirming.of(layers.session.values(stored), give_up=False)
-            if other.passes and other.lost <= searched.lost:
+            values = layers.session.values(stored)
+            other = confirming.of(values, give_up=False)
+            if other.passes and other.lost <= searched.lost and scores.of(values, give_up=True).passes:
                 layers_of = tuple(_why(layer, whys) for layer in second.layers)
                 pruned, last, whose = replace(second, layers=layers_of), other, "last walk"
         notes = _notes(confirming, rest, found)
@@ -324,8 +328,8 @@ def _not_confirmed(
     names = min(confirmed, key=len)
     one = confirmed[names]
     return GateFailed(
-        f"No layer can be made sparse: {names[0]}, which passed on the samples of the search, loses "
-        f"{_amount(one, scores)} of {scores.dense.name} on {len(rest)} others, and "
+        f"No layer can be made sparse: what the search found was not confirmed on {len(rest)} other samples, "
+        f"and {names[0]} alone loses {_amount(one, scores)} of {scores.dense.name} on {one.n_seen} samples; "
         f"{allowed_text(max_drop, scores.dense)}.",
         do="Give more samples, or allow more by --max-drop.",
     )

@@ -99,7 +99,14 @@ def layer_sensitivities(
             memory_bytes=calibration_memory,
             seed=seed,
             observer=finished,
-            scoring=scoring_of(graph, task, None if data == "none" else data, data_dir, pictures),
+            scoring=scoring_of(
+                graph,
+                task,
+                None if data == "none" else data,
+                data_dir,
+                pictures,
+                calibration_samples=calibration_samples,
+            ),
         )
     run = run_of(model)
     require_weights(model, run, weights)

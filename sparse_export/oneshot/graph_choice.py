@@ -143,6 +143,12 @@ def held_back_of(
     Raises:
         UsageError: there are neither data nor inputs, or the network gives no classes.
     """
+    if test is not None and test.task.scores_pairs:
+        raise UsageError(
+            f"Layers cannot be chosen by {test.task.name}: its samples come in pairs, and those that a choice "
+            "is made on are drawn one by one.",
+            do="Choose by --task embedding, or by --inputs FILE.npz without a task.",
+        )
     if test is None:
         if not search:
             raise UsageError(

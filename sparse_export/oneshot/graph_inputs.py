@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,11 +52,13 @@ class Scoring:
         info: record of the data.
         test: the samples.
         calibration: batches of the data to calibrate on; none where they have no such part.
+        n_calibration: samples that were asked for.
     """
 
     info: DataInfo
     test: LabelledSamples
     calibration: tuple[Feeds, ...] = ()
+    n_calibration: int = CALIBRATION_SAMPLES
 
 
 def scoring_of(
@@ -64,6 +67,8 @@ def scoring_of(
     data: str | None,
     data_dir: Path | None,
     pictures: PictureSettings | None = None,
+    *,
+    calibration_samples: int = CALIBRATION_SAMPLES,
 ) -> Scoring | None:
     """The task and the data that a caller names for a graph.
 
@@ -73,6 +78,7 @@ def scoring_of(
         data: what it is scored on, see `sparse_export.tasks.named_data.open_named`.
         data_dir: where a relative file starts.
         pictures: how those of a folder become inputs.
+        calibration_samples: of the data to calibrate on, at most.
 
     Returns:
         None where neither is named.
@@ -104,7 +110,8 @@ def scoring_of(
     return Scoring(
         info=found.info(),
         test=test,
-        calibration=() if found.calibration is None else tuple(found.calibration(CALIBRATION_SAMPLES)),
+        calibration=() if found.calibration is None else tuple(found.calibration(calibration_samples)),
+        n_calibration=calibration_samples,
     )
 
 
@@ -135,7 +142,10 @@ def split_inputs(
         n_held = sum(map(signature.n_samples, parts.report))
         words = f"{n_held} samples of {inputs.name} that were held back"
         return signature, Inputs(
-            calibration=parts.calibration, held=parts.report, words=words, search=parts.search
+            calibration=_first(parts.calibration, calibration_samples, signature),
+            held=parts.report,
+            words=words,
+            search=parts.search,
         )
     calibration: list[Feeds] = []
     held_parts: list[Feeds] = []
@@ -153,11 +163,23 @@ def split_inputs(
         if back:
             held_parts.append(signature.part(batch, n - back, n))
             n_held += back
+    calibration = list(_first(calibration, calibration_samples, signature))
     if not n_held:
         words = f"the {found.n_samples} samples of {inputs.name} that it was calibrated on"
         return signature, Inputs(calibration=tuple(calibration), held=tuple(calibration), words=words)
     words = f"{n_held} samples of {inputs.name} that were held back"
     return signature, Inputs(calibration=tuple(calibration), held=tuple(held_parts), words=words)
+
+
+def _first(batches: Sequence[Feeds], n: int, signature: Signature) -> tuple[Feeds, ...]:
+    """The first n samples of batches."""
+    found: list[Feeds] = []
+    for feeds in batches:
+        if n <= 0:
+            break
+        found.append(feeds if signature.batch is None else signature.part(feeds, 0, n))
+        n -= signature.n_samples(found[-1])
+    return tuple(found)
 
 
 def held_back(
@@ -172,7 +194,7 @@ def held_back(
         signature,
         None if scoring is None else scoring.test,
         "" if scoring is None else scoring.info.name,
-        CALIBRATION_SAMPLES,
+        CALIBRATION_SAMPLES if scoring is None else scoring.n_calibration,
         split.search,
         bound,
         inputs="" if inputs is None else inputs.name,

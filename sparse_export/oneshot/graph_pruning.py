@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from sparse_export.graph.constants import array_of
 from sparse_export.graph.passes.float16 import value_types, with_bfloat16_emulated
 from sparse_export.oneshot.branches import with_taken_branches
 from sparse_export.oneshot.costs import Finished, LayerDone, costs_of
-from sparse_export.oneshot.graph_state import FinishedWeight, State, digest_of
+from sparse_export.oneshot.graph_state import FinishedWeight, State, bits_of, digest_of
 from sparse_export.oneshot.graph_statistics import Factor, inputs_of
 from sparse_export.oneshot.graph_weights import GraphWeight, weights_of_graph, with_uses_in
 from sparse_export.oneshot.layers import Method, prune_weight
@@ -155,7 +154,7 @@ def sparsify_graph(
             "errors": why_no_error,
             "provider": provider,
             "pruned": [weight.name for weight in weights.pruned],
-            "allowed": {name: _bits(mask) for name, mask in (allowed or {}).items()},
+            "allowed": {name: bits_of(mask) for name, mask in (allowed or {}).items()},
         }
         kept = State(folder=state, digest=digest_of(model, batches, options))
         kept.open()
@@ -417,11 +416,6 @@ class _Work:
 
 def _instead(method: Method, asked: Method) -> str:
     return "error not measured" if method == asked else f"pruned by {method}, error not measured"
-
-
-def _bits(mask: Tensor) -> str:
-    """A digest of a mask."""
-    return hashlib.sha256(np.packbits(mask.numpy()).tobytes()).hexdigest()
 
 
 def _tensor(stored: TensorProto) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pydantic
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -22,10 +23,10 @@ from sparse_export.oneshot.report import SparsifiedLayer
 from sparse_export.signature import Array, Feeds
 from sparse_export.train.run_folder import require_empty
 
-__all__ = ["FinishedWeight", "State", "digest_of", "remove_state", "state_folder"]
+__all__ = ["FinishedWeight", "State", "bits_of", "digest_of", "remove_state", "state_folder"]
 
 _FOLDER = "resume-sparsify"
-_FORMAT = "2"
+_FORMAT = "3"
 _WEIGHT, _MASK = "weight", "mask"
 
 
@@ -107,7 +108,12 @@ class State:
         Raises:
             OutputError: it cannot be written.
         """
-        notes = {"format": _FORMAT, "digest": self.digest, "layer": json.dumps(asdict(finished.layer))}
+        notes = {
+            "format": _FORMAT,
+            "digest": self.digest,
+            "layer": json.dumps(asdict(finished.layer)),
+            "sha256": bits_of(finished.weight, finished.mask),
+        }
         write_bytes(self._file(number), save({_WEIGHT: finished.weight, _MASK: finished.mask}, notes))
 
     def load(self, number: int, name: str) -> FinishedWeight | None:
@@ -127,12 +133,22 @@ class State:
                     return None
                 layer = pydantic.TypeAdapter(SparsifiedLayer).validate_json(notes["layer"])
                 weight, mask = stored.get_tensor(_WEIGHT), stored.get_tensor(_MASK)
+                if notes["sha256"] != bits_of(weight, mask):
+                    return None
         except (OSError, SafetensorError, KeyError, ValueError):  # a damaged file is made again
             return None
         return FinishedWeight(weight=weight, mask=mask, layer=layer) if layer.name == name else None
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{self.digest[:12]}-{number:05}.safetensors"
+
+
+def bits_of(*tensors: Tensor) -> str:
+    """The SHA-256 of the values of tensors."""
+    digest = hashlib.sha256()
+    for one in tensors:
+        digest.update(one.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def digest_of(model: onnx.ModelProto, batches: Iterable[Feeds], options: Mapping[str, Any]) -> str:

@@ -182,7 +182,14 @@ def sparsify(
             memory_bytes=calibration_memory,
             seed=seed,
             observer=finished,
-            scoring=scoring_of(graph, task, None if data == "none" else data, data_dir, pictures),
+            scoring=scoring_of(
+                graph,
+                task,
+                None if data == "none" else data,
+                data_dir,
+                pictures,
+                calibration_samples=calibration_samples,
+            ),
             errors=errors,
             bound=bound,
         )

@@ -365,6 +365,7 @@ class SimilarityRanks(Task):
     """
 
     name = "embedding:spearman"
+    scores_pairs = True
     postprocess = ()
     score_name = "Spearman correlation"
 

@@ -40,6 +40,7 @@ class Task:
         higher_is_better: False for an error.
         is_share: the score lies between 0 and 1, and is given in percent.
         of_sums: `over` takes the sum of the statistics over the samples, (k,), in place of all of them.
+        scores_pairs: samples belong together in pairs, so that no part of them may be drawn one by one.
         output_name: of the output of a network with one, in the graph that a new run exports.
         postprocess: the steps of `build --postprocess` that mean something behind such a network; None for
             all of them, as nobody knows.
@@ -50,6 +51,7 @@ class Task:
     higher_is_better = True
     is_share = False
     of_sums = False
+    scores_pairs = False
     output_name = "output"
     postprocess: tuple[str, ...] | None = None
 

@@ -272,7 +272,9 @@ def test_a_layer_that_is_not_confirmed_is_named(tmp_path: Path, monkeypatch: pyt
         return replace(real(self, weights, give_up=False), passes=give_up)
 
     monkeypatch.setattr(HeldScores, "of", lucky)
-    with pytest.raises(GateFailed, match=r"No layer .*: w\d, which passed .*, loses .* on 40 others"):
+    with pytest.raises(
+        GateFailed, match=r"not confirmed on 40 other samples, and w\d alone loses .* on 40 samples"
+    ):
         _sparsified(path)
 
 
@@ -400,3 +402,62 @@ def test_an_error_may_rise_by_a_share_of_itself(file: Path) -> None:
     assert choice.sparse.figure <= 1.2 * choice.dense.figure
     assert choice.layers[-1].reason.startswith("2:4 here loses") or "would lose" in choice.layers[-1].reason
     assert "points" not in choice.layers[-1].reason
+
+
+def test_a_taken_back_choice_passes_on_both_halves(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search accepts four layers, of which the other half accepts two; but those the search refuses."""
+
+    def of(scores: HeldScores, weights: Weights, *, give_up: bool) -> Measured:
+        n = len(weights)
+        on_search = scores is made[0]
+        passes = n in ((0, 1, 4) if on_search else (0, 1, 2))
+        return Measured(score=scores.dense, lost=0.0 if passes else 9.0, n_seen=40, passes=passes)
+
+    made: list[HeldScores] = []
+    genuine = HeldScores.__init__
+
+    def noted(self: HeldScores, *given: object) -> None:
+        made.append(self)
+        genuine(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(HeldScores, "__init__", noted)
+    monkeypatch.setattr(HeldScores, "of", of)
+    choice = _sparsified(file).report.choice
+    assert choice is not None
+    chosen = [one.name for one in choice.layers if one.sparse]
+    assert len(chosen) == 1
+
+
+def test_samples_that_come_in_pairs_are_not_divided(file: Path) -> None:
+    x = drawn(40, WIDTH, seed=3)
+    targets = np.stack([np.repeat(np.arange(20), 2), np.repeat(np.arange(20) % 5, 2)], axis=1)
+    np.savez(file.with_name("pairs.npz"), x=x, targets=targets.astype(np.float64))
+    with pytest.raises(UsageError, match="its samples come in pairs"):
+        _sparsified(file, task="embedding:spearman", data=f"npz:{file.with_name('pairs.npz')}")
+    assert not file.with_name("run").exists()
+
+
+def test_no_more_samples_are_calibrated_on_than_were_asked_for(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "asked_data.py").write_text(
+        "import numpy as np\n"
+        f"found = np.load({str(file.with_name('data.npz'))!r})\n"
+        "pairs = list(zip(found['x'], found['targets']))\n"
+        "class data:\n"
+        "    calibration, test = pairs[:200], pairs[200:]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    options = {"max_drop": None, "method": "activation", "calibration_samples": 20}
+    own = _sparsified(file, data="asked_data:data", **options)
+    assert own.report.n_calibration == 20
+    file.with_name("run").rename(file.with_name("first"))
+    plain = _sparsified(file, data=None, task=None, inputs=file.with_name("inputs.npz"), **options)
+    assert plain.report.n_calibration == 20
+
+
+def test_a_file_of_times_that_is_not_there_is_told_before_the_walk(file: Path) -> None:
+    seen: list[object] = []
+    with pytest.raises(se.errors.SparseExportError, match="absent"):
+        _sparsified(file, timings=file.with_name("absent.json"), finished=seen.append)
+    assert not seen

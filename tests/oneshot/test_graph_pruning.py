@@ -206,6 +206,18 @@ def test_what_a_killed_process_finished_is_gone_on_from_to_the_same_bits(
     assert all(torch.equal(again.masks[name], whole.masks[name]) for name in seen)
 
 
+def test_a_finished_layer_whose_values_were_changed_is_made_again(tmp_path: Path) -> None:
+    model, batches = chain(), [{"x": drawn(20, 16)}]
+    whole = pruned(model, batches, state=tmp_path)
+    changed = max(tmp_path.iterdir())
+    content = bytearray(changed.read_bytes())
+    content[-40] ^= 1  # among the values
+    changed.write_bytes(content)
+    again = pruned(model, batches, state=tmp_path)
+    assert again.model == whole.model
+    assert again.n_resumed == len(list(tmp_path.iterdir())) - 1
+
+
 def test_a_finished_layer_costs_no_statistics_and_a_finished_graph_no_walk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

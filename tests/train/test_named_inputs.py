@@ -154,6 +154,10 @@ def test_a_trained_network_of_several_inputs_is_sparsified_as_a_graph(tmp_path: 
     ("changes", "said"),
     [
         ({"ids_test": None}, "has no ids_test"),
+        (
+            {"features_train": np.full((300, 8), "word"), "features_test": np.full((100, 8), "word")},
+            "is an array of str",
+        ),
         ({"features_train": np.zeros((7, 8), np.float32)}, "7 samples in features_train"),
         (
             {"features_test": np.full((100, 8), np.nan, np.float32)},

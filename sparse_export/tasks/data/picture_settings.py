@@ -15,6 +15,7 @@ from sparse_export.tasks.data.imagefolder import MEAN, STD
 __all__ = ["PictureSettings", "class_numbers", "settings_of"]
 
 _MAX_BYTES = 64 * 2**20
+_MOST_CLASSES = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,18 +99,17 @@ def class_numbers(file: Path) -> dict[str, int]:
         if file.stat().st_size > _MAX_BYTES:
             raise UsageError(f"{file} has more than {_MAX_BYTES >> 20} MiB.", do="Give a map of classes.")
         text = file.read_text(encoding="utf-8-sig")
-        found = json.loads(text) if file.suffix == ".json" else _lines(text)
-    except (OSError, ValueError) as cause:
+        found = json.loads(text, object_pairs_hook=_once) if file.suffix == ".json" else _lines(text)
+    except (OSError, ValueError, RecursionError) as cause:
         raise UsageError(
             f"The map of classes {file} cannot be read: {cause}.",
             do='Give JSON like {"cat": 281}, or a text file with a folder and its number a line.',
         ) from cause
     if isinstance(found, list):
-        found = (
-            {name: at for at, name in enumerate(found)} if len(set(map(str, found))) == len(found) else None
-        )
+        is_plain = all(isinstance(name, str) for name in found) and len(set(found)) == len(found)
+        found = {name: at for at, name in enumerate(found)} if is_plain else None
     fits = isinstance(found, dict) and all(
-        isinstance(name, str) and isinstance(n, int) and not isinstance(n, bool) and n >= 0
+        isinstance(name, str) and isinstance(n, int) and not isinstance(n, bool) and 0 <= n < _MOST_CLASSES
         for name, n in found.items()
     )
     if not fits or not found or len(set(found.values())) != len(found):
@@ -119,6 +119,13 @@ def class_numbers(file: Path) -> dict[str, int]:
             do='Give JSON like {"cat": 281}, or a text file with a folder and its number a line.',
         )
     return dict(found)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError for a key that stands there twice."""
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ValueError("a folder stands there twice")
+    return dict(pairs)
 
 
 def _lines(text: str) -> list[str] | dict[str, int]:

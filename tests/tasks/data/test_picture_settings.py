@@ -187,6 +187,7 @@ def test_options_reach_an_onnx_file_and_its_bundle(folder: Path, tmp_path: Path)
         (["--data", "imagefolder:x", "--std", "0,1,1"], "three numbers above 0"),
         (["--data", "imagefolder:x", "--mean", "red"], "three numbers were expected"),
         (["--data", "imagefolder:x", "--mean", "123.7,116.3,103.5"], "Divide the numbers by 255"),
+        (["--data", "imagefolder:x", "--std", "1e-300,1,1"], "numbers from 0.000001 on"),
         (["--data", "imagefolder:x", "--classes", "absent.txt"], "cannot be read"),
     ],
 )
@@ -235,3 +236,14 @@ def test_a_network_without_pictures_is_not_scored_on_a_folder(folder: Path, tmp_
     bundle = replace(bundle, info=replace(bundle.info, signature=grey))
     with pytest.raises(UsageError, match="holds pictures, and the network takes"):
         samples_of(bundle, data=f"imagefolder:{folder}", pictures=PictureSettings(resize=20))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['[["a"], ["b"]]', "[" * 100_000, '{"a": 4, "b": 1000000000000000000000000000000}', '{"a": 1, "a": 2}'],
+    ids=["nested", "deep", "huge", "twice"],
+)
+def test_a_map_of_classes_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "classes.json").write_text(text)
+    with pytest.raises(UsageError, match=r"classes\.json"):
+        class_numbers(tmp_path / "classes.json")
