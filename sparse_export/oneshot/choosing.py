@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from sparse_export.errors import GateFailed
+from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph.constants import array_of
 from sparse_export.oneshot.choice import Choice, CurvePoint, LayerChoice, Sensitivities
 from sparse_export.oneshot.graph_pruning import PrunedGraph
@@ -141,11 +141,17 @@ def choose_layers(
 
     Raises:
         GateFailed: no layer can be sparse.
+        UsageError: there is one sample only.
         SparseExportError: as `sensitivities_of`.
     """
     say = progress or (lambda _: None)
+    search, rest = held.halves()
+    if search is rest:
+        raise UsageError(
+            f"{len(held)} {held.words} are too few to choose layers by: some are searched on, others confirm.",
+            do="Give more samples: of a test set a fifth is taken, of inputs without labels likewise.",
+        )
     with _layers(model, signature, first, held, timings, n_threads) as layers:
-        search, rest = held.halves()
         scores = HeldScores(layers.session, search, max_drop)
         tried: dict[frozenset[str], Measured] = {}
 

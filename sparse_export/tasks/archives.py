@@ -5,6 +5,7 @@ One that says it holds far more than its bytes are worth is refused before anyth
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -17,6 +18,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from sparse_export.errors import OutputError
 from sparse_export.signature import Array
 
 __all__ = ["header_of", "mapped_copy", "open_arrays", "pieces_of", "require_bounded"]
@@ -137,8 +139,7 @@ def mapped_copy(shape: Shape, dtype: np.dtype[Any], pieces: Iterable[Array]) -> 
     if math.prod(shape) * dtype.itemsize < MAPPED_BYTES:
         whole = np.empty(shape, dtype)
     else:
-        with tempfile.TemporaryFile() as file:  # the mapping holds it on
-            file.truncate(math.prod(shape) * dtype.itemsize)
+        with _scratch(math.prod(shape) * dtype.itemsize) as file:
             whole = np.asarray(np.memmap(file, dtype, "r+", 0, shape))
     start = 0
     for piece in pieces:
@@ -169,10 +170,30 @@ def _array(path: Path, archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> Array
                 pass
             offset = _place_of(path, part) + start
             return np.asarray(np.memmap(path, dtype, "c", offset, shape, order))
-        with tempfile.TemporaryFile() as file:  # the mapping holds it on
+        with _scratch(math.prod(shape) * dtype.itemsize) as file:
             shutil.copyfileobj(member, file, _CHUNK)
             file.flush()
             return np.asarray(np.memmap(file, dtype, "c", 0, shape, order))
+
+
+@contextlib.contextmanager
+def _scratch(n_bytes: int) -> Iterator[IO[bytes]]:
+    """A file without a name, of that size, which a mapping keeps beyond the block.
+
+    Its space is taken at once: a mapping that finds the disk full later ends the process.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile())
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        except OSError as cause:
+            raise OutputError(
+                f"{n_bytes:,} bytes for an array cannot be had in the temporary folder "
+                f"{tempfile.gettempdir()}: {cause.strerror or cause}.",
+                do="Name a folder with more space by TMPDIR, or write the archive uncompressed, by "
+                "numpy.savez.",
+            ) from cause
+        yield file
 
 
 def _place_of(path: Path, part: zipfile.ZipInfo) -> int:

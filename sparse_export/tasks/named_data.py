@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_export.errors import ArtefactError, DataNotFound, UsageError
+from sparse_export.errors import ArtefactError, DataNotFound, OutputError, UsageError
 from sparse_export.formats.run import DataInfo
 from sparse_export.signature import Array, Feeds, Signature, TensorInfo, numpy_dtype
 from sparse_export.tasks import data
@@ -212,6 +212,8 @@ def _arrays(path: Path) -> dict[str, Array]:
         raise DataNotFound(f"{path} is not a file.", do="Correct the path after npz:.")
     try:
         return open_arrays(path)
+    except OutputError:
+        raise
     except Exception as cause:  # NumPy and zipfile raise many kinds for what is no archive
         raise ArtefactError(
             f"{path} cannot be read as arrays of NumPy: {cause}.", do="Write it again by numpy.savez."

@@ -461,3 +461,11 @@ def test_a_file_of_times_that_is_not_there_is_told_before_the_walk(file: Path) -
     with pytest.raises(se.errors.SparseExportError, match="absent"):
         _sparsified(file, timings=file.with_name("absent.json"), finished=seen.append)
     assert not seen
+
+
+def test_one_sample_cannot_both_choose_and_confirm(file: Path) -> None:
+    x = drawn(5, WIDTH, seed=3)
+    (y,) = outputs_of(onnx.load(file), {"x": x})
+    np.savez(file.with_name("five.npz"), x=x, targets=y.argmax(1))
+    with pytest.raises(UsageError, match=r"1 samples of .* are too few to choose layers by"):
+        _sparsified(file, data=f"npz:{file.with_name('five.npz')}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparse_export.errors import ArtefactError
+from sparse_export.errors import ArtefactError, OutputError
 from sparse_export.signature import Signature, TensorInfo
 from sparse_export.tasks import archives
 from sparse_export.tasks.data import npz
@@ -71,3 +73,15 @@ def test_compressed_inputs_are_read(tmp_path: Path) -> None:
     file = tmp_path / "x.npz"
     np.savez_compressed(file, x=np.zeros((5000, 4), np.float32))
     assert read_inputs(file, SIGNATURE).n_samples == 512
+
+
+def test_a_full_temporary_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MAPPED_BYTES", 1000)
+    np.savez_compressed(tmp_path / "x.npz", x=np.zeros((1000, 4), np.float32))
+
+    def full(_file: int, _start: int, _size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match=r"16,000 bytes .* temporary folder .*: No space left .* TMPDIR"):
+        archives.open_arrays(tmp_path / "x.npz")
