@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 from benchmarks.peers.counting import counted
@@ -34,6 +33,7 @@ from benchmarks.peers.tools import SIMPLIFIES, TOOLS
 from sparse_export.files import write_json
 from sparse_export.inspect import inspect
 from sparse_export.instruments.machine import machine_facts
+from sparse_export.onnxruntime_import import load_onnxruntime
 from sparse_export.version import now
 
 __all__ = ["measured", "table"]
@@ -57,6 +57,7 @@ def _prepared(peer: Peer, work: Path, data_dir: Path) -> Samples:
 
 def outputs(file: Path, arrays: Arrays) -> np.ndarray:
     """The outputs of a graph on all samples, by onnxruntime with one thread."""
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
