@@ -158,6 +158,11 @@ def command(
             "--trust belongs to --resume: a run that is started now is of your own making."
         )
 
+    from sparse_export.formats.recipe_files import require_recipe
+
+    if recipe is not None:
+        require_recipe(recipe)  # before torch is loaded
+
     from sparse_export.cli._progress import training_observer
     from sparse_export.inspection import told_speed
     from sparse_export.tasks.scores import value_text

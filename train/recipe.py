@@ -7,13 +7,13 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparse_export.errors import RecipeError, UnknownNameError, UsageError
+from sparse_export.formats.recipe_files import recipe_content
 from sparse_export.formats.run import Interpolation
 from sparse_export.formats.toml import table_from_toml
 from sparse_export.models.names import is_factory
@@ -236,19 +236,13 @@ def own_code_of(recipe: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(name for name, is_own in named if name and is_own(name))
 
 
-def names() -> tuple[str, ...]:
-    """The recipes that come with sparse-export."""
-    folder = resources.files("sparse_export.train") / "recipes"
-    return tuple(sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml")))
-
-
 def load_recipe(
     name: str | Path, *, preset: str = "default", changes: Mapping[str, Any] | None = None
 ) -> Recipe:
     """A shipped recipe by name, or a TOML file by path, with a preset and then `changes` laid over it.
 
     Args:
-        name: of `names()`, or the path of a file.
+        name: of `recipe_names()`, or the path of a file.
         preset: a name in PRESETS.
         changes: a nested mapping of recipe keys.
 
@@ -257,17 +251,10 @@ def load_recipe(
 
     Raises:
         UnknownNameError: there is neither such a recipe nor such a file, or no such preset.
+        UsageError: what is a path by its looks leads to no file.
         RecipeError: it is no TOML, or says what no recipe can say.
     """
-    text = str(name)
-    if text in names():
-        content = (resources.files("sparse_export.train") / "recipes" / f"{text}.toml").read_bytes()
-    elif Path(name).is_file():
-        content = Path(name).read_bytes()
-    else:
-        raise UnknownNameError(
-            "recipe", text, names(), do="Name one of these, or give the path of a .toml file."
-        )
+    text, content = str(name), recipe_content(name)
     try:
         table = table_from_toml(content)
     except ValueError as cause:

@@ -91,6 +91,28 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
     assert set(re.findall(r"cli\.(\w+)", done.stderr)) == {"main", "_click", "_common"}
 
 
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("nosuch", "There is no recipe named 'nosuch'"),
+        ("no/file.toml", "recipe file no/file.toml is not there"),
+    ],
+)
+def test_a_recipe_that_is_not_there_is_told_before_torch_is_loaded(recipe: str, said: str) -> None:
+    probe = (
+        "import sys\n"
+        "from sparse_export.cli.main import cli\n"
+        f"sys.argv = ['sparse-export', 'train', '{recipe}']\n"
+        "try:\n"
+        "    cli()\n"
+        "except SystemExit as end:\n"
+        "    print(end.code, 'torch' in sys.modules, file=sys.stderr)\n"
+    )
+    done = _python("-c", probe)
+    assert said in done.stderr
+    assert done.stderr.splitlines()[-1] == "2 False"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_list_says_of_a_command_what_its_own_help_says(name: str) -> None:
     command = _command(name)

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from sparse_export.errors import RecipeError, UnknownNameError
+from sparse_export.formats.recipe_files import recipe_names
 from sparse_export.train.rates import learning_rate
-from sparse_export.train.recipe import LearningRateRecipe, load_recipe, names
+from sparse_export.train.recipe import LearningRateRecipe, load_recipe
 
 
 def test_the_shipped_recipes_are_there_and_right() -> None:
-    assert names() == (
+    assert recipe_names() == (
         "cifar10-alexnet-s",
         "cifar10-vgg-d",
         "cifar10-vgg-like",
@@ -26,7 +27,7 @@ def test_the_shipped_recipes_are_there_and_right() -> None:
         "mnist-lenet300-100",
         "mnist-lenet5",
     )
-    for name in names():
+    for name in recipe_names():
         assert load_recipe(name).epochs > 0
 
 
