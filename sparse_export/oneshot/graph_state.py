@@ -147,7 +147,9 @@ def bits_of(*tensors: Tensor) -> str:
     """The SHA-256 of the values of tensors."""
     digest = hashlib.sha256()
     for one in tensors:
-        digest.update(one.contiguous().view(torch.uint8).numpy().tobytes())
+        # A copy: an axis of one entry may have any stride, and yet count as contiguous.
+        plain = one.clone(memory_format=torch.contiguous_format).reshape(-1)
+        digest.update(plain.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -23,6 +23,7 @@ from sparse_export.graph.passes.float16 import in_half
 from sparse_export.oneshot import graph_pruning, graph_statistics, unfolding
 from sparse_export.oneshot.costs import LayerDone
 from sparse_export.oneshot.graph_pruning import PrunedGraph, sparsify_graph
+from sparse_export.oneshot.graph_state import bits_of
 from sparse_export.oneshot.layers import Method, prune_weight
 from sparse_export.oneshot.report import SparsifiedLayer
 from sparse_export.signature import Array, Feeds, class_signature
@@ -437,3 +438,13 @@ def test_the_outputs_stay_closer_the_more_a_method_looks_at() -> None:
         done = pruned(model, batches, method)
         errors.append(np.linalg.norm(outputs_of(done.model, test)[0] - dense) / np.linalg.norm(dense))
     assert errors[2] < errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
+def test_the_digest_of_values_does_not_depend_on_their_strides(dtype: torch.dtype) -> None:
+    whole = torch.arange(32).reshape(4, 8).to(dtype)
+    odd = whole[:, :1]  # one entry along the last axis, with a stride of 8
+    assert bits_of(odd) == bits_of(odd.clone())
+    assert bits_of(whole.t()) == bits_of(whole.t().clone(memory_format=torch.contiguous_format))
+    assert bits_of(whole.t()) != bits_of(whole) or dtype is torch.bool
+    assert bits_of(whole[:1, :1]) == bits_of(whole[:1, :1].clone())
