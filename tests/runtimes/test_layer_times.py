@@ -113,9 +113,12 @@ def test_a_faster_sparse_kernel_is_a_speed_up_with_its_interval() -> None:
     found, rows = _rows(_timed())
     conv = rows["conv + relu"]
     assert conv.outcome == "speed-up"
+    assert conv.ratio is not None
     assert conv.low is not None
     assert conv.high is not None
-    assert conv.low / 1.02 < 1.5 < conv.high * 1.02
+    # One interval in twenty misses the truth, and the clock decides how much of the noise warm-up takes.
+    assert conv.ratio == pytest.approx(1.5, rel=0.02)
+    assert 1.4 < conv.low < conv.ratio < conv.high < 1.6
     assert conv.weights == ("conv.weight",)
     assert conv.nodes == ("conv", "relu")
     assert conv.dense_ms == pytest.approx(0.06, rel=0.02)
