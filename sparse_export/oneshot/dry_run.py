@@ -24,7 +24,7 @@ from sparse_export.oneshot.graph_source import Told, graph_source
 from sparse_export.oneshot.layers import require_method
 from sparse_export.oneshot.pipeline import CALIBRATION_BATCH, Work
 from sparse_export.oneshot.source import open_source, require_weights, run_of
-from sparse_export.oneshot.steps import CALIBRATION_SAMPLES, is_fed_by_loader, task_of
+from sparse_export.oneshot.steps import CALIBRATION_SAMPLES, data_and_task, is_fed_by_loader, task_of
 from sparse_export.oneshot.torch_choice import sensitivities
 from sparse_export.sparsity.pattern import pattern_from_text
 from sparse_export.tasks.data.picture_settings import PictureSettings
@@ -78,6 +78,7 @@ def layer_sensitivities(
     model = str(model)
     asked, chosen = pattern_from_text(pattern), require_method(method)
     require_numbers(calibration_samples, 0, seed)
+    data, task = data_and_task(model, data, task, data_dir)
     told = Told(axes=axes, sizes=sizes, inputs=None if inputs is None else Path(inputs))
     bound = bound_of(None, timings, None, pattern=asked, measures=True)
     assert bound is not None
@@ -102,7 +103,7 @@ def layer_sensitivities(
             scoring=scoring_of(
                 graph,
                 task,
-                None if data == "none" else data,
+                data,
                 data_dir,
                 pictures,
                 calibration_samples=calibration_samples,

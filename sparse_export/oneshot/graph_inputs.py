@@ -88,6 +88,7 @@ def scoring_of(
         DataNotFound: the data are not there.
         ArtefactError: they cannot be read.
     """
+    data = None if data == "none" else data
     if task is None and data is None:
         return None
     if task is None or data is None:

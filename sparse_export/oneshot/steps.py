@@ -68,7 +68,15 @@ from sparse_export.train.run_folder import (
 )
 from sparse_export.train.stopping import cpu_settings
 
-__all__ = ["CALIBRATION_SAMPLES", "Sparsified", "dense_torch_run", "is_fed_by_loader", "sparsify", "task_of"]
+__all__ = [
+    "CALIBRATION_SAMPLES",
+    "Sparsified",
+    "data_and_task",
+    "dense_torch_run",
+    "is_fed_by_loader",
+    "sparsify",
+    "task_of",
+]
 
 CALIBRATION_SAMPLES = 512
 
@@ -154,10 +162,7 @@ def sparsify(
     chosen = require_method(method)
     require_plan_for(asked, planned_dense)
     require_numbers(calibration_samples, finetune, seed)
-    if _has_several_inputs(model) and data != "none":
-        data, task = _on_record(read_run_info(Path(model)), data, task)
-    if data is not None:
-        require_given(data, data_dir)
+    data, task = data_and_task(model, data, task, data_dir)
     told = Told(axes=axes, sizes=sizes, inputs=None if inputs is None else Path(inputs))
     bound = bound_of(
         max_drop, timings, scored, pattern=asked, has_plan=planned_dense is not None, norms=norms
@@ -185,7 +190,7 @@ def sparsify(
             scoring=scoring_of(
                 graph,
                 task,
-                None if data == "none" else data,
+                data,
                 data_dir,
                 pictures,
                 calibration_samples=calibration_samples,
@@ -355,11 +360,21 @@ def _has_several_inputs(model: str) -> bool:
     return (folder / RUN_FILE).is_file() and read_run_info(folder).signature.only_input is None
 
 
-def _on_record(info: RunInfo, data: str | None, task: str | None) -> tuple[str | None, str | None]:
-    """Data and task, those of a run that was trained here where they are not named and it has both."""
-    if info.data is None or info.model.form != "torch":
-        return data, task
-    return data or info.data.name, task or info.task.name
+def data_and_task(
+    model: str, data: str | None, task: str | None, data_dir: Path | None
+) -> tuple[str | None, str | None]:
+    """The data and the task that are named, or those of a torch run with several inputs that has both on record.
+
+    Raises:
+        UsageError: a path among the data leads nowhere.
+    """
+    if _has_several_inputs(model) and data != "none":
+        info = read_run_info(Path(model))
+        if info.data is not None and info.model.form == "torch":
+            data, task = data or info.data.name, task or info.task.name
+    if data is not None:
+        require_given(data, data_dir)
+    return data, task
 
 
 def task_of(run: Run | None) -> str:

@@ -16,7 +16,7 @@ from sparse_export.evaluate.gate import gate
 from sparse_export.evaluate.validate import validate
 from sparse_export.formats.run import open_run
 from sparse_export.models.run_network import network_of_run
-from sparse_export.oneshot import sparsify
+from sparse_export.oneshot import layer_sensitivities, sparsify
 from sparse_export.tasks.named_data import calibration_of
 from sparse_export.train.captured import N_LAUNCHED, CapturedStep
 from sparse_export.train.loop import train
@@ -148,6 +148,7 @@ def test_a_trained_network_of_several_inputs_is_sparsified_as_a_graph(tmp_path: 
     made = sparsify(run.path, tmp_path / "sparse").run  # on the data and for the task of the run
     assert made.info.model.form == "onnx" and made.info.test is not None
     assert made.info.data is not None and made.info.data.name == "pair_nets:data"
+    assert layer_sensitivities(run.path).held_back == "samples of pair_nets:data, a part of the test set"
 
 
 @pytest.mark.parametrize(
