@@ -29,11 +29,26 @@ SHARP = (
 
 
 def opened(names: Iterable[str], folder: Path) -> list[dict[str, object]]:
+    """What opening each file took. What took too long is opened twice more: other work on the machine only
+    adds to the seconds, so the least of them is what the file costs.
+    """
     files = []
     for i, name in enumerate(names):
         file = folder / f"{i} {name.replace('/', ' ')}.onnx"
         file.write_bytes(written(HOSTILE[name]()))
         files.append(str(file))
+    found = ran(files)
+    for _ in range(2):
+        slow = {str(one["file"]) for one in found if float(str(one["seconds"])) > MOST_S}
+        if slow:
+            again = ran([file for file in files if Path(file).name in slow])
+            faster = {(one["file"], one["use"]): one for one in again}
+            pairs = [(one, faster.get((one["file"], one["use"]), one)) for one in found]
+            found = [min(pair, key=lambda one: float(str(one["seconds"]))) for pair in pairs]
+    return found
+
+
+def ran(files: Iterable[str]) -> list[dict[str, object]]:
     words = [sys.executable, "-m", "tests.graph.opening", *files]
     ended = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
     return [json.loads(line) for line in ended.stdout.splitlines()]
