@@ -14,6 +14,7 @@ from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import EngineLayer, EngineState, EngineTimes, LayerTiming
 from sparse_export.formats.run import SpeedInfo
 from sparse_export.formats.score import Score
+from sparse_export.graph.advice import advice_of
 from sparse_export.graph.eligibility import MEANINGS
 from sparse_export.graph.if_pruned import IfPruned, LayerIfPruned
 from sparse_export.tables import Shown, Table, shape_text
@@ -173,7 +174,8 @@ class Inspection:
         layers += _quantized_parts(self)
         engines = [part for engine in self.engines for part in engine.shown().parts]
         foreign = self.foreign.shown().parts if self.foreign is not None else ()
-        return Shown([Table(rows=rows), *layers, *engines, *foreign])
+        steps = [f"Next: {step}" for step in advice_of(self.graph)]
+        return Shown([Table(rows=rows), *layers, *engines, *foreign, *steps])
 
     def __str__(self) -> str:
         return self.shown().draw()

@@ -37,6 +37,11 @@ svg text { fill: var(--ink); } .grid { stroke: var(--faint); } .level { stroke: 
 .c4 { color: var(--c4); } .c5 { color: var(--c5); } .c6 { color: var(--c6); }
 .verdict { font-size: 1.12rem; border-left: .3rem solid var(--c0); padding: .2rem 0 .2rem .9rem; }
 .failed { border-color: var(--c1); }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 13rem), 1fr)); gap: .8rem; margin: 1rem 0; }
+.card { border: 1px solid var(--faint); border-top: .3rem solid var(--c6); border-radius: .3rem; padding: .6rem .8rem; }
+.card.good { border-top-color: var(--c2); } .card.bad { border-top-color: var(--c1); }
+.card h2 { font-size: .92rem; margin: 0; } .card p { margin: .15rem 0; font-size: .86rem; }
+.card .word { font-weight: 600; font-size: 1rem; } .card .figure { font-size: 1.35rem; line-height: 1.3; }
 pre { white-space: pre-wrap; background: var(--shade); padding: .7rem; border-radius: .3rem; font-size: .86rem; }
 """
 # The page may load nothing from anywhere, whatever a name in it contains.

@@ -11,6 +11,7 @@ from sparse_export.graph.eligibility import MEANINGS
 from sparse_export.pages.document import document
 from sparse_export.pages.escaping import escape
 from sparse_export.report import pictures, tables
+from sparse_export.report.cards import cards, next_steps
 from sparse_export.report.choice import choice_of_layers
 from sparse_export.report.side import BundleSide, side_of
 from sparse_export.report.verdict import verdict
@@ -40,6 +41,8 @@ def page(comparison: Comparison, dense: BundleSide, sparse: BundleSide) -> str:
     name = comparison.sparse.model or "network"
     parts = [
         f'<p class="verdict{" failed" if failed else ""}">{escape(verdict(comparison))}</p>',
+        cards(comparison),
+        *_listed("What to do next", next_steps(comparison, sparse)),
         f"<p>Dense: {escape(comparison.dense.path)}<br>Sparse: {escape(comparison.sparse.path)}</p>",
         "<h2>Score and size</h2>",
         _figures(pictures.score(comparison), pictures.sizes(comparison)),
@@ -64,6 +67,11 @@ def page(comparison: Comparison, dense: BundleSide, sparse: BundleSide) -> str:
         tables.commands((dense, sparse), command_line()),
     ]
     return document(f"{name}: dense against sparse", [part for part in parts if part])
+
+
+def _listed(title: str, sentences: list[str]) -> list[str]:
+    items = "".join(f"<li>{escape(one)}</li>" for one in sentences)
+    return [f"<h2>{escape(title)}</h2><ul>{items}</ul>"] if items else []
 
 
 def _figures(*drawn: str) -> str:

@@ -1,0 +1,70 @@
+"""What to do next so that hardware can use more of a graph's zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparse_export.formats.layers import GraphLayer
+from sparse_export.graph.eligibility import MISSING, could_be_used
+
+__all__ = ["advice_of"]
+
+
+def advice_of(layers: Sequence[GraphLayer]) -> list[str]:
+    """What would let 2:4 hardware use more layers, the step that reaches most first.
+
+    Args:
+        layers: of one graph, as `inspect` found them.
+
+    Returns:
+        Sentences; none where every layer that can be used is used.
+    """
+    weights = [layer for layer in layers if layer.constant and layer.n_weights]
+    sparse = [layer for layer in weights if layer.n_nonzero < layer.n_weights]
+    ready = [layer for layer in sparse if layer.eligible != "no"]
+    # 2:4 already, and nothing against it but how the values are stored.
+    stored = [layer for layer in sparse if layer.eligible == "no" and could_be_used(layer.reasons)]
+    scattered = [layer for layer in sparse if any(one.code == "groups-over" for one in layer.reasons)]
+    found: list[str] = []
+    missing = [
+        text
+        for code, text in MISSING.items()
+        if any(one.code == code for layer in stored for one in layer.reasons)
+    ]
+    if missing:
+        found.append(
+            f"{_counted(stored, weights)} {_is(stored)} 2:4 but cannot be used as stored: what is missing is "
+            f"{' and '.join(dict.fromkeys(missing))}. `build --precision fp16` or int8 gives sparse kernels "
+            "of NVIDIA GPUs, from Ampere on, what they take."
+        )
+    if scattered:
+        found.append(
+            f"{_counted(scattered, weights)} {_has(scattered)} zeros outside of 2:4, which no sparse kernel "
+            "skips. Prune or train with the pattern 2:4, or try `build --compact`, which cuts channels that "
+            "are empty."
+        )
+    if weights and not sparse:
+        found.append("No layer has zeros. `sparse-export sparsify` makes layers 2:4.")
+    elif ready and not stored and not scattered:
+        found.append(
+            f"{_counted(ready, weights)} {_is(ready)} ready for sparse kernels. Build an engine and measure it "
+            "on the GPU that will serve it: `build --target tensorrt`, then `compare --runtime tensorrt`."
+        )
+    return found
+
+
+def _counted(some: Sequence[GraphLayer], of: Sequence[GraphLayer]) -> str:
+    """Like `12 of 14 layers (96 % of the multiply-adds)`."""
+    total = sum(layer.macs or 0 for layer in of)
+    share = sum(layer.macs or 0 for layer in some)
+    known = total and all(layer.macs is not None for layer in of)
+    work = f" ({100 * share / total:.0f} % of the multiply-adds)" if known else ""
+    return f"{len(some)} of {len(of)} layers{work}"
+
+
+def _is(layers: Sequence[GraphLayer]) -> str:
+    return "is" if len(layers) == 1 else "are"
+
+
+def _has(layers: Sequence[GraphLayer]) -> str:
+    return "has" if len(layers) == 1 else "have"
