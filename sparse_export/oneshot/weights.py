@@ -19,6 +19,7 @@ from sparse_export.sparsity.pattern import NMPattern, largest_per_group
 _BLOCK = 128  # columns of a sweep whose later neighbours are corrected at once
 _ITERATIONS = 80  # of conjugate gradients
 _FEWEST_ITERATIONS = 5
+_EXACT_COST = 8  # of a multiplication for Cholesky factors in float64, in those of conjugate gradients
 _GRADIENTS_WORK = 2e12  # multiplications in float32 of all iterations for one layer
 _CONVERGED = 1e-4  # of the first residual
 _TINY = 1e-30
@@ -75,7 +76,7 @@ def by_reconstruction(
     Columns are visited in order. At the head of each group those N are kept whose removal would cost most;
     the error of every removed weight is passed on to the columns to come (Frantar & Alistarh 2023,
     SparseGPT). Then the kept weights are brought to their least-squares optimum: by Cholesky factors where
-    that is less work than conjugate gradients, else near it by those. A row for which this ends worse than
+    that takes less time than conjugate gradients, else near it by those. A row for which this ends worse than
     plain magnitude is given back to magnitude, so no row's error on the calibration data is above that.
 
     gram_KK: float64, positive semi-definite.  damping: added to its diagonal, in units of the diagonal's
@@ -103,13 +104,13 @@ def by_reconstruction(
 
 
 def _is_solved_exactly(n_columns: int, pattern: NMPattern) -> bool:
-    return (n_columns * pattern.density) ** 3 / 3 <= _ITERATIONS * n_columns**2
+    return _EXACT_COST * (n_columns * pattern.density) ** 3 / 3 <= _ITERATIONS * n_columns**2
 
 
 def solving_cost(n_outputs: int, n_columns: int, pattern: NMPattern) -> float:
-    """Multiply-adds that `by_reconstruction` corrects the kept weights with."""
+    """Work that `by_reconstruction` corrects the kept weights with, in multiply-adds of conjugate gradients."""
     if _is_solved_exactly(n_columns, pattern):
-        return n_outputs * (n_columns * pattern.density) ** 3 / 3
+        return _EXACT_COST * n_outputs * (n_columns * pattern.density) ** 3 / 3
     return min(_ITERATIONS * n_outputs * n_columns**2, _GRADIENTS_WORK)
 
 
