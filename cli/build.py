@@ -22,6 +22,7 @@ from sparse_export.cli._pictures import picture_options
 if TYPE_CHECKING:
     from sparse_export.engines.options import Precision
     from sparse_export.formats.bundle import Bundle, BundleInfo, CompactInfo, PatternInfo
+    from sparse_export.formats.preparation import RawType
     from sparse_export.graph.passes.fit_pattern import Gather
     from sparse_export.tables import Shown, Table
     from sparse_export.tasks.data.picture_settings import PictureSettings
@@ -132,6 +133,12 @@ if TYPE_CHECKING:
     help="Write preprocess.onnx too, which makes the network's input of raw pictures as training did.",
 )
 @click.option(
+    "--fold-preprocess",
+    "fold",
+    type=click.Choice(["float32", "uint8"]),
+    help="Let the graph take raw samples of this type: their scaling and normalization is folded into it.",
+)
+@click.option(
     "--postprocess",
     "postprocess",
     multiple=True,
@@ -175,6 +182,7 @@ def command(
     gather: Gather,
     labels: Path | None,
     preprocess: bool,
+    fold: RawType | None,
     postprocess: tuple[str, ...],
     data_dir: Path | None,
     pictures: PictureSettings | None,
@@ -231,6 +239,7 @@ def command(
         inputs=inputs,
         labels=labels,
         preprocess=preprocess,
+        fold=fold,
         postprocess=postprocess,
         workers=0 if pictures is None else pictures.workers,
     )
@@ -277,11 +286,17 @@ def _bundle_shown(bundle: Bundle, form: str) -> Shown:
     ]
     text = (
         f"{info.model.name}, {info.n_nonzero:,} of {info.n_parameters:,} parameters not zero, "
-        f"{info.precision}, ONNX opset {info.opset}\n{'; '.join(sizes)}\n{_engines_text(info)}"
+        f"{info.precision}, ONNX opset {info.opset}\n{'; '.join(sizes)}\n{_folded_text(info)}"
+        f"{_engines_text(info)}"
     ).rstrip("\n")
     parts: list[str | Table] = [] if info.fitted is None else _pattern_parts(info.fitted)
     parts += [] if info.compacted is None else _compact_parts(info.compacted)
     return Shown([*parts, text])
+
+
+def _folded_text(info: BundleInfo) -> str:
+    """A line that says what the graph takes, where that is raw samples."""
+    return "" if info.folded is None else f"takes {info.folded.words}\n"
 
 
 def _engines_text(info: BundleInfo) -> str:

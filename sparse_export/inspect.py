@@ -148,6 +148,8 @@ def _of_bundle(path: Path) -> Inspection:
         "precision": info.precision,
         "made": info.created,
     }
+    if info.folded is not None:
+        facts["takes"] = info.folded.words
     if info.macs is not None and info.nonzero_macs is not None:
         facts["multiply-accumulates"] = (
             f"{info.macs:,} for one sample, {info.nonzero_macs:,} by non-zero weights"

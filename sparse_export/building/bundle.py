@@ -9,6 +9,7 @@ from pathlib import Path
 from sparse_export.building.dense_baseline import TimedEngines, time_engines
 from sparse_export.building.engine_form import EngineForm
 from sparse_export.building.engines import EngineProgress, Engines, add_engines
+from sparse_export.building.fold_preprocess import raw_input_of
 from sparse_export.building.golden import require_parity, write_golden
 from sparse_export.building.graph import BuiltGraph, build_graph
 from sparse_export.building.manifest import bundle_info, layers_document
@@ -34,6 +35,7 @@ from sparse_export.formats.bundle import (
 )
 from sparse_export.formats.layers import LAYERS_FILE
 from sparse_export.formats.listed import file_infos
+from sparse_export.formats.preparation import RawType
 from sparse_export.formats.run import Run, RunInfo
 from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.passes.fit_pattern import Gather
@@ -64,6 +66,7 @@ def build(
     labels: str | Path | None = None,
     postprocess: Sequence[str] = (),
     preprocess: bool = False,
+    fold: RawType | None = None,
     progress: EngineProgress | None = None,
     trust: str | None = None,
 ) -> Bundle:
@@ -101,6 +104,8 @@ def build(
             `topk:K`. The scores stay the first output.
         preprocess: write `preprocess.onnx` too, which makes the network's input of raw samples as training
             did.
+        fold: type of raw samples that the graph takes in place of the network's input: their scaling and
+            normalization is folded into it.
         progress: called with the target and how far its build is.
         trust: SHA-256 of the run's `run.json`, needed once for a run that names a factory and was made
             elsewhere.
@@ -135,6 +140,7 @@ def build(
         labels=None if labels is None else Path(labels),
         postprocess=postprocess,
         preprocess=preprocess,
+        fold=fold,
     )
     return build_from_request(run, out, request, data_dir=data_dir, progress=progress, trust=trust)
 
@@ -223,6 +229,7 @@ def dry_run(run: str | Path, out: str | Path | None, request: BuildRequest) -> D
         time_layers=request.time_layers,
         postprocess=request.postprocess,
         preprocess=request.preprocess,
+        fold=request.fold,
     )
 
 
@@ -303,7 +310,11 @@ def _write_orders(
         gather=request.gather,
         layers=graph.fit.fitted.layers,
         difference=graph.fit.fitted.difference,
-        **measure_scores(info, graph.fit.before, stage / MODEL_FILE, data_dir, graph.signature),
+        **measure_scores(
+            *(info, graph.fit.before, stage / MODEL_FILE, data_dir, graph.signature),
+            raw=raw_input_of(info, request.fold, data_dir),
+            workers=request.workers,
+        ),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sparse_export.building.fold_preprocess import RawInput
 from sparse_export.building.golden import GOLDEN_SAMPLES
 from sparse_export.engines.options import Precision
 from sparse_export.engines.precision import CALIBRATED
@@ -44,6 +45,7 @@ def calibration_batches(
     inputs: str | Path | None = None,
     *,
     workers: int = 0,
+    raw: RawInput | None = None,
 ) -> list[dict[str, Array]]:
     """Load inputs for the precisions that need them.
 
@@ -54,6 +56,7 @@ def calibration_batches(
         data_dir: where the data sets lie.
         inputs: file or folder of inputs; None for training samples of the run's data set.
         workers: processes that decode pictures; 0 for threads.
+        raw: what the graph takes in place of the network's input; None for that.
 
     Returns:
         Batches of at most 32 samples; none for a precision without calibration and no `inputs`.
@@ -67,8 +70,9 @@ def calibration_batches(
     if n < GOLDEN_SAMPLES:
         raise UsageError(f"{n} samples are too few to calibrate on.", do=f"Use {GOLDEN_SAMPLES} at least.")
     if inputs is not None:
-        found = read_inputs(inputs, info.signature, n_samples=n, within=False)
-        return list(BatchSamples(parts=found.batches, signature=info.signature).batches(_BATCH))
+        signature = info.signature if raw is None else raw.signature
+        found = read_inputs(inputs, signature, n_samples=n, within=False)
+        return list(BatchSamples(parts=found.batches, signature=signature).batches(_BATCH))
     require_calibration(info, precision, inputs)
     assert info.data is not None
     if not info.data.mean:
@@ -79,5 +83,12 @@ def calibration_batches(
                 do="Give some by --inputs FILE.npz.",
             )
         return list(BatchSamples(parts=found_batches, signature=info.signature).batches(_BATCH))
-    sample = data.load_training_sample(info.data, info.signature.input_shape, n, data_dir, workers=workers)
+    sample = data.load_training_sample(
+        info.data,
+        info.signature.input_shape,
+        n,
+        data_dir,
+        workers=workers,
+        raw=None if raw is None else raw.dtype,
+    )
     return list(SingleInput(name=info.signature.input_names[0], inputs=sample).batches(_BATCH))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparse_export.building.calibration import calibration_batches
 from sparse_export.building.engine_form import EngineForm, engine_form
+from sparse_export.building.fold_preprocess import RawInput, folded_graph, raw_input_of
 from sparse_export.building.golden import Golden, golden_inputs, golden_pair
 from sparse_export.building.patterns import (
     ineligible_weights,
@@ -24,6 +25,7 @@ from sparse_export.engines.precision import CALIBRATED, convert_precision
 from sparse_export.errors import UsageError
 from sparse_export.formats.bundle import CompactInfo
 from sparse_export.formats.layers import GraphLayer
+from sparse_export.formats.preparation import FoldedInfo
 from sparse_export.formats.run import LayerInfo, Run, RunInfo
 from sparse_export.graph.copies import copy_of
 from sparse_export.graph.example import example_of_signature
@@ -43,6 +45,7 @@ from sparse_export.graph.randomness import require_deterministic
 from sparse_export.graph.weight_uses import why_no_axis
 from sparse_export.models.run_network import density_of, masks_of_run, network_of_run
 from sparse_export.oneshot.graph_run import graph_of_run
+from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.session import only_array
 from sparse_export.runtimes.torch_session import TorchSession
@@ -86,6 +89,7 @@ class BuiltGraph:
         compacted: what was removed with dead channels; None for a graph that has all its channels.
         fit: None where no pattern was requested.
         engine: the graph that engines are built of, where that is another one.
+        folded: how it takes raw samples; None where it takes the network's own input.
     """
 
     model: onnx.ModelProto
@@ -100,6 +104,7 @@ class BuiltGraph:
     compacted: CompactInfo | None
     fit: PatternedNetwork | None
     engine: EngineForm | None = None
+    folded: FoldedInfo | None = None
 
     @property
     def for_engines(self) -> onnx.ModelProto:
@@ -134,19 +139,25 @@ def build_graph(
     masks = masks_of_run(run, network)
     fit = None if wanted is None else _fit(network, masks, info, wanted, request)
     fitted = None if fit is None else fit.fitted
+    raw = raw_input_of(info, request.fold, data_dir)
     samples = calibration_batches(
         *(info, request.precision, request.n_calibration, data_dir, request.inputs),
         workers=request.workers,
+        raw=raw,
     )
     example = example_of_signature(network, info.signature, info.call)
     require_deterministic(network, example)
     with TorchSession(network, info.signature, example) as session:
-        golden = golden_pair(session, samples[0] if samples else None)  # first: its errors are the plainer
+        golden = _golden_of(session, samples, raw)  # first: its errors are the plainer
     model = onnx_from_module(network, example, masks=masks_with_promises(network, masks, fitted))
     signature = info.signature.with_ranges_of(signature_of(model))
     promising = layer_infos(info.layers, network, masks, wanted, fitted)
     promised = promised_patterns(promising)
     model, compacted = rewrite_graph(model, signature, promised, fitted, request.compact)
+    folded = None
+    if raw is not None:
+        model, folded = folded_graph(model, raw, golden)
+        signature = raw.signature
     n_parameters, n_nonzero = count_parameters(model)  # before int8, whose weights are no floats
     engine = _engine_form(model, signature, samples, request, promised)
     model = convert_precision(model, request.precision, samples)
@@ -164,7 +175,17 @@ def build_graph(
         compacted=compacted,
         fit=fit,
         engine=engine,
+        folded=folded,
     )
+
+
+def _golden_of(session: Session, samples: Sequence[Feeds], raw: RawInput | None) -> Golden:
+    """The golden pair of a network, of raw samples where the graph is to take these."""
+    if raw is None:
+        return golden_pair(session, samples[0] if samples else None)
+    # The prepared session would close the network's, which stays its owner's.
+    golden = golden_pair(raw.session(session), samples[0] if samples else raw.drawn())
+    return replace(golden, is_drawn=not samples)
 
 
 def _engine_form(
@@ -193,28 +214,37 @@ def _from_graph(
             do=f"Make it sparse by `sparse-export sparsify {info.model.name} --pattern {wanted}` first.",
         )
     model = graph_of_run(run)
+    raw = raw_input_of(info, request.fold, data_dir)
+    signature = info.signature if raw is None else raw.signature
     samples = calibration_batches(
         *(info, request.precision, request.n_calibration, data_dir, request.inputs),
         workers=request.workers,
+        raw=raw,
     )
-    golden = golden_of_graph(run.graph_path, model, info.signature, samples[0] if samples else None)
+    golden = golden_of_graph(
+        *(run.graph_path, model, info.signature, samples[0] if samples else None), raw=raw
+    )
     promised = promised_patterns(info.layers)
     model = with_folded_norms(model)
     if request.onnx != "dense":
         model = with_packable_opset(model)
     model, compacted = rewrite_graph(model, info.signature, promised, None, request.compact)
+    folded = None
+    if raw is not None:
+        model, folded = folded_graph(model, raw, golden)
     counts = count_parameters(model)  # before int8, whose weights are no floats
     positive_zeros(model)
-    engine = _engine_form(model, info.signature, samples, request, promised)
+    engine = _engine_form(model, signature, samples, request, promised)
     model = convert_precision(model, request.precision, samples)
     positive_zeros(model)
     require_patterns(model, promised)
     used = samples if request.precision in CALIBRATED else []
     return replace(
-        graph_as_it_is(info.layers, model, info.signature, golden, counts=counts),
+        graph_as_it_is(info.layers, model, signature, golden, counts=counts),
         n_calibration=sum(map(info.signature.n_samples, used)),
         compacted=compacted,
         engine=engine,
+        folded=folded,
     )
 
 
@@ -253,7 +283,12 @@ def graph_as_it_is(
 
 
 def golden_of_graph(
-    file: Path, model: onnx.ModelProto, signature: Signature, samples: Feeds | None
+    file: Path,
+    model: onnx.ModelProto,
+    signature: Signature,
+    samples: Feeds | None,
+    *,
+    raw: RawInput | None = None,
 ) -> Golden:
     """The golden pair of an ONNX file by onnxruntime on the CPU.
 
@@ -264,6 +299,7 @@ def golden_of_graph(
         model: the same graph.
         signature: of it.
         samples: real inputs; None for random ones.
+        raw: what the samples are where they are to be normalized first.
 
     Raises:
         SparseExportError: as `golden_pair`.
@@ -271,7 +307,11 @@ def golden_of_graph(
     behind = {one.name: last_fixed_ancestors(model, one.name) for one in signature.outputs}
     inner = tuple({name: None for names in behind.values() for name in names})
     with naming_weights(model), open_session(file, signature=signature, inner=inner) as session:
-        golden = golden_pair(session, samples, inner=inner)
+        if raw is None:
+            golden = golden_pair(session, samples, inner=inner)
+        else:
+            golden = golden_pair(raw.session(session), samples or raw.drawn(), inner=inner)
+            golden = replace(golden, is_drawn=samples is None)
     fixed = [name for name in golden.outputs if not behind.get(name)]
     return replace(
         golden,

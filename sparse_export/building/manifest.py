@@ -19,11 +19,11 @@ from sparse_export.formats.bundle import (
     EngineGraphInfo,
     GoldenInfo,
     PatternInfo,
-    PreprocessInfo,
     RunReference,
 )
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.formats.listed import FileInfo
+from sparse_export.formats.preparation import PreprocessInfo
 from sparse_export.formats.run import RUN_FILE, Run
 from sparse_export.version import command_line, library_versions, now
 
@@ -106,6 +106,7 @@ def bundle_info(
         fitted=pattern,
         postprocess=tuple(postprocess),
         preprocess=preprocess,
+        folded=graph.folded,
         engine_graph=_engine_graph(graph.engine),
         engines=built.infos,
     )

@@ -14,6 +14,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from sparse_export.building.fold_preprocess import RawInput
 from sparse_export.errors import ArtefactError, DataNotFound, MissingCapability, UnknownNameError, UsageError
 from sparse_export.formats.bundle import ORDERS_FILE, Bundle, CompactInfo
 from sparse_export.formats.listed import bytes_of
@@ -287,6 +288,9 @@ def measure_scores(
     file: Path,
     data_dir: str | Path | None,
     of_file: Signature | None = None,
+    *,
+    raw: RawInput | None = None,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Measure the score of the run's network and of an ONNX file on the run's test set.
 
@@ -296,6 +300,8 @@ def measure_scores(
         file: the ONNX file of the bundle.
         data_dir: where the data sets lie.
         of_file: signature of the file; None for that of the run.
+        raw: what the file takes in place of the network's input; None for that.
+        workers: processes that decode pictures; 0 for threads.
 
     Returns:
         The last four fields of `PatternInfo`; `not_measured` has the reason where there is no score.
@@ -306,8 +312,16 @@ def measure_scores(
     signature = info.signature
     try:  # the bundle is as good without a score
         task = task_named(info.task.name)
-        test = load_test_set(info.data, signature, data_dir, task=task, network="the network", do="")
-        with TorchSession(before, signature) as session:
+        test = load_test_set(
+            *(info.data, signature, data_dir),
+            task=task,
+            network="the network",
+            do="",
+            workers=workers,
+            raw=None if raw is None else raw.dtype,
+        )
+        with TorchSession(before, signature) as network:
+            session = network if raw is None else raw.session(network)
             first = outputs_of(session, test.samples, who="The PyTorch network")
         second = outputs_of_file(file, test.samples, signature=of_file or signature)
         scores = [task.score(task.statistics(outputs, test.targets[:])) for outputs in (first, second)]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.files import temporary_folder, write_bytes
-from sparse_export.formats.bundle import PREPROCESS_FILE, PreprocessInfo
+from sparse_export.formats.preparation import PREPROCESS_FILE, PreprocessInfo
 from sparse_export.formats.run import DataInfo, RunInfo
 from sparse_export.graph.preprocess import array_graph, picture_graph
 from sparse_export.runtimes.onnxruntime import open_session
@@ -19,7 +19,7 @@ from sparse_export.signature import Array, TensorInfo
 from sparse_export.tasks import data
 from sparse_export.tasks.data import imagefolder
 
-__all__ = ["require_preprocessable", "write_preprocess"]
+__all__ = ["holds_uint8", "require_preprocessable", "write_preprocess"]
 
 _GOLDEN_INPUT, _GOLDEN_OUTPUT = "golden/picture.npy", "golden/preprocessed.npy"
 _N_SAMPLES = 2
@@ -90,7 +90,7 @@ def write_preprocess(stage: Path, info: RunInfo, data_dir: str | Path | None) ->
         wanted = _by_loader(samples, source, info.signature.input_shape)
         allowed = _LEVELS / 255 / min(std) + _ATOL
     else:
-        is_uint8 = _is_uint8(source.name, data_dir)
+        is_uint8 = holds_uint8(source.name, data_dir)
         model, raw = array_graph(taken, is_uint8=is_uint8, mean=mean, std=std)
         generator = np.random.default_rng(_SEED)
         shape = (_N_SAMPLES, *(size for size in raw.shape[1:] if isinstance(size, int)))
@@ -125,9 +125,17 @@ def write_preprocess(stage: Path, info: RunInfo, data_dir: str | Path | None) ->
     )
 
 
-def _is_uint8(name: str, data_dir: str | Path | None) -> bool:
-    """Are the samples of a data set uint8 pictures? Those of a named set are."""
-    if name in data.names():
+def holds_uint8(name: str, data_dir: str | Path | None) -> bool:
+    """Are the samples of a data set uint8 pictures? Those of a named set, and of a folder, are.
+
+    Args:
+        name: of the data set.
+        data_dir: where a relative `npz:FILE` starts.
+
+    Raises:
+        DataNotFound: an `npz:FILE` is not there.
+    """
+    if name in data.names() or name.startswith(_PICTURES):
         return True
     found = data.load(name, None if data_dir is None else Path(data_dir), classes=False)
     return found.x_test.dtype == torch.uint8

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sparse_export import trust
 from sparse_export.building.calibration import require_calibration
+from sparse_export.building.fold_preprocess import require_foldable
 from sparse_export.building.model_files import require_form
 from sparse_export.building.patterns import parse_pattern, require_in_plan, require_same_pattern
 from sparse_export.building.preprocess import require_preprocessable
@@ -17,6 +18,7 @@ from sparse_export.engines.dry_run import require_timeable
 from sparse_export.engines.options import EngineOptions, Precision, require_buildable, require_types
 from sparse_export.engines.tensorrt_import import TARGETS as ENGINE_TARGETS
 from sparse_export.errors import UnknownNameError, UsageError
+from sparse_export.formats.preparation import RawType
 from sparse_export.formats.run import RunInfo, open_run
 from sparse_export.graph.passes.fit_pattern import Gather
 from sparse_export.graph.passes.postprocess import require_steps
@@ -50,6 +52,8 @@ class BuildRequest:
         labels: file with the names of the classes; None for those that the run has.
         postprocess: what is appended to the graph, like `softmax` and `topk:5`.
         preprocess: write the graph that makes the network's input too.
+        fold: type of raw samples that the graph is to take, normalized inside it; None for the network's own
+            input.
         workers: processes that decode pictures of the run's data; 0 for threads.
     """
 
@@ -68,6 +72,7 @@ class BuildRequest:
     labels: Path | None = None
     postprocess: Sequence[str] = ()
     preprocess: bool = False
+    fold: RawType | None = None
     workers: int = 0
 
 
@@ -132,8 +137,16 @@ def check_request(run: Path, out: str | Path | None, request: BuildRequest) -> C
         info = replace(info, task=replace(info.task, labels=labels))
     _require_fitting_steps(request.postprocess, info.task.name)
     require_steps(request.postprocess, info.signature)
+    if request.preprocess and request.fold is not None:
+        raise UsageError(
+            "--preprocess and --fold-preprocess were given: one normalizes outside the network's graph, the "
+            "other inside it.",
+            do="Give one of them.",
+        )
     if request.preprocess:
         require_preprocessable(info)
+    if request.fold is not None:
+        require_foldable(info, request.fold)
     for one in engines:
         require_types(info.signature)
         one.bounds(info.signature)

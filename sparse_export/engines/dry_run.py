@@ -10,7 +10,8 @@ from sparse_export.engines import tensorrt_import
 from sparse_export.engines.options import EngineOptions, Precision, engine_file, profile_text
 from sparse_export.engines.precision import CALIBRATED
 from sparse_export.errors import MissingCapability, UsageError
-from sparse_export.formats.bundle import ENGINE_MODEL_FILE, PREPROCESS_FILE
+from sparse_export.formats.bundle import ENGINE_MODEL_FILE
+from sparse_export.formats.preparation import PREPROCESS_FILE, RawType
 from sparse_export.formats.run import RunInfo
 from sparse_export.signature import Signature
 
@@ -100,6 +101,7 @@ def describe_build(
     time_layers: bool = False,
     postprocess: Sequence[str] = (),
     preprocess: bool = False,
+    fold: RawType | None = None,
 ) -> DryRun:
     """Describe what a build would write; a target that cannot be built here is listed with its problem.
 
@@ -113,14 +115,17 @@ def describe_build(
         time_layers: each engine's layers are to be timed.
         postprocess: steps that are appended to the graph.
         preprocess: the graph before it is written too.
+        fold: type of the raw samples that the graph takes; None for the network's own input.
 
     Raises:
         UsageError: a library does not build for a GPU that the options name, or a profile does not fit.
     """
     name = info.model.name or "the network"
     forms = {"model.onnx": form} if form != "both" else {"model.onnx": "packed", "model-dense.onnx": "dense"}
+    raw = [] if fold is None else [f"raw samples in {fold}"]
     files = [
-        DryRunFile(file=file, how=", ".join([precision, one, *postprocess])) for file, one in forms.items()
+        DryRunFile(file=file, how=", ".join([precision, one, *raw, *postprocess]))
+        for file, one in forms.items()
     ]
     if precision in CALIBRATED:
         how = ", ".join([f"{precision} between float16, for engines", *postprocess])

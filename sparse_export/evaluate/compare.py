@@ -13,6 +13,7 @@ from sparse_export.evaluate.compare_times import compare_latency, speedup_missed
 from sparse_export.evaluate.comparison import Comparison, Side
 from sparse_export.evaluate.deciding import Round
 from sparse_export.evaluate.evaluator import Samples, checked_samples, score
+from sparse_export.evaluate.references import require_same_inputs
 from sparse_export.evaluate.sessions import Opened, Timing, opened_both
 from sparse_export.evaluate.test_set import is_scored
 from sparse_export.evaluate.unlabelled import unlabelled
@@ -265,6 +266,7 @@ def _gate_failed(
 
 
 def _check_comparable(dense: Bundle, sparse: Bundle) -> None:
+    require_same_inputs(dense, sparse)
     a, b = dense.info, sparse.info
     same_data = None in (a.data, b.data) or _data_identity(a.data) == _data_identity(b.data)
     for what, found_a, found_b, same in (

@@ -114,10 +114,10 @@ def checked_samples(samples: Samples, bundle: Bundle) -> LabelledSamples:
     x, y = samples
     if isinstance(x, Tensor):
         x = x.detach().cpu().numpy()
-    if x.shape[1:] != signature.input_shape:
+    if x.shape[1:] != bundle.info.network_signature.input_shape:
         raise UsageError(
             f"The test set has inputs of shape {x.shape}.",
-            expected=f"(n, {', '.join(map(str, signature.input_shape))}) was expected.",
+            expected=f"(n, {', '.join(map(str, bundle.info.network_signature.input_shape))}) was expected.",
             do="Give the test set that belongs to the bundles.",
         )
     return labelled(

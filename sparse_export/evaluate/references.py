@@ -18,11 +18,12 @@ from sparse_export.graph.passes.fit_pattern import replay
 from sparse_export.models.run_network import network_of_run
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
+from sparse_export.runtimes.prepared import PreparedSession
 from sparse_export.runtimes.probe import require_probed
 from sparse_export.runtimes.torch_session import TorchSession
 from sparse_export.trust import TrustedDigests
 
-__all__ = ["against_dense", "open_dense", "reference_of_bundle", "run_of_bundle"]
+__all__ = ["against_dense", "open_dense", "reference_of_bundle", "require_same_inputs", "run_of_bundle"]
 
 
 def run_of_bundle(bundle: Bundle, given: Path | None = None) -> Run | None:
@@ -73,16 +74,43 @@ def reference_of_bundle(
     run = run_of_bundle(bundle, given)
     if run is None:
         return None, f"The run {Path(bundle.info.run.path)} is no longer there."
-    signature = replace(bundle.info.signature, appended=())  # which the run knows nothing of
+    signature = bundle.info.network_signature  # the run knows nothing of what was folded in and appended
     if run.info.model.form == "onnx":
-        return open_session(run.graph_path, signature=signature), None
+        return _prepared(open_session(run.graph_path, signature=signature), bundle), None
     if run.info.model.name is None:
         return None, f"The run {run.path} does not say how its network is made."
     network = network_of_run(run, trusted=trust)
     if bundle.info.fitted is not None and any(layer.n_cut for layer in bundle.info.fitted.layers):
         replay(network, read_orders(bundle))  # else it is the same function
     example = example_of_signature(network, signature, run.info.call)
-    return TorchSession(network, signature, example), None
+    return _prepared(TorchSession(network, signature, example), bundle), None
+
+
+def _prepared(session: Session, bundle: Bundle) -> Session:
+    """A session of the run's network that takes what the bundle takes."""
+    folded = bundle.info.folded
+    if folded is None:
+        return session
+    signature = replace(bundle.info.signature, appended=())
+    return PreparedSession(session, signature, levels=folded.levels, mean=folded.mean, std=folded.std)
+
+
+def require_same_inputs(dense: Bundle, sparse: Bundle) -> None:
+    """Check that two bundles are given the same samples.
+
+    Raises:
+        UsageError: one normalizes raw samples itself, and the other does not.
+    """
+    taken = [
+        "normalized samples" if one.info.folded is None else f"raw {one.info.folded.dtype} samples"
+        for one in (dense, sparse)
+    ]
+    if taken[0] != taken[1]:
+        raise UsageError(
+            f"{dense.path} takes {taken[0]}, and {sparse.path} takes {taken[1]}.",
+            expected="Two bundles that take the same samples were expected.",
+            do="Build both with the same --fold-preprocess, or both without.",
+        )
 
 
 def open_dense(bundle: Bundle, path: Path, trust: TrustedDigests) -> Bundle:
@@ -98,6 +126,7 @@ def open_dense(bundle: Bundle, path: Path, trust: TrustedDigests) -> Bundle:
         ArtefactError: it is damaged.
     """
     dense = open_bundle(path)
+    require_same_inputs(dense, bundle)
     if not bundle.info.signature.agrees_with(dense.info.signature):
         raise UsageError(
             f"{path} has the signature {dense.info.signature}.",

@@ -110,7 +110,9 @@ def test_set_of(
     known = task_of(bundle, task, trust)
     if data is not None and not _is_recorded(info.data, data, pictures):
         require_given(data, None if data_dir is None else Path(data_dir))
-        found = open_named(data, info.signature, data_dir, pictures)
+        raw = info.folded if data.startswith("imagefolder:") else None
+        signature = info.signature if raw is None else info.network_signature
+        found = open_named(data, signature, data_dir, pictures, None if raw is None else raw.dtype)
         return labelled(
             found.samples, found.targets, known, info.signature, of=data, network=network, do=_OTHER_TASK
         )
@@ -119,12 +121,13 @@ def test_set_of(
         _require_trusted(bundle, f"The data {info.data.name}", trust)
     return load_test_set(
         info.data,
-        info.signature,
+        info.network_signature,
         data_dir,
         task=known,
         network=network,
         do=_OTHER_TASK,
         workers=0 if pictures is None else pictures.workers,
+        raw=None if info.folded is None else info.folded.dtype,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -32,6 +32,7 @@ from sparse_export.formats.listed import (
     require_complete,
     verify_files,
 )
+from sparse_export.formats.preparation import FoldedInfo, PreprocessInfo
 from sparse_export.formats.run import (
     CLASSIFICATION,
     DataInfo,
@@ -42,12 +43,11 @@ from sparse_export.formats.run import (
     fields_from_shapes,
 )
 from sparse_export.formats.score import Score
-from sparse_export.signature import Signature, TensorInfo
+from sparse_export.signature import Signature
 
 BUNDLE_FILE = "manifest.json"
 SUMS_FILE = "SHA256SUMS"
 MODEL_FILE = "model.onnx"
-PREPROCESS_FILE = "preprocess.onnx"
 ORDERS_FILE = "orders.json"
 ENGINE_MODEL_FILE = "model-engine.onnx"
 """The graph that engines of int8 and fp8 are built of."""
@@ -132,30 +132,6 @@ class CompactInfo:
     n_weights_before: Count
     n_weights_after: Count
     layers: tuple[CompactedLayer, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessInfo:
-    """The graph `preprocess.onnx`, which makes the network's input of raw samples.
-
-    Attributes:
-        input: what it takes; it gives the network's only input.
-        golden_input: file of raw samples.
-        golden_output: file of what the training's loader makes of them.
-        largest_difference: of the graph from that, by onnxruntime on the CPU.
-        allowed_difference: of any runtime.
-    """
-
-    input: TensorInfo
-    golden_input: str
-    golden_output: str
-    largest_difference: Amount
-    allowed_difference: Amount
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """All that belong to it."""
-        return (PREPROCESS_FILE, self.golden_input, self.golden_output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +258,7 @@ class BundleInfo:
         fitted: None where no pattern was requested.
         postprocess: the steps that were appended, like `softmax` and `topk:5`.
         preprocess: the graph that makes the network's input; None for none.
+        folded: how the graph normalizes raw samples; None where it takes normalized ones.
         engine_graph: the graph that engines are built of, where that is another one than `model.onnx`.
         digest: of this document.
     """
@@ -318,6 +295,7 @@ class BundleInfo:
     fitted: PatternInfo | None = None
     postprocess: tuple[str, ...] = ()
     preprocess: PreprocessInfo | None = None
+    folded: FoldedInfo | None = None
     engine_graph: EngineGraphInfo | None = None
     digest: str = field(default="", compare=False)
     kind: Literal["bundle"] = "bundle"
@@ -329,6 +307,14 @@ class BundleInfo:
         """What losses count from: the score of the run's dense network where it has one, else its own."""
         dense = None if self.dense is None else self.dense.test
         return self.score if dense is None else dense
+
+    @property
+    def network_signature(self) -> Signature:
+        """What the network of the run takes and gives, before anything was folded or appended."""
+        inputs = self.signature.inputs
+        if self.folded is not None:
+            inputs = tuple(replace(one, dtype="float32") for one in inputs)
+        return replace(self.signature, inputs=inputs, appended=())
 
     @property
     def inner_values(self) -> tuple[str, ...]:

@@ -17,8 +17,9 @@ from pathlib import Path
 from sparse_export import child, trust
 from sparse_export.errors import ArtefactError, MissingCapability, OutputError, SparseExportError
 from sparse_export.files import sha256_file
-from sparse_export.formats.bundle import PREPROCESS_FILE, Bundle
+from sparse_export.formats.bundle import Bundle
 from sparse_export.formats.listed import file_of
+from sparse_export.formats.preparation import PREPROCESS_FILE
 from sparse_export.signature import Signature
 
 __all__ = ["require_preprocess_probed", "require_probed", "require_runnable"]

@@ -67,6 +67,7 @@ class PackagedModel:
         golden: folder in the package with its stored inputs and outputs.
         task: name of what it is for.
         labels: file in the package with the names of its classes, in their order; None where they have none.
+        raw: what it takes where it normalizes that itself, as `raw uint8 samples, 0 to 255`; else None.
     """
 
     name: str
@@ -77,6 +78,7 @@ class PackagedModel:
     golden: str
     task: str
     labels: str | None
+    raw: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,7 +391,7 @@ def _write_model(
 
 def _packaged(stage: Path, served: Served, name: str, runtime: str, *, max_batch: int) -> PackagedModel:
     """The record of a model that was written."""
-    folder = stage / REPOSITORY / name
+    folder, folded = stage / REPOSITORY / name, served.bundle.info.folded
     return PackagedModel(
         name=name,
         runtime=runtime,
@@ -399,4 +401,5 @@ def _packaged(stage: Path, served: Served, name: str, runtime: str, *, max_batch
         golden=f"golden/{served.name}",
         task=served.bundle.info.task.name,
         labels=f"{REPOSITORY}/{name}/{LABELS_FILE}" if (folder / LABELS_FILE).is_file() else None,
+        raw=None if folded is None else folded.taken,
     )

@@ -12,8 +12,9 @@ import numpy as np
 
 from sparse_export.errors import ArtefactError
 from sparse_export.files import json_bytes, write_bytes
-from sparse_export.formats.bundle import MODEL_FILE, PREPROCESS_FILE, PreprocessInfo
+from sparse_export.formats.bundle import MODEL_FILE
 from sparse_export.formats.listed import bytes_of
+from sparse_export.formats.preparation import PREPROCESS_FILE, PreprocessInfo
 from sparse_export.serving.label_file import LABELS_FILE, labelled_outputs, labels_text
 from sparse_export.serving.model_config import check_config, config_text, ensemble_text
 from sparse_export.serving.repository import CONFIG_FILE, Runtime, Served, model_document

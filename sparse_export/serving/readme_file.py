@@ -28,6 +28,8 @@ class _Model(Protocol):
     def task(self) -> str: ...
     @property
     def labels(self) -> str | None: ...
+    @property
+    def raw(self) -> str | None: ...
 
 
 _CONTENTS = {
@@ -74,6 +76,7 @@ def _asking(models: Sequence[_Model]) -> list[str]:
         *(f"    python client/picture.py --model {name} photograph.png" for name in with_pictures),
     ]
     lines += ["", _PICTURES.rstrip()] if with_pictures else []
+    lines += ["", *(f"{one.name} takes {one.raw}: it normalizes them itself." for one in models if one.raw)]
     lines += ["", _NAMES.rstrip()] if any(model.labels is not None for model in models) else []
     return lines
 

@@ -350,6 +350,13 @@ class _Supervisor:
                     f"{slot.served.interface}.",
                     do="Serve it under another name.",
                 )
+            taken = [one.bundle.info.folded and one.bundle.info.folded.taken for one in (served, slot.served)]
+            if taken[0] != taken[1]:
+                raise UsageError(
+                    f"The new {slot.path} takes {taken[0] or 'normalized samples'}, where clients send "
+                    f"{taken[1] or 'normalized samples'}.",
+                    do="Serve it under another name.",
+                )
             if slot.pictures is not None and picture_identity(served) != picture_identity(slot.served):
                 raise UsageError(
                     f"The new {slot.path} prepares pictures otherwise, or has other names of classes.",

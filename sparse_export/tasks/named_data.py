@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sparse_export.errors import ArtefactError, DataNotFound, OutputError, UsageError
+from sparse_export.formats.preparation import RawType
 from sparse_export.formats.run import DataInfo
 from sparse_export.signature import Array, Feeds, Signature, TensorInfo, numpy_dtype
 from sparse_export.tasks import data
@@ -71,6 +72,7 @@ def open_named(
     signature: Signature,
     data_dir: str | Path | None,
     pictures: PictureSettings | None = None,
+    raw: RawType | None = None,
 ) -> NamedData:
     """Open data by their name.
 
@@ -79,6 +81,8 @@ def open_named(
         signature: of the network that takes them.
         data_dir: where a relative FILE or DIR starts; None for the current folder.
         pictures: how those of a folder become inputs; None for the usual way.
+        raw: type of the raw pictures of a folder, for a network that normalizes them itself; arrays and own
+            data are taken as they are in any case.
 
     Raises:
         UsageError: there are no such data, or they are not the network's inputs.
@@ -97,7 +101,7 @@ def open_named(
         )
     form, _, place = name.partition(":")
     if form == "imagefolder":
-        return _of_pictures(name, signature, data_dir, pictures or PictureSettings())
+        return _of_pictures(name, signature, data_dir, pictures or PictureSettings(), raw)
     if form != "npz" or not place:
         raise UsageError(
             f"{name} is no data that a network of any kind is scored on.", expected=f"{_FORMS}, was expected."
@@ -176,7 +180,11 @@ class MappedSamples:
 
 
 def _of_pictures(
-    name: str, signature: Signature, data_dir: str | Path | None, settings: PictureSettings
+    name: str,
+    signature: Signature,
+    data_dir: str | Path | None,
+    settings: PictureSettings,
+    raw: RawType | None,
 ) -> NamedData:
     """Pictures of a folder as the input of a network. Raises UsageError for one with another input."""
     taken = signature.only_input
@@ -193,7 +201,7 @@ def _of_pictures(
     crop_ratio = settings.crop_ratio(size)
 
     def inputs(pictures: Pictures) -> SingleInput:
-        how = size, crop_ratio, settings.mean, settings.std, settings.interpolation, settings.workers
+        how = size, crop_ratio, settings.mean, settings.std, settings.interpolation, settings.workers, raw
         return SingleInput(name=taken.name, inputs=PictureInputs(pictures, *how))
 
     return NamedData(

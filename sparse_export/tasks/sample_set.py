@@ -86,7 +86,7 @@ class SingleInput:
 
     Attributes:
         name: of the input.
-        inputs: float32 (n, *input_shape); of pictures, those that are asked for are decoded.
+        inputs: (n, *input_shape), normalized float32 or raw; pictures are decoded when they are asked for.
     """
 
     name: str

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from sparse_export.errors import UsageError
+from sparse_export.formats.preparation import RawType
 from sparse_export.formats.run import DataInfo
 from sparse_export.signature import Array, Signature
 from sparse_export.tasks import data
@@ -136,6 +137,7 @@ def load_test_set(
     network: str,
     do: str,
     workers: int = 0,
+    raw: RawType | None = None,
 ) -> LabelledSamples:
     """Load the test set on record.
 
@@ -147,6 +149,7 @@ def load_test_set(
         network: the network, for the message.
         do: what to do where it does not fit the task, a sentence.
         workers: processes that decode pictures; 0 for threads.
+        raw: the type of raw samples, for a network that normalizes them itself; None to normalize them here.
 
     Raises:
         UsageError: a network or targets that do not fit the task.
@@ -167,6 +170,7 @@ def load_test_set(
         data_dir,
         classes=isinstance(task, Classification),
         workers=workers,
+        raw=raw,
     )
     samples = SingleInput(name=signature.input_names[0], inputs=inputs)
     return labelled(samples, targets, task, signature, of=of, network=network, do=do)

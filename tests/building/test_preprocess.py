@@ -17,7 +17,8 @@ from PIL import Image
 from sparse_export.building import build
 from sparse_export.building import preprocess as module
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
-from sparse_export.formats.bundle import PREPROCESS_FILE, Bundle, open_bundle
+from sparse_export.formats.bundle import Bundle, open_bundle
+from sparse_export.formats.preparation import PREPROCESS_FILE
 from sparse_export.formats.run import save_run_info
 from sparse_export.graph.preprocess import picture_graph
 from sparse_export.signature import TensorInfo

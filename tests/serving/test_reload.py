@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sparse_export.building import build
 from sparse_export.errors import UsageError
 from sparse_export.serving import supervise
 from sparse_export.serving.process import WorkFolder, work_folder
@@ -17,6 +18,7 @@ from sparse_export.serving.serve_options import ServeOptions
 from sparse_export.serving.settings import ModelSettings
 from sparse_export.serving.slot import Slot, write_model
 from tests.card import batches
+from tests.making_runs import digits_run
 from tests.serving.conftest import Bundles
 from tests.serving.engines import with_engines
 
@@ -69,3 +71,21 @@ def test_files_that_cannot_be_read_leave_the_old_version(
     supervisor._reload(running, one)
     assert one.version == 1
     assert told == [f"Error: net: version 1 stays. {error}"]
+
+
+def test_a_bundle_that_takes_raw_samples_does_not_follow_one_that_does_not(
+    folder: WorkFolder, bundles: Bundles, tmp_path: Path
+) -> None:
+    raw = build(digits_run(tmp_path / "run").path, tmp_path / "raw", fold="float32").path
+    told: list[str] = []
+    one = slot(bundles.dense)
+    running: Any = SimpleNamespace(exit_code=lambda: None)
+    nothing: Any = None
+    supervisor = supervise._Supervisor(
+        *(nothing, folder, nothing, nothing, [one], ServeOptions(), nothing, told.append, nothing)
+    )
+    one.path = raw
+    supervisor._reload(running, one)
+    assert one.version == 1
+    (said,) = told
+    assert "takes raw float32 samples, 0 to 255, where clients send normalized samples" in said

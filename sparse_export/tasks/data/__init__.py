@@ -22,8 +22,17 @@ import numpy as np
 from torch import Tensor
 
 from sparse_export.errors import ArtefactError, UnknownNameError, UsageError
+from sparse_export.formats.preparation import RawType
 from sparse_export.formats.run import DataInfo
-from sparse_export.tasks.data.dataset import DataSet, first_of_validation, normalise, split, test_sha256
+from sparse_export.signature import Array
+from sparse_export.tasks.data.dataset import (
+    DataSet,
+    as_inputs,
+    first_of_validation,
+    normalise,
+    split,
+    test_sha256,
+)
 from sparse_export.tasks.data.places import default_data_dir
 
 if TYPE_CHECKING:
@@ -93,7 +102,6 @@ def load(
     return data
 
 
-Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Labels = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
@@ -134,10 +142,13 @@ class NormalisedInputs:
         x: raw samples (N, C, …).
         mean: of each channel.
         std: likewise.
+        raw: the type that samples are given in as they are; None to normalize them.
     """
 
-    def __init__(self, x: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
-        self._x, self._mean, self._std = x, mean, std
+    def __init__(
+        self, x: Tensor, mean: Sequence[float], std: Sequence[float], raw: RawType | None = None
+    ) -> None:
+        self._x, self._mean, self._std, self._raw = x, mean, std, raw
 
     def __len__(self) -> int:
         return len(self._x)
@@ -148,7 +159,7 @@ class NormalisedInputs:
         return tuple(self._x.shape)
 
     def __getitem__(self, rows: slice) -> Array:
-        return normalise(self._x[rows], self._mean, self._std).numpy()
+        return as_inputs(self._x[rows], self._mean, self._std, self._raw)
 
 
 def picture_files(
@@ -199,6 +210,7 @@ def load_test_set(
     *,
     classes: bool = True,
     workers: int = 0,
+    raw: RawType | None = None,
 ) -> tuple[Inputs, Array]:
     """Load the test set that a run was tested on.
 
@@ -208,6 +220,7 @@ def load_test_set(
         data_dir: as of `load`.
         classes: as of `load`.
         workers: processes that decode pictures; 0 for threads.
+        raw: the type of raw samples, for a network that normalizes them itself; None to normalize them here.
 
     Returns:
         Inputs as the network takes them, (N, *input_shape), of which pictures are decoded on slicing, and
@@ -227,11 +240,12 @@ def load_test_set(
         inputs = Decoded(
             *(listing.test, image_size, info.crop_ratio, info.mean, info.std, info.interpolation),
             n_workers=workers,
+            raw=raw,
         )
         return inputs, listing.test.labels.numpy()
     found = load(info.name, folder, image_size=image_size, classes=classes)
     require_digest(info, test_sha256(found))
-    return NormalisedInputs(found.x_test, info.mean, info.std), found.y_test.numpy()
+    return NormalisedInputs(found.x_test, info.mean, info.std, raw), found.y_test.numpy()
 
 
 def load_training_sample(
@@ -241,6 +255,7 @@ def load_training_sample(
     data_dir: str | Path | None = None,
     *,
     workers: int = 0,
+    raw: RawType | None = None,
 ) -> Array:
     """Load some training inputs, always the same ones, without augmentation.
 
@@ -252,7 +267,7 @@ def load_training_sample(
         input_shape: of one sample.
         n: number of samples.
         data_dir: as of `load`.
-        workers: as of `load_test_set`.
+        workers: as of `load_test_set`, as is `raw`.
 
     Returns:
         Inputs as the network takes them, (at most n, *input_shape).
@@ -268,14 +283,15 @@ def load_training_sample(
 
         first = listing.train.part(0, min(n, info.n_train))
         taken = Decoded(
-            *(first, image_size, info.crop_ratio, info.mean, info.std, info.interpolation), n_workers=workers
+            *(first, image_size, info.crop_ratio, info.mean, info.std, info.interpolation),
+            n_workers=workers,
+            raw=raw,
         )
         return np.concatenate(list(taken.batches(_DECODED)))
     found = load(info.name, folder, image_size=image_size, classes=False)
     n_train = min(info.n_train, len(found.x_train))
     drawn = np.random.default_rng(_SAMPLE_SEED).permutation(n_train)[:n]
-    sample: Array = normalise(found.x_train[drawn.tolist()], info.mean, info.std).numpy()
-    return sample
+    return as_inputs(found.x_train[drawn.tolist()], info.mean, info.std, raw)
 
 
 def require_digest(info: DataInfo, digest: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparse_export.errors import UsageError
+from sparse_export.formats.preparation import RawType
 from sparse_export.signature import Array
 from sparse_export.tasks.archives import pieces_of
 from sparse_export.tasks.labels import require_labels
@@ -93,6 +94,24 @@ def normalise(
     std_1C = torch.tensor(std, dtype=working, device=x.device).view(per_channel)
     scaled = x.to(working) / UINT8_MAX if x.dtype == torch.uint8 else x.to(working)
     return ((scaled - mean_1C) / std_1C).to(dtype)
+
+
+def as_inputs(x: Tensor, mean: Sequence[float], std: Sequence[float], raw: RawType | None = None) -> Array:
+    """Make inputs of samples: normalized, or raw for a network that normalizes them itself.
+
+    Args:
+        x: (N, C, …), not changed.
+        mean: C numbers.
+        std: C numbers.
+        raw: the type that raw samples are to have; None to normalize.
+
+    Returns:
+        float32, or the raw samples in their type.
+    """
+    if raw is None:
+        normalised: Array = normalise(x, mean, std).numpy()
+        return normalised
+    return x.numpy().astype(raw, copy=False)
 
 
 def channel_statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

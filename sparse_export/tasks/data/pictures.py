@@ -12,14 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sparse_export.errors import ArtefactError, SparseExportError
+from sparse_export.formats.preparation import RawType
 from sparse_export.formats.run import Interpolation
-from sparse_export.tasks.data.dataset import normalise
+from sparse_export.signature import Array
+from sparse_export.tasks.data.dataset import as_inputs
 from sparse_export.tasks.data.imagefolder import Pictures, center_crop, open_picture, pixels
 
 _PREFETCHED = 4  # batches that each worker keeps ready
@@ -29,7 +30,7 @@ PictureRequest = tuple[int, int]  # index of a picture in its split, and the epo
 
 
 class Inputs:
-    """The normalised inputs of pictures, float32 (N, 3, H, W), decoded when they are needed.
+    """The inputs that pictures make, (N, 3, H, W), normalised float32 or raw, decoded when they are needed.
 
     Args:
         pictures: the pictures.
@@ -39,6 +40,7 @@ class Inputs:
         std: likewise.
         interpolation: as of `center_crop`.
         n_workers: processes that decode what `batches` gives; 0 for threads.
+        raw: the type that pixels are given in as they are; None to normalize them.
     """
 
     def __init__(
@@ -50,10 +52,11 @@ class Inputs:
         std: Sequence[float],
         interpolation: Interpolation = "bilinear",
         n_workers: int = 0,
+        raw: RawType | None = None,
     ) -> None:
         self._pictures, self._size, self._crop_ratio = pictures, size, crop_ratio
         self._mean, self._std, self._interpolation = mean, std, interpolation
-        self._n_workers = n_workers
+        self._n_workers, self._raw = n_workers, raw
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -63,12 +66,12 @@ class Inputs:
         """(N, 3, H, W)."""
         return (len(self), 3, *self._size)
 
-    def __getitem__(self, rows: slice) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    def __getitem__(self, rows: slice) -> Array:
         part = self._pictures.part(*rows.indices(len(self))[:2])
         x = decode(part, self._size, self._crop_ratio, self._interpolation)
-        return normalise(x, self._mean, self._std).numpy()
+        return as_inputs(x, self._mean, self._std, self._raw)
 
-    def batches(self, most: int) -> Iterator[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+    def batches(self, most: int) -> Iterator[Array]:
         """All of them in order, at most so many at a time.
 
         Raises:
@@ -93,7 +96,7 @@ class Inputs:
         requests = [[(at, 0) for at in range(start, end)] for start, end in zip(starts, ends, strict=True)]
         with workers_watched():
             for x, _ in loader.batches(requests):
-                yield normalise(x, self._mean, self._std).numpy()
+                yield as_inputs(x, self._mean, self._std, self._raw)
 
 
 def decode(

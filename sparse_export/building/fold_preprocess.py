@@ -1,0 +1,167 @@
+"""The normalization of raw samples folded into the graph of a bundle, held against that of the training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from sparse_export.building.golden import ATOL, GOLDEN_SAMPLES, Golden
+from sparse_export.building.preprocess import holds_uint8
+from sparse_export.engines.precision import TOLERANCE
+from sparse_export.errors import GateFailed, UsageError
+from sparse_export.files import temporary_folder, write_bytes
+from sparse_export.formats.preparation import FoldedInfo, RawType
+from sparse_export.formats.run import DataInfo, RunInfo
+from sparse_export.graph.passes.fold_preprocess import with_folded_preprocess
+from sparse_export.runtimes import Session
+from sparse_export.runtimes.onnxruntime import open_session
+from sparse_export.runtimes.prepared import PreparedSession
+from sparse_export.runtimes.tolerance import differences
+from sparse_export.signature import Array, Signature
+
+__all__ = ["RawInput", "folded_graph", "raw_input_of", "require_foldable"]
+
+_LEVELS = 255
+_SEED = 37
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawInput:
+    """The raw samples that a graph is to take.
+
+    Attributes:
+        data: of the run, with the mean and deviation of each channel.
+        dtype: of the samples.
+        levels: they are pictures of 0 to 255.
+        signature: of the network, with raw samples in place of its input.
+    """
+
+    data: DataInfo
+    dtype: RawType
+    levels: bool
+    signature: Signature
+
+    def session(self, network: Session) -> Session:
+        """A session that takes raw samples, of one that takes normalized ones."""
+        return PreparedSession(
+            network, self.signature, levels=self.levels, mean=self.data.mean, std=self.data.std
+        )
+
+    def drawn(self) -> dict[str, Array]:
+        """Random raw samples, as many as a golden pair has."""
+        (taken,) = self.signature.inputs
+        shape = taken.sizes(self.signature.with_sizes(GOLDEN_SAMPLES))
+        generator = np.random.default_rng(_SEED)
+        if self.levels:
+            return {taken.name: generator.integers(0, _LEVELS + 1, shape).astype(self.dtype)}
+        per_channel = (-1, *(1,) * (len(shape) - 2))
+        mean, std = (np.reshape(one, per_channel) for one in (self.data.mean, self.data.std))
+        return {taken.name: (generator.standard_normal(shape) * std + mean).astype(np.float32)}
+
+
+def require_foldable(info: RunInfo, dtype: RawType) -> None:
+    """Check that a run says how its network's only input is made of raw samples, before any work.
+
+    Args:
+        info: of the run.
+        dtype: of the raw samples.
+
+    Raises:
+        UsageError: it names no data set, or one whose samples are taken as they are, or its network has other
+            inputs than one of float32.
+    """
+    option = f"--fold-preprocess {dtype} was given"
+    if info.data is None:
+        raise UsageError(
+            f"{option}, and the run names no data set, whose mean and deviation it needs.",
+            do="Give --data with a network by name, or leave --fold-preprocess out.",
+        )
+    if not info.data.mean:
+        raise UsageError(
+            f"{option}, and the samples of {info.data.name} are taken as they are.",
+            do="Leave it out: there is nothing to fold.",
+        )
+    taken = info.signature.only_input
+    if taken is None or taken.dtype != "float32":
+        raise UsageError(
+            f"{option}, and the network takes {', '.join(map(str, info.signature.inputs))}.",
+            do="Leave it out: it folds what makes one input of float32 samples.",
+        )
+
+
+def raw_input_of(info: RunInfo, dtype: RawType | None, data_dir: str | Path | None) -> RawInput | None:
+    """What a graph takes whose input is to be raw.
+
+    Args:
+        info: of a run that `require_foldable` lets pass.
+        dtype: of the raw samples; None where nothing is to be folded.
+        data_dir: where the data sets lie; it is looked at for `npz:` alone, whose type the run does not tell.
+
+    Returns:
+        None where nothing is to be folded.
+
+    Raises:
+        UsageError: samples that are floats are to be taken as uint8.
+        DataNotFound: the data set is not there.
+    """
+    if dtype is None:
+        return None
+    assert info.data is not None, "require_foldable was asked before"
+    levels = holds_uint8(info.data.name, data_dir)
+    if dtype == "uint8" and not levels:
+        raise UsageError(
+            f"--fold-preprocess uint8 was given, and the samples of {info.data.name} are floats.",
+            do="Give --fold-preprocess float32.",
+        )
+    (taken,) = info.signature.inputs
+    signature = replace(info.signature, inputs=(replace(taken, dtype=dtype),))
+    return RawInput(data=info.data, dtype=dtype, levels=levels, signature=signature)
+
+
+def folded_graph(model: onnx.ModelProto, raw: RawInput, golden: Golden) -> tuple[onnx.ModelProto, FoldedInfo]:
+    """Fold the normalization into a graph of float32, and hold its outputs against those of the network.
+
+    Args:
+        model: with its data; not changed.
+        raw: what it is to take.
+        golden: raw samples, and the outputs of the network behind the training's normalization.
+
+    Returns:
+        The graph that takes raw samples, and the record.
+
+    Raises:
+        GateFailed: its outputs differ by more than the tolerance of float32.
+    """
+    data = raw.data
+    found = with_folded_preprocess(
+        model, levels=_LEVELS if raw.levels else 1, mean=data.mean, std=data.std, dtype=raw.dtype
+    )
+    wanted = {name: one for name, one in golden.outputs.items() if name not in golden.inner}
+    with temporary_folder() as folder:
+        file = folder / "model.onnx"
+        write_bytes(file, found.model.SerializeToString(deterministic=True))
+        with open_session(file, signature=replace(raw.signature, appended=())) as session:
+            outputs = session.run(golden.inputs)
+    compared = differences(outputs, wanted, atol=ATOL, rtol=TOLERANCE["fp32"])
+    largest = max((one.max_relative_difference or 0.0 for one in compared), default=0.0)
+    wrong = [one.name for one in compared if not one.ok]
+    if wrong:
+        raise GateFailed(
+            f"With the normalization folded into it, {wrong[0]} of the graph differs from the network's by "
+            f"{largest:.3g} of its spread.",
+            expected=f"At most {TOLERANCE['fp32']:g} is allowed.",
+            do="Leave --fold-preprocess out, and normalize samples before the network; nothing was written.",
+        )
+    return found.model, FoldedInfo(
+        dtype=raw.dtype,
+        levels=raw.levels,
+        mean=data.mean,
+        std=data.std,
+        place=found.place,
+        weight=found.weight,
+        largest_difference=largest,
+        allowed_difference=TOLERANCE["fp32"],
+    )

@@ -1,0 +1,223 @@
+"""`build --fold-preprocess`: the file that ships takes raw samples, and is measured on them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+
+from sparse_export.building import build
+from sparse_export.building import fold_preprocess as module
+from sparse_export.building.from_source import run_at
+from sparse_export.errors import GateFailed, UsageError
+from sparse_export.evaluate.compare import compare
+from sparse_export.evaluate.validate import validate
+from sparse_export.evaluate.validation import check_gates
+from sparse_export.formats.bundle import Bundle, open_bundle
+from sparse_export.formats.preparation import RawType
+from sparse_export.formats.run import read_run_info, save_run_info
+from sparse_export.graph.passes.fold_preprocess import with_folded_preprocess
+from sparse_export.tasks import data
+from sparse_export.tasks.data.imagefolder import list_pictures
+from sparse_export.tasks.data.pictures import decode
+from tests.cli.conftest import Call
+from tests.exporting import exported_once
+from tests.making_runs import digits_accuracy, digits_fact, digits_run, network_and_masks, save_run
+from tests.picture_runs import picture_folder, picture_run
+
+
+def _logits(bundle: Bundle, raw: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(bundle.path / "model.onnx")
+    found: np.ndarray = session.run(None, {"input": raw})[0]
+    return found
+
+
+def _close(found: np.ndarray, wanted: np.ndarray, share: float = 1e-4) -> None:
+    assert np.abs(found - wanted).max() < share * wanted.std()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_raw_pictures_give_the_score_and_outputs_of_the_network(dtype: RawType, tmp_path: Path) -> None:
+    run = digits_run(tmp_path / "run")
+    with exported_once():
+        bundle = build(run.path, tmp_path / "bundle", fold=dtype)
+        plain = build(run.path, tmp_path / "plain")
+    info = open_bundle(bundle.path).info
+    assert info == bundle.info
+    assert info.signature.inputs[0].dtype == dtype
+    folded = info.folded
+    assert folded is not None
+    assert folded.levels and folded.dtype == dtype
+    assert (folded.mean, folded.std) == (digits_fact().mean, digits_fact().std)
+    assert 0 <= folded.largest_difference <= folded.allowed_difference == 3e-4
+    digits = data.load("digits")
+    wanted = _logits(plain, data.normalise(digits.x_test, digits.mean, digits.std).numpy())
+    found = _logits(bundle, digits.x_test.numpy().astype(dtype))
+    _close(found, wanted)
+    np.testing.assert_array_equal(found.argmax(1), wanted.argmax(1))
+    validation = validate(bundle.path, max_drop=0)
+    check_gates(validation)
+    assert validation.score == run.info.test
+
+
+def test_zeros_and_a_pattern_stay_in_a_packed_file(tmp_path: Path) -> None:
+    module, masks = network_and_masks(density=0.999)
+    for name, parameter in module.named_parameters():
+        if name in masks and parameter.shape[1] % 4 == 0:
+            groups = torch.arange(parameter.shape[1]) % 4 < 2
+            masks[name] = groups.view(1, -1, *(1,) * (parameter.dim() - 2)).expand_as(parameter).clone()
+            with torch.no_grad():
+                parameter.mul_(masks[name]).add_(0.0)
+    run = save_run(tmp_path / "run", module, masks, fact=digits_fact(), test=digits_accuracy(module))
+    with exported_once():
+        plain = build(run.path, tmp_path / "plain")
+        bundle = build(run.path, tmp_path / "bundle", fold="uint8", onnx="packed")
+        whole = build(run.path, tmp_path / "whole", fold="uint8")
+    assert bundle.info.n_nonzero - plain.info.n_nonzero <= 32  # a bias may be new
+    weights = [
+        {
+            one.name: numpy_helper.to_array(one)
+            for one in onnx.load(made.path / "model.onnx").graph.initializer
+        }
+        for made in (plain, whole)
+    ]
+    for name in masks:
+        np.testing.assert_array_equal(weights[0][name] == 0, weights[1][name] == 0)
+    check_gates(validate(bundle.path, max_drop=0))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_other_precisions_are_calibrated_and_measured_on_raw_samples(precision: str, tmp_path: Path) -> None:
+    run = digits_run(tmp_path / "run")
+    with exported_once():
+        bundle = build(run.path, tmp_path / "bundle", fold="uint8", precision=precision)  # type: ignore[arg-type]
+        plain = build(run.path, tmp_path / "plain", precision=precision)  # type: ignore[arg-type]
+    validation = validate(bundle.path)
+    check_gates(validation)
+    scores = [one.score for one in (validation, validate(plain.path))]
+    right = [score.n_correct for score in scores if score is not None]
+    assert abs(right[0] - right[1]) < 0.03 * 400  # type: ignore[operator]
+
+
+def test_floats_of_an_archive_are_taken_as_they_are(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(3, 2, (30, 1, 8, 8)).astype(np.float32)
+    y = np.arange(30) % 10
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    source = data.load(f"npz:{tmp_path / 'own.npz'}")
+    fact = replace(digits_fact(), name=source.name, mean=source.mean, std=source.std)
+    run = save_run(tmp_path / "run", *network_and_masks(), fact=fact)
+    with pytest.raises(UsageError, match="are floats"):
+        build(run.path, tmp_path / "bundle", fold="uint8")
+    with exported_once():
+        bundle = build(run.path, tmp_path / "bundle", fold="float32")
+        plain = build(run.path, tmp_path / "plain")
+    assert bundle.info.folded is not None and not bundle.info.folded.levels
+    wanted = _logits(plain, data.normalise(source.x_test, source.mean, source.std).numpy())
+    _close(_logits(bundle, x), wanted)
+
+
+def test_pictures_of_a_folder_are_cropped_and_given_raw(tmp_path: Path) -> None:
+    root = picture_folder(tmp_path / "set")
+    run = picture_run(tmp_path / "run", root)
+    with exported_once():
+        bundle = build(run, tmp_path / "bundle", fold="uint8")
+        plain = build(run, tmp_path / "plain")
+    assert bundle.info.folded is not None and bundle.info.folded.place == "weight, behind a Sub"
+    fact = bundle.info.data
+    assert fact is not None
+    raw = decode(list_pictures("x", root).test, (20, 16), fact.crop_ratio)
+    _close(_logits(bundle, raw.numpy()), _logits(plain, data.normalise(raw, fact.mean, fact.std).numpy()))
+    first = validate(bundle.path, task="classification", data=fact.name)
+    second = validate(plain.path, task="classification", data=fact.name)
+    assert first.score == second.score
+    assert first.score is not None and first.score.n_correct
+
+
+def test_bundles_that_take_other_samples_are_not_compared(tmp_path: Path) -> None:
+    run = digits_run(tmp_path / "run")
+    with exported_once():
+        raw = build(run.path, tmp_path / "raw", fold="float32")
+        plain = build(run.path, tmp_path / "plain")
+        again = build(run.path, tmp_path / "again", fold="float32")
+    with pytest.raises(UsageError, match=r"normalized samples.*raw float32 samples"):
+        compare(plain.path, raw.path, batches=(1,), rounds=8)
+    with pytest.raises(UsageError, match="same --fold-preprocess"):
+        validate(raw.path, against=plain.path)
+    check_gates(validate(raw.path, against=again.path, max_drop=0))
+
+
+def test_what_cannot_be_folded_is_refused_before_work(tmp_path: Path) -> None:
+    run = digits_run(tmp_path / "run")
+    with pytest.raises(UsageError, match="--preprocess and --fold-preprocess"):
+        build(run.path, tmp_path / "bundle", fold="uint8", preprocess=True)
+    save_run_info(run.path, replace(run.info, data=None))
+    with pytest.raises(UsageError, match="names no data set"):
+        build(run.path, tmp_path / "bundle", fold="uint8")
+    save_run_info(run.path, replace(run.info, data=replace(digits_fact(), mean=(), std=())))
+    with pytest.raises(UsageError, match="taken as they are"):
+        build(run.path, tmp_path / "bundle", fold="uint8")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_wrong_fold_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = with_folded_preprocess
+
+    def wrong(model: onnx.ModelProto, **options: object) -> object:
+        return genuine(model, **(options | {"mean": (0.9,)}))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "with_folded_preprocess", wrong)
+    with pytest.raises(GateFailed, match="normalization folded into it"), exported_once():
+        build(digits_run(tmp_path / "run").path, tmp_path / "bundle", fold="uint8")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_run_that_holds_a_graph_is_folded_too(tmp_path: Path) -> None:
+    root = picture_folder(tmp_path / "set")
+    with exported_once():
+        first = build(picture_run(tmp_path / "run", root), tmp_path / "first")
+    run = run_at(first.path / "model.onnx", run_folder=tmp_path / "graph-run")
+    info = read_run_info(run)
+    save_run_info(run, replace(info, data=first.info.data, task=first.info.task))
+    bundle = build(run, tmp_path / "bundle", fold="uint8")
+    plain = build(run, tmp_path / "plain")
+    assert bundle.info.model.form == "onnx"
+    assert bundle.info.folded is not None and bundle.info.folded.place == "weight, behind a Sub"
+    validation = validate(bundle.path)
+    check_gates(validation)
+    assert validation.parity is not None
+    assert validation.score == validate(plain.path).score
+
+
+def test_the_command_says_what_the_graph_takes_and_the_dry_run_too(tmp_path: Path, call: Call) -> None:
+    run = digits_run(tmp_path / "run")
+    told = call("build", run.path, "--dry-run", "--fold-preprocess", "uint8")
+    assert told.exit_code == 0, told.stderr
+    assert "raw samples in uint8" in told.stdout
+    with exported_once():
+        told = call("build", run.path, "--fold-preprocess", "uint8", "--out", tmp_path / "bundle")
+    assert told.exit_code == 0, told.stderr
+    assert "takes raw uint8 samples, 0 to 255, normalized in " in told.stdout
+    shown = call("inspect", tmp_path / "bundle", "--json")
+    assert json.loads(shown.stdout)
+    assert "raw uint8" in call("inspect", tmp_path / "bundle").stdout
+
+
+def test_a_package_takes_raw_samples(tmp_path: Path, call: Call) -> None:
+    run = digits_run(tmp_path / "run")
+    with exported_once():
+        build(run.path, tmp_path / "bundle", fold="uint8")
+    told = call("package", tmp_path / "bundle", "--out", tmp_path / "package")
+    assert told.exit_code == 0, told.stderr
+    configs = list((tmp_path / "package").glob("model_repository/*/config.pbtxt"))
+    assert configs
+    assert all("TYPE_UINT8" in config.read_text() for config in configs)
+    assert "takes raw uint8 samples, 0 to 255" in (tmp_path / "package" / "README.md").read_text()
+    document = json.loads((tmp_path / "package" / "package.json").read_text())
+    assert document["models"][0]["raw"] == "raw uint8 samples, 0 to 255"
