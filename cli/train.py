@@ -58,7 +58,20 @@ _BY = {"csr": "by CSR products", "2:4": "by 2:4 products", "dense": "by dense pr
 @click.option(
     "--method",
     type=click.Choice(
-        ["sparse-momentum", "set", "rigl", "dsr", "static", "snip", "magnitude", "dense", "sr-ste", "asp"]
+        [
+            "sparse-momentum",
+            "set",
+            "rigl",
+            "rigl-itop",
+            "granet",
+            "dsr",
+            "static",
+            "snip",
+            "magnitude",
+            "dense",
+            "sr-ste",
+            "asp",
+        ]
     ),
     help="How masks move; all but the first are there to compare with, the last two need --pattern.",
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparse_export.errors import UsageError
 from sparse_export.sparsity import layer_counts, random_masks
 from sparse_export.sparsity.pattern import obeys
+from sparse_export.train.density_fall import DensityFall
 from sparse_export.train.masked_layers import MaskedLayers
 from sparse_export.train.methods import Method
 from sparse_export.train.sparsity_config import SparsityConfig
@@ -20,16 +21,18 @@ from sparse_export.train.update_schedule import UpdateSchedule
 __all__ = ["checked_masks", "first_masks", "require_start", "rescale_weights"]
 
 
-def require_start(method: Method, schedule: UpdateSchedule, masks: Mapping[str, Tensor] | None) -> None:
+def require_start(
+    method: Method, schedule: UpdateSchedule, fall: DensityFall | None, masks: Mapping[str, Tensor] | None
+) -> None:
     """Raise UsageError where a method has not what it starts or goes by."""
     if method.start == "sensitivity" and masks is None:
         raise UsageError(
             f"The method is {method.name!r}, and there are no masks.",
             expected="Those of sparse_export.train.methods.snip.snip_masks were expected.",
         )
-    if method.is_gradual and (masks is not None or schedule.end == 0):
+    if fall is not None and (masks is not None or schedule.end == 0):
         raise UsageError(
-            f"The method {method.name!r} goes from dense to sparse over the length of the training.",
+            f"The density of method {method.name!r} falls over the length of the training.",
             expected="total_steps, a freeze above 0 and no masks were expected.",
         )
 
@@ -43,12 +46,14 @@ def first_masks(layers: MaskedLayers, config: SparsityConfig, seed: int) -> dict
         seed: of what is drawn.
     """
     shapes = layers.shapes
-    if config.rule.is_gradual:
+    first = config.wanted_start_density
+    if first == 1:
         return {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
     n = layers.n_at(0)
     counts = limits = layers.limits(n)
     if layers.n_wanted is not None:
-        counts = layer_counts(shapes, layers.n_wanted / layers.n_weights, config.start, limits=limits)
+        density = layers.n_wanted / layers.n_weights if first is None else first
+        counts = layer_counts(shapes, density, config.start, limits=limits)
     generator = torch.Generator().manual_seed(seed)
     drawn = random_masks(shapes, counts, generator, caps=layers.caps(n))
     if layers.is_down(n):

@@ -27,6 +27,7 @@ class MaskState:
         n_flipped: mask bits that the last update changed; None before the first.
         threshold: of the next update, where pruning goes by one.
         gradients: of the last step, by parameter name, where growth goes by them: an update may come next.
+        gradient_sums: of the steps since the last update, by parameter name, where growth goes by them.
     """
 
     masks: Mapping[str, Tensor]
@@ -37,12 +38,15 @@ class MaskState:
     n_flipped: int | None
     threshold: float | None
     gradients: Mapping[str, Tensor] | None
+    gradient_sums: Mapping[str, Tensor] | None = None
 
     def table(self) -> dict[str, Any]:
         """Numbers, and mappings from names to tensors."""
         extra: dict[str, Any] = {}
         if self.gradients is not None:
             extra["gradients"] = dict(self.gradients)
+        if self.gradient_sums is not None:
+            extra["gradient_sums"] = dict(self.gradient_sums)
         if self.threshold is not None:
             extra["threshold"] = self.threshold
         return extra | {
@@ -84,6 +88,7 @@ class MaskState:
             n_flipped=None if n_flipped is None else int(n_flipped),
             threshold=float(table["threshold"]) if "threshold" in table else None,
             gradients=table.get("gradients"),
+            gradient_sums=table.get("gradient_sums"),
         )
 
 

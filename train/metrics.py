@@ -35,6 +35,8 @@ class EpochMetrics:
         layer_use: what each layer had to do in a batch, see `sparse_export.train.speed`.
         update_ms: wall time of the mask update that is made once an epoch, which is not in step_ms; None
             where there was none.
+        explored: weights that were active at some time so far / masked weights; None where a resumed state
+            does not know it.
     """
 
     epoch: int
@@ -52,6 +54,7 @@ class EpochMetrics:
     step_ms: float | None
     layer_use: dict[str, LayerUse]
     update_ms: float | None = None
+    explored: float | None = None
 
 
 class MetricsLog:
@@ -111,6 +114,7 @@ def _scalars(metrics: EpochMetrics) -> dict[str, float]:
         "masks/density": metrics.density,
         "masks/prune_rate": metrics.prune_rate,
         "masks/flip_rate": metrics.flip_rate,
+        "masks/explored": metrics.explored,
         **{f"layer_density/{name}": value for name, value in metrics.layer_density.items()},
     }
     return {name: value for name, value in values.items() if value is not None}

@@ -11,6 +11,7 @@ from sparse_export.errors import UsageError
 from sparse_export.formats.run import (
     CLASSIFICATION,
     CallInfo,
+    CostInfo,
     DataInfo,
     DenseInfo,
     LayerInfo,
@@ -53,6 +54,7 @@ def new_run_info(
     task: TaskInfo = CLASSIFICATION,
     dense: DenseInfo | None = None,
     call: CallInfo | None = None,
+    cost: CostInfo | None = None,
 ) -> RunInfo:
     """The record of a run that is not finished yet, by this process at this moment.
 
@@ -76,6 +78,7 @@ def new_run_info(
         task: what the network is for.
         dense: the dense network that it was made from.
         call: how forward takes the inputs, where that is not by position alone.
+        cost: of the training, by its masks, where it is known already.
 
     Returns:
         The record with status `running` and no files. A network without masked layers counts as dense.
@@ -124,4 +127,5 @@ def new_run_info(
         task=task,
         dense=dense,
         call=call,
+        cost=cost,
     )

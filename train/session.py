@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sparse_export.errors import ArtefactError, Interrupted, UsageError
-from sparse_export.formats.run import LayerInfo, ModelInfo, Run, RunInfo, SpeedInfo, TaskInfo
+from sparse_export.formats.run import CostInfo, LayerInfo, ModelInfo, Run, RunInfo, SpeedInfo, TaskInfo
 from sparse_export.formats.score import Score
 from sparse_export.graph.example import call_of, example_of_shape
 from sparse_export.graph.named_network import signature_of_call
@@ -27,6 +27,7 @@ from sparse_export.tasks.shipped import Classification, task_named
 from sparse_export.train.batches import batch_loader
 from sparse_export.train.best_state import BestState, is_as_sparse_as_wanted
 from sparse_export.train.checkpoint import Position, load_state, save_state, state_path
+from sparse_export.train.cost import cost_of
 from sparse_export.train.device_limits import require_possible
 from sparse_export.train.distributed import Agreement, World, masks_sha256
 from sparse_export.train.divergence import FiniteNumbers
@@ -402,6 +403,7 @@ class Session:
             step_ms=step_ms,
             layer_use=self._layer_uses(),
             update_ms=update_ms,
+            explored=sparse.explored if sparse else 1.0,
         )
         if log is not None:
             log.write(metrics)
@@ -421,6 +423,7 @@ class Session:
         The run is complete before its speed is looked at: nothing that only estimates may cost a training.
         """
         masks = self.sparse.masks if self.sparse else {}
+        info = replace(info, cost=self._cost())
         with self.ema.swapped_in() if self.ema else nullcontext():
             run = finish_run(self.out, self.model, masks, info) if self.world.is_first else None
         if run is not None:
@@ -459,6 +462,17 @@ class Session:
     def _layer_uses(self) -> dict[str, LayerUse]:
         x = self._probe()
         return {} if x is None else layer_uses(self.model, x)
+
+    def _cost(self) -> CostInfo:
+        """See `cost_of`. Batches of the validation part are looked at, where there is one."""
+        return cost_of(
+            self.model,
+            self._probe(),
+            self.sparse,
+            n_steps=self.total_steps,
+            batch_size=self.batch_size,
+            freeze=self.recipe.sparsity.wanted_freeze,
+        )
 
     def _speed(self) -> SpeedInfo | None:
         return speed_of(self.model, self._probe(), read_metrics(self.out))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -12,8 +10,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_export.errors import UsageError
-from sparse_export.formats.run import Run
-from sparse_export.formats.score import Score
 from sparse_export.sparsity import (
     Distribution,
     MaskUpdate,
@@ -23,23 +19,26 @@ from sparse_export.sparsity import (
     Redistribution,
 )
 from sparse_export.sparsity.eligible import SMALL_SHARE
+from sparse_export.train.density_fall import density_fall
 from sparse_export.train.distributed import masks_sha256, require_same_masks, train_together
+from sparse_export.train.exploration import Exploration
 from sparse_export.train.first_masks import checked_masks, first_masks, require_start, rescale_weights
+from sparse_export.train.gradient_sums import GradientSums
 from sparse_export.train.layer_checks import EmptyLayers, require_trained, warn_of_unused
 from sparse_export.train.layers import unwrapped
 from sparse_export.train.mask_pass import MaskPass, weights_of_copy, zero_inactive
-from sparse_export.train.mask_state import MaskState, gradients_of, put_gradients
+from sparse_export.train.mask_state import MaskState, put_gradients
 from sparse_export.train.masked_layers import masked_layers
 from sparse_export.train.methods import METHODS_WITHOUT_MOMENTUM
-from sparse_export.train.methods.method import GrowthName, Moment
+from sparse_export.train.methods.method import GrowthName
 from sparse_export.train.optimizer_state import MomentumOf, OptimizerState
 from sparse_export.train.optimizer_steps import Attachment, OptimizerSteps, StepCount
 from sparse_export.train.own_loop import Given, own_loop_config, require_length, require_types
-from sparse_export.train.record import n_entries, new_run_info
+from sparse_export.train.pruning_memory import PruningMemory
 from sparse_export.train.sparsity_config import DEFAULT_APPROACH, SparsityConfig
 from sparse_export.train.trainer_facts import TrainerFacts
-from sparse_export.train.update_schedule import BackOff, update_schedule
-from sparse_export.train.user_run import FreeSizes, GivenShapes, SeenCall, save_user_run
+from sparse_export.train.update_schedule import BackOff, update_schedule, with_own_interval
+from sparse_export.train.user_run import SeenCall
 
 __all__ = ["SparseTraining"]
 
@@ -103,6 +102,9 @@ class SparseTraining(TrainerFacts):
         pattern: NMPattern | str | None = None,
         total_steps: int | None = None,
         update_every: int | None = 500,
+        start_density: float | None = None,
+        falls_until: float | None = None,
+        history: float = 0.0,
         prune_rate: float = 0.5,
         final_prune_rate: float | None = None,
         prune_schedule: PruneSchedule | None = None,
@@ -143,6 +145,9 @@ class SparseTraining(TrainerFacts):
             redistribution=redistribution,
             growth=growth,
             update_every=update_every,
+            start_density=start_density,
+            falls_until=falls_until,
+            history=history,
             keep_dense=keep_dense,
         )
         given = Given(total_steps, seed, output_layers, masks, process_group, unfit, momentum_of)
@@ -176,6 +181,7 @@ class SparseTraining(TrainerFacts):
         """
         trainer = cls.__new__(cls)
         require_length(config.freeze, total_steps)
+        config = with_own_interval(config, total_steps)
         given = Given(total_steps, seed, output_layers, masks, process_group, unfit, momentum_of)
         trainer._set_up(model, optimizer, config, given)
         return trainer
@@ -193,8 +199,8 @@ class SparseTraining(TrainerFacts):
         if masks is not None:
             masks = {name: mask.bool() for name, mask in masks.items()}  # of whatever type they were given
         rule = config.rule
-        self._schedule = update_schedule(config, total_steps)
-        require_start(rule, self._schedule, masks)
+        self._schedule, self._fall = update_schedule(config, total_steps), density_fall(config, total_steps)
+        require_start(rule, self._schedule, self._fall, masks)
         self._layers = masked_layers(
             model,
             config,
@@ -218,6 +224,8 @@ class SparseTraining(TrainerFacts):
         self._n_flipped: Tensor | None = None
         self._before_update: list[Callable[[], None]] = []
         self._is_use_checked = False
+        self._memory = PruningMemory(config.history, self._layers.parameters)
+        self._gradient_sums = GradientSums(self._layers.parameters) if rule.reads_gradient_sums else None
         self._empty = EmptyLayers()
         self._copies: list[dict[str, Tensor]] = []
         self._process_group = given.process_group
@@ -235,6 +243,7 @@ class SparseTraining(TrainerFacts):
         self._n_now_active = sum(int(mask.sum()) for mask in first.values())
         self._pass = MaskPass(self._layers.parameters, first)
         self.masks = self._pass.masks
+        self._exploration = Exploration(self.masks)
         if config.rescale and masks is None:
             rescale_weights(self._layers, self.masks)
         self.apply_masks()
@@ -300,6 +309,8 @@ class SparseTraining(TrainerFacts):
         """Count a step unless found_inf is not 0, and update the masks when it is time."""
         count = self._steps.count
         count.add(found_inf)
+        if self._gradient_sums is not None:
+            self._gradient_sums.add(found_inf)
         most = count.most
         if self._is_update_due(most) and count.settled() == most:
             self.update()
@@ -313,7 +324,7 @@ class SparseTraining(TrainerFacts):
 
     def _is_update_due(self, step: int) -> bool:
         """After so many steps?"""
-        if self._layers.n_at(step) != self._n_cap or (self._rule.is_gradual and step == self._schedule.end):
+        if self._layers.n_at(step) != self._n_cap or (self._fall is not None and step == self._fall.end):
             return True
         return self.update_every is not None and self._schedule.is_due(step, self.update_every)
 
@@ -330,17 +341,6 @@ class SparseTraining(TrainerFacts):
         """
         self._copies.append(weights_of_copy(copy, self.masks))
         zero_inactive(self._copies[-1], self.masks)
-
-    def next_update(self, every: int | None = None) -> int | None:
-        """How many steps will be done when masks are next updated; None for never.
-
-        Updates that a pattern's approach or gradual pruning adds are not known here.
-
-        Args:
-            every: steps between updates that are made from outside, where `update_every` is None.
-        """
-        every = self.update_every or every
-        return None if every is None else self._schedule.next_update(self.n_steps, every)
 
     def before_update(self, do: Callable[[], None]) -> Callable[[], None]:
         """Have something done before every update, while masks, weights and optimizer are still as they were.
@@ -385,13 +385,19 @@ class SparseTraining(TrainerFacts):
         rate = self.last_prune_rate = self.prune_rate
         now = self._moment(rate, is_cut=self._n_cap != before)
         update = decide(self._rule, now)
-        self._n_now_active, self._threshold = self._rule.n_active(now), update.threshold
+        self._n_now_active, self._threshold = now.n_wanted, update.threshold
+        self._memory.keep(
+            now.magnitudes, {name: mask & self.masks[name] for name, mask in update.masks.items()}
+        )
         flips = [torch.count_nonzero(mask ^ self.masks[name]) for name, mask in update.masks.items()]
         self._n_flipped = torch.stack(flips).sum()
         if self._rule.forgets:
             born = {name: mask & ~self.masks[name] for name, mask in update.masks.items()}
             self._state.forget(born)
         self._set_masks(update.masks)
+        self._exploration.moved(self.masks, self.n_steps)
+        if self._gradient_sums is not None:
+            self._gradient_sums.clear()
         self.n_updates += 1
         if self.has_pattern:
             self._back_off = self._back_off.after(int(self._n_flipped), same_cap=self._n_cap == before)
@@ -399,50 +405,11 @@ class SparseTraining(TrainerFacts):
         self._empty.note(self.masks)
         return update
 
-    def _moment(self, rate: float, *, is_cut: bool) -> Moment:
-        """Where the training stands. is_cut: has the pattern's cap just become smaller?"""
-        layers, n = self._layers, self._n_cap
-        return Moment(
-            parameters=layers.parameters,
-            masks=self.masks,
-            momentum=self._state.momentum,
-            prune_rate=rate,
-            n_wanted=layers.n_active(n),
-            n_before=self._n_now_active,
-            caps=layers.caps(n),
-            transposable=layers.transposable if layers.is_down(n) else (),
-            is_cut=is_cut,
-            threshold=self._threshold,
-            seed=self.seed,
-            step=self.n_steps,
-            end=self._schedule.end,
-            start=self._start,
-        )
-
     def _require_same_masks(self) -> None:
         """Where several processes train together: compare the masks. Raises RanksDiverged in each of them."""
         if train_together(self._process_group):
             self.masks_sha256 = masks_sha256(self.masks)
             require_same_masks(self.masks_sha256, self._process_group)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Masks and position in the schedule; weights and optimizer state are saved by their owners.
-
-        Where growth goes by the gradient, that of the last step too: an update may come next.
-        """
-        self._empty.look()
-        growth = self._rule.growth
-        reads_gradient = growth is not None and growth.reads_gradient
-        return MaskState(
-            masks=self.masks,
-            n_steps=self.n_steps,
-            n_updates=self.n_updates,
-            back_off=self._back_off,
-            last_prune_rate=self.last_prune_rate,
-            n_flipped=None if self._n_flipped is None else int(self._n_flipped),
-            threshold=None if self._threshold is None else float(self._threshold),
-            gradients=gradients_of(self._layers.parameters) if reads_gradient else None,
-        ).table()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state. Raises UsageError when it belongs to other layers."""
@@ -456,45 +423,9 @@ class SparseTraining(TrainerFacts):
         if saved.threshold is not None:
             self._threshold = mask.new_tensor(saved.threshold, dtype=torch.float64)
         put_gradients(self._layers.parameters, saved.gradients or {})
+        if self._gradient_sums is not None:
+            self._gradient_sums.take_over(saved.gradient_sums or self._gradient_sums.sums)
+        self._memory.take_over(state)
         self._set_masks(saved.masks)
+        self._exploration.take_over(state, self.masks, saved.n_steps)
         self._require_same_masks()
-
-    def run(
-        self,
-        path: str | Path,
-        *,
-        model: str | None = None,
-        input_shape: Sequence[int] | None = None,
-        example_inputs: Callable[[], Any] | None = None,
-        free_sizes: FreeSizes | None = None,
-        test: Score | None = None,
-        task: str | None = None,
-        data: str | None = None,
-    ) -> Run:
-        """Write the network as it stands as a finished run folder, ready for `sparse_export.build`.
-
-        Args:
-            path: of a new or empty folder.
-            model: a known name or `package.module:factory` that makes it again; else only this run is built.
-            input_shape: of one sample, of a network with one input of floats.
-            example_inputs: a function that returns a tensor, a tuple of positional arguments, a mapping of
-                keyword arguments, or both. Default: that beside the factory, else the first batch seen.
-            free_sizes: names for the axes of inputs; by default the first of all is the batch, and free.
-            test: score that goes on record; by default that on data, where these are given.
-            task, data: what it is for and scored on, as `sparsify` takes them.
-
-        Raises SparseExportError: the shape is not known, the folder cannot be written, or holds something.
-        """
-        record = partial(
-            new_run_info,
-            n_parameters=n_entries(self.model),
-            method=self.method,
-            layers=self.layer_facts(),
-            seed=self.seed,
-            n_threads=torch.get_num_threads(),
-            device=str(next(iter(self.masks.values())).device),
-            target_density=self.density,
-            n_steps=self.n_steps,
-        )
-        shapes = GivenShapes(input_shape, example_inputs, free_sizes, test, task, data)
-        return save_user_run(Path(path), self.model, self.masks, self._seen, record, shapes, name=model)

@@ -28,6 +28,9 @@ class Sparsifier(Protocol):
         is_frozen: do the masks stand still from now on?
         moves_at_updates: do masks move at updates only, which `update` can ask for?
         last_prune_rate, flip_rate: of the last update; None before the first.
+        rule: what the method decides.
+        explored: weights that were ever active / all that may be masked; None where that is not known.
+        mean_densities: of each layer over the steps so far, by parameter name; None where not known.
     """
 
     masks: dict[str, Tensor]
@@ -50,6 +53,12 @@ class Sparsifier(Protocol):
     def last_prune_rate(self) -> float | None: ...
     @property
     def flip_rate(self) -> float | None: ...
+    @property
+    def rule(self) -> Method: ...
+    @property
+    def explored(self) -> float | None: ...
+    @property
+    def mean_densities(self) -> dict[str, float] | None: ...
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Step the optimizer and what belongs to it."""
@@ -87,6 +96,7 @@ class CsrTrainer(Protocol):
         update_every: steps between mask updates; None where they are made from outside.
         rule: what the method decides.
         has_pattern: are the masks under an N:M pattern?
+        density_falls: does the density fall from above to the target?
     """
 
     model: nn.Module
@@ -104,6 +114,8 @@ class CsrTrainer(Protocol):
     def rule(self) -> Method: ...
     @property
     def has_pattern(self) -> bool: ...
+    @property
+    def density_falls(self) -> bool: ...
 
     def next_update(self, every: int | None = None) -> int | None:
         """How many steps will be done when masks are next updated; None for never."""

@@ -60,6 +60,11 @@ class SparsityConfig:
         method: a key of `sparse_export.train.methods.METHODS`.
         density: kept / total over the masked weights, above 0 and up to 1. None: as much as the pattern
             allows; without a pattern DEFAULT_DENSITY.
+        start_density: density at the start, up to 1 and above `density`, from which it falls along the cubic
+            schedule of gradual pruning: the smallest magnitudes of all layers together go. Not under a
+            pattern. None: as the method has it, most have their density from the start.
+        falls_until: fraction of the training, above 0 and up to 1, at which a falling density arrives. None:
+            as the method has it, and no later than freeze.
         pattern: at most N of every M weights along a layer's reduction axis. Only layers that can take it are
             masked. Under it the prune rate is also lowered whenever an update changes no fewer mask bits than
             the one before.
@@ -79,13 +84,16 @@ class SparsityConfig:
         prune_rate: fraction of a layer's active weights that the first update prunes, 0 to 1.
         final_prune_rate: where the prune schedule ends, 0 to 1 and at most prune_rate; not for `constant`.
             None: `linear` ends at 0, `cosine` as the method has it.
-        prune_schedule: prune rate over time, see `sparse_export.sparsity.prune_rate`.
+        prune_schedule: prune rate over time, see `sparse_export.sparsity.prune_rate`; `learning-rate` follows
+            the optimizer's.
         prune: which weights die, see `sparse_export.sparsity.update_masks`. None: as the method has it.
         redistribution: how many each layer gets back, see there. None: as the method has it.
-        growth: which weights are born: of largest momentum or gradient, or drawn at random. None: as the
-            method has it.
-        update_every: steps between mask updates, at least 0; 0: whoever runs the loop calls for them. A
-            recipe's loop does so after each epoch but the last.
+        growth: which weights are born: of largest momentum, gradient, or mean gradient since the last update,
+            or drawn at random. None: as the method has it.
+        history: share of its past in the magnitude that a weight is pruned by, from 0 to below 1, see
+            `sparse_export.train.pruning_memory.PruningMemory`.
+        update_every: steps between mask updates, at least 0; 0: as the method has it, and where it has none,
+            whoever runs the loop calls for them. A recipe's loop does so after each epoch but the last.
         keep_dense: shell patterns of parameters (`fc3.weight`) or layers (`fc3`, `classifier.*`) that stay
             dense and are not counted.
         products: what weights are multiplied by in training. `csr` leaves inactive weights out of Linear
@@ -102,6 +110,8 @@ class SparsityConfig:
 
     method: MethodName = "sparse-momentum"
     density: float | None = None
+    start_density: float | None = None
+    falls_until: float | None = None
     pattern: Annotated[NMPattern | None, PlainValidator(_pattern_of), PlainSerializer(_text_of)] = None
     approach: tuple[float, float] | None = None
     freeze: float | None = None
@@ -116,6 +126,7 @@ class SparsityConfig:
     prune: Prune | None = None
     redistribution: Redistribution | None = None
     growth: GrowthName | None = None
+    history: float = 0.0
     update_every: int = 0
     keep_dense: tuple[str, ...] = ()
     products: Products = "dense"
@@ -129,6 +140,7 @@ class SparsityConfig:
         rule = self.rule  # its words, too, are checked by this
         self._require_pattern(rule)
         self._require_schedule(rule)
+        self._require_fall(rule)
         self._require_products(rule)
 
     @property
@@ -142,6 +154,19 @@ class SparsityConfig:
     def wanted_density(self) -> float | None:
         """The density at the end of the training; None for as much as the pattern allows."""
         return DEFAULT_DENSITY if self.density is None and self.pattern is None else self.density
+
+    @property
+    def wanted_start_density(self) -> float | None:
+        """The density at the start where it falls; None where it is that of the end."""
+        first = self.rule.start_density if self.start_density is None else self.start_density
+        last = self.wanted_density
+        return None if first is None or last is None or first <= last else first
+
+    @property
+    def wanted_falls_until(self) -> float:
+        """The fraction of the training at which a falling density arrives."""
+        own = min(self.rule.falls_until, self.wanted_freeze)
+        return own if self.falls_until is None else self.falls_until
 
     @property
     def wanted_freeze(self) -> float:
@@ -176,8 +201,10 @@ class SparsityConfig:
         """A recipe's are checked as it is read; from Python anything may come."""
         for name in ("decay", "small_share", "prune_rate"):
             require_number(name, getattr(self, name))
-        if self.density is not None:
-            require_number("density", self.density)
+        for name in ("density", "start_density", "falls_until"):
+            if getattr(self, name) is not None:
+                require_number(name, getattr(self, name))
+        require_number("history", self.history)
         require_whole("update_every", self.update_every)
         if self.window is not None:
             require_whole("window", self.window)
@@ -201,6 +228,8 @@ class SparsityConfig:
             raise UsageError(
                 f"density is {self.density}.", expected="A number above 0 and up to 1 was expected."
             )
+        if not 0 <= self.history < 1:
+            raise UsageError(f"history is {self.history}.", expected="From 0 to below 1 was expected.")
         for name, value in (
             ("freeze", self.freeze),
             ("small_share", self.small_share),
@@ -259,10 +288,10 @@ class SparsityConfig:
             raise UsageError(
                 f"method {self.method!r} {rule.accepts.no_freeze}: leave out freeze and approach."
             )
-        if rule.is_gradual and self.freeze == 0:
+        if rule.start_density is not None and self.freeze == 0:
             raise UsageError(
-                f"method {self.method!r} goes from dense to sparse over the length of the training: it needs "
-                "a freeze above 0."
+                f"method {self.method!r} goes down in density over the length of the training: it needs a "
+                "freeze above 0."
             )
         if self.final_prune_rate is not None and self.prune_schedule == "constant":
             raise UsageError(
@@ -279,9 +308,50 @@ class SparsityConfig:
                     "and both no later than freeze.",
                 )
 
+    def _require_fall(self, rule: Method) -> None:
+        given = {"start_density": self.start_density, "falls_until": self.falls_until}
+        for name, value in given.items():
+            if value is None:
+                continue
+            if not rule.accepts.falls:
+                raise UsageError(
+                    f"{name} is {value}, and the density of method {self.method!r} does not fall by it.",
+                    do=f"Leave out {name}, or choose another method.",
+                )
+            if self.pattern is not None:
+                raise UsageError(f"{name} is {value}, and there is a pattern, which decides the density.")
+            if not 0 < value <= 1:
+                raise UsageError(f"{name} is {value}.", expected="A number above 0 and up to 1 was expected.")
+        last = self.wanted_density
+        if self.start_density is not None and last is not None and self.start_density < last:
+            raise UsageError(
+                f"start_density is {self.start_density}, below the density {last:g} at the end.",
+                expected="A density that falls was expected.",
+            )
+        if self.falls_until is not None:
+            if self.start_density is None and rule.start_density is None:
+                raise UsageError(
+                    "falls_until is set, and the density does not fall.", do="Give start_density."
+                )
+            if self.falls_until > self.wanted_freeze:
+                raise UsageError(
+                    f"falls_until is {self.falls_until} and freeze is {self.wanted_freeze:g}.",
+                    expected="A density that arrives before masks stand still was expected.",
+                )
+
     def _require_products(self, rule: Method) -> None:
         if self.window is not None and self.products != "csr":
             raise UsageError("window belongs to products 'csr'.")
+        growth = rule.growth
+        if self.products == "csr" and growth is not None and growth.reads_gradient_sums:
+            raise UsageError(
+                f"products 'csr' and growth {growth.name!r} exclude each other: it needs the gradient of "
+                "inactive weights in every step."
+            )
+        if self.products == "csr" and self.start_density is not None:
+            raise UsageError(
+                "products 'csr' and start_density exclude each other: layers are chosen at the start."
+            )
         if self.products == "csr" and (self.pattern is not None or "csr" not in rule.accepts.products):
             under = "" if self.pattern is None else f" with the pattern {self.pattern}"
             raise UsageError(

@@ -285,7 +285,7 @@ def _require_possible(
     model: nn.Module, trainer: CsrTrainer, layers: Collection[str], update_every: int | None
 ) -> None:
     rule = trainer.rule
-    if trainer.has_pattern or rule.is_gradual:
+    if trainer.has_pattern or trainer.density_falls:
         raise UsageError(
             "CSR products were asked for "
             + ("under a pattern." if trainer.has_pattern else f"with the method {rule.name!r}."),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparse_export.errors import UsageError
 from sparse_export.sparsity import PruneSchedule, prune_rate
 from sparse_export.train.arguments import require_steps
 from sparse_export.train.sparsity_config import SparsityConfig
 
-__all__ = ["BackOff", "UpdateSchedule", "update_schedule"]
+__all__ = ["BackOff", "UpdateSchedule", "update_schedule", "with_own_interval"]
 
 _BACK_OFF = 0.7
 """What a prune rate is multiplied by when an update changes no fewer mask bits than the one before."""
@@ -56,14 +56,15 @@ class UpdateSchedule:
         at = (step // every + 1) * every
         return at if self.is_due(at, every) else None
 
-    def prune_rate(self, step: int) -> float:
-        """The prune rate of an update now."""
+    def prune_rate(self, step: int, learning_rate: float = 1.0) -> float:
+        """The prune rate of an update now. learning_rate: that of the last step / that of the start."""
         return prune_rate(
             step,
             None if self.total_steps is None else max(1, round(self.freeze * self.total_steps)),
             initial=self.initial_rate,
             final=self.final_rate,
             schedule=self.prune_schedule,
+            learning_rate=learning_rate,
         )
 
 
@@ -79,7 +80,7 @@ def update_schedule(config: SparsityConfig, total_steps: int | None) -> UpdateSc
     """
     require_steps("total_steps", total_steps)
     schedule = config.prune_schedule
-    if schedule != "constant" and total_steps is None:
+    if schedule in ("cosine", "linear") and total_steps is None:
         raise UsageError(
             f"prune_schedule={schedule!r} needs to know how long training lasts.",
             do="Give total_steps, or choose prune_schedule='constant'.",
@@ -87,7 +88,7 @@ def update_schedule(config: SparsityConfig, total_steps: int | None) -> UpdateSc
     rule, initial = config.rule, config.first_prune_rate
     final: float | None = None
     if schedule != "constant":
-        own = 0.0 if schedule == "linear" else rule.final_prune_rate
+        own = rule.final_prune_rate if schedule == "cosine" else 0.0
         final = min(own if config.final_prune_rate is None else config.final_prune_rate, initial)
     return UpdateSchedule(
         total_steps=total_steps,
@@ -97,6 +98,14 @@ def update_schedule(config: SparsityConfig, total_steps: int | None) -> UpdateSc
         initial_rate=initial,
         final_rate=final,
     )
+
+
+def with_own_interval(config: SparsityConfig, total_steps: int | None) -> SparsityConfig:
+    """The configuration with the update interval of its method, where it sets none and the method has one."""
+    share = config.rule.update_share
+    if config.update_every or share is None or total_steps is None:
+        return config
+    return replace(config, update_every=max(1, round(share * total_steps)))
 
 
 @dataclass(frozen=True, kw_only=True)

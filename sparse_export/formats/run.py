@@ -183,6 +183,31 @@ class SpeedInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CostInfo:
+    """What a training tried and had to multiply, by its masks: counted, not timed.
+
+    Attributes:
+        mean_density: active / masked weights, the mean over all training steps; None where a part of the past
+            is not known.
+        explored: weights that were active at some time / masked weights, the in-time over-parameterization
+            rate; None likewise.
+        macs: multiply-adds by the weights of linear layers and convolutions in all training steps, had zeros
+            been left out, see `sparse_export.train.cost.training_macs`; None where they are not known.
+        dense_macs: those of the dense baseline.
+    """
+
+    mean_density: Share | None
+    explored: Share | None
+    macs: Amount | None
+    dense_macs: Amount | None
+
+    @property
+    def macs_share(self) -> float | None:
+        """Multiply-adds of the training / those of the dense baseline."""
+        return self.macs / self.dense_macs if self.macs is not None and self.dense_macs else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProductInfo:
     """How training multiplied by a masked weight, where products without inactive weights were requested.
 
@@ -236,6 +261,7 @@ class RunInfo:
         files: every file of the run but this one.
         n_processes: processes that trained together at the end.
         speed: None where it was not measured.
+        cost: what the training cost by its masks; None where that is not known.
         products: one entry for each masked weight, where other products than dense ones were requested.
         signature: what the network takes and gives.
         task: what it is for.
@@ -274,6 +300,7 @@ class RunInfo:
     call: CallInfo | None = None
     n_processes: Positive = 1
     speed: SpeedInfo | None = None
+    cost: CostInfo | None = None
     products: tuple[ProductInfo, ...] = ()
     kept_epoch: Positive | None = None
     digest: str = field(default="", compare=False)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from sparse_export.sparsity.pattern import NMPattern
 
-PruneSchedule = Literal["cosine", "linear", "constant"]
+PruneSchedule = Literal["cosine", "linear", "constant", "learning-rate"]
 
 
 def prune_rate(
@@ -17,14 +17,16 @@ def prune_rate(
     initial: float,
     final: float | None = None,
     schedule: PruneSchedule = "cosine",
+    learning_rate: float = 1.0,
 ) -> float:
     """The prune rate after `step` of `total_steps` training steps.
 
     cosine: final + (initial - final) * (1 + cos(pi * step / total)) / 2, the reference's default, which ends
     at 0.005.  linear: final + (initial - final) * (1 - step / total), which ends at 0, as there.  constant:
-    initial; needs no total.  final: where cosine and linear end, in place of these numbers. Past the end the
-    rate stays at its end. Raises ValueError for cosine and linear without a total, for constant with a final,
-    and for a schedule that is none of these.
+    initial; needs no total.  learning-rate: final + (initial - final) * learning_rate, which ends at 0 where
+    that does; needs no total.  learning_rate: that of the last step / that of the start, 0 to 1.  final:
+    where these end, in place of these numbers. Past the end the rate stays at its end. Raises ValueError for
+    cosine and linear without a total, for constant with a final, and for a schedule that is none of these.
     """
     if schedule not in get_args(PruneSchedule):
         raise ValueError(
@@ -34,6 +36,9 @@ def prune_rate(
         if final is not None:
             raise ValueError(f"The constant prune schedule ends at {initial}, and final is {final}.")
         return initial
+    if schedule == "learning-rate":
+        end = 0.0 if final is None else final
+        return end + (initial - end) * learning_rate
     if total_steps is None:
         raise ValueError(f"The {schedule} prune schedule needs the total number of steps.")
     progress = min(step / total_steps, 1.0)
@@ -67,10 +72,12 @@ def cap_size(
     return pattern.m - n_done
 
 
-def gradual_density(step: int, end: int, final: float) -> float:
-    """The density of gradual pruning after `step` steps: from 1 at the start down to `final` at step `end`.
+def gradual_density(step: int, end: int, final: float, *, first: float = 1.0) -> float:
+    """The density of gradual pruning after `step` steps: from `first` at the start down to `final` at step
+    `end`.
 
-    final + (1 - final) * (1 - step / end)^3. Source: Zhu & Gupta 2017, "To prune, or not to prune", eq. 1.
+    final + (first - final) * (1 - step / end)^3. Source: Zhu & Gupta 2017, "To prune, or not to prune",
+    eq. 1.
     """
     progress = min(step / end, 1.0) if end > 0 else 1.0
-    return final + (1 - final) * (1 - progress) ** 3
+    return final + (first - final) * (1 - progress) ** 3

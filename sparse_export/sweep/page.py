@@ -14,7 +14,7 @@ from sparse_export.sparsity import pattern_from_text
 from sparse_export.sweep.grid import DENSE, Grid
 from sparse_export.sweep.run_list import PATTERN, heading, setting_text
 from sparse_export.sweep.running import Finding
-from sparse_export.sweep.table import Row, best_rows, direction_text, ratio_text, score_name
+from sparse_export.sweep.table import Row, best_rows, direction_text, ratio_text, score_name, share_text
 from sparse_export.tasks.scores import mean_text
 from sparse_export.train.metrics import read_metrics
 
@@ -41,8 +41,16 @@ def page(grid: Grid, grid_text: str, findings: Sequence[Finding], rows: Sequence
             "the one to "
             "go by, and no estimate says anything of it.</p>"
         ),
+        (
+            "<p>Training multiply-adds are counted from the density over time, as the RigL paper does: "
+            "forward and for both gradients, with zeros left out, and with the whole gradient of a weight in "
+            "the steps in which growth reads it. <b>Ever active</b>: the share of weights that were tried at "
+            "some time.</p>"
+        ),
         "<h2>Score against density</h2>",
         score_chart(rows),
+        "<h2>Score against training multiply-adds</h2>",
+        cost_chart(rows),
     ]
     for key in grid.vary:
         parts += [f"<h2>Sensitivity to {escape(key)}</h2>", sensitivity_chart(rows, key)]
@@ -60,6 +68,9 @@ def _table(rows: Sequence[Row]) -> str:
         "runs",
         f"test {score_name(rows)}",
         f"validation {score_name(rows)}",
+        "training multiply-adds / dense",
+        "mean density",
+        "ever active",
         "estimate: channels",
         "estimate: MACs",
         "all layers: channels",
@@ -72,6 +83,9 @@ def _table(rows: Sequence[Row]) -> str:
             f"{row.n_complete}/{row.n_cells}",
             mean_text(row.test, is_share=row.is_share),
             mean_text(row.validation, is_share=row.is_share),
+            share_text(row.training_share),
+            share_text(row.mean_density),
+            share_text(row.explored),
             ratio_text(row.estimate_channels),
             ratio_text(row.estimate_macs),
             ratio_text(row.all_layers_estimate_channels),
@@ -104,6 +118,24 @@ def score_chart(rows: Sequence[Row]) -> str:
         level=level,
     )
     return chart + note
+
+
+def cost_chart(rows: Sequence[Row]) -> str:
+    """Test score against the multiply-adds of the training, a line for each method and setting."""
+    lines: dict[str, list[Point]] = {}
+    for row in rows:
+        if row.test is not None and row.training_share is not None:
+            name = heading(row.method, None, None) + setting_text(row.setting)
+            lines.setdefault(name, []).append(_point(row.training_share, row.test))
+    if not lines:
+        return "<p>Of no complete run are they known.</p>"
+    return line_chart(
+        [Series(name=name, points=sorted(points, key=lambda one: one.x)) for name, points in lines.items()],
+        title=f"Test {score_name(rows)} against training multiply-adds",
+        x_label="training multiply-adds / dense",
+        y_label=f"test {score_name(rows)}",
+        log_x=True,
+    )
 
 
 def _dense_line(rows: Sequence[Row]) -> tuple[Series | None, str]:

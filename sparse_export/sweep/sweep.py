@@ -135,6 +135,7 @@ def document_of(result: Sweep, *, n_jobs: int) -> dict[str, Any]:
                 "device": info.device,
                 "n_threads": info.n_threads,
                 "speed": asdict(info.speed) if info.speed else None,
+                "cost": asdict(info.cost) if info.cost else None,
             }
         elif finding.reason:
             entry["reason"] = finding.reason

@@ -31,6 +31,10 @@ class Row:
         score_name, is_share, higher_is_better: which score that is, see `sparse_export.formats.score.Score`;
             the name is empty where there is none.
         step_ms: median over the seeds of the measured time of a step.
+        training_share: multiply-adds of the training / those of the dense baseline, see
+            `sparse_export.train.cost.training_macs`; the mean over the seeds, as are the next two.
+        mean_density: active / masked weights over all steps.
+        explored: weights that were ever active / masked weights.
     """
 
     method: str
@@ -49,6 +53,9 @@ class Row:
     all_layers_estimate_channels: float | None
     all_layers_estimate_macs: float | None
     step_ms: float | None
+    training_share: float | None = None
+    mean_density: float | None = None
+    explored: float | None = None
 
     @property
     def label(self) -> str:
@@ -73,6 +80,11 @@ def _row(group: Sequence[Finding]) -> Row:
         known = [value for value in values if value is not None]
         return fmean(known) if known else None
 
+    def costs(name: str) -> float | None:
+        values = [getattr(info.cost, name) for info in infos if info.cost is not None]
+        known = [value for value in values if value is not None]
+        return fmean(known) if known else None
+
     scores = [one for info in infos for one in (info.test, info.validation) if one is not None]
     known = scores[0] if scores else Score(name="", value=0.0, n_samples=1)
     steps = [info.speed.step_ms for info in infos if info.speed is not None]
@@ -93,11 +105,19 @@ def _row(group: Sequence[Finding]) -> Row:
         all_layers_estimate_channels=estimates("all_layers_estimate_channels"),
         all_layers_estimate_macs=estimates("all_layers_estimate_macs"),
         step_ms=median(steps) if steps else None,
+        training_share=costs("macs_share"),
+        mean_density=costs("mean_density"),
+        explored=costs("explored"),
     )
 
 
 def _mean(values: Sequence[float]) -> Mean | None:
     return mean_interval(values) if values else None
+
+
+def share_text(value: float | None) -> str:
+    """A share of 1, like `.0132`."""
+    return "-" if value is None else f"{value:.3g}"
 
 
 def ratio_text(value: float | None) -> str:
@@ -150,7 +170,18 @@ def _of_sparse(row: Row, part: Part) -> Mean | None:
 def shown(rows: Sequence[Row]) -> Shown:
     """The table for people."""
     name = score_name(rows)
-    head = ("", "runs", f"test {name}", f"validation {name}", "est. channels", "est. MACs", "step ms")
+    head = (
+        "",
+        "runs",
+        f"test {name}",
+        f"validation {name}",
+        "training MACs",
+        "mean density",
+        "explored",
+        "est. channels",
+        "est. MACs",
+        "step ms",
+    )
     best = {"test": best_rows(rows, "test"), "validation": best_rows(rows, "validation")}
     cells = [
         _columns(row, *(" *" if at in best[part] else "" for part in ("test", "validation")))
@@ -169,6 +200,9 @@ def _columns(row: Row, test: str, validation: str) -> tuple[str, ...]:
         f"{row.n_complete}/{row.n_cells}",
         mean_text(row.test, is_share=row.is_share) + test,
         mean_text(row.validation, is_share=row.is_share) + validation,
+        share_text(row.training_share),
+        share_text(row.mean_density),
+        share_text(row.explored),
         ratio_text(row.estimate_channels),
         ratio_text(row.estimate_macs),
         "-" if row.step_ms is None else f"{row.step_ms:.3g}",

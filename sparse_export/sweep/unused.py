@@ -33,6 +33,8 @@ def _below(table: str, keys: Iterable[str]) -> Iterable[str]:
 
 def _of_sparsity(config: SparsityConfig) -> set[str]:
     keys = set(config.rule.accepts.unread)
+    if config.start_density is None and config.rule.start_density is None:
+        keys.add("falls_until")
     if config.pattern is None:
         keys.add("small_share")
     elif config.density is None:

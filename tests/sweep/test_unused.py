@@ -36,6 +36,8 @@ OTHERS: dict[str, Any] = {
     "sparsity.final_prune_rate": 0.45,
     "sparsity.prune_schedule": "constant",
     "sparsity.update_every": 6,
+    "sparsity.history": 0.99,
+    "sparsity.falls_until": 0.4,
     "sparsity.start": "uniform",
     "sparsity.rescale": False,
     "sparsity.decay": 0.05,
@@ -55,7 +57,8 @@ SPARSE: dict[str, dict[str, Any]] = {
         "update_every": 1,
     },  # its threshold takes some updates to get anywhere
     "linear": {"density": 0.2, "prune_schedule": "linear"},
-    "random": {"density": 0.2, "growth": "random", "redistribution": "none"},
+    # Grown weights are the smallest for long, whatever their history is, so there have to be many updates.
+    "random": {"density": 0.2, "growth": "random", "redistribution": "none", "update_every": 1},
     **{
         f"{method} 2:4": {"method": method, "pattern": "2:4"}
         for method in ("sparse-momentum", "static", "sr-ste", "asp")

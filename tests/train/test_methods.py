@@ -314,7 +314,7 @@ def test_under_a_pattern_masks_obey_it(method: str) -> None:
         ({"method": "static", "growth": "random"}, "growth is 'random', and the method is 'static'"),
         ({"method": "magnitude", "redistribution": "own"}, "this method has none"),
         ({"method": "magnitude", "prune": "threshold"}, "One of magnitude, global-magnitude was expected"),
-        ({"growth": "weight"}, "One of momentum, random, gradient was expected"),
+        ({"growth": "weight"}, "One of momentum, random, gradient, mean-gradient was expected"),
         ({"method": "static", "freeze": 0.5}, "never moves its masks"),
         ({"method": "snip"}, "there are no masks"),
         ({"method": "magnitude", "pattern": "2:4"}, "asp prunes a dense network to a pattern"),
@@ -384,7 +384,14 @@ def test_an_interrupted_run_ends_with_the_bytes_of_an_unbroken_one(method: str, 
     assert sum(int(mask.sum()) for mask in masks.values()) == info.n_active == round(0.1 * info.n_masked)
     lines = [json.loads(line) for line in (whole.path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["density"] == pytest.approx(0.1, abs=1e-3)
-    assert (lines[0]["density"] > 0.2) == (method == "magnitude")
+    assert (lines[0]["density"] > 0.12) == (METHODS[method].start_density is not None)
+    assert lines[0]["explored"] + 1e-3 >= 0.1
+    assert lines[0]["explored"] <= lines[-1]["explored"] <= 1
+    cost = info.cost
+    assert cost is not None
+    assert cost.explored == lines[-1]["explored"]
+    assert cost.mean_density is not None
+    assert cost.mean_density > 0.1 - 1e-3
 
 
 def test_dense_is_a_method_too() -> None:

@@ -9,9 +9,12 @@ from sparse_export.errors import UnknownNameError, UsageError
 from sparse_export.train.methods.asp import ASP
 from sparse_export.train.methods.dense import DENSE
 from sparse_export.train.methods.dsr import DSR
+from sparse_export.train.methods.granet import GRANET
 from sparse_export.train.methods.magnitude import MAGNITUDE
+from sparse_export.train.methods.mean_gradient import MEAN_GRADIENT
 from sparse_export.train.methods.method import Growth, Method
 from sparse_export.train.methods.rigl import GRADIENT, RIGL
+from sparse_export.train.methods.rigl_itop import RIGL_ITOP
 from sparse_export.train.methods.snip import SNIP
 from sparse_export.train.methods.sparse_evolution import RANDOM, SET
 from sparse_export.train.methods.sparse_momentum import MOMENTUM, SPARSE_MOMENTUM
@@ -30,7 +33,18 @@ __all__ = [
 ]
 
 MethodName = Literal[
-    "sparse-momentum", "set", "rigl", "dsr", "static", "snip", "magnitude", "dense", "sr-ste", "asp"
+    "sparse-momentum",
+    "set",
+    "rigl",
+    "rigl-itop",
+    "granet",
+    "dsr",
+    "static",
+    "snip",
+    "magnitude",
+    "dense",
+    "sr-ste",
+    "asp",
 ]
 
 METHODS: dict[str, Method] = {
@@ -39,6 +53,8 @@ METHODS: dict[str, Method] = {
         SPARSE_MOMENTUM,
         SET,
         RIGL,
+        RIGL_ITOP,
+        GRANET,
         DSR,
         STATIC,
         SNIP,
@@ -55,7 +71,7 @@ OWN_LOOP_METHODS = tuple(name for name, method in METHODS.items() if method.acce
 METHODS_WITHOUT_MOMENTUM = tuple(name for name in OWN_LOOP_METHODS if not METHODS[name].reads_momentum)
 """Those of them that read no momentum of an optimizer."""
 
-GROWTHS: dict[str, Growth] = {growth.name: growth for growth in (MOMENTUM, RANDOM, GRADIENT)}
+GROWTHS: dict[str, Growth] = {growth.name: growth for growth in (MOMENTUM, RANDOM, GRADIENT, MEAN_GRADIENT)}
 
 
 def method_named(name: str) -> Method:

@@ -23,8 +23,8 @@ __all__ = [
     "Start",
 ]
 
-GrowthName = Literal["momentum", "random", "gradient"]
-Start = Literal["random", "sensitivity", "dense"]
+GrowthName = Literal["momentum", "random", "gradient", "mean-gradient"]
+Start = Literal["random", "sensitivity"]
 Products = Literal["dense", "csr", "2:4"]
 
 RATE_KEYS = ("prune_rate", "final_prune_rate", "prune_schedule")
@@ -41,16 +41,17 @@ class Moment:
         momentum: gives the momentum of the parameters, by name, see
             `sparse_export.train.optimizer_state.OptimizerState.momentum`.
         prune_rate: fraction of its active weights that a layer loses, 0 to 1.
-        n_wanted: active weights that are wanted, over all layers: of a pattern at its cap of this moment,
-            else those of the density.
+        n_wanted: active weights that are wanted after the update, over all layers: of a pattern at its cap of
+            this moment, else those of the density, which may be falling.
         n_before: active weights before the update, over all layers.
+        magnitudes: |weight|, or its average over past updates; pruning goes by them.
+        gradient_sums: of the steps since the update before, where growth reads them.
         caps: of the layers that are under a pattern, as it is now.
         transposable: the layers whose masks are 2:4 along both axes now.
         is_cut: has the pattern's cap just become smaller?
         threshold: float64, shape (), of the update before, where pruning goes by one; None before the first.
         seed: of random growth.
         step: optimizer steps done.
-        end: the step from which on masks stand still; 0 where the length of the training is not known.
         start: how the first masks were spread over the layers.
     """
 
@@ -60,18 +61,20 @@ class Moment:
     prune_rate: float
     n_wanted: int
     n_before: int
+    magnitudes: Mapping[str, Tensor]
+    gradient_sums: Mapping[str, Tensor]
     caps: Mapping[str, Cap]
     transposable: Sequence[str]
     is_cut: bool
     threshold: Tensor | None
     seed: int
     step: int
-    end: int
     start: Distribution
 
-    def weights(self) -> dict[str, Tensor]:
-        """The values of the parameters, detached."""
-        return {name: value.detach() for name, value in self.parameters.items()}
+    @property
+    def n_weights(self) -> int:
+        """Active or not, over all layers."""
+        return sum(value.numel() for value in self.parameters.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +86,19 @@ class Growth:
         scores: float, by parameter name, in the weights' shapes.
         reads_momentum: are the scores the optimizer's momentum?
         reads_gradient: are the scores the gradient of the step before the update?
+        reads_gradient_sums: are they the sum of the gradients of all steps since the update before?
     """
 
     name: GrowthName
     scores: Callable[[Moment], dict[str, Tensor]]
     reads_momentum: bool = False
     reads_gradient: bool = False
+    reads_gradient_sums: bool = False
+
+    @property
+    def reads_every_step(self) -> bool:
+        """Are gradients of inactive weights needed in every step?"""
+        return self.reads_momentum or self.reads_gradient_sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +109,7 @@ class Accepts:
         prunes, redistributions, growths: the words that may be chosen in place of the method's own.
         freeze: may `freeze` and `approach` be set?
         no_freeze: why not.
+        falls: may `start_density` be set, from which the density falls?
         pattern: does it take no N:M pattern, may it have one, or does it need one, which then decides its
             density?
         transposable: can its masks be 2:4 along both axes, where it prunes each layer by itself?
@@ -112,6 +123,7 @@ class Accepts:
     growths: tuple[GrowthName, ...] = get_args(GrowthName)
     freeze: bool = True
     no_freeze: str = "never moves its masks"
+    falls: bool = True
     pattern: Literal["no", "may", "must"] = "may"
     transposable: bool = True
     products: tuple[Products, ...] = get_args(Products)
@@ -119,7 +131,7 @@ class Accepts:
     unread: tuple[str, ...] = ("decay",)
 
 
-NO_CHOICE: dict[str, Any] = {"prunes": (), "redistributions": (), "growths": ()}
+NO_CHOICE: dict[str, Any] = {"prunes": (), "redistributions": (), "growths": (), "falls": False}
 """For methods without words to choose."""
 
 
@@ -154,10 +166,6 @@ class MakeSparsifier(Protocol):
     ) -> Any: ...
 
 
-def _as_wanted(at: Moment) -> int:
-    return at.n_wanted
-
-
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """One method of sparse training.
@@ -165,14 +173,17 @@ class Method:
     Args:
         name: as `method` of a recipe has it.
         update: one update of the masks; None: `SparseTraining` never moves them.
-        n_active: active weights after the update, over all layers.
         prune: which weights die, see `sparse_export.sparsity.update_masks`.
         redistribution: how many each layer gets, see there.
         growth: which weights are born; None: none.
         forgets: does a weight that is grown start without the momentum that it gathered while it was
             inactive?
-        start: of the masks: `random`; `sensitivity`, given from outside, see `first_masks`; `dense`,
-            everything.
+        start: of the masks: `random`, or `sensitivity`, given from outside, see `first_masks`.
+        start_density: density at the start, from which it falls, unless another is set; None: that of the
+            end.
+        falls_until: fraction of the training at which a falling density arrives, unless another is set.
+        update_share: fraction of the training between two updates, unless `update_every` is set; None: once
+            an epoch.
         first_masks: draws the masks of `sensitivity`.
         freeze: fraction of the training after which masks stand still, unless another is set.
         final_prune_rate: where a cosine prune schedule ends, unless another is set.
@@ -187,12 +198,14 @@ class Method:
 
     name: str
     update: Callable[[Method, Moment], MaskUpdate] | None = None
-    n_active: Callable[[Moment], int] = _as_wanted
     prune: Prune = "magnitude"
     redistribution: Redistribution = "momentum"
     growth: Growth | None = None
     forgets: bool = False
     start: Start = "random"
+    start_density: float | None = None
+    falls_until: float = 0.75
+    update_share: float | None = None
     first_masks: FirstMasks | None = None
     freeze: float = 1.0
     final_prune_rate: float = 0.005
@@ -209,9 +222,9 @@ class Method:
         return self.update is not None
 
     @property
-    def is_gradual(self) -> bool:
-        """Does it go from dense to sparse, by pruning alone?"""
-        return self.start == "dense"
+    def reads_gradient_sums(self) -> bool:
+        """Does an update need the sum of the gradients since the last one?"""
+        return self.growth is not None and self.growth.reads_gradient_sums
 
     @property
     def reads_momentum(self) -> bool:

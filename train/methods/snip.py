@@ -85,6 +85,9 @@ SNIP = Method(
     first_masks=snip_masks,
     freeze=0.0,
     accepts=Accepts(
-        **NO_CHOICE, freeze=False, pattern="no", unread=("decay", *RATE_KEYS, "update_every", *START_KEYS)
+        **NO_CHOICE,
+        freeze=False,
+        pattern="no",
+        unread=("decay", *RATE_KEYS, "history", "update_every", *START_KEYS),
     ),
 )

@@ -91,6 +91,24 @@ class SrSte:
         self.n_steps = self.n_updates = 0
         self.flip_rate: float | None = None
         self._mask()
+        self._ever: dict[str, torch.Tensor] | None = {name: mask.clone() for name, mask in self.masks.items()}
+
+    @property
+    def rule(self) -> Method:
+        """What the method decides."""
+        return SR_STE
+
+    @property
+    def explored(self) -> float | None:
+        """Weights that were ever active / masked weights. Reads from the device."""
+        if self._ever is None:
+            return None
+        return sum(int(torch.count_nonzero(mask)) for mask in self._ever.values()) / self.n_masked
+
+    @property
+    def mean_densities(self) -> dict[str, float]:
+        """The density of each layer, which is that of the pattern in every step."""
+        return {name: int(torch.count_nonzero(mask)) / mask.numel() for name, mask in self.masks.items()}
 
     @torch.no_grad()
     def _mask(self) -> None:
@@ -106,6 +124,8 @@ class SrSte:
     def update(self) -> None:
         """Draw the masks anew from the dense weights."""
         self._mask()
+        for name, mask in (self._ever or {}).items():
+            mask |= self.masks[name]
         self.n_updates += 1
 
     @torch.no_grad()
@@ -161,6 +181,7 @@ class SrSte:
         return {
             "masks": dict(self.masks),
             "dense": dict(self._dense),
+            **({} if self._ever is None else {"ever": dict(self._ever)}),
             "n_steps": self.n_steps,
             "n_updates": self.n_updates,
             "flip_rate": self.flip_rate,
@@ -171,6 +192,10 @@ class SrSte:
         for name, value in self._dense.items():
             value.copy_(state["dense"][name])
         self._mask()
+        saved = state.get("ever")  # a state of an earlier version has none
+        self._ever = (
+            None if saved is None else {name: saved[name].to(mask) for name, mask in self.masks.items()}
+        )
         self.n_steps, self.n_updates = int(state["n_steps"]), int(state["n_updates"])
         self.flip_rate = state["flip_rate"]
 
@@ -187,6 +212,6 @@ SR_STE = Method(
         transposable=False,
         products=("dense",),
         own_loop=False,
-        unread=(*RATE_KEYS, *START_KEYS, "update_every"),
+        unread=(*RATE_KEYS, *START_KEYS, "history", "update_every"),
     ),
 )

@@ -10,5 +10,5 @@ STATIC = Method(
     name="static",
     start="random",
     freeze=0.0,
-    accepts=Accepts(**NO_CHOICE, freeze=False, unread=("decay", *RATE_KEYS, "update_every")),
+    accepts=Accepts(**NO_CHOICE, freeze=False, unread=("decay", *RATE_KEYS, "history", "update_every")),
 )

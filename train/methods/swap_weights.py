@@ -1,10 +1,14 @@
-"""One update that prunes and grows: what the methods that move weights have in common."""
+"""One update that prunes and grows: what the methods that move weights have in common.
+
+Where the density falls, as in `granet`, it is brought down first: the smallest magnitudes of all layers
+together are pruned for good. What is left is then pruned and grown by the method's own rules.
+"""
 
 from __future__ import annotations
 
 import torch
 
-from sparse_export.sparsity import MaskUpdate, update_masks
+from sparse_export.sparsity import MaskUpdate, prune_masks, update_masks
 from sparse_export.sparsity.prune import FIRST_THRESHOLD
 from sparse_export.sparsity.update import joined
 from sparse_export.train.methods.method import Method, Moment
@@ -14,7 +18,9 @@ __all__ = ["swap_weights"]
 
 
 def swap_weights(method: Method, at: Moment) -> MaskUpdate:
-    """Prune, and grow as many by the method's three answers; fewer where a pattern's cap has become smaller.
+    """Prune, and grow as many by the method's three answers.
+
+    Fewer are grown where a pattern's cap has become smaller, or the density falls.
 
     Args:
         method: its prune, redistribution and growth.
@@ -27,7 +33,9 @@ def swap_weights(method: Method, at: Moment) -> MaskUpdate:
         UsageError: the optimizer or the gradients lack what growth goes by.
         ValueError: weights or scores are not finite, see `sparse_export.sparsity.update_masks`.
     """
-    weights, masks = at.weights(), at.masks
+    weights, masks = at.magnitudes, at.masks
+    if not at.caps and at.n_wanted < at.n_before:
+        masks = prune_masks(weights, masks, n_active=at.n_wanted).masks
     growth = method.growth
     grown_by = None if growth is None or growth.reads_momentum else growth.scores(at)
     scores = grown_by if grown_by and not method.reads_momentum else at.momentum()
