@@ -9,6 +9,11 @@ from sparse_export.graph.eligibility import MISSING, could_be_used
 
 __all__ = ["advice_of"]
 
+_TYPES = MISSING["float32"]
+_BUILD = (
+    "`sparse-export build --precision fp16` or int8 gives that; NVIDIA GPUs have such kernels from Ampere on."
+)
+
 
 def advice_of(layers: Sequence[GraphLayer]) -> list[str]:
     """What would let 2:4 hardware use more layers, the step that reaches most first.
@@ -32,10 +37,10 @@ def advice_of(layers: Sequence[GraphLayer]) -> list[str]:
         if any(one.code == code for layer in stored for one in layer.reasons)
     ]
     if missing:
+        needed = " and ".join(dict.fromkeys(missing))
+        do = "Export it so." if _TYPES not in needed else _BUILD
         found.append(
-            f"{_counted(stored, weights)} {_is(stored)} 2:4 but cannot be used as stored: what is missing is "
-            f"{' and '.join(dict.fromkeys(missing))}. `build --precision fp16` or int8 gives sparse kernels "
-            "of NVIDIA GPUs, from Ampere on, what they take."
+            f"{_counted(stored, weights)} {_is(stored)} 2:4, but sparse kernels need {needed} too. {do}"
         )
     if scattered:
         found.append(

@@ -181,8 +181,9 @@ def _required(comparison: Comparison) -> Card:
         return Card(title="Required", word="nothing was required", tone="plain", figure="-", lines=(line,))
     word = "failed" if failed else "passed"
     tone: Tone = "bad" if failed else "good"
-    return Card(title="Required", word=word, tone=tone, figure=word, lines=(*asked, *failed))
+    kept = f"{len(asked) - len(failed)} of {len(asked)} kept"
+    return Card(title="Required", word=word, tone=tone, figure=kept, lines=(*asked, *failed))
 
 
 def _batches(at: list[LatencyComparison]) -> str:
-    return " and ".join(f"batch {one.batch}" for one in at)
+    return f"batch {' and '.join(str(one.batch) for one in at)}"

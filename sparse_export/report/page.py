@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from sparse_export.evaluate.comparison import Comparison
@@ -16,6 +17,8 @@ from sparse_export.report.choice import choice_of_layers
 from sparse_export.report.side import BundleSide, side_of
 from sparse_export.report.verdict import verdict
 from sparse_export.version import command_line
+
+_CODE = r"<code>\1</code>"
 
 __all__ = ["page", "write_report"]
 
@@ -70,7 +73,7 @@ def page(comparison: Comparison, dense: BundleSide, sparse: BundleSide) -> str:
 
 
 def _listed(title: str, sentences: list[str]) -> list[str]:
-    items = "".join(f"<li>{escape(one)}</li>" for one in sentences)
+    items = "".join(f"<li>{re.sub('`([^`]+)`', _CODE, escape(one))}</li>" for one in sentences)
     return [f"<h2>{escape(title)}</h2><ul>{items}</ul>"] if items else []
 
 

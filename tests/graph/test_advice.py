@@ -27,9 +27,15 @@ def layer(*codes: str, share: float = 0.5, eligible: Eligible = "no", macs: int 
 
 def test_layers_of_a_type_that_hardware_does_not_take_are_counted_with_their_work() -> None:
     (text,) = advice_of([layer("float32"), layer("float32", macs=200), layer("indivisible", share=1.0)])
-    assert text.startswith("2 of 3 layers (75 % of the multiply-adds) are 2:4 but cannot be used as stored")
-    assert "float16, bfloat16 or int8" in text
-    assert "build --precision fp16" in text
+    assert text.startswith(
+        "2 of 3 layers (75 % of the multiply-adds) are 2:4, but sparse kernels need float16, "
+    )
+    assert "`sparse-export build --precision fp16` or int8 gives that" in text
+
+
+def test_zeros_that_are_stored_in_a_way_that_hides_them_are_sent_to_another_export() -> None:
+    (text,) = advice_of([layer("zero-point")])
+    assert text.endswith("is 2:4, but sparse kernels need symmetric quantization too. Export it so.")
 
 
 def test_zeros_that_no_kernel_skips_are_told_apart_from_those_of_a_wrong_type() -> None:

@@ -9,6 +9,7 @@ import pytest
 from sparse_export.formats.score import Score
 from sparse_export.instruments.paired_scores import ScoreDifference
 from sparse_export.report.cards import Card, cards, cards_of, next_steps
+from sparse_export.report.page import page as page_of
 from sparse_export.report.side import side_of
 from tests.report.conftest import Made
 
@@ -61,6 +62,7 @@ def test_what_was_required_passes_or_fails_with_its_clause(made: Made) -> None:
     passed = replace(made.comparison, max_drop="0.5")
     found = card("Required", cards_of(passed))
     assert (found.word, found.tone, found.lines) == ("passed", "good", ("at most 0.5 points may be lost",))
+    assert found.figure == "1 of 1 kept"
     failed = card("Required", cards_of(replace(passed, gate_failed="It lost 3 <points>.")))
     assert (failed.word, failed.tone, failed.lines[-1]) == ("failed", "bad", "It lost 3 <points>.")
     page = cards(replace(passed, gate_failed="It lost 3 <points>."))
@@ -73,6 +75,12 @@ def test_a_smaller_file_is_said_to_be_smaller(made: Made) -> None:
     for n_bytes, word in ((500, "smaller"), (1001, "same size"), (2000, "larger")):
         sparse = replace(made.comparison.sparse, size_bytes=n_bytes)
         assert card("Size", cards_of(replace(made.comparison, dense=dense, sparse=sparse))).word == word
+
+
+def test_commands_in_next_steps_are_set_as_code(made: Made) -> None:
+    drawn = page_of(made.comparison, side_of("dense", made.dense), side_of("sparse", made.sparse))
+    assert "<h2>What to do next</h2><ul><li>" in drawn
+    assert "<code>build --compact</code>" in drawn
 
 
 def test_next_steps_name_what_stands_in_the_way(made: Made) -> None:
