@@ -174,7 +174,8 @@ class Inspection:
         layers += _quantized_parts(self)
         engines = [part for engine in self.engines for part in engine.shown().parts]
         foreign = self.foreign.shown().parts if self.foreign is not None else ()
-        steps = [f"Next: {step}" for step in advice_of(self.graph)]
+        advice = advice_of(self.graph, has_engine=bool(self.engines)) if self.foreign is None else []
+        steps = [f"Next: {step}" for step in advice]
         return Shown([Table(rows=rows), *layers, *engines, *foreign, *steps])
 
     def __str__(self) -> str:

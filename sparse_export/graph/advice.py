@@ -15,11 +15,12 @@ _BUILD = (
 )
 
 
-def advice_of(layers: Sequence[GraphLayer]) -> list[str]:
+def advice_of(layers: Sequence[GraphLayer], *, has_engine: bool = False) -> list[str]:
     """What would let 2:4 hardware use more layers, the step that reaches most first.
 
     Args:
         layers: of one graph, as `inspect` found them.
+        has_engine: one was built of the graph already.
 
     Returns:
         Sentences; none where every layer that can be used is used.
@@ -51,9 +52,10 @@ def advice_of(layers: Sequence[GraphLayer]) -> list[str]:
     if weights and not sparse:
         found.append("No layer has zeros. `sparse-export sparsify` makes layers 2:4.")
     elif ready and not stored and not scattered:
+        first = "" if has_engine else "Build an engine: `build --target tensorrt`. "
         found.append(
-            f"{_counted(ready, weights)} {_is(ready)} ready for sparse kernels. Build an engine and measure it "
-            "on the GPU that will serve it: `build --target tensorrt`, then `compare --runtime tensorrt`."
+            f"{_counted(ready, weights)} {_is(ready)} ready for sparse kernels. {first}Measure on the GPU "
+            "that will serve: `compare --runtime tensorrt`."
         )
     return found
 

@@ -71,7 +71,7 @@ def next_steps(comparison: Comparison, sparse: BundleSide) -> list[str]:
             "More was lost than may be. `sparsify --max-drop` keeps layers dense until the score holds; "
             "`sparsify --finetune` trains the weights that are left."
         )
-    found += advice_of(sparse.inspection.graph)
+    found += advice_of(sparse.inspection.graph, has_engine=bool(sparse.inspection.engines))
     unsure = [at for at in comparison.latency if at.outcome == "not told apart"]
     if unsure:
         found.append(

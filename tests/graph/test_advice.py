@@ -51,8 +51,13 @@ def test_a_dense_network_is_sent_to_sparsify() -> None:
 
 
 def test_layers_that_are_ready_are_sent_to_a_measurement() -> None:
-    (text,) = advice_of([layer("unaligned", eligible="unproven"), layer(eligible="yes", macs=None)])
-    assert text.startswith("2 of 2 layers are ready for sparse kernels. Build an engine and measure it")
+    layers = [layer("unaligned", eligible="unproven"), layer(eligible="yes", macs=None)]
+    (text,) = advice_of(layers)
+    assert text.startswith("2 of 2 layers are ready for sparse kernels. Build an engine: ")
+    (text,) = advice_of(layers, has_engine=True)
+    assert text.startswith(
+        "2 of 2 layers are ready for sparse kernels. Measure on the GPU that will serve: "
+    )
 
 
 def test_a_graph_without_weights_is_told_nothing() -> None:
