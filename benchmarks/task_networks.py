@@ -25,6 +25,7 @@ from benchmarks.public_networks import NETWORKS, cache_folder, fetch
 from benchmarks.texts import requirements, scored_pairs, sentences, tokens
 from sparse_export.building.bundle import build
 from sparse_export.evaluate.compare import compare
+from sparse_export.evaluate.comparison import Comparison
 from sparse_export.evaluate.gate import gate
 from sparse_export.evaluate.test_set import test_set_of
 from sparse_export.evaluate.validate import validate
@@ -243,7 +244,8 @@ def measure(row: str, work: Path, pictures: Path, *, serve: bool) -> dict[str, A
         page = write_report(work / "report.html", compared, dense, best).read_text()
         assert compared.dense.score is not None and compared.dense.score.name in page
         served = _served(best, given.asked) if serve else None
-    return _row(row, given, compared.dense.score, scores, codes, served)
+    stages = {"compared": _of_compare(compared), "report_bytes": len(page.encode()), "served": served}
+    return _row(row, given, compared.dense.score, scores, codes, stages)
 
 
 def _row(
@@ -252,13 +254,13 @@ def _row(
     dense: Score,
     scores: dict[str, Any],
     codes: dict[str, int],
-    served: dict[str, float] | None,
+    stages: dict[str, Any],
 ) -> dict[str, Any]:
     for method, found in scores.items():
         score, apart = found["score"], found["difference"]
         print(
             f"{row:18} {method:14} {dense.name}: dense {value_text(dense)}, sparse {value_text(score)}, "
-            f"{difference_text(apart, is_share=score.is_share, p_value=True)}; gates {codes}; served {served}",
+            f"{difference_text(apart, is_share=score.is_share, p_value=True)}; gates {codes}; served {stages['served']}",
             file=sys.stderr,
         )
     return {
@@ -270,7 +272,22 @@ def _row(
         "sparse": {method: asdict(found["score"]) for method, found in scores.items()},
         "difference": {method: asdict(found["difference"]) for method, found in scores.items()},
         "exit_codes": codes,
-        "served": served,
+        **stages,
+    }
+
+
+def _of_compare(found: Comparison) -> dict[str, Any]:
+    """The score by `compare` with its paired difference, and the times at batch 1."""
+    assert found.dense.score is not None and found.sparse.score is not None and found.difference is not None
+    (times,) = found.latency
+    return {
+        "dense": asdict(found.dense.score),
+        "sparse": asdict(found.sparse.score),
+        "difference": asdict(found.difference),
+        "dense_by_sparse": asdict(times.ratio),
+        "control": asdict(times.control),
+        "outcome": times.outcome,
+        "verdict": times.verdict,
     }
 
 

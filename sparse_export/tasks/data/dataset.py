@@ -92,8 +92,11 @@ def normalise(
     per_channel = (1, -1) + (1,) * (x.ndim - 2)
     mean_1C = torch.tensor(mean, dtype=working, device=x.device).view(per_channel)
     std_1C = torch.tensor(std, dtype=working, device=x.device).view(per_channel)
-    scaled = x.to(working) / UINT8_MAX if x.dtype == torch.uint8 else x.to(working)
-    return ((scaled - mean_1C) / std_1C).to(dtype)
+    if x.dtype == torch.uint8:  # the conversion is a copy of its own, which the rest may write to
+        centred = x.to(working).div_(UINT8_MAX).sub_(mean_1C)
+    else:
+        centred = x.to(working) - mean_1C
+    return centred.div_(std_1C).to(dtype)
 
 
 def as_inputs(x: Tensor, mean: Sequence[float], std: Sequence[float], raw: RawType | None = None) -> Array:

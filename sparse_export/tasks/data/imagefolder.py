@@ -54,9 +54,9 @@ def load(name: str, folder: Path, *, image_size: tuple[int, int] | None = None) 
     _refuse_too_much(folder, len(listing.train) + len(listing.test), size)
     return DataSet(
         name=name,
-        x_train=_decode(listing.train.files, size),
+        x_train=decode_files(listing.train.files, size),
         y_train=listing.train.labels,
-        x_test=_decode(listing.test.files, size),
+        x_test=decode_files(listing.test.files, size),
         y_test=listing.test.labels,
         mean=MEAN,
         std=STD,
@@ -227,15 +227,33 @@ def _refuse_too_much(folder: Path, n_images: int, size: tuple[int, int]) -> None
         )
 
 
-def _decode(files: Sequence[Path], size: tuple[int, int]) -> Tensor:
-    """Decode files to uint8 (N, 3, H, W)."""
+def decode_files(
+    files: Sequence[Path],
+    size: tuple[int, int],
+    crop_ratio: float = 1.0,
+    interpolation: Interpolation = "bilinear",
+) -> Tensor:
+    """Crop the centres of pictures, by one thread a core.
+
+    Args:
+        files: of the pictures.
+        size: (H, W) of the crops.
+        crop_ratio: as of `center_crop`.
+        interpolation: likewise.
+
+    Returns:
+        uint8 (N, 3, H, W).
+
+    Raises:
+        ArtefactError: a picture cannot be decoded.
+    """
     x = torch.empty((len(files), 3, *size), dtype=torch.uint8)
 
     def decode_into(index: int) -> None:
-        x[index] = center_crop(files[index], size)
+        x[index] = center_crop(files[index], size, crop_ratio, interpolation)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(decode_into, range(len(files))):
+        for _ in pool.map(decode_into, range(len(files))):  # which raises what a thread raised
             pass
     return x
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +19,13 @@ from sparse_export.formats.preparation import RawType
 from sparse_export.formats.run import Interpolation
 from sparse_export.signature import Array
 from sparse_export.tasks.data.dataset import as_inputs
-from sparse_export.tasks.data.imagefolder import Pictures, center_crop, open_picture, pixels
+from sparse_export.tasks.data.imagefolder import (
+    Pictures,
+    center_crop,
+    decode_files,
+    open_picture,
+    pixels,
+)
 
 _PREFETCHED = 4  # batches that each worker keeps ready
 _SIGNAL_S = 2.0  # torch's signal may come that long after a worker's connection broke
@@ -119,11 +123,7 @@ def decode(
     Raises:
         ArtefactError: a picture cannot be decoded.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = list(
-            pool.map(lambda file: center_crop(file, size, crop_ratio, interpolation), pictures.files)
-        )
-    return torch.stack(parts) if parts else torch.empty((0, 3, *size), dtype=torch.uint8)
+    return decode_files(pictures.files, size, crop_ratio, interpolation)
 
 
 class PictureLoader:
