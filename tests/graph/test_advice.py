@@ -55,9 +55,7 @@ def test_layers_that_are_ready_are_sent_to_a_measurement() -> None:
     (text,) = advice_of(layers)
     assert text.startswith("2 of 2 layers are ready for sparse kernels. Build an engine: ")
     (text,) = advice_of(layers, has_engine=True)
-    assert text.startswith(
-        "2 of 2 layers are ready for sparse kernels. Measure on the GPU that will serve: "
-    )
+    assert text.startswith("2 of 2 layers are ready for sparse kernels. Measure on the GPU that will serve: ")
 
 
 def test_a_graph_without_weights_is_told_nothing() -> None:
