@@ -14,7 +14,7 @@ PEERS := .venv-peers/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test test-full demo check lint format types bench bench-peers gpu gpu-wheels networks clean
+.PHONY: help setup test test-full demo check lint format types docs bench bench-peers gpu gpu-wheels networks clean
 
 help:  ## say what can be made
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -45,6 +45,9 @@ format: $(READY)  ## let ruff mend what it can
 
 types: $(READY)  ## mypy, strict
 	@$(BIN)/mypy
+
+docs: $(READY)  ## the documents as a site, with the library's reference, into build/site; a broken link fails
+	@$(BIN)/mkdocs build --strict
 
 bench: $(READY)  ## time the mask update, then the training step; BENCH_ARGS="--rounds 5" goes to both
 	@$(BIN)/python -m benchmarks.bench_mask_update $(BENCH_ARGS)
