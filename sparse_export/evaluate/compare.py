@@ -12,7 +12,7 @@ from sparse_export.evaluate.bench import check_batches
 from sparse_export.evaluate.compare_times import compare_latency, speedup_missed
 from sparse_export.evaluate.comparison import Comparison, Side
 from sparse_export.evaluate.deciding import Round
-from sparse_export.evaluate.evaluator import Samples, checked_samples, score
+from sparse_export.evaluate.evaluator import Samples, checked_samples, score_each
 from sparse_export.evaluate.references import require_same_inputs
 from sparse_export.evaluate.sessions import Opened, Timing, opened_both
 from sparse_export.evaluate.test_set import is_scored
@@ -217,8 +217,8 @@ def _scores(
         source: Literal["recorded"] | None = None if None in recorded else "recorded"
         return _Scores(dense=recorded[0], sparse=recorded[1], difference=None, source=source)
     report(f"{samples.task.score_name} on {len(samples.targets)} samples")
-    of_dense, of_sparse = (
-        score(opened.sessions.open[role], samples, f"The {role} bundle") for role in ("dense", "sparse")
+    of_dense, of_sparse = score_each(
+        {f"The {role} bundle": opened.sessions.open[role] for role in ("dense", "sparse")}, samples
     )
     return _Scores(
         dense=of_dense.score,

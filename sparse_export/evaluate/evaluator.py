@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,15 +14,14 @@ from sparse_export.formats.bundle import Bundle
 from sparse_export.formats.score import Score
 from sparse_export.instruments.paired_scores import ScoreDifference
 from sparse_export.runtimes import Session
-from sparse_export.runtimes.onnxruntime import open_session
-from sparse_export.runtimes.outputs import scored_batches
+from sparse_export.runtimes.outputs import joint_batches
 from sparse_export.signature import Array, Feeds, joined
 from sparse_export.tasks.data import Inputs
 from sparse_export.tasks.samples import LabelledSamples, SingleInput, labelled
 from sparse_export.tasks.shipped import task_named
 from sparse_export.tasks.task import Statistics, Targets, Task
 
-__all__ = ["Samples", "Scored", "checked_samples", "score", "score_file"]
+__all__ = ["Samples", "Scored", "checked_samples", "score", "score_each"]
 
 _KEPT_VALUES = 2**26  # of outputs, for the parity of two runtimes
 
@@ -64,29 +64,62 @@ def score(session: Session, test: LabelledSamples, who: str = "") -> Scored:
         GateFailed: outputs that are NaN or infinite.
         UsageError: outputs that the task cannot score.
     """
-    signature = session.signature
-    axes = {one.name: one.axis(signature.batch) for one in signature.outputs}
-    kept: list[Feeds] = []
-    statistics: list[Statistics] = []
-    shapes: dict[str, tuple[int, ...]] = {}
-    start, most = 0, 0
-    for feeds, outputs, of_batch in scored_batches(session, test, who=who):
-        statistics.append(of_batch)
-        of_a_sample = {name: _of_a_sample(outputs[name], axis) for name, axis in axes.items()}
-        if not start:  # samples, not batches, whose size differs from runtime to runtime
-            most = max(1, _KEPT_VALUES // max(1, sum(map(math.prod, of_a_sample.values()))))
-            shapes = of_a_sample
-        shapes = {name: shape for name, shape in shapes.items() if of_a_sample[name] == shape}
-        if start < most:
-            kept.append(outputs)
-        start += signature.n_samples(feeds)
-    fixed = tuple(one for one in signature.outputs if one.name in shapes)
-    whole = joined(({one.name: part[one.name] for one in fixed} for part in kept), fixed, signature.batch)
-    return Scored(
-        outputs={name: _first_of(array, axes[name], most) for name, array in whole.items()},
-        statistics=np.concatenate(statistics),
-        task=test.task,
-    )
+    (found,) = score_each({who or f"The runtime {session.name}": session}, test)
+    return found
+
+
+def score_each(sessions: Mapping[str, Session], test: LabelledSamples) -> tuple[Scored, ...]:
+    """Run sessions over a test set, which is read once.
+
+    Args:
+        sessions: by what an error calls them; they stay open.
+        test: fits them.
+
+    Returns:
+        What each made of it, in their order.
+
+    Raises:
+        GateFailed: as `score`.
+        UsageError: likewise.
+    """
+    scoring = {who: _Scoring(session, test.task) for who, session in sessions.items()}
+    for feeds, targets, outputs in joint_batches(sessions, test):
+        for who, one in scoring.items():
+            one.add(feeds, outputs[who], targets)
+    return tuple(one.scored() for one in scoring.values())
+
+
+class _Scoring:
+    """Collects what a session gives, batch by batch."""
+
+    def __init__(self, session: Session, task: Task) -> None:
+        self._signature, self._task = session.signature, task
+        self._axes = {one.name: one.axis(self._signature.batch) for one in self._signature.outputs}
+        self._kept: list[Feeds] = []
+        self._statistics: list[Statistics] = []
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._n, self._most = 0, 0
+
+    def add(self, feeds: Feeds, outputs: Feeds, targets: Targets) -> None:
+        self._statistics.append(self._task.statistics(outputs, targets))
+        of_a_sample = {name: _of_a_sample(outputs[name], axis) for name, axis in self._axes.items()}
+        if not self._n:  # samples, not batches, whose size differs from runtime to runtime
+            n_values = sum(map(math.prod, of_a_sample.values()))
+            self._most, self._shapes = max(1, _KEPT_VALUES // max(1, n_values)), of_a_sample
+        self._shapes = {name: shape for name, shape in self._shapes.items() if of_a_sample[name] == shape}
+        if self._n < self._most:
+            self._kept.append(outputs)
+        self._n += self._signature.n_samples(feeds)
+
+    def scored(self) -> Scored:
+        fixed = tuple(one for one in self._signature.outputs if one.name in self._shapes)
+        parts = ({one.name: part[one.name] for one in fixed} for part in self._kept)
+        whole = joined(parts, fixed, self._signature.batch)
+        return Scored(
+            outputs={name: _first_of(array, self._axes[name], self._most) for name, array in whole.items()},
+            statistics=np.concatenate(self._statistics),
+            task=self._task,
+        )
 
 
 def _first_of(array: Array, axis: int | None, most: int) -> Array:
@@ -96,12 +129,6 @@ def _first_of(array: Array, axis: int | None, most: int) -> Array:
 def _of_a_sample(array: Array, axis: int | None) -> tuple[int, ...]:
     """The shape without the axis that counts samples."""
     return tuple(size for place, size in enumerate(array.shape) if place != axis)
-
-
-def score_file(bundle: Bundle, test: LabelledSamples, n_threads: int | None) -> Scored:
-    """As `score`, of a bundle's ONNX file by onnxruntime on the CPU."""
-    with open_session(bundle.onnx_path, signature=bundle.info.signature, n_threads=n_threads) as session:
-        return score(session, test, f"The ONNX file {bundle.onnx_path}")
 
 
 def checked_samples(samples: Samples, bundle: Bundle) -> LabelledSamples:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparse_export.engines.tensorrt_import import TARGETS
 from sparse_export.errors import UnknownNameError, UsageError
-from sparse_export.evaluate.evaluator import Scored, score, score_file
+from sparse_export.evaluate.evaluator import Scored, score, score_each
 from sparse_export.evaluate.parity import (
     golden_inputs,
     golden_parity,
@@ -132,10 +132,14 @@ def validate(
             on_golden = golden_parity_of(session, bundle, who=f"The ONNX file {bundle.onnx_path}")
         else:  # with the outputs that were appended, which are no part of a score
             on_golden = golden_parity(bundle, n_threads=n_threads, trust=trust)
-        on_cpu = None if test is None else score(session, test, f"The ONNX file {bundle.onnx_path}")
-        parity, in_network = _beside_network(session, bundle, reference, on_cpu, test)
+        of_dense = None
+        if dense is not None:
+            of_dense = open_session(dense.onnx_path, signature=dense.info.signature, n_threads=n_threads)
+            stack.enter_context(of_dense)
+        on_cpu, in_network, dense_scored = _scores(session, bundle, reference, of_dense, test)
+        parity = _beside_network(session, bundle, reference, on_cpu, in_network)
         batches = () if reference is None else parity_by_batch(session, bundle, reference)
-        held = _Held(bundle, dense, test, unlabelled_one, n_threads, stack)
+        held = _Held(bundle, dense, dense_scored, of_dense, unlabelled_one)
         others = []
         for name in names:
             with open_runtime(bundle, name, n_threads=n_threads, trust=trust) as other:
@@ -172,24 +176,18 @@ def validate(
 
 
 class _Held:
-    """The dense bundle that others are held against, opened where it is needed; for the time of a stack."""
+    """The dense bundle that others are held against: its score, or its open session where there is none."""
 
     def __init__(
         self,
         bundle: Bundle,
         dense: Bundle | None,
-        test: LabelledSamples | None,
+        scored: Scored | None,
+        session: Session | None,
         unlabelled: Unlabelled | None,
-        n_threads: int | None,
-        stack: contextlib.ExitStack,
     ) -> None:
         self._bundle, self._dense, self._unlabelled = bundle, dense, unlabelled
-        self._scored = None if dense is None or test is None else score_file(dense, test, n_threads)
-        self._session: Session | None = None
-        if dense is not None and unlabelled is not None:
-            self._session = stack.enter_context(
-                open_session(dense.onnx_path, signature=dense.info.signature, n_threads=n_threads)
-            )
+        self._scored, self._session = scored, session
 
     def minus_dense(self, scored: Scored | None) -> AgainstDense | None:
         if self._dense is None or self._scored is None or scored is None:
@@ -236,23 +234,43 @@ def _by_runtime(
     )
 
 
+def _scores(
+    session: Session,
+    bundle: Bundle,
+    reference: Session | None,
+    of_dense: Session | None,
+    test: LabelledSamples | None,
+) -> tuple[Scored | None, Scored | None, Scored | None]:
+    """The scores of the file, of its run's network and of the dense file; every sample is read once."""
+    if test is None:
+        return None, None, None
+    named = {
+        f"The ONNX file {bundle.onnx_path}": session,
+        "The network of the run": reference,
+        "The dense bundle": of_dense,
+    }
+    there = {who: one for who, one in named.items() if one is not None}
+    found = dict(zip(there, score_each(there, test), strict=True))
+    on_cpu, in_network, dense = (found.get(who) for who in named)
+    return on_cpu, in_network, dense
+
+
 def _beside_network(
     session: Session,
     bundle: Bundle,
     reference: Session | None,
     scored: Scored | None,
-    test: LabelledSamples | None,
-) -> tuple[Parity | None, Scored | None]:
-    """The file against its run's network, on the test set or the golden input, and the network's score."""
+    in_network: Scored | None,
+) -> Parity | None:
+    """The file against its run's network, on the test set or the golden input."""
     if reference is None:
-        return None, None
-    if scored is None or test is None:
+        return None
+    if scored is None or in_network is None:
         samples = ArraySamples(feeds=golden_inputs(bundle), signature=bundle.info.signature)
         wanted = outputs_of(reference, samples, who="The network of the run")
         fixed = {name: one for name, one in wanted.items() if name in bundle.info.golden.outputs}
-        return parity_of(outputs_of(session, samples), fixed, bundle), None
-    in_network = score(reference, test, "The network of the run")
-    return parity_of(scored.outputs, in_network.outputs, bundle), in_network
+        return parity_of(outputs_of(session, samples), fixed, bundle)
+    return parity_of(scored.outputs, in_network.outputs, bundle)
 
 
 def _require_gate_possible(

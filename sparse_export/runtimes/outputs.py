@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,16 @@ from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.signature import Array, Feeds, Signature, joined
 from sparse_export.tasks.samples import LabelledSamples, SampleSet
-from sparse_export.tasks.task import Statistics
+from sparse_export.tasks.task import Statistics, Targets
 
-__all__ = ["output_batches", "outputs_of", "outputs_of_file", "scored_batches", "statistics_of_session"]
+__all__ = [
+    "joint_batches",
+    "output_batches",
+    "outputs_of",
+    "outputs_of_file",
+    "scored_batches",
+    "statistics_of_session",
+]
 
 BATCH = 500
 BATCH_VALUES = 16 * 2**20  # of a batch's inputs: large pictures come in smaller batches
@@ -39,14 +46,48 @@ def output_batches(
         UsageError: inputs that do not fit.
     """
     start = 0
+    for feeds in samples.batches(_most([session, *([] if beside is None else [beside])], samples)):
+        yield feeds, _run(session, feeds, start, who)
+        start += session.signature.n_samples(feeds)
+
+
+def joint_batches(
+    sessions: Mapping[str, Session], test: LabelledSamples
+) -> Iterator[tuple[Feeds, Targets, dict[str, dict[str, Array]]]]:
+    """Run several sessions over samples with targets, each of which is read once.
+
+    Args:
+        sessions: by what an error calls them; they stay open.
+        test: that fit all of them.
+
+    Yields:
+        The inputs and targets of each batch, which all sessions take, and the outputs by session.
+
+    Raises:
+        GateFailed: as `output_batches`.
+        UsageError: likewise.
+    """
+    start = 0
+    signature = next(iter(sessions.values())).signature
+    for feeds in test.samples.batches(_most(list(sessions.values()), test.samples)):
+        end = start + signature.n_samples(feeds)
+        outputs = {who: _run(session, feeds, start, who) for who, session in sessions.items()}
+        yield feeds, test.targets[start:end], outputs
+        start = end
+
+
+def _most(sessions: Sequence[Session], samples: SampleSet) -> int:
+    """The most samples of a batch that all sessions take."""
     bounds = [BATCH, max(1, BATCH_VALUES // max(1, samples.n_values))]
-    bounds += [one.max_batch for one in (session, beside) if one is not None and one.max_batch is not None]
-    for feeds in samples.batches(min(bounds)):
-        outputs = session.run(feeds)
-        n = session.signature.n_samples(feeds)
-        _require_finite(outputs, session.signature, start, n, who or f"The runtime {session.name}")
-        start += n
-        yield feeds, outputs
+    return min(bounds + [one.max_batch for one in sessions if one.max_batch is not None])
+
+
+def _run(session: Session, feeds: Feeds, start: int, who: str) -> dict[str, Array]:
+    """The outputs of a batch whose first sample has that number. Raises GateFailed for NaN and infinity."""
+    outputs = session.run(feeds)
+    n = session.signature.n_samples(feeds)
+    _require_finite(outputs, session.signature, start, n, who or f"The runtime {session.name}")
+    return outputs
 
 
 def scored_batches(
