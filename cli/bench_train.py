@@ -26,7 +26,7 @@ from sparse_export.cli._common import (
     "--input-shape",
     callback=lambda context, option, text: text and whole_numbers(context, option, text),
     metavar="SIZES",
-    help="Of one sample, like 3,32,32; for a factory of one's own.",
+    help="Of one sample, like 3,32,32; for a factory of one's own. Default: what own data tell.",
 )
 @click.option(
     "--update-every",
@@ -64,7 +64,8 @@ def command(
 ) -> None:
     """Time a training step of RECIPE, dense against sparse, in all its parts.
 
-    On random inputs: no data set is needed, and reading data is no part of what is timed.
+    On random inputs: no data set is needed, and reading data is no part of what is timed. Of a factory
+    whose inputs nothing else tells, as of one with several, samples of the recipe's own data are taken.
     """
     from dataclasses import asdict
 

@@ -86,6 +86,16 @@ def _parts_of(recipe: Recipe, data_dir: Path | None) -> own.OwnData | None:
     return None if file is None else npz.named_parts(recipe.data, file)
 
 
+def has_own_parts(recipe: Recipe, data_dir: Path | None) -> bool:
+    """Are the samples of a recipe's data taken as they are: a user's own, or arrays by name?
+
+    Args:
+        recipe: which names them.
+        data_dir: where a relative `npz:FILE` starts.
+    """
+    return _parts_of(recipe, data_dir) is not None
+
+
 def picture_settings(recipe: Recipe) -> PictureSettings:
     """How the pictures of a recipe become inputs."""
     return PictureSettings(

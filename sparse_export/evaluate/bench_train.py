@@ -13,7 +13,7 @@ import torch
 from sparse_export import models
 from sparse_export.errors import MissingCapability, UsageError
 from sparse_export.evaluate.sessions import Timing
-from sparse_export.evaluate.training_loop import Loop, fresh_network
+from sparse_export.evaluate.training_loop import Loop, StepBatch, fresh_network
 from sparse_export.evaluate.training_step import Phases, StepBench, StepTimes
 from sparse_export.evaluate.verdict import Verdict, verdict_of
 from sparse_export.formats.run import ProductInfo
@@ -22,6 +22,8 @@ from sparse_export.instruments.device import CudaStamps
 from sparse_export.instruments.interleave import LatencyResult, check_measurable, measure_interleaved
 from sparse_export.instruments.outcome import Outcome, outcome_of, require_possible_speedup
 from sparse_export.instruments.statistics import Ratio, paired_ratio, resolution
+from sparse_export.train.batches import batch_loader, has_own_parts
+from sparse_export.train.distributed import World
 from sparse_export.train.network import n_threads_for
 from sparse_export.train.recipe import Recipe, load_recipe
 from sparse_export.train.stopping import cpu_settings
@@ -50,17 +52,18 @@ def bench_training_step(
 ) -> StepBench:
     """Time training steps of a recipe's network, its dense baseline, and that again, in interleaved blocks.
 
-    Every step is forward, loss, backward, optimiser and masks on one batch of random inputs that lies on the
-    device: reading data is no part of it. The learning rate is 0, which costs the same and keeps numbers
-    those of a fresh network. One mask update is timed by itself before each round, and its time spread over
-    update_every steps.
+    Every step is forward, loss, backward, optimiser and masks on one batch that lies on the device: reading
+    data is no part of it. Its inputs are random, but of a network with several inputs, or of one whose shape
+    nothing else tells, samples of the recipe's own data with the loss of its task. The learning rate is 0,
+    which costs the same and keeps numbers those of a fresh network. One mask update is timed by itself before
+    each round, and its time spread over update_every steps.
 
     Args:
         recipe: a recipe, a shipped name or a TOML file; its precision, memory order, compilation and method
             count.
         device: `cpu`, `cuda` (times are then the device's own, by CUDA events) or `auto`.
         batch_size: in place of the recipe's.
-        input_shape: of one sample, needed for a factory of one's own.
+        input_shape: of one sample, for a factory of one's own; where it is None, data of one's own tell it.
         update_every: in place of the recipe's; where that says once an epoch, 500.
         n_threads: of torch on the CPU; None for what training takes. With fewer than there are cores, threads
             are held to as many; those that torch started before are not.
@@ -78,15 +81,15 @@ def bench_training_step(
     loaded = _at_once(loaded)
     report = on_progress or (lambda line: None)
     place = _device(device)
-    shape = _shape(loaded, input_shape)
     batch = batch_size or loaded.batch_size
+    given = _batch(loaded, input_shape, batch, place, seed)
     every = update_every or loaded.sparsity.update_every or _UPDATE_EVERY
-    threads = n_threads or loaded.threads or n_threads_for(fresh_network(loaded, shape), batch)
+    threads = n_threads or loaded.threads or n_threads_for(fresh_network(loaded, given), batch)
     with (
         measuring(n_threads=threads, rounds=rounds, block_s=block_s, seed=seed) as conditions,
         cpu_settings(threads),
     ):
-        loops, products = _loops(loaded, place, batch, shape, seed, every)
+        loops, products = _loops(loaded, place, given, seed, every)
         sparse = loops["sparse"]
         report(f"{loaded.model}, batches of {batch} on {place.type}, {rounds} rounds")
         timing = Timing(batch=batch, rounds=rounds, block_s=block_s, seed=seed, warmup_limit_s=warmup_limit_s)
@@ -110,7 +113,8 @@ def bench_training_step(
     return StepBench(
         recipe=loaded.model_dump(mode="json"),
         model=loaded.model,
-        input_shape=shape,
+        input_shape=given.shape,
+        inputs=_shapes_of(given),
         batch=batch,
         density=sparse.density,
         device=place.type,
@@ -216,13 +220,13 @@ def _at_once(recipe: Recipe) -> Recipe:
 
 
 def _loops(
-    recipe: Recipe, place: torch.device, batch: int, shape: tuple[int, ...], seed: int, every: int
+    recipe: Recipe, place: torch.device, batch: StepBatch, seed: int, every: int
 ) -> tuple[dict[str, Loop], tuple[ProductInfo, ...]]:
     """The networks to time by name, and what products were chosen for each masked weight of the sparse one.
 
     Where CSR products won somewhere there is one more, which stays in the window of dense gradients.
     """
-    make = partial(Loop, recipe, device=place, batch=batch, shape=shape, seed=seed)
+    make = partial(Loop, recipe, device=place, batch=batch, seed=seed)
     loops = {name: make(sparse=name == "sparse") for name in _SIDES}
     sparse = loops["sparse"]
     products = sparse.choose() if recipe.sparsity.products == "csr" else sparse.by_24
@@ -331,6 +335,23 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if there and name != "cpu" else "cpu")
 
 
+def _batch(recipe: Recipe, shape: Sequence[int] | None, n: int, device: torch.device, seed: int) -> StepBatch:
+    """Random inputs, or the first samples of own data where nothing else tells what the network takes."""
+    if shape is None and models.input_shape(recipe.model) is None and has_own_parts(recipe, None):
+        loader = batch_loader(recipe, None, False, device, World())
+        rows = torch.arange(n) % max(1, loader.info.n_train)
+        inputs, targets = next(loader.training(rows, n, 0, 0))
+        return StepBatch(inputs=inputs, targets=targets, is_drawn=False)
+    torch.manual_seed(seed)
+    return StepBatch(inputs=torch.randn((n, *_shape(recipe, shape)), device=device))
+
+
+def _shapes_of(batch: StepBatch) -> dict[str, tuple[int, ...]]:
+    """Of one sample, by the names of several inputs."""
+    named = batch.inputs.items() if isinstance(batch.inputs, dict) else ()
+    return {name: tuple(one.shape[1:]) for name, one in named}
+
+
 def _shape(recipe: Recipe, given: Sequence[int] | None) -> tuple[int, ...]:
     known = models.input_shape(recipe.model)
     if given is not None:
@@ -341,7 +362,7 @@ def _shape(recipe: Recipe, given: Sequence[int] | None) -> tuple[int, ...]:
         raise UsageError(
             f"The shape of the inputs of {recipe.model} is not known.",
             expected="It was expected for a factory of one's own.",
-            do="Give it by --input-shape, for example 3,32,32.",
+            do="Give it by --input-shape, for example 3,32,32, or a recipe with data package.module:data.",
         )
     if not shape or min(shape) < 1:
         raise UsageError(f"The input shape is {shape}.", expected="Sizes of 1 or more were expected.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,28 +13,66 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export import models
+from sparse_export.errors import UsageError
 from sparse_export.evaluate.training_step import PARTS
 from sparse_export.formats.run import ProductInfo
 from sparse_export.instruments.device import stamps_for
 from sparse_export.models.lazy import give_shapes
+from sparse_export.models.modes import modes_kept
 from sparse_export.train.csr_choice import choose_products
 from sparse_export.train.factory import make_sparsifier
+from sparse_export.train.inputs import ModelInputs, called, each, n_samples_of
 from sparse_export.train.layers import output_layers
+from sparse_export.train.loss import Loss, loss_of
+from sparse_export.train.network import in_memory_format
 from sparse_export.train.optimizer import make_optimizer
 from sparse_export.train.recipe import Recipe
 from sparse_export.train.sparsifier import Sparsifier
 from sparse_export.train.step24 import Step24, product_facts, products_24
 from sparse_export.train.step_csr import StepCsr
 
-__all__ = ["Loop", "fresh_network"]
+__all__ = ["Loop", "StepBatch", "fresh_network"]
 
 _TOTAL_STEPS = 10**9  # so long a training that prune rates stay where they start
 
 
-def fresh_network(recipe: Recipe, shape: tuple[int, ...]) -> nn.Module:
-    """The recipe's network with fresh weights, for samples of a shape."""
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """What every step is made with.
+
+    Attributes:
+        inputs: on the device.
+        targets: likewise; None to draw class numbers.
+        is_drawn: the inputs are random, and not samples of the recipe's data.
+    """
+
+    inputs: ModelInputs
+    targets: Tensor | None = None
+    is_drawn: bool = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample; () where there are several inputs."""
+        return tuple(self.inputs.shape[1:]) if isinstance(self.inputs, Tensor) else ()
+
+
+def fresh_network(recipe: Recipe, batch: StepBatch) -> nn.Module:
+    """The recipe's network with fresh weights, for samples like those of a batch."""
     network = models.create(recipe.model)
-    give_shapes(network, shape)
+    if isinstance(batch.inputs, Tensor):
+        give_shapes(network, batch.shape)
+        return network
+    two = each(batch.inputs, lambda one: one[:2].cpu())
+    try:
+        with torch.no_grad(), modes_kept(network):
+            called(network.eval(), two)
+    except Exception as cause:  # whatever a network raises: some assert, some index
+        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+        raise UsageError(
+            f"The model {recipe.model} cannot take the inputs {', '.join(batch.inputs)} of {recipe.data}: "
+            f"{reason.rstrip('.')}.",
+            do="Choose another model or data set.",
+        ) from cause
     return network
 
 
@@ -44,8 +84,7 @@ class Loop:
         recipe: Recipe,
         sparse: bool,
         device: torch.device,
-        batch: int,
-        shape: tuple[int, ...],
+        batch: StepBatch,
         seed: int,
     ) -> None:
         torch.manual_seed(seed)
@@ -54,16 +93,21 @@ class Loop:
         self._marks: list[tuple[Any, ...]] = []
         self._inside: list[Any] = []
         self._recipe, self._device = recipe, device
-        layout = torch.channels_last if recipe.channels_last and len(shape) == 3 else torch.contiguous_format
-        self._x = torch.randn((batch, *shape), device=device).contiguous(memory_format=layout)
-        model = fresh_network(recipe, shape).to(device)
+        self._x = in_memory_format(recipe, batch.inputs)
+        model = fresh_network(recipe, batch).to(device)
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)
         model.eval()
-        outputs: list[Tensor] = []
+        outputs: list[Any] = []
+        two = each(self._x, lambda one: one[:2])
         with torch.no_grad():
-            last = output_layers(model, lambda: outputs.append(model(self._x[:2])))
-        self._y = torch.randint(outputs[0].shape[-1], (batch,), device=device)
+            last = output_layers(model, lambda: outputs.append(called(model, two)))
+        n = n_samples_of(self._x)
+        self._loss: Loss = partial(nn.functional.cross_entropy, label_smoothing=recipe.label_smoothing)
+        if batch.targets is None:
+            self._y = torch.randint(outputs[0].shape[-1], (n,), device=device)
+        else:
+            self._y, self._loss = batch.targets, loss_of(recipe, label_smoothing=recipe.label_smoothing)
         model.train()
         self._optimizer = make_optimizer(recipe.optimizer, model)
         for group in self._optimizer.param_groups:
@@ -82,7 +126,7 @@ class Loop:
         self._optimizer.register_step_pre_hook(lambda *_: self._inside.append(self.stamps.now()))
         self._optimizer.register_step_post_hook(lambda *_: self._inside.append(self.stamps.now()))
         compiled: Any = torch.compile(model) if recipe.compile else model
-        self._forward: Callable[[Tensor], Tensor] = compiled
+        self._forward: Callable[..., Any] = compiled
 
     @property
     def density(self) -> float:
@@ -95,9 +139,7 @@ class Loop:
         self._optimizer.zero_grad()
         zeroed = now()
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._recipe.precision == "bf16"):
-            loss = nn.functional.cross_entropy(
-                self._forward(self._x), self._y, label_smoothing=self._recipe.label_smoothing
-            )
+            loss = self._loss(called(self._forward, self._x), self._y)
         lost = now()
         loss.backward()
         back = now()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class StepBench(Conditions):
     """Everything that `bench-train` measured; `str()` gives the table for people.
 
     Attributes:
+        input_shape: of one sample; () where there are several inputs.
+        inputs: of one sample, by the names of several inputs; else empty.
         update_ms: one mask update a round.
         update_every: steps that share one.
         ratio: dense / sparse, each sparse step with its share of an update, and of dense windows where there
@@ -93,19 +95,23 @@ class StepBench(Conditions):
     required_speedup: float | None
     products: tuple[ProductInfo, ...] = ()
     phases: Phases | None = None
+    inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def shown(self) -> Shown:
         """Dense beside sparse, part by part, then the chosen products, the verdict and the conditions."""
         compiled = ", compiled" if self.recipe["compile"] else ""
+        of = ", ".join(f"{name} {shape}" for name, shape in self.inputs.items()) or str(self.input_shape)
         title = (
-            f"{self.model}, batches of {self.batch} of {self.input_shape}, density {self.density:.4g}, "
+            f"{self.model}, batches of {self.batch} of {of}, density {self.density:.4g}, "
             f"{self.recipe['precision']}{compiled}, on {self.device}"
         )
         rows = [(name, ms_text(dense), ms_text(sparse), note) for name, dense, sparse, note in _rows(self)]
         table = Table(head=("", "dense", "sparse", ""), rows=rows, right=(1, 2))
         products = "\n".join(f"{one.name} by {one.by}: {one.reason}" for one in self.products)
         by = f"torch {self.versions['torch']}"
-        conditions = conditions_text(self, by, "random inputs", "learning rate 0", "95 % intervals")
+        conditions = conditions_text(
+            self, by, "one batch, again and again", "learning rate 0", "95 % intervals"
+        )
         return Shown([title, table, *([products] if products else []), self.verdict, conditions])
 
     def __str__(self) -> str:

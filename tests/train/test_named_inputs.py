@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparse_export.building.bundle import build
 from sparse_export.errors import ArtefactError, Interrupted, UsageError
+from sparse_export.evaluate.bench_train import bench_training_step
 from sparse_export.evaluate.gate import gate
 from sparse_export.evaluate.validate import validate
 from sparse_export.formats.run import open_run
@@ -54,6 +55,12 @@ class Rows:
         return {"ids": self.ids[at], "features": self.features[at].astype("float64")}, self.targets[at]
 
 data = {"train": Rows(0, 300), "test": Rows(300, 400)}
+
+def row(): return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+
+def rows():
+    whole = [Rows(0, 300)[at] for at in range(300)]
+    return {"train": [(one["features"], one["features"][:1].astype("float32")) for one, _ in whole]}
 """
 
 
@@ -194,3 +201,16 @@ def test_outputs_of_a_network_in_training_have_the_names_of_its_graph() -> None:
     from sparse_export.graph.named_network import named_tensors
 
     assert list(named_tensors(_Several()(torch.ones(1)))) == ["output_0", "output_1.more"]
+
+
+def test_a_step_of_a_network_with_named_inputs_is_timed_on_its_own_data() -> None:
+    quick: dict[str, Any] = {"rounds": 20, "block_s": 0.001, "warmup_limit_s": 0.05, "n_threads": 1}
+    found = bench_training_step(recipe(), **quick, device="cpu")
+    assert (found.input_shape, found.inputs) == ((), {"ids": (5,), "features": (8,)})
+    assert found.density < 0.6
+    assert "ids (5,), features (8,)" in str(found)
+    single = recipe(model="pair_nets:row", data="pair_nets:rows", task="regression")
+    found = bench_training_step(single, **quick, device="cpu")  # with the loss of its task
+    assert (found.input_shape, found.inputs) == ((8,), {})
+    with pytest.raises(UsageError, match="cannot take the inputs ids, features"):
+        bench_training_step(recipe(model="pair_nets:row"), **quick, device="cpu")
