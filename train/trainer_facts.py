@@ -218,6 +218,7 @@ class TrainerFacts(ABC):
         example_inputs: Callable[[], Any] | None = None,
         free_sizes: FreeSizes | None = None,
         test: Score | None = None,
+        validation: Score | None = None,
         task: str | None = None,
         data: str | None = None,
     ) -> Run:
@@ -231,6 +232,7 @@ class TrainerFacts(ABC):
                 keyword arguments, or both. Default: that beside the factory, else the first batch seen.
             free_sizes: names for the axes of inputs; by default the first of all is the batch, and free.
             test: score that goes on record; by default that on data, where these are given.
+            validation: likewise, of samples that choices were made by.
             task, data: what it is for and scored on, as `sparsify` takes them.
 
         Raises SparseExportError: the shape is not known, the folder cannot be written, or holds something.
@@ -245,6 +247,7 @@ class TrainerFacts(ABC):
             device=str(next(iter(self.masks.values())).device),
             target_density=self.density,
             n_steps=self.n_steps,
+            validation=validation,
             cost=CostInfo(
                 mean_density=self._mean_density(), explored=self.explored, macs=None, dense_macs=None
             ),

@@ -8,6 +8,7 @@ from pathlib import Path
 from sparse_export.errors import RecipeError, SparseExportError
 from sparse_export.formats.run import RUN_FILE, RunInfo, read_run_info
 from sparse_export.sweep import run_list
+from sparse_export.sweep.program import ProgramCall
 from sparse_export.train.recipe import Recipe, recipe_from_table
 
 _FIRST_VERSION = 1  # of sweeps that recorded none
@@ -37,6 +38,16 @@ def complete_recipe(run: Path) -> Recipe | None:
     except SparseExportError:
         return None
     return recorded_recipe(info) if info is not None and info.status == "complete" else None
+
+
+def is_complete_call(run: Path, cell: run_list.Cell) -> bool:
+    """Is a folder the finished run of a cell that calls a program, as the job beside it says?"""
+    try:
+        job = json.loads((run.parent.parent / "jobs" / f"{run.name}.json").read_text())
+        is_same = ProgramCall.from_table(job) == cell.by and job.get("version") == run_list.VERSION
+        return is_same and (run / RUN_FILE).is_file() and read_run_info(run).status == "complete"
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, SparseExportError):
+        return False
 
 
 def recorded_recipe(info: RunInfo) -> Recipe | None:

@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparse_export.errors import RecipeError, UsageError
 from sparse_export.formats.toml import table_from_toml
+from sparse_export.sweep.program import Value
 from sparse_export.train.methods import METHODS
 
 Density = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Value = bool | int | float | str
 
 DENSE = METHODS["dense"].name
 WITHOUT_DENSITY = (DENSE, *(name for name, method in METHODS.items() if method.accepts.pattern == "must"))
@@ -31,6 +31,9 @@ _LISTS = {
 
 A cell is named by these lists, so nothing else may set them.
 """
+
+
+_OF_PROGRAM = ("seed", "method", "density", "out")
 
 
 class _Table(BaseModel):
@@ -49,7 +52,9 @@ class MethodTable(_Table):
 
 
 class Grid(_Table):
-    """The file. recipe: a shipped name, or a TOML file, looked for beside the grid first.
+    """The file. recipe: a shipped name, or a TOML file, looked for beside the grid first; or in its place
+    program: `module:function` of a user's own, see `sparse_export.sweep.program`, whose arguments are what
+    changes and vary then hold.
 
     methods: of recipes; `dense` stands for the dense twins.  densities, seeds: each method is run at each of
     them, those of WITHOUT_DENSITY once a seed.  Under a pattern, densities may be left out: each method then
@@ -57,8 +62,9 @@ class Grid(_Table):
     "sparsity.prune_rate", with the values to try; several make a product.  method: see `MethodTable`.
     """
 
-    recipe: str
-    methods: Annotated[tuple[str, ...], Field(min_length=1)]
+    recipe: str = ""
+    program: str = ""
+    methods: tuple[str, ...] = ()
     densities: tuple[Density, ...] = ()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     changes: dict[str, Any] = {}
@@ -86,6 +92,15 @@ def require_meant(grid: Grid) -> None:
     """Raise UsageError for what contradicts a list of the grid, or belongs to a method that it does not
     run.
     """
+    if bool(grid.recipe) == bool(grid.program):
+        raise RecipeError(
+            "The grid has both a recipe and a program."
+            if grid.recipe
+            else "The grid has neither a recipe nor a program.",
+            expected='recipe = "NAME" or program = "module:function" was expected.',
+        )
+    if grid.recipe and not grid.methods:
+        raise RecipeError("The grid lacks the key 'methods'.")
     strangers = [name for name in grid.method if name not in grid.methods]
     if strangers:
         raise UsageError(
@@ -106,6 +121,12 @@ def require_meant(grid: Grid) -> None:
     keys = [("vary", key) for key in grid.vary]
     keys += [(where, key) for where, table in changes.items() for key in leaves(table)]
     for where, key in keys:
+        if grid.program and key in _OF_PROGRAM:
+            raise UsageError(
+                f"The grid has {key} in {where}.",
+                expected=f"A program gets its {key} from the sweep: by seeds, methods, densities, --out.",
+                do="Move it there, or call the argument otherwise.",
+            )
         if key in _LISTS:
             raise UsageError(
                 f"The grid has {key} in {where}.",

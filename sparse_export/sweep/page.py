@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sparse_export.errors import SparseExportError
@@ -11,7 +12,7 @@ from sparse_export.pages.charts import Point, Series, line_chart
 from sparse_export.pages.document import document, table
 from sparse_export.pages.escaping import escape
 from sparse_export.sparsity import pattern_from_text
-from sparse_export.sweep.grid import DENSE, Grid
+from sparse_export.sweep.grid import DENSE
 from sparse_export.sweep.run_list import PATTERN, heading, setting_text
 from sparse_export.sweep.running import Finding
 from sparse_export.sweep.table import Row, best_rows, direction_text, ratio_text, score_name, share_text
@@ -21,8 +22,24 @@ from sparse_export.train.metrics import read_metrics
 _MOST_COURSES = 24
 
 
-def page(grid: Grid, grid_text: str, findings: Sequence[Finding], rows: Sequence[Row], facts: str) -> str:
-    """The whole HTML document. grid_text: the file as it was read.  facts: where and when, for people."""
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What the runs of a page come from.
+
+    Args:
+        title: of the page.
+        varied: keys that have a chart of their own.
+        heading, text: what is quoted at the end.
+    """
+
+    title: str
+    varied: Sequence[str]
+    heading: str
+    text: str
+
+
+def page(source: Source, findings: Sequence[Finding], rows: Sequence[Row], facts: str) -> str:
+    """The whole HTML document. facts: where and when, for people."""
     n_complete = sum(finding.status == "complete" for finding in findings)
     failed = [finding for finding in findings if finding.status == "failed"]
     parts = [
@@ -52,14 +69,14 @@ def page(grid: Grid, grid_text: str, findings: Sequence[Finding], rows: Sequence
         "<h2>Score against training multiply-adds</h2>",
         cost_chart(rows),
     ]
-    for key in grid.vary:
+    for key in source.varied:
         parts += [f"<h2>Sensitivity to {escape(key)}</h2>", sensitivity_chart(rows, key)]
     parts += ["<h2>Density of each layer over time</h2>", *_courses(findings)]
     if failed:
         items = "".join(f"<li>{escape(one.cell.name)}: {escape(one.reason)}</li>" for one in failed)
         parts += ["<h2>Runs that failed</h2>", f"<ul>{items}</ul>"]
-    parts += ["<h2>The grid</h2>", f"<pre>{escape(grid_text)}</pre>"]
-    return document(f"Sweep of {grid.recipe}", parts)
+    parts += [f"<h2>{escape(source.heading)}</h2>", f"<pre>{escape(source.text)}</pre>"]
+    return document(source.title, parts)
 
 
 def _table(rows: Sequence[Row]) -> str:

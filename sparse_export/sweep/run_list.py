@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sparse_export.errors import RecipeError, UsageError
-from sparse_export.sweep.grid import DENSE, WITHOUT_DENSITY, Grid, MethodTable, Value, leaves, require_meant
+from sparse_export.sweep.grid import DENSE, WITHOUT_DENSITY, Grid, MethodTable, leaves, require_meant
+from sparse_export.sweep.program import ProgramCall, Value, flat
 from sparse_export.sweep.unused import unused_keys
 from sparse_export.train.recipe import Recipe, load_recipe, merged
 from sparse_export.train.sparsity_config import SparsityConfig
@@ -33,7 +34,8 @@ class Cell:
     the defaults.
 
     pattern: None for a dense twin, and without one.  density: None for a dense twin, and for as much as the
-    pattern allows.  setting: the varied keys that matter to it, with their values.
+    pattern allows.  setting: the varied keys that matter to it, with their values.  by: what it is trained
+    by; None of a run that is there already.
     """
 
     name: str
@@ -42,7 +44,21 @@ class Cell:
     density: float | None
     seed: int
     setting: Setting
-    recipe: Recipe
+    by: Recipe | ProgramCall | None
+
+    @property
+    def recipe(self) -> Recipe:
+        """What it is trained by, of a cell that calls no program."""
+        assert isinstance(self.by, Recipe)
+        return self.by
+
+    def document(self) -> dict[str, Any]:
+        """What the process of the cell is told of what it is to run."""
+        return (
+            self.by.table()
+            if isinstance(self.by, ProgramCall)
+            else {"recipe": self.recipe.model_dump(mode="json")}
+        )
 
 
 def cells_of(grid: Grid, folder: Path = Path()) -> list[Cell]:
@@ -54,6 +70,8 @@ def cells_of(grid: Grid, folder: Path = Path()) -> list[Cell]:
     reads.
     """
     require_meant(grid)
+    if grid.program:
+        return _program_cells(grid)
     beside = folder / grid.recipe
     source: str | Path = beside if beside.is_file() else grid.recipe
     load_recipe(source)  # that it is there, before anything is said of cells
@@ -77,6 +95,41 @@ def cells_of(grid: Grid, folder: Path = Path()) -> list[Cell]:
                     cells.setdefault(cell.name, cell)
                     unread[method] &= ignored
     _require_read(grid, unread)
+    return list(cells.values())
+
+
+def _program_cells(grid: Grid) -> list[Cell]:
+    """The cells of a grid that calls a program: every argument is its own."""
+    cells: dict[str, Cell] = {}
+    settings: list[Setting] = [
+        tuple(zip(grid.vary, values, strict=True)) for values in itertools.product(*grid.vary.values())
+    ]
+    list(flat(dict.fromkeys(grid.vary, 0), "vary"))
+    for method in grid.methods or ("",):
+        own = grid.method.get(method, MethodTable())
+        common = dict(flat(grid.changes, "changes")) | dict(flat(own.changes, f"method.{method}.changes"))
+        for density in _densities(method, grid, own):
+            for setting in settings:
+                for seed in grid.seeds:
+                    said = {"method": method or None, "density": density, "seed": seed}
+                    given = {key: value for key, value in said.items() if value is not None}
+                    call = ProgramCall(
+                        program=grid.program,
+                        arguments=tuple(sorted({**common, **dict(setting), **given}.items())),
+                    )
+                    label = _label(method or grid.program, None, density, setting, seed)
+                    name = re.sub(r"[^\w.=+-]", "_", f"{label}-{call.digest(VERSION)}")
+                    cells[name] = Cell(
+                        name=name,
+                        method=method or grid.program,
+                        pattern=None,
+                        density=density,
+                        seed=seed,
+                        setting=setting,
+                        by=call,
+                    )
+    if len(cells) > _MAX_CELLS:
+        raise UsageError(f"The grid has {len(cells)} cells.", expected=f"At most {_MAX_CELLS} were expected.")
     return list(cells.values())
 
 
@@ -154,7 +207,7 @@ def _cell(
         density=density,
         seed=seed,
         setting=setting,
-        recipe=recipe,
+        by=recipe,
     )
     return cell, ignored
 

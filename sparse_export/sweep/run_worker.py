@@ -1,4 +1,4 @@
-"""Trains one cell of a sweep, in a process of its own: python -m sparse_export.sweep.run_worker JOB.json"""
+"""Runs one cell of a sweep, in a process of its own: python -m sparse_export.sweep.run_worker JOB.json"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sparse_export.errors import SparseExportError, UsageError
 from sparse_export.files import claimed
 from sparse_export.formats.run import RUN_FILE, read_run_info
 from sparse_export.sweep.earlier import recorded_recipe
+from sparse_export.sweep.program import ProgramCall, call_program
 from sparse_export.sweep.run_list import essence
 from sparse_export.train.loop import train
 from sparse_export.train.observer import SilentObserver
@@ -51,6 +52,10 @@ def main(job_file: Path) -> int:
     job = json.loads(job_file.read_bytes())
     out = Path(job["out"])
     try:
+        if "program" in job:
+            with claimed(out, wait_s=_ORPHAN_S):
+                call_program(ProgramCall.from_table(job), out)
+            return 0
         recipe = recipe_from_table(job["recipe"], source=str(job_file))
         with claimed(out, wait_s=_ORPHAN_S):
             resume = (out / RUN_FILE).is_file()

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparse_export import child
 from sparse_export.errors import MissingCapability
-from sparse_export.files import write_json
 from sparse_export.instruments.machine import n_usable_cores
-from sparse_export.sweep.earlier import complete_recipe, complete_runs
+from sparse_export.sweep.earlier import complete_recipe, complete_runs, is_complete_call
+from sparse_export.sweep.places import Here, Place, Started, cuda_devices
 from sparse_export.sweep.run_list import VERSION, Cell, essence
 from sparse_export.train.recipe import Recipe
 from sparse_export.train.stopping import Stop, stop_signals
@@ -42,7 +37,7 @@ class Finding:
 @dataclass(kw_only=True)
 class _Job:
     cell: Cell
-    process: subprocess.Popen[bytes]
+    started: Started
     log: Path
     slot: int
 
@@ -57,7 +52,10 @@ def run_of(cell: Cell, folder: Path, earlier: Mapping[Recipe, Path]) -> tuple[Pa
     earlier: see `complete_runs`; one of them stands for a cell of the same recipe, whatever its folder is
     called.
     """
-    own, recipe = run_folder(folder, cell), essence(cell.recipe)
+    own = run_folder(folder, cell)
+    if not isinstance(cell.by, Recipe):
+        return own, is_complete_call(own, cell)
+    recipe = essence(cell.recipe)
     if complete_recipe(own) == recipe:
         return own, True
     found = earlier.get(recipe)
@@ -72,6 +70,7 @@ def run_cells(
     data_dir: Path | None = None,
     download: bool = False,
     device: str = "auto",
+    place: Place | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Finding], bool]:
     """Train what is not complete yet, at most `n_jobs` at a time. Gives how each cell stands, and: was it
@@ -80,8 +79,9 @@ def run_cells(
     A complete run in folder that was trained by the recipe of a cell stands for it, whatever it is called.
     Writes below folder: runs/CELL, jobs/CELL.json, logs/CELL.log. A cell that fails does not stop the others,
     unless they would fail alike, for lack of a data set, a device or a library. SIGINT and SIGTERM stop all
-    cells, with their states saved.
+    cells, with their states saved.  place: where they run; None for this machine.
     """
+    place = place or Here(device)
     earlier = complete_runs(folder)
     waiting = [cell for cell in cells if not run_of(cell, folder, earlier)[1]]
     n_done, n_all = len(cells) - len(waiting), len(cells)
@@ -94,11 +94,13 @@ def run_cells(
             while (waiting and not stop.requested) or running:
                 while waiting and len(running) < n_jobs and not stop.requested:
                     slot = min(set(range(n_jobs)) - {job.slot for job in running})
-                    running.append(_started(waiting.pop(0), folder, slot, data_dir, download, device))
+                    running.append(_started(place, waiting.pop(0), folder, slot, data_dir, download, device))
                 _wait(running, stop)
-                for job in [job for job in running if job.process.poll() is not None]:
+                for job in list(running):
+                    code = job.started.poll()
+                    if code is None:
+                        continue
                     running.remove(job)
-                    code = job.process.returncode
                     if code == 0:
                         n_done += 1
                         say(f"{n_done}/{n_all} {job.cell.name}")
@@ -121,59 +123,32 @@ def run_cells(
 
 def default_jobs(cells: Sequence[Cell], device: str) -> int:
     """As many processes as this machine has cores for, or CUDA devices."""
-    n_devices = _cuda_devices() if device != "cpu" else 0
+    n_devices = cuda_devices() if device != "cpu" else 0
     if n_devices:
         return n_devices
-    n_threads = max((cell.recipe.threads for cell in cells), default=1)
+    n_threads = max((cell.recipe.threads for cell in cells if isinstance(cell.by, Recipe)), default=1)
     return max(1, n_usable_cores() // max(n_threads, 1))
 
 
-def _cuda_devices() -> int:
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def _started(cell: Cell, folder: Path, slot: int, data_dir: Path | None, download: bool, device: str) -> _Job:
-    job_file = folder / "jobs" / f"{cell.name}.json"
-    write_json(
-        job_file,
-        {
-            "version": VERSION,
-            "recipe": cell.recipe.model_dump(mode="json"),
-            "out": str(run_folder(folder, cell)),
-            "data_dir": str(data_dir) if data_dir else None,
-            "download": download,
-            "device": device,
-            "parent": os.getpid(),
-        },
-    )
+def _started(
+    place: Place, cell: Cell, folder: Path, slot: int, data_dir: Path | None, download: bool, device: str
+) -> _Job:
+    job = {
+        "version": VERSION,
+        **cell.document(),
+        "out": str(run_folder(folder, cell)),
+        "data_dir": str(data_dir) if data_dir else None,
+        "download": download,
+        "device": device,
+    }
     log = folder / "logs" / f"{cell.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sparse_export.sweep.run_worker", str(job_file)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env={**child.environment(), **_device_of(slot, device)},
-            start_new_session=True,  # Ctrl-C is for the sweep, which passes it on once
-        )
-    return _Job(cell=cell, process=process, log=log, slot=slot)
-
-
-def _device_of(slot: int, device: str) -> dict[str, str]:
-    """The one CUDA device that a process of this slot sees."""
-    if device == "cpu" or not (n_devices := _cuda_devices()):
-        return {}
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [name for name in seen.split(",") if name] if seen else [str(n) for n in range(n_devices)]
-    return {"CUDA_VISIBLE_DEVICES": names[slot % len(names)]}
+    job_file = folder / "jobs" / f"{cell.name}.json"
+    return _Job(cell=cell, started=place.start(job, job_file, log, slot), log=log, slot=slot)
 
 
 def _wait(running: Sequence[_Job], stop: Stop) -> None:
     """Return when a process has ended, or when a stop was asked for, which is passed on."""
-    while not any(job.process.poll() is not None for job in running):
+    while not any(job.started.poll() is not None for job in running):
         if stop.requested:
             _stop(running)
             return
@@ -183,10 +158,9 @@ def _wait(running: Sequence[_Job], stop: Stop) -> None:
 def _stop(running: Sequence[_Job]) -> None:
     """Ask each process to save and end, and wait until it has."""
     for job in running:
-        if job.process.poll() is None:
-            job.process.send_signal(signal.SIGTERM)
+        job.started.stop()
     for job in running:
-        job.process.wait()
+        job.started.wait()
 
 
 def _last_words(log: Path, code: int) -> str:

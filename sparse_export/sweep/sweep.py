@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from sparse_export.errors import (
 from sparse_export.files import claimed, json_bytes, remove_leftovers, require_writable, write_bytes
 from sparse_export.formats.run import read_run_info
 from sparse_export.instruments.machine import machine_facts
+from sparse_export.sweep.dask_place import dask_cluster, n_dask_threads
+from sparse_export.sweep.from_runs import findings_of, varied_keys
 from sparse_export.sweep.grid import load_grid
-from sparse_export.sweep.page import page
+from sparse_export.sweep.page import Source, page
 from sparse_export.sweep.run_list import cells_of
 from sparse_export.sweep.running import Finding, default_jobs, run_cells
 from sparse_export.sweep.table import Row, rows_of
@@ -44,12 +47,15 @@ def sweep(
     data_dir: Path | None = None,
     download: bool = False,
     device: str = "auto",
+    cluster: str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Sweep:
     """Train every cell of a grid that is not complete in `out` yet, and write `results.json` and
     `report.html` there.
 
-    n_jobs: processes at a time; by default as many as the machine has cores for, or CUDA devices.
+    n_jobs: processes at a time; by default as many as the machine has cores for, or CUDA devices, and of a
+    cluster as many as its workers have threads.  cluster: `dask:ADDRESS` of a scheduler whose workers run the
+    cells; None for this machine.
     What is complete is not trained again, also where an earlier version named it otherwise; what was stopped
     goes on. The two files are written of what there is, also when cells fail or the sweep is stopped. One
     process at a time sweeps into a folder. Raises RecipeError and UsageError for a grid before anything is
@@ -66,26 +72,27 @@ def sweep(
         require_writable(out)
         for place in (out, out / "jobs"):
             remove_leftovers(place)
-        n_jobs = min(n_jobs or default_jobs(cells, device), len(cells))
-        say(f"{len(cells)} cells, {n_jobs} at a time, in {out}")
-        findings, stopped = run_cells(
-            cells,
-            out.absolute(),
-            n_jobs=n_jobs,
-            data_dir=data_dir.absolute() if data_dir else None,
-            download=download,
-            device=device,
-            say=say,
+        with nullcontext() if cluster is None else dask_cluster(cluster) as workers:
+            n_most = default_jobs(cells, device) if workers is None else n_dask_threads(workers)
+            n_jobs = min(n_jobs or n_most, len(cells))
+            say(f"{len(cells)} cells, {n_jobs} at a time, in {out}")
+            findings, stopped = run_cells(
+                cells,
+                out.absolute(),
+                n_jobs=n_jobs,
+                data_dir=data_dir.absolute() if data_dir else None,
+                download=download,
+                device=device,
+                place=workers,
+                say=say,
+            )
+        source = Source(
+            title=f"Sweep of {grid.recipe or grid.program}",
+            varied=list(grid.vary),
+            heading="The grid",
+            text=grid_file.read_text(),
         )
-        result = Sweep(path=out, rows=rows_of(findings), findings=findings)
-        document = document_of(result, n_jobs=n_jobs)
-        write_bytes(out / RESULTS_FILE, json_bytes(document))
-        facts = (
-            f"Written {document['created']}; {n_jobs} at a time on {document['machine']['cpu_model']}, "
-            f"{document['machine']['n_cores_usable']} cores; torch {document['versions'].get('torch')}."
-        )
-        text = grid_file.read_text()
-        write_bytes(out / PAGE_FILE, page(grid, text, findings, result.rows, facts).encode())
+        result = _written(out, findings, source, n_jobs=n_jobs)
         if stopped:
             n_left = sum(finding.status != "complete" for finding in findings)
             raise Interrupted(
@@ -106,7 +113,42 @@ def sweep(
         return result
 
 
-def document_of(result: Sweep, *, n_jobs: int) -> dict[str, Any]:
+def page_of_runs(runs: Sequence[str | Path], out: str | Path) -> Sweep:
+    """Write `results.json` and `report.html` of runs that are there, whoever trained them; trains nothing.
+
+    runs: their folders, told apart by method, density, seed and whatever their recipes differ in.  out:
+    folder for the two files.  Raises UsageError for two runs of the same seed and settings, and ArtefactError
+    for what is no run.
+    """
+    out = Path(out)
+    findings = findings_of([Path(run) for run in runs])
+    with claimed(out):
+        require_writable(out)
+        source = Source(
+            title=f"{len(findings)} runs",
+            varied=varied_keys(findings),
+            heading="The runs",
+            text="\n".join(str(finding.run) for finding in findings),
+        )
+        return _written(out, findings, source, n_jobs=None)
+
+
+def _written(out: Path, findings: list[Finding], source: Source, *, n_jobs: int | None) -> Sweep:
+    """Write the table and the page of what was found."""
+    result = Sweep(path=out, rows=rows_of(findings), findings=findings)
+    document = document_of(result, n_jobs=n_jobs)
+    write_bytes(out / RESULTS_FILE, json_bytes(document))
+    facts = f"Written {document['created']}"
+    if n_jobs is not None:
+        facts += (
+            f"; {n_jobs} at a time on {document['machine']['cpu_model']}, "
+            f"{document['machine']['n_cores_usable']} cores; torch {document['versions'].get('torch')}"
+        )
+    write_bytes(out / PAGE_FILE, page(source, findings, result.rows, f"{facts}.").encode())
+    return result
+
+
+def document_of(result: Sweep, *, n_jobs: int | None) -> dict[str, Any]:
     """The content of `results.json`: the rows, and every run behind them."""
     runs = []
     for finding in result.findings:
@@ -123,7 +165,7 @@ def document_of(result: Sweep, *, n_jobs: int) -> dict[str, Any]:
         if finding.status == "complete":
             info = read_run_info(finding.run)
             entry |= {
-                "run": f"runs/{finding.run.name}",
+                "run": _place(finding.run, result.path),
                 "test_percent": info.test.figure if info.test and info.test.is_share else None,
                 "test_score": info.test.figure if info.test else None,
                 "score_name": next((one.name for one in (info.test, info.validation) if one), None),
@@ -149,3 +191,9 @@ def document_of(result: Sweep, *, n_jobs: int) -> dict[str, Any]:
         "rows": [{**asdict(row), "setting": dict(row.setting)} for row in result.rows],
         "runs": runs,
     }
+
+
+def _place(run: Path, folder: Path) -> str:
+    """Where a run is, below the sweep's folder where it is there."""
+    inside = folder.absolute()
+    return str(run.relative_to(inside) if run.is_relative_to(inside) else run)

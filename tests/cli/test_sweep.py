@@ -18,7 +18,8 @@ def test_a_sweep_ends_with_its_table_and_its_page_and_json_has_the_runs(call: Ca
     result = call("sweep", grid, "--out", out, "--device", "cpu", "--jobs", 1)
     assert result.exit_code == 0, result.stderr
     first, row, *direction, page = [line for line in result.stdout.splitlines() if line]
-    names = ["runs", "test accuracy %", "validation accuracy %", "est. channels", "est. MACs", "step ms"]
+    names = ["runs", "test accuracy %", "validation accuracy %", "training MACs", "mean density", "explored"]
+    names += ["est. channels", "est. MACs", "step ms"]
     assert " ".join(first.split()) == " ".join(names)
     assert direction == ["Of the accuracy higher is better."]
     assert row.startswith("rigl 0.1")

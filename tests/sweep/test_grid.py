@@ -310,10 +310,10 @@ def test_a_recipe_beside_the_grid_is_found(tmp_path: Path) -> None:
     ("text", "error", "said"),
     [
         ("methods = [", RecipeError, "is not TOML"),
-        ('methods = ["set"]', RecipeError, "It lacks the key 'recipe'"),
+        ('methods = ["set"]', RecipeError, "neither a recipe nor a program"),
         ('recipe = "digits"\nmethod = ["set"]', RecipeError, "method"),
         ('recipe = "digits"\nmethods = ["set"]\ndensity = [0.1]', RecipeError, "unknown key 'density'"),
-        ('recipe = "digits"\nmethods = []', RecipeError, "at least 1 item"),
+        ('recipe = "digits"\nmethods = []', RecipeError, "lacks the key 'methods'"),
         ('recipe = "digits"\nmethods = ["set"]\ndensities = [1.5]', RecipeError, "densities.0 is 1.5"),
         ('recipe = "digits"\nmethods = ["set"]', UsageError, "no densities for set"),
         ('recipe = "digit"\nmethods = ["set"]\ndensities = [0.1]', UnknownNameError, "Did you mean 'digits'"),
