@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from sparse_export.cli._click import Group, click
+from sparse_export.cli._click import Group, click, grouped
 from sparse_export.cli._common import Output
 from sparse_export.errors import MissingCapability, SparseExportError, UnknownNameError
 from sparse_export.files import json_bytes
@@ -52,6 +52,12 @@ COMMANDS = {
     "doctor": "Show what this machine has: devices, runtimes, libraries, and what to install.",
 }
 
+GROUPS = {
+    "Start here": ("demo", "train", "sparsify", "build"),
+    "Check and measure": ("validate", "compare", "gate", "inspect", "bench", "bench-train", "plan"),
+    "Deploy": ("serve", "package"),
+    "More": ("sweep", "doctor"),
+}
 _INTERRUPTED = 130
 _LEAST_SPACE = 2 * 2**30  # bytes of address space; with less, libraries wait for memory for ever
 _NO_SPACE = ("failed to map segment", "Cannot allocate memory")  # in the loader's words
@@ -268,6 +274,7 @@ def _print_versions(ctx: click.Context, _: click.Parameter, asked: bool) -> None
         ctx.exit()
 
 
+@grouped(GROUPS)
 @click.group(
     cls=LazyGroup,
     commands={name: click.Command(name, help=text) for name, text in COMMANDS.items()},

@@ -19,7 +19,7 @@ import pytest
 
 from sparse_export import errors
 from sparse_export.cli._common import Output
-from sparse_export.cli.main import COMMANDS, cli
+from sparse_export.cli.main import COMMANDS, GROUPS, cli
 from tests.cli.conftest import Call
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -356,3 +356,13 @@ def test_the_document_lists_the_options_that_a_command_has(name: str) -> None:
         for word in re.findall(r"--[\w-]+", row.split("|")[1])
     }
     assert told == options - {"--json"}
+
+
+def test_every_command_stands_under_one_heading_of_the_help() -> None:
+    listed = [name for names in GROUPS.values() for name in names]
+    assert sorted(listed) == sorted(COMMANDS)
+    shown = _program("--help").stdout
+    at = [shown.index(f"─ {heading} ─") for heading in GROUPS]
+    assert at == sorted(at)
+    assert shown.index("─ Deploy ─") < shown.index("│ serve ") < shown.index("─ More ─")
+    assert "─ Commands ─" not in shown
