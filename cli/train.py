@@ -249,7 +249,10 @@ def command(
                     f"{score}{info.n_active:,} of {info.n_masked:,} weights ({info.density:.4g}), "
                     f"{info.seconds:.1f} s"
                 ),
-                *(f"{label}: {text}" for label, text in told_speed(info.speed).items()),
+                *(
+                    f"{label}: {text}"
+                    for label, text in told_speed(info.speed, is_dense=info.method == "dense").items()
+                ),
                 str(run.path),
             ]
         ),

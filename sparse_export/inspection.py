@@ -160,8 +160,8 @@ class Inspection:
         """Facts, layers with a legend of the reasons, and engines."""
         rows = [("path", self.path), ("kind", self.kind), *self.facts.items()]
         if self.score is not None:
-            rows.append((f"test {self.score.name}", score_text(self.score)))
-        rows += told_speed(self.speed).items()
+            rows.append(self._score_row(self.score))
+        rows += told_speed(self.speed, is_dense=self.facts.get("method") == "dense").items()
         if self.kind != "engine":
             rows.append(("parameters", f"{self.n_parameters:,}"))
         if self.problem is not None:
@@ -177,6 +177,14 @@ class Inspection:
         advice = advice_of(self.graph, has_engine=bool(self.engines)) if self.foreign is None else []
         steps = [f"Next: {step}" for step in advice]
         return Shown([Table(rows=rows), *layers, *engines, *foreign, *steps])
+
+    def _score_row(self, score: Score) -> tuple[str, str]:
+        """The score on record; of a bundle that is its run's, which precision does not change."""
+        precision = self.facts.get("precision", "fp32")
+        if self.kind != "bundle" or precision == "fp32":
+            return f"test {score.name}", score_text(score)
+        note = f"before {precision}; `sparse-export validate` measures this file"
+        return f"its run's test {score.name}", f"{score_text(score)}, {note}"
 
     def __str__(self) -> str:
         return self.shown().draw()
@@ -199,7 +207,7 @@ def _quantized_parts(found: Inspection) -> list[str | Table]:
     n_holding = sum(one.reads and one.writes for one in found.quantized)
     told = (
         f"{n_holding} of {n_all} products read and write quantized values, as TensorRT's sparse kernels for "
-        "int8 need. Whether it then picks one is not measured."
+        f"{found.facts.get('precision', '8 bits')} need. Whether it then picks one is not measured."
     )
     table = Table(head=("layer", "reads quantized", "writes quantized", "broken by"), rows=rows)
     return [told, table, *left]
@@ -333,11 +341,20 @@ def _two_four(layer: LayerIfPruned) -> str:
     return "yes" if layer.pattern_holds else f"{layer.n_groups_over:,} of {layer.n_groups:,} over"
 
 
-def told_speed(speed: SpeedInfo | None) -> dict[str, str]:
-    """What was measured of a training's speed, and apart from it what is only estimated, in words."""
+def told_speed(speed: SpeedInfo | None, *, is_dense: bool = False) -> dict[str, str]:
+    """What was measured of a training's speed, and apart from it what is only estimated, in words.
+
+    Args:
+        speed: of the training; None where nothing was measured.
+        is_dense: it trained no masks: zeros that it met are none of its making, and nothing is estimated.
+    """
     if speed is None:
         return {}
-    told = {"time of a step": f"{speed.step_ms:.4g} ms, measured, mask updates included"}
+    told = {
+        "time of a step": f"{speed.step_ms:.4g} ms, measured{'' if is_dense else ', mask updates included'}"
+    }
+    if is_dense:
+        return told
     of, channels, macs = "convolutions", speed.estimate_channels, speed.estimate_macs
     if channels is None or macs is None:
         of = "all layers, there being no convolution"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from sparse_export.errors import ArtefactError, GateFailed, UsageError
 from sparse_export.formats.bundle import read_bundle_info, save_bundle_info
 from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import Run, SpeedInfo, open_run, save_run_info
+from sparse_export.formats.score import Score
+from sparse_export.graph.quantized_ends import QuantizedEnds
 from sparse_export.inspect import inspect
 from sparse_export.inspection import require_promises, require_unchanged, told_speed
 from tests.making_runs import digits_run
@@ -356,3 +359,28 @@ def test_without_a_convolution_the_estimates_are_those_of_all_layers() -> None:
     nothing = replace(linear, all_layers_estimate_channels=None, all_layers_estimate_macs=None)
     assert set(told_speed(nothing)) == {"time of a step"}
     assert told_speed(None) == {}
+
+
+def test_a_dense_run_estimates_nothing_of_zeros(run: Run) -> None:
+    assert set(told_speed(SPEED, is_dense=True)) == {"time of a step"}
+    save_run_info(run.path, replace(run.info, speed=SPEED, method="dense"))
+    text = str(inspect(run.path))
+    assert "time of a step" in text and "mask updates" not in text
+    assert "by zero" not in text
+
+
+def test_a_bundle_of_another_precision_says_whose_score_it_shows(run: Run, tmp_path: Path) -> None:
+    bundle = build(run, tmp_path / "bundle")
+    assert "its run's" not in str(inspect(bundle.path))
+    for precision in ("int8", "fp8"):
+        info = replace(bundle.info, precision=precision, score=Score(n_correct=3, n_samples=4))
+        save_bundle_info(bundle.path, info)
+        text = str(inspect(bundle.path))
+        assert re.search(rf"its run's test accuracy +75.00 % \(3/4\), before {precision}; `sparse-exp", text)
+
+
+@pytest.mark.parametrize(("facts", "word"), [({"precision": "fp8"}, "fp8"), ({}, "8 bits")])
+def test_quantized_products_are_told_of_their_own_type(facts: dict[str, str], word: str, run: Run) -> None:
+    ends = QuantizedEnds(node="a", reads=True, writes=True, broken_by="")
+    found = replace(inspect(run.path), facts=facts, quantized=(ends,))
+    assert f"sparse kernels for {word} need" in " ".join(str(found).split())

@@ -392,7 +392,7 @@ class Session:
             step=epoch.step,
             train_loss=loss_sum / self.steps_per_epoch,
             validation_score=None if validation is None else validation.figure,
-            validation=None if validation is None else value_text(validation),
+            validation=None if validation is None else f"{validation.name} {value_text(validation)}",
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             density=sparse.density_now if sparse else 1.0,
             layer_density={fact.name: fact.density for fact in self._layer_facts() if fact.masked},

@@ -69,6 +69,12 @@ def run_at(
                 do="Leave it out.",
             )
         return path
+    if not path.exists() and len(path.parts) > 1 and not is_graph_file(path) and ":" not in str(model):
+        raise UsageError(
+            f"{path} does not exist.",
+            do="Give a run, which `sparse-export train` and `sparsify` make; an .onnx file; or the name of a "
+            "network with --weights.",
+        )
     name = path.name.removesuffix(".onnx").replace(":", "-")
     folder = Path(run_folder) if run_folder is not None else Path("runs") / f"{name}-dense"
     told = told or Told()

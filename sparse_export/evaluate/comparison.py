@@ -213,10 +213,11 @@ def _score_row(comparison: Comparison) -> Row:
     dense, sparse = comparison.dense.score, comparison.sparse.score
     known = dense or sparse
     change, is_share = "", known is None or known.is_share
+    of = None if dense is None else dense.figure
     if comparison.difference is not None:
-        change = difference_text(comparison.difference, is_share=is_share)
+        change = difference_text(comparison.difference, is_share=is_share, of=of)
     elif dense is not None and sparse is not None:
-        change = change_text(sparse.figure - dense.figure, is_share=is_share)
+        change = change_text(sparse.figure - dense.figure, is_share=is_share, of=dense.figure)
     title = "score" if known is None else known.name
     if known is not None and not known.higher_is_better:
         title += f", {better_text(known)}"

@@ -171,10 +171,15 @@ class Validation:
             rows.append(
                 (
                     "drop from recorded",
-                    change_text(self.drop, is_share=self.score is None or self.score.is_share),
+                    change_text(
+                        self.drop,
+                        is_share=self.score is None or self.score.is_share,
+                        of=None if self.recorded is None else self.recorded.figure,
+                    ),
                 )
             )
-        rows.append(("golden pair", parity_text(self.golden)))
+        # Of a few samples, mostly random: a share of them beside a score would read like one.
+        rows.append(("golden pair", parity_text(self.golden, with_predictions=self.score is None)))
         rows.append(("against its network", parity_text(self.parity) if self.parity else "not compared"))
         if self.batches:
             rows.append(("at batch", _batches_text(self.batches)))
@@ -201,7 +206,8 @@ class Validation:
 
 
 def _runtime_rows(one: RuntimeResult) -> list[tuple[str, str]]:
-    rows = [(one.name, f"golden pair {parity_text(one.golden)}")]
+    on_golden = parity_text(one.golden, with_predictions=one.score is None)
+    rows = [(one.name, f"golden pair {on_golden}")]
     if one.score is not None:
         rows.insert(0, (one.name, f"{one.score.name} {score_text(one.score)}"))
         rows[1] = ("", rows[1][1])
@@ -216,7 +222,8 @@ def _runtime_rows(one: RuntimeResult) -> list[tuple[str, str]]:
 
 def minus_dense(against: AgainstDense) -> str:
     """The difference of two scores in words, with its interval."""
-    text = difference_text(against.difference, is_share=against.score.is_share, p_value=True)
+    score = against.score
+    text = difference_text(against.difference, is_share=score.is_share, p_value=True, of=score.figure)
     return f"{text}; 95 % interval"
 
 
@@ -227,10 +234,15 @@ def _batches_text(batches: Sequence[BatchParity]) -> str:
     return "; ".join([*parts, f"{batch_sizes(wrong)}: OUTSIDE tolerance"] if wrong else parts)
 
 
-def parity_text(parity: Parity) -> str:
-    """Whether outputs are within tolerance, and by how much they differ."""
+def parity_text(parity: Parity, *, with_predictions: bool = True) -> str:
+    """Whether outputs are within tolerance, and by how much they differ.
+
+    Args:
+        parity: what was found.
+        with_predictions: tell the share of samples with the same prediction too, where it is known.
+    """
     agreement = f"{parity.n_samples} samples"
-    if parity.top1_agreement is not None:
+    if parity.top1_agreement is not None and with_predictions:
         agreement = f"same prediction for {100 * parity.top1_agreement:.3f} % of {agreement}"
     return (
         f"{'within' if parity.ok else 'OUTSIDE'} tolerance: max difference {parity.max_abs_difference:.3g} "

@@ -67,24 +67,43 @@ def mean_text(mean: Mean | None, *, is_share: bool = True) -> str:
     return amount if mean.half_width is None else f"{amount} ± {half}"
 
 
-def change_text(amount: float, *, is_share: bool = True) -> str:
-    """Signed, like `-0.20 points`, or `+0.0123`; a difference that is not zero never reads so."""
-    return f"{_number(amount, '+')} points" if is_share else f"{amount:+.4g}"
+def change_text(amount: float, *, is_share: bool = True, of: float | None = None) -> str:
+    """Signed, like `-0.20 points`, or `+0.0123`; a difference that is not zero never reads so.
+
+    Args:
+        amount: the difference.
+        is_share: of shares in percent.
+        of: the score that it is a change of: less than a millionth of that is what runtimes round, and `0`.
+    """
+    amount = _unless_rounding(amount, of)
+    return f"{_number(amount, '+')} points" if is_share else _signed(amount)
 
 
-def difference_text(difference: ScoreDifference, *, is_share: bool = True, p_value: bool = False) -> str:
+def _unless_rounding(amount: float, of: float | None) -> float:
+    return 0.0 if of is not None and abs(amount) <= _ROUNDING_SHARE * abs(of) else amount
+
+
+def _signed(amount: float) -> str:
+    return f"{amount:+.4g}" if amount else "0"
+
+
+def difference_text(
+    difference: ScoreDifference, *, is_share: bool = True, p_value: bool = False, of: float | None = None
+) -> str:
     """Like `-0.20 points [-0.35, -0.05]`, the brackets being the 95 % interval.
 
     Args:
         difference: of two scores on the same samples.
         is_share: whether they are shares.
         p_value: add the p-value of McNemar's test, or how many resamples a bootstrap had.
+        of: as of `change_text`.
     """
+    low, high = (_unless_rounding(one, of) for one in (difference.low, difference.high))
     if is_share:
-        interval = f"[{_number(difference.low, '+')}, {_number(difference.high, '+')}]"
+        interval = f"[{_number(low, '+')}, {_number(high, '+')}]"
     else:
-        interval = f"[{difference.low:+.4g}, {difference.high:+.4g}]"
-    text = f"{change_text(difference.amount, is_share=is_share)} {interval}"
+        interval = f"[{_signed(low)}, {_signed(high)}]"
+    text = f"{change_text(difference.amount, is_share=is_share, of=of)} {interval}"
     if p_value and difference.mcnemar_p is not None:
         return f"{text}, McNemar p {difference.mcnemar_p:.3g}"
     if p_value and difference.n_resamples is not None:

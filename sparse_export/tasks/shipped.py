@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,17 +14,19 @@ from sparse_export.formats.score import ACCURACY, Score
 from sparse_export.instruments.paired_scores import (
     ScoreDifference,
     paired_accuracy_difference,
-    paired_bootstrap_difference,
 )
-from sparse_export.instruments.rank_correlation import rank_correlations
 from sparse_export.own_code import attribute_named, current_folder_first, kind_of
 from sparse_export.signature import Array
+from sparse_export.tasks.embeddings import Embedding, SimilarityRanks
+from sparse_export.tasks.fitting import class_numbers_text, fitting, not_finite_text
 from sparse_export.tasks.labels import correct_predictions, label_problem
 from sparse_export.tasks.task import Outputs, Statistics, Targets, Task
 
 __all__ = ["IGNORED", "TASKS", "is_own", "task_named"]
 
 _MASKS = 64  # that are looked at together
+_CONSTANT = "are all the same number, of which no share can be explained, so there is no R²"
+_ROUNDING = 1e-13  # of sums of squares in float64
 IGNORED = 255
 """The class number of pixels that count for nothing, as PASCAL VOC has it."""
 
@@ -100,7 +103,11 @@ class Classification(_RightAnswers):
     def problem(self, targets: Array, n_outputs: int | None) -> str | None:
         n = int(np.max(targets)) + 1 if n_outputs is None and np.issubdtype(targets.dtype, np.integer) else 0
         found = label_problem(targets, n_samples=len(targets), n_classes=n_outputs or max(n, 1))
-        return None if found is None else f"{found.what}; {found.do}{_fitting(targets)}"
+        if found is None:
+            return None
+        do = found.do[0].lower() + found.do[1:].rstrip(".")
+        other = "" if found.task else fitting(targets)
+        return f"{found.what}: {do}{'' if other.endswith('classification') else other}"
 
     def n_outputs(self, targets: Tensor) -> int | None:
         return int(targets.max()) + 1
@@ -126,7 +133,7 @@ class Binary(_RightAnswers):
         flat = targets.ndim == 1 or (targets.ndim == 2 and targets.shape[1] == 1)
         if flat and targets.dtype.kind in "biuf" and np.isin(targets, (0, 1)).all():
             return None
-        return f"are no zeros and ones, one a sample{_fitting(targets)}"
+        return f"are no zeros and ones, one a sample{fitting(targets)}"
 
     def n_outputs(self, targets: Tensor) -> int | None:
         return 1
@@ -144,7 +151,7 @@ class MultiLabel(Task):
 
     def problem(self, targets: Array, n_outputs: int | None) -> str | None:
         if targets.ndim != 2 or targets.dtype.kind not in "biuf" or not np.isin(targets, (0, 1)).all():
-            return f"are no zeros and ones of shape (samples, labels){_fitting(targets)}"
+            return f"are no zeros and ones of shape (samples, labels){fitting(targets)}"
         if n_outputs is not None and n_outputs != targets.shape[1]:
             return f"have {targets.shape[1]} labels, and the network has {n_outputs} outputs"
         return None
@@ -219,12 +226,13 @@ class Regression(Task):
     def problem(self, targets: Array, n_outputs: int | None) -> str | None:
         if targets.dtype.kind not in "iuf":
             return "are no numbers"
-        not_finite = _not_finite(targets)
+        not_finite = not_finite_text(targets)
         if not_finite is not None:
             return not_finite
         width = int(np.prod(targets.shape[1:]))
         if n_outputs is not None and n_outputs != width:
-            return f"have {width} numbers a sample, and the network has {n_outputs} outputs"
+            fits = class_numbers_text(targets, n_outputs)
+            return f"have {width} numbers a sample, and the network has {n_outputs} outputs{fits}"
         return None
 
     def n_outputs(self, targets: Tensor) -> int | None:
@@ -263,15 +271,35 @@ class R2(Regression):
     name = "regression:r2"
     score_name = "R²"
 
+    def problem(self, targets: Array, n_outputs: int | None) -> str | None:
+        found = super().problem(targets, n_outputs)
+        if found is None and len(targets) and (targets == targets[:1]).all():
+            return _CONSTANT
+        return found
+
+    def score(self, statistics: Statistics) -> Score:
+        if not self._spread(statistics.sum(0)) > 0:
+            raise UsageError(
+                f"The {len(statistics)} targets {_CONSTANT}.",
+                do="Score by the task regression, or on samples whose targets differ.",
+            )
+        return super().score(statistics)
+
     def per_sample(self, outputs: Outputs, targets: Targets) -> Array:
         x, y = self._both(outputs, targets)
         one = np.ones((len(y), 1))
         return np.concatenate([np.square(x - y).sum(1)[:, np.newaxis], np.square(y), y, one], axis=1)
 
     def over(self, statistics: Statistics) -> float:
+        spread = self._spread(statistics)
+        return float(1 - statistics[0] / spread) if spread > 0 else math.nan
+
+    def _spread(self, statistics: Statistics) -> float:
+        """The sum of the squares of the targets about their mean; 0 where they differ by rounding alone."""
         width = (len(statistics) - 2) // 2
         squares, sums, n = statistics[1 : 1 + width], statistics[1 + width : -1], statistics[-1]
-        return float(1 - statistics[0] / (squares - np.square(sums) / n).sum())
+        found = float((squares - np.square(sums) / n).sum())
+        return found if found > _ROUNDING * float(squares.sum()) else 0.0
 
 
 class Segmentation(Task):
@@ -315,7 +343,7 @@ class Segmentation(Task):
 
     def problem(self, targets: Array, n_outputs: int | None) -> str | None:
         if targets.ndim != 3 or targets.dtype.kind not in "iu":
-            return f"are no class numbers of shape (samples, height, width){_fitting(targets)}"
+            return f"are no class numbers of shape (samples, height, width){fitting(targets)}"
         return None
 
     def n_outputs(self, targets: Tensor) -> int | None:
@@ -323,132 +351,8 @@ class Segmentation(Task):
         return int(max(largest)) + 1 if largest else None
 
 
-class Embedding(Task):
-    """A vector a sample: outputs (n, size), targets the reference vectors (n, size). Scored by the cosine.
-
-    Of several outputs the first one of floats with the shape of the targets is meant.
-    """
-
-    name = "embedding"
-    postprocess = ()
-    score_name = "mean cosine"
-    is_share = True
-
-    def loss(self, outputs: Outputs, targets: Targets) -> Tensor:
-        vectors = _vectors(outputs, self.name, int(targets.shape[1]))
-        return 1 - functional.cosine_similarity(vectors, targets.float()).mean()
-
-    def per_sample(self, outputs: Outputs, targets: Targets) -> Array:
-        b = np.asarray(targets, dtype=np.float64)
-        return _cosines(np.asarray(_vectors(outputs, self.name, b.shape[1]), dtype=np.float64), b)
-
-    def problem(self, targets: Array, n_outputs: int | None) -> str | None:
-        if targets.ndim != 2 or targets.dtype.kind != "f":
-            return f"are no vectors of shape (samples, size){_fitting(targets)}"
-        not_finite = _not_finite(targets)
-        if not_finite is not None:
-            return not_finite
-        if n_outputs is not None and n_outputs != targets.shape[1]:
-            return f"are vectors of {targets.shape[1]}, and the network gives {n_outputs} numbers"
-        return None
-
-    def n_outputs(self, targets: Tensor) -> int | None:
-        return int(targets.shape[1])
-
-
-class SimilarityRanks(Task):
-    """A vector a sample, and pairs of samples that somebody scored: targets (n, 2), number of pair and score.
-
-    Scored by Spearman's rank correlation, over the pairs, of the scores with the cosines of the two vectors.
-    The two samples of a pair stand anywhere, each with the pair's number and score. Of several outputs the
-    first one of floats with the shape (n, size) is meant.
-    """
-
-    name = "embedding:spearman"
-    scores_pairs = True
-    postprocess = ()
-    score_name = "Spearman correlation"
-
-    def loss(self, outputs: Outputs, targets: Targets) -> Tensor:
-        raise UsageError(
-            f"The task {self.name} has no loss: the two samples of a pair are in different batches.",
-            do="Train with the task embedding, towards reference vectors, or with a task of your own.",
-        )
-
-    def per_sample(self, outputs: Outputs, targets: Targets) -> Array:
-        vectors = np.asarray(_vectors(outputs, self.name), dtype=np.float64)
-        return np.concatenate([vectors, np.asarray(targets, dtype=np.float64)], axis=1)
-
-    def over(self, statistics: Statistics) -> float:
-        return float(rank_correlations(_pairs(statistics))[0])
-
-    def score(self, statistics: Statistics) -> Score:
-        pairs = _pairs(statistics)
-        return self._score(float(rank_correlations(pairs)[0]), len(pairs))
-
-    def difference(self, a: Statistics, b: Statistics) -> ScoreDifference:
-        """With a bootstrap over the pairs."""
-        return paired_bootstrap_difference(rank_correlations, _pairs(a), _pairs(b))
-
-    def problem(self, targets: Array, n_outputs: int | None) -> str | None:
-        if targets.ndim != 2 or targets.shape[1] != 2 or targets.dtype.kind not in "iuf":
-            return f"are no pair numbers and scores of shape (samples, 2){_fitting(targets)}"
-        if not np.isfinite(targets).all():
-            return "are no finite numbers"
-        pairs, first, counts = np.unique(targets[:, 0], return_index=True, return_counts=True)
-        odd = counts != 2
-        if odd.any():
-            return f"have the pair {pairs[odd][0]:g} for {counts[odd][0]} samples, not for two"
-        scores = targets[first, 1][np.searchsorted(pairs, targets[:, 0])]
-        if (scores != targets[:, 1]).any():
-            return f"give two scores to the pair {targets[scores != targets[:, 1], 0][0]:g}"
-        return "give all pairs one score, so that none ranks higher" if np.ptp(scores) == 0 else None
-
-
-def _vectors(outputs: Outputs, task: str, size: int | None = None) -> Outputs:
-    """The output that holds a vector for each sample."""
-    if not isinstance(outputs, Mapping):
-        outputs = {"": outputs}
-    for one in outputs.values():
-        is_float = one.is_floating_point() if isinstance(one, Tensor) else one.dtype.kind == "f"
-        if is_float and one.ndim == 2 and size in (None, one.shape[1]):
-            return one
-    shapes = ", ".join(str(tuple(one.shape)) for one in outputs.values())
-    raise UsageError(
-        f"The network gives outputs of shapes {shapes}.",
-        expected=f"An output of floats (samples, {size or 'size'}) was expected for the task {task}.",
-    )
-
-
-def _cosines(a: Array, b: Array) -> Array:
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    found: Array = np.divide((a * b).sum(1), norms, out=np.zeros(len(a)), where=norms > 0)
-    return found.clip(-1.0, 1.0)
-
-
-def _pairs(statistics: Statistics) -> Statistics:
-    """Cosine and score of each pair, (pairs, 2), of vectors with pair numbers and scores; in order of number.
-
-    A sample whose other one is not there is left out.
-    """
-    pairs, counts = np.unique(statistics[:, -2], return_counts=True)
-    whole = statistics[np.isin(statistics[:, -2], pairs[counts == 2])]
-    both = whole[np.argsort(whole[:, -2], kind="stable")]
-    first, second = both[::2], both[1::2]
-    return np.stack([_cosines(first[:, :-2], second[:, :-2]), first[:, -1]], axis=1)
-
-
 def _first(outputs: Outputs) -> Outputs:
     return next(iter(outputs.values())) if isinstance(outputs, Mapping) else outputs
-
-
-def _not_finite(targets: Array) -> str | None:
-    """How many targets are NaN or infinite, and the first, as the end of a sentence; None where none is."""
-    wrong = np.argwhere(~np.isfinite(targets))
-    if not len(wrong):
-        return None
-    first = int(wrong[0][0]) if targets.ndim == 1 else tuple(map(int, wrong[0]))
-    return f"hold {len(wrong)} that are NaN or infinite, the first at {first}"
 
 
 def _one_number(outputs: Array, name: str) -> Array:
@@ -458,27 +362,6 @@ def _one_number(outputs: Array, name: str) -> Array:
             expected=f"One number a sample was expected for the task {name}.",
         )
     return outputs.reshape(-1)
-
-
-def _fitting(targets: Array) -> str:
-    """Name the task that targets look like, as the end of a sentence; empty where none is."""
-    for task in (Binary(), MeanAveragePrecision(), Segmentation(), RootMeanSquaredError()):
-        kind_fits = targets.dtype.kind == "f" or not isinstance(task, RootMeanSquaredError)
-        if kind_fits and _fits(task, targets):
-            return f". They fit the task {task.name}"
-    return ""
-
-
-def _fits(task: Task, targets: Array) -> bool:
-    if isinstance(task, Binary):
-        flat = targets.ndim == 1 or (targets.ndim == 2 and targets.shape[1] == 1)
-        return bool(flat and targets.dtype.kind in "bf" and np.isin(targets, (0, 1)).all())
-    if isinstance(task, MultiLabel):
-        many = targets.ndim == 2 and targets.dtype.kind in "biuf" and np.isin(targets, (0, 1)).all()
-        return bool(many and (targets.sum(axis=1) != 1).any())
-    if isinstance(task, Segmentation):
-        return targets.ndim == 3 and targets.dtype.kind in "iu"
-    return targets.ndim <= 2 and bool(np.isfinite(targets).all())
 
 
 TASKS: dict[str, Task] = {

@@ -380,3 +380,11 @@ def test_the_table_of_build_fits_a_narrow_terminal(made: Made, call: Call, tmp_p
     for layer in info.fitted.layers:
         assert layer.name in text
         assert layer.name in drawn.replace("\n", "")
+
+
+def test_a_model_that_is_not_there_is_told_with_all_that_could_be(call: Call, tmp_path: Path) -> None:
+    told = call("build", tmp_path / "runs" / "missing")
+    assert told.exit_code == 2
+    assert "missing does not exist" in told.stderr
+    for word in ("train", "sparsify", ".onnx file", "--weights"):
+        assert word in told.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from click.testing import CliRunner
 
 from sparse_export.cli._progress import _Bar
 from sparse_export.cli.main import cli
+from tests.cli.conftest import Call
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -186,3 +188,10 @@ def test_the_bar_shows_a_score_in_its_own_unit() -> None:
     bar.finished_epoch(cast(Any, SimpleNamespace(epoch=1, validation_score=1.07, validation="1.07")))
     bar.stepped(10, torch.ones(()))
     assert bar._progress.tasks[0].fields["state"] == "loss 1.000 validation 1.07 density 0.200"
+
+
+def test_an_epoch_line_names_the_score(call: Call, tmp_path: Path) -> None:
+    told = call("train", "digits", "--dense", "--epochs", 1, "--out", tmp_path / "run", "--device", "cpu")
+    assert told.exit_code == 0, told.stderr
+    assert re.search(r"validation accuracy \d+\.\d\d %", told.stderr)
+    assert "by zero" not in told.stdout

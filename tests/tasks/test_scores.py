@@ -85,3 +85,12 @@ def test_a_bound_that_is_no_bound_is_refused(bound: float) -> None:
         require_possible_drop(bound)
     require_possible_drop(None)
     require_possible_drop(0.0)
+
+
+def test_a_change_that_rounding_makes_is_no_change() -> None:
+    assert change_text(-3.339e-08, is_share=False) == "-3.339e-08"
+    assert change_text(-3.339e-08, is_share=False, of=1.07) == "0"
+    assert change_text(-3.339e-04, is_share=False, of=1.07) == "-0.0003339"
+    assert change_text(2e-7, of=97.0) == "+0.00 points"
+    found = ScoreDifference(amount=-3e-08, low=-4e-08, high=0.002, n_samples=9)
+    assert difference_text(found, is_share=False, of=1.07) == "0 [0, +0.002]"

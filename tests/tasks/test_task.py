@@ -140,10 +140,13 @@ def test_the_output_that_holds_the_vectors_is_found_among_several() -> None:
 @pytest.mark.parametrize(
     ("name", "targets", "said"),
     [
-        ("classification", np.array([0.5, 1.25]), "They fit the task regression"),
-        ("classification", np.array([[1, 1, 0], [0, 0, 0]]), "They fit the task multilabel"),
+        ("classification", np.array([0.5, 1.25]), "or name the task regression"),
+        ("classification", np.array([[1, 1, 0], [0, 0, 0]]), "ame the task multilabel"),
         ("classification", np.zeros((2, 4, 4), dtype=int), "They fit the task segmentation"),
-        ("binary", np.array([0, 2]), "no zeros and ones"),
+        ("classification", np.array([-1, 1]), "number the classes from 0, one per output"),
+        ("binary", np.array([0, 2]), "no zeros and ones, one a sample. They fit the task classification"),
+        ("multilabel", np.array([0, 1, 2]), "They fit the task classification"),
+        ("regression:r2", np.array([2.5, 2.5]), "all the same number"),
         ("regression", np.array([np.nan]), "hold 1 that are NaN or infinite, the first at 0"),
         ("multilabel", np.array([0, 1]), "zeros and ones of shape"),
         ("segmentation", np.array([0, 1]), "class numbers of shape"),
@@ -159,6 +162,7 @@ def test_targets_of_another_task_are_told(name: str, targets: Array, said: str) 
     problem = TASKS[name].problem(targets, None)
     assert problem is not None
     assert said in problem
+    assert ".." not in problem and "; N" not in problem and not problem.endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -301,3 +305,22 @@ def test_the_interval_of_rmse_covers_the_true_difference() -> None:
         found = paired_bootstrap_difference(task.resampled, *statistics, n_resamples=200)
         covered += found.low <= true <= found.high
     assert abs(covered / n_sets - 0.95) < 4 * np.sqrt(0.95 * 0.05 / n_sets)
+
+
+def test_class_numbers_for_a_network_of_classes_are_no_regression() -> None:
+    problem = TASKS["regression"].problem(np.arange(10) % 10, 10)
+    assert problem is not None and problem.endswith("They fit the task classification")
+    other = TASKS["regression"].problem(np.linspace(0, 1, 10), 10)
+    assert other is not None and "classification" not in other
+
+
+@pytest.mark.filterwarnings("error")
+def test_targets_that_never_change_have_no_r2_and_say_so() -> None:
+    task = TASKS["regression:r2"]
+    for constant in (0.0, 0.1, 1e6):
+        outputs, targets = np.linspace(0, 1, 7), np.full(7, constant)
+        with pytest.raises(UsageError, match="7 targets are all the same number"):
+            task.score(task.statistics({"y": outputs}, targets))
+    targets = 1e6 + np.arange(7)
+    found = task.score(task.statistics({"y": targets.copy()}, targets))
+    assert found.value == 1.0

@@ -16,6 +16,7 @@ __all__ = ["PictureSettings", "class_numbers", "settings_of"]
 
 _MAX_BYTES = 64 * 2**20
 _MOST_CLASSES = 2**31
+_LARGEST_RESIZE = 2**14  # a picture of that size takes 0.8 GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +48,16 @@ class PictureSettings:
             otherwise: without `resize`.
 
         Raises:
-            UsageError: the cut is larger than what it is cut from, or not square.
+            UsageError: the cut is larger than what it is cut from, or not square, or no picture is so large.
         """
         if self.resize is None:
             return otherwise
+        if self.resize > _LARGEST_RESIZE:
+            raise UsageError(
+                f"Pictures are to be scaled to {self.resize} pixels along their shorter side.",
+                expected=f"At most {_LARGEST_RESIZE} were expected.",
+                do="Give the size that the network was trained with, often a little more than its own.",
+            )
         if size[0] != size[1] or size[0] > self.resize:
             raise UsageError(
                 f"Pictures are to be scaled to {self.resize} and cut to {size[0]}x{size[1]}.",
