@@ -104,6 +104,8 @@ def command(
     from sparse_export.files import require_writable
     from sparse_export.formats.bundle import open_bundle
     from sparse_export.oneshot.graph_source import Told
+    from sparse_export.report.verdict import verdict
+    from sparse_export.tables import Shown
 
     if html is not None and html.is_dir():
         raise UsageError(f"--html {html} is a folder.", do=f"Name a file, such as {html / 'report.html'}.")
@@ -132,7 +134,8 @@ def command(
                 on_progress=say,
                 on_round=on_round,
             )
-        with showing(asdict(comparison), comparison.shown(), as_json):
+        shown = Shown([verdict(comparison)]) + comparison.shown()
+        with showing(asdict(comparison), shown, as_json):
             if out is not None:
                 say(f"wrote {write_results(out, comparison)}")
             if html is not None:

@@ -23,6 +23,7 @@ def command(out: Path, as_json: bool) -> None:
 
     from sparse_export.cli._demo_run import demo
     from sparse_export.cli._progress import training_observer
+    from sparse_export.report.verdict import verdict
     from sparse_export.tables import Shown, Table
 
     made = demo(out, observe=training_observer, say=lambda text: print(text, file=sys.stderr, flush=True))
@@ -30,9 +31,9 @@ def command(out: Path, as_json: bool) -> None:
     for kind, validation in made.validations.items():
         shown += Shown([f"{kind}, PyTorch against the ONNX file:"]) + validation.shown()
     for comparison in made.comparisons.values():
-        shown += comparison.shown()
+        shown += Shown([verdict(comparison)]) + comparison.shown()
     files = [("Runs, bundles and raw measurements", str(out)), ("Results", str(made.results))]
-    files += [(f"Report, {kind}", str(path)) for kind, path in made.reports.items()]
+    files += [(f"Report to open in a browser, {kind}", str(path)) for kind, path in made.reports.items()]
     shown += Shown([Table(rows=files)])
     document = {
         "bundles": {kind: str(bundle.path) for kind, bundle in made.bundles.items()},
