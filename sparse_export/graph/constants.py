@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from sparse_export.errors import ArtefactError
 
 Array = np.ndarray[Any, Any]
 Stored = onnx.TensorProto | onnx.SparseTensorProto
+Read = Callable[[Stored], Array]
+"""Gives the values of a stored tensor, as `array_of` does of one whose data are in the model."""
 
 MAX_VALUES = 2**28  # of one computed tensor: 2 GiB in int64, the widest of the indices that unpack a weight
 MAX_NODES = 256  # that compute one weight; unpacking and dequantizing takes about twenty
@@ -276,14 +279,16 @@ class Evaluator:
 
     Args:
         model: whose opset counts, and whose stored bytes.
+        read: gives the values of what it stores.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, read: Read) -> None:
+        self._read = read
         self._opset = next(
             (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1
         )
         stored = (*model.graph.initializer, *model.graph.sparse_initializer)
-        self._most = MAX_WORK + WORK_PER_BYTE * sum(tensor.ByteSize() for tensor in stored)
+        self._most = MAX_WORK + WORK_PER_BYTE * sum(map(_n_stored, stored))
         self._done = 0
         self._kept: OrderedDict[Key, Constant | Unevaluated] = OrderedDict()
         self._kept_bytes = 0
@@ -330,10 +335,10 @@ class Evaluator:
         steps: dict[Key, tuple[Step, Key]] = {}
         for key, what, sources in order:
             if not isinstance(what, onnx.NodeProto):
-                values[key] = array_of(what)
+                values[key] = self._read(what)
                 continue
             inputs = [values[source] if source else None for source in sources]
-            values[key] = _computed(what, key[1], inputs, self._opset, self._spend)
+            values[key] = _computed(what, key[1], inputs, self._opset, self._spend, self._read)
             main = _main_input(what, inputs, values[key])
             if main is not None and (source := sources[main]):
                 steps[key] = _step(what, main, inputs, values[key]), source
@@ -357,6 +362,13 @@ class Evaluator:
             sparse=isinstance(owner.stored.get(stored), onnx.SparseTensorProto),
             overridable=any(source in at.overridable for at, source in (entry[0] for entry in order)),
         )
+
+
+def _n_stored(tensor: Stored) -> int:
+    """Bytes that a stored tensor takes, in the model or in the file that it names."""
+    if isinstance(tensor, onnx.TensorProto) and uses_external_data(tensor):
+        return int(ExternalDataInfo(tensor).length or 0)
+    return int(tensor.ByteSize())
 
 
 def _n_bytes(worked_out: Constant | Unevaluated) -> int:
@@ -562,6 +574,7 @@ def _computed(
     inputs: Sequence[Array | None],
     opset: int,
     spend: Callable[[int], None],
+    read: Read,
 ) -> Array:
     """What a node makes of its inputs, under the name `output`. spend: is told how many values it takes."""
     from onnx.reference.op_run import RuntimeContextError, RuntimeImplementationError, RuntimeTypeError
@@ -569,7 +582,7 @@ def _computed(
     given = [values for values in inputs if values is not None]
     try:
         if node.op_type == "Constant":
-            return _value_of_constant(node)
+            return _value_of_constant(node, read)
         if node.op_type == "Cast" and attribute(node, "to", 0) == onnx.TensorProto.STRING:
             raise _NotEvaluatedError("is computed as text")
         n_values = _n_made(node, given)
@@ -596,13 +609,13 @@ def _computed(
         ) from cause
 
 
-def _value_of_constant(node: onnx.NodeProto) -> Array:
+def _value_of_constant(node: onnx.NodeProto, read: Read) -> Array:
     for found in node.attribute:
         match found.name:
             case "value":
-                return array_of(found.t)
+                return read(found.t)
             case "sparse_value":
-                return array_of(found.sparse_tensor)
+                return read(found.sparse_tensor)
             case "value_float":
                 return np.array(found.f, dtype=np.float32)
             case "value_floats":

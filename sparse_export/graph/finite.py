@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import onnx
 
 from sparse_export.errors import GateFailed
-from sparse_export.graph.constants import array_of
+from sparse_export.graph.constants import Read, array_of
 from sparse_export.graph.layers import FLOATS
+from sparse_export.graph.weight_counts import is_all_finite
 
 __all__ = ["naming_weights", "not_finite"]
 
 _NAMED = 5
 
 
-def not_finite(model: onnx.ModelProto) -> str:
+def not_finite(
+    model: onnx.ModelProto, *, read: Read = array_of, finite: Collection[str] = frozenset()
+) -> str:
     """Name the stored tensors of a graph that hold NaN or infinity, as `fc.bias (1 of 10 values)`.
 
     Args:
-        model: with its data; not changed.
+        model: not changed.
+        read: gives the values of what the model stores.
+        finite: names of tensors that are known to hold neither.
 
     Returns:
         The first of them with commas between; empty where there are none.
     """
     found = []
     for tensor in model.graph.initializer:
-        if tensor.data_type in FLOATS:
-            values = array_of(tensor)
+        if tensor.data_type in FLOATS and tensor.name not in finite:
+            values = read(tensor)
+            if is_all_finite(values):
+                continue
             n_finite = int(np.count_nonzero(np.isfinite(values)))
             if n_finite < values.size:
                 found.append(f"{tensor.name} ({values.size - n_finite:,} of {values.size:,} values)")

@@ -8,28 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import math
-import stat
-from collections.abc import Iterator
-from pathlib import Path, PurePath
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.graph.linked import place_of
 from sparse_export.graph.names import graphs_of, inner_graphs, node_lists
+from sparse_export.graph.protobuf import parsed_without_large_data
 from sparse_export.graph.shapes import SMALL
 
 __all__ = [
     "bare_from_file",
+    "linked_tensors",
     "load_linked_data",
     "onnx_from_file",
     "readable",
+    "require_linked_data",
     "require_readable",
 ]
 
 _MOST_WORDS = 300  # characters of the checker's
 _FIRST_IR_OF_PLAIN_WEIGHTS = 4  # before it every stored tensor had to be listed as an input
+# Types of attributes; old files do not say them.
+_OLD = onnx.AttributeProto.UNDEFINED
+_WITH_TENSORS = frozenset((onnx.AttributeProto.TENSOR, onnx.AttributeProto.TENSORS, _OLD))
+_WITH_SPARSE = frozenset((onnx.AttributeProto.SPARSE_TENSOR, _OLD))
 
 
 def onnx_from_file(path: str | Path) -> onnx.ModelProto:
@@ -48,16 +55,21 @@ def onnx_from_file(path: str | Path) -> onnx.ModelProto:
     path = Path(path)
     with readable(path):
         model = _loaded(path)
+        own = [tensor for tensor in linked_tensors(model) if _lies_in(tensor, path)]
+        load_linked_data(own, path, links=False)
         onnx.load_external_data_for_model(model, str(path.parent))
     return model
 
 
 def bare_from_file(path: Path, *, links: bool) -> onnx.ModelProto:
-    """Read and check an ONNX model but for large tensors that lie in files beside it.
+    """Read and check an ONNX model but for the data of large tensors that are not sparse.
 
     Args:
         path: of the file.
         links: as in `load_linked_data`.
+
+    Returns:
+        The model. Large tensors say where their data lie: in files beside it, or in this one.
 
     Raises:
         UsageError: there is no such file.
@@ -65,8 +77,10 @@ def bare_from_file(path: Path, *, links: bool) -> onnx.ModelProto:
     """
     with readable(path):
         model = _loaded(path)
-        load_linked_data(model, path, links=links, most=SMALL)
-        _check(model, path)
+        linked = linked_tensors(model)
+        small = [one for one in linked if math.prod(one.dims) <= SMALL]
+        load_linked_data([*small, *linked_tensors(model, sparse=True)], path, links=links)
+        _check(model, path, is_parted=any(_lies_in(tensor, path) for tensor in linked))
     return model
 
 
@@ -106,10 +120,10 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def _loaded(path: Path) -> onnx.ModelProto:
+    """The model but for data that lie in other files, and large ones, which are left in this one."""
     if not path.stat().st_size:
         raise ValueError("it is empty")
-    # By default a suffix decides, also for onnx's forms of text.
-    model = onnx.load(path, format="protobuf", load_external_data=False)
+    model = parsed_without_large_data(path)
     _require_text(model)
     return model
 
@@ -142,26 +156,25 @@ def _require_text(message: Message) -> None:
         _require_text(part)
 
 
-def _check(model: onnx.ModelProto, path: Path) -> None:
-    """By path where the weights lie beside the model: protobuf cannot hold more than 2 GB.
+def _check(model: onnx.ModelProto, path: Path, *, is_parted: bool) -> None:
+    """By path where the weights lie beside the model. is_parted: some lie in its own file, and were not read.
 
     Raises ValidationError with the checker's words on the model as it is.
     """
     beside = any(tensor.HasField("data_location") for tensor in model.graph.initializer)
     try:
-        onnx.checker.check_model(
-            path if beside or model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF else model
-        )
+        if not is_parted:  # the checker takes data of other files only for such
+            onnx.checker.check_model(path if beside else model)
+            return
     except onnx.checker.ValidationError:
-        try:
-            require_readable(model)
-        except onnx.checker.ValidationError as fault:  # what onnxruntime does not make up for
-            raise fault from None
-        except (RuntimeError, ValueError) as fault:  # onnx_ir's
-            raise onnx.checker.ValidationError(str(fault)) from None
+        pass
+    try:
+        require_readable(model, path if is_parted else None)
+    except (RuntimeError, ValueError) as fault:  # onnx_ir's
+        raise onnx.checker.ValidationError(str(fault)) from None
 
 
-def require_readable(model: onnx.ModelProto) -> None:
+def require_readable(model: onnx.ModelProto, path: Path | None = None) -> None:
     """Hold a model to onnx's checker but for what onnxruntime makes up for.
 
     That is: shapes and types of outputs and shapes of inputs that are missing, a graph without a name,
@@ -170,6 +183,7 @@ def require_readable(model: onnx.ModelProto) -> None:
 
     Args:
         model: not changed. Its stored tensors may lie in files that the checker does not open.
+        path: of the model, where large tensors were left in its file.
 
     Raises:
         onnx.checker.ValidationError: something else is wrong with it.
@@ -181,6 +195,13 @@ def require_readable(model: onnx.ModelProto) -> None:
     for sparse in model.graph.sparse_initializer:
         onnx.checker.check_sparse_tensor(sparse)
     whole = _completed(model)
+    for tensor in () if path is None else linked_tensors(whole):
+        if path is not None and _lies_in(
+            tensor, path
+        ):  # an empty one stands for it, which the checker does not look for
+            del tensor.external_data[:]
+            tensor.ClearField("data_location")
+            tensor.dims[:] = [0]
     try:
         onnx.checker.check_model(whole)
     except onnx.checker.ValidationError:
@@ -230,43 +251,57 @@ def _completed(model: onnx.ModelProto) -> onnx.ModelProto:
     return whole
 
 
-def load_linked_data(
-    model: onnx.ModelProto, path: Path, *, links: bool = True, most: int | None = None
-) -> None:
-    """Read the data that lie beside a model into it, through links as well, which onnx does not follow.
+def linked_tensors(model: onnx.ModelProto, *, sparse: bool = False) -> list[onnx.TensorProto]:
+    """Find the stored tensors of a model that name a file which has their data.
 
     Args:
-        model: read without them; changed in place.
+        model: read without them.
+        sparse: values and indices of sparse tensors, rather than all other tensors.
+    """
+    return [one for one in (_parts_of_sparse if sparse else tensors_of)(model) if uses_external_data(one)]
+
+
+def load_linked_data(tensors: Iterable[onnx.TensorProto], path: Path, *, links: bool = True) -> None:
+    """Read the data of tensors from the files that they name, through links as well, which onnx does not follow.
+
+    Args:
+        tensors: `linked_tensors` of a model; changed in place.
         path: of the model.
         links: follow symbolic links to these files, rather than refuse them.
-        most: entries of a tensor; larger ones are left. None for all.
 
     Raises:
         OSError: a file cannot be read.
         ValueError: a file is named that is not beside the model, is no plain file, or is too short.
     """
-    for tensor in list(_outside(model)):
-        if most is not None and math.prod(tensor.dims) > most:
-            continue
-        info = ExternalDataInfo(tensor)
-        location = PurePath(info.location)
-        if location.is_absolute() or ".." in location.parts or not location.parts:
-            raise ValueError(
-                f"the data of {tensor.name} are said to lie in {info.location!r}, not beside the model"
-            )
-        file = path.parent / location
-        if file.is_symlink() and not links:
-            raise ValueError(f"{file} is a symbolic link, which is not followed in a bundle")
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise ValueError(f"{file} is no plain file")
+    for tensor in tensors:
+        file, offset, length = place_of(tensor, path, links=links)
         with file.open("rb") as stream:
-            stream.seek(info.offset or 0)
-            content = stream.read(info.length) if info.length else stream.read()
-        if info.length and len(content) != info.length:
-            raise ValueError(f"{file} ends before the data of {tensor.name} do")
-        tensor.raw_data = content
+            stream.seek(offset)
+            tensor.raw_data = stream.read(length)
         tensor.ClearField("data_location")
         del tensor.external_data[:]
+
+
+def require_linked_data(tensors: Iterable[onnx.TensorProto], path: Path, *, links: bool) -> None:
+    """Hold tensors to having the data that they say the places of; the lengths are written into them.
+
+    Args:
+        tensors: as `load_linked_data` takes them, as are `path` and `links`.
+        path: of the model.
+        links: likewise.
+
+    Raises:
+        OSError, ValueError: as `load_linked_data`.
+    """
+    for tensor in tensors:
+        _, _, length = place_of(tensor, path, links=links)
+        if not ExternalDataInfo(tensor).length:
+            tensor.external_data.add(key="length", value=str(length))
+
+
+def _lies_in(tensor: onnx.TensorProto, path: Path) -> bool:
+    """Do the data of a tensor lie in the file of the model?"""
+    return uses_external_data(tensor) and ExternalDataInfo(tensor).location == path.name
 
 
 def external_files(path: Path) -> tuple[str, ...]:
@@ -280,31 +315,44 @@ def external_files(path: Path) -> tuple[str, ...]:
         ArtefactError: it is no ONNX file.
     """
     with readable(path):
-        return tuple(sorted({ExternalDataInfo(tensor).location for tensor in _outside(_loaded(path))}))
+        model = _loaded(path)
+    linked = [*linked_tensors(model), *linked_tensors(model, sparse=True)]
+    return tuple(sorted({ExternalDataInfo(one).location for one in linked} - {path.name}))
 
 
-def _outside(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """The tensors whose data lie in another file."""
+def _parts_of_sparse(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Values and indices of every sparse tensor of a model."""
     sparse = [one for graph in graphs_of(model.graph) for one in graph.sparse_initializer] + [
-        found.sparse_tensor for found in attributes_of(model) if found.HasField("sparse_tensor")
+        found.sparse_tensor for found in sparse_values(model)
     ]
-    parts = (part for one in sparse for part in (one.values, one.indices))
-    yield from (tensor for tensor in (*tensors_of(model), *parts) if uses_external_data(tensor))
+    yield from (part for one in sparse for part in (one.values, one.indices))
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Find every tensor that is stored in a model, but for sparse ones: in graphs, functions and nodes."""
-    functions = (below for function in model.functions for below in inner_graphs(function.node))
-    for graph in (*graphs_of(model.graph), *functions):
+    for graph in graphs_of(model.graph):
         yield from graph.initializer
-    for found in attributes_of(model):
-        yield from found.tensors
-        if found.HasField("t"):
-            yield found.t
+        yield from _tensors_in(graph.node)
+    for function in model.functions:
+        yield from _tensors_in(function.node)
+        for graph in inner_graphs(function.node):
+            yield from graph.initializer
+            yield from _tensors_in(graph.node)
 
 
-def attributes_of(model: onnx.ModelProto) -> Iterator[onnx.AttributeProto]:
-    """Find the attributes of every node of a model: of its graphs and functions."""
+def _tensors_in(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for found in node.attribute:
+            if found.type in _WITH_TENSORS:
+                yield from found.tensors
+                if found.HasField("t"):
+                    yield found.t
+
+
+def sparse_values(model: onnx.ModelProto) -> Iterator[onnx.AttributeProto]:
+    """Find the attributes of nodes of a model that hold a sparse tensor, in its graphs and functions."""
     for nodes in node_lists(model):
         for node in nodes:
-            yield from node.attribute
+            for found in node.attribute:
+                if found.type in _WITH_SPARSE and found.HasField("sparse_tensor"):
+                    yield found

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from sparse_export.formats.layers import Eligible, GraphLayer, Reason
-from sparse_export.graph.eligibility import GROUP, MISSING, could_be_used
+from sparse_export.graph.eligibility import MISSING, could_be_used
 
-if TYPE_CHECKING:  # it loads onnx, which showing the result does not need
-    from sparse_export.graph.constants import Array
-
-__all__ = ["IfPruned", "LayerIfPruned", "is_finite", "kept_and_dropped", "share_kept", "totals_if_pruned"]
-
-_PIECE = 2**16  # weights looked at together, so that no copy of a large weight is made, and caches hold them
+__all__ = ["IfPruned", "LayerIfPruned", "totals_if_pruned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,56 +87,3 @@ def totals_if_pruned(layers: Sequence[LayerIfPruned]) -> IfPruned:
 
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
-
-
-def share_kept(kept: float, dropped: float) -> float:
-    """The share of a magnitude that is kept; 1 where there is none, since nothing is lost."""
-    return kept / (kept + dropped) if kept + dropped else 1.0
-
-
-def kept_and_dropped(values: Array, axis: int, n_reduced: int) -> tuple[float, float] | None:
-    """Sum |w| of the two largest of every four along an axis, and of the other two.
-
-    Args:
-        values: a weight, not changed.
-        axis: its reduction axis.
-        n_reduced: how many of its entries are summed together; a divisor of its length.
-
-    Returns:
-        The two sums, taken in float64; infinite or NaN where weights are, or where they are too large to be
-        summed. None where four does not divide the sum, and for a weight that is empty or of no numbers.
-    """
-    if not values.size or n_reduced % GROUP or values.dtype.kind in "cOSUMm":
-        return None
-    kept = dropped = 0.0
-    with np.errstate(all="ignore"):  # NaN and overflow are findings about a weight
-        for a, b, c, d in _pieces(np.moveaxis(values, axis, 0)):
-            high, low = np.maximum(a, b), np.minimum(a, b)
-            other_high, other_low = np.maximum(c, d), np.minimum(c, d)
-            first, rest_high = np.maximum(high, other_high), np.minimum(high, other_high)
-            rest_low, last = np.maximum(low, other_low), np.minimum(low, other_low)
-            second, third = np.maximum(rest_high, rest_low), np.minimum(rest_high, rest_low)
-            kept += float(first.sum(dtype=np.float64)) + float(second.sum(dtype=np.float64))
-            dropped += float(third.sum(dtype=np.float64)) + float(last.sum(dtype=np.float64))
-    return kept, dropped
-
-
-def _pieces(values: Array) -> Iterator[list[Array]]:
-    """|w| of a few groups after the other, as four arrays: the first, second, third and fourth of each.
-
-    In float32 where that holds every value of the type, else in float64. Groups lie along axis 0.
-    """
-    wide = (values.dtype.kind in "iu" and values.dtype.itemsize > 2) or values.dtype == np.float64
-    dtype = np.float64 if wide else np.float32
-    fours = [values[first::GROUP] for first in range(GROUP)]  # views
-    shape = fours[0].shape
-    along = int(np.argmax(shape))
-    step = max(1, _PIECE * shape[along] // values.size)
-    for start in range(0, shape[along], step):
-        at = (*[slice(None)] * along, slice(start, start + step))
-        yield [np.abs(np.ascontiguousarray(member[at], dtype=dtype)) for member in fours]
-
-
-def is_finite(sums: tuple[float, float]) -> bool:
-    """Can a share be told from the sums of `kept_and_dropped`?"""
-    return math.isfinite(sums[0] + sums[1])

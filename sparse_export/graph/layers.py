@@ -18,9 +18,9 @@ from sparse_export.formats.run import LayerInfo
 from sparse_export.graph.collection import without_collection
 from sparse_export.graph.concrete import free_sizes, inferred_at, shapes_at
 from sparse_export.graph.constants import (
-    Array,
     Constant,
     Evaluator,
+    Read,
     Scope,
     Step,
     Unevaluated,
@@ -28,11 +28,9 @@ from sparse_export.graph.constants import (
     attribute,
     is_standard,
     node_name,
-    nonzeros,
     scopes,
 )
 from sparse_export.graph.eligibility import (
-    GROUP,
     WeightUse,
     reason,
     reasons_if_pruned,
@@ -40,9 +38,10 @@ from sparse_export.graph.eligibility import (
     verdict,
 )
 from sparse_export.graph.functions import inlined
-from sparse_export.graph.if_pruned import LayerIfPruned, is_finite, kept_and_dropped, share_kept
+from sparse_export.graph.if_pruned import LayerIfPruned
 from sparse_export.graph.names import node_lists
 from sparse_export.graph.shapes import without_weights
+from sparse_export.graph.weight_counts import WeightCounts, count_groups_over, count_weight
 
 if TYPE_CHECKING:  # it loads torch, which reading a graph does not need
     from sparse_export.sparsity.pattern import NMPattern
@@ -74,7 +73,6 @@ _QUANTIZED = frozenset(
 LAYOUT = frozenset(("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"))
 _PLAIN = LAYOUT | {"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"}
 _UNPACK = ("sparse24", "Unpack24")
-_SIZES = (2, 4, 8, 16)  # M of the patterns that are told
 _SHARERS_NAMED = 3
 
 Shape = tuple[int, ...]
@@ -219,39 +217,65 @@ def graph_layers(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
     """
     plain = inlined(without_weights(model))
     shapes, n_samples = _shapes_of_one_sample(plain)
-    layers = [_layer(use, shapes, n_samples) for use in _uses(model, plain)]
-    return tuple(_with_shared(layers, model, plain))
+    graphs = list(scopes(model, plain.graph.node))
+    layers = [_layer(use, shapes, n_samples) for use in _uses(model, plain, graphs, array_of)]
+    return tuple(_with_shared(layers, graphs))
 
 
 def layer_uses(model: onnx.ModelProto) -> Iterator[LayerUse | OtherLayer]:
     """The layers of `graph_layers` with their nodes and the values of their weights, one after the other, so
     that one weight at a time need be in memory. Raises ArtefactError for a graph that cannot be meant.
     """
-    yield from _uses(model, inlined(without_weights(model)))
+    plain = inlined(without_weights(model))
+    yield from _uses(model, plain, scopes(model, plain.graph.node), array_of)
 
 
 @without_collection()
-def layers_if_pruned(model: onnx.ModelProto) -> tuple[LayerIfPruned, ...]:
-    """As `graph_layers`, with what each layer would keep if it were made 2:4, and could do then."""
+def layers_if_pruned(
+    model: onnx.ModelProto, promised: Mapping[str, NMPattern] | None = None, *, read: Read = array_of
+) -> tuple[tuple[LayerIfPruned, ...], tuple[str, ...]]:
+    """As `graph_layers`, with what each layer would keep if it were made 2:4, and could do then.
+
+    Each weight is read once, one after the other.
+
+    Args:
+        model: not changed.
+        promised: patterns by name of the stored weight.
+        read: gives the values of what the model stores.
+
+    Returns:
+        The layers, and a clause for each promise that is not kept, as `broken_patterns` gives them.
+
+    Raises:
+        ArtefactError: the graph cannot be meant.
+    """
     plain = inlined(without_weights(model))
     shapes, n_samples = _shapes_of_one_sample(plain)
-    layers = [_if_pruned(use, shapes, n_samples) for use in _uses(model, plain)]
-    return tuple(_with_shared(layers, model, plain))
+    graphs = list(scopes(model, plain.graph.node))
+    layers = []
+    found: dict[str, list[str]] = {}
+    for use in _uses(model, plain, graphs, read):
+        layers.append(_if_pruned(use, shapes, n_samples))
+        _note_promise(use, promised or {}, found)
+    return tuple(_with_shared(layers, graphs)), _not_kept(promised or {}, found)
 
 
-def _uses(model: onnx.ModelProto, plain: onnx.ModelProto) -> Iterator[LayerUse | OtherLayer]:
+def _uses(
+    model: onnx.ModelProto, plain: onnx.ModelProto, graphs: Iterable[Scope], read: Read
+) -> Iterator[LayerUse | OtherLayer]:
     """The layers one after the other, so that one weight at a time is in memory.
 
     plain: the model without its functions, as far as they could be inlined, and perhaps without its weights.
+    graphs: those of the model, with the nodes of `plain`.
     """
-    evaluator = Evaluator(model)
+    evaluator = Evaluator(model, read)
     functions = {(function.domain, function.name) for function in plain.functions}
     packed = {
         node.output[0]: node.input[0]
         for node in model.graph.node
         if (node.domain, node.op_type) == _UNPACK and node.input and node.output
     }
-    for scope in scopes(model, plain.graph.node):
+    for scope in graphs:
         for node, known_as in zip(scope.nodes, scope.names, strict=True):
             where = f"{scope.path}{known_as}"
             positions = _operands(node)
@@ -368,26 +392,12 @@ def _layer(use: LayerUse | OtherLayer, shapes: Mapping[str, Shape], n_samples: i
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Counted:
-    """What is counted in a weight. over: groups that break 2:4, and groups; None where four does not divide."""
-
-    n_nonzero: int
-    over: tuple[int, int] | None
-    obeys: tuple[str, ...]
-
-
-def _counted(use: LayerUse) -> _Counted:
+def _counted(use: LayerUse) -> WeightCounts:
     """Counted once for all the layers that share a weight."""
     key = "counted", use.axis, use.n_reduced
     if key not in use.weight.measured:
-        nonzero = nonzeros(use.weight.values)
-        use.weight.measured[key] = _Counted(
-            n_nonzero=int(np.count_nonzero(nonzero)),
-            over=_over(nonzero, use.axis, use.n_reduced, n=2, m=GROUP),
-            obeys=_obeyed(nonzero, use.axis, use.n_reduced),
-        )
-    found: _Counted = use.weight.measured[key]
+        use.weight.measured[key] = count_weight(use.weight.values, use.axis, use.n_reduced)
+    found: WeightCounts = use.weight.measured[key]
     return found
 
 
@@ -397,17 +407,12 @@ def _if_pruned(use: LayerUse | OtherLayer, shapes: Mapping[str, Shape], n_sample
         return LayerIfPruned(
             **vars(layer), eligible_if_pruned=layer.eligible, reasons_if_pruned=layer.reasons
         )
-    key = "sums", use.axis, use.n_reduced
-    if key not in use.weight.measured:
-        use.weight.measured[key] = kept_and_dropped(use.weight.values, use.axis, use.n_reduced)
-    sums: tuple[float, float] | None = use.weight.measured[key]
-    finite = sums is None or is_finite(sums)
-    reasons = reasons_if_pruned(_facts(use), finite=finite)
-    known = sums is not None and finite
+    counted = _counted(use)
+    reasons = reasons_if_pruned(_facts(use), finite=counted.is_finite or not counted.has_sums)
     return LayerIfPruned(
         **vars(layer),
-        would_keep=share_kept(*sums) if sums is not None and known else None,
-        magnitude=sum(sums) if sums is not None and known else None,
+        would_keep=counted.share_kept if counted.is_finite else None,
+        magnitude=counted.kept + counted.dropped if counted.is_finite else None,
         eligible_if_pruned=verdict(reasons),
         reasons_if_pruned=reasons,
     )
@@ -483,39 +488,14 @@ def _is_dequantized(scope: Scope, name: str) -> bool:
     return False
 
 
-def _over(nonzero: Array, axis: int, n_reduced: int, *, n: int, m: int) -> tuple[int, int] | None:
-    """Groups of m that have more than n nonzeros, and groups; None where m does not divide the sum."""
-    if not n_reduced or n_reduced % m:
-        return None
-    counts = np.moveaxis(nonzero, axis, -1).reshape(-1, m).sum(axis=1, dtype=np.uint16)
-    return int(np.count_nonzero(counts > n)), len(counts)
-
-
-def _obeyed(nonzero: Array, axis: int, n_reduced: int) -> tuple[str, ...]:
-    """The tightest N:M for each M that divides the sum, but those that follow from a smaller M."""
-    found = []
-    counts = np.moveaxis(nonzero, axis, -1).reshape(-1).astype(np.uint8)
-    most = 1  # nonzeros in a group of the size before
-    for m in _SIZES:
-        if not counts.size or n_reduced % m:
-            break
-        counts = counts[0::2] + counts[1::2]
-        implied, most = 2 * most, max(int(counts.max()), 1)
-        if most < min(m, implied):
-            found.append(f"{most}:{m}")
-    return tuple(found)
-
-
-def _with_shared(
-    layers: Sequence[_Layer], model: onnx.ModelProto, plain: onnx.ModelProto
-) -> Iterator[_Layer]:
+def _with_shared(layers: Sequence[_Layer], graphs: Iterable[Scope]) -> Iterator[_Layer]:
     """Add to each layer who else uses what is stored for it: other layers, and nodes that get it as
     stored.
     """
     users: dict[str, dict[str, None]] = {layer.weight: {} for layer in layers if layer.shape}
     for layer in layers:
         users.get(layer.weight, {})[layer.node] = None
-    for scope in scopes(model, plain.graph.node):
+    for scope in graphs:
         for node, known_as in zip(scope.nodes, scope.names, strict=True):
             if not scope.constant.issuperset(node.output):  # else it is on the way of a weight
                 for name in users.keys() & set(node.input):
@@ -560,11 +540,22 @@ def broken_patterns(model: onnx.ModelProto, promised: Mapping[str, NMPattern]) -
     if not promised:
         return ()
     found: dict[str, list[str]] = {}
-    for use in _uses(model, inlined(without_weights(model))):
-        name = use.stored if isinstance(use, LayerUse) else use.name
-        if name in promised:
-            why = _broken(use, promised[name]) if isinstance(use, LayerUse) else "its values are not known"
-            found.setdefault(name, []).append(f"{why}, in {use.where}" if why else "")
+    for use in layer_uses(model):
+        _note_promise(use, promised, found)
+    return _not_kept(promised, found)
+
+
+def _note_promise(
+    use: LayerUse | OtherLayer, promised: Mapping[str, NMPattern], found: dict[str, list[str]]
+) -> None:
+    """Note under the name of a weight how a layer breaks its promise, or "" where it keeps it."""
+    name = use.stored if isinstance(use, LayerUse) else use.name
+    if name in promised:
+        why = _broken(use, promised[name]) if isinstance(use, LayerUse) else "its values are not known"
+        found.setdefault(name, []).append(f"{why}, in {use.where}" if why else "")
+
+
+def _not_kept(promised: Mapping[str, NMPattern], found: Mapping[str, list[str]]) -> tuple[str, ...]:
     clauses = []
     for name, pattern in promised.items():
         whys = found.get(name, ["it is not the weight of a layer there"])
@@ -575,7 +566,9 @@ def broken_patterns(model: onnx.ModelProto, promised: Mapping[str, NMPattern]) -
 
 
 def _broken(use: LayerUse, pattern: NMPattern) -> str:
-    over = _over(nonzeros(use.weight.values), use.axis, use.n_reduced, n=pattern.n, m=pattern.m)
+    if _counted(use).most.get(pattern.m, pattern.m) <= pattern.n < pattern.m:
+        return ""
+    over = count_groups_over(use.weight.values, use.axis, use.n_reduced, n=pattern.n, m=pattern.m)
     if over is None:
         return f"{pattern.m} does not divide the {use.n_reduced} entries along its reduction axis"
     return f"{over[0]:,} of {over[1]:,} groups have more than {pattern.n} nonzeros" if over[0] else ""
@@ -611,8 +604,11 @@ def _shapes_of_one_sample(model: onnx.ModelProto) -> tuple[dict[str, Shape], int
     """Known shapes with free leading axes of the inputs set to 1, and the leading axis where it is fixed.
 
     model: without its weights. What follows from shapes is computed only where a layer's shape is missing
-    otherwise, since that takes longer.
+    otherwise, since that takes longer. Shapes are not asked for of layers inside branches and loops.
     """
+    makers = [node for node in model.graph.node if node.op_type in _OPERANDS and node.output]
+    if not makers:
+        return {}, 1
     one = onnx.ModelProto()
     one.CopyFrom(model)
     del one.functions[:]  # inference would go into every call, of calls, of calls
@@ -622,7 +618,6 @@ def _shapes_of_one_sample(model: onnx.ModelProto) -> tuple[dict[str, Shape], int
     leading = [name for name, places in free_sizes(one).items() if any(axis == 0 for _, axis in places)]
     sizes = dict.fromkeys(leading, 1)
     shapes = inferred_at(one, sizes)
-    makers = [node for node in one.graph.node if node.op_type in _OPERANDS and node.output]
     if any(None in shapes.get(node.output[0], (None,)) for node in makers):
         shapes = shapes_at(one, sizes)
     initializers = {tensor.name for tensor in one.graph.initializer}
@@ -633,8 +628,16 @@ def _shapes_of_one_sample(model: onnx.ModelProto) -> tuple[dict[str, Shape], int
     return found, max(n_samples, 1)  # type: ignore[return-value]  # no None is left
 
 
+def n_parameters(model: onnx.ModelProto) -> int:
+    """Count the entries of all float initializers."""
+    return sum(math.prod(tensor.dims) for tensor in _float_initializers(model))
+
+
 def count_parameters(model: onnx.ModelProto) -> tuple[int, int]:
     """Entries of all float initializers, and how many of them are not zero."""
-    floats = [tensor for tensor in model.graph.initializer if tensor.data_type in FLOATS]
-    n_nonzero = sum(int(np.count_nonzero(array_of(tensor))) for tensor in floats)
-    return sum(math.prod(tensor.dims) for tensor in floats), n_nonzero
+    n_nonzero = sum(int(np.count_nonzero(array_of(tensor))) for tensor in _float_initializers(model))
+    return n_parameters(model), n_nonzero
+
+
+def _float_initializers(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [tensor for tensor in model.graph.initializer if tensor.data_type in FLOATS]

@@ -15,17 +15,21 @@ from onnx_ir.passes import common as passes
 
 from sparse_export.errors import ArtefactError, output_error
 from sparse_export.graph.collection import without_collection
-from sparse_export.graph.constants import node_name
+from sparse_export.graph.constants import Read, node_name
 from sparse_export.graph.data_sized import last_fixed_ancestors
 from sparse_export.graph.ends import axes_from_text, signature_of, sizes_from_text, with_axes
 from sparse_export.graph.foreign import (
-    attributes_of,
     bare_from_file,
+    linked_tensors,
     load_linked_data,
     readable,
+    require_linked_data,
+    sparse_values,
     tensors_of,
 )
 from sparse_export.graph.functions import inlined
+from sparse_export.graph.in_order import is_in_order
+from sparse_export.graph.mapped import MappedData
 from sparse_export.graph.names import free_name, graphs_of, node_lists
 from sparse_export.graph.passes.pack24 import expand, is_packed
 from sparse_export.graph.shapes import SMALL, infer_shapes, n_entries
@@ -35,6 +39,7 @@ __all__ = [
     "MAX_WEIGHT_BYTES",
     "axes_from_text",
     "last_fixed_ancestors",
+    "open_mapped",
     "open_model",
     "prepared",
     "save_model",
@@ -81,17 +86,48 @@ def open_model(path: str | Path, *, links: bool = True) -> onnx.ModelProto:
         UserWarning: shapes of values could not be inferred.
     """
     path = Path(path)
+    bare, linked = _opened(path, links=links)
+    with readable(path):
+        load_linked_data(linked, path, links=links)
+    return bare
+
+
+@without_collection()
+def open_mapped(path: str | Path, *, links: bool = True) -> tuple[onnx.ModelProto, Read]:
+    """Open an ONNX file as `open_model` does, but leave large data in its files, to look at them one by one.
+
+    Args:
+        path: of the file.
+        links: as of `open_model`.
+
+    Returns:
+        The model, in which large tensors say where their data lie, and what gives the values of a stored
+        tensor of it; but for packed weights, which are dense and in the model.
+
+    Raises:
+        UsageError: there is no such file.
+        ArtefactError: it, or a file of its data, is truncated or something else.
+
+    Warns:
+        UserWarning: shapes of values could not be inferred.
+    """
+    path = Path(path)
+    bare, linked = _opened(path, links=links)
+    with readable(path):
+        require_linked_data(linked, path, links=links)
+    return bare, MappedData(path, links=links)
+
+
+def _opened(path: Path, *, links: bool) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """A model ready to be worked on, and its large tensors, which say where their data lie."""
     bare = bare_from_file(path, links=links)
     if is_packed(bare):
         with readable(path):
-            load_linked_data(bare, path, links=links)
+            load_linked_data(linked_tensors(bare), path, links=links)
         bare = expand(bare)
     aside = _set_aside(bare)
     bare = _prepared(bare, str(path))
-    _put_back(bare, aside)
-    with readable(path):
-        load_linked_data(bare, path, links=links)
-    return bare
+    return bare, _put_back(bare, aside)
 
 
 @without_collection()
@@ -202,21 +238,23 @@ def _set_aside(model: onnx.ModelProto) -> _Aside:
         for sparse in graph.sparse_initializer:
             take(graph.initializer.add(), sparse)
         del graph.sparse_initializer[:]
-    for found in attributes_of(model):
-        if found.name == "sparse_value" and found.HasField("sparse_tensor"):
+    for found in sparse_values(model):
+        if found.name == "sparse_value":
             take(found.t, found.sparse_tensor)
             found.ClearField("sparse_tensor")
             found.name, found.type = "value", onnx.AttributeProto.TENSOR
     return aside
 
 
-def _put_back(model: onnx.ModelProto, aside: _Aside) -> None:
-    """Undo `_set_aside`, in place."""
+def _put_back(model: onnx.ModelProto, aside: _Aside) -> list[onnx.TensorProto]:
+    """Undo `_set_aside`, in place. Returns the tensors whose data are still in a file."""
+    if not aside:
+        return []
 
     def stored(place: onnx.TensorProto) -> _Stored | None:
         return aside[place.external_data[0].value] if uses_external_data(place) else None
 
-    for found in attributes_of(model):
+    for found in [one for nodes in node_lists(model) for node in nodes for one in node.attribute]:
         if isinstance(sparse := stored(found.t), onnx.SparseTensorProto):
             found.sparse_tensor.CopyFrom(sparse)
             found.ClearField("t")
@@ -227,11 +265,15 @@ def _put_back(model: onnx.ModelProto, aside: _Aside) -> None:
                 graph.sparse_initializer.add().CopyFrom(sparse)
                 graph.sparse_initializer[-1].values.name = graph.initializer[at].name
                 del graph.initializer[at]
+    linked = []
     for tensor in list(tensors_of(model)):
         if isinstance(dense := stored(tensor), onnx.TensorProto):
             name = tensor.name
             tensor.CopyFrom(dense)
             tensor.name = name
+            if uses_external_data(tensor):
+                linked.append(tensor)
+    return linked
 
 
 def _prepared(bare: onnx.ModelProto, what: str) -> onnx.ModelProto:
@@ -239,6 +281,15 @@ def _prepared(bare: onnx.ModelProto, what: str) -> onnx.ModelProto:
     _complete(bare)
     bare = inlined(bare)
     _name_nodes(bare.graph)
+    found = bare if is_in_order(bare) else _put_in_order(bare, what)
+    problem = infer_shapes(found)
+    if problem is not None:
+        warnings.warn(f"The shapes of {what} cannot be inferred in full: {problem}.", stacklevel=3)
+    return found
+
+
+def _put_in_order(bare: onnx.ModelProto, what: str) -> onnx.ModelProto:
+    """A model whose nodes are sorted and used, and whose stored tensors are those of the main graph."""
     ends = [*bare.graph.input, *bare.graph.output]
     kept = {value.name: onnx.TypeProto.FromString(value.type.SerializeToString()) for value in ends}
     for value in ends:
@@ -266,9 +317,6 @@ def _prepared(bare: onnx.ModelProto, what: str) -> onnx.ModelProto:
         ) from cause
     for value in (*found.graph.input, *found.graph.output):
         value.type.CopyFrom(kept[value.name])
-    problem = infer_shapes(found)
-    if problem is not None:
-        warnings.warn(f"The shapes of {what} cannot be inferred in full: {problem}.", stacklevel=3)
     return found
 
 
@@ -285,7 +333,8 @@ def _complete(model: onnx.ModelProto) -> None:
     domains = set()
     for nodes in node_lists(model):
         for node in nodes:
-            node.domain = _domain(node.domain)
+            if node.domain != _domain(node.domain):
+                node.domain = _domain(node.domain)
             domains.add(node.domain)
     for domain in sorted(domains - {"", *(entry.domain for entry in model.opset_import)}):
         model.opset_import.append(onnx.helper.make_opsetid(domain, 1))

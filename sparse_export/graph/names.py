@@ -6,7 +6,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 import onnx
 
-__all__ = ["free_name", "graphs_of", "inner_graphs", "names_of_values", "node_lists", "rename_values"]
+__all__ = [
+    "free_name",
+    "graphs_in",
+    "graphs_of",
+    "inner_graphs",
+    "names_of_values",
+    "node_lists",
+    "rename_values",
+]
+
+# Types of attributes that have graphs; old files do not say the type.
+_WITH_GRAPHS = frozenset(
+    (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS, onnx.AttributeProto.UNDEFINED)
+)
 
 
 def names_of_values(graph: onnx.GraphProto) -> set[str]:
@@ -56,19 +69,23 @@ def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 def inner_graphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
     """The graphs inside nodes, and those inside these."""
-    waiting = list(_graphs_in(nodes))[::-1]
+    waiting = graphs_in(nodes)[::-1]
     while waiting:
         graph = waiting.pop()
         yield graph
-        waiting += list(_graphs_in(graph.node))[::-1]
+        waiting += graphs_in(graph.node)[::-1]
 
 
-def _graphs_in(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+def graphs_in(nodes: Iterable[onnx.NodeProto]) -> list[onnx.GraphProto]:
+    """The graphs inside nodes, without those inside these."""
+    graphs = []
     for node in nodes:
         for found in node.attribute:
-            yield from found.graphs
-            if found.HasField("g"):
-                yield found.g
+            if found.type in _WITH_GRAPHS:
+                graphs += found.graphs
+                if found.HasField("g"):
+                    graphs.append(found.g)
+    return graphs
 
 
 def node_lists(model: onnx.ModelProto) -> Iterator[Sequence[onnx.NodeProto]]:

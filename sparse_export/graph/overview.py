@@ -11,13 +11,8 @@ import onnx
 from sparse_export.formats.run import LayerInfo
 from sparse_export.graph.finite import not_finite
 from sparse_export.graph.if_pruned import LayerIfPruned
-from sparse_export.graph.layers import (
-    broken_patterns,
-    count_parameters,
-    layers_if_pruned,
-    promised_patterns,
-)
-from sparse_export.graph.model import open_model
+from sparse_export.graph.layers import layers_if_pruned, n_parameters, promised_patterns
+from sparse_export.graph.model import open_mapped
 
 __all__ = ["Overview", "overview_of"]
 
@@ -27,7 +22,7 @@ class Overview:
     """What a graph holds.
 
     Attributes:
-        model: as `open_model` opens it.
+        model: as `open_mapped` opens it, without the data of its large tensors.
         layers: in graph order.
         broken: a clause for each promised pattern that the graph does not keep.
         not_finite: names of stored tensors with NaN or infinity, in words; empty where there are none.
@@ -54,11 +49,14 @@ def overview_of(path: Path, *, links: bool = True, promising: Iterable[LayerInfo
         ArtefactError: it, or a promise, cannot be read.
     """
     promised = promised_patterns(promising)
-    model = open_model(path, links=links)
+    model, read = open_mapped(path, links=links)
+    layers, broken = layers_if_pruned(model, promised, read=read)
+    # A weight that is multiplied by as it is stored, and whose magnitude is known, is finite.
+    finite = {layer.weight for layer in layers if layer.magnitude is not None and not layer.through}
     return Overview(
         model=model,
-        layers=layers_if_pruned(model),
-        broken=broken_patterns(model, promised),
-        not_finite=not_finite(model),
-        n_parameters=count_parameters(model)[0],
+        layers=layers,
+        broken=broken,
+        not_finite=not_finite(model, read=read, finite=finite),
+        n_parameters=n_parameters(model),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -79,7 +79,7 @@ def infer_shapes(model: onnx.ModelProto) -> str | None:
             found = onnx.shape_inference.infer_shapes(bare)
         except (onnx.shape_inference.InferenceError, ValueError, RuntimeError, DecodeError):
             return problem
-    _drop_made_up_names(found.graph, kept=_dim_names(model.graph))
+    _drop_made_up_names(found.graph, model.graph)
     del model.graph.value_info[:]
     model.graph.value_info.extend(found.graph.value_info)
     for old, new in zip(model.graph.output, found.graph.output, strict=True):
@@ -97,14 +97,15 @@ def _dims(graph: onnx.GraphProto) -> Iterator[onnx.TensorShapeProto.Dimension]:
             yield from value.type.tensor_type.shape.dim
 
 
-def _dim_names(graph: onnx.GraphProto) -> set[str]:
-    return {dim.dim_param for dim in _dims(graph)}
+def _drop_made_up_names(graph: onnx.GraphProto, before: onnx.GraphProto) -> None:
+    """Take away the names that onnx gave sizes of which it knows nothing, in place.
 
-
-def _drop_made_up_names(graph: onnx.GraphProto, *, kept: Collection[str]) -> None:
-    """Take away the names that onnx gives sizes of which it knows nothing, in place."""
-    for dim in _dims(graph):
-        if dim.dim_param not in kept and re.fullmatch(r"unk__\d+", dim.dim_param):
+    before: the graph without what onnx found, whose names stay.
+    """
+    made_up = [dim for dim in _dims(graph) if re.fullmatch(r"unk__\d+", dim.dim_param)]
+    kept = {dim.dim_param for dim in _dims(before)} if made_up else set()
+    for dim in made_up:
+        if dim.dim_param not in kept:
             dim.Clear()
 
 

@@ -17,11 +17,12 @@ from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.formats.layers import GraphLayer
-from sparse_export.graph import if_pruned
+from sparse_export.graph import weight_counts
 from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
-from sparse_export.graph.if_pruned import LayerIfPruned, kept_and_dropped, share_kept, totals_if_pruned
+from sparse_export.graph.if_pruned import LayerIfPruned, totals_if_pruned
 from sparse_export.graph.layers import graph_layers, layers_if_pruned
+from sparse_export.graph.weight_counts import count_weight
 from tests.making_runs import network_and_masks
 
 Array = np.ndarray[Any, Any]
@@ -58,7 +59,7 @@ def one(
     names = ["w", "x"] if left else ["x", "w"]
     dtype = helper.np_dtype_to_tensor_dtype(weight.dtype)
     node = helper.make_node(op, names, ["y"], name="layer", **attributes)
-    (layer,) = layers_if_pruned(model_of([node], {"w": weight}, x, dtype))
+    ((layer,), _) = layers_if_pruned(model_of([node], {"w": weight}, x, dtype))
     return layer
 
 
@@ -92,10 +93,10 @@ def weights(draw: st.DrawFn) -> tuple[Array, int]:
 def test_the_share_is_that_of_the_best_mask(given_: tuple[Array, int]) -> None:
     values, axis = given_
     before = values.copy()
-    sums = kept_and_dropped(values, axis, values.shape[axis])
-    assert sums is not None
-    assert share_kept(*sums) == pytest.approx(best_share(values, axis), rel=1e-12)
-    assert sum(sums) == pytest.approx(np.abs(values.astype(np.float64)).sum(), rel=1e-12)
+    found = count_weight(values, axis, values.shape[axis])
+    assert found.is_finite
+    assert found.share_kept == pytest.approx(best_share(values, axis), rel=1e-12)
+    assert found.kept + found.dropped == pytest.approx(np.abs(values.astype(np.float64)).sum(), rel=1e-12)
     np.testing.assert_array_equal(values, before)
 
 
@@ -105,13 +106,12 @@ def test_a_large_weight_is_worked_out_in_pieces_with_the_same_result(
 ) -> None:
     values = np.random.default_rng(3).normal(size=(8, 12, 20)).astype(np.float32)
     turned = np.asfortranarray(values)[::-1]
-    whole = [kept_and_dropped(weight, axis, weight.shape[axis]) for weight in (values, turned)]
-    monkeypatch.setattr(if_pruned, "_PIECE", 50)
-    pieces = [kept_and_dropped(weight, axis, weight.shape[axis]) for weight in (values, turned)]
-    for sums, wanted in zip(pieces, whole, strict=True):
-        assert sums is not None
-        assert sums == pytest.approx(wanted, rel=1e-12)
-        assert share_kept(*sums) == pytest.approx(best_share(values, axis), rel=1e-12)
+    whole = [count_weight(weight, axis, weight.shape[axis]) for weight in (values, turned)]
+    monkeypatch.setattr(weight_counts, "_PIECE", 50)
+    pieces = [count_weight(weight, axis, weight.shape[axis]) for weight in (values, turned)]
+    for found, wanted in zip(pieces, whole, strict=True):
+        assert (found.kept, found.dropped) == pytest.approx((wanted.kept, wanted.dropped), rel=1e-12)
+        assert found.share_kept == pytest.approx(best_share(values, axis), rel=1e-12)
 
 
 def test_the_extremes_of_a_type_are_not_lost() -> None:
@@ -123,9 +123,9 @@ def test_the_extremes_of_a_type_are_not_lost() -> None:
         np.array([1, -2, 3, 4], dtype=ml_dtypes.bfloat16),
         np.array([1, -2, 3, 4], dtype=ml_dtypes.float8_e4m3fn),
     ):
-        sums = kept_and_dropped(values, 0, 4)
-        assert sums is not None
-        assert share_kept(*sums) == best_share(values, 0)
+        found = count_weight(values, 0, 4)
+        assert found.is_finite
+        assert found.share_kept == best_share(values, 0)
 
 
 # -- layers -------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_a_quantized_weight_counts_as_what_it_stands_for() -> None:
         "s": np.ones((), dtype=np.float32),
         "z": np.zeros((), dtype=np.int8),
     }
-    (layer,) = layers_if_pruned(model_of(nodes, tensors, ("n", 8), TensorProto.FLOAT))
+    ((layer,), _) = layers_if_pruned(model_of(nodes, tensors, ("n", 8), TensorProto.FLOAT))
     assert (layer.dtype, layer.would_keep, layer.magnitude) == ("int8", KEPT, 10 * 104 + 80 * 104)
     assert (layer.eligible, layer.eligible_if_pruned) == ("no", "unproven")
     assert codes(layer) == ["int8", "unaligned", "small"]
@@ -180,7 +180,7 @@ def test_a_weight_with_other_groups_for_each_of_its_two_layers_has_a_share_for_e
         helper.make_node("MatMul", ["x", "w"], ["h"], name="first"),
         helper.make_node("Gemm", ["h", "w"], ["y"], name="second", transB=1),
     ]
-    first, second = layers_if_pruned(model_of(nodes, {"w": ramp((8, 8), 0)}, (1, 8)))
+    (first, second), _ = layers_if_pruned(model_of(nodes, {"w": ramp((8, 8), 0)}, (1, 8)))
     assert (first.would_keep, second.would_keep) == (KEPT, 0.5)
     assert codes(first)[-1] == codes(second)[-1] == "shared"
     totals = totals_if_pruned((first, second))
@@ -222,7 +222,7 @@ def test_where_no_share_is_known_a_reason_says_why(layer: LayerIfPruned, code: s
 
 def test_a_layer_without_a_known_weight_has_no_share_and_its_own_reason() -> None:
     nodes = [helper.make_node("MatMul", ["x", "x"], ["y"], name="layer")]
-    (layer,) = layers_if_pruned(model_of(nodes, {}, (4, 4)))
+    ((layer,), _) = layers_if_pruned(model_of(nodes, {}, (4, 4)))
     assert (layer.would_keep, layer.eligible_if_pruned, codes(layer)) == (None, "no", ["activations"])
     assert totals_if_pruned((layer,)).n_layers == 0
 
@@ -279,11 +279,15 @@ def test_the_totals_are_those_of_the_layers_that_could_be_2_to_4() -> None:
         "grouped": ramp((16, 8, 1, 1), 1, np.float32),
         "wide": ramp((4, 16, 1, 1), 1, np.float32),
     }
-    totals = totals_if_pruned(layers_if_pruned(model_of(nodes, tensors, ("n", 3, 2, 2), TensorProto.FLOAT)))
+    totals = totals_if_pruned(
+        layers_if_pruned(model_of(nodes, tensors, ("n", 3, 2, 2), TensorProto.FLOAT))[0]
+    )
     share = 64 / (48 + 128 + 64)
     assert (totals.n_layers, totals.n_small, totals.n_unproven) == (1, 1, 0)
     assert (totals.macs_share, totals.weights_share, totals.would_keep) == (share, share, KEPT)
-    free = totals_if_pruned(layers_if_pruned(model_of(nodes, tensors, ("n", 3, "h", "w"), TensorProto.FLOAT)))
+    free = totals_if_pruned(
+        layers_if_pruned(model_of(nodes, tensors, ("n", 3, "h", "w"), TensorProto.FLOAT))[0]
+    )
     assert (free.macs_share, free.weights_share, free.would_keep) == (None, share, KEPT)
 
 
@@ -300,7 +304,7 @@ def exported() -> onnx.ModelProto:
 
 
 def test_an_exported_network_would_keep_what_its_best_masks_keep(exported: onnx.ModelProto) -> None:
-    layers = layers_if_pruned(exported)
+    layers, _ = layers_if_pruned(exported)
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in exported.graph.initializer}
     assert layers[0].would_keep is None
     assert len(layers) == 5
@@ -313,7 +317,7 @@ def test_an_exported_network_would_keep_what_its_best_masks_keep(exported: onnx.
 def test_the_layer_that_bundles_hold_has_none_of_it(exported: onnx.ModelProto) -> None:
     names = [field.name for field in fields(GraphLayer)]
     assert names[-2:] == ["eligible", "reasons"]
-    for plain, more in zip(graph_layers(exported), layers_if_pruned(exported), strict=True):
+    for plain, more in zip(graph_layers(exported), layers_if_pruned(exported)[0], strict=True):
         assert type(plain) is GraphLayer
         told = asdict(more)
         assert list(told) == [*names, "would_keep", "magnitude", "eligible_if_pruned", "reasons_if_pruned"]
