@@ -81,6 +81,14 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run", is_flag=True, help="Show what each layer changes if it alone is sparse, and write nothing."
 )
+@click.option(
+    "--recover",
+    metavar="STEPS",
+    default="none",
+    show_default=True,
+    help="Bring layers back towards the dense network, without labels: auto, or some of damping, streams, "
+    "sums, bias, variance.",
+)
 @click.option("--norms", is_flag=True, help="Re-estimate batch norms on the calibration samples.")
 @click.option(
     "--errors", is_flag=True, help="Measure each layer's error by magnitude too: a walk over the samples."
@@ -129,6 +137,7 @@ def command(
     max_drop: str | None,
     timings: Path | None,
     dry_run: bool,
+    recover: str,
     norms: bool,
     errors: bool,
     input_shape: str | None,
@@ -175,6 +184,7 @@ def command(
         "device": device,
         "trust": trust,
         "timings": timings,
+        "recover": recover,
     }
     if dry_run:
         for option, given in (("--permute", permute), ("--plan", plan_file is not None), ("--norms", norms)):

@@ -82,6 +82,7 @@ def data_name(
     moving: bool,
     norms: bool,
     errors: bool,
+    recovers: bool = False,
 ) -> str | None:
     """The data to use, None for none. Raises UsageError where the other options need some."""
     if moving and not finetune:
@@ -98,6 +99,7 @@ def data_name(
         (finetune > 0, "Fine-tuning trains on data"),
         (norms, "Batch norms are re-estimated on data"),
         (errors, "Errors of layers are measured on data"),
+        (recovers, "Recovery holds the pruned network against the dense one on data"),
     ):
         if needs:
             raise UsageError(

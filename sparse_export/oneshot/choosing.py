@@ -75,7 +75,7 @@ class _Layers:
     n_samples: int
 
     def of(self, names: Collection[str]) -> Weights:
-        return {name: self.weights[name][name] for name in names}
+        return {stored: values for name in names for stored, values in self.weights[name].items()}
 
 
 def sensitivities_of(
@@ -203,8 +203,7 @@ def choose_layers(
         if len(chosen) < len(layers.weights):
             say(f"the {len(chosen)} chosen layers are pruned again")
             second = again(chosen)
-            stored = _arrays(second.model, chosen)
-            values = layers.session.values(stored)
+            values = layers.session.values(_arrays(second.model, _stored_of(second, chosen)))
             other = confirming.of(values, give_up=False)
             if other.passes and other.lost <= searched.lost and scores.of(values, give_up=True).passes:
                 layers_of = tuple(_why(layer, whys) for layer in second.layers)
@@ -214,7 +213,7 @@ def choose_layers(
         work = sum(layers.savings.work[name] for name in chosen)
         names = (*layers.order, *layers.savings.why_none)
         return Chosen(
-            pruned=replace(pruned, n_resumed=first.n_resumed),
+            pruned=replace(pruned, n_resumed=first.n_resumed, recovery=first.recovery),
             choice=Choice(
                 max_drop=str(max_drop),
                 allowed=scores.allowed,
@@ -248,11 +247,14 @@ def _layers(
 ) -> Iterator[_Layers]:
     names = _candidates(first)
     savings = savings_of(model, signature, names, timings)
-    dense, sparse = _arrays(model, names), _arrays(first.model, names)
+    stored = _stored_of(first, names)
+    dense, sparse = _arrays(model, stored), _arrays(first.model, stored)
     with SwitchableSession(
         model, signature, dense, n_values=held.samples.n_values, n_threads=n_threads
     ) as session:
-        weights = {name: session.values({name: array}) for name, array in sparse.items()}
+        weights = {
+            name: session.values({one: sparse[one] for one in _stored_of(first, [name])}) for name in names
+        }
         n_wanted = max(_LEAST_SAMPLES, (first.n_calibration or len(held)) // max(1, len(names)))
         some = held.some(n_wanted)
         changes = change_of_outputs(session, some, weights)
@@ -271,6 +273,11 @@ def _layers(
 def _candidates(first: PrunedGraph) -> list[str]:
     """The layers that could be sparse, those included that an earlier process had pruned."""
     return [layer.name for layer in first.layers if layer.pattern is not None]
+
+
+def _stored_of(pruned: PrunedGraph, names: Collection[str]) -> list[str]:
+    """The stored tensors that change when these weights are pruned."""
+    return [one for name in names for one in (name, *pruned.beside.get(name, ()))]
 
 
 def _arrays(model: onnx.ModelProto, names: Collection[str]) -> dict[str, np.ndarray]:
@@ -379,8 +386,9 @@ def _with_only(
     made = onnx.ModelProto()
     made.CopyFrom(model)
     sparse = {tensor.name: tensor for tensor in first.model.graph.initializer}
+    changed = set(_stored_of(first, names))
     for tensor in made.graph.initializer:
-        if tensor.name in names:
+        if tensor.name in changed:
             tensor.CopyFrom(sparse[tensor.name])
     dense = _arrays(model, [name for name in _candidates(first) if name not in names])
     layers = tuple(
@@ -397,7 +405,8 @@ def _with_only(
         for layer in first.layers
     )
     masks = {name: mask for name, mask in first.masks.items() if name in names}
-    return replace(first, model=made, layers=layers, masks=masks)
+    beside = {name: first.beside.get(name, {}) for name in names}
+    return replace(first, model=made, layers=layers, masks=masks, beside=beside)
 
 
 def _why(layer: SparsifiedLayer, whys: Mapping[str, str]) -> SparsifiedLayer:

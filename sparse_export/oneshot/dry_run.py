@@ -23,6 +23,7 @@ from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY
 from sparse_export.oneshot.graph_source import Told, graph_source
 from sparse_export.oneshot.layers import require_method
 from sparse_export.oneshot.pipeline import CALIBRATION_BATCH, Work
+from sparse_export.oneshot.recovery import NONE, recovery_from_text
 from sparse_export.oneshot.source import open_source, require_weights, run_of
 from sparse_export.oneshot.steps import CALIBRATION_SAMPLES, data_and_task, is_fed_by_loader, task_of
 from sparse_export.oneshot.torch_choice import sensitivities
@@ -60,6 +61,7 @@ def layer_sensitivities(
     finished: Finished | None = None,
     timings: str | Path | None = None,
     pictures: PictureSettings | None = None,
+    recover: str = NONE,
 ) -> Sensitivities:
     """Measure what each layer of a trained network changes if it alone is N:M sparse.
 
@@ -77,6 +79,7 @@ def layer_sensitivities(
     """
     model = str(model)
     asked, chosen = pattern_from_text(pattern), require_method(method)
+    recovery = recovery_from_text(recover)
     require_numbers(calibration_samples, 0, seed)
     data, task = data_and_task(model, data, task, data_dir)
     told = Told(axes=axes, sizes=sizes, inputs=None if inputs is None else Path(inputs))
@@ -108,6 +111,7 @@ def layer_sensitivities(
                 pictures,
                 calibration_samples=calibration_samples,
             ),
+            recovery=recovery,
         )
     run = run_of(model)
     require_weights(model, run, weights)
@@ -122,7 +126,10 @@ def layer_sensitivities(
     require_usable_weights(source)
     shape, known = input_shape_of(source, run, loader, input_shape), task_named(task)
     n_outputs = n_outputs_of(source, shape, loader.n_outputs, known)
-    work = Work(source, shape, n_outputs, loader, place, calibration_samples, seed, known, calibration_memory)
+    work = Work(
+        *(source, shape, n_outputs, loader, place, calibration_samples, seed, known, calibration_memory),
+        recovery=recovery,
+    )
     caps, _ = work.caps(asked, keep_dense, None)
     with cpu_settings(n_threads_for(source.network, CALIBRATION_BATCH)):
         return sensitivities(work, caps, chosen, bound, finished)

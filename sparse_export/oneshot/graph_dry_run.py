@@ -10,9 +10,11 @@ from sparse_export.oneshot.choosing import sensitivities_of
 from sparse_export.oneshot.costs import Finished
 from sparse_export.oneshot.graph_choice import Bound
 from sparse_export.oneshot.graph_inputs import Scoring, held_back, split_inputs
-from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY, sparsify_graph
+from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY
 from sparse_export.oneshot.graph_source import GraphSource
 from sparse_export.oneshot.layers import Method
+from sparse_export.oneshot.recovering import sparsify_recovering
+from sparse_export.oneshot.recovery import Recovery
 from sparse_export.sparsity.pattern import NMPattern
 
 __all__ = ["graph_sensitivities"]
@@ -32,6 +34,7 @@ def graph_sensitivities(
     n_threads: int | None = None,
     observer: Finished | None = None,
     scoring: Scoring | None = None,
+    recovery: Recovery | None = None,
 ) -> Sensitivities:
     """Measure what each layer of a graph changes if it alone is sparse; nothing is written.
 
@@ -44,8 +47,9 @@ def graph_sensitivities(
     """
     signature, split = split_inputs(source, inputs, calibration_samples, seed, scoring, bound)
     held, _ = held_back(signature, split, scoring, bound, inputs, seed)
-    pruned = sparsify_graph(
+    pruned = sparsify_recovering(
         source.model,
+        recovery=recovery,
         signature=signature,
         batches=split.calibration or None,
         pattern=pattern,

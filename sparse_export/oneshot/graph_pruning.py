@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
-import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 from torch import Tensor
 
-from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.errors import UsageError
 from sparse_export.graph.constants import array_of
 from sparse_export.graph.passes.float16 import value_types, with_bfloat16_emulated
 from sparse_export.oneshot.branches import with_taken_branches
-from sparse_export.oneshot.costs import Finished, LayerDone, costs_of
-from sparse_export.oneshot.graph_state import FinishedWeight, State, bits_of, digest_of
-from sparse_export.oneshot.graph_statistics import Factor, inputs_of
-from sparse_export.oneshot.graph_weights import GraphWeight, weights_of_graph, with_uses_in
-from sparse_export.oneshot.layers import Method, prune_weight
-from sparse_export.oneshot.report import SparsifiedLayer
-from sparse_export.oneshot.segments import Segment, Stop, plan_segments
-from sparse_export.oneshot.unfolding import (
-    LARGEST_GRAM,
-    InputStatistics,
-    InputSums,
-    gram_too_large,
-    joined,
-    require_finite,
+from sparse_export.oneshot.calibrating import (
+    DenseWalk,
+    biases_of,
+    calibrate,
+    dense_segments,
+    statistics_of_weight,
+    stop_of,
+    sums_of,
 )
-from sparse_export.oneshot.walk import Values, Walk
-from sparse_export.oneshot.weights import kept_share
+from sparse_export.oneshot.costs import Finished, costs_of
+from sparse_export.oneshot.graph_state import State, bits_of, digest_of
+from sparse_export.oneshot.graph_weights import weights_of_graph, with_uses_in
+from sparse_export.oneshot.graph_work import GraphWork, too_large
+from sparse_export.oneshot.layers import Method
+from sparse_export.oneshot.links import links_of
+from sparse_export.oneshot.recovery import Recovery, RecoveryResult
+from sparse_export.oneshot.report import SparsifiedLayer
+from sparse_export.oneshot.segments import Segment, plan_segments
+from sparse_export.oneshot.unfolding import LARGEST_GRAM, InputStatistics, require_finite
+from sparse_export.oneshot.walk import Walk
 from sparse_export.oneshot.wiring import wiring_of
 from sparse_export.signature import Feeds, Signature
 from sparse_export.sparsity.pattern import NMPattern
@@ -65,6 +67,8 @@ class PrunedGraph:
         n_resumed: layers that an earlier process had finished.
         spilled_bytes: of values that did not fit into the memory for them, and went to disk.
         masks: of the weights that were pruned, bool of the stored shape, by name.
+        beside: by the name of a weight the other stored tensors that were changed with it.
+        recovery: whether a recovery helped; None where none was tried.
     """
 
     model: onnx.ModelProto
@@ -73,6 +77,8 @@ class PrunedGraph:
     n_resumed: int
     spilled_bytes: int
     masks: dict[str, Tensor]
+    beside: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    recovery: RecoveryResult | None = None
 
 
 def sparsify_graph(
@@ -92,6 +98,7 @@ def sparsify_graph(
     only: Collection[str] | None = None,
     allowed: Mapping[str, Tensor] | None = None,
     errors: bool = False,
+    recovery: Recovery | None = None,
 ) -> PrunedGraph:
     """Bring the weights of a graph under an N:M pattern by one walk over it.
 
@@ -115,6 +122,8 @@ def sparsify_graph(
         only: the weights that get the pattern, as far as they can; None for all that should.
         allowed: by name, bool of the stored shape, False where a zero stays one.
         errors: measure the error of each layer by `magnitude` too; the other methods always do.
+        recovery: steps that bring layers back towards the dense network, which then runs beside the pruned
+            one; each walk has half of the memory. None for none.
 
     Raises:
         UsageError: inputs do not fit or are NaN or infinite inside the network, no weight can take the
@@ -155,6 +164,7 @@ def sparsify_graph(
             "provider": provider,
             "pruned": [weight.name for weight in weights.pruned],
             "allowed": {name: bits_of(mask) for name, mask in (allowed or {}).items()},
+            "recovery": [] if recovery is None else recovery.steps,
         }
         kept = State(folder=state, digest=digest_of(model, batches, options))
         kept.open()
@@ -164,7 +174,12 @@ def sparsify_graph(
         if walked is not pruned:
             wiring = wiring_of(walked)
             found = with_uses_in(found, walked, wiring)
-    work = _Work(
+    links, dense_graph = {}, None
+    if recovery is not None and batches:
+        links = links_of(walked, wiring, [one for one in found if not too_large(one)], sums=recovery.sums)
+        dense_graph = onnx.ModelProto()
+        dense_graph.CopyFrom(walked)
+    work = GraphWork(
         pruned,
         walked,
         found,
@@ -175,6 +190,8 @@ def sparsify_graph(
         why_no_error=why_no_error,
         costs=costs_of(walked, found, batches, method),
         allowed=allowed or {},
+        recovery=recovery,
+        links=links,
     )
     spilled = 0
     seen = [weight for weight in found if not weight.unseen] if batches else []
@@ -182,21 +199,36 @@ def sparsify_graph(
         if weight not in seen and weight.name not in work.layers:
             work.finish(weight, None)
     if any(weight.name not in work.layers for weight in seen):
-        segments = plan_segments(wiring, [_stop(weight) for weight in seen], most=LARGEST_GRAM)
-        with Walk(
-            walked,
-            wiring,
-            segments,
-            batches,
-            memory_bytes=memory_bytes,
-            provider=provider,
-            n_threads=n_threads,
-        ) as walk:
+        segments = plan_segments(
+            wiring, [stop_of(weight, links.get(weight.name)) for weight in seen], most=LARGEST_GRAM
+        )
+        with ExitStack() as stack:
+
+            def walk_over(graph: onnx.ModelProto, parts: Sequence[Segment]) -> Walk:
+                return stack.enter_context(
+                    Walk(
+                        graph,
+                        wiring,
+                        parts,
+                        batches,
+                        memory_bytes=memory_bytes if dense_graph is None else memory_bytes // 2,
+                        provider=provider,
+                        n_threads=n_threads,
+                    )
+                )
+
+            walk, beside = walk_over(walked, segments), None
+            if dense_graph is not None:
+                beside = DenseWalk(
+                    walk=walk_over(dense_graph, dense_segments(wiring, segments, seen, links)),
+                    links=links,
+                    biases=biases_of(dense_graph, links),
+                )
             for segment in segments:
-                _calibrate(walk, segment, [seen[index] for index in segment.stops], work)
+                calibrate(walk, segment, [seen[index] for index in segment.stops], work, beside)
                 if all(weight.name in work.layers for weight in seen):
                     break
-            spilled = walk.live.spilled_bytes
+            spilled = walk.live.spilled_bytes + (0 if beside is None else beside.walk.live.spilled_bytes)
     dense = {name: _left_dense(pruned, name, why) for name, why in weights.dense.items()}
     return PrunedGraph(
         model=pruned,
@@ -205,6 +237,7 @@ def sparsify_graph(
         n_resumed=work.n_resumed,
         spilled_bytes=spilled,
         masks=work.masks,
+        beside=work.beside,
     )
 
 
@@ -242,7 +275,7 @@ def squares_of_graph(
     wiring = wiring_of(model)
     weights = weights_of_graph(model, wiring, pattern, only=only).pruned
     seen = [weight for weight in weights if not weight.unseen]
-    stops = [replace(_stop(weight), size=weight.form.n_groups * weight.form.n_columns) for weight in seen]
+    stops = [replace(stop_of(weight), size=weight.form.n_groups * weight.form.n_columns) for weight in seen]
     segments = plan_segments(wiring, stops, most=LARGEST_GRAM)
     found: dict[str, InputStatistics] = {}
     with Walk(
@@ -250,9 +283,9 @@ def squares_of_graph(
     ) as walk:
         for segment in segments:
             here = [seen[index] for index in segment.stops]
-            sums = _sums(walk, segment, here, lambda _: False)
+            sums = sums_of(walk, segment, here, lambda _: False)
             for weight in here:
-                one = _of_weight(weight, sums)
+                one = statistics_of_weight(weight, sums)
                 if one is not None:
                     require_finite(weight.name, one)
                     found[weight.name] = one
@@ -269,183 +302,6 @@ def _to_walk(
     if provider == "cpu" and TensorProto.BFLOAT16 in value_types(walked):
         return with_bfloat16_emulated(walked)
     return walked
-
-
-def _stop(weight: GraphWeight) -> Stop:
-    gram = not _too_large(weight)
-    return Stop(
-        nodes=frozenset(use.node for use in weight.uses),
-        values=tuple(dict.fromkeys(use.factor.value for use in weight.uses)),
-        shares=frozenset(use.factor for use in weight.uses),
-        size=weight.form.n_groups * weight.form.n_columns ** (2 if gram else 1),
-    )
-
-
-def _too_large(weight: GraphWeight) -> str:
-    return gram_too_large(weight.form.n_groups, weight.form.n_columns)
-
-
-def _calibrate(walk: Walk, segment: Segment, weights: Sequence[GraphWeight], work: _Work) -> None:
-    """Run a segment, and prune the weights whose inputs it makes."""
-    todo = [weight for weight in weights if weight.name not in work.layers]
-    if segment.preview and not todo:
-        walk.skip()
-        return
-    sums = _sums(walk, segment, todo, lambda weight: not _too_large(weight))
-    for weight in todo:
-        work.finish(weight, _of_weight(weight, sums))
-
-
-def _sums(
-    walk: Walk, segment: Segment, weights: Sequence[GraphWeight], has_gram: Callable[[GraphWeight], bool]
-) -> dict[Factor, InputStatistics | None]:
-    """Run a segment, and sum up what the weights are multiplied by."""
-    sums: dict[Factor, InputSums] = {}
-    for weight in weights:
-        for use in weight.uses:
-            sums.setdefault(use.factor, InputSums(gram=has_gram(weight)))
-
-    def see(_batch: int, values: Values) -> None:
-        for factor, one in sums.items():
-            value = values[factor.value]
-            assert not isinstance(value, list), "nothing multiplies by a sequence"
-            for inputs in inputs_of(factor, value):
-                one.add(inputs)
-
-    walk.run(see, list(dict.fromkeys(factor.value for factor in sums)))
-    return {factor: one.statistics() for factor, one in sums.items()}
-
-
-def _of_weight(weight: GraphWeight, sums: Mapping[Factor, InputStatistics | None]) -> InputStatistics | None:
-    return joined([part for use in weight.uses if (part := sums[use.factor]) is not None])
-
-
-class _Work:
-    """The graph on its way, and what was found out on it."""
-
-    def __init__(
-        self,
-        pruned: onnx.ModelProto,
-        walked: onnx.ModelProto,
-        weights: Sequence[GraphWeight],
-        method: Method,
-        state: State | None,
-        observer: Finished | None,
-        *,
-        has_inputs: bool,
-        why_no_error: str,
-        costs: Mapping[str, float],
-        allowed: Mapping[str, Tensor],
-    ) -> None:
-        self._models = [pruned] if walked is pruned else [pruned, walked]
-        self._stored = [{t.name: t for t in one.graph.initializer} for one in self._models]
-        self._numbers = {weight.name: i for i, weight in enumerate(weights)}
-        self._method, self._state, self._observer = method, state, observer
-        self._costs, self._cost_done = costs, 0.0
-        self._has_inputs, self._why_no_error, self._allowed = has_inputs, why_no_error, allowed
-        self.masks: dict[str, Tensor] = {}
-        self.layers: dict[str, SparsifiedLayer] = {}
-        for weight in weights:
-            _require_finite_weight(self._stored[0][weight.name])
-        for weight in weights:
-            earlier = None if state is None else state.load(self._numbers[weight.name], weight.name)
-            if earlier is not None and tuple(earlier.weight.shape) == weight.form.stored:
-                self._set(earlier, resumed=True)
-        self.n_resumed = len(self.layers)
-
-    def finish(self, weight: GraphWeight, statistics: InputStatistics | None) -> None:
-        """Prune a weight and store it. statistics: of its inputs, None where they are not seen."""
-        stored = _tensor(self._stored[0][weight.name])
-        method, reason = self._method_for(weight, statistics)
-        if statistics is not None:
-            require_finite(weight.name, statistics)
-        before = weight.form.weight_of(stored)
-        allowed = self._allowed.get(weight.name)
-        after = prune_weight(
-            before,
-            weight.cap,
-            method,
-            statistics,
-            allowed=None if allowed is None else weight.form.weight_of(allowed),
-        )
-        layer = SparsifiedLayer(
-            name=weight.name,
-            shape=tuple(stored.shape),
-            n_weights=stored.numel(),
-            n_active=int(after.mask.sum()),
-            pattern=str(weight.cap.pattern),
-            reason=reason,
-            magnitude=float(stored.double().abs().sum()),
-            kept_in_order=None,
-            kept_share=kept_share(before, after.mask),
-            error=after.error,
-        )
-        finished = FinishedWeight(
-            weight=weight.form.stored_of(after.weight), mask=weight.form.stored_of(after.mask), layer=layer
-        )
-        if self._state is not None:
-            self._state.save(self._numbers[weight.name], finished)
-        self._set(finished)
-
-    def _method_for(self, weight: GraphWeight, statistics: InputStatistics | None) -> tuple[Method, str]:
-        """The method that the inputs of a weight allow, and a note where it is another, or no error is known."""
-        if not self._has_inputs:
-            return self._method, self._why_no_error
-        if statistics is None:
-            why = weight.unseen or "nothing reached it"
-            return "magnitude", f"{_instead('magnitude', self._method)}: {why}"
-        too_large = _too_large(weight)
-        if not too_large:
-            return self._method, ""
-        method: Method = "activation" if self._method == "reconstruction" else self._method
-        return method, f"{_instead(method, self._method)}: {too_large}"
-
-    def _set(self, finished: FinishedWeight, *, resumed: bool = False) -> None:
-        for stored in self._stored:
-            _fill(stored[finished.layer.name], finished.weight)
-        self.masks[finished.layer.name] = finished.mask
-        self.layers[finished.layer.name] = finished.layer
-        self._cost_done += self._costs[finished.layer.name]
-        if self._observer is not None:
-            n_done, n_all = len(self.layers), len(self._numbers)
-            share = 1.0 if n_done == n_all else self._cost_done / sum(self._costs.values())
-            self._observer(
-                LayerDone(layer=finished.layer, number=n_done, n_layers=n_all, share=share, resumed=resumed)
-            )
-
-
-def _instead(method: Method, asked: Method) -> str:
-    return "error not measured" if method == asked else f"pruned by {method}, error not measured"
-
-
-def _tensor(stored: TensorProto) -> Tensor:
-    array = array_of(stored)
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(array.copy())
-
-
-def _fill(stored: TensorProto, weight: Tensor) -> None:
-    """Give a stored tensor the values of a weight, rounded to its type."""
-    if stored.data_type == TensorProto.BFLOAT16:
-        array = weight.bfloat16().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    else:
-        wide = weight.float() if weight.dtype == torch.bfloat16 else weight
-        array = wide.numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(stored.data_type), copy=False)
-    note = stored.doc_string
-    stored.CopyFrom(numpy_helper.from_array(array, stored.name))
-    if note:
-        stored.doc_string = note
-
-
-def _require_finite_weight(stored: TensorProto) -> None:
-    if not bool(np.isfinite(array_of(stored)).all()):
-        raise ArtefactError(
-            f"The weight {stored.name} holds NaN or infinity.",
-            expected="Finite weights were expected.",
-            do="Look at the training that it comes from, which may have diverged; or leave it dense with "
-            "--keep-dense.",
-        )
 
 
 def _left_dense(model: onnx.ModelProto, name: str, reason: str) -> SparsifiedLayer:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from sparse_export.train.run_folder import require_empty
 __all__ = ["FinishedWeight", "State", "bits_of", "digest_of", "remove_state", "state_folder"]
 
 _FOLDER = "resume-sparsify"
-_FORMAT = "3"
+_FORMAT = "4"
 _WEIGHT, _MASK = "weight", "mask"
+_BESIDE = "beside:"
 
 
 @contextlib.contextmanager
@@ -70,11 +71,19 @@ def remove_state(folder: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedWeight:
-    """A weight after pruning and its mask, as they are stored in the graph, and what the report says."""
+    """A weight after pruning, as it is stored in the graph.
+
+    Attributes:
+        weight: its values.
+        mask: of them.
+        layer: what the report says.
+        beside: other stored tensors that were changed with it, by name.
+    """
 
     weight: Tensor
     mask: Tensor
     layer: SparsifiedLayer
+    beside: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +121,11 @@ class State:
             "format": _FORMAT,
             "digest": self.digest,
             "layer": json.dumps(asdict(finished.layer)),
-            "sha256": bits_of(finished.weight, finished.mask),
+            "sha256": bits_of(finished.weight, finished.mask, *finished.beside.values()),
         }
-        write_bytes(self._file(number), save({_WEIGHT: finished.weight, _MASK: finished.mask}, notes))
+        tensors = {_WEIGHT: finished.weight, _MASK: finished.mask}
+        tensors |= {_BESIDE + name: one for name, one in finished.beside.items()}
+        write_bytes(self._file(number), save(tensors, notes))
 
     def load(self, number: int, name: str) -> FinishedWeight | None:
         """Read a weight that an earlier process finished.
@@ -133,11 +144,15 @@ class State:
                     return None
                 layer = pydantic.TypeAdapter(SparsifiedLayer).validate_json(notes["layer"])
                 weight, mask = stored.get_tensor(_WEIGHT), stored.get_tensor(_MASK)
-                if notes["sha256"] != bits_of(weight, mask):
+                names = sorted(key for key in stored.keys() if key.startswith(_BESIDE))  # noqa: SIM118
+                beside = {key.removeprefix(_BESIDE): stored.get_tensor(key) for key in names}
+                if notes["sha256"] != bits_of(weight, mask, *beside.values()):
                     return None
         except (OSError, SafetensorError, KeyError, ValueError):  # a damaged file is made again
             return None
-        return FinishedWeight(weight=weight, mask=mask, layer=layer) if layer.name == name else None
+        if layer.name != name:
+            return None
+        return FinishedWeight(weight=weight, mask=mask, layer=layer, beside=beside)
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{self.digest[:12]}-{number:05}.safetensors"

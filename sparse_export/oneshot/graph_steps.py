@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from sparse_export.errors import GateFailed, SparseExportError, UsageError
 from sparse_export.files import temporary_folder
@@ -27,6 +28,8 @@ from sparse_export.oneshot.graph_run import (
 from sparse_export.oneshot.graph_source import GraphSource
 from sparse_export.oneshot.graph_state import remove_state, state_folder
 from sparse_export.oneshot.layers import Method
+from sparse_export.oneshot.recovering import kept_of, sparsify_recovering
+from sparse_export.oneshot.recovery import Recovery
 from sparse_export.oneshot.report import REPORT_FILE, SparsifyReport, Stage, method_name
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.outputs import output_batches
@@ -122,6 +125,7 @@ def sparsify_source(
     scoring: Scoring | None = None,
     errors: bool = False,
     bound: Bound | None = None,
+    recovery: Recovery | None = None,
 ) -> tuple[Run, SparsifyReport]:
     """Make a graph N:M sparse, and write it as a finished run with the dense one beside it.
 
@@ -142,6 +146,7 @@ def sparsify_source(
             inputs its calibration samples are used.
         errors: measure the error of each layer by `magnitude` too.
         bound: of what may be lost, by which layers are chosen; None to make all sparse that should be.
+        recovery: see `sparsify_recovering`.
 
     Returns:
         The run and the report.
@@ -157,24 +162,25 @@ def sparsify_source(
         dense_run_there(source, dense_folder(out))  # what is in its place is told before the work
         began = time.monotonic()
 
-        def walk(only: Collection[str] | None) -> PrunedGraph:
-            return sparsify_graph(
-                source.model,
-                signature=signature,
-                batches=split.calibration or None,
-                pattern=pattern,
-                method=method,
-                keep_dense=keep_dense,
-                planned_dense=planned_dense,
-                memory_bytes=memory_bytes,
-                state=state,
-                observer=observer,
-                n_threads=n_threads,
-                errors=errors,
-                only=only,
-            )
+        options: dict[str, Any] = {
+            "signature": signature,
+            "batches": split.calibration or None,
+            "pattern": pattern,
+            "method": method,
+            "keep_dense": keep_dense,
+            "planned_dense": planned_dense,
+            "memory_bytes": memory_bytes,
+            "state": state,
+            "observer": observer,
+            "n_threads": n_threads,
+            "errors": errors or recovery is not None,
+        }
+        first = pruned = sparsify_recovering(source.model, recovery=recovery, **options)
+        choice = None
 
-        pruned, choice = walk(None), None
+        def walk(only: Collection[str]) -> PrunedGraph:
+            return sparsify_graph(source.model, only=only, recovery=kept_of(recovery, first), **options)
+
         if bound is not None and bound.max_drop is not None and held is not None:
             try:
                 chosen = choose_layers(
@@ -207,7 +213,7 @@ def sparsify_source(
             Stage(name="sparsified", validation=None, test=after, seconds=seconds, agreement=agreement),
         )
         report = _report(source, pruned, pattern, method, seed, stages if scoring else stages[1:])
-        report = replace(report, choice=choice)
+        report = replace(report, choice=choice, recovery=pruned.recovery)
         run = write_graph_run(
             out,
             pruned.model,

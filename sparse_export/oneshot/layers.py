@@ -75,7 +75,7 @@ def prune_weight(
     parts, error, whole = [], 0.0, 0.0
     for group, (block, may) in enumerate(zip(columns, allowed_in, strict=True)):
         gram = None if statistics.gram is None else statistics.gram[group]
-        part = _pruned(block, cap.pattern, method, statistics.squares[group], gram, may)
+        part = pruned_block(block, cap.pattern, method, statistics.squares[group], gram, may)
         parts.append(part)
         if gram is not None:
             error += float(row_errors(block, part.weight, gram).sum())
@@ -88,18 +88,33 @@ def prune_weight(
     )
 
 
-def _pruned(
+def pruned_block(
     block: Tensor,
     pattern: NMPattern,
     method: Method,
     squares: Tensor,
     gram: Tensor | None,
     allowed: Tensor | None,
+    cross: Tensor | None = None,
+    damping: float = 0.01,
 ) -> Pruned:
+    """Bring a matrix (O, K) under a pattern.
+
+    Args:
+        block: of one group of channels.
+        pattern: N:M.
+        method: how weights are chosen.
+        squares: of the inputs, (K,).
+        gram: of the inputs, (K, K), for `reconstruction`.
+        allowed: bool, False where a zero must stay.
+        cross: wanted outputs times inputs, (O, K), for `reconstruction`; None to want what the whole matrix
+            gives.
+        damping: as of `by_reconstruction`.
+    """
     if method == "activation":
         return by_activation(block, squares, pattern, allowed=allowed)
     if method == "reconstruction" and gram is not None:
-        return by_reconstruction(block, gram, pattern, allowed=allowed)
+        return by_reconstruction(block, gram, pattern, allowed=allowed, cross=cross, damping=damping)
     if method == "magnitude":
         return by_magnitude(block, pattern, allowed=allowed)
     raise ValueError(f"{method} needs Gram matrices of the layer's inputs")

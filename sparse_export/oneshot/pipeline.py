@@ -30,7 +30,6 @@ from sparse_export.oneshot.graph_pruning import (
     NOT_ASKED_FOR,
     PrunedGraph,
     has_walk,
-    sparsify_graph,
     squares_of_graph,
 )
 from sparse_export.oneshot.layers import (
@@ -39,6 +38,8 @@ from sparse_export.oneshot.layers import (
     reestimate_norms,
     worth_of_weight,
 )
+from sparse_export.oneshot.recovering import sparsify_recovering
+from sparse_export.oneshot.recovery import Recovery, RecoveryResult
 from sparse_export.oneshot.report import SparsifiedLayer, SparsifyReport, Stage
 from sparse_export.oneshot.source import Source
 from sparse_export.oneshot.weights import kept_share
@@ -89,13 +90,15 @@ class _Graph(NamedTuple):
 
 
 class _Walked(NamedTuple):
-    """What a walk made of weights, by name: its report, which stay, their values, and how many an
-    earlier process had finished."""
+    """What a walk made of weights, by name: its report, which stay, their values, other tensors that
+    were changed with them, how many an earlier process had finished, and whether a recovery helped."""
 
     layers: dict[str, SparsifiedLayer]
     masks: dict[str, Tensor]
     weights: dict[str, Tensor]
+    beside: dict[str, dict[str, Tensor]]
     n_resumed: int
+    recovery: RecoveryResult | None
 
 
 class Work:
@@ -112,11 +115,13 @@ class Work:
         seed: int,
         task: Task,
         memory_bytes: int = CALIBRATION_MEMORY,
+        recovery: Recovery | None = None,
     ) -> None:
         self.source, self.network, self.masks = source, source.network, dict(source.masks)
         self.input_shape, self.n_outputs = input_shape, n_outputs
         self.loader, self.device, self.seed, self.task = loader, device, seed, task
-        self.memory_bytes = memory_bytes
+        self.memory_bytes, self.recovery = memory_bytes, recovery
+        self.recovered: RecoveryResult | None = None
         self.walk_batch = max(1, min(CALIBRATION_BATCH, _WALK_VALUES // math.prod(input_shape)))
         self.n_calibration = (
             0 if loader is None else _whole_batches(n_calibration, loader.info.n_train, self.walk_batch)[0]
@@ -255,11 +260,15 @@ class Work:
         notes = {} if permuted is None else {layer.name: layer.reason for layer in permuted.layers}
         dense = dict(reasons)
         self.network.cpu()
-        walks = self._chosen is not None or (self.loader is not None and has_walk(method, errors=errors))
+        walks = self._chosen is not None or (
+            self.loader is not None and has_walk(method, errors=errors or self.recovery is not None)
+        )
         walked = self._chosen or (self._walked(caps, method, observer, state) if walks else None)
         self.n_resumed = 0 if walked is None else walked.n_resumed
         self.looks_at_data |= walks or (norms and self.loader is not None)
         why_unseen = f"error not measured: {NOT_IN_GRAPH}" if walks else NOT_ASKED_FOR
+        self.recovered = None if walked is None else walked.recovery
+        tensors = dict([*self.network.named_parameters(), *self.network.named_buffers()])
         found: dict[str, SparsifiedLayer] = {}
         for name, cap in caps.items():
             weight = self.network.get_parameter(name)
@@ -288,6 +297,8 @@ class Work:
             )
             with torch.no_grad():
                 weight.copy_(values)
+                for other, shifted in ({} if walked is None else walked.beside.get(name, {})).items():
+                    tensors[other].copy_(shifted)
             self.masks[name] = mask
         if not any(bool(mask.any()) for mask in self.masks.values()):
             raise UsageError(
@@ -325,8 +336,9 @@ class Work:
     ) -> _Walked:
         """The weights that a walk over the network's graph pruned, with their errors."""
         graph = self._graph()
-        pruned = sparsify_graph(
+        pruned = sparsify_recovering(
             graph.model,
+            recovery=self.recovery,
             signature=graph.signature,
             batches=graph.batches,
             pattern=next(iter(caps.values())).pattern,
@@ -406,6 +418,7 @@ class Work:
             layers=layers,
             stages=tuple(self.stages),
             choice=choice,
+            recovery=self.recovered,
         )
 
 
@@ -415,7 +428,9 @@ def _walked_of(pruned: PrunedGraph) -> _Walked:
         {layer.name: layer for layer in pruned.layers if layer.pattern is not None},
         pruned.masks,
         {name: torch.from_numpy(array_of(one).copy()) for name, one in stored.items()},
+        pruned.beside,
         pruned.n_resumed,
+        pruned.recovery,
     )
 
 

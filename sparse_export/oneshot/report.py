@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sparse_export.formats.score import Score
 from sparse_export.oneshot.choice import Choice
+from sparse_export.oneshot.recovery import RecoveryResult
 from sparse_export.tables import Shown, Table, shape_text
 from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
 from sparse_export.tasks.scores import value_text
@@ -77,6 +78,7 @@ class SparsifyReport:
         kept_share: over the layers that got the pattern.
         n_norms: batch norms that were re-estimated.
         choice: how layers were chosen under a bound on what may be lost; None without one.
+        recovery: whether bringing layers back towards the dense network helped; None where it was not tried.
     """
 
     model: str
@@ -98,6 +100,7 @@ class SparsifyReport:
     stages: tuple[Stage, ...]
     n_resumed: int = 0
     choice: Choice | None = None
+    recovery: RecoveryResult | None = None
 
     def shown(self) -> Shown:
         """What each layer kept, how good the network was after each step, and a summary."""
@@ -166,6 +169,8 @@ def _summary(report: SparsifyReport) -> str:
         parts.append("no score was measured: no data were given")
     if report.n_calibration:
         parts.append(f"{report.n_calibration:,} samples were looked at")
+    if report.recovery is not None:
+        parts.append(str(report.recovery))
     if report.permute:
         parts.append(
             report.untraced

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from sparse_export.oneshot.wiring import Wiring
 
-__all__ = ["Segment", "Stop", "plan_segments", "segment_for"]
+__all__ = ["Segment", "Stop", "plan_following", "plan_segments", "segment_for"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,19 @@ def plan_segments(
     return _Planner(wiring, stops, most).plan(wiring.outputs if to_outputs else ())
 
 
+def plan_following(wiring: Wiring, values: Sequence[Sequence[str]]) -> tuple[Segment, ...]:
+    """Divide the nodes of a graph in which nothing changes, so that a walk over it can go beside another.
+
+    Args:
+        wiring: of the graph.
+        values: that each segment has to give; those of none have no nodes.
+    """
+    stops = [Stop(nodes=frozenset(), values=tuple(names)) for names in values]
+    planner = _Planner(wiring, stops, None)
+    segments = [planner.segment([index]) for index in range(len(stops))]
+    return _with_lifetimes(segments, stops, wiring, ())
+
+
 def segment_for(wiring: Wiring, value: str) -> Segment:
     """All that has to be run for one value, as a segment that keeps nothing."""
     (segment,) = _Planner(wiring, [], None).plan([value])
@@ -108,14 +121,14 @@ class _Planner:
         while self.pending:
             ready = [index for index in self.pending if all(map(self._is_known, self.stops[index].values))]
             chosen = self._bounded(ready) or [min(self.pending, key=lambda i: min(self.stops[i].nodes))]
-            segments.append(self._segment(chosen, preview=not ready))
+            segments.append(self.segment(chosen, preview=not ready))
             for index in chosen:
                 del self.pending[index]
                 for node in self.stops[index].nodes:
                     self.missing[node] -= 1
                     self._release([node] if self.missing[node] == 0 else [])
         if targets:
-            segments.append(self._segment([], targets=targets))
+            segments.append(self.segment([], targets=targets))
         return _with_lifetimes(segments, self.stops, self.wiring, targets)
 
     def _makers(self, node: int) -> Iterable[int]:
@@ -150,7 +163,7 @@ class _Planner:
             chosen.append(index)
         return chosen
 
-    def _segment(
+    def segment(
         self, chosen: Sequence[int], *, preview: bool = False, targets: Sequence[str] = ()
     ) -> Segment:
         wanted = dict.fromkeys([*(name for i in chosen for name in self.stops[i].values), *targets])

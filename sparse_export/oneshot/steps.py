@@ -42,6 +42,7 @@ from sparse_export.oneshot.graph_state import remove_state, state_folder
 from sparse_export.oneshot.graph_steps import sparsify_source
 from sparse_export.oneshot.layers import require_method
 from sparse_export.oneshot.pipeline import CALIBRATION_BATCH, Work
+from sparse_export.oneshot.recovery import NONE, recovery_from_text
 from sparse_export.oneshot.report import REPORT_FILE, SparsifyReport, method_name, promised, why_dense
 from sparse_export.oneshot.source import open_source, require_weights, run_of
 from sparse_export.oneshot.torch_choice import choose
@@ -121,6 +122,7 @@ def sparsify(
     timings: str | Path | None = None,
     scored: Progress | None = None,
     pictures: PictureSettings | None = None,
+    recover: str = NONE,
 ) -> Sparsified:
     """Make a trained network N:M sparse and write it as a finished run, ready for `build`.
 
@@ -149,7 +151,10 @@ def sparsify(
     in the unit of the score or as a share of it like `2%`: as many layers get the pattern as that allows on
     samples that are held back, and `report.choice` says which, at what cost, and why not the others.
     timings: file of `plan --keep-timings`, by which layers are chosen for the time that they save.  scored:
-    told of each score of the choice.
+    told of each score of the choice.  recover: steps that bring the pruned layers back towards the dense
+    network without labels, `none`, `auto` or their names with commas between them, see
+    `sparse_export.oneshot.recovery.Recovery`; they are kept where they help on samples that no weight was
+    calibrated on.
 
     A run that was trained sparse stays zero where it is zero. Interrupted fine-tuning goes on with
     `train(None, out, resume=True)`.
@@ -161,6 +166,7 @@ def sparsify(
     asked = pattern_from_text(pattern)
     chosen = require_method(method)
     require_plan_for(asked, planned_dense)
+    recovery = recovery_from_text(recover)
     require_numbers(calibration_samples, finetune, seed)
     data, task = data_and_task(model, data, task, data_dir)
     told = Told(axes=axes, sizes=sizes, inputs=None if inputs is None else Path(inputs))
@@ -197,12 +203,22 @@ def sparsify(
             ),
             errors=errors,
             bound=bound,
+            recovery=recovery,
         )
         return Sparsified(run=made, report=found)
     run = run_of(model)
     require_weights(model, run, weights)
     task = task or task_of(run)
-    data = data_name(data, run, chosen, finetune=finetune, moving=moving, norms=norms, errors=errors)
+    data = data_name(
+        data,
+        run,
+        chosen,
+        finetune=finetune,
+        moving=moving,
+        norms=norms,
+        errors=errors,
+        recovers=recovery is not None,
+    )
     if bound is not None:
         require_scored(data)
     with claimed_run(out), state_folder(out) as state:
@@ -224,7 +240,16 @@ def sparsify(
         known = task_named(task)
         n_outputs = n_outputs_of(source, shape, n_classes, known)
         work = Work(
-            source, shape, n_outputs, loader, place, calibration_samples, seed, known, calibration_memory
+            source,
+            shape,
+            n_outputs,
+            loader,
+            place,
+            calibration_samples,
+            seed,
+            known,
+            calibration_memory,
+            recovery,
         )
         caps, reasons = work.caps(asked, keep_dense, planned_dense)
         if moving:

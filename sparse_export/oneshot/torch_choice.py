@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from torch import Tensor
 
 from sparse_export.errors import UsageError
 from sparse_export.oneshot.choice import Sensitivities
@@ -19,6 +21,7 @@ from sparse_export.oneshot.graph_pruning import PrunedGraph, sparsify_graph
 from sparse_export.oneshot.held_back import HeldBack, held_from, most_held_of
 from sparse_export.oneshot.layers import Method
 from sparse_export.oneshot.pipeline import CALIBRATION_BATCH, NOT_IN_GRAPH, Work
+from sparse_export.oneshot.recovering import kept_of, sparsify_recovering
 from sparse_export.signature import Array, Feeds, Signature
 from sparse_export.sparsity.caps import Cap
 from sparse_export.tasks.samples import BatchSamples
@@ -78,21 +81,26 @@ def _first_walk(
 ) -> tuple[onnx.ModelProto, Signature, PrunedGraph, Again]:
     """All layers pruned, and what prunes some of them."""
     model, signature, batches = work.exported()
+    options: dict[str, Any] = {
+        "signature": signature,
+        "batches": batches,
+        "pattern": next(iter(caps.values())).pattern,
+        "method": method,
+        "memory_bytes": work.memory_bytes,
+        "observer": observer,
+    }
+
+    def allowed(only: Collection[str]) -> dict[str, Tensor]:
+        return {name: mask for name, mask in work.masks.items() if name in only}
+
+    first = sparsify_recovering(model, recovery=work.recovery, only=caps, allowed=allowed(caps), **options)
 
     def walk(only: Collection[str]) -> PrunedGraph:
         return sparsify_graph(
-            model,
-            signature=signature,
-            batches=batches,
-            pattern=next(iter(caps.values())).pattern,
-            method=method,
-            only=only,
-            allowed={name: mask for name, mask in work.masks.items() if name in only},
-            memory_bytes=work.memory_bytes,
-            observer=observer,
+            model, only=only, allowed=allowed(only), recovery=kept_of(work.recovery, first), **options
         )
 
-    return model, signature, walk(caps), walk
+    return model, signature, first, walk
 
 
 def _held_back(work: Work, signature: Signature) -> HeldBack:

@@ -45,12 +45,14 @@ class InputStatistics:
 
     n_inputs: how many there were: samples, times places of a convolution or tokens.
     squares: (G, K), the diagonal of the Gram matrices.  gram: (G, K, K), or None where it was not asked for. G is 1 but for grouped
-    convolutions, of whose rows each block belongs to one group.
+    convolutions, of whose rows each block belongs to one group.  sums: of the inputs themselves, (G, K), or None where they were not
+    asked for.
     """
 
     n_inputs: int
     squares: Tensor
     gram: Tensor | None
+    sums: Tensor | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -60,11 +62,12 @@ class InputStatistics:
 class InputSums:
     """Statistics that grow with every batch."""
 
-    def __init__(self, *, gram: bool) -> None:
-        self._asks_gram = gram
+    def __init__(self, *, gram: bool, sums: bool = False) -> None:
+        self._asks_gram, self._asks_sums = gram, sums
         self._n_inputs = 0
         self._squares: Tensor | None = None
         self._gram: Tensor | None = None
+        self._sums: Tensor | None = None
 
     def add(self, inputs_GNK: Tensor) -> None:
         """Add inputs of any float type, on any device."""
@@ -78,6 +81,9 @@ class InputSums:
         else:
             squares = inputs.square().sum(1, dtype=torch.float64).cpu()
             self._squares = squares if self._squares is None else self._squares.add_(squares)
+        if self._asks_sums:
+            sums = inputs.sum(1, dtype=torch.float64).cpu()
+            self._sums = sums if self._sums is None else self._sums.add_(sums)
         self._n_inputs += inputs.shape[1]
 
     def statistics(self) -> InputStatistics | None:
@@ -91,7 +97,7 @@ class InputSums:
             squares = gram.diagonal(dim1=1, dim2=2).clone()
         if squares is None:
             return None
-        return InputStatistics(n_inputs=self._n_inputs, squares=squares, gram=gram)
+        return InputStatistics(n_inputs=self._n_inputs, squares=squares, gram=gram, sums=self._sums)
 
 
 def _upper_products(inputs_NK: Tensor) -> Tensor:
@@ -130,10 +136,12 @@ def joined(parts: Sequence[InputStatistics]) -> InputStatistics | None:
     if len(parts) < 2:
         return parts[0] if parts else None
     grams = [part.gram for part in parts if part.gram is not None]
+    sums = [part.sums for part in parts if part.sums is not None]
     return InputStatistics(
         n_inputs=sum(part.n_inputs for part in parts),
         squares=torch.stack([part.squares for part in parts]).sum(0),
         gram=sum(grams[1:], start=grams[0]) if len(grams) == len(parts) else None,
+        sums=torch.stack(sums).sum(0) if len(sums) == len(parts) else None,
     )
 
 

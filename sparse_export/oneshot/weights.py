@@ -70,6 +70,7 @@ def by_reconstruction(
     *,
     allowed: Tensor | None = None,
     damping: float = 0.01,
+    cross: Tensor | None = None,
 ) -> Pruned:
     """Choose and correct weights so that the layer's outputs on the calibration data change little.
 
@@ -80,11 +81,15 @@ def by_reconstruction(
     plain magnitude is given back to magnitude, so no row's error on the calibration data is above that.
 
     gram_KK: float64, positive semi-definite.  damping: added to its diagonal, in units of the diagonal's
-    mean. Computed in float64; returns the weight's own type.
+    mean.  cross: float64 (O, K), the sum of wanted outputs times inputs; None to want what the whole weight
+    gives. The dense weight that comes closest to the wanted outputs then takes the weight's place, drawn
+    towards it by the damping. Computed in float64; returns the weight's own type.
     """
     original = weight_OK.double()
     allowed = torch.ones_like(weight_OK, dtype=torch.bool) if allowed is None else allowed
     damped = _damped(gram_KK, damping)
+    if cross is not None:
+        original = towards(original, gram_KK, damped, cross)
     swept = _sweep(torch.where(allowed, original, 0), damped, pattern, allowed)
     if _is_solved_exactly(weight_OK.shape[1], pattern):
         swept = Pruned(weight=least_squares(original, swept.mask, damped), mask=swept.mask)
@@ -92,15 +97,30 @@ def by_reconstruction(
         swept = Pruned(weight=by_gradients(original, swept, damped), mask=swept.mask)
     rounded = swept.weight.to(weight_OK.dtype)
     plain = by_magnitude(weight_OK, pattern, allowed=allowed)
+
+    def errors(found: Tensor) -> Tensor:
+        if cross is None:
+            return row_errors(original, found.double(), gram_KK)
+        return ((found.double() @ gram_KK - 2 * cross) * found.double()).sum(
+            1
+        )  # but for what no weight changes
+
     # Not `>`: a value that overflows the weight's type makes the error NaN.
-    worse = ~(
-        row_errors(original, rounded.double(), gram_KK)
-        <= row_errors(original, plain.weight.double(), gram_KK)
-    )
+    worse = ~(errors(rounded) <= errors(plain.weight))
     return Pruned(
         weight=torch.where(worse[:, None], plain.weight, rounded),
         mask=torch.where(worse[:, None], plain.mask, swept.mask),
     )
+
+
+def towards(weight_OK: Tensor, gram_KK: Tensor, damped_KK: Tensor, cross_OK: Tensor) -> Tensor:
+    """The dense weight whose outputs come closest to the wanted ones, float64 (O, K).
+
+    It minimises the squared distance, plus that from `weight_OK` by what the damping adds to the diagonal.
+    """
+    added = damped_KK.diagonal() - gram_KK.diagonal()
+    factor = torch.linalg.cholesky(damped_KK)
+    return torch.cholesky_solve((cross_OK + weight_OK * added).mT, factor).mT
 
 
 def _is_solved_exactly(n_columns: int, pattern: NMPattern) -> bool:

@@ -20,7 +20,7 @@ from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.layers import broken_patterns
 from sparse_export.graph.model import open_model, signature_of
 from sparse_export.graph.passes.float16 import in_half
-from sparse_export.oneshot import graph_pruning, graph_statistics, unfolding
+from sparse_export.oneshot import calibrating, graph_pruning, graph_statistics, unfolding
 from sparse_export.oneshot.costs import LayerDone
 from sparse_export.oneshot.graph_pruning import PrunedGraph, sparsify_graph
 from sparse_export.oneshot.graph_state import bits_of
@@ -232,7 +232,7 @@ def test_a_finished_layer_costs_no_statistics_and_a_finished_graph_no_walk(
         asked.append(factor.value)
         return genuine(factor, value)
 
-    monkeypatch.setattr(graph_pruning, "inputs_of", noted)
+    monkeypatch.setattr(calibrating, "inputs_of", noted)
     assert pruned(model, batches, state=tmp_path).model == whole.model
     assert asked == ["c2"]
     monkeypatch.setattr(graph_pruning, "Walk", None)

@@ -18,7 +18,16 @@ import sparse_export as se
 from sparse_export import models
 from sparse_export.errors import ArtefactError, DataNotFound, GateFailed, NotTrustedError, UsageError
 from sparse_export.graph.passes.permute import permute_network
-from sparse_export.oneshot import Sparsified, Stage, graph_pruning, pipeline, sparsify, steps, unfolding
+from sparse_export.oneshot import (
+    Sparsified,
+    Stage,
+    graph_pruning,
+    pipeline,
+    recovering,
+    sparsify,
+    steps,
+    unfolding,
+)
 from sparse_export.oneshot.costs import LayerDone
 from sparse_export.oneshot.source import Source, open_source
 from sparse_export.sparsity import permute
@@ -179,7 +188,7 @@ def test_large_samples_are_walked_in_batches_of_few(
         sizes.extend((len(feeds["input"]), options["memory_bytes"]) for feeds in options["batches"])
         return graph_pruning.sparsify_graph(*args, **options)
 
-    monkeypatch.setattr(pipeline, "sparsify_graph", noted)
+    monkeypatch.setattr(recovering, "sparsify_graph", noted)
     done = sparsify(
         dense.path,
         tmp_path / "run",

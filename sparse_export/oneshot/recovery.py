@@ -1,0 +1,101 @@
+"""Which steps bring a pruned network back towards the dense one without labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from sparse_export.errors import UsageError
+
+__all__ = ["AUTO", "NONE", "Recovery", "RecoveryResult", "recovery_from_text"]
+
+AUTO, NONE = "auto", "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """Steps of a walk in which the dense network runs beside the pruned one.
+
+    Attributes:
+        damping: how far weights may go from the dense ones is chosen for each layer, on a fifth of its inputs
+            that they are not corrected on.
+        streams: weights are corrected towards what the layer gives in the dense network, on the inputs that it
+            gets in the pruned one.
+        sums: where the output is added to a value that is known by then, as at the end of a residual block,
+            the layer also makes up for what that value has lost.
+        bias: each output channel gets its mean back.
+        variance: each output channel gets its standard deviation back.
+    """
+
+    damping: bool = False
+    streams: bool = False
+    sums: bool = False
+    bias: bool = False
+    variance: bool = False
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return tuple(one.name for one in fields(self) if getattr(self, one.name))
+
+    def __str__(self) -> str:
+        return ",".join(self.steps) or NONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryResult:
+    """Whether a recovery helped.
+
+    Attributes:
+        steps: that were taken.
+        kept: the network is the one with them.
+        change_without: squared change of the outputs by their variance, on samples that no weight was calibrated
+            on, without recovery.
+        change_with: likewise, with it.
+        n_samples: how many these are.
+    """
+
+    steps: tuple[str, ...]
+    kept: bool
+    change_without: float
+    change_with: float
+    n_samples: int
+
+    def __str__(self) -> str:
+        steps = ", ".join(self.steps)
+        changes = f"{self.change_without:.3g} without, {self.change_with:.3g} with {steps}"
+        found = "recovery was kept" if self.kept else "no recovery helped"
+        return f"{found}: squared change of the outputs {changes}, on {self.n_samples} other samples"
+
+
+_DEFAULT = Recovery(damping=True, streams=True, sums=True, bias=True)
+
+
+def recovery_from_text(text: str) -> Recovery | None:
+    """What `--recover` asks for.
+
+    Args:
+        text: `none`, `auto`, or names of steps with commas between them.
+
+    Returns:
+        None for `none`.
+
+    Raises:
+        UsageError: a step has another name, or needs one that is missing.
+    """
+    if text == NONE:
+        return None
+    if text == AUTO:
+        return _DEFAULT
+    known = [one.name for one in fields(Recovery)]
+    steps = [step.strip() for step in text.split(",")]
+    for step in steps:
+        if step not in known:
+            raise UsageError(
+                f"--recover has no step {step!r}.",
+                expected=f"{AUTO}, {NONE}, or some of {', '.join(known)} were expected, with commas between them.",
+            )
+    if "sums" in steps and "streams" not in steps:
+        raise UsageError(
+            "The step sums of --recover was given without streams.",
+            do="Give streams,sums: what a sum has lost is made up for by weights that are corrected.",
+        )
+    return Recovery(**dict.fromkeys(steps, True))
