@@ -56,6 +56,11 @@ if TYPE_CHECKING:
     help="Samples of the training part that the layers are looked at with.",
 )
 @click.option("--finetune", type=click.IntRange(0), default=0, help="Epochs of training afterwards.")
+@click.option(
+    "--distill",
+    type=click.Choice(["outputs"]),
+    help="With --finetune: learn the dense network's outputs; labels are not looked at.",
+)
 @click.option("--moving", is_flag=True, help="Let the masks move while fine-tuning, under the pattern.")
 @click.option(
     "--keep-dense", multiple=True, metavar="PATTERN", help="A layer that stays as it is; * stands for any."
@@ -131,6 +136,7 @@ def command(
     pictures: PictureSettings | None,
     calibration_samples: int,
     finetune: int,
+    distill: str | None,
     moving: bool,
     keep_dense: tuple[str, ...],
     plan_file: Path | None,
@@ -207,6 +213,7 @@ def command(
             out,
             permute=permute,
             finetune=finetune,
+            distill=distill,
             moving=moving,
             planned_dense=planned_dense,
             norms=norms,

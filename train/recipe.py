@@ -158,6 +158,7 @@ class Recipe(_Table):
     grad_clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     accumulate: Count = 1
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    distill: Literal["", "outputs"] = ""
     optimizer: OptimizerRecipe = OptimizerRecipe()
     learning_rate: LearningRateRecipe = LearningRateRecipe()
     sparsity: SparsityConfig = SparsityConfig()
@@ -184,6 +185,8 @@ class Recipe(_Table):
                 f"loss is {self.loss!r}; {CROSS_ENTROPY!r} was expected, or a function of your own as "
                 "'package.module:function'"
             )
+        if self.distill and self.label_smoothing:
+            raise ValueError("distill and label_smoothing exclude each other: labels are not looked at")
         of_pictures = ("mean", "std", "resize", "classes")
         set_ones = [name for name in of_pictures if getattr(self, name) is not None]
         if self.interpolation != "bilinear":

@@ -61,6 +61,7 @@ from sparse_export.train.speed import LayerUse, layer_uses, speed_of
 from sparse_export.train.starting_point import STARTED, StartingPoint, promises_of
 from sparse_export.train.stepper import Stepper
 from sparse_export.train.stopping import Stop
+from sparse_export.train.teacher import Teacher, save_teacher
 
 _SAVE_EVERY_S = 120.0  # within a long epoch
 _CHECK_EVERY = 50  # steps between looks at an accelerator's loss
@@ -85,6 +86,11 @@ class Session:
         self.recipe, self.out, self.data_dir = recipe, out, data_dir
         self.device, self.world = device, world
         require_possible(recipe, device, world)
+        if recipe.distill and earlier is None and (start is None or start.teacher is None):
+            raise UsageError(
+                "distill is set, and there is no dense network to learn from.",
+                do="Leave it out of the recipe; `sparse-export sparsify --finetune --distill` sets it.",
+            )
         if earlier is None:
             require_empty(out)
         world.wait()  # nobody writes before everybody has looked
@@ -121,6 +127,8 @@ class Session:
         if earlier is not None:
             self._resume(earlier)
         elif start is not None:
+            if start.teacher is not None and world.is_first:
+                save_teacher(out, start.teacher)
             self._save(self.position)  # a run that is killed early is not resumed from fresh weights
         self.products, facts = make_products(
             recipe,
@@ -144,7 +152,15 @@ class Session:
             world=world,
             batch_size=self.batch_size,
             numbers=self.numbers,
+            teacher=self._teacher() if recipe.distill else None,
         )
+
+    def _teacher(self) -> Teacher:
+        """The network whose outputs are learnt."""
+        self.world.wait()  # until its weights are written
+        n_outputs = n_outputs_of(self.info.signature)
+        network = make_network(self.recipe, n_outputs, self.device, self.world)
+        return Teacher(network, self.out, task_named(self.recipe.task))
 
     def _best_state(self, earlier: RunInfo | None) -> BestState | None:
         """Where the best epoch is kept; None where the last one is. Raises UsageError without validation."""

@@ -24,6 +24,7 @@ class StartingPoint:
         method: of the run's record, `STARTED` and something.
         patterns: N:M patterns that weights promise, by name.
         why_dense: reasons of those that promise none, by name.
+        teacher: the whole state of the network whose outputs are learnt, where the recipe says `distill`.
     """
 
     weights: Mapping[str, Tensor] = field(repr=False)
@@ -32,6 +33,7 @@ class StartingPoint:
     method: str
     patterns: Mapping[str, str]
     why_dense: Mapping[str, str] = field(default_factory=dict)
+    teacher: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

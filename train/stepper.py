@@ -24,6 +24,7 @@ from sparse_export.train.randomness import augmentation_generator, seed_step
 from sparse_export.train.rates import learning_rate
 from sparse_export.train.recipe import Recipe
 from sparse_export.train.sparsifier import Sparsifier
+from sparse_export.train.teacher import Teacher
 
 __all__ = ["Stepper"]
 
@@ -43,6 +44,7 @@ class Stepper:
         world: the processes that train together.
         batch_size: over all processes.
         numbers: hold the training to finite numbers.
+        teacher: whose outputs are learnt in place of targets; None for the recipe's loss.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class Stepper:
         world: World,
         batch_size: int,
         numbers: FiniteNumbers,
+        teacher: Teacher | None = None,
     ) -> None:
         self.model, self.optimizer, self.sparse = model, optimizer, sparse
         self.ema, self.products = ema, products
         self._recipe, self._forward = recipe, forward
         self._device, self._world = device, world
         self._batch_size, self._numbers = batch_size, numbers
+        self._teacher = teacher
         self._loss = loss_of(recipe, label_smoothing=recipe.label_smoothing)
         self._restart = None if recipe.dense else recipe.sparsity.rule.restart
         self._n_updates_averaged = 0
@@ -143,7 +147,8 @@ class Stepper:
     def _part(self, x: ModelInputs, y: Tensor) -> Tensor:
         """Add the gradients of samples to those that are there; gives their part of the batch's mean loss."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._recipe.precision == "bf16"):
-            loss = self._loss(called(self._forward, x), y)
+            outputs = called(self._forward, x)
+            loss = self._loss(outputs, y) if self._teacher is None else self._teacher.loss(x, outputs)
         if len(y) != self._batch_size:
             loss = loss * (len(y) / self._batch_size)
         # Gradients are averaged over the processes, which divides by their number.

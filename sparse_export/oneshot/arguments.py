@@ -25,6 +25,7 @@ __all__ = [
     "data_name",
     "input_shape_of",
     "n_outputs_of",
+    "require_distillation",
     "require_numbers",
     "require_plan_for",
     "require_same_data",
@@ -52,6 +53,22 @@ def require_numbers(calibration_samples: int, finetune: int, seed: int) -> None:
     ):
         if value < least:
             raise UsageError(f"{name} is {value}.", expected=f"At least {least} was expected.")
+
+
+def require_distillation(distill: str | None, finetune: int) -> None:
+    """Raise UsageError for what cannot be learnt of a dense network, or without fine-tuning."""
+    if distill is None:
+        return
+    if distill != "outputs":
+        raise UsageError(
+            f"--distill is {distill!r}.",
+            expected="outputs was expected: those of the dense network are learnt.",
+        )
+    if not finetune:
+        raise UsageError(
+            "--distill was given without --finetune.",
+            do="Give --finetune EPOCHS: the dense network's outputs are learnt by training.",
+        )
 
 
 def require_usable_weights(source: Source) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from sparse_export.errors import UsageError
 from sparse_export.files import write_json
@@ -27,7 +29,10 @@ from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.recipe import Recipe, recipe_from_table
 from sparse_export.train.starting_point import StartingPoint
 
-__all__ = ["fine_tuned", "loader_recipe", "require_patterns"]
+__all__ = ["OUTPUTS", "fine_tuned", "loader_recipe", "require_patterns"]
+
+OUTPUTS = "outputs"
+"""What can be learnt of the dense network."""
 
 _FINE_TUNING: dict[str, Any] = {
     "batch_size": 100,
@@ -61,7 +66,8 @@ def loader_recipe(
         shape = info.signature.input_shape
     table: dict[str, Any] = dict(_FINE_TUNING)
     if info is not None and info.recipe:
-        table = {key: value for key, value in info.recipe.items() if value is not None and key != "sparsity"}
+        unused = ("sparsity", "distill")
+        table = {key: value for key, value in info.recipe.items() if value is not None and key not in unused}
         optimizer = dict(table.get("optimizer", {}))
         table["optimizer"] = optimizer | {"lr": optimizer.get("lr", 0.1) * _RATE}
         table["learning_rate"] = dict(table.get("learning_rate", {})) | {"schedule": "cosine"}
@@ -103,10 +109,13 @@ def fine_tuned(
     data_dir: Path | None,
     device: str,
     observer: Observer | None,
+    teacher: Mapping[str, Tensor] | None = None,
 ) -> tuple[Run, SparsifyReport]:
     """Train on from the pruned network into a run's folder, and leave the report there.
 
-    recipe: of `loader_recipe`.  moving: let the masks move under the pattern.  Raises what training raises.
+    recipe: of `loader_recipe`.  moving: let the masks move under the pattern.  teacher: the whole
+    state of the dense network, whose outputs are learnt in place of targets; None for targets.  Raises what
+    training raises.
     """
     start = StartingPoint(
         weights=work.network.state_dict(),
@@ -115,6 +124,10 @@ def fine_tuned(
         method=method_name(report),
         patterns=promised(report),
         why_dense=why_dense(report),
+        teacher=teacher,
+    )
+    recipe = (
+        recipe if teacher is None else recipe.model_copy(update={"distill": OUTPUTS, "label_smoothing": 0.0})
     )
     began = time.monotonic()
     finished = train(

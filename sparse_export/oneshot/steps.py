@@ -25,6 +25,7 @@ from sparse_export.oneshot.arguments import (
     data_name,
     input_shape_of,
     n_outputs_of,
+    require_distillation,
     require_numbers,
     require_plan_for,
     require_same_data,
@@ -123,6 +124,7 @@ def sparsify(
     scored: Progress | None = None,
     pictures: PictureSettings | None = None,
     recover: str = NONE,
+    distill: str | None = None,
 ) -> Sparsified:
     """Make a trained network N:M sparse and write it as a finished run, ready for `build`.
 
@@ -154,7 +156,8 @@ def sparsify(
     told of each score of the choice.  recover: steps that bring the pruned layers back towards the dense
     network without labels, `none`, `auto` or their names with commas between them, see
     `sparse_export.oneshot.recovery.Recovery`; they are kept where they help on samples that no weight was
-    calibrated on.
+    calibrated on.  distill: `outputs` to fine-tune towards the dense network's outputs; labels are not
+    looked at then.
 
     A run that was trained sparse stays zero where it is zero. Interrupted fine-tuning goes on with
     `train(None, out, resume=True)`.
@@ -167,6 +170,7 @@ def sparsify(
     chosen = require_method(method)
     require_plan_for(asked, planned_dense)
     recovery = recovery_from_text(recover)
+    require_distillation(distill, finetune)
     require_numbers(calibration_samples, finetune, seed)
     data, task = data_and_task(model, data, task, data_dir)
     told = Told(axes=axes, sizes=sizes, inputs=None if inputs is None else Path(inputs))
@@ -255,6 +259,9 @@ def sparsify(
         if moving:
             require_patterns(work.masks, caps)
         n_threads = n_threads_for(source.network, CALIBRATION_BATCH if recipe is None else recipe.batch_size)
+        teacher = dict(source.network.state_dict()) if distill else None
+        if teacher is not None:
+            teacher = {name: value.detach().clone() for name, value in teacher.items()}
         with cpu_settings(n_threads):
             work.stage("original", 0.0)
             dense = _dense_of(work, run, out)
@@ -272,7 +279,12 @@ def sparsify(
             return Sparsified(run=_written(work, report, run, n_threads, out, dense), report=report)
         remove_state(state)
         trained, report = fine_tuned(
-            work, report, recipe, out, moving=moving, data_dir=data_dir, device=device, observer=observer
+            *(work, report, recipe, out),
+            moving=moving,
+            data_dir=data_dir,
+            device=device,
+            observer=observer,
+            teacher=teacher,
         )
         trained = replace(trained, info=replace(trained.info, dense=dense, task=_task_info(work, run)))
         write_run_info(trained.path, trained.info)
