@@ -124,6 +124,8 @@ class Recipe(_Table):
         grad_clip: most norm of all gradients together, which larger ones are scaled down to; 0 for none.
         accumulate: parts that a batch is computed in, one after the other; the optimizer steps once a batch.
         label_smoothing: share of the target spread over all classes, from 0 to below 1.
+        collate: function that makes a batch of samples of differing shapes, `package.module:function`; empty
+            for samples of one shape.
         optimizer, learning_rate, sparsity: the tables of these names.
 
     Raises:
@@ -159,6 +161,7 @@ class Recipe(_Table):
     accumulate: Count = 1
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     distill: Literal["", "outputs"] = ""
+    collate: str = ""
     optimizer: OptimizerRecipe = OptimizerRecipe()
     learning_rate: LearningRateRecipe = LearningRateRecipe()
     sparsity: SparsityConfig = SparsityConfig()
@@ -195,6 +198,16 @@ class Recipe(_Table):
             raise ValueError(f"{set_ones[0]} belongs to the data imagefolder:DIR, and data is {self.data!r}")
         if self.keep == "best" and not self.validation_fraction and not own.is_own(self.data):
             raise ValueError("keep 'best' chooses by the validation part, and validation_fraction is 0")
+        if self.collate and not is_factory(self.collate):
+            raise ValueError(
+                f"collate is {self.collate!r}; a function of your own was expected, 'package.module:function'"
+            )
+        if self.collate and not own.is_own(self.data):
+            raise ValueError(
+                f"collate makes batches of the data package.module:data, and data is {self.data!r}"
+            )
+        if self.collate and self.cuda_graph:
+            raise ValueError("collate and cuda_graph exclude each other: every batch may have another shape")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate is {self.accumulate}, more than the batch_size {self.batch_size}")
         if self.dense:
@@ -234,7 +247,13 @@ def own_code_of(recipe: Mapping[str, Any]) -> tuple[str, ...]:
     Args:
         recipe: as its document has it.
     """
-    of_kind = {"model": is_factory, "loss": is_factory, "task": shipped.is_own, "data": own.is_own}
+    of_kind = {
+        "model": is_factory,
+        "loss": is_factory,
+        "collate": is_factory,
+        "task": shipped.is_own,
+        "data": own.is_own,
+    }
     named = ((str(recipe.get(key) or ""), is_own) for key, is_own in of_kind.items())
     return tuple(name for name, is_own in named if name and is_own(name))
 
