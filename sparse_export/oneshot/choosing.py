@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -154,12 +155,13 @@ def choose_layers(
     with _layers(model, signature, first, held, timings, n_threads) as layers:
         scores = HeldScores(layers.session, search, max_drop)
         tried: dict[frozenset[str], Measured] = {}
+        numbers = count(1)  # a set that was given up may be measured again, whole
 
         def measured(names: tuple[str, ...], *, give_up: bool = True) -> Measured:
             one = scores.of(layers.of(names), give_up=give_up)
             tried[frozenset(names)] = one
             say(
-                f"score {len(tried)}: {len(names)} of {len(layers.weights)} layers sparse, "
+                f"score {next(numbers)}: {len(names)} of {len(layers.weights)} layers sparse, "
                 f"{100 * layers.savings.share(names):.1f} % of their work, loses {_amount(one, scores)}"
                 + ("" if one.passes else ", too much")
             )

@@ -16,7 +16,7 @@ from sparse_export.formats.run import open_run
 from sparse_export.formats.timings import ProductTiming, Timings, write_timings
 from sparse_export.graph.constants import array_of
 from sparse_export.graph.model import signature_of
-from sparse_export.oneshot import graph_steps, layer_sensitivities
+from sparse_export.oneshot import graph_steps, held_scores, layer_sensitivities, switchable
 from sparse_export.oneshot.held_back import HeldBack, part_of_test
 from sparse_export.oneshot.held_scores import HeldScores, Measured
 from sparse_export.oneshot.search import largest_passing, last_passing
@@ -469,3 +469,16 @@ def test_one_sample_cannot_both_choose_and_confirm(file: Path) -> None:
     np.savez(file.with_name("five.npz"), x=x, targets=y.argmax(1))
     with pytest.raises(UsageError, match=r"1 samples of .* are too few to choose layers by"):
         _sparsified(file, data=f"npz:{file.with_name('five.npz')}")
+
+
+def test_each_score_has_its_own_number(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a set that was given up on a part of the samples is measured whole for the curve."""
+    monkeypatch.setattr(held_scores, "_LEAST_SEEN", 8)
+    monkeypatch.setattr(switchable, "_MOST_AT_ONCE", 8)
+    onnx.save(choosable(("w0", "w2", "w3")), file)
+    write_data(file)
+    lines: list[str] = []
+    _sparsified(file, scored=lines.append)
+    numbers = [line.partition(":")[0] for line in lines if line.startswith("score ")]
+    assert len(numbers) > 3
+    assert len(numbers) == len(set(numbers))
