@@ -78,5 +78,9 @@ def module_named(module_name: str, name: str) -> Any:
 
 
 def kind_of(value: object) -> str:
-    """A value's type, in words."""
-    return f"a value of type {type(value).__module__}.{type(value).__qualname__}"
+    """A value's type, in words: `None`, `a value of type dict` or `a value of type package.module.Class`."""
+    if value is None:
+        return "None"
+    kind = type(value)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"a value of type {name}"

@@ -13,6 +13,7 @@ from torch import Tensor
 from sparse_export import models
 from sparse_export.errors import UsageError
 from sparse_export.formats.run import DataInfo
+from sparse_export.own_code import kind_of
 from sparse_export.signature import Array
 from sparse_export.tasks import data
 from sparse_export.tasks.data import npz, own
@@ -185,7 +186,14 @@ class _Rows(torch.utils.data.Dataset[Batch]):
                 raise UsageError(
                     f"Sample {at} of {self._part.name} holds NaN or infinity.", do="Leave out such samples."
                 )
-        y = torch.as_tensor(target)
+        try:
+            y = torch.as_tensor(target)
+        except (TypeError, ValueError, RuntimeError) as cause:
+            raise UsageError(
+                f"Sample {at} of {self._part.name} has for a target {kind_of(target)}.",
+                expected="A number, or an array of numbers of one shape, was expected.",
+                do="Turn words into numbers before they become targets.",
+            ) from cause
         if y.dtype == torch.float64:
             y = y.float()
         return trained_on(inputs), y

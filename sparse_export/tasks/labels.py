@@ -80,6 +80,8 @@ def label_problem(labels: GivenLabels, *, n_samples: int, n_classes: int) -> Lab
     if low >= 0 and high < n_classes:
         return None
     what = f"run from {low} to {high}, outside the class numbers 0 to {n_classes - 1}"
+    if low < 0 and high < n_classes:
+        what = f"run from {low} to {high}, and class numbers begin at 0"
     if low == 1 and high == n_classes:
         return LabelProblem(what=what, do="Subtract 1: classes are numbered from 0.")
     return LabelProblem(

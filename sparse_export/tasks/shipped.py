@@ -219,9 +219,10 @@ class Regression(Task):
     postprocess = ()
 
     def loss(self, outputs: Outputs, targets: Targets) -> Tensor:
-        return functional.mse_loss(
-            outputs.reshape(len(outputs), -1), targets.reshape(len(targets), -1).float()
-        )
+        x, y = outputs.reshape(len(outputs), -1), targets.reshape(len(targets), -1)
+        if x.shape != y.shape:
+            raise _other_width(x, y)
+        return functional.mse_loss(x, y.float())
 
     def problem(self, targets: Array, n_outputs: int | None) -> str | None:
         if targets.dtype.kind not in "iuf":
@@ -242,12 +243,20 @@ class Regression(Task):
         y = np.asarray(targets, dtype=np.float64).reshape(len(targets), -1)
         x = np.asarray(outputs, dtype=np.float64).reshape(len(outputs), -1)
         if x.shape != y.shape:
-            raise UsageError(
-                f"The network gives {x.shape[1]} numbers for each of {len(x)} samples, and there are "
-                f"{y.shape[1]} targets for each of {len(y)}.",
-                expected="As many of each were expected.",
-            )
+            raise _other_width(x, y)
         return x, y
+
+
+def _other_width(x: Outputs, y: Targets) -> UsageError:
+    """The error for a network that gives another count of numbers a sample than there are targets."""
+    counts = [f"{len(one)} of shape {tuple(one.shape[1:])}" for one in (x, y)]
+    is_single = y.shape[1] == 1 and x.shape[1] > 1
+    return UsageError(
+        f"The network gives {x.shape[1]} numbers a sample, and the targets have {y.shape[1]} "
+        f"({' and '.join(counts)}).",
+        do="Give a network of as many outputs as there are targets."
+        + (" If the targets are class numbers, name the task classification." if is_single else ""),
+    )
 
 
 class RootMeanSquaredError(Regression):

@@ -15,6 +15,7 @@ from sparse_export.instruments.paired_scores import (
     paired_bootstrap_difference,
     paired_mean_difference,
 )
+from sparse_export.own_code import kind_of
 from sparse_export.signature import Array
 
 __all__ = ["Outputs", "Statistics", "Targets", "Task"]
@@ -146,19 +147,21 @@ class Task:
         """
         given = next(iter(outputs.values())) if len(outputs) == 1 else outputs
         try:
-            found = np.asarray(self.per_sample(given, targets), dtype=np.float64)
+            returned = self.per_sample(given, targets)
+            found = np.asarray(returned, dtype=np.float64)
         except UsageError:
             raise
         except (Exception, SystemExit) as cause:  # whatever code of other people raises
             shapes = {name: one.shape for name, one in outputs.items()}
             raise UsageError(
                 f"The task {self.name} cannot score outputs of shapes {shapes}: "
-                f"{type(cause).__name__}: {cause}.",
+                f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}.",
                 do="Call its per_sample in Python to see the whole traceback.",
             ) from cause
         n = len(targets)
         if found.ndim == 0 or len(found) != n or not np.isfinite(found).all():
             what = "numbers that are not finite" if found.ndim and len(found) == n else f"shape {found.shape}"
+            what = kind_of(returned) if found.ndim == 0 else what
             raise UsageError(
                 f"The task {self.name} gives {what} for {n} samples.",
                 expected="One finite number for each sample was expected, or (n, k) of them.",

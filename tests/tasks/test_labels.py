@@ -61,7 +61,7 @@ REFUSED: list[tuple[Any, str]] = [
     (np.array([0, 1, 2]), r"do not match the samples: 3 labels for 4 samples\. Give one label per sample"),
     (
         np.array([0, 1, -1, 2]),
-        r"run from -1 to 2, outside the class numbers 0 to 2\. Number the classes from 0",
+        r"run from -1 to 2, and class numbers begin at 0\. Number the classes from 0",
     ),
     (
         np.array([0, 1, 3, 2]),

@@ -210,7 +210,7 @@ def test_a_task_of_ones_own_is_some_lines(tmp_path: Path, monkeypatch: pytest.Mo
         task = task_named(name)
         found = task.score(task.statistics({"y": np.array([[1, 2], [3, 4]])}, [[1, 2], [3, 3]]))
         assert (found.name, found.figure, task.name) == ("letters read right", 75.0, name)
-    with pytest.raises(UsageError, match=r"other is a value of type builtins\.int, not a task"):
+    with pytest.raises(UsageError, match=r"other is a value of type int, not a task"):
         task_named("own_tasks_a:other")
     with pytest.raises(UsageError, match="has no loss, so nothing can be trained"):
         task_named("own_tasks_a:reading").loss(None, None)
@@ -221,7 +221,12 @@ def test_a_task_of_ones_own_is_some_lines(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [([1.0], r"gives shape \(1,\) for 2 samples"), ([1.0, np.nan], "not finite"), (1.0, r"gives shape \(\)")],
+    [
+        ([1.0], r"gives shape \(1,\) for 2 samples"),
+        ([1.0, np.nan], "not finite"),
+        (1.0, "gives a value of type float"),
+        (None, "gives None for 2"),
+    ],
 )
 def test_what_a_task_gives_is_checked(given: object, said: str) -> None:
     class Wrong(Task):
@@ -324,3 +329,15 @@ def test_targets_that_never_change_have_no_r2_and_say_so() -> None:
     targets = 1e6 + np.arange(7)
     found = task.score(task.statistics({"y": targets.copy()}, targets))
     assert found.value == 1.0
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_regression_of_another_width_is_refused_in_words() -> None:
+    task = TASKS["regression"]
+    outputs, targets = torch.zeros((2, 3)), torch.tensor([0, 2])
+    said = "gives 3 numbers a sample, and the targets have 1"
+    with pytest.raises(UsageError, match=said) as caught:
+        task.loss(outputs, targets)
+    assert "name the task classification" in str(caught.value)
+    with pytest.raises(UsageError, match=said):
+        task.statistics({"y": outputs.numpy()}, targets.numpy())

@@ -121,7 +121,7 @@ def test_sizes_that_nothing_names_are_refused_before_training(tmp_path: Path) ->
         ("without_mask", "gives the inputs ids. ids, mask were expected"),
         ("too_few", "another number of samples than 2 in ids, mask, the targets"),
         ("broken", "failed for 2 samples with KeyError: 'ids'"),
-        ("no_tensors", "builtins.dict and a value of type builtins.list"),
+        ("no_tensors", "type dict and a value of type list"),
         ("missing", "has no"),
     ],
 )
@@ -141,3 +141,22 @@ def test_a_function_that_gives_something_else_is_told(function: str, said: str, 
 def test_a_recipe_that_cannot_be_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         recipe(**changes)
+
+
+def test_a_target_that_is_no_number_is_told_with_its_sample(tmp_path: Path) -> None:
+    code = (
+        "import numpy as np\n"
+        "rows = [(np.ones(8, 'float32'), 1.0 if at != 17 else 'seven') for at in range(40)]\n"
+        "data = {'train': rows}\n"
+        "def net():\n"
+        "    from torch import nn\n"
+        "    return nn.Linear(8, 1)\n"
+    )
+    (tmp_path / "odd_targets.py").write_text(code)
+    table = {"model": "odd_targets:net", "data": "odd_targets:data", "task": "regression", "epochs": 1}
+    with pytest.raises(UsageError, match=r"Sample 17 of the part train .* for a target a value of type str"):
+        train(
+            recipe_from_table(table | {"batch_size": 10, "dense": True}, source="t"),
+            tmp_path / "run",
+            device="cpu",
+        )
