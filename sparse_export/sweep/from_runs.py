@@ -9,10 +9,12 @@ from typing import Any
 
 from sparse_export.errors import UsageError
 from sparse_export.formats.run import RunInfo, read_run_info
+from sparse_export.sweep.earlier import recorded_recipe
 from sparse_export.sweep.grid import DENSE, WITHOUT_DENSITY
 from sparse_export.sweep.program import Value
 from sparse_export.sweep.run_list import PATTERN, Cell, Setting
 from sparse_export.sweep.running import Finding
+from sparse_export.sweep.unused import unused_keys
 
 __all__ = ["findings_of", "varied_keys"]
 
@@ -69,7 +71,11 @@ def varied_keys(findings: Sequence[Finding]) -> list[str]:
 
 def _finding(run: Path, info: RunInfo, keys: Sequence[str]) -> Finding:
     leaves = _leaves(info)
-    setting: Setting = tuple((key, leaves[key]) for key in keys if key in leaves)
+    recipe = recorded_recipe(info)
+    unread = frozenset[str]() if recipe is None else unused_keys(recipe)
+    setting: Setting = tuple(
+        (key, leaves[key]) for key in keys if key in leaves and key not in unread and leaves[key] != _NOT_SET
+    )
     pattern = leaves.get(PATTERN)
     has_density = (
         info.method not in WITHOUT_DENSITY and info.recipe.get("sparsity", {}).get("pattern") is None

@@ -149,6 +149,19 @@ def test_runs_that_are_there_are_told_apart_by_what_differs(tmp_path: Path) -> N
     assert str(runs[0]) in text
 
 
+def test_a_key_that_is_not_set_or_not_read_is_not_in_the_setting(tmp_path: Path) -> None:
+    runs = [
+        made(tmp_path / "a", sparsity={"method": "set", "prune_rate": 0.3}),
+        made(tmp_path / "b", sparsity={"method": "set", "growth": "momentum"}),
+        made(tmp_path / "c", sparsity={"method": "static"}),
+    ]
+    assert [one.cell.setting for one in findings_of(runs)] == [
+        (("sparsity.prune_rate", 0.3),),
+        (("sparsity.prune_rate", 0.5), ("sparsity.growth", "momentum")),
+        (),
+    ]
+
+
 def test_two_copies_of_one_run_are_no_two_seeds(tmp_path: Path) -> None:
     runs = [made(tmp_path / name, sparsity={"method": "set"}) for name in ("a", "b")]
     with pytest.raises(UsageError, match="are seed 0 of the same method"):
