@@ -91,13 +91,15 @@ class _Graph(NamedTuple):
 
 class _Walked(NamedTuple):
     """What a walk made of weights, by name: its report, which stay, their values, other tensors that
-    were changed with them, how many an earlier process had finished, and whether a recovery helped."""
+    were changed with them, how many an earlier process had finished, how many samples it saw, and whether
+    a recovery helped."""
 
     layers: dict[str, SparsifiedLayer]
     masks: dict[str, Tensor]
     weights: dict[str, Tensor]
     beside: dict[str, dict[str, Tensor]]
     n_resumed: int
+    n_calibration: int
     recovery: RecoveryResult | None
 
 
@@ -265,7 +267,8 @@ class Work:
         )
         walked = self._chosen or (self._walked(caps, method, observer, state) if walks else None)
         self.n_resumed = 0 if walked is None else walked.n_resumed
-        self.looks_at_data |= walks or (norms and self.loader is not None)
+        saw = walked is not None and walked.n_calibration > 0
+        self.looks_at_data |= saw or (norms and self.loader is not None)
         why_unseen = f"error not measured: {NOT_IN_GRAPH}" if walks else NOT_ASKED_FOR
         self.recovered = None if walked is None else walked.recovery
         tensors = dict([*self.network.named_parameters(), *self.network.named_buffers()])
@@ -430,6 +433,7 @@ def _walked_of(pruned: PrunedGraph) -> _Walked:
         {name: torch.from_numpy(array_of(one).copy()) for name, one in stored.items()},
         pruned.beside,
         pruned.n_resumed,
+        pruned.n_calibration,
         pruned.recovery,
     )
 

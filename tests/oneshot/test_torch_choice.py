@@ -45,6 +45,35 @@ def test_layers_are_chosen_on_validation_samples(run: se.Run, tmp_path: Path, me
     assert {name for name, mask in masks.items() if not bool(mask.all())} == sparse
     told = json.loads((done.run.path / "sparsify.json").read_text())
     assert told["choice"]["share"] == choice.share
+    assert done.report.n_calibration == (0 if method == "magnitude" else 512)
+
+
+@pytest.mark.parametrize("max_drop", [None, 3])
+def test_biases_of_the_recovered_layers_go_back_into_the_network(
+    run: se.Run, tmp_path: Path, max_drop: float | None
+) -> None:
+    done = sparsify(
+        run.path,
+        tmp_path / "run",
+        method="reconstruction",
+        recover="streams,bias",
+        max_drop=max_drop,
+        device="cpu",
+    )
+    found = done.report.recovery
+    assert found is not None
+    assert found.kept
+    before, after = (load_file(one.path / "model.safetensors") for one in (run, done.run))
+    sparse = {layer.name for layer in done.report.layers if layer.pattern}
+    assert sparse
+    for name in before:
+        if name.endswith(".bias"):
+            changed = name.replace(".bias", ".weight") in sparse
+            assert bool((before[name] != after[name]).any()) is changed
+    first, last = done.report.stages[0].test, done.report.stages[-1].test
+    assert first is not None and last is not None
+    assert last.figure > first.figure - 0.05
+    assert json.loads((done.run.path / "sparsify.json").read_text())["recovery"]["kept"]
 
 
 def test_it_is_fine_tuned_afterwards_and_keeps_the_choice(run: se.Run, tmp_path: Path) -> None:
