@@ -156,7 +156,7 @@ class Task:
             raise UsageError(
                 f"The task {self.name} cannot score outputs of shapes {shapes}: "
                 f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}.",
-                do="Call its per_sample in Python to see the whole traceback.",
+                do=f"{_odd_target(targets)}Call its per_sample in Python to see the whole traceback.",
             ) from cause
         n = len(targets)
         if found.ndim == 0 or len(found) != n or not np.isfinite(found).all():
@@ -198,3 +198,14 @@ class Task:
         if self.is_mean:
             return paired_mean_difference(a[:, 0], b[:, 0], scale=scale)
         return paired_bootstrap_difference(self.resampled, a, b, scale=scale)
+
+
+def _odd_target(targets: Targets) -> str:
+    """A sentence about the first target that is no number, where some are; else empty."""
+    if isinstance(targets, np.ndarray | Tensor):
+        return ""
+    kinds = [isinstance(one, np.ndarray | int | float | np.generic) for one in targets]
+    if all(kinds) or not any(kinds):
+        return ""
+    at = kinds.index(False)
+    return f"Target {at} of these {len(kinds)} is {kind_of(targets[at])}, and others are numbers. "

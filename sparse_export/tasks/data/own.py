@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparse_export.errors import UsageError
 from sparse_export.own_code import attribute_named, current_folder_first, kind_of
-from sparse_export.signature import Array, Signature, numpy_dtype
+from sparse_export.signature import Array, Signature, TensorInfo, numpy_dtype, size_text
 
 __all__ = ["OwnData", "Part", "PartSamples", "PartTargets", "is_own", "own_data"]
 
@@ -252,7 +252,26 @@ class PartSamples:
                 expected=f"The network takes {', '.join(names)}.",
                 do="Name the arrays as the inputs of the network.",
             )
+        for one in self.signature.inputs:
+            self._require_fit(inputs[one.name], one, index)
         return {one.name: inputs[one.name].astype(numpy_dtype(one.dtype)) for one in self.signature.inputs}
+
+    def _require_fit(self, array: Array, one: TensorInfo, index: int) -> None:
+        """Raise UsageError for an input of a sample that the network does not take."""
+        axis = one.axis(self.signature.batch)
+        wanted = [size for place, size in enumerate(one.shape) if place != axis]
+        fits = array.ndim == len(wanted) and all(
+            isinstance(size, str) or have == size for have, size in zip(array.shape, wanted, strict=True)
+        )
+        if not fits:
+            raise UsageError(
+                f"Sample {index} of {self.part.name} has {one.name} of shape {array.shape}.",
+                expected=f"{size_text(wanted)} was expected, of one sample for {one}.",
+            )
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise UsageError(
+                f"Sample {index} of {self.part.name} holds NaN in {one.name}.", do="Leave out such samples."
+            )
 
     def _stacked(self, held: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
         found = {}
