@@ -28,6 +28,7 @@ RESAMPLING: dict[Interpolation, Image.Resampling] = {
 }
 DEFAULT_SIZE = (64, 64)
 MAX_BYTES = 8 * 2**30
+LARGEST_SIZE = 2**14  # along an axis; a picture of that size takes 0.8 GB
 _STEP = 257  # 65,535 / 255: from one value of 8 bits to the next in 16
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -134,6 +135,12 @@ def check_size(image_size: tuple[int, int] | None) -> tuple[int, int]:
     if len(size) != 2 or min(size) < 1:
         raise UsageError(
             f"Image size {size} is not a height and a width of 1 at least.", do="Give for instance 64,64."
+        )
+    if max(size) > LARGEST_SIZE:
+        raise UsageError(
+            f"Image size {tuple(size)} is beyond sense.",
+            expected=f"At most {LARGEST_SIZE} along each axis were expected.",
+            do="Give the size that the network takes.",
         )
     return size
 

@@ -10,13 +10,12 @@ from typing import Any
 
 from sparse_export.errors import UsageError
 from sparse_export.formats.run import DataInfo, Interpolation
-from sparse_export.tasks.data.imagefolder import MEAN, STD
+from sparse_export.tasks.data.imagefolder import LARGEST_SIZE, MEAN, STD
 
 __all__ = ["PictureSettings", "class_numbers", "settings_of"]
 
 _MAX_BYTES = 64 * 2**20
 _MOST_CLASSES = 2**31
-_LARGEST_RESIZE = 2**14  # a picture of that size takes 0.8 GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +51,10 @@ class PictureSettings:
         """
         if self.resize is None:
             return otherwise
-        if self.resize > _LARGEST_RESIZE:
+        if self.resize > LARGEST_SIZE:
             raise UsageError(
                 f"Pictures are to be scaled to {self.resize} pixels along their shorter side.",
-                expected=f"At most {_LARGEST_RESIZE} were expected.",
+                expected=f"At most {LARGEST_SIZE} were expected.",
                 do="Give the size that the network was trained with, often a little more than its own.",
             )
         if size[0] != size[1] or size[0] > self.resize:

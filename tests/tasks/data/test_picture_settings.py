@@ -252,4 +252,6 @@ def test_a_map_of_classes_that_is_none_is_refused(text: str, tmp_path: Path) -> 
 def test_a_size_beyond_sense_is_refused_before_any_picture_is_read() -> None:
     with pytest.raises(UsageError, match="100000000 pixels along their shorter side"):
         PictureSettings(resize=100_000_000).crop_ratio((224, 224))
+    with pytest.raises(UsageError, match="beyond sense"):
+        imagefolder.check_size((224, 100_000_000))
     assert PictureSettings(resize=512).crop_ratio((256, 256)) == 0.5
