@@ -94,7 +94,7 @@ def find_channels(module: nn.Module, sample: Tensor | tuple[Tensor, ...]) -> Cha
                 return _untraced(failure.__cause__ or failure)
             if i == 0 and not _same(found, expected):
                 return Channels(spaces=(), untraced="The traced graph computes something else.")
-    return Channels(spaces=tuple(_spaces(ledger)))
+    return Channels(spaces=tuple(spaces_of(ledger)))
 
 
 def _untraced(cause: BaseException) -> Channels:
@@ -171,8 +171,8 @@ def _shared_storage(tensors: dict[str, Tensor]) -> list[str]:
 # From the ledger to spaces
 
 
-def _spaces(ledger: Ledger) -> Iterator[Space]:
-    """Free spaces, then what stays, grouped by where it lies and why."""
+def spaces_of(ledger: Ledger) -> Iterator[Space]:
+    """The spaces of a ledger: free ones, then what stays, grouped by where it lies and why."""
     n = len(ledger.roots())
     reasons = _reasons(ledger)
     home, uses = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)

@@ -119,6 +119,13 @@ def _made(
     return Labels(_put(atoms, place, shape), _put(subs, place, shape))
 
 
+def made_along_last(atoms: Tensor, shape: Shape, *words: object) -> Labels:
+    """Labels of fresh values whose channels are the entries of the last axis."""
+    place = layout(shape, [len(shape) - 1])
+    subs = mixed(torch.arange(len(place))[:, None], hash_of(*words))
+    return Labels(_put(atoms, place, shape), _put(subs, place, shape))
+
+
 def convolution(
     ledger: Ledger,
     x: Labels,

@@ -19,14 +19,13 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from sparse_export.graph.channels import rules
 from sparse_export.graph.channels.labels import (
     FIXED,
-    AxisKey,
     Labels,
     Ledger,
     fixed_labels,
     hash_of,
-    mixed,
     positions,
 )
+from sparse_export.graph.channels.parameters import Parameters, Undecided, UnknownOperation
 
 
 def _names(text: str) -> frozenset[str]:
@@ -112,23 +111,6 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
-class UnknownOperation(Exception):  # noqa: N818 - a finding, caught here
-    """No rule says what this does to channels."""
-
-
-@dataclass
-class Undecided:
-    """Entries of a parameter or buffer that the forward reads itself: which axis is channels shows at its
-    first use.
-
-    index: each entry's place in the parameter.  tag: what was done to it on the way.
-    """
-
-    name: str
-    index: Tensor
-    tag: int = 0
-
-
 class ForwardFailed(Exception):  # noqa: N818 - a finding, caught by `find_channels`
     """An operation of the network failed, for the reason that is its cause."""
 
@@ -164,7 +146,7 @@ class ChannelTrace(fx.Interpreter):
     ) -> None:
         super().__init__(module, graph=graph)
         self.extra_traceback = False  # which would make a KeyError another error
-        self.ledger, self.names, self.axes = ledger, names, axes
+        self.ledger, self.names, self.parameters = ledger, names, Parameters(ledger, axes)
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -217,45 +199,11 @@ class ChannelTrace(fx.Interpreter):
         """
         if not isinstance(traced, Traced):
             raise UnknownOperation("a tensor that was not traced")
-        found = traced.labels
-        if isinstance(found, Labels):
-            return found
-        shape = self.ledger.shapes[found.name]
-        if found.name not in self.axes:
-            self.axes[found.name] = self._axis_like(found, other, shape) if other is not None else None
-        axis = self.axes[found.name]
-        tag = hash_of("read", found.name, axis, found.tag)
-        if axis is None:
-            self.ledger.hold(found.name, f"{where} reads {found.name}, whose channels are not clear")
-            return Labels(torch.full_like(found.index, FIXED), mixed(found.index, tag))
-        atoms, apart = self.ledger.make(AxisKey(found.name, axis), 0, where)
-        step = 1
-        for size in shape[axis + 1 :]:
-            step *= size
-        at = found.index // step % shape[axis]
-        return Labels(atoms[at], mixed(apart[at], found.index - at * step, tag))
-
-    def _axis_like(self, found: Undecided, other: Labels, shape: tuple[int, ...]) -> int | None:
-        index, atoms = torch.broadcast_tensors(found.index, self.ledger.rooted(other.atoms))
-        index, atoms = index[atoms >= 0], atoms[atoms >= 0]
-        step = 1
-        fitting = None
-        for axis in reversed(range(len(shape))):
-            at = index // step % shape[axis]
-            step *= shape[axis]
-            n_pairs = len((at * (int(atoms.max()) + 1) + atoms).unique()) if len(atoms) else 0
-            # Each channel meets one entry of the axis, and each entry some channel.
-            if shape[axis] > 1 and n_pairs == len(atoms.unique()) and len(at.unique()) == shape[axis]:
-                fitting = axis
-        return fitting
+        return self.parameters.settle(traced.labels, other, where)
 
     def _give_up(self, arguments: Any, reason: str) -> None:
         for traced in _traced(arguments):
-            if isinstance(traced.labels, Undecided):
-                self.axes.setdefault(traced.labels.name, None)
-                self.ledger.hold(traced.labels.name, reason)
-            else:
-                self.ledger.pin(traced.labels.atoms, reason)
+            self.parameters.give_up(traced.labels, reason)
 
     # Which rule
 
@@ -283,7 +231,7 @@ class ChannelTrace(fx.Interpreter):
         if name in _CASTS:
             return args[0].labels
         if name in _ELEMENTWISE:
-            return self._elementwise(inputs, out, where, name)
+            return self.parameters.elementwise([t.labels for t in inputs], out.shape, where)
         if name in _SAME_VALUES:
             return Labels(torch.full(out.shape, FIXED), torch.full(out.shape, hash_of(n.name)))
         if name in ("cat", "concat", "concatenate", "stack"):
@@ -343,79 +291,20 @@ class ChannelTrace(fx.Interpreter):
         ) as cause:  # of torch's, which took the values
             raise UnknownOperation(str(cause)) from cause
 
-        def look_up(index: Tensor) -> Labels | Undecided:
-            index = index.long()
-            if isinstance(labels, Undecided):
-                if bool((index < 0).any()):
-                    raise UnknownOperation("padding of a parameter")
-                return Undecided(labels.name, labels.index.reshape(-1)[index], labels.tag)
-            found = labels.moved(index.clamp(min=0))
-            filled, constant = index < 0, hash_of("filled", filler)
-            return Labels(torch.where(filled, FIXED, found.atoms), torch.where(filled, constant, found.subs))
-
-        return tree_map(look_up, moved)
-
-    def _elementwise(self, inputs: list[Traced], out: Tensor, where: str, name: str) -> Labels | Undecided:
-        undecided = [t.labels for t in inputs if isinstance(t.labels, Undecided)]
-        if len(undecided) == len(inputs) == 1:
-            found = undecided[0]
-            return Undecided(found.name, found.index, hash_of(found.tag, where))
-        if len(undecided) == len(inputs):
-            return self._among_parameters(inputs, out, where)
-        others = [t.labels for t in inputs if isinstance(t.labels, Labels)]
-        known = max(others, key=_has_channels)
-        labels = [self._settle(t, known, where) for t in inputs]
-        return rules.elementwise(self.ledger, labels, out.shape)
-
-    def _among_parameters(self, inputs: list[Traced], out: Tensor, where: str) -> Labels:
-        """Parameters with one another: each has one axis longer than 1, or they stay."""
-        first: Labels | None = None
-        settled = []
-        for traced in inputs:
-            name = traced.labels.name  # type: ignore[union-attr]  # all are undecided
-            long = [axis for axis, size in enumerate(self.ledger.shapes[name]) if size > 1]
-            if first is None and name not in self.axes and len(long) == 1:
-                self.axes[name] = long[0]
-            labels = self._settle(traced, first, where)
-            first = labels if first is None else first
-            settled.append(labels)
-        return rules.elementwise(self.ledger, settled, out.shape)
+        return tree_map(lambda index: self.parameters.looked_up(labels, index, filler), moved)
 
     def _joined(self, args: tuple[Any, ...], kwargs: dict[str, Any], where: str, *, stacked: bool) -> Labels:
         parts = _argument(args, kwargs, 0, "tensors")
         dim = _argument(args, kwargs, 1, "dim", 0)
         if not isinstance(dim, int) or not all(isinstance(part, Traced) for part in parts):
             raise UnknownOperation("cat")
-        decided = [t.labels for t in parts if isinstance(t.labels, Labels)]
-        known = max(decided, key=_has_channels) if decided else None
-        example = known
-        if known is not None and not stacked:
-            example = Labels(known.atoms.narrow(dim, 0, 1), known.subs.narrow(dim, 0, 1))
-        labels = []
-        for part in parts:
-            if (
-                isinstance(part.labels, Undecided)
-                and part.labels.name not in self.axes
-                and example is not None
-            ):
-                index = part.labels.index if stacked else part.labels.index.narrow(dim, 0, 1)
-                shape = self.ledger.shapes[part.labels.name]
-                self.axes[part.labels.name] = self._axis_like(
-                    Undecided(part.labels.name, index), example, shape
-                )
-            labels.append(self._settle(part, None, where))
-        return rules.joined(labels, dim, stacked=stacked)
+        return self.parameters.joined([part.labels for part in parts], dim, where, stacked=stacked)
 
     def _raw(self, argument: Any) -> str | None:
         """The name of a parameter or buffer that is used as it is; None for None."""
         if argument is None:
             return None
-        found = argument.labels if isinstance(argument, Traced) else None
-        if not isinstance(found, Undecided) or found.tag:
-            raise UnknownOperation("a computed parameter")
-        if not torch.equal(found.index, positions(self.ledger.shapes[found.name])):
-            raise UnknownOperation("a rearranged parameter")
-        return found.name
+        return self.parameters.raw(argument.labels if isinstance(argument, Traced) else None)
 
     def _weighted(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor, where: str
@@ -571,7 +460,7 @@ class ChannelTrace(fx.Interpreter):
                 return self._move(inputs[0], lambda x: F.pad(x, padding, value=-1), n.name)  # type: ignore[arg-type]
             return self._move(inputs[0], part)
         if kind in _ELEMENTWISE_MODULES:
-            return self._elementwise(inputs, out, where, kind.__name__)
+            return self.parameters.elementwise([t.labels for t in inputs], out.shape, where)
         x = self._settle(inputs[0], None, where)
         return self._layer(part, x, out, where)
 
@@ -689,10 +578,6 @@ def _whole(number: Any) -> int:
     if not isinstance(number, int):
         raise UnknownOperation(f"{number!r} for a whole number")
     return number
-
-
-def _has_channels(labels: Labels) -> bool:
-    return bool((labels.atoms >= 0).any())
 
 
 def _on_cpu(leaf: Any) -> Any:

@@ -7,33 +7,31 @@ A layer is made to obey the pattern whole, or left as it was.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparse_export.errors import ArtefactError
 from sparse_export.formats.bundle import PatternLayer, PatternMethod
-from sparse_export.graph.channels.groups import Channels, find_channels
+from sparse_export.graph.channels.groups import Channels
 from sparse_export.graph.channels.orders import apply_record, reordered
+from sparse_export.graph.passes.patterned import Gather, GraphNetwork, Patterned, TorchNetwork
 from sparse_export.graph.passes.permute import (
+    PermutationReport,
     movable_weights,
-    permute_network,
     preview,
     reduction_axis,
     require_finite,
-    summed_parts,
 )
+from sparse_export.signature import Feeds
 from sparse_export.sparsity.lossless import cut_share, least_cut_share, least_cutting_order
-from sparse_export.sparsity.pattern import NMPattern, fits, groups_over, largest_per_group, obeys
+from sparse_export.sparsity.pattern import NMPattern, groups_over, largest_per_group, obeys
 
-__all__ = ["Fitted", "Gather", "fit_pattern", "replay"]
-
-Gather = Literal["none", "input", "any"]
+__all__ = ["Fitted", "Gather", "fit_graph", "fit_pattern", "replay"]
 
 _NO_ROOM = "some of its rows have more nonzeros than there is room for"
 
@@ -87,31 +85,93 @@ def fit_pattern(
     already still does afterwards. Raises GateFailed as `permute_network` does.
     """
     require_finite({name: module.get_parameter(name) for name in names})
-    work = _Work(module, pattern, names, max_cut, uncut or {}, dense or {}, masks)
-    channels = find_channels(module, sample)
-    search = _remembered(cutting=max_cut > 0, live_first=live_first, seed=seed)
+    network = TorchNetwork(module, sample, masks)
+    work = _Work(network, pattern, names, max_cut, uncut or {}, dense or {})
+    report, gathers = _ordered(work, gather, live_first=live_first, seed=seed)
+    cut = [name for name in names if work.needed.get(name) and work.roads.get(name, "dense") != "dense"]
+    document = _document(pattern, report, gathers, cut)
+    return _fitted(work, report, gathers, document, _cut(module, pattern, document, masks))
+
+
+def fit_graph(
+    model: onnx.ModelProto,
+    feeds: Sequence[Feeds],
+    pattern: NMPattern,
+    names: Sequence[str],
+    *,
+    sizes: Mapping[str, int] | None = None,
+    gather: Gather = "input",
+    dense: Mapping[str, str] | None = None,
+    live_first: bool = False,
+    seed: int = 0,
+) -> tuple[onnx.ModelProto, Fitted]:
+    """Permute the channels of an ONNX graph so that weights obey a pattern; nothing is cut.
+
+    Args:
+        model: it stays as it is.
+        feeds: inputs that it takes, on which outputs before and after are compared.
+        pattern: N:M.
+        names: stored weights that are to obey it, if they can.
+        sizes: an example of free sizes that the network takes.
+        gather: as of `fit_pattern`, as are dense, live_first and seed.
+        dense: weights that are to stay as they are, each with the reason.
+        live_first: have channels that nobody reads last.
+        seed: of the search.
+
+    Returns:
+        The graph, and what was done. Gathers are not in it yet.
+
+    Raises:
+        GateFailed: as `permute_graph`.
+    """
+    network = GraphNetwork(model, feeds, sizes or {})
+    require_finite({name: network.weight(name).float() for name in names if name in network.tensors()})
+    stored = [name for name in names if name in network.tensors()]
+    work = _Work(network, pattern, stored, 0.0, {}, dense or {})
+    report, gathers = _ordered(work, gather, live_first=live_first, seed=seed)
+    return network.model, _fitted(work, report, gathers, _document(pattern, report, gathers, []), {})
+
+
+def _ordered(
+    work: _Work, gather: Gather, *, live_first: bool, seed: int
+) -> tuple[PermutationReport, dict[str, Tensor]]:
+    """Permute the network, and find the layers that need their input gathered, each with its order."""
+    channels, pattern = work.network.channels, work.pattern
+    search = _remembered(cutting=any(work.allowed.values()), live_first=live_first, seed=seed)
     chosen = _permutable(work, channels, search)
-    report = permute_network(module, sample, dict.fromkeys(chosen, pattern), search, extra=[masks])
+    report = work.network.permute(chosen, pattern, search)
     for name in chosen:
         work.found(name, "permuted", work.weight(name))
     gathers: dict[str, Tensor] = {}
-    for name in _gatherable(work, sample, gather):
-        rows_RI = _rows(work.weight(name), work.axis(name))
-        order = search(rows_RI, pattern)
+    for name in work.network.gatherable(work.open, gather):
+        order = search(_rows(work.weight(name), work.axis(name)), pattern)
         if work.found(name, "gathered", work.weight(name).index_select(work.axis(name), order)):
             gathers[name] = order
     _explain(work, channels, gather)
-    cut = [name for name in names if work.needed.get(name) and work.roads.get(name, "dense") != "dense"]
-    document = {
+    return report, gathers
+
+
+def _document(
+    pattern: NMPattern, report: PermutationReport, gathers: Mapping[str, Tensor], cut: Sequence[str]
+) -> dict[str, Any]:
+    return {
         "version": 1,
         "pattern": str(pattern),
         "permutation": report.record,
         "gathers": {name: order.tolist() for name, order in gathers.items()},
-        "cut": cut,
+        "cut": list(cut),
     }
-    n_cut = _cut(module, pattern, document, masks)
+
+
+def _fitted(
+    work: _Work,
+    report: PermutationReport,
+    gathers: dict[str, Tensor],
+    document: dict[str, Any],
+    n_cut: Mapping[str, int],
+) -> Fitted:
     return Fitted(
-        layers=tuple(work.layer(name, n_cut.get(name, 0)) for name in names),
+        layers=tuple(work.layer(name, n_cut.get(name, 0)) for name in work.names),
         gathers=gathers,
         document=document,
         difference=report.difference,
@@ -162,24 +222,23 @@ class _Work:
 
     def __init__(
         self,
-        module: nn.Module,
+        network: Patterned,
         pattern: NMPattern,
         names: Sequence[str],
         max_cut: float,
         uncut: Mapping[str, str],
         dense: Mapping[str, str],
-        masked: Collection[str],
     ) -> None:
-        self.module, self.pattern, self.names, self.masked = module, pattern, tuple(names), masked
+        self.network, self.pattern, self.names = network, pattern, tuple(names)
         self.uncut = uncut if max_cut else {}
         self.allowed = {name: 0.0 if name in uncut else max_cut for name in names}
-        self.before = {name: module.get_parameter(name).detach().clone() for name in names}
+        self.before = {name: network.weight(name).clone() for name in names}
         self.roads: dict[str, PatternMethod] = {}
         self.reasons: dict[str, str] = {}
         self.over: dict[str, int] = {}
         self.needed: dict[str, float] = {}
         for name in names:
-            reason = dense.get(name) or self._excluded(name)
+            reason = dense.get(name) or network.excluded(name, pattern)
             if reason:
                 self.reasons[name] = reason
             elif obeys(self.before[name], self.axis(name), pattern):
@@ -198,10 +257,10 @@ class _Work:
 
     def weight(self, name: str) -> Tensor:
         """As it is in the network now."""
-        return self.module.get_parameter(name).detach()
+        return self.network.weight(name)
 
     def axis(self, name: str) -> int:
-        return reduction_axis(self.module, name) or 0
+        return self.network.axis(name)
 
     @property
     def open(self) -> list[str]:
@@ -224,7 +283,7 @@ class _Work:
 
     def layer(self, name: str, n_cut: int) -> PatternLayer:
         weight, road = self.before[name], self.roads.get(name, "dense")
-        grouped = not self._excluded(name)
+        grouped = not self.network.excluded(name, self.pattern)
         over = int(groups_over(weight, self.axis(name), self.pattern)) if grouped else None
         return PatternLayer(
             name=name,
@@ -239,23 +298,6 @@ class _Work:
             n_cut=n_cut,
             reason=self.reasons.get(name, "") if road == "dense" else "",
         )
-
-    def _excluded(self, name: str) -> str:
-        """Why a weight has no groups, or empty."""
-        owner, weight = self.module.get_submodule(name.rpartition(".")[0]), self.before[name]
-        if isinstance(owner, nn.MultiheadAttention):
-            # Export finds these by name only as weights of one layer, which a mask requires of them in any
-            # case.
-            if name not in self.masked:
-                return "it belongs to a MultiheadAttention, and has no mask"
-        elif not isinstance(owner, nn.Linear | _ConvNd) or not name.endswith("weight"):
-            return f"it belongs to a {type(owner).__name__}, whose reduction axis is not known"
-        n_reduced = weight.shape[self.axis(name)] // summed_parts(self.module, name)
-        if isinstance(owner, _ConvNd) and owner.groups > 1 and n_reduced == 1:
-            return "each of its channels is summed by itself (depthwise)"
-        if n_reduced % self.pattern.m or not fits(tuple(weight.shape), self.axis(name), self.pattern):
-            return f"it sums over {n_reduced} channels, of which {self.pattern} needs a multiple of {self.pattern.m}"
-        return ""
 
 
 def _percent(share: float) -> str:
@@ -297,9 +339,10 @@ def _permutable(work: _Work, channels: Channels, search: Callable[[Tensor, NMPat
     holding = [name for name in work.names if work.roads.get(name) == "as trained"]
     moved = [name for name in holding if _movable(work, channels, name)]
     together = [{m.name for m in space.members if m.reads} for space in channels.free]
+    axes = {name: work.axis(name) for name in (*names, *moved)}
     while names:
         layers = dict.fromkeys([*names, *moved], work.pattern)
-        orders = preview(work.module, channels, layers, search)
+        orders = preview(work.network.tensors(), axes, channels, layers, search)
         ordered = {name: reordered(work.weight(name), orders.get(name)) for name in [*names, *holding]}
         failing = {name for name in ordered if not _good_enough(work, name, ordered[name])}
         if not failing:
@@ -336,61 +379,6 @@ def _worst(work: _Work, readers: set[str], failing: set[str], ordered: Mapping[s
     return max(
         candidates, key=lambda name: cut_share(ordered[name], work.axis(name), work.pattern), default=None
     )
-
-
-# Layers that are given their input in an order of their own
-
-
-def _gatherable(work: _Work, sample: Tensor, gather: Gather) -> list[str]:
-    if gather == "none":
-        return []
-    candidates = [
-        name
-        for name in work.open
-        if isinstance(owner := work.module.get_submodule(name.rpartition(".")[0]), nn.Linear)
-        or (isinstance(owner, _ConvNd) and not isinstance(owner, _ConvTransposeNd) and owner.groups == 1)
-    ]
-    if gather == "any" or not candidates:
-        return candidates
-    reading = _input_readers(work.module, sample, candidates)
-    return [name for name in candidates if name in reading]
-
-
-def _input_readers(module: nn.Module, sample: Tensor, names: Sequence[str]) -> set[str]:
-    """Weights of layers that are only ever given the network's input, in whatever shape."""
-    found: dict[str, list[bool]] = {}
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn((2, *sample.shape[1:]), generator=generator).to(sample)
-    with _noting_inputs(module, names, x, found), torch.no_grad():
-        module(x)
-    return {name for name, alike in found.items() if all(alike)}
-
-
-@contextmanager
-def _noting_inputs(
-    module: nn.Module, names: Sequence[str], x: Tensor, found: dict[str, list[bool]]
-) -> Iterator[None]:
-    def noting(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def note(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-            got = arguments[0] if arguments and isinstance(arguments[0], Tensor) else None
-            alike = got is not None and got.numel() == x.numel() and torch.equal(got.flatten(), x.flatten())
-            found.setdefault(name, []).append(alike)
-
-        return note
-
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    hooks = [
-        module.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(noting(name))
-        for name in names
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for part, mode in modes:
-            part.training = mode
 
 
 # Why the others stay

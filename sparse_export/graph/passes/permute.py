@@ -10,7 +10,7 @@ Legend: R stacked rows, I columns to be permuted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -114,9 +114,9 @@ def permute_network(
     check_names(module, layers, masks, [*extra, scores])
     require_finite({name: tensors[name] for name in layers})
     channels = find_channels(module, sample)
-    weights = {name: _searched_weight(scores.get(name, tensors[name]), masks.get(name)) for name in layers}
+    weights = {name: searched_weight(scores.get(name, tensors[name]), masks.get(name)) for name in layers}
     axes = {name: reduction_axis(module, name) for name in layers}
-    chosen, notes = _chosen(channels, layers, weights, axes, search)
+    chosen, notes = choose_orders(channels, layers, weights, axes, search)
     orders = orders_of(
         tensors, ((space, chosen[space.name]) for space in channels.free if space.name in chosen)
     )
@@ -130,12 +130,12 @@ def permute_network(
     record = record_of(channels, chosen)
     after = {name: reordered(weight, orders.get(name)) for name, weight in weights.items()}
     changes = tuple(
-        _layer_change(name, pattern, axes[name], channels, weights[name], after[name], notes)
+        layer_change(name, pattern, axes[name], channels, weights[name], after[name], notes)
         for name, pattern in layers.items()
     )
     apply_orders(module, orders, [masks, *extra])
     return PermutationReport(
-        spaces=tuple(_space_change(space, chosen, notes) for space in channels.spaces),
+        spaces=tuple(space_change(space, chosen, notes) for space in channels.spaces),
         layers=changes,
         record=record,
         difference=difference,
@@ -157,17 +157,20 @@ def require_finite(weights: Mapping[str, Tensor]) -> None:
 
 
 def preview(
-    module: nn.Module, channels: Channels, layers: Mapping[str, NMPattern], search: Search
+    tensors: Mapping[str, Tensor],
+    axes: Mapping[str, int | None],
+    channels: Channels,
+    layers: Mapping[str, NMPattern],
+    search: Search,
 ) -> dict[str, Tensor]:
-    """The orders, by tensor, that `permute_network` would choose (see `reordered`); the network is left as it
-    is.
+    """The orders, by tensor, that a permutation would choose (see `reordered`); nothing is moved.
 
-    channels: what `find_channels` found in it. Raises UsageError for a search that gives no permutation.
+    tensors: of the network.  axes: of each layer's weight, the one that is summed over.  channels: the spaces
+    of the network. Raises UsageError for a search that gives no permutation.
     """
-    tensors = tensors_of(module)
-    weights = {name: _searched_weight(tensors[name], None) for name in layers}
-    axes = {name: reduction_axis(module, name) for name in layers}
-    chosen, _ = _chosen(channels, layers, weights, axes, search)
+    weights = {name: searched_weight(tensors[name], None) for name in layers}
+    asked = {name: axes[name] for name in layers}
+    chosen, _ = choose_orders(channels, layers, weights, asked, search)
     return orders_of(
         tensors, ((space, chosen[space.name]) for space in channels.free if space.name in chosen)
     )
@@ -176,7 +179,7 @@ def preview(
 # The search
 
 
-def _searched_weight(weight: Tensor, mask: Tensor | None) -> Tensor:
+def searched_weight(weight: Tensor, mask: Tensor | None) -> Tensor:
     """|weight| where the mask keeps it.
 
     A kept weight that is still 0 counts as a small one: it takes a place.
@@ -189,7 +192,7 @@ def _searched_weight(weight: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(mask.bool(), torch.where(found == 0, small, found), torch.zeros_like(found))
 
 
-def _chosen(
+def choose_orders(
     channels: Channels,
     layers: Mapping[str, NMPattern],
     weights: Mapping[str, Tensor],
@@ -204,7 +207,9 @@ def _chosen(
         if not readers:
             notes[space.name] = "no layer that reads it wants a pattern"
             continue
-        usable = [m for m in readers if _reduction(m, weights[m.name], layers[m.name])]
+        parts = [part for m in readers for part in _single_columns(m)]
+        usable = [m for m in parts if _reduction(m, weights[m.name], layers[m.name])]
+        usable = [m for m in usable if _whole_groups(m, layers[m.name]) is not None]
         lead = max(usable, key=lambda m: weights[m.name].numel(), default=None)
         movable = None if lead is None else _whole_groups(lead, layers[lead.name])
         if lead is None or movable is None:
@@ -236,8 +241,15 @@ def _chosen(
 
 def _reduction(m: Member, weight: Tensor, pattern: NMPattern) -> bool:
     """Can the order of these columns alone change the weight's groups?"""
-    size = weight.shape[m.axis]
-    return m.slots.shape[1] == 1 and size % pattern.m == 0 and len(m.slots) > pattern.m
+    return weight.shape[m.axis] % pattern.m == 0 and len(m.slots) > pattern.m
+
+
+def _single_columns(m: Member) -> list[Member]:
+    """The member with one column for each channel, as often as a channel has columns.
+
+    A map that is joined several times over gives each channel a column in every copy.
+    """
+    return [replace(m, slots=m.slots[:, i : i + 1]) for i in range(m.slots.shape[1])]
 
 
 def _whole_groups(m: Member, pattern: NMPattern) -> Tensor | None:
@@ -303,7 +315,7 @@ def _why_not(space: Space, readers: list[Member], layers: Mapping[str, NMPattern
 # The report
 
 
-def _space_change(space: Space, chosen: Mapping[str, Tensor], notes: Mapping[str, str]) -> SpaceChange:
+def space_change(space: Space, chosen: Mapping[str, Tensor], notes: Mapping[str, str]) -> SpaceChange:
     permutation = chosen.get(space.name)
     return SpaceChange(
         name=space.name,
@@ -321,11 +333,18 @@ def movable_weights(channels: Channels, name: str, weight: Tensor, axis: int, pa
     axis: the one that the groups run along. 0 where the pattern does not divide it.
     """
     members = [m for space in channels.free for m in space.members if m.name == name and m.axis == axis]
-    members = [m for m in members if m.reads and _reduction(m, weight, pattern)]
-    return sum(weight.numel() * len(m.slots) // (weight.shape[axis] * m.groups) for m in members)
+    parts = [
+        part
+        for m in members
+        if m.reads
+        for part in _single_columns(m)
+        if m.slots.shape[1] == 1 or _whole_groups(part, pattern) is not None
+    ]
+    parts = [m for m in parts if _reduction(m, weight, pattern)]
+    return sum(weight.numel() * len(m.slots) // (weight.shape[axis] * m.groups) for m in parts)
 
 
-def _layer_change(
+def layer_change(
     name: str,
     pattern: NMPattern,
     axis: int | None,

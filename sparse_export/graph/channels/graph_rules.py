@@ -1,0 +1,407 @@
+"""What each operator of ONNX does to channel labels: one rule each, by the operator's name.
+
+Operators that only move values are run on the labels themselves. One that is not here pins what it reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import torch
+
+from sparse_export.graph.channels import rules
+from sparse_export.graph.channels.graph_trace import GraphTrace, Rule, Value, moved_by
+from sparse_export.graph.channels.labels import AxisKey, Labels, positions
+from sparse_export.graph.channels.onnx_graph import attribute
+from sparse_export.graph.channels.onnx_values import ONE_TO_ONE, REDUCE
+from sparse_export.graph.channels.parameters import Found, Undecided, UnknownOperation
+
+__all__ = ["RULES"]
+
+_ELEMENTWISE = (ONE_TO_ONE - {"Cast", "Identity", "Dropout"}) | frozenset(
+    (
+        *("Add", "Div", "Max", "Mean", "Min", "Mul", "PRelu", "Pow", "Sub", "Sum", "Mod", "Where"),
+        *("And", "Or", "Xor", "Not", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"),
+        *("Shrink", "Swish", "IsNaN", "IsInf", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh"),
+        *("Sinh", "Cosh", "Tan", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"),
+    )
+)
+_MOVES = frozenset(
+    (
+        *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Split", "Slice", "Expand", "Tile"),
+        *("DepthToSpace", "SpaceToDepth", "GatherElements", "GatherND", "ReverseSequence", "Compress"),
+    )
+)
+_SAME = frozenset(("Identity", "Cast", "CastLike", "Dropout"))
+_POOLS = frozenset(("AveragePool", "MaxPool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"))
+
+
+def elementwise(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """Each entry of the result is computed from the entries at its place."""
+    if any(node.output[1:]):
+        raise UnknownOperation("several results")
+    places = [at for at in range(len(node.input)) if trace.given(node, at)]
+    found = [trace.found(node, at) for at in places]
+    try:
+        shape = np.broadcast_shapes(*map(_shape_of, found))
+    except ValueError as cause:
+        raise UnknownOperation("sizes that do not fit") from cause
+    # A number that is one for all entries tells none from another.
+    values = [trace.value(node, at) for at in places]
+    alike = [isinstance(value, np.ndarray) and value.size == 1 for value in values]
+    operands = [one for one, is_alike in zip(found, alike, strict=True) if not is_alike] or found
+    return [trace.parameters.elementwise(operands, shape, trace.where(node))]
+
+
+def same(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """Values as they are."""
+    if any(node.output[1:]):
+        raise UnknownOperation("several results")
+    if node.op_type == "Dropout" and trace.given(node, 2) and np.any(trace.known(node, 2)):
+        raise UnknownOperation("dropout in training")
+    return [trace.value(node, 0)]
+
+
+def moved(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """Values that only change places: the operator is run on their places."""
+    found = trace.found(node, 0)
+    rest = [trace.known(node, at) for at in range(1, len(node.input))]
+    places = positions(_shape_of(found)).numpy()
+    made = moved_by(node, trace.model.opset_import, [places, *rest])
+    return [trace.parameters.looked_up(found, torch.from_numpy(np.array(index))) for index in made]
+
+
+def pad(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """Filled-in values have the place -1."""
+    found = trace.found(node, 0)
+    places = positions(_shape_of(found)).numpy()
+    mode = attribute(node, "mode", b"constant")
+    if len(node.input) < 2:
+        raise UnknownOperation("pads of an old form")
+    pads = trace.known(node, 1)
+    if mode == b"constant" and pads is not None and bool((pads < 0).any()):
+        raise UnknownOperation("pads that cut")
+    if trace.given(node, 2):
+        trace.known(node, 2)
+    rest = [pads, np.array(-1) if mode == b"constant" else None, trace.known(node, 3)]
+    while rest and rest[-1] is None:
+        rest.pop()
+    (index,) = moved_by(node, trace.model.opset_import, [places, *rest])
+    return [trace.parameters.looked_up(found, torch.from_numpy(np.array(index)), node.output[0])]
+
+
+def concat(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """Parts one behind the other."""
+    parts = [trace.found(node, at) for at in range(len(node.input))]
+    rank = len(_shape_of(parts[0]))
+    axis = attribute(node, "axis", 0) % rank
+    return [trace.parameters.joined(parts, axis, trace.where(node), stacked=False)]
+
+
+def gather(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """A choice by known numbers moves values; one of a table's rows by an input is an embedding."""
+    data, indices = trace.found(node, 0), trace.value(node, 1)
+    if isinstance(indices, np.ndarray):
+        return moved(trace, node)
+    if isinstance(indices, Undecided):
+        raise UnknownOperation("indices that are floats")
+    axis = attribute(node, "axis", 0) % len(_shape_of(data))
+    if bool((indices.atoms >= 0).any()):
+        raise UnknownOperation("an index that is computed from channels")
+    if isinstance(data, Undecided):
+        weight = trace.parameters.raw(data)
+        if axis != 0 or len(trace.ledger.shapes[weight]) != 2:
+            raise UnknownOperation("a table of another form")
+        return [rules.embedding(trace.ledger, trace.made_shape(node), weight, trace.where(node))]
+    return [_along(trace, data, [axis], trace.made_shape(node), node, n_after=indices.atoms.dim())]
+
+
+def shape_of(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """Sizes are known at the sizes of a run."""
+    shape = _shape_of(trace.found(node, 0))
+    if node.op_type == "Size":
+        return [np.array(math.prod(shape), np.int64)]
+    part = slice(attribute(node, "start", 0), attribute(node, "end", None))
+    return [np.array(shape[part], np.int64)]
+
+
+def conv(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """Conv and ConvTranspose."""
+    x, weight, bias = trace.labels(node), trace.raw(node, 1), trace.raw(node, 2)
+    if weight is None or x.atoms.dim() != len(trace.ledger.shapes[weight]):
+        raise UnknownOperation("a convolution of another form")
+    groups = attribute(node, "group", 1)
+    stored = trace.ledger.shapes[weight]
+    if x.atoms.shape[1] != (stored[0] if node.op_type == "ConvTranspose" else stored[1] * groups):
+        raise UnknownOperation("sizes that do not fit")
+    made = rules.convolution(
+        trace.ledger,
+        x,
+        weight,
+        bias,
+        trace.where(node),
+        shape=trace.made_shape(node),
+        groups=groups,
+        transposed=node.op_type == "ConvTranspose",
+    )
+    return [made]
+
+
+def gemm(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """A product with a matrix, and something added."""
+    x = trace.labels(node)
+    if attribute(node, "transA", 0):
+        x = _turned(x)
+    weight, in_axis = _matrix(trace, trace.found(node, 1))
+    if attribute(node, "transB", 0):
+        in_axis = 1 - in_axis
+    where = trace.where(node)
+    made: Found = _linear(trace, x, weight, in_axis, where)
+    if trace.given(node, 2):
+        made = trace.parameters.elementwise([made, trace.found(node, 2)], trace.made_shape(node), where)
+    return [made]
+
+
+def matmul(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """A product with a stored matrix from either side, or of two values."""
+    x, y, where = trace.found(node, 0), trace.found(node, 1), trace.where(node)
+    if isinstance(y, Undecided) and y.index.dim() == 2 and isinstance(x, Labels) and not y.tag:
+        weight, in_axis = _matrix(trace, y)
+        return [_linear(trace, x, weight, in_axis, where)]
+    if isinstance(x, Undecided) and x.index.dim() == 2 and isinstance(y, Labels) and not x.tag:
+        weight, out_axis = _matrix(trace, x)
+        if y.atoms.dim() < 2:
+            raise UnknownOperation("a product with a vector")
+        made = _linear(trace, _turned(y), weight, 1 - out_axis, where)
+        return [_turned(made)]
+    if min(len(_shape_of(x)), len(_shape_of(y))) < 2:
+        raise UnknownOperation("a product with a vector")
+    if _shape_of(x)[-1] != _shape_of(y)[-2]:
+        raise UnknownOperation("sizes that do not fit")
+    return [rules.matrix_product(trace.ledger, trace.labels(node, 0), trace.labels(node, 1), where)]
+
+
+def _linear(trace: GraphTrace, x: Labels, weight: str, in_axis: int, where: str) -> Labels:
+    if not x.atoms.dim() or x.atoms.shape[-1] != trace.ledger.shapes[weight][in_axis]:
+        raise UnknownOperation("sizes that do not fit")
+    return rules.linear(trace.ledger, x, weight, None, where, in_axis=in_axis)
+
+
+def _turned(labels: Labels) -> Labels:
+    return Labels(labels.atoms.mT, labels.subs.mT)
+
+
+def _matrix(trace: GraphTrace, found: Found) -> tuple[str, int]:
+    """A stored matrix, and which of its axes is the first of the value. It may have been transposed."""
+    if not isinstance(found, Undecided) or found.tag or found.index.dim() != 2:
+        raise UnknownOperation("a computed matrix")
+    stored = trace.ledger.shapes[found.name]
+    if len(stored) == 2:
+        for axis, index in ((0, positions(stored)), (1, positions(stored).T)):
+            if index.shape == found.index.shape and torch.equal(index, found.index):
+                return found.name, axis
+    raise UnknownOperation("a rearranged matrix")
+
+
+def batch_norm(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """Each channel by itself, with an entry of each parameter."""
+    if attribute(node, "training_mode", 0) or any(node.output[1:]):
+        raise UnknownOperation("statistics of the batch")
+    names = [name for at in range(1, 5) if (name := trace.raw(node, at)) is not None]
+    return [rules.per_channel(trace.ledger, trace.labels(node), 1, names, trace.where(node))]
+
+
+def instance_norm(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """Each map by itself; with channels in the map it is a group norm."""
+    x, where = trace.labels(node), trace.where(node)
+    dims = range(2, x.atoms.dim())
+    made: Found = rules.normalised(trace.ledger, x, dims, (), where)
+    for at in (1, 2):
+        found = trace.found(node, at)
+        shape = (x.atoms.shape[1], *[1] * len(dims))
+        spread = trace.parameters.looked_up(found, positions(_shape_of(found)).reshape(shape))
+        made = trace.parameters.elementwise([made, spread], x.atoms.shape, where)
+    return [made]
+
+
+def layer_norm(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """LayerNormalization and RMSNormalization."""
+    if any(node.output[1:]):
+        raise UnknownOperation("several results")
+    x = trace.labels(node)
+    rank = x.atoms.dim()
+    first = attribute(node, "axis", -1) % rank
+    names = [name for at in (1, 2) if (name := trace.raw(node, at)) is not None]
+    return [rules.normalised(trace.ledger, x, range(first, rank), names, trace.where(node))]
+
+
+def softmax(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """Every entry by all those along an axis; before opset 13 along all from that axis on."""
+    x = trace.labels(node)
+    rank = x.atoms.dim()
+    if trace.opset >= 13:
+        dims = [attribute(node, "axis", -1) % rank]
+    else:
+        dims = list(range(attribute(node, "axis", 1) % rank, rank))
+    return [rules.normalised(trace.ledger, x, dims, (), trace.where(node))]
+
+
+def lp_norm(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """Every entry by the length of all along an axis."""
+    x = trace.labels(node)
+    dims = [attribute(node, "axis", -1) % x.atoms.dim()]
+    return [rules.normalised(trace.ledger, x, dims, (), trace.where(node))]
+
+
+def reduced(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """One value for all those along some axes, in whatever order they come."""
+    x = trace.labels(node)
+    axes = trace.numbers(node, "axes", 1)
+    if not axes:
+        if attribute(node, "noop_with_empty_axes", 0):
+            return [x]
+        axes = list(range(x.atoms.dim()))
+    dims = sorted({axis % x.atoms.dim() for axis in axes})
+    shape = [1 if axis in dims else size for axis, size in enumerate(x.atoms.shape)]
+    if not attribute(node, "keepdims", 1):
+        shape = [size for axis, size in enumerate(shape) if axis not in dims]
+    return [rules.reduced(trace.ledger, x, dims, tuple(shape), trace.where(node))]
+
+
+def pooled(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """Each channel's map becomes another."""
+    x = trace.labels(node)
+    if any(node.output[1:]):
+        raise UnknownOperation("several results")
+    return [rules.planes(trace.ledger, x, x.atoms.dim() - 2, trace.made_shape(node), trace.where(node))]
+
+
+def resized(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """The axes whose size changes become others."""
+    x, shape = trace.labels(node), trace.made_shape(node)
+    if attribute(node, "coordinate_transformation_mode", b"") == b"tf_crop_and_resize":
+        raise UnknownOperation("a part of the map")
+    changed = [axis for axis, size in enumerate(x.atoms.shape) if size != shape[axis]]
+    dims = changed or list(range(min(2, x.atoms.dim()), x.atoms.dim()))
+    return [_along(trace, x, dims, shape, node)]
+
+
+def along_an_axis(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """Values that depend on others along one axis, and on their places in it."""
+    x = trace.labels(node)
+    default = {"ArgMax": 0, "ArgMin": 0}.get(node.op_type, -1)
+    if node.op_type == "CumSum":
+        found = trace.known(node, 1)
+        axis = 0 if found is None else int(found.reshape(-1)[0])
+    else:
+        axis = int(attribute(node, "axis", default))
+    dims = [axis % x.atoms.dim()]
+    if node.op_type == "Hardmax" and trace.opset < 13:
+        raise UnknownOperation("its older form")
+    made = []
+    for name in filter(None, node.output):
+        shape = trace.shape_of(name)
+        if shape is None:
+            raise UnknownOperation("its shape depends on data")
+        n_after = 0 if len(shape) < x.atoms.dim() else 1
+        made.append(_along(trace, x, dims, shape, node, n_after=n_after))
+    return made
+
+
+def _along(
+    trace: GraphTrace,
+    x: Labels,
+    dims: Sequence[int],
+    shape: Sequence[int],
+    node: onnx.NodeProto,
+    *,
+    n_after: int | None = None,
+) -> Labels:
+    """The axes `dims` become n_after axes at the place of the first, which may have other sizes."""
+    n_after = len(dims) if n_after is None else n_after
+    rank, first = x.atoms.dim(), dims[0]
+    last = list(range(rank - len(dims), rank))
+    turned = Labels(x.atoms.movedim(tuple(dims), tuple(last)), x.subs.movedim(tuple(dims), tuple(last)))
+    after = list(range(first, first + n_after)) if n_after != len(dims) else list(dims)
+    sizes = [size for axis, size in enumerate(shape) if axis not in after] + [shape[axis] for axis in after]
+    if not n_after:
+        sizes.append(1)
+    n_kept = rank - len(dims)
+    flat = (*sizes[:n_kept], math.prod(sizes[n_kept:]))
+    made = rules.planes(trace.ledger, turned, len(dims), flat, trace.where(node))
+    atoms, subs = made.atoms.reshape(sizes), made.subs.reshape(sizes)
+    if not n_after:
+        return Labels(atoms.reshape(tuple(shape)), subs.reshape(tuple(shape)))
+    ends = tuple(range(len(sizes) - n_after, len(sizes)))
+    return Labels(atoms.movedim(ends, tuple(after)), subs.movedim(ends, tuple(after)))
+
+
+def recurrent(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """RNN, GRU and LSTM: a unit's rows of all gates go together, with its columns of the recurrent matrix."""
+    n_gates = {"RNN": 1, "GRU": 3, "LSTM": 4}[node.op_type]
+    names = [trace.raw(node, at) for at in (1, 2)]
+    bias = trace.raw(node, 3)
+    if None in names or attribute(node, "layout", 0) or trace.given(node, 7):
+        raise UnknownOperation("a form of it that is not known")
+    w, r = (str(name) for name in names)
+    ledger, where, x = trace.ledger, trace.where(node), trace.labels(node)
+    n_units = ledger.shapes[r][2]
+    atoms, uses = ledger.columns(x.moved(rules.layout(x.atoms.shape, [2])), where)
+    ledger.use(AxisKey(w, 2), atoms, uses, where)
+    units = ledger.new_atoms(n_units)
+    gates = torch.arange(n_gates).repeat_interleave(n_units) + 1
+    ledger.use(AxisKey(w, 1), units.repeat(n_gates), gates, where)
+    ledger.use(AxisKey(r, 1), units.repeat(n_gates), gates, where)
+    ledger.use(AxisKey(r, 2), units, 1, where)
+    if bias is not None:
+        halves = torch.arange(2 * n_gates).repeat_interleave(n_units) + 1
+        ledger.use(AxisKey(bias, 1), units.repeat(2 * n_gates), halves, where)
+    for at in (5, 6):
+        if trace.given(node, at):
+            state = trace.labels(node, at)
+            if _alike(state):
+                continue
+            atoms, uses = ledger.columns(state.moved(rules.layout(state.atoms.shape, [2])), where)
+            ledger.tie(atoms, units)
+            ledger.pin(units[atoms < 0], f"{where} begins with a state that stays in place")
+            ledger.sum_over(units, uses, where)
+    return [
+        rules.made_along_last(units, trace.shape_of(name) or (), name) if name else Labels(units, units)
+        for name in node.output
+    ]
+
+
+def _alike(labels: Labels) -> bool:
+    """Are all values of the last axis the same?"""
+    return bool((labels.atoms < 0).all()) and bool((labels.subs == labels.subs[..., :1]).all())
+
+
+def _shape_of(found: Found) -> tuple[int, ...]:
+    return tuple((found.index if isinstance(found, Undecided) else found.atoms).shape)
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_ELEMENTWISE, elementwise),
+    **dict.fromkeys(_MOVES, moved),
+    **dict.fromkeys(_SAME, same),
+    **dict.fromkeys(REDUCE, reduced),
+    **dict.fromkeys(_POOLS, pooled),
+    **dict.fromkeys(("Resize", "Upsample"), resized),
+    **dict.fromkeys(("ArgMax", "ArgMin", "CumSum", "Hardmax", "TopK"), along_an_axis),
+    **dict.fromkeys(("Conv", "ConvTranspose"), conv),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), layer_norm),
+    **dict.fromkeys(("Softmax", "LogSoftmax"), softmax),
+    **dict.fromkeys(("Shape", "Size"), shape_of),
+    **dict.fromkeys(("RNN", "GRU", "LSTM"), recurrent),
+    "BatchNormalization": batch_norm,
+    "Concat": concat,
+    "Gather": gather,
+    "Gemm": gemm,
+    "InstanceNormalization": instance_norm,
+    "LpNormalization": lp_norm,
+    "MatMul": matmul,
+    "Pad": pad,
+}

@@ -1,0 +1,295 @@
+"""Runs an ONNX graph on labels: what each value is known to be, and which rule follows each node."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from sparse_export.graph.channels.labels import FIXED, Labels, Ledger, fixed_labels, hash_of, mixed, positions
+from sparse_export.graph.channels.onnx_graph import Array, attribute, captured, title
+from sparse_export.graph.channels.parameters import Found, Parameters, Undecided, UnknownOperation
+from sparse_export.graph.concrete import Shape
+from sparse_export.graph.constants import array_of, n_made
+from sparse_export.graph.shapes import n_entries
+
+__all__ = ["GraphTrace", "Lost", "Rule", "Value", "is_indifferent", "moved_by", "own_parameters"]
+
+_LARGEST_KNOWN = 1 << 22  # entries of a value that is worked out rather than followed
+_REAL = frozenset(
+    (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+)
+_SETTINGS = {
+    "DequantizeLinear": (1,),
+    "NonMaxSuppression": (3, 4),
+    "OneHot": (2,),
+    "QuantizeLinear": (1,),
+    "Range": (0, 1, 2),
+    "Resize": (1, 2),
+    "Upsample": (1,),
+}
+
+
+class Lost:
+    """A value of which not even the shape is known."""
+
+
+# An array where the numbers themselves are known, since no input and no weight has a part in them.
+Value = Found | Array | Lost
+Rule = Callable[["GraphTrace", onnx.NodeProto], Sequence[Value]]
+
+
+def own_parameters(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The stored tensors that values are computed with: floats that no caller may replace.
+
+    What an operator takes as a setting, like the scales of a Resize, is none of them.
+    """
+    given = {value.name for value in model.graph.input}
+    for node in model.graph.node:
+        given.update(node.input[at] for at in _SETTINGS.get(node.op_type, ()) if at < len(node.input))
+    return {
+        tensor.name: tensor
+        for tensor in model.graph.initializer
+        if tensor.data_type in _REAL and n_entries(tensor) > 1 and tensor.name not in given
+    }
+
+
+def is_indifferent(array: Array) -> bool:
+    """Is it a vector of one number, which is the same in any order?"""
+    return max(array.shape, default=1) == array.size and bool((array == array.reshape(-1)[0]).all())
+
+
+def moved_by(
+    node: onnx.NodeProto, opsets: Sequence[onnx.OperatorSetIdProto], inputs: Sequence[Any]
+) -> list[Array]:
+    """What a node makes of arrays, None for an absent input.
+
+    Raises:
+        UnknownOperation: that cannot be worked out.
+    """
+    bare = onnx.NodeProto()
+    bare.CopyFrom(node)
+    del bare.input[:]
+    bare.input.extend("" if x is None else f"x{i}" for i, x in enumerate(inputs))
+    feeds = {f"x{i}": x for i, x in enumerate(inputs) if x is not None}
+    graph = helper.make_graph(
+        [bare],
+        "one",
+        [helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None) for name in feeds],
+        [
+            helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None)
+            for name in node.output
+            if name
+        ],
+    )
+    try:
+        with np.errstate(all="ignore"):
+            found = ReferenceEvaluator(helper.make_model(graph, opset_imports=list(opsets))).run(None, feeds)
+    except Exception as cause:
+        raise UnknownOperation(f"{node.op_type}: {cause}") from cause
+    return [np.asarray(one) for one in found]
+
+
+class GraphTrace:
+    """One run of labels over a graph; what it learns is in `ledger`.
+
+    Attributes:
+        ledger: of which channels are one.
+        parameters: what was decided of stored tensors.
+        shapes: of values, at the sizes of this run.
+        opset: of the standard operators.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        ledger: Ledger,
+        axes: dict[str, int | None],
+        shapes: Mapping[str, Shape],
+        rules: Mapping[str, Rule],
+    ) -> None:
+        self.model, self.ledger, self.parameters = model, ledger, Parameters(ledger, axes)
+        self.shapes, self.rules = shapes, rules
+        self.opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0)
+        self.values: dict[str, Value] = {}
+        self._names = Counter(title(node) for node in model.graph.node)
+
+    def run(self) -> None:
+        """Follow the labels from the inputs to the outputs."""
+        graph = self.model.graph
+        own = own_parameters(self.model)
+        for tensor in graph.initializer:
+            self.values[tensor.name] = self._stored(tensor, tensor.name in own)
+        for value in graph.input:
+            shape = self.shape_of(value.name)
+            self.values[value.name] = Lost() if shape is None else fixed_labels(torch.Size(shape), value.name)
+        left = Counter(name for node in graph.node for name in _read_by(node))
+        left.update(value.name for value in graph.output)
+        for node in graph.node:
+            self._visit(node)
+            for name in _read_by(node):
+                left[name] -= 1
+                if not left[name]:
+                    self.values.pop(name, None)
+        for value in graph.output:
+            self._give_up(value.name, "an output of the network")
+
+    def _stored(self, tensor: onnx.TensorProto, is_own: bool) -> Value:
+        array = array_of(tensor)
+        if tensor.name in self.ledger.shapes:
+            return Undecided(tensor.name, positions(array.shape))
+        if is_own or array.size <= _LARGEST_KNOWN:
+            return array
+        return fixed_labels(torch.Size(array.shape), tensor.name)
+
+    def _visit(self, node: onnx.NodeProto) -> None:
+        values = [self.values.get(name, Lost()) if name else None for name in node.input]
+        inner = list(captured(node))
+        made: Sequence[Value] | None = None
+        reason = f"{self.where(node)} is not a known operation"
+        try:
+            if any(isinstance(value, Labels | Undecided) and 0 in _shape(value) for value in values):
+                raise UnknownOperation("nothing of a value is left")
+            if not inner and values and all(isinstance(value, np.ndarray | None) for value in values):
+                made = self._computed(node, values)
+            if made is None and not inner and node.domain in ("", "ai.onnx"):
+                rule = self.rules.get(node.op_type)
+                made = None if rule is None else rule(self, node)
+        except UnknownOperation as cause:
+            made = None
+            reason += f" ({cause})" if str(cause) else ""
+        if made is None or not self._fit(node, made):
+            for name in {*node.input, *inner}:
+                self._give_up(name, reason)
+            made = [self._fixed(name) for name in node.output]
+        self.values.update((name, value) for name, value in zip(node.output, made, strict=False) if name)
+
+    def _fit(self, node: onnx.NodeProto, made: Sequence[Value]) -> bool:
+        """Have the results the shapes that the node makes?"""
+        for name, value in zip(node.output, made, strict=False):
+            shape = self.shape_of(name)
+            if shape is not None and not isinstance(value, Lost) and _shape(value) != shape:
+                return False
+        return len(made) >= sum(map(bool, node.output))
+
+    def _computed(self, node: onnx.NodeProto, values: Sequence[Any]) -> Sequence[Value] | None:
+        """What a node makes of known numbers; None where that is not worked out."""
+        n = n_made(node, values)
+        if n is None or n > _LARGEST_KNOWN:
+            return None
+        try:
+            return moved_by(node, self.model.opset_import, values)
+        except UnknownOperation:
+            return None
+
+    def _fixed(self, name: str) -> Value:
+        shape = self.shape_of(name)
+        return Lost() if shape is None else fixed_labels(torch.Size(shape), name)
+
+    def _give_up(self, name: str, reason: str) -> None:
+        value = self.values.get(name)
+        if isinstance(value, Undecided | Labels):
+            self.parameters.give_up(value, reason)
+
+    # What rules ask
+
+    def where(self, node: onnx.NodeProto) -> str:
+        """A node as messages call it; no two are called alike."""
+        name = title(node)
+        return name if self._names[name] == 1 else f"{name} ({node.output[0]})"
+
+    def shape_of(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a value; None where a size of it is not known."""
+        shape = self.shapes.get(name)
+        return None if shape is None or None in shape else tuple(size for size in shape if size is not None)
+
+    def made_shape(self, node: onnx.NodeProto) -> tuple[int, ...]:
+        """The shape of what a node makes. Raises UnknownOperation where it is not known."""
+        shape = self.shape_of(node.output[0])
+        if shape is None:
+            raise UnknownOperation("its shape depends on data")
+        return shape
+
+    def given(self, node: onnx.NodeProto, at: int) -> bool:
+        """Has a node an input at this place?"""
+        return at < len(node.input) and bool(node.input[at])
+
+    def value(self, node: onnx.NodeProto, at: int) -> Found | Array:
+        """An input of a node. Raises UnknownOperation where it is absent or nothing is known of it."""
+        found = self.values.get(node.input[at]) if self.given(node, at) else None
+        if found is None or isinstance(found, Lost):
+            raise UnknownOperation("an input of unknown shape")
+        return found
+
+    def known(self, node: onnx.NodeProto, at: int) -> Array | None:
+        """The numbers of an input, None where it is absent. Raises UnknownOperation where they depend on data."""
+        if not self.given(node, at):
+            return None
+        found = self.value(node, at)
+        if isinstance(found, np.ndarray):
+            return found
+        if isinstance(found, Undecided) and not found.tag:
+            tensor = next(t for t in self.model.graph.initializer if t.name == found.name)
+            self.parameters.give_up(found, f"{self.where(node)} reads it as numbers")
+            whole: Array = array_of(tensor).reshape(-1)[found.index.numpy()]
+            return whole
+        raise UnknownOperation("numbers that depend on data")
+
+    def found(self, node: onnx.NodeProto, at: int) -> Found:
+        """An input as labels, or as a parameter of which the axis is not decided."""
+        value = self.value(node, at)
+        return labels_of_known(value) if isinstance(value, np.ndarray) else value
+
+    def labels(self, node: onnx.NodeProto, at: int = 0) -> Labels:
+        """An input as labels."""
+        return self.parameters.settle(self.found(node, at), None, self.where(node))
+
+    def raw(self, node: onnx.NodeProto, at: int) -> str | None:
+        """The name of a parameter that a node reads as it is.
+
+        None where it is absent, or the same in any order.
+        """
+        if not self.given(node, at):
+            return None
+        value = self.value(node, at)
+        if isinstance(value, np.ndarray) and is_indifferent(value):
+            return None
+        return self.parameters.raw(value if isinstance(value, Undecided) else None)
+
+    def numbers(self, node: onnx.NodeProto, name: str, at: int) -> list[int] | None:
+        """Whole numbers that older operators have as an attribute, and newer ones as an input."""
+        found = self.known(node, at)
+        if found is not None:
+            return [int(n) for n in found.reshape(-1)]
+        given = attribute(node, name, None)
+        return None if given is None else list(given)
+
+
+def labels_of_known(array: Array) -> Labels:
+    """Labels of numbers that are known: equal ones are alike wherever they stand."""
+    content = np.ascontiguousarray(array)
+    if content.dtype.kind in "fiub":
+        bits = np.ascontiguousarray(content.astype(np.float64) + 0.0).view(np.int64)
+        words = torch.from_numpy(bits.reshape(content.shape).copy())
+    else:
+        words = positions(content.shape)
+    return Labels(torch.full(tuple(content.shape), FIXED), mixed(words, hash_of("number")))
+
+
+def _read_by(node: onnx.NodeProto) -> set[str]:
+    return {*node.input, *captured(node)} - {""}
+
+
+def _shape(value: Value) -> tuple[int, ...]:
+    if isinstance(value, Undecided):
+        return tuple(value.index.shape)
+    if isinstance(value, Labels):
+        return tuple(value.atoms.shape)
+    assert isinstance(value, np.ndarray)
+    return tuple(value.shape)
