@@ -18,6 +18,7 @@ from sparse_export.oneshot.choosing import choose_layers
 from sparse_export.oneshot.costs import Finished
 from sparse_export.oneshot.graph_choice import Bound, tested
 from sparse_export.oneshot.graph_inputs import Inputs, Scoring, held_back, split_inputs
+from sparse_export.oneshot.graph_orders import OrderedGraph, ordered_graph
 from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY, PrunedGraph, sparsify_graph
 from sparse_export.oneshot.graph_run import (
     dense_folder,
@@ -126,6 +127,7 @@ def sparsify_source(
     errors: bool = False,
     bound: Bound | None = None,
     recovery: Recovery | None = None,
+    permute: bool = False,
 ) -> tuple[Run, SparsifyReport]:
     """Make a graph N:M sparse, and write it as a finished run with the dense one beside it.
 
@@ -147,6 +149,7 @@ def sparsify_source(
         errors: measure the error of each layer by `magnitude` too.
         bound: of what may be lost, by which layers are chosen; None to make all sparse that should be.
         recovery: see `sparsify_recovering`.
+        permute: look for an order of channels first that loses less.
 
     Returns:
         The run and the report.
@@ -161,6 +164,22 @@ def sparsify_source(
     with claimed_run(out), state_folder(out) as state:
         dense_run_there(source, dense_folder(out))  # what is in its place is told before the work
         began = time.monotonic()
+        ordered = None
+        if permute:
+            ordered = ordered_graph(
+                source.model,
+                signature,
+                calibration=split.calibration,
+                held=split.held,
+                pattern=pattern,
+                method=method,
+                keep_dense=keep_dense,
+                planned_dense=planned_dense,
+                memory_bytes=memory_bytes,
+                seed=seed,
+                n_threads=n_threads,
+            )
+        model = source.model if ordered is None else ordered.model
 
         options: dict[str, Any] = {
             "signature": signature,
@@ -175,16 +194,16 @@ def sparsify_source(
             "n_threads": n_threads,
             "errors": errors or recovery is not None,
         }
-        first = pruned = sparsify_recovering(source.model, recovery=recovery, **options)
+        first = pruned = sparsify_recovering(model, recovery=recovery, **options)
         choice = None
 
         def walk(only: Collection[str]) -> PrunedGraph:
-            return sparsify_graph(source.model, only=only, recovery=kept_of(recovery, first), **options)
+            return sparsify_graph(model, only=only, recovery=kept_of(recovery, first), **options)
 
         if bound is not None and bound.max_drop is not None and held is not None:
             try:
                 chosen = choose_layers(
-                    source.model,
+                    model,
                     signature,
                     pruned,
                     held[0],
@@ -212,7 +231,7 @@ def sparsify_source(
             Stage(name="original", validation=None, test=before, seconds=0.0),
             Stage(name="sparsified", validation=None, test=after, seconds=seconds, agreement=agreement),
         )
-        report = _report(source, pruned, pattern, method, seed, stages if scoring else stages[1:])
+        report = _report(source, pruned, pattern, method, seed, stages if scoring else stages[1:], ordered)
         report = replace(report, choice=choice, recovery=pruned.recovery)
         run = write_graph_run(
             out,
@@ -276,7 +295,11 @@ def _report(
     method: Method,
     seed: int,
     stages: tuple[Stage, ...],
+    ordered: OrderedGraph | None = None,
 ) -> SparsifyReport:
+    in_order = {} if ordered is None else ordered.in_order
+    spaces = () if ordered is None else ordered.report.spaces
+    notes = {} if ordered is None else {one.name: one.reason for one in ordered.report.layers}
     sparse = [layer for layer in pruned.layers if layer.pattern is not None]
     total = sum(layer.magnitude for layer in sparse)
     kept = sum(layer.magnitude * (layer.kept_share or 0.0) for layer in sparse)
@@ -285,18 +308,25 @@ def _report(
         weights=source.origin,
         pattern=str(pattern),
         method=method,
-        permute=False,
+        permute=ordered is not None,
         moving=False,
         epochs=0,
         seed=seed,
         n_calibration=pruned.n_calibration,
         n_norms=0,
-        permuted_spaces=0,
-        n_spaces=0,
-        output_difference=0.0,
+        permuted_spaces=sum(space.permutation is not None for space in spaces),
+        n_spaces=len(spaces),
+        output_difference=0.0 if ordered is None else ordered.report.difference,
         untraced="",
         kept_share=kept / total if total else 1.0,
-        layers=pruned.layers,
+        layers=tuple(
+            replace(
+                one,
+                kept_in_order=in_order.get(one.name),
+                reason="; ".join(filter(None, [notes.get(one.name), one.reason])),
+            )
+            for one in pruned.layers
+        ),
         stages=stages,
         n_resumed=pruned.n_resumed,
     )

@@ -72,7 +72,7 @@ class SparsifyReport:
             looks at none and no errors were asked for.
         permuted_spaces: spaces of channels that got another order, of `n_spaces`.
         output_difference: the largest between the outputs before and after, of the largest output, in
-            float64; 0 where nothing was permuted.
+            float64, of an ONNX graph in float32; 0 where nothing was permuted.
         untraced: why no order could be looked for, or empty.
         n_resumed: layers that an earlier process had finished before it ended.
         kept_share: over the layers that got the pattern.
@@ -175,7 +175,7 @@ def _summary(report: SparsifyReport) -> str:
         parts.append(
             report.untraced
             or f"{report.permuted_spaces} of {report.n_spaces} channel spaces got another order, the outputs "
-            f"differ by {report.output_difference:.1g} of the largest in float64"
+            f"differ by {report.output_difference:.1g} of the largest"
         )
     return "\n".join(parts)
 

@@ -179,12 +179,12 @@ def sparsify(
     )
     if bound is not None and data is None and inputs is not None:
         bound, task = with_answers_of_dense(bound, task)
-    in_torch = finetune > 0 or moving or norms or permute or is_fed_by_loader(model, data)
+    in_torch = finetune > 0 or moving or norms or is_fed_by_loader(model, data)
     graph = graph_source(
         model, told, weights=weights, input_shape=input_shape, seed=seed, trust=trust, in_torch=in_torch
     )
     if graph is not None:
-        _require_no_training(graph.name, finetune=finetune, moving=moving, norms=norms, permute=permute)
+        _require_no_training(graph.name, finetune=finetune, moving=moving, norms=norms)
         made, found = sparsify_source(
             graph,
             out,
@@ -208,6 +208,7 @@ def sparsify(
             errors=errors,
             bound=bound,
             recovery=recovery,
+            permute=permute,
         )
         return Sparsified(run=made, report=found)
     run = run_of(model)
@@ -420,13 +421,12 @@ def task_of(run: Run | None) -> str:
     return CLASSIFICATION.name if known == AGREEMENT.name else known
 
 
-def _require_no_training(name: str, *, finetune: int, moving: bool, norms: bool, permute: bool) -> None:
+def _require_no_training(name: str, *, finetune: int, moving: bool, norms: bool) -> None:
     """Raise UsageError for what is done to torch networks with a data set alone."""
     options = {
         "--finetune": finetune > 0,
         "--moving": moving,
         "--norms": norms,
-        "--permute": permute,
     }
     for option, given in options.items():
         if given:
