@@ -19,6 +19,7 @@ from sparse_export.building.patterns import (
     layer_infos,
     masks_with_promises,
     rewrite_graph,
+    with_pattern,
 )
 from sparse_export.building.request import BuildRequest
 from sparse_export.engines.precision import CALIBRATED, convert_precision
@@ -38,7 +39,7 @@ from sparse_export.graph.layers import (
     require_patterns,
 )
 from sparse_export.graph.model import last_fixed_ancestors, signature_of
-from sparse_export.graph.passes.fit_pattern import Fitted, fit_pattern
+from sparse_export.graph.passes.fit_pattern import Fitted, fit_graph, fit_pattern
 from sparse_export.graph.passes.fold_norms import with_folded_norms
 from sparse_export.graph.passes.newer_opset import with_packable_opset
 from sparse_export.graph.randomness import require_deterministic
@@ -63,12 +64,12 @@ class PatternedNetwork:
 
     Attributes:
         pattern: the pattern.
-        before: a copy of the run's network, unchanged.
+        before: a copy of the run's network, unchanged; the file of a run that holds a graph.
         fitted: what was permuted and dropped.
     """
 
     pattern: NMPattern
-    before: nn.Module
+    before: nn.Module | Path
     fitted: Fitted
 
 
@@ -207,11 +208,11 @@ def _from_graph(
 ) -> BuiltGraph:
     """As `build_graph`, for a run that holds a graph."""
     info = run.info
-    if wanted is not None:
+    if wanted is not None and request.max_cut:
         raise UsageError(
-            f"--pattern {wanted} looks for orders of channels, which it does in torch networks only, and "
-            f"{run.path} holds an ONNX graph.",
-            do=f"Make it sparse by `sparse-export sparsify {info.model.name} --pattern {wanted}` first.",
+            f"Layers may lose up to {request.max_cut:g} of sum |w|, and {run.path} holds an ONNX graph, of "
+            "which nothing is cut.",
+            do="Leave --max-cut out, or make the file sparse by `sparse-export sparsify --permute`.",
         )
     model = graph_of_run(run)
     raw = raw_input_of(info, request.fold, data_dir)
@@ -224,11 +225,17 @@ def _from_graph(
     golden = golden_of_graph(
         *(run.graph_path, model, info.signature, samples[0] if samples else None), raw=raw
     )
-    promised = promised_patterns(info.layers)
+    layers, fit = info.layers, None
+    if wanted is not None:
+        normal = golden.inputs if raw is None else golden_inputs(info.signature)
+        model, fit = _fit_graph(run, model, normal, wanted, request)
+        layers = with_pattern(layers, wanted, fit.fitted)
+    promised = promised_patterns(layers)
     model = with_folded_norms(model)
     if request.onnx != "dense":
         model = with_packable_opset(model)
-    model, compacted = rewrite_graph(model, info.signature, promised, None, request.compact)
+    fitted = None if fit is None else fit.fitted
+    model, compacted = rewrite_graph(model, info.signature, promised, fitted, request.compact)
     folded = None
     if raw is not None:
         model, folded = folded_graph(model, raw, golden)
@@ -240,9 +247,10 @@ def _from_graph(
     require_patterns(model, promised)
     used = samples if request.precision in CALIBRATED else []
     return replace(
-        graph_as_it_is(info.layers, model, signature, golden, counts=counts),
+        graph_as_it_is(layers, model, signature, golden, counts=counts),
         n_calibration=sum(map(info.signature.n_samples, used)),
         compacted=compacted,
+        fit=fit,
         engine=engine,
         folded=folded,
     )
@@ -342,3 +350,20 @@ def _fit(
         live_first=request.compact,
     )
     return PatternedNetwork(pattern=wanted, before=before, fitted=fitted)
+
+
+def _fit_graph(
+    run: Run, model: onnx.ModelProto, inputs: Feeds, wanted: NMPattern, request: BuildRequest
+) -> tuple[onnx.ModelProto, PatternedNetwork]:
+    """As `_fit`, for a graph, of which nothing is dropped."""
+    model, fitted = fit_graph(
+        model,
+        [inputs],
+        wanted,
+        [layer.name for layer in run.info.layers],
+        sizes=run.info.signature.sizes,
+        gather=request.gather,
+        dense=request.planned_dense,
+        live_first=request.compact,
+    )
+    return model, PatternedNetwork(pattern=wanted, before=run.graph_path, fitted=fitted)

@@ -25,6 +25,7 @@ from sparse_export.graph.passes.compact import compact as compacted_graph
 from sparse_export.graph.passes.fit_pattern import Fitted, Gather
 from sparse_export.graph.passes.permute import reduction_axis, summed_parts
 from sparse_export.graph.passes.reorder_input import gathered
+from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.outputs import outputs_of, outputs_of_file
 from sparse_export.runtimes.parity import require_same_output
 from sparse_export.runtimes.session import only_array
@@ -49,6 +50,7 @@ __all__ = [
     "require_in_plan",
     "require_same_pattern",
     "rewrite_graph",
+    "with_pattern",
 ]
 
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -213,6 +215,27 @@ def layer_infos(
     return tuple(found)
 
 
+def with_pattern(layers: Sequence[LayerInfo], wanted: NMPattern, fitted: Fitted) -> tuple[LayerInfo, ...]:
+    """Update the records of a graph's weights after they were made to satisfy a pattern without a loss.
+
+    Args:
+        layers: of the run.
+        wanted: the pattern.
+        fitted: what was done.
+
+    Returns:
+        The layers with the pattern that each promises now.
+    """
+    satisfying = set(fitted.obeying)
+    reasons = {layer.name: layer.reason for layer in fitted.layers}
+    found = []
+    for layer in layers:
+        pattern = str(wanted) if layer.name in satisfying else layer.pattern
+        why_dense = reasons.get(layer.name, layer.why_dense) if pattern is None else None
+        found.append(replace(layer, pattern=pattern, why_dense=why_dense))
+    return tuple(found)
+
+
 def rewrite_graph(
     model: onnx.ModelProto,
     signature: Signature,
@@ -284,7 +307,7 @@ def _among(order: IntArray, kept: IntArray) -> IntArray:
 
 def measure_scores(
     info: RunInfo,
-    before: nn.Module,
+    before: nn.Module | Path,
     file: Path,
     data_dir: str | Path | None,
     of_file: Signature | None = None,
@@ -296,7 +319,7 @@ def measure_scores(
 
     Args:
         info: of the run.
-        before: the network as the run has it.
+        before: the network as the run has it; its file where the run holds a graph.
         file: the ONNX file of the bundle.
         data_dir: where the data sets lie.
         of_file: signature of the file; None for that of the run.
@@ -320,9 +343,14 @@ def measure_scores(
             workers=workers,
             raw=None if raw is None else raw.dtype,
         )
-        with TorchSession(before, signature) as network:
+        opened = (
+            open_session(before, signature=signature)
+            if isinstance(before, Path)
+            else TorchSession(before, signature)
+        )
+        with opened as network:
             session = network if raw is None else raw.session(network)
-            first = outputs_of(session, test.samples, who="The PyTorch network")
+            first = outputs_of(session, test.samples, who="The network")
         second = outputs_of_file(file, test.samples, signature=of_file or signature)
         scores = [task.score(task.statistics(outputs, test.targets[:])) for outputs in (first, second)]
     except (DataNotFound, MissingCapability, UsageError) as cause:

@@ -202,7 +202,7 @@ class PatternInfo:
         gather: which layers might get their input in an order of their own.
         layers: in the run's order.
         difference: the largest between the network's outputs before and after its channels were permuted,
-            over the largest output, in float64; weights were dropped only afterwards.
+            over the largest output, in float64, of a graph in float32; weights were dropped only afterwards.
         score_before: of the run's network, by PyTorch.
         score_after: of the ONNX file, by onnxruntime, on the same samples.
         n_changed: predictions that changed, of a classifier.
