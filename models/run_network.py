@@ -45,11 +45,12 @@ def network_of_run(run: Run, *, trusted: TrustedDigests = None) -> nn.Module:
             f"The run in {run.path} holds an ONNX graph, and a torch network is needed here.",
             do="Take a run that was trained, or the network by its name.",
         )
-    network = copy_of(run.module) if run.module is not None else _fresh_network(run, trusted)
+    _require_makeable(run, trusted)
+    state = _tensors(run, WEIGHTS_FILE)  # first: reading holds them twice
+    network = copy_of(run.module) if run.module is not None else _fresh_network(run)
     network = network.cpu().eval()
     if run.info.signature.only_input is not None:
         give_shapes(network, run.info.signature.input_shape)
-    state = _tensors(run, WEIGHTS_FILE)
     wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     name = run.info.model.name or type(network).__name__
     problems = [
@@ -86,17 +87,23 @@ def code_of_run(run: Run) -> tuple[trust.RunsCode, ...]:
     return (trust.RunsCode(sha256=sha256_file(run.path / RUN_FILE), what=what),)
 
 
-def _fresh_network(run: Run, trusted: TrustedDigests) -> nn.Module:
-    """Create the network of a run with fresh weights."""
-    name = run.info.model.name
-    if name is None:
+def _require_makeable(run: Run, trusted: TrustedDigests) -> None:
+    """Raise UsageError for a run that does not say how its network is made, NotTrustedError for a factory."""
+    if run.module is not None:
+        return
+    if run.info.model.name is None:
         raise UsageError(
             f"The run in {run.path} does not say how its network is made: it was passed in memory.",
             do="Build it in the process that trained it, or train it with a factory, package.module:factory.",
         )
     trust.require_all(code_of_run(run), trusted=trusted)
+
+
+def _fresh_network(run: Run) -> nn.Module:
+    """Create the network of a run with fresh weights."""
+    assert run.info.model.name is not None, "it was checked"
     with torch.no_grad():  # weights that a layer computes from others must be copied like the others
-        return models.create(name, run.info.signature.n_classes)
+        return models.create(run.info.model.name, run.info.signature.n_classes)
 
 
 def _tensors(run: Run, name: str) -> dict[str, Tensor]:
@@ -142,14 +149,14 @@ def masks_of_run(run: Run, network: nn.Module) -> dict[str, Tensor]:
                 expected=f"The network has: {found}.",
                 do="Copy the run again, or train it again.",
             )
-        n_active = int(mask.sum())
+        n_active = int(mask.count_nonzero())
         if n_active != layers[name].n_active:
             raise ArtefactError(
                 f"The mask for {name} in {file} keeps {n_active} weights, "
                 f"and {layers[name].n_active} by {RUN_FILE}.",
                 do="Copy the run again, or train it again.",
             )
-        if bool((parameters[name][~mask] != 0).any()):
+        if bool(((parameters[name] != 0) & ~mask).any()):  # the weights that it leaves out take more memory
             raise ArtefactError(
                 f"{name} in {run.path} has nonzero weights where its mask is False, "
                 "so that the recorded score is not that of the masked network.",
@@ -174,4 +181,4 @@ def density_of(masks: Mapping[str, Tensor]) -> float:
         The density, 1 without masks.
     """
     n_masked = sum(mask.numel() for mask in masks.values())
-    return sum(int(mask.sum()) for mask in masks.values()) / n_masked if n_masked else 1.0
+    return sum(int(mask.count_nonzero()) for mask in masks.values()) / n_masked if n_masked else 1.0

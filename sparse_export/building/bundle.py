@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from onnx import ModelProto
+
 from sparse_export.building.dense_baseline import TimedEngines, time_engines
 from sparse_export.building.engine_form import EngineForm
 from sparse_export.building.engines import EngineProgress, Engines, add_engines
@@ -40,6 +42,8 @@ from sparse_export.formats.run import Run, RunInfo
 from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.passes.fit_pattern import Gather
 from sparse_export.graph.passes.postprocess import with_postprocess
+from sparse_export.graph.protobuf import serialized
+from sparse_export.graph.shapes import without_weights
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.trust import remember
 
@@ -176,9 +180,13 @@ def build_from_request(
         if request.postprocess:
             model, signature = with_postprocess(graph.model, graph.signature, request.postprocess)
             graph = replace(graph, model=model, signature=signature, engine=_extended(graph, request))
-        files = model_files(graph.model, request.onnx)
+        models = model_files(graph.model, request.onnx)
+        files = tuple(models)
         with staged_folder(checked.target) as stage:
-            golden = _write_models(stage, files, graph, request)
+            _write_models(stage, models, graph)
+            if not checked.engines:  # nobody needs the weights any more
+                graph, models = replace(graph, model=without_weights(graph.model)), {}
+            golden = _check_models(stage, files, graph, request)
             built, timed = _add_engines(stage, graph, checked, request, progress)
             write_json(stage / LAYERS_FILE, layers_document(graph.layers, built, timed))
             names = [*files, *_engine_files(graph), LAYERS_FILE, *golden.files, *built.files, *timed.files]
@@ -233,22 +241,23 @@ def dry_run(run: str | Path, out: str | Path | None, request: BuildRequest) -> D
     )
 
 
-def _write_models(
-    stage: Path,
-    files: Mapping[str, bytes],
-    graph: BuiltGraph,
-    request: BuildRequest,
-) -> GoldenInfo:
-    """Write the model files and the golden pair, and check each of the files against it."""
+def _write_models(stage: Path, models: Mapping[str, ModelProto], graph: BuiltGraph) -> None:
+    """Write the model files."""
+    for name, model in models.items():
+        write_bytes(stage / name, serialized(model))
+    if graph.engine is not None:
+        write_bytes(stage / ENGINE_MODEL_FILE, serialized(graph.for_engines))
+
+
+def _check_models(stage: Path, files: Sequence[str], graph: BuiltGraph, request: BuildRequest) -> GoldenInfo:
+    """Write the golden pair, and check each of the model files against it."""
     golden, signature, rtol = graph.golden, graph.signature, TOLERANCE[request.precision]
     rms = RMS_TOLERANCE[request.precision]
-    for name, content in files.items():
-        write_bytes(stage / name, content)
+    for name in files:
         require_parity(stage / name, signature, graph.golden, rtol, rms)
         if request.postprocess:
             golden = golden_with_postprocess(stage / name, signature, graph.golden, request.postprocess, rtol)
     if graph.engine is not None:
-        write_bytes(stage / ENGINE_MODEL_FILE, graph.for_engines.SerializeToString(deterministic=True))
         require_parity(stage / ENGINE_MODEL_FILE, signature, graph.golden, rtol, rms)
     return write_golden(stage, golden)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,8 +152,11 @@ def build_graph(
     with TorchSession(network, info.signature, example) as session:
         golden = _golden_of(session, samples, raw)  # first: its errors are the plainer
     model = onnx_from_module(network, example, masks=masks_with_promises(network, masks, fitted))
-    signature = info.signature.with_ranges_of(signature_of(model))
     promising = layer_infos(info.layers, network, masks, wanted, fitted)
+    density = density_of(masks)
+    del network, session, example, masks  # the graph has the weights now
+    gc.collect()  # torch.export's program refers to the network in circles
+    signature = info.signature.with_ranges_of(signature_of(model))
     promised = promised_patterns(promising)
     model, compacted = rewrite_graph(model, signature, promised, fitted, request.compact)
     folded = None
@@ -168,7 +172,7 @@ def build_graph(
         signature=signature,
         layers=graph_layers(model),
         promising=promising,
-        density=density_of(masks),
+        density=density,
         golden=golden,
         n_parameters=n_parameters,
         n_nonzero=n_nonzero,

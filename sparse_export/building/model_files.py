@@ -54,15 +54,15 @@ def graph_files(source: Path, folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def model_files(model: onnx.ModelProto, form: str) -> dict[str, bytes]:
-    """Serialize a graph in the form that was requested.
+def model_files(model: onnx.ModelProto, form: str) -> dict[str, onnx.ModelProto]:
+    """Make the graphs of the form that was requested.
 
     Args:
         model: the dense graph.
         form: `dense`, `packed` or `both`.
 
     Returns:
-        The content of each model file, by its name.
+        The model of each file, by its name.
 
     Raises:
         GateFailed: a packed form was requested, and no weight can be packed.
@@ -75,9 +75,8 @@ def model_files(model: onnx.ModelProto, form: str) -> dict[str, bytes]:
             expected=f"At most {MAX_WEIGHT_BYTES:,} were expected: one ONNX file cannot hold more.",
             do="Build it as fp16, which halves them.",
         )
-    dense: bytes = model.SerializeToString(deterministic=True)
     if form == "dense":
-        return {MODEL_FILE: dense}
+        return {MODEL_FILE: model}
     choices = pack_choices(model)
     if all(choice.reason is not None for choice in choices):
         reasons = "; ".join(f"{choice.weight}: {choice.reason}" for choice in choices[:_REASONS_SHOWN])
@@ -86,5 +85,4 @@ def model_files(model: onnx.ModelProto, form: str) -> dict[str, bytes]:
             f"No weight can be packed: {reasons or 'no layer has a stored weight'}{more}.",
             do="Train with a 2:4 pattern, or build with the dense ONNX file.",
         )
-    packed: bytes = pack(model).SerializeToString(deterministic=True)
-    return {MODEL_FILE: packed} | ({DENSE_MODEL_FILE: dense} if form == "both" else {})
+    return {MODEL_FILE: pack(model)} | ({DENSE_MODEL_FILE: model} if form == "both" else {})

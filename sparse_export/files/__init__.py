@@ -12,7 +12,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -90,19 +90,20 @@ def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
         stream.close()
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Write a file under a temporary name in the same folder, flush it to disk, and rename it.
 
     Readers of `path` see the old content or the new one at any moment, a crash included.
 
     Args:
         path: of the file; its folder is created where absent.
-        content: all of it.
+        content: all of it, or its parts in order.
 
     Raises:
         OutputError: it cannot be written.
     """
-    _write(path, lambda stream: stream.write(content))
+    parts = (content,) if isinstance(content, bytes) else content
+    _write(path, lambda stream: stream.writelines(parts))
 
 
 def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:

@@ -13,7 +13,7 @@ from sparse_export.errors import UsageError
 __all__ = ["copy_of"]
 
 
-def copy_of(network: nn.Module) -> nn.Module:
+def copy_of(network: nn.Module, *, share: bool = False) -> nn.Module:
     """Copy a network with its weights.
 
     Tensors that a forward computed and left in a module, as the hooks of weight_norm and a state of the last
@@ -21,13 +21,18 @@ def copy_of(network: nn.Module) -> nn.Module:
 
     Args:
         network: any.
+        share: let the parameters of the copy lie in the memory of the network's, for a copy whose weights
+            nobody changes. They are other objects, on whose gradients and data nothing of the network depends.
 
     Raises:
         UsageError: it holds something that cannot be copied, like a lock or an open file.
     """
-    computed = {id(one): one.detach().clone() for one in _tensors_in(network) if not one.is_leaf}
+    known: dict[int, Any] = {id(one): one.detach().clone() for one in _tensors_in(network) if not one.is_leaf}
+    if share:
+        plain = (one for one in network.parameters() if type(one) is nn.Parameter)
+        known |= {id(one): nn.Parameter(one.detach(), one.requires_grad) for one in plain}
     try:
-        return copy.deepcopy(network, computed)
+        return copy.deepcopy(network, known)
     except Exception as cause:  # whatever the objects in a user's network raise
         raise UsageError(
             f"The network {type(network).__name__} cannot be copied: {str(cause) or type(cause).__name__}.",

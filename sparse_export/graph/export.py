@@ -27,6 +27,7 @@ from sparse_export.graph.named_network import NamedNetwork
 from sparse_export.graph.names import free_name
 from sparse_export.graph.passes.fold_norms import fold_norms
 from sparse_export.graph.passes.simplify import remove_unused, simplify, transpose_weights
+from sparse_export.graph.shapes import infer_shapes, with_weights_as_inputs
 from sparse_export.signature import Array, size_text
 from sparse_export.version import __version__
 
@@ -55,7 +56,8 @@ def onnx_from_module(
     Args:
         module: float32, on any device, in any mode; it is not changed.
         example: of its inputs.
-        masks: by parameter name, True = kept; applied to the copy that is exported.
+        masks: by parameter name, True = kept; applied to the copy that is exported. Where all that they leave
+            out is zero, the copy shares the memory of the parameters.
         fold: fold batch norms; without it every weight keeps its values.
 
     Raises:
@@ -64,9 +66,10 @@ def onnx_from_module(
             kept one was lost.
     """
     _require_exportable(module, masks)
-    network = copy_of(module).cpu().eval().requires_grad_(False)
+    is_masked = _is_masked(module, masks)
+    network = copy_of(module, share=is_masked).cpu().eval().requires_grad_(False)
     parameters = dict(network.named_parameters(remove_duplicate=False))
-    for name, mask in masks.items():
+    for name, mask in () if is_masked else masks.items():
         parameters[name].masked_fill_(~mask.cpu().bool(), 0.0)
     try:
         named = NamedNetwork(network, example.on("cpu")).eval()
@@ -84,21 +87,46 @@ def onnx_from_module(
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _name_ends(model.graph, list(example.tensors), named.outputs)
     proto = ir.to_proto(model)
+    for value in model.graph.initializers.values():
+        value.const_value = None  # the rules of `simplify` remember the last graph that they saw
     positive_zeros(proto)
     arrays = {tensor.name: tensor for tensor in proto.graph.initializer}
-    for name, mask in masks.items():
+    for name in masks:
         _require_layer(model, name, stored.get(name))
+    for name, mask in masks.items():
         weight = numpy_helper.to_array(arrays[stored[name]])
         _require_masked(
             name,
             weight.T if stored[name] in transposed else weight,
             mask.cpu().bool().numpy(),
-            parameters[name].numpy() * _scale_of(stored[name], scales, transposed),
+            _scaled(parameters[name].numpy(), stored[name], scales, transposed),
         )
     _strip(proto)
-    proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
-    onnx.checker.check_model(proto, full_check=True)
+    _infer_and_check(proto)
     return proto
+
+
+def _is_masked(module: nn.Module, masks: Mapping[str, Tensor]) -> bool:
+    """Are all weights zero that masks leave out?"""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    return not any(
+        bool(((parameters[name].detach() != 0) & ~mask.to(parameters[name].device).bool()).any())
+        for name, mask in masks.items()
+    )
+
+
+def _infer_and_check(model: onnx.ModelProto) -> None:
+    """Write the shapes of values into a model, in place, and hold it to onnx's checker, without copies of its weights."""
+    problem = infer_shapes(model)
+    if problem is not None:
+        raise GateFailed(
+            f"The shapes of the exported graph cannot be inferred: {problem}.",
+            expected="A graph was expected whose shapes follow from its inputs.",
+            do="Report it, with the network; nothing was written.",
+        )
+    onnx.checker.check_model(with_weights_as_inputs(model), full_check=True)
+    for tensor in model.graph.initializer:
+        onnx.checker.check_tensor(tensor)
 
 
 def _require_exportable(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -265,22 +293,26 @@ def _require_layer(model: ir.Model, name: str, stored: str | None) -> None:
     )
 
 
-def _scale_of(stored: str, scales: Mapping[str, Array], transposed: Collection[str]) -> Array:
-    """What batch norms multiplied a parameter by, in its own axes."""
-    scale = scales.get(stored, np.ones(1))
-    return scale.T if stored in transposed else scale
+def _scaled(parameter: Array, stored: str, scales: Mapping[str, Array], transposed: Collection[str]) -> Array:
+    """A parameter multiplied by what batch norms multiplied it by."""
+    if stored not in scales:
+        return parameter
+    scale = scales[stored]
+    scaled: Array = parameter * (scale.T if stored in transposed else scale)
+    return scaled
 
 
 def _require_masked(name: str, weight: Array, kept: Array, scaled: Array) -> None:
     """Raise GateFailed where a weight is not the parameter, masked and then scaled."""
-    n_wrong = int(np.count_nonzero((weight[~kept] != 0) | np.signbit(weight[~kept])))
+    n_wrong = int(np.count_nonzero(~kept & ((weight != 0) | np.signbit(weight))))
     if n_wrong:
         raise GateFailed(
             f"{n_wrong} masked weights of {name} are not +0.0 in the exported graph.",
             expected=f"All {int(np.count_nonzero(~kept))} were expected to be.",
         )
     # What a scale brings below the smallest normal number may be zero.
-    n_lost = int(np.count_nonzero((np.abs(scaled) >= np.finfo(np.float32).tiny) & (weight == 0)))
+    tiny = np.finfo(np.float32).tiny
+    n_lost = int(np.count_nonzero(((scaled >= tiny) | (scaled <= -tiny)) & (weight == 0)))
     if n_lost:
         raise GateFailed(
             f"{n_lost} kept weights of {name} are zero in the exported graph.",

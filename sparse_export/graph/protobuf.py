@@ -1,4 +1,4 @@
-"""An ONNX file parsed but for the data of large tensors.
+"""An ONNX file parsed but for the data of large tensors, and written tensor by tensor.
 
 A parsed model holds a copy of all its weights, beside the bytes that it was parsed from. Here the model is
 parsed without them: each large tensor says instead where in the file its data lie, as ONNX has it for data in a
@@ -8,14 +8,14 @@ file of their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
-__all__ = ["parsed_without_large_data"]
+__all__ = ["copy_fields", "parsed_without_large_data", "serialized"]
 
 _LEAST_BYTES = 2**24  # of a file; smaller ones are parsed whole
 _LARGE_BYTES = 2**14  # of a message that is looked into, and of data that stay in the file
@@ -71,6 +71,58 @@ def parsed_without_large_data(path: Path) -> onnx.ModelProto:
             return onnx.load_from_string(bare)
     # By default a suffix decides, also for onnx's forms of text.
     return onnx.load(path, format="protobuf", load_external_data=False)
+
+
+def serialized(model: onnx.ModelProto) -> Iterator[bytes]:
+    """Serialize a model part by part, so that its weights are not all there once more.
+
+    Args:
+        model: not changed meanwhile.
+
+    Yields:
+        The parts of `model.SerializeToString(deterministic=True)`, a stored tensor at a time.
+    """
+    whole, graph = onnx.ModelProto.GRAPH_FIELD_NUMBER, onnx.GraphProto.INITIALIZER_FIELD_NUMBER
+    tensors = model.graph.initializer
+    sizes = [tensor.ByteSize() for tensor in tensors]
+    tag = _varint(graph << 3 | _COUNTED)
+    first, last = _around(model.graph, onnx.GraphProto, graph)
+    n_bytes = len(first) + len(last) + sum(len(tag) + len(_varint(size)) + size for size in sizes)
+    before, behind = _around(model, onnx.ModelProto, whole)
+    yield before
+    if model.HasField("graph"):
+        yield _varint(whole << 3 | _COUNTED) + _varint(n_bytes) + first
+        for tensor, size in zip(tensors, sizes, strict=True):
+            yield tag + _varint(size)
+            yield tensor.SerializeToString(deterministic=True)
+        yield last
+    yield behind
+
+
+def _around(message: Any, kind: type[Any], number: int) -> tuple[bytes, bytes]:
+    """The fields of a message before one of them, and those behind it."""
+    before, behind = kind(), kind()
+    copy_fields(message, before, lambda other: other < number)
+    copy_fields(message, behind, lambda other: other > number)
+    return tuple(part.SerializeToString(deterministic=True) for part in (before, behind))
+
+
+def copy_fields(source: Any, target: Any, wanted: Callable[[int], bool]) -> None:
+    """Copy some fields of a message into another.
+
+    Args:
+        source: a protobuf message.
+        target: one of the same kind, without these fields; changed in place.
+        wanted: whether a field is copied, by its number.
+    """
+    for field, value in source.ListFields():
+        if wanted(field.number):
+            if isinstance(value, Message):
+                getattr(target, field.name).CopyFrom(value)
+            elif isinstance(value, str | bytes | int | float):
+                setattr(target, field.name, value)
+            else:
+                getattr(target, field.name).extend(value)
 
 
 class _Content:

@@ -9,8 +9,9 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from sparse_export.graph.names import graphs_of
+from sparse_export.graph.protobuf import copy_fields
 
-__all__ = ["infer_shapes", "tensor_types", "without_weights"]
+__all__ = ["infer_shapes", "tensor_types", "with_weights_as_inputs", "without_weights"]
 
 SMALL: int = 1024
 """Entries of a stored tensor that inference is given whole, since it may be a shape."""
@@ -40,6 +41,28 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     for sparse in model.graph.sparse_initializer:
         values = sparse.values
         bare.graph.initializer.add(name=values.name, data_type=values.data_type, dims=sparse.dims)
+    return bare
+
+
+def with_weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a model with all that it says, but for large initializers, which become inputs of the same shape.
+
+    It is for onnx's checker, which would copy the weights several times.
+
+    Args:
+        model: of an IR version that lets weights be no inputs; not changed.
+    """
+    bare = onnx.ModelProto()
+    copy_fields(model, bare, lambda number: number != onnx.ModelProto.GRAPH_FIELD_NUMBER)
+    copy_fields(model.graph, bare.graph, lambda number: number != onnx.GraphProto.INITIALIZER_FIELD_NUMBER)
+    inputs = {value.name for value in bare.graph.input}
+    for tensor in model.graph.initializer:
+        if n_entries(tensor) <= SMALL:
+            bare.graph.initializer.append(tensor)
+        elif tensor.name not in inputs:
+            bare.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
     return bare
 
 

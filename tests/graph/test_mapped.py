@@ -25,7 +25,7 @@ from sparse_export.graph.foreign import (
 )
 from sparse_export.graph.mapped import MappedData
 from sparse_export.graph.model import open_mapped, open_model
-from sparse_export.graph.protobuf import parsed_without_large_data
+from sparse_export.graph.protobuf import parsed_without_large_data, serialized
 from tests.graph.hostile import many_branches, nested_alone
 
 Array = np.ndarray[Any, Any]
@@ -98,6 +98,13 @@ def test_large_raw_data_stay_in_the_file_wherever_they_stand(tmp_path: Path) -> 
     load_linked_data(linked_tensors(bare), path)
     assert bare == network()
     assert external_files(path) == ()
+
+
+@pytest.mark.parametrize("made", [network, onnx.ModelProto, lambda: many_branches(3)])
+def test_a_model_is_written_tensor_by_tensor_to_the_same_bytes(made: Any) -> None:
+    model = made()
+    model.metadata_props.add(key="k", value="v")
+    assert b"".join(serialized(model)) == model.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("made", [network, lambda: many_branches(20), lambda: nested_alone(20)])

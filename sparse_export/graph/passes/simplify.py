@@ -118,11 +118,20 @@ def transpose_weights(model: ir.Model, names: Collection[str]) -> set[str]:
             node.graph.remove(node, safe=True)
         for node in products:
             node.attributes.add(ir.AttrInt64("transB", 1 - node.attributes.get_int("transB", 0)))
-        values = weight.const_value.numpy().T.copy()
-        weight.const_value = ir.tensor(values, name=name)
-        weight.shape = ir.Shape(values.shape)
+        weight.const_value = _turned(weight.const_value, name)
+        weight.shape = weight.const_value.shape
         done.add(name)
     return done
+
+
+def _turned(matrix: ir.TensorProtocol, name: str) -> ir.LazyTensor:
+    """A matrix transposed when it is looked at, so that not all weights are there twice."""
+    return ir.LazyTensor(
+        lambda: ir.tensor(matrix.numpy().T.copy(), name=name),
+        dtype=matrix.dtype,
+        shape=ir.Shape(matrix.shape.numpy()[::-1]),
+        name=name,
+    )
 
 
 def _is_turn(node: ir.Node) -> bool:
