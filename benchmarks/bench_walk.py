@@ -141,7 +141,7 @@ def walking(kind: str, rounds: int) -> dict[str, list[float]]:
     return times | {"n_segments": [float(len(segments))]}
 
 
-def exponent(sizes: Sequence[int], times: Sequence[float]) -> float:
+def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
     """The slope of log(time) over log(size), by least squares."""
     return float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
 
