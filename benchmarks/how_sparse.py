@@ -1,6 +1,7 @@
 """How sparse networks can be for half a point: `sparsify --max-drop 0.5` on published and on trained networks.
 
-    python -m benchmarks.how_sparse [--network NAME ...] [--max-drop AMOUNT] [--data-dir DIR] [--json FILE]
+    python -m benchmarks.how_sparse [--network NAME ...] [--max-drop AMOUNT] [--recover STEPS] [--data-dir DIR]
+        [--json FILE]
 
 Published networks have no labels here: they are held against themselves, the dense network, by the classes that
 they give where they are classifiers, else by the agreement of their outputs. What was chosen is then measured on
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from sparse_export.instruments.machine import machine_facts
 from sparse_export.instruments.paired_scores import ScoreDifference, paired_accuracy_difference
 from sparse_export.oneshot import Sparsified, sparsify
 from sparse_export.oneshot.choice import Choice
+from sparse_export.oneshot.recovery import NONE
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.outputs import output_batches
 from sparse_export.tasks.agreement import agreement_of
@@ -69,7 +71,9 @@ _TRAINED = {
 _METHOD = "reconstruction"
 
 
-def measured(name: str, max_drop: str, data_dir: Path | None, work: Path) -> dict[str, Any]:
+def measured(
+    name: str, max_drop: str, data_dir: Path | None, work: Path, recover: str = NONE
+) -> dict[str, Any]:
     """The row of one network.
 
     Args:
@@ -77,8 +81,9 @@ def measured(name: str, max_drop: str, data_dir: Path | None, work: Path) -> dic
         max_drop: as `--max-drop` takes it.
         data_dir: where MNIST and Fashion-MNIST lie.
         work: an empty folder.
+        recover: as `--recover` takes it.
     """
-    row: dict[str, Any] = {"name": name, "max_drop": max_drop, "method": _METHOD}
+    row: dict[str, Any] = {"name": name, "max_drop": max_drop, "method": _METHOD, "recover": recover}
     if name in _TRAINED:
         recipe, epochs = _TRAINED[name]
         run = train(
@@ -91,10 +96,16 @@ def measured(name: str, max_drop: str, data_dir: Path | None, work: Path) -> dic
     try:
         if name in _TRAINED:
             done = sparsify(
-                run.path, work / "sparse", method=_METHOD, max_drop=max_drop, data_dir=data_dir, device="cpu"
+                run.path,
+                work / "sparse",
+                method=_METHOD,
+                max_drop=max_drop,
+                data_dir=data_dir,
+                device="cpu",
+                recover=recover,
             )
         else:
-            done = _published(name, max_drop, work)
+            done = _published(name, max_drop, recover, work)
     except GateFailed as cause:
         return row | {"failed": cause.what}
     choice = done.report.choice
@@ -105,10 +116,12 @@ def measured(name: str, max_drop: str, data_dir: Path | None, work: Path) -> dic
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
     }
     on_test = _difference(choice.test) if choice.test is not None else _on_new_inputs(name, work)
+    found = done.report.recovery
+    row["recovery"] = None if found is None else asdict(found)
     return row | _chosen(choice) | {"n_calibration": done.report.n_calibration, "test": on_test}
 
 
-def _published(name: str, max_drop: str, work: Path) -> Sparsified:
+def _published(name: str, max_drop: str, recover: str, work: Path) -> Sparsified:
     network, how = NETWORKS[name], _PUBLISHED[name]
     return sparsify(
         fetch(network, cache_folder()),
@@ -119,6 +132,7 @@ def _published(name: str, max_drop: str, work: Path) -> Sparsified:
         inputs=write_inputs(network, work / "inputs.npz", n=how.n, seed=1),
         axes=network.told("--axes"),
         sizes=network.told("--size"),
+        recover=recover,
     )
 
 
@@ -185,6 +199,7 @@ def _cpu_seconds() -> float:
 
 def _in_child(name: str, words: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.how_sparse", "--one", name, "--max-drop", words.max_drop]
+    command += ["--recover", words.recover]
     command += ["--data-dir", str(words.data_dir)] if words.data_dir else []
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -198,13 +213,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--network", action="append", choices=[*_PUBLISHED, *_TRAINED])
     parser.add_argument("--max-drop", default="0.5")
+    parser.add_argument("--recover", default=NONE)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     words = parser.parse_args(arguments)
     if words.one:
         with tempfile.TemporaryDirectory() as work:
-            print(json.dumps(measured(words.one, words.max_drop, words.data_dir, Path(work))))
+            print(json.dumps(measured(words.one, words.max_drop, words.data_dir, Path(work), words.recover)))
         return
     rows: dict[str, Any] = {}
     if words.json and words.json.is_file():
