@@ -9,16 +9,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 import sparse_export as se
+from sparse_export.cli.sparsify import command
 from sparse_export.errors import UsageError
 from sparse_export.formats.run import open_run
 from sparse_export.graph.constants import array_of
 from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.model import open_model, signature_of
-from sparse_export.oneshot import calibrating, segments
+from sparse_export.oneshot import calibrating, layer_sensitivities, segments
 from sparse_export.oneshot.costs import LayerDone
 from sparse_export.oneshot.graph_pruning import PrunedGraph, sparsify_graph
 from sparse_export.oneshot.graph_statistics import inputs_of
@@ -405,3 +407,26 @@ def test_layers_that_are_chosen_take_their_biases_along(tmp_path: Path) -> None:
     for at in range(3):
         same = np.array_equal(stored(before, f"b{at}"), stored(after, f"b{at}"))
         assert same is (f"w{at}" not in sparse)
+
+
+def test_a_dry_run_measures_layers_as_they_would_be_recovered(tmp_path: Path) -> None:
+    onnx.save(residual(), tmp_path / "net.onnx")
+    np.savez(tmp_path / "inputs.npz", x=mixed(400, 1)["x"])
+    changes = [
+        layer_sensitivities(
+            tmp_path / "net.onnx", inputs=tmp_path / "inputs.npz", method="magnitude", recover=steps
+        ).layers
+        for steps in ("none", "bias")
+    ]
+    found = [{one.name: one.change for one in layers} for layers in changes]
+    assert found[0].keys() == found[1].keys() == {"w0", "w1", "w2"}
+    assert all(found[1][name] != found[0][name] for name in found[0])
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["inputs.npz", "net.onnx"]
+
+
+def test_the_option_is_refused_by_name(tmp_path: Path) -> None:
+    onnx.save(residual(), tmp_path / "net.onnx")
+    result = CliRunner().invoke(command, [str(tmp_path / "net.onnx"), "--recover", "bais"])
+    assert result.exit_code != 0
+    assert isinstance(result.exception, UsageError)
+    assert "damping, streams, sums, bias, variance" in str(result.exception)
