@@ -89,7 +89,9 @@ _BY = {"csr": "by CSR products", "2:4": "by 2:4 products", "dense": "by dense pr
     help="Train to 2:4 the layers that a plan chose, and only those.",
 )
 @click.option(
-    "--preset", type=click.Choice(["default", "reference"]), help="Start as the paper's implementation does."
+    "--preset",
+    type=click.Choice(["default", "reference", "best"]),
+    help="reference: start as the paper's implementation does. best: a density that falls, and more updates.",
 )
 @click.option("--epochs", type=int, help="Passes over the training set.")
 @click.option("--seed", type=int, help="Of the weights, the masks and the order of the samples.")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import pytest
 
+from sparse_export.cli.train import command
 from sparse_export.errors import RecipeError, UnknownNameError
 from sparse_export.formats.recipe_files import recipe_names
+from sparse_export.sweep.grid import load_grid
 from sparse_export.train.rates import learning_rate
-from sparse_export.train.recipe import LearningRateRecipe, load_recipe
+from sparse_export.train.recipe import PRESETS, LearningRateRecipe, load_recipe
 
 
 def test_the_shipped_recipes_are_there_and_right() -> None:
@@ -44,6 +47,16 @@ def test_preset_and_changes_are_laid_over_the_file() -> None:
     recipe = load_recipe("digits", preset="reference", changes={"epochs": 3, "sparsity": {"density": 0.5}})
     assert (recipe.epochs, recipe.sparsity.density) == (3, 0.5)
     assert (recipe.sparsity.start, recipe.sparsity.rescale) == ("uniform", False)
+
+
+def test_every_preset_is_on_the_command_line_and_the_best_one_is_what_its_grid_measured() -> None:
+    (option,) = (each for each in command.params if each.name == "preset")
+    assert isinstance(option.type, click.Choice)
+    assert [*option.type.choices] == [*PRESETS]
+    grid = load_grid(Path(__file__).parents[2] / "benchmarks" / "grids" / "best.toml")
+    assert grid.changes == PRESETS["best"]
+    recipe = load_recipe("mnist-lenet300-100", preset="best", changes={"sparsity": {"density": 0.01}})
+    assert recipe.sparsity.wanted_start_density == 0.5
 
 
 @pytest.mark.parametrize(
