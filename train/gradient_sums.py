@@ -16,6 +16,10 @@ __all__ = ["GradientSums"]
 class GradientSums:
     """Adds up the gradients of some parameters, inactive weights too.
 
+    They are added as they stand after the optimizer's step: a fused optimizer that undoes the scale of a
+    GradScaler by itself leaves them scaled, so steps before and after a change of the scale weigh
+    differently.
+
     Args:
         parameters: by name.
 
