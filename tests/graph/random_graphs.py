@@ -236,6 +236,12 @@ class RandomGraph:
         y = self.one("Transpose", [y], perm=[2, 0, 1, 3])
         return self.one("Reshape", [y, self.stored(np.array([0, _TOKENS, dirs * h]))]), dirs * h
 
+    def padded_text(self, x: str, n: int) -> tuple[str, int]:
+        """A token of zeros more, and one token fewer."""
+        y = self.one("Pad", [x, self.stored(np.array([0, 1, 0, 0, 0, 0]))])
+        ends = [self.stored(np.array([value])) for value in (0, _TOKENS, 1)]
+        return self.one("Slice", [y, *ends]), n
+
     def text_softmax(self, x: str, n: int) -> tuple[str, int]:
         return self.one("Softmax", [x], axis=-1), n
 
@@ -254,6 +260,7 @@ class RandomGraph:
         of_text: list[Callable[[str, int], tuple[str, int]]] = [
             *(self.linear, self.linear, self.linear, self.layer_norm, self.text_activation),
             *(self.text_residual, self.attention, self.lstm, self.text_softmax, self.mixed_tokens),
+            self.padded_text,
         ]
         self.pictures.append(self.conv("x", 3))
         for _ in range(int(self.rng.integers(1, 7))):

@@ -70,6 +70,7 @@ def free_members(channels: Channels) -> list[set[str]]:
     return [{f"{m.name}[{m.axis}]" for m in space.members} for space in channels.free]
 
 
+@pytest.mark.timeout(3600)  # about two minutes of CPU time
 @many(1200, every_day=40, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_orders_and_compaction_leave_the_outputs_of_random_graphs_equal(seed: int) -> None:
@@ -245,6 +246,18 @@ def test_flattened_maps_move_in_blocks_only() -> None:
     assert movable_weights(channels, "w2", stored_weights(model)["w2"], 1, TWO_FOUR) == 0
 
 
+def test_padding_beside_channels_pins_none_of_them() -> None:
+    """Zeros are zeros in any order, as the tokens are that fill up a window."""
+    nodes = [
+        node("MatMul", "x w1", "h"),
+        node("Pad", "h pads", "p"),
+        node("MatMul", "p w2", "y"),
+    ]
+    arrays = {"w1": normal(4, 8), "w2": normal(8, 3), "pads": np.array([0, 0, 0, 0, 2, 0])}
+    channels = same_function(graph(nodes, arrays, ("n", 5, 4)), pictures(5, 4))
+    assert free_members(channels) == [{"w1[1]", "w2[0]"}]
+
+
 def test_a_tied_table_moves_as_one() -> None:
     nodes = [
         node("Gather", "table ids", "h"),
@@ -314,6 +327,15 @@ def test_control_flow_pins_what_it_reads() -> None:
     channels = find_graph_channels(graph(nodes, arrays, ("n", 3, 5, 5)))
     assert not channels.free
     assert "If choice" in reason_of(channels, "w1", 0)
+
+
+def test_a_graph_with_values_too_large_to_follow_is_left_as_it_is() -> None:
+    nodes = [node("Conv", "x w1", "h"), node("Conv", "h w2", "y")]
+    model = graph(nodes, {"w1": normal(8, 3, 1, 1), "w2": normal(4, 8, 1, 1)}, (1, 3, 4096, 4096))
+    done = permute_graph(model, pictures(3, 5, 5), {"w2": TWO_FOUR}, find_permutation)
+    assert done.model is model and not done.orders
+    assert "h has 134,217,728 values" in done.report.untraced
+    assert done.report.layers[0].reason == done.report.untraced
 
 
 def test_outputs_and_inputs_stay() -> None:

@@ -125,7 +125,10 @@ class GraphTrace:
         graph = self.model.graph
         own = own_parameters(self.model)
         for tensor in graph.initializer:
-            self.values[tensor.name] = self._stored(tensor, tensor.name in own)
+            if (
+                tensor.name not in self.ledger.shapes
+            ):  # those are made when they are read: places of all take memory
+                self.values[tensor.name] = self._stored(tensor, tensor.name in own)
         for value in graph.input:
             shape = self.shape_of(value.name)
             self.values[value.name] = Lost() if shape is None else fixed_labels(torch.Size(shape), value.name)
@@ -142,14 +145,17 @@ class GraphTrace:
 
     def _stored(self, tensor: onnx.TensorProto, is_own: bool) -> Value:
         array = array_of(tensor)
-        if tensor.name in self.ledger.shapes:
-            return Undecided(tensor.name, positions(array.shape))
         if is_own or array.size <= _LARGEST_KNOWN:
             return array
         return fixed_labels(torch.Size(array.shape), tensor.name)
 
+    def _find(self, name: str) -> Value:
+        if name in self.ledger.shapes:
+            return Undecided(name, positions(self.ledger.shapes[name]))
+        return self.values.get(name, Lost())
+
     def _visit(self, node: onnx.NodeProto) -> None:
-        values = [self.values.get(name, Lost()) if name else None for name in node.input]
+        values = [self._find(name) if name else None for name in node.input]
         inner = list(captured(node))
         made: Sequence[Value] | None = None
         reason = f"{self.where(node)} is not a known operation"
@@ -193,7 +199,7 @@ class GraphTrace:
         return Lost() if shape is None else fixed_labels(torch.Size(shape), name)
 
     def _give_up(self, name: str, reason: str) -> None:
-        value = self.values.get(name)
+        value = self._find(name)
         if isinstance(value, Undecided | Labels):
             self.parameters.give_up(value, reason)
 
@@ -222,7 +228,7 @@ class GraphTrace:
 
     def value(self, node: onnx.NodeProto, at: int) -> Found | Array:
         """An input of a node. Raises UnknownOperation where it is absent or nothing is known of it."""
-        found = self.values.get(node.input[at]) if self.given(node, at) else None
+        found = self._find(node.input[at]) if self.given(node, at) else None
         if found is None or isinstance(found, Lost):
             raise UnknownOperation("an input of unknown shape")
         return found

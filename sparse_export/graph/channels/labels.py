@@ -163,8 +163,13 @@ class Ledger:
         atoms, subs = labels.atoms, labels.subs
         if not len(atoms):
             return torch.full((atoms.shape[1],), FIXED), torch.zeros(atoms.shape[1], dtype=torch.int64)
+        # A row of one number, as padding makes it, is the same in any order.
+        alike = (atoms < 0).all(1) & (subs == subs[:, :1]).all(1)
+        if bool(alike.any()) and not bool(alike.all()):
+            atoms = atoms[~alike]
         top, low = atoms.max(0).values, atoms.min(0).values
-        self.tie(atoms, top)
+        if not torch.equal(top, low):
+            self.tie(atoms, top)
         self.pin(atoms[:, (low < 0) & (top >= 0)], f"{reason}: some of what it reads moves and some does not")
         uses = hashed_rows(subs.T)
         # A column that stays is told from every other by its place.
