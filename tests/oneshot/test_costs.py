@@ -45,7 +45,7 @@ def test_a_layer_costs_its_products_with_the_inputs_and_their_gram_matrix() -> N
     assert found["conv"] == pytest.approx(16 * 72 + n_inputs * (72 * 16 + 72**2 / 2) + 16 * 72**2)
     assert found["narrow"] == pytest.approx(64 * 16 + 6 * (64 * 16 + 16**2 / 2) + 64 * 16**2)
     larger = costs("reconstruction", 2, 8, 10, 10, n_batches=3)
-    solved = 16 * 36**3 / 3
+    solved = 8 * 16 * 36**3 / 3  # Cholesky factors in float64, in multiply-adds of conjugate gradients
     assert larger["conv"] == pytest.approx(found["conv"] + 2 * 72**3 + solved)
 
 

@@ -94,7 +94,8 @@ def test_a_stopped_sweep_goes_on_and_trains_nothing_twice(tmp_path: Path) -> Non
     links.feed(page)
     assert links.found == []
     drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(drawings) == 3  # accuracy, the one varied key, the one sparse method's layers
+    # Accuracy against density and against multiply-adds, the one varied key, the one sparse method's layers.
+    assert len(drawings) == 4
     for drawing in drawings:
         ET.fromstring(drawing)
     assert "dense" in drawings[0]
@@ -225,10 +226,11 @@ def test_methods_that_need_a_pattern_are_swept_and_told_with_it(tmp_path: Path) 
     for run in runs:
         allowed = {"2:4": 1 / 2, "1:4": 1 / 4}[run["pattern"]]
         assert run["n_active"] == pytest.approx(allowed * run["n_masked"], rel=0.01)
-    by_density, by_pattern, *courses = re.findall(
+    by_density, by_cost, by_pattern, *courses = re.findall(
         r"<svg.*?</svg>", (out / "report.html").read_text(), re.DOTALL
     )
     assert len(courses) == len(runs)
+    assert by_cost.count("<circle") == len(runs)
     for drawing in (by_density, by_pattern):
         assert "2:4" not in re.sub(
             r"0 is [^<]*", "", drawing

@@ -132,7 +132,9 @@ def test_an_optimizer_without_momentum_is_refused_and_methods_named_that_need_no
     make: Make, message: str
 ) -> None:
     model = network()
-    with pytest.raises(UsageError, match=f"{message}.*set, rigl, dsr, static, snip, magnitude"):
+    with pytest.raises(
+        UsageError, match=f"{message}.*set, rigl, rigl-itop, granet, dsr, static, snip, magnitude"
+    ):
         SparseTraining(model, make(model.parameters()), density=0.2)
     trainer = SparseTraining(model, make(model.parameters()), density=0.2, method="rigl", update_every=2)
     take_steps(trainer, 4)
