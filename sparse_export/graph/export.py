@@ -42,14 +42,19 @@ _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 
 
 def onnx_from_module(
-    module: nn.Module, example: Example, *, masks: Mapping[str, Tensor], fold: bool = True
+    module: nn.Module,
+    example: Example,
+    *,
+    masks: Mapping[str, Tensor],
+    fold: bool = True,
+    transpose: bool = True,
 ) -> onnx.ModelProto:
     """Write a network as ONNX, opset 20, IR 10.
 
     The graph holds for every length of the free sizes, as far as torch.export can tell; see `captured`. Its
     inputs and free sizes are called as in the example, its outputs as `NamedNetwork` says. Every parameter
     stands under its own name, of tied ones under the first (with a mask), and a weight that MatMul multiplies
-    by may be stored transposed. Another parameter or buffer that has the name of an input or output gets an
+    by may be stored transposed (see `transpose`). Another parameter or buffer that has the name of an input or output gets an
     underscore. Batch norm is folded into the layer before it. No zero is negative, and the graph holds no
     source path.
 
@@ -59,6 +64,8 @@ def onnx_from_module(
         masks: by parameter name, True = kept; applied to the copy that is exported. Where all that they leave
             out is zero, the copy shares the memory of the parameters.
         fold: fold batch norms; without it every weight keeps its values.
+        transpose: store a weight transposed where MatMul multiplies by it so; without it every weight keeps
+            its axes, and a Transpose stands before the product.
 
     Raises:
         UsageError: the network cannot be exported, or takes a branch that depends on a free size.
@@ -81,7 +88,7 @@ def onnx_from_module(
         raise _not_exported(module, example, cause) from cause
     stored = _name_weights(model, parameters, masks)
     simplify(model, set(stored.values()), whole={stored[name] for name in masks if name in stored})
-    transposed = transpose_weights(model, dict.fromkeys(stored.values()))
+    transposed = transpose_weights(model, dict.fromkeys(stored.values())) if transpose else set()
     scales = fold_norms(model) if fold else {}
     remove_unused(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

@@ -327,7 +327,11 @@ class Work:
         """The network as it is now, its parameters under their own names, and the calibration inputs."""
         model = prepared(
             onnx_from_module(
-                self.network.cpu().eval(), example_of_shape(self.input_shape), masks={}, fold=False
+                self.network.cpu().eval(),
+                example_of_shape(self.input_shape),
+                masks={},
+                fold=False,
+                transpose=False,  # masks and values go back into the network's own axes
             )
         )
         signature = signature_of(model)
