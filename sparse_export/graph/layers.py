@@ -222,12 +222,14 @@ def graph_layers(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
     return tuple(_with_shared(layers, graphs))
 
 
-def layer_uses(model: onnx.ModelProto) -> Iterator[LayerUse | OtherLayer]:
+def layer_uses(model: onnx.ModelProto, *, read: Read = array_of) -> Iterator[LayerUse | OtherLayer]:
     """The layers of `graph_layers` with their nodes and the values of their weights, one after the other, so
     that one weight at a time need be in memory. Raises ArtefactError for a graph that cannot be meant.
+
+    read: gives the values of what the model stores.
     """
     plain = inlined(without_weights(model))
-    yield from _uses(model, plain, scopes(model, plain.graph.node), array_of)
+    yield from _uses(model, plain, scopes(model, plain.graph.node), read)
 
 
 @without_collection()

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from sparse_export.graph.constants import is_standard, node_name
+from sparse_export.graph.constants import Read, array_of, is_standard, node_name
 from sparse_export.graph.names import free_name, graphs_of, names_of_values, rename_values
 from sparse_export.oneshot.segments import segment_for
 from sparse_export.oneshot.walk import Values, Walk
@@ -22,7 +22,12 @@ _MOST_NODES = 1_000_000  # nested branches end before that
 
 
 def with_taken_branches(
-    model: onnx.ModelProto, batches: Sequence[Feeds], *, memory_bytes: int, provider: str = "cpu"
+    model: onnx.ModelProto,
+    batches: Sequence[Feeds],
+    *,
+    memory_bytes: int,
+    provider: str = "cpu",
+    read: Read = array_of,
 ) -> onnx.ModelProto:
     """Replace each If that holds layers, and whose condition is the same for all inputs, by its taken branch.
 
@@ -33,6 +38,7 @@ def with_taken_branches(
         batches: inputs by name, one batch at least.
         memory_bytes: bound of the values that are kept in memory meanwhile.
         provider: of onnxruntime.
+        read: gives the values of what the model stores.
 
     Returns:
         Another model, or the same where there is no such If.
@@ -51,7 +57,7 @@ def with_taken_branches(
         if index is None:
             break
         node = found.graph.node[index]
-        taken = _taken(found, wiring, node.input[0], batches, memory_bytes, provider)
+        taken = _taken(found, wiring, node.input[0], batches, memory_bytes, provider, read)
         if taken is None:
             left.add(node_name(node))
             continue
@@ -81,6 +87,7 @@ def _taken(
     batches: Sequence[Feeds],
     memory_bytes: int,
     provider: str,
+    read: Read,
 ) -> bool | None:
     """What a condition is for all batches; None where it differs."""
     found: set[bool] = set()
@@ -95,6 +102,7 @@ def _taken(
         batches,
         memory_bytes=memory_bytes,
         provider=provider,
+        read=read,
     ) as walk:
         walk.run(see, [condition])
     return found.pop() if len(found) == 1 else None

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import onnx
-
-from sparse_export.graph.constants import array_of
 from sparse_export.oneshot.graph_statistics import Factor, inputs_of
 from sparse_export.oneshot.graph_weights import GraphWeight
 from sparse_export.oneshot.graph_work import GraphWork, too_large
 from sparse_export.oneshot.links import Link, wanted_of
 from sparse_export.oneshot.paired_sums import PairedStatistics, PairedSums, with_more
+from sparse_export.oneshot.parted import Parted
 from sparse_export.oneshot.segments import Segment, Stop, plan_following
 from sparse_export.oneshot.unfolding import InputStatistics, InputSums, joined
 from sparse_export.oneshot.walk import Values, Walk
@@ -65,10 +63,10 @@ def dense_segments(
     return plan_following(wiring, wanted)
 
 
-def biases_of(model: onnx.ModelProto, links: Mapping[str, Link]) -> dict[str, Array]:
+def biases_of(graph: Parted, links: Mapping[str, Link]) -> dict[str, Array]:
     """The biases that layers add themselves."""
     names = {link.bias for link in links.values()}
-    return {one.name: array_of(one) for one in model.graph.initializer if one.name in names}
+    return {one.name: graph.read(one) for one in graph.model.graph.initializer if one.name in names}
 
 
 def calibrate(

@@ -23,11 +23,11 @@ import numpy as np
 import onnx
 
 from sparse_export.errors import GateFailed, UsageError
-from sparse_export.graph.constants import array_of
 from sparse_export.oneshot.choice import Choice, CurvePoint, LayerChoice, Sensitivities
 from sparse_export.oneshot.graph_pruning import PrunedGraph
 from sparse_export.oneshot.held_back import HeldBack
 from sparse_export.oneshot.held_scores import HeldScores, Measured
+from sparse_export.oneshot.parted import Parted, parted
 from sparse_export.oneshot.report import SparsifiedLayer
 from sparse_export.oneshot.savings import Savings, savings_of
 from sparse_export.oneshot.search import Found, largest_passing, last_passing
@@ -205,7 +205,7 @@ def choose_layers(
         if len(chosen) < len(layers.weights):
             say(f"the {len(chosen)} chosen layers are pruned again")
             second = again(chosen)
-            values = layers.session.values(_arrays(second.model, _stored_of(second, chosen)))
+            values = layers.session.values(_arrays(second.graph, _stored_of(second, chosen)))
             other = confirming.of(values, give_up=False)
             if other.passes and other.lost <= searched.lost and scores.of(values, give_up=True).passes:
                 layers_of = tuple(_why(layer, whys) for layer in second.layers)
@@ -250,7 +250,7 @@ def _layers(
     names = _candidates(first)
     savings = savings_of(model, signature, names, timings)
     stored = _stored_of(first, names)
-    dense, sparse = _arrays(model, stored), _arrays(first.model, stored)
+    dense, sparse = _arrays(parted(model), stored), _arrays(first.graph, stored)
     with SwitchableSession(
         model, signature, dense, n_values=held.samples.n_values, n_threads=n_threads
     ) as session:
@@ -282,9 +282,9 @@ def _stored_of(pruned: PrunedGraph, names: Collection[str]) -> list[str]:
     return [one for name in names for one in (name, *pruned.beside.get(name, ()))]
 
 
-def _arrays(model: onnx.ModelProto, names: Collection[str]) -> dict[str, np.ndarray]:
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    return {name: array_of(stored[name]) for name in names}
+def _arrays(graph: Parted, names: Collection[str]) -> dict[str, np.ndarray]:
+    stored = {tensor.name: tensor for tensor in graph.model.graph.initializer}
+    return {name: graph.read(stored[name]) for name in names}
 
 
 def _layer(layers: _Layers, name: str, sparse: bool | None, reason: str) -> LayerChoice:
@@ -385,14 +385,12 @@ def _with_only(
     model: onnx.ModelProto, first: PrunedGraph, names: Collection[str], whys: Mapping[str, str]
 ) -> PrunedGraph:
     """The graph with some of the layers as the first walk pruned them."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    sparse = {tensor.name: tensor for tensor in first.model.graph.initializer}
-    changed = set(_stored_of(first, names))
-    for tensor in made.graph.initializer:
-        if tensor.name in changed:
-            tensor.CopyFrom(sparse[tensor.name])
-    dense = _arrays(model, [name for name in _candidates(first) if name not in names])
+    made = parted(model)
+    sparse = _arrays(first.graph, _stored_of(first, names))
+    for tensor in made.model.graph.initializer:
+        if tensor.name in sparse:
+            made.put(tensor, sparse[tensor.name])
+    dense = _arrays(made, [name for name in _candidates(first) if name not in names])
     layers = tuple(
         replace(
             layer,
@@ -408,7 +406,7 @@ def _with_only(
     )
     masks = {name: mask for name, mask in first.masks.items() if name in names}
     beside = {name: first.beside.get(name, {}) for name in names}
-    return replace(first, model=made, layers=layers, masks=masks, beside=beside)
+    return replace(first, graph=made, layers=layers, masks=masks, beside=beside)
 
 
 def _why(layer: SparsifiedLayer, whys: Mapping[str, str]) -> SparsifiedLayer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,6 @@ from onnx import TensorProto
 from torch import Tensor
 
 from sparse_export.errors import UsageError
-from sparse_export.graph.constants import array_of
 from sparse_export.graph.passes.float16 import value_types, with_bfloat16_emulated
 from sparse_export.oneshot.branches import with_taken_branches
 from sparse_export.oneshot.calibrating import (
@@ -32,6 +32,7 @@ from sparse_export.oneshot.graph_weights import weights_of_graph, with_uses_in
 from sparse_export.oneshot.graph_work import GraphWork, too_large
 from sparse_export.oneshot.layers import Method
 from sparse_export.oneshot.links import links_of
+from sparse_export.oneshot.parted import Parted, parted
 from sparse_export.oneshot.recovery import Recovery, RecoveryResult
 from sparse_export.oneshot.report import SparsifiedLayer
 from sparse_export.oneshot.segments import Segment, plan_segments
@@ -61,7 +62,7 @@ class PrunedGraph:
     """A graph after pruning.
 
     Attributes:
-        model: a new one; names and types are those of the one that it was made of.
+        graph: a new one; names and types are those of the one that it was made of.
         layers: every weight, in graph order.
         n_calibration: samples that were looked at; 0 without a walk.
         n_resumed: layers that an earlier process had finished.
@@ -71,7 +72,7 @@ class PrunedGraph:
         recovery: whether a recovery helped; None where none was tried.
     """
 
-    model: onnx.ModelProto
+    graph: Parted
     layers: tuple[SparsifiedLayer, ...]
     n_calibration: int
     n_resumed: int
@@ -80,9 +81,14 @@ class PrunedGraph:
     beside: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     recovery: RecoveryResult | None = None
 
+    @functools.cached_property
+    def model(self) -> onnx.ModelProto:
+        """The graph with its weights in it, made when it is first asked for."""
+        return self.graph.whole()
+
 
 def sparsify_graph(
-    model: onnx.ModelProto,
+    model: onnx.ModelProto | Parted,
     *,
     signature: Signature,
     batches: Sequence[Feeds] | None,
@@ -105,8 +111,8 @@ def sparsify_graph(
     `magnitude` needs no walk, and there is none unless errors are asked for.
 
     Args:
-        model: with its weights read, nodes in topological order, and without functions of its own. It stays
-            as it is.
+        model: with its weights read or beside it, nodes in topological order, and without functions of its
+            own. It stays as it is.
         signature: of it.
         batches: calibration inputs; None for `magnitude` without any.
         pattern: N:M.
@@ -149,11 +155,14 @@ def sparsify_graph(
     why_no_error = ""
     if batches and not has_walk(method, errors=errors):
         batches, why_no_error = (), NOT_ASKED_FOR
-    pruned = onnx.ModelProto()
-    pruned.CopyFrom(model)
-    wiring = wiring_of(pruned)
+    pruned = parted(model)
+    wiring = wiring_of(pruned.model)
     weights = weights_of_graph(
-        pruned, wiring, pattern, keep_dense=keep_dense, planned_dense=planned_dense, only=only
+        *(pruned.model, wiring, pattern),
+        keep_dense=keep_dense,
+        planned_dense=planned_dense,
+        only=only,
+        read=pruned.read,
     )
     kept = None
     if state is not None:
@@ -166,19 +175,19 @@ def sparsify_graph(
             "allowed": {name: bits_of(mask) for name, mask in (allowed or {}).items()},
             "recovery": [] if recovery is None else recovery.steps,
         }
-        kept = State(folder=state, digest=digest_of(model, batches, options))
+        kept = State(folder=state, digest=digest_of(pruned, batches, options))
         kept.open()
     walked, found = pruned, weights.pruned
     if batches:
         walked = _to_walk(pruned, batches, memory_bytes, provider)
         if walked is not pruned:
-            wiring = wiring_of(walked)
-            found = with_uses_in(found, walked, wiring)
+            wiring = wiring_of(walked.model)
+            found = with_uses_in(found, walked.model, wiring, read=walked.read)
     links, dense_graph = {}, None
     if recovery is not None and batches:
-        links = links_of(walked, wiring, [one for one in found if not too_large(one)], sums=recovery.sums)
-        dense_graph = onnx.ModelProto()
-        dense_graph.CopyFrom(walked)
+        linked = [one for one in found if not too_large(one)]
+        links = links_of(walked.model, wiring, linked, sums=recovery.sums, read=walked.read)
+        dense_graph = walked.copied()
     work = GraphWork(
         pruned,
         walked,
@@ -188,7 +197,7 @@ def sparsify_graph(
         observer,
         has_inputs=bool(batches),
         why_no_error=why_no_error,
-        costs=costs_of(walked, found, batches, method),
+        costs=costs_of(walked.model, found, batches, method),
         allowed=allowed or {},
         recovery=recovery,
         links=links,
@@ -204,16 +213,17 @@ def sparsify_graph(
         )
         with ExitStack() as stack:
 
-            def walk_over(graph: onnx.ModelProto, parts: Sequence[Segment]) -> Walk:
+            def walk_over(graph: Parted, parts: Sequence[Segment]) -> Walk:
                 return stack.enter_context(
                     Walk(
-                        graph,
+                        graph.model,
                         wiring,
                         parts,
                         batches,
                         memory_bytes=memory_bytes if dense_graph is None else memory_bytes // 2,
                         provider=provider,
                         n_threads=n_threads,
+                        read=graph.read,
                     )
                 )
 
@@ -231,7 +241,7 @@ def sparsify_graph(
             spilled = walk.live.spilled_bytes + (0 if beside is None else beside.walk.live.spilled_bytes)
     dense = {name: _left_dense(pruned, name, why) for name, why in weights.dense.items()}
     return PrunedGraph(
-        model=pruned,
+        graph=pruned,
         layers=tuple(work.layers.get(name) or dense[name] for name in weights.names),
         n_calibration=sum(signature.n_samples(feeds) for feeds in batches),
         n_resumed=work.n_resumed,
@@ -247,7 +257,7 @@ def has_walk(method: Method, *, errors: bool) -> bool:
 
 
 def squares_of_graph(
-    model: onnx.ModelProto,
+    model: onnx.ModelProto | Parted,
     *,
     signature: Signature,
     batches: Sequence[Feeds],
@@ -272,14 +282,18 @@ def squares_of_graph(
     """
     for feeds in batches:
         signature.require_feeds(feeds)
-    wiring = wiring_of(model)
-    weights = weights_of_graph(model, wiring, pattern, only=only).pruned
+    graph = parted(model)
+    wiring = wiring_of(graph.model)
+    weights = weights_of_graph(graph.model, wiring, pattern, only=only, read=graph.read).pruned
     seen = [weight for weight in weights if not weight.unseen]
     stops = [replace(stop_of(weight), size=weight.form.n_groups * weight.form.n_columns) for weight in seen]
     segments = plan_segments(wiring, stops, most=LARGEST_GRAM)
     found: dict[str, InputStatistics] = {}
     with Walk(
-        model, wiring, segments, batches, memory_bytes=memory_bytes, provider="cpu", n_threads=n_threads
+        *(graph.model, wiring, segments, batches),
+        memory_bytes=memory_bytes,
+        n_threads=n_threads,
+        read=graph.read,
     ) as walk:
         for segment in segments:
             here = [seen[index] for index in segment.stops]
@@ -292,22 +306,23 @@ def squares_of_graph(
     return found
 
 
-def _to_walk(
-    model: onnx.ModelProto, batches: Sequence[Feeds], memory_bytes: int, provider: str
-) -> onnx.ModelProto:
-    """The model as it is walked: a copy where it has choices between branches with layers, or bfloat16, which
+def _to_walk(graph: Parted, batches: Sequence[Feeds], memory_bytes: int, provider: str) -> Parted:
+    """The graph as it is walked: a copy where it has choices between branches with layers, or bfloat16, which
     onnxruntime does not compute in on the CPU.
     """
-    walked = with_taken_branches(model, batches, memory_bytes=memory_bytes, provider=provider)
-    if provider == "cpu" and TensorProto.BFLOAT16 in value_types(walked):
-        return with_bfloat16_emulated(walked)
+    model = with_taken_branches(
+        graph.model, batches, memory_bytes=memory_bytes, provider=provider, read=graph.read
+    )
+    walked = graph if model is graph.model else Parted(model=model, values=dict(graph.values))
+    if provider == "cpu" and TensorProto.BFLOAT16 in value_types(model):
+        return parted(with_bfloat16_emulated(walked.whole()))
     return walked
 
 
-def _left_dense(model: onnx.ModelProto, name: str, reason: str) -> SparsifiedLayer:
+def _left_dense(graph: Parted, name: str, reason: str) -> SparsifiedLayer:
     """The report of a weight that stays as it is; of one that is not stored by name the shape is ()."""
-    stored = next((tensor for tensor in model.graph.initializer if tensor.name == name), None)
-    values: Any = None if stored is None else array_of(stored)
+    stored = next((tensor for tensor in graph.model.graph.initializer if tensor.name == name), None)
+    values: Any = None if stored is None else graph.read(stored)
     floats = values is not None and values.dtype.kind in "fV"
     return SparsifiedLayer(
         name=name,

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sparse_export.files import is_leftover, remove_leftovers, require_writable, write_bytes
+from sparse_export.oneshot.parted import Parted
 from sparse_export.oneshot.report import SparsifiedLayer
 from sparse_export.signature import Array, Feeds
 from sparse_export.train.run_folder import require_empty
@@ -26,7 +27,7 @@ from sparse_export.train.run_folder import require_empty
 __all__ = ["FinishedWeight", "State", "bits_of", "digest_of", "remove_state", "state_folder"]
 
 _FOLDER = "resume-sparsify"
-_FORMAT = "4"
+_FORMAT = "5"
 _WEIGHT, _MASK = "weight", "mask"
 _BESIDE = "beside:"
 
@@ -168,14 +169,15 @@ def bits_of(*tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
-def digest_of(model: onnx.ModelProto, batches: Iterable[Feeds], options: Mapping[str, Any]) -> str:
+def digest_of(graph: Parted, batches: Iterable[Feeds], options: Mapping[str, Any]) -> str:
     """The SHA-256 of a graph with its weights, inputs and options.
 
     Args:
-        model: with its weights read.
+        graph: with the values of its weights.
         batches: the calibration inputs.
         options: made of what JSON has.
     """
+    model = graph.model
     found = hashlib.sha256(json.dumps([_FORMAT, options], sort_keys=True).encode())
     bare = onnx.GraphProto()
     bare.node.extend(model.graph.node)
@@ -185,6 +187,8 @@ def digest_of(model: onnx.ModelProto, batches: Iterable[Feeds], options: Mapping
     found.update(bare.SerializeToString(deterministic=True))
     for tensor in model.graph.initializer:
         found.update(hashlib.sha256(tensor.SerializeToString(deterministic=True)).digest())
+        if tensor.name in graph.values:
+            found.update(hashlib.sha256(_contiguous(graph.values[tensor.name]).data).digest())
     for number, feeds in enumerate(batches):
         for name, array in feeds.items():
             found.update(f"{number} {name} {array.dtype} {array.shape} ".encode())

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import onnx
 
 from sparse_export.errors import UsageError
-from sparse_export.graph.constants import Scope, scopes
+from sparse_export.graph.constants import Read, Scope, array_of, scopes
 from sparse_export.graph.layers import FLOATS, OtherLayer, layer_uses
 from sparse_export.oneshot.graph_statistics import Factor, factor_of
 from sparse_export.oneshot.weight_form import WeightForm, form_of
@@ -80,6 +80,7 @@ def weights_of_graph(
     keep_dense: Sequence[str] = (),
     planned_dense: Mapping[str, str] | None = None,
     only: Collection[str] | None = None,
+    read: Read = array_of,
 ) -> WeightsOfGraph:
     """Divide the weights of a graph into those that get the pattern and those that stay dense.
 
@@ -90,12 +91,13 @@ def weights_of_graph(
         keep_dense: shell patterns of weights, or of the nodes that multiply by them.
         planned_dense: weights that a plan leaves dense, with its reasons; it decides about small layers too.
         only: the weights that get the pattern, as far as they can; None for all that should.
+        read: gives the values of what the model stores.
 
     Raises:
         UsageError: a pattern or the plan names no weight, or no weight can take the pattern.
         ArtefactError: the graph cannot be meant.
     """
-    found, others = _collected(model, wiring)
+    found, others = _collected(model, wiring, read)
     _require_known(found, keep_dense, planned_dense or {})
     forms, unfit = _forms(model, found, wiring)
     named = {
@@ -135,7 +137,7 @@ def weights_of_graph(
 
 
 def with_uses_in(
-    weights: Sequence[GraphWeight], walked: onnx.ModelProto, wiring: Wiring
+    weights: Sequence[GraphWeight], walked: onnx.ModelProto, wiring: Wiring, *, read: Read = array_of
 ) -> tuple[GraphWeight, ...]:
     """The weights with the layers of another graph that stores them alike.
 
@@ -143,8 +145,9 @@ def with_uses_in(
         weights: of a graph.
         walked: the same graph, prepared to be walked: with branches in place of a choice, say.
         wiring: of it.
+        read: gives the values of what it stores.
     """
-    found, _ = _collected(walked, wiring)
+    found, _ = _collected(walked, wiring, read)
     result = []
     for weight in weights:
         uses = found.get(weight.name)
@@ -177,13 +180,13 @@ class _Uses:
         return tuple(sorted(self.uses, key=lambda use: use.node))
 
 
-def _collected(model: onnx.ModelProto, wiring: Wiring) -> tuple[dict[str, _Uses], dict[str, str]]:
+def _collected(model: onnx.ModelProto, wiring: Wiring, read: Read) -> tuple[dict[str, _Uses], dict[str, str]]:
     """The layers by the tensor that is stored for their weight; and reasons of what is not looked into."""
     outer = next(scopes(model, model.graph.node))
     index = {name: i for i, name in enumerate(outer.names)}
     found: dict[str, _Uses] = {}
     others: dict[str, str] = {}
-    for use in layer_uses(model):
+    for use in layer_uses(model, read=read):
         if isinstance(use, OtherLayer):
             if use.name and not {"activations", "not-constant"}.intersection(one.code for one in use.why):
                 others.setdefault(use.name, "; ".join(one.text.rstrip(".") for one in use.why))

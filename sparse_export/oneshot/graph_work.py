@@ -8,22 +8,23 @@ import ml_dtypes
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 from torch import Tensor
 
 from sparse_export.errors import ArtefactError
-from sparse_export.graph.constants import array_of
 from sparse_export.oneshot.costs import Finished, LayerDone
 from sparse_export.oneshot.graph_state import FinishedWeight, State
 from sparse_export.oneshot.graph_weights import GraphWeight
 from sparse_export.oneshot.layers import Method, PrunedWeight, prune_weight
 from sparse_export.oneshot.links import Link, Place
 from sparse_export.oneshot.paired_sums import PairedStatistics
+from sparse_export.oneshot.parted import Parted
 from sparse_export.oneshot.recovered import recovered_weight
 from sparse_export.oneshot.recovery import Recovery
 from sparse_export.oneshot.report import SparsifiedLayer
 from sparse_export.oneshot.unfolding import InputStatistics, gram_too_large, require_finite
 from sparse_export.oneshot.weights import kept_share
+from sparse_export.signature import Array
 
 __all__ = ["GraphWork", "too_large"]
 
@@ -33,8 +34,8 @@ class GraphWork:
 
     def __init__(
         self,
-        pruned: onnx.ModelProto,
-        walked: onnx.ModelProto,
+        pruned: Parted,
+        walked: Parted,
         weights: Sequence[GraphWeight],
         method: Method,
         state: State | None,
@@ -63,8 +64,8 @@ class GraphWork:
             recovery: the steps for weights with paired statistics.
             links: what stands behind these.
         """
-        self._models = [pruned] if walked is pruned else [pruned, walked]
-        self._stored = [{t.name: t for t in one.graph.initializer} for one in self._models]
+        graphs = [pruned] if walked is pruned else [pruned, walked]
+        self._graphs = [(one, {t.name: t for t in one.model.graph.initializer}) for one in graphs]
         self._numbers = {weight.name: i for i, weight in enumerate(weights)}
         self._method, self._state, self._observer = method, state, observer
         self._costs, self._cost_done = costs, 0.0
@@ -75,7 +76,7 @@ class GraphWork:
         self.beside: dict[str, dict[str, Tensor]] = {}
         self.layers: dict[str, SparsifiedLayer] = {}
         for weight in weights:
-            _require_finite_weight(self._stored[0][weight.name])
+            _require_finite_weight(weight.name, self._array(weight.name))
         for weight in weights:
             earlier = None if state is None else state.load(self._numbers[weight.name], weight.name)
             if earlier is not None and tuple(earlier.weight.shape) == weight.form.stored:
@@ -97,7 +98,7 @@ class GraphWork:
             paired: the same with the wanted outputs; None where they are not known.
             check: of a part of these.
         """
-        stored = _tensor(self._stored[0][weight.name])
+        stored = _tensor(self._array(weight.name))
         method, reason = self._method_for(weight, statistics)
         if statistics is not None:
             require_finite(weight.name, statistics)
@@ -144,9 +145,14 @@ class GraphWork:
             self._state.save(self._numbers[weight.name], finished)
         self._set(finished)
 
+    def _array(self, name: str) -> Array:
+        """The present values of a stored tensor."""
+        graph, stored = self._graphs[0]
+        return graph.read(stored[name])
+
     def _shifted(self, place: Place, shift: Tensor) -> Tensor:
         """The stored tensor that shifts the outputs, shifted once more."""
-        old = _tensor(self._stored[0][place.name])
+        old = _tensor(self._array(place.name))
         return (old.double() + place.sign * shift.reshape(old.shape)).to(old.dtype)
 
     def _method_for(self, weight: GraphWeight, statistics: InputStatistics | None) -> tuple[Method, str]:
@@ -163,10 +169,9 @@ class GraphWork:
         return method, f"{_instead(method, self._method)}: {why}"
 
     def _set(self, finished: FinishedWeight, *, resumed: bool = False) -> None:
-        for stored in self._stored:
-            _fill(stored[finished.layer.name], finished.weight)
-            for name, values in finished.beside.items():
-                _fill(stored[name], values)
+        for graph, stored in self._graphs:
+            for name, values in {finished.layer.name: finished.weight, **finished.beside}.items():
+                graph.put(stored[name], _of_type(values, stored[name].data_type))
         self.beside[finished.layer.name] = finished.beside
         self.masks[finished.layer.name] = finished.mask
         self.layers[finished.layer.name] = finished.layer
@@ -183,30 +188,25 @@ def _instead(method: Method, asked: Method) -> str:
     return "error not measured" if method == asked else f"pruned by {method}, error not measured"
 
 
-def _tensor(stored: TensorProto) -> Tensor:
-    array = array_of(stored)
+def _tensor(array: Array) -> Tensor:
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
     return torch.from_numpy(array.copy())
 
 
-def _fill(stored: TensorProto, weight: Tensor) -> None:
-    """Give a stored tensor the values of a weight, rounded to its type."""
-    if stored.data_type == TensorProto.BFLOAT16:
-        array = weight.bfloat16().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    else:
-        wide = weight.float() if weight.dtype == torch.bfloat16 else weight
-        array = wide.numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(stored.data_type), copy=False)
-    note = stored.doc_string
-    stored.CopyFrom(numpy_helper.from_array(array, stored.name))
-    if note:
-        stored.doc_string = note
+def _of_type(weight: Tensor, data_type: int) -> Array:
+    """The values of a weight, rounded to a type of ONNX."""
+    if data_type == TensorProto.BFLOAT16:
+        return weight.bfloat16().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    wide = weight.float() if weight.dtype == torch.bfloat16 else weight
+    array: Array = wide.numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(data_type), copy=False)
+    return array
 
 
-def _require_finite_weight(stored: TensorProto) -> None:
-    if not bool(np.isfinite(array_of(stored)).all()):
+def _require_finite_weight(name: str, array: Array) -> None:
+    if not bool(np.isfinite(array).all()):
         raise ArtefactError(
-            f"The weight {stored.name} holds NaN or infinity.",
+            f"The weight {name} holds NaN or infinity.",
             expected="Finite weights were expected.",
             do="Look at the training that it comes from, which may have diverged; or leave it dense with "
             "--keep-dense.",

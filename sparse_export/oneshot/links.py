@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from sparse_export.graph.constants import array_of
+from sparse_export.graph.constants import Read, array_of
 from sparse_export.oneshot.graph_weights import GraphWeight
 from sparse_export.oneshot.wiring import Wiring
 from sparse_export.signature import Array
@@ -62,7 +62,12 @@ class Link:
 
 
 def links_of(
-    model: onnx.ModelProto, wiring: Wiring, weights: Iterable[GraphWeight], *, sums: bool
+    model: onnx.ModelProto,
+    wiring: Wiring,
+    weights: Iterable[GraphWeight],
+    *,
+    sums: bool,
+    read: Read = array_of,
 ) -> dict[str, Link]:
     """The layers whose outputs can be held against the dense network's, by the name of their weight.
 
@@ -72,8 +77,9 @@ def links_of(
         weights: those that are pruned; such as several layers multiply by, stacks of matrices and transposed
             convolutions are left out.
         sums: look for what outputs are added to.
+        read: gives the values of what the model stores.
     """
-    finder = _Finder(model, wiring)
+    finder = _Finder(model, wiring, read)
     found = {weight.name: finder.link(weight, sums=sums) for weight in weights}
     return {name: link for name, link in found.items() if link is not None}
 
@@ -108,8 +114,8 @@ def _rows(value: Array, axis: int) -> Tensor:
 
 
 class _Finder:
-    def __init__(self, model: onnx.ModelProto, wiring: Wiring) -> None:
-        self._nodes, self._wiring = model.graph.node, wiring
+    def __init__(self, model: onnx.ModelProto, wiring: Wiring, read: Read) -> None:
+        self._nodes, self._wiring, self._read = model.graph.node, wiring, read
         self._stored = {one.name: one for one in model.graph.initializer if one.data_type in _FLOATS}
         self._readers: dict[str, list[int]] = {}
         for index, names in enumerate(wiring.reads):
@@ -184,8 +190,8 @@ class _Finder:
             scale, variance = (self._stored.get(node.input[at]) for at in (1, 4))
             gain = None
             if scale is not None and variance is not None:
-                spread = np.sqrt(array_of(variance).astype(np.float64) + attributes.get("epsilon", 1e-5))
-                gain = array_of(scale).astype(np.float64) / spread
+                spread = np.sqrt(self._read(variance).astype(np.float64) + attributes.get("epsilon", 1e-5))
+                gain = self._read(scale).astype(np.float64) / spread
             after = node.output[0] if gain is not None else ""
             return Place(name=node.input[3], sign=-1), after, gain
         return nothing

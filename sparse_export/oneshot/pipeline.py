@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.formats.score import Score
-from sparse_export.graph.constants import array_of
 from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.model import prepared, signature_of
@@ -38,12 +37,13 @@ from sparse_export.oneshot.layers import (
     reestimate_norms,
     worth_of_weight,
 )
+from sparse_export.oneshot.parted import Parted, parted
 from sparse_export.oneshot.recovering import sparsify_recovering
 from sparse_export.oneshot.recovery import Recovery, RecoveryResult
 from sparse_export.oneshot.report import SparsifiedLayer, SparsifyReport, Stage
 from sparse_export.oneshot.source import Source
 from sparse_export.oneshot.weights import kept_share
-from sparse_export.signature import Feeds, Signature, class_signature
+from sparse_export.signature import Array, Feeds, Signature, class_signature
 from sparse_export.sparsity.caps import Cap
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.sparsity.pattern import NMPattern, largest_per_group
@@ -64,27 +64,43 @@ _WALK_VALUES = 5 * 2**19  # input values of a batch of a walk: 17 pictures of 22
 _TEST_VALUES = 4 * 2**20  # input values of a batch of an evaluation
 NOT_IN_GRAPH = "no layer of the exported graph multiplies by it alone, so its inputs are not seen"
 _UNUSED = "the outputs do not hang on it in evaluation"
+_RUN_AGAIN = "CheckpointFunctionBackward"  # of torch.utils.checkpoint with use_reentrant
 _SAME_SHARE = 1e-4  # of the samples, whose label float32 may turn when sums run in another order
 
 
 def _unused(network: nn.Module, sample: Tensor) -> list[str]:
     """Weights that the outputs do not hang on in evaluation, like those of heads that only training has.
 
-    Weights that are frozen count as used.
+    Weights that are frozen count as used, and all do where a part of the network is run again for its gradients,
+    which hides its weights. No gradient is computed, and nothing is kept for one.
     """
     weights = {name: weight for name, weight in maskable_parameters(network).items() if weight.requires_grad}
-    with torch.enable_grad():
-        total = sum((one.sum() for one in tensors_in(network(sample)) if one.requires_grad), torch.zeros(()))
-    if not total.requires_grad:
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda _: None, _no_gradient):
+        stack = [one.grad_fn for one in tensors_in(network(sample)) if one.grad_fn is not None]
+    if not stack:
         return []
-    found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
-    return [name for name, gradient in zip(weights, found, strict=True) if gradient is None]
+    seen = set(stack)
+    used: set[int] = set()
+    while stack:
+        node = stack.pop()
+        if node.name() == _RUN_AGAIN:
+            return []
+        if hasattr(node, "variable"):
+            used.add(id(node.variable))
+        after = {one for one, _ in node.next_functions if one is not None} - seen
+        seen |= after
+        stack += after
+    return [name for name, weight in weights.items() if id(weight) not in used]
+
+
+def _no_gradient(_: None) -> Tensor:
+    raise AssertionError("a gradient was asked for")
 
 
 class _Graph(NamedTuple):
-    """A network as a graph, and calibration inputs for it."""
+    """A network as a graph that shares its parameters, and calibration inputs for it."""
 
-    model: onnx.ModelProto
+    graph: Parted
     signature: Signature
     batches: list[Feeds]
 
@@ -206,7 +222,7 @@ class Work:
             self.looks_at_data = True
             graph = self._graph()
             found = squares_of_graph(
-                graph.model,
+                graph.graph,
                 signature=graph.signature,
                 batches=graph.batches,
                 pattern=next(iter(caps.values())).pattern,
@@ -325,18 +341,19 @@ class Work:
 
     def _graph(self) -> _Graph:
         """The network as it is now, its parameters under their own names, and the calibration inputs."""
-        model = prepared(
-            onnx_from_module(
-                self.network.cpu().eval(),
-                example_of_shape(self.input_shape),
-                masks={},
-                fold=False,
-                transpose=False,  # masks and values go back into the network's own axes
-            )
+        exported = onnx_from_module(
+            self.network.cpu().eval(),
+            example_of_shape(self.input_shape),
+            masks={},
+            fold=False,
+            transpose=False,  # masks and values go back into the network's own axes
         )
-        signature = signature_of(model)
+        found = parted(exported, dict(self.network.named_parameters()))
+        del exported
+        graph = Parted(model=prepared(found.model), values=found.values)
+        signature = signature_of(graph.model)
         (name,) = signature.input_names
-        return _Graph(model, signature, [{name: x.cpu().numpy()} for x in self.batches(self.walk_batch)])
+        return _Graph(graph, signature, [{name: x.cpu().numpy()} for x in self.batches(self.walk_batch)])
 
     def _walked(
         self, caps: Mapping[str, Cap], method: Method, observer: Finished | None, state: Path | None
@@ -344,7 +361,7 @@ class Work:
         """The weights that a walk over the network's graph pruned, with their errors."""
         graph = self._graph()
         pruned = sparsify_recovering(
-            graph.model,
+            graph.graph,
             recovery=self.recovery,
             signature=graph.signature,
             batches=graph.batches,
@@ -360,8 +377,9 @@ class Work:
         return _walked_of(pruned)
 
     def exported(self) -> tuple[onnx.ModelProto, Signature, list[Feeds]]:
-        """The network as it is now as a graph, with its signature and the calibration inputs."""
-        return self._graph()
+        """The network as it is now as a graph of its own, with its signature and the calibration inputs."""
+        found = self._graph()
+        return found.graph.whole(), found.signature, found.batches
 
     def take(self, choice: Choice, pruned: PrunedGraph) -> None:
         """Let `prune` take layers as they were pruned in the graph.
@@ -430,16 +448,20 @@ class Work:
 
 
 def _walked_of(pruned: PrunedGraph) -> _Walked:
-    stored = {one.name: one for one in pruned.model.graph.initializer if one.name in pruned.masks}
+    stored = {one.name: one for one in pruned.graph.model.graph.initializer if one.name in pruned.masks}
     return _Walked(
         {layer.name: layer for layer in pruned.layers if layer.pattern is not None},
         pruned.masks,
-        {name: torch.from_numpy(array_of(one).copy()) for name, one in stored.items()},
+        {name: torch.from_numpy(_writeable(pruned.graph.read(one))) for name, one in stored.items()},
         pruned.beside,
         pruned.n_resumed,
         pruned.n_calibration,
         pruned.recovery,
     )
+
+
+def _writeable(array: Array) -> Array:
+    return array if array.flags.writeable else array.copy()
 
 
 def _whole_batches(n_asked: int, n_train: int, most: int) -> tuple[int, int]:

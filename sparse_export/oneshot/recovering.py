@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 
 from sparse_export.errors import UsageError
-from sparse_export.graph.constants import array_of
 from sparse_export.oneshot.graph_pruning import PrunedGraph, sparsify_graph
 from sparse_export.oneshot.held_back import HeldBack
+from sparse_export.oneshot.parted import Parted, parted
 from sparse_export.oneshot.recovery import Recovery, RecoveryResult
 from sparse_export.oneshot.sensitivity import change_of_outputs
 from sparse_export.oneshot.switchable import SwitchableSession
@@ -26,7 +26,7 @@ _MOST = 64  # of them
 
 
 def sparsify_recovering(
-    model: onnx.ModelProto,
+    model: onnx.ModelProto | Parted,
     *,
     signature: Signature,
     batches: Sequence[Feeds] | None,
@@ -54,19 +54,20 @@ def sparsify_recovering(
         )
     rest, check = _split(batches, signature)
     options = {**options, "errors": True}
-    plain = sparsify_graph(model, signature=signature, batches=rest, **options)
-    other = sparsify_graph(model, signature=signature, batches=rest, recovery=recovery, **options)
+    dense = parted(model)
+    plain = sparsify_graph(dense, signature=signature, batches=rest, **options)
+    other = sparsify_graph(dense, signature=signature, batches=rest, recovery=recovery, **options)
     samples = BatchSamples(parts=tuple(check), signature=signature)
     held = HeldBack(samples=samples, targets=None, task=None, words="calibration samples")
-    switched = changed_arrays(other, model) | changed_arrays(plain, model)
+    switched = changed_arrays(other, dense) | changed_arrays(plain, dense)
     with SwitchableSession(
-        model, signature, switched, n_values=samples.n_values, n_threads=options.get("n_threads")
+        dense, signature, switched, n_values=samples.n_values, n_threads=options.get("n_threads")
     ) as session:
         changes = change_of_outputs(
             session,
             held,
             {
-                name: session.values(changed_arrays(one, one.model))
+                name: session.values(changed_arrays(one, one.graph))
                 for name, one in (("plain", plain), ("other", other))
             },
         )
@@ -86,10 +87,10 @@ def kept_of(recovery: Recovery | None, first: PrunedGraph) -> Recovery | None:
     return recovery if first.recovery is not None and first.recovery.kept else None
 
 
-def changed_arrays(pruned: PrunedGraph, model: onnx.ModelProto) -> dict[str, Array]:
-    """What a model stores under the names of all tensors that pruning changed."""
+def changed_arrays(pruned: PrunedGraph, graph: Parted) -> dict[str, Array]:
+    """What a graph stores under the names of all tensors that pruning changed."""
     names = set(pruned.masks) | {name for beside in pruned.beside.values() for name in beside}
-    return {one.name: array_of(one) for one in model.graph.initializer if one.name in names}
+    return {one.name: graph.read(one) for one in graph.model.graph.initializer if one.name in names}
 
 
 def _split(batches: Sequence[Feeds], signature: Signature) -> tuple[list[Feeds], list[Feeds]]:

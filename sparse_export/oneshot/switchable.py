@@ -17,8 +17,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from sparse_export.errors import ArtefactError, MissingCapability
-from sparse_export.graph.constants import array_of
 from sparse_export.graph.passes.float16 import value_types, with_bfloat16_emulated
+from sparse_export.oneshot.parted import Parted, filled, parted
 from sparse_export.onnxruntime_import import load_onnxruntime
 from sparse_export.runtimes.onnxruntime import provider_of
 from sparse_export.runtimes.session import BaseSession
@@ -41,7 +41,7 @@ class SwitchableSession(BaseSession):
 
     def __init__(
         self,
-        model: onnx.ModelProto,
+        model: onnx.ModelProto | Parted,
         signature: Signature,
         switched: Mapping[str, Array],
         *,
@@ -51,7 +51,7 @@ class SwitchableSession(BaseSession):
         """Load a graph.
 
         Args:
-            model: with its weights read; stays as it is.
+            model: with its weights read or beside it; stays as it is.
             signature: of it.
             switched: stored tensors that may change, by name, with the values that they have unless `use`
                 gives others. They are not copied.
@@ -62,7 +62,8 @@ class SwitchableSession(BaseSession):
             ArtefactError: onnxruntime cannot load the graph.
         """
         super().__init__("onnxruntime-cpu", signature)
-        types = value_types(model)
+        graph = parted(model)
+        types = value_types(graph.model)
         self._emulated = TensorProto.BFLOAT16 in types
         ort = load_onnxruntime()
         options = ort.SessionOptions()
@@ -71,7 +72,9 @@ class SwitchableSession(BaseSession):
         options.inter_op_num_threads = 1
         if TensorProto.FLOAT8E4M3FN in types:  # see runtimes/onnxruntime.py
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        cut = _with_inputs(with_bfloat16_emulated(model) if self._emulated else model, switched)
+        if self._emulated:
+            graph = parted(with_bfloat16_emulated(graph.whole()))
+        cut = _with_inputs(graph, switched)
         try:
             self._session: Any = ort.InferenceSession(
                 cut.SerializeToString(), options, providers=[provider_of("cpu")], enable_fallback=False
@@ -125,8 +128,9 @@ class SwitchableSession(BaseSession):
         self._session, self._used, self._own = None, {}, {}
 
 
-def _with_inputs(model: onnx.ModelProto, names: Mapping[str, object]) -> onnx.ModelProto:
-    """The model with some stored tensors as inputs; what else it stores is not copied twice."""
+def _with_inputs(parts: Parted, names: Mapping[str, object]) -> onnx.ModelProto:
+    """The model with some stored tensors as inputs, and its other values inside."""
+    model = parts.model
     cut = onnx.ModelProto(ir_version=max(model.ir_version, _LEAST_IR))
     cut.opset_import.extend(model.opset_import)
     cut.functions.extend(model.functions)
@@ -137,9 +141,11 @@ def _with_inputs(model: onnx.ModelProto, names: Mapping[str, object]) -> onnx.Mo
     graph.value_info.extend(whole.value_info)
     graph.sparse_initializer.extend(whole.sparse_initializer)
     stored = {tensor.name: tensor for tensor in whole.initializer}
-    graph.initializer.extend(tensor for name, tensor in stored.items() if name not in names)
+    graph.initializer.extend(
+        filled(tensor, parts.read(tensor)) for name, tensor in stored.items() if name not in names
+    )
     graph.input.extend(value for value in whole.input if value.name not in stored)
     for name in names:
         tensor = stored[name]
-        graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, array_of(tensor).shape))
+        graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
     return cut

@@ -18,9 +18,10 @@ from onnx import TensorProto, helper
 
 from sparse_export.errors import ArtefactError, MissingCapability, SparseExportError
 from sparse_export.files import temporary_folder
-from sparse_export.graph.constants import array_of, node_name
+from sparse_export.graph.constants import Read, array_of, node_name
 from sparse_export.graph.passes.float16 import value_types
 from sparse_export.oneshot.live_values import LiveValues, Value
+from sparse_export.oneshot.parted import filled
 from sparse_export.oneshot.segments import Segment
 from sparse_export.oneshot.wiring import Wiring
 from sparse_export.onnxruntime_import import load_onnxruntime
@@ -50,6 +51,7 @@ class Walk:
         memory_bytes: int,
         provider: str = "cpu",
         n_threads: int | None = None,
+        read: Read = array_of,
     ) -> None:
         """Make ready to walk.
 
@@ -61,10 +63,11 @@ class Walk:
             memory_bytes: bound of live values in memory.
             provider: of onnxruntime.
             n_threads: inside an operator; None for one for each core.
+            read: gives the values of the stored tensors.
         """
         require_provider(provider)
         self._model, self._wiring, self._segments, self._batches = model, wiring, segments, batches
-        self._provider, self._n_threads = provider, n_threads
+        self._provider, self._n_threads, self._read = provider, n_threads, read
         self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
         self._sparse = {tensor.values.name: tensor for tensor in model.graph.sparse_initializer}
         self._optimizes = TensorProto.FLOAT8E4M3FN not in value_types(model)
@@ -146,7 +149,7 @@ class Walk:
         if name in self._wiring.inputs:
             return feeds[name]
         if name in self._wiring.stored:
-            return array_of(self._stored[name] if name in self._stored else self._sparse[name])
+            return self._read(self._stored[name] if name in self._stored else self._sparse[name])
         return self.live.get(name, batch)
 
     def _session(self, segment: Segment, inputs: Values) -> tuple[Any, list[Any]]:
@@ -217,9 +220,9 @@ class Walk:
         reads = {name for index in segment.nodes for name in self._wiring.reads[index]}
         for name in sorted(reads & self._stored.keys()):
             tensor = self._stored[name]
-            array = array_of(tensor)
+            array = self._read(tensor)
             if array.nbytes < _HANDED_OVER or array.dtype.kind not in "fiub":
-                graph.initializer.append(tensor)
+                graph.initializer.append(filled(tensor, array))
                 continue
             stand_in = graph.initializer.add(name=name, data_type=tensor.data_type, dims=tensor.dims)
             stand_in.data_location = TensorProto.EXTERNAL

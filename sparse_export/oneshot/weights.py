@@ -238,11 +238,20 @@ def _damped(gram_KK: Tensor, damping: float) -> Tensor:
     return damped
 
 
+def _factor_of_inverse(gram_KK: Tensor) -> Tensor:
+    """The upper Cholesky factor of the inverse of a symmetric matrix, in the memory of one matrix beside it."""
+    # Each step writes where it reads, in the order of columns that LAPACK wants.
+    work = gram_KK.clone(memory_format=torch.contiguous_format).mT
+    torch.linalg.cholesky(work, out=work)
+    torch.cholesky_inverse(work, out=work)
+    torch.linalg.cholesky(work, upper=True, out=work)
+    return work
+
+
 def _sweep(weight_OK: Tensor, gram_KK: Tensor, pattern: NMPattern, allowed_OK: Tensor) -> Pruned:
     """The column sweep. weight_OK: float64, zero where not allowed.  gram_KK: positive definite."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram_KK))
     # Row j holds what the error of column j does to the columns after it, once those before are settled.
-    upper = torch.linalg.cholesky(inverse, upper=True)
+    upper = _factor_of_inverse(gram_KK)
     diagonal = upper.diagonal()
     weight, mask = weight_OK.clone(), torch.zeros_like(weight_OK, dtype=torch.bool)
     width = max(1, _BLOCK // pattern.m) * pattern.m

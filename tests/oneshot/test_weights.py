@@ -224,3 +224,15 @@ def test_a_layer_for_which_few_iterations_are_all_there_is_time_for_keeps_its_va
     weight, gram = torch.randn(4, 8), torch.eye(8, dtype=torch.float64)
     swept = weights.by_magnitude(weight, TWO_FOUR)
     assert torch.equal(weights.by_gradients(weight.double(), swept, gram), swept.weight.double())
+
+
+def test_the_factor_of_the_inverse_is_that_of_separate_steps() -> None:
+    _, inputs = layer(3, 2, 40, n_samples=90)
+    gram = inputs.mT @ inputs + torch.eye(40, dtype=torch.float64)
+    before = gram.clone()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    wanted = torch.linalg.cholesky(inverse, upper=True)
+    found = weights._factor_of_inverse(gram)
+    assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-12)
+    assert torch.equal(gram, before)
+    assert torch.equal(found, found.triu())
