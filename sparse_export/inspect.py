@@ -186,7 +186,7 @@ def _quantized_in_bundle(bundle: Bundle) -> tuple[QuantizedEnds, ...]:
     if own is None:
         return ()
     try:
-        model = onnx.load_from_string(bundle.graph_bytes(own.file))
+        model = onnx.load(bundle.graph_file(own.file), format="protobuf", load_external_data=False)
     except ArtefactError:
         return ()
     return _quantized(model)

@@ -25,7 +25,7 @@ from sparse_export.engines.dry_run import DryRun, describe_build
 from sparse_export.engines.options import EngineOptions, Precision
 from sparse_export.engines.precision import RMS_TOLERANCE, TOLERANCE
 from sparse_export.errors import SparseExportError
-from sparse_export.files import claimed, require_writable, sha256_file, staged_folder, write_bytes, write_json
+from sparse_export.files import claimed, require_writable, sha256_file, staged_folder, write_json
 from sparse_export.formats.bundle import (
     BUNDLE_FILE,
     ENGINE_MODEL_FILE,
@@ -40,9 +40,9 @@ from sparse_export.formats.listed import file_infos
 from sparse_export.formats.preparation import RawType
 from sparse_export.formats.run import Run, RunInfo
 from sparse_export.graph.layers import graph_layers
+from sparse_export.graph.parted import save_model
 from sparse_export.graph.passes.fit_pattern import Gather
 from sparse_export.graph.passes.postprocess import with_postprocess
-from sparse_export.graph.protobuf import serialized
 from sparse_export.graph.shapes import without_weights
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.trust import remember
@@ -181,15 +181,15 @@ def build_from_request(
             model, signature = with_postprocess(graph.model, graph.signature, request.postprocess)
             graph = replace(graph, model=model, signature=signature, engine=_extended(graph, request))
         models = model_files(graph.model, request.onnx)
-        files = tuple(models)
         with staged_folder(checked.target) as stage:
-            _write_models(stage, models, graph)
+            names = _write_models(stage, models, graph)
+            files = tuple(models)
             if not checked.engines:  # nobody needs the weights any more
                 graph, models = replace(graph, model=without_weights(graph.model)), {}
             golden = _check_models(stage, files, graph, request)
             built, timed = _add_engines(stage, graph, checked, request, progress)
             write_json(stage / LAYERS_FILE, layers_document(graph.layers, built, timed))
-            names = [*files, *_engine_files(graph), LAYERS_FILE, *golden.files, *built.files, *timed.files]
+            names += [LAYERS_FILE, *golden.files, *built.files, *timed.files]
             preprocess = write_preprocess(stage, checked.info, data_dir) if request.preprocess else None
             if preprocess is not None:
                 names += preprocess.files
@@ -241,12 +241,10 @@ def dry_run(run: str | Path, out: str | Path | None, request: BuildRequest) -> D
     )
 
 
-def _write_models(stage: Path, models: Mapping[str, ModelProto], graph: BuiltGraph) -> None:
-    """Write the model files."""
-    for name, model in models.items():
-        write_bytes(stage / name, serialized(model))
-    if graph.engine is not None:
-        write_bytes(stage / ENGINE_MODEL_FILE, serialized(graph.for_engines))
+def _write_models(stage: Path, models: Mapping[str, ModelProto], graph: BuiltGraph) -> list[str]:
+    """Write the model files. Returns their names, with those of the weights of large ones."""
+    engine = {} if graph.engine is None else {ENGINE_MODEL_FILE: graph.for_engines}
+    return [name for file, model in {**models, **engine}.items() for name in save_model(model, stage / file)]
 
 
 def _check_models(stage: Path, files: Sequence[str], graph: BuiltGraph, request: BuildRequest) -> GoldenInfo:
@@ -268,10 +266,6 @@ def _extended(graph: BuiltGraph, request: BuildRequest) -> EngineForm | None:
         return None
     model, _ = with_postprocess(graph.engine.model, graph.signature, request.postprocess)
     return replace(graph.engine, model=model)
-
-
-def _engine_files(graph: BuiltGraph) -> tuple[str, ...]:
-    return () if graph.engine is None else (ENGINE_MODEL_FILE,)
 
 
 def _add_engines(

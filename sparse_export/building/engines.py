@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, read_bundle_info
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import EngineLayer, GraphLayer
 from sparse_export.formats.listed import bytes_of
+from sparse_export.graph.parted import model_sha256
 from sparse_export.signature import Signature
 
 __all__ = ["EngineProgress", "Engines", "add_engines"]
@@ -80,7 +80,7 @@ def add_engines(
     files: list[str] = []
     rows: dict[str, tuple[EngineLayer, ...]] = {}
     failures: dict[str, SparseExportError] = {}
-    digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest() if options else ""
+    digest = model_sha256(model) if options else ""
     for one in options:
         observe = None if progress is None else (lambda state, target=one.target: progress(target, state))
         cache = f"engines/{one.target}.timing.cache"

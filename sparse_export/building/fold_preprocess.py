@@ -12,9 +12,10 @@ from sparse_export.building.golden import ATOL, GOLDEN_SAMPLES, Golden
 from sparse_export.building.preprocess import holds_uint8
 from sparse_export.engines.precision import TOLERANCE
 from sparse_export.errors import GateFailed, UsageError
-from sparse_export.files import temporary_folder, write_bytes
+from sparse_export.files import temporary_folder
 from sparse_export.formats.preparation import FoldedInfo, RawType
 from sparse_export.formats.run import DataInfo, RunInfo
+from sparse_export.graph.parted import save_model
 from sparse_export.graph.passes.fold_preprocess import with_folded_preprocess
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
@@ -142,7 +143,7 @@ def folded_graph(model: onnx.ModelProto, raw: RawInput, golden: Golden) -> tuple
     wanted = {name: one for name, one in golden.outputs.items() if name not in golden.inner}
     with temporary_folder() as folder:
         file = folder / "model.onnx"
-        write_bytes(file, found.model.SerializeToString(deterministic=True))
+        save_model(found.model, file)
         with open_session(file, signature=replace(raw.signature, appended=())) as session:
             outputs = session.run(golden.inputs)
     compared = differences(outputs, wanted, atol=ATOL, rtol=TOLERANCE["fp32"])

@@ -29,6 +29,7 @@ from sparse_export.formats.bundle import CompactInfo
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.formats.preparation import FoldedInfo
 from sparse_export.formats.run import LayerInfo, Run, RunInfo
+from sparse_export.graph.constants import Read, array_of
 from sparse_export.graph.copies import copy_of
 from sparse_export.graph.example import example_of_signature
 from sparse_export.graph.export import onnx_from_module, positive_zeros
@@ -39,14 +40,13 @@ from sparse_export.graph.layers import (
     promised_patterns,
     require_patterns,
 )
-from sparse_export.graph.model import last_fixed_ancestors, signature_of
+from sparse_export.graph.model import last_fixed_ancestors, load_mapped, open_mapped, signature_of
 from sparse_export.graph.passes.fit_pattern import Fitted, fit_graph, fit_pattern
 from sparse_export.graph.passes.fold_norms import with_folded_norms
 from sparse_export.graph.passes.newer_opset import with_packable_opset
 from sparse_export.graph.randomness import require_deterministic
 from sparse_export.graph.weight_uses import why_no_axis
 from sparse_export.models.run_network import density_of, masks_of_run, network_of_run
-from sparse_export.oneshot.graph_run import graph_of_run
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.session import only_array
@@ -218,7 +218,7 @@ def _from_graph(
             "which nothing is cut.",
             do="Leave --max-cut out, or make the file sparse by `sparse-export sparsify --permute`.",
         )
-    model = graph_of_run(run)
+    model, read = open_mapped(run.graph_path)
     raw = raw_input_of(info, request.fold, data_dir)
     signature = info.signature if raw is None else raw.signature
     samples = calibration_batches(
@@ -227,8 +227,9 @@ def _from_graph(
         raw=raw,
     )
     golden = golden_of_graph(
-        *(run.graph_path, model, info.signature, samples[0] if samples else None), raw=raw
+        *(run.graph_path, model, info.signature, samples[0] if samples else None), raw=raw, read=read
     )
+    load_mapped(model, run.graph_path)  # now that onnxruntime does not hold them too
     layers, fit = info.layers, None
     if wanted is not None:
         normal = golden.inputs if raw is None else golden_inputs(info.signature)
@@ -301,6 +302,7 @@ def golden_of_graph(
     samples: Feeds | None,
     *,
     raw: RawInput | None = None,
+    read: Read = array_of,
 ) -> Golden:
     """The golden pair of an ONNX file by onnxruntime on the CPU.
 
@@ -312,13 +314,14 @@ def golden_of_graph(
         signature: of it.
         samples: real inputs; None for random ones.
         raw: what the samples are where they are to be normalized first.
+        read: gives the values of what the model stores.
 
     Raises:
         SparseExportError: as `golden_pair`.
     """
     behind = {one.name: last_fixed_ancestors(model, one.name) for one in signature.outputs}
     inner = tuple({name: None for names in behind.values() for name in names})
-    with naming_weights(model), open_session(file, signature=signature, inner=inner) as session:
+    with naming_weights(model, read=read), open_session(file, signature=signature, inner=inner) as session:
         if raw is None:
             golden = golden_pair(session, samples, inner=inner)
         else:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import onnx
 
-from sparse_export.errors import GateFailed, UnknownNameError, UsageError, output_error
+from sparse_export.errors import GateFailed, UnknownNameError, output_error
 from sparse_export.formats.bundle import MODEL_FILE
 from sparse_export.graph.foreign import external_files
-from sparse_export.graph.model import MAX_WEIGHT_BYTES, weight_bytes
 from sparse_export.graph.passes.pack24 import pack, pack_choices
 
 __all__ = ["DENSE_MODEL_FILE", "MODEL_FILE", "graph_files", "model_files", "require_form"]
@@ -66,15 +65,7 @@ def model_files(model: onnx.ModelProto, form: str) -> dict[str, onnx.ModelProto]
 
     Raises:
         GateFailed: a packed form was requested, and no weight can be packed.
-        UsageError: the weights are too large for one file.
     """
-    size_bytes = weight_bytes(model)
-    if size_bytes > MAX_WEIGHT_BYTES:
-        raise UsageError(
-            f"The weights of the graph take {size_bytes:,} bytes, and a bundle keeps them in one file.",
-            expected=f"At most {MAX_WEIGHT_BYTES:,} were expected: one ONNX file cannot hold more.",
-            do="Build it as fp16, which halves them.",
-        )
     if form == "dense":
         return {MODEL_FILE: model}
     choices = pack_choices(model)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from sparse_export import child
 from sparse_export.engines.options import Bounds, EngineOptions, Precision, require_types
@@ -27,7 +26,8 @@ from sparse_export.errors import (
     SparseExportError,
     UsageError,
 )
-from sparse_export.files import move_file, output_error, temporary_folder, write_bytes
+from sparse_export.files import move_file, temporary_folder, write_bytes
+from sparse_export.graph.parted import save_model
 from sparse_export.graph.passes.pack24 import dense_from_file
 from sparse_export.signature import Signature
 
@@ -142,7 +142,7 @@ def build_engine(
     require_types(signature)
     profiles = [_shapes(signature, sizes) for sizes in options.bounds(signature)]
     with temporary_folder() as work:
-        _save(model, work / "model.onnx")
+        save_model(model, work / "model.onnx")
         if timing_cache:
             (work / "timing.cache").write_bytes(timing_cache)
         request: dict[str, Any] = {
@@ -181,21 +181,6 @@ def _shapes(signature: Signature, sizes: Mapping[str, Bounds]) -> dict[str, list
     """The smallest, the usual and the largest shape of each input."""
     at_each = [{name: bounds[which] for name, bounds in sizes.items()} for which in range(3)]
     return {one.name: [list(one.sizes(known)) for known in at_each] for one in signature.inputs}
-
-
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a graph; its weights go into a file of their own only where protobuf cannot hold them."""
-    try:
-        try:
-            content = model.SerializeToString()  # to ask for its size first takes as long again
-        except EncodeError:
-            copy = onnx.ModelProto()
-            copy.CopyFrom(model)
-            onnx.save(copy, path, save_as_external_data=True, location=f"{path.name}.data")
-        else:
-            path.write_bytes(content)
-    except OSError as cause:
-        raise output_error(path, cause) from cause
 
 
 @dataclass(kw_only=True)

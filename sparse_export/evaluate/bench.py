@@ -108,7 +108,9 @@ def bench(
         method=bundle.info.method,
         density=bundle.info.density,
         precision=bundle.info.precision,
-        size_bytes=bundle.info.files[MODEL_FILE].size_bytes,
+        size_bytes=sum(
+            file.size_bytes for name, file in bundle.info.files.items() if name.startswith(MODEL_FILE)
+        ),
         rows=tuple(rows),
         not_timed=tuple(not_timed),
         cuda_graphs=cuda_graphs,

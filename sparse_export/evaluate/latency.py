@@ -64,7 +64,7 @@ class Bench(Conditions):
     """Everything that `bench` measured; `str()` gives the table for people.
 
     Attributes:
-        size_bytes: of model.onnx.
+        size_bytes: of model.onnx and its external data.
         cuda_graphs: engines replayed their launches.
     """
 

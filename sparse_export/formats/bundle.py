@@ -27,8 +27,8 @@ from sparse_export.formats.engines import EngineInfo, upgraded_engine
 from sparse_export.formats.layers import LAYERS_FILE
 from sparse_export.formats.listed import (
     FileInfo,
+    copy_listed_graph,
     listed_graph,
-    listed_graph_bytes,
     require_complete,
     verify_files,
 )
@@ -375,18 +375,34 @@ class Bundle:
             ArtefactError: the manifest does not list it, or a file with its external data; or one of them is
                 not the file that was written.
         """
-        return listed_graph(self.path, self.info.files, MODEL_FILE, described_by=BUNDLE_FILE)
+        return self.graph_file(MODEL_FILE)
 
-    def graph_bytes(self, name: str = MODEL_FILE) -> bytes:
-        """Read an ONNX file; what is returned is what was checked, as by `onnx_path`.
+    def graph_file(self, name: str) -> Path:
+        """The path of an ONNX file, which is checked each time.
 
         Args:
             name: as the manifest lists the file.
 
         Raises:
-            ArtefactError: as `onnx_path`; or the graph keeps its weights in another file.
+            ArtefactError: as `onnx_path`.
         """
-        return listed_graph_bytes(self.path, self.info.files, name, described_by=BUNDLE_FILE)
+        return listed_graph(self.path, self.info.files, name, described_by=BUNDLE_FILE)
+
+    def copy_graph(self, name: str, target: Path) -> dict[str, str]:
+        """Copy an ONNX file and the files of its external data; what is written is what was checked.
+
+        Args:
+            name: as the manifest lists the file.
+            target: the new file. Those of its data get the names that they have, beside it.
+
+        Returns:
+            SHA-256 of each file by its path relative to the folder of the new file.
+
+        Raises:
+            ArtefactError: as `onnx_path`.
+            OutputError: a file cannot be written.
+        """
+        return copy_listed_graph(self.path, self.info.files, name, target, described_by=BUNDLE_FILE)
 
 
 def save_bundle_info(folder: Path, info: BundleInfo) -> None:

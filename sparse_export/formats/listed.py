@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from sparse_export.errors import ArtefactError
-from sparse_export.files import sha256_file
+from sparse_export.files import sha256_file, write_bytes
 from sparse_export.formats.document import Count, Digest
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FileInfo",
     "bytes_of",
+    "copy_listed_graph",
     "file_infos",
     "file_of",
     "listed_bytes",
@@ -32,6 +33,7 @@ __all__ = [
 
 # A graph that refers to other files has one of these in its bytes: the key of external data, and the node
 # with an engine of one of onnxruntime's providers.
+_PART_BYTES = 2**22
 _EXTERNAL_KEY, _ENGINE_NODE = b"location", b"EPContext"
 
 
@@ -206,27 +208,45 @@ def listed_graph(folder: Path, files: Mapping[str, FileInfo], name: str, *, desc
     return folder / name
 
 
-def listed_graph_bytes(folder: Path, files: Mapping[str, FileInfo], name: str, *, described_by: str) -> bytes:
-    """Read a listed ONNX file; the bytes returned are those that were checked.
+def copy_listed_graph(
+    folder: Path, files: Mapping[str, FileInfo], name: str, target: Path, *, described_by: str
+) -> dict[str, str]:
+    """Copy a listed ONNX file and every file that it refers to; what is written is what was checked.
 
     Args:
         folder: a run or a bundle.
         files: what its description lists.
         name: the file's path relative to the folder.
+        target: the new file. Those of external data get the names that they have, beside it.
         described_by: file name of the description, for the message.
 
+    Returns:
+        SHA-256 of each file by its path relative to the folder of the new file.
+
     Raises:
-        ArtefactError: as `listed_graph`, or the graph keeps data in another file.
+        ArtefactError: as `listed_graph`.
+        OutputError: a file cannot be written.
     """
     content = listed_bytes(folder, files, name, described_by=described_by)
+    digests = {target.name: files[name].sha256}
     if _EXTERNAL_KEY in content or _ENGINE_NODE in content:
-        others = sorted(_referred_to(folder / name, content))
-        if others:
-            raise ArtefactError(
-                f"{folder / name} keeps weights in {others[0]}, and one file was expected.",
-                do="Build the bundle again.",
-            )
-    return content
+        for other in sorted(map(posixpath.normpath, _referred_to(folder / name, content))):
+            info = _listed_info(folder, files, other, described_by)
+            write_bytes(target.parent / other, _checked_parts(_regular(folder, other), info))
+            digests[other] = info.sha256
+    write_bytes(target, content)
+    return digests
+
+
+def _checked_parts(path: Path, info: FileInfo) -> Iterator[bytes]:
+    """The bytes of a file, part by part. Raises ArtefactError in the end unless they are what was written."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while part := stream.read(_PART_BYTES):
+            digest.update(part)
+            size += len(part)
+            yield part
+    _require_same(path, info, size, digest.hexdigest())
 
 
 def require_listed(

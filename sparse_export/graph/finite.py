@@ -45,11 +45,12 @@ def not_finite(
 
 
 @contextlib.contextmanager
-def naming_weights(model: onnx.ModelProto) -> Iterator[None]:
+def naming_weights(model: onnx.ModelProto, *, read: Read = array_of) -> Iterator[None]:
     """Name the weights that are not finite where outputs of a graph are not.
 
     Args:
         model: that is run.
+        read: gives the values of what the model stores.
 
     Raises:
         GateFailed: that was raised inside, with the names.
@@ -57,7 +58,7 @@ def naming_weights(model: onnx.ModelProto) -> Iterator[None]:
     try:
         yield
     except GateFailed as error:
-        names = not_finite(model)
+        names = not_finite(model, read=read)
         if not names:
             raise
         raise GateFailed(

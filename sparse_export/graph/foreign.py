@@ -55,9 +55,8 @@ def onnx_from_file(path: str | Path) -> onnx.ModelProto:
     path = Path(path)
     with readable(path):
         model = _loaded(path)
-        own = [tensor for tensor in linked_tensors(model) if _lies_in(tensor, path)]
-        load_linked_data(own, path, links=False)
-        onnx.load_external_data_for_model(model, str(path.parent))
+        linked = [*linked_tensors(model), *linked_tensors(model, sparse=True)]
+        load_linked_data(linked, path, links=False)
     return model
 
 

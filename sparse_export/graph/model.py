@@ -9,11 +9,10 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 from onnx_ir.passes import common as passes
 
-from sparse_export.errors import ArtefactError, output_error
+from sparse_export.errors import ArtefactError
 from sparse_export.graph.collection import without_collection
 from sparse_export.graph.constants import Read, node_name
 from sparse_export.graph.data_sized import last_fixed_ancestors
@@ -31,14 +30,15 @@ from sparse_export.graph.functions import inlined
 from sparse_export.graph.in_order import is_in_order
 from sparse_export.graph.mapped import MappedData
 from sparse_export.graph.names import free_name, graphs_of, node_lists
+from sparse_export.graph.parted import MAX_WEIGHT_BYTES, save_model, weight_bytes, without_initializers
 from sparse_export.graph.passes.pack24 import expand, is_packed
 from sparse_export.graph.shapes import SMALL, infer_shapes, n_entries
 
 __all__ = [
-    "DATA_SUFFIX",
     "MAX_WEIGHT_BYTES",
     "axes_from_text",
     "last_fixed_ancestors",
+    "load_mapped",
     "open_mapped",
     "open_model",
     "prepared",
@@ -48,11 +48,6 @@ __all__ = [
     "weight_bytes",
     "with_axes",
 ]
-
-MAX_WEIGHT_BYTES = 2**31 - 2**20  # protobuf ends at 2 GiB; a mebibyte is left for the graph itself
-DATA_SUFFIX = ".data"
-
-_SMALL_BYTES = 1024  # of a tensor that stays in the file of the graph
 
 _FIRST_IR_OF_PLAIN_WEIGHTS = 4  # before it every stored tensor had to be listed as an input
 _NO_NAMES = ("", "?", "-1", "None")  # of free sizes, by several tools
@@ -118,6 +113,21 @@ def open_mapped(path: str | Path, *, links: bool = True) -> tuple[onnx.ModelProt
     return bare, MappedData(path, links=links)
 
 
+def load_mapped(model: onnx.ModelProto, path: Path, *, links: bool = True) -> None:
+    """Read the data that `open_mapped` left in the files, so that a model is one that `open_model` opened.
+
+    Args:
+        model: of `open_mapped`; changed in place.
+        path: of the file.
+        links: as of `open_model`.
+
+    Raises:
+        ArtefactError: they cannot be read.
+    """
+    with readable(path):
+        load_linked_data(linked_tensors(model), path, links=links)
+
+
 def _opened(path: Path, *, links: bool) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
     """A model ready to be worked on, and its large tensors, which say where their data lie."""
     bare = bare_from_file(path, links=links)
@@ -146,63 +156,16 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     Warns:
         UserWarning: shapes of values could not be inferred.
     """
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
+    bare = without_initializers(model)
     aside = _set_aside(bare)
+    for tensor in model.graph.initializer:  # large ones are copied once, in the end
+        if _is_large(tensor):
+            _leave_place(bare.graph.initializer.add(), tensor, aside)
+        else:
+            bare.graph.initializer.append(tensor)
     bare = _prepared(bare, model.graph.name or "The model")
     _put_back(bare, aside)
     return bare
-
-
-def save_model(
-    model: onnx.ModelProto, path: str | Path, *, max_bytes: int = MAX_WEIGHT_BYTES
-) -> tuple[str, ...]:
-    """Write a model: as one file, or its weights as a second one where it is too large for one.
-
-    Args:
-        model: with its data; not changed.
-        path: of the file. That of the weights is called the same with `.data` behind it.
-        max_bytes: up to which it is one file; protobuf's own limit at most.
-
-    Returns:
-        Names of the files, that of the model first.
-
-    Raises:
-        OutputError: a file cannot be written.
-    """
-    path = Path(path)
-    data = path.with_name(f"{path.name}{DATA_SUFFIX}")
-    try:
-        data.unlink(missing_ok=True)  # onnx would write behind what is there
-        if _n_bytes(model) <= max_bytes:
-            path.write_bytes(model.SerializeToString())
-            return (path.name,)
-        parted = onnx.ModelProto()
-        parted.CopyFrom(model)
-        for tensor in tensors_of(parted):
-            as_numbers = not tensor.HasField("raw_data") and tensor.data_type != onnx.TensorProto.STRING
-            if as_numbers and tensor.ByteSize() > _SMALL_BYTES:  # only raw data go to another file
-                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
-        onnx.save_model(
-            parted, path, save_as_external_data=True, location=data.name, size_threshold=_SMALL_BYTES
-        )
-    except OSError as cause:
-        raise output_error(path, cause) from cause
-    return path.name, data.name
-
-
-def weight_bytes(model: onnx.ModelProto) -> int:
-    """Count the bytes of the stored tensors, one by one: protobuf does not count beyond its limit.
-
-    Args:
-        model: with its data.
-    """
-    return sum(int(tensor.ByteSize()) for tensor in model.graph.initializer)
-
-
-def _n_bytes(model: onnx.ModelProto) -> int:
-    weights = weight_bytes(model)
-    return int(weights if weights > MAX_WEIGHT_BYTES else model.ByteSize())
 
 
 def _is_large(tensor: onnx.TensorProto) -> bool:
@@ -219,17 +182,8 @@ def _set_aside(model: onnx.ModelProto) -> _Aside:
     def take(place: onnx.TensorProto, stored: _Stored) -> None:
         kept = type(stored)()
         kept.CopyFrom(stored)
-        values = kept.values if isinstance(kept, onnx.SparseTensorProto) else kept
-        key = str(len(aside))
         place.Clear()
-        place.name, place.data_type, place.data_location = (
-            values.name,
-            values.data_type,
-            onnx.TensorProto.EXTERNAL,
-        )
-        place.dims.extend(kept.dims)
-        place.external_data.add(key="location", value=key)
-        aside[key] = kept
+        _leave_place(place, kept, aside)
 
     for tensor in tensors_of(model):
         if _is_large(tensor):
@@ -244,6 +198,20 @@ def _set_aside(model: onnx.ModelProto) -> _Aside:
             found.ClearField("sparse_tensor")
             found.name, found.type = "value", onnx.AttributeProto.TENSOR
     return aside
+
+
+def _leave_place(place: onnx.TensorProto, stored: _Stored, aside: _Aside) -> None:
+    """Fill an empty tensor with name, type and size of one that is set aside."""
+    values = stored.values if isinstance(stored, onnx.SparseTensorProto) else stored
+    key = str(len(aside))
+    place.name, place.data_type, place.data_location = (
+        values.name,
+        values.data_type,
+        onnx.TensorProto.EXTERNAL,
+    )
+    place.dims.extend(stored.dims)
+    place.external_data.add(key="location", value=key)
+    aside[key] = stored
 
 
 def _put_back(model: onnx.ModelProto, aside: _Aside) -> list[onnx.TensorProto]:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import onnx
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
-__all__ = ["copy_fields", "parsed_without_large_data", "serialized"]
+__all__ = ["copy_fields", "parsed_without_large_data", "serialized", "serialized_tensor"]
 
 _LEAST_BYTES = 2**24  # of a file; smaller ones are parsed whole
 _LARGE_BYTES = 2**14  # of a message that is looked into, and of data that stay in the file
@@ -84,7 +84,7 @@ def serialized(model: onnx.ModelProto) -> Iterator[bytes]:
     """
     whole, graph = onnx.ModelProto.GRAPH_FIELD_NUMBER, onnx.GraphProto.INITIALIZER_FIELD_NUMBER
     tensors = model.graph.initializer
-    sizes = [tensor.ByteSize() for tensor in tensors]
+    sizes = [_tensor_size(tensor) for tensor in tensors]
     tag = _varint(graph << 3 | _COUNTED)
     first, last = _around(model.graph, onnx.GraphProto, graph)
     n_bytes = len(first) + len(last) + sum(len(tag) + len(_varint(size)) + size for size in sizes)
@@ -94,9 +94,33 @@ def serialized(model: onnx.ModelProto) -> Iterator[bytes]:
         yield _varint(whole << 3 | _COUNTED) + _varint(n_bytes) + first
         for tensor, size in zip(tensors, sizes, strict=True):
             yield tag + _varint(size)
-            yield tensor.SerializeToString(deterministic=True)
+            yield from serialized_tensor(tensor)
         yield last
     yield behind
+
+
+def serialized_tensor(tensor: onnx.TensorProto) -> Iterator[bytes]:
+    """Serialize a tensor of any size: protobuf ends at 2 GiB.
+
+    Args:
+        tensor: not changed meanwhile.
+
+    Yields:
+        The parts of `tensor.SerializeToString(deterministic=True)`.
+    """
+    if not tensor.HasField("raw_data"):
+        yield tensor.SerializeToString(deterministic=True)
+        return
+    before, behind = _around(tensor, onnx.TensorProto, onnx.TensorProto.RAW_DATA_FIELD_NUMBER)
+    content = tensor.raw_data
+    yield before + _varint(onnx.TensorProto.RAW_DATA_FIELD_NUMBER << 3 | _COUNTED) + _varint(len(content))
+    yield content
+    yield behind
+
+
+def _tensor_size(tensor: onnx.TensorProto) -> int:
+    """Bytes of a serialized tensor."""
+    return sum(map(len, serialized_tensor(tensor)))
 
 
 def _around(message: Any, kind: type[Any], number: int) -> tuple[bytes, bytes]:
@@ -115,14 +139,17 @@ def copy_fields(source: Any, target: Any, wanted: Callable[[int], bool]) -> None
         target: one of the same kind, without these fields; changed in place.
         wanted: whether a field is copied, by its number.
     """
-    for field, value in source.ListFields():
-        if wanted(field.number):
+    for field in source.DESCRIPTOR.fields:
+        if not wanted(field.number):
+            continue  # what is not wanted is not looked at either: bytes would be copied
+        value = getattr(source, field.name)
+        if not isinstance(value, Message | str | bytes | int | float):
+            getattr(target, field.name).extend(value)
+        elif source.HasField(field.name):
             if isinstance(value, Message):
                 getattr(target, field.name).CopyFrom(value)
-            elif isinstance(value, str | bytes | int | float):
-                setattr(target, field.name, value)
             else:
-                getattr(target, field.name).extend(value)
+                setattr(target, field.name, value)
 
 
 class _Content:

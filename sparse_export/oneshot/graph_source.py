@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import onnx
 import torch
+from torch import nn
 
 from sparse_export import models
 from sparse_export.errors import UsageError
@@ -31,6 +33,8 @@ from sparse_export.graph.model import (
     sizes_from_text,
     with_axes,
 )
+from sparse_export.graph.parted import without_initializers
+from sparse_export.graph.protobuf import serialized_tensor
 from sparse_export.oneshot.graph_run import graph_of_run
 from sparse_export.oneshot.source import open_source, require_weights, run_of
 from sparse_export.runtimes.probe import require_runnable
@@ -223,7 +227,11 @@ def _source_of_torch(
         example = example_from_arrays(network, some_arrays(told.inputs))
     else:
         example = example_of_shape(input_shape or models.input_shape(model) or ())
-    graph = prepared(onnx_from_module(network, example, masks={}, fold=False))
+    graph = onnx_from_module(network, example, masks={}, fold=False)
+    source = replace(source, network=nn.Module(), masks={})  # the graph has the weights now
+    del network
+    gc.collect()  # torch.export's program refers to the network in circles
+    graph = prepared(graph)
     signature = signature_of(graph)
     sizes = {**example.sizes, **signature.sizes}
     signature = replace(signature, sizes={name: sizes[name] for name in sizes if name in signature.free})
@@ -263,9 +271,7 @@ def digest_of_graph(model: onnx.ModelProto) -> str:
     """SHA-256 of a graph in memory, its stored tensors one by one."""
     digest = hashlib.sha256()
     for tensor in model.graph.initializer:
-        digest.update(tensor.SerializeToString(deterministic=True))
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    del bare.graph.initializer[:]
-    digest.update(bare.SerializeToString(deterministic=True))
+        for part in serialized_tensor(tensor):
+            digest.update(part)
+    digest.update(without_initializers(model).SerializeToString(deterministic=True))
     return digest.hexdigest()

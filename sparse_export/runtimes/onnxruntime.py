@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,12 @@ from sparse_export.errors import (
     UnknownNameError,
     UsageError,
 )
+from sparse_export.files import temporary_folder
+from sparse_export.graph import parted
+from sparse_export.graph.parted import save_model, weight_bytes
 from sparse_export.graph.passes.float16 import value_types, with_bfloat16_emulated
-from sparse_export.graph.passes.pack24 import dense_from_file, may_be_packed
+from sparse_export.graph.passes.pack24 import dense_from_file, names_packing
+from sparse_export.graph.protobuf import parsed_without_large_data
 from sparse_export.onnxruntime_import import load_onnxruntime
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.engine_cache import EngineCache, open_cache
@@ -119,22 +124,37 @@ def _provider(provider: str, cache: EngineCache | None) -> str | tuple[str, dict
     return wanted, options
 
 
-def _types(model_path: Path) -> frozenset[int]:
-    """Types of the values in an ONNX file; empty for a file that is none, which onnxruntime will say."""
+def _looked_at(model_path: Path) -> tuple[frozenset[int], bool]:
+    """Types of the values in an ONNX file, and whether it names the packed format; weights are not read.
+
+    Nothing for a file that is none, which onnxruntime will say.
+    """
     try:
-        return value_types(onnx.load(model_path, load_external_data=False))
+        bare = parsed_without_large_data(model_path)
     except (DecodeError, OSError, ValueError):
-        return frozenset()
+        return frozenset(), False
+    return value_types(bare), names_packing(bare.SerializeToString())
 
 
-def _content(model_path: Path, emulated: bool, inner: Sequence[str]) -> Path | bytes:
+@contextlib.contextmanager
+def _content(model_path: Path, emulated: bool, packed: bool, inner: Sequence[str]) -> Iterator[Path | bytes]:
     """What to load: the file itself, the dense form of a packed one, or one with more outputs.
 
     onnxruntime unpacks too, to the same result, but checks nothing, and is not faster.
+
+    Args:
+        model_path: of the file.
+        emulated: bfloat16 is.
+        packed: it names the packed format.
+        inner: names of values that become outputs.
+
+    Yields:
+        A form in memory, or a file; one that is written for a form that is too large is gone in the end, and
+        onnxruntime keeps what it mapped of it.
     """
-    packed = may_be_packed(model_path)
     if not emulated and not packed and not inner:
-        return model_path
+        yield model_path
+        return
     if emulated or packed:
         model = dense_from_file(model_path)
     else:
@@ -142,10 +162,13 @@ def _content(model_path: Path, emulated: bool, inner: Sequence[str]) -> Path | b
     _give_out(model.graph, inner)
     if emulated:
         model = with_bfloat16_emulated(model)
-    if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:  # cannot be handed over; checked all the same
-        return model_path
-    content: bytes = model.SerializeToString()
-    return content
+    if weight_bytes(model) <= parted.MAX_WEIGHT_BYTES:
+        yield model.SerializeToString()
+        return
+    with temporary_folder("session") as folder:
+        save_model(model, folder / model_path.name)
+        del model
+        yield folder / model_path.name
 
 
 def _give_out(graph: onnx.GraphProto, inner: Sequence[str]) -> None:
@@ -280,7 +303,7 @@ class _OnnxruntimeSession(BaseSession):
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         wanted = _PROVIDERS[provider]
-        types = _types(model_path)
+        types, packed = _looked_at(model_path)
         # onnxruntime computes in bfloat16 on no CPU: there every value is rounded to it instead, and the name
         # says so.
         emulated = provider == "cpu" and TensorProto.BFLOAT16 in types
@@ -291,9 +314,6 @@ class _OnnxruntimeSession(BaseSession):
         if TensorProto.FLOAT16 in types and TensorProto.INT8 in types:
             # As above, of int8 between float16: ResNet-18 was 0.33 of the spread off instead of 0.027.
             options.add_session_config_entry(_QDQ_AS_WRITTEN, "1")
-        content = _content(model_path, emulated, inner)
-        # Where a model is handed over in memory: the data that it names lie beside the file all the same.
-        options.add_session_config_entry(_DATA_FOLDER, str(model_path.absolute().parent))
         options.add_session_config_entry(_EXACT_INT8, "1")
         self._cache: EngineCache | None = None
         try:
@@ -301,7 +321,11 @@ class _OnnxruntimeSession(BaseSession):
                 _load_cuda_libraries()
                 self._cache = open_cache(model_path) if provider == "tensorrt" else None
             chosen = _provider(provider, self._cache)
-            session = ort.InferenceSession(content, options, providers=[chosen], enable_fallback=False)
+            with _content(model_path, emulated, packed, inner) as content:
+                # Where a model is handed over in memory, its data lie beside the file all the same.
+                beside = content if isinstance(content, Path) else model_path
+                options.add_session_config_entry(_DATA_FOLDER, str(beside.absolute().parent))
+                session = ort.InferenceSession(content, options, providers=[chosen], enable_fallback=False)
         except OutputError:
             raise
         except Exception as cause:  # onnxruntime's errors have no common base

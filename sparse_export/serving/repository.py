@@ -283,26 +283,22 @@ def require_trusted_engines(served: Sequence[Served], trusted: trust.TrustedDige
     )
 
 
-def _dense_onnx(served: Served) -> bytes:
-    """Return the ONNX file with dense weights, for the native backends."""
+def _write_dense_onnx(folder: Path, served: Served) -> None:
+    """Write the ONNX file with dense weights, for the native backends."""
     bundle = served.bundle
     if _DENSE_MODEL in bundle.info.files:
-        return bundle.graph_bytes(_DENSE_MODEL)
-    content = bundle.graph_bytes()
-    if not _is_packed(content):
-        return content
-    from sparse_export.graph.passes.pack24 import dense_from_bytes
+        bundle.copy_graph(_DENSE_MODEL, folder / MODEL_FILE)
+        return
+    written = bundle.copy_graph(MODEL_FILE, folder / MODEL_FILE)
+    from sparse_export.graph.passes.pack24 import dense_from_file, may_be_packed
 
-    dense: bytes = dense_from_bytes(content, f"{MODEL_FILE} of {bundle.path}").SerializeToString(
-        deterministic=True
-    )
-    return dense
+    if may_be_packed(folder / MODEL_FILE):
+        from sparse_export.graph.parted import save_model
 
-
-def _is_packed(content: bytes) -> bool:
-    from sparse_export.graph.passes.pack24 import names_packing
-
-    return names_packing(content)
+        model = dense_from_file(folder / MODEL_FILE)
+        for name in written:
+            (folder / name).unlink()
+        save_model(model, folder / MODEL_FILE)
 
 
 def write_version(
@@ -322,7 +318,7 @@ def write_version(
     """
     require_served(served, runtime)
     if runtime == "onnxruntime":
-        write_bytes(folder / MODEL_FILE, _dense_onnx(served))
+        _write_dense_onnx(folder, served)
         return
     digests = {}
     for engine in served.engines:
@@ -332,11 +328,11 @@ def write_version(
         del plan
     if runtime == "tensorrt":
         return
-    content = served.bundle.graph_bytes()
-    write_bytes(folder / MODEL_FILE, content)
-    digests[MODEL_FILE] = hashlib.sha256(content).hexdigest()
+    from sparse_export.graph.passes.pack24 import may_be_packed
+
+    digests |= served.bundle.copy_graph(MODEL_FILE, folder / MODEL_FILE)
     document = model_document(served.signature, served.interface, settings, digests) | {
-        "packed": _is_packed(content),
+        "packed": may_be_packed(folder / MODEL_FILE),
         "engines": {engine.capability: engine.plan_name for engine in served.engines},
         "host_code": [engine.plan_name for engine in served.engines if engine.version_compatible],
         "manifest_sha256": served.manifest_sha256,

@@ -213,7 +213,12 @@ def _dense(path: Path, packed: bool) -> str | bytes:
         from sparse_export.graph.passes.pack24 import dense_from_file
     except ImportError:
         return str(path)
-    content: bytes = dense_from_file(path).SerializeToString()
+    from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
+
+    try:
+        content: bytes = dense_from_file(path).SerializeToString()
+    except EncodeError:  # more than protobuf holds; the packing was checked
+        return str(path)
     return content
 
 

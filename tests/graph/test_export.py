@@ -499,13 +499,6 @@ def test_a_network_in_half_precision_is_refused() -> None:
         onnx_from_module(models.create("lenet300-100").half(), example_of_shape((1, 28, 28)), masks={})
 
 
-def test_weights_beyond_two_gigabytes_are_refused_before_anything_is_copied() -> None:
-    module = nn.Linear(1, 1, bias=False)
-    module.weight = nn.Parameter(torch.zeros(1).expand(30_000, 20_000))
-    with pytest.raises(UsageError, match=r"take 2,400,000,000 bytes"):
-        onnx_from_module(module, example_of_shape((20_000,)), masks={})
-
-
 class DataDependent(nn.Module):
     """Chooses by a value, which a graph cannot."""
 

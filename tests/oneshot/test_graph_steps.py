@@ -10,7 +10,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import sparse_export as se
-from sparse_export.building import model_files
 from sparse_export.errors import UsageError
 from sparse_export.formats.run import open_run
 from sparse_export.oneshot import graph_steps
@@ -85,13 +84,3 @@ def test_a_refused_call_leaves_no_folder(file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there are none"):
         se.sparsify(file, tmp_path / "a", method="reconstruction", sizes=["length=3"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["two.onnx"]
-
-
-def test_weights_that_one_file_cannot_hold_are_told(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = se.sparsify(file, tmp_path / "a", sizes=["length=3"]).run
-    monkeypatch.setattr(model_files, "MAX_WEIGHT_BYTES", 1000)
-    with pytest.raises(UsageError, match=r"take 32,\d{3} bytes, and a bundle keeps them in one file.*fp16"):
-        se.build(run, tmp_path / "bundle")
-    assert not (tmp_path / "bundle").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict
@@ -16,10 +15,13 @@ from sparse_export.evaluate.links.chain import Figure, Finding
 from sparse_export.evaluate.parity import golden_parity
 from sparse_export.evaluate.validation import differing
 from sparse_export.files import sha256_file
+from sparse_export.formats.bundle import BUNDLE_FILE
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import LAYERS_FILE, GraphLayer, read_engine_layers
-from sparse_export.formats.listed import bytes_of, file_of
+from sparse_export.formats.listed import bytes_of, file_of, listed_graph
+from sparse_export.graph.foreign import external_files, onnx_from_file
 from sparse_export.graph.layers import broken_patterns, promised_patterns
+from sparse_export.graph.parted import model_sha256
 
 __all__ = ["engines_are_of_the_graph", "files_are_whole", "graph_keeps_its_pattern"]
 
@@ -59,8 +61,7 @@ def graph_keeps_its_pattern(case: Case) -> Finding:
             do="Build it again from its run.",
         )
     _require_same_layers(case)
-    dense = bytes_of(case.bundle, DENSE_MODEL_FILE) if DENSE_MODEL_FILE in info.files else None
-    if dense is not None and hashlib.sha256(dense).hexdigest() != _graph_digest(case):
+    if DENSE_MODEL_FILE in info.files and _dense_file_digest(case) != _graph_digest(case):
         raise ArtefactError(
             f"{case.bundle.path / DENSE_MODEL_FILE} is not the graph of {MODEL_FILE} with dense weights.",
             expected="The same network in both files was expected.",
@@ -127,9 +128,16 @@ def _another_graph(case: Case, found: str, wanted: str) -> ArtefactError:
     )
 
 
+def _dense_file_digest(case: Case) -> str:
+    """SHA-256 of the graph in the dense file, as if it were one file."""
+    bundle = case.bundle
+    file = listed_graph(bundle.path, bundle.info.files, DENSE_MODEL_FILE, described_by=BUNDLE_FILE)
+    return sha256_file(file) if not external_files(file) else model_sha256(onnx_from_file(file))
+
+
 def _graph_digest(case: Case) -> str:
     """SHA-256 of the graph with dense weights, as engines are built from it."""
-    return hashlib.sha256(case.graph.SerializeToString(deterministic=True)).hexdigest()
+    return model_sha256(case.graph)
 
 
 def engines_are_of_the_graph(case: Case) -> Finding:
