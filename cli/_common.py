@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from sparse_export.cli._click import click
 from sparse_export.files import json_bytes
-from sparse_export.tables import Shown, visible
+from sparse_export.tables import Shown, visible, wrapped_for
 
 __all__ = [
     "Command",
@@ -103,7 +103,11 @@ def print_result(document: Any, shown: Shown | str, as_json: bool, *, path: Path
     if as_json:
         output.write(json_bytes(document).decode().rstrip())
         return
-    text = visible(shown) if isinstance(shown, str) else shown.draw_for(output.stream)
+    text = (
+        wrapped_for(output.stream, visible(shown))
+        if isinstance(shown, str)
+        else shown.draw_for(output.stream)
+    )
     output.write(text if path is None else f"{text}\n{visible(str(path))}")
 
 
@@ -122,7 +126,7 @@ def showing(document: Any, shown: Shown | str, as_json: bool) -> Iterator[None]:
 
 def say(text: str) -> None:
     """Tell people about the progress, on stderr."""
-    click.echo(visible(text), err=True)
+    click.echo(wrapped_for(sys.stderr, visible(text)), err=True)
 
 
 def whole_numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:

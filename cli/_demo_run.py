@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from sparse_export.engines import tensorrt_import
 from sparse_export.errors import MissingCapability, UsageError
 from sparse_export.evaluate.compare import compare
 from sparse_export.evaluate.comparison import Comparison, write_results
+from sparse_export.evaluate.deciding import Round
 from sparse_export.evaluate.validate import validate
 from sparse_export.evaluate.validation import Validation, check_gates
 from sparse_export.files import claimed, require_writable
@@ -57,13 +58,18 @@ class Demo:
 
 
 def demo(
-    out: Path, *, observe: Callable[[str], AbstractContextManager[Observer]], say: Callable[[str], None]
+    out: Path,
+    *,
+    observe: Callable[[str], AbstractContextManager[Observer]],
+    observe_rounds: Callable[[], AbstractContextManager[Round | None]] = nullcontext,
+    say: Callable[[str], None],
 ) -> Demo:
     """Train `digits` dense, at 20 % density and to 2:4 on the embedded scans, and carry all to the
     comparison.
 
     out: folder for everything; one that an earlier demo made is replaced, any other must be new or empty.
-    observe: gives the observer of a training run, by its label.  say: is told of each stage.
+    observe: gives the observer of a training run, by its label.  observe_rounds: that of the rounds of a
+    measurement.  say: is told of each stage.
     Raises UsageError, FolderInUse, OutputError, GateFailed.
     """
     with claimed(out):
@@ -89,9 +95,15 @@ def demo(
         for kind in _KINDS:
             if kind != "dense":
                 say(f"comparing dense with {kind}")
-                comparisons[kind] = compare(
-                    bundles["dense"], bundles[kind], samples=samples, n_threads=1, runtime="onnxruntime-cpu"
-                )
+                with observe_rounds() as on_round:
+                    comparisons[kind] = compare(
+                        bundles["dense"],
+                        bundles[kind],
+                        samples=samples,
+                        n_threads=1,
+                        runtime="onnxruntime-cpu",
+                        on_round=on_round,
+                    )
                 folder = out / "results" / kind
                 write_results(folder, comparisons[kind])
                 reports[kind] = write_report(

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sparse_export.cli._bar import Bar
 from sparse_export.cli._common import say
-from sparse_export.tables import visible
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
     from torch import Tensor
 
     from sparse_export.engines.progress import BuildProgress
@@ -91,35 +90,20 @@ class _Lines:
 
 
 class _Bar:
-    """A bar with loss, accuracy, density, steps/s and time left."""
+    """A bar with time left, loss, score, steps/s and density."""
 
     def __init__(self, label: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.percentage:>3.0f} %  {task.fields[state]}  {task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-        )
-        self._label = label or "train"
+        self._bar = Bar(label or "train")
         self._validated = ""
         self._shown = 0.0
 
     def started(self, info: RunInfo, total_steps: int, step: int) -> None:
-        self._console.print(_headline(info, total_steps, step), highlight=False)
+        self._print(_headline(info, total_steps, step))
         self._total = total_steps
         self._epochs = info.epochs
         self._density = info.density
         self._first = (step, time.monotonic())
-        self._task = self._progress.add_task(
-            self._label, total=total_steps, completed=step, state="", rate=""
-        )
-        self._progress.start()
+        self._bar.show(step / max(total_steps, 1))
 
     def stepped(self, step: int, loss: Tensor) -> None:
         now = time.monotonic()
@@ -128,18 +112,26 @@ class _Bar:
         self._shown = now
         first, then = self._first
         rate = (step - first) / max(now - then, 1e-9)
-        state = f"loss {float(loss.detach()):.3f}{self._validated} density {self._density:.3f}"
-        self._progress.update(self._task, completed=step, state=state, rate=f"{rate:.3g} steps/s")
+        pieces = (
+            f"loss {float(loss.detach()):.3f}",
+            self._validated,
+            f"{rate:.3g} steps/s",
+            f"density {self._density:.3f}",
+        )
+        self._bar.show(step / self._total, left_s=(self._total - step) / max(rate, 1e-9), pieces=pieces)
 
     def finished_epoch(self, metrics: EpochMetrics) -> None:
         if metrics.validation_score is not None:
-            self._validated = f" validation {metrics.validation}"
+            self._validated = f"validation {metrics.validation}"
         if metrics.epoch == self._epochs:
             self.close()
-            self._console.print(_epoch_text(metrics, self._epochs), highlight=False)
+            self._print(_epoch_text(metrics, self._epochs))
+
+    def _print(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
-        self._progress.stop()
+        self._bar.close()
 
 
 @contextmanager
@@ -163,25 +155,10 @@ class _LayerLines:
 
 
 class _LayerBar:
-    """A bar over the work of all layers, with the last layer and the time left."""
+    """A bar over the work of all layers, with the time left and the last layer."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._escape = escape
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-            TextColumn("{task.fields[layer]}"),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._progress.add_task("prune", total=1.0, left="", layer="")
+        self._bar = Bar("prune")
         self._from: tuple[float, float] | None = None
 
     def __call__(self, done: LayerDone) -> None:
@@ -190,21 +167,14 @@ class _LayerBar:
             self._from = done.share, now
         first, then = self._from
         gained = done.share - first
-        left = "" if gained <= 0 else f"{_duration((now - then) * (1 - done.share) / gained)} left"
-        layer = f"{done.number} of {done.n_layers}: {visible(done.layer.name)}"
-        self._progress.update(self._task, completed=done.share, left=left, layer=self._escape(layer))
-        self._progress.start()
+        left_s = None if gained <= 0 else (now - then) * (1 - done.share) / gained
+        pieces = (f"{done.number} of {done.n_layers}: {done.layer.name}",)
+        self._bar.show(done.share, left_s=left_s, pieces=pieces)
         if done.number == done.n_layers:
             self.close()
 
     def close(self) -> None:
-        self._progress.stop()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+        self._bar.close()
 
 
 @contextmanager
@@ -233,31 +203,16 @@ class _EngineLines:
 
 
 class _EngineBar:
-    """A bar for each engine, with the phase that it is in."""
+    """A bar with the phase that the engine's build is in. How long that takes nobody can say beforehand."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[phase]}"),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._tasks: dict[str, TaskID] = {}
+        self._bar = Bar("")
 
     def __call__(self, target: str, state: BuildProgress) -> None:
-        if target not in self._tasks:
-            self._tasks[target] = self._progress.add_task(target, total=1.0, phase="")
-            self._progress.start()
-        self._progress.update(self._tasks[target], completed=state.fraction, phase=state.phase)
+        self._bar.show(state.fraction, pieces=(state.phase,), label=target)
 
     def close(self) -> None:
-        self._progress.stop()
+        self._bar.close()
 
 
 @contextmanager
@@ -288,19 +243,15 @@ class _RoundLines:
 
 
 class _RoundBar:
-    """A line that is written over: rounds, and the time left at most."""
+    """A bar over the rounds of a measurement, with the time left at most."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.status import Status
-
-        self._status = Status("", console=Console(stderr=True))
+        self._bar = Bar("time")
 
     def __call__(self, n: int, most: int, left_s: float) -> None:
-        self._status.update(f"round {n} of at most {most}, at most {left_s:.0f} s left")
-        self._status.start()
+        self._bar.show(n / most, left_s=left_s, pieces=(f"round {n} of at most {most}",))
         if left_s == 0.0:
-            self._status.stop()
+            self._bar.close()
 
     def close(self) -> None:
-        self._status.stop()
+        self._bar.close()

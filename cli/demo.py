@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import json_option, print_result
+from sparse_export.cli._common import json_option, print_result, say
 
 
 @click.command("demo")
@@ -22,11 +21,11 @@ def command(out: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
     from sparse_export.cli._demo_run import demo
-    from sparse_export.cli._progress import training_observer
+    from sparse_export.cli._progress import round_observer, training_observer
     from sparse_export.report.verdict import verdict
     from sparse_export.tables import Shown, Table
 
-    made = demo(out, observe=training_observer, say=lambda text: print(text, file=sys.stderr, flush=True))
+    made = demo(out, observe=training_observer, observe_rounds=round_observer, say=say)
     shown = Shown([])
     for kind, validation in made.validations.items():
         shown += Shown([f"{kind}, PyTorch against the ONNX file:"]) + validation.shown()

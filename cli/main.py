@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from sparse_export.cli._click import Group, click, grouped
 from sparse_export.cli._common import Output
 from sparse_export.errors import MissingCapability, SparseExportError, UnknownNameError
 from sparse_export.files import json_bytes
-from sparse_export.tables import visible
+from sparse_export.tables import visible, wrapped_for
 from sparse_export.telemetry import turn_telemetry_off
 
 __all__ = ["COMMANDS", "cli", "main"]
@@ -189,10 +190,10 @@ def _exit_code(call: Any, output: Output, *, as_json: bool) -> int:
             ) from cause
     except click.ClickException as error:
         vars(error)["message"] = visible(error.message)  # names in it may come from anybody
-        error.show()
+        _show(error)
         return _report(output, as_json, error, error.format_message(), error.exit_code)
     except SparseExportError as error:
-        _complain(f"Error: {visible(str(error))}")
+        _complain(wrapped_for(sys.stderr, f"Error: {visible(str(error))}"))
         return _report(output, as_json, error, str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt) as error:
         _complain("Interrupted.")
@@ -205,6 +206,13 @@ def _exit_code(call: Any, output: Output, *, as_json: bool) -> int:
         _complain(visible(traceback.format_exc().rstrip("\n")))
         return _report(output, as_json, error, str(error), SparseExportError.exit_code)
     return code if isinstance(code, int) else 0
+
+
+def _show(error: click.ClickException) -> None:
+    """As click does, and no line broken in the middle of a word."""
+    shown = io.StringIO()
+    error.show(file=shown)
+    _complain(wrapped_for(sys.stderr, shown.getvalue().rstrip("\n")))
 
 
 def _complain(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.console import Console, JustifyMethod, RenderableType
 
-__all__ = ["Shown", "Table", "count_text", "ms_text", "shape_text", "visible"]
+__all__ = ["Shown", "Table", "count_text", "ms_text", "shape_text", "visible", "wrapped_for"]
 
 PLAIN_WIDTH = 200
 """Columns where there is no terminal: so many that tables rarely have to wrap."""
 _PARAGRAPH_WIDTH = 100
 _LEAST_WIDTH = 40
-_UNBROKEN = 16  # words up to this length are broken only where columns are close together already
+_COMMON_WIDTH = 80
+_UNBROKEN = 16  # pieces up to this length are broken only where columns are close together already
+_PIECES = re.compile(r"[-/_.,:]*[^\s\-/_.,:]+[-/_.,:]*|[-/_.,:]+")  # a name is broken behind these, if at all
 # Control characters, and those that turn, hide or break text: direction marks, zero widths, separators.
 _CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
@@ -100,44 +103,110 @@ class Shown:
 
 def _renderable(part: str | Table, width: int) -> RenderableType:
     from rich.console import Group
-    from rich.constrain import Constrain
     from rich.table import Table as RichTable
     from rich.text import Text
 
     if isinstance(part, str):
-        return Constrain(Text(visible(part), overflow="fold"), _PARAGRAPH_WIDTH)
+        return Text(_wrapped(visible(part), min(width, _PARAGRAPH_WIDTH)), overflow="fold")
     padding, widths = _layout(part, width)
     drawn = RichTable(box=None, padding=(0, padding, 0, 0), pad_edge=False, show_header=bool(part.head))
     for column, fixed in enumerate(widths):
-        title = Text(visible(part.head[column]) if part.head else "", style="bold")
+        title = Text(_wrapped(visible(part.head[column]), fixed) if part.head else "", style="bold")
         justify: JustifyMethod = "right" if column in part.right else "left"
         drawn.add_column(title, justify=justify, overflow="fold", width=fixed)
     for row in part.rows:
-        drawn.add_row(*(Text(visible(cell), overflow="fold") for cell in row))
+        drawn.add_row(
+            *(
+                Text(_wrapped(visible(cell), fixed), overflow="fold")
+                for cell, fixed in zip(row, widths, strict=True)
+            )
+        )
     return Group(Text(visible(part.title), style="bold", overflow="fold"), drawn) if part.title else drawn
 
 
 def _layout(table: Table, width: int) -> tuple[int, list[int]]:
-    """The space between columns, and their widths: words are broken last, the longest first."""
+    """The space between columns, and their widths. Names are broken at their hyphens, dots and slashes before
+    columns come closer, and within these pieces last, the longest first.
+    """
     from rich.cells import cell_len
 
     rows = [*([table.head] if table.head else []), *table.rows]
     columns = [[visible(cell) for cell in column] for column in zip(*rows, strict=True)]
     whole = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in columns]
-    words = [
-        max((cell_len(word) for cell in column for word in cell.split()), default=0) for column in columns
-    ]
-    for padding, shortest in ((2, _UNBROKEN), (1, 1)):
+    words, pieces = (
+        [max((cell_len(part) for cell in column for part in parts(cell)), default=0) for column in columns]
+        for parts in (str.split, _PIECES.findall)
+    )
+    for padding, parts, shortest in ((2, words, width), (2, pieces, _UNBROKEN), (1, pieces, 1)):
         room = width - padding * (len(columns) - 1)
         if sum(whole) <= room:
             return padding, whole
-        longest = max(words, default=0)
-        while longest > shortest and sum(min(word, longest) for word in words) > room:
+        longest = max(parts, default=0)
+        while longest > shortest and sum(min(part, longest) for part in parts) > room:
             longest -= 1
-        least = [min(word, longest) for word in words]
-        if sum(least) <= room or padding == 1:
+        least = [min(part, longest) for part in parts]
+        if sum(least) <= room:
             break
     return padding, _shared(least, whole, room)
+
+
+def _wrapped(text: str, width: int) -> str:
+    """The text in lines of at most that width: broken at spaces; a longer word behind hyphens, dots and
+    slashes; a longer piece anywhere.
+    """
+    return "\n".join(line for one in text.split("\n") for line in _lines(one, max(width, 1)))
+
+
+def _lines(text: str, width: int) -> list[str]:
+    from rich.cells import cell_len, chop_cells
+
+    if cell_len(text) <= width:
+        return [text]
+    lines: list[str] = []
+    line = ""
+    for space, word in re.findall(r"(\s*)(\S+)", text):
+        if cell_len(line + space + word) <= width:
+            line += space + word
+            continue
+        if cell_len(word) <= width:
+            if line:
+                lines.append(line)
+            line = word
+            continue
+        line += space if line and cell_len(line + space) < width else ""
+        for piece in _PIECES.findall(word):
+            if cell_len(line + piece) > width and line.strip():
+                lines.append(line.rstrip())
+                line = ""
+            *full, line = chop_cells(line + piece, width) or [""]
+            lines += full
+    return [*lines, line] if line else lines
+
+
+def wrapped_for(stream: TextIO, text: str) -> str:
+    """Wrap a text at the spaces where it goes to a terminal; words that are longer, as paths may be, stay
+    whole. Else it is left as it is.
+    """
+    if not stream.isatty():
+        return text
+    import textwrap
+
+    width = max(_columns(stream), _LEAST_WIDTH)
+    return "\n".join(
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False, drop_whitespace=True)
+        for line in text.split("\n")
+    )
+
+
+def _columns(stream: TextIO) -> int:
+    """Of a terminal; $COLUMNS goes before what it says itself, 80 where it says nothing."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _COMMON_WIDTH
+    except (OSError, ValueError):
+        return _COMMON_WIDTH
 
 
 def _shared(least: Sequence[int], most: Sequence[int], room: int) -> list[int]:

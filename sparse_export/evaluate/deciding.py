@@ -16,6 +16,8 @@ Ended = Literal["decided", "rounds", "budget"]
 Round = Callable[[int, int, float], None]
 """Gets the rounds that were measured, the most that will be, and the seconds left at most."""
 
+_A_MOMENT_S = 0.01  # 0 seconds left says that it has ended
+
 
 class Deciding:
     """Looks at the times of `dense`, `dense again` and `sparse` after each round.
@@ -63,7 +65,7 @@ class Deciding:
         if self._first is None:
             self._first = now
         a_round = (now - self._first) / (n - 1) if n > 1 else 0.0  # the first one has the warm-up before it
-        left = max(0.0, min(self._budget_s - spent, (most - n) * a_round))
+        left = min(self._budget_s - spent, (most - n) * a_round) if n > 1 else self._budget_s - spent
         if n in self._looks.rounds and self._is_decided(samples_ms):
             self.ended = "decided"
         elif n >= most:
@@ -71,7 +73,7 @@ class Deciding:
         elif n >= FEWEST_ROUNDS and spent + a_round > self._budget_s:
             self.ended = "budget"
         if self._on_round is not None:
-            self._on_round(n, most, 0.0 if self.ended else left)
+            self._on_round(n, most, 0.0 if self.ended else max(left, _A_MOMENT_S))
         return self.ended is not None
 
     def ratios(self, samples_ms: Mapping[str, Sequence[float]]) -> tuple[Ratio, Ratio]:

@@ -86,7 +86,8 @@ def run_cells(
     waiting = [cell for cell in cells if not run_of(cell, folder, earlier)[1]]
     n_done, n_all = len(cells) - len(waiting), len(cells)
     if n_done:
-        say(f"{n_done} of {n_all} cells are complete already")
+        say(f"{n_done} of {n_all} runs are complete already")
+    began, n_before = time.monotonic(), n_done
     reasons: dict[str, tuple[str, int]] = {}
     running: list[_Job] = []
     with stop_signals(patient=True) as stop:
@@ -103,7 +104,9 @@ def run_cells(
                     running.remove(job)
                     if code == 0:
                         n_done += 1
-                        say(f"{n_done}/{n_all} {job.cell.name}")
+                        spent_s = time.monotonic() - began
+                        left_s = spent_s * (n_all - n_done) / (n_done - n_before)
+                        say(f"{n_done}/{n_all} {job.cell.name}{_left_text(left_s)}")
                     elif not stop.requested:
                         reason = _last_words(job.log, code)
                         reasons[job.cell.name] = reason, code
@@ -119,6 +122,14 @@ def run_cells(
         status = "complete" if is_complete else "failed" if code else "waiting"
         findings.append(Finding(cell=cell, run=run, status=status, reason=reason, exit_code=code))
     return findings, stop.requested
+
+
+def _left_text(seconds: float) -> str:
+    """How long the runs that are left take if they take as long as those before."""
+    if not seconds:
+        return ""
+    minutes = round(seconds / 60)
+    return f", about {minutes} min left" if minutes else f", about {max(1, round(seconds))} s left"
 
 
 def default_jobs(cells: Sequence[Cell], device: str) -> int:

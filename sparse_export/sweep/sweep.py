@@ -75,7 +75,7 @@ def sweep(
         with nullcontext() if cluster is None else dask_cluster(cluster) as workers:
             n_most = default_jobs(cells, device) if workers is None else n_dask_threads(workers)
             n_jobs = min(n_jobs or n_most, len(cells))
-            say(f"{len(cells)} cells, {n_jobs} at a time, in {out}")
+            say(f"{len(cells)} runs, {n_jobs} at a time, in {out}")
             findings, stopped = run_cells(
                 cells,
                 out.absolute(),
@@ -96,7 +96,7 @@ def sweep(
         if stopped:
             n_left = sum(finding.status != "complete" for finding in findings)
             raise Interrupted(
-                f"Stopped with {n_left} of {len(cells)} cells to go; nothing is lost.",
+                f"Stopped with {n_left} of {len(cells)} runs to go; nothing is lost.",
                 do="Go on with the same command.",
             )
         failed = [finding for finding in findings if finding.status == "failed"]
@@ -104,11 +104,9 @@ def sweep(
             lacking = [finding for finding in failed if finding.exit_code == MissingCapability.exit_code]
             told = (lacking or failed)[0]
             raise (MissingCapability if lacking else SparseExportError)(
-                f"{len(failed)} of {len(cells)} cells failed. One of them, {told.cell.name}: {told.reason}",
-                expected="Every cell was expected to end well.",
-                do=f"Their logs are in {out / 'logs'}; the same command tries them again, and "
-                f"{out / RESULTS_FILE} holds "
-                "the others.",
+                f"{len(failed)} of {len(cells)} runs failed. One of them, {told.cell.name}: {told.reason}",
+                do=f"Read their logs in {out / 'logs'}, then give the same command to try them again. "
+                f"{out / RESULTS_FILE} has the runs that ended well.",
             )
         return result
 

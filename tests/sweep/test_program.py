@@ -107,7 +107,7 @@ def test_a_users_own_loop_is_swept_and_trained_once(tmp_path: Path) -> None:
 def test_a_program_that_fails_is_told_with_its_reason(tmp_path: Path, program: str, said: str) -> None:
     grid = tmp_path / "grid.toml"
     grid.write_text(f'program = "{program}"\n')
-    with pytest.raises(SparseExportError, match=f"1 of 1 cells failed.*{said}"):
+    with pytest.raises(SparseExportError, match=f"1 of 1 runs failed.*{said}"):
         sweep(grid, tmp_path / "out", n_jobs=1, device="cpu")
 
 

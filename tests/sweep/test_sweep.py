@@ -73,7 +73,7 @@ def test_a_stopped_sweep_goes_on_and_trains_nothing_twice(tmp_path: Path) -> Non
     text: list[str] = []
     again = sweep(grid, out, n_jobs=2, device="cpu", say=text.append)
     assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
-    assert "4 of 4 cells are complete already" in text
+    assert "4 of 4 runs are complete already" in text
     assert again.rows == result.rows
 
     document = json.loads((out / "results.json").read_text())
@@ -111,7 +111,7 @@ def test_cells_that_fail_are_told_with_their_reasons_and_the_others_are_kept(tmp
     damaged = out / "runs" / run_list.cells_of(load_grid(grid))[1].name / "run.json"
     damaged.parent.mkdir(parents=True)
     damaged.write_text("{")
-    with pytest.raises(SparseExportError, match=r"2 of 3 cells failed. One of them, static") as caught:
+    with pytest.raises(SparseExportError, match=r"2 of 3 runs failed. One of them, static") as caught:
         sweep(grid, out, n_jobs=1, device="cpu")
     assert caught.value.exit_code == 1
     runs = json.loads((out / "results.json").read_text())["runs"]
@@ -127,7 +127,7 @@ def test_what_every_cell_would_fail_by_is_told_after_the_first(tmp_path: Path) -
     grid.write_text(
         'recipe = "mnist-lenet300-100"\nmethods = ["static"]\ndensities = [0.1]\nseeds = [0, 1, 2]\n'
     )
-    with pytest.raises(MissingCapability, match=r"1 of 3 cells failed.*Data set mnist is not there"):
+    with pytest.raises(MissingCapability, match=r"1 of 3 runs failed.*Data set mnist is not there"):
         sweep(grid, tmp_path / "out", n_jobs=1, data_dir=tmp_path / "nowhere", device="cpu")
     document = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [run["status"] for run in document["runs"]] == ["failed", "waiting", "waiting"]
