@@ -329,13 +329,29 @@ def test_control_flow_pins_what_it_reads() -> None:
     assert "If choice" in reason_of(channels, "w1", 0)
 
 
-def test_a_graph_with_values_too_large_to_follow_is_left_as_it_is() -> None:
+def test_large_maps_are_followed_without_their_pixels() -> None:
     nodes = [node("Conv", "x w1", "h"), node("Conv", "h w2", "y")]
-    model = graph(nodes, {"w1": normal(8, 3, 1, 1), "w2": normal(4, 8, 1, 1)}, (1, 3, 4096, 4096))
-    done = permute_graph(model, pictures(3, 5, 5), {"w2": TWO_FOUR}, find_permutation)
-    assert done.model is model and not done.orders
-    assert "h has 134,217,728 values" in done.report.untraced
-    assert done.report.layers[0].reason == done.report.untraced
+    model = graph(nodes, {"w1": normal(8, 3, 1, 1), "w2": normal(4, 8, 1, 1)}, (1, 3, 1 << 14, 1 << 14))
+    assert free_members(find_graph_channels(model)) == [{"w1[0]", "w2[1]"}]
+
+
+def test_more_values_that_differ_than_can_be_followed_stay() -> None:
+    """Flattened, each pixel of each map is a channel of its own."""
+    nodes = [
+        node("Conv", "x w1", "h"),
+        node("Conv", "h w2", "g"),
+        node("Reshape", "g flat", "f"),
+        node("CumSum", "f axis", "y"),
+    ]
+    arrays = {
+        "w1": normal(8, 3, 1, 1),
+        "w2": normal(4, 8, 1, 1),
+        "flat": np.array([1, -1]),
+        "axis": np.array(1),
+    }
+    channels = find_graph_channels(graph(nodes, arrays, (1, 3, 4096, 4096)))
+    assert free_members(channels) == [{"w1[0]", "w2[1]"}]
+    assert "67,108,864 values that differ" in reason_of(channels, "w2", 0)
 
 
 def test_outputs_and_inputs_stay() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import onnx
@@ -11,12 +10,10 @@ from sparse_export.graph.channels.graph_rules import RULES
 from sparse_export.graph.channels.graph_trace import GraphTrace, is_indifferent, own_parameters
 from sparse_export.graph.channels.groups import Channels, spaces_of
 from sparse_export.graph.channels.labels import Ledger
-from sparse_export.graph.concrete import Shape, free_sizes, shapes_at, two_examples
+from sparse_export.graph.concrete import free_sizes, shapes_at, two_examples
 from sparse_export.graph.constants import array_of
 
 __all__ = ["find_graph_channels"]
-
-_MOST = 1 << 26  # entries of a value; labels of it take 16 bytes each, and rules some times that
 
 
 def find_graph_channels(model: onnx.ModelProto, sizes: Mapping[str, int] | None = None) -> Channels:
@@ -33,24 +30,11 @@ def find_graph_channels(model: onnx.ModelProto, sizes: Mapping[str, int] | None 
         for name, tensor in own_parameters(model).items()
         if not is_indifferent(array_of(tensor))
     }
-    stored = {tensor.name for tensor in model.graph.initializer}
     ledger = Ledger(shapes)
     axes: dict[str, int | None] = {}
     for chosen in _two_sizes(model, sizes or {}):
-        known = shapes_at(model, chosen)
-        name, n = _largest({name: shape for name, shape in known.items() if name not in stored})
-        if n > _MOST:
-            return Channels(
-                spaces=(),
-                untraced=f"{name} has {n:,} values, and labels follow {_MOST:,} of one tensor at most.",
-            )
-        GraphTrace(model, ledger, axes, known, RULES).run()
+        GraphTrace(model, ledger, axes, shapes_at(model, chosen), RULES).run()
     return Channels(spaces=tuple(spaces_of(ledger)))
-
-
-def _largest(shapes: Mapping[str, Shape]) -> tuple[str, int]:
-    sizes = {name: math.prod(size or 1 for size in shape) for name, shape in shapes.items()}
-    return max(sizes.items(), key=lambda pair: pair[1], default=("", 0))
 
 
 def _two_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> list[dict[str, int]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -14,10 +15,10 @@ import torch
 
 from sparse_export.graph.channels import rules
 from sparse_export.graph.channels.graph_trace import GraphTrace, Rule, Value, moved_by
-from sparse_export.graph.channels.labels import AxisKey, Labels, positions
+from sparse_export.graph.channels.labels import AxisKey, Labels, UnknownOperation, positions
 from sparse_export.graph.channels.onnx_graph import attribute
 from sparse_export.graph.channels.onnx_values import ONE_TO_ONE, REDUCE
-from sparse_export.graph.channels.parameters import Found, Undecided, UnknownOperation
+from sparse_export.graph.channels.parameters import Found, Undecided
 
 __all__ = ["RULES"]
 
@@ -29,12 +30,11 @@ _ELEMENTWISE = (ONE_TO_ONE - {"Cast", "Identity", "Dropout"}) | frozenset(
         *("Sinh", "Cosh", "Tan", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"),
     )
 )
+_RESHAPES = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze"))
 _MOVES = frozenset(
-    (
-        *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Split", "Slice", "Expand", "Tile"),
-        *("DepthToSpace", "SpaceToDepth", "GatherElements", "GatherND", "ReverseSequence", "Compress"),
-    )
+    ("DepthToSpace", "SpaceToDepth", "GatherElements", "GatherND", "ReverseSequence", "Compress", "Tile")
 )
+_MOST = 1 << 24  # entries of a value that is told entry by entry; each takes some 100 bytes on the way
 _SAME = frozenset(("Identity", "Cast", "CastLike", "Dropout"))
 _POOLS = frozenset(("AveragePool", "MaxPool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"))
 
@@ -69,24 +69,92 @@ def moved(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     """Values that only change places: the operator is run on their places."""
     found = trace.found(node, 0)
     rest = [trace.known(node, at) for at in range(1, len(node.input))]
-    places = positions(_shape_of(found)).numpy()
+    places = positions(_told_at_most(found)).numpy()
     made = moved_by(node, trace.model.opset_import, [places, *rest])
     return [trace.parameters.looked_up(found, torch.from_numpy(np.array(index))) for index in made]
 
 
-def pad(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
-    """Filled-in values have the place -1."""
+def _told_at_most(found: Found) -> tuple[int, ...]:
+    """The shape of a value. Raises UnknownOperation where it is too large to be told entry by entry."""
+    if math.prod(found.shape) > _MOST:
+        raise UnknownOperation(f"{math.prod(found.shape):,} values, and {_MOST:,} of one tensor are followed")
+    return tuple(found.shape)
+
+
+def reshaped(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """The same values in the same order."""
+    found, shape = trace.found(node, 0), trace.shape_of(node.output[0])
+    if isinstance(found, Undecided) or shape is None or math.prod(shape) != math.prod(found.shape):
+        return moved(trace, node)
+    for at in range(1, len(node.input)):
+        trace.known(node, at)
+    return [found.reshaped(shape)]
+
+
+def transposed(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """Axes in another order."""
     found = trace.found(node, 0)
-    places = positions(_shape_of(found)).numpy()
+    if isinstance(found, Undecided):
+        return moved(trace, node)
+    return [found.turned(attribute(node, "perm", None) or range(len(found.shape))[::-1])]
+
+
+def expanded(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """Values again and again along axes of one."""
+    found, sizes = trace.found(node, 0), trace.known(node, 1)
+    if isinstance(found, Undecided) or sizes is None:
+        return moved(trace, node)
+    shape = np.broadcast_shapes(found.shape, tuple(int(size) for size in sizes))
+    return [replace(found.led_by(len(shape) - len(found.shape)), shape=shape)]
+
+
+def split(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """Runs of an axis."""
+    found = trace.found(node, 0)
+    shapes = [trace.shape_of(name) for name in node.output]
+    axis = attribute(node, "axis", 0) % len(found.shape)
+    trace.known(node, 1)
+    sizes = [0 if shape is None else shape[axis] for shape in shapes]
+    if isinstance(found, Undecided) or sum(sizes) != found.shape[axis]:
+        return moved(trace, node)
+    return [found.taken(axis, part) for part in torch.arange(found.shape[axis]).split(sizes)]
+
+
+def sliced(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """A run of each axis, perhaps with steps."""
+    found = trace.found(node, 0)
+    rest = [trace.known(node, at) for at in range(1, len(node.input))]
+    if isinstance(found, Undecided) or len(rest) < 2 or rest[0] is None or rest[1] is None:
+        return moved(trace, node)
+    rank = len(found.shape)
+    axes = rest[2] if len(rest) > 2 and rest[2] is not None else np.arange(len(rest[0]))
+    steps = rest[3] if len(rest) > 3 and rest[3] is not None else np.ones(len(axes), np.int64)
+    for axis, start, end, step in zip(axes, rest[0], rest[1], steps, strict=True):
+        along = int(axis) % rank
+        places = np.arange(found.shape[along])[int(start) : int(end) : int(step)]
+        found = found.taken(along, torch.from_numpy(places.copy()))
+    return [found]
+
+
+def pad(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
+    """Filled-in values have the place -1; along axes where only places differ they are as the others."""
+    found = trace.found(node, 0)
     mode = attribute(node, "mode", b"constant")
     if len(node.input) < 2:
         raise UnknownOperation("pads of an old form")
-    pads = trace.known(node, 1)
+    pads, axes = trace.known(node, 1), trace.known(node, 3)
     if mode == b"constant" and pads is not None and bool((pads < 0).any()):
         raise UnknownOperation("pads that cut")
     if trace.given(node, 2):
         trace.known(node, 2)
-    rest = [pads, np.array(-1) if mode == b"constant" else None, trace.known(node, 3)]
+    shape = trace.shape_of(node.output[0])
+    if isinstance(found, Labels) and shape is not None and bool((found.atoms >= 0).any()):
+        grown = [axis for axis, size in enumerate(shape) if size != found.shape[axis]]
+        if not any(found.is_long(axis) for axis in grown):
+            even = tuple(is_even and axis not in grown for axis, is_even in enumerate(found.even))
+            return [replace(found, shape=shape, even=even)]
+    places = positions(_told_at_most(found)).numpy()
+    rest = [pads, np.array(-1) if mode == b"constant" else None, axes]
     while rest and rest[-1] is None:
         rest.pop()
     (index,) = moved_by(node, trace.model.opset_import, [places, *rest])
@@ -104,11 +172,17 @@ def concat(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
 def gather(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     """A choice by known numbers moves values; one of a table's rows by an input is an embedding."""
     data, indices = trace.found(node, 0), trace.value(node, 1)
+    axis = attribute(node, "axis", 0) % len(_shape_of(data))
     if isinstance(indices, np.ndarray):
-        return moved(trace, node)
+        if isinstance(data, Undecided):
+            return moved(trace, node)
+        size = data.shape[axis]
+        if indices.size and not -size <= indices.min() <= indices.max() < size:
+            raise UnknownOperation("an index that is out of range")
+        chosen = data.taken(axis, torch.from_numpy(indices.reshape(-1) % size))
+        return [chosen.reshaped((*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :]))]
     if isinstance(indices, Undecided):
         raise UnknownOperation("indices that are floats")
-    axis = attribute(node, "axis", 0) % len(_shape_of(data))
     if bool((indices.atoms >= 0).any()):
         raise UnknownOperation("an index that is computed from channels")
     if isinstance(data, Undecided):
@@ -116,7 +190,7 @@ def gather(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
         if axis != 0 or len(trace.ledger.shapes[weight]) != 2:
             raise UnknownOperation("a table of another form")
         return [rules.embedding(trace.ledger, trace.made_shape(node), weight, trace.where(node))]
-    return [_along(trace, data, [axis], trace.made_shape(node), node, n_after=indices.atoms.dim())]
+    return [_along(trace, data, [axis], trace.made_shape(node), node, n_after=len(indices.shape))]
 
 
 def shape_of(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
@@ -131,11 +205,11 @@ def shape_of(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
 def conv(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     """Conv and ConvTranspose."""
     x, weight, bias = trace.labels(node), trace.raw(node, 1), trace.raw(node, 2)
-    if weight is None or x.atoms.dim() != len(trace.ledger.shapes[weight]):
+    if weight is None or len(x.shape) != len(trace.ledger.shapes[weight]):
         raise UnknownOperation("a convolution of another form")
     groups = attribute(node, "group", 1)
     stored = trace.ledger.shapes[weight]
-    if x.atoms.shape[1] != (stored[0] if node.op_type == "ConvTranspose" else stored[1] * groups):
+    if x.shape[1] != (stored[0] if node.op_type == "ConvTranspose" else stored[1] * groups):
         raise UnknownOperation("sizes that do not fit")
     made = rules.convolution(
         trace.ledger,
@@ -168,12 +242,12 @@ def gemm(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
 def matmul(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     """A product with a stored matrix from either side, or of two values."""
     x, y, where = trace.found(node, 0), trace.found(node, 1), trace.where(node)
-    if isinstance(y, Undecided) and y.index.dim() == 2 and isinstance(x, Labels) and not y.tag:
+    if isinstance(y, Undecided) and len(y.shape) == 2 and isinstance(x, Labels) and not y.tag:
         weight, in_axis = _matrix(trace, y)
         return [_linear(trace, x, weight, in_axis, where)]
-    if isinstance(x, Undecided) and x.index.dim() == 2 and isinstance(y, Labels) and not x.tag:
+    if isinstance(x, Undecided) and len(x.shape) == 2 and isinstance(y, Labels) and not x.tag:
         weight, out_axis = _matrix(trace, x)
-        if y.atoms.dim() < 2:
+        if len(y.shape) < 2:
             raise UnknownOperation("a product with a vector")
         made = _linear(trace, _turned(y), weight, 1 - out_axis, where)
         return [_turned(made)]
@@ -185,20 +259,23 @@ def matmul(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
 
 
 def _linear(trace: GraphTrace, x: Labels, weight: str, in_axis: int, where: str) -> Labels:
-    if not x.atoms.dim() or x.atoms.shape[-1] != trace.ledger.shapes[weight][in_axis]:
+    if not len(x.shape) or x.shape[-1] != trace.ledger.shapes[weight][in_axis]:
         raise UnknownOperation("sizes that do not fit")
     return rules.linear(trace.ledger, x, weight, None, where, in_axis=in_axis)
 
 
 def _turned(labels: Labels) -> Labels:
-    return Labels(labels.atoms.mT, labels.subs.mT)
+    rank = len(labels.shape)
+    return labels.turned([*range(rank - 2), rank - 1, rank - 2])
 
 
 def _matrix(trace: GraphTrace, found: Found) -> tuple[str, int]:
     """A stored matrix, and which of its axes is the first of the value. It may have been transposed."""
-    if not isinstance(found, Undecided) or found.tag or found.index.dim() != 2:
+    if not isinstance(found, Undecided) or found.tag or len(found.shape) != 2:
         raise UnknownOperation("a computed matrix")
     stored = trace.ledger.shapes[found.name]
+    if found.order is None:
+        return found.name, 0
     if len(stored) == 2:
         for axis, index in ((0, positions(stored)), (1, positions(stored).T)):
             if index.shape == found.index.shape and torch.equal(index, found.index):
@@ -217,13 +294,13 @@ def batch_norm(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
 def instance_norm(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     """Each map by itself; with channels in the map it is a group norm."""
     x, where = trace.labels(node), trace.where(node)
-    dims = range(2, x.atoms.dim())
+    dims = range(2, len(x.shape))
     made: Found = rules.normalised(trace.ledger, x, dims, (), where)
     for at in (1, 2):
         found = trace.found(node, at)
-        shape = (x.atoms.shape[1], *[1] * len(dims))
+        shape = (x.shape[1], *[1] * len(dims))
         spread = trace.parameters.looked_up(found, positions(_shape_of(found)).reshape(shape))
-        made = trace.parameters.elementwise([made, spread], x.atoms.shape, where)
+        made = trace.parameters.elementwise([made, spread], x.shape, where)
     return [made]
 
 
@@ -232,7 +309,7 @@ def layer_norm(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     if any(node.output[1:]):
         raise UnknownOperation("several results")
     x = trace.labels(node)
-    rank = x.atoms.dim()
+    rank = len(x.shape)
     first = attribute(node, "axis", -1) % rank
     names = [name for at in (1, 2) if (name := trace.raw(node, at)) is not None]
     return [rules.normalised(trace.ledger, x, range(first, rank), names, trace.where(node))]
@@ -241,7 +318,7 @@ def layer_norm(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
 def softmax(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     """Every entry by all those along an axis; before opset 13 along all from that axis on."""
     x = trace.labels(node)
-    rank = x.atoms.dim()
+    rank = len(x.shape)
     if trace.opset >= 13:
         dims = [attribute(node, "axis", -1) % rank]
     else:
@@ -252,7 +329,7 @@ def softmax(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
 def lp_norm(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     """Every entry by the length of all along an axis."""
     x = trace.labels(node)
-    dims = [attribute(node, "axis", -1) % x.atoms.dim()]
+    dims = [attribute(node, "axis", -1) % len(x.shape)]
     return [rules.normalised(trace.ledger, x, dims, (), trace.where(node))]
 
 
@@ -263,9 +340,9 @@ def reduced(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     if not axes:
         if attribute(node, "noop_with_empty_axes", 0):
             return [x]
-        axes = list(range(x.atoms.dim()))
-    dims = sorted({axis % x.atoms.dim() for axis in axes})
-    shape = [1 if axis in dims else size for axis, size in enumerate(x.atoms.shape)]
+        axes = list(range(len(x.shape)))
+    dims = sorted({axis % len(x.shape) for axis in axes})
+    shape = [1 if axis in dims else size for axis, size in enumerate(x.shape)]
     if not attribute(node, "keepdims", 1):
         shape = [size for axis, size in enumerate(shape) if axis not in dims]
     return [rules.reduced(trace.ledger, x, dims, tuple(shape), trace.where(node))]
@@ -276,7 +353,7 @@ def pooled(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     x = trace.labels(node)
     if any(node.output[1:]):
         raise UnknownOperation("several results")
-    return [rules.planes(trace.ledger, x, x.atoms.dim() - 2, trace.made_shape(node), trace.where(node))]
+    return [rules.planes(trace.ledger, x, len(x.shape) - 2, trace.made_shape(node), trace.where(node))]
 
 
 def resized(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
@@ -284,8 +361,8 @@ def resized(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     x, shape = trace.labels(node), trace.made_shape(node)
     if attribute(node, "coordinate_transformation_mode", b"") == b"tf_crop_and_resize":
         raise UnknownOperation("a part of the map")
-    changed = [axis for axis, size in enumerate(x.atoms.shape) if size != shape[axis]]
-    dims = changed or list(range(min(2, x.atoms.dim()), x.atoms.dim()))
+    changed = [axis for axis, size in enumerate(x.shape) if size != shape[axis]]
+    dims = changed or list(range(min(2, len(x.shape)), len(x.shape)))
     return [_along(trace, x, dims, shape, node)]
 
 
@@ -298,7 +375,7 @@ def along_an_axis(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
         axis = 0 if found is None else int(found.reshape(-1)[0])
     else:
         axis = int(attribute(node, "axis", default))
-    dims = [axis % x.atoms.dim()]
+    dims = [axis % len(x.shape)]
     if node.op_type == "Hardmax" and trace.opset < 13:
         raise UnknownOperation("its older form")
     made = []
@@ -306,7 +383,7 @@ def along_an_axis(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
         shape = trace.shape_of(name)
         if shape is None:
             raise UnknownOperation("its shape depends on data")
-        n_after = 0 if len(shape) < x.atoms.dim() else 1
+        n_after = 0 if len(shape) < len(x.shape) else 1
         made.append(_along(trace, x, dims, shape, node, n_after=n_after))
     return made
 
@@ -322,21 +399,14 @@ def _along(
 ) -> Labels:
     """The axes `dims` become n_after axes at the place of the first, which may have other sizes."""
     n_after = len(dims) if n_after is None else n_after
-    rank, first = x.atoms.dim(), dims[0]
-    last = list(range(rank - len(dims), rank))
-    turned = Labels(x.atoms.movedim(tuple(dims), tuple(last)), x.subs.movedim(tuple(dims), tuple(last)))
+    rank, first = len(x.shape), dims[0]
+    others = [axis for axis in range(rank) if axis not in dims]
     after = list(range(first, first + n_after)) if n_after != len(dims) else list(dims)
-    sizes = [size for axis, size in enumerate(shape) if axis not in after] + [shape[axis] for axis in after]
-    if not n_after:
-        sizes.append(1)
-    n_kept = rank - len(dims)
-    flat = (*sizes[:n_kept], math.prod(sizes[n_kept:]))
-    made = rules.planes(trace.ledger, turned, len(dims), flat, trace.where(node))
-    atoms, subs = made.atoms.reshape(sizes), made.subs.reshape(sizes)
-    if not n_after:
-        return Labels(atoms.reshape(tuple(shape)), subs.reshape(tuple(shape)))
-    ends = tuple(range(len(sizes) - n_after, len(sizes)))
-    return Labels(atoms.movedim(ends, tuple(after)), subs.movedim(ends, tuple(after)))
+    kept = [axis for axis in range(len(shape)) if axis not in after]
+    sizes = [shape[axis] for axis in (*kept, *after)]
+    made = rules.planes(trace.ledger, x.turned([*others, *dims]), len(dims), sizes, trace.where(node))
+    places = [*kept, *after]
+    return made.turned([places.index(axis) for axis in range(len(shape))])
 
 
 def recurrent(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
@@ -349,7 +419,7 @@ def recurrent(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     w, r = (str(name) for name in names)
     ledger, where, x = trace.ledger, trace.where(node), trace.labels(node)
     n_units = ledger.shapes[r][2]
-    atoms, uses = ledger.columns(x.moved(rules.layout(x.atoms.shape, [2])), where)
+    atoms, uses = ledger.columns(x.rows([2]), where)
     ledger.use(AxisKey(w, 2), atoms, uses, where)
     units = ledger.new_atoms(n_units)
     gates = torch.arange(n_gates).repeat_interleave(n_units) + 1
@@ -364,28 +434,30 @@ def recurrent(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
             state = trace.labels(node, at)
             if _alike(state):
                 continue
-            atoms, uses = ledger.columns(state.moved(rules.layout(state.atoms.shape, [2])), where)
+            atoms, uses = ledger.columns(state.rows([2]), where)
             ledger.tie(atoms, units)
             ledger.pin(units[atoms < 0], f"{where} begins with a state that stays in place")
             ledger.sum_over(units, uses, where)
     return [
-        rules.made_along_last(units, trace.shape_of(name) or (), name) if name else Labels(units, units)
+        rules.made_along_last(units, trace.shape_of(name) or (), name) if name else Labels.of(units, units)
         for name in node.output
     ]
 
 
 def _alike(labels: Labels) -> bool:
     """Are all values of the last axis the same?"""
-    return bool((labels.atoms < 0).all()) and bool((labels.subs == labels.subs[..., :1]).all())
+    same = labels.is_long(-1) or labels.even[-1]
+    return bool((labels.atoms < 0).all()) and same and bool((labels.subs == labels.subs[..., :1]).all())
 
 
 def _shape_of(found: Found) -> tuple[int, ...]:
-    return tuple((found.index if isinstance(found, Undecided) else found.atoms).shape)
+    return tuple(found.shape)
 
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, elementwise),
     **dict.fromkeys(_MOVES, moved),
+    **dict.fromkeys(_RESHAPES, reshaped),
     **dict.fromkeys(_SAME, same),
     **dict.fromkeys(REDUCE, reduced),
     **dict.fromkeys(_POOLS, pooled),
@@ -403,5 +475,9 @@ RULES: dict[str, Rule] = {
     "InstanceNormalization": instance_norm,
     "LpNormalization": lp_norm,
     "MatMul": matmul,
+    "Expand": expanded,
     "Pad": pad,
+    "Slice": sliced,
+    "Split": split,
+    "Transpose": transposed,
 }

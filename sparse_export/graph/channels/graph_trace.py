@@ -12,9 +12,18 @@ import torch
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from sparse_export.graph.channels.labels import FIXED, Labels, Ledger, fixed_labels, hash_of, mixed, positions
+from sparse_export.graph.channels.labels import (
+    FIXED,
+    Labels,
+    Ledger,
+    UnknownOperation,
+    fixed_labels,
+    hash_of,
+    mixed,
+    positions,
+)
 from sparse_export.graph.channels.onnx_graph import Array, attribute, captured, title
-from sparse_export.graph.channels.parameters import Found, Parameters, Undecided, UnknownOperation
+from sparse_export.graph.channels.parameters import Found, Parameters, Undecided
 from sparse_export.graph.concrete import Shape
 from sparse_export.graph.constants import array_of, n_made
 from sparse_export.graph.shapes import n_entries
@@ -131,7 +140,7 @@ class GraphTrace:
                 self.values[tensor.name] = self._stored(tensor, tensor.name in own)
         for value in graph.input:
             shape = self.shape_of(value.name)
-            self.values[value.name] = Lost() if shape is None else fixed_labels(torch.Size(shape), value.name)
+            self.values[value.name] = Lost() if shape is None else fixed_labels(shape, value.name)
         left = Counter(name for node in graph.node for name in _read_by(node))
         left.update(value.name for value in graph.output)
         for node in graph.node:
@@ -147,11 +156,11 @@ class GraphTrace:
         array = array_of(tensor)
         if is_own or array.size <= _LARGEST_KNOWN:
             return array
-        return fixed_labels(torch.Size(array.shape), tensor.name)
+        return fixed_labels(array.shape, tensor.name)
 
     def _find(self, name: str) -> Value:
         if name in self.ledger.shapes:
-            return Undecided(name, positions(self.ledger.shapes[name]))
+            return Undecided(name, self.ledger.shapes[name])
         return self.values.get(name, Lost())
 
     def _visit(self, node: onnx.NodeProto) -> None:
@@ -196,7 +205,7 @@ class GraphTrace:
 
     def _fixed(self, name: str) -> Value:
         shape = self.shape_of(name)
-        return Lost() if shape is None else fixed_labels(torch.Size(shape), name)
+        return Lost() if shape is None else fixed_labels(shape, name)
 
     def _give_up(self, name: str, reason: str) -> None:
         value = self._find(name)
@@ -279,13 +288,20 @@ class GraphTrace:
 
 def labels_of_known(array: Array) -> Labels:
     """Labels of numbers that are known: equal ones are alike wherever they stand."""
-    content = np.ascontiguousarray(array)
+    content = np.ascontiguousarray(array).reshape(array.shape)
+    shape = content.shape
+    even = [size == 1 for size in shape]
+    for axis in range(content.ndim):
+        first = content.take([0], axis)
+        if content.shape[axis] > 1 and bool((content == first).all()):
+            content, even[axis] = first, True
     if content.dtype.kind in "fiub":
         bits = np.ascontiguousarray(content.astype(np.float64) + 0.0).view(np.int64)
         words = torch.from_numpy(bits.reshape(content.shape).copy())
     else:
         words = positions(content.shape)
-    return Labels(torch.full(tuple(content.shape), FIXED), mixed(words, hash_of("number")))
+    atoms = torch.full(tuple(content.shape), FIXED)
+    return Labels(atoms, mixed(words, hash_of("number")), shape, tuple(even))
 
 
 def _read_by(node: onnx.NodeProto) -> set[str]:
@@ -293,9 +309,5 @@ def _read_by(node: onnx.NodeProto) -> set[str]:
 
 
 def _shape(value: Value) -> tuple[int, ...]:
-    if isinstance(value, Undecided):
-        return tuple(value.index.shape)
-    if isinstance(value, Labels):
-        return tuple(value.atoms.shape)
-    assert isinstance(value, np.ndarray)
+    assert isinstance(value, Undecided | Labels | np.ndarray)
     return tuple(value.shape)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sparse_export.graph.channels import rules
-from sparse_export.graph.channels.labels import FIXED, AxisKey, Labels, Ledger, hash_of, mixed, positions
-
-
-class UnknownOperation(Exception):  # noqa: N818 - a finding, caught by whoever runs the labels
-    """No rule says what this does to channels."""
+from sparse_export.graph.channels.labels import (
+    FIXED,
+    AxisKey,
+    Labels,
+    Ledger,
+    UnknownOperation,
+    fixed_labels,
+    hash_of,
+    labels_along,
+    mixed,
+    positions,
+)
 
 
 @dataclass
@@ -21,12 +29,21 @@ class Undecided:
     """Entries of a parameter or buffer that the forward reads itself: which axis is channels shows at its
     first use.
 
-    index: each entry's place in the parameter.  tag: what was done to it on the way.
+    Attributes:
+        shape: of the value.
+        order: each entry's place in the parameter; None where it is the parameter as it is stored.
+        tag: what was done to it on the way.
     """
 
     name: str
-    index: Tensor
+    shape: tuple[int, ...]
+    order: Tensor | None = None
     tag: int = 0
+
+    @property
+    def index(self) -> Tensor:
+        """Each entry's place in the parameter."""
+        return positions(self.shape) if self.order is None else self.order
 
 
 Found = Labels | Undecided
@@ -55,18 +72,21 @@ class Parameters:
         tag = hash_of("read", found.name, axis, found.tag)
         if axis is None:
             self.ledger.hold(found.name, f"{where} reads {found.name}, whose channels are not clear")
-            return Labels(torch.full_like(found.index, FIXED), mixed(found.index, tag))
+            if found.order is None:
+                return fixed_labels(shape, tag)
+            index = found.index
+            return Labels.of(torch.full_like(index, FIXED), mixed(index, tag)).packed()
         atoms, apart = self.ledger.make(AxisKey(found.name, axis), 0, where)
-        step = 1
-        for size in shape[axis + 1 :]:
-            step *= size
+        if found.order is None:
+            return labels_along(atoms, mixed(apart, tag), shape, [axis])
+        step = math.prod(shape[axis + 1 :])
         at = found.index // step % shape[axis]
-        return Labels(atoms[at], mixed(apart[at], found.index - at * step, tag))
+        return Labels.of(atoms[at], mixed(apart[at], found.index - at * step, tag)).packed()
 
     def _axis_like(self, found: Undecided, other: Labels, shape: tuple[int, ...]) -> int | None:
         if not _has_channels(other):  # it meets numbers that have none, as on the way to a norm's scale
             return _only_long(shape)
-        index, atoms = torch.broadcast_tensors(found.index, self.ledger.rooted(_without_copies(found, other)))
+        index, atoms = torch.broadcast_tensors(found.index, self.ledger.rooted(other.atoms))
         index, atoms = index[atoms >= 0], atoms[atoms >= 0]
         step = 1
         fitting = None
@@ -93,10 +113,13 @@ class Parameters:
         if isinstance(found, Undecided):
             if bool((index < 0).any()):
                 raise UnknownOperation("padding of a parameter")
-            return Undecided(found.name, found.index.reshape(-1)[index], found.tag)
-        moved = found.moved(index.clamp(min=0))
-        filled, constant = index < 0, hash_of("filled", filler)
-        return Labels(torch.where(filled, FIXED, moved.atoms), torch.where(filled, constant, moved.subs))
+            return Undecided(found.name, tuple(index.shape), found.index.reshape(-1)[index], found.tag)
+        filled = index < 0
+        if not bool(filled.any()):
+            return found.moved(index)
+        moved = found.spread(range(len(found.shape))).moved_whole(index.clamp(min=0))
+        subs = torch.where(filled, hash_of("filled", filler), moved.subs)
+        return Labels.of(torch.where(filled, FIXED, moved.atoms), subs).packed()
 
     def elementwise(
         self, operands: Sequence[Found], shape: torch.Size | tuple[int, ...], where: str
@@ -104,7 +127,7 @@ class Parameters:
         """Each entry of the result is computed from the entries at its place."""
         undecided = [found for found in operands if isinstance(found, Undecided)]
         if len(undecided) == len(operands) == 1:
-            return Undecided(undecided[0].name, undecided[0].index, hash_of(undecided[0].tag, where))
+            return replace(undecided[0], tag=hash_of(undecided[0].tag, where))
         if len(undecided) == len(operands):
             return self._among_parameters(undecided, shape, where)
         known = max((found for found in operands if isinstance(found, Labels)), key=_has_channels)
@@ -130,13 +153,15 @@ class Parameters:
         known = max(decided, key=_has_channels) if decided else None
         example = known
         if known is not None and not stacked:
-            example = Labels(known.atoms.narrow(dim, 0, 1), known.subs.narrow(dim, 0, 1))
+            example = known.taken(dim % len(known.shape), torch.zeros(1, dtype=torch.int64))
         labels = []
         for part in parts:
             if isinstance(part, Undecided) and part.name not in self.axes and example is not None:
                 index = part.index if stacked else part.index.narrow(dim, 0, 1)
                 shape = self.ledger.shapes[part.name]
-                self.axes[part.name] = self._axis_like(Undecided(part.name, index), example, shape)
+                self.axes[part.name] = self._axis_like(
+                    Undecided(part.name, tuple(index.shape), index), example, shape
+                )
             labels.append(self.settle(part, None, where))
         return rules.joined(labels, dim, stacked=stacked)
 
@@ -144,7 +169,9 @@ class Parameters:
         """The name of a parameter or buffer that is used as it is. Raises UnknownOperation for another."""
         if not isinstance(found, Undecided) or found.tag:
             raise UnknownOperation("a computed parameter")
-        if not torch.equal(found.index, positions(self.ledger.shapes[found.name])):
+        if found.order is not None and not torch.equal(
+            found.order, positions(self.ledger.shapes[found.name])
+        ):
             raise UnknownOperation("a rearranged parameter")
         return found.name
 
@@ -157,14 +184,3 @@ def _only_long(shape: tuple[int, ...]) -> int | None:
     """The axis that is longer than 1, where there is one such."""
     long = [axis for axis, size in enumerate(shape) if size > 1]
     return long[0] if len(long) == 1 else None
-
-
-def _without_copies(found: Undecided, other: Labels) -> Tensor:
-    """Atoms of the other value, one of an axis along which they and the parameter are the same."""
-    atoms, index = other.atoms, found.index
-    for back in range(1, atoms.dim() + 1):
-        if index.dim() < back or index.shape[-back] == 1:
-            first = atoms.narrow(-back, 0, 1)
-            if bool((atoms == first).all()):
-                atoms = first
-    return atoms

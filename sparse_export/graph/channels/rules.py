@@ -9,7 +9,9 @@ Legend: R rows, C columns, N batch, I input and O output channels, K what a prod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,51 +23,79 @@ from sparse_export.graph.channels.labels import (
     Ledger,
     fixed_labels,
     hash_of,
-    hashed_rows,
+    labels_along,
     mixed,
-    positions,
 )
 
-Shape = torch.Size | tuple[int, ...]
+Shape = Sequence[int]
 
 
 def elementwise(ledger: Ledger, operands: Sequence[Labels], shape: Shape) -> Labels:
     """Each entry of the result is computed from the entries at its place: those channels are one."""
-    first = operands[0].expanded(torch.Size(shape))
-    atoms, subs = first.atoms, first.subs
-    for operand in operands[1:]:
-        other = operand.expanded(torch.Size(shape))
+    fitted = _fitted([one.led_by(len(shape) - len(one.shape)) for one in operands])
+    atoms, subs = fitted[0].atoms, fitted[0].subs
+    for other in fitted[1:]:
         ledger.tie(atoms, other.atoms)
         atoms, subs = torch.where(atoms < 0, other.atoms, atoms), mixed(subs, other.subs)
-    return Labels(atoms, subs)
+    even = tuple(map(all, zip(*(one.even for one in fitted), strict=True)))
+    return Labels(atoms, subs, tuple(shape), even).packed(ledger)
+
+
+def _fitted(operands: Sequence[Labels], axes: Iterable[int] | None = None) -> list[Labels]:
+    """Labels of one number of axes, all told along the axes that one of them is told along."""
+    axes = range(len(operands[0].shape)) if axes is None else axes
+    long = [axis for axis in axes if any(one.is_long(axis) for one in operands)]
+    return [one.spread(axis for axis in long if not one.even[axis]) for one in operands]
 
 
 def joined(parts: Sequence[Labels], dim: int, *, stacked: bool) -> Labels:
     """torch.cat, or torch.stack. Values of different parts are different, whatever their labels."""
-    join = torch.stack if stacked else torch.cat
-    parts = told_apart(parts)
-    return Labels(join([part.atoms for part in parts], dim), join([part.subs for part in parts], dim))
+    rank = len(parts[0].shape) + stacked
+    dim %= rank
+    if stacked:
+        parts = [one.reshaped((*one.shape[:dim], 1, *one.shape[dim:])) for one in parts]
+    shape = [*parts[0].shape]
+    shape[dim] = sum(one.shape[dim] for one in parts)
+    first = parts[0]
+    if not first.is_long(dim) and len(parts) > 1 and all(_same_but(one, first, dim) for one in parts):
+        even = tuple(is_even and axis != dim for axis, is_even in enumerate(first.even))
+        return Labels(first.atoms, mixed(first.subs, hash_of("joined")), tuple(shape), even)
+    others = [axis for axis in range(rank) if axis != dim]
+    told = [one.spread([dim]) for one in _fitted(told_apart(parts), others)]
+    sizes = [max(one.atoms.shape[axis] for one in told) for axis in range(rank)]
+    even = tuple(axis != dim and all(one.even[axis] for one in told) for axis in range(rank))
+
+    def together(of: Sequence[Tensor]) -> Tensor:
+        return torch.cat([x.expand(*sizes[:dim], x.shape[dim], *sizes[dim + 1 :]) for x in of], dim)
+
+    numbers = None
+    if any(one.numbers is not None for one in told):
+        numbers = together([_numbers(one) for one in told])
+    made = Labels(
+        together([x.atoms for x in told]), together([x.subs for x in told]), tuple(shape), even, numbers
+    )
+    return made.packed()
+
+
+def _numbers(labels: Labels) -> Tensor:
+    unknown = torch.full(tuple(labels.atoms.shape), math.nan, dtype=torch.float64)
+    return unknown if labels.numbers is None else labels.numbers
+
+
+def _same_but(a: Labels, b: Labels, dim: int) -> bool:
+    """Are labels the same but for their length along an axis, along which only places differ?"""
+    return (
+        a.numbers is None
+        and b.numbers is None
+        and torch.equal(a.atoms, b.atoms)
+        and torch.equal(a.subs, b.subs)
+        and all(x == y for axis, (x, y) in enumerate(zip(a.even, b.even, strict=True)) if axis != dim)
+    )
 
 
 def told_apart(parts: Sequence[Labels]) -> list[Labels]:
     """Labels that say which part a value is of."""
-    return [Labels(part.atoms, mixed(part.subs, i)) for i, part in enumerate(parts)]
-
-
-def layout(shape: Shape, dims: Iterable[int]) -> Tensor:
-    """Places of entries as (R, C): C runs over `dims`, R over the others."""
-    moved = sorted(dim % len(shape) for dim in dims)
-    n_columns = 1
-    for dim in moved:
-        n_columns *= shape[dim]
-    last = list(range(len(shape) - len(moved), len(shape)))
-    return positions(shape).movedim(moved, last).reshape(-1, n_columns)
-
-
-def _put(values_RC: Tensor, place_RC: Tensor, shape: Shape) -> Tensor:
-    flat = torch.empty(place_RC.numel(), dtype=torch.int64)
-    flat[place_RC.reshape(-1)] = values_RC.expand(place_RC.shape).reshape(-1)
-    return flat.reshape(tuple(shape))
+    return [replace(part, subs=mixed(part.subs, i)) for i, part in enumerate(parts)]
 
 
 def _rows_are_one(ledger: Ledger, atoms_RC: Tensor) -> Tensor:
@@ -81,7 +111,40 @@ def _columns_are_one(ledger: Ledger, atoms_RC: Tensor) -> bool:
 
 def _works_along_rows(ledger: Ledger, atoms_RC: Tensor) -> bool:
     """Do the channels lie along other axes than the one that is worked on, as in a token-mixing layer?"""
+    if len(atoms_RC) < 2:
+        return False
     return not _columns_are_one(ledger, atoms_RC) and bool(_rows_are_one(ledger, atoms_RC).all())
+
+
+def _along_rows(
+    ledger: Ledger, x: Labels, dims: Sequence[int], shape: Shape, names: Iterable[str | None], where: str
+) -> Labels:
+    """What an operation makes that works along `dims` where each row is one channel."""
+    for name in filter(None, names):
+        ledger.hold(name, f"{where} works along another axis than the channels'")
+    return _one_for(x, dims, shape, where)
+
+
+def _one_for(x: Labels, dims: Sequence[int], shape: Shape, where: str) -> Labels:
+    """Labels of the shape that the axes `dims` become: each row is one channel, and only places differ now.
+
+    Args:
+        shape: with as many axes as before, or without `dims`.
+    """
+    rank = len(x.shape)
+    dims = [dim % rank for dim in dims]
+    atoms, subs = x.atoms, mixed(x.subs, hash_of("along", where))
+    for dim in dims:
+        if x.is_long(dim):
+            places = torch.arange(x.shape[dim]).reshape(-1, *[1] * (rank - dim - 1))
+            atoms, subs = atoms.narrow(dim, 0, 1), mixed(subs, places).sum(dim, keepdim=True)
+    even = tuple(is_even and axis not in dims for axis, is_even in enumerate(x.even))
+    if len(shape) < rank:
+        kept = [axis for axis in range(rank) if axis not in dims]
+        sizes = [atoms.shape[axis] for axis in kept]
+        atoms, subs, even = atoms.reshape(sizes), subs.reshape(sizes), tuple(even[axis] for axis in kept)
+    even = tuple(is_even or size == 1 for is_even, size in zip(even, shape, strict=True))
+    return Labels(atoms, subs, tuple(shape), even)
 
 
 def linear(
@@ -95,13 +158,10 @@ def linear(
 ) -> Labels:
     """x (..., I) times a weight of shape (O, I), with in_axis 0 of shape (I, O)."""
     ins, outs = AxisKey(weight, in_axis), AxisKey(weight, 1 - in_axis)
-    shape = (*x.atoms.shape[:-1], ledger.shapes[weight][1 - in_axis])
-    rows = Labels(x.atoms.reshape(-1, x.atoms.shape[-1]), x.subs.reshape(-1, x.subs.shape[-1]))
-    if _works_along_rows(ledger, rows.atoms):
-        for name in filter(None, (weight, bias)):
-            ledger.hold(name, f"{where} works along another axis than the channels'")
-        subs = mixed(hashed_rows(rows.subs)[:, None], torch.arange(shape[-1]), hash_of(weight))
-        return Labels(rows.atoms[:, :1].expand_as(subs).reshape(shape), subs.reshape(shape))
+    shape = (*x.shape[:-1], ledger.shapes[weight][1 - in_axis])
+    rows = x.rows([-1])
+    if _works_along_rows(ledger, rows[0]):
+        return _along_rows(ledger, x, [-1], shape, (weight, bias), f"{where} {weight}")
     atoms, uses = ledger.columns(rows, where)
     ledger.use(ins, atoms, uses, where)
     return _made(ledger, outs, bias, 0, shape, len(shape) - 1, where)
@@ -114,16 +174,12 @@ def _made(
     atoms, apart = ledger.make(key, uses, where)
     if bias is not None:
         ledger.use(AxisKey(bias, 0), atoms, 0, where)
-    place = layout(shape, [axis])
-    subs = mixed(apart, torch.arange(len(place))[:, None])
-    return Labels(_put(atoms, place, shape), _put(subs, place, shape))
+    return labels_along(atoms, apart, shape, [axis])
 
 
 def made_along_last(atoms: Tensor, shape: Shape, *words: object) -> Labels:
     """Labels of fresh values whose channels are the entries of the last axis."""
-    place = layout(shape, [len(shape) - 1])
-    subs = mixed(torch.arange(len(place))[:, None], hash_of(*words))
-    return Labels(_put(atoms, place, shape), _put(subs, place, shape))
+    return labels_along(atoms, torch.full((len(atoms),), hash_of(*words)), shape, [-1])
 
 
 def convolution(
@@ -140,7 +196,7 @@ def convolution(
     """x (N, I, ...) with a weight (O, I/groups, ...), transposed (I, O/groups, ...); gives labels of
     `shape`.
     """
-    atoms, uses = ledger.columns(x.moved(layout(x.atoms.shape, [1])), where)
+    atoms, uses = ledger.columns(x.rows([1]), where)
     n_in, n_out = len(atoms), shape[1]
     if groups == 1:
         ledger.use(AxisKey(weight, 0 if transposed else 1), atoms, uses, where)
@@ -154,9 +210,7 @@ def convolution(
         ledger.use(AxisKey(weight, 0), *filters, where)
         if bias is not None:
             ledger.use(AxisKey(bias, 0), out_atoms, out_uses, where)
-        place = layout(shape, [1])
-        subs = mixed(out_uses, torch.arange(len(place))[:, None])
-        return Labels(_put(out_atoms, place, shape), _put(subs, place, shape))
+        return labels_along(out_atoms, out_uses, shape, [1])
     of_input = torch.arange(n_in) // (n_in // groups)
     of_output = torch.arange(n_out) // (n_out // groups)
     blocks = AxisKey(weight, 1, groups)
@@ -178,16 +232,13 @@ def per_channel(
 
     groups: the channels of a group are normalised together, as in group norm.
     """
-    place = layout(x.atoms.shape, [axis])
-    columns = x.moved(place)
-    atoms, uses = ledger.columns(columns, where)
+    atoms, uses = ledger.columns(x.rows([axis]), where)
     if groups is not None:
         uses = mixed(uses, torch.arange(len(uses)) // (len(uses) // groups))
         ledger.sum_over(atoms, uses, where)
     for name in names:
         ledger.use(AxisKey(name, 0), atoms, uses, where)
-    subs = mixed(uses, torch.arange(len(place))[:, None])
-    return Labels(x.atoms, _put(subs, place, x.atoms.shape))
+    return labels_along(atoms, uses, x.shape, [axis])
 
 
 def normalised(ledger: Ledger, x: Labels, dims: Sequence[int], names: Sequence[str], where: str) -> Labels:
@@ -195,14 +246,12 @@ def normalised(ledger: Ledger, x: Labels, dims: Sequence[int], names: Sequence[s
 
     names: parameters with an entry for each.
     """
-    shape = x.atoms.shape
-    place = layout(shape, dims)
-    rows = x.moved(place)
-    if _works_along_rows(ledger, rows.atoms):
-        for name in names:
-            ledger.hold(name, f"{where} works along another axis than the channels'")
-        subs = mixed(hashed_rows(rows.subs)[:, None], torch.arange(place.shape[1]))
-        return Labels(x.atoms, _put(subs, place, shape))
+    dims = list(dims)
+    if not names and not any(x.is_long(dim) for dim in dims):
+        return _one_for(x, dims, x.shape, where)
+    rows = x.rows(dims)
+    if _works_along_rows(ledger, rows[0]):
+        return _along_rows(ledger, x, dims, x.shape, names, where)
     if names and len(dims) > 1:
         for name in names:
             ledger.hold(name, f"{where} has parameters over {len(dims)} axes")
@@ -213,73 +262,82 @@ def normalised(ledger: Ledger, x: Labels, dims: Sequence[int], names: Sequence[s
             ledger.pin(atoms, f"{where} has parameters over {len(dims)} axes")
         else:
             ledger.use(AxisKey(name, 0), atoms, uses, where)
-    subs = mixed(uses, torch.arange(len(place))[:, None])
-    return Labels(x.atoms, _put(subs, place, shape))
+    return labels_along(atoms, uses, x.shape, dims).packed()
 
 
 def reduced(ledger: Ledger, x: Labels, dims: Sequence[int], shape: Shape, where: str) -> Labels:
     """One value for all those along `dims`, in whatever order they come: mean, sum, amax."""
-    rows = x.moved(layout(x.atoms.shape, dims))
-    if not bool(_rows_are_one(ledger, rows.atoms).all()):
-        ledger.sum_over(*ledger.columns(rows, where), where)
-        return fixed_labels(torch.Size(shape), where)
-    return Labels(rows.atoms[:, 0].reshape(tuple(shape)), hashed_rows(rows.subs).reshape(tuple(shape)))
+    if any(x.is_long(dim) for dim in dims):
+        rows = x.rows(dims)
+        if not bool(_rows_are_one(ledger, rows[0]).all()):
+            ledger.sum_over(*ledger.columns(rows, where), where)
+            return fixed_labels(shape, where)
+    return _one_for(x, dims, shape, where)
 
 
 def planes(ledger: Ledger, x: Labels, n_dims: int, shape: Shape, where: str) -> Labels:
     """Each channel's map, the last n_dims axes, becomes another: pooling, interpolation."""
-    rank = x.atoms.dim()
-    rows = x.moved(layout(x.atoms.shape, range(rank - n_dims, rank)))
-    if not bool(_rows_are_one(ledger, rows.atoms).all()):
-        ledger.pin(rows.atoms, f"{where} works along the channels")
-        return fixed_labels(torch.Size(shape), where)
-    n_out = 1
-    for size in shape[rank - n_dims :]:
-        n_out *= size
-    subs = mixed(hashed_rows(rows.subs)[:, None], torch.arange(n_out))
-    return Labels(rows.atoms[:, :1].expand(-1, n_out).reshape(tuple(shape)), subs.reshape(tuple(shape)))
+    rank = len(x.shape)
+    dims = list(range(rank - n_dims, rank))
+    if any(x.is_long(dim) for dim in dims):
+        atoms, _ = x.rows(dims)
+        if not bool(_rows_are_one(ledger, atoms).all()):
+            ledger.pin(atoms, f"{where} works along the channels")
+            return fixed_labels(shape, where)
+    flat = _one_for(x, dims, (*x.shape[: rank - n_dims], *[1] * n_dims), where)
+    n_after = len(shape) - (rank - n_dims)
+    sizes = (*flat.atoms.shape[: rank - n_dims], *[1] * n_after)
+    even = (*flat.even[: rank - n_dims], *(size == 1 for size in shape[rank - n_dims :]))
+    return Labels(flat.atoms.reshape(sizes), flat.subs.reshape(sizes), tuple(shape), even)
 
 
 def matrix_product(ledger: Ledger, x: Labels, y: Labels, where: str) -> Labels:
     """x (..., I, K) times y (..., K, J): sums over channels along K, or carries those along I or J."""
-    batch = torch.broadcast_shapes(x.atoms.shape[:-2], y.atoms.shape[:-2])
-    (n_i, n_k), n_j = x.atoms.shape[-2:], y.atoms.shape[-1]
-    shape = torch.Size((*batch, n_i, n_j))
-    x = x.expanded(torch.Size((*batch, n_i, n_k)))
-    y = y.expanded(torch.Size((*batch, n_k, n_j)))
-    x_rows = Labels(x.atoms.reshape(-1, n_k), x.subs.reshape(-1, n_k))
-    y_rows = Labels(y.atoms.mT.reshape(-1, n_k), y.subs.mT.reshape(-1, n_k))
-    if bool(_rows_are_one(ledger, x_rows.atoms).all()) and bool(_rows_are_one(ledger, y_rows.atoms).all()):
-        x_atoms = x_rows.atoms[:, 0].reshape(-1, n_i, 1).expand(-1, n_i, n_j)
-        y_atoms = y_rows.atoms[:, 0].reshape(-1, 1, n_j).expand(-1, n_i, n_j)
-        both = (x_atoms >= 0) & (y_atoms >= 0)
-        for atoms in (x_atoms, y_atoms):
-            ledger.pin(atoms[both], f"{where} multiplies every channel with every other")
-        subs = mixed(
-            hashed_rows(x_rows.subs).reshape(-1, n_i, 1), hashed_rows(y_rows.subs).reshape(-1, 1, n_j)
-        )
+    shape = (*torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1])
+    rank = len(shape)
+    x, y = x.led_by(rank - len(x.shape)), y.led_by(rank - len(y.shape))
+    turned = [*range(rank - 2), rank - 1, rank - 2]
+    x, y = _fitted([x, y.turned(turned)], [*range(rank - 2), rank - 1])  # (..., I, K) and (..., J, K)
+    x_rows, y_rows = (one.atoms.reshape(-1, one.atoms.shape[-1]) for one in (x, y))
+    if bool(_rows_are_one(ledger, x_rows).all()) and bool(_rows_are_one(ledger, y_rows).all()):
+        x, y = (_one_for(one, [-1], (*one.shape[:-1], 1), where) for one in (x, y))
+        y = y.turned(turned)
+        both = (x.atoms >= 0) & (y.atoms >= 0)
+        for atoms in (x.atoms, y.atoms):
+            ledger.pin(atoms.expand(both.shape)[both], f"{where} multiplies every channel with every other")
+        subs = mixed(x.subs, y.subs)
         # Where both are pinned, their atoms are part of what tells values apart.
-        subs = torch.where(both, mixed(subs, x_atoms, y_atoms), subs)
-        atoms = torch.where(both, FIXED, torch.maximum(x_atoms, y_atoms))
-        return Labels(atoms.reshape(shape), subs.reshape(shape))
-    x_places = layout(x.atoms.shape, [d for d in range(len(shape)) if d != len(shape) - 2])  # (I, B*K)
-    y_places = layout(y.atoms.shape, [d for d in range(len(shape)) if d != len(shape) - 1])  # (J, B*K)
-    x_atoms, x_uses = ledger.columns(x.moved(x_places), where)
-    y_atoms, y_uses = ledger.columns(y.moved(y_places), where)
+        subs = torch.where(both, mixed(subs, x.atoms, y.atoms), subs)
+        atoms = torch.where(both, FIXED, torch.maximum(x.atoms, y.atoms))
+        even = tuple(a and b for a, b in zip(x.even, y.even, strict=True))
+        return Labels(atoms, subs, shape, even)
+    batch = [axis for axis in range(rank - 2) if x.is_long(axis) or y.is_long(axis)]
+    sizes = [shape[axis] for axis in batch]
+    columns = []
+    for one in (x, y):
+        columns.append(ledger.columns(_expanded(one, batch, shape).rows([*batch, rank - 1]), where))
+    (x_atoms, x_uses), (y_atoms, y_uses) = columns
     ledger.tie(x_atoms, y_atoms)
-    which = torch.arange(len(x_atoms)) // n_k
+    which = torch.arange(len(x_atoms)) // (len(x_atoms) // max(1, math.prod(sizes)))
     ledger.sum_over(torch.maximum(x_atoms, y_atoms), mixed(x_uses, y_uses, which), where)
     return fixed_labels(shape, where)
+
+
+def _expanded(labels: Labels, axes: Iterable[int], shape: Shape) -> Labels:
+    """Labels whose axes of size 1 among `axes` have become those of `shape`."""
+    sizes = [shape[axis] if axis in axes else size for axis, size in enumerate(labels.shape)]
+    return replace(labels, shape=tuple(sizes))
 
 
 def scaled_attention(
     ledger: Ledger, query: Labels, key: Labels, value: Labels, mask: Labels | None, where: str
 ) -> Labels:
     """softmax(query key^T + mask) value, over the last two axes."""
-    swapped = Labels(key.atoms.mT, key.subs.mT)
+    rank = len(key.shape)
+    swapped = key.turned([*range(rank - 2), rank - 1, rank - 2])
     scores = matrix_product(ledger, query, swapped, f"{where} (query by key)")
     if mask is not None:
-        scores = elementwise(ledger, [scores, mask], scores.atoms.shape)
+        scores = elementwise(ledger, [scores, mask], scores.shape)
     shares = normalised(ledger, scores, [-1], (), where)
     return matrix_product(ledger, shares, value, f"{where} (by value)")
 
@@ -307,8 +365,7 @@ def multihead_attention(
     scores. The value's rows move within their head, and the output projection's columns with them.
     """
     for labels, weight in zip(inputs, [weights] * 3 if isinstance(weights, str) else weights, strict=True):
-        place = layout(labels.atoms.shape, [-1])
-        atoms, uses = ledger.columns(labels.moved(place), where)
+        atoms, uses = ledger.columns(labels.rows([-1]), where)
         ledger.use(AxisKey(weight, 1), atoms, uses, where)
     size = shape[-1]
     head = mixed(torch.arange(size) // (size // n_heads), 4)

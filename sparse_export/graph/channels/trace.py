@@ -18,14 +18,14 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from sparse_export.graph.channels import rules
 from sparse_export.graph.channels.labels import (
-    FIXED,
     Labels,
     Ledger,
+    UnknownOperation,
     fixed_labels,
-    hash_of,
+    labels_of_one_number,
     positions,
 )
-from sparse_export.graph.channels.parameters import Parameters, Undecided, UnknownOperation
+from sparse_export.graph.channels.parameters import Parameters, Undecided
 
 
 def _names(text: str) -> frozenset[str]:
@@ -189,7 +189,7 @@ class ChannelTrace(fx.Interpreter):
         name = self.names.get(id(value))
         if name is None:
             return Traced(value, fixed_labels(value.shape, n.name))
-        return Traced(value, Undecided(name, positions(value.shape)))
+        return Traced(value, Undecided(name, tuple(value.shape)))
 
     # What an undecided parameter turns out to be
 
@@ -233,7 +233,7 @@ class ChannelTrace(fx.Interpreter):
         if name in _ELEMENTWISE:
             return self.parameters.elementwise([t.labels for t in inputs], out.shape, where)
         if name in _SAME_VALUES:
-            return Labels(torch.full(out.shape, FIXED), torch.full(out.shape, hash_of(n.name)))
+            return labels_of_one_number(out.shape, n.name)
         if name in ("cat", "concat", "concatenate", "stack"):
             return self._joined(args, kwargs, where, stacked=name == "stack")
         if name in ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d"):
@@ -330,7 +330,7 @@ class ChannelTrace(fx.Interpreter):
         out: Tensor,
         where: str,
     ) -> Labels:
-        if x.atoms.dim() != len(self.ledger.shapes[weight]):
+        if len(x.shape) != len(self.ledger.shapes[weight]):
             raise UnknownOperation("a convolution without a batch axis")
         return rules.convolution(
             self.ledger, x, weight, bias, where, shape=out.shape, groups=groups, transposed=transposed
@@ -373,7 +373,7 @@ class ChannelTrace(fx.Interpreter):
             dims = given(1, "dim")
             if isinstance(dims, bool):
                 raise UnknownOperation(name)
-            dims = range(x.atoms.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
+            dims = range(len(x.shape)) if dims is None else [dims] if isinstance(dims, int) else dims
             return rules.reduced(ledger, x, list(dims), out.shape, where)
         if name in ("softmax", "log_softmax"):
             return rules.normalised(ledger, x, [_whole(given(1, "dim"))], (), where)
@@ -399,7 +399,7 @@ class ChannelTrace(fx.Interpreter):
         if name in _POOLS and isinstance(out, Tensor):
             return self._pool(x, int(name[-2]), out, where)
         if name in ("interpolate", "upsample") and isinstance(out, Tensor):
-            return rules.planes(ledger, x, x.atoms.dim() - 2, out.shape, where)
+            return rules.planes(ledger, x, len(x.shape) - 2, out.shape, where)
         if name == "glu":
             return self._gated(x, given(1, "dim", -1), out)
         if name == "scaled_dot_product_attention":
@@ -408,7 +408,7 @@ class ChannelTrace(fx.Interpreter):
 
     def _gated(self, x: Labels, dim: int, out: Tensor) -> Labels:
         """GLU: one half by the sigmoid of the other."""
-        halves = [x.moved(place) for place in positions(x.atoms.shape).chunk(2, dim)]
+        halves = [x.moved(place) for place in positions(x.shape).chunk(2, dim)]
         return rules.elementwise(self.ledger, rules.told_apart(halves), out.shape)
 
     def _only_fixed(self, traced: Traced) -> None:
@@ -416,12 +416,12 @@ class ChannelTrace(fx.Interpreter):
             raise UnknownOperation("an index that is computed from channels")
 
     def _pool(self, x: Labels, n_dims: int, out: Tensor, where: str) -> Labels:
-        if x.atoms.dim() < n_dims + 1:
+        if len(x.shape) < n_dims + 1:
             raise UnknownOperation("pooling")
         return rules.planes(self.ledger, x, n_dims, out.shape, where)
 
     def _prelu(self, x: Labels, weight: str, where: str) -> Labels:
-        if self.ledger.shapes[weight] == (1,) or x.atoms.dim() < 2:
+        if self.ledger.shapes[weight] == (1,) or len(x.shape) < 2:
             self.ledger.hold(weight, f"{where} has one slope")
             return x
         return rules.per_channel(self.ledger, x, 1, [weight], where)
@@ -484,7 +484,7 @@ class ChannelTrace(fx.Interpreter):
                 x, weight, bias[0] if bias else None, part.groups, kind in _TRANSPOSED, out, where
             )
         if kind in _BATCH_NORMS + _INSTANCE_NORMS:
-            if kind in _INSTANCE_NORMS and x.atoms.dim() != 3 + _INSTANCE_NORMS.index(kind):
+            if kind in _INSTANCE_NORMS and len(x.shape) != 3 + _INSTANCE_NORMS.index(kind):
                 raise UnknownOperation(kind.__name__)
             names = self._own(part, "weight", "bias", "running_mean", "running_var")
             return rules.per_channel(ledger, x, 1, names, where)
@@ -499,7 +499,7 @@ class ChannelTrace(fx.Interpreter):
         if kind in _POOL_MODULES:
             return self._pool(x, _POOL_MODULES[kind], out, where)
         if kind in (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d):
-            return rules.planes(ledger, x, x.atoms.dim() - 2, out.shape, where)
+            return rules.planes(ledger, x, len(x.shape) - 2, out.shape, where)
         if isinstance(part, _SOFTMAXES) and kind in _SOFTMAXES:
             return rules.normalised(ledger, x, [_whole(part.dim)], (), where)
         if isinstance(part, nn.GLU) and kind is nn.GLU:
@@ -616,7 +616,6 @@ def _wrap(out: Any, labels: Any) -> Any:
 
 
 def _with(value: Tensor, labels: Any) -> Traced:
-    places = labels.index if isinstance(labels, Undecided) else labels.atoms
-    if places.shape != value.shape:
+    if tuple(labels.shape) != tuple(value.shape):
         raise UnknownOperation("results of another shape")
     return Traced(value, labels)
