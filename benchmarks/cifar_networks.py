@@ -1,14 +1,15 @@
-"""A small residual network for CIFAR-10, which a processor trains in minutes."""
+"""A small residual network and a small vision transformer for CIFAR-10, which a processor trains in minutes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["resnet20"]
+__all__ = ["resnet20", "small_vit"]
 
 _WIDTHS = (16, 32, 64)
 _N_BLOCKS = 3  # of each width
+_VIT_WIDTH, _N_HEADS, _N_LAYERS = 96, 4, 4
 
 
 class _Block(nn.Module):
@@ -61,3 +62,58 @@ class ResNet20(nn.Module):
 def resnet20(n_classes: int = 10) -> nn.Module:
     """The network, with random weights."""
     return ResNet20(n_classes)
+
+
+class _Attention(nn.Module):
+    """Multi-head self-attention over tokens."""
+
+    def __init__(self, width: int, n_heads: int) -> None:
+        super().__init__()
+        self._n_heads = n_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_NLC: Tensor) -> Tensor:
+        n, length, width = x_NLC.shape
+        parts = self.qkv(x_NLC).reshape(n, length, 3, self._n_heads, -1).permute(2, 0, 3, 1, 4)
+        found = nn.functional.scaled_dot_product_attention(parts[0], parts[1], parts[2])
+        mixed: Tensor = self.out(found.transpose(1, 2).reshape(n, length, width))
+        return mixed
+
+
+class _Layer(nn.Module):
+    """Attention and two products of each token, both added to what they read, which is normed first."""
+
+    def __init__(self, width: int, n_heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = _Attention(width, n_heads)
+        self.wide = nn.Linear(width, 2 * width)
+        self.narrow = nn.Linear(2 * width, width)
+
+    def forward(self, x_NLC: Tensor) -> Tensor:
+        x = x_NLC + self.attention(self.norm1(x_NLC))
+        mixed: Tensor = x + self.narrow(nn.functional.gelu(self.wide(self.norm2(x))))
+        return mixed
+
+
+class SmallViT(nn.Module):
+    """A vision transformer (Dosovitskiy et al. 2021) over 64 patches of 4x4 pixels, four layers of 96 channels."""
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, _VIT_WIDTH, 4, stride=4)
+        self.places = nn.Parameter(0.02 * torch.randn(1, 64, _VIT_WIDTH))
+        self.layers = nn.Sequential(*(_Layer(_VIT_WIDTH, _N_HEADS) for _ in range(_N_LAYERS)))
+        self.norm = nn.LayerNorm(_VIT_WIDTH)
+        self.classifier = nn.Linear(_VIT_WIDTH, n_classes)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x = self.patches(x_NCHW).flatten(2).transpose(1, 2) + self.places
+        logits: Tensor = self.classifier(self.norm(self.layers(x)).mean(1))
+        return logits
+
+
+def small_vit(n_classes: int = 10) -> nn.Module:
+    """The vision transformer, with random weights."""
+    return SmallViT(n_classes)
