@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 @click.option("--finetune", type=click.IntRange(0), default=0, help="Epochs of training afterwards.")
 @click.option(
     "--distill",
-    type=click.Choice(["outputs"]),
-    help="With --finetune: learn the dense network's outputs; labels are not looked at.",
+    type=click.Choice(["outputs", "features"]),
+    help="With --finetune: learn the dense network's outputs, or those of its layers too, without labels.",
 )
 @click.option("--moving", is_flag=True, help="Let the masks move while fine-tuning, under the pattern.")
 @click.option(

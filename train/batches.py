@@ -292,3 +292,29 @@ def _n_outputs(recipe: Recipe, dataset: data.DataSet) -> int | None:
     for y in (dataset.y_train, dataset.y_test):
         checked_targets(recipe, y.numpy())
     return task_named(recipe.task).n_outputs(dataset.y_train)
+
+
+def whole_batch(recipe: Recipe, loader: BatchLoader, world: World) -> int:
+    """Samples of a step over all processes.
+
+    Args:
+        recipe: its batch size.
+        loader: of its data.
+        world: the processes.
+
+    Raises:
+        UsageError: a process would get none, or the training set has fewer.
+    """
+    size, n_train = recipe.batch_size, loader.info.n_train
+    if size > n_train:
+        raise UsageError(
+            f"batch_size is {size:,}, and the training set has {n_train:,} samples.",
+            do=f"Lower it to {n_train:,} or less.",
+        )
+    if size < world.size:
+        raise UsageError(
+            f"A batch of {size} samples is to be shared by {world.size} processes.",
+            expected="At least one sample for each was expected.",
+            do="Start fewer processes, or raise batch_size, which is that of all of them together.",
+        )
+    return size

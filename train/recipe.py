@@ -165,7 +165,7 @@ class Recipe(_Table):
     grad_clip: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     accumulate: Count = 1
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    distill: Literal["", "outputs"] = ""
+    distill: Literal["", "outputs", "features"] = ""
     collate: str = ""
     optimizer: OptimizerRecipe = OptimizerRecipe()
     learning_rate: LearningRateRecipe = LearningRateRecipe()

@@ -24,7 +24,7 @@ from sparse_export.tasks.class_names import with_class_names
 from sparse_export.tasks.samples import n_outputs_of
 from sparse_export.tasks.scores import value_text
 from sparse_export.tasks.shipped import Classification, task_named
-from sparse_export.train.batches import batch_loader
+from sparse_export.train.batches import batch_loader, whole_batch
 from sparse_export.train.best_state import BestState, is_as_sparse_as_wanted
 from sparse_export.train.checkpoint import Position, load_state, save_state, state_path
 from sparse_export.train.cost import cost_of
@@ -61,7 +61,7 @@ from sparse_export.train.speed import LayerUse, layer_uses, speed_of
 from sparse_export.train.starting_point import STARTED, StartingPoint, promises_of
 from sparse_export.train.stepper import Stepper
 from sparse_export.train.stopping import Stop
-from sparse_export.train.teacher import Teacher, save_teacher
+from sparse_export.train.teacher import Teacher, layers_learnt, save_teacher
 
 _SAVE_EVERY_S = 120.0  # within a long epoch
 _CHECK_EVERY = 50  # steps between looks at an accelerator's loss
@@ -110,7 +110,7 @@ class Session:
         self._require_scorable()
         self.best = self._best_state(earlier)
         self._example = named_example(self.model, recipe, self.loader.sample(2))
-        self.batch_size = _whole_batch(recipe, self.loader, world)
+        self.batch_size = whole_batch(recipe, self.loader, world)
         self.steps_per_epoch = self.loader.info.n_train // self.batch_size
         self.total_steps = self.steps_per_epoch * recipe.epochs
         self.numbers = FiniteNumbers(run=out, n_steps=self.total_steps)
@@ -160,7 +160,8 @@ class Session:
         self.world.wait()  # until its weights are written
         n_outputs = n_outputs_of(self.info.signature)
         network = make_network(self.recipe, n_outputs, self.device, self.world)
-        return Teacher(network, self.out, task_named(self.recipe.task))
+        layers = layers_learnt(self.recipe.distill, self.sparse.masks if self.sparse else ())
+        return Teacher(network, self.out, task_named(self.recipe.task), layers)
 
     def _best_state(self, earlier: RunInfo | None) -> BestState | None:
         """Where the best epoch is kept; None where the last one is. Raises UsageError without validation."""
@@ -492,20 +493,3 @@ class Session:
 
     def _speed(self) -> SpeedInfo | None:
         return speed_of(self.model, self._probe(), read_metrics(self.out))
-
-
-def _whole_batch(recipe: Recipe, loader: BatchLoader, world: World) -> int:
-    """Samples of a step over all processes. Raises UsageError when a process would get none."""
-    size, n_train = recipe.batch_size, loader.info.n_train
-    if size > n_train:
-        raise UsageError(
-            f"batch_size is {size:,}, and the training set has {n_train:,} samples.",
-            do=f"Lower it to {n_train:,} or less.",
-        )
-    if size < world.size:
-        raise UsageError(
-            f"A batch of {size} samples is to be shared by {world.size} processes.",
-            expected="At least one sample for each was expected.",
-            do="Start fewer processes, or raise batch_size, which is that of all of them together.",
-        )
-    return size

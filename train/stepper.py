@@ -147,8 +147,10 @@ class Stepper:
     def _part(self, x: ModelInputs, y: Tensor) -> Tensor:
         """Add the gradients of samples to those that are there; gives their part of the batch's mean loss."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._recipe.precision == "bf16"):
-            outputs = called(self._forward, x)
-            loss = self._loss(outputs, y) if self._teacher is None else self._teacher.loss(x, outputs)
+            if self._teacher is None:
+                loss = self._loss(called(self._forward, x), y)
+            else:
+                loss = self._teacher.loss(x, self._forward, self.model)
         if len(y) != self._batch_size:
             loss = loss * (len(y) / self._batch_size)
         # Gradients are averaged over the processes, which divides by their number.

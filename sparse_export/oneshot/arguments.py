@@ -20,6 +20,7 @@ from sparse_export.tasks.labels import require_outputs
 from sparse_export.tasks.shipped import Classification
 from sparse_export.tasks.task import Task
 from sparse_export.train.loader import BatchLoader
+from sparse_export.train.teacher import FEATURES, OUTPUTS
 
 __all__ = [
     "data_name",
@@ -59,10 +60,10 @@ def require_distillation(distill: str | None, finetune: int) -> None:
     """Raise UsageError for what cannot be learnt of a dense network, or without fine-tuning."""
     if distill is None:
         return
-    if distill != "outputs":
+    if distill not in (OUTPUTS, FEATURES):
         raise UsageError(
             f"--distill is {distill!r}.",
-            expected="outputs was expected: those of the dense network are learnt.",
+            expected=f"{OUTPUTS} was expected, or {FEATURES}: those of the dense network are learnt.",
         )
     if not finetune:
         raise UsageError(

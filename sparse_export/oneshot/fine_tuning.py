@@ -28,11 +28,9 @@ from sparse_export.train.loop import train
 from sparse_export.train.observer import Observer, SilentObserver
 from sparse_export.train.recipe import Recipe, recipe_from_table
 from sparse_export.train.starting_point import StartingPoint
+from sparse_export.train.teacher import OUTPUTS
 
-__all__ = ["OUTPUTS", "fine_tuned", "loader_recipe", "require_patterns"]
-
-OUTPUTS = "outputs"
-"""What can be learnt of the dense network."""
+__all__ = ["fine_tuned", "loader_recipe", "require_patterns"]
 
 _FINE_TUNING: dict[str, Any] = {
     "batch_size": 100,
@@ -110,12 +108,13 @@ def fine_tuned(
     device: str,
     observer: Observer | None,
     teacher: Mapping[str, Tensor] | None = None,
+    distill: str = OUTPUTS,
 ) -> tuple[Run, SparsifyReport]:
     """Train on from the pruned network into a run's folder, and leave the report there.
 
     recipe: of `loader_recipe`.  moving: let the masks move under the pattern.  teacher: the whole
-    state of the dense network, whose outputs are learnt in place of targets; None for targets.  Raises what
-    training raises.
+    state of the dense network, whose outputs are learnt in place of targets; None for targets.  distill: whether those of the
+    layers are learnt too.  Raises what training raises.
     """
     start = StartingPoint(
         weights=work.network.state_dict(),
@@ -127,7 +126,7 @@ def fine_tuned(
         teacher=teacher,
     )
     recipe = (
-        recipe if teacher is None else recipe.model_copy(update={"distill": OUTPUTS, "label_smoothing": 0.0})
+        recipe if teacher is None else recipe.model_copy(update={"distill": distill, "label_smoothing": 0.0})
     )
     began = time.monotonic()
     finished = train(

@@ -69,6 +69,7 @@ from sparse_export.train.run_folder import (
     write_run_info,
 )
 from sparse_export.train.stopping import cpu_settings
+from sparse_export.train.teacher import OUTPUTS, weights_of
 
 __all__ = [
     "CALIBRATION_SAMPLES",
@@ -156,8 +157,8 @@ def sparsify(
     told of each score of the choice.  recover: steps that bring the pruned layers back towards the dense
     network without labels, `none`, `auto` or their names with commas between them, see
     `sparse_export.oneshot.recovery.Recovery`; they are kept where they help on samples that no weight was
-    calibrated on.  distill: `outputs` to fine-tune towards the dense network's outputs; labels are not
-    looked at then.
+    calibrated on.  distill: `outputs` to fine-tune towards the dense network's outputs, `features` towards
+    those of its sparse layers too; labels are not looked at then.
 
     A run that was trained sparse stays zero where it is zero. Interrupted fine-tuning goes on with
     `train(None, out, resume=True)`.
@@ -260,13 +261,11 @@ def sparsify(
         if moving:
             require_patterns(work.masks, caps)
         n_threads = n_threads_for(source.network, CALIBRATION_BATCH if recipe is None else recipe.batch_size)
-        teacher = dict(source.network.state_dict()) if distill else None
-        if teacher is not None:
-            teacher = {name: value.detach().clone() for name, value in teacher.items()}
         with cpu_settings(n_threads):
             work.stage("original", 0.0)
             dense = _dense_of(work, run, out)
             permuted = work.permute(caps, chosen) if permute else None
+            teacher = weights_of(source.network) if distill else None  # in the same order of channels
             if bound is not None:
                 caps, left = choose(work, caps, chosen, bound, finished)
                 reasons |= left
@@ -286,6 +285,7 @@ def sparsify(
             device=device,
             observer=observer,
             teacher=teacher,
+            distill=distill or OUTPUTS,
         )
         trained = replace(trained, info=replace(trained.info, dense=dense, task=_task_info(work, run)))
         write_run_info(trained.path, trained.info)

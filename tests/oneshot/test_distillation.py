@@ -154,7 +154,88 @@ def test_outputs_that_are_no_classes_are_held_by_their_variance(tmp_path: Path) 
     teacher = Teacher(torch.nn.Linear(4, 3), tmp_path, task_named("regression"))
     x = torch.randn(50, 4)
     wanted = network(x).detach()
-    assert float(teacher.loss(x, wanted)) == 0.0
-    assert float(teacher.loss(x, torch.full_like(wanted, float(wanted.mean())))) == pytest.approx(1, rel=0.02)
+
+    def loss(outputs: torch.Tensor) -> torch.Tensor:
+        return teacher.loss(x, lambda _: outputs, network)
+
+    assert float(loss(wanted)) == 0.0
+    assert float(loss(torch.full_like(wanted, float(wanted.mean())))) == pytest.approx(1, rel=0.02)
     with pytest.raises(UsageError, match="no output of floats"):
-        teacher.loss(x, wanted.long())
+        loss(wanted.long())
+
+
+class _Twice(torch.nn.Module):
+    """Calls one layer twice, and another once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.last = torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.last(self.shared(torch.tanh(self.shared(x))))
+        return found
+
+
+def test_layers_are_learnt_by_what_each_of_their_calls_gives(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dense, other = _Twice(), _Twice()
+    save_teacher(tmp_path, dense.state_dict())
+    layers = ("shared", "last")
+    teacher = Teacher(_Twice(), tmp_path, task_named("regression"), layers)
+    x = torch.randn(50, 4)
+
+    def calls(network: _Twice) -> list[torch.Tensor]:
+        first = network.shared(x)
+        second = network.shared(torch.tanh(first))
+        return [first, second, network.last(second)]
+
+    with torch.no_grad():
+        by_hand = [
+            float((one - wanted).square().mean() / wanted.var())
+            for one, wanted in zip(calls(other), calls(dense), strict=True)
+        ]
+        assert float(teacher.loss(x, dense, dense)) == pytest.approx(0, abs=1e-12)
+    found = teacher.loss(x, other, other)
+    assert float(found.detach()) == pytest.approx(by_hand[-1] + float(np.mean(by_hand)), rel=1e-5)
+    found.backward()
+    assert all(one.grad is not None and one.grad.any() for one in other.parameters())
+    assert not any(module._forward_hooks for module in other.modules())
+
+
+def test_features_come_nearer_to_the_dense_layers_than_outputs_alone(
+    dense: se.Run, folder: Path, tmp_path: Path
+) -> None:
+    data = folder / "right.npz"
+    with np.load(data) as stored:
+        inputs = torch.from_numpy(stored["x_test"])
+    inputs = (inputs - inputs.mean()) / inputs.std()
+
+    def within(run: se.Run) -> list[torch.Tensor]:
+        network, found = network_of_run(run).eval(), []
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+                module.register_forward_hook(lambda _m, _i, output: found.append(output.detach()))
+        with torch.no_grad():
+            network(inputs)
+        return found
+
+    wanted, distances = within(dense), {}
+    for distill in ("outputs", "features"):
+        run = tuned(dense, tmp_path / distill, data, distill=distill, permute=True).run
+        assert run.info.recipe["distill"] == distill
+        distances[distill] = [
+            float((one.sort(1)[0] - other.sort(1)[0]).square().mean() / other.var())
+            for one, other in zip(within(run), wanted, strict=True)
+        ]
+    assert np.mean(distances["features"]) < np.mean(distances["outputs"])
+
+
+def test_stopped_learning_of_features_goes_on_to_the_same_bits(
+    dense: se.Run, folder: Path, tmp_path: Path
+) -> None:
+    data = folder / "right.npz"
+    whole = tuned(dense, tmp_path / "whole", data, distill="features")
+    with pytest.raises((KeyboardInterrupt, Interrupted)):
+        tuned(dense, tmp_path / "run", data, distill="features", observer=_Stopping(7))
+    again = train(None, tmp_path / "run", resume=True, device="cpu")
+    assert (again.path / WEIGHTS).read_bytes() == (whole.run.path / WEIGHTS).read_bytes()
