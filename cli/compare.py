@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @click.command("compare")
 @click.argument("dense", type=click.Path(path_type=Path))
-@click.argument("sparse", type=click.Path(path_type=Path))
+@click.argument("sparse", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SPARSE...")
 @click.option("--max-drop", metavar="AMOUNT", help=max_drop_help)
 @speedup_option
 @batches_option("1,32")
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 @json_option
 def command(
     dense: Path,
-    sparse: Path,
+    sparse: tuple[Path, ...],
     max_drop: str | None,
     require_speedup: float | None,
     batches: tuple[int, ...],
@@ -91,14 +91,19 @@ def command(
 ) -> None:
     """Compare a dense with a sparse bundle: score, size and time, with intervals.
 
+    Several sparse bundles are compared with the dense one in turn: one table, and one page.
     The score is measured on the test set; where that is not found, the recorded scores are compared, if any.
     """
     import contextlib
+    import functools
     from dataclasses import asdict
 
+    from sparse_export import report
     from sparse_export.building.from_source import bundle_at
     from sparse_export.cli._progress import round_observer
     from sparse_export.errors import UsageError
+    from sparse_export.evaluate import candidates
+    from sparse_export.evaluate.candidates import compare_candidates
     from sparse_export.evaluate.compare import compare
     from sparse_export.evaluate.comparison import check_gates, write_results
     from sparse_export.files import require_writable
@@ -111,20 +116,20 @@ def command(
         raise UsageError(f"--html {html} is a folder.", do=f"Name a file, such as {html / 'report.html'}.")
     told = Told(axes=axes, sizes=sizes, inputs=inputs)
     with contextlib.ExitStack() as stack:
-        paths = [stack.enter_context(bundle_at(side, told)) for side in (dense, sparse)]
-        opened = (open_bundle(paths[0]), open_bundle(paths[1]))
+        paths = [stack.enter_context(bundle_at(side, told)) for side in (dense, *sparse)]
+        first, *others = [open_bundle(path) for path in paths]
         for folder in (out, None if html is None else html.parent):
             if folder is not None:
                 require_writable(folder)
         with round_observer() as on_round:
-            comparison = compare(
-                *opened,
+            call = functools.partial(
+                compare,
                 batches=batches,
                 rounds=rounds,
                 budget_s=budget,
                 n_threads=threads,
                 seed=seed,
-                samples=_test_set(opened[0], task, data, data_dir, trust, pictures),
+                samples=_test_set(first, task, data, data_dir, trust, pictures),
                 inputs=inputs,
                 max_drop=max_drop,
                 require_speedup=require_speedup,
@@ -134,14 +139,24 @@ def command(
                 on_progress=say,
                 on_round=on_round,
             )
+            if len(others) > 1:
+                several = compare_candidates(first, others, call, runtime=runtime, on_progress=say)
+            else:
+                comparison = call(first, others[0])
+        if len(others) > 1:
+            with showing(several.document, several.shown(), as_json):
+                if out is not None:
+                    say(f"wrote {candidates.write_results(out, several)}")
+                if html is not None:
+                    say(f"wrote {report.write_candidates_report(html, several, first, others)}")
+            candidates.check_gates(several)
+            return
         shown = Shown([verdict(comparison)]) + comparison.shown()
         with showing(asdict(comparison), shown, as_json):
             if out is not None:
                 say(f"wrote {write_results(out, comparison)}")
             if html is not None:
-                from sparse_export.report import write_report
-
-                say(f"wrote {write_report(html, comparison, *opened)}")
+                say(f"wrote {report.write_report(html, comparison, first, others[0])}")
     check_gates(comparison)
 
 

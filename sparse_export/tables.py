@@ -20,7 +20,8 @@ _PARAGRAPH_WIDTH = 100
 _LEAST_WIDTH = 40
 _COMMON_WIDTH = 80
 _UNBROKEN = 16  # pieces up to this length are broken only where columns are close together already
-_PIECES = re.compile(r"[-/_.,:]*[^\s\-/_.,:]+[-/_.,:]*|[-/_.,:]+")  # a name is broken behind these, if at all
+# Names are broken behind hyphens, slashes and dots, if at all; numbers and the "--" of options are not.
+_BREAKS = re.compile(r"(?<=[^\s\-/_][-/_])(?=[^\s\-/_])|(?<=[^\s.,:][.,:])(?=[^\s\d.,:])")
 # Control characters, and those that turn, hide or break text: direction marks, zero widths, separators.
 _CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
@@ -135,7 +136,7 @@ def _layout(table: Table, width: int) -> tuple[int, list[int]]:
     whole = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in columns]
     words, pieces = (
         [max((cell_len(part) for cell in column for part in parts(cell)), default=0) for column in columns]
-        for parts in (str.split, _PIECES.findall)
+        for parts in (str.split, _pieces)
     )
     for padding, parts, shortest in ((2, words, width), (2, pieces, _UNBROKEN), (1, pieces, 1)):
         room = width - padding * (len(columns) - 1)
@@ -148,6 +149,10 @@ def _layout(table: Table, width: int) -> tuple[int, list[int]]:
         if sum(least) <= room:
             break
     return padding, _shared(least, whole, room)
+
+
+def _pieces(text: str) -> list[str]:
+    return [piece for word in text.split() for piece in _BREAKS.split(word)]
 
 
 def _wrapped(text: str, width: int) -> str:
@@ -174,7 +179,7 @@ def _lines(text: str, width: int) -> list[str]:
             line = word
             continue
         line += space if line and cell_len(line + space) < width else ""
-        for piece in _PIECES.findall(word):
+        for piece in _pieces(word):
             if cell_len(line + piece) > width and line.strip():
                 lines.append(line.rstrip())
                 line = ""

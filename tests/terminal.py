@@ -140,7 +140,12 @@ for line in sys.stdin:
     os.chdir(asked["folder"])
     sys.argv = ["sparse-export", *asked["words"]]
     exec(asked["before"])
-    sparse_export.cli.main.main()
+    try:
+        sparse_export.cli.main.main()
+    except SystemExit as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code or 0)  # threads that a library's destructors wait for were not forked
 """
 
 

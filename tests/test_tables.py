@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from sparse_export.tables import PLAIN_WIDTH, Shown, Table, count_text, ms_text, shape_text, visible
+from sparse_export.tables import (
+    PLAIN_WIDTH,
+    Shown,
+    Table,
+    count_text,
+    ms_text,
+    shape_text,
+    visible,
+    wrapped_for,
+)
 
 LAYERS = Table(
     title="Batch 1",
@@ -52,6 +61,27 @@ def test_a_table_that_fits_has_one_line_for_each_row() -> None:
 def test_columns_are_aligned_and_numbers_are_flush_right() -> None:
     table = Table(head=("name", "n"), rows=[("a", "1"), ("bcdef", "1,000")], right=(1,))
     assert Shown([table]).draw() == "name       n\na          1\nbcdef  1,000"
+
+
+def test_names_are_broken_at_their_joints_and_numbers_and_options_are_not() -> None:
+    rows = [("sparse-momentum-best", "features.3.block.weight", "1,234,567"), ("x", "y", "--max-drop")]
+    table = Table(head=("method", "layer", "option"), rows=rows)
+    assert Shown([table]).draw(44).splitlines() == [
+        "method          layer             option",
+        "sparse-         features.3.       1,234,567",
+        "momentum-best   block.weight",
+        "x               y                 --max-drop",
+    ]
+
+
+def test_a_text_for_a_terminal_is_wrapped_at_spaces_and_a_path_stays_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    path = "/a/" + "long-name/" * 5
+    text = wrapped_for(_Terminal(), f"Error: there is no such option --max-drop\nwrote {path}")
+    assert text.splitlines() == ["Error: there is no such option", "--max-drop", "wrote", path]
+    assert wrapped_for(io.StringIO(), "a " * 100) == "a " * 100
 
 
 def test_what_is_no_terminal_gets_no_colour_and_a_fixed_width(monkeypatch: pytest.MonkeyPatch) -> None:

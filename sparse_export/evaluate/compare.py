@@ -13,6 +13,7 @@ from sparse_export.evaluate.compare_times import compare_latency, speedup_missed
 from sparse_export.evaluate.comparison import Comparison, Side
 from sparse_export.evaluate.deciding import Round
 from sparse_export.evaluate.evaluator import Samples, checked_samples, score_each
+from sparse_export.evaluate.per_class import ClassRecall, recall_per_class
 from sparse_export.evaluate.references import require_same_inputs
 from sparse_export.evaluate.sessions import Opened, Timing, opened_both
 from sparse_export.evaluate.test_set import is_scored
@@ -161,6 +162,7 @@ def compare(
         drop=drop,
         difference=found.difference,
         agreement=agreement,
+        classes=found.classes,
         latency=latency,
         max_drop=max_drop,
         required_speedup=require_speedup,
@@ -202,6 +204,7 @@ class _Scores:
     sparse: Score | None
     difference: ScoreDifference | None
     source: Literal["measured", "recorded"] | None
+    classes: tuple[ClassRecall, ...] = ()
 
 
 def _scores(
@@ -225,7 +228,12 @@ def _scores(
         sparse=of_sparse.score,
         difference=of_sparse.minus(of_dense),
         source="measured",
+        classes=recall_per_class(of_dense, of_sparse, samples, _class_names(dense)),
     )
+
+
+def _class_names(bundle: Bundle) -> Sequence[str]:
+    return bundle.info.task.labels
 
 
 def _require_known(drop: float | None, max_drop: MaxDrop) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from sparse_export.errors import GateFailed
 from sparse_export.evaluate.deciding import Ended
+from sparse_export.evaluate.per_class import ClassRecall
 from sparse_export.evaluate.verdict import speedup_not_reached
 from sparse_export.files import write_json
 from sparse_export.formats.score import Score
@@ -35,7 +36,15 @@ _WHY_ENDED = {
     "budget": "for which there was time",
 }
 
-__all__ = ["Comparison", "LatencyComparison", "Side", "check_gates", "write_results"]
+__all__ = [
+    "RESULT_FILE",
+    "Comparison",
+    "LatencyComparison",
+    "Side",
+    "change_of_score",
+    "check_gates",
+    "write_results",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +115,7 @@ class Comparison(Conditions):
         score_source: `measured` here with the very files that were timed, `recorded` in the manifests, or
             None.
         difference: sparse minus dense on the same samples, only when measured.
+        classes: recall of each class, where the score is measured and the task is classification.
         agreement: of the outputs, where neither bundle names a data set; its loss is the drop.
         drop: how much worse the score of sparse is, in the unit of both.
         runtime: as its sessions name themselves.
@@ -127,6 +137,7 @@ class Comparison(Conditions):
     runtime: str
     passed_over: dict[str, str]
     agreement: Agreement | None = None
+    classes: tuple[ClassRecall, ...] = ()
 
     def shown(self) -> Shown:
         """Both bundles side by side, the verdicts, and the conditions of the measurement."""
@@ -209,15 +220,22 @@ def _notes(comparison: Comparison) -> list[str]:
     return notes + [f"FAILED: {missed}" for missed in failed if missed]
 
 
+def change_of_score(comparison: Comparison) -> str:
+    """Sparse minus dense in words, with the interval where there is one; or how far their outputs agree."""
+    dense, sparse = comparison.dense.score, comparison.sparse.score
+    known = dense or sparse
+    is_share, of = known is None or known.is_share, None if dense is None else dense.figure
+    if comparison.difference is not None:
+        return difference_text(comparison.difference, is_share=is_share, of=of)
+    if dense is not None and sparse is not None:
+        return change_text(sparse.figure - dense.figure, is_share=is_share, of=dense.figure)
+    return "" if comparison.agreement is None else agreement_text(comparison.agreement)
+
+
 def _score_row(comparison: Comparison) -> Row:
     dense, sparse = comparison.dense.score, comparison.sparse.score
     known = dense or sparse
-    change, is_share = "", known is None or known.is_share
-    of = None if dense is None else dense.figure
-    if comparison.difference is not None:
-        change = difference_text(comparison.difference, is_share=is_share, of=of)
-    elif dense is not None and sparse is not None:
-        change = change_text(sparse.figure - dense.figure, is_share=is_share, of=dense.figure)
+    change = change_of_score(comparison)
     title = "score" if known is None else known.name
     if known is not None and not known.higher_is_better:
         title += f", {better_text(known)}"

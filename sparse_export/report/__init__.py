@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparse_export.report.candidates import candidates_page, write_candidates_report
 from sparse_export.report.page import page, write_report
 
-__all__ = ["page", "write_report"]
+__all__ = ["candidates_page", "page", "write_candidates_report", "write_report"]

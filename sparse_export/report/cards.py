@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +21,7 @@ from sparse_export.tasks.scores import (
     value_text,
 )
 
-__all__ = ["Card", "cards", "cards_of", "next_steps"]
+__all__ = ["Card", "cards", "cards_of", "drawn_cards", "next_steps"]
 
 Tone = Literal["good", "bad", "plain"]
 
@@ -51,8 +52,12 @@ def cards_of(comparison: Comparison) -> tuple[Card, ...]:
 
 def cards(comparison: Comparison) -> str:
     """As HTML."""
-    drawn = "".join(_drawn(card) for card in cards_of(comparison))
-    return f'<div class="cards">{drawn}</div>'
+    return drawn_cards(cards_of(comparison))
+
+
+def drawn_cards(cards: Sequence[Card]) -> str:
+    """Some cards side by side, as HTML."""
+    return f'<div class="cards">{"".join(map(_drawn, cards))}</div>'
 
 
 def _drawn(card: Card) -> str:

@@ -20,7 +20,7 @@ from sparse_export.version import command_line
 
 _CODE = r"<code>\1</code>"
 
-__all__ = ["page", "write_report"]
+__all__ = ["figures", "layer_legend", "listed", "page", "write_report"]
 
 
 def write_report(path: Path, comparison: Comparison, dense: Bundle, sparse: Bundle) -> Path:
@@ -45,13 +45,14 @@ def page(comparison: Comparison, dense: BundleSide, sparse: BundleSide) -> str:
     parts = [
         f'<p class="verdict{" failed" if failed else ""}">{escape(verdict(comparison))}</p>',
         cards(comparison),
-        *_listed("What to do next", next_steps(comparison, sparse)),
+        *listed("What to do next", next_steps(comparison, sparse)),
         f"<p>Dense: {escape(comparison.dense.path)}<br>Sparse: {escape(comparison.sparse.path)}</p>",
         "<h2>Score and size</h2>",
-        _figures(pictures.score(comparison), pictures.sizes(comparison)),
+        figures(pictures.score(comparison), pictures.sizes(comparison)),
         tables.figures(comparison),
+        *tables.recall_per_class([("sparse", comparison)]),
         "<h2>Time of a call</h2>",
-        _figures(pictures.speed_ups(comparison), pictures.latency(comparison)),
+        figures(pictures.speed_ups(comparison), pictures.latency(comparison)),
         *(f"<p>{escape(at.verdict)}</p>" for at in comparison.latency),
         "<h2>Throughput against latency</h2>",
         pictures.throughput(comparison),
@@ -59,7 +60,7 @@ def page(comparison: Comparison, dense: BundleSide, sparse: BundleSide) -> str:
         "<h2>Layers of the sparse network</h2>",
         pictures.densities(sparse.inspection.graph),
         tables.layers(sparse),
-        _legend(sparse),
+        layer_legend(sparse),
         *tables.layer_times(sparse),
         *choice_of_layers(sparse.choice, _patterns(sparse)),
         "<h2>Training</h2>",
@@ -72,12 +73,14 @@ def page(comparison: Comparison, dense: BundleSide, sparse: BundleSide) -> str:
     return document(f"{name}: dense against sparse", [part for part in parts if part])
 
 
-def _listed(title: str, sentences: list[str]) -> list[str]:
+def listed(title: str, sentences: list[str]) -> list[str]:
+    """Sentences below a heading; nothing where there are none."""
     items = "".join(f"<li>{re.sub('`([^`]+)`', _CODE, escape(one))}</li>" for one in sentences)
     return [f"<h2>{escape(title)}</h2><ul>{items}</ul>"] if items else []
 
 
-def _figures(*drawn: str) -> str:
+def figures(*drawn: str) -> str:
+    """Pictures side by side where there is room."""
     return f'<div class="figures">{"".join(drawn)}</div>'
 
 
@@ -90,10 +93,10 @@ def _patterns(side: BundleSide) -> dict[str, str]:
 def _training(sides: tuple[BundleSide, BundleSide]) -> list[str]:
     drawn = pictures.training(sides)
     missing = [f"<p>{escape(f'{side.name}: {side.missing}')}</p>" for side in sides if side.missing]
-    return [*([_figures(*drawn)] if drawn else []), *missing]
+    return [*([figures(*drawn)] if drawn else []), *missing]
 
 
-def _legend(side: BundleSide) -> str:
+def layer_legend(side: BundleSide) -> str:
     """What the codes of reasons mean, and what the table does not tell."""
     codes = {reason.code for layer in side.inspection.graph for reason in layer.reasons}
     items = "".join(

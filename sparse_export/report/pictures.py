@@ -16,9 +16,14 @@ from sparse_export.pages.document import figure
 from sparse_export.report.side import BundleSide
 from sparse_export.tasks.scores import better_text, difference_text
 
-__all__ = ["densities", "latency", "score", "sizes", "speed_ups", "throughput", "training"]
+__all__ = ["SIZES", "densities", "latency", "score", "sizes", "speed_ups", "throughput", "training"]
 
 _COLOURS = {"dense": 0, "sparse": 1}
+SIZES: tuple[tuple[str, Callable[[Side], int | None]], ...] = (
+    ("bytes of model.onnx", lambda side: side.size_bytes),
+    ("nonzero parameters", lambda side: side.n_nonzero),
+    ("multiply-adds by them, for a sample", lambda side: side.nonzero_macs),
+)
 MOST_LAYERS = 40  # drawn; the table has all
 
 
@@ -49,11 +54,6 @@ def score(comparison: Comparison) -> str:
 
 def sizes(comparison: Comparison) -> str:
     """Bytes, parameters and multiply-adds of both."""
-    of: list[tuple[str, Callable[[Side], int | None]]] = [
-        ("bytes of model.onnx", lambda side: side.size_bytes),
-        ("parameters that are not zero", lambda side: side.n_nonzero),
-        ("multiply-adds by them, for a sample", lambda side: side.nonzero_macs),
-    ]
     groups = [
         BarGroup(
             label=label,
@@ -63,7 +63,7 @@ def sizes(comparison: Comparison) -> str:
                 if (count := value(side)) is not None
             ],
         )
-        for label, value in of
+        for label, value in SIZES
     ]
     groups = [group for group in groups if group.bars]
     told = "; ".join(

@@ -206,6 +206,20 @@ def test_a_speedup_that_is_not_reached_ends_with_four_after_the_table(made: Made
     assert "Error: The speed-up is" in result.stderr
 
 
+def test_compare_of_several_candidates_gives_one_table_one_file_and_one_page(
+    made: Made, call: Call, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    words = (made.dense, made.sparse, made.dense, *QUICK, "--html", page, "--out", tmp_path / "out")
+    result = call("compare", *words, "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert list(document["candidates"]) == ["sparse", "dense"]
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == document
+    assert "dense against 2 candidates" in page.read_text()
+    assert call("compare", made.dense, made.sparse, made.sparse, *QUICK).exit_code == 2
+
+
 def test_compare_falls_back_to_recorded_accuracies_aloud(made: Made, call: Call, tmp_path: Path) -> None:
     bundles = []
     for bundle in (made.dense, made.sparse):
