@@ -94,7 +94,9 @@ if TYPE_CHECKING:
     help="Bring layers back towards the dense network, without labels: auto, or some of damping, streams, "
     "sums, bias, variance.",
 )
-@click.option("--norms", is_flag=True, help="Re-estimate batch norms on the calibration samples.")
+@click.option(
+    "--norms", is_flag=True, help="Re-estimate batch norms on the calibration samples; kept where it helps."
+)
 @click.option(
     "--errors", is_flag=True, help="Measure each layer's error by magnitude too: a walk over the samples."
 )

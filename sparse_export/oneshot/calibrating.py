@@ -9,6 +9,7 @@ from sparse_export.oneshot.graph_statistics import Factor, inputs_of
 from sparse_export.oneshot.graph_weights import GraphWeight
 from sparse_export.oneshot.graph_work import GraphWork, too_large
 from sparse_export.oneshot.links import Link, wanted_of
+from sparse_export.oneshot.norms import Norm, NormSums
 from sparse_export.oneshot.paired_sums import PairedStatistics, PairedSums, with_more
 from sparse_export.oneshot.parted import Parted
 from sparse_export.oneshot.segments import Segment, Stop, plan_following
@@ -58,7 +59,7 @@ def dense_segments(
     """The segments of the dense network: each gives what is wanted of the weights of one segment."""
     wanted = []
     for segment in segments:
-        names = [weights[index].name for index in segment.stops]
+        names = [weights[index].name for index in segment.stops if index < len(weights)]
         wanted.append(list(dict.fromkeys(v for name in names if name in links for v in links[name].values)))
     return plan_following(wiring, wanted)
 
@@ -70,9 +71,14 @@ def biases_of(graph: Parted, links: Mapping[str, Link]) -> dict[str, Array]:
 
 
 def calibrate(
-    walk: Walk, segment: Segment, weights: Sequence[GraphWeight], work: GraphWork, dense: DenseWalk | None
+    walk: Walk,
+    segment: Segment,
+    weights: Sequence[GraphWeight],
+    work: GraphWork,
+    dense: DenseWalk | None,
+    norms: Sequence[Norm] = (),
 ) -> None:
-    """Run a segment, and prune the weights whose inputs it makes.
+    """Run a segment, prune the weights whose inputs it makes, and settle batch norms.
 
     Args:
         walk: over the pruned network.
@@ -80,9 +86,10 @@ def calibrate(
         weights: that are calibrated after it.
         work: prunes.
         dense: the dense network; None to go without.
+        norms: whose statistics become those of what they meet after it.
     """
     todo = [weight for weight in weights if weight.name not in work.layers]
-    if segment.preview and not todo:
+    if segment.preview and not todo and not norms:
         walk.skip()
         for _ in () if dense is None else dense.walk.batches():
             pass
@@ -91,10 +98,16 @@ def calibrate(
     if dense is not None:
         links = {one.name: dense.links[one.name] for one in todo if one.name in dense.links}
     sums = _SegmentSums(todo, links, {} if dense is None else dense.biases, work.checks)
-    for here, there in _together(walk, dense, sums.values, links):
+    met = [NormSums(work.values_of(one.mean)) for one in norms]
+    wanted = list(dict.fromkeys([*sums.values, *(one.value for one in norms)]))
+    for here, there in _together(walk, dense, wanted, links):
         sums.add(here, there)
+        for norm, one in zip(norms, met, strict=True):
+            one.add(here[norm.value])
     for weight in todo:
         work.finish(weight, *sums.of(weight))
+    for norm, one in zip(norms, met, strict=True):
+        work.settle(norm, one.statistics(norm.mean))
 
 
 class _SegmentSums:

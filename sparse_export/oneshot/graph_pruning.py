@@ -32,8 +32,9 @@ from sparse_export.oneshot.graph_weights import weights_of_graph, with_uses_in
 from sparse_export.oneshot.graph_work import GraphWork, too_large
 from sparse_export.oneshot.layers import Method
 from sparse_export.oneshot.links import links_of
+from sparse_export.oneshot.norms import norms_of
 from sparse_export.oneshot.parted import Parted, parted
-from sparse_export.oneshot.recovery import Recovery, RecoveryResult
+from sparse_export.oneshot.recovery import NormsResult, Recovery, RecoveryResult
 from sparse_export.oneshot.report import SparsifiedLayer
 from sparse_export.oneshot.segments import Segment, plan_segments
 from sparse_export.oneshot.unfolding import LARGEST_GRAM, InputStatistics, require_finite
@@ -69,7 +70,9 @@ class PrunedGraph:
         spilled_bytes: of values that did not fit into the memory for them, and went to disk.
         masks: of the weights that were pruned, bool of the stored shape, by name.
         beside: by the name of a weight the other stored tensors that were changed with it.
+        norms: by name the statistics of batch norms that were re-estimated, after all else.
         recovery: whether a recovery helped; None where none was tried.
+        settled: whether re-estimated batch norms helped; None where there are none.
     """
 
     graph: Parted
@@ -79,7 +82,9 @@ class PrunedGraph:
     spilled_bytes: int
     masks: dict[str, Tensor]
     beside: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    norms: dict[str, Tensor] = field(default_factory=dict)
     recovery: RecoveryResult | None = None
+    settled: NormsResult | None = None
 
     @functools.cached_property
     def model(self) -> onnx.ModelProto:
@@ -105,6 +110,7 @@ def sparsify_graph(
     allowed: Mapping[str, Tensor] | None = None,
     errors: bool = False,
     recovery: Recovery | None = None,
+    norms: bool = False,
 ) -> PrunedGraph:
     """Bring the weights of a graph under an N:M pattern by one walk over it.
 
@@ -130,6 +136,8 @@ def sparsify_graph(
         errors: measure the error of each layer by `magnitude` too; the other methods always do.
         recovery: steps that bring layers back towards the dense network, which then runs beside the pruned
             one; each walk has half of the memory. None for none.
+        norms: give each batch norm, when the walk comes to it, the mean and variance of what it meets. That
+            needs inputs.
 
     Raises:
         UsageError: inputs do not fit or are NaN or infinite inside the network, no weight can take the
@@ -153,8 +161,10 @@ def sparsify_graph(
     for feeds in batches:
         signature.require_feeds(feeds)
     why_no_error = ""
-    if batches and not has_walk(method, errors=errors):
-        batches, why_no_error = (), NOT_ASKED_FOR
+    sees_weights = bool(batches) and has_walk(method, errors=errors)
+    if batches and not sees_weights:
+        why_no_error = NOT_ASKED_FOR
+        batches = batches if norms else ()
     pruned = parted(model)
     wiring = wiring_of(pruned.model)
     weights = weights_of_graph(
@@ -174,6 +184,7 @@ def sparsify_graph(
             "pruned": [weight.name for weight in weights.pruned],
             "allowed": {name: bits_of(mask) for name, mask in (allowed or {}).items()},
             "recovery": [] if recovery is None else recovery.steps,
+            "norms": norms,
         }
         kept = State(folder=state, digest=digest_of(pruned, batches, options))
         kept.open()
@@ -184,7 +195,7 @@ def sparsify_graph(
             wiring = wiring_of(walked.model)
             found = with_uses_in(found, walked.model, wiring, read=walked.read)
     links, dense_graph = {}, None
-    if recovery is not None and batches:
+    if recovery is not None and sees_weights:
         linked = [one for one in found if not too_large(one)]
         links = links_of(walked.model, wiring, linked, sums=recovery.sums, read=walked.read)
         dense_graph = walked.copied()
@@ -195,22 +206,23 @@ def sparsify_graph(
         method,
         kept,
         observer,
-        has_inputs=bool(batches),
+        has_inputs=sees_weights,
         why_no_error=why_no_error,
-        costs=costs_of(walked.model, found, batches, method),
+        costs=costs_of(walked.model, found, batches if sees_weights else (), method),
         allowed=allowed or {},
         recovery=recovery,
         links=links,
     )
     spilled = 0
-    seen = [weight for weight in found if not weight.unseen] if batches else []
+    seen = [weight for weight in found if not weight.unseen] if sees_weights else []
+    settled = norms_of(walked.model, wiring) if norms else ()
     for weight in found:
         if weight not in seen and weight.name not in work.layers:
             work.finish(weight, None)
-    if any(weight.name not in work.layers for weight in seen):
-        segments = plan_segments(
-            wiring, [stop_of(weight, links.get(weight.name)) for weight in seen], most=LARGEST_GRAM
-        )
+    if settled or any(weight.name not in work.layers for weight in seen):
+        stops = [stop_of(weight, links.get(weight.name)) for weight in seen]
+        stops += [norm.stop for norm in settled]
+        segments = plan_segments(wiring, stops, most=LARGEST_GRAM)
         with ExitStack() as stack:
 
             def walk_over(graph: Parted, parts: Sequence[Segment]) -> Walk:
@@ -235,8 +247,10 @@ def sparsify_graph(
                     biases=biases_of(dense_graph, links),
                 )
             for segment in segments:
-                calibrate(walk, segment, [seen[index] for index in segment.stops], work, beside)
-                if all(weight.name in work.layers for weight in seen):
+                here = [seen[index] for index in segment.stops if index < len(seen)]
+                met = [settled[index - len(seen)] for index in segment.stops if index >= len(seen)]
+                calibrate(walk, segment, here, work, beside, met)
+                if not settled and all(weight.name in work.layers for weight in seen):
                     break
             spilled = walk.live.spilled_bytes + (0 if beside is None else beside.walk.live.spilled_bytes)
     dense = {name: _left_dense(pruned, name, why) for name, why in weights.dense.items()}
@@ -248,6 +262,7 @@ def sparsify_graph(
         spilled_bytes=spilled,
         masks=work.masks,
         beside=work.beside,
+        norms=work.norms,
     )
 
 

@@ -17,6 +17,7 @@ from sparse_export.oneshot.graph_state import FinishedWeight, State
 from sparse_export.oneshot.graph_weights import GraphWeight
 from sparse_export.oneshot.layers import Method, PrunedWeight, prune_weight
 from sparse_export.oneshot.links import Link, Place
+from sparse_export.oneshot.norms import Norm
 from sparse_export.oneshot.paired_sums import PairedStatistics
 from sparse_export.oneshot.parted import Parted
 from sparse_export.oneshot.recovered import recovered_weight
@@ -75,8 +76,9 @@ class GraphWork:
         self.masks: dict[str, Tensor] = {}
         self.beside: dict[str, dict[str, Tensor]] = {}
         self.layers: dict[str, SparsifiedLayer] = {}
+        self.norms: dict[str, Tensor] = {}
         for weight in weights:
-            _require_finite_weight(weight.name, self._array(weight.name))
+            _require_finite_weight(weight.name, self.values_of(weight.name))
         for weight in weights:
             earlier = None if state is None else state.load(self._numbers[weight.name], weight.name)
             if earlier is not None and tuple(earlier.weight.shape) == weight.form.stored:
@@ -98,7 +100,7 @@ class GraphWork:
             paired: the same with the wanted outputs; None where they are not known.
             check: of a part of these.
         """
-        stored = _tensor(self._array(weight.name))
+        stored = _tensor(self.values_of(weight.name))
         method, reason = self._method_for(weight, statistics)
         if statistics is not None:
             require_finite(weight.name, statistics)
@@ -145,14 +147,23 @@ class GraphWork:
             self._state.save(self._numbers[weight.name], finished)
         self._set(finished)
 
-    def _array(self, name: str) -> Array:
+    def values_of(self, name: str) -> Array:
         """The present values of a stored tensor."""
         graph, stored = self._graphs[0]
         return graph.read(stored[name])
 
+    def settle(self, norm: Norm, statistics: tuple[Tensor, Tensor] | None) -> None:
+        """Give a batch norm the mean and variance of what it meets; None leaves it as it is."""
+        if statistics is None:
+            return
+        for name, values in zip((norm.mean, norm.variance), statistics, strict=True):
+            for graph, stored in self._graphs:
+                graph.put(stored[name], _of_type(values, stored[name].data_type))
+            self.norms[name] = _tensor(self.values_of(name))
+
     def _shifted(self, place: Place, shift: Tensor) -> Tensor:
         """The stored tensor that shifts the outputs, shifted once more."""
-        old = _tensor(self._array(place.name))
+        old = _tensor(self.values_of(place.name))
         return (old.double() + place.sign * shift.reshape(old.shape)).to(old.dtype)
 
     def _method_for(self, weight: GraphWeight, statistics: InputStatistics | None) -> tuple[Method, str]:

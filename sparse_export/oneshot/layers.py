@@ -7,13 +7,11 @@ several.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from sparse_export.errors import UnknownNameError
 from sparse_export.oneshot.unfolding import InputStatistics
@@ -127,31 +125,3 @@ def worth_of_weight(weight: Tensor, statistics: InputStatistics) -> Tensor:
     norms = statistics.squares.sqrt()  # (groups, K)
     norms_OK = norms.repeat_interleave(weight.shape[0] // len(norms), dim=0)
     return (weight.abs() * weight_from_columns(norms_OK, tuple(weight.shape))).to(weight.dtype)
-
-
-@torch.no_grad()
-def reestimate_norms(module: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Give every batch norm the mean and variance of what it meets now, averaged over the batches.
-
-    The rest of the network stays in eval mode meanwhile, and all of it is left in the mode that it was in.
-    Returns how many norms there were. Those that keep no statistics are left alone.
-    """
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
-    if not norms:
-        return 0
-    was_training = {part: part.training for part in module.modules()}
-    momenta = {norm: norm.momentum for norm in norms}
-    module.eval()
-    try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain average over batches
-            norm.train()
-        for batch in batches:
-            module(batch)
-    finally:
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
-        for part, training in was_training.items():
-            part.training = training
-    return len(norms)

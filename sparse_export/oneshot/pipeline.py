@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.formats.score import Score
@@ -34,14 +34,14 @@ from sparse_export.oneshot.graph_pruning import (
 from sparse_export.oneshot.layers import (
     Method,
     prune_weight,
-    reestimate_norms,
     worth_of_weight,
 )
 from sparse_export.oneshot.parted import Parted, parted
 from sparse_export.oneshot.recovering import sparsify_recovering
-from sparse_export.oneshot.recovery import Recovery, RecoveryResult
+from sparse_export.oneshot.recovery import NormsResult, Recovery, RecoveryResult
 from sparse_export.oneshot.report import SparsifiedLayer, SparsifyReport, Stage
 from sparse_export.oneshot.source import Source
+from sparse_export.oneshot.unused import unused_weights
 from sparse_export.oneshot.weights import kept_share
 from sparse_export.signature import Array, Feeds, Signature, class_signature
 from sparse_export.sparsity.caps import Cap
@@ -55,7 +55,6 @@ from sparse_export.train.evaluation import statistics_of
 from sparse_export.train.layers import computed_weights, maskable_parameters, output_layers
 from sparse_export.train.loader import BatchLoader, Part
 from sparse_export.train.pattern_plan import plan_pattern
-from sparse_export.train.user_run import tensors_in
 
 __all__ = ["CALIBRATION_BATCH", "NOT_IN_GRAPH", "Work"]
 
@@ -64,37 +63,7 @@ _WALK_VALUES = 5 * 2**19  # input values of a batch of a walk: 17 pictures of 22
 _TEST_VALUES = 4 * 2**20  # input values of a batch of an evaluation
 NOT_IN_GRAPH = "no layer of the exported graph multiplies by it alone, so its inputs are not seen"
 _UNUSED = "the outputs do not hang on it in evaluation"
-_RUN_AGAIN = "CheckpointFunctionBackward"  # of torch.utils.checkpoint with use_reentrant
 _SAME_SHARE = 1e-4  # of the samples, whose label float32 may turn when sums run in another order
-
-
-def _unused(network: nn.Module, sample: Tensor) -> list[str]:
-    """Weights that the outputs do not hang on in evaluation, like those of heads that only training has.
-
-    Weights that are frozen count as used, and all do where a part of the network is run again for its gradients,
-    which hides its weights. No gradient is computed, and nothing is kept for one.
-    """
-    weights = {name: weight for name, weight in maskable_parameters(network).items() if weight.requires_grad}
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda _: None, _no_gradient):
-        stack = [one.grad_fn for one in tensors_in(network(sample)) if one.grad_fn is not None]
-    if not stack:
-        return []
-    seen = set(stack)
-    used: set[int] = set()
-    while stack:
-        node = stack.pop()
-        if node.name() == _RUN_AGAIN:
-            return []
-        if hasattr(node, "variable"):
-            used.add(id(node.variable))
-        after = {one for one, _ in node.next_functions if one is not None} - seen
-        seen |= after
-        stack += after
-    return [name for name, weight in weights.items() if id(weight) not in used]
-
-
-def _no_gradient(_: None) -> Tensor:
-    raise AssertionError("a gradient was asked for")
 
 
 class _Graph(NamedTuple):
@@ -107,16 +76,18 @@ class _Graph(NamedTuple):
 
 class _Walked(NamedTuple):
     """What a walk made of weights, by name: its report, which stay, their values, other tensors that
-    were changed with them, how many an earlier process had finished, how many samples it saw, and whether
-    a recovery helped."""
+    were changed with them; statistics of batch norms; how many an earlier process had finished, how many
+    samples it saw, and whether a recovery and re-estimated norms helped."""
 
     layers: dict[str, SparsifiedLayer]
     masks: dict[str, Tensor]
     weights: dict[str, Tensor]
     beside: dict[str, dict[str, Tensor]]
+    norms: dict[str, Tensor]
     n_resumed: int
     n_calibration: int
     recovery: RecoveryResult | None
+    settled: NormsResult | None
 
 
 class Work:
@@ -140,6 +111,7 @@ class Work:
         self.loader, self.device, self.seed, self.task = loader, device, seed, task
         self.memory_bytes, self.recovery = memory_bytes, recovery
         self.recovered: RecoveryResult | None = None
+        self.settled: NormsResult | None = None
         self.walk_batch = max(1, min(CALIBRATION_BATCH, _WALK_VALUES // math.prod(input_shape)))
         self.n_calibration = (
             0 if loader is None else _whole_batches(n_calibration, loader.info.n_train, self.walk_batch)[0]
@@ -202,7 +174,7 @@ class Work:
     ) -> tuple[dict[str, Cap], dict[str, str]]:
         """Which layers get the pattern, and why the others do not. Raises UsageError when none does."""
         sample = torch.zeros((2, *self.input_shape))
-        left_out = dict.fromkeys(_unused(self.network, sample), _UNUSED) | dict(planned_dense or {})
+        left_out = dict.fromkeys(unused_weights(self.network, sample), _UNUSED) | dict(planned_dense or {})
         names = [name for name in maskable_parameters(self.network) if name not in left_out]
         left_out |= why_no_axis(self.network, sample, names)
         plan = plan_pattern(
@@ -278,15 +250,20 @@ class Work:
         notes = {} if permuted is None else {layer.name: layer.reason for layer in permuted.layers}
         dense = dict(reasons)
         self.network.cpu()
+        measures = errors or self.recovery is not None
         walks = self._chosen is not None or (
-            self.loader is not None and has_walk(method, errors=errors or self.recovery is not None)
+            self.loader is not None and (norms or has_walk(method, errors=measures))
         )
-        walked = self._chosen or (self._walked(caps, method, observer, state) if walks else None)
+        walked = self._chosen or (
+            self._walked(caps, method, observer, state, errors=measures, norms=norms) if walks else None
+        )
         self.n_resumed = 0 if walked is None else walked.n_resumed
         saw = walked is not None and walked.n_calibration > 0
-        self.looks_at_data |= saw or (norms and self.loader is not None)
-        why_unseen = f"error not measured: {NOT_IN_GRAPH}" if walks else NOT_ASKED_FOR
+        self.looks_at_data |= saw
+        looked = walks and has_walk(method, errors=measures)
+        why_unseen = f"error not measured: {NOT_IN_GRAPH}" if looked else NOT_ASKED_FOR
         self.recovered = None if walked is None else walked.recovery
+        self.settled = None if walked is None else walked.settled
         tensors = dict([*self.network.named_parameters(), *self.network.named_buffers()])
         found: dict[str, SparsifiedLayer] = {}
         for name, cap in caps.items():
@@ -325,8 +302,9 @@ class Work:
                 expected="A run with weights in its layers was expected.",
                 do="Look at the masks that it began with; train it with a higher density.",
             )
-        if norms and self.loader is not None:
-            self.n_norms = reestimate_norms(self.network.to(self.device), self.batches(CALIBRATION_BATCH))
+        for name, values in {} if walked is None else walked.norms.items():
+            tensors[name].copy_(values)
+        self.n_norms = 0 if walked is None else len(walked.norms) // 2
         self.stage("sparsified", time.monotonic() - began)
         self.network.cpu()
         parameters = [
@@ -356,7 +334,14 @@ class Work:
         return _Graph(graph, signature, [{name: x.cpu().numpy()} for x in self.batches(self.walk_batch)])
 
     def _walked(
-        self, caps: Mapping[str, Cap], method: Method, observer: Finished | None, state: Path | None
+        self,
+        caps: Mapping[str, Cap],
+        method: Method,
+        observer: Finished | None,
+        state: Path | None,
+        *,
+        errors: bool,
+        norms: bool,
     ) -> _Walked:
         """The weights that a walk over the network's graph pruned, with their errors."""
         graph = self._graph()
@@ -372,7 +357,8 @@ class Work:
             memory_bytes=self.memory_bytes,
             state=state,
             observer=observer,
-            errors=True,
+            errors=errors,
+            norms=norms,
         )
         return _walked_of(pruned)
 
@@ -444,6 +430,7 @@ class Work:
             stages=tuple(self.stages),
             choice=choice,
             recovery=self.recovered,
+            norms=self.settled,
         )
 
 
@@ -454,9 +441,11 @@ def _walked_of(pruned: PrunedGraph) -> _Walked:
         pruned.masks,
         {name: torch.from_numpy(_writeable(pruned.graph.read(one))) for name, one in stored.items()},
         pruned.beside,
+        pruned.norms,
         pruned.n_resumed,
         pruned.n_calibration,
         pruned.recovery,
+        pruned.settled,
     )
 
 

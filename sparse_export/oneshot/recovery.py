@@ -1,4 +1,4 @@
-"""Which steps bring a pruned network back towards the dense one without labels."""
+"""Which steps bring a pruned network back towards the dense one without labels, and whether they helped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from sparse_export.errors import UsageError
 
-__all__ = ["AUTO", "NONE", "Recovery", "RecoveryResult", "recovery_from_text"]
+__all__ = ["AUTO", "CHANNELS", "NONE", "NormsResult", "Recovery", "RecoveryResult", "recovery_from_text"]
 
 AUTO, NONE = "auto", "none"
 
@@ -65,6 +65,36 @@ class RecoveryResult:
         found = "recovery was kept" if self.kept else "no recovery helped"
         return f"{found}: squared change of the outputs {changes}, on {self.n_samples} other samples"
 
+
+@dataclass(frozen=True, kw_only=True)
+class NormsResult:
+    """Whether re-estimated batch norms helped.
+
+    Attributes:
+        n_norms: that were re-estimated.
+        kept: the network is the one with them.
+        change_without: squared change of the outputs by their variance, on samples that nothing was calibrated on,
+            with the statistics of the dense network.
+        change_with: likewise, with those of the pruned one.
+        n_samples: how many these are.
+    """
+
+    n_norms: int
+    kept: bool
+    change_without: float
+    change_with: float
+    n_samples: int
+
+    def __str__(self) -> str:
+        found = "were kept" if self.kept else "did not help and were not kept"
+        return (
+            f"re-estimated batch norms {found}: squared change of the outputs {self.change_without:.3g} without, "
+            f"{self.change_with:.3g} with {self.n_norms} of them, on {self.n_samples} other samples"
+        )
+
+
+CHANNELS = Recovery(bias=True, variance=True)
+"""What re-estimated norms do, for a network that has none: mean and standard deviation of each channel."""
 
 _DEFAULT = Recovery(damping=True, streams=True, sums=True, bias=True)
 

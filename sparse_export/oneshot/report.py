@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sparse_export.formats.score import Score
 from sparse_export.oneshot.choice import Choice
-from sparse_export.oneshot.recovery import RecoveryResult
+from sparse_export.oneshot.recovery import NormsResult, RecoveryResult
 from sparse_export.tables import Shown, Table, shape_text
 from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
 from sparse_export.tasks.scores import value_text
@@ -76,9 +76,10 @@ class SparsifyReport:
         untraced: why no order could be looked for, or empty.
         n_resumed: layers that an earlier process had finished before it ended.
         kept_share: over the layers that got the pattern.
-        n_norms: batch norms that were re-estimated.
+        n_norms: batch norms that were re-estimated, and kept so.
         choice: how layers were chosen under a bound on what may be lost; None without one.
         recovery: whether bringing layers back towards the dense network helped; None where it was not tried.
+        norms: whether re-estimated batch norms helped; None where they were not asked for, or there are none.
     """
 
     model: str
@@ -101,6 +102,7 @@ class SparsifyReport:
     n_resumed: int = 0
     choice: Choice | None = None
     recovery: RecoveryResult | None = None
+    norms: NormsResult | None = None
 
     def shown(self) -> Shown:
         """What each layer kept, how good the network was after each step, and a summary."""
@@ -171,6 +173,8 @@ def _summary(report: SparsifyReport) -> str:
         parts.append(f"{report.n_calibration:,} samples were looked at")
     if report.recovery is not None:
         parts.append(str(report.recovery))
+    if report.norms is not None:
+        parts.append(str(report.norms))
     if report.permute:
         parts.append(
             report.untraced

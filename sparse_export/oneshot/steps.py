@@ -140,7 +140,8 @@ def sparsify(
     of training afterwards, masks fixed, or with `moving` following momentum under the pattern.  keep_dense:
     shell patterns of parameters or layers that stay as they are.  planned_dense: weights that a plan leaves
     dense, with its reasons (`sparse_export.plan.planning.dense_by_plan`); it decides about small layers too.
-    norms: re-estimate batch norms on the calibration data after pruning.  errors: measure the error of each
+    norms: re-estimate batch norms in the walk, or correct bias and scale of channels where there are none; kept
+    where that helps on samples that no weight was calibrated on.  errors: measure the error of each
     layer on the calibration data by `magnitude` too, which takes a walk over them.  input_shape: of one sample, where
     neither network nor data tell.  inputs: a file or folder of real inputs without labels, see
     `sparse_export.tasks.inputs.read_inputs`, in place of data; the network is then pruned as a graph, in one

@@ -1,4 +1,4 @@
-"""Layers of a network pruned by what was learnt of their inputs, and batch norms estimated anew."""
+"""Layers of a network pruned by what was learnt of their inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from sparse_export.errors import UnknownNameError
 from sparse_export.oneshot.layers import (
     Method,
     prune_weight,
-    reestimate_norms,
     require_method,
     worth_of_weight,
 )
@@ -90,25 +89,6 @@ def test_the_worth_of_a_weight_is_its_size_times_that_of_its_input() -> None:
                 assert float(worth[o, c, place, 0]) == pytest.approx(
                     float(layer.weight[o, c, place, 0].detach().abs() * norm), rel=1e-5
                 )
-
-
-def test_norms_get_the_mean_and_variance_of_what_they_meet_and_nothing_else_changes() -> None:
-    first, norm = nn.Linear(4, 3), nn.BatchNorm1d(3, momentum=0.2)
-    module = nn.Sequential(first, norm, nn.Dropout(0.9), nn.BatchNorm1d(3, track_running_stats=False))
-    with torch.no_grad():
-        first.weight.mul_(3)
-    batches = [torch.randn(20, 4), torch.randn(20, 4)]
-    inner = [first(batch).detach() for batch in batches]
-    module.train()
-    module[2].eval()
-    assert reestimate_norms(module, batches) == 1
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    torch.testing.assert_close(norm.running_mean, torch.stack([x.mean(0) for x in inner]).mean(0))
-    torch.testing.assert_close(norm.running_var, torch.stack([x.var(0) for x in inner]).mean(0))
-    assert norm.momentum == 0.2
-    assert [part.training for part in module] == [True, True, False, True]
-    assert reestimate_norms(nn.Linear(2, 2), batches) == 0
 
 
 def test_an_unknown_method_is_told_the_nearest() -> None:

@@ -16,7 +16,7 @@ from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.model import prepared, signature_of
 from sparse_export.oneshot.graph_pruning import sparsify_graph
 from sparse_export.oneshot.parted import filled, parted
-from sparse_export.oneshot.pipeline import _unused
+from sparse_export.oneshot.unused import unused_weights
 from sparse_export.sparsity.pattern import NMPattern
 from tests.oneshot.graphs import drawn, model_from, outputs_of
 
@@ -126,5 +126,5 @@ class _RunAgain(nn.Module):
 
 def test_weights_of_a_part_that_is_run_again_are_used() -> None:
     x = torch.zeros(2, 8)
-    assert _unused(_RunAgain(reentrant=False), x) == ["aux.weight"]
-    assert _unused(_RunAgain(reentrant=True), x) == []
+    assert unused_weights(_RunAgain(reentrant=False), x) == ["aux.weight"]
+    assert unused_weights(_RunAgain(reentrant=True), x) == []
