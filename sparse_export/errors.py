@@ -10,7 +10,7 @@ line ends with.
     ├── RanksDiverged              1   processes of one training hold different masks
     ├── EngineBuildFailed          1   TensorRT made no engine of a graph, or crashed over it
     ├── ServerFailed               1   an inference server ended, or does not become ready
-    ├── UsageError                 2   what was asked for cannot be meant
+    ├── UsageError                 2   invalid arguments
     │   ├── RecipeError            2
     │   ├── FolderInUse            2   another process is writing there
     │   └── UnknownNameError       2   no such model, data set, recipe, runtime …
@@ -89,7 +89,7 @@ class ServerFailed(SparseExportError):  # noqa: N818 - named by what happened
 
 
 class UsageError(SparseExportError, ValueError):
-    """What was asked for cannot be meant. A ValueError too, for callers of the library."""
+    """Invalid arguments. A ValueError too, for callers of the library."""
 
     exit_code = 2
 

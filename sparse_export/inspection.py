@@ -265,8 +265,8 @@ def _graph_summary(found: Inspection) -> str:
     eligible = [layer.eligible for layer in found.graph]
     holds = sum(layer.pattern_holds is True for layer in found.graph)
     text = (
-        f"{holds} of {len(eligible)} layers hold 2:4; hardware can use the zeros of {eligible.count('yes')}, "
-        f"of {eligible.count('unproven')} that is unproven. Density {found.density:.4f}, "
+        f"{holds} of {len(eligible)} layers hold 2:4; hardware can use {eligible.count('yes')}, "
+        f"perhaps {eligible.count('unproven')} more. Density {found.density:.4f}, "
         f"{found.n_nonzero:,} of {found.n_weights:,} weights."
     )
     pruned = [_pruned_text(found.if_pruned, len(eligible))] if _could_be_pruned(found) else []

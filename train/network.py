@@ -114,7 +114,7 @@ def require_fit(
         if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[-1] < (n_outputs or 0):
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise UsageError(
-                f"The model {recipe.model} answers two inputs with {got}.",
+                f"The model {recipe.model} returns {got} for two inputs.",
                 expected=f"Logits of shape (2, {n_outputs}) were expected for {recipe.data}.",
                 do="Choose a model with as many outputs as there are classes.",
             )

@@ -164,26 +164,24 @@ def gate(
     )
     measured = _Measured(case, budget_s, block_s, on_round)
     links = (
-        Link(
-            name="files", asks="every file is the one that was written", check=partial(files_are_whole, case)
-        ),
+        Link(name="files", asks="the files are unchanged", check=partial(files_are_whole, case)),
         Link(
             name="weights",
             asks="the stored weights keep their pattern",
             check=partial(weights_keep_their_pattern, case),
         ),
-        Link(name="graph", asks="the graph keeps it too", check=partial(graph_keeps_its_pattern, case)),
+        Link(name="graph", asks="the graph keeps the pattern", check=partial(graph_keeps_its_pattern, case)),
         Link(
             name="engines",
-            asks="each engine was built from that graph",
+            asks="each engine was built from this graph",
             check=partial(engines_are_of_the_graph, case),
         ),
         Link(
             name="score",
-            asks="these files are as good as was trained, or agree with the dense network",
+            asks="the score is that of training and of the dense network",
             check=measured.score,
         ),
-        Link(name="speed", asks="it is as fast as was promised", check=measured.speed),
+        Link(name="speed", asks="the promised speed-up is reached", check=measured.speed),
     )
     results = walk(links, report=on_progress)
     broken = next((one for one in results if one.outcome == "broken"), None)

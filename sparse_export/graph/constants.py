@@ -296,7 +296,7 @@ class Evaluator:
     def evaluate(self, scope: Scope, name: str) -> Constant | Unevaluated:
         """Work out a constant, which `scope.is_constant` has said it is.
 
-        Raises ArtefactError when a stored tensor or a node cannot be meant.
+        Raises ArtefactError when a stored tensor or a node is invalid.
         """
         found = scope.find(name)
         assert found is not None, "a constant comes from somewhere"

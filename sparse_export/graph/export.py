@@ -164,7 +164,7 @@ def _require_other_names(network: NamedNetwork, masks: Mapping[str, Tensor]) -> 
     for name in masks:
         if name in network.example.tensors or name in network.outputs:
             raise UsageError(
-                f"There is a mask for the parameter {name}, which is the name of an end of the graph.",
+                f"There is a mask for the parameter {name}, whose name an input or output of the graph has too.",
                 expected="Masked weights keep their names in the graph, so other names were expected.",
                 do="Rename the parameter, or leave it dense.",
             )

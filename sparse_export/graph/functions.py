@@ -40,9 +40,8 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.inliner.inline_local_functions(model)
     except onnx.checker.ValidationError as cause:
         raise ArtefactError(
-            f"The functions of the model cannot be meant: {str(cause).strip().rstrip('.')}.",
-            expected="Functions of different names were expected.",
-            do="Export the model again.",
+            f"The model's functions are invalid: {str(cause).strip().rstrip('.')}.",
+            do="Give each function a name of its own: export the model again.",
         ) from cause
     except (RuntimeError, ValueError, DecodeError):  # its own words are no use; the calls are told as such
         return model

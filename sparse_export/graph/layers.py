@@ -85,7 +85,7 @@ def layer_weight(
     """Name and reduction axis of the weight of a Conv, ConvTranspose, Gemm or MatMul, else None.
 
     The axis is that of the weight as it is stored. Only weights that are used as they are stored are found;
-    `graph_layers` looks through the nodes between. Raises ArtefactError for a node that cannot be meant.
+    `graph_layers` looks through the nodes between. Raises ArtefactError for an invalid node.
     """
     for position in _operands(node):
         name = node.input[position]
@@ -213,7 +213,7 @@ def graph_layers(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
     nodes with weights that are not looked into. A weight that two nodes share gives two layers.
     Multiply-accumulates are those of one sample: a free leading axis of an input counts as 1, a fixed one is
     divided out; None where shapes stay unknown. Nodes of one name are told apart: the second is `name#2`.
-    Raises ArtefactError for a graph that cannot be meant.
+    Raises ArtefactError for an invalid graph.
     """
     plain = inlined(without_weights(model))
     shapes, n_samples = _shapes_of_one_sample(plain)
@@ -224,7 +224,7 @@ def graph_layers(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
 
 def layer_uses(model: onnx.ModelProto, *, read: Read = array_of) -> Iterator[LayerUse | OtherLayer]:
     """The layers of `graph_layers` with their nodes and the values of their weights, one after the other, so
-    that one weight at a time need be in memory. Raises ArtefactError for a graph that cannot be meant.
+    that one weight at a time need be in memory. Raises ArtefactError for an invalid graph.
 
     read: gives the values of what the model stores.
     """
@@ -249,7 +249,7 @@ def layers_if_pruned(
         The layers, and a clause for each promise that is not kept, as `broken_patterns` gives them.
 
     Raises:
-        ArtefactError: the graph cannot be meant.
+        ArtefactError: the graph is invalid.
     """
     plain = inlined(without_weights(model))
     shapes, n_samples = _shapes_of_one_sample(plain)
@@ -520,7 +520,7 @@ def require_patterns(model: onnx.ModelProto, promised: Mapping[str, NMPattern]) 
     """Hold a graph to the patterns that were promised, by name of the stored weight.
 
     Raises GateFailed that names the first weights that break theirs, are not in the graph, or cannot be
-    checked; ArtefactError for a graph that cannot be meant.
+    checked; ArtefactError for an invalid graph.
     """
     broken = broken_patterns(model, promised)
     if broken:
@@ -586,7 +586,7 @@ def promised_patterns(layers: Iterable[LayerInfo]) -> dict[str, NMPattern]:
     try:
         return {name: pattern_from_text(text) for name, text in promised.items()}
     except UsageError as cause:
-        raise ArtefactError(f"A layer promises a pattern that is none. {cause}") from cause
+        raise ArtefactError(f"The promised pattern of a layer is invalid. {cause}") from cause
 
 
 def _uses_of_a_weight(

@@ -52,7 +52,7 @@ def require_deterministic(network: nn.Module, example: Example) -> None:
         "differ by "
         f"{difference:.3g}.",
         expected="A network was expected that answers the same each time.",
-        do="Let random operations ask for the mode, as in dropout(x, p, self.training), and run eval().",
+        do="Make random operations follow the mode, as in dropout(x, p, self.training), and call eval().",
     )
 
 

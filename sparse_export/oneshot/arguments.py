@@ -40,9 +40,8 @@ def require_plan_for(pattern: NMPattern, planned_dense: Mapping[str, str] | None
     """Raise UsageError for a plan beside a pattern that it was not made for."""
     if planned_dense is not None and str(pattern) != "2:4":
         raise UsageError(
-            f"A plan was given, and the pattern {pattern}.",
-            expected="2:4 was expected: a plan decides which layers are worth that.",
-            do="Leave out one of them.",
+            f"A plan and the pattern {pattern} were given; plans are for 2:4 only.",
+            do="Leave out --plan or --pattern.",
         )
 
 
@@ -105,8 +104,8 @@ def data_name(
     """The data to use, None for none. Raises UsageError where the other options need some."""
     if moving and not finetune:
         raise UsageError(
-            "Masks move while a network is trained, and no fine-tuning was asked for.",
-            expected="--finetune EPOCHS was expected with --moving.",
+            "--moving was given without --finetune.",
+            do="Give --finetune EPOCHS: masks move only while the network is trained.",
         )
     if data is None and run is not None and run.info.data is not None:
         data = run.info.data.name
@@ -133,7 +132,7 @@ def require_same_data(run: Run, found: DataInfo) -> None:
     wanted = run.info.data
     if wanted is not None and found.name == wanted.name and found.test_sha256 != wanted.test_sha256:
         raise ArtefactError(
-            f"The data are others than the run in {run.path} was trained on: {found}.",
+            f"The data differ from those that the run in {run.path} was trained on: {found}.",
             expected=f"{wanted} was expected.",
             do="Give the folder with the original data by --data-dir.",
         )
@@ -200,7 +199,7 @@ def n_outputs_of(source: Source, shape: tuple[int, ...], n_classes: int | None, 
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] < (n_classes or 1):
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UsageError(
-            f"The model {source.name} answers two inputs with {got}.",
+            f"The model {source.name} returns {got} for two inputs.",
             expected=f"Logits of shape (2, {n_classes or 'classes'}) were expected.",
             do="Choose a model with as many outputs as there are classes; or leave out --data and what needs "
             "it, so that the model is pruned as a graph, by example_inputs() beside its factory or --inputs "

@@ -84,7 +84,7 @@ def require_scored(data: str | None) -> str:
     """The data that a torch network is scored on. Raises UsageError where there are none."""
     if data is None:
         raise UsageError(
-            "Which layers may be sparse is decided by a score, and there are no data to score on.",
+            "--max-drop needs a score, and there are no data to score on.",
             do="Give --data NAME, or real inputs by --inputs FILE.npz.",
         )
     return data

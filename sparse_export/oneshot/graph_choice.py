@@ -152,7 +152,7 @@ def held_back_of(
     if test is None:
         if not search:
             raise UsageError(
-                "Which layers may be sparse is decided by a score, and there is nothing to score on.",
+                "--max-drop needs a score, and there are no data to score on.",
                 do="Give --task and --data, or real inputs by --inputs FILE.npz.",
             )
         if bound.task is not None and signature.n_classes is None:

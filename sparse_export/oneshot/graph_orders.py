@@ -116,7 +116,7 @@ def ordered_graph(
 def _drawn(signature: Signature) -> list[dict[str, Any]]:
     if not signature.drawable:
         raise UsageError(
-            "--permute compares outputs in both orders, and the graph does not tell which inputs it takes.",
+            "--permute compares outputs in both orders; the graph does not say which inputs it accepts.",
             do="Give real inputs by --inputs FILE.npz.",
         )
     return [signature.draw(_COMPARED, _SEED)]

@@ -212,8 +212,9 @@ def _source_of_torch(
     source = open_source(model, run, weights, n_classes=None, seed=seed, trust=trust)
     if not all(bool(mask.all()) for mask in source.masks.values()):
         raise UsageError(
-            f"The run {model} was trained sparse, and a graph keeps no masks"
-            + (", which is what --inputs prunes." if told.inputs is not None else "."),
+            f"The run {model} was trained sparse"
+            + (". With --inputs" if told.inputs is not None else "; without data of classes")
+            + " it would be pruned as a graph, which keeps no masks.",
             do="Give --data NAME, or --data none with --method magnitude."
             if _is_classifier(model, run, None)
             else "Build it as it is, or train it with a pattern from the start.",

@@ -95,7 +95,7 @@ def weights_of_graph(
 
     Raises:
         UsageError: a pattern or the plan names no weight, or no weight can take the pattern.
-        ArtefactError: the graph cannot be meant.
+        ArtefactError: the graph is invalid.
     """
     found, others = _collected(model, wiring, read)
     _require_known(found, keep_dense, planned_dense or {})

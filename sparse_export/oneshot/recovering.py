@@ -53,16 +53,16 @@ def sparsify_recovering(
     """
     if recovery is None and not norms:
         return sparsify_graph(model, signature=signature, batches=batches, **options)
+    asked = "--norms" if recovery is None else "--recover"
     if not batches:
         raise UsageError(
-            f"{'--norms' if recovery is None else '--recover'} was given, and there are no samples to hold the "
-            "network against the dense one on.",
-            do="Give real inputs, or leave it out.",
+            f"{asked} compares the network with the dense one, and there are no samples for that.",
+            do=f"Give real inputs, or leave {asked} out.",
         )
     dense = parted(model)
     if norms and not norms_of(dense.model, wiring_of(dense.model)):
         recovery, norms = recovery or CHANNELS, False
-    rest, check = _split(batches, signature, "--norms" if recovery is None else "--recover")
+    rest, check = _split(batches, signature, asked)
 
     def walk(steps: Recovery | None, *, with_norms: bool = False) -> PrunedGraph:
         own = {**options, "errors": True} if recovery is not None else options

@@ -126,6 +126,6 @@ def recovery_from_text(text: str) -> Recovery | None:
     if "sums" in steps and "streams" not in steps:
         raise UsageError(
             "The step sums of --recover was given without streams.",
-            do="Give streams,sums: what a sum has lost is made up for by weights that are corrected.",
+            do="Give streams,sums: sums works through the weights that streams corrects.",
         )
     return Recovery(**dict.fromkeys(steps, True))

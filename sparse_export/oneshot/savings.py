@@ -79,8 +79,8 @@ def savings_of(
     saved, why_none = _by_time(by_name, found)
     if not saved:
         raise UsageError(
-            f"No layer that could be 2:4 is faster so by {timings}, which has {len(found.products)} sizes at a "
-            f"batch of {found.batch}: {next(iter(why_none.values()), 'it has no layer')}.",
+            f"By {timings} ({len(found.products)} sizes at batch {found.batch}), 2:4 makes no layer faster: "
+            f"{next(iter(why_none.values()), 'it has no layer')}.",
             do="Give timings of this network, or leave out --timings.",
         )
     return Savings(unit=MS, saved=saved, work=work, whole=whole, why_none=why_none)

@@ -42,7 +42,7 @@ def run_of(model: str, *, any_form: bool = False) -> Run | None:
         run = open_run(folder)
         if run.info.model.name is None and not any_form:
             raise UsageError(
-                f"The run in {folder} does not tell how its network is made.",
+                f"The run in {folder} does not say how its network is made.",
                 expected="A run of a known network or of a package.module:factory was expected.",
                 do="Train it with a factory.",
             )
@@ -62,7 +62,7 @@ def name_of(model: str) -> str | None:
 
 
 def require_weights(model: str, run: Run | None, weights: str | None) -> None:
-    """Raise UsageError where `weights` cannot be meant for this kind of network."""
+    """Raise UsageError where `weights` is invalid for this kind of network."""
     if run is not None:
         if weights is not None:
             raise UsageError(

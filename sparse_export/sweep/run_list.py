@@ -65,7 +65,7 @@ def cells_of(grid: Grid, folder: Path = Path()) -> list[Cell]:
     """Every cell once, in the order of the file: methods, then densities, settings and seeds.
 
     folder: where the grid lies.  A varied key that a method does not read makes no second cell of it.
-    Raises RecipeError, naming the cell, for a recipe that cannot be meant; UsageError for a grid of no or too
+    Raises RecipeError, naming the cell, for an invalid recipe; UsageError for a grid of no or too
     many cells, one that contradicts itself, see `require_meant`, or one that says what none of its methods
     reads.
     """
@@ -236,7 +236,7 @@ def _recipe(
         return load_recipe(source, changes=changes)
     except RecipeError as cause:
         label = _label(method, None, density, setting, seed)
-        raise RecipeError(f"The cell {label} of the grid cannot be meant: {cause}") from cause
+        raise RecipeError(f"The recipe of the grid's run {label} is invalid: {cause}") from cause
 
 
 def heading(method: str, pattern: str | None, density: float | None) -> str:

@@ -36,7 +36,7 @@ def test_a_sweep_ends_with_its_table_and_its_page_and_json_has_the_runs(call: Ca
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (GRID.format("set-momentum"), "cell set-momentum-0.1-seed0"),
+        (GRID.format("set-momentum"), "run set-momentum-0.1-seed0"),
         (GRID.format("set") + "seed = 3\n", "unknown key 'seed'"),
         ("methods = ", "is not TOML"),
     ],

@@ -735,7 +735,7 @@ def test_a_function_that_calls_itself_is_refused() -> None:
 def test_two_functions_of_one_name_are_refused() -> None:
     call = helper.make_node("Linear", ["x", "weight"], ["y"], domain="mine")
     model = model_of([call], {"weight": dense((48, 32))}, functions=[linear_function()] * 2, check=False)
-    with pytest.raises(ArtefactError, match="functions of the model cannot be meant"):
+    with pytest.raises(ArtefactError, match="The model's functions are invalid"):
         graph_layers(model)
 
 
@@ -1005,7 +1005,7 @@ def test_promises_are_read_off_the_layers() -> None:
         for name, pattern in (("a", "2:4"), ("b", None), ("c", "1:8"))
     ]
     assert promised_patterns(layers) == {"a": TWO_FOUR, "c": NMPattern(n=1, m=8)}
-    with pytest.raises(ArtefactError, match="promises a pattern that is none"):
+    with pytest.raises(ArtefactError, match="The promised pattern of a layer is invalid"):
         promised_patterns(
             [LayerInfo(name="a", shape=(4,), n_weights=4, n_active=2, masked=True, pattern="4:2")]
         )

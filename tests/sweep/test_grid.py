@@ -1,4 +1,4 @@
-"""Grids: the cells that a file stands for, and files that cannot be meant."""
+"""Grids: the cells that a file stands for, and invalid files."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ def test_a_recipe_beside_the_grid_is_found(tmp_path: Path) -> None:
         ('recipe = "digits"\nmethods = ["set"]\ndensities = [1.5]', RecipeError, "densities.0 is 1.5"),
         ('recipe = "digits"\nmethods = ["set"]', UsageError, "no densities for set"),
         ('recipe = "digit"\nmethods = ["set"]\ndensities = [0.1]', UnknownNameError, "Did you mean 'digits'"),
-        ('recipe = "digits"\nmethods = ["sett"]\ndensities = [0.1]', RecipeError, "cell sett-0.1-seed0"),
+        ('recipe = "digits"\nmethods = ["sett"]\ndensities = [0.1]', RecipeError, "run sett-0.1-seed0"),
         (
             'recipe = "digits"\nmethods = ["set"]\ndensities = [0.1]\n[vary]\n"sparsity.prune" = ["half"]',
             RecipeError,

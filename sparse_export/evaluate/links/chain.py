@@ -91,7 +91,7 @@ def walk(
         if any(one.outcome == "broken" for one in results):
             results.append(LinkResult(name=link.name, asks=link.asks, outcome="not run"))
             continue
-        report(f"checking {link.name}: {link.asks}?")
+        report(f"checking {link.name}: {link.asks}")
         start = clock()
         try:
             found = link.check()

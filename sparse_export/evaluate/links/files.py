@@ -42,7 +42,7 @@ def files_are_whole(case: Case) -> Finding:
         told=(
             f"{n_files} files of {n_bytes:,} bytes have the SHA-256 that the manifest lists",
             f"the manifest is {digest[:12]}, which {vouched}",
-            f"so have {n_dense} files of the dense bundle",
+            f"{n_dense} files of the dense bundle have theirs too",
         ),
         figures={"n_files": n_files, "size_bytes": n_bytes, "manifest_sha256": digest},
     )
@@ -72,10 +72,10 @@ def graph_keeps_its_pattern(case: Case) -> Finding:
     holds = sum(layer.pattern_holds is True for layer in case.layers)
     told = (
         (
-            f"{len(case.layers)} layers are the ones that were built, {len(promised)} of them with a "
-            "promised pattern, and the graph keeps each"
+            f"{len(case.layers)} layers are unchanged since the build; {len(promised)} have a promised "
+            "pattern, which the graph keeps"
         ),
-        f"{holds} hold 2:4, hardware can use the zeros of {usable['yes']}",
+        f"{holds} hold 2:4; hardware can use {usable['yes']} of them",
         f"the golden answer differs by {golden.max_abs_difference:.3g} at most",
     )
     figures: dict[str, Figure] = {

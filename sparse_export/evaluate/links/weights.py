@@ -93,7 +93,7 @@ def _of_run(case: Case) -> tuple[list[str], list[str]]:
         elif n_over := int(groups_over(parameters[name].detach(), axis, pattern)):
             wrong.append(f"{name} of the run, promised {pattern}: {n_over:,} groups have more nonzeros")
     holds = f"{len(promised)} keep their pattern, " if promised else ""
-    return wrong, [f"of the run's own weights {holds}{len(masks)} are zero wherever their masks are off"]
+    return wrong, [f"of the run's own weights {holds}{len(masks)} are zero outside their masks"]
 
 
 def _problem(wrong: Iterable[str], path: str) -> SparseExportError | None:
