@@ -1,12 +1,12 @@
 """How the time of pruning a graph grows with its depth and with the samples, and what the walk itself takes.
 
-    python -m benchmarks.bench_walk [--rounds N] [--json FILE]
+    python -m benchmarks.bench_walk [--rounds N] [--walk-only] [--json FILE]
 
 Networks are chains of equal residual blocks with random weights: of two convolutions, or of two matrix
 products over tokens. Times are of the CPU, on one thread, the median over rounds. An exponent is the slope of
 a line through the logarithms: 1 where twice as much takes twice as long. The walk without linear algebra runs
 every segment and keeps what later ones read; it is held against one session's calls of the whole graph on the
-same batches, without the making of that session.
+same batches, without the making of that session. Both are warmed up by a round that is not counted.
 """
 
 from __future__ import annotations
@@ -134,6 +134,7 @@ def walking(kind: str, rounds: int) -> dict[str, list[float]]:
             session.run(None, feeds)
 
     plain()
+    walk()
     times: dict[str, list[float]] = {"walk": [], "plain": []}
     for _ in range(rounds):
         times["walk"].append(cpu_seconds(walk))
@@ -146,14 +147,14 @@ def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
 
 
-def measured(rounds: int) -> list[dict[str, Any]]:
+def measured(rounds: int, *, walk_only: bool = False) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     for kind in WIDTHS:
         times = walking(kind, rounds)
         ratio = statistics.median(a / b for a, b in zip(times["walk"], times["plain"], strict=True))
         results.append({"what": "walk over plain calls", "kind": kind, "cpu_s": times, "ratio": ratio})
         print(f"{kind:<8} walk over plain calls: {ratio:.2f}", flush=True)
-        for method in METHODS:
+        for method in () if walk_only else METHODS:
             for what, sizes in (("depth", DEPTHS), ("samples", SAMPLES)):
                 found = {
                     size: pruning(
@@ -178,10 +179,13 @@ def measured(rounds: int) -> list[dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="How the time of pruning grows with depth and samples.")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of each measurement (default: 3)")
+    parser.add_argument(
+        "--walk-only", action="store_true", help="measure the walk over plain calls, and no growth"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all times and the machine's facts")
     options = parser.parse_args(arguments)
     document = {
-        "results": measured(options.rounds),
+        "results": measured(options.rounds, walk_only=options.walk_only),
         "chain": {"depth": DEPTH, "n_samples": N_SAMPLES, "batch": BATCH, "sizes": SIZES},
         "created": now(),
         "machine": machine_facts(),
