@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -148,13 +149,15 @@ def build_graph(
         raw=raw,
     )
     example = example_of_signature(network, info.signature, info.call)
-    require_deterministic(network, example)
     with TorchSession(network, info.signature, example) as session:
-        golden = _golden_of(session, samples, raw)  # first: its errors are the plainer
-    model = onnx_from_module(network, example, masks=masks_with_promises(network, masks, fitted))
+        golden = _golden_of(  # first: its errors are the plainer
+            session, samples, raw, partial(require_deterministic, network, example)
+        )
+        named = session.named
+    model = onnx_from_module(network, example, masks=masks_with_promises(network, masks, fitted), named=named)
     promising = layer_infos(info.layers, network, masks, wanted, fitted)
     density = density_of(masks)
-    del network, session, example, masks  # the graph has the weights now
+    del network, session, named, example, masks  # the graph has the weights now
     gc.collect()  # torch.export's program refers to the network in circles
     signature = info.signature.with_ranges_of(signature_of(model))
     promised = promised_patterns(promising)
@@ -184,12 +187,14 @@ def build_graph(
     )
 
 
-def _golden_of(session: Session, samples: Sequence[Feeds], raw: RawInput | None) -> Golden:
+def _golden_of(
+    session: Session, samples: Sequence[Feeds], raw: RawInput | None, suspected: Callable[[], None]
+) -> Golden:
     """The golden pair of a network, of raw samples where the graph is to take these."""
     if raw is None:
-        return golden_pair(session, samples[0] if samples else None)
+        return golden_pair(session, samples[0] if samples else None, suspected=suspected)
     # The prepared session would close the network's, which stays its owner's.
-    golden = golden_pair(raw.session(session), samples[0] if samples else raw.drawn())
+    golden = golden_pair(raw.session(session), samples[0] if samples else raw.drawn(), suspected=suspected)
     return replace(golden, is_drawn=not samples)
 
 

@@ -48,6 +48,7 @@ def onnx_from_module(
     masks: Mapping[str, Tensor],
     fold: bool = True,
     transpose: bool = True,
+    named: NamedNetwork | None = None,
 ) -> onnx.ModelProto:
     """Write a network as ONNX, opset 20, IR 10.
 
@@ -66,6 +67,7 @@ def onnx_from_module(
         fold: fold batch norms; without it every weight keeps its values.
         transpose: store a weight transposed where MatMul multiplies by it so; without it every weight keeps
             its axes, and a Transpose stands before the product.
+        named: of this module and example; None to run it once for the names of its outputs.
 
     Raises:
         UsageError: the network cannot be exported, or takes a branch that depends on a free size.
@@ -79,7 +81,8 @@ def onnx_from_module(
     for name, mask in () if is_masked else masks.items():
         parameters[name].masked_fill_(~mask.cpu().bool(), 0.0)
     try:
-        named = NamedNetwork(network, example.on("cpu")).eval()
+        here = example.on("cpu")
+        named = (NamedNetwork(network, here) if named is None else named.of(network, here)).eval()
         _require_other_names(named, masks)
         model = _exported(named)
     except UsageError:  # says itself what is wrong

@@ -63,6 +63,19 @@ class NamedNetwork(nn.Module):
             self.outputs.append(free_name(wanted, {*example.tensors, *self.outputs}))
             self.paths.append(path)
 
+    def of(self, network: nn.Module, example: Example) -> NamedNetwork:
+        """The same of a copy of the network, which is not run.
+
+        Args:
+            network: the copy.
+            example: as that of this one, on the copy's device.
+        """
+        made = NamedNetwork.__new__(NamedNetwork)
+        nn.Module.__init__(made)
+        made.network, made.example = network, example
+        made.outputs, made.paths = self.outputs, self.paths
+        return made
+
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the network.
 

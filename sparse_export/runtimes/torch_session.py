@@ -29,6 +29,11 @@ class TorchSession(BaseSession):
         self._example = example or example_of_signature(network, signature)
         self._named: NamedNetwork | None = None
 
+    @property
+    def named(self) -> NamedNetwork | None:
+        """The network by its named tensors; None before it ran."""
+        return self._named
+
     def _run(self, feeds: Feeds) -> dict[str, Array]:
         """Raises UsageError where the network does not take the inputs, or gives others than it should."""
         shapes = ", ".join(str(array.shape) for array in feeds.values())
