@@ -33,7 +33,7 @@ from sparse_export.sparsity.pattern import NMPattern, groups_over, largest_per_g
 
 __all__ = ["Fitted", "Gather", "fit_graph", "fit_pattern", "replay"]
 
-_NO_ROOM = "some of its rows have more nonzeros than there is room for"
+_NO_ROOM = "some rows have more nonzeros than it allows"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,12 +248,12 @@ class _Work:
                 least = least_cut_share(self.before[name], self.axis(name), pattern)
                 if least > max_cut:
                     self.reasons[name] = (
-                        f"in any order at least {_percent(least)} of its magnitude would go: {_NO_ROOM}"
+                        f"no permutation satisfies {pattern} without dropping {_percent(least)} of sum |w|: {_NO_ROOM}"
                     )
 
     def why_uncut(self, name: str) -> str:
         """A clause that says why a weight may not be cut where others may, or nothing."""
-        return f"; nothing of it may be cut, since {self.uncut[name]}" if name in self.uncut else ""
+        return f"; none of its weights may be dropped, since {self.uncut[name]}" if name in self.uncut else ""
 
     def weight(self, name: str) -> Tensor:
         """As it is in the network now."""
@@ -391,8 +391,8 @@ def _explain(work: _Work, channels: Channels, gather: Gather) -> None:
             share = work.allowed[name]
             allowed = f", and at most {_percent(share)} may" if share else work.why_uncut(name)
             work.reasons[name] = (
-                f"in the best order found {work.over[name]:,} groups are over, "
-                f"and {_percent(work.needed[name])} of its magnitude would go{allowed}"
+                f"in the best order found {work.over[name]:,} groups are over the pattern, "
+                f"which would drop {_percent(work.needed[name])} of sum |w|{allowed}"
             )
             continue
         if channels.untraced:
