@@ -132,8 +132,9 @@ def require_same_data(run: Run, found: DataInfo) -> None:
     wanted = run.info.data
     if wanted is not None and found.name == wanted.name and found.test_sha256 != wanted.test_sha256:
         raise ArtefactError(
-            f"The data differ from those that the run in {run.path} was trained on: {found}.",
-            expected=f"{wanted} was expected.",
+            f"The data differ from those that the run in {run.path} was trained on: the test set of {found.name} "
+            f"has {found.n_test:,} samples with SHA-256 {found.test_sha256[:12]}, that of the run "
+            f"{wanted.n_test:,} with {wanted.test_sha256[:12]}.",
             do="Give the folder with the original data by --data-dir.",
         )
 

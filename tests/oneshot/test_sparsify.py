@@ -681,7 +681,7 @@ def test_a_large_network_of_torchvision_is_sparsified_and_reordered(
         ("digits-cnn", {"weights": "random", "method": "reconstruction", "data": "none"}, "--data NAME"),
         ("digits-cnn", {"weights": "random", "finetune": 1}, "Fine-tuning trains on data"),
         ("digits-cnn", {"weights": "random", "norms": True}, "re-estimated on data"),
-        ("digits-cnn", {"weights": "random", "moving": True}, "no fine-tuning was asked for"),
+        ("digits-cnn", {"weights": "random", "moving": True}, "--moving was given without --finetune"),
         ("digits-cnn", {"weights": "random", "data": "digits", "calibration_samples": 0}, "is 0"),
         ("digits-cnn", {"weights": "random", "finetune": -1, "data": "digits"}, "finetune is -1"),
         ("digits-cnn", {"weights": "random", "input_shape": (3, 8, 8)}, "cannot take inputs"),
@@ -724,7 +724,7 @@ def test_a_run_whose_data_are_absent_or_others_says_so_and_can_do_without(
     recipe = load_recipe("digits", changes={"dense": True, "epochs": 1, "data": f"npz:{tmp_path}/own.npz"})
     run = train(recipe, tmp_path / "trained", device="cpu")
     save(1)
-    with pytest.raises(ArtefactError, match="The data are others"):
+    with pytest.raises(ArtefactError, match="The data differ from those that the run"):
         sparsify(run.path, tmp_path / "a", device="cpu")
     (tmp_path / "own.npz").unlink()
     with pytest.raises(DataNotFound):

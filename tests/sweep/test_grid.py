@@ -321,7 +321,7 @@ def test_a_recipe_beside_the_grid_is_found(tmp_path: Path) -> None:
         (
             'recipe = "digits"\nmethods = ["set"]\ndensities = [0.1]\n[vary]\n"sparsity.prune" = ["half"]',
             RecipeError,
-            "cell set-0.1-prune=half-seed0",
+            "run set-0.1-prune=half-seed0",
         ),
         (
             'recipe = "digits"\nmethods = ["set"]\ndensities = [0.1]\n[method.rigl]\ndensities = [0.2]',
