@@ -7,32 +7,24 @@ from pathlib import Path
 
 from sparse_export.oneshot.arguments import (
     data_name,
-    input_shape_of,
-    n_outputs_of,
     require_numbers,
-    require_same_data,
-    require_usable_weights,
 )
 from sparse_export.oneshot.bound import bound_of, require_scored, with_answers_of_dense
 from sparse_export.oneshot.choice import Sensitivities
 from sparse_export.oneshot.costs import Finished
-from sparse_export.oneshot.fine_tuning import loader_recipe
 from sparse_export.oneshot.graph_dry_run import graph_sensitivities
 from sparse_export.oneshot.graph_inputs import scoring_of
 from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY
 from sparse_export.oneshot.graph_source import Told, graph_source
 from sparse_export.oneshot.layers import require_method
-from sparse_export.oneshot.pipeline import CALIBRATION_BATCH, Work
+from sparse_export.oneshot.pipeline import CALIBRATION_BATCH
 from sparse_export.oneshot.recovery import NONE, recovery_from_text
-from sparse_export.oneshot.source import open_source, require_weights, run_of
+from sparse_export.oneshot.source import require_weights, run_of
 from sparse_export.oneshot.steps import CALIBRATION_SAMPLES, data_and_task, is_fed_by_loader, task_of
 from sparse_export.oneshot.torch_choice import sensitivities
+from sparse_export.oneshot.torch_work import torch_work
 from sparse_export.sparsity.pattern import pattern_from_text
 from sparse_export.tasks.data.picture_settings import PictureSettings
-from sparse_export.tasks.shipped import task_named
-from sparse_export.train.batches import batch_loader
-from sparse_export.train.distributed import ALONE
-from sparse_export.train.loop import device_of
 from sparse_export.train.network import n_threads_for
 from sparse_export.train.stopping import cpu_settings
 
@@ -117,19 +109,21 @@ def layer_sensitivities(
     require_weights(model, run, weights)
     task = task or task_of(run)
     data = require_scored(data_name(data, run, chosen, finetune=0, moving=False, norms=False, errors=False))
-    place = device_of(device)
-    recipe = loader_recipe(model, run, data, input_shape, epochs=0, seed=seed, task=task, pictures=pictures)
-    loader = batch_loader(recipe, data_dir, False, place, ALONE)
-    if run is not None and run.info.data is not None:
-        require_same_data(run, loader.info)
-    source = open_source(model, run, weights, n_classes=loader.n_outputs, seed=seed, trust=trust)
-    require_usable_weights(source)
-    shape, known = input_shape_of(source, run, loader, input_shape), task_named(task)
-    n_outputs = n_outputs_of(source, shape, loader.n_outputs, known)
-    work = Work(
-        *(source, shape, n_outputs, loader, place, calibration_samples, seed, known, calibration_memory),
+    work, _ = torch_work(
+        *(model, run),
+        weights=weights,
+        data=data,
+        data_dir=data_dir,
+        task=task,
+        input_shape=input_shape,
+        seed=seed,
+        device=device,
+        pictures=pictures,
+        trust=trust,
+        calibration_samples=calibration_samples,
+        calibration_memory=calibration_memory,
         recovery=recovery,
     )
     caps, _ = work.caps(asked, keep_dense, None)
-    with cpu_settings(n_threads_for(source.network, CALIBRATION_BATCH)):
+    with cpu_settings(n_threads_for(work.network, CALIBRATION_BATCH)):
         return sensitivities(work, caps, chosen, bound, finished)

@@ -23,18 +23,14 @@ from sparse_export.formats.run import (
 )
 from sparse_export.oneshot.arguments import (
     data_name,
-    input_shape_of,
-    n_outputs_of,
     require_distillation,
     require_numbers,
     require_plan_for,
-    require_same_data,
-    require_usable_weights,
 )
 from sparse_export.oneshot.bound import bound_of, require_scored, with_answers_of_dense
 from sparse_export.oneshot.choosing import Progress
 from sparse_export.oneshot.costs import Finished
-from sparse_export.oneshot.fine_tuning import fine_tuned, loader_recipe, require_patterns
+from sparse_export.oneshot.fine_tuning import fine_tuned, require_patterns
 from sparse_export.oneshot.graph_inputs import scoring_of
 from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY
 from sparse_export.oneshot.graph_run import dense_folder
@@ -45,18 +41,15 @@ from sparse_export.oneshot.layers import require_method
 from sparse_export.oneshot.pipeline import CALIBRATION_BATCH, Work
 from sparse_export.oneshot.recovery import NONE, recovery_from_text
 from sparse_export.oneshot.report import REPORT_FILE, SparsifyReport, method_name, promised, why_dense
-from sparse_export.oneshot.source import open_source, require_weights, run_of
+from sparse_export.oneshot.source import require_weights, run_of
 from sparse_export.oneshot.torch_choice import choose
+from sparse_export.oneshot.torch_work import torch_work
 from sparse_export.sparsity.pattern import pattern_from_text
 from sparse_export.tasks.class_names import with_class_names
 from sparse_export.tasks.data import require_given
 from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.scores import MaxDrop
-from sparse_export.tasks.shipped import task_named
-from sparse_export.train.batches import batch_loader
-from sparse_export.train.distributed import ALONE
 from sparse_export.train.layers import layer_facts
-from sparse_export.train.loop import device_of
 from sparse_export.train.methods.dense import DENSE
 from sparse_export.train.network import n_threads_for
 from sparse_export.train.observer import Observer
@@ -229,44 +222,31 @@ def sparsify(
     if bound is not None:
         require_scored(data)
     with claimed_run(out), state_folder(out) as state:
-        place = device_of(device)
-        recipe = (
-            None
-            if data is None
-            else loader_recipe(
-                model, run, data, input_shape, epochs=finetune, seed=seed, task=task, pictures=pictures
-            )
-        )
-        loader = None if recipe is None else batch_loader(recipe, data_dir, False, place, ALONE)
-        if loader is not None and run is not None and run.info.data is not None:
-            require_same_data(run, loader.info)
-        n_classes = None if loader is None else loader.n_outputs
-        source = open_source(model, run, weights, n_classes=n_classes, seed=seed, trust=trust)
-        require_usable_weights(source)
-        shape = input_shape_of(source, run, loader, input_shape)
-        known = task_named(task)
-        n_outputs = n_outputs_of(source, shape, n_classes, known)
-        work = Work(
-            source,
-            shape,
-            n_outputs,
-            loader,
-            place,
-            calibration_samples,
-            seed,
-            known,
-            calibration_memory,
-            recovery,
+        work, recipe = torch_work(
+            *(model, run),
+            weights=weights,
+            data=data,
+            data_dir=data_dir,
+            task=task,
+            input_shape=input_shape,
+            seed=seed,
+            device=device,
+            pictures=pictures,
+            trust=trust,
+            epochs=finetune,
+            calibration_samples=calibration_samples,
+            calibration_memory=calibration_memory,
+            recovery=recovery,
         )
         caps, reasons = work.caps(asked, keep_dense, planned_dense)
         if moving:
             require_patterns(work.masks, caps)
-        n_threads = n_threads_for(source.network, CALIBRATION_BATCH if recipe is None else recipe.batch_size)
+        n_threads = n_threads_for(work.network, CALIBRATION_BATCH if recipe is None else recipe.batch_size)
         with cpu_settings(n_threads):
             work.stage("original", 0.0)
             dense = _dense_of(work, run, out)
             permuted = work.permute(caps, chosen) if permute else None
-            teacher = weights_of(source.network) if distill else None  # in the same order of channels
+            teacher = weights_of(work.network) if distill else None  # in the same order of channels
             if bound is not None:
                 caps, left = choose(work, caps, chosen, bound, finished)
                 reasons |= left
@@ -326,25 +306,17 @@ def dense_torch_run(
     if data is not None:
         require_given(data, data_dir)
     require_weights(model, None, weights)
-    place = device_of(device)
-    recipe = (
-        None
-        if data is None
-        else loader_recipe(
-            *(model, None, data, input_shape),
-            epochs=0,
-            seed=seed,
-            task=task or CLASSIFICATION.name,
-            pictures=pictures,
-        )
+    work, _ = torch_work(
+        *(model, None),
+        weights=weights,
+        data=data,
+        data_dir=data_dir,
+        task=task or CLASSIFICATION.name,
+        input_shape=input_shape,
+        seed=seed,
+        device=device,
+        pictures=pictures,
     )
-    loader = None if recipe is None else batch_loader(recipe, data_dir, False, place, ALONE)
-    n_classes = None if loader is None else loader.n_outputs
-    source = open_source(model, None, weights, n_classes=n_classes, seed=seed, trust=None)
-    require_usable_weights(source)
-    shape = input_shape_of(source, None, loader, input_shape)
-    known = task_named(task or CLASSIFICATION.name)
-    work = Work(source, shape, n_outputs_of(source, shape, n_classes, known), loader, place, 1, seed, known)
     work.stage("original", 0.0)
     return _dense_run(work, out)
 

@@ -25,7 +25,7 @@ from sparse_export.oneshot import (
     pipeline,
     recovering,
     sparsify,
-    steps,
+    torch_work,
     unfolding,
 )
 from sparse_export.oneshot.costs import LayerDone
@@ -605,7 +605,7 @@ def test_a_network_whose_masks_are_all_empty_is_refused(
         masks = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in weights.items()}
         return replace(source, masks=masks)
 
-    monkeypatch.setattr(steps, "open_source", emptied)
+    monkeypatch.setattr(torch_work, "open_source", emptied)
     with pytest.raises(UsageError, match="keep none of its weights"):
         sparsify(
             "digits-cnn",
