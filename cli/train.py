@@ -49,7 +49,7 @@ _BY = {"csr": "by CSR products", "2:4": "by 2:4 products", "dense": "by dense pr
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run folder to write. Default: runs/RECIPE-DENSITY-SEED."
 )
-@click.option("--dense", is_flag=True, help="Train the dense twin: everything else alike.")
+@click.option("--dense", is_flag=True, help="Train the dense baseline: everything else alike.")
 @click.option("--density", type=float, help="Kept / total over the masked weights.")
 @click.option("--pattern", metavar="N:M", help="At most N of every M weights; alone: as many as that allows.")
 @click.option(
@@ -270,7 +270,7 @@ def _planned(recipe: Recipe, file: Path) -> Recipe:
     from sparse_export.plan.planning import dense_by_plan
     from sparse_export.train.recipe import recipe_from_table
 
-    dense = dense_by_plan(file, recipe.model, instead="Train the dense twin: --dense.")
+    dense = dense_by_plan(file, recipe.model, instead="Train the dense baseline: --dense.")
     table = recipe.model_dump(mode="json")
     table["sparsity"] |= {
         "keep_dense": [*recipe.sparsity.keep_dense, *dense],

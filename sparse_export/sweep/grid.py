@@ -56,9 +56,9 @@ class Grid(_Table):
     program: `module:function` of a user's own, see `sparse_export.sweep.program`, whose arguments are what
     changes and vary then hold.
 
-    methods: of recipes; `dense` stands for the dense twins.  densities, seeds: each method is run at each of
-    them, those of WITHOUT_DENSITY once a seed.  Under a pattern, densities may be left out: each method then
-    has as much as it allows.  changes: of the recipe, in every cell.  vary: dotted keys of the recipe, like
+    methods: of recipes; `dense` is the dense baseline.  densities, seeds: each method is run at
+    each of them, those of WITHOUT_DENSITY once a seed.  Under a pattern, densities may be left out: each
+    method then has as much as it allows.  changes: of the recipe, in every cell.  vary: dotted keys, like
     "sparsity.prune_rate", with the values to try; several make a product.  method: see `MethodTable`.
     """
 
@@ -109,7 +109,7 @@ def require_meant(grid: Grid) -> None:
         )
     for method in WITHOUT_DENSITY:
         if method in grid.method and grid.method[method].densities is not None:
-            why = "a dense twin has none" if method == DENSE else f"the pattern decides that of {method}"
+            why = "a dense baseline has none" if method == DENSE else f"the pattern decides that of {method}"
             raise UsageError(
                 f"The grid has densities in [method.{method}].",
                 expected=f"None were expected: {why}.",

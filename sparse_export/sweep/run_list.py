@@ -33,9 +33,9 @@ class Cell:
     """One training run of a grid. name: of its folder; it ends with a hash of what its recipe has other than
     the defaults.
 
-    pattern: None for a dense twin, and without one.  density: None for a dense twin, and for as much as the
-    pattern allows.  setting: the varied keys that matter to it, with their values.  by: what it is trained
-    by; None of a run that is there already.
+    pattern: None for a dense baseline, and without one.  density: None for a dense baseline, and for as
+    much as the pattern allows.  setting: the varied keys that matter to it, with their values.  by: what it
+    is trained by; None of a run that is there already.
     """
 
     name: str

@@ -331,7 +331,7 @@ def test_a_recipe_beside_the_grid_is_found(tmp_path: Path) -> None:
         (
             'recipe = "digits"\nmethods = ["dense"]\n[method.dense]\ndensities = [0.2]',
             UsageError,
-            "a dense twin has none",
+            "a dense baseline has none",
         ),
         (
             'recipe = "digits"\nmethods = ["asp"]\n[method.asp]\ndensities = [0.2]',
