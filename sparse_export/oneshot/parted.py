@@ -47,8 +47,9 @@ class Parted:
         Raises:
             ArtefactError: they do not make sense.
         """
-        is_beside = isinstance(tensor, TensorProto) and uses_external_data(tensor)
-        return self.values[tensor.name] if is_beside else array_of(tensor)
+        if isinstance(tensor, TensorProto) and uses_external_data(tensor) and tensor.name in self.values:
+            return self.values[tensor.name]
+        return array_of(tensor)
 
     def put(self, tensor: TensorProto, array: Array) -> None:
         """Give a stored tensor other values.
@@ -76,7 +77,7 @@ class Parted:
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         for tensor in model.graph.initializer:
-            if uses_external_data(tensor):
+            if tensor.name in self.values:
                 _fill(tensor, self.values[tensor.name])
         return model
 

@@ -6,11 +6,13 @@ import weakref
 
 import numpy as np
 import onnx
+import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from sparse_export.errors import ArtefactError
 from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.model import prepared, signature_of
@@ -63,6 +65,19 @@ def test_a_replaced_value_is_let_go_and_a_copy_keeps_its_own() -> None:
     assert copy.values["first"] is was()
     del copy
     assert was() is None
+
+
+def test_data_that_were_not_read_are_told() -> None:
+    model = chain()
+    first = model.graph.initializer[0]
+    first.ClearField("raw_data")
+    first.data_location = TensorProto.EXTERNAL
+    first.external_data.add(key="location", value="weights.data")
+    found = parted(model)
+    assert set(found.values) == {"second"}
+    with pytest.raises(ArtefactError, match="first lies in a file beside the model and was not read"):
+        found.read(found.model.graph.initializer[0])
+    assert found.whole() == model
 
 
 def test_small_tensors_are_replaced_inside_the_graph() -> None:
