@@ -1,6 +1,6 @@
 """Make trained networks 2:4 by every method, with and without an order of channels, and fine-tune them.
 
-    python -m benchmarks.bench_sparsify --data-dir DIR [--work DIR] [--seeds N] [--json FILE]
+    python -m benchmarks.bench_sparsify --data-dir DIR [--work DIR] [--seeds N] [--case NAME]... [--json FILE]
 
 Dense networks are trained first. What lies in the work folder already, networks and results, is used again.
 Each seed is that of a dense network and of what is drawn for it. Shares of the sum of |w| are over the layers
@@ -147,13 +147,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--seeds", type=int, default=3, metavar="N", help="networks of each kind (default: 3)"
     )
+    parser.add_argument(
+        "--case", action="append", choices=[case.name for case in CASES], help="which (default: all)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results and the machine's facts")
     options = parser.parse_args(arguments)
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         work = options.work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
-        for case, seed in product(CASES, range(options.seeds)):
+        chosen = [case for case in CASES if case.name in (options.case or [case.name])]
+        for case, seed in product(chosen, range(options.seeds)):
             for result in measured(case, seed, work, options.data_dir):
                 results.append(result)
                 print(table([result]), flush=True)
@@ -161,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.json:
         document = {
             "results": results,
-            "cases": [asdict(case) for case in CASES],
+            "cases": [asdict(case) for case in chosen],
             "date": now(),
             "machine": machine_facts(),
             "versions": library_versions(),
