@@ -12,6 +12,7 @@ import pytest
 from torch import Tensor, nn
 
 from sparse_export.graph.example import Example
+from sparse_export.graph.named_network import NamedNetwork
 
 
 @contextmanager
@@ -22,14 +23,16 @@ def exported_once() -> Iterator[None]:
     graph: Any = importlib.import_module("sparse_export.building.graph")
     genuine, made = graph.onnx_from_module, {}
 
-    def export(module: nn.Module, example: Example, *, masks: Mapping[str, Tensor]) -> onnx.ModelProto:
+    def export(
+        module: nn.Module, example: Example, *, masks: Mapping[str, Tensor], named: NamedNetwork | None = None
+    ) -> onnx.ModelProto:
         weights, kept = (
             b"".join(value.numpy().tobytes() for value in tensors.values())
             for tensors in (module.state_dict(), masks)
         )
         key = weights, kept, tuple((name, one.shape) for name, one in example.tensors.items())
         if key not in made:
-            made[key] = genuine(module, example, masks=masks)
+            made[key] = genuine(module, example, masks=masks, named=named)
         copy = onnx.ModelProto()
         copy.CopyFrom(made[key])
         return copy
