@@ -179,7 +179,7 @@ def main() -> None:
         print(name, json.dumps({key: round(one, 2) for key, one in results[name].items()}), flush=True)
         if options.json:
             files = {one.name: one.stat().st_size for one in (folder / "dense").iterdir() if one.is_file()}
-            facts = {"created": now(), "versions": library_versions(), "machine": machine_facts()}
+            facts: dict[str, Any] = {"created": now(), "versions": library_versions(), "machine": machine_facts()}
             facts |= {"weights_bytes": weights_bytes(), "dense_bundle": files}
             write_json(options.json, {**facts, "steps": results})
 

@@ -37,6 +37,7 @@ class Tally:
             "requests": len(self.latencies),
             "errors": sum(self.errors.values()),
             "error_messages": dict(self.errors.most_common(5)),
+            "mean_ms": round(float(times.mean()), 4),
             "p50_ms": p50,
             "p99_ms": p99,
             "largest_ms": round(float(times.max()), 3),
