@@ -1,4 +1,4 @@
-"""How the time of each stage grows: of training, building, inspecting, compacting, permuting and packaging.
+"""How the time of each stage grows: from training and sweeping to comparing and packaging.
 
     python -m benchmarks.bench_growth [--only NAME]... [--rounds N] [--json FILE]
 
@@ -11,9 +11,11 @@ What a stage costs whatever the size makes it smaller, so sizes go as far as a m
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -30,8 +32,11 @@ from torch import nn
 
 from benchmarks.bench_permutation import PATTERN, gauss
 from benchmarks.bench_walk import exponent
+from benchmarks.dense_runs import dense_run
 from sparse_export import SparseTraining
 from sparse_export.building import build
+from sparse_export.evaluate.compare import compare
+from sparse_export.formats.run import save_run_info
 from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.passes.compact import compact
@@ -39,6 +44,7 @@ from sparse_export.inspect import inspect
 from sparse_export.instruments.machine import machine_facts
 from sparse_export.serving.package import package
 from sparse_export.sparsity.permute import find_permutation
+from sparse_export.sweep.sweep import page_of_runs, sweep
 from sparse_export.version import library_versions, now
 
 MOST = 1.15  # the exponent that is wanted
@@ -90,15 +96,8 @@ def training(width: int, depth: int) -> Work:
     return work
 
 
-def dense_run(network: nn.Module, width: int, folder: Path) -> Any:
-    """A finished run of a network in memory."""
-    from tests.making_runs import save_run
-
-    return replace(save_run(folder, network, {}, name=None, input_shape=(width,)), module=network)
-
-
 def building(width: int, depth: int, folder: Path) -> Work:
-    run = dense_run(mlp(width, depth).eval(), width, folder / "run")
+    run = dense_run(mlp(width, depth).eval(), (width,), folder / "run")
     return lambda: build(run, folder / "bundle")
 
 
@@ -141,8 +140,42 @@ def permuting(size: int) -> Work:
 
 
 def packaging(width: int, folder: Path) -> Work:
-    bundle = build(dense_run(mlp(width, 4).eval(), width, folder / "run"), folder / "bundle")
+    bundle = build(dense_run(mlp(width, 4).eval(), (width,), folder / "run"), folder / "bundle")
     return lambda: package([bundle.path], [None], folder / "package")
+
+
+def comparing(width: int, n_samples: int, folder: Path) -> Work:
+    """Outputs on samples held against each other, and the least that a comparison times: 8 short rounds."""
+    run = dense_run(mlp(width, 4).eval(), (width,), folder / "run")
+    dense, sparse = (build(run, folder / name) for name in ("dense", "sparse"))
+    drawn = np.random.default_rng(0).standard_normal((n_samples, width)).astype(np.float32)
+    np.savez(folder / "inputs.npz", input=drawn)
+    timed: dict[str, Any] = {"batches": (1,), "rounds": 8, "block_s": 1e-4, "warmup_limit_s": 0.0}
+    return lambda: compare(
+        dense.path, sparse.path, inputs=folder / "inputs.npz", budget_s=60.0, n_threads=1, **timed
+    )
+
+
+def sweeping(n_cells: int, folder: Path) -> Work:
+    """Cells of one epoch on the digits, each in a process of its own, into a new folder each time."""
+    grid = folder / "grid.toml"
+    seeds = list(range(n_cells))
+    grid.write_text(
+        f'recipe = "digits"\nmethods = ["set"]\ndensities = [0.1]\nseeds = {seeds}\nchanges = {{ epochs = 1 }}\n'
+    )
+    outs = (folder / f"out-{number}" for number in itertools.count())
+    return lambda: sweep(grid, next(outs), n_jobs=1, device="cpu")
+
+
+def collecting(n_runs: int, folder: Path) -> Work:
+    """The table and the page of runs that are there: of one network, in as many seeds."""
+    first = dense_run(mlp(64, 2).eval(), (64,), folder / "runs" / "0")
+    for seed in range(1, n_runs):
+        copied = folder / "runs" / str(seed)
+        shutil.copytree(first.path, copied)
+        save_run_info(copied, replace(first.info, seed=seed))
+    runs = [folder / "runs" / str(seed) for seed in range(n_runs)]
+    return lambda: page_of_runs(runs, folder / "out")
 
 
 def _n_weights(depth: int) -> Callable[[int], float]:
@@ -177,6 +210,23 @@ CASES = (
     ),
     Case(name="compact, depth", sizes=(8, 16, 32, 64), work=lambda size, _: compacting(size)),
     Case(name="permute, width", sizes=(256, 512, 1024), work=lambda size, _: permuting(size)),
+    Case(
+        name="compare, weights",
+        sizes=(512, 1024, 2048),
+        work=lambda size, folder: comparing(size, 64, folder),
+        counts=_n_weights(4),
+    ),
+    Case(
+        name="compare, samples",
+        sizes=(512, 1024, 2048, 4096),  # of which it takes 4,096 at most
+        work=lambda size, folder: comparing(1024, size, folder),
+    ),
+    Case(name="sweep, cells", sizes=(1, 2, 4), work=lambda size, folder: sweeping(size, folder)),
+    Case(
+        name="sweep --from, runs",
+        sizes=(16, 32, 64, 128),
+        work=lambda size, folder: collecting(size, folder),
+    ),
     Case(
         name="package, weights",
         sizes=(512, 1024, 2048),
