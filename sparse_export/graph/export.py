@@ -367,7 +367,8 @@ def positive_zeros(model: onnx.ModelProto) -> None:
     for tensor in model.graph.initializer:
         if tensor.data_type in FLOATS:
             values = numpy_helper.to_array(tensor)
-            if np.any((values == 0) & np.signbit(values)):
+            sign = 1 << 8 * values.dtype.itemsize - 1  # alone it is -0.0
+            if np.any(values.view(f"u{values.dtype.itemsize}") == sign):
                 values = np.where(values == 0, values.dtype.type(0), values)
                 tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 

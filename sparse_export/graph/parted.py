@@ -7,14 +7,17 @@ them. No second copy of the model is made.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import numpy_helper
+from onnx.helper import tensor_dtype_to_np_dtype
 
 from sparse_export.files import write_bytes
-from sparse_export.graph.protobuf import copy_fields, serialized
+from sparse_export.graph.protobuf import BITS, copy_fields, serialized
 
 __all__ = [
     "DATA_SUFFIX",
@@ -104,7 +107,11 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int:
     Args:
         tensor: with its data.
     """
-    return len(tensor.raw_data) if tensor.HasField("raw_data") else int(tensor.ByteSize())
+    if not tensor.HasField("raw_data"):
+        return int(tensor.ByteSize())
+    kind: Any = tensor.data_type  # onnx's own types take it for another enumeration
+    bits = BITS.get(kind) or 8 * tensor_dtype_to_np_dtype(kind).itemsize
+    return int(-(-math.prod(tensor.dims) * bits // 8))  # to ask for the bytes would copy them
 
 
 def _data_of(model: onnx.ModelProto, places: list[tuple[int, int] | None]) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import onnx
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
-__all__ = ["copy_fields", "parsed_without_large_data", "serialized", "serialized_tensor"]
+__all__ = ["BITS", "copy_fields", "parsed_without_large_data", "serialized", "serialized_tensor"]
 
 _LEAST_BYTES = 2**24  # of a file; smaller ones are parsed whole
 _LARGE_BYTES = 2**14  # of a message that is looked into, and of data that stay in the file
@@ -35,7 +35,7 @@ _FIELDS = {
 }
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of a tensor
 _NO_NUMBERS = (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING)
-_BITS = {  # of the types of which there are several values in a byte
+BITS = {  # of the types of which there are several values in a byte
     **dict.fromkeys((onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1), 4),
     **dict.fromkeys((onnx.TensorProto.INT2, onnx.TensorProto.UINT2), 2),
 }
@@ -202,7 +202,7 @@ def _may_stay(content: _Content, fields: list[_Field]) -> bool:
         return False
     if any(size < 0 for size in tensor.dims) or tensor.data_type in _NO_NUMBERS:
         return False
-    bits = _BITS.get(tensor.data_type)
+    bits = BITS.get(tensor.data_type)
     if bits is None:
         bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     return bool(raw[0] == -(-math.prod(tensor.dims) * bits // 8))
