@@ -178,10 +178,10 @@ def main() -> None:
         results[name] = measured(words, folder)
         print(name, json.dumps({key: round(one, 2) for key, one in results[name].items()}), flush=True)
         if options.json:
-            files = {one.name: one.stat().st_size for one in (folder / "dense").iterdir() if one.is_file()}
-            facts: dict[str, Any] = {"created": now(), "versions": library_versions(), "machine": machine_facts()}
-            facts |= {"weights_bytes": weights_bytes(), "dense_bundle": files}
-            write_json(options.json, {**facts, "steps": results})
+            document: dict[str, Any] = {"created": now(), "versions": library_versions()}
+            document |= {"machine": machine_facts(), "weights_bytes": weights_bytes(), "steps": results}
+            dense = (one for one in (folder / "dense").iterdir() if one.is_file())
+            write_json(options.json, document | {"bundle": {one.name: one.stat().st_size for one in dense}})
 
 
 if __name__ == "__main__":
