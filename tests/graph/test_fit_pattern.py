@@ -345,7 +345,7 @@ def test_what_may_lose_nothing_is_left_out_of_the_cut() -> None:
     _, layers = fitted(module, X, max_cut=0.9, uncut=uncut)
     assert layers["0.weight"].road == "gathered"  # nothing need be cut for that
     assert layers["2.weight"].road == "dense"
-    assert layers["2.weight"].reason.endswith("nothing of it may be cut, since it was said so")
+    assert layers["2.weight"].reason.endswith("none of its weights may be dropped, since it was said so")
     assert layers["4.weight"].n_cut > 0
 
 

@@ -248,7 +248,7 @@ class _Work:
                 least = least_cut_share(self.before[name], self.axis(name), pattern)
                 if least > max_cut:
                     self.reasons[name] = (
-                        f"no permutation satisfies {pattern} without dropping {_percent(least)} of sum |w|: {_NO_ROOM}"
+                        f"no permutation satisfies {pattern} without dropping at least {_percent(least)} of sum |w|: {_NO_ROOM}"
                     )
 
     def why_uncut(self, name: str) -> str:
