@@ -25,8 +25,7 @@ from benchmarks.public_networks import NETWORKS, cache_folder, fetch
 from sparse_export.graph.channels.graph_groups import find_graph_channels
 from sparse_export.graph.channels.groups import Channels, find_channels
 from sparse_export.graph.channels.onnx_graph import Graph
-from sparse_export.graph.channels.onnx_moves import classes
-from sparse_export.graph.channels.onnx_rules import channels_of
+from sparse_export.graph.channels.removal_rules import removal_of
 from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.model import open_model, prepared
@@ -194,16 +193,17 @@ def _row(
 
 def compactable_share(model: onnx.ModelProto) -> float:
     """Of the weights of layers, the share in columns that nothing pins."""
-    channels = channels_of(Graph.of(model))
-    n_classes, labels = classes(channels.n_slots, channels.edges)
-    pinned = np.zeros(n_classes, np.bool_)
-    for slots, _ in channels.pins:
-        pinned[labels[slots]] = True
+    found = removal_of(Graph.of(model))
+    roots = found.ledger.roots()
+    pinned = torch.zeros(len(roots), dtype=torch.bool)
+    for slots, _ in found.ledger.pins:
+        pinned[roots[slots]] = True
     whole = there = 0.0
-    for layer in channels.layers:
+    for layer in found.layers:
         whole += layer.w_OIK.size
         if len(layer.in_slots):
-            there += layer.w_OIK.size * float((~pinned[labels[layer.in_slots]]).mean())
+            slots = torch.from_numpy(layer.in_slots)
+            there += layer.w_OIK.size * float((~pinned[roots[slots]]).double().mean())
     return there / whole if whole else 0.0
 
 

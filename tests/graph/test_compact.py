@@ -246,7 +246,7 @@ def test_channels_of_an_output_stay() -> None:
     model.graph.output.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, None))
     found = checked(model, (4,))
     assert found.model is model
-    assert "it is an output of the graph" in found.layers[0].why
+    assert "an output of the network" in found.layers[0].why
 
 
 def test_a_graph_whose_shape_is_asked_keeps_its_channels() -> None:

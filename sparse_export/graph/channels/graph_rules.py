@@ -17,26 +17,17 @@ from sparse_export.graph.channels import rules
 from sparse_export.graph.channels.graph_trace import GraphTrace, Rule, Value, moved_by
 from sparse_export.graph.channels.labels import AxisKey, Labels, UnknownOperation, positions
 from sparse_export.graph.channels.onnx_graph import attribute
-from sparse_export.graph.channels.onnx_values import ONE_TO_ONE, REDUCE
+from sparse_export.graph.channels.operators import ELEMENTWISE, POOLS, REDUCE
 from sparse_export.graph.channels.parameters import Found, Undecided
 
 __all__ = ["RULES"]
 
-_ELEMENTWISE = (ONE_TO_ONE - {"Cast", "Identity", "Dropout"}) | frozenset(
-    (
-        *("Add", "Div", "Max", "Mean", "Min", "Mul", "PRelu", "Pow", "Sub", "Sum", "Mod", "Where"),
-        *("And", "Or", "Xor", "Not", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"),
-        *("Shrink", "Swish", "IsNaN", "IsInf", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh"),
-        *("Sinh", "Cosh", "Tan", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"),
-    )
-)
 _RESHAPES = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze"))
 _MOVES = frozenset(
     ("DepthToSpace", "SpaceToDepth", "GatherElements", "GatherND", "ReverseSequence", "Compress", "Tile")
 )
 _MOST = 1 << 24  # entries of a value that is told entry by entry; each takes some 100 bytes on the way
 _SAME = frozenset(("Identity", "Cast", "CastLike", "Dropout"))
-_POOLS = frozenset(("AveragePool", "MaxPool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"))
 
 
 def elementwise(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
@@ -233,8 +224,11 @@ def gemm(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     if attribute(node, "transB", 0):
         in_axis = 1 - in_axis
     where = trace.where(node)
+    bias = trace.value(node, 2) if trace.given(node, 2) else None
+    if isinstance(bias, Undecided) and bias.order is None and not bias.tag and len(bias.shape) == 1:
+        return [_linear(trace, x, weight, in_axis, where, bias.name)]
     made: Found = _linear(trace, x, weight, in_axis, where)
-    if trace.given(node, 2):
+    if bias is not None:
         made = trace.parameters.elementwise([made, trace.found(node, 2)], trace.made_shape(node), where)
     return [made]
 
@@ -258,10 +252,12 @@ def matmul(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     return [rules.matrix_product(trace.ledger, trace.labels(node, 0), trace.labels(node, 1), where)]
 
 
-def _linear(trace: GraphTrace, x: Labels, weight: str, in_axis: int, where: str) -> Labels:
+def _linear(
+    trace: GraphTrace, x: Labels, weight: str, in_axis: int, where: str, bias: str | None = None
+) -> Labels:
     if not len(x.shape) or x.shape[-1] != trace.ledger.shapes[weight][in_axis]:
         raise UnknownOperation("sizes that do not fit")
-    return rules.linear(trace.ledger, x, weight, None, where, in_axis=in_axis)
+    return rules.linear(trace.ledger, x, weight, bias, where, in_axis=in_axis)
 
 
 def _turned(labels: Labels) -> Labels:
@@ -455,12 +451,12 @@ def _shape_of(found: Found) -> tuple[int, ...]:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(_ELEMENTWISE, elementwise),
+    **dict.fromkeys(ELEMENTWISE, elementwise),
     **dict.fromkeys(_MOVES, moved),
     **dict.fromkeys(_RESHAPES, reshaped),
     **dict.fromkeys(_SAME, same),
     **dict.fromkeys(REDUCE, reduced),
-    **dict.fromkeys(_POOLS, pooled),
+    **dict.fromkeys(POOLS, pooled),
     **dict.fromkeys(("Resize", "Upsample"), resized),
     **dict.fromkeys(("ArgMax", "ArgMin", "CumSum", "Hardmax", "TopK"), along_an_axis),
     **dict.fromkeys(("Conv", "ConvTranspose"), conv),

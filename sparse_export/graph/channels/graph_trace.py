@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,16 @@ from sparse_export.graph.concrete import Shape
 from sparse_export.graph.constants import array_of, n_made
 from sparse_export.graph.shapes import n_entries
 
-__all__ = ["GraphTrace", "Lost", "Rule", "Value", "is_indifferent", "moved_by", "own_parameters"]
+__all__ = [
+    "GraphTrace",
+    "Lost",
+    "Rule",
+    "Value",
+    "is_indifferent",
+    "moved_by",
+    "own_parameters",
+    "settings_of",
+]
 
 _LARGEST_KNOWN = 1 << 22  # entries of a value that is worked out rather than followed
 _REAL = frozenset(
@@ -59,13 +68,18 @@ def own_parameters(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
     What an operator takes as a setting, like the scales of a Resize, is none of them.
     """
-    given = {value.name for value in model.graph.input}
-    for node in model.graph.node:
-        given.update(node.input[at] for at in _SETTINGS.get(node.op_type, ()) if at < len(node.input))
+    given = {value.name for value in model.graph.input} | settings_of(model.graph.node)
     return {
         tensor.name: tensor
         for tensor in model.graph.initializer
         if tensor.data_type in _REAL and n_entries(tensor) > 1 and tensor.name not in given
+    }
+
+
+def settings_of(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """Names of values that operators take as settings."""
+    return {
+        node.input[at] for node in nodes for at in _SETTINGS.get(node.op_type, ()) if at < len(node.input)
     }
 
 
@@ -122,28 +136,31 @@ class GraphTrace:
         axes: dict[str, int | None],
         shapes: Mapping[str, Shape],
         rules: Mapping[str, Rule],
+        nodes: Sequence[onnx.NodeProto] | None = None,
+        stored: Mapping[str, onnx.TensorProto | Array] | None = None,
     ) -> None:
+        self.nodes = model.graph.node if nodes is None else nodes
+        self.stored = (
+            {tensor.name: tensor for tensor in model.graph.initializer} if stored is None else stored
+        )
         self.model, self.ledger, self.parameters = model, ledger, Parameters(ledger, axes)
         self.shapes, self.rules = shapes, rules
         self.opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0)
         self.values: dict[str, Value] = {}
-        self._names = Counter(title(node) for node in model.graph.node)
+        self._names = Counter(title(node) for node in self.nodes)
 
     def run(self) -> None:
         """Follow the labels from the inputs to the outputs."""
         graph = self.model.graph
-        own = own_parameters(self.model)
-        for tensor in graph.initializer:
-            if (
-                tensor.name not in self.ledger.shapes
-            ):  # those are made when they are read: places of all take memory
-                self.values[tensor.name] = self._stored(tensor, tensor.name in own)
+        for name in self.stored:
+            if name not in self.ledger.shapes:  # those are made when they are read: places of all take memory
+                self.values[name] = self._known(name)
         for value in graph.input:
             shape = self.shape_of(value.name)
             self.values[value.name] = Lost() if shape is None else fixed_labels(shape, value.name)
-        left = Counter(name for node in graph.node for name in _read_by(node))
+        left = Counter(name for node in self.nodes for name in _read_by(node))
         left.update(value.name for value in graph.output)
-        for node in graph.node:
+        for node in self.nodes:
             self._visit(node)
             for name in _read_by(node):
                 left[name] -= 1
@@ -152,19 +169,25 @@ class GraphTrace:
         for value in graph.output:
             self._give_up(value.name, "an output of the network")
 
-    def _stored(self, tensor: onnx.TensorProto, is_own: bool) -> Value:
-        array = array_of(tensor)
-        if is_own or array.size <= _LARGEST_KNOWN:
+    def _known(self, name: str) -> Value:
+        array = self.stored_array(name)
+        if array.size <= _LARGEST_KNOWN or is_indifferent(array):
             return array
-        return fixed_labels(array.shape, tensor.name)
+        return fixed_labels(array.shape, name)
 
-    def _find(self, name: str) -> Value:
+    def stored_array(self, name: str) -> Array:
+        """The values of a stored tensor."""
+        found = self.stored[name]
+        return found if isinstance(found, np.ndarray) else array_of(found)
+
+    def find(self, name: str) -> Value:
+        """What is known of a value."""
         if name in self.ledger.shapes:
             return Undecided(name, self.ledger.shapes[name])
         return self.values.get(name, Lost())
 
     def _visit(self, node: onnx.NodeProto) -> None:
-        values = [self._find(name) if name else None for name in node.input]
+        values = [self.find(name) if name else None for name in node.input]
         inner = list(captured(node))
         made: Sequence[Value] | None = None
         reason = f"{self.where(node)} is not a known operation"
@@ -179,11 +202,17 @@ class GraphTrace:
         except UnknownOperation as cause:
             made = None
             reason += f" ({cause})" if str(cause) else ""
-        if made is None or not self._fit(node, made):
+        is_known = made is not None and self._fit(node, made)
+        if made is None or not is_known:
             for name in {*node.input, *inner}:
                 self._give_up(name, reason)
             made = [self._fixed(name) for name in node.output]
+        made = self.made_by(node, made, is_known=is_known)
         self.values.update((name, value) for name, value in zip(node.output, made, strict=False) if name)
+
+    def made_by(self, node: onnx.NodeProto, made: Sequence[Value], *, is_known: bool) -> Sequence[Value]:
+        """What a node makes, once a rule has said so; is_known: one did."""
+        return made
 
     def _fit(self, node: onnx.NodeProto, made: Sequence[Value]) -> bool:
         """Have the results the shapes that the node makes?"""
@@ -208,7 +237,7 @@ class GraphTrace:
         return Lost() if shape is None else fixed_labels(shape, name)
 
     def _give_up(self, name: str, reason: str) -> None:
-        value = self._find(name)
+        value = self.find(name)
         if isinstance(value, Undecided | Labels):
             self.parameters.give_up(value, reason)
 
@@ -237,7 +266,7 @@ class GraphTrace:
 
     def value(self, node: onnx.NodeProto, at: int) -> Found | Array:
         """An input of a node. Raises UnknownOperation where it is absent or nothing is known of it."""
-        found = self._find(node.input[at]) if self.given(node, at) else None
+        found = self.find(node.input[at]) if self.given(node, at) else None
         if found is None or isinstance(found, Lost):
             raise UnknownOperation("an input of unknown shape")
         return found
@@ -250,9 +279,8 @@ class GraphTrace:
         if isinstance(found, np.ndarray):
             return found
         if isinstance(found, Undecided) and not found.tag:
-            tensor = next(t for t in self.model.graph.initializer if t.name == found.name)
             self.parameters.give_up(found, f"{self.where(node)} reads it as numbers")
-            whole: Array = array_of(tensor).reshape(-1)[found.index.numpy()]
+            whole: Array = self.stored_array(found.name).reshape(-1)[found.index.numpy()]
             return whole
         raise UnknownOperation("numbers that depend on data")
 

@@ -294,15 +294,19 @@ class AxisRecord:
 
 @dataclass
 class Ledger:
-    """Union-find over atoms, the axes they lie on, and the reasons that hold some in place."""
+    """Union-find over atoms, the axes they lie on, and the reasons that hold some in place.
+
+    tells: is it noted how each entry of an axis is used? Only who asks which channels are alike needs that.
+    """
 
     shapes: dict[str, tuple[int, ...]]
+    tells: bool = True
     axes: dict[AxisKey, AxisRecord] = field(default_factory=dict)
     sums: list[AxisRecord] = field(default_factory=list)
     pins: list[tuple[Tensor, str]] = field(default_factory=list)
     held: dict[str, str] = field(default_factory=dict)
     _n: int = 0
-    _roots: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    _above: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     _ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _groups: dict[tuple[str, int], AxisKey] = field(default_factory=dict)
 
@@ -312,23 +316,30 @@ class Ledger:
 
     def roots(self) -> Tensor:
         """The representative of every atom."""
-        if len(self._roots) < self._n:
-            self._roots = torch.cat([self._roots, torch.arange(len(self._roots), self._n)])
-        if self._ties:
-            a = torch.cat([self._roots, *(tie[0] for tie in self._ties)])
-            b = torch.cat([torch.arange(self._n), *(tie[1] for tie in self._ties)])
-            graph = coo_matrix((np.ones(len(a), np.bool_), (a.numpy(), b.numpy())), shape=(self._n, self._n))
-            n, found = connected_components(graph, directed=False)
-            of_atom = torch.from_numpy(found).long()
-            least = torch.full((int(n),), self._n).scatter_reduce_(0, of_atom, torch.arange(self._n), "amin")
-            self._roots = least[of_atom]
-            self._ties.clear()
-        return self._roots
+        return self.rooted(torch.arange(self._n))
 
     def rooted(self, atoms: Tensor) -> Tensor:
         """Representatives of atoms; FIXED stays."""
-        roots = torch.cat([self.roots(), torch.tensor([FIXED])])
-        return roots[atoms]
+        if len(self._above) < self._n:  # room for as many again: atoms come in small numbers
+            self._above = torch.cat([self._above, torch.arange(len(self._above), 2 * self._n)])
+        if self._ties:
+            a, b = (torch.cat(ends) for ends in zip(*self._ties, strict=True))
+            self._ties.clear()
+            roots, ends = self._found(torch.stack([a, b])).unique(return_inverse=True)
+            n, edges = len(roots), ends.reshape(2, -1).numpy()
+            graph = coo_matrix((np.ones(len(a), np.bool_), (edges[0], edges[1])), shape=(n, n))
+            n_one, found = connected_components(graph, directed=False)
+            of_root = torch.from_numpy(found).long()
+            least = torch.full((int(n_one),), self._n).scatter_reduce_(0, of_root, roots, "amin")
+            self._above[roots] = least[of_root]
+        return torch.where(atoms < 0, FIXED, self._found(atoms.clamp(min=0))) if self._n else atoms
+
+    def _found(self, atoms: Tensor) -> Tensor:
+        found = self._above[atoms]
+        while not torch.equal(higher := self._above[found], found):
+            found = higher
+        self._above[atoms] = found
+        return found
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Make one of the atoms a[i] and b[i], wherever neither is FIXED. Broadcasts."""
@@ -354,6 +365,8 @@ class Ledger:
         atoms, subs = rows
         if not len(atoms):
             return torch.full((atoms.shape[1],), FIXED), torch.zeros(atoms.shape[1], dtype=torch.int64)
+        if len(atoms) == 1 and not self.tells:
+            return atoms[0], subs[0]
         if len(atoms) == 1:
             uses = mixed(subs[0], 0)
             return atoms[0], torch.where(atoms[0] < 0, mixed(uses, torch.arange(len(uses))), uses)
@@ -382,7 +395,7 @@ class Ledger:
         self.pin(atoms[stays], reason)
         record.reads = True
         record.atoms = torch.maximum(record.atoms, atoms)
-        record.uses = record.uses + mixed(torch.as_tensor(uses), 1).expand(len(atoms))
+        record.uses = record.uses + self._told(uses, 1, len(atoms))
 
     def make(self, key: AxisKey, uses: Tensor | int, where: str) -> tuple[Tensor, Tensor]:
         """The axis' entries make values: gives their atoms, new where there were none, and what tells them
@@ -402,9 +415,14 @@ class Ledger:
             atoms = torch.full((size,), FIXED)
         else:
             record.makes = True
-            record.uses = record.uses + mixed(torch.as_tensor(uses), 2).expand(size)
+            record.uses = record.uses + self._told(uses, 2, size)
             atoms = record.atoms
+        if not self.tells:
+            return atoms, torch.zeros_like(atoms)
         return atoms, mixed(torch.where(atoms < 0, torch.arange(size), -1), hash_of(key))
+
+    def _told(self, uses: Tensor | int, kind: int, n: int) -> Tensor | int:
+        return mixed(torch.as_tensor(uses), kind).expand(n) if self.tells else 1
 
     def sum_over(self, atoms: Tensor, uses: Tensor, where: str) -> None:
         """The network sums over these atoms: what they are, but not in which order, makes a difference."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from sparse_export.errors import GateFailed
+from sparse_export.graph.concrete import free_sizes, two_examples
 from sparse_export.graph.constants import array_of
 
 Array = np.ndarray[Any, Any]
 
 
 Shape = tuple[int, ...]
-
-
-# Free sizes of the inputs are replaced by primes that no layer has, so that a size they are part of is known.
-FREE_SIZES = (7919, 7907, 7901, 7883, 7879, 7877, 7873, 7867)
 
 
 _SMALL = 1024
@@ -33,6 +30,7 @@ class Graph:
     model: onnx.ModelProto
     nodes: list[onnx.NodeProto]
     arrays: dict[str, Array]
+    _taken: set[str] = field(default_factory=set)
 
     @staticmethod
     def of(model: onnx.ModelProto) -> Graph:
@@ -61,12 +59,21 @@ class Graph:
         return [node for node in self.nodes if name in node.input or name in set(captured(node))]
 
     def fresh_name(self, like: str) -> str:
-        taken = {*self.arrays, *(name for node in self.nodes for name in (*node.input, *node.output))}
-        taken |= {value.name for value in (*self.model.graph.input, *self.model.graph.initializer)}
-        return next(name for n in range(len(taken) + 1) if (name := f"{like}_compact{n or ''}") not in taken)
+        """A name that nothing has; it is taken then."""
+        if not self._taken:
+            self._taken.update(self.arrays, *((*node.input, *node.output) for node in self.nodes))
+            self._taken.update(value.name for value in self.model.graph.input)
+            self._taken.update(value.name for value in self.model.graph.initializer)
+        found = next(
+            name
+            for n in range(len(self._taken) + 1)
+            if (name := f"{like}_compact{n or ''}") not in self._taken
+        )
+        self._taken.add(found)
+        return found
 
     def shapes(self) -> dict[str, Shape]:
-        """Shapes that can be told, free sizes replaced by `FREE_SIZES`."""
+        """Shapes that can be told, with an example of each free size."""
         shadow = onnx.ModelProto(ir_version=self.model.ir_version)
         shadow.opset_import.extend(self.model.opset_import)
         shadow.functions.extend(self.model.functions)
@@ -77,12 +84,13 @@ class Graph:
         graph.output.extend(self.model.graph.output)
         for value in graph.output:
             value.type.tensor_type.ClearField("shape")
-        free: dict[str, int] = {}
+        places = free_sizes(self.model)
+        numbers, _ = two_examples(places)
+        sizes = {at: numbers[name] for name, found in places.items() for at in found}
         for value in graph.input:
-            for dim in value.type.tensor_type.shape.dim:
-                if not dim.HasField("dim_value"):
-                    key = dim.dim_param or f"unnamed {len(free)}"
-                    dim.dim_value = free.setdefault(key, FREE_SIZES[len(free) % len(FREE_SIZES)])
+            for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+                if (value.name, axis) in sizes:
+                    dim.dim_value = sizes[value.name, axis]
         for name, array in self.arrays.items():
             if array.size <= _SMALL:
                 graph.initializer.append(numpy_helper.from_array(array, name))
@@ -109,7 +117,7 @@ class Graph:
         model.CopyFrom(self.model)
         read = {name for node in self.nodes for name in node.input}
         read |= {value.name for value in model.graph.output}
-        read |= {name for name in self.arrays if self.readers(name)}
+        read |= {name for node in self.nodes for name in captured(node)}
         overridable = {value.name for value in model.graph.input}
         same = {t.name: t for t in self.model.graph.initializer if t.name in overridable}
         tensors = [

@@ -13,10 +13,9 @@ from onnx import helper, numpy_helper
 
 from sparse_export.formats.bundle import CompactedLayer
 from sparse_export.formats.layers import GraphLayer
-from sparse_export.graph.channels.onnx_channels import Channels, Layer
-from sparse_export.graph.channels.onnx_graph import Array, Graph, attribute, title
-from sparse_export.graph.channels.onnx_moves import classes, slice_range
-from sparse_export.graph.channels.onnx_rules import channels_of
+from sparse_export.graph.channels.onnx_graph import Array, Graph, attribute, captured, title
+from sparse_export.graph.channels.removal import Along, Layer, Removal
+from sparse_export.graph.channels.removal_rules import removal_of, slice_places, slice_range
 from sparse_export.graph.layers import count_parameters, graph_layers
 from sparse_export.graph.passes.gather_nodes import PICKING, picking
 
@@ -75,16 +74,16 @@ def compact(
     was not loaded; `require_same_output` compares what it computes.
     """
     graph = Graph.of(model)
-    channels = channels_of(graph)
+    removal = removal_of(graph)
     whole = _Whole(together or {})
     changed = False
-    while not (alive := _alive(channels, whole)).all():
-        whole.remove(channels, alive)
-        _remove(channels, alive)
-        channels = channels_of(graph)
+    while not (alive := _alive(removal, whole)).all():
+        whole.remove(removal, alive)
+        _remove(removal, alive)
+        removal = removal_of(graph)
         changed = True
-    why = _reasons(channels)
-    dropped = _narrow(channels, whole, unpicked) if inputs else {}
+    why = _reasons(removal)
+    dropped = _narrow(removal, whole, unpicked) if inputs else {}
     compacted = graph.assembled() if changed or dropped else model
     return Compacted(
         model=compacted,
@@ -148,10 +147,10 @@ class _Whole:
         wide: Array = np.isin(numbers, numbers[chosen])
         return wide
 
-    def remove(self, channels: Channels, alive: Array) -> None:
+    def remove(self, removal: Removal, alive: Array) -> None:
         """Follow the removal of all slots that are not alive."""
         done = set()
-        for layer in channels.layers:
+        for layer in removal.layers:
             name = layer.weight
             if name in self.numbers and name not in done and len(layer.in_slots) == len(self.numbers[name]):
                 left = alive[layer.in_slots]
@@ -164,27 +163,28 @@ class _Whole:
             self.numbers[weight], self.kept[weight] = self.numbers[weight][chosen], self.kept[weight][chosen]
 
 
-def _labels(channels: Channels) -> tuple[int, Array]:
-    return classes(channels.n_slots, channels.edges)
+def _labels(removal: Removal) -> tuple[int, Array]:
+    """How many classes of slots there are that only go together, and the class of each slot."""
+    roots, labels = removal.ledger.roots().unique(return_inverse=True)
+    return len(roots), labels.numpy()
 
 
-def _alive(channels: Channels, whole: _Whole) -> Array:
+def _alive(removal: Removal, whole: _Whole) -> Array:
     """Which slots have to stay, bool (n_slots,)."""
-    n_classes, labels = _labels(channels)
+    n_classes, labels = _labels(removal)
     alive = np.zeros(n_classes, np.bool_)
-    for slots, _ in channels.pins:
-        alive[labels[slots]] = True
+    for slots, _ in removal.ledger.pins:
+        alive[labels[slots.numpy()]] = True
+    values = [labels[one.slots] for one in removal.along.values() if (one.slots >= 0).all()]
     while True:
-        _spread(channels.layers, labels, alive)
-        if _complete(channels.layers, labels, alive, whole):
+        _spread(removal.layers, labels, alive)
+        if _complete(removal.layers, labels, alive, whole):
             continue
-        emptied = [
-            value.slots[0] for value in channels.values.values() if not alive[labels[value.slots]].any()
-        ]
-        if not emptied:
+        emptied = next((classes for classes in values if not alive[classes].any()), None)
+        if emptied is None:
             slots_alive: Array = alive[labels]
             return slots_alive
-        alive[labels[emptied[0]]] = True
+        alive[emptied[0]] = True
 
 
 def _complete(layers: list[Layer], labels: Array, alive: Array, whole: _Whole) -> bool:
@@ -210,24 +210,24 @@ def _spread(layers: list[Layer], labels: Array, alive: Array) -> None:
             return
 
 
-def _remove(channels: Channels, alive: Array) -> None:
+def _remove(removal: Removal, alive: Array) -> None:
     """Cut every dead slot out of the nodes and arrays of the graph, in place."""
-    graph = channels.graph
-    for layer in channels.layers:
+    graph = removal.graph
+    for layer in removal.layers:
         if len(layer.in_slots):
             gone = np.flatnonzero(~alive[layer.in_slots] & layer.foldable)
-            _fold(channels, layer, layer.contribution(gone))
+            _fold(removal, layer, layer.contribution(gone))
         if layer.groups > 1:
             n_left = np.count_nonzero(alive[layer.out_slots]) // (len(layer.out_slots) // layer.groups)
             _set_attribute(layer.node, "group", int(n_left))
     for node in list(graph.nodes):
         if node.op_type == "Reshape":
-            _resize_reshape(channels, node, alive)
+            _resize_reshape(removal, node, alive)
         elif node.op_type == "Split":
-            _resize_split(channels, node, alive)
+            _resize_split(removal, node, alive)
         elif node.op_type == "Slice":
-            _resize_slice(channels, node, alive)
-    for (name, axis), slots in channels.weights.items():
+            _resize_slice(removal, node, alive)
+    for (name, axis), slots in removal.weights.items():
         graph.arrays[name] = np.compress(alive[slots], graph.arrays[name], axis=axis)
 
 
@@ -237,126 +237,134 @@ def _set_attribute(node: onnx.NodeProto, name: str, value: float) -> None:
     node.attribute.extend([*kept, helper.make_attribute(name, value)])
 
 
-def _fold(channels: Channels, layer: Layer, added: Array) -> None:
+def _fold(removal: Removal, layer: Layer, added: Array) -> None:
     """Add to the bias of a layer, float64 (outputs,), the bias being made or made private where need be."""
     if not added.any():
         return
-    graph, node = channels.graph, layer.node
+    graph, node = removal.graph, layer.node
     kind = graph.arrays[layer.weight].dtype
     if node.op_type == "MatMul":
-        _add_after(channels, layer, (added + 0.0).astype(kind))
+        _add_after(removal, layer, (added + 0.0).astype(kind))
         return
-    old = graph.arrays[node.input[2]] if channels.given(node, 2) else np.zeros(1, kind)
+    old = graph.arrays[node.input[2]] if removal.given(node, 2) else np.zeros(1, kind)
     old = old.astype(np.float64)
     if node.op_type == "Gemm":
         old = old * attribute(node, "beta", 1.0)
         _set_attribute(node, "beta", 1.0)
-    name = graph.fresh_name(node.input[2] if channels.given(node, 2) else f"{layer.weight}_bias")
+    name = graph.fresh_name(node.input[2] if removal.given(node, 2) else f"{layer.weight}_bias")
     graph.arrays[name] = (old.reshape(-1) + added + 0.0).astype(kind)
     del node.input[2:]
     node.input.append(name)
-    channels.weights[name, 0] = layer.out_slots
+    removal.weights[name, 0] = layer.out_slots
 
 
-def _add_after(channels: Channels, layer: Layer, added: Array) -> None:
+def _add_after(removal: Removal, layer: Layer, added: Array) -> None:
     """A MatMul has no bias: put an addition behind it, which runtimes merge with one that is there."""
-    graph, node = channels.graph, layer.node
+    graph, node = removal.graph, layer.node
     output = node.output[0]
     node.name = node.name or output
     node.output[0] = graph.fresh_name(output)
     name = graph.fresh_name(f"{layer.weight}_bias")
     graph.arrays[name] = added
-    channels.weights[name, 0] = layer.out_slots
+    removal.weights[name, 0] = layer.out_slots
     place = next(i for i, other in enumerate(graph.nodes) if other is node) + 1
     graph.nodes.insert(place, helper.make_node("Add", [node.output[0], name], [output], name=name))
 
 
-def _own(channels: Channels, node: onnx.NodeProto, index: int, values: list[int]) -> None:
+def _own(removal: Removal, node: onnx.NodeProto, index: int, values: list[int]) -> None:
     """Give a node a constant of its own in place of one that others may share."""
     while len(node.input) <= index:
         node.input.append("")
     old = node.input[index]
-    name = channels.graph.fresh_name(old or f"{node.output[0]}_sizes")
-    channels.graph.arrays[name] = np.array(values, np.int64)
+    name = removal.graph.fresh_name(old or f"{node.output[0]}_sizes")
+    removal.graph.arrays[name] = np.array(values, np.int64)
     node.input[index] = name
 
 
-def _resize_reshape(channels: Channels, node: onnx.NodeProto, alive: Array) -> None:
-    value = channels.values.get(node.output[0])
-    if value is None or alive[value.slots].all():
-        return
-    sizes = [int(n) for n in channels.graph.arrays[node.input[1]]]
-    if sizes[value.axis] != -1:
-        sizes[value.axis] = int(np.count_nonzero(alive[value.slots]))
-        _own(channels, node, 1, sizes)
+def _stays(along: Along | None, alive: Array) -> Array | None:
+    """Of the entries along a tensor's channels, which stay; None where all do."""
+    if along is None or along.axis < 0:
+        return None
+    found: Array = (along.slots < 0) | alive[along.slots]
+    return None if found.all() else found
 
 
-def _resize_split(channels: Channels, node: onnx.NodeProto, alive: Array) -> None:
-    whole = channels.values.get(node.input[0])
-    parts = [channels.values.get(name) for name in node.output]
-    if whole is None or alive[whole.slots].all():
+def _resize_reshape(removal: Removal, node: onnx.NodeProto, alive: Array) -> None:
+    along = removal.along.get(node.output[0])
+    stays = _stays(along, alive)
+    if along is None or stays is None:
         return
-    rank = len(channels.shapes[node.input[0]])
-    if attribute(node, "axis", 0) % rank != whole.axis or any(part is None for part in parts):
+    sizes = [int(n) for n in removal.graph.arrays[node.input[1]]]
+    if sizes[along.axis] != -1:
+        sizes[along.axis] = int(np.count_nonzero(stays))
+        _own(removal, node, 1, sizes)
+
+
+def _resize_split(removal: Removal, node: onnx.NodeProto, alive: Array) -> None:
+    whole = removal.along.get(node.input[0])
+    stays = _stays(whole, alive)
+    rank = len(removal.sizes[node.input[0]])
+    if whole is None or stays is None or attribute(node, "axis", 0) % rank != whole.axis:
         return
-    sizes = [int(np.count_nonzero(alive[part.slots])) for part in parts if part is not None]
+    ends = np.cumsum([removal.sizes[name][whole.axis] for name in node.output])[:-1]
+    sizes = [int(np.count_nonzero(part)) for part in np.split(stays, ends)]
     kept = [a for a in node.attribute if a.name != "num_outputs"]
     del node.attribute[:]
     node.attribute.extend(kept)
-    _own(channels, node, 1, sizes)
+    _own(removal, node, 1, sizes)
 
 
-def _resize_slice(channels: Channels, node: onnx.NodeProto, alive: Array) -> None:
-    whole, part = channels.values.get(node.input[0]), channels.values.get(node.output[0])
-    if whole is None or part is None or alive[whole.slots].all():
+def _resize_slice(removal: Removal, node: onnx.NodeProto, alive: Array) -> None:
+    whole = removal.along.get(node.input[0])
+    stays = _stays(whole, alive)
+    if whole is None or stays is None:
         return
-    found = slice_range(channels, node, whole.axis, len(whole.slots))
-    rank = len(channels.shapes[node.input[0]])
-    axes = channels.array(node, 3)
-    starts, ends = channels.array(node, 1), channels.array(node, 2)
+    found = slice_range(removal, node, whole.axis, len(stays))
+    starts, ends = removal.array(node, 1), removal.array(node, 2)
     if found is None or starts is None or ends is None:
         return
-    places = list(range(len(starts))) if axes is None else [int(a) % rank for a in axes]
-    if whole.axis not in places:
+    places = slice_places(removal, node, len(removal.sizes[node.input[0]]), len(starts))
+    if places is None or whole.axis not in places:
         return
     at = places.index(whole.axis)
-    start = int(np.count_nonzero(alive[whole.slots[: found[0]]]))
-    end = start + int(np.count_nonzero(alive[part.slots]))
-    _own(channels, node, 1, [*map(int, starts[:at]), start, *map(int, starts[at + 1 :])])
-    _own(channels, node, 2, [*map(int, ends[:at]), end, *map(int, ends[at + 1 :])])
+    start = int(np.count_nonzero(stays[: found[0]]))
+    end = start + int(np.count_nonzero(stays[found[0] : found[1]]))
+    _own(removal, node, 1, [*map(int, starts[:at]), start, *map(int, starts[at + 1 :])])
+    _own(removal, node, 2, [*map(int, ends[:at]), end, *map(int, ends[at + 1 :])])
 
 
 # -- inputs that stay, and are not read
 
 
-def _narrow(channels: Channels, whole: _Whole, unpicked: Collection[str]) -> dict[str, int]:
+def _narrow(removal: Removal, whole: _Whole, unpicked: Collection[str]) -> dict[str, int]:
     """Put before each layer a choice of the channels that it reads, where that pays; how many it leaves
     out.
     """
-    graph, n_dropped = channels.graph, {}
-    for layer in channels.layers:
-        if not len(layer.in_slots) or len(graph.readers(layer.weight)) > 1 or layer.weight in unpicked:
+    graph, n_dropped = removal.graph, {}
+    n_readers = Counter(name for node in graph.nodes for name in {*node.input, *captured(node)})
+    for layer in removal.layers:
+        if not len(layer.in_slots) or n_readers[layer.weight] > 1 or layer.weight in unpicked:
             continue
         needed = layer.reads_OI.any(axis=0) & ~layer.foldable
         if not needed.any():
             needed[0] = True
         needed = whole.widened(layer.weight, needed)
-        if needed.all() or not _pays(channels, layer, int(np.count_nonzero(needed))):
+        if needed.all() or not _pays(removal, layer, int(np.count_nonzero(needed))):
             continue
         gone = np.flatnonzero(~needed)
-        _fold(channels, layer, layer.contribution(gone[layer.foldable[gone]]))
-        _pick(channels, layer, np.flatnonzero(needed))
+        _fold(removal, layer, layer.contribution(gone[layer.foldable[gone]]))
+        _pick(removal, layer, np.flatnonzero(needed))
         graph.arrays[layer.weight] = np.compress(needed, graph.arrays[layer.weight], axis=layer.in_axis)
         whole.keep(layer.weight, needed)
         n_dropped[_key(layer.node)] = len(gone)
     return n_dropped
 
 
-def _pays(channels: Channels, layer: Layer, n_needed: int) -> bool:
+def _pays(removal: Removal, layer: Layer, n_needed: int) -> bool:
     n_out, n_in = layer.reads_OI.shape
     if layer.node.op_type in ("Gemm", "MatMul"):
         return bool((n_in - n_needed) * n_out > _PRODUCTS_PER_TRANSPOSED * (n_in + n_needed))
-    before, after = (channels.shapes.get(name) for name in (layer.node.input[0], layer.node.output[0]))
+    before, after = (removal.sizes.get(name) for name in (layer.node.input[0], layer.node.output[0]))
     if before is None or after is None or layer.node.op_type != "Conv":
         return False
     # Sizes of pictures, also free ones, are alike before and after: only their ratio counts then.
@@ -364,15 +372,15 @@ def _pays(channels: Channels, layer: Layer, n_needed: int) -> bool:
     return bool(saved > n_needed * (_PRODUCTS_PER_PICKED + _PRODUCTS_PER_COPIED * math.prod(before[2:])))
 
 
-def _pick(channels: Channels, layer: Layer, needed: Array) -> None:
-    graph, node = channels.graph, layer.node
+def _pick(removal: Removal, layer: Layer, needed: Array) -> None:
+    graph, node = removal.graph, layer.node
     source = node.input[0]
     place = next(i for i, other in enumerate(graph.nodes) if other is node)
     index = graph.fresh_name(f"{source}_live_{place}")
     graph.arrays[index] = needed.astype(np.int64)
     axis = 1 if node.op_type == "Conv" else -1
     names = [graph.fresh_name(f"{source}_{step}_{place}") for step in PICKING]
-    added = picking(source, index, axis=axis, rank=len(channels.shapes[source]), names=names)
+    added = picking(source, index, axis=axis, rank=len(removal.sizes[source]), names=names)
     node.input[0] = added[-1].output[0]
     graph.nodes[place:place] = added
 
@@ -431,12 +439,12 @@ def _key(node: onnx.NodeProto) -> str:
     return node.name or node.output[0]
 
 
-def _reasons(channels: Channels) -> dict[str, tuple[str, str]]:
+def _reasons(removal: Removal) -> dict[str, tuple[str, str]]:
     """By node what keeps outputs that have no weight, and inputs that no weight is for; empty for nothing."""
-    _, labels = _labels(channels)
-    blockers = _blockers(channels, labels)
+    _, labels = _labels(removal)
+    blockers = _blockers(removal, labels)
     found = {}
-    for layer in channels.layers:
+    for layer in removal.layers:
         empty = layer.out_slots[~layer.reads_OI.any(axis=1)]
         unread = layer.in_slots[~layer.reads_OI.any(axis=0)] if len(layer.in_slots) else layer.in_slots
         found[_key(layer.node)] = (
@@ -453,10 +461,10 @@ def _told(slots: Array, what: str, how: str, labels: Array, blockers: dict[int, 
     )
 
 
-def _blockers(channels: Channels, labels: Array) -> dict[int, str]:
+def _blockers(removal: Removal, labels: Array) -> dict[int, str]:
     """By class why it cannot go."""
     reasons: dict[int, str] = {}
-    for layer in channels.layers:
+    for layer in removal.layers:
         if len(layer.in_slots):
             reads = layer.reads_OI.any(axis=0) & ~layer.foldable
             for slot, constant in zip(layer.in_slots[reads], layer.constant[reads], strict=True):
@@ -464,7 +472,7 @@ def _blockers(channels: Channels, labels: Array) -> dict[int, str]:
                 if np.isfinite(constant):
                     text = f"{title(layer.node)} pads it, so that its border differs"
                 reasons.setdefault(int(labels[slot]), text)
-    for pinned, reason in channels.pins:
-        for slot in pinned:
+    for pinned, reason in removal.ledger.pins:
+        for slot in pinned.tolist():
             reasons.setdefault(int(labels[slot]), reason)
     return reasons
