@@ -23,9 +23,10 @@ from torch import nn
 
 from benchmarks.public_networks import NETWORKS, cache_folder, fetch
 from sparse_export.graph.channels.graph_groups import find_graph_channels
-from sparse_export.graph.channels.groups import Channels, find_channels
+from sparse_export.graph.channels.groups import find_channels
 from sparse_export.graph.channels.onnx_graph import Graph
 from sparse_export.graph.channels.removal_rules import removal_of
+from sparse_export.graph.channels.spaces import Channels
 from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.model import open_model, prepared

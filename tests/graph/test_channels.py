@@ -14,8 +14,9 @@ from torch.nn.utils import parametrize
 
 from sparse_export import models
 from sparse_export.graph.channels import rules
-from sparse_export.graph.channels.groups import Channels, find_channels
+from sparse_export.graph.channels.groups import find_channels
 from sparse_export.graph.channels.orders import apply_record, record_of
+from sparse_export.graph.channels.spaces import Channels
 from tests.graph import networks as nets
 from tests.making_runs import stir_batch_norm
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from sparse_export.errors import GateFailed, UnknownNameError, UsageError
 from sparse_export.graph.channels.graph_groups import find_graph_channels
 from sparse_export.graph.channels.graph_proof import difference_by_orders, reordered_graph
-from sparse_export.graph.channels.groups import Channels, Member, Space, find_channels
+from sparse_export.graph.channels.groups import find_channels
 from sparse_export.graph.channels.orders import orders_of
+from sparse_export.graph.channels.spaces import Channels, Member, Space
 from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.model import prepared

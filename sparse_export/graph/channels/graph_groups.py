@@ -8,8 +8,8 @@ import onnx
 
 from sparse_export.graph.channels.graph_rules import RULES
 from sparse_export.graph.channels.graph_trace import GraphTrace, is_indifferent, own_parameters
-from sparse_export.graph.channels.groups import Channels, spaces_of
 from sparse_export.graph.channels.labels import Ledger
+from sparse_export.graph.channels.spaces import Channels, spaces_of
 from sparse_export.graph.concrete import free_sizes, shapes_at, two_examples
 from sparse_export.graph.constants import array_of
 

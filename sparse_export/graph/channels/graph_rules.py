@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import torch
 
-from sparse_export.graph.channels import rules
+from sparse_export.graph.channels import reasons, rules
 from sparse_export.graph.channels.graph_trace import GraphTrace, Rule, Value, moved_by
 from sparse_export.graph.channels.labels import AxisKey, Labels, UnknownOperation, positions
 from sparse_export.graph.channels.onnx_graph import attribute
@@ -432,7 +432,7 @@ def recurrent(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
                 continue
             atoms, uses = ledger.columns(state.rows([2]), where)
             ledger.tie(atoms, units)
-            ledger.pin(units[atoms < 0], f"{where} begins with a state that stays in place")
+            ledger.pin(units[atoms < 0], reasons.fixed_state(where))
             ledger.sum_over(units, uses, where)
     return [
         rules.made_along_last(units, trace.shape_of(name) or (), name) if name else Labels.of(units, units)

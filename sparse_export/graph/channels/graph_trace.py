@@ -12,6 +12,7 @@ import torch
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from sparse_export.graph.channels import reasons
 from sparse_export.graph.channels.labels import (
     FIXED,
     Labels,
@@ -167,7 +168,7 @@ class GraphTrace:
                 if not left[name]:
                     self.values.pop(name, None)
         for value in graph.output:
-            self._give_up(value.name, "an output of the network")
+            self._give_up(value.name, reasons.OUTPUT)
 
     def _known(self, name: str) -> Value:
         array = self.stored_array(name)
@@ -190,7 +191,7 @@ class GraphTrace:
         values = [self.find(name) if name else None for name in node.input]
         inner = list(captured(node))
         made: Sequence[Value] | None = None
-        reason = f"{self.where(node)} is not a known operation"
+        reason = reasons.unknown(self.where(node))
         try:
             if any(isinstance(value, Labels | Undecided) and 0 in _shape(value) for value in values):
                 raise UnknownOperation("nothing of a value is left")
@@ -201,7 +202,7 @@ class GraphTrace:
                 made = None if rule is None else rule(self, node)
         except UnknownOperation as cause:
             made = None
-            reason += f" ({cause})" if str(cause) else ""
+            reason = reasons.unknown(self.where(node), str(cause))
         is_known = made is not None and self._fit(node, made)
         if made is None or not is_known:
             for name in {*node.input, *inner}:
@@ -279,7 +280,7 @@ class GraphTrace:
         if isinstance(found, np.ndarray):
             return found
         if isinstance(found, Undecided) and not found.tag:
-            self.parameters.give_up(found, f"{self.where(node)} reads it as numbers")
+            self.parameters.give_up(found, reasons.as_numbers(self.where(node)))
             whole: Array = self.stored_array(found.name).reshape(-1)[found.index.numpy()]
             return whole
         raise UnknownOperation("numbers that depend on data")

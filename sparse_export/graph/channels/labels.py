@@ -26,6 +26,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from sparse_export.graph.channels import reasons
+
 Words = np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
 FIXED = -1
 _MOST = 1 << 25  # labels of one tensor; each takes 16 bytes, and rules some times that
@@ -357,7 +359,7 @@ class Ledger:
         """Nothing of this parameter or buffer may move."""
         self.held.setdefault(name, reason)
 
-    def columns(self, rows: tuple[Tensor, Tensor], reason: str) -> tuple[Tensor, Tensor]:
+    def columns(self, rows: tuple[Tensor, Tensor], where: str) -> tuple[Tensor, Tensor]:
         """Tie each column of atoms and subs (R, C); gives its atom and the hash of its subs: (C,) and (C,).
 
         A column that is fixed in some rows and not in others pins what it holds.
@@ -377,7 +379,7 @@ class Ledger:
         top, low = atoms.max(0).values, atoms.min(0).values
         if not torch.equal(top, low):
             self.tie(atoms, top)
-        self.pin(atoms[:, (low < 0) & (top >= 0)], f"{reason}: some of what it reads moves and some does not")
+        self.pin(atoms[:, (low < 0) & (top >= 0)], reasons.mixed_with_fixed(where))
         uses = hashed_rows(subs.T)
         # A column that stays is told from every other by its place.
         return top, torch.where(low < 0, mixed(uses, torch.arange(len(uses))), uses)
@@ -390,7 +392,7 @@ class Ledger:
             return
         self.tie(record.atoms, atoms)
         stays = ((record.atoms < 0) | (atoms < 0)) & (record.uses != 0)  # a first use has uses == 0
-        reason = f"{where}: {key.name} also meets values that stay in place"
+        reason = reasons.also_meets_fixed(where, key.name)
         self.pin(record.atoms[stays], reason)
         self.pin(atoms[stays], reason)
         record.reads = True
@@ -409,7 +411,7 @@ class Ledger:
             else:
                 there = self.rooted(record.atoms[record.atoms >= 0])
                 if len(there.unique()) < len(there):
-                    self.hold(key.name, f"{where}: {key.name} is read and written along one axis")
+                    self.hold(key.name, reasons.read_and_written(where, key.name))
                     record = None
         if record is None:
             atoms = torch.full((size,), FIXED)
@@ -431,7 +433,7 @@ class Ledger:
     def _record(self, key: AxisKey, size: int, where: str) -> AxisRecord | None:
         other = self._groups.setdefault((key.name, key.axis), key)
         if other != key:
-            self.hold(key.name, f"{where}: {key.name} is used with {key.groups} and {other.groups} groups")
+            self.hold(key.name, reasons.groups_differ(where, key.name, key.groups, other.groups))
         if key.name in self.held:
             return None
         empty = torch.full((size,), FIXED)

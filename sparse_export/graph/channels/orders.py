@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.errors import UnknownNameError, UsageError
-from sparse_export.graph.channels.groups import Channels, Member, Space
+from sparse_export.graph.channels.spaces import Channels, Member, Space
 
 Orders = Mapping[str, Tensor]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparse_export.graph.channels import rules
+from sparse_export.graph.channels import reasons, rules
 from sparse_export.graph.channels.labels import (
     FIXED,
     AxisKey,
@@ -71,7 +71,7 @@ class Parameters:
         axis = self.axes[found.name]
         tag = hash_of("read", found.name, axis, found.tag)
         if axis is None:
-            self.ledger.hold(found.name, f"{where} reads {found.name}, whose channels are not clear")
+            self.ledger.hold(found.name, reasons.unclear(where, found.name))
             if found.order is None:
                 return fixed_labels(shape, tag)
             index = found.index

@@ -15,6 +15,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from sparse_export.graph.channels import reasons
 from sparse_export.graph.channels.graph_trace import (
     GraphTrace,
     Lost,
@@ -124,7 +125,7 @@ class Removal(GraphTrace):
                 self._claimed = set()
                 for one in (*found, *made):
                     if isinstance(one, Labels) and is_known:
-                        self.ledger.pin(one.atoms, f"{title(node)} needs every channel of it")
+                        self.ledger.pin(one.atoms, reasons.needs_all(title(node)))
             made = made if taken is None else taken
         for name, one in zip(node.output, made, strict=False):
             if not isinstance(one, Lost):
@@ -144,7 +145,7 @@ class Removal(GraphTrace):
         for name, claims in self._claims.items():
             if len(claims) > 1:
                 for axis in {axis for claim in claims for axis in claim}:
-                    self.pin(self.weights[name, axis], f"{name} is used in different ways")
+                    self.pin(self.weights[name, axis], reasons.used_differently(name))
 
     def _along(self, labels: Labels) -> Along:
         """Of the axes that the channels may be found on, the one that keeps most of them apart."""
@@ -183,7 +184,7 @@ class Removal(GraphTrace):
         if labels is not None and all(one == axis for one in labels.long) and labels.shape[axis] == n:
             found = np.broadcast_to(labels.atoms.reshape(-1).numpy(), (n,)).copy()
         elif labels is not None:
-            self.ledger.pin(labels.atoms, f"{reason}: it is read along another axis")
+            self.ledger.pin(labels.atoms, reason)
         stays = found < 0
         found[stays] = self.ledger.new_atoms(int(stays.sum())).numpy()
         self.pin(found[stays], reason)

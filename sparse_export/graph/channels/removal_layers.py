@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
+from sparse_export.graph.channels import reasons
 from sparse_export.graph.channels.graph_trace import Value
 from sparse_export.graph.channels.labels import Labels
 from sparse_export.graph.channels.onnx_graph import Array, attribute, padded, title
@@ -52,8 +53,8 @@ def _sum_layer(
     reads_OI = (w_OIK != 0).any(axis=2)
     x = removal.labels_of(node, 0)
     axis %= len(made[0].shape)
-    in_slots = removal.slots(x, axis, n_in, f"nothing before {title(node)} can lose channels")
-    out_slots = removal.slots(made[0], axis, n_out, f"{title(node)} shares its weight")
+    in_slots = removal.slots(x, axis, n_in, reasons.nothing_before(title(node)))
+    out_slots = removal.slots(made[0], axis, n_out, reasons.shared_weight(title(node)))
     constant = np.full(n_in, np.nan)
     if x is not None and x.numbers is not None and x.long in ([], [axis]):
         constant = np.broadcast_to(x.numbers.reshape(-1).numpy(), (n_in,))
@@ -126,8 +127,8 @@ def _grouped(
     x = removal.labels_of(node, 0)
     if x is None or x.long != [1] or not isinstance(made[0], Labels) or w_OIK.dtype not in REAL:
         return None
-    out_slots = removal.slots(made[0], 1, n_out, f"{title(node)} shares its weight")
-    in_slots = removal.slots(x, 1, n_in * groups, f"nothing before {title(node)} can lose channels")
+    out_slots = removal.slots(made[0], 1, n_out, reasons.shared_weight(title(node)))
+    in_slots = removal.slots(x, 1, n_in * groups, reasons.nothing_before(title(node)))
     group_of_input = np.repeat(np.arange(groups), n_in)
     group_of_output = np.repeat(np.arange(groups), n_out // groups)
     meeting = in_slots[::n_in]

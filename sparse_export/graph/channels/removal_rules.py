@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import torch
 
+from sparse_export.graph.channels import reasons
 from sparse_export.graph.channels.graph_rules import RULES
 from sparse_export.graph.channels.graph_trace import GraphTrace, Rule, Value, moved_by
 from sparse_export.graph.channels.labels import Labels, UnknownOperation, fixed_labels
@@ -42,7 +43,7 @@ def _gather(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     if index is None or index.ndim != 1 or axis is None or not isinstance(data, Labels):
         return made
     shape = tuple(made[0].shape) if isinstance(made[0], Labels) else ()
-    trace.ledger.pin(data.atoms, f"{title(node)} picks from it by number")
+    trace.ledger.pin(data.atoms, reasons.picked(title(node)))
     slots = trace.ledger.new_atoms(len(index))
     trace.claim(node.input[1], {0: slots.numpy()})
     sizes = [size if place == axis else 1 for place, size in enumerate(shape)]
@@ -70,7 +71,7 @@ def _by_row(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     rule = RULES[node.op_type]
     if not isinstance(x, Labels) or not x.long or x.is_long(-1) or node.input[1] not in trace.ledger.shapes:
         return rule(trace, node)
-    trace.ledger.pin(x.atoms, f"{title(node)} reads it along another axis")
+    trace.ledger.pin(x.atoms, reasons.read_along_another(title(node)))
     trace.values[node.input[0]] = fixed_labels(x.shape, node.input[0])
     try:
         return rule(trace, node)
@@ -105,7 +106,7 @@ def gather(removal: Removal, node: onnx.NodeProto, made: Made) -> Made | None:
         return None
     axis = len(whole.shape) - 1
     removal.claim(
-        node.input[0], {1: removal.slots(whole, axis, table.shape[1], f"{title(node)} shares its table")}
+        node.input[0], {1: removal.slots(whole, axis, table.shape[1], reasons.shared_weight(title(node)))}
     )
     return made
 
@@ -315,27 +316,23 @@ def _operand(removal: Removal, node: onnx.NodeProto, at: int, whole: Labels, axi
         if meets:
             assert slots is not None
             held = own.movedim(axis, -1).reshape(-1, own.shape[axis]).amax(0).numpy()
-            removal.pin(slots[np.broadcast_to(held, slots.shape) < 0], _beside(node))
+            removal.pin(slots[np.broadcast_to(held, slots.shape) < 0], reasons.beside_fixed(title(node)))
         elif axis >= 0:
-            removal.ledger.pin(value.atoms, f"{title(node)} spreads it over all channels")
+            removal.ledger.pin(value.atoms, reasons.spread(title(node)))
         known = None if value.numbers is None else value.numbers.numpy()
         unknown = np.full((1,) * rank, np.nan)
         return unknown if known is None else _numbers_like(known, whole)
     if meets:
         assert slots is not None
-        removal.pin(slots, _beside(node))
+        removal.pin(slots, reasons.beside_fixed(title(node)))
     return np.full((1,) * rank, np.nan)
-
-
-def _beside(node: onnx.NodeProto) -> str:
-    return f"{title(node)} joins it with what cannot lose channels"
 
 
 def _claim_kept(removal: Removal, name: str, place: int, slots: Array) -> None:
     """An array loses what a value does; entries of it that stay have slots of their own."""
     own, stays = slots.copy(), slots < 0
     own[stays] = removal.ledger.new_atoms(int(stays.sum())).numpy()
-    removal.pin(own[stays], "it stays")
+    removal.pin(own[stays], reasons.LAST_CHANNEL)
     removal.claim(name, {place: own})
 
 
@@ -386,7 +383,7 @@ def batch_norm(removal: Removal, node: onnx.NodeProto, made: Made) -> Made | Non
     parameters = [one.astype(np.float64) for one in known if one is not None and one.shape == (n,)]
     if len(parameters) != 4:
         return None
-    slots = removal.slots(x, 1, n, f"nothing before {title(node)} can lose channels")
+    slots = removal.slots(x, 1, n, reasons.nothing_before(title(node)))
     for at in range(1, 5):
         removal.claim(node.input[at], {0: slots})
     scale, bias, mean, variance = parameters

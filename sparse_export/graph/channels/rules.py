@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from sparse_export.graph.channels import reasons
 from sparse_export.graph.channels.labels import (
     FIXED,
     AxisKey,
@@ -121,7 +122,7 @@ def _along_rows(
 ) -> Labels:
     """What an operation makes that works along `dims` where each row is one channel."""
     for name in filter(None, names):
-        ledger.hold(name, f"{where} works along another axis than the channels'")
+        ledger.hold(name, reasons.another_axis(where))
     return _one_for(x, dims, shape, where)
 
 
@@ -161,7 +162,7 @@ def linear(
     shape = (*x.shape[:-1], ledger.shapes[weight][1 - in_axis])
     rows = x.rows([-1])
     if _works_along_rows(ledger, rows[0]):
-        return _along_rows(ledger, x, [-1], shape, (weight, bias), f"{where} {weight}")
+        return _along_rows(ledger, x, [-1], shape, (weight, bias), where)
     atoms, uses = ledger.columns(rows, where)
     ledger.use(ins, atoms, uses, where)
     return _made(ledger, outs, bias, 0, shape, len(shape) - 1, where)
@@ -254,12 +255,12 @@ def normalised(ledger: Ledger, x: Labels, dims: Sequence[int], names: Sequence[s
         return _along_rows(ledger, x, dims, x.shape, names, where)
     if names and len(dims) > 1:
         for name in names:
-            ledger.hold(name, f"{where} has parameters over {len(dims)} axes")
+            ledger.hold(name, reasons.several_axes(where, len(dims)))
     atoms, uses = ledger.columns(rows, where)
     ledger.sum_over(atoms, uses, where)
     for name in names:
         if len(dims) > 1:
-            ledger.pin(atoms, f"{where} has parameters over {len(dims)} axes")
+            ledger.pin(atoms, reasons.several_axes(where, len(dims)))
         else:
             ledger.use(AxisKey(name, 0), atoms, uses, where)
     return labels_along(atoms, uses, x.shape, dims).packed()
@@ -282,7 +283,7 @@ def planes(ledger: Ledger, x: Labels, n_dims: int, shape: Shape, where: str) -> 
     if any(x.is_long(dim) for dim in dims):
         atoms, _ = x.rows(dims)
         if not bool(_rows_are_one(ledger, atoms).all()):
-            ledger.pin(atoms, f"{where} works along the channels")
+            ledger.pin(atoms, reasons.along_channels(where))
             return fixed_labels(shape, where)
     flat = _one_for(x, dims, (*x.shape[: rank - n_dims], *[1] * n_dims), where)
     n_after = len(shape) - (rank - n_dims)
@@ -304,7 +305,7 @@ def matrix_product(ledger: Ledger, x: Labels, y: Labels, where: str) -> Labels:
         y = y.turned(turned)
         both = (x.atoms >= 0) & (y.atoms >= 0)
         for atoms in (x.atoms, y.atoms):
-            ledger.pin(atoms.expand(both.shape)[both], f"{where} multiplies every channel with every other")
+            ledger.pin(atoms.expand(both.shape)[both], reasons.every_with_every(where))
         subs = mixed(x.subs, y.subs)
         # Where both are pinned, their atoms are part of what tells values apart.
         subs = torch.where(both, mixed(subs, x.atoms, y.atoms), subs)
@@ -373,7 +374,7 @@ def multihead_attention(
         rows, _ = ledger.make(
             AxisKey(weights, 0), torch.cat([torch.zeros(2 * size, dtype=torch.int64), head]), where
         )
-        ledger.pin(rows[: 2 * size], f"{where}: rows of query and key stay in place")
+        ledger.pin(rows[: 2 * size], reasons.query_and_key(where))
         values = rows[2 * size :]
     else:
         values, _ = ledger.make(AxisKey(weights[2], 0), head, where)

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - its customary name
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from sparse_export.graph.channels import rules
+from sparse_export.graph.channels import reasons, rules
 from sparse_export.graph.channels.labels import (
     Labels,
     Ledger,
@@ -160,13 +160,13 @@ class ChannelTrace(fx.Interpreter):
             return self._attribute(n, out)
         where = self._where(n)
         if n.op == "output":
-            self._give_up(args, "an output of the network")
+            self._give_up(args, reasons.OUTPUT)
             return out
         try:
             labels = self._labels(n, args, kwargs, out)
             result = _wrap(out, labels)
         except UnknownOperation:  # alone: another error is a fault of a rule
-            kind = f"{where} is not a known operation"
+            kind = reasons.unknown(where)
             self._give_up((args, kwargs), kind)
             if n.op == "call_module":
                 part = self.submodules_of(n)
@@ -275,7 +275,7 @@ class ChannelTrace(fx.Interpreter):
         found = _traced(arguments)
         if not all(isinstance(traced.labels, Undecided) for traced in found):
             raise UnknownOperation("places that are computed")
-        self._give_up(arguments, "it holds places of other values")
+        self._give_up(arguments, reasons.PLACES)
 
     def _move(self, traced: Any, function: Callable[[Tensor], Any], filler: str = "") -> Any:
         """Whatever only moves values, run on their places. A place of -1 is a value that was filled in."""
@@ -422,7 +422,7 @@ class ChannelTrace(fx.Interpreter):
 
     def _prelu(self, x: Labels, weight: str, where: str) -> Labels:
         if self.ledger.shapes[weight] == (1,) or len(x.shape) < 2:
-            self.ledger.hold(weight, f"{where} has one slope")
+            self.ledger.hold(weight, reasons.one_slope(where))
             return x
         return rules.per_channel(self.ledger, x, 1, [weight], where)
 

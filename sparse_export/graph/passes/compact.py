@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from sparse_export.formats.bundle import CompactedLayer
 from sparse_export.formats.layers import GraphLayer
+from sparse_export.graph.channels import reasons
 from sparse_export.graph.channels.onnx_graph import Array, Graph, attribute, captured, title
 from sparse_export.graph.channels.removal import Along, Layer, Removal
 from sparse_export.graph.channels.removal_rules import removal_of, slice_places, slice_range
@@ -455,7 +456,7 @@ def _reasons(removal: Removal) -> dict[str, tuple[str, str]]:
 
 
 def _told(slots: Array, what: str, how: str, labels: Array, blockers: dict[int, str]) -> str:
-    counts = Counter(blockers.get(int(labels[slot]), "one channel has to stay") for slot in slots)
+    counts = Counter(blockers.get(int(labels[slot]), reasons.LAST_CHANNEL) for slot in slots)
     return "; ".join(
         f"{n} {what}{'' if n == 1 else 's'} {how}: {reason}" for reason, n in counts.most_common()
     )
@@ -463,16 +464,16 @@ def _told(slots: Array, what: str, how: str, labels: Array, blockers: dict[int, 
 
 def _blockers(removal: Removal, labels: Array) -> dict[int, str]:
     """By class why it cannot go."""
-    reasons: dict[int, str] = {}
+    found: dict[int, str] = {}
     for layer in removal.layers:
         if len(layer.in_slots):
             reads = layer.reads_OI.any(axis=0) & ~layer.foldable
             for slot, constant in zip(layer.in_slots[reads], layer.constant[reads], strict=True):
-                text = f"{title(layer.node)} reads what goes with it"
+                text = reasons.read_on(title(layer.node))
                 if np.isfinite(constant):
-                    text = f"{title(layer.node)} pads it, so that its border differs"
-                reasons.setdefault(int(labels[slot]), text)
+                    text = reasons.border_differs(title(layer.node))
+                found.setdefault(int(labels[slot]), text)
     for pinned, reason in removal.ledger.pins:
         for slot in pinned.tolist():
-            reasons.setdefault(int(labels[slot]), reason)
-    return reasons
+            found.setdefault(int(labels[slot]), reason)
+    return found

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from sparse_export.errors import ArtefactError
 from sparse_export.formats.bundle import PatternLayer, PatternMethod
-from sparse_export.graph.channels.groups import Channels
 from sparse_export.graph.channels.orders import apply_record, reordered
+from sparse_export.graph.channels.spaces import Channels
 from sparse_export.graph.passes.patterned import Gather, GraphNetwork, Patterned, TorchNetwork
 from sparse_export.graph.passes.permute import (
     PermutationReport,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from sparse_export.errors import GateFailed, UsageError
-from sparse_export.graph.channels.groups import Channels, Member, Space, find_channels
+from sparse_export.graph.channels.groups import find_channels
 from sparse_export.graph.channels.orders import (
     apply_orders,
     check_names,
@@ -28,6 +28,7 @@ from sparse_export.graph.channels.orders import (
     tensors_of,
 )
 from sparse_export.graph.channels.proof import difference_by
+from sparse_export.graph.channels.spaces import Channels, Member, Space
 from sparse_export.sparsity.pattern import NMPattern, fits, groups_over, largest_per_group
 
 _TOLERANCE = 1e-10  # of the largest output, in float64; sums in another order differ by about 1e-14

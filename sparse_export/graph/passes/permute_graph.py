@@ -13,8 +13,8 @@ from sparse_export.errors import GateFailed, UnknownNameError, UsageError
 from sparse_export.graph.channels.graph_groups import find_graph_channels
 from sparse_export.graph.channels.graph_proof import difference_by_orders, reordered_graph
 from sparse_export.graph.channels.graph_trace import own_parameters
-from sparse_export.graph.channels.groups import Channels
 from sparse_export.graph.channels.orders import orders_of, record_of, reordered
+from sparse_export.graph.channels.spaces import Channels
 from sparse_export.graph.constants import array_of
 from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.passes.permute import (
