@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph.names import free_name, graphs_of, inner_graphs, names_of_values
+from sparse_export.graph.passes.guarded_transposes import guard_transposes
 from sparse_export.graph.passes.limits import Limits, limits_of
 
 __all__ = ["HALF_TYPES", "in_half", "value_types", "with_bfloat16_emulated"]
@@ -81,6 +82,7 @@ def in_half(model: onnx.ModelProto, precision: Half) -> onnx.ModelProto:
         nodes = _in_float32(one, places, wanted, taken)
         _set_nodes(one, [*before, *nodes, *after] if one is graph else nodes)
     _drop_casts(graph, narrow)
+    guard_transposes(graph, taken)
     _require_consistent(half, precision)
     return half
 
