@@ -225,6 +225,7 @@ class _Measured:
 
     def score(self) -> Finding:
         case = self._case
+        case.forget_graph()  # networks are loaded now, and no later link looks at it
         self.validation = validate(
             case.bundle,
             data_dir=case.data_dir,

@@ -71,6 +71,10 @@ class Case:
         """The graph of `model.onnx` with every weight as it is multiplied by. Raises ArtefactError."""
         return dense_from_file(self.bundle.onnx_path)
 
+    def forget_graph(self) -> None:
+        """Let go of the graph and its weights; who asks for it again has it read again."""
+        self.__dict__.pop("graph", None)
+
     @cached_property
     def layers(self) -> tuple[GraphLayer, ...]:
         """The layers of the graph, from its nodes and tensors and nothing that is noted of them."""
