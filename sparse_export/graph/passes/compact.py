@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,15 +86,17 @@ def compact(
     why = _reasons(removal)
     dropped = _narrow(removal, whole, unpicked) if inputs else {}
     compacted = graph.assembled() if changed or dropped else model
+    before = _with_weights(model)
+    after = before if compacted is model else _with_weights(compacted)
     return Compacted(
         model=compacted,
-        layers=_layers(model, compacted, why, dropped),
-        n_removed=_n_outputs(model) - _n_outputs(compacted),
+        layers=_layers(before, after, why, dropped),
+        n_removed=_n_outputs(before) - _n_outputs(after),
         n_inputs_dropped=sum(dropped.values()),
         n_weights_before=count_parameters(model)[0],
         n_weights_after=count_parameters(compacted)[0],
         kept=whole.kept,
-        why_outputs={layer.node: why.get(layer.node, _UNFOLLOWED)[0] for layer in _with_weights(model)},
+        why_outputs={layer.node: why.get(layer.node, _UNFOLLOWED)[0] for layer in before},
     )
 
 
@@ -396,8 +398,8 @@ def _with_weights(model: onnx.ModelProto) -> list[GraphLayer]:
     return [layer for layer in graph_layers(model) if layer.constant]
 
 
-def _n_outputs(model: onnx.ModelProto) -> int:
-    return sum(_sizes(layer.shape, layer.op_type, layer.reduction_axis) for layer in _with_weights(model))
+def _n_outputs(layers: Sequence[GraphLayer]) -> int:
+    return sum(_sizes(layer.shape, layer.op_type, layer.reduction_axis) for layer in layers)
 
 
 def _sizes(shape: tuple[int, ...], op_type: str, reduction_axis: int) -> int:
@@ -407,14 +409,14 @@ def _sizes(shape: tuple[int, ...], op_type: str, reduction_axis: int) -> int:
 
 
 def _layers(
-    before: onnx.ModelProto,
-    after: onnx.ModelProto,
+    before: Sequence[GraphLayer],
+    after: Sequence[GraphLayer],
     why: dict[str, tuple[str, str]],
     dropped: dict[str, int],
 ) -> tuple[CompactedLayer, ...]:
-    left = {layer.node: layer for layer in _with_weights(after)}
+    left = {layer.node: layer for layer in after}
     result = []
-    for layer in _with_weights(before):
+    for layer in before:
         outputs, inputs = why.get(layer.node, _UNFOLLOWED)
         found = left.get(layer.node, layer)
         if layer.node in dropped:
