@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparse_export.errors import ArtefactError, GateFailed
 from sparse_export.formats.bundle import PatternLayer
+from sparse_export.graph.passes import patterned
 from sparse_export.graph.passes.fit_pattern import Fitted, fit_pattern, replay
 from sparse_export.graph.passes.permute import permute_network
 from sparse_export.sparsity.lossless import cut_share
@@ -78,6 +79,25 @@ def test_a_sparse_layer_comes_to_obey_and_the_function_stays() -> None:
     torch.testing.assert_close(module(X), before)
     assert found.obeying == ("2.weight",)
     assert found.difference < 1e-12
+
+
+def test_what_obeys_already_needs_no_look_at_the_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = perceptron()
+    with torch.no_grad():
+        for name in maskable_parameters(module):
+            weight = module.get_parameter(name)
+            weight.mul_(largest_per_group(weight, 1, TWO_FOUR))
+
+    def refused(*_: object) -> None:
+        raise AssertionError("channels were looked for")
+
+    monkeypatch.setattr(patterned, "find_channels", refused)
+    found, layers = fitted(module, X)
+    assert {layer.road for layer in layers.values()} == {"as trained"}
+    assert found.document["permutation"]["spaces"] == [] and found.difference == 0.0
+    crowded(module.get_parameter("2.weight"))
+    with pytest.raises(AssertionError, match="channels were looked for"):
+        fitted(module, X)
 
 
 def test_layers_without_room_stay_dense_and_say_what_they_would_lose() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sparse_export.errors import ArtefactError
 from sparse_export.formats.bundle import PatternLayer, PatternMethod
-from sparse_export.graph.channels.orders import apply_record, reordered
+from sparse_export.graph.channels.orders import apply_record, record_of, reordered
 from sparse_export.graph.channels.spaces import Channels
 from sparse_export.graph.passes.patterned import Gather, GraphNetwork, Patterned, TorchNetwork
 from sparse_export.graph.passes.permute import (
@@ -136,6 +136,11 @@ def _ordered(
     work: _Work, gather: Gather, *, live_first: bool, seed: int
 ) -> tuple[PermutationReport, dict[str, Tensor]]:
     """Permute the network, and find the layers that need their input gathered, each with its order."""
+    if not work.open:  # what satisfies the pattern already needs no order, and no channels are looked for
+        none = Channels(spaces=())
+        return PermutationReport(
+            spaces=(), layers=(), record=record_of(none, {}), difference=0.0, untraced=""
+        ), {}
     channels, pattern = work.network.channels, work.pattern
     search = _remembered(cutting=any(work.allowed.values()), live_first=live_first, seed=seed)
     chosen = _permutable(work, channels, search)

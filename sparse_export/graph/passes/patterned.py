@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import onnx
@@ -36,13 +37,11 @@ _SAME_ORDER = frozenset(("Identity", "Cast", "Flatten", "Reshape", "Squeeze", "U
 
 
 class Patterned(Protocol):
-    """A network whose channels can be put in another order.
+    """A network whose channels can be put in another order."""
 
-    Attributes:
-        channels: its spaces.
-    """
-
-    channels: Channels
+    @property
+    def channels(self) -> Channels:
+        """Its spaces, found when they are first asked for."""
 
     def weight(self, name: str) -> Tensor:
         """As it is now."""
@@ -69,12 +68,15 @@ class TorchNetwork:
     Attributes:
         module: the network.
         masks: moved with their weights, in place.
-        channels: its spaces.
     """
 
     def __init__(self, module: nn.Module, sample: Tensor, masks: Mapping[str, Tensor]) -> None:
         self.module, self.masks, self._sample = module, masks, sample
-        self.channels = find_channels(module, sample)
+
+    @cached_property
+    def channels(self) -> Channels:
+        """Its spaces, found when they are first asked for."""
+        return find_channels(self.module, self._sample)
 
     def weight(self, name: str) -> Tensor:
         """As it is now."""
@@ -130,17 +132,20 @@ class GraphNetwork:
 
     Attributes:
         model: as it is now.
-        channels: its spaces.
     """
 
     def __init__(self, model: onnx.ModelProto, feeds: Sequence[Feeds], sizes: Mapping[str, int]) -> None:
-        self.model, self._feeds = model, feeds
-        self.channels = find_graph_channels(model, sizes)
+        self.model, self._feeds, self._sizes = model, feeds, sizes
         self._tensors = stored_weights(model)
         self._uses: dict[str, list[_Use]] = {}
         for use in layer_uses(model):
             if isinstance(use, LayerUse):
                 self._uses.setdefault(use.stored, []).append(_Use(use))
+
+    @cached_property
+    def channels(self) -> Channels:
+        """Its spaces, found when they are first asked for; an order keeps them."""
+        return find_graph_channels(self.model, self._sizes)
 
     def weight(self, name: str) -> Tensor:
         """As it is now."""
