@@ -17,6 +17,7 @@ from sparse_export.instruments.paired_scores import (
 )
 from sparse_export.own_code import kind_of
 from sparse_export.signature import Array
+from sparse_export.tasks.stacking import stacked
 
 __all__ = ["Outputs", "Statistics", "Targets", "Task"]
 
@@ -137,7 +138,8 @@ class Task:
 
         Args:
             outputs: arrays by name.
-            targets: of the same samples.
+            targets: of the same samples. A list becomes an array where it holds numbers of one shape, so that
+                `per_sample` gets what it gets in training.
 
         Returns:
             float64 (n, k).
@@ -146,6 +148,7 @@ class Task:
             UsageError: `per_sample` gives something else, or fails.
         """
         given = next(iter(outputs.values())) if len(outputs) == 1 else outputs
+        targets = stacked(targets) if isinstance(targets, list) and targets else targets
         try:
             returned = self.per_sample(given, targets)
             found = np.asarray(returned, dtype=np.float64)

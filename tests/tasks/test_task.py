@@ -341,3 +341,23 @@ def test_a_regression_of_another_width_is_refused_in_words() -> None:
     assert "name the task classification" in str(caught.value)
     with pytest.raises(UsageError, match=said):
         task.statistics({"y": outputs.numpy()}, targets.numpy())
+
+
+class _Seeing(Task):
+    """Tells whether it got an array of targets."""
+
+    def per_sample(self, outputs: Array, targets: object) -> Array:
+        return np.full(len(outputs), isinstance(targets, np.ndarray))
+
+
+@pytest.mark.parametrize(
+    ("targets", "is_array"),
+    [
+        ([np.array([1, 2]), np.array([0, 1])], True),
+        ([np.array([1, 2]), np.array([0])], False),
+        ([1, 2.5], True),
+        (["a", "b"], False),
+    ],
+)
+def test_targets_of_one_shape_come_as_an_array(targets: list[object], is_array: bool) -> None:
+    assert (_Seeing().statistics({"y": np.zeros((2, 3))}, targets) == is_array).all()

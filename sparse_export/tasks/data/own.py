@@ -13,6 +13,7 @@ from torch import Tensor
 from sparse_export.errors import UsageError
 from sparse_export.own_code import attribute_named, current_folder_first, kind_of
 from sparse_export.signature import Array, Signature, TensorInfo, numpy_dtype, size_text
+from sparse_export.tasks.stacking import number_array, stacked
 
 __all__ = ["OwnData", "Part", "PartSamples", "PartTargets", "is_own", "own_data"]
 
@@ -32,11 +33,11 @@ class PartTargets:
     def __getitem__(self, rows: slice | int) -> Any:
         if isinstance(rows, int):
             return self._part.target(rows)
-        return _stacked_targets([self._part.target(at) for at in range(*rows.indices(len(self)))])
+        return stacked([self._part.target(at) for at in range(*rows.indices(len(self)))])
 
     def seen(self) -> Any:
         """Those of up to 256 samples, spread evenly."""
-        return _stacked_targets([_array_or_other(target) for _, target in self._part.some(_HASHED)])
+        return stacked([_array_or_other(target) for _, target in self._part.some(_HASHED)])
 
 
 def is_own(name: str) -> bool:
@@ -120,7 +121,7 @@ class Part:
         if isinstance(known, np.ndarray | Tensor):
             return _array(known)
         found = list(known) if known is not None else [self.sample(at)[1] for at in range(len(self))]
-        return _stacked_targets([_array_or_other(one) for one in found])
+        return stacked([_array_or_other(one) for one in found])
 
     def some(self, n: int) -> list[tuple[Any, Any]]:
         """Up to `n` samples, spread evenly."""
@@ -135,7 +136,7 @@ class Part:
             for name, one in arrays.items():
                 digest.update(f"{name} {one.dtype} {one.shape}\n".encode())
                 digest.update(np.ascontiguousarray(one).tobytes())
-            known = _number(target)
+            known = number_array(target)
             digest.update(known.tobytes() if isinstance(known, np.ndarray) else repr(target).encode())
         return digest.hexdigest()
 
@@ -282,12 +283,6 @@ class PartSamples:
         return found
 
 
-def _stacked_targets(found: list[Any]) -> Any:
-    """An array where they are numbers of one shape, else the list."""
-    shapes = {one.shape if isinstance(one, np.ndarray) else None for one in map(_number, found)}
-    return np.stack([_number(one) for one in found]) if len(shapes) == 1 and None not in shapes else found
-
-
 def _shapes(feeds: Mapping[str, Array]) -> list[tuple[int, ...]]:
     return [one.shape for one in feeds.values()]
 
@@ -298,12 +293,3 @@ def _array(value: Any) -> Array:
 
 def _array_or_other(value: Any) -> Any:
     return _array(value) if isinstance(value, Tensor) else value
-
-
-def _number(value: Any) -> Any:
-    """An array of numbers; what is none, as it is."""
-    if isinstance(value, np.ndarray):
-        return value
-    if isinstance(value, bool | int | float | np.generic):
-        return np.asarray(value)
-    return value
