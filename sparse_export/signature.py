@@ -281,6 +281,17 @@ class Signature:
                     f"The input {problem}.", expected=f"{wanted} was expected.", do="Cast or reshape it."
                 )
 
+    def sizes_in(self, feeds: Feeds) -> dict[str, int]:
+        """What the free sizes of the inputs are in arrays that fit, by name.
+
+        Args:
+            feeds: the inputs, by name.
+        """
+        sizes: dict[str, int] = {}
+        for one in self.inputs:
+            one.problem(feeds[one.name], sizes)
+        return sizes
+
     def outside(self, feeds: Feeds) -> str:
         """Say which integers are outside the range that is known of an input, as `ids holds 100`.
 

@@ -50,7 +50,7 @@ class TorchSession(BaseSession):
             ) from cause
         if len(self.signature.outputs) == len(found) == 1:  # whatever a run calls its only output
             found = {self.signature.outputs[0].name: next(iter(found.values()))}
-        sizes = self.signature.with_sizes(self.signature.n_samples(feeds))
+        sizes = self.signature.sizes_in(feeds)
         for one in self.signature.outputs:
             array = found.get(one.name)
             fits = (

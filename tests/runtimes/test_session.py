@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from sparse_export.errors import UsageError
 from sparse_export.runtimes.outputs import output_batches
 from sparse_export.runtimes.session import BaseSession
-from sparse_export.signature import Array, Feeds, class_signature
+from sparse_export.runtimes.torch_session import TorchSession
+from sparse_export.signature import Array, Feeds, Signature, TensorInfo, class_signature
 from sparse_export.tasks.samples import SingleInput
 
 
@@ -68,3 +70,35 @@ def test_batches_are_those_that_this_session_takes_and_the_one_beside_it(
     batches = list(output_batches(session, samples, beside=_Doubling(beside)))
     assert [len(feeds["x"]) for feeds, _ in batches] == sizes
     np.testing.assert_array_equal(np.concatenate([y["y"] for _, y in batches]), 2 * samples.inputs[:])
+
+
+class _Tagger(torch.nn.Module):
+    """Three numbers for each of the tokens but some."""
+
+    def __init__(self, n_left_out: int) -> None:
+        super().__init__()
+        self.table, self.n_left_out = torch.nn.Embedding(9, 3), n_left_out
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.table(ids)[:, self.n_left_out :]
+        return found
+
+
+_TAGS = Signature(
+    inputs=(TensorInfo(name="ids", dtype="int64", shape=("batch", "length"), low=0, high=8),),
+    outputs=(TensorInfo(name="tags", dtype="float32", shape=("batch", "length", 3)),),
+    batch="batch",
+    sizes={"length": 21},
+)
+
+
+@pytest.mark.parametrize("length", [21, 9])
+def test_outputs_are_as_long_as_the_inputs_and_not_as_the_example(length: int) -> None:
+    ids = np.zeros((2, length), np.int64)
+    with TorchSession(_Tagger(0), _TAGS) as session:
+        assert session.run({"ids": ids})["tags"].shape == (2, length, 3)
+    with (
+        TorchSession(_Tagger(1), _TAGS) as session,
+        pytest.raises(UsageError, match=rf"returns \(2, {length - 1}, 3\)"),
+    ):
+        session.run({"ids": ids})
