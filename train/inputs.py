@@ -33,8 +33,31 @@ def called(network: Callable[..., Any], x: ModelInputs) -> Any:
     Args:
         network: what to call.
         x: its inputs.
+
+    Raises:
+        UsageError: an integer lies outside a table that it is looked up in.
     """
-    return network(**x) if isinstance(x, dict) else network(x)
+    try:
+        return network(**x) if isinstance(x, dict) else network(x)
+    except IndexError as cause:
+        held = _integers_of(x)
+        if not held:
+            raise
+        raise UsageError(
+            f"The network does not take a batch: {cause}. The batch holds {held}.",
+            expected="Integers that its tables have a row for were expected.",
+            do="Correct the data, or give the table (as num_embeddings of Embedding) more rows.",
+        ) from cause
+
+
+def _integers_of(x: ModelInputs) -> str:
+    """The range of each integer input, as `ids from 0 to 64`."""
+    named = x if isinstance(x, dict) else {"the input": x}
+    return ", ".join(
+        f"{name} from {int(one.min())} to {int(one.max())}"
+        for name, one in named.items()
+        if not one.is_floating_point() and one.dtype != torch.bool and one.numel()
+    )
 
 
 def each(x: ModelInputs, change: Callable[[Tensor], Tensor]) -> ModelInputs:

@@ -20,6 +20,7 @@ from sparse_export.models.run_network import network_of_run
 from sparse_export.oneshot import layer_sensitivities, sparsify
 from sparse_export.tasks.named_data import calibration_of
 from sparse_export.train.captured import N_LAUNCHED, CapturedStep
+from sparse_export.train.inputs import called
 from sparse_export.train.loop import train
 from sparse_export.train.observer import SilentObserver
 from sparse_export.train.recipe import Recipe, recipe_from_table
@@ -214,3 +215,11 @@ def test_a_step_of_a_network_with_named_inputs_is_timed_on_its_own_data() -> Non
     assert (found.input_shape, found.inputs) == ((8,), {})
     with pytest.raises(UsageError, match="cannot take the inputs ids, features"):
         bench_training_step(recipe(model="pair_nets:row"), **quick, device="cpu")
+
+
+def test_an_integer_outside_a_table_is_named_with_its_input() -> None:
+    table = nn.Embedding(4, 2)
+    with pytest.raises(UsageError, match=r"index out of range.*holds input from 0 to 4.*num_embeddings"):
+        called(table, {"input": torch.tensor([0, 4])})
+    with pytest.raises(IndexError):  # which says nothing of integers that it was given
+        called(lambda x: x[9], torch.zeros(3))
