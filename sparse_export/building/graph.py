@@ -33,7 +33,7 @@ from sparse_export.formats.run import LayerInfo, Run, RunInfo
 from sparse_export.graph.constants import Read, array_of
 from sparse_export.graph.copies import copy_of
 from sparse_export.graph.example import example_of_signature
-from sparse_export.graph.export import onnx_from_module, positive_zeros
+from sparse_export.graph.export import onnx_from_module, positive_zeros, remove_source_notes
 from sparse_export.graph.finite import naming_weights
 from sparse_export.graph.layers import (
     count_parameters,
@@ -235,6 +235,7 @@ def _from_graph(
         *(run.graph_path, model, info.signature, samples[0] if samples else None), raw=raw, read=read
     )
     load_mapped(model, run.graph_path)  # now that onnxruntime does not hold them too
+    remove_source_notes(model)
     layers, fit = info.layers, None
     if wanted is not None:
         normal = golden.inputs if raw is None else golden_inputs(info.signature)

@@ -383,6 +383,27 @@ def _strip(model: onnx.ModelProto) -> None:
     onnx.helper.set_model_props(model, {"producer": "sparse-export", "producer_version": __version__})
 
 
+def remove_source_notes(model: onnx.ModelProto) -> None:
+    """Remove what torch's exporters note about sources from a file of somebody's, in place.
+
+    These are stack traces with paths of the machine, in nodes' texts or in properties called `pkg.torch…`. What
+    the model itself says, and properties of other names, stay.
+
+    Args:
+        model: any.
+    """
+    for holder in _annotated(model):
+        if holder is model:
+            continue
+        if isinstance(holder, onnx.NodeProto):
+            holder.ClearField("doc_string")
+        kept = [one for one in holder.metadata_props if not one.key.startswith("pkg.torch")]
+        if len(kept) < len(holder.metadata_props):
+            copies = [onnx.StringStringEntryProto(key=one.key, value=one.value) for one in kept]
+            holder.ClearField("metadata_props")
+            holder.metadata_props.extend(copies)
+
+
 def _annotated(model: onnx.ModelProto) -> Iterator[Any]:
     yield model
     for function in model.functions:

@@ -22,7 +22,7 @@ from sparse_export import models
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph import export
 from sparse_export.graph.example import example_of_shape
-from sparse_export.graph.export import onnx_from_module
+from sparse_export.graph.export import onnx_from_module, remove_source_notes
 from sparse_export.graph.named_network import NamedNetwork
 from tests.making_runs import network_and_masks, stir_batch_norm
 
@@ -573,3 +573,31 @@ def test_a_masked_weight_with_the_name_of_an_end_is_refused() -> None:
     module = NamedLikeTheEnds()
     with pytest.raises(UsageError, match="mask for the parameter input"):
         onnx_from_module(module, example_of_shape((6,)), masks={"input": torch.ones(6)})
+
+
+class _Chosen(nn.Module):
+    """A branch, whose nodes have texts too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = torch.cond(x.sum() > 0, lambda y: self.layer(y), lambda y: -self.layer(y), (x,))
+        return found
+
+
+def test_paths_of_the_machine_that_a_file_was_exported_on_are_removed(tmp_path: Path) -> None:
+    file = tmp_path / "m.onnx"
+    torch.onnx.export(_Chosen().eval(), (torch.ones(2, 4),), str(file), dynamo=True, verbose=False)
+    model = onnx.load(file)
+    node = model.graph.node[0]
+    node.doc_string = f'  File "{__file__}", line 1'
+    node.metadata_props.add(key="mine", value="kept")
+    model.metadata_props.add(key="labels", value="cat,dog")
+    here = str(Path(__file__).parent).encode()
+    assert here in model.SerializeToString()
+    remove_source_notes(model)
+    assert here not in model.SerializeToString()
+    assert [one.value for one in model.graph.node[0].metadata_props if one.key == "mine"] == ["kept"]
+    assert [one.value for one in model.metadata_props] == ["cat,dog"]
