@@ -40,9 +40,9 @@ from sparse_export.formats.listed import file_infos
 from sparse_export.formats.preparation import RawType
 from sparse_export.formats.run import Run, RunInfo
 from sparse_export.graph.layers import graph_layers
-from sparse_export.graph.parted import save_model
 from sparse_export.graph.passes.fit_pattern import Gather
 from sparse_export.graph.passes.postprocess import with_postprocess
+from sparse_export.graph.saved import save_model
 from sparse_export.graph.shapes import without_weights
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.trust import remember

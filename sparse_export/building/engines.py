@@ -19,7 +19,7 @@ from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, read_bundle_info
 from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import EngineLayer, GraphLayer
 from sparse_export.formats.listed import bytes_of
-from sparse_export.graph.parted import model_sha256
+from sparse_export.graph.saved import model_sha256
 from sparse_export.signature import Signature
 
 __all__ = ["EngineProgress", "Engines", "add_engines"]

@@ -15,8 +15,8 @@ from sparse_export.errors import GateFailed, UsageError
 from sparse_export.files import temporary_folder
 from sparse_export.formats.preparation import FoldedInfo, RawType
 from sparse_export.formats.run import DataInfo, RunInfo
-from sparse_export.graph.parted import save_model
 from sparse_export.graph.passes.fold_preprocess import with_folded_preprocess
+from sparse_export.graph.saved import save_model
 from sparse_export.runtimes import Session
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.prepared import PreparedSession

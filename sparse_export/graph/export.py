@@ -24,9 +24,9 @@ from sparse_export.graph.example import Example
 from sparse_export.graph.layers import FLOATS, LAYOUT
 from sparse_export.graph.named_network import NamedNetwork
 from sparse_export.graph.names import free_name
-from sparse_export.graph.parted import MAX_WEIGHT_BYTES, tensor_bytes
 from sparse_export.graph.passes.fold_norms import fold_norms
 from sparse_export.graph.passes.simplify import remove_unused, simplify, transpose_weights
+from sparse_export.graph.saved import MAX_WEIGHT_BYTES, tensor_bytes
 from sparse_export.graph.shapes import infer_shapes, with_weights_as_inputs
 from sparse_export.signature import Array, size_text
 from sparse_export.version import __version__

@@ -33,8 +33,8 @@ from sparse_export.graph.model import (
     sizes_from_text,
     with_axes,
 )
-from sparse_export.graph.parted import without_initializers
 from sparse_export.graph.protobuf import serialized_tensor
+from sparse_export.graph.saved import without_initializers
 from sparse_export.oneshot.graph_run import graph_of_run
 from sparse_export.oneshot.source import open_source, require_weights, run_of
 from sparse_export.runtimes.probe import require_runnable

@@ -293,7 +293,7 @@ def _write_dense_onnx(folder: Path, served: Served) -> None:
     from sparse_export.graph.passes.pack24 import dense_from_file, may_be_packed
 
     if may_be_packed(folder / MODEL_FILE):
-        from sparse_export.graph.parted import save_model
+        from sparse_export.graph.saved import save_model
 
         model = dense_from_file(folder / MODEL_FILE)
         for name in written:

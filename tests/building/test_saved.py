@@ -26,7 +26,7 @@ from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.formats.listed import copy_listed_graph
 from sparse_export.graph import parted
 from sparse_export.graph.foreign import onnx_from_file
-from sparse_export.graph.parted import model_sha256, save_model
+from sparse_export.graph.saved import model_sha256, save_model
 from sparse_export.inspect import inspect
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.serving.package import package
