@@ -23,7 +23,7 @@ from sparse_export.errors import (
     UsageError,
 )
 from sparse_export.files import temporary_folder
-from sparse_export.graph import parted
+from sparse_export.graph import saved
 from sparse_export.graph.passes.float16 import value_types, with_bfloat16_emulated
 from sparse_export.graph.passes.pack24 import dense_from_file, names_packing
 from sparse_export.graph.protobuf import parsed_without_large_data
@@ -162,7 +162,7 @@ def _content(model_path: Path, emulated: bool, packed: bool, inner: Sequence[str
     _give_out(model.graph, inner)
     if emulated:
         model = with_bfloat16_emulated(model)
-    if weight_bytes(model) <= parted.MAX_WEIGHT_BYTES:
+    if weight_bytes(model) <= saved.MAX_WEIGHT_BYTES:
         yield model.SerializeToString()
         return
     with temporary_folder("session") as folder:

@@ -24,7 +24,7 @@ from sparse_export.evaluate.validate import validate
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.formats.listed import copy_listed_graph
-from sparse_export.graph import parted
+from sparse_export.graph import saved
 from sparse_export.graph.foreign import onnx_from_file
 from sparse_export.graph.saved import model_sha256, save_model
 from sparse_export.inspect import inspect
@@ -48,7 +48,7 @@ class Made:
 @pytest.fixture(scope="module", autouse=True)
 def _little_fits_in_one_file() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parted, "MAX_WEIGHT_BYTES", 5000)
+        patch.setattr(saved, "MAX_WEIGHT_BYTES", 5000)
         yield
 
 
@@ -67,7 +67,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     beside = build(run, folder / "beside", onnx="dense")
     packed = build(run, folder / "packed", onnx="both")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parted, "MAX_WEIGHT_BYTES", 2**30)
+        patch.setattr(saved, "MAX_WEIGHT_BYTES", 2**30)
         whole = build(run, folder / "whole")
     return Made(whole, beside, packed)
 

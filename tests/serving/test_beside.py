@@ -9,7 +9,7 @@ import pytest
 from tritonclient import grpc
 
 from sparse_export.building import build
-from sparse_export.graph import parted
+from sparse_export.graph import saved
 from sparse_export.runtimes.onnxruntime import open_session
 from tests.making_runs import digits_run
 from tests.serving.serving import serving
@@ -17,7 +17,7 @@ from tests.serving.serving import serving
 
 @pytest.mark.usefixtures("server")
 def test_weights_beside_the_graph_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parted, "MAX_WEIGHT_BYTES", 1000)
+    monkeypatch.setattr(saved, "MAX_WEIGHT_BYTES", 1000)
     bundle = build(digits_run(tmp_path / "run"), tmp_path / "net")
     assert "model.onnx.data" in bundle.info.files
     x = np.random.default_rng(0).standard_normal((3, 1, 8, 8)).astype(np.float32)
