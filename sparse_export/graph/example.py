@@ -211,8 +211,10 @@ def example_of_signature(network: nn.Module, signature: Signature, call: CallInf
     generator = np.random.default_rng(_SEED)
     tensors = {}
     for one in signature.inputs:
-        shape = one.sizes(sizes)  # zeros of integers, whose range is not known; of floats they hide much
-        values = generator.standard_normal(shape) if one.dtype in FLOATS else np.zeros(shape)
+        shape = one.sizes(sizes)
+        # Integers are the highest that is known: 1 in a mask, of which zeros leave nothing to attend to.
+        highest = np.full(shape, one.high or 0)
+        values = generator.standard_normal(shape) if one.dtype in FLOATS else highest
         tensors[one.name] = tensor_from_array(np.asarray(values).astype(numpy_dtype(one.dtype)))
     axes = {
         one.name: tuple(size if isinstance(size, str) else None for size in one.shape)

@@ -102,3 +102,29 @@ def test_outputs_are_as_long_as_the_inputs_and_not_as_the_example(length: int) -
         pytest.raises(UsageError, match=rf"returns \(2, {length - 1}, 3\)"),
     ):
         session.run({"ids": ids})
+
+
+class _Encoder(torch.nn.Module):
+    """A stock encoder, which packs what its mask leaves, and so takes none that leaves nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.table, self.encoder = torch.nn.Embedding(9, 8), torch.nn.TransformerEncoder(layer, 2)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.encoder(self.table(ids), src_key_padding_mask=mask == 0)
+        return found.sum(1)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_network_is_tried_with_a_mask_that_leaves_something() -> None:
+    inputs = tuple(
+        TensorInfo(name=name, dtype="int64", shape=("batch", "length"), low=0, high=high)
+        for name, high in (("ids", 8), ("mask", 1))
+    )
+    outputs = (TensorInfo(name="found", dtype="float32", shape=("batch", 8)),)
+    signature = Signature(inputs=inputs, outputs=outputs, batch="batch", sizes={"length": 5})
+    feeds = {"ids": np.ones((3, 7), np.int64), "mask": np.ones((3, 7), np.int64)}
+    with TorchSession(_Encoder().eval(), signature) as session:
+        assert session.run(feeds)["found"].shape == (3, 8)
