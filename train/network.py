@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -98,8 +99,8 @@ def require_fit(
         reason = next(iter(str(cause).splitlines()), type(cause).__name__)
         raise UsageError(
             f"The model {recipe.model} cannot take {_described(sample)} from {recipe.data}: {reason}.",
-            expected="A model and a data set of one shape were expected.",
-            do="Choose another model or data set.",
+            expected=f"{_taken_by(model)} was expected.",
+            do="Give inputs of the names, types and shapes that forward takes, or choose another model.",
         ) from cause
     if isinstance(task_named(recipe.task), Classification):
         if isinstance(output, Tensor) and output.ndim == 2:
@@ -145,10 +146,19 @@ def named_example(model: nn.Module, recipe: Recipe, x: ModelInputs) -> Example |
 
 
 def _described(x: ModelInputs) -> str:
-    """The shapes of one sample, for a message."""
+    """Types and shapes of one sample, for a message."""
+
+    def one(tensor: Tensor) -> str:
+        return f"of shape {tuple(tensor.shape[1:])} and type {str(tensor.dtype).removeprefix('torch.')}"
+
     if isinstance(x, dict):
-        return "the inputs " + ", ".join(f"{name} of shape {tuple(one.shape[1:])}" for name, one in x.items())
-    return f"inputs of shape {tuple(tensors_of(x)[0].shape[1:])}"
+        return "the inputs " + ", ".join(f"{name} {one(tensor)}" for name, tensor in x.items())
+    return f"inputs {one(tensors_of(x)[0])}"
+
+
+def _taken_by(model: nn.Module) -> str:
+    """What forward is called with, like `forward(ids, mask=None)`."""
+    return f"{type(model).__name__}.forward{inspect.signature(model.forward)}"
 
 
 def wrapped_for_training(

@@ -436,7 +436,9 @@ def test_a_learning_rate_that_blows_up_ends_with_a_message_and_no_traceback(tmp_
 def test_a_network_that_cannot_take_the_data_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UsageError, match=r"lenet5 cannot take inputs of shape \(1, 8, 8\) from digits"):
+    with pytest.raises(
+        UsageError, match=r"lenet5 cannot take inputs of shape \(1, 8, 8\) and type float32 from digits"
+    ):
         train(small(model="lenet5"), tmp_path / "run")
     (tmp_path / "narrow_net.py").write_text(
         "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))\n"
