@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from sparse_export import models
 from sparse_export.errors import UsageError
 from sparse_export.files import staged_folder, write_json
 from sparse_export.formats.run import (
@@ -63,6 +64,7 @@ from sparse_export.train.run_folder import (
 )
 from sparse_export.train.stopping import cpu_settings
 from sparse_export.train.teacher import OUTPUTS, weights_of
+from sparse_export.train.user_run import tensors_in
 
 __all__ = [
     "CALIBRATION_SAMPLES",
@@ -362,13 +364,22 @@ def _is_scored_run(model: str) -> bool:
 
 def is_fed_by_loader(model: str, data: str | None) -> bool:
     """Is MODEL pruned as a torch network because data are named, or on record, and it has one input?"""
-    return not _has_several_inputs(model) and (data not in (None, "none") or _is_scored_run(model))
+    return (data not in (None, "none") or _is_scored_run(model)) and not _has_several_inputs(model)
 
 
 def _has_several_inputs(model: str) -> bool:
-    """Is MODEL a run of a network with other inputs than one of floats, which is pruned as a graph?"""
+    """Has MODEL other inputs than one of floats, so that it is pruned as a graph?
+
+    A run tells by its record, a factory by the `example_inputs` beside it.
+    """
     folder = Path(model)
-    return (folder / RUN_FILE).is_file() and read_run_info(folder).signature.only_input is None
+    if (folder / RUN_FILE).is_file():
+        return read_run_info(folder).signature.only_input is None
+    beside = models.example_beside(model) if models.is_factory(model) else None
+    if beside is None:
+        return False
+    tensors = list(tensors_in(beside[0]()))
+    return len(tensors) != 1 or not tensors[0].is_floating_point()
 
 
 def data_and_task(
@@ -379,7 +390,7 @@ def data_and_task(
     Raises:
         UsageError: a path among the data leads nowhere.
     """
-    if _has_several_inputs(model) and data != "none":
+    if (Path(model) / RUN_FILE).is_file() and _has_several_inputs(model) and data != "none":
         info = read_run_info(Path(model))
         if info.data is not None and info.model.form == "torch":
             data, task = data or info.data.name, task or info.task.name

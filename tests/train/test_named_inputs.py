@@ -159,6 +159,30 @@ def test_a_trained_network_of_several_inputs_is_sparsified_as_a_graph(tmp_path: 
     assert layer_sensitivities(run.path).held_back == "samples of pair_nets:data, a part of the test set"
 
 
+def test_a_factory_of_several_inputs_is_sparsified_as_a_graph_on_data_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    beside = (
+        "def example_inputs():\n"
+        "    return {'ids': torch.zeros((2, 5), dtype=torch.int64), 'features': torch.zeros(2, 8)}\n"
+        "free_sizes = {'ids': ('batch', None), 'features': ('batch', None)}\n"
+    )
+    (tmp_path / "told_nets.py").write_text(CODE + beside)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    made = sparsify(
+        *("told_nets:pair", tmp_path / "sparse"),
+        weights=None,
+        data="told_nets:data",
+        task="classification",
+        method="reconstruction",
+        device="cpu",
+    )
+    assert made.run.info.model.form == "onnx" and made.run.info.test is not None
+    assert made.report.n_calibration == 300
+    assert [layer.pattern for layer in made.report.layers if layer.name == "first.weight"] == ["2:4"]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
