@@ -128,6 +128,7 @@ def sparsify_source(
     bound: Bound | None = None,
     recovery: Recovery | None = None,
     permute: bool = False,
+    norms: bool = False,
 ) -> tuple[Run, SparsifyReport]:
     """Make a graph N:M sparse, and write it as a finished run with the dense one beside it.
 
@@ -150,6 +151,7 @@ def sparsify_source(
         bound: of what may be lost, by which layers are chosen; None to make all sparse that should be.
         recovery: see `sparsify_recovering`.
         permute: look for an order of channels first that loses less.
+        norms: re-estimate batch norms, see `sparsify_recovering`. Not with a bound.
 
     Returns:
         The run and the report.
@@ -194,7 +196,7 @@ def sparsify_source(
             "n_threads": n_threads,
             "errors": errors or recovery is not None,
         }
-        first = pruned = sparsify_recovering(model, recovery=recovery, **options)
+        first = pruned = sparsify_recovering(model, recovery=recovery, norms=norms, **options)
         choice = None
 
         def walk(only: Collection[str]) -> PrunedGraph:
@@ -232,7 +234,7 @@ def sparsify_source(
             Stage(name="sparsified", validation=None, test=after, seconds=seconds, agreement=agreement),
         )
         report = _report(source, pruned, pattern, method, seed, stages if scoring else stages[1:], ordered)
-        report = replace(report, choice=choice, recovery=pruned.recovery)
+        report = replace(report, choice=choice, recovery=pruned.recovery, norms=pruned.settled)
         run = write_graph_run(
             out,
             pruned.model,
@@ -313,7 +315,7 @@ def _report(
         epochs=0,
         seed=seed,
         n_calibration=pruned.n_calibration,
-        n_norms=0,
+        n_norms=len(pruned.norms) // 2,
         permuted_spaces=sum(space.permutation is not None for space in spaces),
         n_spaces=len(spaces),
         output_difference=0.0 if ordered is None else ordered.report.difference,

@@ -181,7 +181,7 @@ def sparsify(
         model, told, weights=weights, input_shape=input_shape, seed=seed, trust=trust, in_torch=in_torch
     )
     if graph is not None:
-        _require_no_training(graph.name, finetune=finetune, moving=moving, norms=norms)
+        _require_no_training(graph.name, finetune=finetune, moving=moving)
         made, found = sparsify_source(
             graph,
             out,
@@ -206,6 +206,7 @@ def sparsify(
             bound=bound,
             recovery=recovery,
             permute=permute,
+            norms=norms,
         )
         return Sparsified(run=made, report=found)
     run = run_of(model)
@@ -405,12 +406,11 @@ def task_of(run: Run | None) -> str:
     return CLASSIFICATION.name if known == AGREEMENT.name else known
 
 
-def _require_no_training(name: str, *, finetune: int, moving: bool, norms: bool) -> None:
+def _require_no_training(name: str, *, finetune: int, moving: bool) -> None:
     """Raise UsageError for what is done to torch networks with a data set alone."""
     options = {
         "--finetune": finetune > 0,
         "--moving": moving,
-        "--norms": norms,
     }
     for option, given in options.items():
         if given:

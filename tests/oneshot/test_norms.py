@@ -244,3 +244,29 @@ def test_a_torch_network_gets_them_back_where_they_help(factory: str, method: st
     for name in dense:
         if name.endswith(("running_mean", "running_var")):
             assert torch.equal(dense[name], sparse[name]) != result.kept
+
+
+@pytest.mark.parametrize(("name", "kept"), [("pictures", True), ("of_vectors", False)])
+def test_norms_of_an_onnx_file_are_re_estimated_too(
+    name: str, kept: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model: onnx.ModelProto = request.getfixturevalue(name)
+    onnx.save(model, tmp_path / "m.onnx")
+    inputs = pictures_drawn(80, 1)["input"] if kept else drawn(12, 32, seed=3)
+    np.savez(tmp_path / "in.npz", input=inputs)
+    done = sparsify(
+        str(tmp_path / "m.onnx"),
+        tmp_path / "run",
+        weights=None,
+        inputs=tmp_path / "in.npz",
+        method="magnitude",
+        norms=True,
+    )
+    result = done.report.norms
+    assert result is not None
+    assert (result.n_norms, result.kept) == (4, kept)
+    assert done.report.n_norms == (4 if kept else 0)
+    made = onnx.load(done.run.graph_path)
+    names = [norm.variance for norm in norms_of(made, wiring_of(made))]
+    assert len(names) == 4
+    assert any(not np.array_equal(stored(made, one), stored(model, one)) for one in names) == kept
