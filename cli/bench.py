@@ -61,7 +61,7 @@ def command(
     """
     from dataclasses import asdict
 
-    from sparse_export.building.from_source import bundle_at
+    from sparse_export.building.from_source import bundle_at, require_file_for
     from sparse_export.evaluate.bench import bench
     from sparse_export.evaluate.latency import write_bench
     from sparse_export.files import require_writable
@@ -69,7 +69,9 @@ def command(
 
     if out is not None:
         require_writable(out)
-    with bundle_at(bundle, Told(axes=axes, sizes=sizes, inputs=inputs)) as path:
+    told = Told(axes=axes, sizes=sizes, inputs=inputs)
+    require_file_for(told, [bundle])
+    with bundle_at(bundle, told) as path:
         result = bench(
             path,
             batches=batches,

@@ -99,7 +99,7 @@ def command(
     from dataclasses import asdict
 
     from sparse_export import report
-    from sparse_export.building.from_source import bundle_at
+    from sparse_export.building.from_source import bundle_at, require_file_for
     from sparse_export.cli._progress import round_observer
     from sparse_export.errors import UsageError
     from sparse_export.evaluate import candidates
@@ -115,6 +115,7 @@ def command(
     if html is not None and html.is_dir():
         raise UsageError(f"--html {html} is a folder.", do=f"Name a file, such as {html / 'report.html'}.")
     told = Told(axes=axes, sizes=sizes, inputs=inputs)
+    require_file_for(told, (dense, *sparse))
     with contextlib.ExitStack() as stack:
         paths = [stack.enter_context(bundle_at(side, told)) for side in (dense, *sparse)]
         first, *others = [open_bundle(path) for path in paths]

@@ -80,7 +80,7 @@ def command(
     import contextlib
     from dataclasses import asdict
 
-    from sparse_export.building.from_source import bundle_at
+    from sparse_export.building.from_source import bundle_at, require_file_for
     from sparse_export.evaluate.validate import validate
     from sparse_export.evaluate.validation import check_gates, write_results
     from sparse_export.files import require_writable
@@ -88,6 +88,7 @@ def command(
     from sparse_export.oneshot.graph_source import Told
 
     told = Told(axes=axes, sizes=sizes, inputs=inputs)
+    require_file_for(told, [bundle, *([] if against is None else [against])])
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(bundle_at(bundle, told))
         dense = None if against is None else stack.enter_context(bundle_at(against, told))

@@ -26,7 +26,7 @@ from sparse_export.oneshot.steps import dense_torch_run
 from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.inputs import read_inputs, with_seen_ranges
 
-__all__ = ["bundle_at", "run_at"]
+__all__ = ["bundle_at", "require_file_for", "run_at"]
 
 
 def run_at(
@@ -105,6 +105,26 @@ def run_at(
         found = read_inputs(told.inputs, source.signature)
         source = replace(source, signature=with_seen_ranges(source.signature, found))
     return dense_run_of(source, folder).path
+
+
+def require_file_for(told: Told, paths: Sequence[str | Path]) -> None:
+    """Check that what is told of inputs is told of an ONNX file: a bundle has it on record.
+
+    Args:
+        told: of the inputs.
+        paths: bundles and ONNX files.
+
+    Raises:
+        UsageError: axes or sizes are told, and none of these is a file.
+    """
+    if (told.axes or told.sizes) and not any(is_graph_file(one) and Path(one).is_file() for one in paths):
+        option = "--axes" if told.axes else "--size"
+        raise UsageError(
+            f"{option} was given, and {' and '.join(map(str, paths))} "
+            f"{'are bundles' if len(paths) > 1 else 'is a bundle'}.",
+            expected=f"{option} is for ONNX files: a bundle has its own sizes on record.",
+            do=f"Leave {option} out, or build the bundle with it.",
+        )
 
 
 @contextmanager

@@ -220,6 +220,20 @@ def test_compare_of_several_candidates_gives_one_table_one_file_and_one_page(
     assert call("compare", made.dense, made.sparse, made.sparse, *QUICK).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("compare", "dense", "sparse"), ("bench", "sparse"), ("validate", "sparse", "--against", "dense")],
+)
+@pytest.mark.parametrize("option", [("--size", "height=4"), ("--axes", "input=batch,1,8,8")])
+def test_sizes_are_not_told_of_bundles(
+    words: tuple[str, ...], option: tuple[str, ...], made: Made, call: Call
+) -> None:
+    paths = {"dense": made.dense, "sparse": made.sparse}
+    result = call(*(paths.get(word, word) for word in words), *option)
+    assert result.exit_code == 2
+    assert f"{option[0]} was given, and " in result.stderr and "on record" in result.stderr
+
+
 def test_compare_falls_back_to_recorded_accuracies_aloud(made: Made, call: Call, tmp_path: Path) -> None:
     bundles = []
     for bundle in (made.dense, made.sparse):
