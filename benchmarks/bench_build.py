@@ -43,8 +43,11 @@ def _cpu_s() -> float:
 
 def _bare(network: Any, shape: tuple[int, ...], folder: Path) -> None:
     import numpy as np
-    import onnxruntime
     import torch
+
+    from sparse_export.onnxruntime_import import load_onnxruntime
+
+    onnxruntime: Any = load_onnxruntime()
 
     samples = torch.randn(BATCH, *shape)
     torch.onnx.export(

@@ -209,10 +209,6 @@ def test_external_data_that_are_not_listed_are_used_by_no_command(
     _with(folder, files=files)
     trust.remember(sha256_file(folder / BUNDLE_FILE))
     result = call(*OF_BUNDLES[command](folder, honest, tmp_path / "out"))
-    if command == "package":  # whose model is one file, read once
-        assert result.exit_code == 6
-        assert "keeps weights in weights.bin" in result.stderr
-        return
     _refused(result, "weights.bin")
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import sys
 import time
@@ -582,10 +583,10 @@ def test_the_table_fits_a_terminal_and_names_its_conditions(pair: tuple[Path, Pa
         "batch 1, median ms",
         "batch 4, median ms",
         "dense twice",
-        "20 interleaved rounds",
         "threads: 1",
     ):
         assert expected in text
+    assert re.search(r"\b(8|12|18|20) interleaved rounds", text)  # as soon as it is decided
 
 
 def test_results_hold_raw_samples_machine_and_versions(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -595,9 +596,10 @@ def test_results_hold_raw_samples_machine_and_versions(pair: tuple[Path, Path], 
     assert path.name == "comparison.json"
     assert document["kind"] == "comparison"
     latency = document["latency"][0]
+    n_rounds = latency["ratio"]["n_rounds"]
+    assert n_rounds in (8, 12, 18, 20)  # as soon as it is decided, with 20 at most
     for name in ("dense", "dense_again", "sparse"):
-        assert len(latency[name]["samples_ms"]) == len(latency[name]["block_median_ms"]) == 20
-    assert latency["ratio"]["n_rounds"] == 20
+        assert len(latency[name]["samples_ms"]) == len(latency[name]["block_median_ms"]) == n_rounds
     assert document["machine"]["n_cores_usable"] >= 1
     assert "numpy" in document["versions"]
 

@@ -135,7 +135,7 @@ def _killed(*_: object, **__: object) -> None:
         ({"max_drop": -1}, "allowed drop is -1"),
         ({"planned_dense": {"w0": "slow"}}, "--plan are both given"),
         ({"max_drop": None, "timings": "a.json"}, "--timings was given without --max-drop"),
-        ({"data": None, "task": None}, "nothing to score on"),
+        ({"data": None, "task": None}, "no data to score on"),
         ({"pattern": "1:4", "timings": "a.json"}, "--timings was given, and the pattern 1:4"),
     ],
 )
@@ -364,7 +364,7 @@ def test_layers_save_the_time_that_was_measured(file: Path) -> None:
     ("times", "why"), [({8: 1.1}, "it is not faster there"), ({9: 0.5}, "was not timed")]
 )
 def test_layers_that_save_no_time_are_told(file: Path, times: dict[int, float], why: str) -> None:
-    with pytest.raises(UsageError, match=f"No layer that could be 2:4 is faster .*{why}"):
+    with pytest.raises(UsageError, match=f"2:4 makes no layer faster: .*{why}"):
         _sparsified(file, timings=_timings(file.with_name("t.json"), times))
 
 

@@ -382,7 +382,9 @@ def test_a_file_is_recovered_and_its_report_says_so(tmp_path: Path) -> None:
     assert agreements[0] is not None
     assert agreements[1] is not None
     assert agreements[1].percent > agreements[0].percent
-    with pytest.raises(UsageError, match="--recover was given, and there are no samples"):
+    with pytest.raises(
+        UsageError, match="--recover compares the network with the dense one, and there are no samples"
+    ):
         se.sparsify(tmp_path / "net.onnx", tmp_path / "none", recover="auto")
 
 
