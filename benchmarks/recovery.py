@@ -5,8 +5,8 @@
 
 Published networks have no labels here: they are held against themselves, the dense network, on inputs that no weight
 was calibrated on. No step is left out where it does not help: what `--recover` would keep is told beside. RUN is a
-run of `benchmarks/cifar10-resnet20.toml`, dense; it is measured on its test set, also after fine-tuning. FILE keeps
-the rows that are not measured again.
+run of `benchmarks/cifar10-resnet20.toml` or `cifar10-small-vit.toml`, dense; it is measured on its test set, also
+after fine-tuning. FILE keeps the rows that are not measured again.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from sparse_export.oneshot.graph_pruning import PrunedGraph, sparsify_graph
 from sparse_export.oneshot.graph_source import Told, graph_source
 from sparse_export.oneshot.held_back import HeldBack
 from sparse_export.oneshot.layers import Method
+from sparse_export.oneshot.parted import parted
 from sparse_export.oneshot.recovering import changed_arrays
 from sparse_export.oneshot.recovery import NONE, recovery_from_text
 from sparse_export.oneshot.sensitivity import change_of_outputs
@@ -73,6 +74,7 @@ _TUNED: tuple[dict[str, Any], ...] = (
     {"recover": "auto", "finetune": 2, "distill": "outputs"},
     {},
     {"recover": "auto", "finetune": 2},
+    {"recover": "auto", "finetune": 2, "distill": "features"},
 )
 
 
@@ -140,7 +142,8 @@ def on_trained(
         test.append({name: x.numpy()})
         labels.append(y.numpy())
     targets = np.concatenate(labels)
-    yield from _rows("resnet20, CIFAR-10", model, signature, batches, test, steps, targets)
+    called = f"{str(run.info.model.name).rpartition(':')[2]}, CIFAR-10"
+    yield from _rows(called, model, signature, batches, test, steps, targets)
     before = _right(network, test, name, targets)
     for place in ways:
         options = _TUNED[place]
@@ -160,7 +163,7 @@ def on_trained(
         )
         found = done.report.recovery
         yield {
-            "name": "resnet20, CIFAR-10",
+            "name": called,
             "steps": f"sparsify {words}".strip(),
             "kept": None if found is None else found.kept,
             "dense": 100 * float(before.mean()),
@@ -217,8 +220,9 @@ def _measured(
 ) -> dict[str, Any]:
     samples = BatchSamples(parts=tuple(test), signature=signature)
     held = HeldBack(samples=samples, targets=None, task=None, words="test samples")
-    dense, sparse = changed_arrays(pruned, model), changed_arrays(pruned, pruned.model)
-    with SwitchableSession(model, signature, dense, n_values=samples.n_values, n_threads=1) as session:
+    graph = parted(model)
+    dense, sparse = changed_arrays(pruned, graph), changed_arrays(pruned, pruned.graph)
+    with SwitchableSession(graph, signature, dense, n_values=samples.n_values, n_threads=1) as session:
         values = session.values(sparse)
         change = change_of_outputs(session, held, {"sparse": values})["sparse"]
         session.use({})
