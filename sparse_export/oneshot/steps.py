@@ -47,7 +47,7 @@ from sparse_export.oneshot.torch_choice import choose
 from sparse_export.oneshot.torch_work import torch_work
 from sparse_export.sparsity.pattern import pattern_from_text
 from sparse_export.tasks.class_names import with_class_names
-from sparse_export.tasks.data import require_given
+from sparse_export.tasks.data import own, require_given
 from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.scores import MaxDrop
 from sparse_export.train.layers import layer_facts
@@ -365,17 +365,19 @@ def _is_scored_run(model: str) -> bool:
 
 def is_fed_by_loader(model: str, data: str | None) -> bool:
     """Is MODEL pruned as a torch network because data are named, or on record, and it has one input?"""
-    return (data not in (None, "none") or _is_scored_run(model)) and not _has_several_inputs(model)
+    if data in (None, "none") and not _is_scored_run(model):
+        return False
+    return not _has_several_inputs(model) and not (own.is_own(data or "") and _is_told_several(model))
 
 
 def _has_several_inputs(model: str) -> bool:
-    """Has MODEL other inputs than one of floats, so that it is pruned as a graph?
-
-    A run tells by its record, a factory by the `example_inputs` beside it.
-    """
+    """Is MODEL a run of a network with other inputs than one of floats, which is pruned as a graph?"""
     folder = Path(model)
-    if (folder / RUN_FILE).is_file():
-        return read_run_info(folder).signature.only_input is None
+    return (folder / RUN_FILE).is_file() and read_run_info(folder).signature.only_input is None
+
+
+def _is_told_several(model: str) -> bool:
+    """Is MODEL a factory whose `example_inputs` are others than one tensor of floats?"""
     beside = models.example_beside(model) if models.is_factory(model) else None
     if beside is None:
         return False
@@ -391,7 +393,7 @@ def data_and_task(
     Raises:
         UsageError: a path among the data leads nowhere.
     """
-    if (Path(model) / RUN_FILE).is_file() and _has_several_inputs(model) and data != "none":
+    if _has_several_inputs(model) and data != "none":
         info = read_run_info(Path(model))
         if info.data is not None and info.model.form == "torch":
             data, task = data or info.data.name, task or info.task.name

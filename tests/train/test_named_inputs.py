@@ -212,7 +212,10 @@ def test_an_archive_that_is_not_whole_says_what_it_lacks(
 def test_a_network_without_such_an_input_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     changed = (tmp_path / "pair_nets.py").read_text().replace('"ids":', '"words":')
     (tmp_path / "other_pair.py").write_text(changed)
-    with pytest.raises(UsageError, match=r"cannot take the inputs words of shape \(5,\), features of shape"):
+    with pytest.raises(
+        UsageError,
+        match=r"words of shape \(5,\) and type int64, features .*forward\(ids, features\) was expected",
+    ):
         train(recipe("other_pair:data"), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
