@@ -83,17 +83,17 @@ def golden_pair(
     inner: Sequence[str] = (),
     suspected: Callable[[], None] | None = None,
 ) -> Golden:
-    """Run a network on the golden inputs, at once and in smaller batches.
+    """Run a network on the golden inputs: at once, in smaller batches, and all once more.
 
-    A sample that gets another answer in a smaller batch says that the network is random, or depends on the
-    batch: which of the two, a second run of all tells. Without a batch there always is one.
+    A sample that gets another answer in a smaller batch is no proof that the network is random: it may
+    depend on the batch. The second run of all samples is.
 
     Args:
         reference: the network; it stays open.
         samples: real inputs; the first are taken, since ranges say nothing about other inputs. None for
             random ones.
         inner: names, among its outputs, of values inside the graph.
-        suspected: called before that second run, to say more of what is random.
+        suspected: called where answers differ, or without a batch, to say more of what is random.
 
     Raises:
         UsageError: the network does not take these inputs, or is random.
@@ -106,10 +106,15 @@ def golden_pair(
         reference, ArraySamples(feeds=inputs, signature=signature), who=f"On {what} the network"
     )
     smaller = outputs_by_batch(reference, inputs)
-    if not _same_in_smaller(signature, outputs, smaller):
-        if suspected is not None:
-            suspected()
-        _require_same_again(reference, inputs, outputs)
+    changed = _changed_again(reference, inputs, outputs)
+    if suspected is not None and (changed or not _same_in_smaller(signature, outputs, smaller)):
+        suspected()
+    if changed:
+        raise UsageError(
+            f"The network gives another {changed[0]} each time it runs.",
+            expected="A network was expected that answers the same each time.",
+            do="Take what draws random numbers out of it.",
+        )
     return Golden(
         inputs=inputs,
         outputs=outputs,
@@ -130,16 +135,10 @@ def _same_in_smaller(signature: Signature, outputs: Feeds, smaller: Mapping[int,
     )
 
 
-def _require_same_again(reference: Session, inputs: Feeds, outputs: Feeds) -> None:
-    """Raise UsageError where a network gives other outputs for the same inputs."""
+def _changed_again(reference: Session, inputs: Feeds, outputs: Feeds) -> list[str]:
+    """The outputs that are others when all samples run once more."""
     again = reference.run(inputs)
-    changed = [one.name for one in differences(again, outputs, atol=ATOL, rtol=1e-4) if not one.ok]
-    if changed:
-        raise UsageError(
-            f"The network gives another {changed[0]} each time it runs.",
-            expected="A network was expected that answers the same each time.",
-            do="Take what draws random numbers out of it.",
-        )
+    return [one.name for one in differences(again, outputs, atol=ATOL, rtol=1e-4) if not one.ok]
 
 
 def outputs_by_batch(

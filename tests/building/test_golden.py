@@ -254,3 +254,21 @@ def test_a_value_inside_the_graph_is_compared_and_stored_apart(tmp_path: Path) -
     golden.outputs["words"][3] += 9.0
     with pytest.raises(GateFailed, match="by 9 in words"):
         require_parity(file, TAGGER, golden, 3e-4)
+
+
+class _LateNoise(nn.Module):
+    """Random in the last samples of a large batch alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.zeros_like(x)
+        noise[4:] = torch.randn_like(noise[4:])
+        return x + noise
+
+
+def test_randomness_that_smaller_batches_do_not_show_is_found_too() -> None:
+    said: list[str] = []
+    with pytest.raises(UsageError, match="gives another logits each time it runs"):
+        golden_pair(
+            TorchSession(_LateNoise(), class_signature((4,), 4)), suspected=lambda: said.append("looked")
+        )
+    assert said == ["looked"]
