@@ -20,6 +20,7 @@ __all__ = [
     "Output",
     "axes_option",
     "batches_option",
+    "bundles_there",
     "code_trust_option",
     "comparison_options",
     "cuda_graphs_option",
@@ -127,6 +128,22 @@ def showing(document: Any, shown: Shown | str, as_json: bool) -> Iterator[None]:
 def say(text: str) -> None:
     """Tell people about the progress, on stderr."""
     click.echo(wrapped_for(sys.stderr, visible(text)), err=True)
+
+
+def bundles_there(_: click.Context, __: click.Parameter, given: Any) -> Any:
+    """Check that bundles are there before anything that takes seconds to import is imported.
+
+    Args:
+        given: a path, several, or None.
+
+    Raises:
+        UsageError: one does not exist.
+    """
+    from sparse_export.formats.document import require_there
+
+    for path in () if given is None else given if isinstance(given, tuple) else (given,):
+        require_there(path, "bundle", "sparse-export build")
+    return given
 
 
 def whole_numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:

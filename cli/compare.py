@@ -9,6 +9,7 @@ from sparse_export.cli._click import click
 from sparse_export.cli._common import (
     axes_option,
     batches_option,
+    bundles_there,
     comparison_options,
     cuda_graphs_option,
     data_dir_option,
@@ -31,8 +32,15 @@ if TYPE_CHECKING:
 
 
 @click.command("compare")
-@click.argument("dense", type=click.Path(path_type=Path))
-@click.argument("sparse", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SPARSE...")
+@click.argument("dense", type=click.Path(path_type=Path), callback=bundles_there)
+@click.argument(
+    "sparse",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+    callback=bundles_there,
+    metavar="SPARSE...",
+)
 @click.option("--max-drop", metavar="AMOUNT", help=max_drop_help)
 @speedup_option
 @batches_option("1,32")

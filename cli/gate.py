@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sparse_export.cli._click import click
 from sparse_export.cli._common import (
     batches_option,
+    bundles_there,
     comparison_options,
     data_dir_option,
     inputs_option,
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 
 
 @click.command("gate")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path), callback=bundles_there)
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
+    callback=bundles_there,
     metavar="BUNDLE",
     required=True,
     help="Dense bundle of the same data that score and speed are held against.",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import json_option, print_result, say
+from sparse_export.cli._common import bundles_there, json_option, print_result, say
 from sparse_export.cli._serving import model_options
 
 if TYPE_CHECKING:
@@ -27,7 +27,13 @@ def _port(name: str, default: int, what: str) -> Callable[[Callable[..., None]],
 
 
 @click.command("serve")
-@click.argument("bundles", metavar="BUNDLE...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument(
+    "bundles",
+    metavar="BUNDLE...",
+    nargs=-1,
+    type=click.Path(path_type=Path),
+    callback=bundles_there,
+)
 @click.option(
     "--install-server", is_flag=True, help="Install the pinned server into a folder of its own, once."
 )

@@ -144,6 +144,24 @@ def read_document(
         ) from cause
 
 
+def require_there(path: Path, kind: str, made_by: str) -> None:
+    """Check that a folder is there, after putting back one whose swap was cut short.
+
+    Args:
+        path: of the folder.
+        kind: of the folder, for the message.
+        made_by: command that makes such a folder, for the message.
+
+    Raises:
+        UsageError: there is nothing at this path.
+    """
+    put_back(path)
+    if not path.exists():
+        raise UsageError(
+            f"{path} does not exist.", do=f"Give the path of a {kind} folder, made by `{made_by}`."
+        )
+
+
 def description_path(path: Path, file: str, kind: str, made_by: str) -> Path:
     """Find the document that describes a folder.
 
@@ -157,11 +175,7 @@ def description_path(path: Path, file: str, kind: str, made_by: str) -> Path:
         UsageError: there is no folder.
         ArtefactError: it holds no such document.
     """
-    put_back(path)
-    if not path.exists():
-        raise UsageError(
-            f"{path} does not exist.", do=f"Give the path of a {kind} folder, made by `{made_by}`."
-        )
+    require_there(path, kind, made_by)
     if not (path / file).is_file():
         raise ArtefactError(
             f"{path} is not a {kind}: it holds no {file}.",

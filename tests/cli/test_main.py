@@ -92,17 +92,23 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "said"),
+    ("words", "said"),
     [
-        ("nosuch", "There is no recipe named 'nosuch'"),
-        ("no/file.toml", "recipe file no/file.toml is not there"),
+        (["train", "nosuch"], "There is no recipe named 'nosuch'"),
+        (["train", "no/file.toml"], "recipe file no/file.toml is not there"),
+        (["validate", "no/bundle"], "no/bundle does not exist"),
+        (["validate", ".", "--against", "no/bundle"], "no/bundle does not exist"),
+        (["compare", ".", "no/bundle"], "no/bundle does not exist"),
+        (["gate", "no/bundle", "--against", "."], "no/bundle does not exist"),
+        (["bench", "no/bundle"], "no/bundle does not exist"),
+        (["serve", "no/bundle"], "no/bundle does not exist"),
     ],
 )
-def test_a_recipe_that_is_not_there_is_told_before_torch_is_loaded(recipe: str, said: str) -> None:
+def test_what_is_not_there_is_told_before_torch_is_loaded(words: list[str], said: str) -> None:
     probe = (
         "import sys\n"
         "from sparse_export.cli.main import cli\n"
-        f"sys.argv = ['sparse-export', 'train', '{recipe}']\n"
+        f"sys.argv = {['sparse-export', *words]!r}\n"
         "try:\n"
         "    cli()\n"
         "except SystemExit as end:\n"
