@@ -11,7 +11,13 @@ from sparse_export.engines.loadable import engine_of
 from sparse_export.engines.tensorrt_import import TARGETS
 from sparse_export.errors import ArtefactError, MissingCapability, UnknownNameError, UsageError, what_and_do
 from sparse_export.evaluate.latency import Bench, BenchRow, NotTimed, at_batch
-from sparse_export.evaluate.sessions import TimedSessions, Timing, require_cuda_graphs, timed_inputs
+from sparse_export.evaluate.sessions import (
+    TimedSessions,
+    Timing,
+    require_cuda_graphs,
+    timed_inputs,
+    timed_sizes,
+)
 from sparse_export.formats.bundle import MODEL_FILE, Bundle, open_bundle
 from sparse_export.instruments.conditions import measuring
 from sparse_export.instruments.interleave import check_measurable
@@ -76,7 +82,8 @@ def bench(
     rows: list[BenchRow] = []
     not_timed: list[NotTimed] = []
     broken = False  # that the last one, which runs everywhere, could not run is the fault of the file
-    with measuring(n_threads=threads, rounds=rounds, block_s=block_s, seed=seed) as conditions:
+    sizes = timed_sizes(bundle, seed)
+    with measuring(n_threads=threads, rounds=rounds, block_s=block_s, seed=seed, sizes=sizes) as conditions:
         for name in chosen:
             opener = partial(
                 open_runtime, bundle, name, n_threads=threads, trust=trust, cuda_graphs=cuda_graphs

@@ -15,7 +15,7 @@ from sparse_export.evaluate.deciding import Round
 from sparse_export.evaluate.evaluator import Samples, checked_samples, score_each
 from sparse_export.evaluate.per_class import ClassRecall, recall_per_class
 from sparse_export.evaluate.references import require_same_inputs
-from sparse_export.evaluate.sessions import Opened, Timing, opened_both
+from sparse_export.evaluate.sessions import Opened, Timing, opened_both, timed_sizes
 from sparse_export.evaluate.test_set import is_scored
 from sparse_export.evaluate.unlabelled import unlabelled
 from sparse_export.formats.bundle import MODEL_FILE, Bundle, open_bundle
@@ -120,7 +120,9 @@ def compare(
         for batch in batches
     ]
     with (
-        measuring(n_threads=threads, rounds=rounds, block_s=block_s, seed=seed) as conditions,
+        measuring(
+            n_threads=threads, rounds=rounds, block_s=block_s, seed=seed, sizes=timed_sizes(dense, seed)
+        ) as conditions,
         opened_both(
             dense,
             sparse,

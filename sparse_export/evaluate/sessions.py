@@ -28,7 +28,15 @@ from sparse_export.runtimes.choice import candidates, open_runtime
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.signature import Array, Feeds
 
-__all__ = ["Opened", "TimedSessions", "Timing", "opened_both", "require_cuda_graphs", "timed_inputs"]
+__all__ = [
+    "Opened",
+    "TimedSessions",
+    "Timing",
+    "opened_both",
+    "require_cuda_graphs",
+    "timed_inputs",
+    "timed_sizes",
+]
 
 _CALLS_AFTER_OPENING = 3
 _LONG_S = 0.25  # of such a call what follows the first differs little
@@ -70,6 +78,18 @@ def timed_inputs(bundle: Bundle, batch: int, seed: int) -> dict[str, Array]:
     if not signature.drawable:
         return signature.repeated(golden_inputs(bundle), batch)
     return signature.draw(batch, seed)
+
+
+def timed_sizes(bundle: Bundle, seed: int) -> dict[str, int]:
+    """The free sizes of the inputs that a bundle is timed on, other than the batch, by name.
+
+    Args:
+        bundle: that is timed.
+        seed: of its random inputs.
+    """
+    signature = bundle.info.signature
+    sizes = signature.sizes_in(timed_inputs(bundle, 1, seed))
+    return {name: size for name, size in sizes.items() if name != signature.batch}
 
 
 def _launch(launchers: Mapping[str, Callable[[], object]], name: str) -> object:

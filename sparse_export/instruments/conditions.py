@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sparse_export.instruments.card import CardLog, watched_cards
@@ -26,6 +26,7 @@ class Conditions:
         machine: before the measurement.
         cards: what NVML said meanwhile.
         created: when it ended.
+        sizes: by name, what the free sizes of the inputs were, other than the batch.
     """
 
     n_threads: int
@@ -37,11 +38,12 @@ class Conditions:
     cards: CardLog
     versions: dict[str, str]
     created: str
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 @contextmanager
 def measuring(
-    *, n_threads: int, rounds: int, block_s: float, seed: int
+    *, n_threads: int, rounds: int, block_s: float, seed: int, sizes: Mapping[str, int] | None = None
 ) -> Iterator[Callable[[], Conditions]]:
     """Watch the cards and hold threads to as many cores while something is timed.
 
@@ -60,6 +62,7 @@ def measuring(
             cards=cards,
             versions=library_versions(),
             created=now(),
+            sizes=dict(sizes or {}),
         )
 
 
@@ -78,6 +81,7 @@ def conditions_text(result: Conditions, by: str, *notes: str, at_most: bool = Fa
         f"threads: {result.n_threads}{held}",
         f"{most}{result.rounds} interleaved rounds of blocks of {1e3 * result.block_s:g} ms",
         f"seed {result.seed}",
+        *(f"{name} = {size}" for name, size in result.sizes.items()),
     )
     machine = result.machine
     where = [machine["cpu_model"] or "unknown CPU", f"{machine['n_cores_usable']} cores"]

@@ -61,6 +61,7 @@ from tests.instruments.test_statistics import (
     _outliers_in_one,
     _rho_06,
 )
+from tests.tagging import tagger_bundle
 
 DATA = DataInfo(
     name="digits", mean=(0.0,), std=(1.0,), n_train=8, n_validation=4, n_test=4, test_sha256="ab" * 32
@@ -215,6 +216,13 @@ def test_a_comparison_without_any_accuracy_says_so(make_bundle: MakeBundle) -> N
 
 
 @pytest.mark.timing
+def test_the_free_sizes_that_were_timed_are_told(tmp_path: Path) -> None:
+    dense, sparse = (tagger_bundle(tmp_path / name) for name in "ds")
+    found = compare(dense, sparse, **QUICK)
+    assert found.sizes == {"sequence": 6}
+    assert ", seed 0, sequence = 6, 95 % intervals" in str(found).replace("\n", " ")
+
+
 def test_less_work_in_other_shapes_is_a_speed_up(make_bundle: MakeBundle) -> None:
     dense = make_bundle("dense", [_identity_with_noise(512, 1.0) for _ in range(3)])
     sparse = make_bundle("sparse", [_identity_with_noise(512, 0.5)])

@@ -202,6 +202,8 @@ def test_a_network_with_two_inputs_is_timed_by_name(tmp_path: Path) -> None:
     bundle = tagger_bundle(tmp_path / "b")
     found = bench(bundle, batches=(1, 3), runtimes=("onnxruntime-cpu",), **QUICK)
     assert [(row.batch, row.latency.median_ms > 0) for row in found.rows] == [(1, True), (3, True)]
+    assert found.sizes == {"sequence": 6}
+    assert ", seed 0, sequence = 6; " in str(found).replace("\n", " ")
 
 
 def test_a_network_without_a_batch_axis_is_timed_on_one_sample(tmp_path: Path) -> None:
