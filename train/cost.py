@@ -6,16 +6,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparse_export.formats.run import CostInfo
-from sparse_export.models.modes import modes_kept
 from sparse_export.train.inputs import ModelInputs, called, tensors_of
 from sparse_export.train.methods import Method
 from sparse_export.train.sparsifier import Sparsifier
-from sparse_export.train.speed import input_of, layers_of
+from sparse_export.train.speed import evaluated, input_of, layers_of
 
 __all__ = ["cost_of", "layer_macs", "training_macs"]
 
@@ -119,8 +117,8 @@ def layer_macs(model: nn.Module, x: ModelInputs) -> dict[str, float]:
         key = f"{name}.weight" if name else "weight"
         found[key] = found.get(key, 0.0) + weight.numel() * times / n_samples
 
-    with _noted(model, note), torch.no_grad(), modes_kept(model):
-        called(model.eval(), x)
+    with _noted(model, note), evaluated(model):
+        called(model, x)
     return found
 
 

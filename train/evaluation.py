@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.formats.score import Score
+from sparse_export.graph.attention import attention_in_parts
 from sparse_export.graph.named_network import named_tensors
 from sparse_export.tasks.labels import count_correct
 from sparse_export.tasks.shipped import Classification, task_named
@@ -66,7 +67,7 @@ def score_of_part(
     size = max(1, min(_BATCH, _BATCH_VALUES // max(1, n_values)))
     exact = products.paused() if products is not None else nullcontext()
     task = task_named(recipe.task)
-    with ema.swapped_in() if ema else nullcontext(), exact:
+    with ema.swapped_in() if ema else nullcontext(), exact, attention_in_parts():
 
         def network(x: ModelInputs) -> Any:
             return called(model, in_memory_format(recipe, x))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparse_export import models
 from sparse_export.errors import UsageError
+from sparse_export.graph.attention import attention_in_parts
 from sparse_export.graph.example import Example, make_example
 from sparse_export.graph.weight_uses import why_no_axis
 from sparse_export.signature import BATCH
@@ -92,7 +93,7 @@ def require_fit(
     model.eval()
     try:
         sample = in_memory_format(recipe, sample)
-        with torch.no_grad():
+        with torch.no_grad(), attention_in_parts():
             output = called(model, sample)
             layers = output_layers(model, lambda: called(model, sample))
     except Exception as cause:  # whatever a network raises: some assert, some index

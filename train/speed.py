@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sparse_export.formats.run import SpeedInfo
+from sparse_export.graph.attention import attention_in_parts
 from sparse_export.models.modes import modes_kept
 from sparse_export.train.inputs import ModelInputs, called, tensors_of
 
@@ -192,7 +193,7 @@ def look(model: nn.Module, x: ModelInputs) -> Look:
         for name, module in layers.items()
     ]
     try:
-        with _evaluated(model):
+        with evaluated(model):
             called(model, x)
     finally:
         for handle in handles:
@@ -241,7 +242,7 @@ def layer_times_ms(model: nn.Module, x: ModelInputs) -> dict[str, float]:
         handles.append(module.register_forward_hook(lambda *_, name=name: end(name)))
     started = time.monotonic()
     try:
-        with _evaluated(model):
+        with evaluated(model):
             for n in range(_MAX_TIMED):
                 now.clear()
                 called(model, x)
@@ -287,7 +288,8 @@ def _empty_share(values: Tensor, axis: int) -> float:
 
 
 @contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    with torch.no_grad(), modes_kept(model):
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """The network in evaluation, each of its layers called by itself, without gradients."""
+    with torch.no_grad(), modes_kept(model), attention_in_parts():
         model.eval()
         yield

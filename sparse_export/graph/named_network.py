@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
+from sparse_export.graph.attention import attention_in_parts
 from sparse_export.graph.example import Example, array_from_tensor
 from sparse_export.graph.names import free_name
 from sparse_export.signature import BATCH, Array, Feeds, Signature, TensorInfo
@@ -48,7 +49,7 @@ class NamedNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.example = example
-        with torch.no_grad():
+        with torch.no_grad(), attention_in_parts():
             returned = example.call(network)
         found = list(_tensors(returned, (), _ONLY))
         if not found:
@@ -103,7 +104,7 @@ def run_module(network: NamedNetwork, feeds: Feeds) -> dict[str, Array]:
         UsageError: an input is missing or of another type.
         Exception: whatever forward raises.
     """
-    with torch.inference_mode():
+    with torch.inference_mode(), attention_in_parts():
         outputs = network(*network.example.from_feeds(feeds))
     return {name: array_from_tensor(one) for name, one in zip(network.outputs, outputs, strict=True)}
 
@@ -131,7 +132,7 @@ def signature_of_call(network: nn.Module, example: Example) -> Signature:
             for axis, (a, b) in enumerate(zip(before, after, strict=True)):
                 if a != b:
                     sized[axis] = name if (a, b) == (size, size + 1) else f"{name}_{axis}"
-    with torch.no_grad():
+    with torch.no_grad(), attention_in_parts():
         outputs = named(*example.tensors.values())
     return Signature(
         inputs=tuple(
@@ -165,7 +166,7 @@ def _range(tensor: Tensor) -> dict[str, int]:
 def _shapes(named: NamedNetwork, example: Example) -> list[tuple[int, ...]]:
     """Of the outputs for an example. Raises UsageError where the network does not take it."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), attention_in_parts():
             return [tuple(one.shape) for one in named(*example.tensors.values())]
     except Exception as cause:  # whatever forward raises
         given = ", ".join(f"{name} {tuple(one.shape)}" for name, one in example.tensors.items())

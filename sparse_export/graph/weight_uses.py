@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sparse_export.graph.attention import attention_in_parts
 from sparse_export.graph.example import Example, as_example
 from sparse_export.graph.passes.permute import reduction_axis
 
@@ -79,18 +80,16 @@ def uses_of_weights(
     weights = {name: network.get_parameter(name).detach() for name in names}
     found: dict[str, dict[WeightUse, None]] = {name: {} for name in names}
     modes = [(part, part.training) for part in network.modules()]
-    fast = torch.backends.mha.get_fastpath_enabled()
     network.eval()
     try:
-        torch.backends.mha.set_fastpath_enabled(False)  # one operator would hide the products
         with (
+            attention_in_parts(),
             open_modules(network) as modules,
             torch.no_grad(),
             _Products(weights, found, lambda: modules[-1]),
         ):
             as_example(sample).call(network)
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for part, training in modes:
             part.training = training
     return {name: tuple(uses) for name, uses in found.items()}
