@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -211,6 +212,16 @@ run = train(load_recipe("recipe.toml", changes=pairs), "run-pairs", device="cpu"
 assert run.info.signature.input_names == ("ids", "features")
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize(
+    "page", [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name
+)
+def test_every_name_that_a_page_imports_is_there(page: Path) -> None:
+    found = re.findall(r"^ *from (sparse_export[\w.]*) import ([^()\n]+)$", page.read_text(), re.MULTILINE)
+    for module, names in found:
+        for name in names.split(","):
+            assert hasattr(importlib.import_module(module), name.split()[0]), (module, name)
 
 
 def anchors_of(page: str) -> set[str]:

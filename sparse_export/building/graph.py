@@ -35,16 +35,12 @@ from sparse_export.graph.copies import copy_of
 from sparse_export.graph.example import example_of_signature
 from sparse_export.graph.export import onnx_from_module, positive_zeros, remove_source_notes
 from sparse_export.graph.finite import naming_weights
-from sparse_export.graph.layers import (
-    count_parameters,
-    graph_layers,
-    promised_patterns,
-    require_patterns,
-)
+from sparse_export.graph.layers import count_parameters, graph_layers
 from sparse_export.graph.model import last_fixed_ancestors, load_mapped, open_mapped, signature_of
 from sparse_export.graph.passes.fit_pattern import Fitted, fit_graph, fit_pattern
 from sparse_export.graph.passes.fold_norms import with_folded_norms
 from sparse_export.graph.passes.newer_opset import with_packable_opset
+from sparse_export.graph.promises import promised_patterns, require_patterns
 from sparse_export.graph.randomness import require_deterministic
 from sparse_export.graph.weight_uses import why_no_axis
 from sparse_export.models.run_network import density_of, masks_of_run, network_of_run

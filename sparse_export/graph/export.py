@@ -21,7 +21,8 @@ from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph.capture import captured
 from sparse_export.graph.copies import copy_of
 from sparse_export.graph.example import Example
-from sparse_export.graph.layers import FLOATS, LAYOUT
+from sparse_export.graph.layer_uses import LAYOUT
+from sparse_export.graph.layers import FLOATS
 from sparse_export.graph.named_network import NamedNetwork
 from sparse_export.graph.names import free_name
 from sparse_export.graph.passes.fold_norms import fold_norms

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnx
 
-from sparse_export.errors import ArtefactError, GateFailed, UsageError
-from sparse_export.formats.layers import GraphLayer, Reason
-from sparse_export.formats.run import LayerInfo
+from sparse_export.formats.layers import GraphLayer
 from sparse_export.graph.collection import without_collection
 from sparse_export.graph.concrete import free_sizes, inferred_at, shapes_at
 from sparse_export.graph.constants import (
-    Constant,
-    Evaluator,
     Read,
     Scope,
-    Step,
-    Unevaluated,
     array_of,
-    attribute,
     is_standard,
-    node_name,
     scopes,
 )
 from sparse_export.graph.eligibility import (
@@ -39,9 +30,18 @@ from sparse_export.graph.eligibility import (
 )
 from sparse_export.graph.functions import inlined
 from sparse_export.graph.if_pruned import LayerIfPruned
+from sparse_export.graph.layer_uses import (
+    LAYOUT,
+    OPERANDS,
+    LayerUse,
+    OtherLayer,
+    counted_of,
+    operator_name,
+    uses_within,
+)
 from sparse_export.graph.names import node_lists
+from sparse_export.graph.promises import not_kept, note_promise
 from sparse_export.graph.shapes import without_weights
-from sparse_export.graph.weight_counts import WeightCounts, count_groups_over, count_weight
 
 if TYPE_CHECKING:  # it loads torch, which reading a graph does not need
     from sparse_export.sparsity.pattern import NMPattern
@@ -49,160 +49,11 @@ if TYPE_CHECKING:  # it loads torch, which reading a graph does not need
 FLOATS = frozenset(
     (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 )
-# Which operands can be the weight, the usual one first.
-_OPERANDS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1, 0), "MatMul": (1, 0)}
-_OTHER_LAYERS = frozenset(
-    (
-        *("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"),
-        *("DeformConv", "Einsum", "LSTM", "GRU", "RNN"),
-    )
-)
-_QUANTIZED = frozenset(
-    (
-        *("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "QAttention"),
-        *(
-            "MatMulNBits",
-            "MatMulBnb4",
-            "MatMulIntegerToFloat",
-            "DynamicQuantizeMatMul",
-            "DynamicQuantizeLSTM",
-        ),
-    )
-)
-# Operators that change neither values nor their order along an axis, or whose zeros are the stored ones.
-LAYOUT = frozenset(("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"))
 _PLAIN = LAYOUT | {"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"}
-_UNPACK = ("sparse24", "Unpack24")
 _SHARERS_NAMED = 3
 
 Shape = tuple[int, ...]
 _Layer = TypeVar("_Layer", bound=GraphLayer)
-
-
-def layer_weight(
-    node: onnx.NodeProto, initializers: Mapping[str, onnx.TensorProto]
-) -> tuple[str, int] | None:
-    """Name and reduction axis of the weight of a Conv, ConvTranspose, Gemm or MatMul, else None.
-
-    The axis is that of the weight as it is stored. Only weights that are used as they are stored are found;
-    `graph_layers` looks through the nodes between. Raises ArtefactError for an invalid node.
-    """
-    for position in _operands(node):
-        name = node.input[position]
-        if name in initializers:
-            return name, _reduction_axis(node, position, len(initializers[name].dims))
-    return None
-
-
-def _operands(node: onnx.NodeProto) -> tuple[int, ...]:
-    """Positions of the inputs that can be the weight of a layer; none for another node."""
-    if node.op_type not in _OPERANDS or not is_standard(node):
-        return ()
-    if len(node.input) < 2 or not all(node.input[:2]) or not node.output:
-        raise _wrong(node, f"has the inputs {list(node.input)}", "two inputs and an output")
-    return _OPERANDS[node.op_type]
-
-
-def _reduction_axis(node: onnx.NodeProto, position: int, rank: int) -> int:
-    """The axis of a weight that is summed over.
-
-    Conv (O, I/groups, ...): 1. ConvTranspose (I, O/groups, ...): 0. Gemm: 1 with transB, else 0; as the left
-    operand 0 with transA, else 1. MatMul: the last but one of the right operand, the last of the left (ONNX
-    operator definitions, opset 13).
-    """
-    expected = {"Conv": rank > 2, "ConvTranspose": rank > 2, "Gemm": rank == 2, "MatMul": rank > 0}
-    if not expected[node.op_type]:
-        raise _wrong(node, f"has a weight of {rank} axes", "a weight that such a node can take")
-    if node.op_type == "Conv":
-        return 1
-    if node.op_type == "ConvTranspose":
-        return 0
-    if node.op_type == "MatMul":
-        return rank - 1 if position == 0 else max(rank - 2, 0)
-    turned = bool(attribute(node, "transB" if position else "transA", 0))
-    return int(turned) if position else int(not turned)
-
-
-def _wrong(node: onnx.NodeProto, found: str, expected: str) -> ArtefactError:
-    return ArtefactError(
-        f"The {node.op_type} {node_name(node)} {found}.",
-        expected=f"{expected[0].upper()}{expected[1:]} was expected.",
-        do="Export the model again.",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerUse:
-    """A layer that multiplies by a known constant, with where it stands.
-
-    where: path and name of the node.  position: of the operand that is the weight.  stored: name of what it
-    is made of.  steps: the nodes between, from the layer up.  packed: is it the output of Unpack24, which is
-    a way of storing and no work?
-    """
-
-    node: onnx.NodeProto
-    scope: Scope
-    where: str
-    position: int
-    weight: Constant
-    stored: str
-    steps: tuple[Step, ...]
-    packed: bool
-
-    @property
-    def through(self) -> tuple[str, ...]:
-        return (*(step.node.op_type for step in self.steps), *([_UNPACK[1]] if self.packed else []))
-
-    @functools.cached_property
-    def axis(self) -> int:
-        return _reduction_axis(self.node, self.position, self.weight.values.ndim)
-
-    @functools.cached_property
-    def channel_groups(self) -> int:
-        """Of a convolution, 1 for the rest. Raises ArtefactError when they do not divide the channels."""
-        if self.node.op_type not in ("Conv", "ConvTranspose"):
-            return 1
-        groups = attribute(self.node, "group", 1)
-        n_channels = self.weight.values.shape[0]  # the outputs of Conv, the inputs of ConvTranspose
-        if groups < 1 or n_channels % groups:
-            raise _wrong(
-                self.node,
-                f"has {groups} groups for {n_channels} channels",
-                "a number of groups that divides the channels",
-            )
-        return groups
-
-    @functools.cached_property
-    def n_reduced(self) -> int:
-        """Entries along the reduction axis that are summed together: those of one group of channels."""
-        length: int = self.weight.values.shape[self.axis]
-        return length // self.channel_groups if self.node.op_type == "ConvTranspose" else length
-
-    @functools.cached_property
-    def n_outputs(self) -> int:
-        """Length of the other side of the product: the outputs of one group of channels."""
-        shape = self.weight.values.shape
-        if self.node.op_type == "Conv":
-            return int(shape[0]) // self.channel_groups
-        if self.node.op_type == "ConvTranspose":
-            return int(shape[1])
-        return int(math.prod(shape[-2:])) // max(int(shape[self.axis]), 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OtherLayer:
-    """A layer whose weight is not known, or not a constant.
-
-    macs: 0 where no weight works, None when not known.
-    """
-
-    node: onnx.NodeProto
-    scope: Scope
-    where: str
-    name: str
-    why: tuple[Reason, ...]
-    constant: bool = False
-    macs: int | None = None
 
 
 @without_collection()
@@ -218,18 +69,8 @@ def graph_layers(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
     plain = inlined(without_weights(model))
     shapes, n_samples = _shapes_of_one_sample(plain)
     graphs = list(scopes(model, plain.graph.node))
-    layers = [_layer(use, shapes, n_samples) for use in _uses(model, plain, graphs, array_of)]
+    layers = [_layer(use, shapes, n_samples) for use in uses_within(model, plain, graphs, array_of)]
     return tuple(_with_shared(layers, graphs))
-
-
-def layer_uses(model: onnx.ModelProto, *, read: Read = array_of) -> Iterator[LayerUse | OtherLayer]:
-    """The layers of `graph_layers` with their nodes and the values of their weights, one after the other, so
-    that one weight at a time need be in memory. Raises ArtefactError for an invalid graph.
-
-    read: gives the values of what the model stores.
-    """
-    plain = inlined(without_weights(model))
-    yield from _uses(model, plain, scopes(model, plain.graph.node), read)
 
 
 @without_collection()
@@ -256,104 +97,17 @@ def layers_if_pruned(
     graphs = list(scopes(model, plain.graph.node))
     layers = []
     found: dict[str, list[str]] = {}
-    for use in _uses(model, plain, graphs, read):
+    for use in uses_within(model, plain, graphs, read):
         layers.append(_if_pruned(use, shapes, n_samples))
-        _note_promise(use, promised or {}, found)
-    return tuple(_with_shared(layers, graphs)), _not_kept(promised or {}, found)
-
-
-def _uses(
-    model: onnx.ModelProto, plain: onnx.ModelProto, graphs: Iterable[Scope], read: Read
-) -> Iterator[LayerUse | OtherLayer]:
-    """The layers one after the other, so that one weight at a time is in memory.
-
-    plain: the model without its functions, as far as they could be inlined, and perhaps without its weights.
-    graphs: those of the model, with the nodes of `plain`.
-    """
-    evaluator = Evaluator(model, read)
-    functions = {(function.domain, function.name) for function in plain.functions}
-    packed = {
-        node.output[0]: node.input[0]
-        for node in model.graph.node
-        if (node.domain, node.op_type) == _UNPACK and node.input and node.output
-    }
-    for scope in graphs:
-        for node, known_as in zip(scope.nodes, scope.names, strict=True):
-            where = f"{scope.path}{known_as}"
-            positions = _operands(node)
-            position = next((i for i in positions if scope.is_constant(node.input[i])), None)
-            if position is not None:
-                yield _examined(node, scope, where, position, evaluator, packed)
-            elif positions:
-                yield _without_constant(node, scope, where)
-            elif (name := _unknown_weight(node, scope, functions)) is not None:
-                text = f"{_operator(node)} has weights, or may have, and is not looked into."
-                why = [reason("not-looked-into", text)]
-                if node.op_type in _QUANTIZED:
-                    why.append(reason("quantized", f"{_operator(node)} multiplies by quantized weights."))
-                yield OtherLayer(node=node, scope=scope, where=where, name=name, why=tuple(why))
-
-
-def _examined(
-    node: onnx.NodeProto,
-    scope: Scope,
-    where: str,
-    position: int,
-    evaluator: Evaluator,
-    packed: Mapping[str, str],
-) -> LayerUse | OtherLayer:
-    name = node.input[position]
-    weight = evaluator.evaluate(scope, name)
-    if isinstance(weight, Unevaluated):
-        why = reason("not-evaluated", f"The weight {name} {weight.why}.")
-        return OtherLayer(node=node, scope=scope, where=where, name=name, why=(why,), constant=True)
-    names = [name, *(step.source for step in weight.steps)]
-    first = next((i for i, at in enumerate(names) if at in packed), None)
-    return LayerUse(
-        node=node,
-        scope=scope,
-        where=where,
-        position=position,
-        weight=weight,
-        stored=weight.stored if first is None else packed[names[first]],
-        steps=weight.steps[:first],
-        packed=first is not None,
-    )
-
-
-def _without_constant(node: onnx.NodeProto, scope: Scope, where: str) -> OtherLayer:
-    name = node.input[1]
-    if node.op_type in ("Conv", "ConvTranspose"):
-        why = reason("not-constant", f"The weight {name} depends on an input of the graph.")
-    else:
-        why = reason("activations")
-    return OtherLayer(node=node, scope=scope, where=where, name=name, why=(why,), macs=0)
-
-
-def _operator(node: onnx.NodeProto) -> str:
-    return node.op_type if is_standard(node) else f"{node.domain}::{node.op_type}"
-
-
-def _unknown_weight(node: onnx.NodeProto, scope: Scope, functions: set[tuple[str, str]]) -> str | None:
-    """A constant matrix that a node gets which is no layer here but may be one."""
-    is_call = (node.domain, node.op_type) in functions
-    if is_standard(node) and node.op_type not in _OTHER_LAYERS and not is_call:
-        return None
-    for name in node.input:
-        found = scope.find(name) if name else None
-        if found is None:
-            continue
-        what = found[1]
-        if scope.is_constant(name) if isinstance(what, onnx.NodeProto) else len(what.dims) > 1:
-            return str(name)
-    return "" if is_call else None
+        note_promise(use, promised or {}, found)
+    return tuple(_with_shared(layers, graphs)), not_kept(promised or {}, found)
 
 
 def _layer(use: LayerUse | OtherLayer, shapes: Mapping[str, Shape], n_samples: int) -> GraphLayer:
     if isinstance(use, OtherLayer):
         return GraphLayer(
             node=use.where,
-            op_type=_operator(use.node),
+            op_type=operator_name(use.node),
             weight=use.name,
             shape=(),
             reduction_axis=0,
@@ -366,7 +120,7 @@ def _layer(use: LayerUse | OtherLayer, shapes: Mapping[str, Shape], n_samples: i
             reasons=use.why,
         )
     values = use.weight.values
-    counted = _counted(use)
+    counted = counted_of(use)
     n_nonzero = counted.n_nonzero
     uses = None if use.scope.path else _uses_of_a_weight(use.node, values.shape, use.axis, shapes)
     uses = uses // n_samples if uses is not None and uses % n_samples == 0 else None
@@ -394,22 +148,13 @@ def _layer(use: LayerUse | OtherLayer, shapes: Mapping[str, Shape], n_samples: i
     )
 
 
-def _counted(use: LayerUse) -> WeightCounts:
-    """Counted once for all the layers that share a weight."""
-    key = "counted", use.axis, use.n_reduced
-    if key not in use.weight.measured:
-        use.weight.measured[key] = count_weight(use.weight.values, use.axis, use.n_reduced)
-    found: WeightCounts = use.weight.measured[key]
-    return found
-
-
 def _if_pruned(use: LayerUse | OtherLayer, shapes: Mapping[str, Shape], n_samples: int) -> LayerIfPruned:
     layer = _layer(use, shapes, n_samples)
     if isinstance(use, OtherLayer):
         return LayerIfPruned(
             **vars(layer), eligible_if_pruned=layer.eligible, reasons_if_pruned=layer.reasons
         )
-    counted = _counted(use)
+    counted = counted_of(use)
     reasons = reasons_if_pruned(_facts(use), finite=counted.is_finite or not counted.has_sums)
     return LayerIfPruned(
         **vars(layer),
@@ -433,7 +178,7 @@ def _facts(use: LayerUse) -> WeightUse:
 
 def _facts_alone(use: LayerUse, quantized: str | None) -> WeightUse:
     shape = use.weight.values.shape
-    over = _counted(use).over
+    over = counted_of(use).over
     masks = [
         f"{step.node.op_type} with the mask {step.masked_by}"
         for step in use.steps
@@ -516,79 +261,6 @@ def _with_shared(layers: Sequence[_Layer], graphs: Iterable[Scope]) -> Iterator[
         yield layer
 
 
-def require_patterns(model: onnx.ModelProto, promised: Mapping[str, NMPattern]) -> None:
-    """Hold a graph to the patterns that were promised, by name of the stored weight.
-
-    Raises GateFailed that names the first weights that break theirs, are not in the graph, or cannot be
-    checked; ArtefactError for an invalid graph.
-    """
-    broken = broken_patterns(model, promised)
-    if broken:
-        more = f"; and {len(broken) - 5} more" if len(broken) > 5 else ""
-        raise GateFailed(
-            f"{len(broken)} of {len(promised)} weights do not keep their pattern in the graph: "
-            f"{'; '.join(broken[:5])}{more}.",
-            expected="At most N nonzeros in every M along the reduction axis were promised.",
-            do="Run `sparse-export inspect` on the graph to see every layer.",
-        )
-
-
-@without_collection()
-def broken_patterns(model: onnx.ModelProto, promised: Mapping[str, NMPattern]) -> tuple[str, ...]:
-    """A clause for each promise that a graph does not keep, in the order of the promises.
-
-    See `require_patterns`.
-    """
-    if not promised:
-        return ()
-    found: dict[str, list[str]] = {}
-    for use in layer_uses(model):
-        _note_promise(use, promised, found)
-    return _not_kept(promised, found)
-
-
-def _note_promise(
-    use: LayerUse | OtherLayer, promised: Mapping[str, NMPattern], found: dict[str, list[str]]
-) -> None:
-    """Note under the name of a weight how a layer breaks its promise, or "" where it keeps it."""
-    name = use.stored if isinstance(use, LayerUse) else use.name
-    if name in promised:
-        why = _broken(use, promised[name]) if isinstance(use, LayerUse) else "its values are not known"
-        found.setdefault(name, []).append(f"{why}, in {use.where}" if why else "")
-
-
-def _not_kept(promised: Mapping[str, NMPattern], found: Mapping[str, list[str]]) -> tuple[str, ...]:
-    clauses = []
-    for name, pattern in promised.items():
-        whys = found.get(name, ["it is not the weight of a layer there"])
-        why = next(filter(None, whys), "")
-        if why:
-            clauses.append(f"{name}, promised {pattern}: {why}")
-    return tuple(clauses)
-
-
-def _broken(use: LayerUse, pattern: NMPattern) -> str:
-    if _counted(use).most.get(pattern.m, pattern.m) <= pattern.n < pattern.m:
-        return ""
-    over = count_groups_over(use.weight.values, use.axis, use.n_reduced, n=pattern.n, m=pattern.m)
-    if over is None:
-        return f"{pattern.m} does not divide the {use.n_reduced} entries along its reduction axis"
-    return f"{over[0]:,} of {over[1]:,} groups have more than {pattern.n} nonzeros" if over[0] else ""
-
-
-def promised_patterns(layers: Iterable[LayerInfo]) -> dict[str, NMPattern]:
-    """The patterns that layers promise, by name. Raises ArtefactError for text that is no pattern."""
-    promised = {layer.name: layer.pattern for layer in layers if layer.pattern is not None}
-    if not promised:
-        return {}
-    from sparse_export.sparsity.pattern import pattern_from_text
-
-    try:
-        return {name: pattern_from_text(text) for name, text in promised.items()}
-    except UsageError as cause:
-        raise ArtefactError(f"The promised pattern of a layer is invalid. {cause}") from cause
-
-
 def _uses_of_a_weight(
     node: onnx.NodeProto, shape: Shape, axis: int, shapes: Mapping[str, Shape]
 ) -> int | None:
@@ -608,7 +280,7 @@ def _shapes_of_one_sample(model: onnx.ModelProto) -> tuple[dict[str, Shape], int
     model: without its weights. What follows from shapes is computed only where a layer's shape is missing
     otherwise, since that takes longer. Shapes are not asked for of layers inside branches and loops.
     """
-    makers = [node for node in model.graph.node if node.op_type in _OPERANDS and node.output]
+    makers = [node for node in model.graph.node if node.op_type in OPERANDS and node.output]
     if not makers:
         return {}, 1
     one = onnx.ModelProto()

@@ -11,8 +11,9 @@ import onnx
 from sparse_export.formats.run import LayerInfo
 from sparse_export.graph.finite import not_finite
 from sparse_export.graph.if_pruned import LayerIfPruned
-from sparse_export.graph.layers import layers_if_pruned, n_parameters, promised_patterns
+from sparse_export.graph.layers import layers_if_pruned, n_parameters
 from sparse_export.graph.model import open_mapped
+from sparse_export.graph.promises import promised_patterns
 
 __all__ = ["Overview", "overview_of"]
 

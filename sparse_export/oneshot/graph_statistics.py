@@ -15,7 +15,7 @@ import torch
 from onnx import helper
 from torch import Tensor, nn
 
-from sparse_export.graph.layers import LayerUse
+from sparse_export.graph.layer_uses import LayerUse
 from sparse_export.oneshot.unfolding import parts_of, patches
 from sparse_export.signature import Array
 

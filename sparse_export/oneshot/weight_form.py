@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparse_export.graph.constants import Step, permutation
-from sparse_export.graph.layers import LayerUse
+from sparse_export.graph.layer_uses import LayerUse
 
 __all__ = ["WeightForm", "form_of"]
 

@@ -23,13 +23,9 @@ from sparse_export.formats.run import LayerInfo
 from sparse_export.graph import constants
 from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
-from sparse_export.graph.layers import (
-    broken_patterns,
-    graph_layers,
-    layer_weight,
-    promised_patterns,
-    require_patterns,
-)
+from sparse_export.graph.layer_uses import layer_weight
+from sparse_export.graph.layers import graph_layers
+from sparse_export.graph.promises import broken_patterns, promised_patterns, require_patterns
 from sparse_export.sparsity.pattern import NMPattern, groups_over, largest_per_group, obeys
 
 Array = np.ndarray[Any, Any]

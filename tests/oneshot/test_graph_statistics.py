@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from sparse_export.graph.layers import LayerUse, layer_uses
+from sparse_export.graph.layer_uses import LayerUse, layer_uses
 from sparse_export.oneshot import unfolding
 from sparse_export.oneshot.graph_statistics import factor_of, inputs_of
 from sparse_export.oneshot.unfolding import InputStatistics, InputSums

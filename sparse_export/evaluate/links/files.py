@@ -20,7 +20,7 @@ from sparse_export.formats.engines import EngineInfo
 from sparse_export.formats.layers import LAYERS_FILE, GraphLayer, read_engine_layers
 from sparse_export.formats.listed import bytes_of, file_of, listed_graph
 from sparse_export.graph.foreign import external_files, onnx_from_file
-from sparse_export.graph.layers import broken_patterns, promised_patterns
+from sparse_export.graph.promises import broken_patterns, promised_patterns
 from sparse_export.graph.saved import model_sha256
 
 __all__ = ["engines_are_of_the_graph", "files_are_whole", "graph_keeps_its_pattern"]

@@ -10,8 +10,9 @@ from sparse_export.evaluate.links.case import Case
 from sparse_export.evaluate.links.chain import Figure, Finding
 from sparse_export.evaluate.references import run_of_bundle
 from sparse_export.evaluate.vouching import code_of_bundle, require_vouched
-from sparse_export.graph.layers import broken_patterns, count_parameters, promised_patterns
+from sparse_export.graph.layers import count_parameters
 from sparse_export.graph.passes.permute import reduction_axis
+from sparse_export.graph.promises import broken_patterns, promised_patterns
 from sparse_export.models.run_network import masks_of_run, network_of_run
 from sparse_export.oneshot.graph_run import graph_of_run
 from sparse_export.sparsity.pattern import fits, groups_over

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from sparse_export.graph.layers import layer_weight
+from sparse_export.graph.layer_uses import layer_weight
 from sparse_export.graph.names import graphs_of
 from sparse_export.graph.passes.weight24 import (
     BITS,

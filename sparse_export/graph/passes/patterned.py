@@ -16,7 +16,7 @@ from sparse_export.graph.channels.graph_groups import find_graph_channels
 from sparse_export.graph.channels.groups import find_channels
 from sparse_export.graph.channels.orders import tensors_of
 from sparse_export.graph.channels.spaces import Channels
-from sparse_export.graph.layers import LayerUse, layer_uses
+from sparse_export.graph.layer_uses import LayerUse, layer_uses
 from sparse_export.graph.passes.permute import (
     PermutationReport,
     Search,

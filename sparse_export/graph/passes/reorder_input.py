@@ -11,7 +11,7 @@ import onnx
 
 from sparse_export.errors import GateFailed
 from sparse_export.graph.channels.onnx_graph import Array, Graph
-from sparse_export.graph.layers import layer_weight
+from sparse_export.graph.layer_uses import layer_weight
 from sparse_export.graph.passes.gather_nodes import PICKING, picking
 
 __all__ = ["gathered"]

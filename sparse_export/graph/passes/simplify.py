@@ -9,7 +9,7 @@ from onnx_ir.passes import common
 from onnxscript import optimizer, rewriter
 from onnxscript.rewriter.rules import common as rules
 
-from sparse_export.graph.layers import LAYOUT
+from sparse_export.graph.layer_uses import LAYOUT
 
 __all__ = ["remove_unused", "simplify", "transpose_weights"]
 
