@@ -31,6 +31,7 @@ from sparse_export.train.mask_state import MaskState, put_gradients
 from sparse_export.train.masked_layers import masked_layers
 from sparse_export.train.methods import METHODS_WITHOUT_MOMENTUM
 from sparse_export.train.methods.method import GrowthName
+from sparse_export.train.narrowing import Narrowing
 from sparse_export.train.optimizer_state import MomentumOf, OptimizerState
 from sparse_export.train.optimizer_steps import Attachment, OptimizerSteps, StepCount
 from sparse_export.train.own_loop import Given, own_loop_config, require_length, require_types
@@ -105,6 +106,7 @@ class SparseTraining(TrainerFacts):
         start_density: float | None = None,
         falls_until: float | None = None,
         history: float = 0.0,
+        narrowing: float = 0.0,
         prune_rate: float = 0.5,
         final_prune_rate: float | None = None,
         prune_schedule: PruneSchedule | None = None,
@@ -148,6 +150,7 @@ class SparseTraining(TrainerFacts):
             start_density=start_density,
             falls_until=falls_until,
             history=history,
+            narrowing=narrowing,
             keep_dense=keep_dense,
         )
         given = Given(total_steps, seed, output_layers, masks, process_group, unfit, momentum_of)
@@ -250,6 +253,7 @@ class SparseTraining(TrainerFacts):
         self._require_same_masks()
         self._empty.note(self.masks)
         self._seen = SeenCall(model)
+        self._narrowing = Narrowing(config.narrowing, model, self._seen, self.masks)
 
     def apply_masks(self) -> None:
         """Set the inactive weights to zero: the one part of a step that touches the device."""
@@ -311,6 +315,7 @@ class SparseTraining(TrainerFacts):
         count.add(found_inf)
         if self._gradient_sums is not None:
             self._gradient_sums.add(found_inf)
+        self._narrowing.look()
         most = count.most
         if self._is_update_due(most) and count.settled() == most:
             self.update()

@@ -17,6 +17,7 @@ from sparse_export.sparsity import (
     Redistribution,
     pattern_from_text,
 )
+from sparse_export.sparsity.channels import MOST_NARROWING
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.train.arguments import (
     require_flag,
@@ -92,6 +93,9 @@ class SparsityConfig:
             or drawn at random. None: as the method has it.
         history: share of its past in the magnitude that a weight is pruned by, from 0 to below 1, see
             `sparse_export.train.pruning_memory.PruningMemory`.
+        narrowing: exponent from 0 to 0.5: at each update only the strongest width * (density then) **
+            narrowing channels of each group keep weights, and weights are grown in them alone, see
+            `sparse_export.sparsity.channels`. Not under a pattern. 0: all channels may have weights.
         update_every: steps between mask updates, at least 0; 0: as the method has it, and where it has none,
             whoever runs the loop calls for them. A recipe's loop does so after each epoch but the last.
         keep_dense: shell patterns of parameters (`fc3.weight`) or layers (`fc3`, `classifier.*`) that stay
@@ -127,6 +131,7 @@ class SparsityConfig:
     redistribution: Redistribution | None = None
     growth: GrowthName | None = None
     history: float = 0.0
+    narrowing: float = 0.0
     update_every: int = 0
     keep_dense: tuple[str, ...] = ()
     products: Products = "dense"
@@ -141,6 +146,7 @@ class SparsityConfig:
         self._require_pattern(rule)
         self._require_schedule(rule)
         self._require_fall(rule)
+        self._require_narrowing(rule)
         self._require_products(rule)
 
     @property
@@ -205,6 +211,7 @@ class SparsityConfig:
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name))
         require_number("history", self.history)
+        require_number("narrowing", self.narrowing)
         require_whole("update_every", self.update_every)
         if self.window is not None:
             require_whole("window", self.window)
@@ -338,6 +345,27 @@ class SparsityConfig:
                     f"falls_until is {self.falls_until} and freeze is {self.wanted_freeze:g}.",
                     expected="A density that arrives before masks stand still was expected.",
                 )
+
+    def _require_narrowing(self, rule: Method) -> None:
+        if not 0 <= self.narrowing <= MOST_NARROWING:
+            raise UsageError(
+                f"narrowing is {self.narrowing}.", expected=f"From 0 to {MOST_NARROWING} was expected."
+            )
+        if not self.narrowing:
+            return
+        if not rule.accepts.narrows:
+            raise UsageError(
+                f"narrowing is {self.narrowing}, and method {self.method!r} does not move weights between "
+                "channels.",
+                do="Leave out narrowing, or choose another method.",
+            )
+        if self.pattern is not None:
+            raise UsageError(
+                f"narrowing is {self.narrowing}, and the pattern is {self.pattern}; they exclude each other.",
+                do="Leave out narrowing: a pattern gains where hardware leaves its zeros out.",
+            )
+        if self.products == "csr":
+            raise UsageError("products 'csr' and narrowing exclude each other.", do="Leave out one of them.")
 
     def _require_products(self, rule: Method) -> None:
         if self.window is not None and self.products != "csr":

@@ -24,6 +24,7 @@ from sparse_export.train.mask_state import MaskState, gradients_of
 from sparse_export.train.masked_layers import MaskedLayers
 from sparse_export.train.methods import Method
 from sparse_export.train.methods.method import Moment
+from sparse_export.train.narrowing import Narrowing
 from sparse_export.train.optimizer_state import OptimizerState
 from sparse_export.train.optimizer_steps import OptimizerSteps
 from sparse_export.train.pruning_memory import PruningMemory
@@ -52,6 +53,7 @@ class TrainerFacts(ABC):
     _empty: EmptyLayers
     _fall: DensityFall | None
     _memory: PruningMemory
+    _narrowing: Narrowing
     _gradient_sums: GradientSums | None
     _exploration: Exploration
     _threshold: Tensor | None
@@ -258,14 +260,15 @@ class TrainerFacts(ABC):
     def _moment(self, rate: float, *, is_cut: bool) -> Moment:
         """Where the training stands. is_cut: has the pattern's cap just become smaller?"""
         layers, n = self._layers, self._n_cap
+        n_wanted, magnitudes = self._n_wanted(n), self._memory.magnitudes()
         return Moment(
             parameters=layers.parameters,
             masks=self.masks,
             momentum=self._state.momentum,
             prune_rate=rate,
-            n_wanted=self._n_wanted(n),
+            n_wanted=n_wanted,
             n_before=self._n_now_active,
-            magnitudes=self._memory.magnitudes(),
+            magnitudes=magnitudes,
             gradient_sums={} if self._gradient_sums is None else self._gradient_sums.sums,
             caps=layers.caps(n),
             transposable=layers.transposable if layers.is_down(n) else (),
@@ -274,6 +277,7 @@ class TrainerFacts(ABC):
             seed=self.seed,
             step=self.n_steps,
             start=self._start,
+            places=self._narrowing.places(magnitudes, self.masks, n_wanted / self.n_masked),
         )
 
     def _mean_density(self) -> float | None:

@@ -204,6 +204,7 @@ def update_masks(
     threshold: Tensor | None = None,
     growth_scores: Mapping[str, Tensor] | None = None,
     caps: Mapping[str, Cap] | None = None,
+    growable: Mapping[str, Tensor] | None = None,
     n_active: int | None = None,
 ) -> MaskUpdate:
     """Prune the smallest weights of every layer and grow as many where the scores are largest.
@@ -219,8 +220,9 @@ def update_masks(
     which then follows the rate from update to update, see `sparse_export.sparsity.prune.next_threshold`.
     threshold: float64, shape (), on the layers' device.  growth_scores: what growth goes by, where that is
     another statistic than `scores`.  caps: of each layer named, how many may be active in a group; what is
-    over is pruned first.  n_active: how many weights are to be active over all layers afterwards; None: as
-    many as before.
+    over is pruned first.  growable: bool, by layer name, in the weights' shapes: where weights may be grown;
+    None for everywhere; not together with caps.  n_active: how many weights are to be active over all layers
+    afterwards; None: as many as before.
 
     The number of active weights over all layers is exactly what was asked for. A position that is pruned may
     be grown again in the same update. On ties the lower index is kept, and grown. On an accelerator nothing
@@ -240,6 +242,10 @@ def update_masks(
         raise ValueError("prune is 'threshold', and there is no threshold; one was expected.")
     caps = caps or {}
     _check_caps(weights, caps)
+    if caps and growable is not None:
+        raise ValueError("caps and growable exclude each other; one of them was expected.")
+    if growable is not None:
+        _check(weights, scores, growable, prune_rate, redistribution, prune)
     names = list(weights)
     active = {name: torch.count_nonzero(masks[name]) for name in names}
     n_before = torch.stack(list(active.values()))
@@ -272,7 +278,15 @@ def update_masks(
         claims = n_removed if redistribution == "own" else n_kept.clamp(min=1)
         shares = shares_from_statistic(claims.double(), n_before)
     budget = n_removed.sum() if n_active is None else n_active - n_kept.sum()
+    wanted = scores if growth_scores is None else growth_scores
+    free = {
+        name: growth_candidates(wanted[name], pruned[name], caps[name]) if name in caps else ~pruned[name]
+        for name in names
+    }
     capacity = n_weights - n_kept
+    if growable is not None:
+        free = {name: places & growable[name] for name, places in free.items()}
+        capacity = torch.stack([torch.count_nonzero(places) for places in free.values()])
     if caps:
         rooms = [
             room(pruned[name], caps[name]) if name in caps else places
@@ -286,11 +300,6 @@ def update_masks(
             "or prune_rate, or wider caps, were expected."
         )
     n_grown = growth_budgets(shares, budget, capacity)
-    wanted = scores if growth_scores is None else growth_scores
-    free = {
-        name: growth_candidates(wanted[name], pruned[name], caps[name]) if name in caps else ~pruned[name]
-        for name in names
-    }
     born = grown(wanted, free, n_grown)
     updated = {name: pruned[name] | born[name] for name in names}
 

@@ -40,6 +40,7 @@ MAGNITUDE = Method(
         redistributions=(),
         growths=(),
         falls=False,
+        narrows=False,
         pattern="no",
         transposable=False,
         products=("dense", "2:4"),

@@ -53,6 +53,8 @@ class Moment:
         seed: of random growth.
         step: optimizer steps done.
         start: how the first masks were spread over the layers.
+        places: bool, by name: where weights may be, see `sparse_export.train.narrowing.Narrowing`; None for
+            everywhere.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -70,6 +72,7 @@ class Moment:
     seed: int
     step: int
     start: Distribution
+    places: Mapping[str, Tensor] | None = None
 
     @property
     def n_weights(self) -> int:
@@ -110,6 +113,7 @@ class Accepts:
         freeze: may `freeze` and `approach` be set?
         no_freeze: why not.
         falls: may `start_density` be set, from which the density falls?
+        narrows: may `narrowing` be set, by which whole channels are left empty?
         pattern: does it take no N:M pattern, may it have one, or does it need one, which then decides its
             density?
         transposable: can its masks be 2:4 along both axes, where it prunes each layer by itself?
@@ -124,6 +128,7 @@ class Accepts:
     freeze: bool = True
     no_freeze: str = "never moves its masks"
     falls: bool = True
+    narrows: bool = True
     pattern: Literal["no", "may", "must"] = "may"
     transposable: bool = True
     products: tuple[Products, ...] = get_args(Products)
@@ -131,7 +136,13 @@ class Accepts:
     unread: tuple[str, ...] = ("decay",)
 
 
-NO_CHOICE: dict[str, Any] = {"prunes": (), "redistributions": (), "growths": (), "falls": False}
+NO_CHOICE: dict[str, Any] = {
+    "prunes": (),
+    "redistributions": (),
+    "growths": (),
+    "falls": False,
+    "narrows": False,
+}
 """For methods without words to choose."""
 
 

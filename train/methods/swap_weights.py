@@ -1,7 +1,8 @@
 """One update that prunes and grows: what the methods that move weights have in common.
 
 Where the density falls, as in `granet`, it is brought down first: the smallest magnitudes of all layers
-together are pruned for good. What is left is then pruned and grown by the method's own rules.
+together are pruned for good. What is left is then pruned and grown by the method's own rules. Where channels
+become fewer, the weights of those that go are pruned before all that, and none are grown there.
 """
 
 from __future__ import annotations
@@ -33,8 +34,11 @@ def swap_weights(method: Method, at: Moment) -> MaskUpdate:
         UsageError: the optimizer or the gradients lack what growth goes by.
         ValueError: weights or scores are not finite, see `sparse_export.sparsity.update_masks`.
     """
-    weights, masks = at.magnitudes, at.masks
-    if not at.caps and at.n_wanted < at.n_before:
+    weights, masks, n_before = at.magnitudes, at.masks, at.n_before
+    if at.places is not None:
+        masks = {name: mask & at.places[name] for name, mask in masks.items()}
+        n_before = int(torch.stack([torch.count_nonzero(mask) for mask in masks.values()]).sum())
+    if not at.caps and at.n_wanted < n_before:
         masks = prune_masks(weights, masks, n_active=at.n_wanted).masks
     growth = method.growth
     grown_by = None if growth is None or growth.reads_momentum else growth.scores(at)
@@ -65,6 +69,7 @@ def swap_weights(method: Method, at: Moment) -> MaskUpdate:
                 threshold=threshold,
                 growth_scores=None if grown_by is None else only(grown_by, rest),
                 caps={name: cap for name, cap in at.caps.items() if name in rest},
+                growable=at.places,
                 n_active=at.n_wanted - n_in_tiles,
             )
         )
