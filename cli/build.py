@@ -275,6 +275,7 @@ def _planned_dense(run: Path, plan_file: Path) -> dict[str, str]:
 
 def _bundle_shown(bundle: Bundle, form: str) -> Shown:
     """What was written, below what was done to channels and layers."""
+    from sparse_export.building.gain import gain_of_bundle
     from sparse_export.formats.bundle import MODEL_FILE
     from sparse_export.tables import Shown
 
@@ -287,7 +288,7 @@ def _bundle_shown(bundle: Bundle, form: str) -> Shown:
     text = (
         f"{info.model.name}, {info.n_nonzero:,} of {info.n_parameters:,} parameters not zero, "
         f"{info.precision}, ONNX opset {info.opset}\n{'; '.join(sizes)}\n{_folded_text(info)}"
-        f"{_engines_text(info)}"
+        f"{_engines_text(info)}{gain_of_bundle(info)}"
     ).rstrip("\n")
     parts: list[str | Table] = [] if info.fitted is None else _pattern_parts(info.fitted)
     parts += [] if info.compacted is None else _compact_parts(info.compacted)

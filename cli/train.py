@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,6 +180,7 @@ def command(
     if recipe is not None:
         require_recipe(recipe)  # before torch is loaded
 
+    from sparse_export.building.gain import gain_of_run
     from sparse_export.cli._progress import training_observer
     from sparse_export.inspection import told_speed
     from sparse_export.tasks.scores import value_text
@@ -256,6 +258,7 @@ def command(
                     f"{label}: {text}"
                     for label, text in told_speed(info.speed, is_dense=info.method == "dense").items()
                 ),
+                *filter(None, [gain_of_run(info, shlex.quote(str(run.path)))]),
                 str(run.path),
             ]
         ),
