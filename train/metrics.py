@@ -12,6 +12,9 @@ from typing import Any, Self
 from sparse_export.files import output_error
 from sparse_export.train.speed import LayerUse
 
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FOLDER = "tensorboard"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
@@ -61,13 +64,13 @@ class MetricsLog:
     """Owns the open files. Reopening cuts off what was written after the state that training resumes from."""
 
     def __init__(self, run: Path, keep_bytes: int, epoch: int) -> None:
-        self._path = run / "metrics.jsonl"
+        self._path = run / METRICS_FILE
         try:
             self._file = self._path.open("ab")
             self._file.truncate(min(keep_bytes, self.size_bytes))
         except OSError as cause:
             raise output_error(self._path, cause) from cause
-        self._events = _event_writer(run / "tensorboard", epoch)
+        self._events = _event_writer(run / EVENTS_FOLDER, epoch)
 
     def write(self, metrics: EpochMetrics) -> None:
         """Append one line and flush it. Raises OutputError."""
@@ -127,7 +130,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     Raises OSError.
     """
     lines = []
-    for line in (run / "metrics.jsonl").read_bytes().split(b"\n")[:-1]:
+    for line in (run / METRICS_FILE).read_bytes().split(b"\n")[:-1]:
         try:
             found = json.loads(line)
         except (ValueError, RecursionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +28,7 @@ from sparse_export.formats.run import (
     save_run_info,
 )
 from sparse_export.train.checkpoint import state_path
+from sparse_export.train.metrics import EVENTS_FOLDER, METRICS_FILE
 from sparse_export.train.recipe import own_code_of
 
 
@@ -44,6 +46,24 @@ def require_empty(folder: Path) -> None:
             do="Choose another one with --out"
             + (", or go on with this run by --resume." if unfinished else "."),
         )
+
+
+def remove_unstarted(folder: Path) -> None:
+    """Remove a run that ended before its first state was saved, as by an error in the network's forward.
+
+    There is nothing in it to go on with. A folder that holds anything else, or an epoch's figures, stays.
+    """
+    if not _is_unfinished(folder) or state_path(folder).exists():
+        return
+    own = {RUN_FILE, METRICS_FILE, EVENTS_FOLDER}
+    entries = [entry for entry in folder.iterdir() if not is_leftover(entry.name)]
+    metrics = folder / METRICS_FILE
+    if {entry.name for entry in entries} <= own and not (metrics.exists() and metrics.stat().st_size):
+        for entry in entries:
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
 
 
 def _is_unfinished(folder: Path) -> bool:

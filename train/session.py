@@ -55,7 +55,7 @@ from sparse_export.train.products import make_products
 from sparse_export.train.randomness import epoch_order, seed_step
 from sparse_export.train.recipe import Recipe
 from sparse_export.train.record import n_entries, new_run_info
-from sparse_export.train.run_folder import finish_run, require_empty, write_run_info
+from sparse_export.train.run_folder import finish_run, remove_unstarted, require_empty, write_run_info
 from sparse_export.train.sparsifier import Sparsifier
 from sparse_export.train.speed import LayerUse, layer_uses, speed_of
 from sparse_export.train.starting_point import STARTED, StartingPoint, promises_of
@@ -92,6 +92,9 @@ class Session:
                 do="Leave it out of the recipe; `sparse-export sparsify --finetune --distill` sets it.",
             )
         if earlier is None:
+            if world.is_first:
+                remove_unstarted(out)
+            world.wait()
             require_empty(out)
         world.wait()  # nobody writes before everybody has looked
         self.loader: BatchLoader = batch_loader(recipe, data_dir, download, device, world)

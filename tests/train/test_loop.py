@@ -25,7 +25,7 @@ from sparse_export.errors import (
     TrainingDiverged,
     UsageError,
 )
-from sparse_export.formats.run import read_run_info
+from sparse_export.formats.run import RUN_FILE, read_run_info
 from sparse_export.train import checkpoint
 from sparse_export.train.loop import train
 from sparse_export.train.metrics import MetricsLog
@@ -360,6 +360,22 @@ def test_a_run_is_never_written_over_another(unbroken: Path, tmp_path: Path) -> 
     with pytest.raises(UsageError, match="already holds something else"):
         train(small(), tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_failed_before_its_first_state_is_in_nobodys_way(tmp_path: Path) -> None:
+    class FailsAtFirst(SilentObserver):
+        def stepped(self, *_: Any) -> None:
+            raise ZeroDivisionError
+
+    out = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError):
+        train(small(epochs=1), out, device="cpu", observer=FailsAtFirst())
+    assert (out / RUN_FILE).is_file()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="already holds a run"):
+        train(small(epochs=1), out, device="cpu")
+    (out / "notes.txt").unlink()
+    assert train(small(epochs=1), out, device="cpu").info.status == "complete"
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path: Path) -> None:
