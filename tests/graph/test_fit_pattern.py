@@ -385,7 +385,7 @@ def test_a_copy_that_replays_the_record_is_the_same_bit_for_bit() -> None:
         replay(twin, {})
 
 
-def test_a_network_that_cannot_be_traced_says_so() -> None:
+def test_a_network_that_cannot_be_exported_says_so() -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -402,7 +402,7 @@ def test_a_network_that_cannot_be_traced_says_so() -> None:
     crowded(module.second.weight)
     _, layers = fitted(module, X)
     assert layers["first.weight"].road == "gathered"
-    assert "cannot be traced" in layers["second.weight"].reason
+    assert "cannot be exported" in layers["second.weight"].reason
 
 
 @settings(deadline=None, max_examples=5)

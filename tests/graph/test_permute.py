@@ -261,12 +261,12 @@ def test_layers_that_cannot_gain_say_why() -> None:
     assert movable == {"conv1.weight": 0, "conv2.weight": 1, "fc1.weight": 0, "fc2.weight": 1}
 
 
-def test_an_untraceable_network_is_left_alone_with_the_reason() -> None:
+def test_a_network_that_cannot_be_exported_is_left_alone_with_the_reason() -> None:
     module = nets.Branching()
     before = state(module)
     report = permute_network(module, torch.randn(2, 6), wanting(module), by_swaps)
-    assert "TraceError" in report.untraced
-    assert "TraceError" in report.layers[1].reason
+    assert "cannot be exported: GuardOnDataDependentSymNode" in report.untraced
+    assert "cannot be exported" in report.layers[1].reason
     assert report.record["spaces"] == []
     assert same(state(module), before)
 

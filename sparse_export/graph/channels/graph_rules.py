@@ -157,7 +157,7 @@ def concat(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     parts = [trace.found(node, at) for at in range(len(node.input))]
     rank = len(_shape_of(parts[0]))
     axis = attribute(node, "axis", 0) % rank
-    return [trace.parameters.joined(parts, axis, trace.where(node), stacked=False)]
+    return [trace.parameters.joined(parts, axis, trace.where(node))]
 
 
 def gather(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:

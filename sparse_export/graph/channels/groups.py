@@ -1,119 +1,62 @@
-"""Which channels of a network may change places: the spaces of channels that share one order.
-
-`find_channels` traces a network with torch.fx and follows labels through it (`trace.py`). Channels
-that every weight, norm, sum and join treats alike form a space: any permutation of it, applied to all its
-members at once, is a re-labelling that leaves the function as it was. Whatever is not known stays in place,
-with the reason.
-"""
+"""The spaces of channels of a torch network: those of its exported graph, under its parameters' own names."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten
+from torch import Tensor, nn
 
 from sparse_export.graph.channels import reasons
+from sparse_export.graph.channels.graph_rules import RULES, elementwise
+from sparse_export.graph.channels.graph_trace import GraphTrace
 from sparse_export.graph.channels.labels import Ledger
 from sparse_export.graph.channels.spaces import Channels, spaces_of
-from sparse_export.graph.channels.trace import ChannelTrace, ForwardFailed, Tracer
+from sparse_export.graph.concrete import shapes_at
+from sparse_export.graph.copies import copy_of
+from sparse_export.graph.example import example_of_tensors
+from sparse_export.graph.export import graphs_of_parameters
+
+__all__ = ["find_channels", "first_samples"]
 
 _N_TRACED = 2  # samples: enough to tell the batch axis from others
+_RULES = RULES | {"Dropout": elementwise}  # in training, which values it drops depends on chance alone
 
 
 def find_channels(module: nn.Module, sample: Tensor | tuple[Tensor, ...]) -> Channels:
-    """Trace a network and give its spaces of channels. The network is left as it was, mode and buffers too.
+    """Export a network as it is in evaluation and in training, and give the spaces that are free in both.
 
-    sample: one input batch, of which two samples are used, or a tuple of the forward's arguments. The network
-    is traced as it is in evaluation and as it is in training: what holds only in one of them is not free. One
-    that cannot be traced has no spaces, and `untraced` says why.
+    Args:
+        module: it stays as it is; a copy is exported, at the sizes of the sample.
+        sample: one input batch, of which two samples are used, or a tuple of the forward's arguments.
+
+    Returns:
+        The spaces; none for a network that cannot be exported, with the reason in `untraced`.
     """
-    inputs = first_samples(sample, _N_TRACED)
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    shared = _shared_storage(tensors)
-    ledger = Ledger({name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    names = {id(tensor): name for name, tensor in tensors.items()}
-    for name in shared:
+    floats = {name: one for name, one in tensors.items() if one.is_floating_point() and one.numel() > 1}
+    ledger = Ledger({name: tuple(one.shape) for name, one in floats.items()})
+    for name in _shared_storage(tensors):
         ledger.hold(name, reasons.shared_memory(name))
     axes: dict[str, int | None] = {}
-    with _undisturbed(module), torch.no_grad():
+    inputs = (x.cpu() for x in first_samples(sample, _N_TRACED))
+    example = example_of_tensors([x.float() if x.is_floating_point() else x for x in inputs])
+    with torch.random.fork_rng():
         try:
-            expected = module(*(x.clone() for x in inputs))
-            graphs = _graphs(module)
-        except Exception as cause:  # noqa: BLE001 - whatever a user's forward raises, on a proxy too
-            return _untraced(cause)
-        for i, graph in enumerate(graphs):
-            try:
-                found = ChannelTrace(module, graph, ledger, names, axes).run(*(x.clone() for x in inputs))
-            except ForwardFailed as failure:
-                return _untraced(failure.__cause__ or failure)
-            if i == 0 and not _same(found, expected):
-                return Channels(spaces=(), untraced="The traced graph computes something else.")
+            graphs = graphs_of_parameters(copy_of(module).cpu().float().requires_grad_(False), example)
+        except Exception as cause:  # noqa: BLE001 - whatever a user's forward raises, on made-up tensors too
+            reason = str(cause).strip().partition("\n")[0] or "no message"
+            untraced = f"The forward cannot be exported: {type(cause).__name__}: {reason}"
+            return Channels(spaces=(), untraced=untraced)
+    for graph in graphs:
+        GraphTrace(graph, ledger, axes, shapes_at(graph, {}), _RULES).run()
     return Channels(spaces=tuple(spaces_of(ledger)))
-
-
-def _untraced(cause: BaseException) -> Channels:
-    reason = str(cause).strip().partition("\n")[0] or "no message"
-    return Channels(spaces=(), untraced=f"The forward cannot be traced: {type(cause).__name__}: {reason}")
 
 
 def first_samples(sample: Tensor | tuple[Tensor, ...], n: int) -> tuple[Tensor, ...]:
     """Arguments for a forward of at most n samples."""
     inputs = sample if isinstance(sample, tuple) else (sample,)
     return tuple(x[:n].clone() if x.dim() else x for x in inputs)
-
-
-@contextmanager
-def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """In evaluation mode, with modes, buffers, attributes and the random state put back afterwards."""
-    training = [(part, part.training) for part in module.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    attributes = set(vars(module))
-    module.eval()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        for part, mode in training:
-            part.training = mode
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-        for name in set(vars(module)) - attributes:  # the tracer leaves constants on the module
-            delattr(module, name)
-
-
-def _graphs(module: nn.Module) -> list[fx.Graph]:
-    """The graph in evaluation, and that in training where it is another one."""
-    evaluation = Tracer().trace(module)
-    modes = [(part, part.training) for part in module.modules()]
-    module.train()
-    try:
-        training = Tracer().trace(module)
-    finally:
-        for part, mode in modes:
-            part.training = mode
-    text = (
-        str(training)
-        .replace("training = True", "training = False")
-        .replace("'training': True", "'training': False")
-    )
-    same = text == str(evaluation)
-    return [evaluation] if same else [evaluation, training]
-
-
-def _same(a: object, b: object) -> bool:
-    leaves_a, leaves_b = tree_flatten(a)[0], tree_flatten(b)[0]
-    if len(leaves_a) != len(leaves_b):
-        return False
-    for x, y in zip(leaves_a, leaves_b, strict=True):
-        x = getattr(x, "value", x)
-        if isinstance(x, Tensor) and not torch.allclose(x, y, rtol=1e-3, atol=1e-5, equal_nan=True):
-            return False
-    return True
 
 
 def _shared_storage(tensors: dict[str, Tensor]) -> list[str]:

@@ -255,12 +255,6 @@ def fixed_labels(shape: Sequence[int], *words: object) -> Labels:
     return Labels(torch.full(sizes, FIXED), subs, tuple(shape), tuple(size == 1 for size in shape))
 
 
-def labels_of_one_number(shape: Sequence[int], *words: object) -> Labels:
-    """Values that stay where they are, all alike."""
-    made = fixed_labels(shape, *words)
-    return replace(made, even=(True,) * len(made.shape))
-
-
 def labels_along(atoms: Tensor, subs: Tensor, shape: Sequence[int], dims: Sequence[int]) -> Labels:
     """Labels of values whose channels lie along `dims`, in rising order: atoms and subs (C,)."""
     dims = sorted(dim % len(shape) for dim in dims)

@@ -147,23 +147,23 @@ class Parameters:
             settled.append(labels)
         return rules.elementwise(self.ledger, settled, shape)
 
-    def joined(self, parts: Sequence[Found], dim: int, where: str, *, stacked: bool) -> Labels:
-        """torch.cat or torch.stack."""
+    def joined(self, parts: Sequence[Found], dim: int, where: str) -> Labels:
+        """Parts one behind the other."""
         decided = [part for part in parts if isinstance(part, Labels)]
         known = max(decided, key=_has_channels) if decided else None
-        example = known
-        if known is not None and not stacked:
+        example = None
+        if known is not None:
             example = known.taken(dim % len(known.shape), torch.zeros(1, dtype=torch.int64))
         labels = []
         for part in parts:
             if isinstance(part, Undecided) and part.name not in self.axes and example is not None:
-                index = part.index if stacked else part.index.narrow(dim, 0, 1)
+                index = part.index.narrow(dim, 0, 1)
                 shape = self.ledger.shapes[part.name]
                 self.axes[part.name] = self._axis_like(
                     Undecided(part.name, tuple(index.shape), index), example, shape
                 )
             labels.append(self.settle(part, None, where))
-        return rules.joined(labels, dim, stacked=stacked)
+        return rules.joined(labels, dim)
 
     def raw(self, found: Found | None) -> str:
         """The name of a parameter or buffer that is used as it is. Raises UnknownOperation for another."""

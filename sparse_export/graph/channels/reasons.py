@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 OUTPUT = "an output of the network"
-PLACES = "it holds places of other values"
 ONE_CHANNEL = "there is one channel"
 LAST_CHANNEL = "one channel has to stay"
 TOGETHER = "several operations together treat each channel differently"
@@ -44,10 +43,6 @@ def several_axes(where: str, n: int) -> str:
     return f"{where} has parameters over {n} axes"
 
 
-def one_slope(where: str) -> str:
-    return f"{where} has one slope"
-
-
 def used_differently(name: str) -> str:
     return f"{name} is used in different ways"
 
@@ -81,10 +76,6 @@ def along_channels(where: str) -> str:
 
 def every_with_every(where: str) -> str:
     return f"{where} multiplies every channel with every other"
-
-
-def query_and_key(where: str) -> str:
-    return f"{where}: rows of query and key stay in place"
 
 
 def fixed_state(where: str) -> str:

@@ -49,12 +49,10 @@ def _fitted(operands: Sequence[Labels], axes: Iterable[int] | None = None) -> li
     return [one.spread(axis for axis in long if not one.even[axis]) for one in operands]
 
 
-def joined(parts: Sequence[Labels], dim: int, *, stacked: bool) -> Labels:
-    """torch.cat, or torch.stack. Values of different parts are different, whatever their labels."""
-    rank = len(parts[0].shape) + stacked
+def joined(parts: Sequence[Labels], dim: int) -> Labels:
+    """Parts one behind the other. Values of different parts are different, whatever their labels."""
+    rank = len(parts[0].shape)
     dim %= rank
-    if stacked:
-        parts = [one.reshaped((*one.shape[:dim], 1, *one.shape[dim:])) for one in parts]
     shape = [*parts[0].shape]
     shape[dim] = sum(one.shape[dim] for one in parts)
     first = parts[0]
@@ -124,6 +122,16 @@ def _along_rows(
     for name in filter(None, names):
         ledger.hold(name, reasons.another_axis(where))
     return _one_for(x, dims, shape, where)
+
+
+def _row_by_row(ledger: Ledger, x: Labels, dims: Sequence[int], where: str) -> Labels:
+    """What works along `dims` makes of rows that have other channels each, as group norm: none are tied."""
+    told = x.spread(dims)
+    rank = len(x.shape)
+    sizes = [1 if axis in {dim % rank for dim in dims} else n for axis, n in enumerate(told.atoms.shape)]
+    subs = mixed(told.subs, torch.arange(math.prod(sizes)).reshape(sizes), hash_of("along", where))
+    ledger.sum_over(told.atoms, subs, where)
+    return replace(told, subs=subs, numbers=None).packed()
 
 
 def _one_for(x: Labels, dims: Sequence[int], shape: Shape, where: str) -> Labels:
@@ -220,23 +228,9 @@ def convolution(
     return _made(ledger, outs, bias, mixed(of_output, 3), shape, 1, where)
 
 
-def per_channel(
-    ledger: Ledger,
-    x: Labels,
-    axis: int,
-    names: Iterable[str],
-    where: str,
-    *,
-    groups: int | None = None,
-) -> Labels:
-    """Each channel by itself, with an entry of each parameter: batch norm, PReLU.
-
-    groups: the channels of a group are normalised together, as in group norm.
-    """
+def per_channel(ledger: Ledger, x: Labels, axis: int, names: Iterable[str], where: str) -> Labels:
+    """Each channel by itself, with an entry of each parameter: batch norm."""
     atoms, uses = ledger.columns(x.rows([axis]), where)
-    if groups is not None:
-        uses = mixed(uses, torch.arange(len(uses)) // (len(uses) // groups))
-        ledger.sum_over(atoms, uses, where)
     for name in names:
         ledger.use(AxisKey(name, 0), atoms, uses, where)
     return labels_along(atoms, uses, x.shape, [axis])
@@ -253,6 +247,8 @@ def normalised(ledger: Ledger, x: Labels, dims: Sequence[int], names: Sequence[s
     rows = x.rows(dims)
     if _works_along_rows(ledger, rows[0]):
         return _along_rows(ledger, x, dims, x.shape, names, where)
+    if not names and not _columns_are_one(ledger, rows[0]):
+        return _row_by_row(ledger, x, dims, where)
     if names and len(dims) > 1:
         for name in names:
             ledger.hold(name, reasons.several_axes(where, len(dims)))
@@ -330,56 +326,8 @@ def _expanded(labels: Labels, axes: Iterable[int], shape: Shape) -> Labels:
     return replace(labels, shape=tuple(sizes))
 
 
-def scaled_attention(
-    ledger: Ledger, query: Labels, key: Labels, value: Labels, mask: Labels | None, where: str
-) -> Labels:
-    """softmax(query key^T + mask) value, over the last two axes."""
-    rank = len(key.shape)
-    swapped = key.turned([*range(rank - 2), rank - 1, rank - 2])
-    scores = matrix_product(ledger, query, swapped, f"{where} (query by key)")
-    if mask is not None:
-        scores = elementwise(ledger, [scores, mask], scores.shape)
-    shares = normalised(ledger, scores, [-1], (), where)
-    return matrix_product(ledger, shares, value, f"{where} (by value)")
-
-
 def embedding(ledger: Ledger, shape: Shape, weight: str, where: str) -> Labels:
     """Rows of a table, chosen by fixed indices; channels are its columns."""
     n_rows = ledger.shapes[weight][0]
     ledger.use(AxisKey(weight, 0), torch.full((n_rows,), FIXED), 0, where)
     return _made(ledger, AxisKey(weight, 1), None, 0, shape, len(shape) - 1, where)
-
-
-def multihead_attention(
-    ledger: Ledger,
-    inputs: tuple[Labels, Labels, Labels],
-    weights: tuple[str, str, str] | str,
-    bias: str | None,
-    out: tuple[str, str | None],
-    shape: Shape,
-    n_heads: int,
-    where: str,
-) -> Labels:
-    """nn.MultiheadAttention: query, key, value (..., E); out: weight and bias of the output projection.
-
-    weights: one matrix (3E, E), or three. Rows of query and key stay in place: nothing reads them but the
-    scores. The value's rows move within their head, and the output projection's columns with them.
-    """
-    for labels, weight in zip(inputs, [weights] * 3 if isinstance(weights, str) else weights, strict=True):
-        atoms, uses = ledger.columns(labels.rows([-1]), where)
-        ledger.use(AxisKey(weight, 1), atoms, uses, where)
-    size = shape[-1]
-    head = mixed(torch.arange(size) // (size // n_heads), 4)
-    if isinstance(weights, str):
-        rows, _ = ledger.make(
-            AxisKey(weights, 0), torch.cat([torch.zeros(2 * size, dtype=torch.int64), head]), where
-        )
-        ledger.pin(rows[: 2 * size], reasons.query_and_key(where))
-        values = rows[2 * size :]
-    else:
-        values, _ = ledger.make(AxisKey(weights[2], 0), head, where)
-    if bias is not None:
-        ledger.use(AxisKey(bias, 0), torch.cat([torch.full((2 * size,), FIXED), values]), 0, where)
-    weight, out_bias = out
-    ledger.use(AxisKey(weight, 1), values, head, where)
-    return _made(ledger, AxisKey(weight, 0), out_bias, 0, shape, len(shape) - 1, where)

@@ -108,7 +108,12 @@ class TorchNetwork:
     def permute(self, names: Collection[str], pattern: NMPattern, search: Search) -> PermutationReport:
         """Permute the module in place."""
         return permute_network(
-            self.module, self._sample, dict.fromkeys(names, pattern), search, extra=[self.masks]
+            self.module,
+            self._sample,
+            dict.fromkeys(names, pattern),
+            search,
+            extra=[self.masks],
+            channels=self.channels,
         )
 
     def gatherable(self, names: Sequence[str], gather: Gather) -> list[str]:

@@ -97,6 +97,7 @@ def permute_network(
     masks: Mapping[str, Tensor] | None = None,
     extra: Sequence[Mapping[str, Tensor]] = (),
     scores: Mapping[str, Tensor] | None = None,
+    channels: Channels | None = None,
 ) -> PermutationReport:
     """Reorder channels in place so that more of each layer fits its pattern; the function stays what it was.
 
@@ -105,7 +106,7 @@ def permute_network(
     masks: moved alike, and what they keep is what counts as nonzero.  extra: mappings parameter name ->
         tensor of the parameter's shape, moved alike: momentum, exp_avg, exp_avg_sq. So are gradients.
     scores: what a weight's entries are worth, of its shape, in place of |weight|; the report tells of it
-    then. Before anything is touched, the outputs of a float64 copy are compared before and after, on the
+    then.  channels: what `find_channels` found; None to look. Before anything is touched, the outputs of a float64 copy are compared before and after, on the
     sample and on random inputs, with its weights and with random ones. Raises GateFailed when they differ, or
     weights are NaN or infinite, and UsageError for a name that the network does not have, an extra of another
     shape, or a search that gives no permutation.
@@ -114,34 +115,74 @@ def permute_network(
     tensors = tensors_of(module)
     check_names(module, layers, masks, [*extra, scores])
     require_finite({name: tensors[name] for name in layers})
-    channels = find_channels(module, sample)
+    if channels is None:
+        channels = find_channels(module, sample)
     weights = {name: searched_weight(scores.get(name, tensors[name]), masks.get(name)) for name in layers}
     axes = {name: reduction_axis(module, name) for name in layers}
-    chosen, notes = choose_orders(channels, layers, weights, axes, search)
-    orders = orders_of(
-        tensors, ((space, chosen[space.name]) for space in channels.free if space.name in chosen)
-    )
-    difference = difference_by(module, sample, orders) if orders else 0.0
-    if not difference <= _TOLERANCE:
-        raise GateFailed(
-            f"With its channels permuted the network's outputs differ by {difference:.3g} of the largest.",
-            expected=f"At most {_TOLERANCE:g} was expected, in float64. The network was left as it was.",
-            do="Train or export it without a permutation; the rules for one of its operations are wrong.",
-        )
-    record = record_of(channels, chosen)
-    after = {name: reordered(weight, orders.get(name)) for name, weight in weights.items()}
-    changes = tuple(
-        layer_change(name, pattern, axes[name], channels, weights[name], after[name], notes)
-        for name, pattern in layers.items()
-    )
+
+    def proven(orders: Mapping[str, Tensor]) -> float:
+        difference = difference_by(module, sample, orders)
+        if not difference <= _TOLERANCE:
+            raise GateFailed(
+                f"With its channels permuted the network's outputs differ by {difference:.3g} of the largest.",
+                expected=f"At most {_TOLERANCE:g} was expected, in float64. The network was left as it was.",
+                do="Train or export it without a permutation; the rules for one of its operations are wrong.",
+            )
+        return difference
+
+    report, orders = searched_orders(channels, tensors, layers, weights, axes, search, proven)
     apply_orders(module, orders, [masks, *extra])
-    return PermutationReport(
+    return report
+
+
+def searched_orders(
+    channels: Channels,
+    tensors: Mapping[str, Tensor],
+    layers: Mapping[str, NMPattern],
+    weights: Mapping[str, Tensor],
+    axes: Mapping[str, int | None],
+    search: Search,
+    proven: Callable[[Mapping[str, Tensor]], float],
+) -> tuple[PermutationReport, dict[str, Tensor]]:
+    """Find better orders of channels; nothing is moved.
+
+    Args:
+        channels: the spaces of a network.
+        tensors: all that it has, by name.
+        layers: names of weights -> pattern.
+        weights: what is searched of these, as `searched_weight` gives it.
+        axes: the one that each layer sums over.
+        search: (rows (R, I), pattern) -> int64 permutation of I.
+        proven: given orders, how far outputs differ by them; raises where that is too far.
+
+    Returns:
+        The report, and by tensor the place in the old one of every entry (see `reordered`).
+
+    Raises:
+        UsageError: the search gives no permutation.
+    """
+    chosen, notes = choose_orders(channels, layers, weights, axes, search)
+    moved = ((space, chosen[space.name]) for space in channels.free if space.name in chosen)
+    orders = orders_of(tensors, moved)
+    report = PermutationReport(
         spaces=tuple(space_change(space, chosen, notes) for space in channels.spaces),
-        layers=changes,
-        record=record,
-        difference=difference,
+        layers=tuple(
+            layer_change(
+                name,
+                pattern,
+                axes[name],
+                channels,
+                weights[name],
+                reordered(weights[name], orders.get(name)),
+                notes,
+            )
+            for name, pattern in layers.items()
+        ),
+        record=record_of(channels, chosen),
+        difference=proven(orders) if orders else 0.0,
         untraced=channels.untraced,
     )
+    return report, orders
 
 
 def require_finite(weights: Mapping[str, Tensor]) -> None:

@@ -13,18 +13,15 @@ from sparse_export.errors import GateFailed, UnknownNameError, UsageError
 from sparse_export.graph.channels.graph_groups import find_graph_channels
 from sparse_export.graph.channels.graph_proof import difference_by_orders, reordered_graph
 from sparse_export.graph.channels.graph_trace import own_parameters
-from sparse_export.graph.channels.orders import orders_of, record_of, reordered
 from sparse_export.graph.channels.spaces import Channels
 from sparse_export.graph.constants import array_of
 from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.passes.permute import (
     PermutationReport,
     Search,
-    choose_orders,
-    layer_change,
     require_finite,
+    searched_orders,
     searched_weight,
-    space_change,
 )
 from sparse_export.signature import Feeds
 from sparse_export.sparsity.pattern import NMPattern
@@ -88,24 +85,10 @@ def permute_graph(
     found = find_graph_channels(model, sizes) if channels is None else channels
     axes = reduction_axes(model, layers)
     weights = {name: searched_weight(scores.get(name, tensors[name].float()), None) for name in layers}
-    chosen, notes = choose_orders(found, layers, weights, axes, search)
-    orders = orders_of(tensors, ((space, chosen[space.name]) for space in found.free if space.name in chosen))
-    difference = 0.0
-    permuted = model
-    if orders:
-        difference = _proven(model, orders, feeds)
-        permuted = reordered_graph(model, orders)
-    after = {name: reordered(weight, orders.get(name)) for name, weight in weights.items()}
-    report = PermutationReport(
-        spaces=tuple(space_change(space, chosen, notes) for space in found.spaces),
-        layers=tuple(
-            layer_change(name, pattern, axes[name], found, weights[name], after[name], notes)
-            for name, pattern in layers.items()
-        ),
-        record=record_of(found, chosen),
-        difference=difference,
-        untraced=found.untraced,
+    report, orders = searched_orders(
+        found, tensors, layers, weights, axes, search, lambda orders: _proven(model, orders, feeds)
     )
+    permuted = reordered_graph(model, orders) if orders else model
     return PermutedGraph(model=permuted, report=report, orders=orders)
 
 
