@@ -398,7 +398,7 @@ def _not_exported(module: nn.Module, example: Example, cause: BaseException) -> 
         )
     inputs = ", ".join(f"{one} {_shape_text(example, one)}" for one in example.tensors)
     return UsageError(
-        f"The network {name} cannot be exported: {_reason(cause)}.",
+        f"The network {name} cannot be exported: {reason_of(cause)}.",
         expected=f"A network was expected that torch.export can trace with {inputs}, the named sizes being "
         "free.",
         do="Run torch.export.export on it to see the whole reason.",
@@ -411,7 +411,7 @@ def _is_branch_on_values(cause: BaseException | None) -> bool:
     return cause is not None
 
 
-def _reason(cause: BaseException) -> str:
+def reason_of(cause: BaseException) -> str:
     """The first line of the innermost cause: the exporter wraps it in pages of advice."""
     while cause.__cause__ is not None:
         cause = cause.__cause__

@@ -215,6 +215,17 @@ def test_parameters_of_zeros_and_ones_move_too() -> None:
     assert names == {"0.weight", "0.bias", "1.weight", "1.bias", "2.weight"}
 
 
+def test_a_norm_by_the_statistics_of_the_batch_moves() -> None:
+    norm = nn.BatchNorm2d(8, track_running_stats=False)
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), norm, nn.Conv2d(8, 2, 1)).double()
+    nn.init.uniform_(norm.weight)
+    x = torch.randn(IMAGES).double()
+    channels, expected = find_channels(module, x), module(x)
+    apply_record(module, random_record(channels))
+    assert widths(channels) == [8]
+    torch.testing.assert_close(module(x), expected, rtol=1e-10, atol=1e-10)
+
+
 def test_inputs_and_outputs_stay() -> None:
     channels = find_channels(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8)), torch.randn(2, 4))
     (inner,) = channels.free

@@ -6,7 +6,7 @@ Operators that only move values are run on the labels themselves. One that is no
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -283,21 +283,28 @@ def batch_norm(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     """Each channel by itself, with an entry of each parameter."""
     if attribute(node, "training_mode", 0) or any(node.output[1:]):
         raise UnknownOperation("statistics of the batch")
+    x, read = trace.labels(node), [trace.value(node, at) for at in range(1, 5)]
+    if any(isinstance(one, Labels) for one in read):  # statistics of the batch, computed beside it
+        return [_scaled(trace, node, x, x, range(1, 5))]
     names = [name for at in range(1, 5) if (name := trace.raw(node, at)) is not None]
-    return [rules.per_channel(trace.ledger, trace.labels(node), 1, names, trace.where(node))]
+    return [rules.per_channel(trace.ledger, x, 1, names, trace.where(node))]
+
+
+def _scaled(trace: GraphTrace, node: onnx.NodeProto, x: Labels, made: Found, places: Iterable[int]) -> Found:
+    """What is made of x, with an entry for each channel of the inputs at these places."""
+    for at in places:
+        found = trace.found(node, at)
+        shape = (x.shape[1], *[1] * (len(x.shape) - 2))
+        spread = trace.parameters.looked_up(found, positions(_shape_of(found)).reshape(shape))
+        made = trace.parameters.elementwise([made, spread], x.shape, trace.where(node))
+    return made
 
 
 def instance_norm(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:
     """Each map by itself; with channels in the map it is a group norm."""
     x, where = trace.labels(node), trace.where(node)
     dims = range(2, len(x.shape))
-    made: Found = rules.normalised(trace.ledger, x, dims, (), where)
-    for at in (1, 2):
-        found = trace.found(node, at)
-        shape = (x.shape[1], *[1] * len(dims))
-        spread = trace.parameters.looked_up(found, positions(_shape_of(found)).reshape(shape))
-        made = trace.parameters.elementwise([made, spread], x.shape, where)
-    return [made]
+    return [_scaled(trace, node, x, rules.normalised(trace.ledger, x, dims, (), where), (1, 2))]
 
 
 def layer_norm(trace: GraphTrace, node: onnx.NodeProto) -> Sequence[Value]:

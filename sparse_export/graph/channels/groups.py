@@ -15,7 +15,7 @@ from sparse_export.graph.channels.spaces import Channels, spaces_of
 from sparse_export.graph.concrete import shapes_at
 from sparse_export.graph.copies import copy_of
 from sparse_export.graph.example import example_of_tensors
-from sparse_export.graph.export import graphs_of_parameters
+from sparse_export.graph.export import graphs_of_parameters, reason_of
 
 __all__ = ["find_channels", "first_samples"]
 
@@ -45,9 +45,7 @@ def find_channels(module: nn.Module, sample: Tensor | tuple[Tensor, ...]) -> Cha
         try:
             graphs = graphs_of_parameters(copy_of(module).cpu().float().requires_grad_(False), example)
         except Exception as cause:  # noqa: BLE001 - whatever a user's forward raises, on made-up tensors too
-            reason = str(cause).strip().partition("\n")[0] or "no message"
-            untraced = f"The forward cannot be exported: {type(cause).__name__}: {reason}"
-            return Channels(spaces=(), untraced=untraced)
+            return Channels(spaces=(), untraced=f"The forward cannot be exported: {reason_of(cause)}")
     for graph in graphs:
         GraphTrace(graph, ledger, axes, shapes_at(graph, {}), _RULES).run()
     return Channels(spaces=tuple(spaces_of(ledger)))
