@@ -1,7 +1,8 @@
 """Train, compact and time the LeNets: how much of a sparse network goes with its dead channels, and what that
 gains.
 
-    python -m benchmarks.bench_compact --data-dir DIR [--work DIR] [--rounds N] [--batch SIZES] [--json FILE]
+    python -m benchmarks.bench_compact --data-dir DIR [--work DIR] [--rounds N] [--batch SIZES] [--case
+    NAME]... [--json FILE]
 
 Each step is a command of the command line, run in a process of its own: `train`, `build --compact`, `build`
 of the dense twin, `compare`. Runs and bundles that lie in the work folder already are used again. One thread.
@@ -32,12 +33,21 @@ class Case:
     preset: str
     epochs: int
 
+    @property
+    def name(self) -> str:
+        return f"{self.recipe}-{self.density:g}-{self.preset}"
+
 
 CASES = (
     Case(recipe="mnist-lenet300-100", density=0.05, preset="reference", epochs=20),
     Case(recipe="mnist-lenet300-100", density=0.01, preset="reference", epochs=20),
     Case(recipe="mnist-lenet5", density=0.05, preset="reference", epochs=5),
     Case(recipe="mnist-lenet5", density=0.05, preset="default", epochs=5),
+    Case(recipe="mnist-lenet300-100", density=0.05, preset="default", epochs=20),
+    Case(recipe="mnist-lenet300-100", density=0.01, preset="default", epochs=20),
+    Case(recipe="mnist-lenet300-100", density=0.05, preset="compact", epochs=20),
+    Case(recipe="mnist-lenet300-100", density=0.01, preset="compact", epochs=20),
+    Case(recipe="mnist-lenet5", density=0.05, preset="compact", epochs=5),
 )
 
 
@@ -78,7 +88,7 @@ class Commands:
 def measure(commands: Commands, case: Case, rounds: int, batches: str) -> dict[str, Any]:
     """Everything about one case: what went, and the whole comparison with its raw samples."""
     work = commands.work
-    name = f"{case.recipe}-{case.density:g}-{case.preset}"
+    name = case.name
     sparse = commands.train(
         case.recipe, name, case.epochs, "--preset", case.preset, "--density", f"{case.density:g}"
     )
@@ -116,11 +126,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, help="folder of runs and bundles (default: a temporary one)")
     parser.add_argument("--rounds", type=int, default=24, metavar="N", help="of compare (default: 24)")
     parser.add_argument("--batch", default="1,32,256", metavar="SIZES", help="of compare (default: 1,32,256)")
+    names = [case.name for case in CASES]
+    parser.add_argument("--case", action="append", choices=names, help="only this one (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples and the machine's facts")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         commands = Commands(options.work or Path(folder), options.data_dir)
-        results = [measure(commands, case, options.rounds, options.batch) for case in CASES]
+        cases = [case for case in CASES if not options.case or case.name in options.case]
+        results = [measure(commands, case, options.rounds, options.batch) for case in cases]
     for result in results:
         case, fact = result["case"], result["compacted"]
         share = fact["n_weights_after"] / fact["n_weights_before"]
