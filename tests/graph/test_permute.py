@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from sparse_export import models
 from sparse_export.errors import GateFailed, UnknownNameError, UsageError
 from sparse_export.graph.channels import proof, rules
-from sparse_export.graph.channels.orders import apply_record
+from sparse_export.graph.channels.groups import find_channels
+from sparse_export.graph.channels.orders import apply_record, orders_of, tensors_of
 from sparse_export.graph.passes.permute import permute_network
 from sparse_export.sparsity.pattern import NMPattern, groups_over, largest_per_group
 from sparse_export.train.layers import maskable_parameters
@@ -378,6 +380,18 @@ def test_the_tolerance_is_far_above_rounding_and_far_below_a_mistake() -> None:
     module = sorted_columns()
     wrong = {"0.bias": torch.arange(16).roll(1)}
     assert proof.difference_by(module, torch.randn(4, 6), wrong) > 1e-3
+
+
+def test_two_channels_that_change_places_in_one_member_alone_fail_the_proof() -> None:
+    module, x = sorted_columns(), torch.randn(4, 6)
+    space = find_channels(module, x).free[0]
+    swapped = torch.arange(space.width)
+    swapped[[0, 1]] = swapped[[1, 0]]
+    assert len(space.members) == 3
+    for member in space.members:
+        alone = replace(space, members=(member,))
+        assert proof.difference_by(module, x, orders_of(tensors_of(module), [(alone, swapped)])) > 1e-3
+    assert proof.difference_by(module, x, orders_of(tensors_of(module), [(space, swapped)])) < 1e-12
 
 
 def test_scores_decide_in_place_of_magnitude() -> None:
