@@ -61,7 +61,7 @@ from sparse_export.train.speed import LayerUse, layer_uses, speed_of
 from sparse_export.train.starting_point import STARTED, StartingPoint, promises_of
 from sparse_export.train.stepper import Stepper
 from sparse_export.train.stopping import Stop
-from sparse_export.train.teacher import Teacher, layers_learnt, save_teacher
+from sparse_export.train.teacher import Teacher, layers_learnt, read_teacher, save_teacher
 
 _SAVE_EVERY_S = 120.0  # within a long epoch
 _CHECK_EVERY = 50  # steps between looks at an accelerator's loss
@@ -164,7 +164,7 @@ class Session:
         n_outputs = n_outputs_of(self.info.signature)
         network = make_network(self.recipe, n_outputs, self.device, self.world)
         layers = layers_learnt(self.recipe.distill, self.sparse.masks if self.sparse else ())
-        return Teacher(network, self.out, task_named(self.recipe.task), layers)
+        return Teacher(read_teacher(network, self.out), task_named(self.recipe.task), layers)
 
     def _best_state(self, earlier: RunInfo | None) -> BestState | None:
         """Where the best epoch is kept; None where the last one is. Raises UsageError without validation."""

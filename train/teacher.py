@@ -21,7 +21,16 @@ from sparse_export.train.checkpoint import state_path
 from sparse_export.train.inputs import ModelInputs, called
 from sparse_export.train.user_run import tensors_in
 
-__all__ = ["FEATURES", "OUTPUTS", "Teacher", "layers_learnt", "save_teacher", "weights_of"]
+__all__ = [
+    "FEATURES",
+    "OUTPUTS",
+    "Teacher",
+    "layers_learnt",
+    "read_teacher",
+    "relative_distance",
+    "save_teacher",
+    "weights_of",
+]
 
 OUTPUTS = "outputs"
 """What can be learnt of the dense network."""
@@ -29,34 +38,22 @@ FEATURES = "features"
 """What can be learnt of it beside its outputs: those of the sparse layers."""
 
 _TEMPERATURE = 2.0
+_LAYERS_WEIGHT = 100.0  # of the mean over the layers, beside the loss of the outputs
 _TINY = 1e-12
 
 
 class Teacher:
     """Owns the network that is learnt from. It stays in eval mode, and as it is."""
 
-    def __init__(self, network: nn.Module, run: Path, task: Task, layers: Sequence[str] = ()) -> None:
-        """Read its weights.
+    def __init__(self, network: nn.Module, task: Task, layers: Sequence[str] = ()) -> None:
+        """Take a network.
 
         Args:
-            network: of the same kind as the one that learns; its weights are replaced.
-            run: folder of the run, where `save_teacher` left them.
+            network: of the same kind as the one that learns, with the weights to learn from.
             task: what the networks are for.
             layers: names of the modules whose outputs are learnt beside those of the network; none as the
                 default.
-
-        Raises:
-            ArtefactError: the weights cannot be read, or are of another network.
         """
-        path = _path(run)
-        try:
-            load_unversioned(network, load_file(path))
-        except (OSError, SafetensorError, UsageError) as cause:
-            raise ArtefactError(
-                f"{path} cannot be read: {cause}.",
-                expected="The weights of the dense network that is learnt from were expected.",
-                do="Start the run again in another folder.",
-            ) from cause
         self._network = network.eval().requires_grad_(False)
         self._is_classifier = isinstance(task, Classification)
         self._layers = tuple(layers)
@@ -66,8 +63,8 @@ class Teacher:
 
         Of classes it is the KL divergence of the softened probabilities, times the square of the
         temperature, which is 2 (Hinton et al. 2015), of other outputs the mean of their squared differences
-        by the variance. That of a layer is the mean squared difference by the variance too, and the mean
-        over the layers is added.
+        by the variance. That of a layer is the mean squared difference by the variance too, and 100 times the
+        mean over the layers is added.
 
         Args:
             x: inputs of a batch.
@@ -88,7 +85,7 @@ class Teacher:
             for pair in zip(found_within[name], wanted_within[name], strict=True)
             if pair[0].shape == pair[1].shape
         ]
-        return loss + _relative_distance(pairs) if pairs else loss
+        return loss + _LAYERS_WEIGHT * relative_distance(pairs) if pairs else loss
 
     def _outputs_loss(self, outputs: Any, wanted: Any) -> Tensor:
         if self._is_classifier and isinstance(outputs, Tensor):
@@ -102,11 +99,18 @@ class Teacher:
                 "The network gives no output of floats, and a dense network's outputs were to be learnt.",
                 do="Leave --distill out.",
             )
-        return _relative_distance(pairs)
+        return relative_distance(pairs)
 
 
-def _relative_distance(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """The mean squared difference of each pair by the variance of the second, then the mean of these."""
+def relative_distance(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The mean squared difference of each pair by the variance of the second, then the mean of these.
+
+    Args:
+        pairs: floats of the same shape, what was found and what was wanted.
+
+    Returns:
+        A scalar.
+    """
     return torch.stack(
         [
             (found.float() - wanted.float()).square().mean() / wanted.float().var().clamp(min=_TINY)
@@ -156,6 +160,31 @@ def weights_of(network: nn.Module) -> dict[str, Tensor]:
         network: as it is now.
     """
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def read_teacher(network: nn.Module, run: Path) -> nn.Module:
+    """Give a network the weights that `save_teacher` left.
+
+    Args:
+        network: of the same kind as the one that learns; its weights are replaced.
+        run: folder of the run.
+
+    Returns:
+        The network.
+
+    Raises:
+        ArtefactError: the weights cannot be read, or are of another network.
+    """
+    path = _path(run)
+    try:
+        load_unversioned(network, load_file(path))
+    except (OSError, SafetensorError, UsageError) as cause:
+        raise ArtefactError(
+            f"{path} cannot be read: {cause}.",
+            expected="The weights of the dense network that is learnt from were expected.",
+            do="Start the run again in another folder.",
+        ) from cause
+    return network
 
 
 def save_teacher(run: Path, weights: Mapping[str, Tensor]) -> None:
