@@ -91,8 +91,8 @@ if TYPE_CHECKING:
     metavar="STEPS",
     default="none",
     show_default=True,
-    help="Bring layers back towards the dense network, without labels: auto, or some of damping, streams, "
-    "sums, bias, variance.",
+    help="Bring layers back towards the dense network, without labels: some of auto, damping, streams, "
+    "sums, bias, variance, joint.",
 )
 @click.option(
     "--norms", is_flag=True, help="Re-estimate batch norms on the calibration samples; kept where it helps."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import glob
 import math
 import time
@@ -31,14 +32,11 @@ from sparse_export.oneshot.graph_pruning import (
     has_walk,
     squares_of_graph,
 )
-from sparse_export.oneshot.layers import (
-    Method,
-    prune_weight,
-    worth_of_weight,
-)
+from sparse_export.oneshot.joint import JointFit, fit_jointly
+from sparse_export.oneshot.layers import Method, prune_weight, worth_of_weight
 from sparse_export.oneshot.parted import Parted, parted
-from sparse_export.oneshot.recovering import sparsify_recovering
-from sparse_export.oneshot.recovery import NormsResult, Recovery, RecoveryResult
+from sparse_export.oneshot.recovering import sparsify_recovering, split
+from sparse_export.oneshot.recovery import JointResult, NormsResult, Recovery, RecoveryResult
 from sparse_export.oneshot.report import SparsifiedLayer, SparsifyReport, Stage
 from sparse_export.oneshot.source import Source
 from sparse_export.oneshot.unused import unused_weights
@@ -105,13 +103,16 @@ class Work:
         task: Task,
         memory_bytes: int = CALIBRATION_MEMORY,
         recovery: Recovery | None = None,
+        augments: bool = False,
     ) -> None:
         self.source, self.network, self.masks = source, source.network, dict(source.masks)
         self.input_shape, self.n_outputs = input_shape, n_outputs
         self.loader, self.device, self.seed, self.task = loader, device, seed, task
-        self.memory_bytes, self.recovery = memory_bytes, recovery
+        self.memory_bytes, self._augments = memory_bytes, augments
+        self.recovery, self._joint = (None, False) if recovery is None else (recovery.of_walk, recovery.joint)
         self.recovered: RecoveryResult | None = None
         self.settled: NormsResult | None = None
+        self.joint: JointResult | None = None
         self.walk_batch = max(1, min(CALIBRATION_BATCH, _WALK_VALUES // math.prod(input_shape)))
         self.n_calibration = (
             0 if loader is None else _whole_batches(n_calibration, loader.info.n_train, self.walk_batch)[0]
@@ -251,6 +252,7 @@ class Work:
         dense = dict(reasons)
         self.network.cpu()
         measures = errors or self.recovery is not None
+        original = copy.deepcopy(self.network) if self._joint else None
         walks = self._chosen is not None or (
             self.loader is not None and (norms or has_walk(method, errors=measures))
         )
@@ -305,6 +307,16 @@ class Work:
         for name, values in {} if walked is None else walked.norms.items():
             tensors[name].copy_(values)
         self.n_norms = 0 if walked is None else len(walked.norms) // 2
+        if original is not None:
+            samples = torch.cat(list(self.batches(self.walk_batch)))
+            how = JointFit(
+                task=self.task,
+                device=self.device,
+                batch_size=self.walk_batch,
+                augments=self._augments,
+                seed=self.seed,
+            )
+            self.joint = fit_jointly(self.network, original, self.masks, samples, how)
         self.stage("sparsified", time.monotonic() - began)
         self.network.cpu()
         parameters = [
@@ -345,11 +357,14 @@ class Work:
     ) -> _Walked:
         """The weights that a walk over the network's graph pruned, with their errors."""
         graph = self._graph()
+        batches = graph.batches
+        if self._joint and self.recovery is None and not norms:  # else it holds these samples back by itself
+            batches, _ = split(batches, graph.signature, "--recover")
         pruned = sparsify_recovering(
             graph.graph,
             recovery=self.recovery,
             signature=graph.signature,
-            batches=graph.batches,
+            batches=batches,
             pattern=next(iter(caps.values())).pattern,
             method=method,
             only=caps,
@@ -431,6 +446,7 @@ class Work:
             choice=choice,
             recovery=self.recovered,
             norms=self.settled,
+            joint=self.joint,
         )
 
 

@@ -21,7 +21,7 @@ from sparse_export.oneshot.wiring import wiring_of
 from sparse_export.signature import Array, Feeds, Signature
 from sparse_export.tasks.samples import BatchSamples
 
-__all__ = ["changed_arrays", "kept_of", "sparsify_recovering"]
+__all__ = ["changed_arrays", "kept_of", "n_held_of", "sparsify_recovering", "split"]
 
 _SHARE = 5  # one in so many samples decides
 _MOST = 64  # of them
@@ -62,7 +62,7 @@ def sparsify_recovering(
     dense = parted(model)
     if norms and not norms_of(dense.model, wiring_of(dense.model)):
         recovery, norms = recovery or CHANNELS, False
-    rest, check = _split(batches, signature, asked)
+    rest, check = split(batches, signature, asked)
 
     def walk(steps: Recovery | None, *, with_norms: bool = False) -> PrunedGraph:
         own = {**options, "errors": True} if recovery is not None else options
@@ -129,15 +129,37 @@ def changed_arrays(pruned: PrunedGraph, graph: Parted) -> dict[str, Array]:
     return {one.name: graph.read(one) for one in graph.model.graph.initializer if one.name in names}
 
 
-def _split(batches: Sequence[Feeds], signature: Signature, option: str) -> tuple[list[Feeds], list[Feeds]]:
-    """Four fifths of the samples, and the others, 64 at most."""
-    sizes = [signature.n_samples(feeds) for feeds in batches]
-    n_check = min(_MOST, int(np.sum(sizes)) // _SHARE)
-    if not n_check or (signature.batch is None and len(batches) < _SHARE):
+def n_held_of(n: int, option: str) -> int:
+    """How many samples decide whether something helps, the last ones of all.
+
+    Args:
+        n: calibration samples.
+        option: that asks for it.
+
+    Raises:
+        UsageError: they are too few.
+    """
+    if n < _SHARE:
         raise UsageError(
-            f"{sum(sizes)} samples are too few for {option}: one in {_SHARE} decides whether it helps.",
+            f"{n} samples are too few for {option}: one in {_SHARE} decides whether it helps.",
             do=f"Give {_SHARE} or more samples, or leave {option} out.",
         )
+    return min(_MOST, n // _SHARE)
+
+
+def split(batches: Sequence[Feeds], signature: Signature, option: str) -> tuple[list[Feeds], list[Feeds]]:
+    """Four fifths of the samples, and the others, 64 at most, which decide whether something helps.
+
+    Args:
+        batches: calibration inputs.
+        signature: of the network.
+        option: that asks for it.
+
+    Raises:
+        UsageError: they are too few.
+    """
+    sizes = [signature.n_samples(feeds) for feeds in batches]
+    n_check = n_held_of(len(batches) if signature.batch is None else int(np.sum(sizes)), option)
     rest: list[Feeds] = []
     check: list[Feeds] = []
     for feeds, n in zip(reversed(batches), reversed(sizes), strict=True):

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from sparse_export.errors import UsageError
 
-__all__ = ["AUTO", "CHANNELS", "NONE", "NormsResult", "Recovery", "RecoveryResult", "recovery_from_text"]
+__all__ = [
+    "AUTO",
+    "CHANNELS",
+    "NONE",
+    "JointResult",
+    "NormsResult",
+    "Recovery",
+    "RecoveryResult",
+    "recovery_from_text",
+]
 
 AUTO, NONE = "auto", "none"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """Steps of a walk in which the dense network runs beside the pruned one.
+    """Steps of a walk in which the dense network runs beside the pruned one, and one behind it.
 
     Attributes:
         damping: how far weights may go from the dense ones is chosen for each layer, on a fifth of its inputs
@@ -24,6 +33,8 @@ class Recovery:
             the layer also makes up for what that value has lost.
         bias: each output channel gets its mean back.
         variance: each output channel gets its standard deviation back.
+        joint: after the walk the kept weights of all layers are fitted together by gradients; of torch networks
+            alone, see `sparse_export.oneshot.joint`.
     """
 
     damping: bool = False
@@ -31,6 +42,7 @@ class Recovery:
     sums: bool = False
     bias: bool = False
     variance: bool = False
+    joint: bool = False
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -38,6 +50,12 @@ class Recovery:
 
     def __str__(self) -> str:
         return ",".join(self.steps) or NONE
+
+    @property
+    def of_walk(self) -> Recovery | None:
+        """The steps of the walk; None where there are none."""
+        found = replace(self, joint=False)
+        return found if found.steps else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +82,33 @@ class RecoveryResult:
         changes = f"{self.change_without:.3g} without, {self.change_with:.3g} with {steps}"
         found = "recovery was kept" if self.kept else "no recovery helped"
         return f"{found}: squared change of the outputs {changes}, on {self.n_samples} other samples"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointResult:
+    """Whether fitting the kept weights together helped.
+
+    Attributes:
+        n_steps: of the optimizer.
+        kept: the network is the one with it.
+        change_without: squared change of the outputs by their variance, on samples that no weight was fitted to,
+            as the walk left the network.
+        change_with: likewise, after the fit.
+        n_samples: how many these are.
+    """
+
+    n_steps: int
+    kept: bool
+    change_without: float
+    change_with: float
+    n_samples: int
+
+    def __str__(self) -> str:
+        found = "was kept" if self.kept else "did not help and was not kept"
+        return (
+            f"the joint fit {found}: squared change of the outputs {self.change_without:.3g} without, "
+            f"{self.change_with:.3g} after {self.n_steps} steps, on {self.n_samples} other samples"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +148,7 @@ def recovery_from_text(text: str) -> Recovery | None:
     """What `--recover` asks for.
 
     Args:
-        text: `none`, `auto`, or names of steps with commas between them.
+        text: `none`, or names of steps with commas between them, of which `auto` stands for several.
 
     Returns:
         None for `none`.
@@ -113,10 +158,9 @@ def recovery_from_text(text: str) -> Recovery | None:
     """
     if text == NONE:
         return None
-    if text == AUTO:
-        return _DEFAULT
     known = [one.name for one in fields(Recovery)]
-    steps = [step.strip() for step in text.split(",")]
+    asked = [step.strip() for step in text.split(",")]
+    steps = [step for one in asked for step in (_DEFAULT.steps if one == AUTO else [one])]
     for step in steps:
         if step not in known:
             raise UsageError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sparse_export.formats.score import Score
 from sparse_export.oneshot.choice import Choice
-from sparse_export.oneshot.recovery import NormsResult, RecoveryResult
+from sparse_export.oneshot.recovery import JointResult, NormsResult, RecoveryResult
 from sparse_export.tables import Shown, Table, shape_text
 from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
 from sparse_export.tasks.scores import value_text
@@ -80,6 +80,7 @@ class SparsifyReport:
         choice: how layers were chosen under a bound on what may be lost; None without one.
         recovery: whether bringing layers back towards the dense network helped; None where it was not tried.
         norms: whether re-estimated batch norms helped; None where they were not asked for, or there are none.
+        joint: whether fitting the kept weights together helped; None where it was not asked for.
     """
 
     model: str
@@ -103,6 +104,7 @@ class SparsifyReport:
     choice: Choice | None = None
     recovery: RecoveryResult | None = None
     norms: NormsResult | None = None
+    joint: JointResult | None = None
 
     def shown(self) -> Shown:
         """What each layer kept, how good the network was after each step, and a summary."""
@@ -175,6 +177,8 @@ def _summary(report: SparsifyReport) -> str:
         parts.append(str(report.recovery))
     if report.norms is not None:
         parts.append(str(report.norms))
+    if report.joint is not None:
+        parts.append(str(report.joint))
     if report.permute:
         parts.append(
             report.untraced

@@ -181,7 +181,8 @@ def sparsify(
         model, told, weights=weights, input_shape=input_shape, seed=seed, trust=trust, in_torch=in_torch
     )
     if graph is not None:
-        _require_no_training(graph.name, finetune=finetune, moving=moving)
+        joint = recovery is not None and recovery.joint
+        _require_no_training(graph.name, finetune=finetune, moving=moving, joint=joint)
         made, found = sparsify_source(
             graph,
             out,
@@ -408,11 +409,12 @@ def task_of(run: Run | None) -> str:
     return CLASSIFICATION.name if known == AGREEMENT.name else known
 
 
-def _require_no_training(name: str, *, finetune: int, moving: bool) -> None:
+def _require_no_training(name: str, *, finetune: int, moving: bool, joint: bool) -> None:
     """Raise UsageError for what is done to torch networks with a data set alone."""
     options = {
         "--finetune": finetune > 0,
         "--moving": moving,
+        "--recover joint": joint,
     }
     for option, given in options.items():
         if given:

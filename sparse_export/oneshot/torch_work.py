@@ -76,5 +76,6 @@ def torch_work(
     work = Work(
         *(source, shape, n_outputs, loader, place, calibration_samples, seed, known, calibration_memory),
         recovery=recovery,
+        augments=recipe is not None and recipe.augment == "crop-flip" and len(shape) == 3,
     )
     return work, recipe

@@ -347,7 +347,7 @@ def test_a_recovery_is_kept_where_it_helps_on_other_samples(
         ("bais", "no step 'bais'"),
         ("", "no step ''"),
         ("sums", "without streams"),
-        ("auto,bias", "no step 'auto'"),
+        ("auto,none", "no step 'none'"),
     ],
 )
 def test_steps_that_are_none_are_refused(text: str, what: str) -> None:
