@@ -2,7 +2,7 @@
 
 Which channels belong together is found by the trace that orders of channels go by. A group takes part where a
 masked weight computes it, another reads it, and a runtime could do without some of it: not the network's
-inputs and outputs, and not what is normalised over channels.
+inputs and outputs, not what is normalised over channels, and not parts of a layer's outputs, as heads are.
 """
 
 from __future__ import annotations
@@ -144,4 +144,6 @@ def _group(model: nn.Module, space: Space, names: tuple[str, ...]) -> ChannelGro
     }
     if not parts[False] or not parts[True]:
         return None
+    if any(part.slots.numel() < model.get_parameter(part.name).shape[part.axis] for part in parts[False]):
+        return None  # the weight's outputs are split, as into the heads of attention
     return ChannelGroup(width=space.width, makes=parts[False], reads=parts[True])

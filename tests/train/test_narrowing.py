@@ -268,6 +268,25 @@ class Blocks(nn.Module):
         return logits
 
 
+class Heads(Blocks):
+    """The same with attention written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.Identity()  # type: ignore[assignment]
+        self.mixed, self.back = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x))
+        n, length, width = x.shape
+        query, key, value = self.mixed(x).reshape(n, length, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(query, key, value)
+        x = x + self.back(y.transpose(1, 2).reshape(n, length, width))
+        x = x + self.out(torch.relu(self.hidden(x)))
+        logits: Tensor = self.head(x.mean(1))
+        return logits
+
+
 def names_of(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, value in model.named_parameters() if value.dim() > 1)
 
@@ -290,6 +309,7 @@ def test_groups_are_what_a_runtime_can_do_without() -> None:
         (20, ["wide.weight"], ["deep.weight", "back.weight"]),
     ]
     assert found(Blocks(), 2, 5, 6) == [(24, ["hidden.weight"], ["out.weight"])]
+    assert found(Heads(), 2, 5, 6) == [(24, ["hidden.weight"], ["out.weight"])]
 
 
 def exported(model: nn.Module, x: Tensor) -> onnx.ModelProto:
