@@ -16,6 +16,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ _TUNED: tuple[dict[str, Any], ...] = (
     {},
     {"recover": "auto", "finetune": 2},
     {"recover": "auto", "finetune": 2, "distill": "features"},
+    {"recover": "auto,joint"},
+    {"recover": "auto,joint", "calibration_samples": 2048},
+    {"recover": "auto,joint", "finetune": 2, "distill": "features"},
 )
 
 
@@ -166,6 +170,7 @@ def on_trained(
             "name": called,
             "steps": f"sparsify {words}".strip(),
             "kept": None if found is None else found.kept,
+            "joint": None if done.report.joint is None else asdict(done.report.joint),
             "dense": 100 * float(before.mean()),
             "accuracy": _difference(paired_accuracy_difference(before, after)),
             "cpu_seconds": round(time.process_time() - began, 1),

@@ -38,14 +38,21 @@ FEATURES = "features"
 """What can be learnt of it beside its outputs: those of the sparse layers."""
 
 _TEMPERATURE = 2.0
-_LAYERS_WEIGHT = 100.0  # of the mean over the layers, beside the loss of the outputs
+_LAYERS_WEIGHT = 10.0  # of the mean over the layers, beside the loss of the outputs
 _TINY = 1e-12
 
 
 class Teacher:
     """Owns the network that is learnt from. It stays in eval mode, and as it is."""
 
-    def __init__(self, network: nn.Module, task: Task, layers: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        task: Task,
+        layers: Sequence[str] = (),
+        *,
+        layers_weight: float = _LAYERS_WEIGHT,
+    ) -> None:
         """Take a network.
 
         Args:
@@ -53,7 +60,9 @@ class Teacher:
             task: what the networks are for.
             layers: names of the modules whose outputs are learnt beside those of the network; none as the
                 default.
+            layers_weight: of the mean over these, beside the loss of the outputs.
         """
+        self._layers_weight = layers_weight
         self._network = network.eval().requires_grad_(False)
         self._is_classifier = isinstance(task, Classification)
         self._layers = tuple(layers)
@@ -63,8 +72,8 @@ class Teacher:
 
         Of classes it is the KL divergence of the softened probabilities, times the square of the
         temperature, which is 2 (Hinton et al. 2015), of other outputs the mean of their squared differences
-        by the variance. That of a layer is the mean squared difference by the variance too, and 100 times the
-        mean over the layers is added.
+        by the variance. That of a layer is the mean squared difference by the variance too, and
+        `layers_weight` times the mean over the layers is added.
 
         Args:
             x: inputs of a batch.
@@ -85,7 +94,7 @@ class Teacher:
             for pair in zip(found_within[name], wanted_within[name], strict=True)
             if pair[0].shape == pair[1].shape
         ]
-        return loss + _LAYERS_WEIGHT * relative_distance(pairs) if pairs else loss
+        return loss + self._layers_weight * relative_distance(pairs) if pairs else loss
 
     def _outputs_loss(self, outputs: Any, wanted: Any) -> Tensor:
         if self._is_classifier and isinstance(outputs, Tensor):

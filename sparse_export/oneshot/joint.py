@@ -27,6 +27,7 @@ from sparse_export.train.user_run import tensors_in
 __all__ = ["JointFit", "fit_jointly"]
 
 _STEPS = 600
+_LAYERS_WEIGHT = 100.0  # beside the loss of the outputs
 _BATCH = 64  # samples of a step, at most
 _RATE = 1e-3  # of Adam, at first; it falls along a cosine to 0
 
@@ -80,7 +81,7 @@ def fit_jointly(
     dense.to(how.device).eval()
     before = copy.deepcopy(network.state_dict())
     without = _change(network, dense, held, how.batch_size)
-    teacher = Teacher(dense, how.task, layers_learnt(FEATURES, masks))
+    teacher = Teacher(dense, how.task, layers_learnt(FEATURES, masks), layers_weight=_LAYERS_WEIGHT)
     _fit(network, teacher, {name: mask.to(how.device) for name, mask in masks.items()}, fitted, how)
     changed = _change(network, dense, held, how.batch_size)
     kept = changed < without  # False for NaN
