@@ -18,7 +18,7 @@ from sparse_export.instruments.outcome import Outcome
 from sparse_export.instruments.paired_scores import ScoreDifference
 from sparse_export.instruments.statistics import Ratio
 from sparse_export.tables import Shown, Table, count_text, ms_text
-from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
+from sparse_export.tasks.agreement import Agreement, agreement_text, lost_channels_text, output_text
 from sparse_export.tasks.scores import (
     MaxDrop,
     better_text,
@@ -214,6 +214,8 @@ def _notes(comparison: Comparison) -> list[str]:
     """What is to be said below the figures, a paragraph each."""
     notes = [at.verdict for at in comparison.latency]
     notes += [_score_note(comparison)] if comparison.agreement is None else []
+    beware = lost_channels_text(comparison.agreement)
+    notes += [beware] if beware else []
     notes += [f"Passed over: {name}: {why}" for name, why in comparison.passed_over.items()]
     notes += clock_notes(comparison.cards)
     failed = (comparison.gate_failed, comparison.speedup_missed)

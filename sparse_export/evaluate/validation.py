@@ -13,7 +13,7 @@ from sparse_export.formats.score import Score
 from sparse_export.instruments.paired_scores import ScoreDifference
 from sparse_export.runtimes.tolerance import OutputDifference
 from sparse_export.tables import Shown, Table
-from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
+from sparse_export.tasks.agreement import Agreement, agreement_text, lost_channels_text, output_text
 from sparse_export.tasks.scores import (
     MaxDrop,
     allowed_text,
@@ -192,6 +192,8 @@ class Validation:
             rows.append(("agreement with dense", agreement_text(self.agreement)))
             rows += [(f"  {one.name}", output_text(one)) for one in self.agreement.outputs]
             rows += [(f"  {name}", f"not compared: {why}") for name, why in self.agreement.left_out.items()]
+            beware = lost_channels_text(self.agreement)
+            rows += [("", beware)] if beware else []
         for one in self.runtimes:
             rows += _runtime_rows(one)
         rows += [(name, f"not run: {why}") for name, why in self.not_run.items()]

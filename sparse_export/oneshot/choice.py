@@ -166,6 +166,12 @@ class Choice:
         if self.test is not None:
             text = difference_text(self.test, is_share=self.test_is_share)
             lines.append(f"on {self.test.n_samples} test samples that nothing was chosen by: {text}")
+            lost = -self.test.amount if self.dense.higher_is_better else self.test.amount
+            if lost > self.allowed:
+                lines.append(
+                    f"Beware: that is more than {self.max_drop}. The choice was confirmed on "
+                    f"{self.dense.n_samples} samples alone: give more, or allow less."
+                )
         return Shown([Table(head=head, rows=rows, right=(0, 1)), *_paragraphs([*lines, *self.notes])])
 
     @property

@@ -8,7 +8,7 @@ from sparse_export.formats.score import Score
 from sparse_export.oneshot.choice import Choice
 from sparse_export.oneshot.recovery import JointResult, NormsResult, RecoveryResult
 from sparse_export.tables import Shown, Table, shape_text
-from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
+from sparse_export.tasks.agreement import Agreement, agreement_text, lost_channels_text, output_text
 from sparse_export.tasks.scores import value_text
 from sparse_export.train.starting_point import STARTED
 
@@ -179,6 +179,9 @@ def _summary(report: SparsifyReport) -> str:
         parts.append(str(report.norms))
     if report.joint is not None:
         parts.append(str(report.joint))
+    beware = lost_channels_text(report.stages[-1].agreement if report.stages else None)
+    if beware:
+        parts.append(beware)
     if report.permute:
         parts.append(
             report.untraced

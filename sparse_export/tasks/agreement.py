@@ -10,9 +10,19 @@ import numpy as np
 
 from sparse_export.errors import UsageError
 from sparse_export.instruments.statistics import mean_interval
-from sparse_export.signature import FLOATS, Array, Feeds, Signature
+from sparse_export.signature import FLOATS, Array, Feeds, Signature, TensorInfo
 
-__all__ = ["Agreement", "OutputAgreement", "agreement_of", "agreement_text", "output_text"]
+__all__ = [
+    "Agreement",
+    "OutputAgreement",
+    "agreement_of",
+    "agreement_text",
+    "lost_channels_text",
+    "output_text",
+]
+
+_MOST_CHANNELS = 2**16
+_NOTED_SHARE = 0.1  # of an output's channels; a few that hardly vary say little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +35,19 @@ class OutputAgreement:
         cosine: of floats, the mean over the samples of the cosine between both; None of others, and where a
             sample has one value, whose cosine would be its sign.
         equal_share: of integers and truth values, the share that is equal; None of floats.
+        n_channels: of floats, how many channels vary, by the shortest axis of fixed length, as the classes of
+            logits or the rows of a detector's boxes and scores; None where there is no such axis.
+        n_channels_lost: how many of them keep less than half of their variance: their squared distance from
+            the dense network's is more than half of it. The cosine does not see this in channels whose
+            values are small beside those of others.
     """
 
     name: str
     relative_distance: float | None
     cosine: float | None
     equal_share: float | None
+    n_channels: int | None = None
+    n_channels_lost: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +76,32 @@ class Agreement:
 
 
 @dataclass(kw_only=True)
+class _Channels:
+    """Of each channel of an output the sums over everything else, float64 (C,). axis: of the channels."""
+
+    axis: int
+    n_values: int = 0
+    total: Array | float = 0.0
+    squares: Array | float = 0.0
+    distance: Array | float = 0.0
+
+    def add(self, dense: Array, sparse: Array) -> None:
+        a = np.moveaxis(dense, self.axis, 0).reshape(dense.shape[self.axis], -1).astype(np.float64)
+        b = np.moveaxis(sparse, self.axis, 0).reshape(len(a), -1)
+        self.n_values += a.shape[1]
+        self.total = self.total + a.sum(1)
+        self.squares = self.squares + np.square(a).sum(1)
+        self.distance = self.distance + np.square(b - a).sum(1)
+
+    def counts(self) -> tuple[int, int]:
+        """Channels that vary, and those of them that keep less than half of their variance."""
+        spread = np.asarray(self.squares - np.square(self.total) / max(self.n_values, 1))
+        varies = spread > 1e-9 * np.asarray(self.squares)  # above what rounding leaves of a constant
+        lost = varies & (2 * np.asarray(self.distance) > spread)
+        return int(varies.sum()), int(lost.sum())
+
+
+@dataclass(kw_only=True)
 class _Sums:
     """Of one output so far.
 
@@ -72,6 +115,7 @@ class _Sums:
     size: float = 0.0
     n_values: int = 0
     one_valued: list[bool]
+    channels: _Channels | None = None
 
     def by_sample(self) -> Array:
         """From -1 to 1 for each sample."""
@@ -105,9 +149,11 @@ def agreement_of(pairs: Iterable[tuple[Feeds, Feeds]], signature: Signature, *, 
                 left_out[name] = "its size depends on what the network finds"
                 sums.pop(name, None)
                 continue
-            known = sums.setdefault(name, _Sums(is_float=one.dtype in FLOATS, shares=[], one_valued=[]))
+            known = sums.setdefault(name, _new_sums(one, signature.batch))
             axis = one.axis(signature.batch)
             _add(known, _rows(dense[name], axis), _rows(sparse[name], axis))
+            if known.channels is not None:
+                known.channels.add(dense[name], sparse[name])
     by_output = {name: one.by_sample() for name, one in sums.items()}
     by_output = {name: shares for name, shares in by_output.items() if len(shares)}
     if not by_output:
@@ -128,6 +174,17 @@ def agreement_of(pairs: Iterable[tuple[Feeds, Feeds]], signature: Signature, *, 
         outputs=tuple(_of_output(name, sums[name], by_output[name]) for name in by_output),
         left_out=left_out,
     )
+
+
+def _new_sums(one: TensorInfo, batch: str | None) -> _Sums:
+    fixed = {
+        size: axis
+        for axis, size in reversed(list(enumerate(one.shape)))
+        if isinstance(size, int) and 1 < size <= _MOST_CHANNELS and axis != one.axis(batch)
+    }
+    is_float = one.dtype in FLOATS
+    channels = _Channels(axis=fixed[min(fixed)]) if fixed and is_float else None
+    return _Sums(is_float=is_float, shares=[], one_valued=[], channels=channels)
 
 
 def _rows(array: Array, axis: int | None) -> Array:
@@ -168,7 +225,15 @@ def _of_output(name: str, known: _Sums, shares: Array) -> OutputAgreement:
         return OutputAgreement(name=name, relative_distance=None, cosine=None, equal_share=mean)
     distance = math.sqrt(known.distance / known.size) if known.size else math.sqrt(known.distance)
     cosine = None if all(known.one_valued) else mean
-    return OutputAgreement(name=name, relative_distance=distance, cosine=cosine, equal_share=None)
+    n_channels, n_lost = (None, None) if known.channels is None else known.channels.counts()
+    return OutputAgreement(
+        name=name,
+        relative_distance=distance,
+        cosine=cosine,
+        equal_share=None,
+        n_channels=n_channels,
+        n_channels_lost=n_lost,
+    )
 
 
 def _reasons(left_out: Mapping[str, str]) -> str:
@@ -189,6 +254,24 @@ def output_text(one: OutputAgreement) -> str:
     """Like `relative distance 0.0123, cosine 0.9998`."""
     if one.equal_share is not None:
         return f"{100 * one.equal_share:.2f} % equal"
-    if one.cosine is None:
-        return f"relative distance {one.relative_distance:.4g}"
-    return f"relative distance {one.relative_distance:.4g}, cosine {one.cosine:.5f}"
+    text = f"relative distance {one.relative_distance:.4g}"
+    if one.cosine is not None:
+        text += f", cosine {one.cosine:.5f}"
+    return text
+
+
+def lost_channels_text(agreement: Agreement | None) -> str:
+    """A sentence where many channels of an output are lost, which the agreement may hide; else empty.
+
+    Args:
+        agreement: of the outputs; None where it was not measured.
+    """
+    for one in () if agreement is None else agreement.outputs:
+        n, n_lost = one.n_channels, one.n_channels_lost
+        if n and n_lost and n_lost >= _NOTED_SHARE * n:
+            return (
+                f"Beware: {n_lost} of {n} channels of {one.name} keep less than half of their variance. "
+                "Agreement hardly sees channels of small values, as scores beside coordinates: measure what "
+                "counts with --data and --task, by a task of your own."
+            )
+    return ""

@@ -13,10 +13,13 @@ import pytest
 import sparse_export as se
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.formats.run import open_run
+from sparse_export.formats.score import Score
 from sparse_export.formats.timings import ProductTiming, Timings, write_timings
 from sparse_export.graph.constants import array_of
 from sparse_export.graph.model import signature_of
+from sparse_export.instruments.paired_scores import ScoreDifference
 from sparse_export.oneshot import graph_steps, held_scores, layer_sensitivities, switchable
+from sparse_export.oneshot.choice import Choice
 from sparse_export.oneshot.held_back import HeldBack, part_of_test
 from sparse_export.oneshot.held_scores import HeldScores, Measured
 from sparse_export.oneshot.search import largest_passing, last_passing
@@ -482,3 +485,30 @@ def test_each_score_has_its_own_number(file: Path, monkeypatch: pytest.MonkeyPat
     numbers = [line.partition(":")[0] for line in lines if line.startswith("score ")]
     assert len(numbers) > 3
     assert len(numbers) == len(set(numbers))
+
+
+def test_a_loss_on_test_samples_beyond_what_was_allowed_is_told() -> None:
+    score = Score(name="detections", value=0.9, n_samples=20, higher_is_better=True)
+    choice = Choice(
+        max_drop="5 points",
+        allowed=5.0,
+        held_back="samples of data",
+        n_searched=20,
+        dense=score,
+        sparse=score,
+        weights="last walk",
+        saving="multiply-adds",
+        share=0.5,
+        share_of_all=None,
+        n_samples=20,
+        change="",
+        layers=(),
+        curve=(),
+        n_scores=1.0,
+        seconds=1.0,
+        test=ScoreDifference(amount=-7.41, low=-14.81, high=-1.79, n_samples=43),
+    )
+    told = choice.shown().draw()
+    assert "Beware: that is more than 5 points" in told.replace("\n", " ")
+    kept = replace(choice, test=ScoreDifference(amount=-4.9, low=-9.0, high=0.1, n_samples=43))
+    assert "Beware" not in kept.shown().draw()

@@ -13,7 +13,13 @@ from sparse_export.errors import GateFailed, UsageError
 from sparse_export.evaluate.validate import validate
 from sparse_export.evaluate.validation import check_gates
 from sparse_export.signature import Array, Feeds, Signature, TensorInfo
-from sparse_export.tasks.agreement import Agreement, agreement_of, agreement_text, output_text
+from sparse_export.tasks.agreement import (
+    Agreement,
+    agreement_of,
+    agreement_text,
+    lost_channels_text,
+    output_text,
+)
 from tests.tagging import TABLE, tagger_bundle
 
 
@@ -95,6 +101,31 @@ def test_of_integers_and_truth_values_the_share_that_is_equal_counts() -> None:
     assert [one.cosine for one in found.outputs] == [None, None]
     assert found.percent == pytest.approx(100 * (1.0 + 0.25) / 2)  # of the samples: both whole; a half, none
     assert output_text(found.outputs[0]) == "75.00 % equal"
+
+
+def test_lost_channels_of_small_values_are_told_though_the_agreement_hides_them() -> None:
+    generator = np.random.default_rng(2)
+    boxes = 100 + 50 * generator.standard_normal((4, 4, 30))
+    scores = generator.random((4, 18, 30))
+    dense = np.concatenate([boxes, scores], axis=1)
+    sparse = np.concatenate([boxes, np.full_like(scores, 0.5)], axis=1)
+    sparse[:, 4] = dense[:, 4] + 0.1 * generator.standard_normal((4, 30))  # keeps most of its variance
+    output = _output("y", "batch", 22, 30)
+    found = _agreement([({"y": dense[:2]}, {"y": sparse[:2]}), ({"y": dense[2:]}, {"y": sparse[2:]})], output)
+    assert found.percent > 99.9
+    assert (found.outputs[0].n_channels, found.outputs[0].n_channels_lost) == (22, 17)
+    assert "17 of 22 channels of y keep less than half of their variance" in lost_channels_text(found)
+    same = _agreement([({"y": dense}, {"y": dense})], output)
+    assert (same.outputs[0].n_channels, same.outputs[0].n_channels_lost) == (22, 0)
+    assert lost_channels_text(same) == lost_channels_text(None) == ""
+
+
+def test_channels_that_do_not_vary_and_outputs_without_a_fixed_axis_are_not_counted() -> None:
+    dense = np.tile([[1.0, 0.0]], (6, 1)) + np.array([[0, 1]]) * np.arange(6)[:, None]
+    found = _agreement([({"y": dense}, {"y": dense + 10})], _output("y", "batch", 2))
+    assert (found.outputs[0].n_channels, found.outputs[0].n_channels_lost) == (1, 1)
+    found = _agreement([({"y": dense}, {"y": dense + 10})], _output("y", "batch", "tokens"))
+    assert found.outputs[0].n_channels is None
 
 
 def test_batches_and_other_axes_of_the_samples_change_nothing() -> None:

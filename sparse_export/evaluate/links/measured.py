@@ -10,7 +10,7 @@ from sparse_export.evaluate.links.case import Case
 from sparse_export.evaluate.links.chain import Figure, Finding
 from sparse_export.evaluate.validation import Validation, check_gates, minus_dense
 from sparse_export.evaluate.verdict import speedup_not_reached
-from sparse_export.tasks.agreement import Agreement, agreement_text, output_text
+from sparse_export.tasks.agreement import Agreement, agreement_text, lost_channels_text, output_text
 from sparse_export.tasks.scores import (
     allowed_drop,
     allowed_text,
@@ -83,6 +83,8 @@ def _agreement_is_kept(case: Case, validation: Validation, agreement: Agreement)
     """The outputs agree with those of the dense bundle, by all but max_drop, whoever runs them."""
     told = [f"the outputs agree with those of the dense bundle by {agreement_text(agreement)}"]
     told += [f"{one.name}: {output_text(one)}" for one in agreement.outputs]
+    beware = lost_channels_text(agreement)
+    told += [beware] if beware else []
     told += [f"{name} is not compared: {why}" for name, why in agreement.left_out.items()]
     told.append(allowed_text(case.max_drop))
     figures: dict[str, Figure] = {
