@@ -194,7 +194,7 @@ def _grid(x_axis: Axis, y_axis: Axis) -> list[str]:
         x = x_axis.at(tick)
         parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{_BOTTOM}"/>')
         if x - labelled >= _LABEL_GAP:
-            parts.append(f'<text x="{x}" y="{_BOTTOM + 16}" text-anchor="middle">{tick:.3g}</text>')
+            parts.append(f'<text x="{x}" y="{_BOTTOM + 16}" text-anchor="middle">{_short(tick)}</text>')
             labelled = x
     return parts
 
