@@ -114,6 +114,7 @@ def command(
     from sparse_export.evaluate.candidates import compare_candidates
     from sparse_export.evaluate.compare import compare
     from sparse_export.evaluate.comparison import check_gates, write_results
+    from sparse_export.evaluate.test_set import judge_of
     from sparse_export.files import require_writable
     from sparse_export.formats.bundle import open_bundle
     from sparse_export.oneshot.graph_source import Told
@@ -140,6 +141,7 @@ def command(
                 seed=seed,
                 samples=_test_set(first, task, data, data_dir, trust, pictures),
                 inputs=inputs,
+                judge=judge_of(first, task, data),
                 max_drop=max_drop,
                 require_speedup=require_speedup,
                 runtime=runtime,

@@ -203,6 +203,10 @@ nothing = np.zeros((6, 4), np.float32)
 pictures = dict(y=np.stack([one.T, nothing]))
 # Class 0: one of three found, with precision 1; class 1: one of one.
 assert abs(figure("detection:task", pictures, [true, np.zeros((0, 5))]) - 100 * (1 / 3 + 1) / 2) < 1e-9
+kept = lambda *scores: dict(y=np.array([[[0.0] * 3] * 4 + list(scores)], dtype=np.float32))
+dense = kept([0.9, 0.1, 0.4], [0.0, 0.8, 0.5])["y"]
+assert figure("kept_boxes:task", kept([0.9, 0.1, 0.4], [0.0, 0.8, 0.5]), list(dense)) == 100.0
+assert abs(figure("kept_boxes:task", kept([0.9, 0.9, 0.6], [0.0, 0.8, 0.5]), list(dense)) - 100 / 3) < 1e-9
 assert figure("my_tasks:within_one", dict(y=np.array([[1.0], [3.0]])), np.array([1.5, 1.5])) == 50.0
 for changes, name in ((dict(), "RMSE"), (dict(task="my_tasks:within_one"), "share within one")):
     recipe = load_recipe("recipe.toml", changes=dict(model="nets:digit", **changes))

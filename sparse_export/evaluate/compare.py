@@ -31,6 +31,7 @@ from sparse_export.runtimes.outputs import output_batches
 from sparse_export.tasks.agreement import Agreement, agreement_of
 from sparse_export.tasks.samples import LabelledSamples
 from sparse_export.tasks.scores import MaxDrop, drop_of, lost_too_much, require_possible_drop, value_text
+from sparse_export.tasks.task import Task
 
 __all__ = ["compare", "require_possible_timing"]
 
@@ -48,6 +49,7 @@ def compare(
     seed: int = 0,
     samples: Samples | LabelledSamples | None = None,
     inputs: str | Path | None = None,
+    judge: Task | None = None,
     max_drop: MaxDrop | None = None,
     require_speedup: float | None = None,
     runtime: str | None = None,
@@ -79,6 +81,8 @@ def compare(
         samples: the test set, as `test_set_of` gives it, or as the network takes it: x float32
             (n, *input_shape), normalised, and targets of its task, one a sample, arrays or tensors. None
             takes the scores recorded in the manifests and leaves out the paired difference.
+        judge: a task of one's own by which these are compared, see `agreement_of`; None for the agreement of
+            the outputs.
         inputs: file or folder of inputs without labels, on which the outputs of both are compared where the
             bundles name no data set; None for the golden ones of the dense bundle.
         max_drop: how much worse the score of sparse may be, as `validate` takes it.
@@ -137,7 +141,7 @@ def compare(
         found = _scores(opened, dense, sparse, checked, report)
         agreement = None
         if checked is None and not is_scored(dense, None) and not is_scored(sparse, None):
-            agreement = _agreement(opened, dense, inputs, report)
+            agreement = _agreement(opened, dense, inputs, judge, report)
         drop = drop_of(found.sparse, found.dense)
         if drop is None and agreement is not None:
             drop = 100.0 - agreement.percent
@@ -249,7 +253,11 @@ def _require_known(drop: float | None, max_drop: MaxDrop) -> None:
 
 
 def _agreement(
-    opened: Opened, dense: Bundle, inputs: str | Path | None, report: Callable[[str], None]
+    opened: Opened,
+    dense: Bundle,
+    inputs: str | Path | None,
+    judge: Task | None,
+    report: Callable[[str], None],
 ) -> Agreement:
     """How far the outputs of the sparse session agree with those of the dense one."""
     signature = dense.info.signature
@@ -260,7 +268,7 @@ def _agreement(
         for role in ("dense", "sparse")
     )
     pairs = ((a, b) for (_, a), (_, b) in zip(first, second, strict=True))
-    return agreement_of(pairs, signature, inputs=found.words)
+    return agreement_of(pairs, signature, inputs=found.words, judge=judge)
 
 
 def _gate_failed(

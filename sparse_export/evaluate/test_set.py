@@ -9,6 +9,7 @@ from sparse_export.errors import UsageError
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE, Bundle
 from sparse_export.formats.run import AGREEMENT, DataInfo
+from sparse_export.tasks.agreement import require_judge
 from sparse_export.tasks.data import own, require_given
 from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.labels import require_outputs
@@ -18,7 +19,7 @@ from sparse_export.tasks.shipped import Classification, is_own, task_named
 from sparse_export.tasks.task import Task
 from sparse_export.trust import TrustedDigests
 
-__all__ = ["is_scored", "require_possible_task", "task_of", "test_set_of"]
+__all__ = ["is_scored", "judge_of", "require_possible_task", "task_of", "test_set_of"]
 
 _OTHER_TASK = (
     "Name another task by --task, or leave the data out: outputs are then held against a dense bundle."
@@ -53,6 +54,22 @@ def task_of(bundle: Bundle, task: str | None, trust: TrustedDigests) -> Task:
     if is_own(name):
         _require_trusted(bundle, f"The task {name}", trust)
     return task_named(name)
+
+
+def judge_of(bundle: Bundle, task: str | None, data: str | None) -> Task | None:
+    """A task of the caller's own by which a bundle without targets is held against the dense one.
+
+    Args:
+        bundle: that is to be scored.
+        task: that the caller names.
+        data: likewise.
+
+    Raises:
+        UsageError: its score does not say how far two networks agree.
+    """
+    if task is None or not is_own(task) or is_scored(bundle, data):
+        return None
+    return require_judge(task_named(task))
 
 
 def require_possible_task(bundle: Bundle, task: Task) -> None:
@@ -101,7 +118,7 @@ def test_set_of(
     """
     info, network = bundle.info, f"The network of {bundle.path}"
     if not is_scored(bundle, data):
-        if task is not None:
+        if task is not None and not is_own(task):
             raise UsageError(
                 f"{bundle.path} names no data set with test samples to score the task {task} on.",
                 do="Give --data npz:FILE or --data package.module:data.",

@@ -22,7 +22,7 @@ from sparse_export.evaluate.references import (
     reference_of_bundle,
     run_of_bundle,
 )
-from sparse_export.evaluate.test_set import is_scored, require_possible_task, task_of, test_set_of
+from sparse_export.evaluate.test_set import is_scored, judge_of, require_possible_task, task_of, test_set_of
 from sparse_export.evaluate.unlabelled import Unlabelled, unlabelled
 from sparse_export.evaluate.validation import AgainstDense, Parity, RuntimeResult, Validation
 from sparse_export.evaluate.vouching import code_of_bundle, require_vouched
@@ -38,6 +38,7 @@ from sparse_export.tasks.agreement import Agreement, agreement_of
 from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.samples import ArraySamples, LabelledSamples
 from sparse_export.tasks.scores import MaxDrop, drop_of, require_possible_drop
+from sparse_export.tasks.task import Task
 from sparse_export.trust import TrustedDigests, is_vouched_for
 from sparse_export.version import library_versions, now
 
@@ -139,7 +140,7 @@ def validate(
         on_cpu, in_network, dense_scored = _scores(session, bundle, reference, of_dense, test)
         parity = _beside_network(session, bundle, reference, on_cpu, in_network)
         batches = () if reference is None else parity_by_batch(session, bundle, reference)
-        held = _Held(bundle, dense, dense_scored, of_dense, unlabelled_one)
+        held = _Held(bundle, dense, dense_scored, of_dense, unlabelled_one, judge_of(bundle, task, data))
         others = []
         for name in names:
             with open_runtime(bundle, name, n_threads=n_threads, trust=trust) as other:
@@ -185,9 +186,10 @@ class _Held:
         scored: Scored | None,
         session: Session | None,
         unlabelled: Unlabelled | None,
+        judge: Task | None,
     ) -> None:
         self._bundle, self._dense, self._unlabelled = bundle, dense, unlabelled
-        self._scored, self._session = scored, session
+        self._scored, self._session, self._judge = scored, session, judge
 
     def minus_dense(self, scored: Scored | None) -> AgainstDense | None:
         if self._dense is None or self._scored is None or scored is None:
@@ -202,7 +204,8 @@ class _Held:
         dense = output_batches(self._session, samples, who="The dense network", beside=session)
         sparse = output_batches(session, samples, beside=self._session)
         pairs = ((a, b) for (_, a), (_, b) in zip(dense, sparse, strict=True))
-        return agreement_of(pairs, self._bundle.info.signature, inputs=self._unlabelled.words)
+        signature, words = self._bundle.info.signature, self._unlabelled.words
+        return agreement_of(pairs, signature, inputs=words, judge=self._judge)
 
 
 def _by_runtime(

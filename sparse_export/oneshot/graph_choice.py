@@ -30,6 +30,7 @@ from sparse_export.tasks.data import own
 from sparse_export.tasks.inputs import InputFiles
 from sparse_export.tasks.samples import BatchSamples, LabelledSamples
 from sparse_export.tasks.scores import MaxDrop
+from sparse_export.tasks.shipped import Classification
 from sparse_export.tasks.task import Statistics, Task
 
 __all__ = ["Bound", "Parts", "Tested", "held_back_of", "parts_of_inputs", "tested"]
@@ -155,7 +156,7 @@ def held_back_of(
                 "--max-drop needs a score, and there are no data to score on.",
                 do="Give --task and --data, or real inputs by --inputs FILE.npz.",
             )
-        if bound.task is not None and signature.n_classes is None:
+        if isinstance(bound.task, Classification) and signature.n_classes is None:
             raise UsageError(
                 f"--task {bound.task.name} was given, and the network gives "
                 f"{', '.join(map(str, signature.outputs))}.",

@@ -38,6 +38,7 @@ from sparse_export.signature import Signature
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.tasks.agreement import Agreement, agreement_of
 from sparse_export.tasks.samples import BatchSamples
+from sparse_export.tasks.task import Task
 from sparse_export.train.run_folder import claimed_run, require_empty
 
 __all__ = ["dense_run_of", "sparsify_source"]
@@ -129,6 +130,7 @@ def sparsify_source(
     recovery: Recovery | None = None,
     permute: bool = False,
     norms: bool = False,
+    judge: Task | None = None,
 ) -> tuple[Run, SparsifyReport]:
     """Make a graph N:M sparse, and write it as a finished run with the dense one beside it.
 
@@ -228,7 +230,7 @@ def sparsify_source(
             if choice is not None and held is not None:
                 choice = replace(choice, test=done.difference_but(held[1]), test_is_share=after.is_share)
         dense = dense_run_of(source, dense_folder(out), scoring=scoring, test=before)
-        agreement = _agreement(dense, pruned, signature, split, n_threads)
+        agreement = _agreement(dense, pruned, signature, split, n_threads, judge)
         stages = (
             Stage(name="original", validation=None, test=before, seconds=0.0),
             Stage(name="sparsified", validation=None, test=after, seconds=seconds, agreement=agreement),
@@ -255,7 +257,12 @@ def sparsify_source(
 
 
 def _agreement(
-    dense: Run, pruned: PrunedGraph, signature: Signature, split: Inputs, n_threads: int | None
+    dense: Run,
+    pruned: PrunedGraph,
+    signature: Signature,
+    split: Inputs,
+    n_threads: int | None,
+    judge: Task | None,
 ) -> Agreement | None:
     if not split.held:
         return None
@@ -270,7 +277,7 @@ def _agreement(
             first = output_batches(before, samples, who="The dense network")
             second = output_batches(after, samples, who="The sparse network")
             pairs = ((a, b) for (_, a), (_, b) in zip(first, second, strict=True))
-            return agreement_of(pairs, signature, inputs=split.words)
+            return agreement_of(pairs, signature, inputs=split.words, judge=judge)
 
 
 def _facts(pruned: PrunedGraph) -> list[LayerInfo]:

@@ -13,10 +13,11 @@ from sparse_export.oneshot.held_back import HeldBack
 from sparse_export.oneshot.switchable import SwitchableSession, Weights
 from sparse_export.runtimes.outputs import output_batches
 from sparse_export.signature import Array
-from sparse_export.tasks.agreement import agreement_of
+from sparse_export.tasks.agreement import agreement_of, as_targets
 from sparse_export.tasks.labels import predicted_classes
 from sparse_export.tasks.scores import MaxDrop, allowed_drop, drop_of, lost_too_much
-from sparse_export.tasks.task import Statistics
+from sparse_export.tasks.shipped import Classification
+from sparse_export.tasks.task import Statistics, Targets
 
 __all__ = ["AGREEMENT_NAME", "HeldScores", "Measured"]
 
@@ -69,7 +70,10 @@ class HeldScores:
         self._statistics: list[Statistics] = []
         self._name: str | None = None
         if held.task is not None and held.targets is None:
-            self._name = SAME_CLASSES
+            of_classes = isinstance(held.task, Classification)
+            self._name = (
+                SAME_CLASSES if of_classes else f"{held.task.score_name}, held against the dense network"
+            )
             held = replace(held, targets=_answers(session, held))
             self._held = held
         session.use({})
@@ -155,9 +159,11 @@ def _rows(targets: Any, start: int, n: int) -> Any:
     return targets[start : start + n]
 
 
-def _answers(session: SwitchableSession, held: HeldBack) -> Array:
-    """The classes that the dense network gives."""
+def _answers(session: SwitchableSession, held: HeldBack) -> Targets:
+    """The classes that the dense network gives; for a task of a user's own its outputs."""
     session.use({})
     found = [outputs for _, outputs in output_batches(session, held.samples, who="The dense network")]
+    if not isinstance(held.task, Classification):
+        return [target for one in found for target in as_targets(one, session.signature)]
     (name,) = session.signature.output_names
     return np.concatenate([predicted_classes(one[name]) for one in found])

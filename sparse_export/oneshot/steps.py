@@ -28,7 +28,7 @@ from sparse_export.oneshot.arguments import (
     require_numbers,
     require_plan_for,
 )
-from sparse_export.oneshot.bound import bound_of, require_scored, with_answers_of_dense
+from sparse_export.oneshot.bound import bound_of, judge_of, require_scored, with_answers_of_dense
 from sparse_export.oneshot.choosing import Progress
 from sparse_export.oneshot.costs import Finished
 from sparse_export.oneshot.fine_tuning import fine_tuned, require_patterns
@@ -174,8 +174,10 @@ def sparsify(
     bound = bound_of(
         max_drop, timings, scored, pattern=asked, has_plan=planned_dense is not None, norms=norms
     )
+    judge = judge_of(task) if data is None and inputs is not None else None
     if bound is not None and data is None and inputs is not None:
         bound, task = with_answers_of_dense(bound, task)
+    task = None if judge is not None else task
     in_torch = finetune > 0 or moving or norms or is_fed_by_loader(model, data)
     graph = graph_source(
         model, told, weights=weights, input_shape=input_shape, seed=seed, trust=trust, in_torch=in_torch
@@ -208,6 +210,7 @@ def sparsify(
             recovery=recovery,
             permute=permute,
             norms=norms,
+            judge=judge,
         )
         return Sparsified(run=made, report=found)
     run = run_of(model)

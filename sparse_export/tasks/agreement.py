@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sparse_export.errors import UsageError
 from sparse_export.instruments.statistics import mean_interval
 from sparse_export.signature import FLOATS, Array, Feeds, Signature, TensorInfo
+from sparse_export.tasks.task import Statistics, Task
 
 __all__ = [
     "Agreement",
     "OutputAgreement",
     "agreement_of",
     "agreement_text",
+    "as_targets",
     "lost_channels_text",
     "output_text",
+    "require_judge",
 ]
 
 _MOST_CHANNELS = 2**16
@@ -64,6 +68,9 @@ class Agreement:
         high: likewise.
         outputs: one entry for each output.
         left_out: outputs that were not compared, and why.
+        task: that judged it, whose score, with the dense network's outputs as targets, is the percent; None
+            where nobody did.
+        score_name: of that task.
     """
 
     inputs: str
@@ -73,6 +80,8 @@ class Agreement:
     high: float
     outputs: tuple[OutputAgreement, ...]
     left_out: dict[str, str]
+    task: str | None = None
+    score_name: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -127,20 +136,68 @@ class _Sums:
         return np.concatenate(parts)
 
 
-def agreement_of(pairs: Iterable[tuple[Feeds, Feeds]], signature: Signature, *, inputs: str) -> Agreement:
+def require_judge(task: Task) -> Task:
+    """Check that a task can say how far two networks agree.
+
+    Args:
+        task: of a user's own.
+
+    Raises:
+        UsageError: its score is no share of which more is better, or is of pairs of samples.
+    """
+    if not (task.is_share and task.higher_is_better) or task.scores_pairs:
+        raise UsageError(
+            f"The score of {task.name} does not say how far two networks agree.",
+            expected="Without targets a share of single samples, more of it being better, was expected.",
+            do="Give targets by --data, or leave --task out: the agreement of the outputs is then measured.",
+        )
+    return task
+
+
+def as_targets(outputs: Feeds, signature: Signature) -> list[Any]:
+    """What a network gave for a batch, as targets of its samples for a task of a user's own.
+
+    Args:
+        outputs: by name.
+        signature: of the network.
+
+    Returns:
+        For each sample its output; of several outputs a mapping by name.
+    """
+    rows = {}
+    for one in signature.outputs:
+        if one.name in outputs:
+            axis, array = one.axis(signature.batch), outputs[one.name]
+            rows[one.name] = array[None] if axis is None else np.moveaxis(array, axis, 0)
+    if len(rows) == 1:
+        return list(next(iter(rows.values())))
+    n = max(map(len, rows.values()))
+    return [{name: some[at] for name, some in rows.items() if at < len(some)} for at in range(n)]
+
+
+def agreement_of(
+    pairs: Iterable[tuple[Feeds, Feeds]], signature: Signature, *, inputs: str, judge: Task | None = None
+) -> Agreement:
     """Hold the outputs of a sparse network against those of the dense one.
 
     Args:
         pairs: of each batch what the dense and the sparse network gave, by name.
         signature: of both.
         inputs: what they were run on, in words.
+        judge: a task whose score, with the dense network's outputs as targets, is the agreement: 100 % less
+            by how much the sparse network has a lower one than the dense network. See `require_judge`.
 
     Raises:
-        UsageError: no output can be compared.
+        UsageError: no output can be compared, or the task cannot score them.
     """
     sums: dict[str, _Sums] = {}
     left_out: dict[str, str] = {}
+    judged: tuple[list[Statistics], list[Statistics]] = ([], [])
     for dense, sparse in pairs:
+        if judge is not None:
+            targets = as_targets(dense, signature)
+            for statistics, given in zip(judged, (dense, sparse), strict=True):
+                statistics.append(judge.statistics(given, targets))
         for one in signature.outputs:
             name = one.name
             if name not in dense or name not in sparse or name in left_out:
@@ -161,6 +218,20 @@ def agreement_of(pairs: Iterable[tuple[Feeds, Feeds]], signature: Signature, *, 
             f"No output of the network can be compared: {_reasons(left_out) or 'there are no samples'}.",
             do="Give networks with an output of fixed size, as scores before a selection of boxes.",
         )
+    compared = tuple(_of_output(name, sums[name], by_output[name]) for name in by_output)
+    if judge is not None:
+        apart = judge.difference(*(np.concatenate(statistics) for statistics in judged))
+        return Agreement(
+            inputs=inputs,
+            n_samples=apart.n_samples,
+            percent=100 + apart.amount,
+            low=100 + apart.low,
+            high=min(100.0, 100 + apart.high),
+            outputs=compared,
+            left_out=left_out,
+            task=judge.name,
+            score_name=judge.score_name,
+        )
     n_samples = max(map(len, by_output.values()))
     values = np.mean([np.resize(shares, n_samples) for shares in by_output.values()], axis=0)
     found = mean_interval(list(map(float, values)))
@@ -171,7 +242,7 @@ def agreement_of(pairs: Iterable[tuple[Feeds, Feeds]], signature: Signature, *, 
         percent=100 * found.mean,
         low=100 * (found.mean - half),
         high=min(100.0, 100 * (found.mean + half)),
-        outputs=tuple(_of_output(name, sums[name], by_output[name]) for name in by_output),
+        outputs=compared,
         left_out=left_out,
     )
 
@@ -242,10 +313,11 @@ def _reasons(left_out: Mapping[str, str]) -> str:
 
 def agreement_text(agreement: Agreement) -> str:
     """Like `99.31 % [99.20, 99.42], 95 % interval, on 64 samples of inputs.npz`."""
+    by = "" if agreement.score_name is None else f" by {agreement.score_name}"
     if agreement.n_samples == 1:  # which has no interval
-        return f"{agreement.percent:.2f} % on {agreement.inputs}"
+        return f"{agreement.percent:.2f} %{by} on {agreement.inputs}"
     return (
-        f"{agreement.percent:.2f} % [{agreement.low:.2f}, {agreement.high:.2f}], "
+        f"{agreement.percent:.2f} %{by} [{agreement.low:.2f}, {agreement.high:.2f}], "
         f"95 % interval, on {agreement.inputs}"
     )
 
@@ -266,12 +338,12 @@ def lost_channels_text(agreement: Agreement | None) -> str:
     Args:
         agreement: of the outputs; None where it was not measured.
     """
-    for one in () if agreement is None else agreement.outputs:
+    for one in () if agreement is None or agreement.task is not None else agreement.outputs:
         n, n_lost = one.n_channels, one.n_channels_lost
         if n and n_lost and n_lost >= _NOTED_SHARE * n:
             return (
                 f"Beware: {n_lost} of {n} channels of {one.name} keep less than half of their variance. "
                 "Agreement hardly sees channels of small values, as scores beside coordinates: measure what "
-                "counts with --data and --task, by a task of your own."
+                "counts by a task of your own, with --task."
             )
     return ""
