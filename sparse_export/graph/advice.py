@@ -9,6 +9,9 @@ from sparse_export.graph.eligibility import MISSING, could_be_used
 
 __all__ = ["advice_of"]
 
+_DENSE = 0.01
+"""Below this share of zeros a layer, or a network, counts as dense: training leaves some by chance."""
+
 _TYPES = MISSING["float32"]
 _BUILD = (
     "`sparse-export build --precision fp16` or int8 gives that; NVIDIA GPUs have such kernels from Ampere on."
@@ -26,11 +29,16 @@ def advice_of(layers: Sequence[GraphLayer], *, has_engine: bool = False) -> list
         Sentences; none where every layer that can be used is used.
     """
     weights = [layer for layer in layers if layer.constant and layer.n_weights]
-    sparse = [layer for layer in weights if layer.n_nonzero < layer.n_weights]
+    sparse = [layer for layer in weights if _zeros([layer]) >= _DENSE * layer.n_weights]
     ready = [layer for layer in sparse if layer.eligible != "no"]
     # 2:4 already, and nothing against it but how the values are stored.
     stored = [layer for layer in sparse if layer.eligible == "no" and could_be_used(layer.reasons)]
     scattered = [layer for layer in sparse if any(one.code == "groups-over" for one in layer.reasons)]
+    n_weights, n_zeros = sum(layer.n_weights for layer in weights), _zeros(weights)
+    if weights and not ready and not stored and n_zeros < _DENSE * n_weights:
+        what = f"The network is dense: {n_zeros:,} of {n_weights:,} weights" if n_zeros else "No layer"
+        has = "are zero" if n_zeros else "has zeros"
+        return [f"{what} {has}. `sparse-export sparsify FILE.onnx` makes layers 2:4."]
     found: list[str] = []
     missing = [
         text
@@ -49,15 +57,17 @@ def advice_of(layers: Sequence[GraphLayer], *, has_engine: bool = False) -> list
             "skips. Prune or train with the pattern 2:4, or try `build --compact`, which cuts channels that "
             "are empty."
         )
-    if weights and not sparse:
-        found.append("No layer has zeros. `sparse-export sparsify` makes layers 2:4.")
-    elif ready and not stored and not scattered:
+    if ready and not stored and not scattered:
         first = "" if has_engine else "Build an engine: `build --target tensorrt`. "
         found.append(
             f"{_counted(ready, weights)} {_is(ready)} ready for sparse kernels. {first}Measure on the GPU "
             "that will serve: `compare --runtime tensorrt`."
         )
     return found
+
+
+def _zeros(layers: Sequence[GraphLayer]) -> int:
+    return sum(layer.n_weights - layer.n_nonzero for layer in layers)
 
 
 def _counted(some: Sequence[GraphLayer], of: Sequence[GraphLayer]) -> str:

@@ -46,8 +46,21 @@ def test_zeros_that_no_kernel_skips_are_told_apart_from_those_of_a_wrong_type() 
 
 def test_a_dense_network_is_sent_to_sparsify() -> None:
     assert advice_of([layer("groups-over", share=1.0)]) == [
-        "No layer has zeros. `sparse-export sparsify` makes layers 2:4."
+        "No layer has zeros. `sparse-export sparsify FILE.onnx` makes layers 2:4."
     ]
+
+
+def test_a_few_zeros_by_chance_do_not_make_a_network_sparse() -> None:
+    stray = replace(layer("groups-over", share=1.0), n_weights=10_000, n_nonzero=9_990)
+    tiny = replace(layer("groups-over", share=1.0), n_weights=100, n_nonzero=95)
+    (text,) = advice_of([stray, tiny])
+    assert text.startswith(
+        "The network is dense: 15 of 10,100 weights are zero. `sparse-export sparsify FILE"
+    )
+    (text,) = advice_of([stray, replace(tiny, n_weights=1000, n_nonzero=500)])
+    assert text.startswith("1 of 2 layers (50 % of the multiply-adds) has zeros outside of 2:4")
+    (text,) = advice_of([stray, layer("float32")])
+    assert text.startswith("1 of 2 layers (50 % of the multiply-adds) is 2:4")
 
 
 def test_layers_that_are_ready_are_sent_to_a_measurement() -> None:
