@@ -301,12 +301,16 @@ def _folded_text(info: BundleInfo) -> str:
 
 
 def _engines_text(info: BundleInfo) -> str:
-    """A line an engine: what it is, and how long it took."""
+    """A line an engine: what it is, and how long it took; what of them is not served."""
     return "".join(
         f"{one.file} {info.files[one.file].size_bytes:,} bytes, {one.target} {one.version}, built in "
         f"{one.build_s:.1f} s"
         f"{f' on {one.gpu}' if one.gpu else ''}\n"
         for one in info.engines
+    ) + (
+        "Triton cannot serve an engine of tensorrt-rtx: `serve` and `package` use the ONNX file\n"
+        if any(one.target == "tensorrt-rtx" for one in info.engines)
+        else ""
     )
 
 

@@ -191,7 +191,9 @@ def package(
                 models += _write_around(stage, one, around[one.name], chosen[one.name], settings)
                 write_golden_files(stage / "golden" / one.name, one)
             deployment = deployment_files(workload)
-            deployment["README.md"] = readme(workload, models, deployment, left_out)
+            deployment["README.md"] = readme(
+                workload, models, deployment, left_out, {one.name: one.left_out for one in served}
+            )
             for name, text in deployment.items():
                 write_bytes(stage / name, text.encode())
             clients = _CLIENTS | (

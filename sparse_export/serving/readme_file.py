@@ -86,6 +86,7 @@ def readme(
     models: Sequence[_Model],
     files: Iterable[str],
     left_out: Mapping[str, str],
+    engines_left_out: Mapping[str, Sequence[str]],
 ) -> str:
     """Return the README.
 
@@ -94,6 +95,7 @@ def readme(
         models: models of the repository.
         files: paths of the deployment files that were written.
         left_out: reason for each one that was not, by its path.
+        engines_left_out: engines that are not served, each with the reason, by the name of their bundle.
     """
     build = f"docker build -f docker/Dockerfile -t {workload.image} ."
     lines = [
@@ -125,8 +127,9 @@ def readme(
     if workload.tensorrt is not None:
         version = workload.tensorrt
         lines += ["", f"The engines were built by TensorRT {version} and need an image with that version."]
-    if left_out:
-        lines += ["", "## Left out", "", *(f"- `{name}`: {reason}." for name, reason in left_out.items())]
+    missing = [f"- `{name}`: {reason}." for name, reason in left_out.items()]
+    missing += [f"- {name}, {one}." for name, reasons in engines_left_out.items() for one in reasons]
+    lines += ["", "## Left out", "", *missing] if missing else []
     if workload.base_image is None and workload.has_python_models:
         packages = ", ".join(f"`{requirement}`" for requirement in workload.requirements)
         lines += [

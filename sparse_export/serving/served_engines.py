@@ -16,6 +16,10 @@ from sparse_export.signature import Signature
 __all__ = ["Engine", "largest_fitting", "largest_merged", "served_engines"]
 
 _ENGINE = re.compile(r"tensorrt-(?P<precision>[a-z0-9]+)-sm(?P<major>\d{1,2})(?P<minor>\d)\.engine")
+_OF_RTX = (
+    "an engine of TensorRT for RTX, which Triton's TensorRT backend cannot load; without an engine of "
+    "`--target tensorrt` the ONNX file is served, by onnxruntime"
+)
 _Profiles = Sequence[Mapping[str, Bounds]]
 
 
@@ -64,6 +68,9 @@ def served_engines(bundle: Bundle, sizes: Mapping[str, int]) -> tuple[tuple[Engi
     infos = {info.file: info for info in bundle.info.engines}
     for name in sorted(bundle.info.files):
         if not name.endswith(".engine"):
+            continue
+        if Path(name).name.startswith("tensorrt-rtx-"):
+            left_out.append(f"{name}: {_OF_RTX}")
             continue
         match = _ENGINE.fullmatch(Path(name).name)
         if match is None:

@@ -125,6 +125,10 @@ def test_the_command_tells_of_the_engine(run: Run, tmp_path: Path, call: Call) -
         ("sm89", "sm120"),
         ({"batch": (1, 1, 4)}, {"batch": (8, 8, 8)}),
     )
+    assert (
+        "Triton cannot serve an engine of tensorrt-rtx: `serve` and `package` use the ONNX file"
+        in result.stdout
+    )
 
 
 def test_a_dry_run_writes_nothing_and_says_what_is_missing(

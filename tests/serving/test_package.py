@@ -143,7 +143,7 @@ def test_native_backends_get_dense_weights_and_ours_the_packed_ones(
 def test_engines_become_plans_for_each_type_of_gpu(bundles: Bundles, tmp_path: Path) -> None:
     names = ("tensorrt-fp16-sm86.engine", "tensorrt-fp16-sm90.engine", "tensorrt-fp16-sm120.engine")
     bundle = with_engines(
-        bundles.sparse, tmp_path / "net", *names, "tensorrt-int8-sm90.engine", "rtx-fp16-sm89.engine"
+        bundles.sparse, tmp_path / "net", *names, "tensorrt-int8-sm90.engine", "tensorrt-rtx-fp16-sm89.engine"
     )
     made = package([bundle], [None], tmp_path / "out", base_image="triton:1")
     assert [model.name for model in made.models] == ["net", "net-onnxruntime", "net-python"]
@@ -155,7 +155,11 @@ def test_engines_become_plans_for_each_type_of_gpu(bundles: Bundles, tmp_path: P
         "12.0": "model-sm120.plan",
     }
     assert (folder / "1" / "model-sm90.plan").read_bytes() == b"tensorrt-fp16-sm90.engine"
-    assert sum("left out" in note for note in made.notes) == 2
+    told = [note for note in made.notes if "left out" in note]
+    assert len(told) == 2
+    assert "an engine of TensorRT for RTX, which Triton's TensorRT backend cannot load" in told[0] + told[1]
+    text = (made.path / "README.md").read_text()
+    assert "engines/tensorrt-rtx-fp16-sm89.engine: an engine of TensorRT for RTX" in text
     assert made.tensorrt == "10.14.1.48"
     facts = json.loads((made.path / "model_repository" / "net-python" / "1" / "model.json").read_text())
     assert facts["engines"] == dict(message.cc_model_filenames)
