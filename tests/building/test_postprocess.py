@@ -190,6 +190,8 @@ def test_names_that_the_graph_has_already_stay_its_own() -> None:
         (["softmax"], (1,), "no axis of two classes"),
         (["argmax"], (), "no axis of two classes"),
         (["softmax"], ("n",), "no axis of two classes"),
+        (["softmax"], (1,), "Use sigmoid for a score that stands alone"),
+        (["topk:5"], (22, "anchors"), r"\(batch, 22, anchors\), .* \(batch, classes\).* Leave it out"),
     ],
 )
 def test_what_does_not_fit_the_network_is_refused(

@@ -60,7 +60,11 @@ def require_steps(steps: Sequence[str], signature: Signature) -> None:
             raise UsageError(
                 f"--postprocess {step} was given, and the first output is {scores}, with no axis of two "
                 "classes or more.",
-                do="Use sigmoid for a score that stands alone.",
+                expected="Scores (batch, classes), (batch, sequence, classes) or (batch, classes, height, "
+                "width) were expected, with a fixed number of classes.",
+                do="Use sigmoid for a score that stands alone."
+                if len(scores.shape) < 3
+                else "Leave it out, and read the classes off the output in your own program.",
             )
         if kind == "topk" and not 1 <= int(step[5:]) <= n:
             raise UsageError(f"--postprocess {step} was given for {n} classes.", do=f"Give 1 to {n}.")
