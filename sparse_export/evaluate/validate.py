@@ -64,6 +64,8 @@ def validate(
 ) -> Validation:
     """Run the file that ships over the test set, by onnxruntime, and its network by PyTorch.
 
+    A network that was only ever an ONNX file is run by onnxruntime, as the graph of its run.
+
     Args:
         bundle: opened anew, every file checked by hash.
         data_dir: where the data sets lie.
@@ -165,6 +167,7 @@ def validate(
         batches=batches,
         runtimes=tuple(others),
         not_run=not_run,
+        network_form=info.model.form,
         atol=info.atol,
         rtol=info.rtol,
         rms=info.rms,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from sparse_export.building.golden import batch_sizes
 from sparse_export.errors import GateFailed
@@ -117,12 +118,13 @@ class Validation:
     Attributes:
         task: whose score it is; None without a test set.
         score: of the ONNX file.
-        torch_score: of the network of its run.
+        torch_score: of the network of its run, run as network_form says.
         recorded: what the run reported, or with `recorded_of_dense` what its dense network had. The three are
             None where there is no test set, no run, or no record.
         drop: how much worse the score is than the recorded one, in the unit of both.
         parity: None when the run was not there; run_missing then says what was looked for, and parity_ok
             rests on the golden pair alone.
+        network_form: what the network of its run is: `torch`, run by PyTorch, or `onnx`, run by onnxruntime.
         runtimes: the others that ran it.
         not_run: those that could not, and why.
         max_drop: the gate, in the unit of the score or as a share of it like `2%`, None for none.
@@ -154,6 +156,7 @@ class Validation:
     batches: tuple[BatchParity, ...] = ()
     runtimes: tuple[RuntimeResult, ...] = ()
     not_run: dict[str, str] = field(default_factory=dict)
+    network_form: Literal["torch", "onnx"] = "torch"
     kind: str = "validation"
     schema_version: int = 2
 
@@ -164,7 +167,8 @@ class Validation:
             named = next((one.name for one in (self.score, self.recorded) if one is not None), "score")
             rows.append((f"{named}, ONNX", score_text(self.score)))
             if self.torch_score is not None or self.score is None:
-                rows.append((f"{named}, PyTorch", score_text(self.torch_score)))
+                by = "PyTorch" if self.network_form == "torch" else "its network"
+                rows.append((f"{named}, {by}", score_text(self.torch_score)))
             of = "dense network, recorded" if self.recorded_of_dense else "recorded"
             rows.append((f"{named}, {of}", score_text(self.recorded, "none")))
         if self.drop is not None:

@@ -193,6 +193,8 @@ def test_a_run_that_holds_a_graph_is_folded_too(tmp_path: Path) -> None:
     check_gates(validation)
     assert validation.parity is not None
     assert validation.score == validate(plain.path).score
+    table = str(validation)  # there is no torch network
+    assert "accuracy, its network" in table and "PyTorch" not in table
 
 
 def test_the_command_says_what_the_graph_takes_and_the_dry_run_too(tmp_path: Path, call: Call) -> None:
