@@ -14,7 +14,8 @@ def verdict(comparison: Comparison) -> str:
     parts = [_speed(comparison), _score(comparison), _size(comparison)]
     kinds = [side.precision for side in (comparison.dense, comparison.sparse)]
     unlike = f" in {kinds[1]}, against dense {kinds[0]}," if kinds[0] != kinds[1] else ""
-    text = f"At density {comparison.sparse.density:.3g} the sparse network{unlike} {_listed(parts)}"
+    density = f"At density {comparison.sparse.density:.3g} of its sparse layers"  # others stay dense
+    text = f"{density} the sparse network{unlike} {_listed(parts)}"
     if "[" in "".join(parts):
         text += ", with 95 % intervals in brackets"
     failed = [clause for clause in (comparison.gate_failed, comparison.speedup_missed) if clause]

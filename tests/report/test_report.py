@@ -115,7 +115,8 @@ def test_the_verdict_is_one_sentence_with_the_figures(made: Made) -> None:
     text = verdict(made.comparison)
     d, ratio = made.comparison.difference, made.comparison.latency[0].ratio
     assert d is not None
-    assert text.startswith(f"At density {made.sparse.info.density:.3g} the sparse network is ")
+    density = made.sparse.info.density
+    assert text.startswith(f"At density {density:.3g} of its sparse layers the sparse network is ")
     assert f"batch 1 ({ratio.estimate:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}])" in text
     assert f"({d.amount:+.2f} points [{d.low:+.2f}, {d.high:+.2f}])" in text
     assert text.endswith(" of the bytes, with 95 % intervals in brackets.")
