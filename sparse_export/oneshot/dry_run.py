@@ -74,7 +74,9 @@ def layer_sensitivities(
     recovery = recovery_from_text(recover)
     require_numbers(calibration_samples, 0, seed)
     data, task = data_and_task(model, data, task, data_dir)
-    told = Told(axes=axes, sizes=sizes, inputs=None if inputs is None else Path(inputs))
+    told = Told(
+        axes=axes, sizes=sizes, inputs=None if inputs is None else Path(inputs), data=data, data_dir=data_dir
+    )
     bound = bound_of(None, timings, None, pattern=asked, measures=True)
     assert bound is not None
     if data is None and inputs is not None:

@@ -39,7 +39,9 @@ from sparse_export.oneshot.graph_run import graph_of_run
 from sparse_export.oneshot.source import open_source, require_weights, run_of
 from sparse_export.runtimes.probe import require_runnable
 from sparse_export.signature import Signature
+from sparse_export.tasks.data import own
 from sparse_export.tasks.inputs import example_sizes, read_inputs, some_arrays, with_seen_ranges
+from sparse_export.tasks.named_data import open_named
 
 __all__ = ["GraphSource", "Told", "graph_source", "is_graph_file", "source_of_file"]
 
@@ -52,11 +54,15 @@ class Told:
         axes: texts like `state=_,batch,_`, as `--axes` is given.
         sizes: texts like `height=640`, as `--size` is given.
         inputs: file or folder of inputs; None for none.
+        data: name of data whose first sample has the free sizes that nothing else tells; None for none.
+        data_dir: where a relative file of them starts.
     """
 
     axes: Sequence[str] = ()
     sizes: Sequence[str] = ()
     inputs: Path | None = None
+    data: str | None = None
+    data_dir: str | Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +263,12 @@ def with_example_sizes(model: onnx.ModelProto, told: Told) -> Signature:
     if told.inputs is not None:
         found = example_sizes(told.inputs, signature)
         signature = replace(signature, sizes={**found, **signature.sizes})
-    missing = [name for name in signature.free if name != signature.batch and name not in signature.sizes]
+    missing = _sizes_missing(signature)
+    if missing and (own.is_own(told.data or "") or (told.data or "").startswith("npz:")):
+        samples = open_named(str(told.data), signature, told.data_dir).samples
+        found = signature.sizes_in(next(iter(samples.batches(1))))
+        signature = replace(signature, sizes={name: found[name] for name in missing} | signature.sizes)
+        missing = _sizes_missing(signature)
     if missing:
         options = " ".join(f"--size {name}=NUMBER" for name in missing)
         raise UsageError(
@@ -266,6 +277,11 @@ def with_example_sizes(model: onnx.ModelProto, told: Told) -> Signature:
             do=f"Give {options}, or real inputs by --inputs FILE.npz.",
         )
     return signature
+
+
+def _sizes_missing(signature: Signature) -> list[str]:
+    """The free sizes, but that of the batch, of which no example is known."""
+    return [name for name in signature.free if name != signature.batch and name not in signature.sizes]
 
 
 def digest_of_graph(model: onnx.ModelProto) -> str:

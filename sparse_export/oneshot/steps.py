@@ -170,7 +170,9 @@ def sparsify(
     require_distillation(distill, finetune)
     require_numbers(calibration_samples, finetune, seed)
     data, task = data_and_task(model, data, task, data_dir)
-    told = Told(axes=axes, sizes=sizes, inputs=None if inputs is None else Path(inputs))
+    told = Told(
+        axes=axes, sizes=sizes, inputs=None if inputs is None else Path(inputs), data=data, data_dir=data_dir
+    )
     bound = bound_of(
         max_drop, timings, scored, pattern=asked, has_plan=planned_dense is not None, norms=norms
     )
