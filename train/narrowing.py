@@ -2,7 +2,8 @@
 
 Which channels belong together is found as orders of channels are, in the exported graph. A group takes part
 where a masked weight computes it, another reads it, and a runtime could do without some of it: not the
-network's inputs and outputs, not what is normalised over channels, not parts of a layer's outputs, as heads are.
+network's inputs and outputs, not what is normalised over channels, not parts of a layer's outputs, as heads
+are.
 """
 
 from __future__ import annotations
