@@ -20,7 +20,7 @@ __all__ = [
     "Output",
     "axes_option",
     "batches_option",
-    "bundles_there",
+    "bundle_there",
     "code_trust_option",
     "comparison_options",
     "cuda_graphs_option",
@@ -31,6 +31,7 @@ __all__ = [
     "json_option",
     "max_drop_help",
     "print_result",
+    "require_bundles",
     "results_option",
     "run_option",
     "say",
@@ -130,20 +131,23 @@ def say(text: str) -> None:
     click.echo(wrapped_for(sys.stderr, visible(text)), err=True)
 
 
-def bundles_there(_: click.Context, __: click.Parameter, given: Any) -> Any:
+def require_bundles(*paths: Path) -> None:
     """Check that bundles are there before anything that takes seconds to import is imported.
-
-    Args:
-        given: a path, several, or None.
 
     Raises:
         UsageError: one does not exist.
     """
     from sparse_export.formats.document import require_there
 
-    for path in () if given is None else given if isinstance(given, tuple) else (given,):
+    for path in paths:
         require_there(path, "bundle", "sparse-export build")
-    return given
+
+
+def bundle_there(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    """The same for a parameter of a command. Raises UsageError where it does not exist."""
+    if path is not None:
+        require_bundles(path)
+    return path
 
 
 def whole_numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from sparse_export.cli._click import click
 from sparse_export.cli._common import (
     axes_option,
     batches_option,
-    bundles_there,
+    bundle_there,
     cuda_graphs_option,
     inputs_option,
     json_option,
@@ -21,7 +21,7 @@ from sparse_export.cli._common import (
 
 
 @click.command("bench")
-@click.argument("bundle", type=click.Path(path_type=Path), callback=bundles_there)
+@click.argument("bundle", type=click.Path(path_type=Path), callback=bundle_there)
 @batches_option("1,8,32,128")
 @click.option(
     "--runtime",

@@ -9,13 +9,13 @@ from sparse_export.cli._click import click
 from sparse_export.cli._common import (
     axes_option,
     batches_option,
-    bundles_there,
     comparison_options,
     cuda_graphs_option,
     data_dir_option,
     inputs_option,
     json_option,
     max_drop_help,
+    require_bundles,
     results_option,
     say,
     score_options,
@@ -32,13 +32,12 @@ if TYPE_CHECKING:
 
 
 @click.command("compare")
-@click.argument("dense", type=click.Path(path_type=Path), callback=bundles_there)
+@click.argument("dense", type=click.Path(path_type=Path))
 @click.argument(
     "sparse",
     nargs=-1,
     required=True,
     type=click.Path(path_type=Path),
-    callback=bundles_there,
     metavar="SPARSE...",
 )
 @click.option("--max-drop", metavar="AMOUNT", help=max_drop_help)
@@ -106,10 +105,15 @@ def command(
     import functools
     from dataclasses import asdict
 
+    from sparse_export.errors import UsageError
+
+    if html is not None and html.is_dir():
+        raise UsageError(f"--html {html} is a folder.", do=f"Name a file, such as {html / 'report.html'}.")
+    require_bundles(dense, *sparse)  # before the imports that take seconds
+
     from sparse_export import report
     from sparse_export.building.from_source import bundle_at, require_file_for
     from sparse_export.cli._progress import round_observer
-    from sparse_export.errors import UsageError
     from sparse_export.evaluate import candidates
     from sparse_export.evaluate.candidates import compare_candidates
     from sparse_export.evaluate.compare import compare
@@ -121,8 +125,6 @@ def command(
     from sparse_export.report.verdict import verdict
     from sparse_export.tables import Shown
 
-    if html is not None and html.is_dir():
-        raise UsageError(f"--html {html} is a folder.", do=f"Name a file, such as {html / 'report.html'}.")
     told = Told(axes=axes, sizes=sizes, inputs=inputs)
     require_file_for(told, (dense, *sparse))
     with contextlib.ExitStack() as stack:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sparse_export.cli._click import click
 from sparse_export.cli._common import (
     batches_option,
-    bundles_there,
+    bundle_there,
     comparison_options,
     data_dir_option,
     inputs_option,
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 @click.command("gate")
-@click.argument("bundle", type=click.Path(path_type=Path), callback=bundles_there)
+@click.argument("bundle", type=click.Path(path_type=Path), callback=bundle_there)
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
-    callback=bundles_there,
+    callback=bundle_there,
     metavar="BUNDLE",
     required=True,
     help="Dense bundle of the same data that score and speed are held against.",

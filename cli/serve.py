@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparse_export.cli._click import click
-from sparse_export.cli._common import bundles_there, json_option, print_result, say
+from sparse_export.cli._common import json_option, print_result, require_bundles, say
 from sparse_export.cli._serving import model_options
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ def _port(name: str, default: int, what: str) -> Callable[[Callable[..., None]],
     metavar="BUNDLE...",
     nargs=-1,
     type=click.Path(path_type=Path),
-    callback=bundles_there,
 )
 @click.option(
     "--install-server", is_flag=True, help="Install the pinned server into a folder of its own, once."
@@ -118,6 +117,12 @@ def command(
     is the server's.
     """
     from dataclasses import asdict
+
+    from sparse_export.serving.exposure import require_loopback
+
+    if bundles:  # before the imports that take seconds
+        require_loopback(host, exposed=expose_unpatched_server)
+        require_bundles(*bundles)
 
     from sparse_export.cli._serving import paired
     from sparse_export.serving.serve_options import ServeOptions

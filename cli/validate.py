@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sparse_export.cli._click import click
 from sparse_export.cli._common import (
     axes_option,
-    bundles_there,
+    bundle_there,
     data_dir_option,
     inputs_option,
     json_option,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @click.command("validate")
-@click.argument("bundle", type=click.Path(path_type=Path), callback=bundles_there)
+@click.argument("bundle", type=click.Path(path_type=Path), callback=bundle_there)
 @score_options
 @data_dir_option
 @picture_options
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
-    callback=bundles_there,
+    callback=bundle_there,
     metavar="BUNDLE",
     help="Dense bundle, or ONNX file, to count the drop from.",
 )
