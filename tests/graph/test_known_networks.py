@@ -58,13 +58,14 @@ def fcos_head() -> nn.Module:
         (lraspp, {"out": ["batch", 3, 64, 64]}),
         (deeplab, {"out": ["batch", 3, 64, 64], "aux": ["batch", 3, 64, 64]}),
         (ssdlite_head, {"bbox_regression": ["batch", 144, 4], "cls_logits": ["batch", 144, 3]}),
-        (
+        pytest.param(
             fcos_head,
             {
                 "cls_logits": ["batch", 86, 3],
                 "bbox_regression": ["batch", 86, 4],
                 "bbox_ctrness": ["batch", 86, 1],
             },
+            marks=pytest.mark.full,
         ),
     ],
 )
@@ -81,7 +82,13 @@ def test_networks_with_several_outputs_for_pictures(
     assert layers <= set(initializers(model))
 
 
-@pytest.mark.parametrize("name", ["ssdlite320_mobilenet_v3_large", "fcos_resnet50_fpn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ssdlite320_mobilenet_v3_large",
+        pytest.param("fcos_resnet50_fpn", marks=pytest.mark.full),
+    ],
+)
 def test_a_detector_that_chooses_among_its_boxes_is_refused_in_plain_words(name: str) -> None:
     detector = getattr(detection, name)(**_BARE).eval()
     example = make_example(detector, ([torch.rand(3, 320, 320)],))
