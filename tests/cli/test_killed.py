@@ -114,7 +114,7 @@ def commands(tmp_path: Path) -> dict[str, Command]:
     }
 
 
-@pytest.mark.parametrize("name", ["build", "package"])
+@pytest.mark.parametrize("name", ["build", pytest.param("package", marks=pytest.mark.full)])
 def test_a_command_that_is_killed_at_some_of_its_file_operations(
     name: str, commands: dict[str, Command], tmp_path: Path
 ) -> None:

@@ -57,7 +57,11 @@ def fcos_head() -> nn.Module:
     [
         (lraspp, {"out": ["batch", 3, 64, 64]}),
         (deeplab, {"out": ["batch", 3, 64, 64], "aux": ["batch", 3, 64, 64]}),
-        (ssdlite_head, {"bbox_regression": ["batch", 144, 4], "cls_logits": ["batch", 144, 3]}),
+        pytest.param(
+            ssdlite_head,
+            {"bbox_regression": ["batch", 144, 4], "cls_logits": ["batch", 144, 3]},
+            marks=pytest.mark.full,
+        ),
         pytest.param(
             fcos_head,
             {

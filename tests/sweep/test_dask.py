@@ -90,6 +90,7 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_cells_of_a_lost_worker_run_on_another_and_have_the_bits_of_this_machine(
     tmp_path: Path, cluster: Cluster
 ) -> None:
@@ -123,6 +124,7 @@ def test_cells_of_a_lost_worker_run_on_another_and_have_the_bits_of_this_machine
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_stop_brings_the_unfinished_cell_back_and_it_goes_on_anywhere(
     tmp_path: Path, cluster: Cluster
 ) -> None:
