@@ -81,8 +81,8 @@ def compare(
         samples: the test set, as `test_set_of` gives it, or as the network takes it: x float32
             (n, *input_shape), normalised, and targets of its task, one a sample, arrays or tensors. None
             takes the scores recorded in the manifests and leaves out the paired difference.
-        judge: a task of one's own by which these are compared, see `agreement_of`; None for the agreement of
-            the outputs.
+        judge: a task of the user's own by which these are compared, see `agreement_of`; None for the
+            agreement of the outputs.
         inputs: file or folder of inputs without labels, on which the outputs of both are compared where the
             bundles name no data set; None for the golden ones of the dense bundle.
         max_drop: how much worse the score of sparse may be, as `validate` takes it.

@@ -9,7 +9,7 @@ from sparse_export.errors import UsageError
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE, Bundle
 from sparse_export.formats.run import AGREEMENT, DataInfo
-from sparse_export.tasks.agreement import require_judge
+from sparse_export.tasks.agreement import judge_named
 from sparse_export.tasks.data import own, require_given
 from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.labels import require_outputs
@@ -67,9 +67,7 @@ def judge_of(bundle: Bundle, task: str | None, data: str | None) -> Task | None:
     Raises:
         UsageError: its score does not say how far two networks agree.
     """
-    if task is None or not is_own(task) or is_scored(bundle, data):
-        return None
-    return require_judge(task_named(task))
+    return None if is_scored(bundle, data) else judge_named(task)
 
 
 def require_possible_task(bundle: Bundle, task: Task) -> None:

@@ -108,6 +108,13 @@ def validate(
     brought = code_of_bundle(bundle, engines=bool(set(runtimes or ()) & set(TARGETS)), task=task, data=data)
     if not all(is_vouched_for(one.sha256, trusted=trust) for one in brought):  # all that is needed, at once
         require_vouched(brought, run_of_bundle(bundle, None if run is None else Path(run)), trust)
+    judge = judge_of(bundle, task, data)
+    if judge is not None and against is None:
+        raise UsageError(
+            f"{bundle.path} names no data set with test samples to score the task {task} on.",
+            do="Give --data npz:FILE or package.module:data, or a dense bundle by --against, whose outputs "
+            "are then the targets.",
+        )
     if is_scored(bundle, data):  # before the work
         require_possible_task(bundle, task_of(bundle, task, trust))
     names, not_run = _runtimes(bundle, runtimes, trust)
@@ -142,7 +149,7 @@ def validate(
         on_cpu, in_network, dense_scored = _scores(session, bundle, reference, of_dense, test)
         parity = _beside_network(session, bundle, reference, on_cpu, in_network)
         batches = () if reference is None else parity_by_batch(session, bundle, reference)
-        held = _Held(bundle, dense, dense_scored, of_dense, unlabelled_one, judge_of(bundle, task, data))
+        held = _Held(bundle, dense, dense_scored, of_dense, unlabelled_one, judge)
         others = []
         for name in names:
             with open_runtime(bundle, name, n_threads=n_threads, trust=trust) as other:

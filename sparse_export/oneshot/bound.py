@@ -10,12 +10,11 @@ from sparse_export.formats.timings import read_timings
 from sparse_export.oneshot.choosing import Progress
 from sparse_export.oneshot.graph_choice import Bound
 from sparse_export.sparsity.pattern import NMPattern
-from sparse_export.tasks.agreement import require_judge
+from sparse_export.tasks.agreement import judge_named
 from sparse_export.tasks.scores import MaxDrop, require_possible_drop
-from sparse_export.tasks.shipped import Classification, is_own, task_named
-from sparse_export.tasks.task import Task
+from sparse_export.tasks.shipped import Classification, task_named
 
-__all__ = ["bound_of", "judge_of", "require_scored", "with_answers_of_dense"]
+__all__ = ["bound_of", "require_scored", "with_answers_of_dense"]
 
 
 def bound_of(
@@ -80,28 +79,13 @@ def with_answers_of_dense(bound: Bound, task: str | None) -> tuple[Bound, str | 
         Both, the task None where it is taken care of.
 
     Raises:
-        UsageError: a task of one's own whose score does not say how far two networks agree.
+        UsageError: a task of the user's own whose score does not say how far two networks agree.
     """
     known = None if task is None else task_named(task)
-    judge = judge_of(task)
+    judge = judge_named(task)
     if judge is not None or isinstance(known, Classification):
         return replace(bound, task=judge or known), None
     return bound, task
-
-
-def judge_of(task: str | None) -> Task | None:
-    """A task of a user's own, to hold a network without labels against the dense one by.
-
-    Args:
-        task: that was named.
-
-    Returns:
-        None for a shipped one, and for none.
-
-    Raises:
-        UsageError: its score does not say how far two networks agree.
-    """
-    return require_judge(task_named(task)) if task is not None and is_own(task) else None
 
 
 def require_scored(data: str | None) -> str:

@@ -28,7 +28,7 @@ from sparse_export.oneshot.arguments import (
     require_numbers,
     require_plan_for,
 )
-from sparse_export.oneshot.bound import bound_of, judge_of, require_scored, with_answers_of_dense
+from sparse_export.oneshot.bound import bound_of, require_scored, with_answers_of_dense
 from sparse_export.oneshot.choosing import Progress
 from sparse_export.oneshot.costs import Finished
 from sparse_export.oneshot.fine_tuning import fine_tuned, require_patterns
@@ -46,6 +46,7 @@ from sparse_export.oneshot.source import require_weights, run_of
 from sparse_export.oneshot.torch_choice import choose
 from sparse_export.oneshot.torch_work import torch_work
 from sparse_export.sparsity.pattern import pattern_from_text
+from sparse_export.tasks.agreement import judge_named
 from sparse_export.tasks.class_names import with_class_names
 from sparse_export.tasks.data import own, require_given
 from sparse_export.tasks.data.picture_settings import PictureSettings
@@ -176,7 +177,7 @@ def sparsify(
     bound = bound_of(
         max_drop, timings, scored, pattern=asked, has_plan=planned_dense is not None, norms=norms
     )
-    judge = judge_of(task) if data is None and inputs is not None else None
+    judge = judge_named(task) if data is None and inputs is not None else None
     if bound is not None and data is None and inputs is not None:
         bound, task = with_answers_of_dense(bound, task)
     task = None if judge is not None else task

@@ -12,6 +12,7 @@ import numpy as np
 from sparse_export.errors import UsageError
 from sparse_export.instruments.statistics import mean_interval
 from sparse_export.signature import FLOATS, Array, Feeds, Signature, TensorInfo
+from sparse_export.tasks.shipped import is_own, task_named
 from sparse_export.tasks.task import Statistics, Task
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "agreement_of",
     "agreement_text",
     "as_targets",
+    "judge_named",
     "lost_channels_text",
     "output_text",
     "require_judge",
@@ -152,6 +154,21 @@ def require_judge(task: Task) -> Task:
             do="Give targets by --data, or leave --task out: the agreement of the outputs is then measured.",
         )
     return task
+
+
+def judge_named(task: str | None) -> Task | None:
+    """A task of a user's own, to hold a network without labels against the dense one by.
+
+    Args:
+        task: that was named.
+
+    Returns:
+        None for a shipped one, and for none.
+
+    Raises:
+        UsageError: its score does not say how far two networks agree.
+    """
+    return require_judge(task_named(task)) if task is not None and is_own(task) else None
 
 
 def as_targets(outputs: Feeds, signature: Signature) -> list[Any]:

@@ -130,6 +130,8 @@ def test_validate_and_compare_ask_the_task(tmp_path: Path) -> None:
     assert tags.equal_share is not None
     assert found.agreement.percent == pytest.approx(100 * tags.equal_share)
     assert "% by same tags" in " ".join(str(found).split())
+    with pytest.raises(UsageError, match=r"to score the task judging:same_tags on.*--against"):
+        validate(made.sparse, task="judging:same_tags")
     judge = judge_of(made.dense, "judging:same_tags", None)
     quick: dict[str, Any] = {
         "rounds": 8,
