@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["resnet20", "small_vit"]
+__all__ = ["resnet8", "resnet20", "small_vit"]
 
 _WIDTHS = (16, 32, 64)
-_N_BLOCKS = 3  # of each width
 _VIT_WIDTH, _N_HEADS, _N_LAYERS = 96, 4, 4
 
 
@@ -35,19 +34,20 @@ class _Block(nn.Module):
         return torch.relu(found + self.shortcut(x_NCHW))
 
 
-class ResNet20(nn.Module):
-    """The residual network of 20 layers of He et al. 2016, with a first convolution of stride 2.
+class SmallResNet(nn.Module):
+    """The residual network of He et al. 2016 for CIFAR-10, with a first convolution of stride 2.
 
-    That makes every map half as high and wide, and an epoch four times as short.
+    That makes every map half as high and wide, and an epoch four times as short. It has 6 n + 2 layers for n blocks
+    of each width.
     """
 
-    def __init__(self, n_classes: int) -> None:
+    def __init__(self, n_blocks: int, n_classes: int) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, _WIDTHS[0], 3, stride=2, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(_WIDTHS[0])
         blocks, n_in = [], _WIDTHS[0]
         for stage, n_out in enumerate(_WIDTHS):
-            for index in range(_N_BLOCKS):
+            for index in range(n_blocks):
                 blocks.append(_Block(n_in, n_out, 2 if stage and not index else 1))
                 n_in = n_out
         self.blocks = nn.Sequential(*blocks)
@@ -59,9 +59,14 @@ class ResNet20(nn.Module):
         return logits
 
 
+def resnet8(n_classes: int = 10) -> nn.Module:
+    """The network of 8 layers, with random weights."""
+    return SmallResNet(1, n_classes)
+
+
 def resnet20(n_classes: int = 10) -> nn.Module:
-    """The network, with random weights."""
-    return ResNet20(n_classes)
+    """The network of 20 layers, with random weights."""
+    return SmallResNet(3, n_classes)
 
 
 class _Attention(nn.Module):
