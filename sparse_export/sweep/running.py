@@ -77,13 +77,15 @@ def run_cells(
     stopped?
 
     A complete run in folder that was trained by the recipe of a cell stands for it, whatever it is called.
-    Writes below folder: runs/CELL, jobs/CELL.json, logs/CELL.log. A cell that fails does not stop the others,
-    unless they would fail alike, for lack of a data set, a device or a library. SIGINT and SIGTERM stop all
-    cells, with their states saved.  place: where they run; None for this machine.
+    Every cell of the first seed comes before those of the second, so that a sweep that is broken off has all
+    methods with as many seeds. Writes below folder: runs/CELL, jobs/CELL.json, logs/CELL.log. A cell that
+    fails does not stop the others, unless they would fail alike, for lack of a data set, a device or a
+    library. SIGINT and SIGTERM stop all cells, with their states saved. place: where they run; None for this
+    machine.
     """
     place = place or Here(device)
     earlier = complete_runs(folder)
-    waiting = [cell for cell in cells if not run_of(cell, folder, earlier)[1]]
+    waiting = [cell for cell in _by_seed(cells) if not run_of(cell, folder, earlier)[1]]
     n_done, n_all = len(cells) - len(waiting), len(cells)
     if n_done:
         say(f"{n_done} of {n_all} runs are complete already")
@@ -177,3 +179,8 @@ def _stop(running: Sequence[_Job]) -> None:
 def _last_words(log: Path, code: int) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else f"It ended with {code} and said nothing."
+
+
+def _by_seed(cells: Sequence[Cell]) -> list[Cell]:
+    seeds = list(dict.fromkeys(cell.seed for cell in cells))
+    return sorted(cells, key=lambda cell: seeds.index(cell.seed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sparse_export.formats.run import read_run_info
 from sparse_export.sweep.from_runs import findings_of, varied_keys
 from sparse_export.sweep.grid import load_grid
 from sparse_export.sweep.run_list import Cell, cells_of
+from sparse_export.sweep.running import run_cells
 from sparse_export.sweep.sweep import page_of_runs, sweep
 from sparse_export.train.recipe import load_recipe
 from tests.making_runs import network_and_masks, save_run
@@ -184,3 +186,34 @@ def test_options_that_contradict_each_other_are_refused(words: list[str], said: 
     result = CliRunner().invoke(command, words)
     assert result.exit_code == 2
     assert said in result.output
+
+
+class _Nowhere:
+    """Runs nothing; notes what would have been run. Every run ends at once, without an error."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+
+    def start(self, job: Mapping[str, Any], job_file: Path, log: Path, slot: int) -> _Nowhere:
+        self.seen.append((job["arguments"]["method"], job["arguments"]["seed"]))
+        return self
+
+    def poll(self) -> int:
+        return 0
+
+    def stop(self) -> None:
+        raise AssertionError("nothing is running")
+
+    def wait(self) -> None:
+        raise AssertionError("nothing is running")
+
+
+def test_all_methods_come_before_the_next_seed(tmp_path: Path) -> None:
+    found = cells(tmp_path, PROGRAM + 'methods = ["set", "rigl"]\ndensities = [0.1]\nseeds = [3, 1]\n')
+    place = _Nowhere()
+    said: list[str] = []
+    findings, stopped = run_cells(found, tmp_path, n_jobs=1, place=place, say=said.append)
+    assert place.seen == [("set", 3), ("rigl", 3), ("set", 1), ("rigl", 1)]
+    assert not stopped
+    assert [finding.cell for finding in findings] == found, "the table keeps the grid's order"
+    assert said[-1].startswith("4/4")
