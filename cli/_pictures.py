@@ -10,13 +10,18 @@ from typing import Any
 from sparse_export.cli._click import click
 from sparse_export.cli._common import Command
 
-__all__ = ["picture_options"]
+__all__ = ["Normalization", "picture_options"]
+
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and deviation of each channel of pictures in 0 to 1."""
 
 
 def picture_options(function: Command) -> Command:
     """Add --mean, --std, --interpolation, --resize, --classes and --workers to a command.
 
-    It gets them as the keyword `pictures`, a `PictureSettings`, None without any of them.
+    It gets them as the keyword `pictures`, a `PictureSettings`, None without any of them. One with the option
+    --fold-preprocess gets `normalization` too: the mean and deviation of each channel where they belong to
+    that, and else None.
     """
 
     @functools.wraps(function)
@@ -30,15 +35,21 @@ def picture_options(function: Command) -> Command:
         workers: int,
         **options: Any,
     ) -> None:
+        is_folder = (options.get("data") or "").startswith("imagefolder:")
+        if "fold" in options:
+            by_channel = None if is_folder or options["fold"] is None else _normalization(mean, std)
+            options["normalization"] = by_channel
+            if by_channel is not None:
+                mean = std = None
         given = {
-            "mean": None if mean is None else _three_numbers("mean", mean),
-            "std": None if std is None else _three_numbers("std", std),
+            "mean": None if mean is None else _numbers("mean", mean, 3),
+            "std": None if std is None else _numbers("std", std, 3),
             "interpolation": interpolation,
             "resize": resize,
             "classes": classes,
         }
         named: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        if named and not (options.get("data") or "").startswith("imagefolder:"):
+        if named and not is_folder:
             raise click.UsageError(
                 f"--{next(iter(named))} belongs to --data imagefolder:DIR; data on record have their own."
             )
@@ -86,15 +97,27 @@ _OPTIONS = (
 )
 
 
-def _three_numbers(name: str, text: str) -> tuple[float, ...]:
-    """The numbers of `--mean 0.5,0.5,0.5`. Raises click's usage error."""
+def _normalization(mean: str | None, std: str | None) -> Normalization | None:
+    """Both, for any number of channels; None where neither was given. Raises click's usage error."""
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        given, missing = ("--std", "--mean") if mean is None else ("--mean", "--std")
+        raise click.UsageError(f"{given} was given without {missing}: give both, a number for each channel.")
+    return _numbers("mean", mean, None), _numbers("std", std, None)
+
+
+def _numbers(name: str, text: str, n: int | None) -> tuple[float, ...]:
+    """The numbers of `--mean 0.5,0.5,0.5`, n of them, any number for None. Raises click's usage error."""
     try:
         found = tuple(float(word) for word in text.split(","))
     except ValueError:
         found = ()
-    if len(found) != 3 or not all(math.isfinite(one) and (name == "mean" or one > 0) for one in found):
+    good = all(math.isfinite(one) and (name == "mean" or one > 0) for one in found)
+    if not found or not good or len(found) != (n or len(found)):
+        count = "three numbers" if n == 3 else "numbers by channel"
         raise click.UsageError(
-            f"--{name} is {text!r}; three numbers{'' if name == 'mean' else ' above 0'} were expected, "
+            f"--{name} is {text!r}; {count}{'' if name == 'mean' else ' above 0'} were expected, "
             "like 0.5,0.5,0.5."
         )
     if name == "std" and min(found) < 1e-6:

@@ -20,6 +20,7 @@ from sparse_export.cli._common import (
 from sparse_export.cli._pictures import picture_options
 
 if TYPE_CHECKING:
+    from sparse_export.cli._pictures import Normalization
     from sparse_export.engines.options import Precision
     from sparse_export.formats.bundle import Bundle, BundleInfo, CompactInfo, PatternInfo
     from sparse_export.formats.preparation import RawType
@@ -186,6 +187,7 @@ def command(
     postprocess: tuple[str, ...],
     data_dir: Path | None,
     pictures: PictureSettings | None,
+    normalization: Normalization | None,
     trust: str | None,
     as_json: bool,
 ) -> None:
@@ -208,7 +210,7 @@ def command(
     run = run_at(
         run,
         weights=weights,
-        told=Told(axes=axes, sizes=sizes, inputs=inputs),
+        told=Told(axes=axes, sizes=sizes, inputs=inputs, raw=fold),
         input_shape=None if input_shape is None else shape_of_sample(input_shape),
         data=data,
         data_dir=data_dir,
@@ -240,6 +242,8 @@ def command(
         labels=labels,
         preprocess=preprocess,
         fold=fold,
+        mean=() if normalization is None else normalization[0],
+        std=() if normalization is None else normalization[1],
         postprocess=postprocess,
         workers=0 if pictures is None else pictures.workers,
     )

@@ -71,6 +71,8 @@ def build(
     postprocess: Sequence[str] = (),
     preprocess: bool = False,
     fold: RawType | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
     progress: EngineProgress | None = None,
     trust: str | None = None,
 ) -> Bundle:
@@ -109,7 +111,9 @@ def build(
         preprocess: write `preprocess.onnx` too, which makes the network's input of raw samples as training
             did.
         fold: type of raw samples that the graph takes in place of the network's input: their scaling and
-            normalization is folded into it.
+            normalization is folded into it. Samples of `inputs` have this type then.
+        mean: of each channel of pictures in 0 to 1, for `fold` where the run names no data set.
+        std: likewise.
         progress: called with the target and how far its build is.
         trust: SHA-256 of the run's `run.json`, needed once for a run that names a factory and was made
             elsewhere.
@@ -145,6 +149,8 @@ def build(
         postprocess=postprocess,
         preprocess=preprocess,
         fold=fold,
+        mean=mean,
+        std=std,
     )
     return build_from_request(run, out, request, data_dir=data_dir, progress=progress, trust=trust)
 
@@ -315,7 +321,7 @@ def _write_orders(
         difference=graph.fit.fitted.difference,
         **measure_scores(
             *(info, graph.fit.before, stage / MODEL_FILE, data_dir, graph.signature),
-            raw=raw_input_of(info, request.fold, data_dir),
+            raw=raw_input_of(info, request.fold, data_dir, request.mean, request.std),
             workers=request.workers,
         ),
     )

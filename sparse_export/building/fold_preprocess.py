@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from sparse_export.engines.precision import TOLERANCE
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.files import temporary_folder
 from sparse_export.formats.preparation import FoldedInfo, RawType
-from sparse_export.formats.run import DataInfo, RunInfo
+from sparse_export.formats.run import RunInfo
 from sparse_export.graph.passes.fold_preprocess import with_folded_preprocess
 from sparse_export.graph.saved import save_model
 from sparse_export.runtimes import Session
@@ -34,22 +35,22 @@ class RawInput:
     """The raw samples that a graph is to take.
 
     Attributes:
-        data: of the run, with the mean and deviation of each channel.
+        mean: of each channel, after pictures were scaled to 0 to 1.
+        std: of each channel.
         dtype: of the samples.
         levels: they are pictures of 0 to 255.
         signature: of the network, with raw samples in place of its input.
     """
 
-    data: DataInfo
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     dtype: RawType
     levels: bool
     signature: Signature
 
     def session(self, network: Session) -> Session:
         """A session that takes raw samples, of one that takes normalized ones."""
-        return PreparedSession(
-            network, self.signature, levels=self.levels, mean=self.data.mean, std=self.data.std
-        )
+        return PreparedSession(network, self.signature, levels=self.levels, mean=self.mean, std=self.std)
 
     def drawn(self) -> dict[str, Array]:
         """Random raw samples, as many as a golden pair has."""
@@ -59,28 +60,40 @@ class RawInput:
         if self.levels:
             return {taken.name: generator.integers(0, _LEVELS + 1, shape).astype(self.dtype)}
         per_channel = (-1, *(1,) * (len(shape) - 2))
-        mean, std = (np.reshape(one, per_channel) for one in (self.data.mean, self.data.std))
+        mean, std = (np.reshape(one, per_channel) for one in (self.mean, self.std))
         return {taken.name: (generator.standard_normal(shape) * std + mean).astype(np.float32)}
 
 
-def require_foldable(info: RunInfo, dtype: RawType) -> None:
-    """Check that a run says how its network's only input is made of raw samples, before any work.
+def require_foldable(
+    info: RunInfo, dtype: RawType, mean: Sequence[float] = (), std: Sequence[float] = ()
+) -> None:
+    """Check that it is known how a network's only input is made of raw samples, before any work.
 
     Args:
         info: of the run.
         dtype: of the raw samples.
+        mean: of each channel of pictures in 0 to 1, for a run that names no data set.
+        std: likewise.
 
     Raises:
-        UsageError: it names no data set, or one whose samples are taken as they are, or its network has other
+        UsageError: neither the run nor the caller says how samples are normalized, or both do; the data set's
+            samples are taken as they are; the numbers do not fit the channels; or the network has other
             inputs than one of float32.
     """
     option = f"--fold-preprocess {dtype} was given"
-    if info.data is None:
+    if info.data is None and not (mean and std):
         raise UsageError(
-            f"{option}, and the run names no data set, whose mean and deviation it needs.",
-            do="Give --data with a network by name, or leave --fold-preprocess out.",
+            f"{option}, and nothing says how pictures become the network's input.",
+            do="Give --mean and --std, as in (x / 255 - mean) / std by channel: --mean 0,0,0 --std 1,1,1 for "
+            "a network that takes pictures in 0 to 1. Or give --data with a network by name, or leave "
+            "--fold-preprocess out.",
         )
-    if not info.data.mean:
+    if info.data is not None and (mean or std):
+        raise UsageError(
+            f"--mean or --std was given, and the run normalizes samples as {info.data.name} does.",
+            do="Leave them out.",
+        )
+    if info.data is not None and not info.data.mean:
         raise UsageError(
             f"{option}, and the samples of {info.data.name} are taken as they are.",
             do="Leave it out: there is nothing to fold.",
@@ -91,15 +104,31 @@ def require_foldable(info: RunInfo, dtype: RawType) -> None:
             f"{option}, and the network takes {', '.join(map(str, info.signature.inputs))}.",
             do="Leave it out: it folds what makes one input of float32 samples.",
         )
+    n_channels = taken.shape[1] if len(taken.shape) > 1 else None
+    if info.data is None and not len(mean) == len(std) == n_channels:
+        raise UsageError(
+            f"--mean has {len(mean)} and --std {len(std)} numbers, and the network takes {taken}.",
+            do="Give one for each channel, the second axis"
+            + (f": {n_channels}." if isinstance(n_channels, int) else ", if that has a fixed size.")
+            + " Channels along another axis cannot be folded.",
+        )
 
 
-def raw_input_of(info: RunInfo, dtype: RawType | None, data_dir: str | Path | None) -> RawInput | None:
+def raw_input_of(
+    info: RunInfo,
+    dtype: RawType | None,
+    data_dir: str | Path | None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> RawInput | None:
     """What a graph takes whose input is to be raw.
 
     Args:
         info: of a run that `require_foldable` lets pass.
         dtype: of the raw samples; None where nothing is to be folded.
         data_dir: where the data sets lie; it is looked at for `npz:` alone, whose type the run does not tell.
+        mean: of each channel of pictures in 0 to 1, for a run that names no data set.
+        std: likewise.
 
     Returns:
         None where nothing is to be folded.
@@ -110,16 +139,17 @@ def raw_input_of(info: RunInfo, dtype: RawType | None, data_dir: str | Path | No
     """
     if dtype is None:
         return None
-    assert info.data is not None, "require_foldable was asked before"
+    (taken,) = info.signature.inputs
+    signature = replace(info.signature, inputs=(replace(taken, dtype=dtype),))
+    if info.data is None:
+        return RawInput(mean=tuple(mean), std=tuple(std), dtype=dtype, levels=True, signature=signature)
     levels = holds_uint8(info.data.name, data_dir)
     if dtype == "uint8" and not levels:
         raise UsageError(
             f"--fold-preprocess uint8 was given, and the samples of {info.data.name} are floats.",
             do="Give --fold-preprocess float32.",
         )
-    (taken,) = info.signature.inputs
-    signature = replace(info.signature, inputs=(replace(taken, dtype=dtype),))
-    return RawInput(data=info.data, dtype=dtype, levels=levels, signature=signature)
+    return RawInput(mean=info.data.mean, std=info.data.std, dtype=dtype, levels=levels, signature=signature)
 
 
 def folded_graph(model: onnx.ModelProto, raw: RawInput, golden: Golden) -> tuple[onnx.ModelProto, FoldedInfo]:
@@ -136,9 +166,8 @@ def folded_graph(model: onnx.ModelProto, raw: RawInput, golden: Golden) -> tuple
     Raises:
         GateFailed: its outputs differ by more than the tolerance of float32.
     """
-    data = raw.data
     found = with_folded_preprocess(
-        model, levels=_LEVELS if raw.levels else 1, mean=data.mean, std=data.std, dtype=raw.dtype
+        model, levels=_LEVELS if raw.levels else 1, mean=raw.mean, std=raw.std, dtype=raw.dtype
     )
     wanted = {name: one for name, one in golden.outputs.items() if name not in golden.inner}
     with temporary_folder() as folder:
@@ -159,8 +188,8 @@ def folded_graph(model: onnx.ModelProto, raw: RawInput, golden: Golden) -> tuple
     return found.model, FoldedInfo(
         dtype=raw.dtype,
         levels=raw.levels,
-        mean=data.mean,
-        std=data.std,
+        mean=raw.mean,
+        std=raw.std,
         place=found.place,
         weight=found.weight,
         largest_difference=largest,

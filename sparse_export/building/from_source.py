@@ -102,7 +102,7 @@ def run_at(
             do="Leave it out: without labels its outputs are the score.",
         )
     if told.inputs is not None:
-        found = read_inputs(told.inputs, source.signature)
+        found = read_inputs(told.inputs, told.of_inputs(source.signature))
         source = replace(source, signature=with_seen_ranges(source.signature, found))
     return dense_run_of(source, folder).path
 

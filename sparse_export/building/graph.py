@@ -138,7 +138,7 @@ def build_graph(
     masks = masks_of_run(run, network)
     fit = None if wanted is None else _fit(network, masks, info, wanted, request)
     fitted = None if fit is None else fit.fitted
-    raw = raw_input_of(info, request.fold, data_dir)
+    raw = raw_input_of(info, request.fold, data_dir, request.mean, request.std)
     samples = calibration_batches(
         *(info, request.precision, request.n_calibration, data_dir, request.inputs),
         workers=request.workers,
@@ -220,7 +220,7 @@ def _from_graph(
             do="Leave --max-cut out, or make the file sparse by `sparse-export sparsify --permute`.",
         )
     model, read = open_mapped(run.graph_path)
-    raw = raw_input_of(info, request.fold, data_dir)
+    raw = raw_input_of(info, request.fold, data_dir, request.mean, request.std)
     signature = info.signature if raw is None else raw.signature
     samples = calibration_batches(
         *(info, request.precision, request.n_calibration, data_dir, request.inputs),

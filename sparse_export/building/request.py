@@ -54,6 +54,8 @@ class BuildRequest:
         preprocess: write the graph that makes the network's input too.
         fold: type of raw samples that the graph is to take, normalized inside it; None for the network's own
             input.
+        mean: of each channel of pictures in 0 to 1, for `fold` where the run names no data set.
+        std: likewise.
         workers: processes that decode pictures of the run's data; 0 for threads.
     """
 
@@ -73,6 +75,8 @@ class BuildRequest:
     postprocess: Sequence[str] = ()
     preprocess: bool = False
     fold: RawType | None = None
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
     workers: int = 0
 
 
@@ -146,7 +150,12 @@ def check_request(run: Path, out: str | Path | None, request: BuildRequest) -> C
     if request.preprocess:
         require_preprocessable(info)
     if request.fold is not None:
-        require_foldable(info, request.fold)
+        require_foldable(info, request.fold, request.mean, request.std)
+    elif request.mean or request.std:
+        raise UsageError(
+            "A mean or deviation was given, and nothing is folded into the graph.",
+            do="Give fold too, --fold-preprocess on the command line, or leave them out.",
+        )
     for one in engines:
         require_types(info.signature)
         one.bounds(info.signature)

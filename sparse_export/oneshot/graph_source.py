@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from torch import nn
 from sparse_export import models
 from sparse_export.errors import UsageError
 from sparse_export.files import sha256_file
+from sparse_export.formats.preparation import RawType
 from sparse_export.formats.run import GRAPH_FILE, RUN_FILE, Run
 from sparse_export.graph.example import (
     FreeSizes,
@@ -56,6 +58,8 @@ class Told:
         inputs: file or folder of inputs; None for none.
         data: name of data whose first sample has the free sizes that nothing else tells; None for none.
         data_dir: where a relative file of them starts.
+        raw: type of the samples in `inputs`, for a network that takes one float input which a graph is to make
+            of them; None where they are the network's inputs.
     """
 
     axes: Sequence[str] = ()
@@ -63,6 +67,17 @@ class Told:
     inputs: Path | None = None
     data: str | None = None
     data_dir: str | Path | None = None
+    raw: RawType | None = None
+
+    def of_inputs(self, signature: Signature) -> Signature:
+        """The signature of the samples in `inputs`.
+
+        Args:
+            signature: of the network.
+        """
+        if self.raw is None or signature.only_input is None:
+            return signature
+        return replace(signature, inputs=(replace(signature.only_input, dtype=self.raw),))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +123,7 @@ def source_of_file(path: Path, told: Told) -> GraphSource:
     with_axes(model, signature)
     drawn = signature  # integers that stand for a choice, as a rate does, are not just any
     if told.inputs is not None:
-        drawn = with_seen_ranges(signature, read_inputs(told.inputs, signature))
+        drawn = with_seen_ranges(signature, read_inputs(told.inputs, told.of_inputs(signature)))
     require_runnable(path, drawn)
     digest = sha256_file(path)
     return GraphSource(
@@ -231,7 +246,10 @@ def _source_of_torch(
     elif run is not None:
         example = example_of_signature(network, run.info.signature, run.info.call)
     elif told.inputs is not None and input_shape is None:
-        example = example_from_arrays(network, some_arrays(told.inputs))
+        arrays = some_arrays(told.inputs)
+        if told.raw is not None:
+            arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+        example = example_from_arrays(network, arrays)
     else:
         example = example_of_shape(input_shape or models.input_shape(model) or ())
     graph = onnx_from_module(network, example, masks={}, fold=False)
@@ -261,7 +279,7 @@ def with_example_sizes(model: onnx.ModelProto, told: Told) -> Signature:
     sizes = sizes_from_text(told.sizes)
     signature = signature_of(model, axes=axes, sizes=sizes)
     if told.inputs is not None:
-        found = example_sizes(told.inputs, signature)
+        found = example_sizes(told.inputs, told.of_inputs(signature))
         signature = replace(signature, sizes={**found, **signature.sizes})
     missing = _sizes_missing(signature)
     if missing and (own.is_own(told.data or "") or (told.data or "").startswith("npz:")):

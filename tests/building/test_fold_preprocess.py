@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 from sparse_export.building import build
 from sparse_export.building import fold_preprocess as module
@@ -23,6 +24,8 @@ from sparse_export.evaluate.validation import check_gates
 from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.formats.preparation import RawType
 from sparse_export.formats.run import read_run_info, save_run_info
+from sparse_export.graph.example import example_of_shape
+from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.passes.fold_preprocess import with_folded_preprocess
 from sparse_export.tasks import data
 from sparse_export.tasks.data.imagefolder import list_pictures
@@ -157,9 +160,16 @@ def test_what_cannot_be_folded_is_refused_before_work(tmp_path: Path) -> None:
     run = digits_run(tmp_path / "run")
     with pytest.raises(UsageError, match="--preprocess and --fold-preprocess"):
         build(run.path, tmp_path / "bundle", fold="uint8", preprocess=True)
+    with pytest.raises(UsageError, match="normalizes samples as digits does"):
+        build(run.path, tmp_path / "bundle", fold="uint8", mean=(0.5,), std=(0.5,))
+    with pytest.raises(UsageError, match="nothing is folded"):
+        build(run.path, tmp_path / "bundle", mean=(0.5,), std=(0.5,))
     save_run_info(run.path, replace(run.info, data=None))
-    with pytest.raises(UsageError, match="names no data set"):
-        build(run.path, tmp_path / "bundle", fold="uint8")
+    for numbers in ({}, {"mean": (0.5,)}, {"std": (0.5,)}):
+        with pytest.raises(UsageError, match="nothing says how pictures become the network's input"):
+            build(run.path, tmp_path / "bundle", fold="uint8", **numbers)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"--mean has 3 and --std 1 numbers.*\(batch, 1, 8, 8\)"):
+        build(run.path, tmp_path / "bundle", fold="uint8", mean=(0, 0, 0), std=(1,))
     save_run_info(run.path, replace(run.info, data=replace(digits_fact(), mean=(), std=())))
     with pytest.raises(UsageError, match="taken as they are"):
         build(run.path, tmp_path / "bundle", fold="uint8")
@@ -223,3 +233,89 @@ def test_a_package_takes_raw_samples(tmp_path: Path, call: Call) -> None:
     assert "takes raw uint8 samples, 0 to 255" in (tmp_path / "package" / "README.md").read_text()
     document = json.loads((tmp_path / "package" / "package.json").read_text())
     assert document["models"][0]["raw"] == "raw uint8 samples, 0 to 255"
+
+
+def _pictures_file(folder: Path) -> Path:
+    """An ONNX file that takes normalized pictures of three channels and a free height and width."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 12)),
+    ).eval()
+    example = example_of_shape((3, 16, 20))
+    file = folder / "net.onnx"
+    onnx.save(onnx_from_module(network, example, masks={}), file)
+    return file
+
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_onnx_file_takes_raw_pictures_with_a_mean_and_deviation_that_are_given(
+    precision: str, tmp_path: Path, call: Call
+) -> None:
+    file = _pictures_file(tmp_path)
+    raw = np.random.default_rng(0).integers(0, 256, (24, 3, 16, 20), dtype=np.uint8)
+    normalized = (raw / 255 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+    name = onnx.load(file).graph.input[0].name
+    np.savez(tmp_path / "raw.npz", **{name: raw})  # type: ignore[arg-type]
+    np.savez(tmp_path / "normalized.npz", **{name: normalized.astype(np.float32)})
+    told = call(
+        *("sparsify", file, "--inputs", tmp_path / "normalized.npz", "--method", "reconstruction"),
+        *("--out", tmp_path / "run"),
+    )
+    assert told.exit_code == 0, told.stderr
+    fold = ("--fold-preprocess", "uint8", "--mean", "0.4,0.5,0.6", "--std", "0.2,0.25,0.3")
+    more = ("--inputs", tmp_path / "raw.npz", "--precision", precision)
+    for model, out in ((tmp_path / "run", "sparse"), (file, "dense")):
+        told = call("build", model, *fold, *more, "--out", tmp_path / out)
+        assert told.exit_code == 0, told.stderr
+        assert "takes raw uint8 samples, 0 to 255" in told.stdout
+    plain = build(tmp_path / "run", tmp_path / "plain", inputs=tmp_path / "normalized.npz")
+    sparse = open_bundle(tmp_path / "sparse")
+    assert sparse.info.folded is not None
+    assert (sparse.info.folded.mean, sparse.info.folded.std) == (MEAN, STD)
+    weights = [
+        {
+            one.name: numpy_helper.to_array(one)
+            for one in onnx.load(made.path / "model.onnx").graph.initializer
+        }
+        for made in (plain, sparse)
+    ]
+    if precision == "fp32":
+        run = [onnxruntime.InferenceSession(made.path / "model.onnx") for made in (plain, sparse)]
+        wanted = run[0].run(None, {name: normalized.astype(np.float32)})[0]
+        _close(run[1].run(None, {name: raw})[0], wanted)
+        shared = [key for key, one in weights[0].items() if one.ndim > 1 and key in weights[1]]
+        assert len(shared) >= 3
+        for key in shared:
+            np.testing.assert_array_equal(weights[0][key] == 0, weights[1][key] == 0)
+    judged = validate(sparse.path, against=tmp_path / "dense", inputs=tmp_path / "raw.npz")
+    check_gates(judged)
+    with pytest.raises(UsageError, match="uint8"):
+        validate(sparse.path, against=tmp_path / "dense", inputs=tmp_path / "normalized.npz")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "nothing says how pictures become the network's input"),
+        (("--mean", "0,0,0"), "--mean was given without --std"),
+        (("--std", "1,1,1"), "--std was given without --mean"),
+        (("--mean", "0,0", "--std", "1,1"), "--mean has 2 and --std 2 numbers"),
+        (("--mean", "0,0,x", "--std", "1,1,1"), "numbers by channel were expected"),
+        (("--mean", "0,0,0", "--std", "1,0,1"), "numbers by channel above 0 were expected"),
+        (("--mean", "104,117,123", "--std", "1,1,1"), "Divide the numbers by 255"),
+    ],
+)
+def test_a_normalization_that_cannot_be_meant_is_refused(
+    words: tuple[str, ...], said: str, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = call("build", _pictures_file(tmp_path), "--fold-preprocess", "uint8", *words)
+    assert told.exit_code == 2
+    assert said in " ".join(told.stderr.replace("│", " ").split())
+    told = call("build", "net.onnx", "--mean", "0,0,0", "--std", "1,1,1")
+    assert told.exit_code == 2
+    assert "belongs to --data imagefolder:DIR" in told.stderr
