@@ -1,8 +1,9 @@
 """int8 and fp8 with 2:4 against float32 with 2:4: scores, agreement, and engines that are really built.
 
-    python -m benchmarks.quantized [NAME ...] [--data-dir DIR] [--json FILE]
+    python -m benchmarks.quantized [NAME ...] [--run RUN ...] [--data-dir DIR] [--json FILE]
 
-Classifiers are trained here under 2:4 and scored on their whole test sets; published networks, whose wheels pip
+Classifiers are trained here under 2:4 and scored on their whole test sets, as are runs of classifiers that are 2:4
+already, by --run; published networks, whose wheels pip
 downloads, are made 2:4 in one shot by magnitude, and their outputs are held against those of the same network in
 float32. Of each, `model.onnx` (onnxruntime's form) and `model-engine.onnx` are run by onnxruntime on the CPU, and an
 engine of TensorRT for RTX is built of the latter where the library is there. No engine is run.
@@ -35,14 +36,16 @@ from sparse_export.engines.precision import convert_precision
 from sparse_export.errors import SparseExportError
 from sparse_export.evaluate.test_set import test_set_of
 from sparse_export.formats.bundle import ENGINE_MODEL_FILE, MODEL_FILE, Bundle
+from sparse_export.formats.run import Run, open_run
 from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.model import open_model, save_model, signature_of
 from sparse_export.graph.passes.fold_norms import with_folded_norms
+from sparse_export.instruments.paired_scores import paired_accuracy_difference
 from sparse_export.oneshot.graph_pruning import sparsify_graph
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.runtimes.tolerance import differences
-from sparse_export.signature import Feeds, Signature
+from sparse_export.signature import Array, Feeds, Signature
 from sparse_export.sparsity.pattern import NMPattern
 from sparse_export.tasks.agreement import agreement_of
 from sparse_export.tasks.labels import predicted_classes
@@ -125,35 +128,48 @@ def of_trained(name: str, folder: Path, work: Path) -> dict[str, Any]:
         "sparsity": {"pattern": "2:4", "density": 0.5},
     }
     run = train(recipe_from_table(table, source=name), work / "run", data_dir=folder, device="cpu")
-    row: dict[str, Any] = {"network": name, "data": data, "precisions": {}}
+    return {"network": name, "data": data, **of_run(run, folder, work)}
+
+
+def of_run(run: Run, folder: Path, work: Path) -> dict[str, Any]:
+    """Build a run of a classifier in each precision, and score its graphs on the test set."""
+    row: dict[str, Any] = {"precisions": {}}
     whole = build(run, work / "fp32", data_dir=folder)
-    row["fp32"] = _score(whole, MODEL_FILE, folder)
+    right = _right(whole, MODEL_FILE, folder)
+    row["fp32"] = _percent(right)
     for precision in PRECISIONS:
         bundle = build(run, work / precision, precision=precision, data_dir=folder)
         info = bundle.info.engine_graph
         assert info is not None
-        found = {one: _score(bundle, one, folder) for one in (MODEL_FILE, ENGINE_MODEL_FILE)}
+        found = {one: _right(bundle, one, folder) for one in (MODEL_FILE, ENGINE_MODEL_FILE)}
         graph = onnx.load(bundle.path / ENGINE_MODEL_FILE)
         row["precisions"][precision] = {
             **asdict(info),
-            "scores": found,
+            "scores": {one: _percent(correct) for one, correct in found.items()},
+            "differences": {
+                one: asdict(paired_accuracy_difference(right, correct)) for one, correct in found.items()
+            },
             "engine": _built(graph, bundle.info.signature, precision, (), work),
         }
     return row
 
 
-def _score(bundle: Bundle, file: str, folder: Path) -> float:
-    """Percent of the test set that a graph classifies rightly."""
+def _percent(right: Array) -> float:
+    return round(100 * float(right.mean()), 4)
+
+
+def _right(bundle: Bundle, file: str, folder: Path) -> Array:
+    """Bool (n,): which samples of the test set a graph classifies rightly."""
     test = test_set_of(bundle, data_dir=folder)
     assert test is not None
-    right, start, targets = 0, 0, np.asarray(test.targets)
+    right, start, targets = [], 0, np.asarray(test.targets)
     name = bundle.info.signature.outputs[0].name
     with open_session(bundle.path / file, signature=bundle.info.signature) as session:
         for feeds in test.samples.batches(250):
             found = predicted_classes(session.run(feeds)[name])
-            right += int((found == targets[start : start + len(found)]).sum())
+            right.append(found == targets[start : start + len(found)])
             start += len(found)
-    return 100 * right / len(targets)
+    return np.concatenate(right)
 
 
 def of_public(name: str, work: Path) -> dict[str, Any]:
@@ -277,7 +293,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", default=[*TRAINED, "vit-tiny", *PUBLIC])
+    parser.add_argument("names", nargs="*", default=None)
+    parser.add_argument("--run", dest="runs", type=Path, action="append", default=[])
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--json", type=Path)
     words = parser.parse_args()
@@ -286,11 +303,19 @@ def main() -> None:
     folder = words.data_dir or default_data_dir()
     torch.manual_seed(0)
     rows = []
-    for name in words.names:
+    names = words.names or ([] if words.runs else [*TRAINED, "vit-tiny", *PUBLIC])
+    for name in (*names, *words.runs):
         with tempfile.TemporaryDirectory() as temporary:
             work = Path(temporary)
             try:
-                if name in TRAINED:
+                if isinstance(name, Path):
+                    opened = open_run(name)
+                    row = {
+                        "network": opened.info.model.name,
+                        "method": opened.info.method,
+                        **of_run(opened, folder, work),
+                    }
+                elif name in TRAINED:
                     row = of_trained(name, folder, work)
                 else:
                     row = of_transformer(name, work) if name == "vit-tiny" else of_public(name, work)
