@@ -35,6 +35,8 @@ INTEGERS = ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "ui
 DTYPES: Final = (*FLOATS, *INTEGERS, "bool")
 """The types that a tensor of a signature may have."""
 
+_LONGEST_SIZE = 24  # characters of a size in a text
+
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 Feeds = Mapping[str, Array]
 """Arrays by the names of a network's inputs, or of its outputs."""
@@ -424,5 +426,6 @@ def joined(parts: Iterable[Feeds], tensors: Sequence[TensorInfo], batch: str | N
 
 
 def size_text(shape: Sequence[int | str]) -> str:
-    """Write sizes as `(batch, 3, height, width)`."""
-    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+    """Write sizes as `(batch, 3, height, width)`; of a long formula for a free size its beginning."""
+    sizes = [one if len(one) <= _LONGEST_SIZE else f"{one[:_LONGEST_SIZE]}…" for one in map(str, shape)]
+    return f"({', '.join(sizes)}{',' if len(shape) == 1 else ''})"

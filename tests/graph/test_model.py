@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from sparse_export.graph.layers import count_parameters, graph_layers
 from sparse_export.graph.model import open_model, prepared, save_model, signature_of
 from sparse_export.graph.names import graphs_of
 from sparse_export.graph.passes.pack24 import pack
+from sparse_export.signature import TensorInfo
 from tests.graph.graphs import one_node, saved
 from tests.graph.packed import model_of as packed_model_of
 from tests.graph.packed import two_four
@@ -552,3 +554,10 @@ def test_a_damaged_file_is_refused_or_opened_and_nothing_else(
         except ArtefactError as error:
             assert error.do
     assert 0 < opened < 40
+
+
+def test_a_long_formula_for_a_size_does_not_flood_a_text() -> None:
+    formula = "floor(floor(height/2 - 1/2)/2 - 1/2)*floor(floor(width/2 - 1/2)/2 - 1/2)"
+    one = TensorInfo(name="boxes", dtype="float32", shape=("batch", 84, formula))
+    assert str(one) == "boxes float32 (batch, 84, floor(floor(height/2 - 1…)"
+    assert str(replace(one, shape=("batch",))) == "boxes float32 (batch,)"
