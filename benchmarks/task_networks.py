@@ -1,4 +1,4 @@
-"""Tasks on published networks: embeddings of sentences, and a detector by the task of docs/tasks.md.
+"""Tasks on published networks: embeddings of sentences, and a detector by docs/examples/detection.py.
 
 Each network is made 2:4 by both methods and goes through validate, compare, gate and a server. The texts
 come out of a wheel (benchmarks/texts.py). The photographs are a folder of classes as `imagefolder:` takes it;
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -47,7 +47,7 @@ SIZE = 256
 _EMBEDDING = "461"
 """The output of MiniLM that is the embedding of the whole text."""
 
-_PAGE = Path(__file__).resolve().parents[1] / "docs" / "tasks.md"
+_DETECTION = Path(__file__).resolve().parents[1] / "docs" / "examples" / "detection.py"
 _N_CALIBRATION = 64
 _N_SENTENCES = 200
 _N_PAIRS = 150
@@ -141,9 +141,7 @@ def _boxes(network: Path, work: Path, folder: Path) -> Prepared:
     files = sorted(folder.glob("val/*/*")) + sorted(folder.glob("train/*/*"))
     pictures = np.stack([_with_margin(Image.open(file).convert("RGB")) for file in files])
     calibration, pictures = pictures[-_N_CALIBRATION:], pictures[:-_N_CALIBRATION]
-    page = _PAGE.read_text()
-    (code,) = re.findall(r"```python\n# detection\.py\n(.*?)```", page, re.DOTALL)
-    (work / "detection.py").write_text(code)
+    shutil.copy(_DETECTION, work)
     detection = importlib.import_module("detection")
     targets = []
     with open_session(network, n_threads=1) as session:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -166,6 +167,8 @@ def test_the_tasks_of_the_page_score_what_they_say_and_its_recipe_trains(tmp_pat
     page = (DOCS / "tasks.md").read_text()
     for name, code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.DOTALL):
         (tmp_path / name).write_text(code)
+    for example in (DOCS / "examples").glob("*.py"):
+        shutil.copy(example, tmp_path)
     (recipe,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "recipe.toml").write_text(recipe)
     (tmp_path / "nets.py").write_text(
