@@ -33,6 +33,8 @@ CROSS_ENTROPY = "cross-entropy"
 
 CLASSIFICATION = "classification"
 
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's types of that fault
+
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "reference": {"sparsity": {"start": "uniform", "rescale": False}},
@@ -345,9 +347,10 @@ def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def _first_fault(error: ValidationError) -> str:
-    fault = error.errors()[0]
+    faults = error.errors()  # an unknown key first: a missing one is often that one, misspelt
+    fault = next((one for one in faults if one["type"] in _UNKNOWN_KEY), faults[0])
     where = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if fault["type"] in _UNKNOWN_KEY:
         known = sorted(_keys_of(fault["loc"][:-1]))
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.0)[0]
         return (

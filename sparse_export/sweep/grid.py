@@ -150,7 +150,8 @@ def leaves(table: Mapping[str, Any], above: str = "") -> Iterator[str]:
 
 
 def _first_fault(error: ValidationError) -> str:
-    fault = error.errors()[0]
+    faults = error.errors()  # an unknown key first: a missing one is often that one, misspelt
+    fault = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"It has an unknown key {where!r}; known are {', '.join(Grid.model_fields)}."

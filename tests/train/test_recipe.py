@@ -12,7 +12,7 @@ from sparse_export.errors import RecipeError, UnknownNameError
 from sparse_export.formats.recipe_files import recipe_names
 from sparse_export.sweep.grid import load_grid
 from sparse_export.train.rates import learning_rate
-from sparse_export.train.recipe import PRESETS, LearningRateRecipe, load_recipe
+from sparse_export.train.recipe import PRESETS, LearningRateRecipe, load_recipe, recipe_from_table
 
 
 def test_the_shipped_recipes_are_there_and_right() -> None:
@@ -57,6 +57,11 @@ def test_every_preset_is_on_the_command_line_and_the_best_one_is_what_its_grid_m
     assert grid.changes == PRESETS["best"]
     recipe = load_recipe("mnist-lenet300-100", preset="best", changes={"sparsity": {"density": 0.01}})
     assert recipe.sparsity.wanted_start_density == 0.5
+
+
+def test_a_required_key_that_is_misspelt_is_named() -> None:
+    with pytest.raises(RecipeError, match="unknown key 'epoch'; the nearest known one is 'epochs'"):
+        recipe_from_table({"model": "lenet5", "data": "mnist", "epoch": 3}, source="mine.toml")
 
 
 @pytest.mark.parametrize(

@@ -106,10 +106,10 @@ def permute_network(
     masks: moved alike, and what they keep is what counts as nonzero.  extra: mappings parameter name ->
         tensor of the parameter's shape, moved alike: momentum, exp_avg, exp_avg_sq. So are gradients.
     scores: what a weight's entries are worth, of its shape, in place of |weight|; the report tells of it
-    then.  channels: what `find_channels` found; None to look. Before anything is touched, the outputs of a float64 copy are compared before and after, on the
-    sample and on random inputs, with its weights and with random ones. Raises GateFailed when they differ, or
-    weights are NaN or infinite, and UsageError for a name that the network does not have, an extra of another
-    shape, or a search that gives no permutation.
+    then.  channels: what `find_channels` found; None to look. Before anything is touched, the outputs of a
+    float64 copy are compared before and after, on the sample and on random inputs, with its weights and with
+    random ones. Raises GateFailed when they differ, or weights are NaN or infinite, and UsageError for a name
+    that the network does not have, an extra of another shape, or a search that gives no permutation.
     """
     masks, scores = masks or {}, scores or {}
     tensors = tensors_of(module)
