@@ -50,6 +50,18 @@ def how_to_get(extra: str) -> str:
     return f"pip install '.[{extra}]' in a checkout of sparse-export"
 
 
+def first_line(cause: BaseException) -> str:
+    """The first line of what an error says.
+
+    Args:
+        cause: the error.
+
+    Returns:
+        The line without its full stop; the type of an error without a text.
+    """
+    return str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__
+
+
 def what_and_do(error: SparseExportError) -> str:
     """What happened and the way out, for a line that tells why something was left out."""
     return " ".join(part for part in (error.what, error.do) if part)

@@ -72,3 +72,11 @@ def test_a_name_far_from_all_is_told_the_list_alone() -> None:
 def test_wrong_usage_is_a_value_error_for_callers_of_the_library() -> None:
     with pytest.raises(ValueError, match="Wrong"):
         raise errors.UsageError("Wrong.")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("Truncated file.\nAt byte 4.", "Truncated file"), ("  No end", "No end"), ("", "OSError")],
+)
+def test_of_an_error_its_first_line_is_told_or_else_its_type(text: str, line: str) -> None:
+    assert errors.first_line(OSError(text)) == line

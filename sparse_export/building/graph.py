@@ -30,7 +30,6 @@ from sparse_export.formats.bundle import CompactInfo
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.formats.preparation import FoldedInfo
 from sparse_export.formats.run import LayerInfo, Run, RunInfo
-from sparse_export.graph.constants import Read, array_of
 from sparse_export.graph.copies import copy_of
 from sparse_export.graph.example import example_of_signature
 from sparse_export.graph.export import onnx_from_module, positive_zeros, remove_source_notes
@@ -42,6 +41,7 @@ from sparse_export.graph.passes.fold_norms import with_folded_norms
 from sparse_export.graph.passes.newer_opset import with_packable_opset
 from sparse_export.graph.promises import promised_patterns, require_patterns
 from sparse_export.graph.randomness import require_deterministic
+from sparse_export.graph.stored_tensors import Read, array_of
 from sparse_export.graph.weight_uses import why_no_axis
 from sparse_export.models.run_network import density_of, masks_of_run, network_of_run
 from sparse_export.runtimes import Session

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from sparse_export.graph.constants import n_made
+from sparse_export.graph.output_sizes import n_made
 from sparse_export.graph.shapes import SMALL, infer_shapes, n_entries, tensor_types, without_weights
 
 if TYPE_CHECKING:  # the imports take longer than most graphs, which do not need them

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 
 from sparse_export.errors import GateFailed
-from sparse_export.graph.constants import Read, array_of
 from sparse_export.graph.layers import FLOATS
+from sparse_export.graph.stored_tensors import Read, array_of
 from sparse_export.graph.weight_counts import is_all_finite
 
 __all__ = ["naming_weights", "not_finite"]

@@ -11,23 +11,15 @@ import onnx
 
 from sparse_export.errors import ArtefactError
 from sparse_export.formats.layers import Reason
-from sparse_export.graph.constants import (
-    Constant,
-    Evaluator,
-    Read,
-    Scope,
-    Step,
-    Unevaluated,
-    array_of,
-    attribute,
-    is_standard,
-    node_name,
-    scopes,
-)
+from sparse_export.graph.constants import Constant, Evaluator, Unevaluated
 from sparse_export.graph.eligibility import reason
 from sparse_export.graph.functions import inlined
+from sparse_export.graph.nodes import attribute, is_standard, node_name
+from sparse_export.graph.scopes import Scope, scopes
 from sparse_export.graph.shapes import without_weights
+from sparse_export.graph.stored_tensors import Read, array_of
 from sparse_export.graph.weight_counts import WeightCounts, count_weight
+from sparse_export.graph.weight_steps import Step
 
 __all__ = [
     "LAYOUT",

@@ -14,13 +14,6 @@ import onnx
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.graph.collection import without_collection
 from sparse_export.graph.concrete import free_sizes, inferred_at, shapes_at
-from sparse_export.graph.constants import (
-    Read,
-    Scope,
-    array_of,
-    is_standard,
-    scopes,
-)
 from sparse_export.graph.eligibility import (
     WeightUse,
     reason,
@@ -40,8 +33,11 @@ from sparse_export.graph.layer_uses import (
     uses_within,
 )
 from sparse_export.graph.names import node_lists
+from sparse_export.graph.nodes import is_standard
 from sparse_export.graph.promises import not_kept, note_promise
+from sparse_export.graph.scopes import Scope, scopes
 from sparse_export.graph.shapes import without_weights
+from sparse_export.graph.stored_tensors import Read, array_of
 
 if TYPE_CHECKING:  # it loads torch, which reading a graph does not need
     from sparse_export.sparsity.pattern import NMPattern

@@ -11,9 +11,10 @@ import numpy as np
 import onnx
 from onnx.external_data_helper import uses_external_data
 
-from sparse_export.graph.constants import Array, Stored, array_of
 from sparse_export.graph.foreign import readable
 from sparse_export.graph.linked import place_of
+from sparse_export.graph.stored_tensors import Stored, array_of
+from sparse_export.signature import Array
 
 __all__ = ["MappedData"]
 

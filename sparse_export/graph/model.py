@@ -14,7 +14,6 @@ from onnx_ir.passes import common as passes
 
 from sparse_export.errors import ArtefactError
 from sparse_export.graph.collection import without_collection
-from sparse_export.graph.constants import Read, node_name
 from sparse_export.graph.data_sized import last_fixed_ancestors
 from sparse_export.graph.ends import axes_from_text, signature_of, sizes_from_text, with_axes
 from sparse_export.graph.foreign import (
@@ -30,9 +29,11 @@ from sparse_export.graph.functions import inlined
 from sparse_export.graph.in_order import is_in_order
 from sparse_export.graph.mapped import MappedData
 from sparse_export.graph.names import free_name, graphs_of, node_lists
+from sparse_export.graph.nodes import node_name
 from sparse_export.graph.passes.pack24 import expand, is_packed
 from sparse_export.graph.saved import MAX_WEIGHT_BYTES, save_model, weight_bytes, without_initializers
 from sparse_export.graph.shapes import SMALL, infer_shapes, n_entries
+from sparse_export.graph.stored_tensors import Read
 
 __all__ = [
     "MAX_WEIGHT_BYTES",

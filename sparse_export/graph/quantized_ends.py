@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from sparse_export.graph.constants import is_standard, node_name
+from sparse_export.graph.nodes import is_standard, node_name
 
 __all__ = ["QuantizedEnds", "quantized_ends"]
 

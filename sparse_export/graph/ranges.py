@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx
 
-from sparse_export.graph.constants import Array, array_of, attribute, is_standard
 from sparse_export.graph.names import graphs_of
+from sparse_export.graph.nodes import attribute, is_standard
 from sparse_export.graph.shapes import SMALL, n_entries, tensor_types
+from sparse_export.graph.stored_tensors import array_of
+from sparse_export.signature import Array
 
 __all__ = ["integer_ranges"]
 

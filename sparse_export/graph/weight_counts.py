@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sparse_export.graph.constants import Array, nonzeros
 from sparse_export.graph.eligibility import GROUP
+from sparse_export.graph.stored_tensors import nonzeros
+from sparse_export.signature import Array
 
 __all__ = ["WeightCounts", "count_groups_over", "count_weight", "is_all_finite"]
 

@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from sparse_export.graph.constants import Read, array_of, is_standard, node_name
 from sparse_export.graph.names import free_name, graphs_of, names_of_values, rename_values
+from sparse_export.graph.nodes import is_standard, node_name
+from sparse_export.graph.stored_tensors import Read, array_of
 from sparse_export.oneshot.segments import segment_for
 from sparse_export.oneshot.walk import Values, Walk
 from sparse_export.oneshot.wiring import Wiring, wiring_of

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sparse_export.errors import UsageError
-from sparse_export.graph.constants import array_of
 from sparse_export.graph.passes.permute import PermutationReport
 from sparse_export.graph.passes.permute_graph import permute_graph
+from sparse_export.graph.stored_tensors import array_of
 from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY, squares_of_graph
 from sparse_export.oneshot.graph_weights import GraphWeight, weights_of_graph
 from sparse_export.oneshot.layers import Method, worth_of_weight

@@ -9,9 +9,10 @@ from fnmatch import fnmatchcase
 import onnx
 
 from sparse_export.errors import UsageError
-from sparse_export.graph.constants import Read, Scope, array_of, scopes
 from sparse_export.graph.layer_uses import OtherLayer, layer_uses
 from sparse_export.graph.layers import FLOATS
+from sparse_export.graph.scopes import Scope, scopes
+from sparse_export.graph.stored_tensors import Read, array_of
 from sparse_export.oneshot.graph_statistics import Factor, factor_of
 from sparse_export.oneshot.weight_form import WeightForm, form_of
 from sparse_export.oneshot.wiring import Wiring

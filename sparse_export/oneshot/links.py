@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from sparse_export.graph.constants import Read, array_of
+from sparse_export.graph.stored_tensors import Read, array_of
 from sparse_export.oneshot.graph_weights import GraphWeight
 from sparse_export.oneshot.wiring import Wiring
 from sparse_export.signature import Array

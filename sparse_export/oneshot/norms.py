@@ -14,8 +14,8 @@ from onnx import helper
 from torch import Tensor
 
 from sparse_export.errors import UsageError
-from sparse_export.graph.constants import is_standard
 from sparse_export.graph.layers import FLOATS
+from sparse_export.graph.nodes import is_standard
 from sparse_export.oneshot.segments import Stop
 from sparse_export.oneshot.wiring import Wiring
 from sparse_export.signature import Array

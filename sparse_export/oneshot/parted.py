@@ -15,10 +15,10 @@ from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 from torch import Tensor
 
-from sparse_export.graph.constants import Stored, array_of
 from sparse_export.graph.layers import FLOATS
 from sparse_export.graph.protobuf import copy_fields
 from sparse_export.graph.shapes import SMALL, n_entries
+from sparse_export.graph.stored_tensors import Stored, array_of
 from sparse_export.signature import Array
 
 __all__ = ["Parted", "filled", "parted"]

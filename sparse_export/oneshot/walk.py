@@ -18,8 +18,9 @@ from onnx import TensorProto, helper
 
 from sparse_export.errors import ArtefactError, MissingCapability, SparseExportError
 from sparse_export.files import temporary_folder
-from sparse_export.graph.constants import Read, array_of, node_name
+from sparse_export.graph.nodes import node_name
 from sparse_export.graph.passes.float16 import value_types
+from sparse_export.graph.stored_tensors import Read, array_of
 from sparse_export.oneshot.live_values import LiveValues, Value
 from sparse_export.oneshot.parted import filled
 from sparse_export.oneshot.segments import Segment

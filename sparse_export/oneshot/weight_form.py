@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparse_export.graph.constants import Step, permutation
 from sparse_export.graph.layer_uses import LayerUse
+from sparse_export.graph.nodes import permutation
+from sparse_export.graph.weight_steps import Step
 
 __all__ = ["WeightForm", "form_of"]
 

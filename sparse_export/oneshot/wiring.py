@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import onnx
 
 from sparse_export.graph.channels.onnx_graph import captured
-from sparse_export.graph.constants import is_standard, scopes
+from sparse_export.graph.nodes import is_standard
+from sparse_export.graph.scopes import scopes
 
 __all__ = ["Wiring", "wiring_of"]
 

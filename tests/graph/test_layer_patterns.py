@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sparse_export.errors import ArtefactError, GateFailed
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.formats.run import LayerInfo
-from sparse_export.graph import constants
+from sparse_export.graph.evaluation_limits import MAX_NODES
 from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.layer_uses import layer_weight
@@ -818,7 +818,7 @@ def test_a_long_chain_of_constants_is_not_followed_for_ever() -> None:
     nodes = [helper.make_node("Neg", [a], [b]) for a, b in itertools.pairwise(names)]
     layer = too_large(nodes, {"stored": dense((32, 16))})
     assert codes(layer) == ["not-evaluated"]
-    assert f"more than {constants.MAX_NODES} nodes" in layer.reasons[0].text
+    assert f"more than {MAX_NODES} nodes" in layer.reasons[0].text
 
 
 def test_an_operator_that_is_not_known_leaves_the_weight_unevaluated() -> None:

@@ -15,8 +15,8 @@ from sparse_export.errors import GateFailed, UsageError
 from sparse_export.formats.run import open_run
 from sparse_export.formats.score import Score
 from sparse_export.formats.timings import ProductTiming, Timings, write_timings
-from sparse_export.graph.constants import array_of
 from sparse_export.graph.model import signature_of
+from sparse_export.graph.stored_tensors import array_of
 from sparse_export.instruments.paired_scores import ScoreDifference
 from sparse_export.oneshot import graph_steps, held_scores, layer_sensitivities, switchable
 from sparse_export.oneshot.choice import Choice

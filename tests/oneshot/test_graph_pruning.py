@@ -14,12 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from sparse_export.errors import ArtefactError, UsageError
-from sparse_export.graph.constants import array_of
 from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.model import open_model, signature_of
 from sparse_export.graph.passes.float16 import in_half
 from sparse_export.graph.promises import broken_patterns
+from sparse_export.graph.stored_tensors import array_of
 from sparse_export.oneshot import calibrating, graph_pruning, graph_statistics, unfolding
 from sparse_export.oneshot.costs import LayerDone
 from sparse_export.oneshot.graph_pruning import PrunedGraph, sparsify_graph

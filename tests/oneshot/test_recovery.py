@@ -16,10 +16,10 @@ import sparse_export as se
 from sparse_export.cli.sparsify import command
 from sparse_export.errors import UsageError
 from sparse_export.formats.run import open_run
-from sparse_export.graph.constants import array_of
 from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.model import open_model, signature_of
+from sparse_export.graph.stored_tensors import array_of
 from sparse_export.oneshot import calibrating, layer_sensitivities, segments
 from sparse_export.oneshot.costs import LayerDone
 from sparse_export.oneshot.graph_pruning import PrunedGraph, sparsify_graph

@@ -11,7 +11,7 @@ from sparse_export.graph.channels.graph_trace import GraphTrace, is_indifferent,
 from sparse_export.graph.channels.labels import Ledger
 from sparse_export.graph.channels.spaces import Channels, spaces_of
 from sparse_export.graph.concrete import free_sizes, shapes_at, two_examples
-from sparse_export.graph.constants import array_of
+from sparse_export.graph.stored_tensors import array_of
 
 __all__ = ["find_graph_channels"]
 

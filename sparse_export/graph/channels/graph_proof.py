@@ -16,8 +16,8 @@ from sparse_export.errors import GateFailed
 from sparse_export.files import temporary_folder
 from sparse_export.graph.channels.graph_trace import is_indifferent, own_parameters
 from sparse_export.graph.channels.onnx_graph import Array
-from sparse_export.graph.constants import array_of
 from sparse_export.graph.model import save_model
+from sparse_export.graph.stored_tensors import array_of
 from sparse_export.onnxruntime_import import load_onnxruntime
 from sparse_export.signature import Feeds
 

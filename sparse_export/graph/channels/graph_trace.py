@@ -26,8 +26,9 @@ from sparse_export.graph.channels.labels import (
 from sparse_export.graph.channels.onnx_graph import Array, attribute, captured, title
 from sparse_export.graph.channels.parameters import Found, Parameters, Undecided
 from sparse_export.graph.concrete import Shape
-from sparse_export.graph.constants import array_of, n_made
+from sparse_export.graph.output_sizes import n_made
 from sparse_export.graph.shapes import n_entries
+from sparse_export.graph.stored_tensors import array_of
 
 __all__ = [
     "GraphTrace",

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from sparse_export.errors import GateFailed
 from sparse_export.graph.concrete import free_sizes, two_examples
-from sparse_export.graph.constants import array_of
+from sparse_export.graph.stored_tensors import array_of
 
 Array = np.ndarray[Any, Any]
 

@@ -22,11 +22,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.files import temporary_folder
-from sparse_export.graph.constants import Array, attribute
 from sparse_export.graph.names import free_name, names_of_values
+from sparse_export.graph.nodes import attribute
 from sparse_export.graph.passes.quantize_placement import place_pairs
 from sparse_export.onnxruntime_import import load_onnxruntime
-from sparse_export.signature import Feeds
+from sparse_export.signature import Array, Feeds
 
 __all__ = ["with_migrated_scales"]
 

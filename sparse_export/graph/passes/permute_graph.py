@@ -14,7 +14,6 @@ from sparse_export.graph.channels.graph_groups import find_graph_channels
 from sparse_export.graph.channels.graph_proof import difference_by_orders, reordered_graph
 from sparse_export.graph.channels.graph_trace import own_parameters
 from sparse_export.graph.channels.spaces import Channels
-from sparse_export.graph.constants import array_of
 from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.passes.permute import (
     PermutationReport,
@@ -23,6 +22,7 @@ from sparse_export.graph.passes.permute import (
     searched_orders,
     searched_weight,
 )
+from sparse_export.graph.stored_tensors import array_of
 from sparse_export.signature import Feeds
 from sparse_export.sparsity.pattern import NMPattern
 

@@ -19,12 +19,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.files import temporary_folder
-from sparse_export.graph.constants import Array
 from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.names import free_name, names_of_values, rename_values
 from sparse_export.graph.passes.newer_opset import with_opset
 from sparse_export.onnxruntime_import import load_onnxruntime
-from sparse_export.signature import Feeds
+from sparse_export.signature import Array, Feeds
 
 __all__ = ["Quantized", "quantized", "require_zeros_kept"]
 

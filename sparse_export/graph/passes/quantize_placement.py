@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import TensorProto
 
-from sparse_export.graph.constants import attribute, is_standard
 from sparse_export.graph.names import inner_graphs
+from sparse_export.graph.nodes import attribute, is_standard
 
 __all__ = ["PRODUCTS", "Placement", "Product", "output_axis", "place_pairs"]
 

@@ -27,14 +27,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import UsageError
-from sparse_export.graph.constants import Array
 from sparse_export.graph.names import free_name, names_of_values
 from sparse_export.graph.passes.calibrate import RangeMethod, largest_magnitudes, require_samples
 from sparse_export.graph.passes.float16 import in_half
 from sparse_export.graph.passes.newer_opset import with_opset
 from sparse_export.graph.passes.quantize import Quantized, require_zeros_kept
 from sparse_export.graph.passes.quantize_placement import PRODUCTS, Placement, output_axis, place_pairs
-from sparse_export.signature import Feeds
+from sparse_export.signature import Array, Feeds
 
 __all__ = ["quantized_for_engines"]
 
