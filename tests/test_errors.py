@@ -78,5 +78,5 @@ def test_wrong_usage_is_a_value_error_for_callers_of_the_library() -> None:
     ("text", "line"),
     [("Truncated file.\nAt byte 4.", "Truncated file"), ("  No end", "No end"), ("", "OSError")],
 )
-def test_of_an_error_its_first_line_is_told_or_else_its_type(text: str, line: str) -> None:
+def test_the_first_line_of_an_error_is_its_type_where_it_has_no_text(text: str, line: str) -> None:
     assert errors.first_line(OSError(text)) == line

@@ -15,7 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.errors import ArtefactError, UsageError, first_line
 from sparse_export.graph.linked import place_of
 from sparse_export.graph.names import graphs_of, inner_graphs, node_lists
 from sparse_export.graph.protobuf import parsed_without_large_data
@@ -107,9 +107,8 @@ def readable(path: Path) -> Iterator[None]:
             do="Export it again.",
         ) from cause
     except (DecodeError, ValueError, OSError) as cause:
-        reason = str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__
         raise ArtefactError(
-            f"{path} cannot be read as ONNX: {reason}.",
+            f"{path} cannot be read as ONNX: {first_line(cause)}.",
             expected="A whole, valid ONNX model was expected; this one is truncated or something else.",
             do=(
                 "Copy it again, with the files beside it that hold its weights if it has any, or export "

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparse_export.errors import ArtefactError, UsageError
+from sparse_export.errors import ArtefactError, UsageError, first_line
 from sparse_export.files import sha256_file
 from sparse_export.signature import FLOATS, INTEGERS, Array, Signature, TensorInfo, joined
 from sparse_export.tasks.archives import header_of, require_bounded
@@ -288,9 +288,8 @@ def _readable(path: Path) -> Iterator[None]:
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, NotImplementedError, KeyError) as cause:
         if isinstance(cause, UsageError):
             raise
-        reason = str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__
         raise ArtefactError(
-            f"{path} cannot be read as arrays of NumPy: {reason}.",
+            f"{path} cannot be read as arrays of NumPy: {first_line(cause)}.",
             expected="What numpy.savez or numpy.save writes of plain numbers was expected.",
             do="Write it again.",
         ) from cause

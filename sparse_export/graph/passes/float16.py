@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sparse_export.errors import GateFailed, UsageError
+from sparse_export.errors import GateFailed, UsageError, first_line
 from sparse_export.graph.names import free_name, graphs_of, inner_graphs, names_of_values
 from sparse_export.graph.passes.guarded_transposes import guard_transposes
 from sparse_export.graph.passes.limits import Limits, limits_of
@@ -387,9 +387,8 @@ def _require_consistent(model: onnx.ModelProto, precision: Half) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as cause:
-        first = str(cause).strip().partition("\n")[0]
         raise UsageError(
-            f"The graph cannot be {_NAMES[precision]}: {first}.",
+            f"The graph cannot be {_NAMES[precision]}: {first_line(cause)}.",
             expected="Operators that take that type were expected.",
             do="Build it as fp32.",
         ) from cause
