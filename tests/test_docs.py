@@ -131,7 +131,7 @@ for name in {names!r}:
     exec(open(name).read(), seen[name])
 trained, resumed = (seen[name]["model"].state_dict() for name in ("loop.py", "resume.py"))
 assert all((trained[key] == resumed[key]).all() for key in trained)
-from sparse_export.graph.example import example_from_function
+from sparse_export.graph.example_sources import example_from_function
 words = seen["words.py"]
 inputs = example_from_function(words["Words"](), words["example_inputs"], free_sizes=words["free_sizes"])
 assert inputs.sizes == dict(sequence=7)

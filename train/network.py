@@ -132,7 +132,7 @@ def named_example(model: nn.Module, recipe: Recipe, x: ModelInputs) -> Example |
 
     Args:
         model: the network.
-        recipe: whose factory may have `free_sizes` beside it, see `sparse_export.graph.example.FreeSizes`;
+        recipe: whose factory may have `free_sizes` beside it, see `sparse_export.graph.free_axes.FreeSizes`;
             else the number of samples alone is free.
         x: two samples.
     """

@@ -16,7 +16,8 @@ from torch import Tensor
 from sparse_export.errors import ArtefactError, Interrupted, UsageError
 from sparse_export.formats.run import CostInfo, LayerInfo, ModelInfo, Run, RunInfo, SpeedInfo, TaskInfo
 from sparse_export.formats.score import Score
-from sparse_export.graph.example import call_of, example_of_shape
+from sparse_export.graph.call_record import call_of
+from sparse_export.graph.example import example_of_shape
 from sparse_export.graph.named_network import signature_of_call
 from sparse_export.models.weights import load_unversioned
 from sparse_export.signature import Signature, class_signature

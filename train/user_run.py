@@ -16,14 +16,10 @@ from sparse_export.errors import UsageError
 from sparse_export.files import staged_folder
 from sparse_export.formats.run import AGREEMENT, CLASSIFICATION, DataInfo, ModelInfo, Run, RunInfo, TaskInfo
 from sparse_export.formats.score import Score
-from sparse_export.graph.example import (
-    Example,
-    FreeSizes,
-    call_of,
-    example_from_function,
-    example_from_seen,
-    example_of_shape,
-)
+from sparse_export.graph.call_record import call_of
+from sparse_export.graph.example import Example, example_of_shape
+from sparse_export.graph.example_sources import example_from_function, example_from_seen
+from sparse_export.graph.free_axes import FreeSizes
 from sparse_export.graph.named_network import signature_of_call
 from sparse_export.models.modes import modes_kept
 from sparse_export.signature import Signature
@@ -98,8 +94,8 @@ class GivenShapes:
 
     Attributes:
         input_shape: of one sample, of a network with one input of floats; None for what was seen.
-        example_inputs: a call, see `sparse_export.graph.example.example_from_function`; None for the one
-            beside the factory that makes the network, else for what was seen.
+        example_inputs: a call, see `sparse_export.graph.example_sources.example_from_function`; None for the
+            one beside the factory that makes the network, else for what was seen.
         free_sizes: names of the axes of inputs, see `sparse_export.graph.example.make_example`.
         test: score on the test set, None for that on data, if these are given.
         task: what the network is for.

@@ -30,8 +30,8 @@ from sparse_export.formats.bundle import CompactInfo
 from sparse_export.formats.layers import GraphLayer
 from sparse_export.formats.preparation import FoldedInfo
 from sparse_export.formats.run import LayerInfo, Run, RunInfo
+from sparse_export.graph.call_record import example_of_signature
 from sparse_export.graph.copies import copy_of
-from sparse_export.graph.example import example_of_signature
 from sparse_export.graph.export import onnx_from_module, positive_zeros, remove_source_notes
 from sparse_export.graph.finite import naming_weights
 from sparse_export.graph.layers import count_parameters, graph_layers

@@ -13,7 +13,7 @@ from sparse_export.evaluate.validation import AgainstDense
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.formats.run import RUN_FILE, Run, open_run
-from sparse_export.graph.example import example_of_signature
+from sparse_export.graph.call_record import example_of_signature
 from sparse_export.graph.passes.fit_pattern import replay
 from sparse_export.models.run_network import network_of_run
 from sparse_export.runtimes import Session

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
 from sparse_export.graph.attention import attention_in_parts
-from sparse_export.graph.example import Example, array_from_tensor
+from sparse_export.graph.example import Example
 from sparse_export.graph.names import free_name
+from sparse_export.graph.tensor_arrays import array_from_tensor
 from sparse_export.signature import BATCH, Array, Feeds, Signature, TensorInfo
 
 __all__ = ["NamedNetwork", "named_tensors", "run_module", "signature_of_call", "tensors_in"]

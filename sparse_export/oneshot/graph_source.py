@@ -19,14 +19,11 @@ from sparse_export.errors import UsageError
 from sparse_export.files import sha256_file
 from sparse_export.formats.preparation import RawType
 from sparse_export.formats.run import GRAPH_FILE, RUN_FILE, Run
-from sparse_export.graph.example import (
-    FreeSizes,
-    example_from_arrays,
-    example_from_function,
-    example_of_shape,
-    example_of_signature,
-)
+from sparse_export.graph.call_record import example_of_signature
+from sparse_export.graph.example import example_of_shape
+from sparse_export.graph.example_sources import example_from_arrays, example_from_function
 from sparse_export.graph.export import onnx_from_module
+from sparse_export.graph.free_axes import FreeSizes
 from sparse_export.graph.model import (
     axes_from_text,
     open_model,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from sparse_export.errors import UsageError
-from sparse_export.graph.example import Example, example_of_signature
+from sparse_export.graph.call_record import example_of_signature
+from sparse_export.graph.example import Example
 from sparse_export.graph.named_network import NamedNetwork, run_module
 from sparse_export.runtimes.session import BaseSession
 from sparse_export.signature import Array, Feeds, Signature

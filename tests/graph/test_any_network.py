@@ -16,17 +16,12 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from sparse_export.errors import UsageError
-from sparse_export.graph.example import (
-    Example,
-    array_from_tensor,
-    example_from_arrays,
-    example_from_function,
-    example_of_shape,
-    make_example,
-)
+from sparse_export.graph.example import Example, example_of_shape, make_example
+from sparse_export.graph.example_sources import example_from_arrays, example_from_function
 from sparse_export.graph.export import onnx_from_module
 from sparse_export.graph.layers import graph_layers
 from sparse_export.graph.named_network import NamedNetwork, run_module
+from sparse_export.graph.tensor_arrays import array_from_tensor
 
 BATCHES = tuple({"batch": n} for n in (1, 2, 3, 8))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_export.graph.attention import attention_in_parts
-from sparse_export.graph.example import example_from_arrays
+from sparse_export.graph.example_sources import example_from_arrays
 from sparse_export.graph.named_network import NamedNetwork, run_module, signature_of_call
 from sparse_export.train.cost import layer_macs
 from sparse_export.train.speed import look
