@@ -28,7 +28,9 @@ import torchvision
 from torch import nn
 
 from sparse_export.graph.export import IR_VERSION, OPSET, positive_zeros
-from sparse_export.graph.passes.pack24 import expand, pack, packed_weights
+from sparse_export.graph.passes.expand24 import expand
+from sparse_export.graph.passes.format24 import packed_weights
+from sparse_export.graph.passes.pack24 import pack
 from sparse_export.instruments.machine import machine_facts
 from sparse_export.onnxruntime_import import load_onnxruntime
 from sparse_export.sparsity.pattern import NMPattern, fits, largest_per_group

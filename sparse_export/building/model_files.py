@@ -10,7 +10,8 @@ import onnx
 from sparse_export.errors import GateFailed, UnknownNameError, output_error
 from sparse_export.formats.bundle import MODEL_FILE
 from sparse_export.graph.foreign import external_files
-from sparse_export.graph.passes.pack24 import pack, pack_choices
+from sparse_export.graph.passes.pack24 import pack
+from sparse_export.graph.passes.packable import pack_choices
 
 __all__ = ["DENSE_MODEL_FILE", "MODEL_FILE", "graph_files", "model_files", "require_form"]
 

@@ -27,7 +27,7 @@ from sparse_export.errors import (
     UsageError,
 )
 from sparse_export.files import move_file, temporary_folder, write_bytes
-from sparse_export.graph.passes.pack24 import dense_from_file
+from sparse_export.graph.dense_file import dense_from_file
 from sparse_export.graph.saved import save_model
 from sparse_export.signature import Signature
 

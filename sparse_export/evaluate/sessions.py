@@ -19,8 +19,8 @@ from sparse_export.errors import ArtefactError, MissingCapability, NotTrustedErr
 from sparse_export.evaluate.parity import golden_inputs
 from sparse_export.files import temporary_folder
 from sparse_export.formats.bundle import MODEL_FILE, Bundle
+from sparse_export.graph.dense_file import dense_from_file, may_be_packed
 from sparse_export.graph.model import save_model
-from sparse_export.graph.passes.pack24 import dense_from_file, may_be_packed
 from sparse_export.instruments.device import CudaStamps
 from sparse_export.instruments.interleave import Enough, LatencyResult, measure_interleaved
 from sparse_export.runtimes import DeviceSession, Session

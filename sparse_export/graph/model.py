@@ -30,7 +30,8 @@ from sparse_export.graph.in_order import is_in_order
 from sparse_export.graph.mapped import MappedData
 from sparse_export.graph.names import free_name, graphs_of, node_lists
 from sparse_export.graph.nodes import node_name
-from sparse_export.graph.passes.pack24 import expand, is_packed
+from sparse_export.graph.passes.expand24 import expand
+from sparse_export.graph.passes.format24 import is_packed
 from sparse_export.graph.saved import MAX_WEIGHT_BYTES, save_model, weight_bytes, without_initializers
 from sparse_export.graph.shapes import SMALL, infer_shapes, n_entries
 from sparse_export.graph.stored_tensors import Read

@@ -24,8 +24,8 @@ from sparse_export.errors import (
 )
 from sparse_export.files import temporary_folder
 from sparse_export.graph import saved
+from sparse_export.graph.dense_file import dense_from_file, names_packing
 from sparse_export.graph.passes.float16 import value_types, with_bfloat16_emulated
-from sparse_export.graph.passes.pack24 import dense_from_file, names_packing
 from sparse_export.graph.protobuf import parsed_without_large_data
 from sparse_export.graph.saved import save_model, weight_bytes
 from sparse_export.onnxruntime_import import load_onnxruntime

@@ -290,7 +290,7 @@ def _write_dense_onnx(folder: Path, served: Served) -> None:
         bundle.copy_graph(_DENSE_MODEL, folder / MODEL_FILE)
         return
     written = bundle.copy_graph(MODEL_FILE, folder / MODEL_FILE)
-    from sparse_export.graph.passes.pack24 import dense_from_file, may_be_packed
+    from sparse_export.graph.dense_file import dense_from_file, may_be_packed
 
     if may_be_packed(folder / MODEL_FILE):
         from sparse_export.graph.saved import save_model
@@ -328,7 +328,7 @@ def write_version(
         del plan
     if runtime == "tensorrt":
         return
-    from sparse_export.graph.passes.pack24 import may_be_packed
+    from sparse_export.graph.dense_file import may_be_packed
 
     digests |= served.bundle.copy_graph(MODEL_FILE, folder / MODEL_FILE)
     document = model_document(served.signature, served.interface, settings, digests) | {

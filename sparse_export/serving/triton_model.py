@@ -210,7 +210,7 @@ def _dense(path: Path, packed: bool) -> str | bytes:
     if not packed:
         return str(path)
     try:
-        from sparse_export.graph.passes.pack24 import dense_from_file
+        from sparse_export.graph.dense_file import dense_from_file
     except ImportError:
         return str(path)
     from google.protobuf.message import EncodeError  # type: ignore[import-untyped]

@@ -23,7 +23,8 @@ from sparse_export.evaluate.validate import validate
 from sparse_export.evaluate.validation import check_gates
 from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.formats.run import Run
-from sparse_export.graph.passes.pack24 import expand, packed_weights
+from sparse_export.graph.passes.expand24 import expand
+from sparse_export.graph.passes.format24 import packed_weights
 from sparse_export.inspect import inspect
 from sparse_export.sparsity.pattern import NMPattern, fits, largest_per_group
 from tests.exporting import exported_once

@@ -24,7 +24,7 @@ from sparse_export.evaluate.validate import validate
 from sparse_export.evaluate.validation import check_gates
 from sparse_export.formats.bundle import Bundle, PatternLayer, open_bundle
 from sparse_export.formats.run import Run, read_run_info, save_run_info
-from sparse_export.graph.passes.pack24 import packed_weights
+from sparse_export.graph.passes.format24 import packed_weights
 from sparse_export.inspect import inspect
 from sparse_export.signature import class_signature
 from sparse_export.sparsity.pattern import NMPattern, obeys

@@ -31,8 +31,10 @@ from sparse_export.engines.options import EngineOptions
 from sparse_export.errors import SparseExportError
 from sparse_export.formats.bundle import open_bundle, read_bundle_info
 from sparse_export.formats.layers import read_engine_layers
+from sparse_export.graph.dense_file import dense_from_file
 from sparse_export.graph.layers import count_parameters, graph_layers
-from sparse_export.graph.passes.pack24 import dense_from_file, expand, pack
+from sparse_export.graph.passes.expand24 import expand
+from sparse_export.graph.passes.pack24 import pack
 from sparse_export.graph.passes.weight24 import PackedWeight, unpack_weight
 from sparse_export.inspect import inspect
 from tests.engines.conftest import SMALL, small_graph

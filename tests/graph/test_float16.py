@@ -16,8 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph.layers import graph_layers
+from sparse_export.graph.passes.expand24 import expand
 from sparse_export.graph.passes.float16 import HALF_TYPES, in_half, value_types, with_bfloat16_emulated
-from sparse_export.graph.passes.pack24 import expand, pack, packed_weights
+from sparse_export.graph.passes.format24 import packed_weights
+from sparse_export.graph.passes.pack24 import pack
 from sparse_export.runtimes.onnxruntime import open_session
 from tests.engines.conftest import small_graph
 from tests.oneshot.graphs import model_from, outputs_of

@@ -19,19 +19,13 @@ from onnx.reference import ReferenceEvaluator
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
+from sparse_export.graph.dense_file import dense_from_file, may_be_packed
 from sparse_export.graph.layers import graph_layers
-from sparse_export.graph.passes.pack24 import (
-    PackedWeight,
-    dense_from_file,
-    expand,
-    is_packed,
-    may_be_packed,
-    pack,
-    pack_choices,
-    pack_weight,
-    packed_weights,
-    unpack_weight,
-)
+from sparse_export.graph.passes.expand24 import expand
+from sparse_export.graph.passes.format24 import is_packed, packed_weights
+from sparse_export.graph.passes.pack24 import pack
+from sparse_export.graph.passes.packable import pack_choices
+from sparse_export.graph.passes.weight24 import PackedWeight, pack_weight, unpack_weight
 from tests.graph.packed import (
     BF16,
     DTYPES,

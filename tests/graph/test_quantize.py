@@ -14,7 +14,9 @@ from sparse_export.engines.options import EngineOptions, Precision
 from sparse_export.engines.precision import TOLERANCE, convert_precision
 from sparse_export.errors import GateFailed, UsageError
 from sparse_export.graph.layers import graph_layers
-from sparse_export.graph.passes.pack24 import expand, pack, packed_weights
+from sparse_export.graph.passes.expand24 import expand
+from sparse_export.graph.passes.format24 import packed_weights
+from sparse_export.graph.passes.pack24 import pack
 from sparse_export.graph.passes.quantize import quantized, require_zeros_kept
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.signature import Feeds

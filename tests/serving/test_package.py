@@ -19,7 +19,7 @@ from sparse_export.errors import ArtefactError, NotTrustedError, UnknownNameErro
 from sparse_export.files import sha256_file
 from sparse_export.formats.bundle import BUNDLE_FILE, Bundle, read_bundle_info, save_bundle_info
 from sparse_export.formats.listed import FileInfo, file_infos, verify_files
-from sparse_export.graph.passes.pack24 import may_be_packed
+from sparse_export.graph.dense_file import may_be_packed
 from sparse_export.runtimes.onnxruntime import open_session
 from sparse_export.serving.model_config import check_config
 from sparse_export.serving.package import Package, package

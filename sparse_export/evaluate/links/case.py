@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from sparse_export.formats.bundle import Bundle, open_bundle
 from sparse_export.formats.layers import GraphLayer
+from sparse_export.graph.dense_file import dense_from_file
 from sparse_export.graph.layers import graph_layers
-from sparse_export.graph.passes.pack24 import dense_from_file
 from sparse_export.tasks.data.picture_settings import PictureSettings
 from sparse_export.tasks.scores import MaxDrop
 from sparse_export.trust import TrustedDigests
