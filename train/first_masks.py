@@ -1,4 +1,4 @@
-"""The masks that a training starts with: all weights, drawn at random, or given."""
+"""The masks that a training starts with: all weights, drawn at random, by magnitude, or given."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch import Tensor
 
 from sparse_export.errors import UsageError
 from sparse_export.sparsity import layer_counts, random_masks
+from sparse_export.sparsity.caps import under_cap
 from sparse_export.sparsity.pattern import obeys
+from sparse_export.sparsity.select import largest
+from sparse_export.sparsity.transposable import transposable_mask
 from sparse_export.train.density_fall import DensityFall
 from sparse_export.train.masked_layers import MaskedLayers
 from sparse_export.train.methods import Method
@@ -37,13 +40,16 @@ def require_start(
         )
 
 
-def first_masks(layers: MaskedLayers, config: SparsityConfig, seed: int) -> dict[str, Tensor]:
+def first_masks(
+    layers: MaskedLayers, config: SparsityConfig, seed: int, *, by_magnitude: bool = False
+) -> dict[str, Tensor]:
     """Masks as the method starts with them, on the CPU.
 
     Args:
         layers: whose masks they are.
         config: its method, and how they are spread over the layers.
         seed: of what is drawn.
+        by_magnitude: keep the largest weights that are there, in place of drawn ones.
     """
     shapes = layers.shapes
     first = config.wanted_start_density
@@ -54,12 +60,36 @@ def first_masks(layers: MaskedLayers, config: SparsityConfig, seed: int) -> dict
     if layers.n_wanted is not None:
         density = layers.n_wanted / layers.n_weights if first is None else first
         counts = layer_counts(shapes, density, config.start, limits=limits)
+    if by_magnitude:
+        return _largest_weights(layers, counts, n)
     generator = torch.Generator().manual_seed(seed)
     drawn = random_masks(shapes, counts, generator, caps=layers.caps(n))
     if layers.is_down(n):
         for name in layers.transposable:
             drawn[name] = random_transposable(shapes[name], generator)
     return drawn
+
+
+def _largest_weights(layers: MaskedLayers, counts: Mapping[str, int], n: int) -> dict[str, Tensor]:
+    """Masks of the largest |weights| of each layer, of each group under a pattern.
+
+    Args:
+        layers: whose weights are looked at.
+        counts: active weights of each.
+        n: the pattern's cap.
+    """
+    caps, masks = layers.caps(n), {}
+    tiled = layers.transposable if layers.is_down(n) else ()
+    for name, weight in layers.weights().items():
+        values = weight.float().cpu().contiguous()
+        if name in tiled:
+            masks[name] = transposable_mask(values.flatten(1)).view(values.shape)
+            continue
+        kept = torch.ones_like(values, dtype=torch.bool)
+        if name in caps:
+            kept = under_cap(values, kept, caps[name])
+        masks[name] = largest(values, kept, torch.tensor(counts[name]))
+    return masks
 
 
 def checked_masks(layers: MaskedLayers, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

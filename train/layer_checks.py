@@ -1,4 +1,4 @@
-"""Layers that sparse training cannot do anything good for: frozen, unused, or emptied."""
+"""What sparse training would do no good to: layers frozen, unused or emptied, weights trained before."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from sparse_export.errors import UsageError
 
-__all__ = ["EmptyLayers", "require_trained", "warn_of_unused"]
+__all__ = ["EmptyLayers", "require_trained", "warn_of_lost", "warn_of_trained", "warn_of_unused"]
+
+_MOST_BATCHES = 10  # that batch norms may have seen of a network that is not trained yet
+_FEWEST_ZEROS = 0.1  # of a layer that was pruned before
 
 
 def require_trained(parameters: Mapping[str, Tensor]) -> None:
@@ -49,6 +53,62 @@ def warn_of_unused(parameters: Mapping[str, Tensor], optimizers: Iterable[Optimi
             stacklevel=2,
         )
     return True
+
+
+def warn_of_trained(
+    model: nn.Module, parameters: Mapping[str, Tensor], optimizers: Iterable[Optimizer]
+) -> None:
+    """Warn where random masks are about to be put on a network that was trained before, as far as that shows.
+
+    Args:
+        model: the network.
+        parameters: the masked weights, by name, as they were given.
+        optimizers: what trains them.
+    """
+    if any(optimizer.state.get(value) for optimizer in optimizers for value in parameters.values()):
+        sign = "the optimizer has made steps"
+    elif any(
+        module.num_batches_tracked is not None and int(module.num_batches_tracked) > _MOST_BATCHES
+        for module in model.modules()
+        if isinstance(module, _BatchNorm)
+    ):
+        sign = "its batch norms have seen batches"
+    elif pruned := [name for name, value in parameters.items() if _looks_pruned(value)]:
+        sign = f"{pruned[0]} has zeros, as of an earlier pruning"
+    else:
+        return
+    warnings.warn(
+        f"The network was trained before ({sign}), and random masks zero most of what it learned. To go on "
+        "from its weights, give masks='magnitude'. To go on from a checkpoint of sparse training, make the "
+        "trainer first, then load all states, the trainer's last.",
+        stacklevel=2,
+    )
+
+
+def _looks_pruned(value: Tensor) -> bool:
+    zeros = 1 - int(torch.count_nonzero(value)) / value.numel()
+    return _FEWEST_ZEROS <= zeros < 1  # a layer may well start with nothing but zeros
+
+
+def warn_of_lost(parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """Warn of weights that are not 0 where the masks are off, before the step that will zero them.
+
+    Args:
+        parameters: the masked weights, by name.
+        masks: theirs.
+    """
+    lost = {
+        name: int(torch.count_nonzero(value.detach()[~masks[name]])) for name, value in parameters.items()
+    }
+    names = [name for name, n in lost.items() if n]
+    if names:
+        warnings.warn(
+            f"{sum(lost.values())} inactive values in {_listed(names)} are not 0, and this step zeroes them; "
+            "they were set or loaded after the masks were made. If they come from a checkpoint of this "
+            "training, load the trainer's state too. If they come from a trained network, load them first, "
+            "then make the trainer with masks='magnitude'.",
+            stacklevel=2,
+        )
 
 
 class EmptyLayers:

@@ -64,6 +64,11 @@ class MaskPass:
         ]
         self._applied = ([weight for weight, _ in pairs], [multiplier for _, multiplier in pairs])
 
+    @property
+    def rests_none(self) -> bool:
+        """Is no weight left out of `apply`?"""
+        return len(self._applied[0]) == len(self._weights)
+
     @torch.no_grad()
     def apply(self) -> None:
         """Zero the inactive weights in place. Makes no host synchronisation.

@@ -128,7 +128,7 @@ def _n_of(masks: Mapping[str, Tensor], plan: PatternPlan | None) -> int:
         raise UsageError(
             f"The masks keep {n_active} weights, and the pattern {plan.pattern} has room for {room}.",
             expected="Masks of no more weights than that were expected.",
-            do="Leave out the masks: training then starts with as many as the pattern allows.",
+            do="Leave out of them the layers that stay dense, or give masks='magnitude'.",
         )
     return n_active
 

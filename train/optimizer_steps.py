@@ -59,6 +59,7 @@ class Attachment:
         optimizers: of torch; the last one is that whose steps count.
         apply: is called after each step of the others, and of each while a CUDA graph is captured.
         after_step: is called after each step of the last, with its found_inf where there is one.
+        before_step: is called before each step of the first, but not while a CUDA graph is captured.
 
     Raises:
         UsageError: one of them is attached already.
@@ -69,6 +70,7 @@ class Attachment:
         optimizers: Sequence[Optimizer],
         apply: Callable[[], None],
         after_step: Callable[[Tensor | None], None],
+        before_step: Callable[[], None],
     ) -> None:
         if any(optimizer in _ATTACHED for optimizer in optimizers):
             raise UsageError(
@@ -76,7 +78,9 @@ class Attachment:
                 do="Call detach() of the trainer that it is attached to, or make a new optimizer.",
             )
         self._optimizers, self._apply, self._after_step = tuple(optimizers), apply, after_step
+        self._before_step = before_step
         self._handles = [optimizer.register_step_post_hook(self._stepped) for optimizer in optimizers]
+        self._handles.append(optimizers[0].register_step_pre_hook(self._steps_now))
         _ATTACHED.update(optimizers)
 
     @property
@@ -100,9 +104,12 @@ class Attachment:
     ) -> None:
         self.detach()
 
+    def _steps_now(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not _is_captured():
+            self._before_step()
+
     def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        is_captured = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-        if is_captured or optimizer is not self._optimizers[-1]:
+        if _is_captured() or optimizer is not self._optimizers[-1]:
             self._apply()
         else:
             self._after_step(getattr(optimizer, "found_inf", None))
@@ -138,9 +145,14 @@ class OptimizerSteps:
         """Does somebody's loop make the steps, and hooks the rest?"""
         return self._attachment is not None and self._attachment.is_active
 
-    def attach(self, apply: Callable[[], None], after_step: Callable[[Tensor | None], None]) -> Attachment:
+    def attach(
+        self,
+        apply: Callable[[], None],
+        after_step: Callable[[Tensor | None], None],
+        before_step: Callable[[], None],
+    ) -> Attachment:
         """Put hooks on the steps. See `Attachment`."""
-        self._attachment = Attachment(self.optimizers, apply, after_step)
+        self._attachment = Attachment(self.optimizers, apply, after_step, before_step)
         return self._attachment
 
     def detach(self) -> None:
@@ -160,6 +172,11 @@ class OptimizerSteps:
         for optimizer in self.given:
             loss = optimizer.step(closure) if closure else optimizer.step()
         return loss
+
+
+def _is_captured() -> bool:
+    """Does a CUDA graph record what is done now?"""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _unwrapped(given: Any) -> Optimizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -14,7 +14,11 @@ from sparse_export.train.methods import OWN_LOOP_METHODS, method_named
 from sparse_export.train.optimizer_state import MomentumOf
 from sparse_export.train.sparsity_config import DEFAULT_APPROACH, SparsityConfig
 
-__all__ = ["Given", "own_loop_config", "require_length", "require_types"]
+__all__ = ["BY_MAGNITUDE", "FirstMasks", "Given", "own_loop_config", "require_length", "require_types"]
+
+
+BY_MAGNITUDE = "magnitude"
+FirstMasks = Mapping[str, Tensor] | Literal["magnitude"]
 
 
 class Given(NamedTuple):
@@ -23,7 +27,7 @@ class Given(NamedTuple):
     total_steps: int | None
     seed: int
     output_layers: Sequence[str] | None
-    masks: Mapping[str, Tensor] | None
+    masks: FirstMasks | None
     process_group: Any
     unfit: Mapping[str, str] | None
     momentum_of: MomentumOf | None
@@ -86,11 +90,14 @@ def require_types(model: object, given: Given) -> None:
             if name not in known:
                 raise UsageError(f"output_layers names {name!r}, which is no parameter of the network.")
     masks: object = given.masks
-    if masks is not None and not (
-        isinstance(masks, Mapping) and all(isinstance(one, Tensor) for one in masks.values())
+    if (
+        masks is not None
+        and not (isinstance(masks, str) and masks == BY_MAGNITUDE)
+        and not (isinstance(masks, Mapping) and all(isinstance(one, Tensor) for one in masks.values()))
     ):
         raise UsageError(
-            f"masks is of type {type(masks).__name__}.", expected="Tensors by parameter name were expected."
+            f"masks is {masks!r}." if isinstance(masks, str) else f"masks is of type {type(masks).__name__}.",
+            expected=f"Tensors by parameter name, or {BY_MAGNITUDE!r}, were expected.",
         )
     if given.momentum_of is not None and not callable(given.momentum_of):
         raise UsageError(

@@ -24,7 +24,13 @@ from sparse_export.train.distributed import masks_sha256, require_same_masks, tr
 from sparse_export.train.exploration import Exploration
 from sparse_export.train.first_masks import checked_masks, first_masks, require_start, rescale_weights
 from sparse_export.train.gradient_sums import GradientSums
-from sparse_export.train.layer_checks import EmptyLayers, require_trained, warn_of_unused
+from sparse_export.train.layer_checks import (
+    EmptyLayers,
+    require_trained,
+    warn_of_lost,
+    warn_of_trained,
+    warn_of_unused,
+)
 from sparse_export.train.layers import unwrapped
 from sparse_export.train.mask_pass import MaskPass, weights_of_copy, zero_inactive
 from sparse_export.train.mask_state import MaskState, put_gradients
@@ -34,7 +40,7 @@ from sparse_export.train.methods.method import GrowthName
 from sparse_export.train.narrowing import Narrowing
 from sparse_export.train.optimizer_state import MomentumOf, OptimizerState
 from sparse_export.train.optimizer_steps import Attachment, OptimizerSteps, StepCount
-from sparse_export.train.own_loop import Given, own_loop_config, require_length, require_types
+from sparse_export.train.own_loop import FirstMasks, Given, own_loop_config, require_length, require_types
 from sparse_export.train.pruning_memory import PruningMemory
 from sparse_export.train.sparsity_config import DEFAULT_APPROACH, SparsityConfig
 from sparse_export.train.trainer_facts import TrainerFacts
@@ -80,7 +86,9 @@ class SparseTraining(TrainerFacts):
         freeze: None for what the method has, under a pattern too.
         output_layers: weights that give the outputs, which a pattern leaves dense; None for the layer
             registered last.
-        masks: to start with, by parameter name, in place of random ones; they then decide the density.
+        masks: to start with, by parameter name, in place of random ones; they then decide the density. For a
+            network that is trained already, dense or sparse, `"magnitude"` keeps its largest weights at the
+            density or the pattern asked for, and does not rescale them.
         unfit: weights that a pattern leaves dense, each with the reason.
         momentum_of: reads the momentum of a parameter from any other optimizer; called with both, it gives a
             tensor of the parameter's shape, or None before there is one.
@@ -123,14 +131,14 @@ class SparseTraining(TrainerFacts):
         freeze: float | None = None,
         output_layers: Sequence[str] | None = None,
         small_share: float = SMALL_SHARE,
-        masks: Mapping[str, Tensor] | None = None,
+        masks: FirstMasks | None = None,
         transposable: bool = False,
         unfit: Mapping[str, str] | None = None,
         momentum_of: MomentumOf | None = None,
     ) -> None:
         config = own_loop_config(
             total_steps=total_steps,
-            has_masks=masks is not None,
+            has_masks=not (masks is None or isinstance(masks, str)),
             method=method,
             density=density,
             pattern=pattern,
@@ -166,7 +174,7 @@ class SparseTraining(TrainerFacts):
         total_steps: int | None,
         seed: int = 0,
         output_layers: Sequence[str] | None = None,
-        masks: Mapping[str, Tensor] | None = None,
+        masks: FirstMasks | None = None,
         process_group: Any = None,
         unfit: Mapping[str, str] | None = None,
         momentum_of: MomentumOf | None = None,
@@ -177,7 +185,7 @@ class SparseTraining(TrainerFacts):
             model, optimizer, total_steps, seed, output_layers, process_group, unfit, momentum_of: see the
                 class.
             config: its density is not read where there are masks.
-            masks: to start with, by parameter name.
+            masks: to start with, see the class.
 
         Raises:
             UsageError, RanksDiverged: as the class does.
@@ -196,9 +204,10 @@ class SparseTraining(TrainerFacts):
         config: SparsityConfig,
         given: Given,
     ) -> None:
-        total_steps, masks = given.total_steps, given.masks
         model = unwrapped(model)
         require_types(model, given)
+        total_steps, by_magnitude = given.total_steps, isinstance(given.masks, str)
+        masks = None if isinstance(given.masks, str) else given.masks
         if masks is not None:
             masks = {name: mask.bool() for name, mask in masks.items()}  # of whatever type they were given
         rule = config.rule
@@ -226,7 +235,7 @@ class SparseTraining(TrainerFacts):
         self._threshold: Tensor | None = None
         self._n_flipped: Tensor | None = None
         self._before_update: list[Callable[[], None]] = []
-        self._is_use_checked = False
+        self._is_use_checked = self._is_start_checked = False
         self._memory = PruningMemory(config.history, self._layers.parameters)
         self._gradient_sums = GradientSums(self._layers.parameters) if rule.reads_gradient_sums else None
         self._empty = EmptyLayers()
@@ -239,7 +248,7 @@ class SparseTraining(TrainerFacts):
         self.density = self.n_active / self.n_masked if wanted is None else wanted
         self._n_cap = self._layers.n_at(0)
         first = (
-            first_masks(self._layers, config, given.seed)
+            first_masks(self._layers, config, given.seed, by_magnitude=by_magnitude)
             if masks is None
             else checked_masks(self._layers, masks)
         )
@@ -247,7 +256,9 @@ class SparseTraining(TrainerFacts):
         self._pass = MaskPass(self._layers.parameters, first)
         self.masks = self._pass.masks
         self._exploration = Exploration(self.masks)
-        if config.rescale and masks is None:
+        if masks is None and not by_magnitude and self._n_now_active < self.n_masked:
+            warn_of_trained(model, self._layers.parameters, self._steps.optimizers)
+        if config.rescale and masks is None and not by_magnitude:
             rescale_weights(self._layers, self.masks)
         self.apply_masks()
         self._require_same_masks()
@@ -277,7 +288,7 @@ class SparseTraining(TrainerFacts):
         Raises:
             UsageError: the optimizer is attached already.
         """
-        return self._steps.attach(self.apply_masks, self._after_hooked_step)
+        return self._steps.attach(self.apply_masks, self._after_hooked_step, self._before_step)
 
     def detach(self) -> None:
         """Take the hooks of `attach` away; does nothing where there are none."""
@@ -288,6 +299,7 @@ class SparseTraining(TrainerFacts):
 
         Raises UsageError for a closure with several optimizers.
         """
+        self._before_step()
         loss = self._steps.step(closure)
         self.after_step()
         return loss
@@ -300,6 +312,14 @@ class SparseTraining(TrainerFacts):
     def advance(self) -> None:
         """Count a step whose masks were applied, and update the masks when it is time."""
         self._count(None)
+
+    def _before_step(self) -> None:
+        """Before the first step after the masks were made or loaded: warn of weights that it will zero."""
+        if self._is_start_checked or torch.compiler.is_compiling():
+            return
+        self._is_start_checked = True
+        if self._pass.rests_none:
+            warn_of_lost(self._layers.parameters, self.masks)
 
     def _after_hooked_step(self, found_inf: Tensor | None) -> None:
         if not self._is_use_checked:
@@ -432,5 +452,6 @@ class SparseTraining(TrainerFacts):
             self._gradient_sums.take_over(saved.gradient_sums or self._gradient_sums.sums)
         self._memory.take_over(state)
         self._set_masks(saved.masks)
+        self._is_start_checked = False
         self._exploration.take_over(state, self.masks, saved.n_steps)
         self._require_same_masks()

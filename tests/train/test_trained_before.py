@@ -1,0 +1,149 @@
+"""Sparse training of a network that was trained already: its largest weights stay, and losses are reported."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from sparse_export.errors import UsageError
+from sparse_export.sparsity import NMPattern
+from sparse_export.sparsity.pattern import obeys
+from sparse_export.train import SparseTraining
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def optimizer_of(model: nn.Module) -> SGD:
+    return SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def make(model: nn.Module, **settings: Any) -> SparseTraining:
+    return SparseTraining(model, optimizer_of(model), **settings)
+
+
+def take_steps(trainer: SparseTraining, n: int = 2) -> None:
+    for _ in range(n):
+        trainer.optimizer.zero_grad()
+        trainer.model(torch.ones(4, 8)).square().mean().backward()
+        trainer.step()
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def test_by_magnitude_the_largest_weights_of_each_layer_stay_as_they_are() -> None:
+    model = network()
+    before = weights(model)
+    trainer = make(model, density=0.25, masks="magnitude", start="uniform")
+    assert trainer.n_active == sum(int(mask.sum()) for mask in trainer.masks.values())
+    for name, mask in trainer.masks.items():
+        value = before[name]
+        assert value[mask].abs().min() >= value[~mask].abs().max()
+        assert torch.equal(model.get_parameter(name), value * mask)
+
+
+@pytest.mark.parametrize("settings", [{}, {"density": 0.2}, {"transposable": True}])
+def test_by_magnitude_under_a_pattern(settings: dict[str, Any]) -> None:
+    model, pattern = network(), NMPattern(n=2, m=4)
+    before = weights(model)
+    trainer = make(model, pattern="2:4", masks="magnitude", small_share=0.0, **settings)
+    for name, mask in trainer.masks.items():
+        assert obeys(mask, 1, pattern)
+        assert torch.equal(model.get_parameter(name), before[name] * mask)
+        kept = before[name][mask].abs().mean()
+        assert kept > before[name].abs().mean()
+
+
+@pytest.mark.parametrize("method", ["static", "sparse-momentum"])
+def test_a_network_that_is_2_of_4_already_goes_on_unchanged(method: str) -> None:
+    model = network()
+    make(model, pattern="2:4", small_share=0.0)
+    before = weights(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer = make(model, pattern="2:4", small_share=0.0, masks="magnitude", method=method)
+        assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+        take_steps(trainer)
+
+
+def test_another_text_in_place_of_masks_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"masks is 'largest'.*'magnitude'"):
+        make(network(), density=0.5, masks="largest")
+    with pytest.raises(UsageError, match="Neither a density nor a pattern"):
+        make(network(), masks="magnitude")
+
+
+def test_random_masks_on_a_trained_network_are_warned_of() -> None:
+    model = network()
+    optimizer = optimizer_of(model)
+    model(torch.ones(4, 8)).square().mean().backward()
+    optimizer.step()
+    with pytest.warns(UserWarning, match=r"optimizer has made steps.*masks='magnitude'.*checkpoint"):
+        SparseTraining(model, optimizer, density=0.5)
+
+
+def test_so_they_are_where_batch_norms_or_zeros_show_it() -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.Linear(32, 4))
+    for _ in range(20):
+        model(torch.randn(4, 8))
+    with pytest.warns(UserWarning, match="batch norms have seen batches"):
+        make(model, density=0.5)
+    pruned = network()
+    make(pruned, pattern="2:4", small_share=0.0)
+    with pytest.warns(UserWarning, match=r"0\.weight has zeros, as of an earlier pruning"):
+        make(pruned, pattern="2:4", small_share=0.0)
+
+
+def test_a_fresh_network_full_masks_and_layers_that_start_at_zero_are_not_warned_of() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = network()
+        nn.init.zeros_(model.get_parameter("2.weight"))
+        take_steps(make(model, density=0.5))
+        make(model, density=1.0)
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_weights_that_are_loaded_without_the_trainers_state_are_warned_of_before_they_are_lost(
+    attached: bool,
+) -> None:
+    model = network()
+    trainer = make(model, density=0.5)
+    take_steps(trainer)
+    saved = copy.deepcopy((model.state_dict(), trainer.state_dict()))
+
+    def resumed(loads_masks: bool) -> SparseTraining:
+        other = network()
+        again = make(other, density=0.5, seed=1)
+        other.load_state_dict(saved[0])
+        if loads_masks:
+            again.load_state_dict(saved[1])
+        if attached:
+            again.attach()
+        return again
+
+    def step(trainer: SparseTraining) -> None:
+        trainer.model(torch.ones(4, 8)).square().mean().backward()
+        trainer.optimizer.step() if attached else trainer.step()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(resumed(True))
+    careless = resumed(False)
+    with pytest.warns(
+        UserWarning, match=r"inactive values in 0\.weight and .* set or loaded after the masks"
+    ):
+        step(careless)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(careless)  # once is enough
