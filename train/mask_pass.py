@@ -85,7 +85,7 @@ class MaskPass:
 
 
 def weights_of_copy(copy: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
-    """The weights of a copy of a network, which may lie in a wrapper's `module` as averages do.
+    """The weights of a copy of a network, which may be compiled, or lie in a wrapper's `module` as averages do.
 
     Args:
         copy: the copy.
@@ -94,7 +94,7 @@ def weights_of_copy(copy: nn.Module, names: Collection[str]) -> dict[str, Tensor
     Raises:
         UsageError: it has no weight of one of the names.
     """
-    have = dict(copy.named_parameters())
+    have = {name.replace("_orig_mod.", ""): value for name, value in copy.named_parameters()}
     missing = [name for name in names if name not in have and f"module.{name}" not in have]
     if missing:
         raise UsageError(

@@ -326,6 +326,8 @@ class SparseTraining(TrainerFacts):
             self._is_use_checked = warn_of_unused(self._layers.parameters, self.optimizers)
             if self._is_use_checked and self._rule.reads_momentum:
                 self._state.require_read()
+        if not torch.compiler.is_compiling():
+            self._seen.settle()
         self.apply_masks()
         self._count(found_inf)
 

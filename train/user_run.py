@@ -34,27 +34,45 @@ _BATCH = 100  # samples of a call that is scored
 _SAMPLES = 2  # that are kept of a large first batch
 _KEPT_VALUES = 2**20  # of a batch that is kept whole
 
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+
 
 class SeenCall:
     """What a network was called with first.
 
-    Attributes:
-        call: positional and keyword arguments, of large ones two samples; None before the first batch.
+    A compiled network has the hook in its graph, which can neither copy the arguments nor end: it leaves them
+    at each call, and `settle` copies those of the first.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._call: _Call | None = None
+        self._compiled: _Call | None = None
         self._hook = model.register_forward_pre_hook(self._note, with_kwargs=True)
 
+    @property
+    def call(self) -> _Call | None:
+        """Positional and keyword arguments, of large ones two samples; None before the first batch."""
+        self.settle()
+        return self._call
+
+    def settle(self) -> None:
+        """Copy what a compiled network left, once, and hold it no longer."""
+        left, self._compiled = self._compiled, None
+        if left is not None and self._call is None:
+            self._call = _kept(*left)
+            self._hook.remove()
+
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Remember it, once. Never within torch.compile."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
             return
-        self.call = _kept(args, kwargs)
+        if torch.compiler.is_compiling():
+            self._compiled = (args, kwargs)
+            return
+        self._call = _kept(args, kwargs)
         self._hook.remove()
 
 
-def _kept(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _kept(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
     """A copy of the arguments; of large ones a few samples.
 
     Samples are what the first axis counts, of all tensors that are as long there as the first one.
