@@ -20,7 +20,9 @@ from sparse_export.models.lazy import give_shapes
 from sparse_export.models.weights import load_unversioned
 from sparse_export.trust import TrustedDigests
 
-__all__ = ["code_of_run", "density_of", "masks_of_run", "network_of_run"]
+__all__ = ["code_of_run", "density_of", "differences", "masks_of_run", "network_of_run"]
+
+_SHOWN = 8  # differences between two networks
 
 
 def network_of_run(run: Run, *, trusted: TrustedDigests = None) -> nn.Module:
@@ -53,6 +55,23 @@ def network_of_run(run: Run, *, trusted: TrustedDigests = None) -> nn.Module:
         give_shapes(network, run.info.signature.input_shape)
     wanted = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     name = run.info.model.name or type(network).__name__
+    problems = differences(state, wanted)
+    if problems:
+        raise ArtefactError(
+            f"{run.path / WEIGHTS_FILE} holds the weights of another network than {name}: {problems}.",
+            do="Use the code that the run was trained with, or the run that belongs to this code.",
+        )
+    load_unversioned(network, state)
+    return network
+
+
+def differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What keeps the tensors of a state from being those of a network, the first few; empty for nothing.
+
+    Args:
+        state: by name.
+        wanted: those that the network has.
+    """
     problems = [
         *(f"it lacks {key}" for key in wanted.keys() - state.keys()),
         *(f"it has {key}, which the network has not" for key in state.keys() - wanted.keys()),
@@ -62,16 +81,9 @@ def network_of_run(run: Run, *, trusted: TrustedDigests = None) -> nn.Module:
             if state[key].shape != wanted[key].shape
         ),
     ]
-    if problems:
-        shown = sorted(problems)[:8]
-        more = f"; and {len(problems) - len(shown)} more" if len(problems) > len(shown) else ""
-        raise ArtefactError(
-            f"{run.path / WEIGHTS_FILE} holds the weights of another network than {name}: "
-            f"{'; '.join(shown)}{more}.",
-            do="Use the code that the run was trained with, or the run that belongs to this code.",
-        )
-    load_unversioned(network, state)
-    return network
+    shown = sorted(problems)[:_SHOWN]
+    more = f"; and {len(problems) - len(shown)} more" if len(problems) > len(shown) else ""
+    return "; ".join(shown) + more
 
 
 def code_of_run(run: Run) -> tuple[trust.RunsCode, ...]:

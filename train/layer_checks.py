@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -12,7 +13,14 @@ from torch.optim import Optimizer
 
 from sparse_export.errors import UsageError
 
-__all__ = ["EmptyLayers", "require_trained", "warn_of_lost", "warn_of_trained", "warn_of_unused"]
+__all__ = [
+    "EmptyLayers",
+    "require_trained",
+    "warn_of_lost",
+    "warn_of_trained",
+    "warn_of_unfinished",
+    "warn_of_unused",
+]
 
 _MOST_BATCHES = 10  # that batch norms may have seen of a network that is not trained yet
 _FEWEST_ZEROS = 0.1  # of a layer that was pruned before
@@ -109,6 +117,27 @@ def warn_of_lost(parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) 
             "then make the trainer with masks='magnitude'.",
             stacklevel=2,
         )
+
+
+def warn_of_unfinished(
+    n_steps: int, total_steps: int | None, *, density: float, wanted: float, cap: int | None
+) -> None:
+    """Warn of a network that is written before its masks are those of the end of the training.
+
+    Args:
+        n_steps, total_steps: made, and given.
+        density, wanted: as they stand, and those of the end.
+        cap: weights that a pattern still allows in a group; None where that is as the pattern has it.
+    """
+    if math.isclose(density, wanted, rel_tol=1e-9) and cap is None:
+        return
+    group = "" if cap is None else f", {cap} weights of a group in place of those of the pattern"
+    warnings.warn(
+        f"The masks are not yet those of the end: density {density:.4g} in place of {wanted:.4g}{group}, "
+        f"after {n_steps} of {total_steps} steps. Train to the end. total_steps counts the steps of the "
+        "optimizer: with accumulation they are fewer than the batches.",
+        stacklevel=3,
+    )
 
 
 class EmptyLayers:

@@ -85,7 +85,7 @@ class MaskPass:
 
 
 def weights_of_copy(copy: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
-    """The weights of a copy of a network, which may be compiled, or lie in a wrapper's `module` as averages do.
+    """The weights of a copy of a network: compiled, or in a wrapper's `module` as those of averages are.
 
     Args:
         copy: the copy.

@@ -18,7 +18,7 @@ from sparse_export.sparsity import Distribution, PruneSchedule
 from sparse_export.train.density_fall import DensityFall
 from sparse_export.train.exploration import Exploration
 from sparse_export.train.gradient_sums import GradientSums
-from sparse_export.train.layer_checks import EmptyLayers
+from sparse_export.train.layer_checks import EmptyLayers, warn_of_unfinished
 from sparse_export.train.layers import computed_weights, layer_facts
 from sparse_export.train.mask_state import MaskState, gradients_of
 from sparse_export.train.masked_layers import MaskedLayers
@@ -237,13 +237,23 @@ class TrainerFacts(ABC):
             validation: likewise, of samples that choices were made by.
             task, data: what it is for and scored on, as `sparsify` takes them.
 
-        Raises SparseExportError: the shape is not known, the folder cannot be written, or holds something.
+        Warns where masks are not yet those of the end. A weight that the network does not use in evaluation,
+        as that of an auxiliary head, is recorded as dense.
+
+        Raises SparseExportError: the shape is not known, `model` makes another network, the folder cannot be
+            written, or holds something.
         """
+        warn_of_unfinished(
+            self.n_steps,
+            self.total_steps,
+            density=self.density_now,
+            wanted=self._layers.n_active(self._layers.n_last) / self.n_masked,
+            cap=None if self._layers.is_down(self._n_cap) or self._layers.plan is None else self._n_cap,
+        )
         record = partial(
             new_run_info,
             n_parameters=n_entries(self.model),
             method=self.method,
-            layers=self.layer_facts(),
             seed=self.seed,
             n_threads=torch.get_num_threads(),
             device=str(next(iter(self.masks.values())).device),
@@ -255,7 +265,9 @@ class TrainerFacts(ABC):
             ),
         )
         shapes = GivenShapes(input_shape, example_inputs, free_sizes, test, task, data)
-        return save_user_run(Path(path), self.model, self.masks, self._seen, record, shapes, name=model)
+        return save_user_run(
+            Path(path), self.model, self.masks, self._seen, self.layer_facts(), record, shapes, name=model
+        )
 
     def _moment(self, rate: float, *, is_cut: bool) -> Moment:
         """Where the training stands. is_cut: has the pattern's cap just become smaller?"""

@@ -14,18 +14,30 @@ from torch import Tensor, nn
 from sparse_export import models
 from sparse_export.errors import UsageError
 from sparse_export.files import staged_folder
-from sparse_export.formats.run import AGREEMENT, CLASSIFICATION, DataInfo, ModelInfo, Run, RunInfo, TaskInfo
+from sparse_export.formats.run import (
+    AGREEMENT,
+    CLASSIFICATION,
+    DataInfo,
+    LayerInfo,
+    ModelInfo,
+    Run,
+    RunInfo,
+    TaskInfo,
+)
 from sparse_export.formats.score import Score
 from sparse_export.graph.call_record import call_of
 from sparse_export.graph.example import Example, example_of_shape
 from sparse_export.graph.example_sources import example_from_function, example_from_seen
 from sparse_export.graph.free_axes import FreeSizes
 from sparse_export.graph.named_network import signature_of_call
+from sparse_export.models.lazy import give_shapes
 from sparse_export.models.modes import modes_kept
+from sparse_export.models.run_network import differences
 from sparse_export.signature import Signature
 from sparse_export.tasks.named_data import open_named
 from sparse_export.tasks.samples import labelled
 from sparse_export.tasks.shipped import task_named
+from sparse_export.train.evaluated_weights import unused_weights
 from sparse_export.train.run_folder import claimed_run, finish_run, require_empty
 
 __all__ = ["FreeSizes", "GivenShapes", "SeenCall", "save_user_run", "tensors_in"]
@@ -133,6 +145,7 @@ def save_user_run(
     model: nn.Module,
     masks: Mapping[str, Tensor],
     seen: SeenCall,
+    layers: Sequence[LayerInfo],
     record: Callable[..., RunInfo],
     shapes: GivenShapes,
     *,
@@ -142,14 +155,16 @@ def save_user_run(
 
     Args:
         folder: new or empty.
-        model, masks: what is written.
+        model, masks: what is written. Masks of weights that evaluation does not use are left out.
         seen: by the network.
-        record: makes that of the run, given `model`, the name, `signature`, `task` and `call` of the network.
+        layers: the record of each.
+        record: makes that of the run, given `model`, the name, `layers`, `signature`, `task` and `call`.
         shapes: what the caller told of the inputs.
         name: by which the network can be made again, if any.
 
     Raises:
-        UsageError: the inputs are not known, an inactive weight is not 0, or the folder holds something.
+        UsageError: the inputs are not known, `name` makes another network, an inactive weight is not 0, or
+            the folder holds something.
         OutputError: it cannot be written.
     """
     device = model.get_parameter(next(iter(masks))).device
@@ -158,11 +173,17 @@ def save_user_run(
         example = replace(example, lone_output=task_named(shapes.task).output_name)
     with modes_kept(model):
         signature = signature_of_call(model.eval(), example.on(device))
+        if name is not None:
+            _require_made_by(name, model, signature)
         data, test = _scored(model, example, signature, shapes, device)
+        placed = example.on(device)
+        spare = unused_weights(model, lambda: list(tensors_in(placed.call(model))), list(masks))
     _require_masked(model, masks)
+    masks = {key: mask for key, mask in masks.items() if key not in spare}
     task = CLASSIFICATION if (signature.n_classes or 0) > 1 else AGREEMENT
     info = record(
         model=ModelInfo(name=name),
+        layers=tuple(_dense(one) if one.name in spare else one for one in layers),
         signature=signature,
         task=task if shapes.task is None else TaskInfo(name=shapes.task),
         data=data,
@@ -233,6 +254,31 @@ def _example(model: nn.Module, weight: str, seen: SeenCall, shapes: GivenShapes,
     return example_from_seen(model, *seen.call, free_sizes=shapes.free_sizes)
 
 
+def _dense(layer: LayerInfo) -> LayerInfo:
+    """The record of a layer whose mask is not kept."""
+    why = "the network does not use it in evaluation"
+    return replace(layer, masked=False, n_active=layer.n_weights, pattern=None, why_dense=why)
+
+
+def _require_made_by(name: str, model: nn.Module, signature: Signature) -> None:
+    """Raise UsageError where a name makes another network: nobody could read the run."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        made = models.create(name, signature.n_classes)
+    if signature.only_input is not None:
+        give_shapes(made.eval(), signature.input_shape)
+    problems = differences(_tensors_of(model), _tensors_of(made))
+    if problems:
+        raise UsageError(
+            f"{name} makes another network than the one that was trained. Of the latter: {problems}.",
+            do="Name the factory that made it, with the same sizes, as one that takes no arguments: for "
+            "example a function `def wide(): return Net(width=64)`.",
+        )
+
+
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
 def _require_masked(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Raise UsageError where an inactive weight is not 0: what was scored would not be written."""
     for name, mask in masks.items():
@@ -241,6 +287,7 @@ def _require_masked(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             raise UsageError(
                 f"{n_wrong} inactive weights of {name} are not 0: the network is not the one that its masks "
                 "describe, and its score is that of another network.",
-                do="Train with `trainer.step()` in place of `optimizer.step()`, or call "
-                "`trainer.apply_masks()` after every step; then measure again.",
+                do="Train with `trainer.step()` in place of `optimizer.step()`, or `attach()` to the one that "
+                "steps; mask an average by `mask_also(average)` before its weights are loaded. Others are masked "
+                "by `trainer.apply_masks()`; then measure again.",
             )
