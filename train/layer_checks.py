@@ -16,6 +16,7 @@ from sparse_export.errors import UsageError
 __all__ = [
     "EmptyLayers",
     "require_trained",
+    "warn_of_left_dense",
     "warn_of_lost",
     "warn_of_trained",
     "warn_of_unfinished",
@@ -61,6 +62,30 @@ def warn_of_unused(parameters: Mapping[str, Tensor], optimizers: Iterable[Optimi
             stacklevel=2,
         )
     return True
+
+
+def warn_of_left_dense(model: nn.Module, n_masked: int, computed: Mapping[str, tuple[Tensor, str]]) -> None:
+    """Warn where layers that get no mask have more weights than those that get one.
+
+    Args:
+        model: the network.
+        n_masked: masked weights.
+        computed: weights that are no parameters, by name, each with the reason why it has no mask.
+    """
+    without = {name: (value.numel(), reason) for name, (value, reason) in computed.items()}
+    for owner, module in model.named_modules():
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            for name, value in module.named_parameters(prefix=owner, recurse=False):
+                if value.dim() > 1:
+                    without[name] = value.numel(), f"{type(module).__name__} is masked by no method"
+    n_rest = sum(n for n, _ in without.values())
+    if n_rest > n_masked:
+        name, (_, reason) = next(iter(without.items()))
+        others = f" Likewise {_listed(list(without)[1:])}." if len(without) > 1 else ""
+        warnings.warn(
+            f"Only {n_masked:,} weights are masked, and {n_rest:,} stay dense. {name}: {reason}.{others}",
+            stacklevel=2,
+        )
 
 
 def warn_of_trained(

@@ -56,12 +56,12 @@ def maskable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return parameters
 
 
-def computed_weights(model: nn.Module) -> dict[str, tuple[Tensor, str]]:
+def computed_weights(model: nn.Module, keep_dense: Sequence[str] = ()) -> dict[str, tuple[Tensor, str]]:
     """Weights of the same kinds of layers that are no parameters, by name, each with the reason why it gets
     no mask.
 
     They are made at each call from other parameters, as hooks of `torch.nn.utils.prune` and parametrizations
-    do.
+    do. Those that a pattern of `keep_dense` names are left out.
     """
     found = {}
     parameters = {id(value) for value in model.parameters()}
@@ -82,7 +82,11 @@ def computed_weights(model: nn.Module) -> dict[str, tuple[Tensor, str]]:
                     f"{_how_to_undo(module, kind, made_of)}"
                 )
                 found[f"{owner}.{kind}".lstrip(".")] = (value.detach(), reason)
-    return found
+    return {
+        name: value
+        for name, value in found.items()
+        if not any(_matches(name, pattern) for pattern in keep_dense)
+    }
 
 
 def _belongs_to(name: str, kind: str) -> bool:

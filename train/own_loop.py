@@ -18,6 +18,7 @@ __all__ = ["BY_MAGNITUDE", "FirstMasks", "Given", "own_loop_config", "require_le
 
 
 BY_MAGNITUDE = "magnitude"
+_UPDATE_EVERY = 500  # steps, in a training that is long enough
 FirstMasks = Mapping[str, Tensor] | Literal["magnitude"]
 
 
@@ -50,6 +51,8 @@ def own_loop_config(*, total_steps: int | None, has_masks: bool, **settings: Any
     own = method_named(method)
     if method not in OWN_LOOP_METHODS:
         raise UnknownNameError("method", method, OWN_LOOP_METHODS)
+    if settings["update_every"] == "auto":
+        settings["update_every"] = _interval(total_steps)
     require_steps("update_every", settings["update_every"])
     if settings["density"] is None and settings["pattern"] is None and not has_masks:
         raise UsageError("Neither a density nor a pattern was given.", expected="At least one was expected.")
@@ -67,6 +70,12 @@ def own_loop_config(*, total_steps: int | None, has_masks: bool, **settings: Any
     settings["update_every"] = settings["update_every"] or 0
     settings["keep_dense"] = tuple(settings["keep_dense"])
     return SparsityConfig(**settings)
+
+
+def _interval(total_steps: int | None) -> int:
+    """Steps between updates where they are not told; of a short training such that there are some."""
+    is_short = isinstance(total_steps, int) and 20 <= total_steps < 2 * _UPDATE_EVERY
+    return total_steps // 20 if is_short and total_steps is not None else _UPDATE_EVERY
 
 
 def require_length(freeze: float | None, total_steps: int | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,12 @@ from sparse_export.train.gradient_sums import GradientSums
 from sparse_export.train.layer_checks import (
     EmptyLayers,
     require_trained,
+    warn_of_left_dense,
     warn_of_lost,
     warn_of_trained,
     warn_of_unused,
 )
-from sparse_export.train.layers import unwrapped
+from sparse_export.train.layers import computed_weights, unwrapped
 from sparse_export.train.mask_pass import MaskPass, weights_of_copy, zero_inactive
 from sparse_export.train.mask_state import MaskState, put_gradients
 from sparse_export.train.masked_layers import masked_layers
@@ -76,7 +77,8 @@ class SparseTraining(TrainerFacts):
         pattern: `2:4` for example, or an `NMPattern`.
         total_steps: length of the training, over which the prune rate falls; without it the rate stays.
         update_every: masks are updated after so many steps, never within the last such stretch before
-            total_steps; None: only when `update` is called.
+            total_steps; None: only when `update` is called; `"auto"`: 500, in a training of fewer than 1000
+            steps a twentieth of them.
         prune_schedule: None for `cosine` where total_steps is given, else `constant`.
         method: one of `sparse_export.train.methods.OWN_LOOP_METHODS`. `snip` needs the `masks` of
             `sparse_export.train.methods.snip.snip_masks`.
@@ -110,7 +112,7 @@ class SparseTraining(TrainerFacts):
         density: float | None = None,
         pattern: NMPattern | str | None = None,
         total_steps: int | None = None,
-        update_every: int | None = 500,
+        update_every: int | Literal["auto"] | None = "auto",
         start_density: float | None = None,
         falls_until: float | None = None,
         history: float = 0.0,
@@ -247,6 +249,8 @@ class SparseTraining(TrainerFacts):
         wanted = None if masks is not None else config.wanted_density
         self.density = self.n_active / self.n_masked if wanted is None else wanted
         self._n_cap = self._layers.n_at(0)
+        if self.density < 1:
+            warn_of_left_dense(model, self.n_masked, computed_weights(model, config.keep_dense))
         first = (
             first_masks(self._layers, config, given.seed, by_magnitude=by_magnitude)
             if masks is None

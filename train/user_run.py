@@ -287,7 +287,7 @@ def _require_masked(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             raise UsageError(
                 f"{n_wrong} inactive weights of {name} are not 0: the network is not the one that its masks "
                 "describe, and its score is that of another network.",
-                do="Train with `trainer.step()` in place of `optimizer.step()`, or `attach()` to the one that "
-                "steps; mask an average by `mask_also(average)` before its weights are loaded. Others are masked "
-                "by `trainer.apply_masks()`; then measure again.",
+                do="Train with `trainer.step()` in place of `optimizer.step()`, or `attach()`. "
+                "Mask an average by `mask_also(average)` before its weights are loaded, and others by "
+                "`trainer.apply_masks()`; then measure again.",
             )

@@ -95,3 +95,34 @@ def test_a_run_before_the_end_of_its_schedule_is_warned_of(
     trainer = trained(Net(), total_steps=40, **settings)
     with pytest.warns(UserWarning, match=said):
         trainer.run(here / "run", model="written_nets:Net")
+
+
+@pytest.mark.parametrize(("total_steps", "n_updates"), [(40, 19), (999, None), (1000, 1)])
+def test_masks_move_in_a_short_training_too(total_steps: int, n_updates: int | None) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    trainer = se.SparseTraining(model, optimizer, density=0.5, total_steps=total_steps)
+    assert trainer.update_every == {40: 2, 999: 49, 1000: 500}[total_steps]
+    if n_updates is None:
+        return
+    for _ in range(total_steps):
+        optimizer.zero_grad()
+        model(torch.randn(6, 8)).square().mean().backward()
+        trainer.step()
+    assert trainer.n_updates == n_updates
+
+
+def test_a_network_most_of_which_gets_no_mask_is_warned_of() -> None:
+    from torch.nn.utils.parametrizations import weight_norm
+
+    normed = nn.Sequential(
+        weight_norm(nn.Linear(8, 64)), nn.ReLU(), weight_norm(nn.Linear(64, 64)), nn.Linear(64, 4)
+    )
+    with pytest.warns(
+        UserWarning, match=r"Only 256 weights are masked, and 4,608 stay dense\. 0\.weight: .* Likewise 2"
+    ):
+        se.SparseTraining(normed, AdamW(normed.parameters()), density=0.5)
+    recurrent = nn.ModuleDict({"first": nn.Linear(8, 16), "rnn": nn.GRU(16, 32)})
+    with pytest.warns(UserWarning, match=r"rnn\.weight_ih_l0: GRU is masked by no method"):
+        se.SparseTraining(recurrent, AdamW(recurrent.parameters()), density=0.5)
