@@ -5,36 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from sparse_export.errors import ArtefactError
 from sparse_export.graph.foreign import onnx_from_file
 from sparse_export.graph.passes.expand24 import expand_in_place
 from sparse_export.graph.passes.format24 import DOMAIN
 
-__all__ = ["dense_from_bytes", "dense_from_file", "may_be_packed", "names_packing"]
+__all__ = ["dense_from_file", "may_be_packed", "names_packing"]
 
 
 def dense_from_file(path: str | Path) -> onnx.ModelProto:
     """Read an ONNX model with its external data, packed or not, with dense weights.
 
-    Only the packing is checked: onnx's checker takes longer than all the rest. Raises UsageError when there
-    is no such file, ArtefactError when it is no ONNX model or as `expand` does.
+    Only the packing is checked: onnx's checker takes longer than all the rest.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The model with dense weights.
+
+    Raises:
+        UsageError: there is no such file.
+        ArtefactError: it is no ONNX model, or as of `expand`.
     """
-    return _dense(onnx_from_file(path), path)
-
-
-def dense_from_bytes(content: bytes, path: str | Path) -> onnx.ModelProto:
-    """As `dense_from_file`, of what a file held that was read already. path: of the file, for errors."""
-    try:
-        model = onnx.load_from_string(content)
-    except DecodeError as cause:
-        raise ArtefactError(f"{path} cannot be read as ONNX: {cause}.", do="Build it again.") from cause
-    return _dense(model, path)
-
-
-def _dense(model: onnx.ModelProto, path: str | Path) -> onnx.ModelProto:
-    """The model, expanded in place."""
+    model = onnx_from_file(path)
     try:
         expand_in_place(model)
     except ArtefactError as cause:

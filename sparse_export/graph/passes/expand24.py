@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto
 
 from sparse_export.errors import ArtefactError
+from sparse_export.graph.names import graphs_of, inner_graphs
 from sparse_export.graph.passes.format24 import (
     DOMAIN,
     FORMAT_KEY,
@@ -26,7 +27,6 @@ from sparse_export.graph.passes.format24 import (
     tensor_prop,
     unpack_function,
 )
-from sparse_export.graph.passes.packable import names_in_subgraphs
 from sparse_export.graph.passes.weight24 import (
     BITS,
     Array,
@@ -152,9 +152,9 @@ def _take_function(model: onnx.ModelProto) -> None:
     opsets = [entry.version for entry in function.opset_import if entry.domain == ""]
     if len(opsets) != 1 or _bare(function) != _bare(unpack_function(opsets[0])):
         raise damaged(f"its function {DOMAIN}::{FUNCTION} is another one", "that of the format")
-    others = [node for f in model.functions if f.domain != DOMAIN for node in _all_nodes(f.node)]
-    inner = [node for outer in model.graph.node for node in _all_nodes(_nodes_in_subgraphs(outer))]
-    if any(node.domain == DOMAIN for node in (*others, *inner)):
+    others = [f.node for f in model.functions if f.domain != DOMAIN]
+    inner = [graph.node for nodes in (*others, model.graph.node) for graph in inner_graphs(nodes)]
+    if any(node.domain == DOMAIN for nodes in (*others, *inner) for node in nodes):
         raise damaged("a function or a subgraph calls it", "calls in the main graph only")
     if any(node.domain == DOMAIN and not is_call(node) for node in model.graph.node):
         raise damaged(f"it calls something else of {DOMAIN}", FUNCTION)
@@ -190,8 +190,10 @@ def _initializers(graph: onnx.GraphProto) -> dict[str, TensorProto]:
 
 def _readers(graph: onnx.GraphProto) -> Counter[str]:
     """How often each tensor is read, as an output of the graph and in subgraphs too."""
-    readers = Counter(name for node in graph.node for name in (*node.input, *names_in_subgraphs(node)))
-    readers.update(value.name for value in graph.output)
+    readers: Counter[str] = Counter()
+    for one in graphs_of(graph):
+        readers.update(name for node in one.node for name in node.input)
+        readers.update(value.name for value in one.output)
     return readers
 
 
@@ -258,16 +260,3 @@ def _drop(graph: onnx.GraphProto, initializers: set[str], values: set[str]) -> N
     for index in reversed(range(len(graph.value_info))):
         if graph.value_info[index].name in values:
             del graph.value_info[index]
-
-
-def _nodes_in_subgraphs(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of the graphs in the attributes of a node, one level down."""
-    for found in node.attribute:
-        for graph in (*found.graphs, *([found.g] if found.HasField("g") else [])):
-            yield from graph.node
-
-
-def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    for node in nodes:
-        yield node
-        yield from _all_nodes(_nodes_in_subgraphs(node))

@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import UsageError
+from sparse_export.graph.names import names_of_values
 from sparse_export.graph.passes.expand24 import expand
 from sparse_export.graph.passes.format24 import (
     DOMAIN,
@@ -46,7 +47,7 @@ def pack(model: onnx.ModelProto) -> onnx.ModelProto:
         return packed
     opset = _require_functions(packed)
     graph = packed.graph
-    taken = _names(graph)
+    taken = names_of_values(graph)
     nodes: list[onnx.NodeProto] = []
     extra: list[TensorProto] = []
     for tensor in graph.initializer:
@@ -107,18 +108,6 @@ def _require_functions(model: onnx.ModelProto) -> int:
             do="Convert it with onnx.version_converter, or export it anew.",
         )
     return opset
-
-
-def _names(graph: onnx.GraphProto) -> set[str]:
-    """Every name of a tensor in a graph, subgraphs included."""
-    names = {value.name for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer)}
-    names.update(tensor.values.name for tensor in graph.sparse_initializer)
-    for node in graph.node:
-        names.update(node.input, node.output)
-        for found in node.attribute:
-            for inner in (*found.graphs, *([found.g] if found.HasField("g") else [])):
-                names |= _names(inner)
-    return names
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -152,12 +151,3 @@ class _Uses:
         if np.any(numpy_helper.to_array(constant).astype(np.float32) != 0):
             return f"the zero point of {node.name or node.output[0]} is not 0"
         return None
-
-
-def names_in_subgraphs(node: onnx.NodeProto) -> Iterator[str]:
-    for found in node.attribute:
-        for graph in (*found.graphs, *([found.g] if found.HasField("g") else [])):
-            yield from (value.name for value in graph.output)
-            for inner in graph.node:
-                yield from inner.input
-                yield from names_in_subgraphs(inner)
