@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from benchmarks import gpu_session
+from benchmarks.gpu.parts import PARTS, run_part
+from benchmarks.gpu.setting import REHEARSAL
 
 
-@pytest.mark.parametrize("part", list(gpu_session.PARTS))
+@pytest.mark.parametrize("part", list(PARTS))
 def test_every_part_runs_to_its_end_on_the_reference(part: str, tmp_path: Path) -> None:
     file = tmp_path / "part.json"
-    gpu_session.run_part(part, gpu_session.REHEARSAL, file)
+    run_part(part, REHEARSAL, file)
     document = json.loads(file.read_text())
     assert document["cases"]
     for case in document["cases"]:
@@ -30,7 +32,7 @@ def test_every_part_runs_to_its_end_on_the_reference(part: str, tmp_path: Path) 
 
 
 def test_shares_of_the_time_are_for_the_parts_there_are() -> None:
-    assert set(gpu_session.SHARES) == {"tests", *gpu_session.PARTS}
+    assert set(gpu_session.SHARES) == {"tests", *PARTS}
     assert sum(gpu_session.SHARES.values()) == pytest.approx(1.0)
 
 
