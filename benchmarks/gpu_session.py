@@ -1,5 +1,4 @@
-"""Everything that is to be known of one CUDA card, by one command, in at most nine minutes and without a
-network.
+"""Measure one CUDA card by one command, in at most nine minutes, offline.
 
     python -m benchmarks.gpu_session [--out FOLDER] [--parts NAMES] [--minutes N] [--data-dir FOLDER]
     [--rehearse]
@@ -13,8 +12,7 @@ that a part which is stopped or fails loses one case. Writes DATE-CARD.json (eve
 out), DATE-CARD.md (a table), DATE-CARD-samples.json.gz (every round) and DATE-CARD-tests.txt.
 
 --rehearse runs all of it but `tests` on the CPU, with the dense reference in place of the hardware's
-products, in small sizes: its figures mean nothing, and its files say so. It shows that the program runs to
-its end.
+products, in small sizes: its figures mean nothing, and its files say so. It shows that the program works.
 """
 
 from __future__ import annotations
@@ -53,7 +51,15 @@ SHARES = {
 
 
 def run_tests(limit_s: float, log: Path) -> str | None:
-    """Run every gpu test; what went wrong, or None."""
+    """Run every gpu test.
+
+    Args:
+        limit_s: after which they are stopped.
+        log: file for their output.
+
+    Returns:
+        What went wrong; None if nothing did.
+    """
     try:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"],
@@ -66,7 +72,7 @@ def run_tests(limit_s: float, log: Path) -> str | None:
         log.write_text(f"stopped after {limit_s:.0f} s\n{_text(cause.stdout)}")
         return f"stopped after {limit_s:.0f} s"
     log.write_text(done.stdout + done.stderr)
-    last = done.stdout.strip().splitlines()[-1:] or ["nothing was said"]
+    last = done.stdout.strip().splitlines()[-1:] or ["no output"]
     return None if done.returncode == 0 else f"exit {done.returncode}: {last[0]}"
 
 
@@ -75,7 +81,17 @@ def _text(output: Any) -> str:
 
 
 def session(folder: Path, parts: Sequence[str], minutes: float, *, rehearse: bool) -> Path:
-    """Run the parts one after another in processes of their own; the path of the document."""
+    """Run the parts one after another, each in a process of its own.
+
+    Args:
+        folder: of the document.
+        parts: names of the parts, in their order.
+        minutes: for all parts together.
+        rehearse: on the CPU?
+
+    Returns:
+        Path of the document.
+    """
     card = "rehearsal" if rehearse else torch.cuda.get_device_name(0)
     date = now()
     stem = f"{date[:16].replace(':', '')}-{re.sub(r'[^A-Za-z0-9]+', '-', card).strip('-').lower()}"
@@ -167,7 +183,7 @@ def main() -> int:
     print(written)
     problems = [name for name, part in json.loads(written.read_text())["parts"].items() if part["problem"]]
     if problems:
-        print(f"Not whole: {', '.join(problems)}. The document says why.", file=sys.stderr)
+        print(f"Incomplete: {', '.join(problems)}. The document says why.", file=sys.stderr)
     return int(bool(problems))
 
 

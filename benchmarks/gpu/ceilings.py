@@ -13,7 +13,14 @@ from sparse_export.plan.timing import product_calls
 
 
 def ceilings(setting: Setting) -> Iterator[Case]:
-    """What the card can do at best."""
+    """Time copies, then square matrix products.
+
+    Args:
+        setting: of the session.
+
+    Yields:
+        A case for the bandwidth, then one for each type and backend.
+    """
     source = torch.zeros(setting.bandwidth_mib * 2**20, dtype=torch.uint8, device=setting.device)
     target = torch.empty_like(source)
     found = measured(setting, {"copy": lambda: target.copy_(source)}, 1)["copy"]

@@ -10,7 +10,13 @@ from typing import Any
 
 
 def write(folder: Path, stem: str, document: dict[str, Any]) -> None:
-    """Write the three files."""
+    """Write the document, its table and the samples.
+
+    Args:
+        folder: is made if it is not there.
+        stem: of the names of the files.
+        document: with samples inside.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     taken: list[Any] = []
     light = without_samples(document, taken)
@@ -47,7 +53,15 @@ def summary(document: Mapping[str, Any]) -> str:
 
 
 def without_samples(value: Any, taken: list[Any]) -> Any:
-    """The value with each `samples_ms` replaced by its place in `taken`."""
+    """Take the samples out of a document.
+
+    Args:
+        value: the document, or a part of it.
+        taken: samples so far; those of this value are appended.
+
+    Returns:
+        The value with each `samples_ms` replaced by `samples`, the index in `taken`.
+    """
     if isinstance(value, dict):
         result = {}
         for key, below in value.items():

@@ -29,7 +29,13 @@ PARTS: dict[str, Callable[[Setting], Iterator[Case]]] = {
 
 
 def run_part(name: str, setting: Setting, file: Path) -> None:
-    """Run one part, writing its cases after each of them."""
+    """Run one part.
+
+    Args:
+        name: of the part.
+        setting: of the session.
+        file: for its cases; written after each of them.
+    """
     cases: list[Case] = []
     torch.backends.cudnn.benchmark = True  # the dense networks are to be as fast as they can be
     with watched_cards() as cards:

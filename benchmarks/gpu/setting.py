@@ -11,11 +11,23 @@ from sparse_export.sparsity.product24 import Backend
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is measured, and on what.
+    """What is measured on which device.
 
-    networks: (name, input shape, type, batches) each.  training: (name, input shape, batch, compiled, as one
-    CUDA graph) each.  recipes: (recipe, batch) each.  trained: (recipe, epochs) each.  bandwidth_mib: of one
-    copy.
+    Attributes:
+        device: of torch.
+        backends: of the 2:4 products.
+        dtypes: of the products.
+        products: (outputs, inputs) of each Linear layer.
+        rows: numbers of rows of its input.
+        square: rows, columns of the matrices for the matrix rate.
+        bandwidth_mib: size of one copy.
+        networks: (name, input shape, type, batch sizes) each.
+        training: (name, input shape, batch size, compiled, as one CUDA graph) each.
+        recipes: (recipe, batch size) each.
+        trained: (recipe, epochs) each.
+        rounds: of one measurement.
+        block_s: seconds of one block of calls.
+        warmup_limit_s: seconds of the longest warm-up.
     """
 
     device: str

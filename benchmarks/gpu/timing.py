@@ -17,7 +17,16 @@ Case = dict[str, Any]
 def measured(
     setting: Setting, calls: Mapping[str, Callable[[], object]], batch: int
 ) -> dict[str, LatencyResult]:
-    """Interleaved times, the device's own on a card."""
+    """Time calls in turns, on a card by CUDA events.
+
+    Args:
+        setting: of the session.
+        calls: by name.
+        batch: samples of one call.
+
+    Returns:
+        The times by the same names.
+    """
     stamps = stamps_for(setting.device)
     return measure_interleaved(
         calls,
@@ -30,8 +39,15 @@ def measured(
 
 
 def ratios(found: Mapping[str, LatencyResult], base: str = "dense", n_inside: int = 1) -> Case:
-    """base / each of the others, with intervals, and the samples, of one of the n_inside things that a call
-    does.
+    """Compare the time of one call with that of every other.
+
+    Args:
+        found: times by name.
+        base: name of the call that the others are compared with.
+        n_inside: repetitions in one call; samples and medians are divided by it.
+
+    Returns:
+        Samples, medians and `base / other` with its interval; with `base again` the floor.
     """
     case: Case = {
         "samples_ms": {name: [ms / n_inside for ms in one.samples_ms] for name, one in found.items()}

@@ -62,7 +62,7 @@ def training(setting: Setting) -> Iterator[Case]:
 
 
 class Loop:
-    """One network in training on one batch, by whatever products."""
+    """Training of a network on one batch, with dense or 2:4 products."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Loop:
 
 
 class FixedMasks:
-    """Masks that stand still: transposable ones of largest magnitude."""
+    """Transposable masks of largest magnitude that never change."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self.masks = {

@@ -42,11 +42,11 @@ def call_of(example: Example) -> CallInfo | None:
 
 
 def example_of_signature(network: nn.Module, signature: Signature, call: CallInfo | None = None) -> Example:
-    """The call that a record tells of, of two samples.
+    """Make a call again from its record, with two samples.
 
     Args:
-        network: whose forward it is.
-        signature: of it.
+        network: whose forward is called.
+        signature: of the network.
         call: how its inputs are taken; None for one input by position, several by the names that forward has.
 
     Raises:

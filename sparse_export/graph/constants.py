@@ -34,8 +34,13 @@ _KEPT_BYTES = 2**26  # of weights, for layers that share them
 class Constant:
     """A value that depends on no input.
 
-    stored: name of the tensor it is made of; steps: from the layer up to it.  measured: what is counted in
-    its values, for layers that share it.
+    Attributes:
+        values: evaluated.
+        stored: name of the stored tensor that it is computed from.
+        steps: the nodes between, from the layer up to the stored tensor.
+        sparse: is the tensor stored sparse?
+        overridable: can the caller replace something that it is computed from?
+        measured: what was counted in the values, for layers that share them.
     """
 
     values: Array
@@ -46,7 +51,14 @@ class Constant:
     measured: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def stored_axis(self, axis: int) -> int | None:
-        """Which axis of the stored tensor an axis of the value is; None where it is not one."""
+        """Follow an axis of the value back to the stored tensor.
+
+        Args:
+            axis: of the value.
+
+        Returns:
+            The axis of the stored tensor; None where a node between moves entries otherwise than a Transpose.
+        """
         for step in self.steps:
             if step.node.op_type == "Transpose":
                 axis = permutation(step.node, len(step.shape))[axis]
@@ -57,7 +69,11 @@ class Constant:
 
 @dataclass(frozen=True, kw_only=True)
 class Unevaluated:
-    """A constant whose value is not worked out. why: the rest of a sentence that begins with the weight."""
+    """A constant that is not evaluated.
+
+    Attributes:
+        why: the rest of a sentence that begins with the weight.
+    """
 
     why: str
 
@@ -66,12 +82,13 @@ Key = tuple[Scope, str]
 
 
 class Evaluator:
-    """Works out the constants of one graph, and no more of them than what the graph stores is worth: else a
-    small file could ask for hours.
+    """Evaluates the constants of one graph, within a limit that grows with the bytes that the graph stores.
+
+    Without the limit a small file could ask for hours.
 
     Args:
-        model: whose opset counts, and whose stored bytes.
-        read: gives the values of what it stores.
+        model: the graph's.
+        read: gives the values of a stored tensor.
     """
 
     def __init__(self, model: onnx.ModelProto, read: Read) -> None:
@@ -86,9 +103,17 @@ class Evaluator:
         self._kept_bytes = 0
 
     def evaluate(self, scope: Scope, name: str) -> Constant | Unevaluated:
-        """Work out a constant, which `scope.is_constant` has said it is.
+        """Evaluate a constant.
 
-        Raises ArtefactError when a stored tensor or a node is invalid.
+        Args:
+            scope: of the graph that uses it.
+            name: of a value for which `scope.is_constant` is true.
+
+        Returns:
+            Its values; or the reason why they are not evaluated.
+
+        Raises:
+            ArtefactError: a stored tensor or a node is invalid.
         """
         found = scope.find(name)
         assert found is not None, "a constant comes from somewhere"

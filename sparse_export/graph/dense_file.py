@@ -38,9 +38,15 @@ def dense_from_file(path: str | Path) -> onnx.ModelProto:
 
 
 def may_be_packed(path: Path) -> bool:
-    """Does the file name the format at all?
+    """Does the name of the format occur in a file?
 
-    A cheap look that spares parsing most files that are not packed.
+    It spares parsing most files that are not packed.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        False where the file is certainly not packed.
     """
     needle = DOMAIN.encode()
     tail = b""
@@ -53,5 +59,12 @@ def may_be_packed(path: Path) -> bool:
 
 
 def names_packing(content: bytes) -> bool:
-    """Does what an ONNX file holds name the format at all?"""
+    """Does the name of the format occur in the content of an ONNX file?
+
+    Args:
+        content: of the file.
+
+    Returns:
+        False where it is certainly not packed.
+    """
     return DOMAIN.encode() in content

@@ -1,7 +1,7 @@
 """What the constants of a graph may cost to evaluate.
 
-Nothing is allocated on a graph's word alone: how much a node makes is worked out before it is computed, and
-only operators of which that is known are.
+A graph may ask for any amount of memory. The size of an output is therefore worked out before the node is
+computed, and only operators of known size are computed.
 """
 
 from __future__ import annotations

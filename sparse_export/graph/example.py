@@ -68,7 +68,7 @@ class Example:
 
         Args:
             network: what to call.
-            tensors: others than those of the example, in their order.
+            tensors: used in place of those of the example, in their order.
 
         Returns:
             Whatever it returns.
@@ -85,7 +85,7 @@ class Example:
         return replace(self, tensors={name: tensors[name] for name in self.tensors})
 
     def with_sizes(self, sizes: Mapping[str, int]) -> Example:
-        """The same call with other free sizes: tensors are repeated along their axes, or cut.
+        """The same call with other free sizes: tensors are repeated along their axes, or shortened.
 
         Args:
             sizes: by name; the rest stay.
@@ -128,7 +128,7 @@ def make_example(
     *,
     free_sizes: FreeSizes | None = None,
 ) -> Example:
-    """Take what forward is called with.
+    """Make an example of the arguments of forward.
 
     Args:
         network: names the inputs: each has the name of its parameter of forward, and inside lists, tuples and

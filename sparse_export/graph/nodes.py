@@ -12,17 +12,43 @@ _AS_STANDARD = frozenset(("com.microsoft", name) for name in QUANTIZING)
 
 
 def is_standard(node: onnx.NodeProto) -> bool:
-    """Is it an operator of ONNX itself, or the same under another name?"""
+    """Is it an operator of ONNX itself, or the same under another name?
+
+    Args:
+        node: of any operator.
+
+    Returns:
+        True for ONNX's domain and for `com.microsoft` where its operator is that of ONNX.
+    """
     return node.domain in ("", "ai.onnx") or (node.domain, node.op_type) in _AS_STANDARD
 
 
 def node_name(node: onnx.NodeProto) -> str:
-    """The name of a node, or of what it makes."""
+    """What to call a node.
+
+    Args:
+        node: with a name or without.
+
+    Returns:
+        Its name, else that of its first output, else its operator.
+    """
     return node.name or next(iter(node.output), "") or node.op_type
 
 
 def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    """An integer attribute of a node. Raises ArtefactError when it is something else."""
+    """An integer attribute of a node.
+
+    Args:
+        node: of any operator.
+        name: of the attribute.
+        default: where the node does not have it.
+
+    Returns:
+        Its value.
+
+    Raises:
+        ArtefactError: it is of another type.
+    """
     for found in node.attribute:
         if found.name == name:
             if found.type not in (onnx.AttributeProto.INT, onnx.AttributeProto.UNDEFINED):

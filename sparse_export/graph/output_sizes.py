@@ -47,7 +47,12 @@ def n_made(node: onnx.NodeProto, inputs: Sequence[Array | None]) -> int | None:
         return None
     try:
         return count_made(node, given)
-    except (ValueError, IndexError, TypeError, ArithmeticError):  # somebody's graph
+    except (
+        ValueError,
+        IndexError,
+        TypeError,
+        ArithmeticError,
+    ):  # inputs of a foreign graph that do not fit its node
         return None
 
 
@@ -137,5 +142,5 @@ _COUNTED = {
 
 def _ints(values: Array) -> tuple[int, ...]:
     if values.size > LARGEST_RANK * 2:
-        raise ValueError(f"{values.size} numbers tell the shape of a tensor")
+        raise ValueError(f"{values.size} numbers are given for the shape of a tensor")
     return tuple(int(value) for value in values.ravel())

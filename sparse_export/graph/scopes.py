@@ -25,11 +25,18 @@ _RANDOM = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class Scope:
-    """The names of one graph. Those of the graph around it are seen too.
+    """The values of one graph by name; those of the graph around it are visible too.
 
-    path: how it is reached from the model's graph, "" for that itself.  names: of the nodes, all different.
-    overridable: stored values that the caller may replace.  constant: values of nodes that depend on no
-    input.
+    Attributes:
+        path: of the graph from the model's graph, which has "".
+        nodes: in their order.
+        names: of the nodes, all different.
+        stored: initializers by name.
+        inputs: names of the inputs that are not initializers.
+        overridable: names of initializers that the caller may replace.
+        parent: the graph around it.
+        producers: the node that computes a value, by its name.
+        constant: names of the values of nodes that depend on no input.
     """
 
     path: str
@@ -43,9 +50,13 @@ class Scope:
     constant: set[str] = field(default_factory=set)
 
     def find(self, name: str) -> tuple[Scope, onnx.NodeProto | Stored] | None:
-        """Where a value comes from: a node, or what is stored under the name.
+        """Find the source of a value, in this graph or one around it.
 
-        None for inputs and the unknown.
+        Args:
+            name: of the value.
+
+        Returns:
+            Its scope, with the node or the stored tensor; None for an input and an unknown name.
         """
         scope: Scope | None = self
         while scope is not None:
@@ -58,7 +69,14 @@ class Scope:
         return None
 
     def is_constant(self, name: str) -> bool:
-        """Does the value depend on no input? Values that the caller may override count as constant."""
+        """Does the value depend on no input?
+
+        Args:
+            name: of the value.
+
+        Returns:
+            True for an initializer, even if the caller may override it.
+        """
         found = self.find(name)
         if found is None:
             return False
@@ -67,10 +85,14 @@ class Scope:
 
 
 def scopes(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> Iterator[Scope]:
-    """The model's graph and every graph inside it (the branches of an If, the body of a Loop), outermost
-    first.
+    """Go through the graph of a model and all graphs inside it, as the branches of an If.
 
-    nodes: those of the model's graph, as they are to be read.
+    Args:
+        model: whose graphs they are.
+        nodes: of the model's graph, which may differ from those it stores.
+
+    Yields:
+        The scope of each graph, an outer one before those inside it.
     """
     yield from _scopes(model.graph, nodes, None, "", overrides=model.ir_version >= 4)
 
@@ -88,7 +110,7 @@ def _scopes(
     inputs = frozenset(value.name for value in graph.input)
     # Before IR version 4 every initializer had to be listed as an input, so the list says nothing.
     overridable = inputs.intersection(stored) if overrides else frozenset[str]()
-    names = _told_apart(nodes)
+    names = _unique_names(nodes)
     scope = Scope(path, nodes, names, stored, inputs - stored.keys(), overridable, parent)
     for node in nodes:
         is_constant = _is_function_of_inputs(node) and all(
@@ -120,8 +142,8 @@ def _is_function_of_inputs(node: onnx.NodeProto) -> bool:
     return bool(node.input)
 
 
-def _told_apart(nodes: Sequence[onnx.NodeProto]) -> list[str]:
-    """Names of nodes, the second of one name with `#2` behind it: ONNX does not ask for different ones."""
+def _unique_names(nodes: Sequence[onnx.NodeProto]) -> list[str]:
+    """Names of nodes, the second of a name with `#2` appended: ONNX does not require unique names."""
     taken = {node_name(node) for node in nodes}
     n_seen: Counter[str] = Counter()
     names = []

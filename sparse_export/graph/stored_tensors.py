@@ -21,9 +21,17 @@ LARGEST_RANK = 64  # of a NumPy array
 
 
 def array_of(tensor: Stored) -> Array:
-    """The values of a stored tensor; a sparse one is filled up.
+    """The values of a stored tensor.
 
-    Raises ArtefactError when they do not make sense.
+    Args:
+        tensor: dense or sparse, with its data in the model.
+
+    Returns:
+        Its values; those of a sparse tensor as a dense array.
+
+    Raises:
+        ArtefactError: the data are not loaded, or do not fit shape and type.
+        NotEvaluatedError: the dense array of a sparse tensor would be too large.
     """
     try:
         if isinstance(tensor, onnx.SparseTensorProto):
@@ -45,7 +53,14 @@ def array_of(tensor: Stored) -> Array:
 
 
 def nonzeros(values: Array) -> Array:
-    """Which entries are not zero, as bool: -0.0 is zero, NaN is not."""
+    """Find the entries that are not zero.
+
+    Args:
+        values: of any shape.
+
+    Returns:
+        Boolean array of that shape: -0.0 is zero, NaN is not.
+    """
     with np.errstate(invalid="ignore"):  # a signalling NaN
         found: Array = values != 0
     return found

@@ -21,11 +21,16 @@ _DATA_COMES_FIRST = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One node between a layer and its stored weight, seen along the way of the weight.
+    """One node between a layer and its stored weight.
 
-    shape, dtype: of the weight before this node.  after: its shape after it.  masked_by: the value whose
-    zeros the node puts into the weight, None when it puts none.  zero_point: a quantized zero is not stored
-    as 0.
+    Attributes:
+        node: of any operator.
+        source: name of the input by which the weight comes in.
+        shape: of the weight before this node.
+        after: its shape after it.
+        dtype: of the weight before this node.
+        masked_by: name of the mask whose zeros the node puts into the weight, if it does.
+        zero_point: is a quantized zero stored as something other than 0?
     """
 
     node: onnx.NodeProto

@@ -41,11 +41,19 @@ __all__ = ["expand", "expand_in_place"]
 
 
 def expand(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A new model with dense weights, bit for bit those that were packed, and no trace of the packing.
+    """Make the weights dense again, bit for bit those that were packed.
 
-    A model that is not packed gives a copy. Every weight is held against its shape, type and SHA-256 in the
-    metadata. Raises ArtefactError when anything contradicts the format; no more memory is taken than twice
-    what the model itself takes.
+    Every weight is checked against its shape, type and SHA-256 in the metadata. At most twice the memory of
+    the model is used.
+
+    Args:
+        model: packed or not; it stays as it is.
+
+    Returns:
+        A new model without any trace of the packing. A model that is not packed gives a copy.
+
+    Raises:
+        ArtefactError: something contradicts the format.
     """
     dense = onnx.ModelProto()
     dense.CopyFrom(model)
@@ -69,7 +77,7 @@ def expand_in_place(dense: onnx.ModelProto) -> None:
     graph = dense.graph
     initializers = _initializers(graph)
     readers = _readers(graph)
-    fed = {value.name for value in graph.input}
+    inputs = {value.name for value in graph.input}
     found: set[str] = set()
     gone: set[str] = set()
     nodes: list[int] = []
@@ -81,7 +89,7 @@ def expand_in_place(dense: onnx.ModelProto) -> None:
             raise damaged(f"a call has {len(node.input)} inputs and {len(node.output)} outputs", "3 and 1")
         parts = []
         for name in node.input:
-            if name not in initializers or name in fed:
+            if name not in initializers or name in inputs:
                 raise damaged(f"the input {name!r} of a call is no constant", "an initializer")
             parts.append(initializers[name])
         nodes.append(index)
@@ -140,7 +148,7 @@ def _take_props(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _take_function(model: onnx.ModelProto) -> None:
-    """Remove the function and its domain, after a look at whether it is the one of this format."""
+    """Remove the function and its domain, after checking that it is that of this format."""
     ours = [index for index, function in enumerate(model.functions) if function.domain == DOMAIN]
     versions = [entry.version for entry in model.opset_import if entry.domain == DOMAIN]
     if len(ours) != 1 or versions != [1]:
@@ -151,7 +159,7 @@ def _take_function(model: onnx.ModelProto) -> None:
     function = model.functions[ours[0]]
     opsets = [entry.version for entry in function.opset_import if entry.domain == ""]
     if len(opsets) != 1 or _bare(function) != _bare(unpack_function(opsets[0])):
-        raise damaged(f"its function {DOMAIN}::{FUNCTION} is another one", "that of the format")
+        raise damaged(f"its function {DOMAIN}::{FUNCTION} is different", "that of the format")
     others = [f.node for f in model.functions if f.domain != DOMAIN]
     inner = [graph.node for nodes in (*others, model.graph.node) for graph in inner_graphs(nodes)]
     if any(node.domain == DOMAIN for nodes in (*others, *inner) for node in nodes):

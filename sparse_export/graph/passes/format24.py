@@ -23,15 +23,27 @@ MIN_IR_VERSION = 8  # model-local functions
 
 
 def is_packed(model: onnx.ModelProto) -> bool:
-    """Does the graph call, or the model define, the function that unpacks 2:4 weights?"""
+    """Does the graph call, or the model define, the function that unpacks 2:4 weights?
+
+    Args:
+        model: any.
+
+    Returns:
+        Is one of the two there?
+    """
     return any((f.domain, f.name) == (DOMAIN, FUNCTION) for f in model.functions) or any(
         map(is_call, model.graph.node)
     )
 
 
 def packed_weights(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the weights that a packed model says it holds packed, in its own order; empty for another
-    model.
+    """Names of the packed weights, as the metadata have them.
+
+    Args:
+        model: packed or not.
+
+    Returns:
+        The names in the order of the metadata; none for a model that is not packed.
     """
     if not is_packed(model):
         return ()

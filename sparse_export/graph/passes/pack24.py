@@ -34,11 +34,18 @@ __all__ = ["pack"]
 
 
 def pack(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A new model in which every weight that `pack_choices` finds to be 2:4 is packed; the others stay dense.
+    """Pack every weight that `pack_choices` finds to be 2:4.
 
-    A packed model gives an equal one; a model with nothing to pack gives a copy. Raises UsageError when the
-    opset or the IR version knows no such function, or when the names of the format are taken by something
-    else, and ArtefactError for a packed model that is damaged.
+    Args:
+        model: dense or packed; it stays as it is.
+
+    Returns:
+        A new model. A packed model gives an equal one, a model with nothing to pack a copy.
+
+    Raises:
+        UsageError: the opset or the IR version is too old for the function, or the names of the format are
+            used for something else.
+        ArtefactError: the model is packed, and damaged.
     """
     _require_names_free(model)
     packed = expand(model)
