@@ -25,6 +25,7 @@ from sparse_export.formats.layers import GraphLayer
 from sparse_export.formats.listed import FileInfo
 from sparse_export.formats.preparation import PreprocessInfo
 from sparse_export.formats.run import RUN_FILE, Run
+from sparse_export.graph.nodes import ONNX_DOMAINS
 from sparse_export.version import command_line, library_versions, now
 
 __all__ = ["bundle_info", "layers_document"]
@@ -82,7 +83,7 @@ def bundle_info(
         precision=precision,
         n_calibration=graph.n_calibration,
         targets=("onnx", *(one.target for one in built.infos)),
-        opset=max(entry.version for entry in graph.model.opset_import if entry.domain in ("", "ai.onnx")),
+        opset=max(entry.version for entry in graph.model.opset_import if entry.domain in ONNX_DOMAINS),
         ir_version=graph.model.ir_version,
         signature=graph.signature,
         task=info.task,

@@ -19,7 +19,7 @@ from sparse_export.graph.evaluation_limits import (
     NotEvaluatedError,
 )
 from sparse_export.graph.node_values import computed
-from sparse_export.graph.nodes import is_standard, permutation
+from sparse_export.graph.nodes import ONNX_DOMAINS, is_standard, permutation
 from sparse_export.graph.output_sizes import BROADCAST, NO_LARGER, has_known_size
 from sparse_export.graph.scopes import Scope
 from sparse_export.graph.stored_tensors import Read, Stored
@@ -93,9 +93,7 @@ class Evaluator:
 
     def __init__(self, model: onnx.ModelProto, read: Read) -> None:
         self._read = read
-        self._opset = next(
-            (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1
-        )
+        self._opset = next((entry.version for entry in model.opset_import if entry.domain in ONNX_DOMAINS), 1)
         stored = (*model.graph.initializer, *model.graph.sparse_initializer)
         self._most = MAX_WORK + WORK_PER_BYTE * sum(map(_n_stored, stored))
         self._done = 0

@@ -6,6 +6,9 @@ import onnx
 
 from sparse_export.errors import ArtefactError
 
+ONNX_DOMAINS = ("", "ai.onnx")
+"""The two names of the domain of ONNX itself."""
+
 QUANTIZING = frozenset(("QuantizeLinear", "DequantizeLinear"))
 # Operators of onnxruntime that are those of ONNX, for types that ONNX got later.
 _AS_STANDARD = frozenset(("com.microsoft", name) for name in QUANTIZING)
@@ -20,7 +23,7 @@ def is_standard(node: onnx.NodeProto) -> bool:
     Returns:
         True for ONNX's domain and for `com.microsoft` where its operator is that of ONNX.
     """
-    return node.domain in ("", "ai.onnx") or (node.domain, node.op_type) in _AS_STANDARD
+    return node.domain in ONNX_DOMAINS or (node.domain, node.op_type) in _AS_STANDARD
 
 
 def node_name(node: onnx.NodeProto) -> str:

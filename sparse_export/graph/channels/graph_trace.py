@@ -26,6 +26,7 @@ from sparse_export.graph.channels.labels import (
 from sparse_export.graph.channels.onnx_graph import Array, attribute, captured, title
 from sparse_export.graph.channels.parameters import Found, Parameters, Undecided
 from sparse_export.graph.concrete import Shape
+from sparse_export.graph.nodes import ONNX_DOMAINS
 from sparse_export.graph.output_sizes import n_made
 from sparse_export.graph.shapes import n_entries
 from sparse_export.graph.stored_tensors import array_of
@@ -147,7 +148,7 @@ class GraphTrace:
         )
         self.model, self.ledger, self.parameters = model, ledger, Parameters(ledger, axes)
         self.shapes, self.rules = shapes, rules
-        self.opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0)
+        self.opset = next((e.version for e in model.opset_import if e.domain in ONNX_DOMAINS), 0)
         self.values: dict[str, Value] = {}
         self._names = Counter(title(node) for node in self.nodes)
 
@@ -198,7 +199,7 @@ class GraphTrace:
                 raise UnknownOperation("nothing of a value is left")
             if not inner and values and all(isinstance(value, np.ndarray | None) for value in values):
                 made = self._computed(node, values)
-            if made is None and not inner and node.domain in ("", "ai.onnx"):
+            if made is None and not inner and node.domain in ONNX_DOMAINS:
                 rule = self.rules.get(node.op_type)
                 made = None if rule is None else rule(self, node)
         except UnknownOperation as cause:

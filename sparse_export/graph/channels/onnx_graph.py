@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 
 from sparse_export.errors import GateFailed
 from sparse_export.graph.concrete import free_sizes, two_examples
+from sparse_export.graph.nodes import ONNX_DOMAINS
 from sparse_export.graph.stored_tensors import array_of
 
 Array = np.ndarray[Any, Any]
@@ -52,7 +53,7 @@ class Graph:
 
     @property
     def opset(self) -> int:
-        return next((e.version for e in self.model.opset_import if e.domain in ("", "ai.onnx")), 0)
+        return next((e.version for e in self.model.opset_import if e.domain in ONNX_DOMAINS), 0)
 
     def readers(self, name: str) -> list[onnx.NodeProto]:
         """The nodes that read a value, subgraphs included; the graph's own outputs are not told."""

@@ -29,13 +29,13 @@ from sparse_export.graph.passes.format24 import (
 )
 from sparse_export.graph.passes.weight24 import (
     BITS,
-    Array,
     PackedWeight,
     Shape,
     damaged,
     type_name,
     unpacked_bits,
 )
+from sparse_export.signature import Array
 
 __all__ = ["expand", "expand_in_place"]
 

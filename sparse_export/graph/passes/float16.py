@@ -11,8 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import GateFailed, UsageError, first_line
 from sparse_export.graph.names import free_name, graphs_of, inner_graphs, names_of_values
+from sparse_export.graph.nodes import ONNX_DOMAINS
 from sparse_export.graph.passes.guarded_transposes import guard_transposes
 from sparse_export.graph.passes.limits import Limits, limits_of
+from sparse_export.signature import Array
 
 __all__ = ["HALF_TYPES", "in_half", "value_types", "with_bfloat16_emulated"]
 
@@ -23,7 +25,6 @@ _NAMES = {"fp16": "float16", "bf16": "bfloat16"}
 BFLOAT16_OPSET = 22
 _LOWEST_OPSET = 20
 _IR_VERSION = 10  # the first that belongs to opset 22
-Array = np.ndarray[Any, Any]
 # By index of a node: by position of an input the value to take in its place, None for its own; outputs.
 _Places = dict[int, tuple[dict[int, str | None], set[int]]]
 # Operators with float inputs that stay float32 in ONNX whatever the data are: of Resize roi and scales, by
@@ -213,7 +214,7 @@ def _raise_opset(model: onnx.ModelProto) -> None:
     changelog).
     """
     for entry in model.opset_import:
-        if entry.domain in ("", "ai.onnx") and entry.version < BFLOAT16_OPSET:
+        if entry.domain in ONNX_DOMAINS and entry.version < BFLOAT16_OPSET:
             if entry.version < _LOWEST_OPSET or any(
                 n.op_type == "GroupNormalization" for n in model.graph.node
             ):

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sparse_export.graph.passes.weight24 import Array, type_name
+from sparse_export.graph.passes.weight24 import type_name
+from sparse_export.signature import Array
 
 DOMAIN = "sparse24"
 FUNCTION = "Unpack24"

@@ -7,16 +7,15 @@ it says is 'lower than all': in a smaller type, that is the lowest value of this
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 import onnx
 
 from sparse_export.graph.names import graphs_of
+from sparse_export.signature import Array
 
 __all__ = ["Limits", "limits_of"]
 
-Array = np.ndarray[Any, Any]
 Limits = Callable[[str, Array], Array]
 
 _LARGEST = float(np.finfo(np.float32).max)

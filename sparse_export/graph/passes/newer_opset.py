@@ -6,8 +6,8 @@ import onnx
 from onnx import version_converter
 
 from sparse_export.errors import UsageError
+from sparse_export.graph.nodes import ONNX_DOMAINS
 from sparse_export.graph.passes.format24 import MIN_IR_VERSION, MIN_OPSET
-from sparse_export.graph.passes.packable import ONNX_DOMAINS
 
 __all__ = ["with_opset", "with_packable_opset"]
 

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import UsageError
 from sparse_export.graph.names import names_of_values
+from sparse_export.graph.nodes import ONNX_DOMAINS
 from sparse_export.graph.passes.expand24 import expand
 from sparse_export.graph.passes.format24 import (
     DOMAIN,
@@ -27,7 +28,7 @@ from sparse_export.graph.passes.format24 import (
     tensor_prop,
     unpack_function,
 )
-from sparse_export.graph.passes.packable import ONNX_DOMAINS, pack_choices
+from sparse_export.graph.passes.packable import pack_choices
 from sparse_export.graph.passes.weight24 import bits_of, pack_weight
 
 __all__ = ["pack"]

@@ -10,6 +10,7 @@ from onnx import TensorProto, numpy_helper
 
 from sparse_export.graph.layer_uses import layer_weight
 from sparse_export.graph.names import graphs_of
+from sparse_export.graph.nodes import ONNX_DOMAINS
 from sparse_export.graph.passes.weight24 import (
     BITS,
     Shape,
@@ -20,8 +21,6 @@ from sparse_export.graph.passes.weight24 import (
     nonzero_mask,
     type_name,
 )
-
-ONNX_DOMAINS = ("", "ai.onnx")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparse_export.errors import UsageError
 from sparse_export.graph.names import free_name, names_of_values
+from sparse_export.graph.nodes import ONNX_DOMAINS
 from sparse_export.signature import FLOATS, Signature, TensorInfo
 
 __all__ = ["require_steps", "with_postprocess"]
@@ -88,7 +89,7 @@ def with_postprocess(
     Raises:
         UsageError: the opset of the graph is older.
     """
-    opset = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
+    opset = max((one.version for one in model.opset_import if one.domain in ONNX_DOMAINS), default=0)
     if opset < _MIN_OPSET:
         raise UsageError(
             f"The graph has opset {opset}, and --postprocess appends operators of opset {_MIN_OPSET}.",

@@ -14,8 +14,8 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from sparse_export.errors import ArtefactError, GateFailed, UsageError
+from sparse_export.signature import Array
 
-Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 
 BITS: dict[int, np.dtype[Any]] = {
