@@ -26,8 +26,8 @@ PARTS = {
     "test": {"every-day": AT_ONCE, "timing": ()},
     "test-full": {"full": AT_ONCE, "full-timing": ()},
 }
-# Three workers keep two cores busy, since a third of the time a worker waits for a process that it started. torch's
-# second threads would only wait for each other.
+# Three workers keep two cores busy, since a worker often waits for a process that it started. Second threads
+# of torch would only wait for each other.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
