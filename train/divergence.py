@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,24 @@ from torch import Tensor, nn
 from sparse_export.errors import TrainingDiverged, UsageError
 from sparse_export.train.checkpoint import state_path
 
-__all__ = ["FiniteNumbers"]
+__all__ = ["FiniteNumbers", "update_diverged"]
+
+
+def update_diverged(step: int, values: Iterable[Tensor], cause: ValueError) -> TrainingDiverged | None:
+    """What ended a mask update, where weights are no longer numbers; else None.
+
+    Args:
+        step: steps done.
+        values: the masked weights.
+        cause: what the update raised.
+    """
+    if all(bool(value.detach().isfinite().all()) for value in values):
+        return None
+    return TrainingDiverged(
+        f"After step {step} weights are no longer numbers: {cause}",
+        do="Go on from the last good checkpoint with a lower learning rate or clipped gradients, and leave "
+        "out steps whose loss is no finite number.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +66,8 @@ class FiniteNumbers:
             yield
         except UsageError:
             raise
+        except TrainingDiverged as cause:  # as the trainer says it to a loop that has no recipe
+            raise self._diverged(step, f"The weights are no longer numbers: {cause.__cause__}") from cause
         except ValueError as cause:
             raise self._diverged(step, f"The weights are no longer numbers: {cause}") from cause
 

@@ -14,6 +14,8 @@ from sparse_export.train.update_schedule import BackOff
 
 __all__ = ["MaskState", "gradients_of", "put_gradients"]
 
+_SHOWN = 4  # differences between saved masks and those of a trainer
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskState:
@@ -74,9 +76,8 @@ class MaskState:
         got = {name: tuple(mask.shape) for name, mask in table["masks"].items()}
         if have != got:
             raise UsageError(
-                f"The saved masks are for {got}.",
-                expected=f"Masks for {have} were expected.",
-                do="Use another file.",
+                f"The saved masks are not for the layers of this trainer: {_differences(have, got)}.",
+                do="Make the trainer with the network, pattern and keep_dense that it was saved with.",
             )
         rate, n_flipped = table["last_prune_rate"], table["n_flipped"]
         return cls(
@@ -90,6 +91,21 @@ class MaskState:
             gradients=table.get("gradients"),
             gradient_sums=table.get("gradient_sums"),
         )
+
+
+def _differences(have: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]]) -> str:
+    """Between the shapes of masks of a trainer and of a saved state, the first few."""
+    problems = [
+        *(f"they lack {name}" for name in have if name not in got),
+        *(f"they have {name}, which is not masked here" for name in got if name not in have),
+        *(
+            f"{name} has shape {got[name]} instead of {have[name]}"
+            for name in have
+            if name in got and got[name] != have[name]
+        ),
+    ]
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more
 
 
 def gradients_of(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from sparse_export.sparsity import (
 from sparse_export.sparsity.eligible import SMALL_SHARE
 from sparse_export.train.density_fall import density_fall
 from sparse_export.train.distributed import masks_sha256, require_same_masks, train_together
+from sparse_export.train.divergence import update_diverged
 from sparse_export.train.exploration import Exploration
 from sparse_export.train.first_masks import checked_masks, first_masks, require_start, rescale_weights
 from sparse_export.train.gradient_sums import GradientSums
@@ -401,6 +402,7 @@ class SparseTraining(TrainerFacts):
 
         Raises:
             UsageError: the masks of this method never move.
+            TrainingDiverged: weights are no longer numbers.
             RanksDiverged: several processes train together and no longer have one mask.
         """
         decide = self._rule.update
@@ -415,7 +417,13 @@ class SparseTraining(TrainerFacts):
         before, self._n_cap = self._n_cap, self._layers.n_at(self.n_steps)
         rate = self.last_prune_rate = self.prune_rate
         now = self._moment(rate, is_cut=self._n_cap != before)
-        update = decide(self._rule, now)
+        try:
+            update = decide(self._rule, now)
+        except ValueError as cause:
+            diverged = update_diverged(self.n_steps, self._layers.parameters.values(), cause)
+            if diverged is None:
+                raise
+            raise diverged from cause
         self._n_now_active, self._threshold = now.n_wanted, update.threshold
         self._memory.keep(
             now.magnitudes, {name: mask & self.masks[name] for name, mask in update.masks.items()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from sparse_export.errors import UsageError
+from sparse_export.errors import TrainingDiverged, UsageError
 from sparse_export.sparsity import NMPattern
 from sparse_export.sparsity.pattern import obeys
 from sparse_export.train import SparseTraining
@@ -147,3 +147,23 @@ def test_weights_that_are_loaded_without_the_trainers_state_are_warned_of_before
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         step(careless)  # once is enough
+
+
+def test_a_state_of_other_layers_is_refused_with_the_difference_and_the_way_out() -> None:
+    saved = make(network(), density=0.5).state_dict()
+    trainer = make(network(), pattern="2:4", small_share=0.0)
+    with pytest.raises(
+        UsageError, match=r"they have 4\.weight, which is not masked here\. Make .*pattern"
+    ) as found:
+        trainer.load_state_dict(saved)
+    assert "0.weight" not in str(found.value)
+
+
+def test_an_update_of_weights_that_are_no_numbers_says_what_to_do() -> None:
+    trainer = make(network(), density=0.5, update_every=2)
+    take_steps(trainer, 1)
+    trainer.model.get_parameter("0.weight").data.fill_(float("nan"))
+    with pytest.raises(
+        TrainingDiverged, match=r"After step 2 weights are no longer numbers.*last good checkpoint"
+    ):
+        take_steps(trainer, 1)
