@@ -20,6 +20,7 @@ __all__ = [
     "warn_of_lost",
     "warn_of_trained",
     "warn_of_unfinished",
+    "warn_of_unmasked",
     "warn_of_unused",
 ]
 
@@ -130,18 +131,41 @@ def warn_of_lost(parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) 
         parameters: the masked weights, by name.
         masks: theirs.
     """
-    lost = {
-        name: int(torch.count_nonzero(value.detach()[~masks[name]])) for name, value in parameters.items()
-    }
-    names = [name for name, n in lost.items() if n]
+    n_lost, names = _unmasked(parameters, masks)
     if names:
         warnings.warn(
-            f"{sum(lost.values())} inactive values in {_listed(names)} are not 0, and this step zeroes them; "
+            f"{n_lost} inactive values in {_listed(names)} are not 0, and this step zeroes them; "
             "they were set or loaded after the masks were made. If they come from a checkpoint of this "
             "training, load the trainer's state too. If they come from a trained network, load them first, "
             "then make the trainer with masks='magnitude'.",
             stacklevel=2,
         )
+
+
+def warn_of_unmasked(parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """Warn, where a state is saved, of weights that are not 0 where the masks are off.
+
+    Args:
+        parameters: the masked weights, by name.
+        masks: theirs.
+    """
+    n, names = _unmasked(parameters, masks)
+    if names:
+        warnings.warn(
+            f"{n} inactive values in {_listed(names)} are not 0: another optimizer than that of the trainer "
+            "steps, or trainer.step() is not called. The network is not sparse, and no run of it can be "
+            "written. For another optimizer make a new trainer with masks=trainer.masks and no density, and "
+            "load this state into it.",
+            stacklevel=3,
+        )
+
+
+def _unmasked(parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[int, list[str]]:
+    """How many weights are not 0 where the masks are off, and the names of those that hold them."""
+    found = {
+        name: int(torch.count_nonzero(value.detach()[~masks[name]])) for name, value in parameters.items()
+    }
+    return sum(found.values()), [name for name, n in found.items() if n]
 
 
 def warn_of_unfinished(

@@ -18,8 +18,9 @@ from sparse_export.sparsity import Distribution, PruneSchedule
 from sparse_export.train.density_fall import DensityFall
 from sparse_export.train.exploration import Exploration
 from sparse_export.train.gradient_sums import GradientSums
-from sparse_export.train.layer_checks import EmptyLayers, warn_of_unfinished
+from sparse_export.train.layer_checks import EmptyLayers, warn_of_unfinished, warn_of_unmasked
 from sparse_export.train.layers import computed_weights, layer_facts
+from sparse_export.train.mask_pass import MaskPass
 from sparse_export.train.mask_state import MaskState, gradients_of
 from sparse_export.train.masked_layers import MaskedLayers
 from sparse_export.train.methods import Method
@@ -42,6 +43,7 @@ class TrainerFacts(ABC):
     masks: dict[str, Tensor]
     n_masked: int
     _layers: MaskedLayers
+    _pass: MaskPass
     _schedule: UpdateSchedule
     _steps: OptimizerSteps
     _state: OptimizerState
@@ -194,9 +196,12 @@ class TrainerFacts(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Masks and position in the schedule; weights and optimizer state are saved by their owners.
 
-        Where growth goes by the gradient, that of the last step too: an update may come next.
+        Where growth goes by the gradient, that of the last step too: an update may come next. Warns where
+        weights are not 0 that should be, as those that another optimizer steps.
         """
         self._empty.look()
+        if self._pass.rests_none:
+            warn_of_unmasked(self._layers.parameters, self.masks)
         growth = self._rule.growth
         reads_gradient = growth is not None and growth.reads_gradient
         return MaskState(

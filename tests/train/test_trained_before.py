@@ -167,3 +167,21 @@ def test_an_update_of_weights_that_are_no_numbers_says_what_to_do() -> None:
         TrainingDiverged, match=r"After step 2 weights are no longer numbers.*last good checkpoint"
     ):
         take_steps(trainer, 1)
+
+
+def test_a_checkpoint_of_a_network_that_another_optimizer_steps_is_warned_of() -> None:
+    trainer = make(network(), density=0.5)
+    trainer.attach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        take_steps(trainer)
+        trainer.state_dict()
+    other = optimizer_of(trainer.model)
+    trainer.model(torch.ones(4, 8)).square().mean().backward()
+    other.step()
+    with pytest.warns(UserWarning, match=r"inactive values in 0\.weight and .* another optimizer"):
+        state = trainer.state_dict()
+    again = SparseTraining(trainer.model, other, masks=trainer.masks)
+    again.load_state_dict(state)
+    assert again.n_steps == 2
+    assert all(torch.equal(mask, trainer.masks[name]) for name, mask in again.masks.items())
