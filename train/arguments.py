@@ -10,6 +10,7 @@ from sparse_export.errors import UsageError
 __all__ = [
     "require_flag",
     "require_fraction",
+    "require_names",
     "require_number",
     "require_one_of",
     "require_steps",
@@ -34,6 +35,16 @@ def require_flag(name: str, value: object) -> None:
     """Raise UsageError for what is neither True nor False."""
     if not isinstance(value, bool):
         raise UsageError(f"{name} is {value!r}.", expected="True or False was expected.")
+
+
+def require_names(**values: object) -> None:
+    """Raise UsageError for what is neither None nor a name that another process can look up."""
+    for name, value in values.items():
+        if value is not None and not isinstance(value, str):
+            raise UsageError(
+                f"{name} is an object of type {type(value).__name__}, which no other process can make.",
+                do=f"Give the name that it has in a module, like {name}='my_module:{name}'.",
+            )
 
 
 def require_texts(name: str, value: object) -> None:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from sparse_export.formats.run import CostInfo, LayerInfo, Run
 from sparse_export.formats.score import Score
 from sparse_export.sparsity import Distribution, PruneSchedule
+from sparse_export.train.arguments import require_names
 from sparse_export.train.density_fall import DensityFall
 from sparse_export.train.exploration import Exploration
 from sparse_export.train.gradient_sums import GradientSums
@@ -248,6 +249,7 @@ class TrainerFacts(ABC):
         Raises SparseExportError: the shape is not known, `model` makes another network, the folder cannot be
             written, or holds something.
         """
+        require_names(model=model, task=task, data=data)
         warn_of_unfinished(
             self.n_steps,
             self.total_steps,

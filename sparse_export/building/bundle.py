@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from sparse_export.building.request import BuildRequest, CheckedRequest, check_r
 from sparse_export.engines.dry_run import DryRun, describe_build
 from sparse_export.engines.options import EngineOptions, Precision
 from sparse_export.engines.precision import RMS_TOLERANCE, TOLERANCE
-from sparse_export.errors import SparseExportError
+from sparse_export.errors import SparseExportError, UsageError
 from sparse_export.files import claimed, require_writable, sha256_file, staged_folder, write_json
 from sparse_export.formats.bundle import (
     BUNDLE_FILE,
@@ -176,6 +177,11 @@ def build_from_request(
     Raises:
         SparseExportError: as `build`.
     """
+    if not isinstance(run, Run | str | os.PathLike):
+        raise UsageError(
+            f"{type(run).__name__} is no run and no folder of one.",
+            do="In a loop of your own write one by `trainer.run(FOLDER)`, and give what that returns.",
+        )
     folder, module = (Path(run.path), run.module) if isinstance(run, Run) else (Path(run), None)
     checked = check_request(folder, out, request)
     require_writable(checked.target.absolute().parent)

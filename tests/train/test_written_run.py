@@ -126,3 +126,13 @@ def test_a_network_most_of_which_gets_no_mask_is_warned_of() -> None:
     recurrent = nn.ModuleDict({"first": nn.Linear(8, 16), "rnn": nn.GRU(16, 32)})
     with pytest.warns(UserWarning, match=r"rnn\.weight_ih_l0: GRU is masked by no method"):
         se.SparseTraining(recurrent, AdamW(recurrent.parameters()), density=0.5)
+
+
+def test_objects_in_place_of_names_and_folders_are_refused(here: Path) -> None:
+    from written_nets import Net
+
+    trainer = trained(Net())
+    with pytest.raises(UsageError, match=r"data is an object of type list.*data='my_module:data'"):
+        trainer.run(here / "run", task="regression", data=[1, 2])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"SparseTraining is no run.*trainer\.run"):
+        se.build(trainer, here / "bundle")  # type: ignore[arg-type]
