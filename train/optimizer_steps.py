@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
-from weakref import WeakSet
+from weakref import WeakMethod, WeakSet
 
 import torch
 from torch import Tensor
@@ -139,6 +140,10 @@ class OptimizerSteps:
             raise UsageError("No optimizer was given.", expected="At least one was expected.")
         self.count = StepCount()
         self._attachment: Attachment | None = None
+        self._is_mine = self._sees_outside = False
+        self._n_outside = self._n_doubled = 0
+        note = WeakMethod(self._stepped)  # the optimizer may outlive its trainer
+        self.optimizers[-1].register_step_post_hook(lambda *_: (do := note()) and do())
 
     @property
     def is_attached(self) -> bool:
@@ -161,16 +166,51 @@ class OptimizerSteps:
             self._attachment.detach()
         self._attachment = None
 
+    def _stepped(self) -> None:
+        if not self._is_mine and not self.is_attached:
+            self._n_outside, self._sees_outside = self._n_outside + 1, True
+
+    @property
+    def is_ahead(self) -> bool:
+        """Did somebody's loop step the last optimizer, and was that not asked for by `took_outside` yet?"""
+        return self._n_outside > 0
+
+    def took_outside(self) -> bool | None:
+        """Did somebody's loop step the last optimizer since this was asked before?
+
+        Returns:
+            None where that cannot be known, as no step of the loop has ever been seen: not every library
+            calls the hooks of torch's optimizers.
+        """
+        n, self._n_outside = self._n_outside, 0
+        return n > 0 if self._sees_outside else None
+
     def step(self, closure: Callable[[], float] | None) -> float | None:
-        """Step them all. Raises UsageError for a closure with several."""
+        """Step them all. Warns where somebody's loop did already.
+
+        Raises:
+            UsageError: a closure was given, and there are several optimizers.
+        """
+        self._n_doubled = self._n_doubled + 1 if self.took_outside() else 0
+        if self._n_doubled == 2:  # once may be the last step of a part of the loop that has none of these
+            warnings.warn(
+                "The optimizer made a step before trainer.step() made another: each gradient is applied "
+                "twice. Leave the first out: trainer.step() stands in its place. With a GradScaler call "
+                "trainer.attach() once, and scaler.step(optimizer) alone; or trainer.after_step() behind it.",
+                stacklevel=3,
+            )
         if closure is not None and len(self.given) > 1:
             raise UsageError(
                 f"A closure was given, and there are {len(self.given)} optimizers.",
                 do="Compute the gradients first, and call step() without a closure.",
             )
         loss: float | None = None
-        for optimizer in self.given:
-            loss = optimizer.step(closure) if closure else optimizer.step()
+        self._is_mine = True
+        try:
+            for optimizer in self.given:
+                loss = optimizer.step(closure) if closure else optimizer.step()
+        finally:
+            self._is_mine = False
         return loss
 
 

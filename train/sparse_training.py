@@ -304,14 +304,19 @@ class SparseTraining(TrainerFacts):
 
         Raises UsageError for a closure with several optimizers.
         """
-        self._before_step()
+        if not self._steps.is_ahead:  # else that step, not somebody's loading, made inactive values nonzero
+            self._before_step()
         loss = self._steps.step(closure)
-        self.after_step()
+        if not self.is_attached:
+            self._after_hooked_step(None)
         return loss
 
     def after_step(self) -> None:
-        """What `step` does after the optimizer's own, for loops in which something else steps it."""
-        if not self.is_attached:
+        """What `step` does after the optimizer's own, for loops in which something else steps it.
+
+        Does nothing where the optimizer made no step since, as a GradScaler leaves one out.
+        """
+        if not self.is_attached and self._steps.took_outside() is not False:
             self._after_hooked_step(None)
 
     def advance(self) -> None:

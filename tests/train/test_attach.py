@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
+import math
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -227,6 +231,66 @@ def test_step_and_after_step_of_an_attached_trainer_count_nothing_twice() -> Non
             trainer.after_step()
         assert trainer.n_steps == n
     assert trainer.n_updates == 2
+
+
+def _scaled_steps(model: nn.Module, trainer: SparseTraining) -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    for step in range(3):
+        scaler.scale(loss_of(model, step)).backward()
+        scaler.step(trainer.optimizer)
+        scaler.update()
+        trainer.step()
+
+
+def test_a_gradient_that_is_applied_twice_is_warned_of() -> None:
+    model = network()
+    trainer = SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), **TRAINING)
+    with pytest.warns(UserWarning, match=r"each gradient is applied twice.*after_step"):
+        _scaled_steps(model, trainer)
+    take_steps(model, trainer.optimizer, range(2))  # a part of the loop without the trainer
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(3):
+            loss_of(model, step).backward()
+            trainer.step()
+        with trainer.attach():
+            take_steps(model, trainer.optimizer, range(3))
+        trainer.step()
+
+
+def test_a_step_that_the_scaler_leaves_out_does_not_count_in_a_loop_of_after_step() -> None:
+    model = network()
+    trainer = SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), **TRAINING)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    counted = []
+    for step in range(6):
+        loss = loss_of(model, step) * (math.inf if step in (2, 3) else 1)
+        trainer.optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(trainer.optimizer)
+        scaler.update()
+        trainer.after_step()
+        counted.append(trainer.n_steps)
+    assert counted == [1, 2, 2, 2, 3, 4]
+    require_sparse(trainer)
+
+
+def test_after_step_counts_where_an_optimizer_calls_no_hooks() -> None:
+    model = network()
+    trainer = SparseTraining(model, OPTIMIZERS["sgd"](model.parameters()), **TRAINING)
+    for _ in range(3):
+        trainer.after_step()
+    assert trainer.n_steps == 3
+
+
+def test_a_trainer_is_not_kept_by_its_optimizer() -> None:
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    gone = weakref.ref(SparseTraining(model, optimizer, **TRAINING))
+    gc.collect()
+    assert gone() is None
+    take_steps(model, optimizer, range(1))
+    assert copy.deepcopy(optimizer).state_dict().keys() == optimizer.state_dict().keys()
 
 
 def test_a_detached_trainer_is_called_by_nobody() -> None:
