@@ -12,7 +12,7 @@ from onnx import ModelProto
 from sparse_export.building.dense_baseline import TimedEngines, time_engines
 from sparse_export.building.engine_form import EngineForm
 from sparse_export.building.engines import EngineProgress, Engines, add_engines
-from sparse_export.building.fold_preprocess import raw_input_of
+from sparse_export.building.fold_preprocess import by_channel, raw_input_of
 from sparse_export.building.golden import require_parity, write_golden
 from sparse_export.building.graph import BuiltGraph, build_graph
 from sparse_export.building.manifest import bundle_info, layers_document
@@ -150,8 +150,8 @@ def build(
         postprocess=postprocess,
         preprocess=preprocess,
         fold=fold,
-        mean=mean,
-        std=std,
+        mean=by_channel("mean", mean),
+        std=by_channel("std", std),
     )
     return build_from_request(run, out, request, data_dir=data_dir, progress=progress, trust=trust)
 

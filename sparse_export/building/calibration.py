@@ -62,7 +62,8 @@ def calibration_batches(
         Batches of at most 32 samples; none for a precision without calibration and no `inputs`.
 
     Raises:
-        UsageError: n is below the size of the golden pair, or there are neither inputs nor a data set.
+        UsageError: n is below the size of the golden pair, there are neither inputs nor a data set, or inputs
+            are normalized where raw pictures are wanted.
         DataNotFound: the data set is not in data_dir.
     """
     if precision not in CALIBRATED and inputs is None:
@@ -72,6 +73,8 @@ def calibration_batches(
     if inputs is not None:
         signature = info.signature if raw is None else raw.signature
         found = read_inputs(inputs, signature, n_samples=n, within=False)
+        if raw is not None:
+            raw.require_raw(found.batches, inputs)
         return list(BatchSamples(parts=found.batches, signature=signature).batches(_BATCH))
     require_calibration(info, precision, inputs)
     assert info.data is not None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -24,10 +26,11 @@ from sparse_export.runtimes.prepared import PreparedSession
 from sparse_export.runtimes.tolerance import differences
 from sparse_export.signature import Array, Signature
 
-__all__ = ["RawInput", "folded_graph", "raw_input_of", "require_foldable"]
+__all__ = ["RawInput", "by_channel", "folded_graph", "raw_input_of", "require_foldable"]
 
 _LEVELS = 255
 _SEED = 37
+_SMALLEST_STD = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,61 @@ class RawInput:
         mean, std = (np.reshape(one, per_channel) for one in (self.mean, self.std))
         return {taken.name: (generator.standard_normal(shape) * std + mean).astype(np.float32)}
 
+    def require_raw(self, samples: Sequence[Mapping[str, Array]], source: str | Path) -> None:
+        """Check that floats which are given as raw pictures are no normalized ones.
+
+        Args:
+            samples: the batches, with the network's only input.
+            source: where they are from.
+
+        Raises:
+            UsageError: some are outside 0 to 255, or none is above 1.
+        """
+        if not self.levels or self.dtype != "float32" or not samples:
+            return
+        name = self.signature.input_names[0]
+        least = min(float(batch[name].min()) for batch in samples)
+        most = max(float(batch[name].max()) for batch in samples)
+        if least < 0 or not 1 < most <= _LEVELS:
+            raise UsageError(
+                f"The samples of {source} go from {least:.4g} to {most:.4g}.",
+                expected="Raw pictures of 0 to 255 were expected, as the graph is to normalize them.",
+                do="Give pictures that are neither scaled nor normalized.",
+            )
+
+
+def by_channel(name: str, values: object) -> tuple[float, ...]:
+    """A mean or deviation of each channel, as numbers.
+
+    Args:
+        name: `mean` or `std`.
+        values: a sequence or array of numbers, for pictures in 0 to 1; None for none.
+
+    Raises:
+        UsageError: it is something else, or a number is out of range.
+    """
+    if values is None:
+        return ()
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError):  # lists of several lengths; a tensor on another device
+        array = np.asarray(None)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iuf"):
+        raise UsageError(
+            f"{name} is {values!r}.",
+            expected="A number for each channel was expected, as in (0.5, 0.5, 0.5).",
+        )
+    found = tuple(float(one) for one in array)
+    if not all(math.isfinite(one) and (name == "mean" or one >= _SMALLEST_STD) for one in found):
+        bounds = "Finite numbers were" if name == "mean" else f"Numbers of {_SMALLEST_STD:f} and more were"
+        raise UsageError(f"{name} is {values!r}.", expected=f"{bounds} expected.")
+    if any(abs(one) > 1 for one in found):
+        raise UsageError(
+            f"{name} is {values!r}, and pictures are scaled to 0 to 1 before.",
+            do="Divide the numbers by 255.",
+        )
+    return found
+
 
 def require_foldable(
     info: RunInfo, dtype: RawType, mean: Sequence[float] = (), std: Sequence[float] = ()
@@ -76,10 +134,14 @@ def require_foldable(
         std: likewise.
 
     Raises:
-        UsageError: neither the run nor the caller says how samples are normalized, or both do; the data set's
-            samples are taken as they are; the numbers do not fit the channels; or the network has other
-            inputs than one of float32.
+        UsageError: the type is none of raw samples; neither the run nor the caller says how samples are
+            normalized, or both do; the data set's samples are taken as they are; the numbers do not fit the
+            channels; or the network has other inputs than one of float32 with a free batch size.
     """
+    if dtype not in get_args(RawType):
+        raise UsageError(
+            f"fold is {dtype!r}.", expected=f"One of {', '.join(get_args(RawType))} was expected."
+        )
     option = f"--fold-preprocess {dtype} was given"
     if info.data is None and not (mean and std):
         raise UsageError(
@@ -99,6 +161,13 @@ def require_foldable(
             do="Leave it out: there is nothing to fold.",
         )
     taken = info.signature.only_input
+    if info.signature.batch is None:
+        raise UsageError(
+            f"{option}, and the network takes {', '.join(map(str, info.signature.inputs))}: its batch size "
+            "is fixed.",
+            do="Export it with a free batch size, as by dynamic_axes of torch.onnx.export, or leave "
+            "--fold-preprocess out.",
+        )
     if taken is None or taken.dtype != "float32":
         raise UsageError(
             f"{option}, and the network takes {', '.join(map(str, info.signature.inputs))}.",

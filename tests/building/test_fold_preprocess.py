@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -319,3 +321,66 @@ def test_a_normalization_that_cannot_be_meant_is_refused(
     told = call("build", "net.onnx", "--mean", "0,0,0", "--std", "1,1,1")
     assert told.exit_code == 2
     assert "belongs to --data imagefolder:DIR" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "said"),
+    [
+        ((math.nan,) * 3, STD, "mean is .*Finite numbers"),
+        (MEAN, (0, 1, 1), "std is .*0.000001 and more"),
+        (MEAN, (-0.2, 0.25, 0.3), "std is .*0.000001 and more"),
+        (MEAN, (math.inf,) * 3, "std is .*0.000001 and more"),
+        (("0.4",) * 3, STD, "mean is .*A number for each channel"),
+        ("0,0,0", STD, "mean is .*A number for each channel"),
+        (0.5, 0.5, "mean is .*A number for each channel"),
+        ([[0.5], [0.5, 0.5]], STD, "mean is .*A number for each channel"),
+        ((True,) * 3, STD, "mean is .*A number for each channel"),
+        (np.reshape(MEAN, (3, 1, 1)), STD, "A number for each channel"),
+        ((104, 117, 123), STD, "Divide the numbers by 255"),
+    ],
+)
+def test_numbers_by_channel_from_python_are_checked(
+    mean: Any, std: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = run_at(_pictures_file(tmp_path))
+    with pytest.raises(UsageError, match=said):
+        build(run, tmp_path / "bundle", fold="uint8", mean=mean, std=std)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_arrays_of_numbers_by_channel_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = run_at(_pictures_file(tmp_path))
+    for mean, std in ((np.zeros(3, np.float32), np.ones(3, np.int64)), (torch.zeros(3), [1, 1, 1])):
+        made: Any = build(run, tmp_path / "bundle", fold="uint8", mean=mean, std=std)  # type: ignore[arg-type]
+        assert (made.info.folded.mean, made.info.folded.std) == ((0.0,) * 3, (1.0,) * 3)
+    with pytest.raises(UsageError, match=r"fold is 'int8'.*float32, uint8"):
+        build(run, tmp_path / "bundle", fold="int8", mean=MEAN, std=STD)  # type: ignore[arg-type]
+
+
+def test_normalized_floats_are_not_taken_as_raw_pictures(tmp_path: Path, call: Call) -> None:
+    file = _pictures_file(tmp_path)
+    name = onnx.load(file).graph.input[0].name
+    raw = np.random.default_rng(0).integers(0, 256, (24, 3, 16, 20)).astype(np.float32)
+    options = ("--fold-preprocess", "float32", "--mean", "0.4,0.5,0.6", "--std", "0.2,0.25,0.3")
+    for samples, is_raw in ((raw, True), (raw / 255, False), (raw / 64 - 2, False), (raw * 2, False)):
+        np.savez(tmp_path / "samples.npz", **{name: samples})  # type: ignore[arg-type]
+        told = call("build", file, *options, "--inputs", tmp_path / "samples.npz", "--out", tmp_path / "b")
+        assert (told.exit_code == 0) is is_raw, told.stderr
+        assert is_raw or "Raw pictures of 0 to 255 were expected" in told.stderr
+
+
+def test_a_fixed_batch_is_named_where_nothing_can_be_folded(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = _pictures_file(tmp_path)
+    model = onnx.load(file)
+    for end in (*model.graph.input, *model.graph.output):
+        end.type.tensor_type.shape.dim[0].dim_value = 1
+    del model.graph.value_info[:]
+    onnx.save(model, file)
+    told = call("build", file, "--fold-preprocess", "uint8", "--mean", "0,0,0", "--std", "1,1,1")
+    assert told.exit_code == 2
+    assert "its batch size is fixed" in told.stderr
