@@ -50,6 +50,9 @@ def first_masks(
         config: its method, and how they are spread over the layers.
         seed: of what is drawn.
         by_magnitude: keep the largest weights that are there, in place of drawn ones.
+
+    Raises:
+        UsageError: a weight is not finite, and masks are chosen by magnitude.
     """
     shapes = layers.shapes
     first = config.wanted_start_density
@@ -60,9 +63,9 @@ def first_masks(
     if layers.n_wanted is not None:
         density = layers.n_wanted / layers.n_weights if first is None else first
         counts = layer_counts(shapes, density, config.start, limits=limits)
-    if by_magnitude:
-        return _largest_weights(layers, counts, n)
     generator = torch.Generator().manual_seed(seed)
+    if by_magnitude:
+        return _largest_weights(layers, counts, n, generator)
     drawn = random_masks(shapes, counts, generator, caps=layers.caps(n))
     if layers.is_down(n):
         for name in layers.transposable:
@@ -70,26 +73,69 @@ def first_masks(
     return drawn
 
 
-def _largest_weights(layers: MaskedLayers, counts: Mapping[str, int], n: int) -> dict[str, Tensor]:
+def _largest_weights(
+    layers: MaskedLayers, counts: Mapping[str, int], n: int, generator: torch.Generator
+) -> dict[str, Tensor]:
     """Masks of the largest |weights| of each layer, of each group under a pattern.
+
+    Weights that are 0 come last, in an order that is drawn. Where all others have room in the masks together,
+    as those of a network that was trained sparse, they all stay, and layers give weights to each other.
 
     Args:
         layers: whose weights are looked at.
         counts: active weights of each.
         n: the pattern's cap.
+        generator: of the order of zeros.
+
+    Raises:
+        UsageError: a weight is not finite.
     """
-    caps, masks = layers.caps(n), {}
-    tiled = layers.transposable if layers.is_down(n) else ()
+    caps, tiled = layers.caps(n), layers.transposable if layers.is_down(n) else ()
+    masks, ranked, allowed, n_nonzero = {}, {}, {}, {}
     for name, weight in layers.weights().items():
-        values = weight.float().cpu().contiguous()
+        values = weight.detach().float().cpu().contiguous()
+        if not values.isfinite().all():
+            raise UsageError(
+                f"{name} holds NaN or infinity, and masks are chosen by magnitude.",
+                expected="Finite weights were expected.",
+                do="Load the weights of a training that did not diverge.",
+            )
         if name in tiled:
             masks[name] = transposable_mask(values.flatten(1)).view(values.shape)
             continue
-        kept = torch.ones_like(values, dtype=torch.bool)
+        ranked[name] = _zeros_drawn(values, generator)
+        allowed[name] = torch.ones_like(values, dtype=torch.bool)
         if name in caps:
-            kept = under_cap(values, kept, caps[name])
-        masks[name] = largest(values, kept, torch.tensor(counts[name]))
-    return masks
+            allowed[name] = under_cap(ranked[name], allowed[name], caps[name])
+        n_nonzero[name] = int(torch.count_nonzero(values[allowed[name]]))
+    counts = _with_room_for(n_nonzero, {name: counts[name] for name in n_nonzero})
+    masks |= {name: largest(ranked[name], allowed[name], torch.tensor(counts[name])) for name in ranked}
+    return {name: masks[name] for name in layers.shapes}
+
+
+def _zeros_drawn(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Magnitudes, with numbers below the smallest of them in place of 0."""
+    is_zero = values == 0
+    if not is_zero.any():
+        return values.abs()
+    magnitudes = values.abs().double()
+    least = 1.0 if is_zero.all() else float(magnitudes[~is_zero].min())
+    drawn = torch.rand(values.shape, generator=generator, dtype=torch.float64)
+    return torch.where(is_zero, least / 2 * drawn, magnitudes)
+
+
+def _with_room_for(wanted: Mapping[str, int], counts: Mapping[str, int]) -> dict[str, int]:
+    """Counts of the same sum, none below what is wanted; as they are where the sum is too small for that."""
+    spare = {name: max(0, counts[name] - n) for name, n in wanted.items()}
+    n_missing = sum(max(0, n - counts[name]) for name, n in wanted.items())
+    n_spare = sum(spare.values())
+    if not n_missing or n_missing > n_spare:
+        return dict(counts)
+    given = {name: n_missing * n // n_spare for name, n in spare.items()}
+    n_left = n_missing - sum(given.values())  # fewer than layers that have something to spare
+    for name in sorted(spare, key=lambda one: given[one] - spare[one])[:n_left]:
+        given[name] += 1
+    return {name: max(n, wanted[name]) - given[name] for name, n in counts.items()}
 
 
 def checked_masks(layers: MaskedLayers, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -74,8 +75,8 @@ def own_loop_config(*, total_steps: int | None, has_masks: bool, **settings: Any
 
 def _interval(total_steps: int | None) -> int:
     """Steps between updates where they are not told; of a short training such that there are some."""
-    is_short = isinstance(total_steps, int) and 20 <= total_steps < 2 * _UPDATE_EVERY
-    return total_steps // 20 if is_short and total_steps is not None else _UPDATE_EVERY
+    is_short = isinstance(total_steps, Integral) and 0 < total_steps < 2 * _UPDATE_EVERY
+    return max(1, int(total_steps) // 20) if is_short and total_steps is not None else _UPDATE_EVERY
 
 
 def require_length(freeze: float | None, total_steps: int | None) -> None:

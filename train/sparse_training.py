@@ -91,7 +91,8 @@ class SparseTraining(TrainerFacts):
             registered last.
         masks: to start with, by parameter name, in place of random ones; they then decide the density. For a
             network that is trained already, dense or sparse, `"magnitude"` keeps its largest weights at the
-            density or the pattern asked for, and does not rescale them.
+            density or the pattern asked for, and does not rescale them. All weights that are not 0 stay
+            where they have room, however they are spread over the layers; of zeros, active ones are drawn.
         unfit: weights that a pattern leaves dense, each with the reason.
         momentum_of: reads the momentum of a parameter from any other optimizer; called with both, it gives a
             tensor of the parameter's shape, or None before there is one.

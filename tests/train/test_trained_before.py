@@ -76,6 +76,44 @@ def test_a_network_that_is_2_of_4_already_goes_on_unchanged(method: str) -> None
         take_steps(trainer)
 
 
+def test_a_network_that_was_trained_sparse_keeps_all_its_weights() -> None:
+    model = network()
+    with torch.no_grad():  # of 0.weight more than its share at this density, of 2.weight fewer
+        model.get_parameter("2.weight")[2:] = 0
+        model.get_parameter("4.weight")[:, 4:] = 0
+    before = weights(model)
+    n_nonzero = {name: int(value.count_nonzero()) for name, value in before.items() if value.dim() > 1}
+    total = sum(value.numel() for value in before.values() if value.dim() > 1)
+    for n_wanted in (sum(n_nonzero.values()), sum(n_nonzero.values()) + 50):
+        other = copy.deepcopy(model)
+        trainer = make(other, density=n_wanted / total, masks="magnitude")
+        assert trainer.n_active == sum(int(mask.sum()) for mask in trainer.masks.values()) == n_wanted
+        assert all(torch.equal(value, before[name]) for name, value in other.named_parameters())
+    assert {name: int(mask.sum()) for name, mask in trainer.masks.items()} != n_nonzero
+
+
+def test_of_zeros_those_that_become_active_are_drawn() -> None:
+    model = network()
+    nn.init.zeros_(model.get_parameter("2.weight"))
+    masks = [
+        make(copy.deepcopy(model), density=0.25, masks="magnitude", seed=seed).masks["2.weight"]
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+    assert int(masks[0].any(1).sum()) > 28  # of 32 rows, not the first ones alone
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("settings", [{"density": 0.25}, {"pattern": "2:4", "small_share": 0.0}])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float, settings: dict[str, Any]) -> None:
+    model = network()
+    with torch.no_grad():
+        model.get_parameter("2.weight")[0, 0] = value
+    with pytest.raises(UsageError, match=r"2\.weight holds NaN or infinity"):
+        make(model, masks="magnitude", **settings)
+
+
 def test_another_text_in_place_of_masks_is_refused() -> None:
     with pytest.raises(UsageError, match=r"masks is 'largest'.*'magnitude'"):
         make(network(), density=0.5, masks="largest")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -111,6 +112,16 @@ def test_masks_move_in_a_short_training_too(total_steps: int, n_updates: int | N
         model(torch.randn(6, 8)).square().mean().backward()
         trainer.step()
     assert trainer.n_updates == n_updates
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "every"), [(np.int64(100), 5), (2, 1), (19, 1), (20, 1), (999, 49), (np.int32(1000), 500)]
+)
+def test_the_interval_of_any_short_training_is_a_twentieth(total_steps: int, every: int) -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    trainer = se.SparseTraining(model, optimizer, density=0.5, total_steps=total_steps)
+    assert trainer.update_every == every
 
 
 def test_a_network_most_of_which_gets_no_mask_is_warned_of() -> None:
