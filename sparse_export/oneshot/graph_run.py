@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 
+from sparse_export.errors import UsageError
 from sparse_export.files import staged_folder, write_json
 from sparse_export.formats.listed import file_infos
 from sparse_export.formats.run import (
@@ -28,12 +29,32 @@ from sparse_export.train.methods.dense import DENSE
 from sparse_export.train.record import new_run_info
 from sparse_export.train.run_folder import write_run_info
 
-__all__ = ["dense_folder", "facts_of_graph", "graph_of_run", "is_dense_run_of", "write_graph_run"]
+__all__ = [
+    "dense_folder",
+    "dense_folder_taken",
+    "facts_of_graph",
+    "graph_of_run",
+    "is_dense_run_of",
+    "write_graph_run",
+]
 
 
 def dense_folder(out: Path) -> Path:
     """Where the dense network is left that the run in `out` is made of."""
     return out.absolute().with_name(f"{out.absolute().name}-dense")
+
+
+def dense_folder_taken(folder: Path, what: str) -> UsageError:
+    """The error of a folder that the dense network has no place in.
+
+    Args:
+        folder: of the dense network.
+        what: it holds.
+    """
+    return UsageError(
+        f"{folder} is where the dense network is left, and it holds {what}.",
+        do="Move that away: `build` leaves the dense network in runs/NAME-dense, `sparsify` beside its --out.",
+    )
 
 
 def facts_of_graph(model: onnx.ModelProto) -> tuple[LayerInfo, ...]:

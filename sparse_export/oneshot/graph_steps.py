@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from sparse_export.errors import GateFailed, SparseExportError, UsageError
+from sparse_export.errors import GateFailed, SparseExportError
 from sparse_export.files import temporary_folder
 from sparse_export.formats.run import GRAPH_FILE, DenseInfo, LayerInfo, Run, open_run
 from sparse_export.formats.score import Score
@@ -22,6 +22,7 @@ from sparse_export.oneshot.graph_orders import OrderedGraph, ordered_graph
 from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY, PrunedGraph, sparsify_graph
 from sparse_export.oneshot.graph_run import (
     dense_folder,
+    dense_folder_taken,
     facts_of_graph,
     is_dense_run_of,
     write_graph_run,
@@ -62,19 +63,12 @@ def dense_run_there(source: GraphSource, out: Path) -> Run | None:
     try:
         run = open_run(out)
     except SparseExportError as cause:  # whatever is there, it is no such run
-        raise _elsewhere(out, "something else") from cause
+        raise dense_folder_taken(out, "something else") from cause
     if not is_dense_run_of(run, source.sha256):
-        raise _elsewhere(out, "another network")
+        raise dense_folder_taken(out, "another network")
     if not run.info.signature.agrees_with(source.signature):
-        raise _elsewhere(out, f"this one with other inputs, {run.info.signature}")
+        raise dense_folder_taken(out, f"this one with other inputs, {run.info.signature}")
     return run
-
-
-def _elsewhere(out: Path, what: str) -> UsageError:
-    return UsageError(
-        f"{out} is where the dense network is left, and it holds {what}.",
-        do="Move that away, or choose another --out.",
-    )
 
 
 def dense_run_of(

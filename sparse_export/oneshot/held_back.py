@@ -169,7 +169,7 @@ def _chosen(targets: Any, rows: Sequence[int]) -> Any:
 
 
 def _spread(n: int, most: int) -> list[int]:
-    """So many of n numbers, as `sparse_export.tasks.samples.calibration_of` takes them."""
+    """So many of n numbers, as `sparse_export.tasks.named_data.calibration_of` takes them."""
     return [at * n // min(n, most) for at in range(min(n, most))]
 
 

@@ -34,7 +34,7 @@ from sparse_export.oneshot.costs import Finished
 from sparse_export.oneshot.fine_tuning import fine_tuned, require_patterns
 from sparse_export.oneshot.graph_inputs import scoring_of
 from sparse_export.oneshot.graph_pruning import CALIBRATION_MEMORY
-from sparse_export.oneshot.graph_run import dense_folder
+from sparse_export.oneshot.graph_run import dense_folder, dense_folder_taken
 from sparse_export.oneshot.graph_source import Told, graph_source
 from sparse_export.oneshot.graph_state import remove_state, state_folder
 from sparse_export.oneshot.graph_steps import sparsify_source
@@ -340,7 +340,12 @@ def _dense_run(work: Work, out: Path) -> Run:
             return run
     stage = work.stages[0]
     with claimed_run(out):
-        require_empty(out)
+        try:
+            require_empty(out)
+        except UsageError as cause:
+            is_run = (out / RUN_FILE).is_file()
+            what = "another network, or other weights of this one" if is_run else "something else"
+            raise dense_folder_taken(out, what) from cause
         info = new_run_info(
             n_parameters=n_entries(work.network),
             method=DENSE.name,

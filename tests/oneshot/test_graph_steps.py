@@ -13,6 +13,7 @@ import sparse_export as se
 from sparse_export.errors import UsageError
 from sparse_export.formats.run import open_run
 from sparse_export.oneshot import graph_steps
+from sparse_export.oneshot.steps import dense_torch_run
 
 
 @pytest.fixture
@@ -84,3 +85,13 @@ def test_a_refused_call_leaves_no_folder(file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there are none"):
         se.sparsify(file, tmp_path / "a", method="reconstruction", sizes=["length=3"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["two.onnx"]
+
+
+def test_other_weights_in_the_place_of_a_dense_torch_network_are_told(tmp_path: Path) -> None:
+    place = tmp_path / "runs" / "lenet-dense"
+    made = [dense_torch_run("lenet300-100", place, weights="random", seed=0) for _ in range(2)]
+    assert made[0].info == made[1].info
+    with pytest.raises(
+        UsageError, match=r"lenet-dense is where .* other weights of this one\. Move that away"
+    ):
+        dense_torch_run("lenet300-100", place, weights="random", seed=1)
