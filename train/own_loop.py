@@ -20,6 +20,7 @@ __all__ = ["BY_MAGNITUDE", "FirstMasks", "Given", "own_loop_config", "require_le
 
 BY_MAGNITUDE = "magnitude"
 _UPDATE_EVERY = 500  # steps, in a training that is long enough
+_FEWEST_UPDATES = 20  # wanted in a shorter one
 FirstMasks = Mapping[str, Tensor] | Literal["magnitude"]
 
 
@@ -74,9 +75,10 @@ def own_loop_config(*, total_steps: int | None, has_masks: bool, **settings: Any
 
 
 def _interval(total_steps: int | None) -> int:
-    """Steps between updates where they are not told; of a short training such that there are some."""
-    is_short = isinstance(total_steps, Integral) and 0 < total_steps < 2 * _UPDATE_EVERY
-    return max(1, int(total_steps) // 20) if is_short and total_steps is not None else _UPDATE_EVERY
+    """Steps between updates where they are not told; of a short training such that there are twenty."""
+    if not isinstance(total_steps, Integral) or total_steps < 1:
+        return _UPDATE_EVERY
+    return min(_UPDATE_EVERY, max(1, int(total_steps) // _FEWEST_UPDATES))
 
 
 def require_length(freeze: float | None, total_steps: int | None) -> None:

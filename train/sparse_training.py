@@ -78,8 +78,8 @@ class SparseTraining(TrainerFacts):
         pattern: `2:4` for example, or an `NMPattern`.
         total_steps: length of the training, over which the prune rate falls; without it the rate stays.
         update_every: masks are updated after so many steps, never within the last such stretch before
-            total_steps; None: only when `update` is called; `"auto"`: 500, in a training of fewer than 1000
-            steps a twentieth of them.
+            total_steps; None: only when `update` is called; `"auto"`: 500, or a twentieth of total_steps
+            where that is less.
         prune_schedule: None for `cosine` where total_steps is given, else `constant`.
         method: one of `sparse_export.train.methods.OWN_LOOP_METHODS`. `snip` needs the `masks` of
             `sparse_export.train.methods.snip.snip_masks`.
