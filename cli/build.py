@@ -87,7 +87,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Time each layer of an engine against one without sparse kernels; needs the GPU.",
 )
-@click.option("--dry-run", is_flag=True, help="Show what would be built; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be built; write no bundle.")
 @click.option("--compact", is_flag=True, help="Take the channels that do nothing out of the graph.")
 @click.option(
     "--onnx",

@@ -53,7 +53,7 @@ class DryRun:
 
     def __str__(self) -> str:
         width = max(len(one.file) for one in self.files)
-        lines = [f"{self.model} of {self.run} as {self.precision} to {self.bundle}; nothing was written"]
+        lines = [f"{self.model} of {self.run} as {self.precision} to {self.bundle}; no bundle was written"]
         for one in self.files:
             lines.append(f"{one.file:<{width}}  {one.how}")
             if one.problem is not None:
