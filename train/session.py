@@ -239,9 +239,10 @@ class Session:
         return loss_of(recipe)(outputs, y) * (len(y) / self.batch_size)
 
     def _begin_at(self, start: StartingPoint) -> None:
+        state = None if self.sparse is None else self.sparse.state_dict()
         load_unversioned(self.model, start.weights)
-        if self.sparse is not None:
-            self.sparse.load_state_dict(self.sparse.state_dict() | {"masks": dict(start.masks)})
+        if self.sparse is not None and state is not None:
+            self.sparse.load_state_dict(state | {"masks": dict(start.masks)})
 
     def _started_info(self, method: str | None) -> RunInfo:
         """The record, without results. method: of the record; None for the recipe's."""
