@@ -27,6 +27,7 @@ def test_the_exponent_is_that_of_what_is_timed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_runs(case: Case, tmp_path: Path) -> None:
     work = case.work(min(16, case.sizes[0]), tmp_path)
