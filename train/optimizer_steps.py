@@ -142,8 +142,14 @@ class OptimizerSteps:
         self._attachment: Attachment | None = None
         self._is_mine = self._sees_outside = False
         self._n_outside = self._n_doubled = 0
-        note = WeakMethod(self._stepped)  # the optimizer may outlive its trainer
-        self.optimizers[-1].register_step_post_hook(lambda *_: (do := note()) and do())
+        alive = WeakMethod(self._stepped)  # the optimizer may outlive its trainer
+
+        def stepped(*_: Any) -> None:
+            note = alive()
+            if note is not None:
+                note()
+
+        self.optimizers[-1].register_step_post_hook(stepped)
 
     @property
     def is_attached(self) -> bool:
